@@ -1,0 +1,73 @@
+"""Everything this package raises on purpose.
+
+ChurnError                    base: one clear message, no traceback needed at the entry points
+├── UsageError                what the caller typed or configured cannot be meant (exit status 2)
+├── CredentialsError          Secrets Manager or its secret did not yield what was asked
+├── AccessDeniedError         the other side knows us and says no; never answered by a fallback
+├── SourceError               a variant's file could not be had, or not whole
+├── InputError                a file was read and does not hold what it should
+│   └── QuarantineError       more rows broke the contract than the limit allows
+├── ModelFileError            a booster file or its feature names cannot be used
+├── RegistryError             MLflow's registry lacks what was asked, or contradicts it
+└── StoreError                PostgreSQL refused, or lacks what set-up makes
+    └── DatabaseUnavailableError
+TransientError                mixed in: the same call may go through later, so it is worth a retry
+
+Every message says the offending value, what was needed, and the next step. None holds a secret.
+"""
+
+
+class ChurnError(Exception):
+    """Base of all errors raised on purpose; its text is meant for a person."""
+
+
+class TransientError(ChurnError):
+    """The same call may succeed later. Whatever is not transient is permanent: no retry helps."""
+
+
+class UsageError(ChurnError):
+    """A flag or a setting is not one of the forms allowed."""
+
+
+class CredentialsError(ChurnError):
+    """AWS Secrets Manager, or the secret in it, did not yield database credentials."""
+
+
+class AccessDeniedError(ChurnError):
+    """S3 or PostgreSQL denied access. A fallback here would hide a wrong permission."""
+
+
+class SourceError(ChurnError):
+    """A variant's file could not be read from S3 nor, where allowed, from the local copy."""
+
+
+class SourceUnavailableError(SourceError, TransientError):
+    """The source timed out or kept failing; the local copy was not allowed or not there."""
+
+
+class InputError(ChurnError):
+    """A file was read, and its content is not what was needed."""
+
+
+class QuarantineError(InputError):
+    """More rows broke the contract than ``CHURN_MAX_QUARANTINE_SHARE`` allows."""
+
+
+class ModelFileError(ChurnError):
+    """A booster file, its feature names or its sample rows cannot be used together."""
+
+
+class RegistryError(ChurnError):
+    """The MLflow registry lacks what was asked for, or holds something that contradicts it."""
+
+
+class RegistryUnavailableError(RegistryError, TransientError):
+    """The MLflow registry did not answer."""
+
+
+class StoreError(ChurnError):
+    """PostgreSQL lacks what set-up makes, or refused the rows."""
+
+
+class DatabaseUnavailableError(StoreError, TransientError):
+    """PostgreSQL did not answer, or went away in mid-call."""

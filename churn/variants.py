@@ -1,0 +1,111 @@
+"""The variant: which geography and company a model, a file and a prediction belong to.
+
+Every name derived from a variant (S3 prefix, experiment, registered model) is made here and nowhere else.
+Which variants exist is not known here: that is what is registered in MLflow.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from churn.errors import UsageError
+
+BASE_KEY = "base"
+MAX_PART_LENGTH = 64
+
+_PART = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
+_ALLOWED = f"letters, digits and single underscores between them, at most {MAX_PART_LENGTH} characters"
+
+
+@dataclass(frozen=True, order=True)
+class Variant:
+    """One model variant; no geography and no company is the base variant.
+
+    Parts are case-folded on the way in, so ``Variant("US")`` equals ``Variant("us")``.
+
+    Raises:
+        UsageError: If a part is not ``[a-z0-9]+(_[a-z0-9]+)*`` of at most 64 characters after folding.
+
+    >>> Variant("EU", "ClientB").registered_model
+    'churn-prediction-model-eu-clientb'
+    >>> Variant(company="ClientA").prefix
+    'company-clienta/'
+    """
+
+    geography: str | None = None
+    company: str | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("geography", "company"):
+            object.__setattr__(self, part, _fold(part, getattr(self, part)))
+
+    @property
+    def _labelled_parts(self) -> list[str]:
+        labels = (("geography", self.geography), ("company", self.company))
+        return [f"{label}-{value}" for label, value in labels if value is not None]
+
+    @property
+    def key(self) -> str:
+        """Reversible name: the Dagster partition key, and ``variant`` in PostgreSQL."""
+        return ".".join(self._labelled_parts) or BASE_KEY
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the variant's files in the bucket; empty for the base variant."""
+        return "".join(f"{part}/" for part in self._labelled_parts)
+
+    @property
+    def experiment(self) -> str:
+        return "-".join(["churn_prediction", *self._labelled_parts])
+
+    @property
+    def registered_model(self) -> str:
+        """Registered model name. Lossy: ``…-us`` may be a geography or a company, so tags decide."""
+        parts = [part for part in (self.geography, self.company) if part is not None]
+        return "-".join(["churn-prediction-model", *parts])
+
+    @classmethod
+    def from_key(cls, key: str) -> "Variant":
+        """Read :attr:`key` back.
+
+        Raises:
+            UsageError: If ``key`` is not one that :attr:`key` writes.
+        """
+        fields: dict[str, str] = {}
+        if key != BASE_KEY:
+            for part in key.split("."):
+                label, _, value = part.partition("-")
+                fields[label] = value
+        known = fields.keys() <= {"geography", "company"}
+        variant = cls(**fields) if known else None
+        if variant is None or variant.key != key:
+            raise UsageError(
+                f"variant key {key!r} is not one of base, geography-<g>, company-<c> or geography-<g>.company-<c>"
+            )
+        return variant
+
+    def __str__(self) -> str:
+        return self.key
+
+
+def _fold(part: str, value: str | None) -> str | None:
+    if value is None:
+        return None
+    folded = value.casefold()
+    if len(folded) <= MAX_PART_LENGTH and _PART.fullmatch(folded):
+        return folded
+    raise UsageError(f"{part} {value!r} is not allowed: {_ALLOWED}{_hint(folded)}")
+
+
+def _hint(folded: str) -> str:
+    """Name the nearest allowed spelling, where there is one."""
+    ascii_only = folded.encode("ascii", "ignore").decode()
+    meant = re.sub(r"[^a-z0-9]+", "_", ascii_only).strip("_")[:MAX_PART_LENGTH].strip("_")
+    return f"; did you mean {meant!r}?" if meant else ""
+
+
+def nearest(variant: Variant, existing: Iterable[Variant]) -> str:
+    """Return ``"; did you mean …?"`` naming the closest existing variant, or ``""``."""
+    close = get_close_matches(variant.key, [other.key for other in existing], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
