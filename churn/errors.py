@@ -33,6 +33,10 @@ class CredentialsError(ChurnError):
     """AWS Secrets Manager, or the secret in it, did not yield database credentials."""
 
 
+class SecretsUnavailableError(CredentialsError, TransientError):
+    """Secrets Manager did not answer."""
+
+
 class AccessDeniedError(ChurnError):
     """S3 or PostgreSQL denied access. A fallback here would hide a wrong permission."""
 

@@ -1,0 +1,84 @@
+"""Database credentials from AWS Secrets Manager. What a secret holds reaches no message."""
+
+import json
+
+import sqlalchemy as sa
+
+from churn.errors import AccessDeniedError, CredentialsError, SecretsUnavailableError
+from churn.settings import Settings
+
+
+def read_secret(settings: Settings) -> sa.URL:
+    """Get the database server and its credentials from Secrets Manager.
+
+    Returns:
+        A URL whose database is the secret's ``dbname``, or none.
+
+    Raises:
+        CredentialsError: If there is no such secret, or it does not hold ``username`` and ``password``. No message
+            repeats what it holds.
+    """
+    name = str(settings.mlflow_secret_name)
+    text = _fetch_secret(name, settings.mlflow_secret_region)
+    try:
+        secret = json.loads(text)
+    except ValueError:
+        secret = None
+    need = 'a JSON object such as {"username": "…", "password": "…"} is needed'
+    if not isinstance(secret, dict):
+        raise CredentialsError(f"secret {name!r} does not hold JSON; {need}")
+    missing = [key for key in ("username", "password") if not isinstance(secret.get(key), str) or not secret[key]]
+    if missing:
+        raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {sorted(secret)}); {need}")
+    return sa.URL.create(
+        "postgresql+psycopg2",
+        username=secret["username"],
+        password=secret["password"],
+        host=_chosen(settings, "mlflow_db_host", secret.get("host")),
+        port=int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port")))),
+        database=secret.get("dbname") or "postgres",
+    )
+
+
+def _chosen(settings: Settings, field_name: str, in_secret: object) -> str:
+    """Take a setting that is set, else the secret's value, else the setting's default."""
+    setting = getattr(settings, field_name)
+    return str(setting if field_name in settings.model_fields_set or not in_secret else in_secret)
+
+
+def _port(name: str, port: object) -> object:
+    if port is None or (str(port).isdigit() and 0 < int(str(port)) < 65536):
+        return port
+    raise CredentialsError(f"secret {name!r} has a port that is not a number from 1 to 65535; correct it")
+
+
+def _fetch_secret(name: str, region: str) -> str:
+    import boto3
+    import botocore.exceptions as aws
+    from botocore.config import Config
+
+    config = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 4, "mode": "standard"})
+    try:
+        client = boto3.client("secretsmanager", region_name=region, config=config)
+        held = client.get_secret_value(SecretId=name)
+    except aws.ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code == "ResourceNotFoundException":
+            raise CredentialsError(
+                f"there is no secret {name!r} in {region}; correct MLFLOW_SECRET_NAME or MLFLOW_SECRET_REGION"
+            ) from error
+        if code in ("AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException"):
+            raise AccessDeniedError(
+                f"access to secret {name!r} in {region} was denied ({code}); the role needs secretsmanager:GetSecretValue"
+            ) from error
+        raise CredentialsError(f"secret {name!r} in {region} could not be read: {code}") from error
+    except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
+        raise CredentialsError(
+            f"no AWS credentials were found to read secret {name!r} with; set AWS_PROFILE or a role"
+        ) from error
+    except aws.BotoCoreError as error:
+        raise SecretsUnavailableError(f"Secrets Manager in {region} did not answer ({type(error).__name__})") from error
+    text = held.get("SecretString")
+    if text is None:
+        raise CredentialsError(f"secret {name!r} is binary; a JSON object with username and password is needed")
+    return str(text)

@@ -1,0 +1,1 @@
+"""Input rows: where they come from, what they must hold, and the features made of them."""

@@ -1,0 +1,237 @@
+"""The contract of input rows: which columns, what they may hold, and what happens to a row that breaks it.
+
+A row that breaks a rule is quarantined with the names of the rules it broke; it is never dropped in silence and
+never filled in. The quirks of real extracts (dates out of order, missing deposit dates, a month reported twice)
+are data and pass. Columns, units and quirks: README, "The input files".
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+import polars as pl
+
+from churn.errors import InputError, QuarantineError
+
+Kind = Literal["integer", "date", "instant", "text", "number", "money", "balance"]
+
+# balance: money that may be negative. Columns a model uses beyond these are numbers.
+KINDS: Mapping[str, Kind] = {
+    "account_id": "integer",
+    "activity_month": "date",
+    "known_at": "instant",
+    "brand_id": "text",
+    "reg_date": "date",
+    "ftd_date": "date",
+    "qp_date": "date",
+    "ben_login_id": "text",
+    "tracker_id": "integer",
+    "player_reg_product": "text",
+    "total_deposit": "money",
+    "total_handle": "money",
+    "total_ngr": "balance",
+}
+MAY_BE_MISSING = frozenset({"ftd_date", "qp_date", "total_handle"})
+KEY = ("account_id", "activity_month")
+ONE_HOT_PARENTS = ("brand_id", "ben_login_id", "player_reg_product")
+
+MAX_MONEY = 1e8  # currency units a month; the largest handle ever seen was 4.8 million
+_EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
+
+Rule = tuple[str, pl.Expr]
+"""A rule's name and where it is broken."""
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """What came of checking a file's rows.
+
+    Attributes:
+        rows: The rows that hold, typed, with ``row_number`` (from 1, as in the file).
+        quarantined: ``row_number, account_id (null if unreadable), activity_month (where there is one),
+            rules (list of str), row (the original as JSON)``.
+        n_read: Rows in the file.
+    """
+
+    rows: pl.DataFrame
+    quarantined: pl.DataFrame
+    n_read: int
+
+    def counts_by_rule(self) -> dict[str, int]:
+        """Rows per broken rule, most frequent first; a row that broke two counts twice."""
+        counts = self.quarantined["rules"].explode(empty_as_null=False).value_counts(sort=True)
+        return dict(counts.iter_rows())
+
+    def require_share(self, limit: float) -> None:
+        """Refuse the file when more than ``limit`` of its rows broke the contract.
+
+        Raises:
+            QuarantineError: Naming the rules and the first rows that broke them.
+        """
+        share = self.quarantined.height / self.n_read
+        if share <= limit and not self.rows.is_empty():
+            return
+        examples = [
+            f"row {number} broke {', '.join(rules)}: {row[:200]}"
+            for number, rules, row in self.quarantined.select("row_number", "rules", "row").head(2).iter_rows()
+        ]
+        raise QuarantineError(
+            f"{self.quarantined.height} of {self.n_read} rows ({share:.1%}) broke the contract, and "
+            f"CHURN_MAX_QUARANTINE_SHARE allows {limit:.1%}: {self.counts_by_rule()}; {'; '.join(examples)}; "
+            f"correct the extract or raise the limit"
+        )
+
+
+def is_activity(columns: Collection[str]) -> bool:
+    """Tell raw activity from encoded rows by its key columns."""
+    return set(KEY) <= set(columns)
+
+
+def check_activity(frame: pl.DataFrame, numbers: Collection[str] = ()) -> CheckedRows:
+    """Check raw activity: one row per account and active month.
+
+    Args:
+        frame: Columns of the contract, all or some; ``account_id`` and ``activity_month`` at least. Others pass as they are.
+        numbers: Further columns that a model uses as numbers.
+    """
+    kinds = {name: KINDS[name] for name in frame.columns if name in KINDS}
+    kinds |= {name: "number" for name in numbers if name in frame.columns and name not in KINDS}
+    rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind)]
+    rules.append(("activity_month_not_first_of_month", pl.col("activity_month").dt.day() != 1))
+    required = [name for name, kind in kinds.items() if kind != "number" and name not in MAY_BE_MISSING]
+    return _check(frame, kinds, required, rules)
+
+
+def check_encoded(frame: pl.DataFrame, features: Sequence[str]) -> CheckedRows:
+    """Check rows that are already encoded: one row per account, a column per feature.
+
+    Args:
+        frame: Holds ``features``, and ``account_id`` or not; without it the row number stands for the account.
+
+    Raises:
+        InputError: If ``frame`` lacks a feature.
+    """
+    require_features(frame.columns, features)
+    kinds: dict[str, Kind] = {name: KINDS.get(name, "number") for name in features}
+    rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind)]
+    rules += _one_hot_rules(features)
+    if "account_id" in frame.columns:
+        kinds["account_id"] = "integer"
+        # Which of two rows is the account's is not ours to guess.
+        rules.append(
+            (
+                "account_id_duplicated",
+                pl.col("account_id").is_duplicated() & pl.col("account_id").is_not_null(),
+            )
+        )
+        return _check(frame, kinds, ["account_id"], rules)
+    checked = _check(frame, kinds, [], rules)
+    numbered = checked.rows.with_columns(account_id=pl.col("row_number").cast(pl.Int64))
+    return CheckedRows(numbered, checked.quarantined, checked.n_read)
+
+
+def require_features(columns: Collection[str], features: Sequence[str]) -> None:
+    """Raise ``InputError`` naming the features that neither input shape would give."""
+    missing = [name for name in features if name not in set(columns)]
+    if not missing:
+        return
+    if len(missing) == len(features):
+        raise InputError(
+            f"the rows have columns {sorted(columns)[:8]}, which are neither raw activity (account_id, activity_month, …) "
+            f"nor the model's {len(features)} features ({', '.join(features[:4])}, …)"
+        )
+    raise InputError(
+        f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {', '.join(missing[:8])}; "
+        f"export them again with the model's feature names"
+    )
+
+
+def _check(
+    frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Iterable[str], rules: Iterable[Rule]
+) -> CheckedRows:
+    parsed = frame.with_columns(
+        [_parse(name, kind, frame.schema[name]).alias(name) for name, kind in kinds.items()]
+    ).with_row_index("row_number", offset=1)
+    missing = [(f"{name}_missing", pl.lit(frame[name].is_null())) for name in required]
+    unreadable = [(f"{name}_unreadable", pl.lit(frame[name].is_not_null()) & pl.col(name).is_null()) for name in kinds]
+    broken = {name: where.fill_null(value=False) for name, where in [*missing, *unreadable, *rules]}
+    holds = parsed.select(~pl.any_horizontal(*broken.values())).to_series()
+    if holds.all():
+        return CheckedRows(parsed, _quarantine(parsed.clear(), frame.clear(), []), frame.height)
+    masks = parsed.select(pl.when(where).then(pl.lit(name)).alias(name) for name, where in broken.items())
+    names = masks.filter(~holds).select(rules=pl.concat_list(pl.all()).list.drop_nulls())["rules"]
+    quarantined = _quarantine(parsed.filter(~holds), frame.filter(~holds), names)
+    return CheckedRows(parsed.filter(holds), quarantined, frame.height)
+
+
+def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series | list[list[str]]) -> pl.DataFrame:
+    empty = pl.lit(None)
+    return parsed.select(
+        "row_number",
+        account_id=pl.col("account_id") if "account_id" in parsed.columns else empty.cast(pl.Int64),
+        activity_month=pl.col("activity_month") if "activity_month" in parsed.columns else empty.cast(pl.Date),
+        rules=pl.Series(rules, dtype=pl.List(pl.String)),
+        row=pl.Series(original.write_ndjson().splitlines(), dtype=pl.String),
+    )
+
+
+def _column_rules(name: str, kind: Kind) -> list[Rule]:
+    column = pl.col(name)
+    rules: list[Rule] = []
+    if kind in ("number", "money", "balance"):
+        rules.append((f"{name}_not_finite", ~column.is_finite()))
+    if kind in ("money", "balance"):
+        rules.append((f"{name}_absurd", column.is_finite() & (column.abs() > MAX_MONEY)))
+    if kind == "money":
+        rules.append((f"{name}_negative", column < 0))
+    if kind == "date":
+        rules.append((f"{name}_out_of_range", ~column.is_between(_EARLIEST, _LATEST)))
+    return rules
+
+
+def _one_hot_rules(features: Sequence[str]) -> list[Rule]:
+    rules: list[Rule] = []
+    for parent in ONE_HOT_PARENTS:
+        group = [pl.col(name) for name in features if name.startswith(f"{parent}_")]
+        if group:
+            flags = pl.any_horizontal([~column.is_in([0.0, 1.0]).fill_null(value=False) for column in group])
+            rules.append((f"{parent}_not_one_hot", flags | (pl.sum_horizontal(group) > 1)))
+    return rules
+
+
+def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
+    """Turn a column as read into its kind; what cannot be turned becomes null, which a rule then catches."""
+    column = pl.col(name)
+    is_text = dtype == pl.String
+    if kind == "integer":
+        return _parse_integer(column, dtype)
+    if kind == "date":
+        return column.str.to_date("%Y-%m-%d", strict=False) if is_text else _cast(column, dtype, pl.Date())
+    if kind == "instant":
+        instant = pl.Datetime("us", "UTC")
+        if is_text:
+            return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False, ambiguous="null")
+        return (
+            column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+            if dtype == pl.Date
+            else _cast(column, dtype, instant)
+        )
+    if kind == "text":
+        return column if is_text else _cast(column, dtype, pl.String())
+    if is_text:
+        flags = {"true": "1", "false": "0"}
+        return column.str.strip_chars().str.to_lowercase().replace(flags).cast(pl.Float64, strict=False)
+    return _cast(column, dtype, pl.Float64())
+
+
+def _parse_integer(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if dtype == pl.String:
+        return column.str.strip_chars().cast(pl.Int64, strict=False)
+    if dtype.is_float():
+        return pl.when(column == column.round()).then(column).cast(pl.Int64, strict=False)
+    return _cast(column, dtype, pl.Int64()) if dtype.is_integer() else pl.lit(None, dtype=pl.Int64)
+
+
+def _cast(column: pl.Expr, dtype: pl.DataType, to: pl.DataType) -> pl.Expr:
+    return pl.lit(None, dtype=to) if dtype.is_nested() else column.cast(to, strict=False)

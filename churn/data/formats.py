@@ -1,0 +1,145 @@
+"""From a file to a frame, the format told by the content: Parquet, CSV, JSON Lines or a JSON array.
+
+Values are read as they stand; whether they make sense is ``activity``'s business.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from churn.errors import InputError
+
+_SNIFFED_BYTES = 65_536
+
+
+def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame:
+    """Read a file of rows, whatever its suffix.
+
+    Args:
+        path: Parquet, CSV with a header, JSON Lines of objects, or a JSON array of objects or of arrays.
+        positional_names: Column names for a JSON array of arrays, which carries none: the model's feature order.
+
+    Returns:
+        One row per record, in file order. CSV columns are all strings.
+
+    Raises:
+        InputError: If the file is empty, truncated, or none of the formats.
+    """
+    with path.open("rb") as file:
+        head = file.read(_SNIFFED_BYTES)
+    frame = _READERS[sniff(head, path.name)](path, positional_names)
+    if frame.is_empty():
+        raise InputError(f"{path.name} holds no rows; at least one is needed: check the extract that wrote it")
+    return frame
+
+
+def sniff(head: bytes, name: str) -> str:
+    """Tell the format from the first bytes: ``parquet``, ``json_array``, ``json_lines`` or ``csv``.
+
+    Raises:
+        InputError: If the bytes are empty or binary but not Parquet.
+    """
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        raise InputError(f"{name} is empty; Parquet, CSV, JSON Lines or a JSON array of rows is needed")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if b"\0" in head:
+        raise InputError(
+            f"{name} is binary and not Parquet (first bytes {head[:4]!r}); Parquet, CSV, JSON Lines or JSON is needed"
+        )
+    return {b"[": "json_array", b"{": "json_lines"}.get(text[:1], "csv")
+
+
+def _read_parquet(path: Path, _: Sequence[str]) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(
+            f"{path.name} is a truncated or damaged Parquet file ({_short(error)}); write it again"
+        ) from error
+
+
+def _read_csv(path: Path, _: Sequence[str]) -> pl.DataFrame:
+    try:
+        # Strings only: the contract parses them, so that a bad value is quarantined with its row.
+        return pl.read_csv(path, infer_schema=False, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"{path.name} cannot be read as CSV with a header ({_short(error)})") from error
+
+
+def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
+    try:
+        return pl.read_ndjson(path, infer_schema_length=None)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        if _is_one_object(path):
+            raise InputError(
+                f"{path.name} is a single JSON object; JSON Lines (an object a line) or a JSON array of rows is needed"
+            ) from error
+        raise InputError(
+            f"{path.name} cannot be read as JSON Lines: {_first_bad_line(path) or _short(error)}"
+        ) from error
+
+
+def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
+    try:
+        rows = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path.name} is not valid JSON ({_short(error)}); it may be truncated") from error
+    if all(isinstance(row, dict) for row in rows):
+        return _from_records(path.name, rows, None)
+    if not all(isinstance(row, list) for row in rows):
+        raise InputError(
+            f"{path.name} is a JSON array of neither objects nor arrays alone; rows of one kind are needed"
+        )
+    widths = sorted({len(row) for row in rows})
+    if widths != [len(names)]:
+        raise InputError(
+            f"{path.name} is a JSON array of arrays of lengths {widths[:5]}; the model has {len(names)} features in order"
+        )
+    return _from_records(path.name, rows, list(names))
+
+
+def _from_records(name: str, rows: list[object], names: list[str] | None) -> pl.DataFrame:
+    try:
+        if names is None:
+            return pl.from_dicts(rows, infer_schema_length=None)  # type: ignore[arg-type]
+        return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None, strict=False)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} mixes kinds of values in one column ({_short(error)})") from error
+
+
+def _refuse_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON; write null for a missing number")
+
+
+def _is_one_object(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _first_bad_line(path: Path) -> str | None:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line.strip() and not isinstance(json.loads(line, parse_constant=_refuse_constant), dict):
+                    return f"line {number} is not an object: {line.strip()[:60]!r}"
+            except (ValueError, RecursionError) as error:
+                return f"line {number} is not JSON ({_short(error)}): {line.strip()[:60]!r}"
+    return None
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+_READERS = {
+    "parquet": _read_parquet,
+    "csv": _read_csv,
+    "json_lines": _read_json_lines,
+    "json_array": _read_json_array,
+}

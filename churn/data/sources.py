@@ -1,0 +1,356 @@
+"""Where a variant's files come from: the S3 bucket, else the local copy of it, and a record of which it was.
+
+The local copy has the bucket's layout and stands in when S3 is not configured, has no credentials, cannot be reached,
+keeps failing, or lacks the file. It never stands in for access denied or a failed checksum. What was read is written
+down as :class:`Provenance`; what the bytes mean is decided elsewhere.
+"""
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import boto3
+import botocore.exceptions as aws
+from botocore.config import Config
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from churn.errors import (
+    AccessDeniedError,
+    ChurnError,
+    InputError,
+    SourceError,
+    SourceUnavailableError,
+)
+from churn.variants import Variant
+
+logger = logging.getLogger(__name__)
+
+# A variant's input is the first of these that its data folder holds; the content tells the format.
+INPUT_FOLDER = "data/churn/"
+INPUT_NAMES = (
+    "activity.parquet",
+    "activity.csv",
+    "activity.jsonl",
+    "activity.json",
+    "X_test_sample_2.json",
+)
+
+FETCH_DEADLINE_S = 300.0
+ATTEMPTS = 3
+_CHUNK_BYTES = 1 << 20
+_DENIED = {
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "AllAccessDisabled",
+    "403",
+}
+_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_PASSING = {
+    "PreconditionFailed",
+    "SlowDown",
+    "RequestTimeout",
+    "Throttling",
+    "RequestTimeTooSkewed",
+}
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file that a place holds. ``version`` changes when the content does: ETag, or mtime and size."""
+
+    key: str
+    version: str
+    size: int
+    modified_at: datetime
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where bytes came from.
+
+    Attributes:
+        variant: Whose file it is; the base variant's may stand in for another's, locally, and says so here.
+        fallback_reason: Why the local copy was read in place of S3; ``None`` for S3.
+    """
+
+    uri: str
+    version: str
+    sha256: str
+    size: int
+    modified_at: datetime
+    source: Literal["s3", "local"]
+    variant: Variant
+    fallback_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A private copy of a file, unchanging while it is used, and where it came from."""
+
+    path: Path
+    provenance: Provenance
+
+
+class _NotThereError(SourceError):
+    """The place lacks the file; raised and caught in this module."""
+
+
+class Place(Protocol):
+    """Somewhere files are: a bucket or a folder."""
+
+    source: Literal["s3", "local"]
+
+    def uri(self, key: str) -> str: ...
+    def list(self, prefix: str) -> list[Entry]: ...
+    def chunks(self, entry: Entry) -> Iterator[bytes]: ...
+
+
+class Folder:
+    """The local copy."""
+
+    source: Literal["s3", "local"] = "local"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def uri(self, key: str) -> str:
+        return (self.root / key).absolute().as_uri()
+
+    def list(self, prefix: str) -> list[Entry]:
+        folder = self.root / prefix
+        paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        return [self._entry(prefix + path.name, path) for path in paths]
+
+    def _entry(self, key: str, path: Path) -> Entry:
+        stat = path.stat()
+        version = f"{stat.st_mtime_ns}-{stat.st_size}"
+        return Entry(key, version, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+
+    def chunks(self, entry: Entry) -> Iterator[bytes]:
+        try:
+            with (self.root / entry.key).open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+        except PermissionError as error:
+            raise AccessDeniedError(f"{self.uri(entry.key)} may not be read by this user; correct its mode") from error
+
+
+class Bucket:
+    """An S3 bucket, reached with boto3's own credential chain and ``AWS_ENDPOINT_URL``."""
+
+    source: Literal["s3", "local"] = "s3"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # Our own attempts cover request and body together, which botocore's do not.
+        config = Config(
+            connect_timeout=3,
+            read_timeout=20,
+            retries={"total_max_attempts": 1},
+            max_pool_connections=16,
+        )
+        self._client: Any = boto3.client("s3", config=config)
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.name}/{key}"
+
+    def list(self, prefix: str) -> list[Entry]:
+        with self._errors_translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+            found = [item for page in pages for item in page.get("Contents", [])]
+        return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in found]
+
+    def chunks(self, entry: Entry) -> Iterator[bytes]:
+        deadline = time.monotonic() + FETCH_DEADLINE_S
+        md5 = hashlib.md5(usedforsecurity=False)
+        with self._errors_translated(entry.key):
+            response = self._client.get_object(Bucket=self.name, Key=entry.key, IfMatch=entry.version)
+            while chunk := response["Body"].read(_CHUNK_BYTES):
+                md5.update(chunk)
+                yield chunk
+                if time.monotonic() > deadline:
+                    raise SourceUnavailableError(f"{self.uri(entry.key)} did not end within {FETCH_DEADLINE_S:.0f} s")
+        # An ETag is the MD5 of an object put whole and not encrypted with a customer's key.
+        is_md5 = response.get("ServerSideEncryption", "AES256") == "AES256" and _MD5.fullmatch(entry.version)
+        if is_md5 and md5.hexdigest() != entry.version:
+            raise InputError(f"{self.uri(entry.key)} does not match its ETag {entry.version}; upload it again")
+
+    @contextmanager
+    def _errors_translated(self, key: str) -> Iterator[None]:
+        uri = self.uri(key)
+        try:
+            yield
+        except aws.FlexibleChecksumError as error:
+            raise InputError(f"{uri} failed its checksum; upload it again") from error
+        except aws.ClientError as error:
+            raise _meaning_of(error, uri) from error
+        except (
+            aws.NoCredentialsError,
+            aws.PartialCredentialsError,
+            aws.CredentialRetrievalError,
+        ) as error:
+            raise _NotThereError("no AWS credentials were found") from error
+        except (aws.HTTPClientError, aws.ResponseStreamingError, OSError) as error:
+            raise SourceUnavailableError(f"{uri} could not be reached ({type(error).__name__})") from error
+
+
+def _meaning_of(error: aws.ClientError, uri: str) -> ChurnError:
+    code = error.response.get("Error", {}).get("Code", "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _MISSING:
+        return _NotThereError(f"{uri} does not exist ({code})")
+    if code in _DENIED or status in (401, 403):
+        return AccessDeniedError(
+            f"access to {uri} was denied ({code}); the role needs s3:ListBucket and s3:GetObject on it. "
+            f"The local copy is not used in its place"
+        )
+    if status >= 500 or status == 429 or code in _PASSING:
+        return SourceUnavailableError(f"{uri} kept failing ({code or status})")
+    return SourceError(f"{uri} could not be read: {code} {error.response.get('Error', {}).get('Message', '')}")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Reads variants' files, S3 first.
+
+    Attributes:
+        bucket: ``None`` when S3 is not configured.
+        fallback: Whether the local copy may stand in for S3.
+        max_age: Oldest local copy that may; ``None`` for any.
+    """
+
+    bucket: Place | None
+    local: Folder
+    fallback: bool = True
+    max_age: timedelta | None = None
+
+    def fetch(self, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
+        """Copy one file of each group into a folder, all from one place and one variant.
+
+        Args:
+            groups: Per file wanted, its possible keys below the variant's prefix, the preferred one first.
+            into: An existing folder of the caller's.
+
+        Returns:
+            A file per group, in order.
+
+        Raises:
+            AccessDeniedError: If S3 or the file system says no.
+            InputError: If a checksum fails.
+            SourceError: If a file is nowhere, or only in a local copy that may not be used.
+        """
+        try:
+            if self.bucket is None:
+                raise _NotThereError("S3 is not configured (MLFLOW_S3_BUCKET)")
+            return _persistently(self.bucket, variant, groups, into)
+        except (_NotThereError, SourceUnavailableError) as error:
+            return self._fetch_local(variant, groups, into, error)
+
+    def fetch_input(self, variant: Variant, into: Path) -> SourceFile:
+        """Copy the variant's input rows into a folder; see :meth:`fetch`."""
+        return self.fetch(variant, [[INPUT_FOLDER + name for name in INPUT_NAMES]], into)[0]
+
+    def input_version(self, variant: Variant) -> str | None:
+        """Name the version of the variant's own input without reading it; ``None`` when it has none.
+
+        Raises:
+            SourceError: If S3 is configured and does not answer.
+        """
+        place = self.bucket or self.local
+        keys = [variant.prefix + INPUT_FOLDER + name for name in INPUT_NAMES]
+        held = {entry.key: entry for entry in place.list(variant.prefix + INPUT_FOLDER)}
+        return next((f"{place.uri(key)}@{held[key].version}" for key in keys if key in held), None)
+
+    def _fetch_local(
+        self, variant: Variant, groups: Sequence[Sequence[str]], into: Path, why: SourceError
+    ) -> list[SourceFile]:
+        if not self.fallback:
+            again = SourceUnavailableError if isinstance(why, SourceUnavailableError) else SourceError
+            raise again(f"{why}, and CHURN_LOCAL_FALLBACK=never forbids the local copy") from why
+        try:
+            files = self._first_owner(variant, groups, into)
+        except _NotThereError as error:
+            raise SourceError(f"{why}, and there is no local copy: {error}") from why
+        reason = str(why)
+        for file in files:
+            self._require_fresh(file.provenance, reason)
+        logger.warning(
+            "%s: read the local copy of %s, because %s",
+            variant,
+            files[0].provenance.variant,
+            reason,
+        )
+        return [SourceFile(file.path, replace(file.provenance, fallback_reason=reason)) for file in files]
+
+    def _first_owner(self, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
+        try:
+            return _fetch_from(self.local, variant, groups, into)
+        except _NotThereError as error:
+            if variant == Variant():
+                raise
+            try:
+                return _fetch_from(self.local, Variant(), groups, into)
+            except _NotThereError:
+                raise error from None
+
+    def _require_fresh(self, provenance: Provenance, reason: str) -> None:
+        age = datetime.now(UTC) - provenance.modified_at
+        if self.max_age is not None and age > self.max_age:
+            raise SourceError(
+                f"{reason}, and the local copy {provenance.uri} is {age} old; CHURN_LOCAL_MAX_AGE allows {self.max_age}"
+            )
+
+
+def _persistently(place: Place, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
+    for attempt in Retrying(
+        retry=retry_if_exception_type((SourceUnavailableError, InputError)),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.2, max=2),
+        reraise=True,
+    ):
+        with attempt:
+            return _fetch_from(place, variant, groups, into)
+    raise AssertionError  # Retrying reraises
+
+
+def _fetch_from(place: Place, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
+    folders = sorted({key.rpartition("/")[0] + "/" for keys in groups for key in keys})
+    held = {entry.key: entry for folder in folders for entry in place.list(variant.prefix + folder)}
+    chosen: list[Entry] = []
+    for keys in groups:
+        entry = next((held[variant.prefix + key] for key in keys if variant.prefix + key in held), None)
+        if entry is None:
+            raise _NotThereError(f"{place.uri(variant.prefix)} holds none of {', '.join(keys)}")
+        chosen.append(entry)
+    return [_copy(place, variant, entry, into / Path(entry.key).name) for entry in chosen]
+
+
+def _copy(place: Place, variant: Variant, entry: Entry, to: Path) -> SourceFile:
+    """Copy and hash in one pass, so that the bytes hashed are the bytes used."""
+    sha256, size = hashlib.sha256(), 0
+    with to.open("wb") as file:
+        for chunk in place.chunks(entry):
+            sha256.update(chunk)
+            size += file.write(chunk)
+    if size != entry.size:
+        raise SourceUnavailableError(f"{place.uri(entry.key)} gave {size} of {entry.size} bytes")
+    provenance = Provenance(
+        place.uri(entry.key),
+        entry.version,
+        sha256.hexdigest(),
+        size,
+        entry.modified_at,
+        place.source,
+        variant,
+    )
+    return SourceFile(to, provenance)

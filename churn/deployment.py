@@ -1,0 +1,177 @@
+"""Where this process's services are: settings, Secrets Manager and the embedded default made into one set of values.
+
+There is one code path. With nothing set, an embedded PostgreSQL is started and a folder stands in for the bucket; they
+only supply values. Entry points open a deployment; core functions get what they need from it.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from churn.credentials import read_secret
+from churn.data.sources import Bucket, Folder, Sources
+from churn.errors import UsageError
+from churn.provenance import code_version
+from churn.settings import Settings, find_project_root
+from churn.store.connection import WRITER, parse_database_url, require_connection
+from churn.store.predictions import PredictionStore
+from churn.variants import Variant
+
+if TYPE_CHECKING:
+    from churn.model.registry import Registry
+
+BUNDLED_FILES = ("data/churn", "models/churn")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The services of one deployment, found but not opened.
+
+    Attributes:
+        mlflow_database: MLflow's database where this deployment owns it; ``None`` behind an MLflow server.
+        tracking_uri: What MLflow clients open; may hold a password.
+        is_embedded: Whether the PostgreSQL is the embedded one.
+    """
+
+    settings: Settings
+    database: sa.URL
+    mlflow_database: sa.URL | None
+    dagster_database: sa.URL
+    tracking_uri: str = field(repr=False)
+    local_root: Path
+    is_embedded: bool
+
+    @property
+    def code_version(self) -> str:
+        return self.settings.churn_code_version or code_version()
+
+    def sources(self) -> Sources:
+        """Open the bucket, if there is one, and its local copy."""
+        settings = self.settings
+        return Sources(
+            Bucket(settings.mlflow_s3_bucket) if settings.mlflow_s3_bucket else None,
+            Folder(self.local_root),
+            fallback=settings.churn_local_fallback == "auto",
+            max_age=settings.churn_local_max_age,
+        )
+
+    def store(self) -> PredictionStore:
+        """Open the predictions database as its writer.
+
+        Raises:
+            ChurnError: If it cannot be reached or is not set up.
+        """
+        from churn.store.schema import require_predictions_schema
+
+        require_predictions_schema(self.database, role=WRITER)
+        return PredictionStore(self.database)
+
+    def registry(self, *, read_only: bool) -> "Registry":
+        """Open MLflow's registry.
+
+        Args:
+            read_only: Open its database as a role that may only read; scoring does.
+
+        Raises:
+            ChurnError: If it cannot be reached or is not set up; within seconds.
+        """
+        role = WRITER if read_only else None
+        if self.mlflow_database is not None:
+            require_connection(self.mlflow_database, role=role)
+        from churn.model.registry import Registry
+        from churn.store.schema import require_mlflow_schema
+
+        uri = self.tracking_uri
+        if self.mlflow_database is not None:
+            require_mlflow_schema(self.mlflow_database, role=role)
+            if role is not None:
+                url = self.mlflow_database.update_query_dict({"options": f"-c role={role}"})
+                uri = url.render_as_string(hide_password=False)
+        return Registry(uri, self.settings.churn_home / "cache" / "models")
+
+    def artifact_location(self, variant: Variant) -> str:
+        """Where a variant's experiment keeps its artifacts."""
+        bucket = self.settings.mlflow_s3_bucket
+        if bucket:
+            return f"s3://{bucket}/{variant.prefix}mlflow"
+        return (self.settings.churn_home / "artifacts" / variant.prefix / "mlflow").absolute().as_uri()
+
+    def model_link(self, registered_model: str, version: int) -> str:
+        """Where a person sees a model version."""
+        return f"{self.settings.churn_mlflow_ui_url.rstrip('/')}/#/models/{registered_model}/versions/{version}"
+
+
+@contextmanager
+def open_deployment(settings: Settings) -> Iterator[Deployment]:
+    """Find the services; on the embedded default, keep its PostgreSQL running meanwhile.
+
+    Raises:
+        ChurnError: If the settings contradict each other, or the credentials cannot be had.
+    """
+    if settings.mlflow_secret_name is None and settings.mlflow_tracking_uri is None:
+        if settings.churn_database_url is not None:
+            raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
+        from churn.store.embedded import embedded_postgres
+
+        with embedded_postgres(settings.churn_home, bin_dir=settings.churn_postgres_bin) as server:
+            yield _on_server(settings, server, is_embedded=True)
+    elif settings.mlflow_secret_name is not None:
+        yield _on_server(settings, read_secret(settings), is_embedded=False)
+    elif settings.churn_database_url is not None:
+        yield _on_server(settings, None, is_embedded=False)
+    else:
+        raise UsageError(
+            "MLFLOW_TRACKING_URI is set and nothing says where predictions go; "
+            "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
+        )
+
+
+def _on_server(settings: Settings, server: sa.URL | None, *, is_embedded: bool) -> Deployment:
+    """Fill in every URL, from the settings where they say, else from the server."""
+    explicit = settings.churn_database_url
+    if explicit is not None:
+        database = parse_database_url(explicit.get_secret_value(), "CHURN_DATABASE_URL")
+    else:
+        assert server is not None  # noqa: S101 open_deployment saw to it
+        database = server.set(database=settings.churn_db_name)
+    tracking = settings.mlflow_tracking_uri.get_secret_value() if settings.mlflow_tracking_uri else None
+    mlflow_database = None
+    if tracking is None:
+        assert server is not None  # noqa: S101
+        mlflow_database = server.set(database=_mlflow_database_name(settings, server))
+    elif tracking.startswith("postgres"):
+        mlflow_database = parse_database_url(tracking, "MLFLOW_TRACKING_URI")
+    if mlflow_database is not None:
+        tracking = mlflow_database.render_as_string(hide_password=False)
+    return Deployment(
+        settings=settings,
+        database=database,
+        mlflow_database=mlflow_database,
+        dagster_database=database.set(database=settings.churn_dagster_db_name),
+        tracking_uri=tracking or "",
+        local_root=_local_root(settings, is_embedded=is_embedded),
+        is_embedded=is_embedded,
+    )
+
+
+def _mlflow_database_name(settings: Settings, server: sa.URL) -> str:
+    if "mlflow_db_name" in settings.model_fields_set or server.database in (None, "", "postgres"):
+        return settings.mlflow_db_name
+    return str(server.database)
+
+
+def _local_root(settings: Settings, *, is_embedded: bool) -> Path:
+    if settings.churn_local_root is not None:
+        return settings.churn_local_root
+    if not is_embedded:
+        return find_project_root()
+    root = settings.churn_home / "local"
+    for name in BUNDLED_FILES:
+        if not (root / name).exists():
+            shutil.copytree(find_project_root() / name, root / name, dirs_exist_ok=True)
+    return root

@@ -1,0 +1,243 @@
+"""A model as files: an XGBoost booster, its feature names, and golden rows that prove it still predicts the same.
+
+Only native boosters are read (UBJSON or JSON, told by their first bytes); nothing is unpickled and no code of a file
+runs. Where the files come from is not known here.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xgboost as xgb
+
+from churn.data.features import Matrix
+from churn.errors import ModelFileError
+from churn.model.ubjson import parse_ubjson
+
+MAX_MODEL_BYTES = 512 << 20
+GOLDEN_ROWS = 64
+GOLDEN_TOLERANCE = 1e-5  # float32 sums in another order differ by less; a wrongly read model by much more
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Rows and the probabilities the model gave them when it was logged.
+
+    Attributes:
+        matrix: Shape (n, n_features), in the model's order.
+        scores: Shape (n,), in [0, 1].
+    """
+
+    matrix: Matrix
+    scores: npt.NDArray[np.float32]
+
+    def to_json(self) -> str:
+        """Write as JSON; a missing value is ``null``, and every float32 comes back the same."""
+        rows = [[None if np.isnan(value) else float(value) for value in row] for row in self.matrix]
+        return json.dumps({"rows": rows, "scores": [float(score) for score in self.scores]})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Golden":
+        held = json.loads(text)
+        return cls(np.array(held["rows"], dtype=np.float32), np.array(held["scores"], dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A booster that was checked against its feature names.
+
+    Attributes:
+        sha256: Of the file's bytes.
+        parameters: What the file says of the model; empty when it was loaded without reading that.
+    """
+
+    booster: xgb.Booster
+    feature_names: tuple[str, ...]
+    sha256: str
+    parameters: dict[str, Any]
+
+    def predict(self, matrix: Matrix) -> npt.NDArray[np.float32]:
+        """Score rows in the model's order.
+
+        Args:
+            matrix: Shape (n, len(feature_names)), NaN for missing.
+
+        Returns:
+            Churn probabilities, shape (n,), what ``Booster.predict`` gives for the same rows.
+        """
+        if matrix.shape[1] != len(self.feature_names):
+            raise ModelFileError(f"the matrix has {matrix.shape[1]} columns; the model needs {len(self.feature_names)}")
+        if not len(matrix):
+            return np.empty(0, dtype=np.float32)
+        return np.asarray(self.booster.inplace_predict(matrix, validate_features=False), dtype=np.float32)
+
+    def make_golden(self, matrix: Matrix) -> Golden:
+        """Keep the first rows of ``matrix`` with their scores."""
+        rows = matrix[:GOLDEN_ROWS]
+        return Golden(rows, self.predict(rows))
+
+    def require_golden(self, golden: Golden) -> None:
+        """Check that this runtime gives the scores that were logged.
+
+        Raises:
+            ModelFileError: If any differs by more than ``GOLDEN_TOLERANCE``.
+        """
+        difference = np.abs(self.predict(golden.matrix) - golden.scores).max(initial=0.0)
+        if not difference <= GOLDEN_TOLERANCE:
+            raise ModelFileError(
+                f"the model gives its golden rows scores that differ by {difference:.2g} from those logged with it "
+                f"({GOLDEN_TOLERANCE:g} is allowed); XGBoost here is {xgb.__version__}: use the version it was logged with"
+            )
+
+
+def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -> Bundle:
+    """Read a booster from outside and check it against its feature names.
+
+    Args:
+        data: The file's bytes.
+        feature_names: The names in the model's order; ``None`` to take those the booster carries.
+        origin: What to call the file in an error.
+
+    Raises:
+        ModelFileError: If the file is not a whole UBJSON or JSON model, was saved by a newer XGBoost than this one,
+            has another objective than ``binary:logistic``, or does not match the names.
+    """
+    _require_readable_format(data, origin)
+    try:
+        # XGBoost's own reader can crash on a file that is cut off, so the whole of it is walked first.
+        document = parse_ubjson(data) if data.startswith(b"{L") else json.loads(data)
+        parameters = _parameters(document)
+        version = [int(part) for part in document["version"]]
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{origin} is damaged: {error}; save the model again") from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelFileError(
+            f"{origin} is not an XGBoost model ({type(error).__name__}: {error}); save one with Booster.save_model"
+        ) from error
+    _require_known_version(version, origin)
+    if parameters["objective"] != "binary:logistic":
+        raise ModelFileError(
+            f"{origin} has objective {parameters['objective']!r}; churn probabilities need binary:logistic"
+        )
+    return load_bundle(data, feature_names, origin, parameters)
+
+
+def load_bundle(
+    data: bytes, feature_names: Sequence[str] | None, origin: str, parameters: dict[str, Any] | None = None
+) -> Bundle:
+    """Load a booster whose bytes were checked before, such as one with the sha256 that was logged; see ``read_bundle``."""
+    booster = xgb.Booster()
+    try:
+        booster.load_model(bytearray(data))
+    except xgb.core.XGBoostError as error:
+        raise ModelFileError(f"{origin} is damaged: {_first_line(error)}; save the model again") from error
+    names = _agreed_names(booster, feature_names, origin)
+    booster.feature_names = list(names)
+    return Bundle(booster, names, hashlib.sha256(data).hexdigest(), parameters or {})
+
+
+def parse_feature_names(data: bytes, origin: str) -> list[str]:
+    """Read a JSON array of feature names.
+
+    Raises:
+        ModelFileError: If it is anything else, or names repeat.
+    """
+    try:
+        names = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{origin} is not JSON ({error}); an array of feature names is needed") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ModelFileError(f'{origin} is not a JSON array of feature names, such as ["total_deposit", …]')
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ModelFileError(f"{origin} names features twice: {repeated[:_NAMES_SHOWN]}; each may stand once")
+    return names
+
+
+def _require_readable_format(data: bytes, origin: str) -> None:
+    if not data:
+        raise ModelFileError(f"{origin} is empty; an XGBoost model as UBJSON or JSON is needed")
+    if len(data) > MAX_MODEL_BYTES:
+        raise ModelFileError(f"{origin} has {len(data)} bytes; models up to {MAX_MODEL_BYTES} are read")
+    if data.startswith(b"binf"):
+        raise ModelFileError(
+            f"{origin} is in XGBoost's old binary format, which version 3.1 removed; load it with XGBoost 2.x and "
+            f"save it again as .ubj or .json"
+        )
+    if not data.lstrip().startswith(b"{"):
+        raise ModelFileError(
+            f"{origin} begins with {data[:4]!r} and is neither UBJSON nor JSON; save the booster with "
+            f"Booster.save_model('model.ubj')"
+        )
+
+
+def _require_known_version(saved: list[int], origin: str) -> None:
+    running = [int(part) for part in re.findall(r"\d+", xgb.__version__)[:3]]
+    # An older XGBoost reads a newer file without an error and predicts something else.
+    if saved[:2] > running[:2]:
+        raise ModelFileError(
+            f"{origin} was saved by XGBoost {'.'.join(map(str, saved))} and this is {xgb.__version__}, which may "
+            f"mis-read it; upgrade xgboost here"
+        )
+
+
+def _parameters(document: dict[str, Any]) -> dict[str, Any]:
+    """Take from the file what it really holds. Training settings such as eta are not in it, so they are not told."""
+    learner = document["learner"]
+    gradient_booster = learner["gradient_booster"]
+    model = gradient_booster.get("model") or gradient_booster.get("gbtree", {}).get("model", {})
+    trees = model.get("trees", [])
+    return {
+        "booster": gradient_booster["name"],
+        "objective": learner["objective"]["name"],
+        "base_score": learner["learner_model_param"].get("base_score"),
+        "scale_pos_weight": learner["objective"].get("reg_loss_param", {}).get("scale_pos_weight"),
+        "n_features": int(learner["learner_model_param"]["num_feature"]),
+        "n_trees": len(trees),
+        "n_leaves": sum(int((np.asarray(tree["left_children"]) == -1).sum()) for tree in trees),
+        "max_depth": max((_depth(tree) for tree in trees), default=0),
+        "xgboost_version": ".".join(str(int(part)) for part in document["version"]),
+    }
+
+
+def _depth(tree: dict[str, Any]) -> int:
+    depth, level = -1, [0]
+    while level:
+        depth += 1
+        children = [int(tree[side][node]) for node in level for side in ("left_children", "right_children")]
+        level = [node for node in children if node != -1]
+        if depth > len(tree["left_children"]):
+            raise ValueError("one of its trees has a cycle")
+    return depth
+
+
+def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str) -> tuple[str, ...]:
+    carried = booster.feature_names
+    names = list(given) if given is not None else carried
+    if names is None:
+        raise ModelFileError(f"{origin} carries no feature names and none were given; add its feature names file")
+    n_features = booster.num_features()
+    if len(names) != n_features:
+        raise ModelFileError(
+            f"{origin} was trained on {n_features} features and its feature names file has {len(names)}; "
+            f"export both from the same training run"
+        )
+    if carried is not None and list(carried) != names:
+        differing = [(i, a, b) for i, (a, b) in enumerate(zip(carried, names, strict=True)) if a != b]
+        shown = ", ".join(f"{i}: {a!r} against {b!r}" for i, a, b in differing[:_NAMES_SHOWN])
+        raise ModelFileError(
+            f"{origin} and its feature names file disagree at {len(differing)} positions ({shown}); "
+            f"export both from the same training run"
+        )
+    return tuple(names)
+
+
+def _first_line(error: Exception) -> str:
+    lines: list[str] = [line for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0])[:200] if lines else "unreadable"

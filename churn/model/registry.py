@@ -1,0 +1,341 @@
+"""All of MLflow: which variants are registered, which version an alias names, and the logging of a new one.
+
+Rules kept here: a variant exists when a registered model carries its tags; a version is resolved once and then named by
+number; boosters are cached on disk by model id, since a version's files never change.
+"""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.xgboost
+import pandas as pd
+import requests
+import sqlalchemy.exc
+import xgboost as xgb
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from churn.errors import ModelFileError, RegistryError, RegistryUnavailableError, UsageError
+from churn.model.bundle import Bundle, Golden, load_bundle
+from churn.variants import Variant, nearest
+
+logger = logging.getLogger(__name__)
+# A uv environment has no pip, of which MLflow warns for every model.
+logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+
+CHAMPION = "champion"
+GEOGRAPHY_TAG = "geography"
+COMPANY_TAG = "company_id"
+_SHA256_TAG = "churn.model_sha256"
+_BOOSTER_FILE = "model.ubj"
+_GOLDEN_FILE = "golden_rows.json"
+_MODEL_NAME_PREFIX = Variant().registered_model
+_ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a variant's registered model, as an alias named it at one moment."""
+
+    variant: Variant
+    registered_model: str
+    version: int
+    alias: str | None
+    model_id: str
+    mlflow_run_id: str
+    sha256: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.registered_model}/{self.version}"
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """What a new version's run records.
+
+    Attributes:
+        tags: Beside the variant's own, which are always set.
+        metrics: Real ones only; empty where there are no labels.
+    """
+
+    bundle: Bundle
+    golden: Golden
+    sample: pd.DataFrame
+    parameters: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+class Registry:
+    """The MLflow tracking server and model registry of one deployment."""
+
+    def __init__(self, tracking_uri: str, cache: Path) -> None:
+        """Open the registry.
+
+        Args:
+            tracking_uri: Server or database; it may hold a password, and is never logged.
+            cache: Folder for boosters by model id; made when needed.
+        """
+        # MLflow resolves ``models:/`` sources through its process-wide URI, whatever the client's is.
+        mlflow.set_tracking_uri(tracking_uri)
+        mlflow.set_registry_uri(tracking_uri)
+        self._client = MlflowClient(tracking_uri, tracking_uri)
+        self._cache = cache
+
+    def variants(self) -> list[Variant]:
+        """Return the variants that are registered, in order of their keys."""
+        found: list[Variant] = []
+        token: str | None = None
+        with _errors_translated("listing the registered models"):
+            while True:
+                page = self._client.search_registered_models(
+                    f"name LIKE '{_MODEL_NAME_PREFIX}%'", max_results=1000, page_token=token
+                )
+                found += [variant for model in page if (variant := _variant_of(model)) is not None]
+                token = page.token
+                if not token:
+                    return sorted(found, key=lambda variant: variant.key)
+
+    def resolve(self, variant: Variant, alias: str = CHAMPION) -> ModelVersion:
+        """Find the version that ``alias`` names now.
+
+        Raises:
+            RegistryError: If the variant is not registered or has no such alias, or another variant holds its name.
+        """
+        name = variant.registered_model
+        model = self._registered(variant)
+        if model is None:
+            raise RegistryError(
+                f"variant {variant} is not registered (no model {name!r}){nearest(variant, self.variants())}; "
+                f"log one with experiment_tracking/log_model.py"
+            )
+        if alias not in model.aliases:
+            held = ", ".join(sorted(model.aliases)) or "none"
+            raise RegistryError(
+                f"registered model {name!r} has no alias {alias!r} (it has: {held}); "
+                f"set one with experiment_tracking/log_model.py --alias {alias}"
+            )
+        with _errors_translated(f"reading {name!r}"):
+            found = self._client.get_model_version(name, str(model.aliases[alias]))
+        return self._describe(variant, found, alias)
+
+    def load(self, version: ModelVersion) -> Bundle:
+        """Load a version's booster, from the cache if it was read before, and check it.
+
+        Raises:
+            ModelFileError: If its bytes are not those that were logged, or its golden scores differ.
+        """
+        folder = self._fetch(version)
+        data = (folder / _BOOSTER_FILE).read_bytes()
+        if hashlib.sha256(data).hexdigest() != version.sha256:
+            shutil.rmtree(folder)
+            raise ModelFileError(
+                f"{version.uri} has a booster file whose sha256 is not the one that was logged; log the model again"
+            )
+        bundle = load_bundle(data, None, version.uri)
+        bundle.require_golden(Golden.from_json((folder / _GOLDEN_FILE).read_bytes()))
+        return bundle
+
+    def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[str, str]:
+        """Make sure that the variant's experiment exists and is active.
+
+        Returns:
+            Its id, and what was done: ``created``, ``restored`` or ``found``.
+        """
+        with _errors_translated(f"preparing experiment {variant.experiment!r}"):
+            experiment = self._client.get_experiment_by_name(variant.experiment)
+            if experiment is None:
+                try:
+                    return self._client.create_experiment(variant.experiment, artifact_location), "created"
+                except MlflowException as error:  # another process was first
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    return self._client.get_experiment_by_name(variant.experiment).experiment_id, "found"
+            if experiment.lifecycle_stage == "deleted":
+                self._client.restore_experiment(experiment.experiment_id)
+                return experiment.experiment_id, "restored"
+            return experiment.experiment_id, "found"
+
+    def artifact_location(self, experiment_id: str) -> str:
+        """Return where an experiment keeps its artifacts."""
+        with _errors_translated(f"reading experiment {experiment_id}"):
+            location: str = self._client.get_experiment(experiment_id).artifact_location
+        return location
+
+    def log(self, variant: Variant, experiment_id: str, logged: LoggedRun, alias: str | None) -> ModelVersion:
+        """Log a run with its model, and register the model as the variant's next version.
+
+        The run ends ``FAILED`` when anything goes wrong on the way, and no version is registered.
+
+        Args:
+            alias: Given to the new version; ``None`` gives it ``champion`` when the variant has none.
+        """
+        with _errors_translated(f"logging a model of {variant}"):
+            registered = self._registered(variant)
+            tags = _variant_tags(variant) | dict(logged.tags)
+            run = self._client.create_run(experiment_id, run_name=f"log-{variant.key}", tags=tags)
+            mlflow_run_id = run.info.run_id
+            try:
+                model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
+                self._log_values(mlflow_run_id, logged)
+                if registered is None:
+                    self._register(variant)
+                version = self._client.create_model_version(
+                    variant.registered_model,
+                    source=f"models:/{model_id}",
+                    run_id=mlflow_run_id,
+                    model_id=model_id,
+                    tags=tags | {_SHA256_TAG: sha256},
+                )
+            except BaseException:
+                with contextlib.suppress(MlflowException, requests.RequestException):
+                    self._client.set_terminated(mlflow_run_id, "FAILED")
+                raise
+            self._client.set_terminated(mlflow_run_id)
+            given = alias or (CHAMPION if registered is None or CHAMPION not in registered.aliases else None)
+            if given is not None:
+                self._client.set_registered_model_alias(variant.registered_model, given, version.version)
+        number = int(version.version)
+        return ModelVersion(variant, variant.registered_model, number, given, model_id, mlflow_run_id, sha256)
+
+    def require_free_or_own(self, variant: Variant) -> None:
+        """Raise ``RegistryError`` when another variant holds this one's model name."""
+        self._registered(variant)
+
+    def _registered(self, variant: Variant) -> Any:
+        """Return the variant's registered model, or ``None``."""
+        name = variant.registered_model
+        try:
+            with _errors_translated(f"reading {name!r}"):
+                model = self._client.get_registered_model(name)
+        except _AbsentError:
+            return None
+        holder = _variant_of(model)
+        if holder != variant:
+            raise RegistryError(
+                f"registered model {name!r} belongs to {holder or 'something without our tags'}, and {variant} would "
+                f"have the same name; rename the geography or company of one of them"
+            )
+        return model
+
+    def _register(self, variant: Variant) -> None:
+        try:
+            self._client.create_registered_model(variant.registered_model, tags=_variant_tags(variant))
+        except MlflowException as error:  # another process was first: see whose it is
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            self.require_free_or_own(variant)
+
+    def _describe(self, variant: Variant, found: Any, alias: str | None) -> ModelVersion:
+        model_id = str(found.source).removeprefix("models:/")
+        if _SHA256_TAG not in found.tags or model_id == found.source:
+            raise RegistryError(
+                f"version {found.version} of {found.name!r} was not logged by experiment_tracking/log_model.py (no "
+                f"{_SHA256_TAG} tag), so its file cannot be checked; log it again with that script"
+            )
+        sha256 = found.tags[_SHA256_TAG]
+        return ModelVersion(variant, found.name, int(found.version), alias, model_id, found.run_id, sha256)
+
+    def _fetch(self, version: ModelVersion) -> Path:
+        folder = self._cache / version.model_id
+        if folder.is_dir():
+            return folder
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with _errors_translated(f"fetching {version.uri}"), tempfile.TemporaryDirectory(dir=self._cache) as partial:
+            location = self._client.get_logged_model(version.model_id).artifact_location
+            repository = get_artifact_repository(location)
+            for name in (_BOOSTER_FILE, _GOLDEN_FILE):
+                repository.download_artifacts(name, partial)
+            with contextlib.suppress(OSError):  # another process put the same files there first
+                Path(partial).rename(folder)
+                Path(partial).mkdir()
+        return folder
+
+    def _log_model(self, experiment_id: str, mlflow_run_id: str, logged: LoggedRun) -> tuple[str, str]:
+        model = self._client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_run_id)
+        scores = pd.Series(logged.golden.scores[:5], name="churn_probability")
+        card = Model(
+            artifact_path=model.artifact_location,
+            run_id=mlflow_run_id,
+            model_uuid=model.model_id,
+            model_id=model.model_id,
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            mlflow.xgboost.save_model(
+                logged.bundle.booster,
+                str(folder),
+                mlflow_model=card,
+                signature=infer_signature(logged.sample, scores),
+                input_example=logged.sample.head(5),
+                pip_requirements=[f"xgboost=={xgb.__version__}", f"mlflow=={mlflow.__version__}"],
+                model_format="ubj",
+            )
+            (folder / _GOLDEN_FILE).write_text(logged.golden.to_json())
+            sha256 = hashlib.sha256((folder / _BOOSTER_FILE).read_bytes()).hexdigest()
+            self._client.log_model_artifacts(model.model_id, str(folder))
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(mlflow_run_id, models=[LoggedModelOutput(model.model_id, 0)])
+        return model.model_id, sha256
+
+    def _log_values(self, mlflow_run_id: str, logged: LoggedRun) -> None:
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        self._client.log_batch(
+            mlflow_run_id,
+            metrics=[Metric(name, value, now, 0) for name, value in logged.metrics.items()],
+            params=[Param(name, str(value)) for name, value in logged.parameters.items()],
+        )
+
+
+class _AbsentError(RegistryError):
+    """MLflow has no such thing; raised and caught in this module."""
+
+
+@contextlib.contextmanager
+def _errors_translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            raise _AbsentError(f"MLflow failed at {doing}: {error.message}") from error
+        if error.error_code == "PERMISSION_DENIED":
+            raise RegistryError(f"MLflow denied {doing}: {error.message}") from error
+        if isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or "API request to" in error.message:
+            raise _unavailable(doing, error) from error
+        raise RegistryError(f"MLflow failed at {doing}: {error.message}") from error
+    except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
+        raise _unavailable(doing, error) from error
+
+
+def _unavailable(doing: str, error: Exception) -> RegistryUnavailableError:
+    return RegistryUnavailableError(
+        f"the MLflow registry did not answer while {doing} ({type(error).__name__}); "
+        f"check MLFLOW_TRACKING_URI or MLFLOW_DB_HOST, and that it runs"
+    )
+
+
+def _variant_tags(variant: Variant) -> dict[str, str]:
+    parts = {GEOGRAPHY_TAG: variant.geography, COMPANY_TAG: variant.company}
+    return {tag: value for tag, value in parts.items() if value is not None}
+
+
+def _variant_of(model: Any) -> Variant | None:
+    """Read a registered model's variant from its tags; ``None`` for a model that is none of ours."""
+    try:
+        variant = Variant(model.tags.get(GEOGRAPHY_TAG), model.tags.get(COMPANY_TAG))
+    except UsageError:
+        return None
+    return variant if variant.registered_model == model.name else None

@@ -1,0 +1,92 @@
+"""Configuration of one process, read once at its entry point from the environment and ``.env``.
+
+Field names are the environment variables' names in lower case. Core functions never see this class:
+entry points hand it to ``churn.deployment``, which hands on plain values.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from churn.errors import UsageError
+
+
+def find_project_root() -> Path:
+    """Return the checkout this package runs from, or the working directory for an installed wheel."""
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+class Settings(BaseSettings):
+    """What a deployment can set. With nothing set, an embedded PostgreSQL and local files are used."""
+
+    model_config = SettingsConfigDict(
+        env_file=find_project_root() / ".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    mlflow_secret_name: str | None = Field(
+        None,
+        description="Secrets Manager secret with username, password and perhaps host, port, dbname.",
+    )
+    mlflow_secret_region: str = Field("us-east-1", description="AWS region of that secret.")
+    mlflow_s3_bucket: str | None = Field(None, description="Bucket of variants' files and MLflow artifacts.")
+    mlflow_db_name: str = Field("mlflow_db", description="MLflow's database.")
+    mlflow_db_host: str = Field("localhost", description="PostgreSQL server; wins over the secret's host.")
+    mlflow_db_port: int = Field(5432, gt=0, lt=65536, description="Its port; wins over the secret's.")
+    mlflow_tracking_uri: SecretStr | None = Field(
+        None, description="MLflow server or database; unset: MLflow's database is opened directly."
+    )
+    churn_database_url: SecretStr | None = Field(
+        None,
+        description="postgresql:// URL of the predictions; unset: CHURN_DB_NAME beside MLflow's database.",
+    )
+    churn_db_name: str = Field("churn_db", description="Database of the predictions.")
+    churn_dagster_db_name: str = Field("dagster_db", description="Database of Dagster's runs and events.")
+    churn_home: Path = Field(
+        default_factory=lambda: find_project_root() / ".churn",
+        description="Caches and the embedded PostgreSQL; made when needed.",
+    )
+    churn_local_root: Path | None = Field(
+        None,
+        description="Local copy of the bucket, same layout; unset: the project, or CHURN_HOME/local when embedded.",
+    )
+    churn_local_fallback: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: read the local copy, flagged, when S3 cannot be had; never: fail.",
+    )
+    churn_local_max_age: timedelta | None = Field(
+        None,
+        description="Oldest local copy that may stand in, as seconds or ISO 8601 (P7D); unset: any.",
+    )
+    churn_max_quarantine_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of rows that may break the contract before a batch fails.",
+    )
+    churn_mlflow_ui_url: str = Field(
+        "http://127.0.0.1:5000", description="Where people see MLflow; used for links only."
+    )
+    churn_code_version: str | None = Field(
+        None, description="What to record as the code's version; unset: the checkout's commit, else the package's."
+    )
+    churn_postgres_bin: Path | None = Field(
+        None,
+        description="Folder with initdb and pg_ctl for the embedded PostgreSQL; unset: the bundled ones.",
+    )
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        UsageError: If a variable does not hold what it should; names each, without its value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
+        raise UsageError(f"the environment or .env is wrong: {'; '.join(wrong)}; see .env.example") from None

@@ -1,0 +1,1 @@
+"""PostgreSQL: the server, the connections to it and the tables of predictions."""

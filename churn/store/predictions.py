@@ -1,0 +1,244 @@
+"""The predictions table: publish a batch, look at what is published.
+
+A batch is one transaction: readers see the old one or the new one, never both, never half. Running it again adds a batch
+and moves ``is_current`` to it; nothing else changes. Earlier batches stay, for audit, until retention drops their week.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import sqlalchemy as sa
+
+from churn.errors import StoreError
+from churn.store.connection import READER, WRITER, create_engine, errors_translated
+from churn.variants import Variant
+
+_LOCK_TIMEOUT = "120s"
+
+_ROW = np.dtype(
+    [
+        ("n_fields", ">i2"),
+        ("week_size", ">i4"), ("week", ">i4"),
+        ("batch_size", ">i4"), ("batch", ">i8"),
+        ("account_size", ">i4"), ("account", ">i8"),
+        ("probability_size", ">i4"), ("probability", ">f4"),
+    ]
+)  # fmt: skip
+"""One row of PostgreSQL's binary COPY format: the number of fields, then the size and the bytes of each."""
+
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_TRAILER = b"\xff\xff"
+_POSTGRES_EPOCH = date(2000, 1, 1)
+_COPY = "COPY churn_predictions (scored_week, batch_id, account_id, churn_probability) FROM STDIN WITH (FORMAT binary)"
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Some of a batch's rows.
+
+    Attributes:
+        account_ids: Shape (n,), unique over the whole batch.
+        probabilities: Shape (n,), in [0, 1].
+    """
+
+    account_ids: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """What is recorded of a batch beside its rows: the columns of ``scoring_batches`` known before the rows are written."""
+
+    variant: Variant
+    scored_week: date
+    as_of: date
+    registered_model: str
+    model_version: int
+    model_alias: str
+    model_sha256: str
+    mlflow_run_id: str
+    dagster_run_id: str | None
+    code_version: str
+    source: str
+    source_uri: str
+    source_version: str
+    source_sha256: str
+    source_modified_at: datetime
+    source_variant: Variant
+    fallback_reason: str | None
+    account_ids: str
+    n_rows_read: int
+    n_rows_quarantined: int
+    n_accounts_withheld: int
+    n_rows_scored: int
+    unknown_levels: Mapping[str, Mapping[str, int]]
+    started_at: datetime
+
+    def columns(self) -> dict[str, Any]:
+        """Return the values by column, as PostgreSQL takes them."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return values | {
+            "variant": self.variant.key,
+            "geography": self.variant.geography,
+            "company": self.variant.company,
+            "source_variant": self.source_variant.key,
+            "unknown_levels": json.dumps(self.unknown_levels),
+        }
+
+
+class PredictionStore:
+    """The predictions database, as the writer role."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._url = url
+        self._engine = create_engine(url, role=WRITER)
+
+    def publish(self, record: BatchRecord, rows: Iterable[ScoredRows], quarantined: pl.DataFrame) -> int:
+        """Write a batch and make it the current one of its variant and week, in one transaction.
+
+        Args:
+            record: Its ``n_rows_scored`` is what ``rows`` must add up to.
+            rows: In chunks, consumed once.
+            quarantined: ``row_number, account_id, rules, row``.
+
+        Returns:
+            The batch id.
+
+        Raises:
+            StoreError: If rows were lost on the way, or the database refuses them; nothing is written then.
+            DatabaseUnavailableError: If the database went away; whether it committed is then unknown, and
+                publishing again is safe.
+        """
+        if record.n_rows_scored == 0:
+            raise StoreError(f"no rows were scored for {record.variant}; refusing to replace a batch with nothing")
+        self._open_week(record.scored_week)
+        with errors_translated(self._url), self._engine.begin() as connection:
+            _lock(connection, record)
+            batch_id = _insert_batch(connection, record)
+            n_written = _copy(connection, record.scored_week, batch_id, rows)
+            if n_written != record.n_rows_scored:
+                raise StoreError(
+                    f"{n_written} rows of {record.variant} reached PostgreSQL and {record.n_rows_scored} were scored; "
+                    f"nothing was published: run the variant again"
+                )
+            _insert_quarantined(connection, batch_id, quarantined)
+            _make_current(connection, record, batch_id)
+        return batch_id
+
+    def published_by(self, dagster_run_id: str, week: date) -> dict[str, int]:
+        """Return the current batch of each variant key that a Dagster run has already published for a week."""
+        query = sa.text(
+            "SELECT variant, batch_id FROM scoring_batches "
+            "WHERE dagster_run_id = :run AND scored_week = :week AND is_current"
+        )
+        with self._read() as connection:
+            return dict(connection.execute(query, {"run": dagster_run_id, "week": week}).tuples().all())
+
+    def _open_week(self, week: date) -> None:
+        # In a transaction of its own: making a partition locks the table, and must not wait for a batch to be written.
+        with errors_translated(self._url), self._engine.begin() as connection:
+            connection.execute(sa.text("SELECT open_week(:week)"), {"week": week})
+
+    @contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        with errors_translated(self._url), self._engine.connect() as connection:
+            yield connection
+
+
+def read_current(url: sa.URL, query: str, **values: object) -> pl.DataFrame:
+    """Run a query as the reader role, for people: ``churn demo`` and tests.
+
+    Args:
+        query: SQL over ``churn_predictions_current`` and ``scoring_batches`` with ``:name`` parameters.
+    """
+    with errors_translated(url), create_engine(url, role=READER).connect() as connection:
+        result = connection.execute(sa.text(query), values)
+        return pl.DataFrame(result.fetchall(), schema=list(result.keys()), orient="row", infer_schema_length=None)
+
+
+def _lock(connection: sa.Connection, record: BatchRecord) -> None:
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+    key = f"{record.variant.key}|{record.scored_week.isoformat()}"
+    connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
+
+
+def _insert_batch(connection: sa.Connection, record: BatchRecord) -> int:
+    values = record.columns()
+    names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
+    statement = sa.text(
+        f"INSERT INTO scoring_batches ({names}, published_at, is_current) "  # noqa: S608 our own column names
+        f"VALUES ({slots}, clock_timestamp(), false) RETURNING batch_id"
+    )
+    batch_id: int = connection.execute(statement, values).scalar_one()
+    return batch_id
+
+
+def _make_current(connection: sa.Connection, record: BatchRecord, batch_id: int) -> None:
+    keys = {"variant": record.variant.key, "week": record.scored_week, "batch": batch_id}
+    connection.execute(
+        sa.text(
+            "UPDATE scoring_batches SET is_current = false "
+            "WHERE variant = :variant AND scored_week = :week AND is_current"
+        ),
+        keys,
+    )
+    connection.execute(sa.text("UPDATE scoring_batches SET is_current = true WHERE batch_id = :batch"), keys)
+
+
+def _insert_quarantined(connection: sa.Connection, batch_id: int, quarantined: pl.DataFrame) -> None:
+    rows = quarantined.select("row_number", "account_id", "rules", "row").to_dicts()
+    if rows:
+        statement = sa.text(
+            "INSERT INTO quarantined_rows (batch_id, row_number, account_id, rules, row) "
+            "VALUES (:batch_id, :row_number, :account_id, :rules, :row)"
+        )
+        connection.execute(statement, [row | {"batch_id": batch_id} for row in rows])
+
+
+def _copy(connection: sa.Connection, week: date, batch_id: int, rows: Iterable[ScoredRows]) -> int:
+    """Stream the rows into PostgreSQL; returns how many it says it took."""
+    cursor: Any = connection.connection.cursor()
+    with closing(cursor):
+        cursor.copy_expert(_COPY, _CopyStream(_copy_bytes(week, batch_id, rows)))
+        return int(cursor.rowcount)
+
+
+def _copy_bytes(week: date, batch_id: int, rows: Iterable[ScoredRows]) -> Iterator[bytes]:
+    yield _COPY_HEADER
+    for chunk in rows:
+        block = np.empty(len(chunk.account_ids), dtype=_ROW)
+        block["n_fields"] = 4
+        block["week_size"], block["week"] = 4, (week - _POSTGRES_EPOCH).days
+        block["batch_size"], block["batch"] = 8, batch_id
+        block["account_size"], block["account"] = 8, chunk.account_ids
+        block["probability_size"], block["probability"] = 4, chunk.probabilities
+        yield block.tobytes()
+    yield _COPY_TRAILER
+
+
+class _CopyStream(io.RawIOBase):
+    """A readable file over blocks of bytes, which is what psycopg2's COPY reads from."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._rest:
+            block = next(self._blocks, None)
+            if block is None:
+                return b""
+            self._rest = memoryview(block)
+        taken, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(taken)

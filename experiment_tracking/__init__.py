@@ -1,0 +1,1 @@
+"""Command-line shells around the core: set up MLflow, log and register models."""

@@ -1,0 +1,40 @@
+"""Set up MLflow's PostgreSQL backend, the predictions database, and a variant's experiment.
+
+Credentials come from the AWS Secrets Manager secret MLFLOW_SECRET_NAME; artifacts go to the bucket MLFLOW_S3_BUCKET.
+With neither set, the embedded PostgreSQL and a local folder are used. Safe to run again.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from churn.arguments import add_variant_flags, run_command, variant_of
+from churn.bootstrap import set_up_server, set_up_variant
+from churn.deployment import open_deployment
+from churn.settings import load_settings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser, which documents the flags."""
+    parser = argparse.ArgumentParser(prog="setup.py", description=__doc__)
+    add_variant_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the script."""
+    args = build_parser().parse_args(argv)
+    run_command("setup.py", lambda: set_up(args))
+
+
+def set_up(args: argparse.Namespace) -> None:
+    """Set up the server, then the variant; a line for each thing done."""
+    variant = variant_of(args)
+    with open_deployment(load_settings()) as deployment:
+        for line in set_up_server(deployment):
+            print(line, flush=True)
+        for line in set_up_variant(deployment, variant):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
