@@ -69,7 +69,8 @@ def _fetch_secret(name: str, region: str) -> str:
             ) from error
         if code in ("AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException"):
             raise AccessDeniedError(
-                f"access to secret {name!r} in {region} was denied ({code}); the role needs secretsmanager:GetSecretValue"
+                f"access to secret {name!r} in {region} was denied ({code}); "
+                f"the role needs secretsmanager:GetSecretValue"
             ) from error
         raise CredentialsError(f"secret {name!r} in {region} could not be read: {code}") from error
     except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:

@@ -24,6 +24,7 @@ from churn.variants import Variant
 
 if TYPE_CHECKING:
     from churn.model.registry import Registry
+    from churn.pipeline import Scorer
 
 BUNDLED_FILES = ("data/churn", "models/churn")
 
@@ -93,6 +94,22 @@ class Deployment:
                 url = self.mlflow_database.update_query_dict({"options": f"-c role={role}"})
                 uri = url.render_as_string(hide_password=False)
         return Registry(uri, self.settings.churn_home / "cache" / "models")
+
+    def scorer(self) -> "Scorer":
+        """Open all that scoring needs.
+
+        Raises:
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.pipeline import Scorer
+
+        return Scorer(
+            sources=self.sources(),
+            registry=self.registry(read_only=True),
+            store=self.store(),
+            code_version=self.code_version,
+            max_quarantine_share=self.settings.churn_max_quarantine_share,
+        )
 
     def artifact_location(self, variant: Variant) -> str:
         """Where a variant's experiment keeps its artifacts."""

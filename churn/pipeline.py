@@ -1,7 +1,7 @@
-"""The weekly job for one variant: read, check, make features, score, publish. One function per asset, and one for all.
+"""The weekly job for one variant: read, check, make features, score, publish.
 
-``score_variant`` is the unit of everything larger: idempotent, atomic, and retried here where a retry can help. It knows
-no Dagster; ``orchestration`` tells what came of it.
+``score_variant`` is the unit of everything larger: idempotent, atomic, retried where a retry can help. It knows no
+Dagster; ``orchestration`` tells what came of it.
 """
 
 import logging
@@ -176,10 +176,10 @@ def make_features(raw: SourceFile, feature_names: tuple[str, ...], as_of: date) 
     withheld = stale_accounts(latest, checked.quarantined, as_of)
     rows = latest.join(withheld, on="account_id", how="anti", maintain_order="left")
     if rows.is_empty() and not checked.rows.is_empty():
-        months = checked.rows["activity_month"]
+        first, last = checked.rows.select(first=pl.min("activity_month"), last=pl.max("activity_month")).row(0)
         raise InputError(
-            f"no account of {raw.provenance.uri} was known at {as_of}: its months run from {months.min()} to "
-            f"{months.max()}; score a later week or bring an earlier extract"
+            f"no account of {raw.provenance.uri} was known at {as_of}: its months run from {first} to "
+            f"{last}; score a later week or bring an earlier extract"
         )
     return FeatureRows(rows, encoding, feature_names, checked, n_later, withheld.height, has_account_ids=True)
 

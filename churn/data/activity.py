@@ -16,6 +16,17 @@ from churn.errors import InputError, QuarantineError
 
 Kind = Literal["integer", "date", "instant", "text", "number", "money", "balance"]
 
+_NUMBER = pl.Float64()
+_DTYPES: Mapping[Kind, pl.DataType] = {
+    "integer": pl.Int64(),
+    "date": pl.Date(),
+    "instant": pl.Datetime("us", "UTC"),
+    "text": pl.String(),
+    "number": _NUMBER,
+    "money": _NUMBER,
+    "balance": _NUMBER,
+}
+
 # balance: money that may be negative. Columns a model uses beyond these are numbers.
 KINDS: Mapping[str, Kind] = {
     "account_id": "integer",
@@ -92,7 +103,7 @@ def check_activity(frame: pl.DataFrame, numbers: Collection[str] = ()) -> Checke
     """Check raw activity: one row per account and active month.
 
     Args:
-        frame: Columns of the contract, all or some; ``account_id`` and ``activity_month`` at least. Others pass as they are.
+        frame: Columns of the contract, all or some; ``account_id`` and ``activity_month`` at least. Others pass.
         numbers: Further columns that a model uses as numbers.
     """
     kinds = {name: KINDS[name] for name in frame.columns if name in KINDS}
@@ -203,35 +214,30 @@ def _one_hot_rules(features: Sequence[str]) -> list[Rule]:
 def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
     """Turn a column as read into its kind; what cannot be turned becomes null, which a rule then catches."""
     column = pl.col(name)
-    is_text = dtype == pl.String
+    if dtype == pl.String:
+        return _parse_text(column, kind)
     if kind == "integer":
         return _parse_integer(column, dtype)
-    if kind == "date":
-        return column.str.to_date("%Y-%m-%d", strict=False) if is_text else _cast(column, dtype, pl.Date())
-    if kind == "instant":
-        instant = pl.Datetime("us", "UTC")
-        if is_text:
-            return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False, ambiguous="null")
-        return (
-            column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-            if dtype == pl.Date
-            else _cast(column, dtype, instant)
-        )
+    if kind == "instant" and dtype == pl.Date:
+        return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    to = _DTYPES[kind]
+    return pl.lit(None, dtype=to) if dtype.is_nested() else column.cast(to, strict=False)
+
+
+def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
     if kind == "text":
-        return column if is_text else _cast(column, dtype, pl.String())
-    if is_text:
-        flags = {"true": "1", "false": "0"}
-        return column.str.strip_chars().str.to_lowercase().replace(flags).cast(pl.Float64, strict=False)
-    return _cast(column, dtype, pl.Float64())
+        return column
+    if kind == "date":
+        return column.str.to_date("%Y-%m-%d", strict=False)
+    if kind == "instant":
+        return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+    stripped = column.str.strip_chars()
+    if kind == "integer":
+        return stripped.cast(pl.Int64, strict=False)
+    return stripped.str.to_lowercase().replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
 
 
 def _parse_integer(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype == pl.String:
-        return column.str.strip_chars().cast(pl.Int64, strict=False)
     if dtype.is_float():
         return pl.when(column == column.round()).then(column).cast(pl.Int64, strict=False)
-    return _cast(column, dtype, pl.Int64()) if dtype.is_integer() else pl.lit(None, dtype=pl.Int64)
-
-
-def _cast(column: pl.Expr, dtype: pl.DataType, to: pl.DataType) -> pl.Expr:
-    return pl.lit(None, dtype=to) if dtype.is_nested() else column.cast(to, strict=False)
+    return column.cast(pl.Int64, strict=False) if dtype.is_integer() else pl.lit(None, dtype=pl.Int64)

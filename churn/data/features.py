@@ -114,7 +114,7 @@ def encode(rows: pl.DataFrame, encoding: Encoding) -> Matrix:
 
 
 def count_unknown_levels(rows: pl.DataFrame, encoding: Encoding, *, most: int = 20) -> dict[str, dict[str, int]]:
-    """Count, per parent, the rows whose level the model does not know: ``{parent: {level: rows}}``, most frequent first."""
+    """Count the rows whose level the model does not know: ``{parent: {level: rows}}``, most frequent first."""
     counts: dict[str, dict[str, int]] = {}
     for group in encoding.one_hots:
         unknown = rows[group.parent].cast(pl.String).filter(_codes(rows, group).is_null())

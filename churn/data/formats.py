@@ -97,7 +97,7 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
     widths = sorted({len(row) for row in rows})
     if widths != [len(names)]:
         raise InputError(
-            f"{path.name} is a JSON array of arrays of lengths {widths[:5]}; the model has {len(names)} features in order"
+            f"{path.name} is a JSON array of arrays of lengths {widths[:5]}; the model has {len(names)} features"
         )
     return _from_records(path.name, rows, list(names))
 

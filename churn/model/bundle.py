@@ -92,7 +92,7 @@ class Bundle:
         if not difference <= GOLDEN_TOLERANCE:
             raise ModelFileError(
                 f"the model gives its golden rows scores that differ by {difference:.2g} from those logged with it "
-                f"({GOLDEN_TOLERANCE:g} is allowed); XGBoost here is {xgb.__version__}: use the version it was logged with"
+                f"({GOLDEN_TOLERANCE:g} is allowed); XGBoost here is {xgb.__version__}: use the one it was logged with"
             )
 
 
@@ -131,7 +131,7 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
 def load_bundle(
     data: bytes, feature_names: Sequence[str] | None, origin: str, parameters: dict[str, Any] | None = None
 ) -> Bundle:
-    """Load a booster whose bytes were checked before, such as one with the sha256 that was logged; see ``read_bundle``."""
+    """Load a booster whose bytes were checked before, such as a logged one; see :func:`read_bundle`."""
     booster = xgb.Booster()
     try:
         booster.load_model(bytearray(data))

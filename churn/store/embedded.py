@@ -220,8 +220,8 @@ class _Server:
     def _drop_foreign_pid(self) -> None:
         """Remove the pid file of a dead server where PostgreSQL would take it for a running one's.
 
-        It does so when another process of its user has the pid by now (after a restart of a container, quite likely) and
-        when nobody reaped the dead one.
+        It does so when another process of its user has the pid by now, quite likely after a restart of a container, and
+        when nobody has reaped the dead one.
         """
         pid_file = self.data / "postmaster.pid"
         try:

@@ -68,7 +68,7 @@ def run_as(
     """Run ``command`` to its end; the exit status is the caller's to judge."""
     # Nothing else of our environment gets in: PGPORT or PGOPTIONS are meant for other servers.
     own = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
-    return subprocess.run(  # noqa: S603 (a list of ours, no shell)
+    return subprocess.run(
         command,
         check=False,
         cwd="/",  # ours may be closed to the account

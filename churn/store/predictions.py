@@ -1,7 +1,8 @@
 """The predictions table: publish a batch, look at what is published.
 
-A batch is one transaction: readers see the old one or the new one, never both, never half. Running it again adds a batch
-and moves ``is_current`` to it; nothing else changes. Earlier batches stay, for audit, until retention drops their week.
+A batch is one transaction: readers see the old one or the new one, never both, never half. Running it again adds a
+batch and moves ``is_current`` to it; nothing else changes. Earlier batches stay, for audit, until
+retention drops their week.
 """
 
 import io
@@ -55,7 +56,7 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """What is recorded of a batch beside its rows: the columns of ``scoring_batches`` known before the rows are written."""
+    """What is recorded of a batch beside its rows: columns of ``scoring_batches`` known before the rows are written."""
 
     variant: Variant
     scored_week: date
@@ -141,6 +142,21 @@ class PredictionStore:
         )
         with self._read() as connection:
             return dict(connection.execute(query, {"run": dagster_run_id, "week": week}).tuples().all())
+
+    def count_rows(self, batch_id: int, week: date) -> int:
+        """Count a batch's rows as PostgreSQL holds them."""
+        query = sa.text("SELECT count(*) FROM churn_predictions WHERE scored_week = :week AND batch_id = :batch")
+        with self._read() as connection:
+            return int(connection.execute(query, {"week": week, "batch": batch_id}).scalar_one())
+
+    def latest_inputs(self) -> dict[str, str]:
+        """Return, per variant key, the input that its newest batch was made of, as ``uri@version``."""
+        query = sa.text(
+            "SELECT DISTINCT ON (variant) variant, source_uri || '@' || source_version "
+            "FROM scoring_batches ORDER BY variant, batch_id DESC"
+        )
+        with self._read() as connection:
+            return dict(connection.execute(query).tuples().all())
 
     def _open_week(self, week: date) -> None:
         # In a transaction of its own: making a partition locks the table, and must not wait for a batch to be written.

@@ -1,0 +1,1 @@
+"""The Dagster code location: thin shells around the core. Read ``definitions`` first."""

@@ -1,0 +1,139 @@
+"""The weekly graph: raw data and a model from MLflow become features, predictions, and rows in PostgreSQL.
+
+One op makes the five assets for a range of variants in one process. A variant that is published gets its five
+materializations and its checks together; one that fails is named at the end, when all the others are done.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from churn.errors import ChurnError, TransientError
+from churn.pipeline import Outcome, Scorer, parse_week
+from churn.variants import Variant
+from orchestration.assets.metadata import describe
+from orchestration.checks import CHECKS, WeeklyChecks, evaluate
+from orchestration.partitions import variants_partitions
+from orchestration.resources import Services
+
+WEEK_TAG = "churn/week"
+MAX_RETRIES = 2
+
+_GROUP = "weekly_scoring"
+_OWNERS = ["team:retention"]
+
+
+def _spec(name: str, description: str, kinds: set[str], deps: list[str]) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        name, description=description, kinds=kinds, deps=deps, group_name=_GROUP, owners=_OWNERS, skippable=True
+    )
+
+
+SPECS = [
+    _spec(
+        "raw_churn_data",
+        "A variant's input as read from S3, or, flagged, from the local copy: player-month activity or encoded rows.",
+        {"s3", "parquet"},
+        [],
+    ),
+    _spec(
+        "transformed_features",
+        "One row per account from what was known at the as-of date; rows that break the contract are quarantined.",
+        {"polars"},
+        ["raw_churn_data"],
+    ),
+    _spec(
+        "load_model_from_mlflow",
+        "The variant's champion, resolved to a version once, its bytes and golden scores checked.",
+        {"mlflow", "xgboost"},
+        [],
+    ),
+    _spec(
+        "generate_predictions",
+        "The probability that each account churns within the horizon.",
+        {"xgboost"},
+        ["transformed_features", "load_model_from_mlflow"],
+    ),
+    _spec(
+        "store_predictions",
+        "The batch, published to churn_predictions in one transaction; churn_predictions_current shows it.",
+        {"postgres", "table"},
+        ["generate_predictions"],
+    ),
+]
+
+
+class WeeklyConfig(dg.Config):
+    """What a launch may set."""
+
+    week: str | None = None
+    """The Monday to score, as YYYY-MM-DD; default: the run's churn/week tag, else this week's."""
+
+
+@dg.multi_asset(
+    name="score_variants",
+    specs=SPECS,
+    check_specs=CHECKS,
+    partitions_def=variants_partitions,
+    backfill_policy=dg.BackfillPolicy.multi_run(500),
+    retry_policy=dg.RetryPolicy(
+        max_retries=MAX_RETRIES, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL
+    ),
+)
+def weekly_assets(
+    context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services
+) -> Iterator[dg.AssetCheckResult]:
+    """Score every variant of the run's partitions."""
+    failed: dict[str, Exception] = {}
+    checks = WeeklyChecks()
+    try:
+        week = parse_week(config.week or context.run.tags.get(WEEK_TAG), datetime.now(UTC).date())
+        with services.open() as deployment:
+            scorer = deployment.scorer()
+            done = scorer.store.published_by(context.run.run_id, week) if context.retry_number else {}
+            for key in context.partition_keys:
+                if key in done:
+                    continue
+                try:
+                    outcome = scorer.score_variant(Variant.from_key(key), week, dagster_run_id=context.run.run_id)
+                    checks.add(key, report(context, outcome, scorer, deployment.model_link))
+                except Exception as error:  # one poisoned variant must not stop the others
+                    failed[key] = error
+                    context.log.error("%s: %s", key, error, exc_info=not isinstance(error, ChurnError))  # noqa: TRY400
+    except ChurnError as error:
+        raise _failure(dict.fromkeys(context.partition_keys, error), context) from error
+    if failed and _can_retry(failed, context):
+        raise _failure(failed, context)
+    yield from checks.summaries()
+    if failed:
+        raise _failure(failed, context)
+
+
+def report(
+    context: dg.AssetExecutionContext, outcome: Outcome, scorer: Scorer, model_link: Callable[[str, int], str]
+) -> list[dg.AssetCheckEvaluation]:
+    """Log a published variant's five materializations and its checks; returns the checks."""
+    key = outcome.record.variant.key
+    for asset, metadata in describe(outcome, model_link).items():
+        context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=metadata))
+    evaluations = evaluate(outcome, scorer)
+    for evaluation in evaluations:
+        context.log_event(evaluation)
+    return evaluations
+
+
+def _can_retry(failed: dict[str, Exception], context: dg.AssetExecutionContext) -> bool:
+    is_transient = any(isinstance(error, TransientError) for error in failed.values())
+    return is_transient and context.retry_number < MAX_RETRIES
+
+
+def _failure(failed: dict[str, Exception], context: dg.AssetExecutionContext) -> dg.Failure:
+    n_variants = len(list(context.partition_keys))
+    reasons = {key: str(error) if isinstance(error, ChurnError) else repr(error) for key, error in failed.items()}
+    first = next(iter(reasons.items()))
+    return dg.Failure(
+        f"{len(failed)} of {n_variants} variants failed: {', '.join(list(reasons)[:20])}; {first[0]}: {first[1]}",
+        metadata={"failed": dg.MetadataValue.json(reasons)},
+        allow_retries=_can_retry(failed, context),
+    )

@@ -1,0 +1,16 @@
+"""Assembly of the code location: assets, job, schedule, sensors, resources. Nothing is opened while this is loaded."""
+
+import dagster as dg
+
+from orchestration.assets.weekly import weekly_assets
+from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
+from orchestration.resources import Services
+from orchestration.sensors import new_data_sensor
+
+defs = dg.Definitions(
+    assets=[weekly_assets],
+    jobs=[churn_prediction_job],
+    schedules=[weekly_churn_prediction_schedule],
+    sensors=[new_data_sensor],
+    resources={"services": Services()},
+)

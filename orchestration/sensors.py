@@ -1,0 +1,63 @@
+"""Sensors: new data asks for a run of exactly the variants that have some, and partitions follow the registry."""
+
+import json
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from churn.data.sources import Sources
+from churn.errors import ChurnError
+from churn.pipeline import monday_of
+from churn.variants import Variant
+from orchestration.assets.weekly import WEEK_TAG
+from orchestration.job import VARIANTS_PER_RUN, churn_prediction_job
+from orchestration.partitions import ranges, sync_partitions
+from orchestration.resources import Services
+
+TRIGGER_TAG = "churn/trigger"
+
+
+@dg.sensor(
+    job=churn_prediction_job,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Keeps the partitions equal to the registered variants, and scores those whose input is new.",
+)
+def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
+    """Compare each variant's input version with the one seen last.
+
+    The cursor holds ``{"tick": n, "versions": {key: version}}``. Where it is empty, what was published last stands for
+    what was seen, so that switching the sensor on scores only what was never scored.
+    """
+    try:
+        with services.open() as deployment:
+            registered = deployment.registry(read_only=True).variants()
+            keys = sync_partitions(context.instance, registered)
+            cursor = json.loads(context.cursor) if context.cursor else None
+            seen = cursor["versions"] if cursor else deployment.store().latest_inputs()
+            current = input_versions(deployment.sources(), registered)
+    except ChurnError as error:
+        return dg.SensorResult(skip_reason=f"cannot look for new data: {error}", cursor=context.cursor)
+    new = {key for key, version in current.items() if seen.get(key) != version}
+    tick = (cursor["tick"] if cursor else 0) + bool(new)
+    # A variant whose input is gone for the moment keeps its version: the same file coming back is not new.
+    known = {key: version for key, version in (seen | current).items() if key in set(keys)}
+    week = monday_of(datetime.now(UTC).date()).isoformat()
+    requests = [
+        dg.RunRequest(
+            run_key=f"new-data:{tick}:{'..'.join(tags.values())}",
+            tags={**tags, WEEK_TAG: week, TRIGGER_TAG: "new data"},
+        )
+        for tags in ranges(keys, new, VARIANTS_PER_RUN)
+    ]
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else f"no new input for any of {len(keys)} variants",
+        cursor=json.dumps({"tick": tick, "versions": known}, sort_keys=True),
+    )
+
+
+def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
+    """Return the version of each variant's own input, by key, for those that have one."""
+    versions = {variant.key: sources.input_version(variant) for variant in variants}
+    return {key: version for key, version in versions.items() if version is not None}
