@@ -8,7 +8,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,12 @@ from churn.data.activity import CheckedRows, check_activity, check_encoded, is_a
 from churn.data.features import Encoding, Matrix, count_unknown_levels, encode, features, plan_encoding
 from churn.data.formats import read_frame
 from churn.data.sources import Provenance, SourceFile, Sources
-from churn.errors import InputError, ModelFileError, TransientError, UsageError
+from churn.errors import InputError, ModelFileError, TransientError
 from churn.model.bundle import Bundle
 from churn.model.registry import CHAMPION, ModelVersion, Registry
 from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows
 from churn.variants import Variant
+from churn.weeks import default_as_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Scorer:
 
         Args:
             week: The Monday of the scored week.
-            as_of: The day at whose end things must have been known; default: see :func:`default_as_of`.
+            as_of: The day at whose end things must have been known; default: see :func:`churn.weeks.default_as_of`.
 
         Raises:
             ChurnError: With the reason. Nothing is published then; transient errors were retried first.
@@ -215,35 +216,6 @@ def predict(bundle: Bundle, feature_rows: FeatureRows, model: ModelVersion) -> S
             f"(first: {probabilities[wrong[0]]}); nothing was published: log the model again"
         )
     return ScoredRows(feature_rows.rows["account_id"].to_numpy(), probabilities)
-
-
-def monday_of(day: date) -> date:
-    """Return the Monday of a day's week."""
-    return day - timedelta(days=day.weekday())
-
-
-def parse_week(text: str | None, today: date) -> date:
-    """Read the week to score: a Monday as ``YYYY-MM-DD``, or ``None`` for this week's.
-
-    Raises:
-        UsageError: If it is not a date, not a Monday, or has not begun.
-    """
-    if text is None:
-        return monday_of(today)
-    try:
-        week = date.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"week {text!r} is not a date; the Monday of the week is needed, as YYYY-MM-DD") from None
-    if week != monday_of(week):
-        raise UsageError(f"week {week} begins on a {week:%A}; did you mean its Monday, {monday_of(week)}?")
-    if week > today:
-        raise UsageError(f"week {week} has not begun (today is {today}); the latest week is {monday_of(today)}")
-    return week
-
-
-def default_as_of(week: date, today: date) -> date:
-    """Return the last day of the week that has begun: today in the current week, its Sunday in a past one."""
-    return min(today, week + timedelta(days=6))
 
 
 def _tell_retry(state: RetryCallState) -> None:

@@ -7,8 +7,8 @@ import dagster as dg
 
 from churn.data.sources import Sources
 from churn.errors import ChurnError
-from churn.pipeline import monday_of
 from churn.variants import Variant
+from churn.weeks import monday_of
 from orchestration.assets.weekly import WEEK_TAG
 from orchestration.job import VARIANTS_PER_RUN, churn_prediction_job
 from orchestration.partitions import ranges, sync_partitions

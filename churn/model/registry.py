@@ -7,6 +7,7 @@ number; boosters are cached on disk by model id, since a version's files never c
 import contextlib
 import hashlib
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -89,9 +90,7 @@ class Registry:
             tracking_uri: Server or database; it may hold a password, and is never logged.
             cache: Folder for boosters by model id; made when needed.
         """
-        # MLflow resolves ``models:/`` sources through its process-wide URI, whatever the client's is.
-        mlflow.set_tracking_uri(tracking_uri)
-        mlflow.set_registry_uri(tracking_uri)
+        _set_process_uri(tracking_uri)
         self._client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = cache
 
@@ -318,6 +317,20 @@ def _errors_translated(doing: str) -> Iterator[None]:
         raise RegistryError(f"MLflow failed at {doing}: {error.message}") from error
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
         raise _unavailable(doing, error) from error
+
+
+def _set_process_uri(uri: str) -> None:
+    """Tell MLflow the URI that ``models:/`` sources are resolved through, whatever a client's own is.
+
+    MLflow exports it to child processes too; a URI with a password, and perhaps a lesser role, is not theirs to have.
+    """
+    exported = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if exported is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = exported
 
 
 def _unavailable(doing: str, error: Exception) -> RegistryUnavailableError:

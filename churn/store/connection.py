@@ -26,6 +26,7 @@ _SETUP = "run experiment_tracking/setup.py"
 
 _TRANSIENT_STATES = ("08", "40", "53", "57P", "55P03")  # connection, serialization, resources, shutdown, lock timeout
 _DENIED = "42501"
+_SETUP_NEEDS = "set-up needs a login with CREATEDB, CREATEROLE and, once they exist, ADMIN OPTION on the churn roles"
 _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
 
 
@@ -96,7 +97,9 @@ def _meaning_of(error: DBAPIError, url: sa.URL) -> ChurnError:
     if state.startswith(_TRANSIENT_STATES):
         return DatabaseUnavailableError(f"{where} could not go on ({text}); try again")
     if state == _DENIED:
-        return AccessDeniedError(f"{where} denied access to user {url.username!r} ({text}); {_SETUP}, which grants it")
+        is_setup = text.startswith(("permission denied to create", "permission denied to grant"))
+        remedy = _SETUP_NEEDS if is_setup else f"{_SETUP}, which grants it"
+        return AccessDeniedError(f"{where} denied access to user {url.username!r} ({text}); {remedy}")
     if state in _MISSING:
         return StoreError(f"{where} lacks what set-up makes ({text}); {_SETUP}")
     return StoreError(f"{where} refused: {text}")

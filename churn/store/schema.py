@@ -53,9 +53,17 @@ def ensure_roles(url: sa.URL) -> list[str]:
             known = connection.scalar(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
             if not known and _execute_unless_there(connection, f"CREATE ROLE {role} NOLOGIN"):
                 made.append(role)
-            if not connection.scalar(sa.text("SELECT pg_has_role(current_user, :role, 'MEMBER')"), {"role": role}):
+            if not _may_take_on(connection, role):
                 connection.exec_driver_sql(f"GRANT {role} TO CURRENT_USER")
     return made
+
+
+def _may_take_on(connection: sa.Connection, role: str) -> bool:
+    # Since 16, who makes a role becomes a member that may hand it on, but not act as it.
+    version = connection.dialect.server_version_info or (0,)
+    privilege = "SET" if version >= (16,) else "MEMBER"
+    query = sa.text("SELECT pg_has_role(current_user, :role, :privilege)")
+    return bool(connection.scalar(query, {"role": role, "privilege": privilege}))
 
 
 def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from churn.errors import ChurnError, TransientError
-from churn.pipeline import Outcome, Scorer, parse_week
+from churn.pipeline import Outcome, Scorer
 from churn.variants import Variant
+from churn.weeks import parse_week
 from orchestration.assets.metadata import describe
 from orchestration.checks import CHECKS, WeeklyChecks, evaluate
 from orchestration.partitions import variants_partitions

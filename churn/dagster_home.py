@@ -1,0 +1,20 @@
+"""The Dagster instance of a deployment: its home folder, its configuration, and the environment that names both."""
+
+import os
+import shutil
+from pathlib import Path
+
+from churn.deployment import Deployment
+from churn.settings import find_project_root
+
+CONFIG = Path("orchestration/config/dagster.yaml")
+
+
+def dagster_environment(deployment: Deployment) -> dict[str, str]:
+    """Prepare the instance's home, unless ``DAGSTER_HOME`` names one; returns the variables that point to it."""
+    home = Path(os.environ.get("DAGSTER_HOME") or deployment.settings.churn_home.absolute() / "dagster")
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists() or "DAGSTER_HOME" not in os.environ:
+        shutil.copyfile(find_project_root() / CONFIG, home / "dagster.yaml")
+    url = deployment.dagster_database.set(drivername="postgresql").render_as_string(hide_password=False)
+    return {"DAGSTER_HOME": str(home), "CHURN_DAGSTER_DATABASE_URL": url}
