@@ -49,14 +49,15 @@ for _ in range(5):
 """
 
 SURVIVE_CTRL_C = """
-import sys, signal
+import sys, time
 from pathlib import Path
 from sqlalchemy import NullPool, create_engine
 from churn.store.embedded import embedded_postgres
 with embedded_postgres(Path(sys.argv[1])) as url:
-    print(url.port, flush=True)
     try:
-        signal.pause()
+        print(url.port, flush=True)
+        while True:
+            time.sleep(0.1)
     except KeyboardInterrupt:
         with create_engine(url, poolclass=NullPool).connect() as connection:
             print(connection.exec_driver_sql("select 42").scalar_one(), flush=True)
