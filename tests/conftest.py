@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,20 +18,28 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")
 
 
+@pytest.fixture(scope="session")
+def homes() -> Iterator[Path]:
+    """A folder for homes with an embedded PostgreSQL: others may enter it, as the account that root runs it as must."""
+    with tempfile.TemporaryDirectory(prefix="churn-tests-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, homes: Path) -> None:
     """No test sees the caller's settings, nor writes to the checkout's ``.churn``."""
     for name in list(os.environ):
         if name.startswith(OURS):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("CHURN_HOME", str(tmp_path / "churn-home"))
+    monkeypatch.setenv("CHURN_HOME", str(homes / uuid.uuid4().hex))
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
+def postgres(homes: Path) -> Iterator[sa.URL]:
     """The superuser's URL of a PostgreSQL that lives as long as the session."""
-    with embedded_postgres(tmp_path_factory.mktemp("postgres")) as url:
+    with embedded_postgres(homes / "session") as url:
         yield url
 
 

@@ -21,13 +21,12 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(homes: Path) -> dict[str, str]:
     """One home for all commands, which follow each other as a reader would type them."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "CHURN_", "AWS_"))
     }
-    home = tmp_path_factory.mktemp("readme") / "home"
-    return inherited | {"CHURN_HOME": str(home), "UV_NO_SYNC": "1", "COLUMNS": "120"}
+    return inherited | {"CHURN_HOME": str(homes / "readme"), "UV_NO_SYNC": "1", "COLUMNS": "120"}
 
 
 def run(command: str, environment: dict[str, str]) -> str:
