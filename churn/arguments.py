@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from churn.errors import ChurnError, UsageError
 from churn.variants import Variant
 
 FAILED, WRONG_USAGE = 1, 2
+_ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE)
 
 
 def add_variant_flags(parser: argparse.ArgumentParser) -> None:
@@ -37,3 +39,18 @@ def variant_of(args: argparse.Namespace) -> Variant:
         UsageError: If a part is not allowed.
     """
     return Variant(args.geography, args.company)
+
+
+def alias_of(args: argparse.Namespace) -> str | None:
+    """Read the flag ``--alias``.
+
+    Raises:
+        UsageError: If MLflow would refuse it, which it does only when the version is registered.
+    """
+    alias: str | None = args.alias
+    if alias is not None and not _ALIAS.fullmatch(alias):
+        raise UsageError(
+            f"alias {alias!r} is not allowed: letters, digits, - and _, at most 255, and neither latest nor a version "
+            f"such as v3; champion is the one that scores"
+        )
+    return alias

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from churn.arguments import FAILED, add_variant_flags, run_command, variant_of
+from churn.arguments import FAILED, add_variant_flags, alias_of, run_command, variant_of
 from churn.deployment import Deployment, open_deployment
 from churn.errors import ChurnError, UsageError
 from churn.settings import load_settings
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def log_models(args: argparse.Namespace) -> None:
     """Log each variant that the flags name."""
-    variants = chosen_variants(args)
+    variants, alias = chosen_variants(args), alias_of(args)
     with open_deployment(load_settings()) as deployment:
-        failed = [variant for variant in variants if not log_one(deployment, variant, args.alias)]
+        failed = [variant for variant in variants if not log_one(deployment, variant, alias)]
     if failed:
         if len(variants) > 1:
             print(

@@ -16,19 +16,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import botocore.exceptions as aws
 import mlflow
 import mlflow.xgboost
 import pandas as pd
 import requests
 import sqlalchemy.exc
 import xgboost as xgb
+from boto3.exceptions import Boto3Error
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from churn.errors import ModelFileError, RegistryError, RegistryUnavailableError, UsageError
+from churn.errors import (
+    AccessDeniedError,
+    ChurnError,
+    ModelFileError,
+    RegistryError,
+    RegistryUnavailableError,
+    UsageError,
+)
 from churn.model.bundle import Bundle, Golden, load_bundle
 from churn.variants import Variant, nearest
 
@@ -91,7 +100,8 @@ class Registry:
             cache: Folder for boosters by model id; made when needed.
         """
         _set_process_uri(tracking_uri)
-        self._client = MlflowClient(tracking_uri, tracking_uri)
+        with _errors_translated("opening the registry"):
+            self._client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = cache
 
     def variants(self) -> list[Variant]:
@@ -308,15 +318,35 @@ def _errors_translated(doing: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
+        said = (error.message.splitlines() or [error.error_code])[0]  # a statement and its values follow
         if error.error_code in _ABSENT:
-            raise _AbsentError(f"MLflow failed at {doing}: {error.message}") from error
+            raise _AbsentError(f"MLflow failed at {doing}: {said}") from error
         if error.error_code == "PERMISSION_DENIED":
-            raise RegistryError(f"MLflow denied {doing}: {error.message}") from error
-        if isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or "API request to" in error.message:
+            raise RegistryError(f"MLflow denied {doing}: {said}") from error
+        if isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or "API request to" in said:
             raise _unavailable(doing, error) from error
-        raise RegistryError(f"MLflow failed at {doing}: {error.message}") from error
+        raise RegistryError(f"MLflow failed at {doing}: {said}") from error
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
         raise _unavailable(doing, error) from error
+    except (Boto3Error, aws.BotoCoreError, aws.ClientError) as error:
+        raise _meaning_of_artifact_error(doing, error) from error
+
+
+def _meaning_of_artifact_error(doing: str, error: Exception) -> ChurnError:
+    """Tell what S3's answer to MLflow means; a failed upload has it only as the context of its error."""
+    cause = error.__context__ if isinstance(error, Boto3Error) else error
+    what = f"MLflow's artifacts in S3 failed at {doing}"
+    if isinstance(cause, aws.HTTPClientError):
+        return RegistryUnavailableError(f"{what} ({type(cause).__name__}); check the network, and that S3 runs")
+    if not isinstance(cause, aws.ClientError):
+        return RegistryError(f"{what}: {error}; check the AWS credentials")
+    code = cause.response.get("Error", {}).get("Code", "")
+    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status in (401, 403):
+        return AccessDeniedError(f"{what}: access was denied ({code}); the role needs s3:GetObject and s3:PutObject")
+    if status >= 500 or status == 429:
+        return RegistryUnavailableError(f"{what}: it kept failing ({code}); try again")
+    return RegistryError(f"{what} ({code}); bring the bucket and its objects back, or log the model again")
 
 
 def _set_process_uri(uri: str) -> None:

@@ -1,0 +1,259 @@
+"""A deployment for each test: databases of its own, a login with a hostile password, its secret, its bucket.
+
+Schemas cost seconds to make, so each is made once a session by the code under test, and cloned for every test.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import boto3
+import dagster as dg
+import polars as pl
+import pytest
+import sqlalchemy as sa
+
+from churn.deployment import Deployment, open_deployment
+from churn.settings import load_settings
+from churn.store.connection import OWNER, READER, WRITER, create_engine
+from churn.store.schema import ensure_database, ensure_roles, migrate_mlflow, migrate_predictions
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = "p@ss:w/o%rd'\" x"  # noqa: S105
+"""Every character that a URL, a shell, a format string or a libpq connection string could trip over."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One deployment's names, and its services as its superuser sees them.
+
+    Attributes:
+        server: The superuser's URL of the server.
+        login: The URL that the secret describes, with the database ``postgres``.
+    """
+
+    server: sa.URL
+    login: sa.URL
+    mlflow: str
+    churn: str
+    dagster: str
+    bucket: str
+
+    def rows(self, database: str, query: str, **values: object) -> list[tuple[Any, ...]]:
+        """Run a statement as the superuser, who sees everything; returns its rows."""
+        return run_sql(self.server.set(database=database), query, **values)
+
+    def current(self, where: str = "true") -> pl.DataFrame:
+        """Return the current predictions, in order of variant and account."""
+        query = f"SELECT * FROM churn_predictions_current WHERE {where} ORDER BY variant, scored_week, account_id"  # noqa: S608
+        with create_engine(self.server.set(database=self.churn)).connect() as connection:
+            result = connection.execute(sa.text(query))
+            return pl.DataFrame(result.fetchall(), schema=list(result.keys()), orient="row", infer_schema_length=None)
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write an object to the bucket."""
+        boto3.client("s3").put_object(Bucket=self.bucket, Key=key, Body=body)
+
+
+def run_sql(url: sa.URL, query: str, **values: object) -> list[tuple[Any, ...]]:
+    engine = create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        result = connection.execute(sa.text(query), values)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def create_login(server: sa.URL, attributes: str = "CREATEDB CREATEROLE") -> sa.URL:
+    """Make a login that is no superuser, whose password holds everything awkward."""
+    name = f"app_{uuid.uuid4().hex[:8]}"
+    literal = PASSWORD.replace("'", "''").replace(":", "\\:")
+    run_sql(server, f"CREATE ROLE {name} LOGIN NOSUPERUSER {attributes} PASSWORD '{literal}'")
+    return server.set(username=name, password=PASSWORD)
+
+
+def require_no_password(*texts: str) -> None:
+    """Fail when a text holds the password, as it is or as a URL, a repr or JSON would write it."""
+    spellings = {PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), quote_plus(PASSWORD), repr(PASSWORD)[1:-1]}
+    url = sa.URL.create("x", "user", PASSWORD, "host").render_as_string(hide_password=False)
+    spellings |= {json.dumps(PASSWORD)[1:-1], url.removeprefix("x://user:").removesuffix("@host")}
+    for text in texts:
+        assert not [spelling for spelling in spellings if spelling in text]
+
+
+@pytest.fixture(scope="session")
+def login(postgres: sa.URL) -> sa.URL:
+    """A login that may create databases and roles, and no more."""
+    url = create_login(postgres)
+    for role in (OWNER, WRITER, READER):
+        if run_sql(postgres, "SELECT 1 FROM pg_roles WHERE rolname = :role", role=role):
+            run_sql(postgres, f"GRANT {role} TO {url.username} WITH ADMIN OPTION")
+    return url
+
+
+@pytest.fixture(scope="session")
+def schemas(postgres: sa.URL, login: sa.URL, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """One database of each kind, set up, to be cloned: its name by ``mlflow``, ``churn`` and ``dagster``."""
+    from churn.model.registry import Registry
+
+    names = {kind: f"template_{kind}" for kind in ("mlflow", "churn", "dagster")}
+    for name in names.values():
+        assert ensure_database(login.set(database=name))
+    ensure_roles(login.set(database=names["churn"]))
+    mlflow_url = login.set(database=names["mlflow"])
+    migrate_mlflow(mlflow_url)
+    Registry(mlflow_url.render_as_string(hide_password=False), Path("unused"))  # its first opening adds rows
+    migrate_predictions(login.set(database=names["churn"]))
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("dagster-template")
+        with open_instance(home, login.set(database=names["dagster"]), patch) as instance:
+            assert instance.get_dynamic_partitions("variants") == []
+    for name in names.values():
+        disconnect(postgres, name)
+    return names
+
+
+def disconnect(server: sa.URL, database: str) -> None:
+    """End every connection to a database; pools leave some behind."""
+    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
+    run_sql(server, query, name=database)
+
+
+def open_instance(home: Path, database: sa.URL, patch: pytest.MonkeyPatch) -> dg.DagsterInstance:
+    """Open the Dagster instance that the project's own ``dagster.yaml`` describes."""
+    shutil.copyfile(ROOT / "orchestration" / "config" / "dagster.yaml", home / "dagster.yaml")
+    url = database.set(drivername="postgresql").render_as_string(hide_password=False)
+    patch.setenv("CHURN_DAGSTER_DATABASE_URL", url)
+    patch.setenv("DAGSTER_HOME", str(home))
+    return dg.DagsterInstance.from_config(str(home))
+
+
+@pytest.fixture
+def bare_site(postgres: sa.URL, login: sa.URL, bucket: str, local_root: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A configured deployment before set-up: a server, a secret, a bucket, and none of its databases."""
+    return configure(postgres, login, bucket, monkeypatch)
+
+
+def configure(server: sa.URL, login: sa.URL, bucket: str, patch: pytest.MonkeyPatch) -> Site:
+    """Store the secret, and set the environment variables of a real deployment."""
+    unique = uuid.uuid4().hex[:8]
+    site = Site(server, login, f"MLflow-{unique}", f"churn-{unique}", f"dagster_{unique}", bucket)
+    secret = {"username": login.username, "password": login.password, "host": login.host, "port": login.port}
+    boto3.client("secretsmanager").create_secret(Name=f"churn/{unique}", SecretString=json.dumps(secret))
+    patch.setenv("MLFLOW_SECRET_NAME", f"churn/{unique}")
+    patch.setenv("MLFLOW_DB_NAME", site.mlflow)
+    patch.setenv("CHURN_DB_NAME", site.churn)
+    patch.setenv("CHURN_DAGSTER_DB_NAME", site.dagster)
+    return site
+
+
+@pytest.fixture
+def site(bare_site: Site, schemas: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A deployment whose server is set up; no experiment and no model yet."""
+    names = {"mlflow": bare_site.mlflow, "churn": bare_site.churn, "dagster": bare_site.dagster}
+    for kind, name in names.items():
+        template = schemas[kind]
+        run_sql(bare_site.server, f'CREATE DATABASE "{name}" TEMPLATE {template} OWNER {bare_site.login.username}')
+    return bare_site
+
+
+@pytest.fixture
+def instance(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """The deployment's Dagster instance, on PostgreSQL."""
+    home = tmp_path / "dagster-home"
+    home.mkdir()
+    with open_instance(home, site.login.set(database=site.dagster), monkeypatch) as opened:
+        yield opened
+
+
+@pytest.fixture
+def deployment(site: Site) -> Iterator[Deployment]:
+    """The deployment as the entry points open it."""
+    with open_deployment(load_settings()) as opened:
+        yield opened
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command came to: its exit status and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+    def require_one_line(self, *parts: str, status: int = 1) -> None:
+        """Fail unless the command ended with ``status`` and one line on stderr that holds ``parts``."""
+        assert (self.status, self.err.count("\n")) == (status, 1), self
+        assert not [part for part in parts if part not in self.err], self.err
+        assert "Traceback" not in self.err
+        require_no_password(self.out, self.err)
+
+
+Run = Callable[..., Said]
+
+
+def run_script(script: str, *arguments: str, folder: Path = ROOT) -> Said:
+    """Run one of the project's scripts as a person does, in a process of its own."""
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    require_no_password(done.stdout, done.stderr)
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def run_main(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Run:
+    """Run a script's ``main`` in this process, which saves the seconds that importing MLflow takes."""
+
+    def run(main: Callable[[Sequence[str]], None], *arguments: str) -> Said:
+        capsys.readouterr()
+        status = 0
+        try:
+            main(arguments)
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        said = capsys.readouterr()
+        require_no_password(said.out, said.err, caplog.text)
+        return Said(status, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def set_up(run_main: Run) -> Run:
+    """Run ``setup.py`` with these arguments."""
+    from experiment_tracking.setup import main
+
+    return partial(run_main, main)
+
+
+@pytest.fixture
+def log_model(run_main: Run) -> Run:
+    """Run ``log_model.py`` with these arguments."""
+    from experiment_tracking.log_model import main
+
+    return partial(run_main, main)
+
+
+def bundled(name: str) -> bytes:
+    """Read one of the repository's own sample artifacts."""
+    folder = "models" if name.startswith("xgb") else "data"
+    return (ROOT / folder / "churn" / name).read_bytes()
+
+
+def put_model_files(site: Site, prefix: str = "", **replaced: bytes | None) -> None:
+    """Put a variant's three files into the bucket: the bundled ones, or those given; ``None`` leaves one out."""
+    files = {
+        "model": ("models/churn/xgb_churn_model_2.bin", bundled("xgb_churn_model_2.bin")),
+        "names": ("data/churn/feature_names_3.json", bundled("feature_names_3.json")),
+        "sample": ("data/churn/X_test_sample_2.json", bundled("X_test_sample_2.json")),
+    }
+    for part, (key, body) in files.items():
+        content = replaced.get(part, body)
+        if content is not None:
+            site.put(prefix + key, content)

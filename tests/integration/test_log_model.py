@@ -1,0 +1,316 @@
+"""At stake: what scores every week is what this script registered. It must be the very model of the files, able to
+prove so, and a file that will not do must leave nothing behind that a job or a person could mistake for a model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import xgboost as xgb
+
+from churn.deployment import Deployment
+from churn.variants import Variant
+
+from .conftest import ROOT, Run, Site, bundled, put_model_files, run_script
+
+NAMES: list[str] = json.loads(bundled("feature_names_3.json"))
+
+
+@pytest.fixture
+def client(deployment: Deployment) -> Any:
+    """MLflow's own client, on the deployment's database, by which what was logged is judged."""
+    import mlflow
+
+    deployment.registry(read_only=False)
+    return mlflow.MlflowClient(deployment.tracking_uri)
+
+
+def sample_rows() -> pd.DataFrame:
+    """The bundled sample as pandas reads it, in the model's order."""
+    frame = pd.read_json(ROOT / "data/churn/X_test_sample_2.json", lines=True)
+    return frame[NAMES].astype("float32")
+
+
+def booster() -> xgb.Booster:
+    loaded = xgb.Booster()
+    loaded.load_model(bytearray(bundled("xgb_churn_model_2.bin")))
+    return loaded
+
+
+def expected_scores(rows: pd.DataFrame) -> "np.ndarray[Any, Any]":
+    return np.asarray(booster().predict(xgb.DMatrix(rows, feature_names=NAMES)))
+
+
+def left_over(site: Site) -> dict[str, int]:
+    """Count what a failed attempt could leave in MLflow."""
+    tables = ("runs", "logged_models", "registered_models", "model_versions")
+    return {table: site.rows(site.mlflow, f"SELECT count(*) FROM {table}")[0][0] for table in tables}  # noqa: S608
+
+
+NOTHING = {"runs": 0, "logged_models": 0, "registered_models": 0, "model_versions": 0}
+
+
+def test_the_command_registers_the_model_of_the_files_in_s3(site: Site, client: Any) -> None:
+    import mlflow
+
+    put_model_files(site, "company-clienta/")
+
+    said = run_script("log_model.py", "--company", "ClientA", folder=ROOT / "experiment_tracking")
+
+    assert (said.status, said.err) == (0, "")
+    assert f"s3://{site.bucket}/company-clienta/models/churn/xgb_churn_model_2.bin" in said.out
+    assert "models:/churn-prediction-model-clienta/1" in said.out
+    assert "alias champion" in said.out
+    assert "fallback" not in said.out
+    rows = sample_rows().head(50)
+    model = mlflow.pyfunc.load_model("models:/churn-prediction-model-clienta@champion")
+    assert model.predict(rows).tolist() == pytest.approx(expected_scores(rows).tolist(), abs=0)
+    # A caller that has the columns in another order is put right by the signature.
+    assert model.predict(rows[NAMES[::-1]]).tolist() == model.predict(rows).tolist()
+
+
+def test_a_version_carries_all_that_its_users_need(site: Site, log_model: Run, client: Any) -> None:
+    import mlflow
+
+    put_model_files(site, "geography-eu/company-clientb/")
+
+    assert log_model("--geography", "EU", "--company", "ClientB").status == 0
+
+    version = client.get_model_version_by_alias("churn-prediction-model-eu-clientb", "champion")
+    uri = f"models:/{version.name}/{version.version}"
+    card = mlflow.models.get_model_info(uri)
+    assert [column.name for column in card.signature.inputs] == NAMES
+    assert {column.type.name for column in card.signature.inputs} == {"float"}
+    folder = Path(mlflow.artifacts.download_artifacts(uri))
+    example = mlflow.models.Model.load(str(folder)).load_input_example(str(folder))
+    assert example[NAMES].astype("float32").equals(sample_rows().head(5))
+    golden = json.loads((folder / "golden_rows.json").read_text())
+    rows = np.array([[np.nan if value is None else value for value in row] for row in golden["rows"]], dtype="float32")
+    assert np.array_equal(rows, sample_rows().head(64).to_numpy(), equal_nan=True)
+    assert golden["scores"] == [float(score) for score in expected_scores(sample_rows().head(64))]
+
+    run = client.get_run(version.run_id)
+    parts = {"geography": "eu", "company_id": "clientb"}
+    model_date = boto3.client("s3").head_object(
+        Bucket=site.bucket, Key="geography-eu/company-clientb/models/churn/xgb_churn_model_2.bin"
+    )["LastModified"]
+    for tags in (run.data.tags, version.tags):
+        assert {name: tags[name] for name in parts} == parts
+        assert tags["training_date"] == model_date.date().isoformat()
+        assert "churn.fallback_reason" not in tags
+    assert client.get_registered_model(version.name).tags == parts
+    assert run.info.status == "FINISHED"
+    assert client.get_experiment(run.info.experiment_id).name == "churn_prediction-geography-eu-company-clientb"
+    params = run.data.params
+    dump = booster().get_dump()
+    assert int(params["n_trees"]) == len(dump) > 1
+    assert int(params["n_features"]) == len(NAMES)
+    assert int(params["n_leaves"]) == sum(tree.count("leaf=") for tree in dump)
+    assert (params["objective"], params["booster"]) == ("binary:logistic", "gbtree")
+    assert run.data.metrics["sample_rows"] == 500
+    assert run.data.metrics["sample_mean_churn_probability"] == pytest.approx(expected_scores(sample_rows()).mean())
+    assert "roc_auc" not in run.data.metrics  # there are no labels in the sample
+
+
+def test_a_booster_that_says_when_it_was_trained_is_believed(site: Site, log_model: Run, client: Any) -> None:
+    trained = booster()
+    trained.set_attr(training_date="2026-09-30")
+    put_model_files(site, model=bytes(trained.save_raw("ubj")))
+
+    assert log_model().status == 0
+
+    version = client.get_model_version_by_alias("churn-prediction-model", "champion")
+    assert version.tags["training_date"] == "2026-09-30"
+    assert {"geography", "company_id"} & set(version.tags) == set()
+
+
+def test_real_labels_give_real_metrics(site: Site, log_model: Run, client: Any) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rows = [json.loads(line) for line in bundled("X_test_sample_2.json").splitlines()]
+    labels = [i % 3 == 0 for i in range(len(rows))]
+    labelled = [row | {"churned": int(label)} for row, label in zip(rows, labels, strict=True)]
+    put_model_files(site, sample=json.dumps(labelled).encode())
+
+    assert log_model().status == 0
+
+    version = client.get_model_version_by_alias("churn-prediction-model", "champion")
+    metrics = client.get_run(version.run_id).data.metrics
+    assert metrics["roc_auc"] == pytest.approx(roc_auc_score(labels, expected_scores(sample_rows())))
+    assert {"pr_auc", "log_loss", "brier_score"} <= set(metrics)
+
+
+def test_only_the_first_version_becomes_champion_unasked(site: Site, log_model: Run, client: Any) -> None:
+    put_model_files(site, "geography-us/")
+
+    first, second = log_model("--geography", "us"), log_model("--geography", "us")
+    challenger = log_model("--geography", "us", "--alias", "challenger")
+    promoted = log_model("--geography", "us", "--alias", "champion")
+
+    assert [said.status for said in (first, second, challenger, promoted)] == [0, 0, 0, 0]
+    assert "alias" not in second.out
+    model = client.get_registered_model("churn-prediction-model-us")
+    assert {name: str(version) for name, version in model.aliases.items()} == {"champion": "4", "challenger": "3"}
+
+
+@pytest.mark.parametrize("alias", ["latest", "LATEST", "v3", "a b", "", "champion\n", "x" * 256])
+def test_an_alias_that_mlflow_would_refuse_is_wrong_usage_and_nothing_is_logged(
+    site: Site, log_model: Run, alias: str
+) -> None:
+    put_model_files(site)
+
+    log_model("--alias", alias).require_one_line("alias", "is not allowed", "champion", status=2)
+
+    assert left_over(site) == NOTHING
+
+
+def test_the_local_copy_stands_in_and_says_so(site: Site, log_model: Run, client: Any) -> None:
+    said = log_model("--geography", "us")
+
+    assert said.status == 0
+    assert f"fallback  local copy of base, because s3://{site.bucket}/geography-us/ holds none of" in said.out
+    tags = client.get_model_version_by_alias("churn-prediction-model-us", "champion").tags
+    assert (tags["churn.source"], tags["churn.files_of_variant"]) == ("local", "base")
+    assert "holds none of" in tags["churn.fallback_reason"]
+
+
+def test_files_are_never_mixed_from_two_places(site: Site, log_model: Run, client: Any) -> None:
+    put_model_files(site, names=None)  # S3 has the model and the sample
+
+    said = log_model()
+
+    assert "model     file://" in said.out
+    assert "fallback  local copy of base" in said.out
+
+
+def test_many_variants_are_logged_and_the_bad_one_is_named(
+    site: Site, log_model: Run, client: Any, tmp_path: Path
+) -> None:
+    for geography in ("us", "eu", "uk"):
+        put_model_files(site, f"geography-{geography}/")
+    site.put("geography-eu/models/churn/xgb_churn_model_2.bin", b"")
+    listed = tmp_path / "variants.txt"
+    listed.write_text("geography-us\n\ngeography-eu\ngeography-uk\ngeography-us\n")
+
+    said = log_model("--all", str(listed))
+
+    assert said.status == 1
+    first, last = said.err.splitlines()
+    assert first.startswith("log_model.py: geography-eu: s3://")
+    assert "is empty" in first
+    assert last == "log_model.py: 1 of 3 failed: geography-eu"
+    held = {model.name: len(model.latest_versions) for model in client.search_registered_models()}
+    assert held == {"churn-prediction-model-us": 1, "churn-prediction-model-uk": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"no such/variant\n", b"\xff\xfe\x00"])
+def test_a_list_of_variants_that_cannot_be_meant_is_wrong_usage(
+    site: Site, log_model: Run, tmp_path: Path, content: bytes
+) -> None:
+    listed = tmp_path / "variants.txt"
+    listed.write_bytes(content)
+
+    log_model("--all", str(listed)).require_one_line("log_model.py: ", status=2)
+    log_model("--all", str(tmp_path / "absent")).require_one_line("log_model.py: --all", "cannot be read", status=2)
+
+    assert left_over(site) == NOTHING
+
+
+def without(name: str) -> bytes:
+    rows = [json.loads(line) for line in bundled("X_test_sample_2.json").splitlines()]
+    return "\n".join(json.dumps({key: value for key, value in row.items() if key != name}) for row in rows).encode()
+
+
+def regressor() -> bytes:
+    data = xgb.DMatrix(np.zeros((4, len(NAMES))), label=np.arange(4), feature_names=NAMES)
+    return bytes(xgb.train({"objective": "reg:squarederror"}, data, 1).save_raw("ubj"))
+
+
+BAD_FILES = {
+    "old binary format": ({"model": b"binf\x00\x00\x80\x3f" + bytes(100)}, ["old binary format", "XGBoost 2.x"]),
+    "empty model": ({"model": b""}, ["xgb_churn_model_2.bin is empty"]),
+    "pickle": ({"model": b"\x80\x04\x95cposix"}, ["neither UBJSON nor JSON"]),
+    "cut off": ({"model": bundled("xgb_churn_model_2.bin")[:-1000]}, ["is damaged", "save the model again"]),
+    "cut in the middle": ({"model": bundled("xgb_churn_model_2.bin")[:90_000]}, ["is damaged", "cut off"]),
+    "some other JSON": ({"model": b'{"a": 1}'}, ["is not an XGBoost model"]),
+    "another objective": ({"model": regressor()}, ["reg:squarederror", "binary:logistic"]),
+    "a name too few": ({"names": json.dumps(NAMES[:-1]).encode()}, ["45 features", "has 44"]),
+    "names in another order": ({"names": json.dumps(NAMES[::-1]).encode()}, ["disagree at", "same training run"]),
+    "names twice": ({"names": json.dumps([NAMES[0], *NAMES[:-1]]).encode()}, ["twice", NAMES[0]]),
+    "names not JSON": ({"names": b"total_deposit,total_handle"}, ["feature_names_3.json is not JSON"]),
+    "sample lacks a feature": ({"sample": without("brand_id_OH")}, ["lack 1 of", "brand_id_OH"]),
+    "sample empty": ({"sample": b""}, ["X_test_sample_2.json is empty"]),
+    "sample not JSON": ({"sample": b"{not json"}, ["X_test_sample_2.json", "JSON Lines"]),
+    "sample of nothing": ({"sample": b"[]"}, ["holds no rows"]),
+    "sample with an absurd row": ({"sample": bundled("X_test_sample_2.json") + b'{"total_deposit":-5}'}, ["broke"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_files_that_will_not_do_are_told_in_one_line_and_nothing_is_logged(
+    site: Site, log_model: Run, case: str
+) -> None:
+    replaced, parts = BAD_FILES[case]
+    put_model_files(site, "geography-us/", **replaced)
+
+    said = log_model("--geography", "us")
+
+    said.require_one_line("log_model.py: geography-us: ", *parts)
+    assert left_over(site) == NOTHING
+
+
+def test_a_company_may_not_take_the_model_name_of_a_geography(site: Site, log_model: Run) -> None:
+    put_model_files(site, "geography-x/")
+    put_model_files(site, "company-x/")
+    assert log_model("--geography", "x").status == 0
+    before = left_over(site)
+
+    log_model("--company", "x").require_one_line("churn-prediction-model-x", "belongs to geography-x", "rename")
+
+    assert left_over(site) == before
+
+
+def test_a_bucket_that_is_gone_is_told_in_one_line_and_no_version_is_left(site: Site, log_model: Run) -> None:
+    boto3.client("s3").delete_bucket(Bucket=site.bucket)
+
+    said = log_model()  # reads the local copy; then there is nowhere to put the model
+
+    said.require_one_line("log_model.py: base: ", "NoSuchBucket")
+    assert (left_over(site)["registered_models"], left_over(site)["model_versions"]) == (0, 0)
+    assert site.rows(site.mlflow, "SELECT status FROM runs") == [("FAILED",)]
+
+
+def test_a_deployment_that_was_not_set_up_is_told_in_one_line(bare_site: Site, log_model: Run) -> None:
+    log_model().require_one_line("lacks what set-up makes", bare_site.mlflow, "run experiment_tracking/setup.py")
+
+
+def test_a_booster_that_was_changed_after_it_was_logged_is_not_used(
+    site: Site, log_model: Run, deployment: Deployment
+) -> None:
+    from churn.errors import ModelFileError
+
+    put_model_files(site)
+    assert log_model().status == 0
+    held = boto3.client("s3").list_objects_v2(Bucket=site.bucket, Prefix="mlflow/")["Contents"]
+    (key,) = [item["Key"] for item in held if item["Key"].endswith("/model.ubj")]
+    site.put(key, bundled("xgb_churn_model_2.bin").replace(b"binary:logistic", b"binary:logitraw"))
+
+    registry = deployment.registry(read_only=True)
+    with pytest.raises(ModelFileError, match="sha256 is not the one that was logged"):
+        registry.load(registry.resolve(Variant()))
+
+
+def test_a_sample_may_be_an_array_of_arrays_in_model_order(site: Site, log_model: Run, client: Any) -> None:
+    rows = pl.read_ndjson(bundled("X_test_sample_2.json")).select(NAMES).cast(pl.Float64).rows()
+    put_model_files(site, sample=json.dumps(rows).encode())
+
+    assert log_model().status == 0
+
+    version = client.get_model_version_by_alias("churn-prediction-model", "champion")
+    mean = client.get_run(version.run_id).data.metrics["sample_mean_churn_probability"]
+    assert mean == pytest.approx(expected_scores(sample_rows()).mean())
