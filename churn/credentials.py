@@ -1,11 +1,16 @@
 """Database credentials from AWS Secrets Manager. What a secret holds reaches no message."""
 
 import json
+import re
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from churn.errors import AccessDeniedError, CredentialsError, SecretsUnavailableError
+from churn.errors import AccessDeniedError, ChurnError, CredentialsError, SecretsUnavailableError, UsageError
 from churn.settings import Settings
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
 
 
 def read_secret(settings: Settings) -> sa.URL:
@@ -36,7 +41,7 @@ def read_secret(settings: Settings) -> sa.URL:
         password=secret["password"],
         host=_chosen(settings, "mlflow_db_host", secret.get("host")),
         port=int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port")))),
-        database=secret.get("dbname") or "postgres",
+        database=str(secret.get("dbname") or "postgres"),
     )
 
 
@@ -47,7 +52,7 @@ def _chosen(settings: Settings, field_name: str, in_secret: object) -> str:
 
 
 def _port(name: str, port: object) -> object:
-    if port is None or (str(port).isdigit() and 0 < int(str(port)) < 65536):
+    if port is None or (re.fullmatch(r"[0-9]{1,5}", str(port)) and 0 < int(str(port)) < 65536):
         return port
     raise CredentialsError(f"secret {name!r} has a port that is not a number from 1 to 65535; correct it")
 
@@ -62,20 +67,14 @@ def _fetch_secret(name: str, region: str) -> str:
         client = boto3.client("secretsmanager", region_name=region, config=config)
         held = client.get_secret_value(SecretId=name)
     except aws.ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code == "ResourceNotFoundException":
-            raise CredentialsError(
-                f"there is no secret {name!r} in {region}; correct MLFLOW_SECRET_NAME or MLFLOW_SECRET_REGION"
-            ) from error
-        if code in ("AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException"):
-            raise AccessDeniedError(
-                f"access to secret {name!r} in {region} was denied ({code}); "
-                f"the role needs secretsmanager:GetSecretValue"
-            ) from error
-        raise CredentialsError(f"secret {name!r} in {region} could not be read: {code}") from error
+        raise _meaning_of(error, name, region) from error
     except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
         raise CredentialsError(
             f"no AWS credentials were found to read secret {name!r} with; set AWS_PROFILE or a role"
+        ) from error
+    except (aws.ProfileNotFound, aws.ParamValidationError, ValueError) as error:
+        raise UsageError(
+            f"the AWS settings are wrong ({error}); correct AWS_PROFILE, AWS_ENDPOINT_URL or MLFLOW_SECRET_NAME"
         ) from error
     except aws.BotoCoreError as error:
         raise SecretsUnavailableError(f"Secrets Manager in {region} did not answer ({type(error).__name__})") from error
@@ -83,3 +82,18 @@ def _fetch_secret(name: str, region: str) -> str:
     if text is None:
         raise CredentialsError(f"secret {name!r} is binary; a JSON object with username and password is needed")
     return str(text)
+
+
+def _meaning_of(error: "ClientError", name: str, region: str) -> ChurnError:
+    code = error.response.get("Error", {}).get("Code", "")
+    if code == "ResourceNotFoundException":
+        return CredentialsError(
+            f"there is no secret {name!r} in {region}; correct MLFLOW_SECRET_NAME or MLFLOW_SECRET_REGION"
+        )
+    if code in ("AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException"):
+        return AccessDeniedError(
+            f"access to secret {name!r} in {region} was denied ({code}); the role needs secretsmanager:GetSecretValue"
+        )
+    if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500 or code == "ThrottlingException":
+        return SecretsUnavailableError(f"Secrets Manager in {region} kept failing ({code})")
+    return CredentialsError(f"secret {name!r} in {region} could not be read: {code}")

@@ -93,7 +93,8 @@ def _fold(part: str, value: str | None) -> str | None:
     if value is None:
         return None
     folded = value.casefold()
-    if len(folded) <= MAX_PART_LENGTH and _PART.fullmatch(folded):
+    # Folding makes ASCII of some other letters, such as the long s: a look-alike must not be taken for a name.
+    if value.isascii() and len(folded) <= MAX_PART_LENGTH and _PART.fullmatch(folded):
         return folded
     raise UsageError(f"{part} {value!r} is not allowed: {_ALLOWED}{_hint(folded)}")
 

@@ -7,7 +7,7 @@ are data and pass. Columns, units and quirks: README, "The input files".
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Literal
 
 import polars as pl
@@ -49,6 +49,7 @@ ONE_HOT_PARENTS = ("brand_id", "ben_login_id", "player_reg_product")
 
 MAX_MONEY = 1e8  # currency units a month; the largest handle ever seen was 4.8 million
 _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
+_MAX_EXACT = 2.0**53  # above it, neighbouring account ids are one and the same float
 
 Rule = tuple[str, pl.Expr]
 """A rule's name and where it is broken."""
@@ -127,6 +128,8 @@ def check_encoded(frame: pl.DataFrame, features: Sequence[str]) -> CheckedRows:
     kinds: dict[str, Kind] = {name: KINDS.get(name, "number") for name in features}
     rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind)]
     rules += _one_hot_rules(features)
+    # A blank line of a CSV is such a row; without a rule it would be scored as an account.
+    rules.append(("row_empty", pl.all_horizontal(pl.col(features).is_null())))
     if "account_id" in frame.columns:
         kinds["account_id"] = "integer"
         # Which of two rows is the account's is not ours to guess.
@@ -149,8 +152,8 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
         return
     if len(missing) == len(features):
         raise InputError(
-            f"the rows have columns {sorted(columns)[:8]}, which are neither raw activity (account_id, activity_month, …) "
-            f"nor the model's {len(features)} features ({', '.join(features[:4])}, …)"
+            f"the rows have columns {sorted(columns)[:8]}, which are neither raw activity (account_id, "
+            f"activity_month, …) nor the model's {len(features)} features ({', '.join(features[:4])}, …)"
         )
     raise InputError(
         f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {', '.join(missing[:8])}; "
@@ -161,6 +164,7 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
 def _check(
     frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Iterable[str], rules: Iterable[Rule]
 ) -> CheckedRows:
+    frame = frame.drop("row_number", strict=False)  # a file's own says nothing here, and the name is ours
     parsed = frame.with_columns(
         [_parse(name, kind, frame.schema[name]).alias(name) for name, kind in kinds.items()]
     ).with_row_index("row_number", offset=1)
@@ -178,20 +182,47 @@ def _check(
 
 def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series | list[list[str]]) -> pl.DataFrame:
     empty = pl.lit(None)
+    month = pl.col("activity_month")
+    # A month beyond these is as good as none, and may be one that Python has no date for.
+    month = pl.when(month.is_between(_EARLIEST, _LATEST)).then(month)
     return parsed.select(
         "row_number",
         account_id=pl.col("account_id") if "account_id" in parsed.columns else empty.cast(pl.Int64),
-        activity_month=pl.col("activity_month") if "activity_month" in parsed.columns else empty.cast(pl.Date),
+        activity_month=month if parsed.schema.get("activity_month") == pl.Date else empty.cast(pl.Date),
         rules=pl.Series(rules, dtype=pl.List(pl.String)),
-        row=pl.Series(original.write_ndjson().splitlines(), dtype=pl.String),
+        row=_as_json(original),
     )
+
+
+def _as_json(rows: pl.DataFrame) -> pl.Series:
+    """Write each row as a JSON object that PostgreSQL's jsonb takes."""
+    if rows.is_empty():
+        return pl.Series([], dtype=pl.String)
+    text = rows.select(_writable(name, dtype).alias(name) for name, dtype in rows.schema.items()).write_ndjson()
+    # Not splitlines, which splits at characters that JSON leaves as they are; and jsonb refuses the character NUL.
+    return pl.Series(text.removesuffix("\n").replace("\\u0000", "\\ufffd").split("\n"), dtype=pl.String)
+
+
+def _writable(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Put something else where polars would panic: bytes, and dates that no calendar reaches."""
+    column = pl.col(name)
+    if "Binary" in str(dtype) or "Object" in str(dtype):
+        return pl.lit(f"({dtype})")
+    if dtype == pl.Date:
+        return pl.when(column.is_between(date.min, date.max)).then(column)
+    if isinstance(dtype, pl.Datetime):
+        zone = UTC if dtype.time_zone else None
+        first, last = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
+        return pl.when(column.is_between(first, last)).then(column)
+    return column
 
 
 def _column_rules(name: str, kind: Kind) -> list[Rule]:
     column = pl.col(name)
     rules: list[Rule] = []
     if kind in ("number", "money", "balance"):
-        rules.append((f"{name}_not_finite", ~column.is_finite()))
+        # The model sees float32, in which 1e39 is infinite.
+        rules.append((f"{name}_not_finite", ~column.cast(pl.Float32).is_finite()))
     if kind in ("money", "balance"):
         rules.append((f"{name}_absurd", column.is_finite() & (column.abs() > MAX_MONEY)))
     if kind == "money":
@@ -214,14 +245,22 @@ def _one_hot_rules(features: Sequence[str]) -> list[Rule]:
 def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
     """Turn a column as read into its kind; what cannot be turned becomes null, which a rule then catches."""
     column = pl.col(name)
-    if dtype == pl.String:
-        return _parse_text(column, kind)
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        return _parse_text(column.cast(pl.String), kind)
+    to = _DTYPES[kind]
+    # A number is no date: days since 1970, a year or 20250101 could be meant.
+    if not (dtype in (pl.Date, pl.Datetime) if kind in ("date", "instant") else _is_number(dtype)):
+        return pl.lit(None, dtype=to)
     if kind == "integer":
         return _parse_integer(column, dtype)
     if kind == "instant" and dtype == pl.Date:
-        return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    to = _DTYPES[kind]
-    return pl.lit(None, dtype=to) if dtype.is_nested() else column.cast(to, strict=False)
+        near = pl.when(column.is_between(_EARLIEST, _LATEST)).then(column)
+        return near.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return column.cast(to, strict=False)
+
+
+def _is_number(dtype: pl.DataType) -> bool:
+    return dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
 
 
 def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
@@ -238,6 +277,9 @@ def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
 
 
 def _parse_integer(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype.is_float():
-        return pl.when(column == column.round()).then(column).cast(pl.Int64, strict=False)
-    return column.cast(pl.Int64, strict=False) if dtype.is_integer() else pl.lit(None, dtype=pl.Int64)
+    if dtype.is_float() or dtype.is_decimal():
+        number = column.cast(pl.Float64)
+        return (
+            pl.when((number == number.round()) & (number.abs() < _MAX_EXACT)).then(column).cast(pl.Int64, strict=False)
+        )
+    return column.cast(pl.Int64, strict=False) if dtype != pl.Boolean else pl.lit(None, dtype=pl.Int64)

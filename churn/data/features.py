@@ -119,7 +119,9 @@ def count_unknown_levels(rows: pl.DataFrame, encoding: Encoding, *, most: int = 
     for group in encoding.one_hots:
         unknown = rows[group.parent].cast(pl.String).filter(_codes(rows, group).is_null())
         if not unknown.is_empty():
-            table = unknown.fill_null("(missing)").value_counts(sort=True).head(most)
+            # The character NUL has no place in PostgreSQL's jsonb, where these counts go.
+            shown = unknown.fill_null("(missing)").str.replace_all("\0", "\ufffd", literal=True)
+            table = shown.value_counts(sort=True).head(most)
             counts[group.parent] = dict(table.iter_rows())
     return counts
 

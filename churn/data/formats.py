@@ -4,14 +4,18 @@ Values are read as they stand; whether they make sense is ``activity``'s busines
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from churn.errors import InputError
 
 _SNIFFED_BYTES = 65_536
+_BATCH_LINES = 65_536
 
 
 def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame:
@@ -71,16 +75,18 @@ def _read_csv(path: Path, _: Sequence[str]) -> pl.DataFrame:
 
 
 def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
+    if _is_flat(path):
+        with suppress(pl.exceptions.PolarsError):
+            return pl.read_ndjson(path, infer_schema_length=None)
+    # Slower, but names the line that is not JSON, and keeps values of another kind for the contract to refuse.
+    lines = _parse_lines(path)
+    frames = []
+    while batch := list(islice(lines, _BATCH_LINES)):
+        frames.append(_from_records(path.name, batch, None))
     try:
-        return pl.read_ndjson(path, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        if _is_one_object(path):
-            raise InputError(
-                f"{path.name} is a single JSON object; JSON Lines (an object a line) or a JSON array of rows is needed"
-            ) from error
-        raise InputError(
-            f"{path.name} cannot be read as JSON Lines: {_first_bad_line(path) or _short(error)}"
-        ) from error
+        return pl.concat(frames, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path.name} mixes kinds of values in one column ({_short(error)})") from error
 
 
 def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
@@ -88,6 +94,8 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
         rows = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path.name} is not valid JSON ({_short(error)}); it may be truncated") from error
+    if not rows:
+        return pl.DataFrame()
     if all(isinstance(row, dict) for row in rows):
         return _from_records(path.name, rows, None)
     if not all(isinstance(row, list) for row in rows):
@@ -102,17 +110,56 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
     return _from_records(path.name, rows, list(names))
 
 
-def _from_records(name: str, rows: list[object], names: list[str] | None) -> pl.DataFrame:
+def _from_records(name: str, rows: list[Any], names: list[str] | None) -> pl.DataFrame:
     try:
         if names is None:
-            return pl.from_dicts(rows, infer_schema_length=None)  # type: ignore[arg-type]
-        return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None, strict=False)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{name} mixes kinds of values in one column ({_short(error)})") from error
+            flat = [{key: _flat(value) for key, value in row.items()} for row in rows]
+            return pl.from_dicts(flat, infer_schema_length=None)
+        flat_rows = [[_flat(value) for value in row] for row in rows]
+        return pl.DataFrame(flat_rows, schema=names, orient="row", infer_schema_length=None, strict=False)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"{name} holds values that make no table ({_short(error)})") from error
+
+
+def _flat(value: object) -> object:
+    """Keep a nested value as its text: beside an object, polars would make a number null without a word."""
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def _refuse_constant(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON; write null for a missing number")
+
+
+def _is_flat(path: Path) -> bool:
+    """Tell whether each line is one object without nested values; deep ones crash polars, and the process with it."""
+    before = b"\n"
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            if b"[" in chunk or chunk.count(b"{") != (before + chunk).count(b"\n{"):
+                return False
+            before = chunk[-1:]
+    return True
+
+
+def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            shown = repr(line.strip()[:60].decode(errors="replace"))
+            try:
+                record = json.loads(line, parse_constant=_refuse_constant) if line.strip() else None
+            except (ValueError, RecursionError) as error:
+                if _is_one_object(path):
+                    raise InputError(
+                        f"{path.name} is a single JSON object; JSON Lines (an object a line) or a JSON array of rows "
+                        f"is needed"
+                    ) from error
+                raise InputError(
+                    f"{path.name} cannot be read as JSON Lines: line {number} is not JSON ({_short(error)}): {shown}"
+                ) from error
+            if isinstance(record, dict):
+                yield record
+            elif line.strip():
+                raise InputError(f"{path.name} cannot be read as JSON Lines: line {number} is not an object: {shown}")
 
 
 def _is_one_object(path: Path) -> bool:
@@ -120,17 +167,6 @@ def _is_one_object(path: Path) -> bool:
         return isinstance(json.loads(path.read_bytes()), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _first_bad_line(path: Path) -> str | None:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line, parse_constant=_refuse_constant), dict):
-                    return f"line {number} is not an object: {line.strip()[:60]!r}"
-            except (ValueError, RecursionError) as error:
-                return f"line {number} is not JSON ({_short(error)}): {line.strip()[:60]!r}"
-    return None
 
 
 def _short(error: BaseException) -> str:

@@ -27,6 +27,7 @@ from churn.errors import (
     InputError,
     SourceError,
     SourceUnavailableError,
+    UsageError,
 )
 from churn.variants import Variant
 
@@ -59,7 +60,6 @@ _PASSING = {
     "SlowDown",
     "RequestTimeout",
     "Throttling",
-    "RequestTimeTooSkewed",
 }
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -143,6 +143,8 @@ class Folder:
                     yield chunk
         except PermissionError as error:
             raise AccessDeniedError(f"{self.uri(entry.key)} may not be read by this user; correct its mode") from error
+        except FileNotFoundError as error:
+            raise SourceUnavailableError(f"{self.uri(entry.key)} went away while it was read") from error
 
 
 class Bucket:
@@ -159,7 +161,12 @@ class Bucket:
             retries={"total_max_attempts": 1},
             max_pool_connections=16,
         )
-        self._client: Any = boto3.client("s3", config=config)
+        try:
+            self._client: Any = boto3.client("s3", config=config)
+        except (aws.BotoCoreError, ValueError) as error:
+            raise UsageError(
+                f"the AWS settings are wrong ({error}); correct AWS_PROFILE or AWS_ENDPOINT_URL"
+            ) from error
 
     def uri(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
@@ -200,8 +207,12 @@ class Bucket:
             aws.CredentialRetrievalError,
         ) as error:
             raise _NotThereError("no AWS credentials were found") from error
-        except (aws.HTTPClientError, aws.ResponseStreamingError, OSError) as error:
+        except aws.ParamValidationError as error:
+            raise UsageError(f"MLFLOW_S3_BUCKET {self.name!r} cannot be a bucket's name; correct it") from error
+        except (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError, OSError) as error:
             raise SourceUnavailableError(f"{uri} could not be reached ({type(error).__name__})") from error
+        except aws.BotoCoreError as error:
+            raise SourceError(f"{uri} could not be read: {error}") from error
 
 
 def _meaning_of(error: aws.ClientError, uri: str) -> ChurnError:

@@ -7,6 +7,7 @@ runs. Where the files come from is not known here.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ MAX_MODEL_BYTES = 512 << 20
 GOLDEN_ROWS = 64
 GOLDEN_TOLERANCE = 1e-5  # float32 sums in another order differ by less; a wrongly read model by much more
 _NAMES_SHOWN = 5
+_NO_CHILD = -1
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ class Bundle:
             raise ModelFileError(f"the matrix has {matrix.shape[1]} columns; the model needs {len(self.feature_names)}")
         if not len(matrix):
             return np.empty(0, dtype=np.float32)
-        return np.asarray(self.booster.inplace_predict(matrix, validate_features=False), dtype=np.float32)
+        try:
+            scores = self.booster.inplace_predict(matrix, validate_features=False)
+        except xgb.core.XGBoostError:  # gblinear has no such predictor
+            scores = self.booster.predict(xgb.DMatrix(matrix), validate_features=False)
+        return np.asarray(scores, dtype=np.float32)
 
     def make_golden(self, matrix: Matrix) -> Golden:
         """Keep the first rows of ``matrix`` with their scores."""
@@ -121,6 +127,8 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
             f"{origin} is not an XGBoost model ({type(error).__name__}: {error}); save one with Booster.save_model"
         ) from error
     _require_known_version(version, origin)
+    if parameters.pop("n_outputs") > 1:
+        raise ModelFileError(f"{origin} gives several scores a row; one churn probability is needed")
     if parameters["objective"] != "binary:logistic":
         raise ModelFileError(
             f"{origin} has objective {parameters['objective']!r}; churn probabilities need binary:logistic"
@@ -138,7 +146,10 @@ def load_bundle(
     except xgb.core.XGBoostError as error:
         raise ModelFileError(f"{origin} is damaged: {_first_line(error)}; save the model again") from error
     names = _agreed_names(booster, feature_names, origin)
-    booster.feature_names = list(names)
+    try:
+        booster.feature_names = list(names)
+    except ValueError as error:
+        raise ModelFileError(f"{origin} has feature names that XGBoost refuses ({error}); rename them") from error
     return Bundle(booster, names, hashlib.sha256(data).hexdigest(), parameters or {})
 
 
@@ -154,10 +165,14 @@ def parse_feature_names(data: bytes, origin: str) -> list[str]:
         raise ModelFileError(f"{origin} is not JSON ({error}); an array of feature names is needed") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ModelFileError(f'{origin} is not a JSON array of feature names, such as ["total_deposit", …]')
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    _require_distinct(names, origin)
+    return names
+
+
+def _require_distinct(names: Sequence[str], origin: str) -> None:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ModelFileError(f"{origin} names features twice: {repeated[:_NAMES_SHOWN]}; each may stand once")
-    return names
 
 
 def _require_readable_format(data: bytes, origin: str) -> None:
@@ -193,27 +208,45 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
     gradient_booster = learner["gradient_booster"]
     model = gradient_booster.get("model") or gradient_booster.get("gbtree", {}).get("model", {})
     trees = model.get("trees", [])
+    of_learner = learner["learner_model_param"]
+    n_features = int(of_learner["num_feature"])
+    n_outputs = max(int(of_learner.get("num_target", 1)), int(of_learner["num_class"]), 1)
+    if n_outputs == 1 and [int(group) for group in model.get("tree_info", [])] != [0] * len(trees):
+        raise ValueError("its trees belong to outputs that it does not have")
     return {
         "booster": gradient_booster["name"],
         "objective": learner["objective"]["name"],
-        "base_score": learner["learner_model_param"].get("base_score"),
+        "base_score": of_learner.get("base_score"),
         "scale_pos_weight": learner["objective"].get("reg_loss_param", {}).get("scale_pos_weight"),
-        "n_features": int(learner["learner_model_param"]["num_feature"]),
+        "n_features": n_features,
+        "n_outputs": n_outputs,
         "n_trees": len(trees),
         "n_leaves": sum(int((np.asarray(tree["left_children"]) == -1).sum()) for tree in trees),
-        "max_depth": max((_depth(tree) for tree in trees), default=0),
+        "max_depth": max((_depth(tree, n_features) for tree in trees), default=0) if n_outputs == 1 else None,
         "xgboost_version": ".".join(str(int(part)) for part in document["version"]),
     }
 
 
-def _depth(tree: dict[str, Any]) -> int:
-    depth, level = -1, [0]
-    while level:
-        depth += 1
-        children = [int(tree[side][node]) for node in level for side in ("left_children", "right_children")]
-        level = [node for node in children if node != -1]
-        if depth > len(tree["left_children"]):
-            raise ValueError("one of its trees has a cycle")
+def _depth(tree: dict[str, Any], n_features: int) -> int:
+    """Return a tree's depth, having walked it: XGBoost follows its indices without a look, even out of memory."""
+    left, right, parents, features = (
+        np.asarray(tree[name], dtype=np.int64)
+        for name in ("left_children", "right_children", "parents", "split_indices")
+    )
+    others = (len(tree["split_conditions"]), len(tree["default_left"]))
+    if not left.size or {right.size, parents.size, features.size, *others} != {left.size}:
+        raise ValueError("one of its trees has arrays of different lengths")
+    depth, n_seen, level = 0, 1, np.zeros(1, dtype=np.int64)
+    while (inner := level[left[level] != _NO_CHILD]).size:
+        children = np.concatenate([left[inner], right[inner]])
+        n_seen += children.size
+        if n_seen > left.size or children.min() < 0 or children.max() >= left.size:
+            raise ValueError("one of its trees has children that are not its nodes")
+        if (parents[children] != np.concatenate([inner, inner])).any():
+            raise ValueError("one of its trees has nodes that disagree about their parents")
+        if features[inner].min() < 0 or features[inner].max() >= n_features:
+            raise ValueError(f"one of its trees asks for features beyond its {n_features}")
+        depth, level = depth + 1, children
     return depth
 
 
@@ -228,6 +261,7 @@ def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str
             f"{origin} was trained on {n_features} features and its feature names file has {len(names)}; "
             f"export both from the same training run"
         )
+    _require_distinct(names, origin)
     if carried is not None and list(carried) != names:
         differing = [(i, a, b) for i, (a, b) in enumerate(zip(carried, names, strict=True)) if a != b]
         shown = ", ".join(f"{i}: {a!r} against {b!r}" for i, a, b in differing[:_NAMES_SHOWN])
