@@ -6,7 +6,9 @@ publishes batches and reads MLflow's tables, the reader reads. ``experiment_trac
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
@@ -47,12 +49,17 @@ def parse_database_url(text: str, name: str) -> sa.URL:
     return url.set(drivername="postgresql+psycopg2")
 
 
-def create_engine(url: sa.URL, *, role: str | None = None) -> sa.Engine:
-    """Make an engine whose connections act as ``role`` and use UTC. One connection at a time; none is kept."""
+def create_engine(url: sa.URL, *, role: str | None = None, kept: int = 0) -> sa.Engine:
+    """Make an engine whose connections act as ``role`` and use UTC.
+
+    Args:
+        kept: Connections to keep open between uses, each tried before it is used again; 0 keeps none.
+    """
     options = "-c timezone=UTC" + (f" -c role={role}" if role else "")
+    pool: dict[str, Any] = {"pool_size": kept, "pool_pre_ping": True} if kept else {"poolclass": NullPool}
     return sa.create_engine(
         url,
-        poolclass=NullPool,
+        **pool,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "churn",
@@ -85,13 +92,15 @@ def errors_translated(url: sa.URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        raise _meaning_of(error.orig or error, url) from error
+    except psycopg2.Error as error:  # COPY goes past SQLAlchemy
         raise _meaning_of(error, url) from error
 
 
-def _meaning_of(error: DBAPIError, url: sa.URL) -> ChurnError:
+def _meaning_of(error: BaseException, url: sa.URL) -> ChurnError:
     where = f"PostgreSQL at {url.host}:{url.port or 5432}, database {url.database!r}"
-    state = getattr(error.orig, "pgcode", None) or ""
-    text = " ".join(str(error.orig).split()) or type(error.orig).__name__
+    state = getattr(error, "pgcode", None) or ""
+    text = " ".join(str(error).split()) or type(error).__name__
     if not state:
         return _meaning_of_refusal(text, where, url)
     if state.startswith(_TRANSIENT_STATES):

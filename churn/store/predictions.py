@@ -7,7 +7,8 @@ retention drops their week.
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -16,13 +17,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import psycopg2
 import sqlalchemy as sa
 
-from churn.errors import StoreError
+from churn.errors import StoreError, TransientError
 from churn.store.connection import READER, WRITER, create_engine, errors_translated
 from churn.variants import Variant
 
 _LOCK_TIMEOUT = "120s"
+_CONNECTIONS = 4
+_COPY_BYTES = 1 << 20
+_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 _ROW = np.dtype(
     [
@@ -38,7 +43,7 @@ _ROW = np.dtype(
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_TRAILER = b"\xff\xff"
 _POSTGRES_EPOCH = date(2000, 1, 1)
-_COPY = "COPY churn_predictions (scored_week, batch_id, account_id, churn_probability) FROM STDIN WITH (FORMAT binary)"
+_COPY = "COPY {partition} (scored_week, batch_id, account_id, churn_probability) FROM STDIN WITH (FORMAT binary)"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class BatchRecord:
             "geography": self.variant.geography,
             "company": self.variant.company,
             "source_variant": self.source_variant.key,
-            "unknown_levels": json.dumps(self.unknown_levels),
+            "unknown_levels": _without_nul(json.dumps(self.unknown_levels)),
         }
 
 
@@ -100,13 +105,15 @@ class PredictionStore:
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
-        self._engine = create_engine(url, role=WRITER)
+        self._engine = create_engine(url, role=WRITER, kept=_CONNECTIONS)
+        self._opened: set[date] = set()
 
     def publish(self, record: BatchRecord, rows: Iterable[ScoredRows], quarantined: pl.DataFrame) -> int:
         """Write a batch and make it the current one of its variant and week, in one transaction.
 
         Args:
-            record: Its ``n_rows_scored`` is what ``rows`` must add up to.
+            record: Its ``n_rows_scored`` is what ``rows`` must add up to. It is written after them, so that what
+                its ``unknown_levels`` counts may be counted on the way.
             rows: In chunks, consumed once.
             quarantined: ``row_number, account_id, rules, row``.
 
@@ -123,31 +130,67 @@ class PredictionStore:
         self._open_week(record.scored_week)
         with errors_translated(self._url), self._engine.begin() as connection:
             _lock(connection, record)
-            batch_id = _insert_batch(connection, record)
+            batch_id = _next_batch_id(connection)
             n_written = _copy(connection, record.scored_week, batch_id, rows)
             if n_written != record.n_rows_scored:
                 raise StoreError(
                     f"{n_written} rows of {record.variant} reached PostgreSQL and {record.n_rows_scored} were scored; "
                     f"nothing was published: run the variant again"
                 )
+            _insert_batch(connection, record, batch_id)
             _insert_quarantined(connection, batch_id, quarantined)
             _make_current(connection, record, batch_id)
+            _insert_attempt(
+                connection,
+                variant=record.variant.key,
+                scored_week=record.scored_week,
+                dagster_run_id=record.dagster_run_id,
+                started_at=record.started_at,
+                outcome="published",
+                batch_id=batch_id,
+            )
         return batch_id
 
-    def published_by(self, dagster_run_id: str, week: date) -> dict[str, int]:
-        """Return the current batch of each variant key that a Dagster run has already published for a week."""
+    def record_failure(
+        self, variant_key: str, week: date, dagster_run_id: str | None, started_at: datetime, error: Exception
+    ) -> None:
+        """Keep an attempt that published nothing, with its error."""
+        with errors_translated(self._url), self._engine.begin() as connection:
+            _insert_attempt(
+                connection,
+                variant=variant_key,
+                scored_week=week,
+                dagster_run_id=dagster_run_id,
+                started_at=started_at,
+                outcome="failed",
+                error_type=type(error).__name__,
+                error=str(error).replace("\0", "\\0"),
+                is_transient=isinstance(error, TransientError),
+            )
+
+    def published_by(self, dagster_run_ids: Sequence[str], week: date) -> set[str]:
+        """Return the keys of the variants whose current batch for a week is one of these Dagster runs'."""
         query = sa.text(
-            "SELECT variant, batch_id FROM scoring_batches "
-            "WHERE dagster_run_id = :run AND scored_week = :week AND is_current"
+            "SELECT variant FROM scoring_batches "
+            "WHERE dagster_run_id = ANY(:runs) AND scored_week = :week AND is_current"
         )
         with self._read() as connection:
-            return dict(connection.execute(query, {"run": dagster_run_id, "week": week}).tuples().all())
+            return set(connection.scalars(query, {"runs": list(dagster_run_ids), "week": week}))
 
     def count_rows(self, batch_id: int, week: date) -> int:
         """Count a batch's rows as PostgreSQL holds them."""
         query = sa.text("SELECT count(*) FROM churn_predictions WHERE scored_week = :week AND batch_id = :batch")
         with self._read() as connection:
             return int(connection.execute(query, {"week": week, "batch": batch_id}).scalar_one())
+
+    def index_closed_weeks(self, today: date) -> list[date]:
+        """Index by account the weeks that are over, which is cheapest when all their rows are there.
+
+        Returns:
+            The weeks indexed now.
+        """
+        with errors_translated(self._url), self._engine.begin() as connection:
+            return list(connection.scalars(sa.text("SELECT index_closed_weeks(:today)"), {"today": today}))
 
     def latest_inputs(self) -> dict[str, str]:
         """Return, per variant key, the input that its newest batch was made of, as ``uri@version``."""
@@ -159,9 +202,12 @@ class PredictionStore:
             return dict(connection.execute(query).tuples().all())
 
     def _open_week(self, week: date) -> None:
+        if week in self._opened:
+            return
         # In a transaction of its own: making a partition locks the table, and must not wait for a batch to be written.
         with errors_translated(self._url), self._engine.begin() as connection:
             connection.execute(sa.text("SELECT open_week(:week)"), {"week": week})
+        self._opened.add(week)
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
@@ -186,15 +232,18 @@ def _lock(connection: sa.Connection, record: BatchRecord) -> None:
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
 
 
-def _insert_batch(connection: sa.Connection, record: BatchRecord) -> int:
-    values = record.columns()
+def _next_batch_id(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.text("SELECT nextval('scoring_batches_batch_id_seq')")).scalar_one())
+
+
+def _insert_batch(connection: sa.Connection, record: BatchRecord, batch_id: int) -> None:
+    values = record.columns() | {"batch_id": batch_id}
     names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
     statement = sa.text(
         f"INSERT INTO scoring_batches ({names}, published_at, is_current) "  # noqa: S608 our own column names
-        f"VALUES ({slots}, clock_timestamp(), false) RETURNING batch_id"
+        f"OVERRIDING SYSTEM VALUE VALUES ({slots}, clock_timestamp(), false)"
     )
-    batch_id: int = connection.execute(statement, values).scalar_one()
-    return batch_id
+    connection.execute(statement, values)
 
 
 def _make_current(connection: sa.Connection, record: BatchRecord, batch_id: int) -> None:
@@ -209,6 +258,12 @@ def _make_current(connection: sa.Connection, record: BatchRecord, batch_id: int)
     connection.execute(sa.text("UPDATE scoring_batches SET is_current = true WHERE batch_id = :batch"), keys)
 
 
+def _insert_attempt(connection: sa.Connection, **values: object) -> None:
+    names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
+    statement = f"INSERT INTO scoring_attempts ({names}, ended_at) VALUES ({slots}, clock_timestamp())"  # noqa: S608 ours
+    connection.execute(sa.text(statement), values)
+
+
 def _insert_quarantined(connection: sa.Connection, batch_id: int, quarantined: pl.DataFrame) -> None:
     rows = quarantined.select("row_number", "account_id", "rules", "row").to_dicts()
     if rows:
@@ -216,18 +271,32 @@ def _insert_quarantined(connection: sa.Connection, batch_id: int, quarantined: p
             "INSERT INTO quarantined_rows (batch_id, row_number, account_id, rules, row) "
             "VALUES (:batch_id, :row_number, :account_id, :rules, :row)"
         )
-        connection.execute(statement, [row | {"batch_id": batch_id} for row in rows])
+        connection.execute(statement, [row | {"batch_id": batch_id, "row": _without_nul(row["row"])} for row in rows])
+
+
+def _without_nul(text: str) -> str:
+    """Write NUL characters of a JSON text as U+FFFD: PostgreSQL's ``jsonb`` can hold every other one."""
+    return _ESCAPED_NUL.sub(r"\1\\ufffd", text)
 
 
 def _copy(connection: sa.Connection, week: date, batch_id: int, rows: Iterable[ScoredRows]) -> int:
-    """Stream the rows into PostgreSQL; returns how many it says it took."""
+    """Stream the rows into the week's partition, past the routing of the table; returns how many PostgreSQL took."""
     cursor: Any = connection.connection.cursor()
+    statement = _COPY.format(partition=f"churn_predictions_{week:%Y%m%d}")
+    stream = _CopyStream(copy_bytes(week, batch_id, rows))
     with closing(cursor):
-        cursor.copy_expert(_COPY, _CopyStream(_copy_bytes(week, batch_id, rows)))
+        try:
+            cursor.copy_expert(statement, stream, size=_COPY_BYTES)
+        except psycopg2.Error as error:
+            # psycopg2 puts an error of its own over one from the rows.
+            if stream.error is not None:
+                raise stream.error from None
+            raise sa.exc.DBAPIError.instance(statement, None, error, psycopg2.Error) from error
         return int(cursor.rowcount)
 
 
-def _copy_bytes(week: date, batch_id: int, rows: Iterable[ScoredRows]) -> Iterator[bytes]:
+def copy_bytes(week: date, batch_id: int, rows: Iterable[ScoredRows]) -> Iterator[bytes]:
+    """Write rows in PostgreSQL's binary COPY format, a block for each chunk."""
     yield _COPY_HEADER
     for chunk in rows:
         block = np.empty(len(chunk.account_ids), dtype=_ROW)
@@ -246,13 +315,18 @@ class _CopyStream(io.RawIOBase):
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         self._rest = memoryview(b"")
+        self.error: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         while not self._rest:
-            block = next(self._blocks, None)
+            try:
+                block = next(self._blocks, None)
+            except Exception as error:
+                self.error = error
+                raise
             if block is None:
                 return b""
             self._rest = memoryview(block)

@@ -90,6 +90,9 @@ def require_no_password(*texts: str) -> None:
 @pytest.fixture(scope="session")
 def login(postgres: sa.URL) -> sa.URL:
     """A login that may create databases and roles, and no more."""
+    for setting in ("fsync", "full_page_writes"):  # a power cut is not what these tests are about
+        run_sql(postgres, f"ALTER SYSTEM SET {setting} = off")
+    run_sql(postgres, "SELECT pg_reload_conf()")
     url = create_login(postgres)
     for role in (OWNER, WRITER, READER):
         if run_sql(postgres, "SELECT 1 FROM pg_roles WHERE rolname = :role", role=role):
