@@ -6,9 +6,9 @@ entry points hand it to ``churn.deployment``, which hands on plain values.
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from churn.errors import UsageError
@@ -18,6 +18,11 @@ def find_project_root() -> Path:
     """Return the checkout this package runs from, or the working directory for an installed wheel."""
     checkout = Path(__file__).resolve().parents[1]
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def _seconds_as_number(value: object) -> object:
+    """Pydantic takes a number of seconds for a duration, but not the text of one, which is all a variable can hold."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
 class Settings(BaseSettings):
@@ -57,7 +62,7 @@ class Settings(BaseSettings):
         "auto",
         description="auto: read the local copy, flagged, when S3 cannot be had; never: fail.",
     )
-    churn_local_max_age: timedelta | None = Field(
+    churn_local_max_age: Annotated[timedelta | None, BeforeValidator(_seconds_as_number)] = Field(
         None,
         description="Oldest local copy that may stand in, as seconds or ISO 8601 (P7D); unset: any.",
     )

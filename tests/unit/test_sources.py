@@ -1,0 +1,466 @@
+"""At stake: which bytes are scored, and that an analyst can see it when they are not the ones meant.
+
+The local copy may stand in for S3 when S3 cannot be had, always flagged; it must never hide a denied access, a damaged
+object or a setting that is wrong.
+"""
+
+import hashlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import pytest
+
+from churn.data.sources import ATTEMPTS, INPUT_FOLDER, INPUT_NAMES, Bucket, Folder, Sources
+from churn.errors import AccessDeniedError, InputError, SourceError, SourceUnavailableError, TransientError, UsageError
+from churn.variants import Variant
+
+KEY = "data/churn/activity.csv"
+BODY = b"account_id,activity_month\n1,2025-03-01\n"
+OTHER = BODY.replace(b"1,", b"2,")
+MODEL, NAMES = "models/churn/xgb_churn_model_2.bin", "data/churn/feature_names_3.json"
+US = Variant("us")
+LISTING = (
+    '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>false'
+    "</IsTruncated><Contents><Key>{key}</Key><LastModified>2025-03-01T00:00:00.000Z</LastModified>"
+    "<ETag>&quot;{etag}&quot;</ETag><Size>{size}</Size></Contents></ListBucketResult>"
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A local copy with the base variant's input."""
+    put(tmp_path / "local", KEY, OTHER)
+    return tmp_path / "local"
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    folder = tmp_path / "into"
+    folder.mkdir()
+    return folder
+
+
+def put(place: Path | str, key: str, body: bytes) -> None:
+    if isinstance(place, Path):
+        (place / key).parent.mkdir(parents=True, exist_ok=True)
+        (place / key).write_bytes(body)
+    else:
+        boto3.client("s3").put_object(Bucket=place, Key=key, Body=body)
+
+
+class StandInS3:
+    """An S3 that answers every request as told, and counts them."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[BaseHTTPRequestHandler], None] = lambda request: reply(request, 500)
+        self.paths: list[str] = []
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                stand_in.paths.append(self.path)
+                stand_in.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+def reply(request, status, body=b"", *, headers=(), length=None) -> None:
+    request.send_response(status)
+    for name, value in dict(headers).items():
+        request.send_header(name, value)
+    request.send_header("Content-Length", str(len(body) if length is None else length))
+    request.end_headers()
+    request.wfile.write(body)
+    request.close_connection = length is not None
+
+
+def error(status: int, code: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    return lambda request: reply(request, status, body)
+
+
+def holding(body: bytes, **how: object) -> Callable[[BaseHTTPRequestHandler], None]:
+    """Answer listings truthfully for ``BODY`` and requests for it with ``body``."""
+    etag = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if "list-type" in request.path:
+            reply(request, 200, LISTING.format(key=KEY, etag=etag, size=len(BODY)).encode())
+        else:
+            reply(request, 200, body, **how)
+
+    return answer
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, aws: str) -> Iterator[StandInS3]:
+    stand_in = StandInS3()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stand_in.url)
+    thread = threading.Thread(target=stand_in.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield stand_in
+    stand_in.server.shutdown()
+    stand_in.server.server_close()
+    thread.join()
+
+
+def require_fallback(sources: Sources, into: Path, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The local copy must be read, and said so in its provenance and in the log."""
+    with caplog.at_level(logging.WARNING):
+        file = sources.fetch_input(Variant(), into)
+
+    assert file.path.read_bytes() == OTHER
+    assert file.provenance.source == "local"
+    assert reason in file.provenance.fallback_reason
+    assert f"base: read the local copy of base, because {file.provenance.fallback_reason}" in caplog.messages
+
+
+def test_s3_comes_first(bucket, root, into):
+    put(bucket, KEY, BODY)
+
+    file = Sources(Bucket(bucket), Folder(root)).fetch_input(Variant(), into)
+
+    assert file.path.parent == into
+    assert file.path.read_bytes() == BODY
+    assert file.provenance.source == "s3"
+    assert file.provenance.fallback_reason is None
+    assert file.provenance.uri == f"s3://{bucket}/{KEY}"
+
+
+@pytest.mark.parametrize("place", ["s3", "local"])
+@pytest.mark.parametrize("body", [BODY, b"", b"x" * 3_000_000], ids=len)
+def test_the_provenance_names_exactly_the_bytes_that_were_copied(bucket, root, into, place, body):
+    put(bucket if place == "s3" else root, US.prefix + KEY, body)
+
+    file = Sources(Bucket(bucket), Folder(root)).fetch_input(US, into)
+
+    provenance = file.provenance
+    assert (provenance.source, provenance.variant) == (place, US)
+    assert file.path.read_bytes() == body
+    assert provenance.size == len(body)
+    assert provenance.sha256 == hashlib.sha256(body).hexdigest()
+    assert provenance.uri.endswith("/geography-us/data/churn/activity.csv")
+    assert provenance.modified_at.utcoffset() == timedelta(0)
+
+
+def test_an_object_uploaded_in_parts_has_no_md5_for_an_etag_and_is_read(bucket, root, into):
+    client, body = boto3.client("s3"), b"x" * (5 << 20)
+    upload = client.create_multipart_upload(Bucket=bucket, Key=KEY)["UploadId"]
+    part = client.upload_part(Bucket=bucket, Key=KEY, UploadId=upload, PartNumber=1, Body=body)
+    client.complete_multipart_upload(
+        Bucket=bucket, Key=KEY, UploadId=upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    )
+
+    file = Sources(Bucket(bucket), Folder(root)).fetch_input(Variant(), into)
+
+    assert file.provenance.version.endswith("-1")
+    assert file.provenance.sha256 == hashlib.sha256(body).hexdigest()
+
+
+def test_the_local_copy_is_read_when_s3_is_not_configured(root, into, caplog):
+    require_fallback(Sources(None, Folder(root)), into, "S3 is not configured (MLFLOW_S3_BUCKET)", caplog)
+
+
+def test_the_local_copy_is_read_without_credentials(aws, root, into, monkeypatch, caplog):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials of the test before
+    require_fallback(Sources(Bucket("any"), Folder(root)), into, "no AWS credentials were found", caplog)
+
+
+def test_the_local_copy_is_read_when_the_endpoint_refuses_connections(aws, root, into, monkeypatch, caplog):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    require_fallback(Sources(Bucket("any"), Folder(root)), into, "could not be reached", caplog)
+
+
+def test_the_local_copy_is_read_when_the_key_is_missing(bucket, root, into, caplog):
+    put(bucket, "data/churn/another.csv", BODY)
+    require_fallback(
+        Sources(Bucket(bucket), Folder(root)), into, f"s3://{bucket}/ holds none of {INPUT_FOLDER}", caplog
+    )
+
+
+def test_the_local_copy_is_read_when_the_bucket_is_missing(aws, root, into, caplog):
+    require_fallback(Sources(Bucket("no-such-bucket"), Folder(root)), into, "does not exist (NoSuchBucket)", caplog)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error(503, "SlowDown"),
+        error(500, "InternalError"),
+        error(429, "TooManyRequests"),
+        error(400, "RequestTimeout"),
+        lambda request: reply(request, 503, b"Service Unavailable"),
+        lambda request: reply(request, 502, b"<html><body>Bad gateway<br></html>"),
+        lambda request: request.connection.shutdown(socket.SHUT_RDWR),
+    ],
+    ids=["503", "500", "429", "timeout", "text", "html", "dropped"],
+)
+def test_the_local_copy_is_read_after_s3_failed_several_times(s3, root, into, caplog, answer):
+    s3.answer = answer
+    require_fallback(Sources(Bucket("any"), Folder(root)), into, "s3://any/data/churn/", caplog)
+    assert len(s3.paths) == ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "how", [{"body": BODY[:10], "length": len(BODY)}, {"body": b"", "length": len(BODY)}], ids=["cut", "nothing"]
+)
+def test_a_truncated_body_is_asked_for_again_and_then_the_local_copy_is_read(s3, root, into, caplog, how):
+    s3.answer = holding(**how)
+    require_fallback(Sources(Bucket("any"), Folder(root)), into, "could not be reached (IncompleteReadError)", caplog)
+    assert len([path for path in s3.paths if KEY in path]) == ATTEMPTS
+
+
+def test_a_failure_that_passes_leaves_no_trace(s3, root, into):
+    answers = iter([error(503, "SlowDown"), *[holding(BODY[:9], length=len(BODY))] * 2, *[holding(BODY)] * 2])
+
+    def answer_in_turn(request: BaseHTTPRequestHandler) -> None:
+        next(answers)(request)
+
+    s3.answer = answer_in_turn
+
+    file = Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+
+    assert file.path.read_bytes() == BODY
+    assert file.provenance.fallback_reason is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error(403, "AccessDenied"),
+        error(403, "InvalidAccessKeyId"),
+        error(403, "SignatureDoesNotMatch"),
+        error(400, "ExpiredToken"),
+        lambda request: reply(request, 403, b"no"),
+        lambda request: reply(request, 401),
+    ],
+    ids=["denied", "key", "signature", "expired", "403", "401"],
+)
+def test_denied_access_is_told_at_once_and_never_answered_with_the_local_copy(s3, root, into, answer):
+    s3.answer = answer
+    with pytest.raises(AccessDeniedError, match=r"access to s3://any/data/churn/ was denied .*s3:ListBucket") as denied:
+        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+    assert not isinstance(denied.value, TransientError)
+    assert len(s3.paths) == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [error(301, "PermanentRedirect"), error(400, "InvalidToken")], ids=["moved", "token"]
+)
+def test_an_answer_that_no_retry_and_no_local_copy_may_hide_is_told(s3, root, into, answer):
+    s3.answer = answer
+    with pytest.raises(SourceError, match="could not be read: ") as told:
+        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+    assert not isinstance(told.value, TransientError)
+    assert len(s3.paths) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (holding(OTHER), "does not match its ETag"),
+        (holding(BODY, headers={"x-amz-checksum-crc32": "AAAAAA=="}), "failed its checksum"),
+    ],
+    ids=["etag", "crc32"],
+)
+def test_bytes_that_fail_their_checksum_are_refused_and_never_replaced_by_the_local_copy(s3, root, into, answer, why):
+    s3.answer = answer
+    with pytest.raises(InputError, match=f"s3://any/{KEY} {why}.*; upload it again"):
+        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+    assert len([path for path in s3.paths if KEY in path]) == ATTEMPTS
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_PROFILE"])
+def test_aws_settings_that_cannot_be_meant_are_told_as_such(aws, monkeypatch, name):
+    monkeypatch.setenv(name, "nonsense")
+    with pytest.raises(UsageError, match=f"the AWS settings are wrong .*{name}"):
+        Bucket("any")
+
+
+def test_a_bucket_name_that_cannot_be_one_is_told_as_such(aws, root, into):
+    with pytest.raises(UsageError, match="MLFLOW_S3_BUCKET 'my bucket' cannot be a bucket's name"):
+        Sources(Bucket("my bucket"), Folder(root)).fetch_input(Variant(), into)
+
+
+def test_the_local_copy_is_not_read_where_it_is_forbidden(bucket, root, into):
+    for place in (None, Bucket(bucket)):
+        with pytest.raises(SourceError, match="and CHURN_LOCAL_FALLBACK=never forbids the local copy") as refused:
+            Sources(place, Folder(root), fallback=False).fetch_input(Variant(), into)
+        assert not isinstance(refused.value, TransientError)
+
+
+def test_where_the_local_copy_is_forbidden_a_failing_s3_is_worth_a_retry(s3, root, into):
+    s3.answer = error(503, "SlowDown")
+    with pytest.raises(SourceUnavailableError, match="CHURN_LOCAL_FALLBACK=never"):
+        Sources(Bucket("any"), Folder(root), fallback=False).fetch_input(Variant(), into)
+
+
+def test_a_local_copy_older_than_allowed_is_refused_with_its_age(root, into):
+    three_days_ago = (root / KEY).stat().st_mtime - 3 * 86_400
+    os.utime(root / KEY, (three_days_ago, three_days_ago))
+
+    assert Sources(None, Folder(root), max_age=timedelta(days=4)).fetch_input(Variant(), into)
+    with pytest.raises(SourceError, match=r"is 3 days, .* old; CHURN_LOCAL_MAX_AGE allows 2 days"):
+        Sources(None, Folder(root), max_age=timedelta(days=2)).fetch_input(Variant(), into)
+
+
+def test_the_age_of_what_s3_holds_does_not_matter(bucket, root, into):
+    put(bucket, KEY, BODY)
+    sources = Sources(Bucket(bucket), Folder(root), max_age=timedelta(0))
+    assert sources.fetch_input(Variant(), into).provenance.source == "s3"
+
+
+def test_the_files_of_a_model_are_never_mixed_from_two_places(bucket, root, into):
+    put(bucket, US.prefix + MODEL, b"model in s3")
+    for key, body in ((MODEL, b"local model"), (NAMES, b"local names")):
+        put(root, US.prefix + key, body)
+
+    files = Sources(Bucket(bucket), Folder(root)).fetch(US, [[MODEL], [NAMES]], into)
+
+    assert [file.path.read_bytes() for file in files] == [b"local model", b"local names"]
+    assert {file.provenance.source for file in files} == {"local"}
+    assert {file.provenance.variant for file in files} == {US}
+
+
+def test_nor_from_two_variants(root, into):
+    put(root, US.prefix + MODEL, b"model of us")
+    for key in (MODEL, NAMES):
+        put(root, key, b"of base")
+
+    files = Sources(None, Folder(root)).fetch(US, [[MODEL], [NAMES]], into)
+
+    assert [file.path.read_bytes() for file in files] == [b"of base"] * 2
+
+
+def test_the_base_variants_local_file_stands_in_for_anothers_and_says_whose_it_is(root, into, caplog):
+    with caplog.at_level(logging.WARNING):
+        file = Sources(None, Folder(root)).fetch_input(US, into)
+
+    assert file.provenance.variant == Variant()
+    assert file.provenance.uri == (root / KEY).as_uri()
+    assert file.provenance.fallback_reason
+    assert "geography-us: read the local copy of base" in caplog.text
+
+
+def test_the_base_variants_file_in_s3_never_stands_in_for_anothers(bucket, tmp_path, into):
+    put(bucket, KEY, BODY)
+    with pytest.raises(SourceError, match=rf"s3://{bucket}/geography-us/ holds none of .*and there is no local copy"):
+        Sources(Bucket(bucket), Folder(tmp_path / "nothing")).fetch_input(US, into)
+
+
+def test_a_file_that_is_nowhere_is_told_with_both_places(bucket, tmp_path, into):
+    with pytest.raises(SourceError, match=r"s3://.* holds none of .*there is no local copy: file://.* holds none of"):
+        Sources(Bucket(bucket), Folder(tmp_path)).fetch_input(Variant(), into)
+
+
+@pytest.mark.parametrize("place", ["s3", "local"])
+def test_of_several_inputs_the_first_of_the_agreed_order_is_read(bucket, tmp_path, into, place):
+    where = bucket if place == "s3" else tmp_path / "local"
+    sources = Sources(Bucket(bucket), Folder(tmp_path / "local"))
+    for name in reversed(INPUT_NAMES):
+        put(where, INPUT_FOLDER + name, name.encode())
+        assert sources.fetch_input(Variant(), into).path.read_bytes() == name.encode()
+
+
+def test_files_below_or_beside_the_data_folder_are_not_taken_for_inputs(bucket, tmp_path, into):
+    for key in ("data/churn/old/activity.csv", "data/churn_old/activity.csv", "geography-us/" + KEY):
+        put(bucket, key, BODY)
+        put(tmp_path / "local", key, BODY)
+    with pytest.raises(SourceError):
+        Sources(Bucket(bucket), Folder(tmp_path / "local")).fetch_input(Variant(), into)
+
+
+def test_a_listing_of_several_pages_is_read_to_its_end(s3, root, into):
+    whole = holding(BODY)
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if "list-type" in request.path and "continuation-token=next" not in request.path:
+            truncated = "<IsTruncated>true</IsTruncated><NextContinuationToken>next</NextContinuationToken>"
+            reply(request, 200, f"<ListBucketResult>{truncated}</ListBucketResult>".encode())
+        else:
+            whole(request)
+
+    s3.answer = answer
+    assert Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into).path.read_bytes() == BODY
+
+
+class BucketChangedOnce(Bucket):
+    """Someone uploads a new version, or deletes the file, right after the first listing."""
+
+    def __init__(self, name: str, change: Callable[[], object]) -> None:
+        super().__init__(name)
+        self.change: Callable[[], object] | None = change
+
+    def list(self, prefix: str):
+        entries = super().list(prefix)
+        if self.change:
+            self.change()
+            self.change = None
+        return entries
+
+
+def test_a_file_that_changed_after_it_was_listed_is_read_anew_and_whole(bucket, root, into):
+    put(bucket, KEY, BODY)
+    changing = BucketChangedOnce(bucket, lambda: put(bucket, KEY, OTHER * 2))
+
+    file = Sources(changing, Folder(root)).fetch_input(Variant(), into)
+
+    assert file.path.read_bytes() == OTHER * 2
+    assert file.provenance.version == hashlib.md5(OTHER * 2, usedforsecurity=False).hexdigest()
+    assert file.provenance.source == "s3"
+
+
+def test_a_file_that_was_deleted_after_it_was_listed_is_missing(bucket, root, into, caplog):
+    put(bucket, KEY, BODY)
+    changing = BucketChangedOnce(bucket, lambda: boto3.client("s3").delete_object(Bucket=bucket, Key=KEY))
+    require_fallback(Sources(changing, Folder(root)), into, "does not exist (NoSuchKey)", caplog)
+
+
+class FolderChangedOnce(Folder):
+    def __init__(self, root: Path, change: Callable[[], object]) -> None:
+        super().__init__(root)
+        self.change = change
+
+    def list(self, prefix: str):
+        entries = super().list(prefix)
+        self.change()
+        return entries
+
+
+def test_a_local_file_that_changes_while_it_is_read_is_not_used_and_worth_a_retry(root, into):
+    for change in (lambda: put(root, KEY, b"longer" + OTHER), (root / KEY).unlink):
+        with pytest.raises(SourceUnavailableError):
+            Sources(None, FolderChangedOnce(root, change)).fetch_input(Variant(), into)
+
+
+@pytest.mark.parametrize("place", ["s3", "local"])
+def test_the_inputs_version_changes_when_its_content_does_and_only_then(bucket, root, place):
+    where = bucket if place == "s3" else root
+    sources = Sources(Bucket(bucket) if place == "s3" else None, Folder(root))
+    assert sources.input_version(US) is None
+
+    put(where, US.prefix + KEY, BODY)
+    first = sources.input_version(US)
+    assert first == sources.input_version(US)
+    assert US.prefix + KEY in first
+
+    put(where, US.prefix + KEY, OTHER * 2)
+    assert sources.input_version(US) != first
