@@ -1,8 +1,10 @@
 """``churn demo|up|score``: a thin face over the same functions that the scripts and Dagster use."""
 
 import argparse
+import signal
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
+from types import FrameType
 
 from churn.arguments import run_command
 from churn.weeks import parse_week
@@ -27,7 +29,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too, must leave no server behind
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _as_interrupt)
     run_command(f"churn {args.command}", lambda: _COMMANDS[args.command](args))
+
+
+def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _demo(args: argparse.Namespace) -> None:

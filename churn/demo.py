@@ -37,10 +37,10 @@ _SEED = 7
 _BAR_WIDTH = 20
 
 _SUMMARY = """
-SELECT variant, count(*) AS accounts, avg(churn_probability) AS mean, registered_model, model_version, source,
-       source_uri, is_foreign_data, fallback_reason, batch_id
+SELECT variant, count(*) AS accounts, avg(churn_probability) AS mean, model_version, source,
+       is_foreign_data, fallback_reason, batch_id
 FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
-GROUP BY variant, registered_model, model_version, source, source_uri, is_foreign_data, fallback_reason, batch_id
+GROUP BY variant, model_version, source, is_foreign_data, fallback_reason, batch_id
 ORDER BY variant
 """
 _HIGHEST = """
@@ -77,7 +77,8 @@ def run_demo(week: date) -> None:
         _show(console, deployment, week)
     console.print(
         f"\nDone in {time.monotonic() - started:.0f} s. Look at it:\n  [bold]uv run churn up[/bold]"
-        "   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000"
+        "   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000",
+        soft_wrap=True,
     )
 
 
@@ -198,7 +199,7 @@ def _sources_table(summary: pl.DataFrame, deployment: Deployment) -> Table:
     table.add_column("batch", justify="right")
     table.add_column("accounts", justify="right")
     table.add_column("mean", justify="right")
-    table.add_column("model", overflow="fold")
+    table.add_column("model")
     table.add_column("data")
     for row in summary.iter_rows(named=True):
         owner = " (the base variant's)" if row["is_foreign_data"] else ""
@@ -207,7 +208,7 @@ def _sources_table(summary: pl.DataFrame, deployment: Deployment) -> Table:
             str(row["batch_id"]),
             f"{row['accounts']:,}",
             f"{row['mean']:.3f}",
-            f"{row['registered_model']} v{row['model_version']}",
+            f"v{row['model_version']}",
             f"[yellow]{row['source']}[/yellow]{owner}" if row["source"] == "local" else row["source"],
         )
     return table

@@ -5,15 +5,17 @@ Dagster; ``orchestration`` tells what came of it.
 """
 
 import logging
+import queue
 import tempfile
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -23,11 +25,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from churn.data.activity import CheckedRows, check_activity, check_encoded, is_activity, require_features
-from churn.data.features import Encoding, Matrix, count_unknown_levels, encode, features, plan_encoding
-from churn.data.formats import read_frame
-from churn.data.sources import Provenance, SourceFile, Sources
-from churn.errors import InputError, ModelFileError, TransientError
+from churn.data.scoring_rows import CHUNK_ROWS, ScoringRows, prepare
+from churn.data.sources import Provenance, Sources
+from churn.errors import ModelFileError, TransientError
 from churn.model.bundle import Bundle
 from churn.model.registry import CHAMPION, ModelVersion, Registry
 from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows
@@ -36,40 +36,45 @@ from churn.weeks import default_as_of
 
 logger = logging.getLogger(__name__)
 
-CHUNK_ROWS = 65_536  # small chunks make the booster several times dearer a row; larger ones only cost memory
 _ATTEMPTS = 8
 _RETRY_FOR_S = 90
 
 
-@dataclass(frozen=True)
-class FeatureRows:
-    """One row per account, ready to be encoded for a model.
+_BINS = 20
+_TOP = 10
+
+
+@dataclass
+class ScoreSummary:
+    """What a person looks at of a batch's scores, gathered while they stream by.
 
     Attributes:
-        rows: ``account_id`` and what the features come from, one row per account.
-        encoding: How to encode; ``None`` for rows that came encoded.
-        n_later: Rows of the file not known yet at the as-of date.
-        n_withheld: Accounts not scored because their latest row was quarantined; an older row would be stale.
+        counts: Accounts per twentieth of [0, 1], shape (20,).
+        top: ``(probability, account id)`` of the highest, in falling order.
     """
 
-    rows: pl.DataFrame
-    encoding: Encoding | None
-    feature_names: tuple[str, ...]
-    checked: CheckedRows
-    n_later: int
-    n_withheld: int
-    has_account_ids: bool
+    n: int = 0
+    total: float = 0.0
+    lowest: float = 1.0
+    highest: float = 0.0
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, dtype=np.int64))
+    top: list[tuple[float, int]] = field(default_factory=list)
 
-    def matrices(self) -> Iterator[Matrix]:
-        """Encode chunk by chunk, each of shape (≤ CHUNK_ROWS, n_features)."""
-        for chunk in self.rows.iter_slices(CHUNK_ROWS):
-            if self.encoding is not None:
-                yield encode(chunk, self.encoding)
-            else:
-                yield np.ascontiguousarray(chunk.select(self.feature_names).cast(pl.Float32).to_numpy())
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.n, 1)
 
-    def unknown_levels(self) -> dict[str, dict[str, int]]:
-        return count_unknown_levels(self.rows, self.encoding) if self.encoding else {}
+    def add(self, scored: ScoredRows) -> None:
+        """Take in a chunk."""
+        probabilities = scored.probabilities
+        self.n += probabilities.size
+        self.total += float(probabilities.sum(dtype=np.float64))
+        self.lowest = min(self.lowest, float(probabilities.min()))
+        self.highest = max(self.highest, float(probabilities.max()))
+        self.counts += np.histogram(probabilities, bins=_BINS, range=(0, 1))[0]
+        best = np.argpartition(-probabilities, min(_TOP, probabilities.size) - 1)[:_TOP]
+        found = [(float(probabilities[i]), int(scored.account_ids[i])) for i in best]
+        self.top = sorted([*self.top, *found], key=lambda pair: (-pair[0], pair[1]))[:_TOP]
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ class Outcome:
     batch_id: int
     provenance: Provenance
     model: ModelVersion
-    feature_rows: FeatureRows
-    predictions: ScoredRows
+    rows: ScoringRows
+    summary: ScoreSummary
 
 
 @dataclass(frozen=True)
@@ -123,9 +128,7 @@ class Scorer:
         model = self.registry.resolve(variant, CHAMPION)
         bundle = self.registry.load(model)
         raw = self.sources.fetch_input(variant, scratch)
-        feature_rows = make_features(raw, bundle.feature_names, as_of)
-        feature_rows.checked.require_share(self.max_quarantine_share)
-        predictions = predict(bundle, feature_rows, model)
+        rows = prepare(raw.path, bundle.feature_names, as_of, self.max_quarantine_share, origin=raw.provenance.uri)
         record = BatchRecord(
             variant=variant,
             scored_week=week,
@@ -144,78 +147,69 @@ class Scorer:
             source_modified_at=raw.provenance.modified_at,
             source_variant=raw.provenance.variant,
             fallback_reason=raw.provenance.fallback_reason,
-            account_ids="input" if feature_rows.has_account_ids else "row_number",
-            n_rows_read=feature_rows.checked.n_read,
-            n_rows_quarantined=feature_rows.checked.quarantined.height,
-            n_accounts_withheld=feature_rows.n_withheld,
-            n_rows_scored=len(predictions.account_ids),
-            unknown_levels=feature_rows.unknown_levels(),
+            account_ids="input" if rows.has_account_ids else "row_number",
+            n_rows_read=rows.checked.n_read,
+            n_rows_quarantined=rows.checked.quarantined.height,
+            n_accounts_withheld=rows.n_withheld,
+            n_rows_scored=rows.n_accounts,
+            unknown_levels=rows.unknown_levels,
             started_at=started_at,
         )
-        batch_id = self.store.publish(record, [predictions], feature_rows.checked.quarantined)
-        return Outcome(record, batch_id, raw.provenance, model, feature_rows, predictions)
+        summary = ScoreSummary()
+        scored = predict(bundle, rows, model, summary)
+        if rows.n_accounts > CHUNK_ROWS:
+            scored = ahead(scored)
+        batch_id = self.store.publish(record, scored, rows.checked.quarantined)
+        return Outcome(record, batch_id, raw.provenance, model, rows, summary)
 
 
-def make_features(raw: SourceFile, feature_names: tuple[str, ...], as_of: date) -> FeatureRows:
-    """Read a file of either shape, hold it to the contract, and make one row per account.
-
-    Raises:
-        InputError: If the file is not rows, or the model's features cannot be made of them.
-    """
-    frame = read_frame(raw.path, feature_names)
-    if not is_activity(frame.columns):
-        require_features(frame.columns, feature_names)
-        checked = check_encoded(frame, feature_names)
-        return FeatureRows(
-            checked.rows.sort("account_id"), None, feature_names, checked, 0, 0, "account_id" in frame.columns
-        )
-    derived = ["months_active"] if "ftd_date" in frame.columns else []
-    encoding = plan_encoding(feature_names, [*frame.columns, *derived])
-    checked = check_activity(frame, [name for name, _ in encoding.numbers])
-    latest = features(checked.rows, as_of)
-    n_later = checked.rows.select((pl.col("activity_month") > as_of).sum()).item()
-    withheld = stale_accounts(latest, checked.quarantined, as_of)
-    rows = latest.join(withheld, on="account_id", how="anti", maintain_order="left")
-    if rows.is_empty() and not checked.rows.is_empty():
-        first, last = checked.rows.select(first=pl.min("activity_month"), last=pl.max("activity_month")).row(0)
-        raise InputError(
-            f"no account of {raw.provenance.uri} was known at {as_of}: its months run from {first} to "
-            f"{last}; score a later week or bring an earlier extract"
-        )
-    return FeatureRows(rows, encoding, feature_names, checked, n_later, withheld.height, has_account_ids=True)
-
-
-def stale_accounts(latest: pl.DataFrame, quarantined: pl.DataFrame, as_of: date) -> pl.DataFrame:
-    """Find the accounts whose newest row was quarantined, so that an older one would stand in for it.
-
-    Returns:
-        ``account_id``, one row each.
-    """
-    known = pl.col("activity_month").is_null() | (pl.col("activity_month") <= as_of)
-    broken = quarantined.filter(pl.col("account_id").is_not_null() & known)
-    newest = broken.group_by("account_id").agg(
-        pl.col("activity_month").max(), undated=pl.col("activity_month").is_null().any()
-    )
-    held = latest.select("account_id", held_month="activity_month")
-    is_newer = pl.col("undated") | pl.col("held_month").is_null() | (pl.col("activity_month") >= pl.col("held_month"))
-    return newest.join(held, on="account_id", how="left").filter(is_newer).select("account_id")
-
-
-def predict(bundle: Bundle, feature_rows: FeatureRows, model: ModelVersion) -> ScoredRows:
-    """Score every account.
+def predict(bundle: Bundle, rows: ScoringRows, model: ModelVersion, summary: ScoreSummary) -> Iterator[ScoredRows]:
+    """Score every account, chunk by chunk.
 
     Raises:
         ModelFileError: If a score is not a probability.
     """
-    chunks = [bundle.predict(matrix) for matrix in feature_rows.matrices()]
-    probabilities: npt.NDArray[np.float32] = np.concatenate([np.empty(0, dtype=np.float32), *chunks])
-    wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))
-    if wrong.size:
-        raise ModelFileError(
-            f"{model.uri} gave {wrong.size} of {probabilities.size} rows no probability "
-            f"(first: {probabilities[wrong[0]]}); nothing was published: log the model again"
-        )
-    return ScoredRows(feature_rows.rows["account_id"].to_numpy(), probabilities)
+    for account_ids, matrix in rows.chunks():
+        probabilities = bundle.predict(matrix)
+        wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))
+        if wrong.size:
+            raise ModelFileError(
+                f"{model.uri} gave {wrong.size} of {probabilities.size} rows no probability "
+                f"(first: {probabilities[wrong[0]]}); nothing was published: log the model again"
+            )
+        scored = ScoredRows(account_ids, probabilities)
+        summary.add(scored)
+        yield scored
+
+
+def ahead(chunks: Iterator[ScoredRows], most: int = 4) -> Iterator[ScoredRows]:
+    """Make chunks in a thread while earlier ones are written, at most ``most`` ahead."""
+    made: queue.Queue[ScoredRows | BaseException | None] = queue.Queue(most)
+    stopped = threading.Event()
+
+    def make() -> None:
+        end: BaseException | None = None
+        try:
+            for chunk in chunks:
+                made.put(chunk)
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # noqa: BLE001 raised again where the chunks are taken
+            end = error
+        made.put(end)
+
+    thread = threading.Thread(target=make, name="score-ahead", daemon=True)
+    thread.start()
+    try:
+        while isinstance(chunk := made.get(), ScoredRows):
+            yield chunk
+        if chunk is not None:
+            raise chunk
+    finally:
+        stopped.set()
+        while thread.is_alive():
+            with suppress(queue.Empty):
+                made.get(timeout=0.05)
 
 
 def _tell_retry(state: RetryCallState) -> None:

@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 
 from churn.dagster_home import dagster_environment
 from churn.deployment import Deployment, open_deployment
@@ -32,7 +31,6 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
     """
     for port, flag in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
         _require_free(port, flag)
-    signal.signal(signal.SIGTERM, _as_interrupt)
     with ExitStack() as stack:
         deployment = stack.enter_context(open_deployment(load_settings()))
         deployment.registry(read_only=True)  # says at once what set-up is missing
@@ -69,17 +67,19 @@ def _commands(
     dagster = {
         **dagster_environment(deployment),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
+        # gRPC's fork handlers crash the children that a code server run by root starts as another user: PostgreSQL's.
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
         "CHURN_MLFLOW_UI_URL": os.environ.get("CHURN_MLFLOW_UI_URL", f"http://{HOST}:{mlflow_port}"),
     }
     python = [sys.executable, "-m"]
-    location = ["-m", "orchestration.definitions"]
+    # The code location is pyproject.toml's, as for `dg dev`: sensors keep their state under its name.
     return {
         "mlflow": (
             [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"],
             mlflow,
         ),
-        "dagster": ([*python, "dagster_webserver", *location, "-h", HOST, "-p", str(dagster_port)], dagster),
-        "daemon": ([*python, "dagster._daemon", "run", *location], dagster),
+        "dagster": ([*python, "dagster_webserver", "-h", HOST, "-p", str(dagster_port)], dagster),
+        "daemon": ([*python, "dagster._daemon", "run"], dagster),
     }
 
 
@@ -107,10 +107,12 @@ class _Server:
 
     def __exit__(self, *_: object) -> None:
         self._signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP_WITHIN_S)
-        self._signal(signal.SIGKILL)  # what it started and left behind
-        self._process.wait()
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_WITHIN_S)
+        finally:  # also when a second Ctrl-C cuts the wait short
+            self._signal(signal.SIGKILL)  # what it started and left behind
+            self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -142,7 +144,3 @@ def _require_free(port: int, flag: str) -> None:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
             raise UsageError(f"{flag} {port} cannot be used ({error}); name another port") from None
-
-
-def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -32,9 +32,9 @@ _NAMED = 50
 
 def evaluate(outcome: Outcome, scorer: Scorer) -> list[dg.AssetCheckEvaluation]:
     """Evaluate every check for one published variant."""
-    record, scored = outcome.record, outcome.predictions
+    record, summary = outcome.record, outcome.summary
     n_stored = scorer.store.count_rows(outcome.batch_id, record.scored_week)
-    low, high = float(scored.probabilities.min()), float(scored.probabilities.max())
+    low, high = summary.lowest, summary.highest
     share = record.n_rows_quarantined / record.n_rows_read
     is_own = outcome.provenance.variant == record.variant
     champion = _champion_version(outcome, scorer)

@@ -100,26 +100,31 @@ def is_activity(columns: Collection[str]) -> bool:
     return set(KEY) <= set(columns)
 
 
-def check_activity(frame: pl.DataFrame, numbers: Collection[str] = ()) -> CheckedRows:
+def check_activity(frame: pl.DataFrame, numbers: Collection[str] = (), *, first_row: int = 1) -> CheckedRows:
     """Check raw activity: one row per account and active month.
 
     Args:
         frame: Columns of the contract, all or some; ``account_id`` and ``activity_month`` at least. Others pass.
         numbers: Further columns that a model uses as numbers.
+        first_row: The number of the first row, where ``frame`` is a chunk of a file.
     """
     kinds = {name: KINDS[name] for name in frame.columns if name in KINDS}
     kinds |= {name: "number" for name in numbers if name in frame.columns and name not in KINDS}
     rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind)]
     rules.append(("activity_month_not_first_of_month", pl.col("activity_month").dt.day() != 1))
     required = [name for name, kind in kinds.items() if kind != "number" and name not in MAY_BE_MISSING]
-    return _check(frame, kinds, required, rules)
+    return _check(frame, kinds, required, rules, first_row)
 
 
-def check_encoded(frame: pl.DataFrame, features: Sequence[str]) -> CheckedRows:
+def check_encoded(
+    frame: pl.DataFrame, features: Sequence[str], *, repeated: pl.Series | None = None, first_row: int = 1
+) -> CheckedRows:
     """Check rows that are already encoded: one row per account, a column per feature.
 
     Args:
         frame: Holds ``features``, and ``account_id`` or not; without it the row number stands for the account.
+        repeated: The ids that stand more than once in the file ``frame`` is a chunk of; default: in ``frame``.
+        first_row: The number of the first row, where ``frame`` is a chunk of a file.
 
     Raises:
         InputError: If ``frame`` lacks a feature.
@@ -133,16 +138,20 @@ def check_encoded(frame: pl.DataFrame, features: Sequence[str]) -> CheckedRows:
     if "account_id" in frame.columns:
         kinds["account_id"] = "integer"
         # Which of two rows is the account's is not ours to guess.
-        rules.append(
-            (
-                "account_id_duplicated",
-                pl.col("account_id").is_duplicated() & pl.col("account_id").is_not_null(),
-            )
-        )
-        return _check(frame, kinds, ["account_id"], rules)
-    checked = _check(frame, kinds, [], rules)
+        if repeated is None:
+            repeated = repeated_ids([frame["account_id"]])
+        rules.append(("account_id_duplicated", pl.col("account_id").is_in(repeated.implode())))
+        return _check(frame, kinds, ["account_id"], rules, first_row)
+    checked = _check(frame, kinds, [], rules, first_row)
     numbered = checked.rows.with_columns(account_id=pl.col("row_number").cast(pl.Int64))
     return CheckedRows(numbered, checked.quarantined, checked.n_read)
+
+
+def repeated_ids(chunks: Iterable[pl.Series]) -> pl.Series:
+    """Find the account ids that stand more than once in a column, given chunk by chunk as it was read."""
+    ids = pl.concat([chunk.to_frame().select(_parse(chunk.name, "integer", chunk.dtype)) for chunk in chunks])
+    column = ids.to_series().drop_nulls()
+    return column.filter(column.is_duplicated()).unique()
 
 
 def require_features(columns: Collection[str], features: Sequence[str]) -> None:
@@ -162,12 +171,12 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
 
 
 def _check(
-    frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Iterable[str], rules: Iterable[Rule]
+    frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Iterable[str], rules: Iterable[Rule], first_row: int
 ) -> CheckedRows:
     frame = frame.drop("row_number", strict=False)  # a file's own says nothing here, and the name is ours
     parsed = frame.with_columns(
         [_parse(name, kind, frame.schema[name]).alias(name) for name, kind in kinds.items()]
-    ).with_row_index("row_number", offset=1)
+    ).with_row_index("row_number", offset=first_row)
     missing = [(f"{name}_missing", pl.lit(frame[name].is_null())) for name in required]
     unreadable = [(f"{name}_unreadable", pl.lit(frame[name].is_not_null()) & pl.col(name).is_null()) for name in kinds]
     broken = {name: where.fill_null(value=False) for name, where in [*missing, *unreadable, *rules]}
@@ -245,6 +254,8 @@ def _one_hot_rules(features: Sequence[str]) -> list[Rule]:
 def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
     """Turn a column as read into its kind; what cannot be turned becomes null, which a rule then catches."""
     column = pl.col(name)
+    if kind == "text" and dtype == pl.Categorical:
+        return column
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return _parse_text(column.cast(pl.String), kind)
     to = _DTYPES[kind]

@@ -6,13 +6,15 @@ and order come from the model. Pure: no files, no settings.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from churn.errors import InputError
+
+_DAY_US = 24 * 60 * 60 * 1_000_000
 
 Matrix = npt.NDArray[np.float32]
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
@@ -31,17 +33,51 @@ def features(activity: pl.DataFrame, as_of: date) -> pl.DataFrame:
     Returns:
         The rows of ``activity``'s columns and ``months_active``, sorted by ``account_id``, one per account known.
     """
-    known = pl.col("activity_month") <= as_of
-    order = ["account_id", "activity_month"]
-    if "known_at" in activity.columns:
-        known &= pl.col("known_at").dt.date() < as_of + timedelta(days=1)
-        order.append("known_at")
-    latest = (
-        activity.filter(known).sort(order, maintain_order=True).unique("account_id", keep="last", maintain_order=True)
-    )
-    if "ftd_date" not in activity.columns:
-        return latest
-    return latest.with_columns(months_active=_month_number("activity_month") - _month_number("ftd_date"))
+    keys = [column.to_physical().to_numpy() for column in activity.select(key_columns(activity.columns))]
+    return derive(activity.filter(latest_known(as_of, *keys))).sort("account_id")
+
+
+def key_columns(columns: Sequence[str]) -> list[str]:
+    """Return the columns by which :func:`latest_known` tells rows apart, as integers: id, day, and microsecond."""
+    return ["account_id", "activity_month", *(["known_at"] if "known_at" in columns else [])]
+
+
+def latest_known(
+    as_of: date,
+    account_ids: npt.NDArray[np.int64],
+    months: npt.NDArray[np.int32],
+    known_at: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Mark each account's row: its latest month known at the end of ``as_of``, by the rules of :func:`features`.
+
+    Args:
+        account_ids: Shape (n,).
+        months: Shape (n,), days since 1970.
+        known_at: Shape (n,), microseconds since 1970, UTC; ``None`` when all rows were always known.
+
+    Returns:
+        Shape (n,), with at most one mark an account.
+    """
+    end = (as_of - date(1970, 1, 1)).days
+    known = months <= end
+    if known_at is not None:
+        known &= known_at < (end + 1) * _DAY_US
+    rows = np.flatnonzero(known)
+    ties = () if known_at is None else (known_at[rows],)
+    ordered = rows[
+        np.lexsort((*ties, months[rows], account_ids[rows]))
+    ]  # stable: of equal keys, the later row of the file comes last
+    accounts = account_ids[ordered]
+    marks = np.zeros(len(account_ids), dtype=np.bool_)
+    marks[ordered[np.append(accounts[1:] != accounts[:-1], True)[: len(ordered)]]] = True
+    return marks
+
+
+def derive(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add the features that are made of other columns: ``months_active``, where ``ftd_date`` is there to count from."""
+    if "ftd_date" not in rows.columns:
+        return rows
+    return rows.with_columns(months_active=_month_number("activity_month") - _month_number("ftd_date"))
 
 
 def _month_number(column: str) -> pl.Expr:
@@ -97,19 +133,26 @@ def _parent_of(name: str, available: set[str]) -> str | None:
     return next((name[:cut] for cut in reversed(cuts) if name[:cut] in available), None)
 
 
-def encode(rows: pl.DataFrame, encoding: Encoding) -> Matrix:
+def encode(rows: pl.DataFrame, encoding: Encoding, into: Matrix | None = None) -> Matrix:
     """Build the matrix in the model's order. A level the model does not know sets no column.
 
+    Args:
+        into: A matrix of at least as many rows to build it in, so that chunk after chunk needs no new memory.
+
     Returns:
-        Shape (rows.height, encoding.n_features).
+        Shape (rows.height, encoding.n_features); the first rows of ``into``, where given.
     """
-    matrix = np.zeros((rows.height, encoding.n_features), dtype=np.float32)
+    n_rows, width = rows.height, encoding.n_features
+    matrix = np.empty((n_rows, width), dtype=np.float32) if into is None else into[:n_rows]
+    matrix.fill(0)
     for name, position in encoding.numbers:
         matrix[:, position] = rows[name].cast(pl.Float32).to_numpy()
+    cells, starts = matrix.reshape(-1), np.arange(n_rows) * width
     for group in encoding.one_hots:
         codes = _codes(rows, group)
         known = codes.is_not_null().to_numpy()
-        matrix[np.flatnonzero(known), np.asarray(group.positions)[codes.drop_nulls().to_numpy()]] = 1
+        positions = np.asarray(group.positions)[codes.fill_null(0).to_numpy()]
+        cells[(starts + positions)[known]] = 1
     return matrix
 
 
@@ -128,4 +171,6 @@ def count_unknown_levels(rows: pl.DataFrame, encoding: Encoding, *, most: int = 
 
 def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
     levels = pl.Enum(list(group.levels))
-    return rows[group.parent].cast(pl.String).cast(levels, strict=False).to_physical()
+    column = rows[group.parent]
+    text = column if column.dtype in (pl.String, pl.Categorical) else column.cast(pl.String)
+    return text.cast(levels, strict=False).to_physical()

@@ -5,17 +5,101 @@ Values are read as they stand; whether they make sense is ``activity``'s busines
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from churn.data.activity import KINDS
 from churn.errors import InputError
 
+_PARQUET = b"PAR1"
 _SNIFFED_BYTES = 65_536
 _BATCH_LINES = 65_536
+
+
+class RowFile(Protocol):
+    """A file of rows that can be read again and again, some columns and a chunk at a time."""
+
+    @property
+    def columns(self) -> list[str]: ...
+
+    @property
+    def n_rows(self) -> int: ...
+
+    def chunks(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
+        """Yield frames of at most ``size`` rows, in file order.
+
+        Raises:
+            InputError: If the file turns out to be damaged.
+        """
+        ...
+
+
+def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
+    """Open a file of rows, whatever its suffix: Parquet stays on disk and is read by row group, the rest is held.
+
+    Args:
+        positional_names: Column names for a JSON array of arrays; see :func:`read_frame`.
+
+    Raises:
+        InputError: If the file is empty, truncated, or none of the formats.
+    """
+    with path.open("rb") as file:
+        is_parquet = file.read(len(_PARQUET)) == _PARQUET
+    rows = _ParquetRows(path) if is_parquet else _HeldRows(read_frame(path, positional_names))
+    if not rows.n_rows:
+        raise _no_rows(path.name)
+    return rows
+
+
+@dataclass(frozen=True)
+class _HeldRows:
+    frame: pl.DataFrame
+
+    @property
+    def columns(self) -> list[str]:
+        return self.frame.columns
+
+    @property
+    def n_rows(self) -> int:
+        return self.frame.height
+
+    def chunks(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
+        yield from self.frame.select(columns).iter_slices(size)
+
+
+class _ParquetRows:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._errors_translated(), pq.ParquetFile(path) as file:
+            self.columns: list[str] = file.schema_arrow.names
+            self.n_rows = int(file.metadata.num_rows)
+
+    def chunks(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
+        # A level is then compared once a chunk, not once a row.
+        levels = [name for name in columns if KINDS.get(name) == "text"]
+        with self._errors_translated(), pq.ParquetFile(self._path, read_dictionary=levels) as file:
+            for batch in file.iter_batches(size, columns=list(columns), use_threads=False):
+                yield pl.DataFrame(pl.from_arrow(batch)).select(columns)
+
+    @contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(
+                f"{self._path.name} is a truncated or damaged Parquet file ({_short(error)}); write it again"
+            ) from error
+
+
+def _no_rows(name: str) -> InputError:
+    return InputError(f"{name} holds no rows; at least one is needed: check the extract that wrote it")
 
 
 def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame:
@@ -35,7 +119,7 @@ def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame
         head = file.read(_SNIFFED_BYTES)
     frame = _READERS[sniff(head, path.name)](path, positional_names)
     if frame.is_empty():
-        raise InputError(f"{path.name} holds no rows; at least one is needed: check the extract that wrote it")
+        raise _no_rows(path.name)
     return frame
 
 
@@ -48,7 +132,7 @@ def sniff(head: bytes, name: str) -> str:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         raise InputError(f"{name} is empty; Parquet, CSV, JSON Lines or a JSON array of rows is needed")
-    if head.startswith(b"PAR1"):
+    if head.startswith(_PARQUET):
         return "parquet"
     if b"\0" in head:
         raise InputError(

@@ -326,17 +326,17 @@ def _errors_translated(doing: str) -> Iterator[None]:
         if isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or "API request to" in said:
             raise _unavailable(doing, error) from error
         raise RegistryError(f"MLflow failed at {doing}: {said}") from error
+    except (Boto3Error, aws.BotoCoreError, aws.ClientError) as error:  # first: some are requests' errors as well
+        raise _meaning_of_artifact_error(doing, error) from error
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
         raise _unavailable(doing, error) from error
-    except (Boto3Error, aws.BotoCoreError, aws.ClientError) as error:
-        raise _meaning_of_artifact_error(doing, error) from error
 
 
 def _meaning_of_artifact_error(doing: str, error: Exception) -> ChurnError:
     """Tell what S3's answer to MLflow means; a failed upload has it only as the context of its error."""
     cause = error.__context__ if isinstance(error, Boto3Error) else error
     what = f"MLflow's artifacts in S3 failed at {doing}"
-    if isinstance(cause, aws.HTTPClientError):
+    if isinstance(cause, (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError)):
         return RegistryUnavailableError(f"{what} ({type(cause).__name__}); check the network, and that S3 runs")
     if not isinstance(cause, aws.ClientError):
         return RegistryError(f"{what}: {error}; check the AWS credentials")

@@ -3,16 +3,12 @@
 from collections.abc import Callable, Mapping
 
 import dagster as dg
-import numpy as np
-import numpy.typing as npt
 
-from churn.pipeline import Outcome
+from churn.pipeline import Outcome, ScoreSummary
 
 Metadata = Mapping[str, dg.MetadataValue]
 
-_BINS = 10
 _BAR_WIDTH = 30
-_PREVIEW_ROWS = 10
 
 
 def describe(outcome: Outcome, model_link: Callable[[str, int], str]) -> dict[str, Metadata]:
@@ -42,7 +38,7 @@ def _of_raw(outcome: Outcome) -> Metadata:
 
 
 def _of_features(outcome: Outcome) -> Metadata:
-    rows, record = outcome.feature_rows, outcome.record
+    rows, record = outcome.rows, outcome.record
     return {
         "dagster/row_count": dg.MetadataValue.int(record.n_rows_scored),
         "n_features": dg.MetadataValue.int(len(rows.feature_names)),
@@ -68,11 +64,11 @@ def _of_model(outcome: Outcome, model_link: Callable[[str, int], str]) -> Metada
 
 
 def _of_predictions(outcome: Outcome) -> Metadata:
-    probabilities = outcome.predictions.probabilities
+    summary = outcome.summary
     return {
-        "dagster/row_count": dg.MetadataValue.int(probabilities.size),
-        "mean_churn_probability": dg.MetadataValue.float(float(probabilities.mean(dtype=np.float64))),
-        "histogram": dg.MetadataValue.md(histogram(probabilities)),
+        "dagster/row_count": dg.MetadataValue.int(summary.n),
+        "mean_churn_probability": dg.MetadataValue.float(summary.mean),
+        "histogram": dg.MetadataValue.md(histogram(summary)),
     }
 
 
@@ -83,28 +79,22 @@ def _of_batch(outcome: Outcome) -> Metadata:
         "dagster/relation_identifier": dg.MetadataValue.text("churn_predictions"),
         "batch_id": dg.MetadataValue.int(outcome.batch_id),
         "scored_week": dg.MetadataValue.text(record.scored_week.isoformat()),
-        "highest_risk": dg.MetadataValue.md(preview(outcome)),
+        "highest_risk": dg.MetadataValue.md(preview(outcome.summary)),
     }
 
 
-def histogram(probabilities: npt.NDArray[np.float32]) -> str:
-    """Draw the distribution as a Markdown table, one row per tenth.
-
-    Args:
-        probabilities: Shape (n,), in [0, 1].
-    """
-    counts, edges = np.histogram(probabilities, bins=_BINS, range=(0, 1))
-    longest = max(int(counts.max()), 1)
+def histogram(summary: ScoreSummary) -> str:
+    """Draw the distribution as a Markdown table, one row per twentieth."""
+    longest = max(int(summary.counts.max()), 1)
+    width = 1 / len(summary.counts)
     rows = [
-        f"| {low:.1f} - {high:.1f} | {count:,} | {'█' * round(_BAR_WIDTH * count / longest)} |"
-        for low, high, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
+        f"| {i * width:.2f} - {(i + 1) * width:.2f} | {count:,} | {'█' * round(_BAR_WIDTH * count / longest)} |"
+        for i, count in enumerate(summary.counts.tolist())
     ]
     return "\n".join(["| churn probability | accounts | |", "|---|---:|:---|", *rows])
 
 
-def preview(outcome: Outcome) -> str:
+def preview(summary: ScoreSummary) -> str:
     """Show the accounts most likely to churn as a Markdown table."""
-    scored = outcome.predictions
-    top = np.argsort(-scored.probabilities, kind="stable")[:_PREVIEW_ROWS]
-    rows = [f"| {scored.account_ids[i]} | {scored.probabilities[i]:.3f} |" for i in top]
+    rows = [f"| {account_id} | {probability:.3f} |" for probability, account_id in summary.top]
     return "\n".join(["| account_id | churn_probability |", "|---:|---:|", *rows])

@@ -47,10 +47,27 @@ CREATE TABLE churn_predictions (
     scored_week date NOT NULL,
     batch_id bigint NOT NULL,
     account_id bigint NOT NULL,
-    churn_probability real NOT NULL CHECK (churn_probability >= 0 AND churn_probability <= 1),
-    PRIMARY KEY (batch_id, account_id, scored_week)
+    churn_probability real NOT NULL CHECK (churn_probability >= 0 AND churn_probability <= 1)
 ) PARTITION BY LIST (scored_week);
-CREATE INDEX churn_predictions_account ON churn_predictions (account_id);
+-- A batch's rows lie together, so a few pages of ranges find them; a B-tree would cost more than the rows.
+CREATE INDEX churn_predictions_batch ON churn_predictions USING brin (batch_id, account_id) WITH (pages_per_range = 16);
+
+CREATE TABLE scoring_attempts (
+    attempt_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    variant text NOT NULL,
+    scored_week date NOT NULL,
+    dagster_run_id text,
+    outcome text NOT NULL CHECK (outcome IN ('published', 'failed')),
+    batch_id bigint REFERENCES scoring_batches ON DELETE CASCADE,
+    error_type text,
+    error text,
+    is_transient boolean,
+    started_at timestamptz NOT NULL,
+    ended_at timestamptz NOT NULL,
+    CHECK ((outcome = 'published') = (batch_id IS NOT NULL)),
+    CHECK ((outcome = 'failed') = (error IS NOT NULL))
+);
+CREATE INDEX scoring_attempts_week ON scoring_attempts (scored_week, variant);
 
 CREATE TABLE quarantined_rows (
     batch_id bigint NOT NULL REFERENCES scoring_batches ON DELETE CASCADE,
@@ -75,8 +92,8 @@ JOIN scoring_batches AS b ON b.batch_id = p.batch_id AND b.scored_week = p.score
 WHERE b.is_current;
 """
 
-# The writer may not create tables; this lets it open a week, and nothing else.
-_OPEN_WEEK = """
+# The writer may not create tables or indexes; these let it open a week and index one that is over, and nothing else.
+_WEEKS = """
 CREATE FUNCTION open_week(week date) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -88,28 +105,48 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('open_week', 0));
     IF to_regclass(format('public.%I', partition)) IS NULL THEN
         EXECUTE format('CREATE TABLE public.%I PARTITION OF churn_predictions FOR VALUES IN (%L)', partition, week);
+        EXECUTE format('GRANT SELECT, INSERT ON public.%I TO churn_writer', partition);
     END IF;
 END $$;
-REVOKE ALL ON FUNCTION open_week(date) FROM PUBLIC;
+
+CREATE FUNCTION index_closed_weeks(today date) RETURNS SETOF date
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    week date;
+    partition text;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('open_week', 0));
+    FOR week IN SELECT DISTINCT scored_week FROM scoring_batches WHERE scored_week + 7 <= today ORDER BY 1 LOOP
+        partition := 'churn_predictions_' || to_char(week, 'YYYYMMDD');
+        IF to_regclass(format('public.%I', partition)) IS NOT NULL
+           AND to_regclass(format('public.%I', partition || '_account')) IS NULL THEN
+            EXECUTE format('CREATE INDEX %I ON public.%I (account_id)', partition || '_account', partition);
+            RETURN NEXT week;
+        END IF;
+    END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION open_week(date), index_closed_weeks(date) FROM PUBLIC;
 """
 
 _GRANTS = """
-GRANT EXECUTE ON FUNCTION open_week(date) TO churn_writer;
-GRANT SELECT, INSERT ON scoring_batches, churn_predictions, quarantined_rows TO churn_writer;
+GRANT EXECUTE ON FUNCTION open_week(date), index_closed_weeks(date) TO churn_writer;
+GRANT SELECT, INSERT ON scoring_batches, scoring_attempts, churn_predictions, quarantined_rows TO churn_writer;
 GRANT UPDATE (is_current) ON scoring_batches TO churn_writer;
-GRANT SELECT ON scoring_batches, churn_predictions, quarantined_rows, churn_predictions_current TO churn_reader;
+GRANT USAGE ON SEQUENCE scoring_batches_batch_id_seq TO churn_writer;
+GRANT SELECT ON scoring_batches, scoring_attempts, churn_predictions, quarantined_rows, churn_predictions_current
+    TO churn_reader;
 GRANT SELECT ON churn_predictions_current TO churn_writer;
 """
 
 
 def upgrade() -> None:
     """Make the tables as the owner."""
-    for statements in (_TABLES, _VIEW, _OPEN_WEEK, _GRANTS):
+    for statements in (_TABLES, _VIEW, _WEEKS, _GRANTS):
         op.get_bind().exec_driver_sql(statements.replace("%", "%%"))
 
 
 def downgrade() -> None:
     """Drop all of it."""
     op.execute("DROP VIEW churn_predictions_current")
-    op.execute("DROP FUNCTION open_week(date)")
-    op.execute("DROP TABLE quarantined_rows, churn_predictions, scoring_batches")
+    op.execute("DROP FUNCTION open_week(date), index_closed_weeks(date)")
+    op.execute("DROP TABLE quarantined_rows, scoring_attempts, churn_predictions, scoring_batches")
