@@ -6,6 +6,7 @@ crash of the reader, would take the other variants of the run with it.
 
 import io
 import json
+import random
 from contextlib import suppress
 
 import polars as pl
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from churn.data.formats import read_frame
+from churn.data.formats import open_rows, read_frame
 from churn.errors import InputError
 
 ROWS = [
@@ -232,12 +233,50 @@ def test_any_bytes_end_in_rows_or_an_input_error(tmp_path, content):
         assert read_frame(path, ["a", "b"]).height > 0
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(position=st.integers(0, len(parquet()) - 1), byte=st.integers(0, 255))
-def test_a_parquet_file_with_any_one_byte_changed_ends_in_rows_or_an_input_error(tmp_path, position, byte):
-    content = bytearray(parquet())
-    content[position] = byte
+def test_a_parquet_file_with_any_one_byte_changed_ends_in_rows_or_an_input_error(tmp_path):
+    whole, chance, path = parquet(), random.Random(2), tmp_path / "any"  # noqa: S311
+    n_refused = 0
+    for _ in range(500):
+        content = bytearray(whole)
+        content[chance.randrange(len(whole))] = chance.randrange(256)
+        path.write_bytes(content)
+        try:
+            assert read_frame(path).height > 0
+            rows = open_rows(path)
+            assert sum(chunk.height for chunk in rows.chunks(rows.columns, 10)) > 0
+        except InputError:
+            n_refused += 1
+    assert n_refused > 100
+
+
+@pytest.mark.parametrize(
+    "content",
+    [parquet(), json_lines(), json_array(), ARRAY_OF_ARRAYS, CSV],
+    ids=["parquet", "lines", "objects", "arrays", "csv"],
+)
+def test_a_file_opened_for_reading_in_chunks_gives_the_same_rows_again_and_again(tmp_path, content):
     path = tmp_path / "any"
     path.write_bytes(content)
-    with suppress(InputError):
-        assert read_frame(path).height > 0
+
+    rows = open_rows(path, NAMES)
+
+    expected = read_frame(path, NAMES).select("total_handle", "brand_id")
+    for size in (1, 2, 100):
+        chunks = list(rows.chunks(["total_handle", "brand_id"], size))
+        assert max(chunk.height for chunk in chunks) <= size
+        assert [row for chunk in chunks for row in chunk.iter_rows()] == expected.rows()
+    assert rows.n_rows == 2
+    assert sorted(rows.columns) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"a,b\n", parquet()[:50], b"PAR1", b"\0"])
+def test_what_holds_no_rows_cannot_be_opened(tmp_path, content):
+    (tmp_path / "any").write_bytes(content)
+    with pytest.raises(InputError, match=r"any (is|holds) "):
+        open_rows(tmp_path / "any")
+
+
+def test_a_parquet_file_without_rows_cannot_be_opened(tmp_path):
+    pl.DataFrame(ROWS).clear().write_parquet(tmp_path / "any")
+    with pytest.raises(InputError, match="any holds no rows"):
+        open_rows(tmp_path / "any")
