@@ -92,7 +92,7 @@ def weekly_assets(
         week = parse_week(config.week or context.run.tags.get(WEEK_TAG), datetime.now(UTC).date())
         with services.open() as deployment:
             scorer = deployment.scorer()
-            done = scorer.store.published_by(context.run.run_id, week) if context.retry_number else {}
+            done = scorer.store.published_by([context.run.run_id], week) if context.retry_number else set()
             for key in context.partition_keys:
                 if key in done:
                     continue
