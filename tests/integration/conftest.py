@@ -157,13 +157,16 @@ def configure(server: sa.URL, login: sa.URL, bucket: str, patch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def site(bare_site: Site, schemas: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Site:
+def site(bare_site: Site, schemas: Mapping[str, str]) -> Iterator[Site]:
     """A deployment whose server is set up; no experiment and no model yet."""
     names = {"mlflow": bare_site.mlflow, "churn": bare_site.churn, "dagster": bare_site.dagster}
     for kind, name in names.items():
         template = schemas[kind]
-        run_sql(bare_site.server, f'CREATE DATABASE "{name}" TEMPLATE {template} OWNER {bare_site.login.username}')
-    return bare_site
+        options = f"TEMPLATE {template} OWNER {bare_site.login.username} STRATEGY FILE_COPY"
+        run_sql(bare_site.server, f'CREATE DATABASE "{name}" {options}')
+    yield bare_site
+    for name in names.values():  # dozens of them would fill disks, and make the server slow to stop
+        run_sql(bare_site.server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @pytest.fixture

@@ -1,0 +1,315 @@
+"""At stake: nobody starts the weekly run by hand. The schedule must name the right week across a year's end, and both
+it and the sensor must ask for every variant that is due, once, and for no other.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import boto3
+import dagster as dg
+import pytest
+from dagster._utils.schedules import schedule_execution_time_iterator
+
+from churn.deployment import Deployment
+from churn.variants import Variant
+from orchestration.assets.weekly import WEEK_TAG
+from orchestration.definitions import defs
+from orchestration.job import weekly_churn_prediction_schedule
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges
+from orchestration.resources import Services
+from orchestration.sensors import new_data_sensor
+
+from .conftest import ROOT, Run, Site, bundled, put_model_files
+
+FLEET = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
+
+
+def this_week() -> str:
+    today = datetime.now(UTC).date()
+    return (today - timedelta(days=today.weekday())).isoformat()
+
+
+@pytest.fixture
+def fleet(site: Site, log_model: Run) -> list[Variant]:
+    """Four registered variants, each with a file in S3."""
+    variants = [Variant.from_key(key) for key in FLEET]
+    for variant in variants:
+        put_model_files(site, variant.prefix)
+        site.put(f"{variant.prefix}data/churn/activity.parquet", bundled("activity.parquet"))
+    said = log_model(*(word for key in FLEET for word in ("--variant", key)))
+    assert said.status == 0, said
+    return variants
+
+
+def remove(deployment: Deployment, key: str) -> None:
+    """Take a variant out of the registry."""
+    from mlflow import MlflowClient
+
+    deployment.registry(read_only=False)
+    MlflowClient(deployment.tracking_uri).delete_registered_model(Variant.from_key(key).registered_model)
+
+
+def tick(instance: dg.DagsterInstance, at: datetime) -> list[dg.RunRequest | dg.SkipReason]:
+    """Evaluate the schedule as the daemon does at a moment."""
+    context = dg.build_schedule_context(
+        instance=instance, scheduled_execution_time=at, resources={"services": Services()}
+    )
+    data = weekly_churn_prediction_schedule.evaluate_tick(context)
+    return [*(data.run_requests or []), *([dg.SkipReason(data.skip_message)] if data.skip_message else [])]
+
+
+def asked(requests: list[Any]) -> list[tuple[str, str, str]]:
+    return [
+        (request.tags[WEEK_TAG], request.tags[RANGE_START_TAG], request.tags[RANGE_END_TAG]) for request in requests
+    ]
+
+
+@pytest.mark.parametrize("monday", [date(2026, 12, 28), date(2027, 1, 4), date(2028, 1, 3)])
+def test_a_tick_asks_for_the_week_that_begins_and_for_every_variant(
+    fleet: list[Variant], instance: dg.DagsterInstance, monday: date
+) -> None:
+    requests = tick(instance, datetime(monday.year, monday.month, monday.day, tzinfo=UTC))
+
+    assert asked(requests) == [(monday.isoformat(), "base", "geography-us")]
+    assert requests[0].run_key == f"{monday}:base:geography-us"
+    assert instance.get_dynamic_partitions("variants") == FLEET
+
+
+def test_a_late_tick_still_asks_for_the_week_of_its_monday(fleet: list[Variant], instance: dg.DagsterInstance) -> None:
+    """A daemon that was down evaluates the missed tick later, with the time it was meant for."""
+    requests = tick(instance, datetime(2026, 12, 28, tzinfo=UTC))
+    again = tick(instance, datetime(2026, 12, 28, tzinfo=UTC))
+
+    assert [request.run_key for request in requests] == [request.run_key for request in again]
+
+
+def test_without_a_variant_the_tick_is_skipped_and_says_why(site: Site, instance: dg.DagsterInstance) -> None:
+    (skipped,) = tick(instance, datetime(2026, 12, 28, tzinfo=UTC))
+
+    assert isinstance(skipped, dg.SkipReason)
+    assert "no variant is registered in MLflow" in str(skipped.skip_message)
+
+
+def test_the_schedule_fires_at_midnight_utc_of_each_monday_and_never_else() -> None:
+    schedule = weekly_churn_prediction_schedule
+    start, end = datetime(2026, 10, 1, tzinfo=UTC), datetime(2027, 12, 1, tzinfo=UTC)
+
+    ticks = schedule_execution_time_iterator(
+        start.timestamp(), schedule.cron_schedule, schedule.execution_timezone, ascending=True
+    )
+    fired = list(takewhile(lambda at: at < end, ticks))
+
+    first = datetime(2026, 10, 5, tzinfo=UTC)
+    assert [at.astimezone(UTC) for at in fired] == [first + timedelta(weeks=i) for i in range(len(fired))]
+    assert len(fired) == 61  # a year and two months, with both changes of the clocks and an ISO week 53
+    assert schedule.job_name == "churn_prediction_job"
+    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("ordered", "wanted", "most", "covered"),
+    [
+        ("abcd", "abcd", 9, ["ad"]),
+        ("abcd", "abcd", 2, ["ab", "cd"]),
+        ("abcde", "abcde", 2, ["ab", "cd", "ee"]),
+        ("abcd", "abcd", 1, ["aa", "bb", "cc", "dd"]),
+        ("abcd", "ad", 9, ["aa", "dd"]),
+        ("abcdef", "abdef", 2, ["ab", "de", "ff"]),
+        ("abc", "b", 9, ["bb"]),
+        ("abc", "", 9, []),
+        ("", "abc", 9, []),
+        ("cab", "abc", 9, ["cb"]),
+    ],
+)
+def test_ranges_cover_the_wanted_keys_and_no_other(ordered: str, wanted: str, most: int, covered: list[str]) -> None:
+    found = [tags[RANGE_START_TAG] + tags[RANGE_END_TAG] for tags in ranges(ordered, set(wanted), most)]
+
+    assert found == covered
+
+
+def test_partitions_follow_the_registry(
+    fleet: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    tick(instance, datetime(2026, 12, 28, tzinfo=UTC))
+    remove(deployment, "company-clienta")
+
+    requests = tick(instance, datetime(2027, 1, 4, tzinfo=UTC))
+
+    left = ["base", "geography-eu.company-clientb", "geography-us"]
+    assert instance.get_dynamic_partitions("variants") == left
+    assert asked(requests) == [("2027-01-04", "base", "geography-us")]
+
+
+def look(instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult:
+    """Evaluate the sensor as the daemon does, with the cursor of the evaluation before."""
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, definitions=defs)
+    result = new_data_sensor(context, services=Services())
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+@pytest.fixture
+def scored(fleet: list[Variant], deployment: Deployment) -> list[Variant]:
+    """The fleet, each scored once from the file that is in S3 now."""
+    scorer = deployment.scorer()
+    for variant in fleet:
+        scorer.score_variant(variant, date.fromisoformat(this_week()))
+    return fleet
+
+
+def test_at_first_only_what_was_never_scored_is_asked_for(
+    site: Site, fleet: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    scorer = deployment.scorer()
+    for variant in (fleet[0], fleet[2], fleet[3]):
+        scorer.score_variant(variant, date.fromisoformat(this_week()))
+
+    result = look(instance, None)
+
+    assert asked(list(result.run_requests or [])) == [(this_week(), "company-clienta", "company-clienta")]
+
+
+def test_a_first_look_at_scored_data_asks_for_nothing(scored: list[Variant], instance: dg.DagsterInstance) -> None:
+    result = look(instance, None)
+
+    assert not result.run_requests
+    assert "no new input for any of 4 variants" in str(result.skip_reason)
+    assert not look(instance, result.cursor).run_requests
+
+
+def test_a_new_object_asks_for_exactly_its_variant_once_and_a_changed_one_again(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    cursor = look(instance, None).cursor
+    keys: list[str | None] = []
+    for n_rows in (1, 2):
+        new = b"\n".join(bundled("activity.jsonl").splitlines()[:n_rows])
+        site.put("company-clienta/data/churn/activity.parquet", new)  # the name says nothing, the content does
+
+        result = look(instance, cursor)
+
+        assert asked(list(result.run_requests or [])) == [(this_week(), "company-clienta", "company-clienta")]
+        keys += [request.run_key for request in result.run_requests or []]
+        assert not look(instance, result.cursor).run_requests
+        cursor = result.cursor
+    assert len(set(keys)) == 2  # or Dagster would take the second for the first
+
+
+def test_the_same_bytes_uploaded_again_are_not_new(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    cursor = look(instance, None).cursor
+    site.put("geography-us/data/churn/activity.parquet", bundled("activity.parquet"))
+
+    assert not look(instance, cursor).run_requests
+
+
+def test_an_object_that_comes_back_unchanged_is_not_new(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    cursor = look(instance, None).cursor
+    for name in ("activity.parquet", "X_test_sample_2.json"):
+        boto3.client("s3").delete_object(Bucket=site.bucket, Key=f"geography-us/data/churn/{name}")
+    gone = look(instance, cursor)
+    assert not gone.run_requests
+    site.put("geography-us/data/churn/activity.parquet", bundled("activity.parquet"))
+
+    assert not look(instance, gone.cursor).run_requests
+
+
+def test_while_s3_is_down_nothing_is_asked_for_and_what_was_seen_is_kept(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cursor = look(instance, None).cursor
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+
+        result = look(instance, cursor)
+
+    assert not result.run_requests
+    assert "cannot look for new data" in str(result.skip_reason)
+    assert result.cursor == cursor
+    site.put("base-is-elsewhere/data/churn/activity.parquet", b"x")  # of no variant
+    site.put("data/churn/activity.parquet", b"new")
+    assert asked(list(look(instance, cursor).run_requests or [])) == [(this_week(), "base", "base")]
+
+
+def test_a_variant_taken_out_of_the_registry_loses_its_partition(
+    scored: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    cursor = look(instance, None).cursor
+    assert instance.get_dynamic_partitions("variants") == FLEET
+    remove(deployment, "geography-eu.company-clientb")
+
+    result = look(instance, cursor)
+
+    assert instance.get_dynamic_partitions("variants") == ["base", "company-clienta", "geography-us"]
+    assert set(json.loads(str(result.cursor))["versions"]) == {"base", "company-clienta", "geography-us"}
+
+
+@contextmanager
+def daemon(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Dagster's own daemon over the code location, in a process group of its own."""
+    command = [sys.executable, "-m", "dagster._daemon", "run", "-m", "orchestration.definitions"]
+    with (home / "daemon.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(timeout=20)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, log: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_a_real_daemon_scores_a_new_object_exactly_once(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    home = Path(os.environ["DAGSTER_HOME"])
+
+    def n_ticks() -> int:
+        states = instance.all_instigator_state()
+        return sum(
+            len(instance.get_ticks(state.instigator_origin_id, state.selector_id))
+            for state in states
+            if state.name == "new_data_sensor"
+        )
+
+    with daemon(home) as process:
+        wait_for(lambda: n_ticks() >= 1, 90, home / "daemon.log")
+        assert instance.get_runs_count() == 0
+        site.put("company-clienta/data/churn/activity.parquet", bundled("activity.jsonl"))
+        wait_for(lambda: instance.get_runs_count() == 1, 90, home / "daemon.log")
+        seen = n_ticks()
+        wait_for(lambda: all(run.is_finished for run in instance.get_runs()), 120, home / "daemon.log")
+        wait_for(lambda: n_ticks() >= seen + 2, 120, home / "daemon.log")
+        assert process.poll() is None
+
+    (run,) = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.SUCCESS, (home / "daemon.log").read_text()[-4000:]
+    assert (run.tags[RANGE_START_TAG], run.tags[RANGE_END_TAG]) == ("company-clienta", "company-clienta")
+    batches = site.rows(
+        site.churn, "SELECT dagster_run_id FROM scoring_batches WHERE is_current AND variant = 'company-clienta'"
+    )
+    assert batches == [(run.run_id,)]
