@@ -17,4 +17,9 @@ def dagster_environment(deployment: Deployment) -> dict[str, str]:
     if not (home / "dagster.yaml").exists() or "DAGSTER_HOME" not in os.environ:
         shutil.copyfile(find_project_root() / CONFIG, home / "dagster.yaml")
     url = deployment.dagster_database.set(drivername="postgresql").render_as_string(hide_password=False)
-    return {"DAGSTER_HOME": str(home), "CHURN_DAGSTER_DATABASE_URL": url}
+    return {
+        "DAGSTER_HOME": str(home),
+        "CHURN_DAGSTER_DATABASE_URL": url,
+        # A run over thousands of partitions plans them as a range, not one event each (orchestration.assets.weekly).
+        "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
+    }

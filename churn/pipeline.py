@@ -8,14 +8,16 @@ import logging
 import queue
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -25,9 +27,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from churn.data.scoring_rows import CHUNK_ROWS, ScoringRows, prepare
+from churn.data.scoring_rows import RowCounts, ScoringRows, in_threads, prepare
 from churn.data.sources import Provenance, Sources
-from churn.errors import ModelFileError, TransientError
+from churn.errors import ChurnError, ModelFileError, TransientError
 from churn.model.bundle import Bundle
 from churn.model.registry import CHAMPION, ModelVersion, Registry
 from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows
@@ -35,6 +37,8 @@ from churn.variants import Variant
 from churn.weeks import default_as_of
 
 logger = logging.getLogger(__name__)
+
+_Then = TypeVar("_Then")
 
 _ATTEMPTS = 8
 _RETRY_FOR_S = 90
@@ -85,19 +89,68 @@ class Outcome:
     batch_id: int
     provenance: Provenance
     model: ModelVersion
-    rows: ScoringRows
+    counts: RowCounts
+    feature_names: tuple[str, ...]
     summary: ScoreSummary
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """The services that scoring needs, and its limits."""
+    """The services that scoring needs, and its limits.
+
+    Attributes:
+        aliases: The registry's aliases as listed once for a fleet; ``None`` looks them up variant by variant.
+        model_threads: Threads of each booster; ``None`` for all cores.
+    """
 
     sources: Sources
     registry: Registry
     store: PredictionStore
     code_version: str
     max_quarantine_share: float
+    aliases: Mapping[Variant, Mapping[str, int]] | None = None
+    model_threads: int | None = None
+
+    def score_fleet(
+        self,
+        keys: Sequence[str],
+        week: date,
+        dagster_run_id: str | None,
+        then: Callable[[Outcome, "Scorer"], _Then],
+    ) -> Iterator[tuple[str, _Then | BaseException]]:
+        """Score many variants, a few at once; a failed one stops no other, and is recorded.
+
+        Args:
+            keys: The variants' keys.
+            then: Done with each outcome in the thread that made it.
+
+        Yields:
+            Each key with what ``then`` returned or the error, in the order of ``keys``.
+        """
+        aliases = self.registry.aliases() if len(keys) > 1 else None
+        # Small batches gain nothing from a booster's own threads, which would wait for each other.
+        one = replace(self, aliases=aliases, model_threads=1 if len(keys) > 1 else None)
+
+        def attempt(key: str) -> tuple[str, _Then | BaseException]:
+            started_at = datetime.now(UTC)
+            try:
+                variant = Variant.from_key(key)
+                return key, then(one.score_variant(variant, week, dagster_run_id=dagster_run_id), one)
+            except (Exception, pl.exceptions.PanicException) as error:
+                if not isinstance(error, ChurnError):
+                    logger.exception("%s failed", key)
+                self._record_failure(key, week, dagster_run_id, started_at, error)
+                return key, error
+
+        yield from in_threads(attempt, keys)
+
+    def _record_failure(
+        self, key: str, week: date, dagster_run_id: str | None, started_at: datetime, error: BaseException
+    ) -> None:
+        try:
+            self.store.record_failure(key, week, dagster_run_id, started_at, error)
+        except ChurnError as unrecorded:
+            logger.warning("%s: its failure could not be recorded: %s", key, unrecorded)
 
     def score_variant(
         self, variant: Variant, week: date, *, as_of: date | None = None, dagster_run_id: str | None = None
@@ -125,11 +178,47 @@ class Scorer:
 
     def _score(self, variant: Variant, week: date, as_of: date, dagster_run_id: str | None, scratch: Path) -> Outcome:
         started_at = datetime.now(UTC)
-        model = self.registry.resolve(variant, CHAMPION)
+        model = self.registry.resolve(variant, CHAMPION, self.aliases)
         bundle = self.registry.load(model)
+        if self.model_threads is not None:
+            bundle.booster.set_param({"nthread": self.model_threads})
         raw = self.sources.fetch_input(variant, scratch)
         rows = prepare(raw.path, bundle.feature_names, as_of, self.max_quarantine_share, origin=raw.provenance.uri)
-        record = BatchRecord(
+        summary = ScoreSummary()
+
+        def describe() -> BatchRecord:
+            return self._describe(
+                variant=variant,
+                week=week,
+                as_of=as_of,
+                dagster_run_id=dagster_run_id,
+                model=model,
+                provenance=raw.provenance,
+                counts=rows.counts,
+                started_at=started_at,
+            )
+
+        batch_id, record = self.store.publish(
+            variant,
+            week,
+            ahead(predict(bundle, rows, model, summary)),
+            lambda: (describe(), rows.counts.quarantined),
+        )
+        return Outcome(record, batch_id, raw.provenance, model, rows.counts, bundle.feature_names, summary)
+
+    def _describe(
+        self,
+        *,
+        variant: Variant,
+        week: date,
+        as_of: date,
+        dagster_run_id: str | None,
+        model: ModelVersion,
+        provenance: Provenance,
+        counts: RowCounts,
+        started_at: datetime,
+    ) -> BatchRecord:
+        return BatchRecord(
             variant=variant,
             scored_week=week,
             as_of=as_of,
@@ -140,27 +229,21 @@ class Scorer:
             mlflow_run_id=model.mlflow_run_id,
             dagster_run_id=dagster_run_id,
             code_version=self.code_version,
-            source=raw.provenance.source,
-            source_uri=raw.provenance.uri,
-            source_version=raw.provenance.version,
-            source_sha256=raw.provenance.sha256,
-            source_modified_at=raw.provenance.modified_at,
-            source_variant=raw.provenance.variant,
-            fallback_reason=raw.provenance.fallback_reason,
-            account_ids="input" if rows.has_account_ids else "row_number",
-            n_rows_read=rows.checked.n_read,
-            n_rows_quarantined=rows.checked.quarantined.height,
-            n_accounts_withheld=rows.n_withheld,
-            n_rows_scored=rows.n_accounts,
-            unknown_levels=rows.unknown_levels,
+            source=provenance.source,
+            source_uri=provenance.uri,
+            source_version=provenance.version,
+            source_sha256=provenance.sha256,
+            source_modified_at=provenance.modified_at,
+            source_variant=provenance.variant,
+            fallback_reason=provenance.fallback_reason,
+            account_ids="input" if counts.has_account_ids else "row_number",
+            n_rows_read=counts.n_read,
+            n_rows_quarantined=counts.quarantined.height,
+            n_accounts_withheld=counts.n_withheld,
+            n_rows_scored=counts.n_accounts,
+            unknown_levels=counts.unknown_levels,
             started_at=started_at,
         )
-        summary = ScoreSummary()
-        scored = predict(bundle, rows, model, summary)
-        if rows.n_accounts > CHUNK_ROWS:
-            scored = ahead(scored)
-        batch_id = self.store.publish(record, scored, rows.checked.quarantined)
-        return Outcome(record, batch_id, raw.provenance, model, rows, summary)
 
 
 def predict(bundle: Bundle, rows: ScoringRows, model: ModelVersion, summary: ScoreSummary) -> Iterator[ScoredRows]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from churn.errors import ChurnError
+from churn.model.registry import CHAMPION
 from churn.pipeline import Outcome, Scorer
 
 _SEVERITY = {
@@ -30,15 +31,15 @@ CHECKS = [dg.AssetCheckSpec(name, asset=asset, description=claim) for name, (ass
 _NAMED = 50
 
 
-def evaluate(outcome: Outcome, scorer: Scorer) -> list[dg.AssetCheckEvaluation]:
-    """Evaluate every check for one published variant."""
+def evaluate(outcome: Outcome, scorer: Scorer) -> tuple[Outcome, list[dg.AssetCheckEvaluation]]:
+    """Evaluate every check for one published variant; returns the outcome with them."""
     record, summary = outcome.record, outcome.summary
     n_stored = scorer.store.count_rows(outcome.batch_id, record.scored_week)
     low, high = summary.lowest, summary.highest
     share = record.n_rows_quarantined / record.n_rows_read
     is_own = outcome.provenance.variant == record.variant
     champion = _champion_version(outcome, scorer)
-    return [
+    return outcome, [
         _evaluation(
             outcome,
             "rows_were_scored",
@@ -80,7 +81,7 @@ def evaluate(outcome: Outcome, scorer: Scorer) -> list[dg.AssetCheckEvaluation]:
 
 def _champion_version(outcome: Outcome, scorer: Scorer) -> int:
     try:
-        return scorer.registry.resolve(outcome.record.variant).version
+        return scorer.registry.aliases_of(outcome.record.variant).get(CHAMPION, -1)
     except ChurnError:
         return -1
 

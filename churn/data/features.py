@@ -133,40 +133,74 @@ def _parent_of(name: str, available: set[str]) -> str | None:
     return next((name[:cut] for cut in reversed(cuts) if name[:cut] in available), None)
 
 
-def encode(rows: pl.DataFrame, encoding: Encoding, into: Matrix | None = None) -> Matrix:
-    """Build the matrix in the model's order. A level the model does not know sets no column.
+@dataclass(frozen=True)
+class Packed:
+    """Rows on their way to a matrix, in a tenth of its room.
+
+    Attributes:
+        numbers: Shape (n numbers, n rows).
+        cells: Per one-hot parent, the matrix column that the row sets, or -1; shape (n parents, n rows).
+        unknown_levels: ``{parent: {level: rows}}`` of levels that the model does not know, most frequent first.
+    """
+
+    n_rows: int
+    numbers: npt.NDArray[np.float32]
+    cells: npt.NDArray[np.int32]
+    unknown_levels: dict[str, dict[str, int]]
+
+
+def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
+    """Take from rows what the matrix is built of; see :func:`unpack`."""
+    numbers = np.empty((len(encoding.numbers), rows.height), dtype=np.float32)
+    for i, (name, _) in enumerate(encoding.numbers):
+        numbers[i] = rows[name].cast(pl.Float32).to_numpy()
+    cells = np.empty((len(encoding.one_hots), rows.height), dtype=np.int32)
+    unknown: dict[str, dict[str, int]] = {}
+    for i, group in enumerate(encoding.one_hots):
+        codes = _codes(rows, group)
+        cells[i] = np.asarray([*group.positions, -1])[codes.fill_null(len(group.levels)).to_numpy()]
+        if codes.null_count():
+            unknown[group.parent] = _count_levels(rows[group.parent].cast(pl.String).filter(codes.is_null()))
+    return Packed(rows.height, numbers, cells, unknown)
+
+
+def unpack(packed: Packed, marks: npt.NDArray[np.bool_], encoding: Encoding, into: Matrix) -> Matrix:
+    """Build the matrix of the marked rows, in the model's order. A level the model does not know sets no column.
 
     Args:
+        marks: Shape (packed.n_rows,).
         into: A matrix of at least as many rows to build it in, so that chunk after chunk needs no new memory.
 
     Returns:
-        Shape (rows.height, encoding.n_features); the first rows of ``into``, where given.
+        Shape (n marked, encoding.n_features): the first rows of ``into``.
     """
-    n_rows, width = rows.height, encoding.n_features
-    matrix = np.empty((n_rows, width), dtype=np.float32) if into is None else into[:n_rows]
+    matrix = into[: int(marks.sum())]
     matrix.fill(0)
-    for name, position in encoding.numbers:
-        matrix[:, position] = rows[name].cast(pl.Float32).to_numpy()
-    cells, starts = matrix.reshape(-1), np.arange(n_rows) * width
-    for group in encoding.one_hots:
-        codes = _codes(rows, group)
-        known = codes.is_not_null().to_numpy()
-        positions = np.asarray(group.positions)[codes.fill_null(0).to_numpy()]
-        cells[(starts + positions)[known]] = 1
+    for i, (_, position) in enumerate(encoding.numbers):
+        matrix[:, position] = packed.numbers[i][marks]
+    flat, starts = matrix.reshape(-1), np.arange(len(matrix)) * encoding.n_features
+    for cells in packed.cells:
+        set_cells = cells[marks]
+        known = set_cells >= 0
+        flat[(starts + set_cells)[known]] = 1
     return matrix
 
 
-def count_unknown_levels(rows: pl.DataFrame, encoding: Encoding, *, most: int = 20) -> dict[str, dict[str, int]]:
-    """Count the rows whose level the model does not know: ``{parent: {level: rows}}``, most frequent first."""
-    counts: dict[str, dict[str, int]] = {}
-    for group in encoding.one_hots:
-        unknown = rows[group.parent].cast(pl.String).filter(_codes(rows, group).is_null())
-        if not unknown.is_empty():
-            # The character NUL has no place in PostgreSQL's jsonb, where these counts go.
-            shown = unknown.fill_null("(missing)").str.replace_all("\0", "\ufffd", literal=True)
-            table = shown.value_counts(sort=True).head(most)
-            counts[group.parent] = dict(table.iter_rows())
-    return counts
+def encode(rows: pl.DataFrame, encoding: Encoding) -> Matrix:
+    """Build the matrix of all rows.
+
+    Returns:
+        Shape (rows.height, encoding.n_features).
+    """
+    marks = np.ones(rows.height, dtype=np.bool_)
+    into = np.empty((rows.height, encoding.n_features), dtype=np.float32)
+    return unpack(pack(rows, encoding), marks, encoding, into)
+
+
+def _count_levels(unknown: pl.Series) -> dict[str, int]:
+    # The character NUL has no place in PostgreSQL's jsonb, where these counts go.
+    shown = unknown.fill_null("(missing)").str.replace_all("\0", "\ufffd", literal=True)
+    return dict(shown.value_counts(sort=True).iter_rows())
 
 
 def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:

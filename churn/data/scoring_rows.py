@@ -1,13 +1,17 @@
-"""From a file of input rows to chunks of the model's matrix, in memory that does not grow with the rows.
+"""From a file of input rows to chunks of the model's matrix. Pure.
 
-The file is read twice. The first pass holds every row to the contract and keeps keys alone, from which each account's
-row is told; the second encodes those rows. A file of few chunks is kept between the passes. Pure.
+Of raw activity, each account's row is known only when the whole file is: one pass holds every row to the contract and
+keeps it packed, in some 30 bytes, and the matrix is built from that, chunk by chunk. Rows that came encoded
+need no such pass and stream through.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,64 +26,64 @@ from churn.data.activity import (
     repeated_ids,
     require_features,
 )
-from churn.data.features import (
-    Encoding,
-    Matrix,
-    count_unknown_levels,
-    derive,
-    encode,
-    key_columns,
-    latest_known,
-    plan_encoding,
-)
+from churn.data.features import Encoding, Matrix, Packed, derive, key_columns, latest_known, pack, plan_encoding, unpack
 from churn.data.formats import RowFile, open_rows
 from churn.errors import InputError
 
 CHUNK_ROWS = 65_536  # small chunks make the booster several times dearer a row; larger ones only cost memory
-_KEPT_CHUNKS = 2
+_THREADS = 2
+_LEVELS_TOLD = 20
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
-@dataclass(frozen=True)
-class ScoringRows:
-    """One row per account of a file, ready to be encoded for a model.
+@dataclass
+class RowCounts:
+    """What became of a file's rows; whole when all chunks were taken.
 
     Attributes:
-        checked: What the contract said; of the rows that hold, only the keys.
-        n_accounts: Rows that :meth:`chunks` will give in all.
-        n_later: Rows of the file not known yet at the as-of date.
+        n_accounts: Rows given to be scored, one an account.
+        n_later: Rows not known yet at the as-of date.
         n_withheld: Accounts left out because their newest row was quarantined; an older one would be stale.
-        unknown_levels: ``{parent: {level: rows}}`` of the chunks given so far.
+        quarantined: ``row_number, account_id, activity_month, rules, row``.
+        unknown_levels: ``{parent: {level: rows}}``, of the rows that hold; the most frequent levels of each parent.
     """
 
-    feature_names: tuple[str, ...]
-    checked: CheckedRows
+    n_read: int
     n_accounts: int
     n_later: int
     n_withheld: int
     has_account_ids: bool
-    _reader: "_Reader"
-    _marks: npt.NDArray[np.bool_]
-    unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
+    quarantined: pl.DataFrame
+    unknown_levels: dict[str, dict[str, int]]
+
+    @property
+    def quarantined_by_rule(self) -> dict[str, int]:
+        """Rows per broken rule, most frequent first."""
+        return CheckedRows(self.quarantined.clear(), self.quarantined, self.n_read).counts_by_rule()
+
+
+class ScoringRows(Protocol):
+    """One row per account, ready for a model."""
+
+    counts: RowCounts
 
     def chunks(self) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
-        """Yield account ids, shape (n,), and their matrix, shape (n, n_features), n ≤ ``CHUNK_ROWS``.
+        """Yield account ids, shape (n,), and their matrix, shape (n, n_features), n ≤ ``CHUNK_ROWS``; once.
 
         The matrix is overwritten by the next chunk.
+
+        Raises:
+            QuarantineError: If more rows break the contract than the limit allows, at the latest after the last chunk.
         """
-        self.unknown_levels.clear()
-        buffer = np.empty((min(CHUNK_ROWS, max(self.n_accounts, 1)), len(self.feature_names)), dtype=np.float32)
-        taken = 0
-        for checked in self._reader.checked_chunks():
-            rows = checked.rows.filter(pl.Series(self._marks[taken : taken + checked.rows.height]))
-            taken += checked.rows.height
-            if rows.height:
-                yield rows["account_id"].to_numpy(), self._reader.encode(rows, buffer, self.unknown_levels)
+        ...
 
 
 def prepare(
     path: Path, feature_names: tuple[str, ...], as_of: date, max_quarantine_share: float, origin: str
 ) -> ScoringRows:
-    """Read a file of either shape once, hold it to the contract, and find each account's row.
+    """Open a file of either shape, and find each account's row.
 
     Args:
         origin: What to call the file in an error.
@@ -90,33 +94,127 @@ def prepare(
     """
     file = open_rows(path, feature_names)
     if is_activity(file.columns):
-        return _prepare_activity(_Activity(file, feature_names), feature_names, as_of, max_quarantine_share, origin)
+        return _Activity(file, feature_names, as_of, max_quarantine_share, origin)
     require_features(file.columns, feature_names)
-    encoded = _Encoded(file, feature_names)
-    checked = _first_pass(encoded, file.n_rows, max_quarantine_share)
-    marks = np.ones(checked.rows.height, dtype=np.bool_)
-    return ScoringRows(feature_names, checked, checked.rows.height, 0, 0, encoded.has_ids, encoded, marks)
+    return _Encoded(file, feature_names, max_quarantine_share)
 
 
-def _prepare_activity(
-    reader: "_Activity", feature_names: tuple[str, ...], as_of: date, max_quarantine_share: float, origin: str
-) -> ScoringRows:
-    checked = _first_pass(reader, reader.file.n_rows, max_quarantine_share)
-    keys = [checked.rows[name].to_physical().to_numpy() for name in key_columns(checked.rows.columns)]
-    marks = latest_known(as_of, *keys)
-    latest = checked.rows.filter(pl.Series(marks))
-    withheld = stale_accounts(latest, checked.quarantined, as_of)
-    if withheld.height:
-        marks &= ~checked.rows["account_id"].is_in(withheld["account_id"].implode()).to_numpy()
-    n_accounts = int(marks.sum())
-    if not n_accounts:
-        first, last = checked.rows.select(first=pl.min("activity_month"), last=pl.max("activity_month")).row(0)
-        raise InputError(
-            f"no account of {origin} was known at {as_of}: its months run from {first} to {last}; "
-            f"score a later week or bring an earlier extract"
+class _Activity:
+    """Raw activity, read and packed on entry."""
+
+    def __init__(
+        self, file: RowFile, feature_names: tuple[str, ...], as_of: date, max_quarantine_share: float, origin: str
+    ) -> None:
+        derived = ["months_active"] if "ftd_date" in file.columns else []
+        self._encoding: Encoding = plan_encoding(feature_names, [*file.columns, *derived])
+        self._numbers = [name for name, _ in self._encoding.numbers]
+        needed = {*KINDS, *self._numbers, *(group.parent for group in self._encoding.one_hots)}
+        keys: list[pl.DataFrame] = []
+        quarantined: list[pl.DataFrame] = []
+        unknown: dict[str, dict[str, int]] = {}
+        n_broken = 0
+        self._packed: list[Packed] = []
+        chunks = numbered(file.chunks([name for name in file.columns if name in needed], CHUNK_ROWS))
+        for checked, packed in in_threads(self._check_and_pack, chunks):
+            keys.append(checked.rows.select(key_columns(checked.rows.columns)))
+            quarantined.append(checked.quarantined)
+            self._packed.append(packed)
+            _add_counts(unknown, packed.unknown_levels)
+            n_broken += checked.quarantined.height
+            if n_broken > max_quarantine_share * file.n_rows:
+                break  # no need to hold them all
+        checked = CheckedRows(pl.concat(keys), pl.concat(quarantined), file.n_rows)
+        checked.require_share(max_quarantine_share)
+        self._marks, n_withheld = _mark(checked, as_of)
+        n_accounts = int(self._marks.sum())
+        if not n_accounts:
+            first, last = checked.rows.select(first=pl.min("activity_month"), last=pl.max("activity_month")).row(0)
+            raise InputError(
+                f"no account of {origin} was known at {as_of}: its months run from {first} to {last}; "
+                f"score a later week or bring an earlier extract"
+            )
+        n_later = int((checked.rows["activity_month"] > as_of).sum())
+        self._ids = checked.rows["account_id"].to_numpy()
+        self.counts = RowCounts(
+            n_read=file.n_rows,
+            n_accounts=n_accounts,
+            n_later=n_later,
+            n_withheld=n_withheld,
+            has_account_ids=True,
+            quarantined=checked.quarantined,
+            unknown_levels=_most_frequent(unknown),
         )
-    n_later = int((checked.rows["activity_month"] > as_of).sum())
-    return ScoringRows(feature_names, checked, n_accounts, n_later, withheld.height, True, reader, marks)  # noqa: FBT003
+
+    def _check_and_pack(self, chunk: tuple[int, pl.DataFrame]) -> tuple[CheckedRows, Packed]:
+        first_row, frame = chunk
+        checked = check_activity(frame, self._numbers, first_row=first_row)
+        return checked, pack(derive(checked.rows), self._encoding)
+
+    def chunks(self) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
+        size = min(CHUNK_ROWS, self.counts.n_accounts)
+        buffer = np.empty((size, self._encoding.n_features), dtype=np.float32)
+        end = 0
+        for packed in self._packed:
+            start, end = end, end + packed.n_rows
+            marks = self._marks[start:end]
+            if marks.any():
+                yield self._ids[start:end][marks], unpack(packed, marks, self._encoding, buffer)
+
+
+class _Encoded:
+    """Rows that came encoded, checked while they are taken; where they have ids, those that repeat are known first."""
+
+    def __init__(self, file: RowFile, feature_names: tuple[str, ...], max_quarantine_share: float) -> None:
+        self._file = file
+        self._names = feature_names
+        self._limit = max_quarantine_share
+        self._has_ids = "account_id" in file.columns
+        ids = (chunk["account_id"] for chunk in file.chunks(["account_id"], CHUNK_ROWS)) if self._has_ids else None
+        self._repeated = repeated_ids(ids) if ids is not None else None
+        self.counts = RowCounts(file.n_rows, 0, 0, 0, self._has_ids, pl.DataFrame(), {})
+
+    def chunks(self) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
+        columns = [*self._names, *(["account_id"] if self._has_ids else [])]
+        quarantined: list[pl.DataFrame] = []
+        n_broken = 0
+        last = pl.DataFrame()
+        for checked, matrix in in_threads(self._check_and_encode, numbered(self._file.chunks(columns, CHUNK_ROWS))):
+            last = checked.rows
+            quarantined.append(checked.quarantined)
+            n_broken += checked.quarantined.height
+            if n_broken > self._limit * self._file.n_rows:
+                break
+            self.counts.n_accounts += checked.rows.height
+            if checked.rows.height:
+                yield checked.rows["account_id"].to_numpy(), matrix
+        self.counts.quarantined = pl.concat(quarantined)
+        rows = last if self.counts.n_accounts else last.clear()
+        CheckedRows(rows, self.counts.quarantined, self._file.n_rows).require_share(self._limit)
+
+    def _check_and_encode(self, chunk: tuple[int, pl.DataFrame]) -> tuple[CheckedRows, Matrix]:
+        first_row, frame = chunk
+        checked = check_encoded(frame, self._names, repeated=self._repeated, first_row=first_row)
+        return checked, np.ascontiguousarray(checked.rows.select(self._names).cast(pl.Float32).to_numpy())
+
+
+def numbered(chunks: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Pair each chunk with the number of its first row, from 1."""
+    first_row = 1
+    for chunk in chunks:
+        yield first_row, chunk
+        first_row += chunk.height
+
+
+def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """Map in order on a few threads, no more than those items ahead: Polars and Arrow leave the interpreter free."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="rows") as pool:
+        ahead: deque[Future[_Out]] = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > _THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def stale_accounts(latest: pl.DataFrame, quarantined: pl.DataFrame, as_of: date) -> pl.DataFrame:
@@ -135,96 +233,25 @@ def stale_accounts(latest: pl.DataFrame, quarantined: pl.DataFrame, as_of: date)
     return newest.join(held, on="account_id", how="left").filter(is_newer).select("account_id")
 
 
-class _Reader:
-    """A file's rows, checked chunk by chunk; kept after the first reading when they are few."""
-
-    def __init__(self, file: RowFile, columns: list[str]) -> None:
-        self.file = file
-        self._columns = columns
-        self._kept: list[CheckedRows] | None = None
-
-    def checked_chunks(self) -> Iterator[CheckedRows]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[CheckedRows] = []
-        first_row = 1
-        for chunk in self.file.chunks(self._columns, CHUNK_ROWS):
-            checked = self.check(chunk, first_row)
-            first_row += chunk.height
-            if self.file.n_rows <= _KEPT_CHUNKS * CHUNK_ROWS:
-                kept.append(checked)
-            yield checked
-        self._kept = kept or None
-
-    def check(self, chunk: pl.DataFrame, first_row: int) -> CheckedRows:
-        raise NotImplementedError
-
-    def keys(self, rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.select(key_columns(rows.columns))
-
-    def encode(self, rows: pl.DataFrame, into: Matrix, unknown: dict[str, dict[str, int]]) -> Matrix:
-        """Encode rows into the first rows of ``into``, and count their unknown levels."""
-        raise NotImplementedError
+def _mark(checked: CheckedRows, as_of: date) -> tuple[npt.NDArray[np.bool_], int]:
+    """Mark the rows to score, and count the accounts withheld."""
+    marks = latest_known(as_of, *(column.to_physical().to_numpy() for column in checked.rows))
+    if checked.quarantined.is_empty():
+        return marks, 0
+    withheld = stale_accounts(checked.rows.filter(pl.Series(marks)), checked.quarantined, as_of)
+    is_withheld = checked.rows["account_id"].is_in(withheld["account_id"].implode()).to_numpy()
+    return marks & ~is_withheld, withheld.height
 
 
-class _Activity(_Reader):
-    """Raw activity."""
-
-    def __init__(self, file: RowFile, feature_names: Sequence[str]) -> None:
-        derived = ["months_active"] if "ftd_date" in file.columns else []
-        self._encoding: Encoding = plan_encoding(feature_names, [*file.columns, *derived])
-        self._numbers = [name for name, _ in self._encoding.numbers]
-        needed = {*KINDS, *self._numbers, *(group.parent for group in self._encoding.one_hots)}
-        super().__init__(file, [name for name in file.columns if name in needed])
-
-    def check(self, chunk: pl.DataFrame, first_row: int) -> CheckedRows:
-        return check_activity(chunk, self._numbers, first_row=first_row)
-
-    def encode(self, rows: pl.DataFrame, into: Matrix, unknown: dict[str, dict[str, int]]) -> Matrix:
-        derived = derive(rows)
-        for parent, counts in count_unknown_levels(derived, self._encoding).items():
-            so_far = unknown.setdefault(parent, {})
-            for level, count in counts.items():
-                so_far[level] = so_far.get(level, 0) + count
-        return encode(derived, self._encoding, into)
+def _most_frequent(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    return {
+        parent: dict(sorted(levels.items(), key=lambda pair: -pair[1])[:_LEVELS_TOLD])
+        for parent, levels in counts.items()
+    }
 
 
-class _Encoded(_Reader):
-    """Rows that came encoded; where they have ids, those that stand twice in the whole file are known first."""
-
-    def __init__(self, file: RowFile, feature_names: tuple[str, ...]) -> None:
-        self.has_ids = "account_id" in file.columns
-        self._names = feature_names
-        ids = (chunk["account_id"] for chunk in file.chunks(["account_id"], CHUNK_ROWS)) if self.has_ids else None
-        self._repeated = repeated_ids(ids) if ids is not None else None
-        super().__init__(file, [*feature_names, *(["account_id"] if self.has_ids else [])])
-
-    def check(self, chunk: pl.DataFrame, first_row: int) -> CheckedRows:
-        return check_encoded(chunk, self._names, repeated=self._repeated, first_row=first_row)
-
-    def keys(self, rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.select("account_id")
-
-    def encode(self, rows: pl.DataFrame, into: Matrix, unknown: dict[str, dict[str, int]]) -> Matrix:
-        del unknown  # levels are gone here
-        matrix = into[: rows.height]
-        for position, name in enumerate(self._names):
-            matrix[:, position] = rows[name].cast(pl.Float32).to_numpy()
-        return matrix
-
-
-def _first_pass(reader: _Reader, n_rows: int, max_quarantine_share: float) -> CheckedRows:
-    keys: list[pl.DataFrame] = []
-    quarantined: list[pl.DataFrame] = []
-    n_read = n_broken = 0
-    for checked in reader.checked_chunks():
-        keys.append(reader.keys(checked.rows))
-        quarantined.append(checked.quarantined)
-        n_read += checked.n_read
-        n_broken += checked.quarantined.height
-        if n_broken > max_quarantine_share * n_rows:
-            break  # no need to hold them all
-    whole = CheckedRows(pl.concat(keys), pl.concat(quarantined), n_read)
-    whole.require_share(max_quarantine_share)
-    return whole
+def _add_counts(to: dict[str, dict[str, int]], counts: dict[str, dict[str, int]]) -> None:
+    for parent, levels in counts.items():
+        so_far = to.setdefault(parent, {})
+        for level, count in levels.items():
+            so_far[level] = so_far.get(level, 0) + count

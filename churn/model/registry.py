@@ -106,40 +106,58 @@ class Registry:
 
     def variants(self) -> list[Variant]:
         """Return the variants that are registered, in order of their keys."""
-        found: list[Variant] = []
+        return sorted(self.aliases(), key=lambda variant: variant.key)
+
+    def aliases(self) -> dict[Variant, Mapping[str, int]]:
+        """List the registered variants, each with the version that each of its aliases names now."""
+        found: dict[Variant, Mapping[str, int]] = {}
         token: str | None = None
         with _errors_translated("listing the registered models"):
             while True:
                 page = self._client.search_registered_models(
                     f"name LIKE '{_MODEL_NAME_PREFIX}%'", max_results=1000, page_token=token
                 )
-                found += [variant for model in page if (variant := _variant_of(model)) is not None]
+                found |= {variant: _aliases(model) for model in page if (variant := _variant_of(model)) is not None}
                 token = page.token
                 if not token:
-                    return sorted(found, key=lambda variant: variant.key)
+                    return found
 
-    def resolve(self, variant: Variant, alias: str = CHAMPION) -> ModelVersion:
-        """Find the version that ``alias`` names now.
+    def aliases_of(self, variant: Variant) -> Mapping[str, int]:
+        """Return the version that each of a variant's aliases names now; none when it is not registered."""
+        model = self._registered(variant)
+        return {} if model is None else _aliases(model)
+
+    def resolve(
+        self, variant: Variant, alias: str = CHAMPION, listed: Mapping[Variant, Mapping[str, int]] | None = None
+    ) -> ModelVersion:
+        """Find the version that ``alias`` names.
+
+        Args:
+            listed: What :meth:`aliases` returned, for many look-ups at one moment; ``None`` asks now.
 
         Raises:
             RegistryError: If the variant is not registered or has no such alias, or another variant holds its name.
         """
         name = variant.registered_model
-        model = self._registered(variant)
-        if model is None:
-            raise RegistryError(
+        aliases = self.aliases_of(variant) if listed is None else listed.get(variant, {})
+        if alias not in aliases:
+            raise self._unresolved(variant, alias, aliases)
+        with _errors_translated(f"reading {name!r}"):
+            found = self._client.get_model_version(name, str(aliases[alias]))
+        return self._describe(variant, found, alias)
+
+    def _unresolved(self, variant: Variant, alias: str, aliases: Mapping[str, int]) -> RegistryError:
+        name = variant.registered_model
+        if not aliases and self._registered(variant) is None:
+            return RegistryError(
                 f"variant {variant} is not registered (no model {name!r}){nearest(variant, self.variants())}; "
                 f"log one with experiment_tracking/log_model.py"
             )
-        if alias not in model.aliases:
-            held = ", ".join(sorted(model.aliases)) or "none"
-            raise RegistryError(
-                f"registered model {name!r} has no alias {alias!r} (it has: {held}); "
-                f"set one with experiment_tracking/log_model.py --alias {alias}"
-            )
-        with _errors_translated(f"reading {name!r}"):
-            found = self._client.get_model_version(name, str(model.aliases[alias]))
-        return self._describe(variant, found, alias)
+        held = ", ".join(sorted(aliases)) or "none"
+        return RegistryError(
+            f"registered model {name!r} has no alias {alias!r} (it has: {held}); "
+            f"set one with experiment_tracking/log_model.py --alias {alias}"
+        )
 
     def load(self, version: ModelVersion) -> Bundle:
         """Load a version's booster, from the cache if it was read before, and check it.
@@ -373,6 +391,10 @@ def _unavailable(doing: str, error: Exception) -> RegistryUnavailableError:
 def _variant_tags(variant: Variant) -> dict[str, str]:
     parts = {GEOGRAPHY_TAG: variant.geography, COMPANY_TAG: variant.company}
     return {tag: value for tag, value in parts.items() if value is not None}
+
+
+def _aliases(model: Any) -> dict[str, int]:
+    return {alias: int(version) for alias, version in model.aliases.items()}
 
 
 def _variant_of(model: Any) -> Variant | None:

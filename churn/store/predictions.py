@@ -8,7 +8,7 @@ retention drops their week.
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -108,53 +108,52 @@ class PredictionStore:
         self._engine = create_engine(url, role=WRITER, kept=_CONNECTIONS)
         self._opened: set[date] = set()
 
-    def publish(self, record: BatchRecord, rows: Iterable[ScoredRows], quarantined: pl.DataFrame) -> int:
+    def publish(
+        self,
+        variant: Variant,
+        week: date,
+        rows: Iterable[ScoredRows],
+        describe: Callable[[], tuple[BatchRecord, pl.DataFrame]],
+    ) -> tuple[int, BatchRecord]:
         """Write a batch and make it the current one of its variant and week, in one transaction.
 
         Args:
-            record: Its ``n_rows_scored`` is what ``rows`` must add up to. It is written after them, so that what
-                its ``unknown_levels`` counts may be counted on the way.
             rows: In chunks, consumed once.
-            quarantined: ``row_number, account_id, rules, row``.
+            describe: Called when all rows were consumed; returns the batch's record, whose ``n_rows_scored`` is what
+                ``rows`` must add up to, and the quarantined rows: ``row_number, account_id, rules, row``.
 
         Returns:
-            The batch id.
+            The batch id and its record.
 
         Raises:
             StoreError: If rows were lost on the way, or the database refuses them; nothing is written then.
             DatabaseUnavailableError: If the database went away; whether it committed is then unknown, and
                 publishing again is safe.
         """
-        if record.n_rows_scored == 0:
-            raise StoreError(f"no rows were scored for {record.variant}; refusing to replace a batch with nothing")
-        self._open_week(record.scored_week)
+        self._open_week(week)
         with errors_translated(self._url), self._engine.begin() as connection:
-            _lock(connection, record)
+            _lock(connection, variant, week)
             batch_id = _next_batch_id(connection)
             account_ids: list[npt.NDArray[np.int64]] = []
-            n_written = _copy(connection, record.scored_week, batch_id, _noting_ids(rows, account_ids))
-            if n_written != record.n_rows_scored:
-                raise StoreError(
-                    f"{n_written} rows of {record.variant} reached PostgreSQL and {record.n_rows_scored} were scored; "
-                    f"nothing was published: run the variant again"
-                )
-            _require_unique(account_ids, record)
+            n_written = _copy(connection, week, batch_id, _noting_ids(rows, account_ids))
+            record, quarantined = describe()
+            _require_whole(record, n_written, account_ids)
             _insert_batch(connection, record, batch_id)
             _insert_quarantined(connection, batch_id, quarantined)
             _make_current(connection, record, batch_id)
             _insert_attempt(
                 connection,
-                variant=record.variant.key,
-                scored_week=record.scored_week,
+                variant=variant.key,
+                scored_week=week,
                 dagster_run_id=record.dagster_run_id,
                 started_at=record.started_at,
                 outcome="published",
                 batch_id=batch_id,
             )
-        return batch_id
+        return batch_id, record
 
     def record_failure(
-        self, variant_key: str, week: date, dagster_run_id: str | None, started_at: datetime, error: Exception
+        self, variant_key: str, week: date, dagster_run_id: str | None, started_at: datetime, error: BaseException
     ) -> None:
         """Keep an attempt that published nothing, with its error."""
         with errors_translated(self._url), self._engine.begin() as connection:
@@ -228,9 +227,9 @@ def read_current(url: sa.URL, query: str, **values: object) -> pl.DataFrame:
         return pl.DataFrame(result.fetchall(), schema=list(result.keys()), orient="row", infer_schema_length=None)
 
 
-def _lock(connection: sa.Connection, record: BatchRecord) -> None:
+def _lock(connection: sa.Connection, variant: Variant, week: date) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-    key = f"{record.variant.key}|{record.scored_week.isoformat()}"
+    key = f"{variant.key}|{week.isoformat()}"
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
 
 
@@ -240,8 +239,15 @@ def _noting_ids(rows: Iterable[ScoredRows], into: list[npt.NDArray[np.int64]]) -
         yield chunk
 
 
-def _require_unique(account_ids: list[npt.NDArray[np.int64]], record: BatchRecord) -> None:
-    """Do what a primary key would, which costs several times what writing the rows does."""
+def _require_whole(record: BatchRecord, n_written: int, account_ids: list[npt.NDArray[np.int64]]) -> None:
+    if record.n_rows_scored == 0:
+        raise StoreError(f"no rows were scored for {record.variant}; refusing to replace a batch with nothing")
+    if n_written != record.n_rows_scored:
+        raise StoreError(
+            f"{n_written} rows of {record.variant} reached PostgreSQL and {record.n_rows_scored} were scored; "
+            f"nothing was published: run the variant again"
+        )
+    # What a primary key would do, which costs several times what writing the rows does.
     ids = pl.Series(np.concatenate(account_ids))
     if ids.n_unique() < len(ids):
         twice = ids.filter(ids.is_duplicated()).unique().head(3).to_list()

@@ -38,15 +38,15 @@ def _of_raw(outcome: Outcome) -> Metadata:
 
 
 def _of_features(outcome: Outcome) -> Metadata:
-    rows, record = outcome.rows, outcome.record
+    counts, record = outcome.counts, outcome.record
     return {
         "dagster/row_count": dg.MetadataValue.int(record.n_rows_scored),
-        "n_features": dg.MetadataValue.int(len(rows.feature_names)),
+        "n_features": dg.MetadataValue.int(len(outcome.feature_names)),
         "as_of": dg.MetadataValue.text(record.as_of.isoformat()),
         "n_rows_quarantined": dg.MetadataValue.int(record.n_rows_quarantined),
-        "quarantined_by_rule": dg.MetadataValue.json(rows.checked.counts_by_rule()),
-        "n_rows_not_yet_known": dg.MetadataValue.int(rows.n_later),
-        "n_accounts_withheld": dg.MetadataValue.int(rows.n_withheld),
+        "quarantined_by_rule": dg.MetadataValue.json(counts.quarantined_by_rule),
+        "n_rows_not_yet_known": dg.MetadataValue.int(counts.n_later),
+        "n_accounts_withheld": dg.MetadataValue.int(counts.n_withheld),
         "unknown_levels": dg.MetadataValue.json(dict(record.unknown_levels)),
     }
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
 from churn.errors import ChurnError, TransientError
-from churn.pipeline import Outcome, Scorer
-from churn.variants import Variant
+from churn.pipeline import Outcome
 from churn.weeks import parse_week
 from orchestration.assets.metadata import describe
 from orchestration.checks import CHECKS, WeeklyChecks, evaluate
@@ -19,6 +19,7 @@ from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
+RESUME_TAGS = ("dagster/is_resume_retry", "dagster/is_asset_resume_retry")
 MAX_RETRIES = 2
 
 _GROUP = "weekly_scoring"
@@ -85,51 +86,82 @@ class WeeklyConfig(dg.Config):
 def weekly_assets(
     context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services
 ) -> Iterator[dg.AssetCheckResult]:
-    """Score every variant of the run's partitions."""
-    failed: dict[str, Exception] = {}
+    """Score every variant of the run's partitions that the runs it goes on from have not published."""
+    failed: dict[str, BaseException] = {}
     checks = WeeklyChecks()
     try:
         week = parse_week(config.week or context.run.tags.get(WEEK_TAG), datetime.now(UTC).date())
         with services.open() as deployment:
             scorer = deployment.scorer()
-            done = scorer.store.published_by([context.run.run_id], week) if context.retry_number else set()
-            for key in context.partition_keys:
-                if key in done:
-                    continue
-                try:
-                    outcome = scorer.score_variant(Variant.from_key(key), week, dagster_run_id=context.run.run_id)
-                    checks.add(key, report(context, outcome, scorer, deployment.model_link))
-                except Exception as error:  # one poisoned variant must not stop the others
-                    failed[key] = error
-                    context.log.error("%s: %s", key, error, exc_info=not isinstance(error, ChurnError))  # noqa: TRY400
+            done = scorer.store.published_by(runs_gone_on_from(context), week)
+            missing = [key for key in context.partition_keys if key not in done]
+            context.log.info("%d variants to score for %s, %d already published", len(missing), week, len(done))
+            for key, result in scorer.score_fleet(missing, week, context.run.run_id, then=evaluate):
+                if isinstance(result, BaseException):
+                    failed[key] = result
+                    context.log.error("%s: %s", key, result)
+                else:
+                    outcome, evaluations = result
+                    report(context, outcome, evaluations, deployment.model_link)
+                    checks.add(key, evaluations)
     except ChurnError as error:
         raise _failure(dict.fromkeys(context.partition_keys, error), context) from error
     if failed and _can_retry(failed, context):
         raise _failure(failed, context)
     yield from checks.summaries()
     if failed:
+        mark_failed(context, list(failed))
         raise _failure(failed, context)
 
 
+def runs_gone_on_from(context: dg.AssetExecutionContext) -> list[str]:
+    """Return the ids of this run and of those that it resumes, by hand or automatically; not of those it repeats."""
+    run: dg.DagsterRun | None = context.run
+    ids: list[str] = []
+    while run is not None:
+        ids.append(run.run_id)
+        resumes = run.parent_run_id is not None and any(run.tags.get(tag) == "true" for tag in RESUME_TAGS)
+        run = context.instance.get_run_by_id(str(run.parent_run_id)) if resumes else None
+    return ids
+
+
 def report(
-    context: dg.AssetExecutionContext, outcome: Outcome, scorer: Scorer, model_link: Callable[[str, int], str]
-) -> list[dg.AssetCheckEvaluation]:
-    """Log a published variant's five materializations and its checks; returns the checks."""
+    context: dg.AssetExecutionContext,
+    outcome: Outcome,
+    evaluations: list[dg.AssetCheckEvaluation],
+    model_link: Callable[[str, int], str],
+) -> None:
+    """Log a published variant's five materializations and its checks."""
     key = outcome.record.variant.key
     for asset, metadata in describe(outcome, model_link).items():
         context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=metadata))
-    evaluations = evaluate(outcome, scorer)
     for evaluation in evaluations:
         context.log_event(evaluation)
-    return evaluations
 
 
-def _can_retry(failed: dict[str, Exception], context: dg.AssetExecutionContext) -> bool:
+def mark_failed(context: dg.AssetExecutionContext, keys: list[str]) -> None:
+    """Make the UI show the failed variants' partitions as failed.
+
+    Dagster does so for partitions that a failed run planned and did not materialize. Planning each of thousands of
+    partitions costs as much as scoring them, so runs plan ranges (``churn.dagster_home``), and only the failed ones are
+    planned one by one, here. It is the only use of an event that Dagster does not document.
+    """
+    for key in keys:
+        for spec in SPECS:
+            event = DagsterEvent.build_asset_materialization_planned_event(
+                context.job_name,
+                context.op_handle.to_string(),
+                AssetMaterializationPlannedData(spec.key, partition=key),
+            )
+            context.instance.report_dagster_event(event, context.run.run_id)
+
+
+def _can_retry(failed: dict[str, BaseException], context: dg.AssetExecutionContext) -> bool:
     is_transient = any(isinstance(error, TransientError) for error in failed.values())
     return is_transient and context.retry_number < MAX_RETRIES
 
 
-def _failure(failed: dict[str, Exception], context: dg.AssetExecutionContext) -> dg.Failure:
+def _failure(failed: dict[str, BaseException], context: dg.AssetExecutionContext) -> dg.Failure:
     n_variants = len(list(context.partition_keys))
     reasons = {key: str(error) if isinstance(error, ChurnError) else repr(error) for key, error in failed.items()}
     first = next(iter(reasons.items()))

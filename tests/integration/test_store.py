@@ -4,7 +4,7 @@ killed on the way, a reader must see the old batch or the new one, and never hal
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -36,6 +36,10 @@ NO_ROWS = pl.DataFrame(
 @pytest.fixture
 def store(site: Site) -> PredictionStore:
     return PredictionStore(site.login.set(database=site.churn))
+
+
+def publish(store: PredictionStore, record: BatchRecord, rows: Iterable[ScoredRows], quarantined: pl.DataFrame) -> int:
+    return store.publish(record.variant, record.scored_week, rows, lambda: (record, quarantined))[0]
 
 
 def record(n_rows: int, **changed: object) -> BatchRecord:
@@ -85,8 +89,11 @@ def test_what_is_published_is_what_is_read(site: Site, store: PredictionStore) -
     accounts = np.array([-(2**63), -1, 0, 7, 2**63 - 1], dtype=np.int64)
     probabilities = np.array([0.0, 1.0, 0.5, np.float32(1e-45), np.nextafter(np.float32(1), np.float32(0))], "f4")
 
-    batch_id = store.publish(
-        record(5), [ScoredRows(accounts[:2], probabilities[:2]), ScoredRows(accounts[2:], probabilities[2:])], NO_ROWS
+    batch_id = publish(
+        store,
+        record(5),
+        [ScoredRows(accounts[:2], probabilities[:2]), ScoredRows(accounts[2:], probabilities[2:])],
+        NO_ROWS,
     )
 
     url = site.login.set(database=site.churn)
@@ -106,8 +113,8 @@ def test_what_is_published_is_what_is_read(site: Site, store: PredictionStore) -
 def test_publishing_again_leaves_one_current_prediction_per_account_and_keeps_the_older_batch(
     site: Site, store: PredictionStore
 ) -> None:
-    first = store.publish(record(3), [scored(3, 0.25)], NO_ROWS)
-    second = store.publish(record(2), [scored(2, 0.75)], NO_ROWS)
+    first = publish(store, record(3), [scored(3, 0.25)], NO_ROWS)
+    second = publish(store, record(2), [scored(2, 0.75)], NO_ROWS)
 
     assert site.current()["account_id"].to_list() == [1, 2]
     assert set(site.current()["churn_probability"]) == {0.75}
@@ -116,9 +123,9 @@ def test_publishing_again_leaves_one_current_prediction_per_account_and_keeps_th
 
 
 def test_variants_and_weeks_do_not_touch_each_other(site: Site, store: PredictionStore) -> None:
-    store.publish(record(3), [scored(3, 0.25)], NO_ROWS)
-    store.publish(record(2, scored_week=date(2026, 11, 9)), [scored(2, 0.5)], NO_ROWS)
-    store.publish(record(1, variant=Variant(company="us")), [scored(1, 0.75)], NO_ROWS)
+    publish(store, record(3), [scored(3, 0.25)], NO_ROWS)
+    publish(store, record(2, scored_week=date(2026, 11, 9)), [scored(2, 0.5)], NO_ROWS)
+    publish(store, record(1, variant=Variant(company="us")), [scored(1, 0.75)], NO_ROWS)
 
     counts = site.current().group_by("variant", "scored_week").len().sort("variant", "scored_week").rows()
     assert counts == [
@@ -130,20 +137,20 @@ def test_variants_and_weeks_do_not_touch_each_other(site: Site, store: Predictio
 
 @pytest.mark.parametrize("n_told", [2, 4])
 def test_a_count_that_does_not_add_up_publishes_nothing(site: Site, store: PredictionStore, n_told: int) -> None:
-    old = store.publish(record(1), [scored(1)], NO_ROWS)
+    old = publish(store, record(1), [scored(1)], NO_ROWS)
 
     with pytest.raises(StoreError, match=f"3 rows of geography-us reached PostgreSQL and {n_told} were scored"):
-        store.publish(record(n_told), [scored(3)], NO_ROWS)
+        publish(store, record(n_told), [scored(3)], NO_ROWS)
 
     assert batches(site) == [(old, True)]
     assert n_stored(site) == 1
 
 
 def test_a_batch_without_rows_replaces_nothing(site: Site, store: PredictionStore) -> None:
-    old = store.publish(record(1), [scored(1)], NO_ROWS)
+    old = publish(store, record(1), [scored(1)], NO_ROWS)
 
     with pytest.raises(StoreError, match="refusing to replace a batch with nothing"):
-        store.publish(record(0), [], NO_ROWS)
+        publish(store, record(0), [], NO_ROWS)
 
     assert batches(site) == [(old, True)]
 
@@ -152,46 +159,46 @@ def test_a_batch_without_rows_replaces_nothing(site: Site, store: PredictionStor
 def test_the_database_itself_refuses_what_is_no_probability(
     site: Site, store: PredictionStore, probability: float
 ) -> None:
-    old = store.publish(record(1), [scored(1)], NO_ROWS)
+    old = publish(store, record(1), [scored(1)], NO_ROWS)
 
     with pytest.raises(StoreError, match="churn_probability"):
-        store.publish(record(2), [scored(1), scored(1, probability, first_account=2)], NO_ROWS)
+        publish(store, record(2), [scored(1), scored(1, probability, first_account=2)], NO_ROWS)
 
     assert batches(site) == [(old, True)]
     assert n_stored(site) == 1
 
 
 def test_an_account_twice_in_a_batch_is_refused(site: Site, store: PredictionStore) -> None:
-    with pytest.raises(StoreError, match="duplicate key"):
-        store.publish(record(2), [scored(1), scored(1)], NO_ROWS)
+    with pytest.raises(StoreError, match="scored twice"):
+        publish(store, record(2), [scored(1), scored(1)], NO_ROWS)
 
     assert (batches(site), n_stored(site)) == ([], 0)
 
 
 def test_a_scored_week_that_is_not_a_monday_is_refused(site: Site, store: PredictionStore) -> None:
     with pytest.raises(StoreError, match="does not begin on a Monday"):
-        store.publish(record(1, scored_week=date(2026, 11, 17)), [scored(1)], NO_ROWS)
+        publish(store, record(1, scored_week=date(2026, 11, 17)), [scored(1)], NO_ROWS)
 
     assert batches(site) == []
 
 
 def test_a_fallback_without_its_reason_is_refused(site: Site, store: PredictionStore) -> None:
     with pytest.raises(StoreError, match="check constraint"):
-        store.publish(record(1, source="local"), [scored(1)], NO_ROWS)
+        publish(store, record(1, source="local"), [scored(1)], NO_ROWS)
 
-    store.publish(record(1, source="local", fallback_reason="S3 was down"), [scored(1)], NO_ROWS)
+    publish(store, record(1, source="local", fallback_reason="S3 was down"), [scored(1)], NO_ROWS)
     assert site.current().select("is_fallback", "fallback_reason").rows() == [(True, "S3 was down")]
 
 
 def test_an_error_in_the_middle_of_the_rows_publishes_nothing(site: Site, store: PredictionStore) -> None:
-    old = store.publish(record(1), [scored(1)], NO_ROWS)
+    old = publish(store, record(1), [scored(1)], NO_ROWS)
 
     def break_off() -> Iterator[ScoredRows]:
         yield scored(100_000)
         raise RuntimeError("the booster failed")
 
     with pytest.raises(Exception, match="the booster failed"):
-        store.publish(record(100_001), break_off(), NO_ROWS)
+        publish(store, record(100_001), break_off(), NO_ROWS)
 
     assert batches(site) == [(old, True)]
     assert n_stored(site) == 1
@@ -202,12 +209,12 @@ def test_concurrent_publishes_of_one_variant_and_week_leave_exactly_one_current(
 ) -> None:
     start = threading.Barrier(6)
 
-    def publish(i: int) -> int:
+    def publish_one(i: int) -> int:
         start.wait(timeout=30)
-        return store.publish(record(2_000), [scored(2_000, i / 10)], NO_ROWS)
+        return publish(store, record(2_000), [scored(2_000, i / 10)], NO_ROWS)
 
     with ThreadPoolExecutor(6) as pool:
-        published = list(pool.map(publish, range(6)))
+        published = list(pool.map(publish_one, range(6)))
 
     assert [batch for batch, is_current in batches(site) if is_current] == [max(published)]
     current = site.current()
@@ -220,7 +227,7 @@ def test_concurrent_publishes_of_one_variant_and_week_leave_exactly_one_current(
 
 
 def test_a_reader_sees_the_old_batch_until_the_new_one_is_whole(site: Site, store: PredictionStore) -> None:
-    store.publish(record(10), [scored(10, 0.25)], NO_ROWS)
+    publish(store, record(10), [scored(10, 0.25)], NO_ROWS)
     seen: list[set[float]] = []
 
     def watched() -> Iterator[ScoredRows]:
@@ -228,7 +235,7 @@ def test_a_reader_sees_the_old_batch_until_the_new_one_is_whole(site: Site, stor
             yield scored(50_000, 0.75, first_account=1 + i * 50_000)
             seen.append(set(site.current()["churn_probability"]))
 
-    store.publish(record(200_000), watched(), NO_ROWS)
+    publish(store, record(200_000), watched(), NO_ROWS)
 
     assert seen == [{0.25}] * 4
     assert set(site.current()["churn_probability"]) == {0.75}
@@ -246,7 +253,7 @@ def end_of_backend(site: Site) -> None:
 def test_a_backend_killed_in_the_middle_of_its_rows_leaves_the_old_batch_current(
     site: Site, store: PredictionStore
 ) -> None:
-    old = store.publish(record(1), [scored(1, 0.25)], NO_ROWS)
+    old = publish(store, record(1), [scored(1, 0.25)], NO_ROWS)
 
     def killed() -> Iterator[ScoredRows]:
         yield scored(100_000, 0.75)
@@ -255,12 +262,12 @@ def test_a_backend_killed_in_the_middle_of_its_rows_leaves_the_old_batch_current
             yield scored(100_000, 0.75, first_account=1 + i * 100_000)
 
     with pytest.raises(DatabaseUnavailableError, match=site.churn):
-        store.publish(record(2_000_000), killed(), NO_ROWS)
+        publish(store, record(2_000_000), killed(), NO_ROWS)
 
     assert batches(site) == [(old, True)]
     assert set(site.current()["churn_probability"]) == {0.25}
     # The lock went with the backend: the retry is not kept waiting.
-    again = store.publish(record(2), [scored(2, 0.75)], NO_ROWS)
+    again = publish(store, record(2), [scored(2, 0.75)], NO_ROWS)
     assert batches(site) == [(old, False), (again, True)]
 
 
@@ -268,7 +275,7 @@ def test_a_database_that_is_gone_is_told_as_unavailable(tmp_path: Path, site: Si
     nowhere = PredictionStore(site.login.set(database=site.churn, port=9))
 
     with pytest.raises(DatabaseUnavailableError, match="did not answer"):
-        nowhere.publish(record(1), [scored(1)], NO_ROWS)
+        publish(nowhere, record(1), [scored(1)], NO_ROWS)
 
 
 def test_quarantined_rows_are_kept_with_the_rules_they_broke(site: Site, store: PredictionStore) -> None:
@@ -283,7 +290,7 @@ def test_quarantined_rows_are_kept_with_the_rules_they_broke(site: Site, store: 
         schema=NO_ROWS.schema,
     )
 
-    batch = store.publish(record(1, n_rows_quarantined=2), [scored(1)], quarantined)
+    batch = publish(store, record(1, n_rows_quarantined=2), [scored(1)], quarantined)
 
     held = site.rows(
         site.churn, "SELECT batch_id, row_number, account_id, rules, row FROM quarantined_rows ORDER BY row_number"
@@ -313,7 +320,7 @@ def test_a_quarantined_row_that_json_cannot_hold_is_still_kept(site: Site, store
     )
 
     unknown = {"brand_id": {"O\0H": 1}}
-    store.publish(record(1, n_rows_quarantined=1, unknown_levels=unknown), [scored(1)], quarantined)
+    publish(store, record(1, n_rows_quarantined=1, unknown_levels=unknown), [scored(1)], quarantined)
 
     assert site.rows(site.churn, "SELECT row FROM quarantined_rows") == [({"account_id": "a�b", "path": "c:\\u0000"},)]
     assert site.rows(site.churn, "SELECT unknown_levels FROM scoring_batches") == [({"brand_id": {"O�H": 1}},)]
@@ -338,13 +345,13 @@ def test_a_week_is_opened_once_however_many_ask_at_once(site: Site) -> None:
 
 
 def test_what_a_dagster_run_has_published_and_what_was_read_last_are_told(site: Site, store: PredictionStore) -> None:
-    first = store.publish(record(1), [scored(1)], NO_ROWS)
+    publish(store, record(1), [scored(1)], NO_ROWS)
     other = Variant(company="clienta")
-    store.publish(record(1, variant=other, dagster_run_id="another", source_version="e1"), [scored(1)], NO_ROWS)
-    store.publish(record(1, variant=other, dagster_run_id="third", source_version="e2"), [scored(1)], NO_ROWS)
+    publish(store, record(1, variant=other, dagster_run_id="another", source_version="e1"), [scored(1)], NO_ROWS)
+    publish(store, record(1, variant=other, dagster_run_id="third", source_version="e2"), [scored(1)], NO_ROWS)
 
-    assert store.published_by("dagster-run", WEEK) == {"geography-us": first}
-    assert store.published_by("dagster-run", date(2026, 11, 9)) == {}
-    assert store.published_by("another", WEEK) == {}  # its batch is no longer the current one
+    assert store.published_by(["dagster-run"], WEEK) == {"geography-us"}
+    assert store.published_by(["dagster-run"], date(2026, 11, 9)) == set()
+    assert store.published_by(["another"], WEEK) == set()  # its batch is no longer the current one
     uri = "s3://bucket/geography-us/data/churn/activity.parquet"
     assert store.latest_inputs() == {"geography-us": f"{uri}@etag", "company-clienta": f"{uri}@e2"}

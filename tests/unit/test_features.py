@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn.data.activity import check_activity
-from churn.data.features import count_unknown_levels, encode, features, plan_encoding
+from churn.data.features import encode, features, pack, plan_encoding
 from churn.errors import InputError
 from churn.model.bundle import read_bundle
 
@@ -186,15 +186,15 @@ def test_a_level_that_the_model_does_not_know_sets_no_column_and_is_counted():
     encoding = plan_encoding(NAMES[4:7], frame.columns)
 
     assert encode(frame, encoding).sum(axis=1).tolist() == [0, 1, 0, 0, 0, 0, 0]
-    assert count_unknown_levels(frame, encoding) == {
+    assert pack(frame, encoding).unknown_levels == {
         "brand_id": {"XX": 2, "oh": 1, "(missing)": 1, "NO": 1, "a\ufffdb": 1}
     }
-    assert next(iter(count_unknown_levels(frame, encoding, most=1)["brand_id"].items())) == ("XX", 2)
+    assert next(iter(pack(frame, encoding).unknown_levels["brand_id"].items())) == ("XX", 2)
 
 
 def test_known_levels_are_not_counted():
     frame = pl.DataFrame({"brand_id": ["OH", "PA"]})
-    assert count_unknown_levels(frame, plan_encoding(NAMES[4:7], frame.columns)) == {}
+    assert pack(frame, plan_encoding(NAMES[4:7], frame.columns)).unknown_levels == {}
 
 
 def test_underscores_in_columns_and_levels_are_resolved_by_the_longest_column():
