@@ -5,18 +5,36 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from churn.errors import ChurnError, UsageError
 from churn.variants import Variant
+
+if TYPE_CHECKING:
+    from churn.data.sources import Sources
 
 FAILED, WRONG_USAGE = 1, 2
 _ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE)
 
 
 def add_variant_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--geography`` and ``--company``; neither means the base variant."""
+    """Add the flags that name one variant or many; none means the base variant."""
     parser.add_argument("--geography", help="such as US; case does not matter")
     parser.add_argument("--company", help="such as ClientA; case does not matter")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="base, geography-us, company-clienta or geography-eu.company-clientb; may be repeated",
+    )
+    parser.add_argument("--all", type=Path, metavar="FILE", help="a file with a variant key on each line")
+    parser.add_argument(
+        "--under",
+        metavar="PREFIX",
+        help="every variant with a model file under this prefix of the bucket, such as geography-",
+    )
 
 
 def run_command(name: str, command: Callable[[], None]) -> None:
@@ -32,13 +50,52 @@ def run_command(name: str, command: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def variant_of(args: argparse.Namespace) -> Variant:
-    """Read the variant flags.
+def named_variants(args: argparse.Namespace) -> list[Variant]:
+    """Read the variants that the flags name, each once, in order; call it before anything is opened.
 
     Raises:
-        UsageError: If a part is not allowed.
+        UsageError: If a name is not allowed, or the file of ``--all`` cannot be read.
     """
-    return Variant(args.geography, args.company)
+    many = [Variant.from_key(key) for key in [*args.variant, *_keys_of(args.all)]]
+    is_one = bool(args.geography or args.company) or not (many or args.under is not None)
+    return list(dict.fromkeys([*([Variant(args.geography, args.company)] if is_one else []), *many]))
+
+
+def with_found(named: list[Variant], args: argparse.Namespace, sources: "Sources") -> list[Variant]:
+    """Add the variants that ``--under`` finds.
+
+    Raises:
+        UsageError: If it finds none.
+    """
+    return named if args.under is None else list(dict.fromkeys([*named, *_found_under(args.under, sources)]))
+
+
+def is_fleet(args: argparse.Namespace) -> bool:
+    """Tell whether the flags name a fleet, of which what is done already is passed over."""
+    return args.all is not None or args.under is not None
+
+
+def _found_under(prefix: str, sources: "Sources") -> list[Variant]:
+    found = sources.variants_under(prefix)
+    if not found:
+        raise UsageError(
+            f"--under {prefix!r} finds no model file of a variant; a key prefix such as geography- is needed"
+        )
+    return found
+
+
+def _keys_of(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        keys = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--all {path} cannot be read ({error}); a text file with a variant key on each line is needed"
+        ) from error
+    if not keys:
+        raise UsageError(f"--all {path} names no variant; a variant key on each line is needed")
+    return keys
 
 
 def alias_of(args: argparse.Namespace) -> str | None:

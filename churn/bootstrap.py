@@ -3,10 +3,11 @@
 Safe to run twice, by two at once, over an older schema and over a deleted experiment.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from churn.deployment import Deployment
 from churn.store.schema import ensure_database, ensure_roles, migrate_mlflow, migrate_predictions
+from churn.threads import in_threads
 from churn.variants import Variant
 
 
@@ -23,12 +24,16 @@ def set_up_server(deployment: Deployment) -> Iterator[str]:
     yield f"predictions schema: {_migrated(*migrate_predictions(deployment.database))}"
 
 
-def set_up_variant(deployment: Deployment, variant: Variant) -> Iterator[str]:
-    """Make the variant's experiment; yields a line."""
+def set_up_variants(deployment: Deployment, variants: Sequence[Variant]) -> Iterator[str]:
+    """Make each variant's experiment; yields a line for each."""
     registry = deployment.registry(read_only=False)
-    experiment_id, done = registry.ensure_experiment(variant, deployment.artifact_location(variant))
-    location = registry.artifact_location(experiment_id)
-    yield f"experiment {variant.experiment} (id {experiment_id}): {done}, artifacts at {location}"
+
+    def set_up(variant: Variant) -> str:
+        experiment_id, done = registry.ensure_experiment(variant, deployment.artifact_location(variant))
+        location = registry.artifact_location(experiment_id)
+        return f"experiment {variant.experiment} (id {experiment_id}): {done}, artifacts at {location}"
+
+    yield from in_threads(set_up, variants)
 
 
 def _made(now: bool) -> str:  # noqa: FBT001 a value to be worded, not a switch

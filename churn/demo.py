@@ -114,13 +114,13 @@ def _provide_inputs(deployment: Deployment) -> Iterator[str]:
 
 def _register(deployment: Deployment) -> Iterator[str]:
     """Log and register the variants that are not registered yet."""
-    from churn.bootstrap import set_up_variant
+    from churn.bootstrap import set_up_variants
     from churn.model.onboarding import log_variant
 
     registry, sources = deployment.registry(read_only=False), deployment.sources()
     registered = set(registry.variants())
+    yield from set_up_variants(deployment, VARIANTS)
     for variant in VARIANTS:
-        yield from set_up_variant(deployment, variant)
         if variant in registered:
             version = registry.resolve(variant)
             yield f"{variant}: {version.uri} is its champion"

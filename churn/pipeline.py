@@ -5,11 +5,8 @@ Dagster; ``orchestration`` tells what came of it.
 """
 
 import logging
-import queue
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -27,12 +24,13 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from churn.data.scoring_rows import RowCounts, ScoringRows, in_threads, prepare
+from churn.data.scoring_rows import RowCounts, ScoringRows, prepare
 from churn.data.sources import Provenance, Sources
 from churn.errors import ChurnError, ModelFileError, TransientError
 from churn.model.bundle import Bundle
 from churn.model.registry import CHAMPION, ModelVersion, Registry
 from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows
+from churn.threads import ahead, in_threads
 from churn.variants import Variant
 from churn.weeks import default_as_of
 
@@ -263,36 +261,6 @@ def predict(bundle: Bundle, rows: ScoringRows, model: ModelVersion, summary: Sco
         scored = ScoredRows(account_ids, probabilities)
         summary.add(scored)
         yield scored
-
-
-def ahead(chunks: Iterator[ScoredRows], most: int = 4) -> Iterator[ScoredRows]:
-    """Make chunks in a thread while earlier ones are written, at most ``most`` ahead."""
-    made: queue.Queue[ScoredRows | BaseException | None] = queue.Queue(most)
-    stopped = threading.Event()
-
-    def make() -> None:
-        end: BaseException | None = None
-        try:
-            for chunk in chunks:
-                made.put(chunk)
-                if stopped.is_set():
-                    return
-        except BaseException as error:  # noqa: BLE001 raised again where the chunks are taken
-            end = error
-        made.put(end)
-
-    thread = threading.Thread(target=make, name="score-ahead", daemon=True)
-    thread.start()
-    try:
-        while isinstance(chunk := made.get(), ScoredRows):
-            yield chunk
-        if chunk is not None:
-            raise chunk
-    finally:
-        stopped.set()
-        while thread.is_alive():
-            with suppress(queue.Empty):
-                made.get(timeout=0.05)
 
 
 def _tell_retry(state: RetryCallState) -> None:

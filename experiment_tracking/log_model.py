@@ -1,33 +1,30 @@
 """Log a variant's model in MLflow and register it, from its files in S3 or, flagged, their local copy.
 
-The version becomes champion when the variant has none; --alias gives it another. Repeat --variant, or name a file with
---all, to log many in one process; one that fails does not stop the others.
+The version becomes champion when the variant has none; --alias gives it another. --all and --under log a fleet in one
+process: variants that are registered are passed over, so that a run that broke off goes on, and one that fails stops no
+other.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
-from churn.arguments import FAILED, add_variant_flags, alias_of, run_command, variant_of
+from churn.arguments import FAILED, add_variant_flags, alias_of, is_fleet, named_variants, run_command, with_found
 from churn.deployment import Deployment, open_deployment
-from churn.errors import ChurnError, UsageError
+from churn.errors import ChurnError
 from churn.settings import load_settings
+from churn.threads import in_threads
 from churn.variants import Variant
+
+# MLflow's store waits for PostgreSQL more than it computes.
+THREADS = 4
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser, which documents the flags."""
     parser = argparse.ArgumentParser(prog="log_model.py", description=__doc__)
     add_variant_flags(parser)
-    parser.add_argument(
-        "--variant",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="base, geography-us, company-clienta or geography-eu.company-clientb; may be repeated",
-    )
-    parser.add_argument("--all", type=Path, metavar="FILE", help="a file with a variant key on each line")
     parser.add_argument("--alias", help="alias for the new version; default: champion when the variant has none")
     return parser
 
@@ -39,68 +36,66 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def log_models(args: argparse.Namespace) -> None:
-    """Log each variant that the flags name."""
-    variants, alias = chosen_variants(args), alias_of(args)
+    """Log each variant that the flags name, and say what came of it."""
+    named, alias = named_variants(args), alias_of(args)
     with open_deployment(load_settings()) as deployment:
-        failed = [variant for variant in variants if not log_one(deployment, variant, alias)]
+        variants = with_found(named, args, deployment.sources())
+        if is_fleet(args):
+            variants = without_registered(deployment, variants)
+        failed = log_all(deployment, variants, alias)
     if failed:
         if len(variants) > 1:
-            print(
-                f"log_model.py: {len(failed)} of {len(variants)} failed: {', '.join(map(str, failed))}", file=sys.stderr
-            )
+            named = ", ".join(map(str, failed))
+            print(f"log_model.py: {len(failed)} of {len(variants)} failed: {named}", file=sys.stderr)
         sys.exit(FAILED)
 
 
-def log_one(deployment: Deployment, variant: Variant, alias: str | None) -> bool:
-    """Log one variant and say what came of it, a line each."""
+def without_registered(deployment: Deployment, variants: list[Variant]) -> list[Variant]:
+    """Leave out the variants that are registered, and say how many there were."""
+    registered = set(deployment.registry(read_only=False).variants())
+    missing = [variant for variant in variants if variant not in registered]
+    print(
+        f"{len(variants) - len(missing)} of {len(variants)} variants are registered; logging {len(missing)}", flush=True
+    )
+    return missing
+
+
+def log_all(deployment: Deployment, variants: list[Variant], alias: str | None) -> list[Variant]:
+    """Log the variants, a few at once; returns those that failed."""
+    if not variants:
+        return []
     from churn.model.onboarding import log_variant
 
-    try:
-        version, candidate = log_variant(
-            deployment.registry(read_only=False),
-            deployment.sources(),
-            variant,
-            deployment.artifact_location,
-            deployment.code_version,
-            alias=alias,
-        )
-    except ChurnError as error:
-        print(f"log_model.py: {variant}: {error}", file=sys.stderr, flush=True)
-        return False
-    model = candidate.files[0].provenance
-    print(f"variant   {variant}")
-    print(f"model     {model.uri} ({model.size} bytes, sha256 {model.sha256[:12]}…)")
-    if model.fallback_reason:
-        print(f"fallback  local copy of {model.variant}, because {model.fallback_reason}")
-    print(f"run id    {version.mlflow_run_id}")
-    print(f"model URI {version.uri}")
-    print(f"version   {version.version}{f', alias {version.alias}' if version.alias else ''}", flush=True)
-    return True
+    registry, sources = deployment.registry(read_only=False), deployment.sources()
+    log = partial(
+        log_variant, registry, sources, artifact_location=deployment.artifact_location,
+        code_version=deployment.code_version, alias=alias,
+    )  # fmt: skip
 
+    def attempt(variant: Variant) -> tuple[Variant, list[str] | ChurnError]:
+        try:
+            version, candidate = log(variant)
+        except ChurnError as error:
+            return variant, error
+        model = candidate.files[0].provenance
+        fallback = f"fallback  local copy of {model.variant}, because {model.fallback_reason}"
+        return variant, [
+            f"variant   {variant}",
+            f"model     {model.uri} ({model.size} bytes, sha256 {model.sha256[:12]}…)",
+            *([fallback] if model.fallback_reason else []),
+            f"run id    {version.mlflow_run_id}",
+            f"model URI {version.uri}",
+            f"version   {version.version}{f', alias {version.alias}' if version.alias else ''}",
+        ]
 
-def chosen_variants(args: argparse.Namespace) -> list[Variant]:
-    """Read the variants from the flags, each once, in order.
-
-    Raises:
-        UsageError: If a name is not allowed, or the file of --all cannot be read.
-    """
-    many = [Variant.from_key(key) for key in [*args.variant, *_keys_of(args.all)]]
-    one = [variant_of(args)] if not many or args.geography or args.company else []
-    return list(dict.fromkeys([*one, *many]))
-
-
-def _keys_of(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        keys = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--all {path} cannot be read ({error}); a text file with a variant key on each line is needed"
-        ) from error
-    if not keys:
-        raise UsageError(f"--all {path} names no variant; a variant key on each line is needed")
-    return keys
+    failed: list[Variant] = []
+    for variant, result in in_threads(attempt, variants, THREADS):
+        if isinstance(result, ChurnError):
+            failed.append(variant)
+            print(f"log_model.py: {variant}: {result}", file=sys.stderr, flush=True)
+        else:
+            print("\n".join(result), flush=True)
+    return failed
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ With neither set, the embedded PostgreSQL and a local folder are used. Safe to r
 import argparse
 from collections.abc import Sequence
 
-from churn.arguments import add_variant_flags, run_command, variant_of
-from churn.bootstrap import set_up_server, set_up_variant
+from churn.arguments import add_variant_flags, named_variants, run_command, with_found
+from churn.bootstrap import set_up_server, set_up_variants
 from churn.deployment import open_deployment
 from churn.settings import load_settings
 
@@ -27,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def set_up(args: argparse.Namespace) -> None:
-    """Set up the server, then the variant; a line for each thing done."""
-    variant = variant_of(args)
+    """Set up the server, then each variant; a line for each thing done."""
+    named = named_variants(args)
     with open_deployment(load_settings()) as deployment:
         for line in set_up_server(deployment):
             print(line, flush=True)
-        for line in set_up_variant(deployment, variant):
+        for line in set_up_variants(deployment, with_found(named, args, deployment.sources())):
             print(line, flush=True)
 
 

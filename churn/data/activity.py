@@ -47,6 +47,8 @@ MAY_BE_MISSING = frozenset({"ftd_date", "qp_date", "total_handle"})
 KEY = ("account_id", "activity_month")
 ONE_HOT_PARENTS = ("brand_id", "ben_login_id", "player_reg_product")
 
+_MIDNIGHT = r"[T ]00:00:00(\.0+)?(Z|\+00:?00)?$"  # as pandas writes a date
+
 MAX_MONEY = 1e8  # currency units a month; the largest handle ever seen was 4.8 million
 _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
 _MAX_EXACT = 2.0**53  # above it, neighbouring account ids are one and the same float
@@ -278,7 +280,7 @@ def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
     if kind == "text":
         return column
     if kind == "date":
-        return column.str.to_date("%Y-%m-%d", strict=False)
+        return column.str.replace(_MIDNIGHT, "").str.to_date("%Y-%m-%d", strict=False)
     if kind == "instant":
         return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
     stripped = column.str.strip_chars()

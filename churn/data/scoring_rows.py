@@ -5,13 +5,11 @@ keeps it packed, in some 30 bytes, and the matrix is built from that, chunk by c
 need no such pass and stream through.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +27,10 @@ from churn.data.activity import (
 from churn.data.features import Encoding, Matrix, Packed, derive, key_columns, latest_known, pack, plan_encoding, unpack
 from churn.data.formats import RowFile, open_rows
 from churn.errors import InputError
+from churn.threads import in_threads
 
 CHUNK_ROWS = 65_536  # small chunks make the booster several times dearer a row; larger ones only cost memory
-_THREADS = 2
 _LEVELS_TOLD = 20
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 
 
 @dataclass
@@ -203,18 +198,6 @@ def numbered(chunks: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame
     for chunk in chunks:
         yield first_row, chunk
         first_row += chunk.height
-
-
-def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """Map in order on a few threads, no more than those items ahead: Polars and Arrow leave the interpreter free."""
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="rows") as pool:
-        ahead: deque[Future[_Out]] = deque()
-        for item in items:
-            ahead.append(pool.submit(work, item))
-            if len(ahead) > _THREADS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 def stale_accounts(latest: pl.DataFrame, quarantined: pl.DataFrame, as_of: date) -> pl.DataFrame:

@@ -43,6 +43,12 @@ INPUT_NAMES = (
     "X_test_sample_2.json",
 )
 
+MODEL_NAMES = ("models/churn/xgb_churn_model_2.bin", "models/churn/xgb_churn_model_2.json")
+_MODEL_KEY = re.compile(
+    r"(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
+    rf"(?:{'|'.join(re.escape(name) for name in MODEL_NAMES)})"
+)
+
 FETCH_DEADLINE_S = 300.0
 ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
@@ -127,9 +133,9 @@ class Folder:
         return (self.root / key).absolute().as_uri()
 
     def list(self, prefix: str) -> list[Entry]:
-        folder = self.root / prefix
-        paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-        return [self._entry(prefix + path.name, path) for path in paths]
+        folder = self.root / prefix.rpartition("/")[0]
+        keys = ((path.relative_to(self.root).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file())
+        return [self._entry(key, path) for key, path in keys if key.startswith(prefix)]
 
     def _entry(self, key: str, path: Path) -> Entry:
         stat = path.stat()
@@ -281,6 +287,16 @@ class Sources:
         keys = [variant.prefix + INPUT_FOLDER + name for name in INPUT_NAMES]
         held = {entry.key: entry for entry in place.list(variant.prefix + INPUT_FOLDER)}
         return next((f"{place.uri(key)}@{held[key].version}" for key in keys if key in held), None)
+
+    def variants_under(self, prefix: str) -> list[Variant]:
+        """Find the variants that have a model file under a key prefix, by one listing of it.
+
+        Raises:
+            SourceError: If S3 is configured and does not answer.
+        """
+        place = self.bucket or self.local
+        matches = (_MODEL_KEY.fullmatch(entry.key) for entry in place.list(prefix))
+        return list(dict.fromkeys(Variant(match["geography"], match["company"]) for match in matches if match))
 
     def _fetch_local(
         self, variant: Variant, groups: Sequence[Sequence[str]], into: Path, why: SourceError

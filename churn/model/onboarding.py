@@ -19,13 +19,12 @@ import polars as pl
 from churn.data.activity import check_encoded
 from churn.data.features import Matrix
 from churn.data.formats import read_frame
-from churn.data.sources import SourceFile, Sources
+from churn.data.sources import MODEL_NAMES, SourceFile, Sources
 from churn.errors import InputError, ModelFileError
 from churn.model.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
 from churn.model.registry import LoggedRun, ModelVersion, Registry
 from churn.variants import Variant
 
-MODEL_NAMES = ("models/churn/xgb_churn_model_2.bin", "models/churn/xgb_churn_model_2.json")
 FEATURE_NAMES = ("data/churn/feature_names_3.json",)
 SAMPLE_NAMES = ("data/churn/X_test_sample_2.json",)
 LABEL_COLUMN = "churned"
