@@ -3,6 +3,7 @@ at once, after an upgrade, with a wrong secret. It must end in the same deployme
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -167,14 +168,15 @@ def test_a_missing_database_is_made_beside_those_that_are_there(site: Site, set_
 
 
 def test_without_a_bucket_artifacts_go_to_the_deployments_own_folder(
-    site: Site, set_up: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    site: Site, set_up: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_S3_BUCKET")
 
     assert set_up("--geography", "us", "--company", "clienta").status == 0
 
     location, _ = experiments(site)["churn_prediction-geography-us-company-clienta"]
-    assert location == (tmp_path / "churn-home/artifacts/geography-us/company-clienta/mlflow").as_uri()
+    home = Path(os.environ["CHURN_HOME"])
+    assert location == (home / "artifacts/geography-us/company-clienta/mlflow").as_uri()
 
 
 @pytest.mark.parametrize(
