@@ -150,7 +150,7 @@ def mark_failed(context: dg.AssetExecutionContext, keys: list[str]) -> None:
         for spec in SPECS:
             event = DagsterEvent.build_asset_materialization_planned_event(
                 context.job_name,
-                context.op_handle.to_string(),
+                str(context.op_handle),
                 AssetMaterializationPlannedData(spec.key, partition=key),
             )
             context.instance.report_dagster_event(event, context.run.run_id)
