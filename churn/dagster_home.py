@@ -16,7 +16,9 @@ def dagster_environment(deployment: Deployment) -> dict[str, str]:
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists() or "DAGSTER_HOME" not in os.environ:
         shutil.copyfile(find_project_root() / CONFIG, home / "dagster.yaml")
-    url = deployment.dagster_database.set(drivername="postgresql").render_as_string(hide_password=False)
+    # What a crash of the server itself could lose is the last events of Dagster's log, never a prediction.
+    quick = deployment.dagster_database.update_query_dict({"options": "-c synchronous_commit=off"})
+    url = quick.set(drivername="postgresql").render_as_string(hide_password=False)
     return {
         "DAGSTER_HOME": str(home),
         "CHURN_DAGSTER_DATABASE_URL": url,

@@ -93,6 +93,7 @@ def weekly_assets(
         week = parse_week(config.week or context.run.tags.get(WEEK_TAG), datetime.now(UTC).date())
         with services.open() as deployment:
             scorer = deployment.scorer()
+            keep_connections(context.instance)
             done = scorer.store.published_by(runs_gone_on_from(context), week)
             missing = [key for key in context.partition_keys if key not in done]
             context.log.info("%d variants to score for %s, %d already published", len(missing), week, len(done))
@@ -112,6 +113,11 @@ def weekly_assets(
     if failed:
         mark_failed(context, list(failed))
         raise _failure(failed, context)
+
+
+def keep_connections(instance: dg.DagsterInstance) -> None:
+    """Let this process's event log keep its connection, as a webserver's does; by default each event makes three."""
+    instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
 
 
 def runs_gone_on_from(context: dg.AssetExecutionContext) -> list[str]:
