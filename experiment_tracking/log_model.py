@@ -45,8 +45,8 @@ def log_models(args: argparse.Namespace) -> None:
         failed = log_all(deployment, variants, alias)
     if failed:
         if len(variants) > 1:
-            named = ", ".join(map(str, failed))
-            print(f"log_model.py: {len(failed)} of {len(variants)} failed: {named}", file=sys.stderr)
+            names = ", ".join(map(str, failed))
+            print(f"log_model.py: {len(failed)} of {len(variants)} failed: {names}", file=sys.stderr)
         sys.exit(FAILED)
 
 
