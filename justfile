@@ -32,6 +32,10 @@ artifacts:
 screenshots:
     uv run python docs/screenshots.py
 
+# Compare with the naive way and with the limit; writes benchmarks/RESULTS.md. Half an hour on two cores.
+bench *args:
+    uv run python -m benchmarks {{args}}
+
 # Serve both UIs on this machine.
 up:
     uv run churn up

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,15 @@ from tenacity import (
 from churn.data.scoring_rows import RowCounts, ScoringRows, prepare
 from churn.data.sources import Provenance, Sources
 from churn.errors import ChurnError, ModelFileError, TransientError
-from churn.model.bundle import Bundle
-from churn.model.registry import CHAMPION, ModelVersion, Registry
+from churn.model.versions import CHAMPION, ModelVersion
 from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows
 from churn.threads import ahead, in_threads
 from churn.variants import Variant
 from churn.weeks import default_as_of
+
+if TYPE_CHECKING:
+    from churn.model.bundle import Bundle
+    from churn.model.registry import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,7 @@ class Scorer:
     """
 
     sources: Sources
-    registry: Registry
+    registry: "Registry"
     store: PredictionStore
     code_version: str
     max_quarantine_share: float
@@ -244,7 +247,7 @@ class Scorer:
         )
 
 
-def predict(bundle: Bundle, rows: ScoringRows, model: ModelVersion, summary: ScoreSummary) -> Iterator[ScoredRows]:
+def predict(bundle: "Bundle", rows: ScoringRows, model: ModelVersion, summary: ScoreSummary) -> Iterator[ScoredRows]:
     """Score every account, chunk by chunk.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from churn.errors import ChurnError
-from churn.model.registry import CHAMPION
+from churn.model.versions import CHAMPION
 from churn.pipeline import Outcome, Scorer
 
 _SEVERITY = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from orchestration.assets.weekly import SPECS, WEEK_TAG
-from orchestration.partitions import ranges, sync_partitions, variants_partitions
+from orchestration.partitions import ranges, sync_partitions
 from orchestration.resources import Services
 
 VARIANTS_PER_RUN = 500
@@ -13,7 +13,6 @@ VARIANTS_PER_RUN = 500
 churn_prediction_job = dg.define_asset_job(
     "churn_prediction_job",
     selection=dg.AssetSelection.assets(*(spec.key for spec in SPECS)),
-    partitions_def=variants_partitions,
     description="Scores a range of variants for a week and publishes their batches.",
     # A process per step would import everything again; the op itself overlaps what is worth it.
     executor_def=dg.in_process_executor,

@@ -22,7 +22,8 @@ from churn.data.formats import read_frame
 from churn.data.sources import MODEL_NAMES, SourceFile, Sources
 from churn.errors import InputError, ModelFileError
 from churn.model.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
-from churn.model.registry import LoggedRun, ModelVersion, Registry
+from churn.model.registry import LoggedRun, Registry
+from churn.model.versions import ModelVersion
 from churn.variants import Variant
 
 FEATURE_NAMES = ("data/churn/feature_names_3.json",)

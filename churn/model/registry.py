@@ -39,13 +39,13 @@ from churn.errors import (
     UsageError,
 )
 from churn.model.bundle import Bundle, Golden, load_bundle
+from churn.model.versions import CHAMPION, ModelVersion
 from churn.variants import Variant, nearest
 
 logger = logging.getLogger(__name__)
 # A uv environment has no pip, of which MLflow warns for every model.
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
-CHAMPION = "champion"
 GEOGRAPHY_TAG = "geography"
 COMPANY_TAG = "company_id"
 _SHA256_TAG = "churn.model_sha256"
@@ -53,23 +53,6 @@ _BOOSTER_FILE = "model.ubj"
 _GOLDEN_FILE = "golden_rows.json"
 _MODEL_NAME_PREFIX = Variant().registered_model
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One version of a variant's registered model, as an alias named it at one moment."""
-
-    variant: Variant
-    registered_model: str
-    version: int
-    alias: str | None
-    model_id: str
-    mlflow_run_id: str
-    sha256: str
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.registered_model}/{self.version}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,314 @@
+"""Every comparison in one run, written to ``benchmarks/RESULTS.md`` with a chart: ``python -m benchmarks``.
+
+Figures are ratios against a baseline measured in the same run, each in a process of its own. ``--variants`` and
+``--rows`` make it smaller; what was not run is said.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import boto3
+
+from benchmarks.services import (
+    BUCKET,
+    WEEK,
+    bench_environment,
+    model_files,
+    parquet_bytes,
+    simulated_rows,
+    upload_variant,
+)
+from churn.bootstrap import set_up_server
+from churn.deployment import open_deployment
+from churn.settings import load_settings
+from churn.variants import Variant
+
+FOLDER = Path(__file__).parent
+NAIVE_MOST_ROWS = 1_000_000
+REPEATS = 3
+FLEET_ROWS = 5_000
+FLEET_DATASETS = 20
+LONE_RUNS = 10
+LONE_REGISTRATIONS = 3
+
+
+@dataclass(frozen=True)
+class Single:
+    """One way of scoring one variant; seconds are the median of the repeats."""
+
+    way: str
+    rows: int
+    seconds: float
+    peak_mb: float
+
+    @property
+    def us_per_row(self) -> float:
+        return self.seconds / self.rows * 1e6
+
+
+@dataclass(frozen=True)
+class Target:
+    """A claim and what was measured of it."""
+
+    claim: str
+    needed: str
+    measured: str
+    is_met: bool | None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run everything and write it down."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000, 10_000_000])
+    parser.add_argument("--variants", type=int, default=2_000, help="variants of the fleet; 0 leaves it out")
+    parser.add_argument("--home", type=Path, help="where the services keep their files; default: a temporary folder")
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="churn-bench-") as folder:
+        Path(folder).chmod(0o755)
+        with bench_environment((args.home or Path(folder)) / "home"), open_deployment(load_settings()) as deployment:
+            list(set_up_server(deployment))
+            singles = list(bench_singles(args.rows))
+            fleet = bench_fleet(args.variants, Path(folder)) if args.variants else {}
+    minutes = (time.monotonic() - started) / 60
+    write_results(singles, fleet, args.variants, minutes)
+
+
+def bench_singles(sizes: Sequence[int]) -> Iterator[Single]:
+    """Time each way at each size, the repeats of the ways taken in turn."""
+    model = model_files()
+    for n_rows in sizes:
+        activity = simulated_rows(n_rows)
+        upload_variant(Variant(), activity, model)
+        if n_rows <= NAIVE_MOST_ROWS:
+            boto3.client("s3").put_object(
+                Bucket=BUCKET, Key="naive/activity.jsonl", Body=activity.write_ndjson().encode()
+            )
+        del activity
+        if n_rows == sizes[0]:
+            call("experiment_tracking/log_model.py")
+        seen: dict[str, list[dict[str, float]]] = {}
+        for repeat in range(REPEATS):
+            for way in ("limit", "ours", "naive"):
+                if way != "naive" or (n_rows <= NAIVE_MOST_ROWS and repeat == 0):
+                    seen.setdefault(way, []).append(call("-m", "benchmarks.single", way, str(n_rows)))
+        for way, runs in seen.items():
+            seconds = statistics.median(run["seconds"] for run in runs)
+            yield Single(way, n_rows, seconds, max(run["peak_mb"] for run in runs))
+
+
+def bench_fleet(n_variants: int, folder: Path) -> dict[str, float]:
+    """Register, score, break and resume a fleet, and do some of it one by one for comparison."""
+    variants = [Variant(company=f"c{i:04}") for i in range(n_variants)]
+    model = model_files()
+    inputs = [parquet_bytes(simulated_rows(FLEET_ROWS, seed)) for seed in range(FLEET_DATASETS)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: upload_variant(variants[i], inputs[i % FLEET_DATASETS], model), range(n_variants)))
+    keys = [variant.key for variant in variants]
+    lone_registration = [
+        timed("experiment_tracking/log_model.py", "--company", str(variant.company))
+        for variant in variants[:LONE_REGISTRATIONS]
+    ]
+    (folder / "fleet").write_text("\n".join(keys))
+    registration = timed("experiment_tracking/log_model.py", "--all", str(folder / "fleet"))
+
+    lone = [call("-m", "benchmarks.fleet", key, key, next_week()) for key in keys[:LONE_RUNS]]
+    tenth = call("-m", "benchmarks.fleet", keys[0], keys[n_variants // 10 - 1], next_week())
+    whole = call("-m", "benchmarks.fleet", keys[0], keys[-1], next_week())
+
+    spoiled = variants[:: max(n_variants // 100, 1)][:100]
+    client = boto3.client("s3")
+    for variant in spoiled:
+        client.put_object(Bucket=BUCKET, Key=f"{variant.prefix}data/churn/activity.parquet", Body=b"PAR1 no more")
+    week = next_week()
+    failed = call("-m", "benchmarks.fleet", keys[0], keys[-1], week)
+    for variant in spoiled:
+        client.put_object(Bucket=BUCKET, Key=f"{variant.prefix}data/churn/activity.parquet", Body=inputs[0])
+    resumed = call("-m", "benchmarks.fleet", keys[0], keys[-1], week, str(failed["run_id"]))
+    return {
+        "n_spoiled": len(spoiled),
+        "lone_registration": statistics.mean(lone_registration),
+        "registration": registration / max(n_variants - LONE_REGISTRATIONS, 1),
+        "lone": statistics.mean(run["seconds"] for run in lone),
+        "tenth": tenth["seconds"],
+        "tenth_run": tenth["run_seconds"],
+        "tenth_peak_mb": tenth["peak_mb"],
+        "whole": whole["seconds"],
+        "whole_run": whole["run_seconds"],
+        "whole_peak_mb": whole["peak_mb"],
+        "failed": failed["seconds"],
+        "resumed": resumed["seconds"],
+    }
+
+
+def _mondays() -> Iterator[str]:
+    """Yield weeks that nothing was scored for, so that each run writes as the first of its week does."""
+    week = WEEK
+    while True:
+        week -= timedelta(weeks=1)
+        yield week.isoformat()
+
+
+_WEEKS = _mondays()
+
+
+def next_week() -> str:
+    """Return a week of its own for a run."""
+    return next(_WEEKS)
+
+
+def call(*command: str) -> dict[str, float]:
+    """Run a Python command to its end; returns the JSON object that it printed last, or none."""
+    print("  ".join(command), end="  ", flush=True)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    if done.returncode:
+        raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    said: dict[str, float] = json.loads(last) if last.startswith("{") else {}
+    print(f"{said.get('seconds', 0):.1f} s", flush=True)
+    return said
+
+
+def timed(*command: str) -> float:
+    """Run a Python command to its end; returns its seconds, start-up included."""
+    started = time.perf_counter()
+    call(*command)
+    return time.perf_counter() - started
+
+
+def targets(singles: Sequence[Single], fleet: dict[str, float], n_variants: int) -> list[Target]:
+    """Hold what was measured against what was wanted."""
+    by = {(single.way, single.rows): single for single in singles}
+    found: list[Target] = []
+    million, ten = 1_000_000, 10_000_000
+    if ("ours", million) in by:
+        ours, limit = by["ours", million], by["limit", million]
+        faster = by["naive", million].seconds / ours.seconds
+        found.append(Target("1 M rows, against the naive way", "at least 30 ×", f"{faster:.1f} ×", faster >= 30))
+        over = ours.seconds / limit.seconds
+        found.append(Target("1 M rows, against the limit", "at most 1.25 × its time", f"{over:.2f} ×", over <= 1.25))
+        if ("ours", ten) in by:
+            share = ours.us_per_row / by["ours", ten].us_per_row
+            peak = by["ours", ten].peak_mb
+            found.append(Target("10 M rows, rows/s against 1 M", "at least 0.9 ×", f"{share:.2f} ×", share >= 0.9))
+            found.append(Target("10 M rows, peak memory", "under 1.5 GB", f"{peak / 1024:.2f} GB", peak < 1536))
+    if fleet:
+        lone = fleet["lone"] * n_variants / fleet["whole"]
+        growth = (fleet["whole"] / n_variants) / (fleet["tenth"] / (n_variants // 10))
+        resumed = fleet["resumed"] / fleet["whole"]
+        registered = fleet["lone_registration"] / fleet["registration"]
+        one_by_one = f"{n_variants:,} variants against a run each ({LONE_RUNS} run, the rest extrapolated)"
+        found += [
+            Target(one_by_one, "at least 40 × less time", f"{lone:.0f} ×", lone >= 40),
+            Target(
+                f"{n_variants:,} against {n_variants // 10:,} variants, time per variant",
+                "at most 1.15 ×",
+                f"{growth:.2f} ×",
+                growth <= 1.15,
+            ),
+            Target(
+                f"resume after {fleet['n_spoiled']:.0f} failed",
+                "under 10 % of the run",
+                f"{resumed:.1%}",
+                resumed < 0.1,
+            ),
+            Target(
+                f"registering {n_variants:,} variants against a process each", "at least 20 × less time",
+                f"{registered:.0f} ×", registered >= 20,
+            ),
+        ]  # fmt: skip
+    return found
+
+
+def write_results(singles: Sequence[Single], fleet: dict[str, float], n_variants: int, minutes: float) -> None:
+    """Write the tables and the chart."""
+    lines = [
+        "# Benchmark results",
+        "",
+        f"Written by `just bench` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC in {minutes:.0f} minutes: "
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load "
+        f"{os.getloadavg()[0]:.1f} at the end. Seconds are noisy; read the ratios.",
+        "",
+        "| what | target | measured | |",
+        "|---|---|---|---|",
+        *(
+            f"| {target.claim} | {target.needed} | {target.measured} | {'met' if target.is_met else 'not met'} |"
+            for target in targets(singles, fleet, n_variants)
+        ),
+        "",
+        "## One variant: Parquet on S3 to published rows",
+        "",
+        "The limit is the booster over a ready matrix plus COPY of a ready file into a bare table, one after the "
+        "other. The naive way is `pandas.read_json`, `get_dummies`, MLflow's pyfunc and `to_sql(append)`, on JSON "
+        f"Lines; it was not run above {NAIVE_MOST_ROWS:,} rows, where its frame would not fit the memory.",
+        "",
+        "| rows | way | seconds | µs a row | peak MB |",
+        "|---:|---|---:|---:|---:|",
+        *(
+            f"| {one.rows:,} | {one.way} | {one.seconds:.2f} | {one.us_per_row:.2f} | {one.peak_mb:,.0f} |"
+            for one in singles
+        ),
+    ]
+    if fleet:
+        lines += [
+            "",
+            f"## A fleet: {n_variants:,} variants of {FLEET_ROWS:,} rows through the Dagster job",
+            "",
+            "Whole processes, imports included.",
+            "",
+            "| what | seconds | ms a variant | peak MB |",
+            "|---|---:|---:|---:|",
+            f"| {n_variants:,} variants, one run | {fleet['whole']:.0f} | {fleet['whole'] / n_variants * 1e3:.0f} "
+            f"| {fleet['whole_peak_mb']:.0f} |",
+            f"| {n_variants // 10:,} variants, one run | {fleet['tenth']:.0f} "
+            f"| {fleet['tenth'] / (n_variants // 10) * 1e3:.0f} | {fleet['tenth_peak_mb']:.0f} |",
+            f"| a run for one variant, mean of {LONE_RUNS} | {fleet['lone']:.1f} | {fleet['lone'] * 1e3:.0f} | |",
+            f"| a run of which {fleet['n_spoiled']:.0f} variants failed | {fleet['failed']:.0f} | | |",
+            f"| resuming it | {fleet['resumed']:.0f} | | |",
+            f"| registering, one process | {fleet['registration'] * n_variants:.0f} "
+            f"| {fleet['registration'] * 1e3:.0f} | |",
+            f"| registering, a process each | {fleet['lone_registration'] * n_variants:.0f} (extrapolated) "
+            f"| {fleet['lone_registration'] * 1e3:.0f} | |",
+        ]
+    lines += ["", "![Microseconds a row](results.png)", ""]
+    (FOLDER / "RESULTS.md").write_text("\n".join(lines))
+    draw(singles)
+    print("\n".join(lines))
+
+
+def draw(singles: Sequence[Single]) -> None:
+    """Draw microseconds a row by way and size."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    sizes = sorted({single.rows for single in singles})
+    figure, axes = plt.subplots(figsize=(7, 3.2))
+    for offset, way in enumerate(("naive", "ours", "limit")):
+        held = {single.rows: single.us_per_row for single in singles if single.way == way}
+        places = [sizes.index(size) + (offset - 1) * 0.27 for size in held]
+        bars = axes.bar(places, list(held.values()), width=0.25, label=way)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    axes.set(yscale="log", ylabel="µs a row", xticks=range(len(sizes)), xticklabels=[f"{size:,}" for size in sizes])
+    axes.set_xlabel("rows")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(FOLDER / "results.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

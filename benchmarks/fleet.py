@@ -1,0 +1,58 @@
+"""One Dagster run over a range of variants, in a process of its own, as the run launcher starts it.
+
+``python -m benchmarks.fleet FIRST LAST WEEK [RESUMED_RUN_ID]`` prints one JSON object. The time told is the process's
+whole life, imports included, since a run per variant pays them too.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+STARTED = time.perf_counter()
+
+
+def weekly_job() -> object:
+    """Return the job, for Dagster to find by name."""
+    from orchestration.definitions import defs
+
+    return defs.resolve_job_def("churn_prediction_job")
+
+
+def main() -> None:
+    """Run the job and print what it took."""
+    first, last, week, *resumed = sys.argv[1:]
+    from churn.dagster_home import dagster_environment
+    from churn.deployment import open_deployment
+    from churn.settings import load_settings
+
+    with open_deployment(load_settings()) as deployment:
+        os.environ.update(dagster_environment(deployment))
+        import dagster as dg
+
+        from orchestration.assets.weekly import RESUME_TAGS, WEEK_TAG
+        from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
+
+        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        with dg.DagsterInstance.get() as instance:
+            sync_partitions(instance, deployment.registry(read_only=True).variants())
+            options = dg.ReexecutionOptions.from_failure(resumed[0], instance) if resumed else None
+            resume_tag = {RESUME_TAGS[0]: "true"} if resumed else {}
+            run_started = time.perf_counter()
+            with dg.execute_job(
+                dg.reconstructable(weekly_job),
+                instance=instance,
+                tags={RANGE_START_TAG: first, RANGE_END_TAG: last, WEEK_TAG: week, **resume_tag},
+                run_config=quiet,
+                raise_on_error=False,
+                reexecution_options=options,
+            ) as result:
+                said = {"run_id": result.run_id, "success": result.success}
+        ended = time.perf_counter()
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(said | {"seconds": ended - STARTED, "run_seconds": ended - run_started, "peak_mb": peak_mb}))
+
+
+if __name__ == "__main__":
+    main()

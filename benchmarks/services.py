@@ -1,0 +1,121 @@
+"""The services a benchmark runs on: an embedded PostgreSQL, S3 over HTTP on this machine, and a model to score with."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+import boto3
+import numpy as np
+import polars as pl
+
+from churn.data.simulate import simulate_activity
+from churn.variants import Variant
+
+BUCKET = "bench"
+WEEK = date(2026, 11, 16)
+MODEL_KEY = "models/churn/xgb_churn_model_2.bin"
+NAMES_KEY = "data/churn/feature_names_3.json"
+SAMPLE_KEY = "data/churn/X_test_sample_2.json"
+TREES, DEPTH = 150, 6
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def bench_environment(home: Path) -> Iterator[dict[str, str]]:
+    """Start S3, and yield the environment of a deployment on it whose PostgreSQL is the embedded one."""
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    port = _free_port()
+    command[-1] = str(port)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        endpoint = f"http://127.0.0.1:{port}"
+        _wait_for(endpoint)
+        environment = {
+            "CHURN_HOME": str(home),
+            "MLFLOW_S3_BUCKET": BUCKET,
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "bench",
+            "AWS_SECRET_ACCESS_KEY": "bench",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "DAGSTER_DISABLE_TELEMETRY": "yes",
+        }
+        os.environ.update(environment)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        try:
+            yield environment
+        finally:
+            server.terminate()
+
+
+def simulated_rows(n_rows: int, seed: int = 3) -> pl.DataFrame:
+    """Make activity of one month with one row per account, drawn from the simulator's rows.
+
+    Returns:
+        ``n_rows`` rows in the contract's columns, accounts in random order.
+    """
+    source = simulate_activity(n_accounts=min(20_000, n_rows), first_month=date(2025, 2, 1), n_months=21, seed=seed)
+    rng = np.random.default_rng(seed)
+    drawn = source[rng.integers(0, source.height, n_rows)]
+    return drawn.with_columns(
+        account_id=pl.Series(rng.permutation(n_rows) + 10_000_000), activity_month=pl.lit(date(2026, 10, 1))
+    )
+
+
+def upload_variant(variant: Variant, activity: pl.DataFrame | bytes, files: dict[str, bytes]) -> None:
+    """Put a variant's model files and its input, as Parquet, into the bucket."""
+    client = boto3.client("s3")
+    for key, body in files.items():
+        client.put_object(Bucket=BUCKET, Key=variant.prefix + key, Body=body)
+    body = activity if isinstance(activity, bytes) else parquet_bytes(activity)
+    client.put_object(Bucket=BUCKET, Key=variant.prefix + "data/churn/activity.parquet", Body=body)
+
+
+def parquet_bytes(activity: pl.DataFrame) -> bytes:
+    """Write activity as Parquet in row groups of 131,072 rows."""
+    buffer = io.BytesIO()
+    activity.write_parquet(buffer, row_group_size=131_072)
+    return buffer.getvalue()
+
+
+def model_files() -> dict[str, bytes]:
+    """Train a booster of the size that is customary, on the bundled sample's 45 features; return its artifact files."""
+    import xgboost as xgb
+
+    names = json.loads((_ROOT / NAMES_KEY).read_bytes())
+    sample = (_ROOT / SAMPLE_KEY).read_bytes()
+    rng = np.random.default_rng(1)
+    matrix = np.zeros((20_000, len(names)), dtype=np.float32)
+    matrix[:, :4] = rng.lognormal(3, 2, (20_000, 4)) * rng.integers(0, 2, (20_000, 4))
+    for low, high in ((4, 33), (33, 40), (40, 45)):
+        matrix[np.arange(20_000), rng.integers(low, high, 20_000)] = 1
+    churned = rng.random(20_000) < 1 / (1 + np.exp(np.log1p(matrix[:, 0]) - matrix[:, 7] - 1))
+    data = xgb.DMatrix(matrix, churned.astype(np.float32), feature_names=names)
+    booster = xgb.train({"objective": "binary:logistic", "max_depth": DEPTH, "eta": 0.1, "seed": 1}, data, TREES)
+    return {MODEL_KEY: bytes(booster.save_raw("ubj")), NAMES_KEY: json.dumps(names).encode(), SAMPLE_KEY: sample}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(endpoint: str) -> None:
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=2).close()  # noqa: S310 our own loopback server
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"S3 at {endpoint} did not start")

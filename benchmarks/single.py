@@ -1,0 +1,116 @@
+"""One way of scoring one variant, in a process of its own so that its peak memory is its own.
+
+``python -m benchmarks.single WAY ROWS`` prints one JSON object. Imports and the model's load are not timed; reading
+from S3, everything up to the commit, is.
+"""
+
+import io
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+
+from benchmarks.services import BUCKET, NAMES_KEY, WEEK
+from churn.deployment import Deployment, open_deployment
+from churn.settings import load_settings
+from churn.store.connection import create_engine
+from churn.variants import Variant
+
+_JSON_LINES_KEY = "naive/activity.jsonl"
+_CATEGORICAL = ["brand_id", "ben_login_id", "player_reg_product"]
+
+
+def naive(deployment: Deployment, _: int) -> Callable[[], int]:
+    """What one writes first: read_json, get_dummies, MLflow's pyfunc, to_sql(append)."""
+    import mlflow
+
+    registry = deployment.registry(read_only=True)
+    version = registry.resolve(Variant())
+    mlflow.set_tracking_uri(deployment.tracking_uri)
+    model = mlflow.pyfunc.load_model(version.uri)
+    names = json.loads(boto3.client("s3").get_object(Bucket=BUCKET, Key=NAMES_KEY)["Body"].read())
+    engine = sa.create_engine(deployment.database)
+
+    def run() -> int:
+        body = boto3.client("s3").get_object(Bucket=BUCKET, Key=_JSON_LINES_KEY)["Body"].read()
+        frame = pd.read_json(io.BytesIO(body), lines=True)
+        month, first = pd.to_datetime(frame["activity_month"]), pd.to_datetime(frame["ftd_date"])
+        frame["months_active"] = (month.dt.year - first.dt.year) * 12 + month.dt.month - first.dt.month
+        dummies = pd.get_dummies(frame[[*names[:4], *_CATEGORICAL]], columns=_CATEGORICAL)
+        matrix = dummies.reindex(columns=names, fill_value=False).astype("float32")
+        frame["churn_probability"] = model.predict(matrix)
+        rows = frame[["account_id", "churn_probability"]].assign(scored_week=WEEK, variant="base")
+        rows.to_sql("naive_predictions", engine, if_exists="append", index=False)
+        return len(rows)
+
+    return run
+
+
+def ours(deployment: Deployment, _: int) -> Callable[[], int]:
+    """What runs on Monday, for one variant."""
+    scorer = deployment.scorer()
+    scorer.registry.load(scorer.registry.resolve(Variant()))
+    return lambda: scorer.score_variant(Variant(), WEEK).record.n_rows_scored
+
+
+def limit(deployment: Deployment, n_rows: int) -> Callable[[], int]:
+    """The parts that nobody can leave out: the booster over a ready matrix, then COPY of a ready file."""
+    from churn.store.predictions import ScoredRows, copy_bytes
+
+    registry = deployment.registry(read_only=True)
+    bundle = registry.load(registry.resolve(Variant()))
+    matrix = _ready_matrix(min(n_rows, 1_000_000), len(bundle.feature_names))
+    rng = np.random.default_rng(0)
+    account_ids, scores = rng.permutation(n_rows), rng.random(n_rows, dtype=np.float32)
+    ready = Path(str(deployment.settings.churn_home)) / f"ready-{n_rows}.bin"
+    ready.write_bytes(b"".join(copy_bytes(WEEK, 1, [ScoredRows(account_ids, scores)])))
+    engine = create_engine(deployment.database)
+    columns = "scored_week date, batch_id bigint, account_id bigint, churn_probability real"
+
+    def run() -> int:
+        for start in range(0, n_rows, len(matrix)):
+            for low in range(0, min(len(matrix), n_rows - start), 65_536):
+                bundle.predict(matrix[low : low + 65_536])
+        with engine.begin() as connection, ready.open("rb") as file:
+            connection.exec_driver_sql("DROP TABLE IF EXISTS bench_limit")
+            connection.exec_driver_sql(f"CREATE TABLE bench_limit ({columns})")
+            cursor = connection.connection.cursor()
+            cursor.copy_expert("COPY bench_limit FROM STDIN WITH (FORMAT binary)", file, size=1 << 20)
+        return n_rows
+
+    return run
+
+
+def _ready_matrix(n_rows: int, n_features: int) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    matrix = np.zeros((n_rows, n_features), dtype=np.float32)
+    matrix[:, :4] = rng.lognormal(3, 2, (n_rows, 4)) * rng.integers(0, 2, (n_rows, 4))
+    for low, high in ((4, 33), (33, 40), (40, 45)):
+        matrix[np.arange(n_rows), rng.integers(low, high, n_rows)] = 1
+    return matrix
+
+
+def main() -> None:
+    """Run one way and print what it took."""
+    way, n_rows = sys.argv[1], int(sys.argv[2])
+    ways = {"naive": naive, "ours": ours, "limit": limit}
+    with open_deployment(load_settings()) as deployment:
+        run = ways[way](deployment, n_rows)
+        started_at, started = datetime.now(UTC), time.perf_counter()
+        scored = run()
+        seconds = time.perf_counter() - started
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    said = {"way": way, "rows": scored, "seconds": seconds, "peak_mb": peak_mb, "at": started_at.isoformat()}
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
