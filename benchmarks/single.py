@@ -47,7 +47,16 @@ def naive(deployment: Deployment, _: int) -> Callable[[], int]:
         dummies = pd.get_dummies(frame[[*names[:4], *_CATEGORICAL]], columns=_CATEGORICAL)
         matrix = dummies.reindex(columns=names, fill_value=False).astype("float32")
         frame["churn_probability"] = model.predict(matrix)
-        rows = frame[["account_id", "churn_probability"]].assign(scored_week=WEEK, variant="base")
+        # Without a table of batches, what an analyst needs to know of a row stands in the row.
+        rows = frame[["account_id", "churn_probability"]].assign(
+            variant="base",
+            scored_week=WEEK,
+            registered_model=version.registered_model,
+            model_version=version.version,
+            mlflow_run_id=version.mlflow_run_id,
+            source=f"s3://{BUCKET}/{_JSON_LINES_KEY}",
+            scored_at=datetime.now(UTC),
+        )
         rows.to_sql("naive_predictions", engine, if_exists="append", index=False)
         return len(rows)
 
