@@ -1,0 +1,154 @@
+"""What a person has: a project of their own, a terminal, and a browser.
+
+The tests of this folder use it, and so does ``docs/screenshots.py``. What is seen is not judged here.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from playwright.sync_api import Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+_SETTINGS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")
+_QUIET = ("sandbox", "first-run")
+_OFF = ("gpu", "quic", "background-networking", "component-update", "sync")
+_PATIENCE_S = 150  # a start is 10 s on an idle machine, and a test's machine is not
+
+
+@dataclass(frozen=True)
+class Project:
+    """The checkout, with a state folder of its own.
+
+    Attributes:
+        home: The ``CHURN_HOME``; the account that root's PostgreSQL runs as must be able to enter it.
+    """
+
+    home: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Nothing set but the home, whatever the caller's settings are."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
+        return inherited | {"CHURN_HOME": str(self.home), "DAGSTER_DISABLE_TELEMETRY": "yes", "VIRTUAL_ENV": sys.prefix}
+
+    @contextmanager
+    def running(self, command: str, *arguments: str) -> Iterator["Command"]:
+        """Start one of the project's commands in the root; on exit, end it and whatever it left."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        log = self.home / f"{command}-{time.monotonic_ns()}.out"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [Path(sys.executable).with_name(command), *arguments],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        running = Command(process, log)
+        try:
+            yield running
+        finally:
+            if process.poll() is None:
+                running.stop(signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def run(self, command: str, *arguments: str) -> str:
+        """Run a command to its end, which must be a good one; returns what it printed."""
+        with self.running(command, *arguments) as running:
+            status = running.process.wait(_PATIENCE_S)
+            assert status == 0, f"{command} {' '.join(arguments)} ended with {status}:\n{running.printed}"
+            return running.printed
+
+    @contextmanager
+    def serving(self) -> Iterator["Served"]:
+        """Run ``churn up`` on free ports, once it is ready."""
+        dagster, mlflow = free_ports(2)
+        with self.running("churn", "up", "--dagster-port", str(dagster), "--mlflow-port", str(mlflow)) as command:
+            command.wait_until_printed("Ctrl-C")
+            yield Served(command, f"http://127.0.0.1:{dagster}", f"http://127.0.0.1:{mlflow}")
+
+    def processes(self) -> list[str]:
+        """Whatever runs for this project: its servers, what they started, its PostgreSQL."""
+        return [found for process in psutil.process_iter() if (found := self._belonging(process))]
+
+    def _belonging(self, process: psutil.Process) -> str | None:
+        # PostgreSQL rewrites its environment, and works in its data folder.
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            if any(str(self.home) in value for value in (*process.environ().values(), process.cwd())):
+                return f"{process.pid} {' '.join(process.cmdline())[:120]}"
+        return None
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that runs, and what it printed so far."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text()
+
+    def wait_until_printed(self, text: str) -> None:
+        eventually(lambda: text in self.printed or self.process.poll() is not None, f"{text!r} in {self.log}")
+        assert text in self.printed, f"it ended with {self.process.returncode} before it said {text!r}:\n{self.printed}"
+
+    def stop(self, number: signal.Signals) -> int:
+        """Signal it as a terminal would, its whole foreground group at once; returns its exit status."""
+        os.killpg(self.process.pid, number)
+        return self.process.wait(_PATIENCE_S)
+
+
+@dataclass(frozen=True)
+class Served:
+    """``churn up``, and where it serves."""
+
+    command: Command
+    dagster: str
+    mlflow: str
+
+
+def free_ports(n: int) -> list[int]:
+    """Pick ports that nobody listens on, all different."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(n)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def eventually(claim: Callable[[], object], what: str) -> None:
+    """Wait until a claim holds."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not claim():
+        assert time.monotonic() < deadline, f"waited {_PATIENCE_S} s for {what}"
+        time.sleep(0.1)
+
+
+@contextmanager
+def browsing(*, scale: float = 1) -> Iterator[Page]:
+    """Open a page in headless Chromium: the system's, as Playwright's own is another download."""
+    switches = [f"--no-{name}" for name in _QUIET] + [f"--disable-{name}" for name in _OFF]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=switches)
+        page = browser.new_page(
+            viewport={"width": 1300, "height": 800}, device_scale_factor=scale, locale="en-US", timezone_id="UTC"
+        )
+        page.set_default_timeout(_PATIENCE_S * 1000)
+        expect.set_options(timeout=_PATIENCE_S * 1000)
+        yield page
+        browser.close()

@@ -1,0 +1,205 @@
+"""The UIs are how people meet the system: one variant must be scorable by hand, exactly once, and seen to be.
+
+Whoever starts the servers must also be rid of them afterwards.
+"""
+
+import json
+import re
+import signal
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from playwright.sync_api import Page, expect
+
+from churn.deployment import open_deployment
+from churn.settings import load_settings
+from churn.store.predictions import read_current
+from tests.e2e.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports
+
+ASSETS = {
+    "raw_churn_data",
+    "transformed_features",
+    "load_model_from_mlflow",
+    "generate_predictions",
+    "store_predictions",
+}
+VARIANTS = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
+MODELS = [f"churn-prediction-model{suffix}" for suffix in ("", "-clienta", "-eu-clientb", "-us")]
+GROUP = "locations/churn/asset-groups/weekly_scoring"
+
+
+@pytest.fixture(scope="module")
+def project(homes: Path) -> Project:
+    """A project where the demo ran."""
+    project = Project(homes / "ui")
+    project.run("churn", "demo")
+    return project
+
+
+@pytest.fixture(scope="class")
+def served(project: Project) -> Iterator[Served]:
+    with project.serving() as served:
+        yield served
+
+
+@pytest.fixture(scope="class")
+def page(served: Served) -> Iterator[Page]:
+    with browsing() as page:
+        yield page
+
+
+def read(project: Project, query: str) -> pl.DataFrame:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHURN_HOME", str(project.home))
+        with open_deployment(load_settings()) as deployment:
+            return read_current(deployment.database, query)
+
+
+def batches(project: Project) -> list[tuple[int, str, int]]:
+    query = "SELECT batch_id, variant, n_rows_scored FROM scoring_batches ORDER BY batch_id"
+    return [tuple(row) for row in read(project, query).iter_rows()]
+
+
+def count(project: Project, table: str) -> int:
+    return int(read(project, f"SELECT count(*) FROM {table}").item())  # noqa: S608 the test's own
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+class TestInTheBrowser:
+    def test_materializing_one_variant_by_hand_adds_its_batch_and_nothing_else(
+        self, project: Project, served: Served, page: Page
+    ):
+        before = batches(project), count(project, "churn_predictions"), count(project, "churn_predictions_current")
+
+        page.goto(f"{served.dagster}/{GROUP}")
+        page.get_by_role("button", name="Materialize all…").click()
+        dialog = page.get_by_role("dialog").filter(has_text="Partition selection")
+        dialog.get_by_text("Select a partition").click()
+        page.get_by_text("geography-us", exact=True).first.click()
+        page.keyboard.press("Escape")
+        dialog.get_by_role("button", name="Launch 1 run").click()
+        page.get_by_text("View", exact=True).click()
+        expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+
+        after = batches(project), count(project, "churn_predictions"), count(project, "churn_predictions_current")
+        *earlier, (batch_id, variant, n_rows) = after[0]
+        assert (earlier, variant) == (before[0], "geography-us")
+        assert after[1:] == (before[1] + n_rows, before[2])
+
+        page.goto(f"{served.dagster}/assets/store_predictions?view=partitions&partition=geography-us")
+        assert value_of(page, "batch_id") == str(batch_id)
+        assert value_of(page, "dagster/row_count") == str(n_rows)
+        assert re.findall(r"\d{8}\s+0\.\d{3}", value_of(page, "highest_risk"))
+
+    def test_mlflow_shows_every_registered_model(self, served: Served, page: Page):
+        page.goto(f"{served.mlflow}/#/models")
+
+        for model in MODELS:
+            expect(page.get_by_role("link", name=model, exact=True)).to_be_visible()
+
+
+def value_of(page: Page, key: str) -> str:
+    """What a partition's metadata table shows for a key."""
+    return page.get_by_text(key, exact=True).locator("xpath=ancestor::tr").locator("td").nth(1).inner_text()
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGINT]])
+def test_a_signal_or_an_impatient_second_one_ends_every_server(project: Project, signals: list[signal.Signals]):
+    with project.serving() as served:
+        running = "\n".join(project.processes())
+        assert all(
+            name in running for name in ("mlflow", "dagster_webserver", "dagster._daemon", "api grpc", "postgres")
+        )
+
+        *patient, last = signals
+        for number in patient:
+            served.command.process.send_signal(number)
+            served.command.wait_until_printed("stopping")
+        assert served.command.stop(last) == (130 if patient else 0)
+        assert project.processes() == []
+
+
+def test_a_terminal_closed_while_the_servers_start_leaves_none_behind(project: Project):
+    dagster, mlflow = map(str, free_ports(2))
+    with project.running("churn", "up", "--dagster-port", dagster, "--mlflow-port", mlflow) as command:
+        command.wait_until_printed("starting")
+
+        assert command.stop(signal.SIGHUP) == 130
+        assert project.processes() == []
+
+
+@contextmanager
+def dg_dev(project: Project) -> Iterator[str]:
+    """Run ``dg dev`` in the root; yields its address. Nothing it makes there may stay."""
+    entries = set(ROOT.iterdir())
+    (port,) = free_ports(1)
+    with project.running("dg", "dev", "--port", str(port)) as command:
+        command.wait_until_printed("Serving dagster-webserver")
+        yield f"http://127.0.0.1:{port}"
+        command.stop(signal.SIGINT)
+        assert not [path for path in set(ROOT.iterdir()) - entries if path.name.startswith(".tmp_dagster")]
+
+
+def ask(address: str, query: str, **variables: object) -> Any:
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 our own loopback address
+        answered = json.load(answer)
+    assert "errors" not in answered, answered
+    return answered["data"]
+
+
+def partitions(address: str) -> list[str]:
+    nodes = ask(address, "{ assetNodes { partitionKeys } }")["assetNodes"]
+    return sorted(nodes[0]["partitionKeys"])
+
+
+LAUNCH = """
+mutation Launch($params: ExecutionParams!) {
+  launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } }
+}
+"""
+STATUS = "query Status($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+
+
+def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(project: Project):
+    n_before = len(batches(project))
+    with dg_dev(project) as address:
+        nodes = ask(address, "{ assetNodes { assetKey { path } repository { location { name } } } }")["assetNodes"]
+        assert {node["assetKey"]["path"][-1] for node in nodes} == ASSETS
+        assert {node["repository"]["location"]["name"] for node in nodes} == {"churn"}
+
+        eventually(lambda: partitions(address) == VARIANTS, "the sensor to make the partitions equal to the registry")
+        params = {
+            "selector": {
+                "repositoryLocationName": "churn",
+                "repositoryName": "__repository__",
+                "jobName": "churn_prediction_job",
+            },
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "company-clienta"}]},
+        }
+        launched = ask(address, LAUNCH, params=params)["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess"
+        run = launched["run"]["runId"]
+
+        def has_ended() -> bool:
+            return ask(address, STATUS, id=run)["runOrError"]["status"] in ("SUCCESS", "FAILURE", "CANCELED")
+
+        eventually(has_ended, "the run to end")
+        assert ask(address, STATUS, id=run)["runOrError"]["status"] == "SUCCESS"
+    new = batches(project)[n_before:]
+    assert [variant for _, variant, _ in new] == ["company-clienta"]
+
+
+@pytest.mark.parametrize("command", ["dg check defs", "dagster definitions validate"])
+def test_the_definitions_load_from_the_root_with_nothing_set(homes: Path, command: str):
+    project = Project(homes / "never-set-up")
+
+    assert "success" in project.run(*command.split())
+    assert not [path.name for path in project.home.iterdir() if path.suffix != ".out"]
