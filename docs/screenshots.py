@@ -51,7 +51,7 @@ def take_graph(served: Served, page: Page, out: Path) -> None:
 
 def take_predictions(served: Served, page: Page, out: Path) -> None:
     """One variant's predictions: how many, their mean, their distribution."""
-    page.set_viewport_size({"width": 1180, "height": 1005})
+    page.set_viewport_size({"width": 1180, "height": 1045})
     page.goto(f"{served.dagster}/assets/generate_predictions?view=partitions&partition=geography-us")
     expect(page.get_by_text("histogram", exact=True)).to_be_visible()
     save(page, out / "dagster-predictions.png")

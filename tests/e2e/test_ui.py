@@ -109,7 +109,10 @@ def value_of(page: Page, key: str) -> str:
     return page.get_by_text(key, exact=True).locator("xpath=ancestor::tr").locator("td").nth(1).inner_text()
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGINT]])
+IMPATIENT = pytest.param([signal.SIGINT, signal.SIGINT], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], IMPATIENT])
 def test_a_signal_or_an_impatient_second_one_ends_every_server(project: Project, signals: list[signal.Signals]):
     with project.serving() as served:
         running = "\n".join(project.processes())
