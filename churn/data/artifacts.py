@@ -19,6 +19,7 @@ import polars as pl
 import xgboost as xgb
 from numpy.typing import NDArray
 
+from churn.data.features import encode, features, plan_encoding
 from churn.data.simulate import BEN_LOGINS, BRANDS, PRODUCTS, simulate_activity
 
 FIRST_MONTH = date(2025, 2, 1)
@@ -148,31 +149,18 @@ def _examples(activity: pl.DataFrame, months: Sequence[int]) -> pl.DataFrame:
 
 
 def _features_at(activity: pl.DataFrame, month: date) -> pl.DataFrame:
-    """The seam to the features proper: ``account_id`` and the 45 columns of those with a row in ``month``."""
-    months_active = _month_number("activity_month") - _month_number("ftd_date")
-    return (
-        activity.filter(pl.col("activity_month") == month)
-        .unique("account_id", keep="last", maintain_order=True)
-        .select(
-            "account_id",
-            *_MONEY,
-            months_active.cast(pl.Float64).alias("months_active"),
-            *(
-                (pl.col(column) == level).alias(f"{column}_{level}")
-                for column, levels in LEVELS.items()
-                for level in levels
-            ),
-        )
-    )
-
-
-def _month_number(column: str) -> pl.Expr:
-    return pl.col(column).dt.year() * 12 + pl.col(column).dt.month().cast(pl.Int32)
+    """``account_id`` and the 45 columns of those with a row in ``month``, made as scoring makes them."""
+    rows = features(activity.filter(pl.col("activity_month") == month), month)
+    matrix = encode(rows, plan_encoding(FEATURE_NAMES, rows.columns))
+    flags = pl.DataFrame(matrix, schema=list(FEATURE_NAMES)).drop(NUMBERS).cast(pl.Boolean)
+    numbers = rows.select("account_id", *_MONEY, pl.col("months_active").cast(pl.Float64))
+    return pl.concat([numbers, flags], how="horizontal")
 
 
 def _active_after(activity: pl.DataFrame, month: date) -> pl.Series:
     """Accounts with money moved in the horizon after ``month``."""
-    elapsed = _month_number("activity_month") - (month.year * 12 + month.month)
+    number = pl.col("activity_month").dt.year() * 12 + pl.col("activity_month").dt.month().cast(pl.Int32)
+    elapsed = number - (month.year * 12 + month.month)
     moved = pl.any_horizontal(pl.col(_MONEY).fill_null(0.0) != 0)
     return activity.filter(elapsed.is_between(1, HORIZON_MONTHS) & moved)["account_id"].unique()
 
