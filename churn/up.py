@@ -67,8 +67,6 @@ def _commands(
     dagster = {
         **dagster_environment(deployment),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
-        # gRPC's fork handlers crash the children that a code server run by root starts as another user: PostgreSQL's.
-        "GRPC_ENABLE_FORK_SUPPORT": "0",
         "CHURN_MLFLOW_UI_URL": os.environ.get("CHURN_MLFLOW_UI_URL", f"http://{HOST}:{mlflow_port}"),
     }
     python = [sys.executable, "-m"]

@@ -13,4 +13,6 @@ defs = dg.Definitions(
     schedules=[weekly_churn_prediction_schedule],
     sensors=[new_data_sensor],
     resources={"services": Services()},
+    # A process per step would import everything again.
+    executor=dg.in_process_executor,
 )

@@ -14,8 +14,6 @@ churn_prediction_job = dg.define_asset_job(
     "churn_prediction_job",
     selection=dg.AssetSelection.assets(*(spec.key for spec in SPECS)),
     description="Scores a range of variants for a week and publishes their batches.",
-    # A process per step would import everything again; the op itself overlaps what is worth it.
-    executor_def=dg.in_process_executor,
 )
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 
 from churn.data.sources import Sources
 from churn.errors import ChurnError
+from churn.threads import in_threads
 from churn.variants import Variant
 from churn.weeks import monday_of
 from orchestration.assets.weekly import WEEK_TAG
@@ -15,6 +16,7 @@ from orchestration.partitions import ranges, sync_partitions
 from orchestration.resources import Services
 
 TRIGGER_TAG = "churn/trigger"
+_LISTINGS_AT_ONCE = 16
 
 
 @dg.sensor(
@@ -59,5 +61,6 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
 
 def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
     """Return the version of each variant's own input, by key, for those that have one."""
-    versions = {variant.key: sources.input_version(variant) for variant in variants}
-    return {key: version for key, version in versions.items() if version is not None}
+    # A listing over all variants would page through every model they ever logged; one each, many at once, does not.
+    versions = in_threads(sources.input_version, variants, _LISTINGS_AT_ONCE)
+    return {variant.key: version for variant, version in zip(variants, versions, strict=True) if version is not None}

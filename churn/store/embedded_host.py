@@ -12,6 +12,7 @@ import pwd
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -69,21 +70,34 @@ def run_as(
     # Nothing else of our environment gets in: PGPORT or PGOPTIONS are meant for other servers.
     own = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
     return subprocess.run(
-        command,
+        [*_hand_over_to(account), shutil.which(command[0]) or command[0], *command[1:]],
         check=False,
         cwd="/",  # ours may be closed to the account
         env=own | (environment or {}),
         errors="replace",
-        extra_groups=[] if account else None,
-        group=account.gid if account else None,
         pass_fds=() if keep is None else (keep,),
         start_new_session=True,  # Ctrl-C reaches every process of the terminal's foreground group
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         stdout=output,
         text=True,
-        user=account.uid if account else None,
     )
+
+
+_BECOME = """
+import os, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[1]))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def _hand_over_to(account: Account | None) -> list[str]:
+    """A command line's beginning that gives up root's rights for the account's."""
+    # subprocess's own ``user=`` forks, where it spawns otherwise; in Dagster's code servers gRPC's fork handlers then
+    # crash the child.
+    return [sys.executable, "-I", "-S", "-c", _BECOME, str(account.uid), str(account.gid)] if account else []
 
 
 def account_for(cluster: Path) -> Account | None:

@@ -88,7 +88,7 @@ def histogram(summary: ScoreSummary) -> str:
     longest = max(int(summary.counts.max()), 1)
     width = 1 / len(summary.counts)
     rows = [
-        f"| {i * width:.2f} - {(i + 1) * width:.2f} | {count:,} | {'█' * round(_BAR_WIDTH * count / longest)} |"
+        f"| {i * width:.2f}-{(i + 1) * width:.2f} | {count:,} | {'█' * round(_BAR_WIDTH * count / longest)} |"
         for i, count in enumerate(summary.counts.tolist())
     ]
     return "\n".join(["| churn probability | accounts | |", "|---|---:|:---|", *rows])
