@@ -3,6 +3,7 @@ prove so, and a file that will not do must leave nothing behind that a job or a 
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,19 @@ def test_a_sample_may_be_an_array_of_arrays_in_model_order(site: Site, log_model
     version = client.get_model_version_by_alias("churn-prediction-model", "champion")
     mean = client.get_run(version.run_id).data.metrics["sample_mean_churn_probability"]
     assert mean == pytest.approx(expected_scores(sample_rows()).mean())
+
+
+def test_an_mlflow_server_that_is_down_is_told_in_seconds(
+    site: Site, log_model: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_model_files(site)
+    monkeypatch.delenv("MLFLOW_SECRET_NAME")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    database = site.login.set(database=site.churn).render_as_string(hide_password=False)
+    monkeypatch.setenv("CHURN_DATABASE_URL", database)
+    started = time.monotonic()
+
+    said = log_model()
+
+    said.require_one_line("log_model.py: base: ", "did not answer", "MLFLOW_TRACKING_URI")
+    assert time.monotonic() - started < 20
