@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from moto.server import ThreadedMotoServer
 
+from churn.model import MLFLOW_DEFAULTS
 from churn.store.embedded import embedded_postgres
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ def homes() -> Iterator[Path]:
 def clean_environment(monkeypatch: pytest.MonkeyPatch, homes: Path) -> None:
     """No test sees the caller's settings, nor writes to the checkout's ``.churn``."""
     for name in list(os.environ):
-        if name.startswith(OURS):
+        if name.startswith(OURS) and name not in MLFLOW_DEFAULTS:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CHURN_HOME", str(homes / uuid.uuid4().hex))
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")

@@ -6,7 +6,7 @@ registry that is down is told in seconds, and nothing is reported to its makers.
 
 import os
 
-_MLFLOW_DEFAULTS = {
+MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -15,5 +15,5 @@ _MLFLOW_DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
-for _name, _value in _MLFLOW_DEFAULTS.items():
+for _name, _value in MLFLOW_DEFAULTS.items():
     os.environ.setdefault(_name, _value)
