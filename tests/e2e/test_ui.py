@@ -6,6 +6,7 @@ Whoever starts the servers must also be rid of them afterwards.
 import json
 import re
 import signal
+import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,9 +145,15 @@ def dg_dev(project: Project) -> Iterator[str]:
     (port,) = free_ports(1)
     with project.running("dg", "dev", "--port", str(port)) as command:
         command.wait_until_printed("Serving dagster-webserver")
+        eventually(lambda: is_listening(port), "the webserver to listen, which it says a moment early")
         yield f"http://127.0.0.1:{port}"
         command.stop(signal.SIGINT)
         assert not [path for path in set(ROOT.iterdir()) - entries if path.name.startswith(".tmp_dagster")]
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def ask(address: str, query: str, **variables: object) -> Any:
