@@ -20,6 +20,7 @@ from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
 RESUME_TAGS = ("dagster/is_resume_retry", "dagster/is_asset_resume_retry")
+OP_NAME = "score_variants"
 MAX_RETRIES = 2
 
 _GROUP = "weekly_scoring"
@@ -74,7 +75,7 @@ class WeeklyConfig(dg.Config):
 
 
 @dg.multi_asset(
-    name="score_variants",
+    name=OP_NAME,
     specs=SPECS,
     check_specs=CHECKS,
     partitions_def=variants_partitions,
@@ -156,7 +157,7 @@ def mark_failed(context: dg.AssetExecutionContext, keys: list[str]) -> None:
         for spec in SPECS:
             event = DagsterEvent.build_asset_materialization_planned_event(
                 context.job_name,
-                str(context.op_handle),
+                OP_NAME,
                 AssetMaterializationPlannedData(spec.key, partition=key),
             )
             context.instance.report_dagster_event(event, context.run.run_id)
