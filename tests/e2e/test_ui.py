@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from churn.deployment import open_deployment
 from churn.settings import load_settings
@@ -94,9 +94,9 @@ class TestInTheBrowser:
         assert after[1:] == (before[1] + n_rows, before[2])
 
         page.goto(f"{served.dagster}/assets/store_predictions?view=partitions&partition=geography-us")
-        assert value_of(page, "batch_id") == str(batch_id)
-        assert value_of(page, "dagster/row_count") == str(n_rows)
-        assert re.findall(r"\d{8}\s+0\.\d{3}", value_of(page, "highest_risk"))
+        expect(value_of(page, "batch_id")).to_have_text(str(batch_id))
+        expect(value_of(page, "dagster/row_count")).to_have_text(str(n_rows))
+        expect(value_of(page, "highest_risk")).to_contain_text(re.compile(r"\d{8}\s*0\.\d{3}"))  # drawn a moment later
 
     def test_mlflow_shows_every_registered_model(self, served: Served, page: Page):
         page.goto(f"{served.mlflow}/#/models")
@@ -105,9 +105,9 @@ class TestInTheBrowser:
             expect(page.get_by_role("link", name=model, exact=True)).to_be_visible()
 
 
-def value_of(page: Page, key: str) -> str:
-    """What a partition's metadata table shows for a key."""
-    return page.get_by_text(key, exact=True).locator("xpath=ancestor::tr").locator("td").nth(1).inner_text()
+def value_of(page: Page, key: str) -> Locator:
+    """Where a partition's metadata table shows the value of a key."""
+    return page.get_by_text(key, exact=True).locator("xpath=ancestor::tr").locator("td").nth(1)
 
 
 IMPATIENT = pytest.param([signal.SIGINT, signal.SIGINT], marks=pytest.mark.slow)
