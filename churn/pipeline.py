@@ -43,8 +43,6 @@ _Then = TypeVar("_Then")
 
 _ATTEMPTS = 8
 _RETRY_FOR_S = 90
-
-
 _BINS = 20
 _TOP = 10
 

@@ -1,8 +1,7 @@
 """The predictions table: publish a batch, look at what is published.
 
 A batch is one transaction: readers see the old one or the new one, never both, never half. Running it again adds a
-batch and moves ``is_current`` to it; nothing else changes. Earlier batches stay, for audit, until
-retention drops their week.
+batch and moves ``is_current`` to it; nothing else changes. Earlier batches stay, for audit.
 """
 
 import io
@@ -61,7 +60,7 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """What is recorded of a batch beside its rows: columns of ``scoring_batches`` known before the rows are written."""
+    """What is recorded of a batch beside its rows: the columns of ``scoring_batches`` that the database does not fill."""
 
     variant: Variant
     scored_week: date
