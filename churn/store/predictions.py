@@ -60,7 +60,7 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """What is recorded of a batch beside its rows: the columns of ``scoring_batches`` that the database does not fill."""
+    """What is recorded of a batch beside its rows: what ``scoring_batches`` holds and the database does not fill in."""
 
     variant: Variant
     scored_week: date
