@@ -34,7 +34,7 @@ screenshots:
 
 # Compare with the naive way and with the limit; writes benchmarks/RESULTS.md. Half an hour on two cores.
 bench *args:
-    uv run python -m benchmarks {{args}}
+    uv run --group bench python -m benchmarks {{args}}
 
 # Serve both UIs on this machine.
 up:

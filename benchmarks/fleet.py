@@ -6,7 +6,6 @@ whole life, imports included, since a run per variant pays them too.
 
 import json
 import os
-import resource
 import sys
 import time
 
@@ -23,6 +22,7 @@ def weekly_job() -> object:
 def main() -> None:
     """Run the job and print what it took."""
     first, last, week, *resumed = sys.argv[1:]
+    from benchmarks.services import peak_mb
     from churn.dagster_home import dagster_environment
     from churn.deployment import open_deployment
     from churn.settings import load_settings
@@ -50,8 +50,7 @@ def main() -> None:
             ) as result:
                 said = {"run_id": result.run_id, "success": result.success}
         ended = time.perf_counter()
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(said | {"seconds": ended - STARTED, "run_seconds": ended - run_started, "peak_mb": peak_mb}))
+    print(json.dumps(said | {"seconds": ended - STARTED, "run_seconds": ended - run_started, "peak_mb": peak_mb()}))
 
 
 if __name__ == "__main__":

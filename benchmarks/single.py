@@ -6,10 +6,12 @@ from S3, everything up to the commit, is.
 
 import io
 import json
-import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,10 +20,14 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from benchmarks.services import BUCKET, NAMES_KEY, WEEK
+from benchmarks.services import BUCKET, NAMES_KEY, WEEK, peak_mb, simulated_rows
+from churn.data.features import derive, pack, plan_encoding
 from churn.deployment import Deployment, open_deployment
+from churn.model.bundle import Bundle
+from churn.pipeline import Scorer
 from churn.settings import load_settings
 from churn.store.connection import create_engine
+from churn.threads import in_threads
 from churn.variants import Variant
 
 _JSON_LINES_KEY = "naive/activity.jsonl"
@@ -63,16 +69,79 @@ def naive(deployment: Deployment, _: int) -> Callable[[], int]:
     return run
 
 
-def ours(deployment: Deployment, _: int) -> Callable[[], int]:
-    """What runs on Monday, for one variant."""
-    scorer = deployment.scorer()
-    scorer.registry.load(scorer.registry.resolve(Variant()))
+def ours(deployment: Deployment, _n_rows: int, *, with_reasons: bool = False) -> Callable[[], int]:
+    """What runs on Monday, for one variant, without reasons."""
+    scorer, _ = _ready_scorer(deployment, with_reasons=with_reasons)
     return lambda: scorer.score_variant(Variant(), WEEK).record.n_rows_scored
+
+
+def with_reasons(deployment: Deployment, n_rows: int) -> Callable[[], int]:
+    """The same with an exact reason for every row."""
+    return ours(deployment, n_rows, with_reasons=True)
+
+
+def stages(deployment: Deployment) -> dict[str, float]:
+    """Time the steps of the job with reasons one after another, none beside another; returns seconds."""
+    from churn.data.scoring_rows import prepare
+    from churn.model.engine import build_engine
+    from churn.store.predictions import CopyLayout, ScoredRows, copy_bytes
+
+    scorer, bundle = _ready_scorer(deployment, with_reasons=True)
+    taken: dict[str, float] = {}
+
+    @contextmanager
+    def timed(step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        taken[step] = time.perf_counter() - started
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with timed("fetch from S3, with its sha256"):
+            raw = scorer.sources.fetch_input(Variant(), Path(scratch))
+        with timed("read, check, find each account's row"):
+            rows = prepare(raw.path, bundle.feature_names, WEEK, 0.05, origin=raw.provenance.uri)
+        chunks = list(rows.chunks())
+        n_rows = rows.counts.n_accounts
+        with timed("tables of scores"):
+            scores = build_engine(bundle, rows.encoding, chunks[0][1], n_rows=n_rows, with_reasons=False)
+        with timed("score, two threads"):
+            list(in_threads(scores.score, (packed for _, packed in chunks)))
+        with timed("tables of reasons, proved against XGBoost"):
+            engine = build_engine(bundle, rows.encoding, chunks[0][1], n_rows=n_rows, with_reasons=True)
+        with timed("score and explain, two threads"):
+            results = list(in_threads(engine.score, (packed for _, packed in chunks)))
+    scored = [
+        ScoredRows(ids, probabilities, contributions, packed.values)
+        for (ids, packed), (probabilities, contributions) in zip(chunks, results, strict=True)
+    ]
+    layout = CopyLayout(WEEK, 1, rows.encoding.parents)
+    with timed("lay out for COPY"):
+        blocks = b"".join(copy_bytes(layout, scored))
+    engine_of_store = create_engine(deployment.database)
+    with timed("COPY with reasons"), engine_of_store.begin() as connection:
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE bench_copy (LIKE churn_predictions)")
+        cursor = connection.connection.cursor()
+        columns = ", ".join(layout.columns)
+        cursor.copy_expert(f"COPY bench_copy ({columns}) FROM STDIN WITH (FORMAT binary)", io.BytesIO(blocks), 1 << 20)
+    return taken
+
+
+def _ready_scorer(deployment: Deployment, *, with_reasons: bool) -> tuple[Scorer, Bundle]:
+    """Return a scorer whose model, imports and compiled code are loaded, and its bundle."""
+    from churn.model.engine import build_engine
+
+    scorer = replace(deployment.scorer(), with_reasons=with_reasons)
+    bundle = scorer.registry.load(scorer.registry.resolve(Variant()))
+    few = derive(simulated_rows(1_000))
+    encoding = plan_encoding(bundle.feature_names, few.columns)
+    packed = pack(few, encoding)
+    build_engine(bundle, encoding, packed, n_rows=packed.n_rows, with_reasons=with_reasons).score(packed)
+    return scorer, bundle
 
 
 def limit(deployment: Deployment, n_rows: int) -> Callable[[], int]:
     """The parts that nobody can leave out: the booster over a ready matrix, then COPY of a ready file."""
-    from churn.store.predictions import ScoredRows, copy_bytes
+    from churn.store.predictions import CopyLayout, ScoredRows, copy_bytes
 
     registry = deployment.registry(read_only=True)
     bundle = registry.load(registry.resolve(Variant()))
@@ -80,7 +149,7 @@ def limit(deployment: Deployment, n_rows: int) -> Callable[[], int]:
     rng = np.random.default_rng(0)
     account_ids, scores = rng.permutation(n_rows), rng.random(n_rows, dtype=np.float32)
     ready = Path(str(deployment.settings.churn_home)) / f"ready-{n_rows}.bin"
-    ready.write_bytes(b"".join(copy_bytes(WEEK, 1, [ScoredRows(account_ids, scores)])))
+    ready.write_bytes(b"".join(copy_bytes(CopyLayout(WEEK, 1), [ScoredRows(account_ids, scores)])))
     engine = create_engine(deployment.database)
     columns = "scored_week date, batch_id bigint, account_id bigint, churn_probability real"
 
@@ -110,14 +179,16 @@ def _ready_matrix(n_rows: int, n_features: int) -> np.ndarray:
 def main() -> None:
     """Run one way and print what it took."""
     way, n_rows = sys.argv[1], int(sys.argv[2])
-    ways = {"naive": naive, "ours": ours, "limit": limit}
+    ways = {"naive": naive, "ours": ours, "with reasons": with_reasons, "limit": limit}
     with open_deployment(load_settings()) as deployment:
+        if way == "stages":
+            print(json.dumps(stages(deployment)))
+            return
         run = ways[way](deployment, n_rows)
         started_at, started = datetime.now(UTC), time.perf_counter()
         scored = run()
         seconds = time.perf_counter() - started
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    said = {"way": way, "rows": scored, "seconds": seconds, "peak_mb": peak_mb, "at": started_at.isoformat()}
+    said = {"way": way, "rows": scored, "seconds": seconds, "peak_mb": peak_mb(), "at": started_at.isoformat()}
     print(json.dumps(said))
 
 

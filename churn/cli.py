@@ -1,4 +1,4 @@
-"""``churn demo|up|score``: a thin face over the same functions that the scripts and Dagster use."""
+"""``churn demo|up|score|explain``: a thin face over the same functions that the scripts and Dagster use."""
 
 import argparse
 import signal
@@ -23,6 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("variant", nargs="+", help="base, geography-us, company-clienta, geography-eu.company-clientb")
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     score.add_argument("--as-of", type=date.fromisoformat, help="score as known at the end of this day, YYYY-MM-DD")
+    explain = commands.add_parser("explain", help="show why an account has its score")
+    explain.add_argument("--account", type=int, required=True, help="the account_id")
+    explain.add_argument("--variant", default="base", help="its key, or a geography or company; default: %(default)s")
+    explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
     return parser
 
 
@@ -69,4 +73,21 @@ def _score(args: argparse.Namespace) -> None:
             )
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"demo": _demo, "up": _up, "score": _score}
+def _explain(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from churn.deployment import open_deployment
+    from churn.explain import explain_account
+    from churn.settings import load_settings
+
+    week = parse_week(args.week, datetime.now(UTC).date()) if args.week else None
+    with open_deployment(load_settings()) as deployment:
+        explain_account(deployment.database, args.variant, args.account, week, Console(highlight=False))
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "demo": _demo,
+    "up": _up,
+    "score": _score,
+    "explain": _explain,
+}

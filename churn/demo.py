@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from churn.dagster_home import dagster_environment
@@ -34,7 +35,7 @@ VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", 
 _ACCOUNTS = 1000
 _FIRST_MONTH, _MONTHS = date(2025, 2, 1), 21
 _SEED = 7
-_BAR_WIDTH = 20
+_BAR_WIDTH = 12
 
 _SUMMARY = """
 SELECT variant, count(*) AS accounts, avg(churn_probability) AS mean, model_version, source,
@@ -44,11 +45,13 @@ GROUP BY variant, model_version, source, is_foreign_data, fallback_reason, batch
 ORDER BY variant
 """
 _HIGHEST = """
-SELECT variant, account_id, churn_probability FROM (
-    SELECT variant, account_id, churn_probability,
+SELECT variant, account_id, churn_probability, reason_1, reason_2 FROM churn_predictions_current
+JOIN (
+    SELECT variant, account_id,
            row_number() OVER (PARTITION BY variant ORDER BY churn_probability DESC, account_id) AS place
     FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
-) AS ranked WHERE place <= 3 ORDER BY variant, place
+) AS ranked USING (variant, account_id)
+WHERE place <= 3 AND scored_week = :week ORDER BY variant, place
 """
 
 
@@ -74,9 +77,11 @@ def run_demo(week: date) -> None:
             _say(console, _register(deployment))
         with _step(console, f"Dagster run of churn_prediction_job for the week of {week}"):
             _say(console, _run_job(deployment, week))
-        _show(console, deployment, week)
+        account = _show(console, deployment, week)
     console.print(
-        f"\nDone in {time.monotonic() - started:.0f} s. Look at it:\n  [bold]uv run churn up[/bold]"
+        f"\nDone in {time.monotonic() - started:.0f} s. Look at it:\n"
+        f"  [bold]uv run churn explain --account {account}[/bold]   why a player has a score\n"
+        "  [bold]uv run churn up[/bold]"
         "   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000",
         soft_wrap=True,
     )
@@ -166,7 +171,8 @@ def _write_whole(activity: pl.DataFrame, path: Path) -> None:
     partial.replace(path)
 
 
-def _show(console: Console, deployment: Deployment, week: date) -> None:
+def _show(console: Console, deployment: Deployment, week: date) -> int:
+    """Print the tables; returns the account of the base variant most likely to churn."""
     variants = [variant.key for variant in VARIANTS]
     summary = read_current(deployment.database, _SUMMARY, week=week, variants=variants)
     highest = read_current(deployment.database, _HIGHEST, week=week, variants=variants)
@@ -176,6 +182,7 @@ def _show(console: Console, deployment: Deployment, week: date) -> None:
     reasons = sorted({reason for reason in summary["fallback_reason"].to_list() if reason})
     for reason in reasons:
         console.print(f"[yellow]local[/yellow]: the local copy was read, because {reason}", soft_wrap=True)
+    return int(highest["account_id"][0])
 
 
 def _predictions_table(highest: pl.DataFrame, week: date) -> Table:
@@ -183,12 +190,16 @@ def _predictions_table(highest: pl.DataFrame, week: date) -> Table:
     table.add_column("variant")
     table.add_column("account_id", justify="right")
     table.add_column("churn_probability")
+    table.add_column("because, in log-odds", style="dim")
     previous = None
-    for variant, account_id, probability in highest.iter_rows():
+    for variant, account_id, probability, *reasons in highest.iter_rows():
         if previous not in (None, variant):
             table.add_section()
         bar = "█" * round(_BAR_WIDTH * probability)
-        table.add_row(variant if variant != previous else "", str(account_id), f"{probability:.3f} [red]{bar}[/red]")
+        because = escape("\n".join(reason for reason in reasons if reason))
+        table.add_row(
+            variant if variant != previous else "", str(account_id), f"{probability:.3f} [red]{bar}[/red]", because
+        )
         previous = variant
     return table
 

@@ -109,6 +109,7 @@ class Deployment:
             store=self.store(),
             code_version=self.code_version,
             max_quarantine_share=self.settings.churn_max_quarantine_share,
+            with_reasons=self.settings.churn_reasons,
         )
 
     def artifact_location(self, variant: Variant) -> str:

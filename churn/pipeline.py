@@ -6,9 +6,10 @@ Dagster; ``orchestration`` tells what came of it.
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,17 +25,18 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from churn.data.scoring_rows import RowCounts, ScoringRows, prepare
+from churn.charts import draw_importance
+from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.data.sources import Provenance, Sources
 from churn.errors import ChurnError, ModelFileError, TransientError
 from churn.model.versions import CHAMPION, ModelVersion
-from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows
-from churn.threads import ahead, in_threads
+from churn.store.predictions import PARENTS, BatchRecord, PredictionStore, ScoredRows
+from churn.threads import in_threads
 from churn.variants import Variant
 from churn.weeks import default_as_of
 
 if TYPE_CHECKING:
-    from churn.model.bundle import Bundle
+    from churn.model.engine import Engine
     from churn.model.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class ScoreSummary:
     Attributes:
         counts: Accounts per twentieth of [0, 1], shape (20,).
         top: ``(probability, account id)`` of the highest, in falling order.
+        absolute: Sums of the contributions' absolute values, by parent; ``None`` without reasons.
     """
 
     n: int = 0
@@ -62,10 +65,16 @@ class ScoreSummary:
     highest: float = 0.0
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, dtype=np.int64))
     top: list[tuple[float, int]] = field(default_factory=list)
+    absolute: npt.NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> float:
         return self.total / max(self.n, 1)
+
+    def importance(self, parents: Sequence[str]) -> dict[str, float]:
+        """Return the mean absolute contribution of each parent in log-odds, the largest first."""
+        means = {} if self.absolute is None else dict(zip(parents, (self.absolute / self.n).tolist(), strict=True))
+        return dict(sorted(means.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def add(self, scored: ScoredRows) -> None:
         """Take in a chunk."""
@@ -77,6 +86,9 @@ class ScoreSummary:
         self.counts += np.histogram(probabilities, bins=_BINS, range=(0, 1))[0]
         best = np.argpartition(-probabilities, min(_TOP, probabilities.size) - 1)[:_TOP]
         found = [(float(probabilities[i]), int(scored.account_ids[i])) for i in best]
+        if scored.contributions is not None:
+            sums = np.abs(scored.contributions).sum(axis=0, dtype=np.float64)
+            self.absolute = sums if self.absolute is None else self.absolute + sums
         self.top = sorted([*self.top, *found], key=lambda pair: (-pair[0], pair[1]))[:_TOP]
 
 
@@ -91,6 +103,7 @@ class Outcome:
     counts: RowCounts
     feature_names: tuple[str, ...]
     summary: ScoreSummary
+    engine: "Engine"
 
 
 @dataclass(frozen=True)
@@ -98,8 +111,8 @@ class Scorer:
     """The services that scoring needs, and its limits.
 
     Attributes:
+        with_reasons: Whether each row's contributions are stored.
         aliases: The registry's aliases as listed once for a fleet; ``None`` looks them up variant by variant.
-        model_threads: Threads of each booster; ``None`` for all cores.
     """
 
     sources: Sources
@@ -107,8 +120,8 @@ class Scorer:
     store: PredictionStore
     code_version: str
     max_quarantine_share: float
+    with_reasons: bool = True
     aliases: Mapping[Variant, Mapping[str, int]] | None = None
-    model_threads: int | None = None
 
     def score_fleet(
         self,
@@ -127,8 +140,7 @@ class Scorer:
             Each key with what ``then`` returned or the error, in the order of ``keys``.
         """
         aliases = self.registry.aliases() if len(keys) > 1 else None
-        # Small batches gain nothing from a booster's own threads, which would wait for each other.
-        one = replace(self, aliases=aliases, model_threads=1 if len(keys) > 1 else None)
+        one = replace(self, aliases=aliases)
 
         def attempt(key: str) -> tuple[str, _Then | BaseException]:
             started_at = datetime.now(UTC)
@@ -175,91 +187,97 @@ class Scorer:
                 return self._score(variant, week, known_at_end_of, dagster_run_id, Path(scratch))
         raise AssertionError  # Retrying reraises
 
+    def _attach_importance(self, record: BatchRecord, model: ModelVersion, importance: Mapping[str, float]) -> None:
+        """Put the picture of what drove the batch's scores into MLflow; the batch is published with or without it."""
+        picture = draw_importance(importance, f"{record.variant}, week of {record.scored_week}: mean |log-odds|")
+        try:
+            self.registry.attach(model, f"scoring/{record.scored_week}/{record.variant}.svg", picture)
+        except ChurnError as error:
+            logger.warning("%s: the picture of its importances is not in MLflow: %s", record.variant, error)
+
     def _score(self, variant: Variant, week: date, as_of: date, dagster_run_id: str | None, scratch: Path) -> Outcome:
+        from churn.model.engine import build_engine  # not when it is only declared: it brings XGBoost and Numba
+
         started_at = datetime.now(UTC)
         model = self.registry.resolve(variant, CHAMPION, self.aliases)
         bundle = self.registry.load(model)
-        if self.model_threads is not None:
-            bundle.booster.set_param({"nthread": self.model_threads})
         raw = self.sources.fetch_input(variant, scratch)
         rows = prepare(raw.path, bundle.feature_names, as_of, self.max_quarantine_share, origin=raw.provenance.uri)
+        chunks = rows.chunks()
+        first = next(chunks)
+        engine = build_engine(
+            bundle, rows.encoding, first[1], n_rows=rows.counts.n_read, with_reasons=self.with_reasons
+        )
+        reasons = engine.reasons
+        parents = reasons.parents if reasons else ()
         summary = ScoreSummary()
 
-        def describe() -> BatchRecord:
-            return self._describe(
+        def describe() -> tuple[BatchRecord, pl.DataFrame]:
+            record = BatchRecord(
                 variant=variant,
-                week=week,
+                scored_week=week,
                 as_of=as_of,
+                registered_model=model.registered_model,
+                model_version=model.version,
+                model_alias=CHAMPION,
+                model_sha256=model.sha256,
+                mlflow_run_id=model.mlflow_run_id,
                 dagster_run_id=dagster_run_id,
-                model=model,
-                provenance=raw.provenance,
-                counts=rows.counts,
+                code_version=self.code_version,
+                source=raw.provenance.source,
+                source_uri=raw.provenance.uri,
+                source_version=raw.provenance.version,
+                source_sha256=raw.provenance.sha256,
+                source_modified_at=raw.provenance.modified_at,
+                source_variant=raw.provenance.variant,
+                fallback_reason=raw.provenance.fallback_reason,
+                account_ids="input" if rows.counts.has_account_ids else "row_number",
+                n_rows_read=rows.counts.n_read,
+                n_rows_quarantined=rows.counts.quarantined.height,
+                n_accounts_withheld=rows.counts.n_withheld,
+                n_rows_scored=rows.counts.n_accounts,
+                unknown_levels=rows.counts.unknown_levels,
                 started_at=started_at,
+                scored_by="xgboost" if engine.fallback_reason else "tables",
+                bias=reasons.bias if reasons else None,
+                other_parents=[parent for parent in parents if parent not in PARENTS] if reasons else None,
+                levels=reasons.levels if reasons else None,
+                importance=summary.importance(parents) if reasons else None,
             )
+            return record, rows.counts.quarantined
 
-        batch_id, record = self.store.publish(
-            variant,
-            week,
-            ahead(predict(bundle, rows, model, summary)),
-            lambda: (describe(), rows.counts.quarantined),
-        )
-        return Outcome(record, batch_id, raw.provenance, model, rows.counts, bundle.feature_names, summary)
-
-    def _describe(
-        self,
-        *,
-        variant: Variant,
-        week: date,
-        as_of: date,
-        dagster_run_id: str | None,
-        model: ModelVersion,
-        provenance: Provenance,
-        counts: RowCounts,
-        started_at: datetime,
-    ) -> BatchRecord:
-        return BatchRecord(
-            variant=variant,
-            scored_week=week,
-            as_of=as_of,
-            registered_model=model.registered_model,
-            model_version=model.version,
-            model_alias=CHAMPION,
-            model_sha256=model.sha256,
-            mlflow_run_id=model.mlflow_run_id,
-            dagster_run_id=dagster_run_id,
-            code_version=self.code_version,
-            source=provenance.source,
-            source_uri=provenance.uri,
-            source_version=provenance.version,
-            source_sha256=provenance.sha256,
-            source_modified_at=provenance.modified_at,
-            source_variant=provenance.variant,
-            fallback_reason=provenance.fallback_reason,
-            account_ids="input" if counts.has_account_ids else "row_number",
-            n_rows_read=counts.n_read,
-            n_rows_quarantined=counts.quarantined.height,
-            n_accounts_withheld=counts.n_withheld,
-            n_rows_scored=counts.n_accounts,
-            unknown_levels=counts.unknown_levels,
-            started_at=started_at,
-        )
+        scored = score_rows(chain([first], chunks), engine, model, summary)
+        batch_id, record = self.store.publish(variant, week, scored, describe, parents)
+        if reasons:
+            self._attach_importance(record, model, summary.importance(parents))
+        return Outcome(record, batch_id, raw.provenance, model, rows.counts, bundle.feature_names, summary, engine)
 
 
-def predict(bundle: "Bundle", rows: ScoringRows, model: ModelVersion, summary: ScoreSummary) -> Iterator[ScoredRows]:
-    """Score every account, chunk by chunk.
+def score_rows(
+    chunks: Iterable[Chunk], engine: "Engine", model: ModelVersion, summary: ScoreSummary
+) -> Iterator[ScoredRows]:
+    """Score every account, a few chunks at a time.
 
     Raises:
-        ModelFileError: If a score is not a probability.
+        ModelFileError: If a score is not a probability, or its reasons do not add up to it.
     """
-    for account_ids, matrix in rows.chunks():
-        probabilities = bundle.predict(matrix)
+    from churn.model.engine import require_sums
+
+    def of_chunk(chunk: Chunk) -> ScoredRows:
+        account_ids, packed = chunk
+        probabilities, contributions = engine.score(packed)
         wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))
         if wrong.size:
             raise ModelFileError(
                 f"{model.uri} gave {wrong.size} of {probabilities.size} rows no probability "
                 f"(first: {probabilities[wrong[0]]}); nothing was published: log the model again"
             )
-        scored = ScoredRows(account_ids, probabilities)
+        if contributions is None or engine.reasons is None:
+            return ScoredRows(account_ids, probabilities)
+        require_sums(probabilities, contributions, engine.reasons.bias, model.uri)
+        return ScoredRows(account_ids, probabilities, contributions, packed.values)
+
+    for scored in in_threads(of_chunk, chunks):
         summary.add(scored)
         yield scored
 

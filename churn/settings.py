@@ -72,6 +72,7 @@ class Settings(BaseSettings):
         le=1,
         description="Share of rows that may break the contract before a batch fails.",
     )
+    churn_reasons: bool = Field(default=True, description="Store the contributions behind every prediction.")
     churn_mlflow_ui_url: str = Field(
         "http://127.0.0.1:5000", description="Where people see MLflow; used for links only."
     )

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar, cast
+from typing import TypeVar
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -21,22 +21,3 @@ def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int =
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
-
-
-def ahead(items: Iterable[_Out], most: int = 4) -> Iterator[_Out]:
-    """Make items in one thread while earlier ones are used, at most ``most`` ahead; an error comes where it is due."""
-    iterator = iter(items)
-    pool = ThreadPoolExecutor(1)
-
-    def make() -> tuple[bool, _Out | None]:
-        for item in iterator:
-            return True, item
-        return False, None
-
-    try:
-        begun = deque(pool.submit(make) for _ in range(most))
-        while (made := begun.popleft().result())[0]:
-            begun.append(pool.submit(make))
-            yield cast("_Out", made[1])
-    finally:
-        pool.shutdown(cancel_futures=True)

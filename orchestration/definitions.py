@@ -4,13 +4,14 @@ import dagster as dg
 
 from orchestration.assets.weekly import weekly_assets
 from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
+from orchestration.maintenance import maintenance_job, maintenance_schedule
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor
 
 defs = dg.Definitions(
     assets=[weekly_assets],
-    jobs=[churn_prediction_job],
-    schedules=[weekly_churn_prediction_schedule],
+    jobs=[churn_prediction_job, maintenance_job],
+    schedules=[weekly_churn_prediction_schedule, maintenance_schedule],
     sensors=[new_data_sensor],
     resources={"services": Services()},
     # A process per step would import everything again.

@@ -5,7 +5,7 @@ and order come from the model. Pure: no files, no settings.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 import numpy as np
@@ -101,6 +101,11 @@ class Encoding:
     numbers: tuple[tuple[str, int], ...]
     one_hots: tuple[OneHot, ...]
 
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """What the features come from: the numbers, then the one-hot parents."""
+        return (*(name for name, _ in self.numbers), *(group.parent for group in self.one_hots))
+
 
 def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encoding:
     """Find where each feature comes from: a column of its name, else ``<column>_<level>`` of the longest such column.
@@ -128,6 +133,12 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
     return Encoding(len(feature_names), tuple(numbers), one_hots)
 
 
+def plan_encoded(feature_names: Sequence[str], parents: Sequence[str]) -> Encoding:
+    """Plan for rows that came encoded: ``<parent>_<level>`` are the one-hot columns of these parents."""
+    plain = [name for name in feature_names if _parent_of(name, set(parents)) is None]
+    return plan_encoding(feature_names, [*plain, *parents])
+
+
 def _parent_of(name: str, available: set[str]) -> str | None:
     cuts = [i for i, character in enumerate(name) if character == "_"]
     return next((name[:cut] for cut in reversed(cuts) if name[:cut] in available), None)
@@ -135,18 +146,31 @@ def _parent_of(name: str, available: set[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows on their way to a matrix, in a tenth of its room.
+    """Rows as a model sees them, in a tenth of the matrix's room.
 
     Attributes:
-        numbers: Shape (n numbers, n rows).
-        cells: Per one-hot parent, the matrix column that the row sets, or -1; shape (n parents, n rows).
+        numbers: Shape (n numbers, n_rows), in the encoding's order.
+        levels: Per one-hot parent, the row's level by its place in ``OneHot.levels``, or their count where the model
+            does not know it; shape (n parents, n_rows).
         unknown_levels: ``{parent: {level: rows}}`` of levels that the model does not know, most frequent first.
     """
 
-    n_rows: int
     numbers: npt.NDArray[np.float32]
-    cells: npt.NDArray[np.int32]
-    unknown_levels: dict[str, dict[str, int]]
+    levels: npt.NDArray[np.uint16]
+    unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.numbers.shape[1])
+
+    @property
+    def values(self) -> npt.NDArray[np.float32]:
+        """What each parent's value is, a level by its place; shape (n parents, n_rows), as ``Encoding.parents``."""
+        return np.concatenate([self.numbers, self.levels.astype(np.float32)])
+
+    def take(self, rows: slice | npt.NDArray[np.bool_]) -> "Packed":
+        """Return some of the rows."""
+        return Packed(self.numbers[:, rows], self.levels[:, rows])
 
 
 def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
@@ -154,47 +178,49 @@ def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
     numbers = np.empty((len(encoding.numbers), rows.height), dtype=np.float32)
     for i, (name, _) in enumerate(encoding.numbers):
         numbers[i] = rows[name].cast(pl.Float32).to_numpy()
-    cells = np.empty((len(encoding.one_hots), rows.height), dtype=np.int32)
+    levels = np.empty((len(encoding.one_hots), rows.height), dtype=np.uint16)
     unknown: dict[str, dict[str, int]] = {}
     for i, group in enumerate(encoding.one_hots):
         codes = _codes(rows, group)
-        cells[i] = np.asarray([*group.positions, -1])[codes.fill_null(len(group.levels)).to_numpy()]
+        levels[i] = codes.fill_null(len(group.levels)).to_numpy()
         if codes.null_count():
             unknown[group.parent] = _count_levels(rows[group.parent].cast(pl.String).filter(codes.is_null()))
-    return Packed(rows.height, numbers, cells, unknown)
+    return Packed(numbers, levels, unknown)
 
 
-def unpack(packed: Packed, marks: npt.NDArray[np.bool_], encoding: Encoding, into: Matrix) -> Matrix:
-    """Build the matrix of the marked rows, in the model's order. A level the model does not know sets no column.
+def pack_matrix(matrix: Matrix, encoding: Encoding) -> Packed:
+    """Take the same from rows that came encoded, whose one-hot columns hold 0 and at most one 1."""
+    numbers = np.ascontiguousarray(matrix[:, [position for _, position in encoding.numbers]].T)
+    levels = np.empty((len(encoding.one_hots), len(matrix)), dtype=np.uint16)
+    for i, group in enumerate(encoding.one_hots):
+        is_set = matrix[:, group.positions] == 1
+        levels[i] = np.where(is_set.any(axis=1), is_set.argmax(axis=1), len(group.levels))
+    return Packed(numbers, levels)
 
-    Args:
-        marks: Shape (packed.n_rows,).
-        into: A matrix of at least as many rows to build it in, so that chunk after chunk needs no new memory.
+
+def unpack(packed: Packed, encoding: Encoding) -> Matrix:
+    """Build the matrix, in the model's order. A level the model does not know sets no column.
 
     Returns:
-        Shape (n marked, encoding.n_features): the first rows of ``into``.
+        Shape (n_rows, encoding.n_features).
     """
-    matrix = into[: int(marks.sum())]
-    matrix.fill(0)
-    for i, (_, position) in enumerate(encoding.numbers):
-        matrix[:, position] = packed.numbers[i][marks]
-    flat, starts = matrix.reshape(-1), np.arange(len(matrix)) * encoding.n_features
-    for cells in packed.cells:
-        set_cells = cells[marks]
-        known = set_cells >= 0
-        flat[(starts + set_cells)[known]] = 1
+    matrix = np.zeros((packed.n_rows, encoding.n_features), dtype=np.float32)
+    for values, (_, position) in zip(packed.numbers, encoding.numbers, strict=True):
+        matrix[:, position] = values
+    rows = np.arange(packed.n_rows)
+    for levels, group in zip(packed.levels, encoding.one_hots, strict=True):
+        is_known = levels < len(group.levels)
+        matrix[rows[is_known], np.array(group.positions)[levels[is_known]]] = 1
     return matrix
 
 
 def encode(rows: pl.DataFrame, encoding: Encoding) -> Matrix:
-    """Build the matrix of all rows.
+    """Build the matrix of a frame's rows.
 
     Returns:
         Shape (rows.height, encoding.n_features).
     """
-    marks = np.ones(rows.height, dtype=np.bool_)
-    into = np.empty((rows.height, encoding.n_features), dtype=np.float32)
-    return unpack(pack(rows, encoding), marks, encoding, into)
+    return unpack(pack(rows, encoding), encoding)
 
 
 def _count_levels(unknown: pl.Series) -> dict[str, int]:

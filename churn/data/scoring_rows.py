@@ -1,8 +1,8 @@
-"""From a file of input rows to chunks of the model's matrix. Pure.
+"""From a file of input rows to chunks of rows to score. Pure.
 
 Of raw activity, each account's row is known only when the whole file is: one pass holds every row to the contract and
-keeps it packed, in some 30 bytes, and the matrix is built from that, chunk by chunk. Rows that came encoded
-need no such pass and stream through.
+keeps it packed, in some 30 bytes, and the chunks are taken from that. Rows that came encoded need no such pass and
+stream through.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,6 +17,7 @@ import polars as pl
 
 from churn.data.activity import (
     KINDS,
+    ONE_HOT_PARENTS,
     CheckedRows,
     check_activity,
     check_encoded,
@@ -24,13 +25,26 @@ from churn.data.activity import (
     repeated_ids,
     require_features,
 )
-from churn.data.features import Encoding, Matrix, Packed, derive, key_columns, latest_known, pack, plan_encoding, unpack
+from churn.data.features import (
+    Encoding,
+    Packed,
+    derive,
+    key_columns,
+    latest_known,
+    pack,
+    pack_matrix,
+    plan_encoded,
+    plan_encoding,
+)
 from churn.data.formats import RowFile, open_rows
 from churn.errors import InputError
 from churn.threads import in_threads
 
-CHUNK_ROWS = 65_536  # small chunks make the booster several times dearer a row; larger ones only cost memory
+CHUNK_ROWS = 65_536  # small chunks cost more calls a row; larger ones only cost memory
 _LEVELS_TOLD = 20
+
+Chunk = tuple[npt.NDArray[np.int64], Packed]
+"""Account ids, shape (n,), and their rows."""
 
 
 @dataclass
@@ -63,11 +77,10 @@ class ScoringRows(Protocol):
     """One row per account, ready for a model."""
 
     counts: RowCounts
+    encoding: Encoding
 
-    def chunks(self) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
-        """Yield account ids, shape (n,), and their matrix, shape (n, n_features), n ≤ ``CHUNK_ROWS``; once.
-
-        The matrix is overwritten by the next chunk.
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield at least one chunk of 1 to ``CHUNK_ROWS`` rows; once.
 
         Raises:
             QuarantineError: If more rows break the contract than the limit allows, at the latest after the last chunk.
@@ -101,9 +114,9 @@ class _Activity:
         self, file: RowFile, feature_names: tuple[str, ...], as_of: date, max_quarantine_share: float, origin: str
     ) -> None:
         derived = ["months_active"] if "ftd_date" in file.columns else []
-        self._encoding: Encoding = plan_encoding(feature_names, [*file.columns, *derived])
-        self._numbers = [name for name, _ in self._encoding.numbers]
-        needed = {*KINDS, *self._numbers, *(group.parent for group in self._encoding.one_hots)}
+        self.encoding = plan_encoding(feature_names, [*file.columns, *derived])
+        self._numbers = [name for name, _ in self.encoding.numbers]
+        needed = {*KINDS, *self._numbers, *(group.parent for group in self.encoding.one_hots)}
         keys: list[pl.DataFrame] = []
         quarantined: list[pl.DataFrame] = []
         unknown: dict[str, dict[str, int]] = {}
@@ -143,17 +156,17 @@ class _Activity:
     def _check_and_pack(self, chunk: tuple[int, pl.DataFrame]) -> tuple[CheckedRows, Packed]:
         first_row, frame = chunk
         checked = check_activity(frame, self._numbers, first_row=first_row)
-        return checked, pack(derive(checked.rows), self._encoding)
+        return checked, pack(derive(checked.rows), self.encoding)
 
-    def chunks(self) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
-        size = min(CHUNK_ROWS, self.counts.n_accounts)
-        buffer = np.empty((size, self._encoding.n_features), dtype=np.float32)
+    def chunks(self) -> Iterator[Chunk]:
         end = 0
         for packed in self._packed:
             start, end = end, end + packed.n_rows
             marks = self._marks[start:end]
-            if marks.any():
-                yield self._ids[start:end][marks], unpack(packed, marks, self._encoding, buffer)
+            if marks.all():
+                yield self._ids[start:end], packed
+            elif marks.any():
+                yield self._ids[start:end][marks], packed.take(marks)
 
 
 class _Encoded:
@@ -163,17 +176,18 @@ class _Encoded:
         self._file = file
         self._names = feature_names
         self._limit = max_quarantine_share
+        self.encoding = plan_encoded(feature_names, ONE_HOT_PARENTS)
         self._has_ids = "account_id" in file.columns
         ids = (chunk["account_id"] for chunk in file.chunks(["account_id"], CHUNK_ROWS)) if self._has_ids else None
         self._repeated = repeated_ids(ids) if ids is not None else None
         self.counts = RowCounts(file.n_rows, 0, 0, 0, self._has_ids, pl.DataFrame(), {})
 
-    def chunks(self) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
+    def chunks(self) -> Iterator[Chunk]:
         columns = [*self._names, *(["account_id"] if self._has_ids else [])]
         quarantined: list[pl.DataFrame] = []
         n_broken = 0
         last = pl.DataFrame()
-        for checked, matrix in in_threads(self._check_and_encode, numbered(self._file.chunks(columns, CHUNK_ROWS))):
+        for checked, packed in in_threads(self._check_and_pack, numbered(self._file.chunks(columns, CHUNK_ROWS))):
             last = checked.rows
             quarantined.append(checked.quarantined)
             n_broken += checked.quarantined.height
@@ -181,15 +195,16 @@ class _Encoded:
                 break
             self.counts.n_accounts += checked.rows.height
             if checked.rows.height:
-                yield checked.rows["account_id"].to_numpy(), matrix
+                yield checked.rows["account_id"].to_numpy(), packed
         self.counts.quarantined = pl.concat(quarantined)
         rows = last if self.counts.n_accounts else last.clear()
         CheckedRows(rows, self.counts.quarantined, self._file.n_rows).require_share(self._limit)
 
-    def _check_and_encode(self, chunk: tuple[int, pl.DataFrame]) -> tuple[CheckedRows, Matrix]:
+    def _check_and_pack(self, chunk: tuple[int, pl.DataFrame]) -> tuple[CheckedRows, Packed]:
         first_row, frame = chunk
         checked = check_encoded(frame, self._names, repeated=self._repeated, first_row=first_row)
-        return checked, np.ascontiguousarray(checked.rows.select(self._names).cast(pl.Float32).to_numpy())
+        matrix = checked.rows.select(self._names).cast(pl.Float32).to_numpy()
+        return checked, pack_matrix(matrix, self.encoding)
 
 
 def numbered(chunks: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame]]:

@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import xgboost as xgb
 
 from churn.data.features import Matrix
 from churn.errors import ModelFileError
+from churn.model.forest import Forest, read_forest
 from churn.model.ubjson import parse_ubjson
 
 MAX_MODEL_BYTES = 512 << 20
@@ -55,14 +56,23 @@ class Bundle:
     """A booster that was checked against its feature names.
 
     Attributes:
-        sha256: Of the file's bytes.
+        data: The file's bytes.
         parameters: What the file says of the model; empty when it was loaded without reading that.
     """
 
     booster: xgb.Booster
     feature_names: tuple[str, ...]
-    sha256: str
+    data: bytes = field(repr=False)
     parameters: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """The file's digest, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def read_forest(self) -> Forest:
+        """Read the trees; raises what :func:`churn.model.forest.read_forest` does."""
+        return read_forest(_parse(self.data))
 
     def predict(self, matrix: Matrix) -> npt.NDArray[np.float32]:
         """Score rows in the model's order.
@@ -82,6 +92,15 @@ class Bundle:
         except xgb.core.XGBoostError:  # gblinear has no such predictor
             scores = self.booster.predict(xgb.DMatrix(matrix), validate_features=False)
         return np.asarray(scores, dtype=np.float32)
+
+    def contributions(self, matrix: Matrix) -> npt.NDArray[np.float32]:
+        """Explain rows by XGBoost's own exact SHAP values, which takes hundreds of times what their scores take.
+
+        Returns:
+            Log-odds by feature, the bias last, shape (n, len(feature_names) + 1).
+        """
+        data = xgb.DMatrix(matrix, feature_names=list(self.feature_names))
+        return np.asarray(self.booster.predict(data, pred_contribs=True), dtype=np.float32)
 
     def make_golden(self, matrix: Matrix) -> Golden:
         """Keep the first rows of ``matrix`` with their scores."""
@@ -117,7 +136,7 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
     _require_readable_format(data, origin)
     try:
         # XGBoost's own reader can crash on a file that is cut off, so the whole of it is walked first.
-        document = parse_ubjson(data) if data.startswith(b"{L") else json.loads(data)
+        document = _parse(data)
         parameters = _parameters(document)
         version = [int(part) for part in document["version"]]
     except (ValueError, RecursionError) as error:
@@ -150,7 +169,7 @@ def load_bundle(
         booster.feature_names = list(names)
     except ValueError as error:
         raise ModelFileError(f"{origin} has feature names that XGBoost refuses ({error}); rename them") from error
-    return Bundle(booster, names, hashlib.sha256(data).hexdigest(), parameters or {})
+    return Bundle(booster, names, data, parameters or {})
 
 
 def parse_feature_names(data: bytes, origin: str) -> list[str]:
@@ -167,6 +186,10 @@ def parse_feature_names(data: bytes, origin: str) -> list[str]:
         raise ModelFileError(f'{origin} is not a JSON array of feature names, such as ["total_deposit", …]')
     _require_distinct(names, origin)
     return names
+
+
+def _parse(data: bytes) -> Any:
+    return parse_ubjson(data) if data.startswith(b"{L") else json.loads(data)
 
 
 def _require_distinct(names: Sequence[str], origin: str) -> None:

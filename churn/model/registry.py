@@ -159,6 +159,18 @@ class Registry:
         bundle.require_golden(Golden.from_json((folder / _GOLDEN_FILE).read_bytes()))
         return bundle
 
+    def attach(self, version: ModelVersion, path: str, text: str) -> None:
+        """Put a small text file beside what the version's run logged; only the artifact store is written.
+
+        Args:
+            path: Such as ``scoring/2026-11-16/importance.svg``; what is there already is replaced.
+
+        Raises:
+            RegistryError: If that fails.
+        """
+        with _errors_translated(f"writing {path} of {version.uri}"):
+            self._client.log_text(version.mlflow_run_id, text, path)
+
     def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[str, str]:
         """Make sure that the variant's experiment exists and is active.
 

@@ -28,21 +28,15 @@ _CONNECTIONS = 4
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
-_ROW = np.dtype(
-    [
-        ("n_fields", ">i2"),
-        ("week_size", ">i4"), ("week", ">i4"),
-        ("batch_size", ">i4"), ("batch", ">i8"),
-        ("account_size", ">i4"), ("account", ">i8"),
-        ("probability_size", ">i4"), ("probability", ">f4"),
-    ]
+PARENTS = (
+    "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
 )  # fmt: skip
-"""One row of PostgreSQL's binary COPY format: the number of fields, then the size and the bytes of each."""
+"""The parents of features whose contributions have columns of their own; those of others lie in an array."""
 
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_TRAILER = b"\xff\xff"
 _POSTGRES_EPOCH = date(2000, 1, 1)
-_COPY = "COPY {partition} (scored_week, batch_id, account_id, churn_probability) FROM STDIN WITH (FORMAT binary)"
+_REAL_OID = 700
 
 
 @dataclass(frozen=True)
@@ -52,10 +46,14 @@ class ScoredRows:
     Attributes:
         account_ids: Shape (n,), unique over the whole batch.
         probabilities: Shape (n,), in [0, 1].
+        contributions: Log-odds by the features' parents, shape (n, n_parents); ``None`` without reasons.
+        values: What those parents' values were, a level by its place, NaN for missing; shape (n_parents, n).
     """
 
     account_ids: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
+    contributions: npt.NDArray[np.float32] | None = None
+    values: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,11 @@ class BatchRecord:
     n_rows_scored: int
     unknown_levels: Mapping[str, Mapping[str, int]]
     started_at: datetime
+    scored_by: str = "xgboost"
+    bias: float | None = None
+    other_parents: Sequence[str] | None = None
+    levels: Mapping[str, Sequence[str]] | None = None
+    importance: Mapping[str, float] | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return the values by column, as PostgreSQL takes them."""
@@ -96,6 +99,9 @@ class BatchRecord:
             "company": self.variant.company,
             "source_variant": self.source_variant.key,
             "unknown_levels": _without_nul(json.dumps(self.unknown_levels)),
+            "other_parents": None if self.other_parents is None else list(self.other_parents),
+            "levels": None if self.levels is None else _without_nul(json.dumps(self.levels)),
+            "importance": None if self.importance is None else json.dumps(self.importance),
         }
 
 
@@ -113,6 +119,7 @@ class PredictionStore:
         week: date,
         rows: Iterable[ScoredRows],
         describe: Callable[[], tuple[BatchRecord, pl.DataFrame]],
+        parents: Sequence[str] = (),
     ) -> tuple[int, BatchRecord]:
         """Write a batch and make it the current one of its variant and week, in one transaction.
 
@@ -120,6 +127,7 @@ class PredictionStore:
             rows: In chunks, consumed once.
             describe: Called when all rows were consumed; returns the batch's record, whose ``n_rows_scored`` is what
                 ``rows`` must add up to, and the quarantined rows: ``row_number, account_id, rules, row``.
+            parents: What the rows' contributions are of, in their order; none without reasons.
 
         Returns:
             The batch id and its record.
@@ -134,7 +142,7 @@ class PredictionStore:
             _lock(connection, variant, week)
             batch_id = _next_batch_id(connection)
             account_ids: list[npt.NDArray[np.int64]] = []
-            n_written = _copy(connection, week, batch_id, _noting_ids(rows, account_ids))
+            n_written = _copy(connection, CopyLayout(week, batch_id, tuple(parents)), _noting_ids(rows, account_ids))
             record, quarantined = describe()
             _require_whole(record, n_written, account_ids)
             _insert_batch(connection, record, batch_id)
@@ -300,11 +308,12 @@ def _without_nul(text: str) -> str:
     return _ESCAPED_NUL.sub(r"\1\\ufffd", text)
 
 
-def _copy(connection: sa.Connection, week: date, batch_id: int, rows: Iterable[ScoredRows]) -> int:
+def _copy(connection: sa.Connection, layout: "CopyLayout", rows: Iterable[ScoredRows]) -> int:
     """Stream the rows into the week's partition, past the routing of the table; returns how many PostgreSQL took."""
     cursor: Any = connection.connection.cursor()
-    statement = _COPY.format(partition=f"churn_predictions_{week:%Y%m%d}")
-    stream = _CopyStream(copy_bytes(week, batch_id, rows))
+    partition = f"churn_predictions_{layout.week:%Y%m%d}"
+    statement = f"COPY {partition} ({', '.join(layout.columns)}) FROM STDIN WITH (FORMAT binary)"
+    stream = _CopyStream(copy_bytes(layout, rows))
     with closing(cursor):
         try:
             cursor.copy_expert(statement, stream, size=_COPY_BYTES)
@@ -316,16 +325,74 @@ def _copy(connection: sa.Connection, week: date, batch_id: int, rows: Iterable[S
         return int(cursor.rowcount)
 
 
-def copy_bytes(week: date, batch_id: int, rows: Iterable[ScoredRows]) -> Iterator[bytes]:
+@dataclass(frozen=True)
+class CopyLayout:
+    """A batch's rows in PostgreSQL's binary COPY format: the number of fields, then the size and bytes of each.
+
+    Attributes:
+        parents: What the rows' contributions are of; none without reasons.
+    """
+
+    week: date
+    batch_id: int
+    parents: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> list[str]:
+        """The parents with columns of their own."""
+        return [parent for parent in self.parents if parent in PARENTS]
+
+    @property
+    def other(self) -> list[str]:
+        """The parents that share the arrays."""
+        return [parent for parent in self.parents if parent not in PARENTS]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns written, in the fields' order."""
+        reals = [f"{parent}_{part}" for parent in self.own for part in ("contribution", "value")]
+        arrays = ["other_contributions", "other_values"] if self.other else []
+        return ["scored_week", "batch_id", "account_id", "churn_probability", *reals, *arrays]
+
+    def blank_row(self) -> npt.NDArray[np.void]:
+        """Return one row, shape (1,), with all that is the same for every row of the batch."""
+        n_other = len(self.other)
+        element = np.dtype([("size", ">i4"), ("value", ">f4")])
+        array = np.dtype([("n_dims", ">i4"), ("nulls", ">i4"), ("oid", ">i4"), ("length", ">i4"), ("lower", ">i4"),
+                          ("elements", element, (n_other,))])  # fmt: skip
+        kinds: dict[str, Any] = {"scored_week": ">i4", "batch_id": ">i8", "account_id": ">i8"}
+        kinds |= dict.fromkeys(("other_contributions", "other_values"), array)
+        fields = [(f"{name}|size", ">i4", kinds.get(name, ">f4")) for name in self.columns]
+        pairs = [pair for sized, size, kind in fields for pair in ((sized, size), (sized.removesuffix("|size"), kind))]
+        row = np.zeros(1, dtype=[("n_fields", ">i2"), *pairs])
+        row["n_fields"] = len(self.columns)
+        for name in self.columns:
+            row[f"{name}|size"] = row.dtype[name].itemsize
+            if name.startswith("other_"):
+                row[name]["oid"], row[name]["length"], row[name]["lower"] = _REAL_OID, n_other, 1
+                row[name]["n_dims"] = 1
+                row[name]["elements"]["size"] = 4
+        row["scored_week"], row["batch_id"] = (self.week - _POSTGRES_EPOCH).days, self.batch_id
+        return row
+
+
+def copy_bytes(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[bytes]:
     """Write rows in PostgreSQL's binary COPY format, a block for each chunk."""
     yield _COPY_HEADER
+    blank = layout.blank_row()
+    others = [layout.parents.index(parent) for parent in layout.other]
     for chunk in rows:
-        block = np.empty(len(chunk.account_ids), dtype=_ROW)
-        block["n_fields"] = 4
-        block["week_size"], block["week"] = 4, (week - _POSTGRES_EPOCH).days
-        block["batch_size"], block["batch"] = 8, batch_id
-        block["account_size"], block["account"] = 8, chunk.account_ids
-        block["probability_size"], block["probability"] = 4, chunk.probabilities
+        block = np.repeat(blank, len(chunk.account_ids))
+        block["account_id"] = chunk.account_ids
+        block["churn_probability"] = chunk.probabilities
+        if chunk.contributions is not None and chunk.values is not None:
+            for parent in layout.own:
+                i = layout.parents.index(parent)
+                block[f"{parent}_contribution"] = chunk.contributions[:, i]
+                block[f"{parent}_value"] = chunk.values[i]
+            if others:
+                block["other_contributions"]["elements"]["value"] = chunk.contributions[:, others]
+                block["other_values"]["elements"]["value"] = chunk.values[others].T
         yield block.tobytes()
     yield _COPY_TRAILER
 

@@ -1,9 +1,11 @@
 """What a person sees of a published variant in the Dagster UI: counts, links, a histogram, a preview."""
 
+import base64
 from collections.abc import Callable, Mapping
 
 import dagster as dg
 
+from churn.charts import draw_importance
 from churn.pipeline import Outcome, ScoreSummary
 
 Metadata = Mapping[str, dg.MetadataValue]
@@ -64,11 +66,21 @@ def _of_model(outcome: Outcome, model_link: Callable[[str, int], str]) -> Metada
 
 
 def _of_predictions(outcome: Outcome) -> Metadata:
-    summary = outcome.summary
-    return {
+    summary, engine = outcome.summary, outcome.engine
+    scores = {
         "dagster/row_count": dg.MetadataValue.int(summary.n),
         "mean_churn_probability": dg.MetadataValue.float(summary.mean),
         "histogram": dg.MetadataValue.md(histogram(summary)),
+        "scored_by": dg.MetadataValue.text(
+            f"XGBoost itself: {engine.fallback_reason}" if engine.fallback_reason else "tables compiled from its trees"
+        ),
+    }
+    if engine.reasons is None:
+        return scores
+    importance = summary.importance(engine.reasons.parents)
+    return scores | {
+        "bias": dg.MetadataValue.float(engine.reasons.bias),
+        "importance": dg.MetadataValue.md(picture(draw_importance(importance, "mean |contribution|, log-odds"))),
     }
 
 
@@ -92,6 +104,11 @@ def histogram(summary: ScoreSummary) -> str:
         for i, count in enumerate(summary.counts.tolist())
     ]
     return "\n".join(["| churn probability | accounts | |", "|---|---:|:---|", *rows])
+
+
+def picture(svg: str) -> str:
+    """Put a picture into Markdown."""
+    return f"![picture](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def preview(summary: ScoreSummary) -> str:

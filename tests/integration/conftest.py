@@ -56,7 +56,10 @@ class Site:
         query = f"SELECT * FROM churn_predictions_current WHERE {where} ORDER BY variant, scored_week, account_id"  # noqa: S608
         with create_engine(self.server.set(database=self.churn)).connect() as connection:
             result = connection.execute(sa.text(query))
-            return pl.DataFrame(result.fetchall(), schema=list(result.keys()), orient="row", infer_schema_length=None)
+            rows = [dict(row) for row in result.mappings()]
+        for reason in (reason for row in rows for reason in row["reasons"] or ()):
+            reason["contribution"] = float(reason["contribution"])  # JSON writes 0 for 0.0
+        return pl.DataFrame(rows, schema=list(result.keys()), infer_schema_length=None)
 
     def put(self, key: str, body: bytes) -> None:
         """Write an object to the bucket."""

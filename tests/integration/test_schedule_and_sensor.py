@@ -313,3 +313,15 @@ def test_a_real_daemon_scores_a_new_object_exactly_once(
         site.churn, "SELECT dagster_run_id FROM scoring_batches WHERE is_current AND variant = 'company-clienta'"
     )
     assert batches == [(run.run_id,)]
+
+
+def test_upkeep_indexes_the_weeks_that_are_over_once(
+    site: Site, fleet: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    for week in (date(2026, 11, 2), date.fromisoformat(this_week())):
+        deployment.scorer().score_variant(fleet[0], week)
+    indexes = "SELECT indexname FROM pg_indexes WHERE indexname LIKE 'churn_predictions_%_account' ORDER BY 1"
+
+    for _ in range(2):
+        assert defs.resolve_job_def("maintenance_job").execute_in_process(instance=instance).success
+        assert site.rows(site.churn, indexes) == [("churn_predictions_20261102_account",)]

@@ -1,0 +1,89 @@
+"""One way of explaining every row of a batch exactly, in a process of its own so that its peak memory is its own.
+
+``python -m benchmarks.reasons WAY ROWS`` prints one JSON object. Timed is all that a model that was just loaded and
+rows that are ready still need; imports and loading compiled code are not. Ways that take minutes explain fewer rows,
+and the rows a second are of those.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.services import MODEL_KEY, NAMES_KEY, model_files, peak_mb, simulated_rows
+from churn.data.features import Encoding, Packed, derive, pack, plan_encoding, unpack
+from churn.model.bundle import Bundle, read_bundle
+from churn.model.engine import build_engine
+from churn.model.explanations import feature_parents
+from churn.threads import CORES, in_threads
+
+_CHUNK = 65_536
+_MOST_ROWS = {"pred_contribs": 10_000, "shap": 10_000}
+_COMPARED = 500
+
+Explain = Callable[[Bundle, Encoding, Packed], np.ndarray]
+
+
+def ours(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
+    """What runs on Monday: tables, then look-ups."""
+    engine = build_engine(bundle, encoding, packed, n_rows=packed.n_rows, with_reasons=True)
+    chunks = [packed.take(slice(start, start + _CHUNK)) for start in range(0, packed.n_rows, _CHUNK)]
+    return np.concatenate([contributions for _, contributions in in_threads(engine.score, chunks)])
+
+
+def pred_contribs(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
+    """XGBoost's own, on all cores."""
+    bundle.booster.set_param({"nthread": CORES})
+    return summed(bundle.contributions(unpack(packed, encoding))[:, :-1], encoding)
+
+
+def shap_package(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
+    """The shap package, which hands the work to XGBoost."""
+    import shap
+
+    return summed(shap.TreeExplainer(bundle.booster).shap_values(unpack(packed, encoding)), encoding)
+
+
+def woodelf(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
+    """The woodelf-explainer package."""
+    import pandas as pd
+    from woodelf import WoodelfExplainer
+
+    matrix = pd.DataFrame(unpack(packed, encoding), columns=list(bundle.feature_names))
+    return summed(np.asarray(WoodelfExplainer(bundle.booster).shap_values(matrix)), encoding)
+
+
+def summed(values: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """Sum features' values to their parents'."""
+    sums = np.zeros((len(values), len(encoding.parents)), dtype=np.float32)
+    for feature, parent in enumerate(feature_parents(encoding)):
+        sums[:, parent] += values[:, feature]
+    return sums
+
+
+WAYS: dict[str, Explain] = {"ours": ours, "pred_contribs": pred_contribs, "shap": shap_package, "woodelf": woodelf}
+
+
+def main() -> None:
+    """Run one way and print what it took."""
+    way, n_rows = sys.argv[1], int(sys.argv[2])
+    n_explained = min(n_rows, _MOST_ROWS.get(way, n_rows))
+    files = model_files()
+    bundle = read_bundle(files[MODEL_KEY], json.loads(files[NAMES_KEY]), "the model")
+    rows = derive(simulated_rows(n_explained))
+    encoding = plan_encoding(bundle.feature_names, rows.columns)
+    packed = pack(rows, encoding)
+    WAYS[way](bundle, encoding, packed.take(slice(100)))
+    started = time.perf_counter()
+    contributions = WAYS[way](bundle, encoding, packed)
+    seconds = time.perf_counter() - started
+    peak = peak_mb()
+    few = packed.take(slice(_COMPARED))
+    error = float(np.abs(contributions[:_COMPARED] - pred_contribs(bundle, encoding, few)).max())
+    print(json.dumps({"way": way, "rows": n_explained, "seconds": seconds, "peak_mb": peak, "error": error}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""At stake: analysts act on "why". Every stored reason must be XGBoost's own exact value and say what it is about."""
+
+import json
+from functools import partial
+
+import dagster as dg
+import mlflow
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import xgboost as xgb
+
+from churn.charts import draw_importance
+from churn.cli import main
+from churn.deployment import Deployment
+from churn.variants import Variant
+
+from .conftest import Run, Site, bundled, put_model_files
+from .test_weekly_job import NAMES, activity, as_parquet, encoded, monday, put_input
+
+US = Variant("us")
+PARENTS = [
+    "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
+]  # fmt: skip
+
+
+def parent_of(name: str) -> str:
+    return next(parent for parent in PARENTS if name == parent or name.startswith(f"{parent}_"))
+
+
+def expected_reasons(rows: pd.DataFrame) -> pd.DataFrame:
+    """By account: what ``pred_contribs`` gives, summed to parents, and the bias."""
+    table = encoded(rows, monday() + pd.Timedelta(days=6))
+    booster = xgb.Booster()
+    booster.load_model(bytearray(bundled("xgb_churn_model_2.bin")))
+    data = xgb.DMatrix(table[NAMES].astype("float32"), feature_names=NAMES)
+    values = pd.DataFrame(booster.predict(data, pred_contribs=True), columns=[*NAMES, "bias"])
+    sums = values[NAMES].T.groupby(parent_of).sum().T.assign(bias=values["bias"])
+    return sums.set_axis(table["account_id"], axis=0)
+
+
+@pytest.fixture
+def us(site: Site, log_model: Run) -> pd.DataFrame:
+    """One variant, registered, with activity in S3 that has a brand the model does not know."""
+    put_model_files(site, US.prefix)
+    assert log_model("--geography", "us").status == 0
+    rows = activity()
+    rows.loc[rows.index % 7 == 0, "brand_id"] = "ZZ"
+    put_input(site, US.key, as_parquet(rows))
+    return rows
+
+
+@pytest.fixture
+def churn(run_main: Run) -> Run:
+    return partial(run_main, main)
+
+
+def test_every_stored_reason_is_exact_adds_up_and_tells_its_value(
+    site: Site, us: pd.DataFrame, deployment: Deployment
+) -> None:
+    outcome = deployment.scorer().score_variant(US, monday())
+
+    assert (outcome.record.scored_by, outcome.engine.fallback_reason) == ("tables", None)
+    wanted = expected_reasons(us)
+    table = encoded(us, monday()).set_index("account_id")
+    held = site.current()
+    assert held["account_id"].to_list() == wanted.index.tolist()
+    brands = us.sort_values("activity_month", kind="stable").groupby("account_id")["brand_id"].last()
+    for row in held.iter_rows(named=True):
+        account = row["account_id"]
+        sizes = {reason["feature"]: reason["contribution"] for reason in row["reasons"]}
+        values = {reason["feature"]: reason["value"] for reason in row["reasons"]}
+        assert sizes == pytest.approx(wanted.loc[account].drop("bias").to_dict(), abs=1e-4)
+        assert [*sizes.values()] == sorted(sizes.values(), key=abs, reverse=True)
+        margin = np.log(row["churn_probability"] / (1 - row["churn_probability"]))
+        assert sum(sizes.values()) + row["bias"] == pytest.approx(margin, abs=1e-4)
+        assert values["brand_id"] == ("(other)" if brands[account] == "ZZ" else brands[account])
+        deposit = table.loc[account, "total_deposit"]
+        assert (
+            values["total_deposit"] == "(missing)"
+            if np.isnan(deposit)
+            else float(values["total_deposit"]) == (pytest.approx(deposit, rel=1e-5))
+        )
+        first = row["reasons"][0]
+        assert row["reason_1"] == f"{first['feature']} = {first['value']} ({first['contribution']:+.2f})"
+    assert {"(missing)"} & {reason["value"] for row in held["reasons"] for reason in row}
+    assert {"(other)"} & {reason["value"] for row in held["reasons"] for reason in row}
+
+
+def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
+    site: Site, us: pd.DataFrame, deployment: Deployment
+) -> None:
+    outcome = deployment.scorer().score_variant(US, monday())
+
+    means = expected_reasons(us).drop(columns="bias").abs().mean().to_dict()
+    ((importance, bias, other),) = site.rows(site.churn, "SELECT importance, bias, other_parents FROM scoring_batches")
+    assert importance == pytest.approx(means, abs=1e-4)
+    assert list(outcome.record.importance or {}) == sorted(means, key=lambda name: -means[name])
+    assert bias == pytest.approx(expected_reasons(us)["bias"].iloc[0], abs=1e-4)
+    assert other == []
+    path = f"scoring/{monday()}/{US}.svg"
+    mlflow.set_tracking_uri(deployment.tracking_uri)
+    picture = mlflow.artifacts.load_text(f"runs:/{outcome.model.mlflow_run_id}/{path}")
+    assert picture == draw_importance(outcome.record.importance or {}, f"{US}, week of {monday()}: mean |log-odds|")
+    assert all(parent in picture for parent in PARENTS)
+
+
+def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
+    site: Site, log_model: Run, deployment: Deployment, churn: Run
+) -> None:
+    names = ["visits", "spend (eur)", "brand_id_OH", "brand_id_PA"]
+    rng = np.random.default_rng(0)
+    matrix = np.column_stack([rng.integers(0, 9, 200), rng.normal(size=200), *np.eye(3)[rng.integers(0, 3, 200)].T[:2]])
+    data = xgb.DMatrix(matrix, matrix[:, 0] + matrix[:, 1] > rng.normal(4, 2, 200), feature_names=names)
+    booster = xgb.train({"objective": "binary:logistic", "max_depth": 3}, data, 5)
+    put_model_files(
+        site, US.prefix, model=bytes(booster.save_raw("ubj")), names=json.dumps(names).encode(), sample=None
+    )
+    sample = pl.DataFrame(matrix, schema=names).with_columns(account_id=pl.int_range(200) + 1)
+    put_input(site, US.key, sample.write_csv().encode(), "activity.csv")
+    site.put(f"{US.prefix}data/churn/X_test_sample_2.json", json.dumps(sample.head(5).to_dicts()).encode())
+    said = log_model("--geography", "us")
+    assert said.status == 0, said
+
+    outcome = deployment.scorer().score_variant(US, monday())
+
+    assert outcome.record.other_parents == names[:2]
+    values = booster.predict(data, pred_contribs=True)
+    for i, row in enumerate(site.current().iter_rows(named=True)):
+        sizes = {reason["feature"]: reason["contribution"] for reason in row["reasons"]}
+        wanted = {names[0]: values[i, 0], names[1]: values[i, 1], "brand_id": values[i, 2] + values[i, 3]}
+        assert sizes == pytest.approx(wanted, abs=1e-4)
+    printed = churn("explain", "--account", "7", "--variant", "us")
+    assert printed.status == 0, printed
+    assert "spend (eur)" in printed.out
+
+
+def test_without_reasons_a_batch_has_none_and_says_how_to_get_them(
+    site: Site, us: pd.DataFrame, deployment: Deployment, churn: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHURN_REASONS", "false")
+    account = int(us["account_id"].iloc[0])
+
+    assert churn("score", US.key).status == 0
+
+    assert site.current()["reasons"].null_count() == us["account_id"].nunique()
+    assert "CHURN_REASONS=true" in churn("explain", "--account", str(account), "--variant", "us").out
+
+
+def test_what_tables_cannot_hold_is_explained_by_xgboost_and_the_batch_says_so(
+    site: Site, log_model: Run, deployment: Deployment
+) -> None:
+    names = ["total_deposit", "total_ngr"]
+    rng = np.random.default_rng(1)
+    matrix = rng.normal(size=(300, 2)).astype(np.float32) ** 2
+    data = xgb.DMatrix(matrix, matrix[:, 0] > matrix[:, 1], feature_names=names)
+    booster = xgb.train({"objective": "binary:logistic", "booster": "dart", "rate_drop": 0.5}, data, 5)
+    put_model_files(site, US.prefix, model=bytes(booster.save_raw("ubj")), names=json.dumps(names).encode(), sample=b"")
+    rows = pl.DataFrame(matrix, schema=names).with_columns(account_id=pl.int_range(300))
+    site.put(f"{US.prefix}data/churn/X_test_sample_2.json", json.dumps(rows.head(5).to_dicts()).encode())
+    put_input(site, US.key, rows.write_csv().encode(), "activity.csv")
+    said = log_model("--geography", "us")
+    assert said.status == 0, said
+
+    outcome = deployment.scorer().score_variant(US, monday())
+
+    assert site.rows(site.churn, "SELECT scored_by FROM scoring_batches") == [("xgboost",)]
+    assert outcome.engine.fallback_reason == "booster dart"
+    held = np.array([[{r["feature"]: r["contribution"] for r in row}[name] for name in names]
+                     for row in site.current()["reasons"]])  # fmt: skip
+    np.testing.assert_allclose(held, booster.predict(data, pred_contribs=True)[:, :2], atol=1e-4)
+
+
+def test_explaining_an_account_shows_each_feature_with_a_bar_and_the_sum(
+    us: pd.DataFrame, deployment: Deployment, churn: Run
+) -> None:
+    deployment.scorer().score_variant(US, monday())
+    account = int(us["account_id"].iloc[0])
+
+    printed = churn("explain", "--account", str(account), "--variant", "us").out
+
+    assert f"account {account} of geography-us, week of {monday()}: churn probability 0." in printed
+    for parent in PARENTS:
+        line = next(line for line in printed.splitlines() if line.strip().startswith(parent))
+        assert "█" in line
+    wanted = expected_reasons(us).loc[account]
+    assert f"{wanted.sum():+.3f}" in next(line for line in printed.splitlines() if line.strip().startswith("sum"))
+
+
+def test_explaining_what_is_not_there_says_what_is(us: pd.DataFrame, deployment: Deployment, churn: Run) -> None:
+    churn("explain", "--account", "1", "--variant", "us").require_one_line("'us'", "none yet", status=2)
+    deployment.scorer().score_variant(US, monday())
+
+    churn("explain", "--account", "1", "--variant", "us").require_one_line("account 1", "geography-us", status=2)
+    churn("explain", "--account", "1", "--variant", "ussr").require_one_line("'ussr'", "geography-us", status=2)
+    churn("explain", "--account", "1", "--week", "2026-11-17").require_one_line("2026-11-17", "Monday", status=2)
+
+
+def test_the_picture_survives_any_feature_name() -> None:
+    picture = draw_importance({"<b>&": 0.5, "x": 0.0}, "a < b")
+
+    assert "&lt;b&gt;&amp;" in picture
+    assert picture.count("<rect") == 3
+
+
+def test_dagster_shows_the_importances_and_who_scored(us: pd.DataFrame, deployment: Deployment) -> None:
+    from orchestration.assets.metadata import describe
+
+    outcome = deployment.scorer().score_variant(US, monday())
+
+    shown = describe(outcome, lambda _name, _version: "http://mlflow")["generate_predictions"]
+    assert str(shown["importance"].value).startswith("![picture](data:image/svg+xml;base64,")
+    assert shown["scored_by"] == dg.MetadataValue.text("tables compiled from its trees")
