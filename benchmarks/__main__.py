@@ -196,7 +196,10 @@ def bench_fleet(n_variants: int, folder: Path) -> dict[str, float]:
         "whole_run": whole["run_seconds"],
         "whole_peak_mb": whole["peak_mb"],
         "failed": failed["seconds"],
+        "failed_run": failed["run_seconds"],
         "resumed": resumed["seconds"],
+        "resumed_run": resumed["run_seconds"],
+        "lone_run": statistics.mean(run["run_seconds"] for run in lone),
     }
 
 
@@ -274,7 +277,8 @@ def _fleet_targets(results: Results) -> list[Target]:
     if fleet:
         lone = fleet["lone"] * n_variants / fleet["whole"]
         growth = (fleet["whole"] / n_variants) / (fleet["tenth"] / (n_variants // 10))
-        resumed = fleet["resumed"] / fleet["whole"]
+        resumed = fleet["resumed_run"] / fleet["whole_run"]
+        with_start = fleet["resumed"] / fleet["whole"]
         registered = fleet["lone_registration"] / fleet["registration"]
         one_by_one = f"{n_variants:,} variants against a run each ({LONE_RUNS} run, the rest extrapolated)"
         found += [
@@ -288,7 +292,7 @@ def _fleet_targets(results: Results) -> list[Target]:
             Target(
                 f"resume after {fleet['n_spoiled']:.0f} failed",
                 "under 10 % of the run",
-                f"{resumed:.1%}",
+                f"{resumed:.1%} ({with_start:.1%} with the processes' start)",
                 resumed < 0.1,
             ),
             Target(
@@ -359,21 +363,23 @@ def write_results(results: Results, minutes: float) -> None:
             "",
             f"## A fleet: {n_variants:,} variants of {FLEET_ROWS:,} rows through the Dagster job",
             "",
-            "Whole processes, imports included.",
+            "With reasons. Seconds of whole processes, imports included, and of the Dagster run within.",
             "",
-            "| what | seconds | ms a variant | peak MB |",
-            "|---|---:|---:|---:|",
-            f"| {n_variants:,} variants, one run | {fleet['whole']:.0f} | {fleet['whole'] / n_variants * 1e3:.0f} "
-            f"| {fleet['whole_peak_mb']:.0f} |",
-            f"| {n_variants // 10:,} variants, one run | {fleet['tenth']:.0f} "
+            "| what | process | run | process, ms a variant | peak MB |",
+            "|---|---:|---:|---:|---:|",
+            f"| {n_variants:,} variants, one run | {fleet['whole']:.0f} | {fleet['whole_run']:.0f} "
+            f"| {fleet['whole'] / n_variants * 1e3:.0f} | {fleet['whole_peak_mb']:.0f} |",
+            f"| {n_variants // 10:,} variants, one run | {fleet['tenth']:.0f} | {fleet['tenth_run']:.0f} "
             f"| {fleet['tenth'] / (n_variants // 10) * 1e3:.0f} | {fleet['tenth_peak_mb']:.0f} |",
-            f"| a run for one variant, mean of {LONE_RUNS} | {fleet['lone']:.1f} | {fleet['lone'] * 1e3:.0f} | |",
-            f"| a run of which {fleet['n_spoiled']:.0f} variants failed | {fleet['failed']:.0f} | | |",
-            f"| resuming it | {fleet['resumed']:.0f} | | |",
+            f"| a run for one variant, mean of {LONE_RUNS} | {fleet['lone']:.1f} | {fleet['lone_run']:.1f} "
+            f"| {fleet['lone'] * 1e3:.0f} | |",
+            f"| a run of which {fleet['n_spoiled']:.0f} variants failed | {fleet['failed']:.0f} "
+            f"| {fleet['failed_run']:.0f} | | |",
+            f"| resuming it | {fleet['resumed']:.0f} | {fleet['resumed_run']:.0f} | | |",
             f"| registering, one process | {fleet['registration'] * n_variants:.0f} "
-            f"| {fleet['registration'] * 1e3:.0f} | |",
+            f"| | {fleet['registration'] * 1e3:.0f} | |",
             f"| registering, a process each | {fleet['lone_registration'] * n_variants:.0f} (extrapolated) "
-            f"| {fleet['lone_registration'] * 1e3:.0f} | |",
+            f"| | {fleet['lone_registration'] * 1e3:.0f} | |",
         ]
     lines += ["", "![Microseconds a row](results.png)", ""]
     (FOLDER / "RESULTS.md").write_text("\n".join(lines))

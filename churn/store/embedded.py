@@ -201,8 +201,10 @@ class _Server:
         with os.fdopen(open_private(self.log, os.O_RDWR | os.O_APPEND | os.O_CREAT), "rb") as log:
             for port in ports:
                 before = log.seek(0, os.SEEK_END)
+                # Ten million rows write more than the default gigabyte of log; a checkpoint forced by that writes more.
                 settings = (
-                    f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c max_connections=300"
+                    f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c max_connections=300 "
+                    f"-c max_wal_size=4GB -c checkpoint_timeout=15min"
                 )
                 action = ("start", "-w", "-t", str(_WAIT_SECONDS), "-o", settings)
                 started = self.programs.run("pg_ctl", *action, data=self.data, keep=alive, output=log.fileno())
