@@ -48,8 +48,14 @@ class Splits(NamedTuple):
 
 
 def compiled(function: _Function) -> _Function:
-    """Compile a function on its first call, and keep the machine code beside the module or in the user's cache."""
-    return cast("_Function", numba.njit(nogil=True, cache=True)(function))
+    """Compile a function on its first call, and keep the machine code beside the module or in the user's cache.
+
+    Where neither can be written, every process compiles anew.
+    """
+    try:
+        return cast("_Function", numba.njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # Numba's word for having nowhere to keep it
+        return cast("_Function", numba.njit(nogil=True)(function))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from churn.data.features import Encoding, OneHot, Packed, pack_matrix, plan_enco
 from churn.errors import ModelFileError
 from churn.model import engine as engine_module
 from churn.model.bundle import Bundle, load_bundle, read_bundle
+from churn.model.cells import compiled
 from churn.model.engine import build_engine, require_sums
 from churn.model.explanations import ForestExplainer, build_explainer, feature_parents
 from churn.model.forest import Forest, NotCompilableError, read_forest
@@ -256,3 +257,28 @@ def test_a_model_saved_by_xgboost_2_1_is_scored_and_explained_as_that_version_di
     np.testing.assert_allclose(contributions[:, :2], expected[:, :2], atol=1e-4)
     np.testing.assert_allclose(contributions[:, 2], expected[:, 2:5].sum(axis=1), atol=1e-4)
     assert ours.reasons.bias == pytest.approx(expected[0, -1], abs=1e-4)
+
+
+def test_an_early_stopped_booster_is_taken_with_all_its_trees_as_xgboost_takes_it():
+    case = make_case()
+    rng = np.random.default_rng(5)
+    data = xgb.DMatrix(case.matrix, rng.random(80) < 0.5, feature_names=list(case.bundle.feature_names))
+    booster = xgb.train(
+        {"objective": "binary:logistic"}, data, 30, evals=[(data, "shuffled"), (xgb.DMatrix(
+            case.matrix, rng.random(80) < 0.5, feature_names=list(case.bundle.feature_names)), "held out")],
+        early_stopping_rounds=3, verbose_eval=False,
+    )  # fmt: skip
+    assert booster.best_iteration + 1 < booster.num_boosted_rounds()
+    bundle = load_bundle(bytes(booster.save_raw("ubj")), None, "a model")
+
+    scores, _ = build_explainer(bundle.read_forest(), case.encoding, is_large_batch=False).explain(case.packed)
+
+    np.testing.assert_array_equal(scores, booster.predict(data))
+
+
+def test_code_is_compiled_where_nothing_can_be_kept():
+    # What comes from no file has no place beside it either.
+    scope: dict[str, object] = {}
+    exec("def double(x):\n    return 2 * x", scope)  # noqa: S102
+
+    assert compiled(scope["double"])(21) == 42
