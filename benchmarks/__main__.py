@@ -171,19 +171,19 @@ def bench_fleet(n_variants: int, folder: Path) -> dict[str, float]:
     (folder / "fleet").write_text("\n".join(keys))
     registration = timed("experiment_tracking/log_model.py", "--all", str(folder / "fleet"))
 
-    lone = [call("-m", "benchmarks.fleet", key, key, next_week()) for key in keys[:LONE_RUNS]]
-    tenth = call("-m", "benchmarks.fleet", keys[0], keys[n_variants // 10 - 1], next_week())
-    whole = call("-m", "benchmarks.fleet", keys[0], keys[-1], next_week())
+    lone = [run_fleet(key, key, next_week()) for key in keys[:LONE_RUNS]]
+    tenth = run_fleet(keys[0], keys[n_variants // 10 - 1], next_week())
+    whole = run_fleet(keys[0], keys[-1], next_week())
 
     spoiled = variants[:: max(n_variants // 100, 1)][:100]
     client = boto3.client("s3")
     for variant in spoiled:
         client.put_object(Bucket=BUCKET, Key=f"{variant.prefix}data/churn/activity.parquet", Body=b"PAR1 no more")
     week = next_week()
-    failed = call("-m", "benchmarks.fleet", keys[0], keys[-1], week)
+    failed = run_fleet(keys[0], keys[-1], week, n_failed=len(spoiled))
     for variant in spoiled:
         client.put_object(Bucket=BUCKET, Key=f"{variant.prefix}data/churn/activity.parquet", Body=inputs[0])
-    resumed = call("-m", "benchmarks.fleet", keys[0], keys[-1], week, str(failed["run_id"]))
+    resumed = run_fleet(keys[0], keys[-1], week, str(failed["run_id"]))
     return {
         "n_spoiled": len(spoiled),
         "lone_registration": statistics.mean(lone_registration),
@@ -228,6 +228,14 @@ def call(*command: str) -> dict[str, float]:
         raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     said: dict[str, float] = json.loads(last) if last.startswith("{") else {}
     print(f"{said.get('seconds', 0):.1f} s", flush=True)
+    return said
+
+
+def run_fleet(first: str, last: str, week: str, *resumed: str, n_failed: int = 0) -> dict[str, float]:
+    """Run the job over a range of variants; a run that did not end as expected is no measurement."""
+    said = call("-m", "benchmarks.fleet", first, last, week, *resumed)
+    if said["n_failed"] != n_failed:
+        raise SystemExit(f"{said['n_failed']} variants of {first} to {last} failed, not {n_failed}; see {said}")
     return said
 
 
@@ -381,6 +389,8 @@ def write_results(results: Results, minutes: float) -> None:
             f"| registering, a process each | {fleet['lone_registration'] * n_variants:.0f} (extrapolated) "
             f"| | {fleet['lone_registration'] * 1e3:.0f} | |",
         ]
+    else:
+        lines += ["", "The fleet was left out of this run."]
     lines += ["", "![Microseconds a row](results.png)", ""]
     (FOLDER / "RESULTS.md").write_text("\n".join(lines))
     draw(singles)

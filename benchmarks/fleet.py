@@ -48,7 +48,10 @@ def main() -> None:
                 raise_on_error=False,
                 reexecution_options=options,
             ) as result:
-                said = {"run_id": result.run_id, "success": result.success}
+                steps = [event for event in result.all_events if event.is_step_failure]
+                held = steps[0].step_failure_data.user_failure_data if steps else None
+                failed = held.metadata["failed"].value if held else {}
+                said = {"run_id": result.run_id, "success": result.success, "n_failed": len(failed)}
         ended = time.perf_counter()
     print(json.dumps(said | {"seconds": ended - STARTED, "run_seconds": ended - run_started, "peak_mb": peak_mb()}))
 

@@ -23,6 +23,7 @@ from churn.variants import Variant
 
 BUCKET = "bench"
 WEEK = date(2026, 11, 16)
+MONTH = date(2026, 7, 1)  # before every week that is scored, each run of a fleet taking the Monday before the last
 MODEL_KEY = "models/churn/xgb_churn_model_2.bin"
 NAMES_KEY = "data/churn/feature_names_3.json"
 SAMPLE_KEY = "data/churn/X_test_sample_2.json"
@@ -67,9 +68,7 @@ def simulated_rows(n_rows: int, seed: int = 3) -> pl.DataFrame:
     source = simulate_activity(n_accounts=min(20_000, n_rows), first_month=date(2025, 2, 1), n_months=21, seed=seed)
     rng = np.random.default_rng(seed)
     drawn = source[rng.integers(0, source.height, n_rows)]
-    return drawn.with_columns(
-        account_id=pl.Series(rng.permutation(n_rows) + 10_000_000), activity_month=pl.lit(date(2026, 10, 1))
-    )
+    return drawn.with_columns(account_id=pl.Series(rng.permutation(n_rows) + 10_000_000), activity_month=pl.lit(MONTH))
 
 
 def upload_variant(variant: Variant, activity: pl.DataFrame | bytes, files: dict[str, bytes]) -> None:

@@ -151,7 +151,7 @@ class Scorer:
                 if not isinstance(error, ChurnError):
                     logger.exception("%s failed", key)
                 self._record_failure(key, week, dagster_run_id, started_at, error)
-                return key, error
+                return key, _without_frames(error)
 
         yield from in_threads(attempt, keys)
 
@@ -280,6 +280,15 @@ def score_rows(
     for scored in in_threads(of_chunk, chunks):
         summary.add(scored)
         yield scored
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """Let go of the frames that an error came through, which hold a variant's model and rows."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def _tell_retry(state: RetryCallState) -> None:

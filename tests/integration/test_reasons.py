@@ -14,6 +14,7 @@ import xgboost as xgb
 from churn.charts import draw_importance
 from churn.cli import main
 from churn.deployment import Deployment
+from churn.errors import InputError
 from churn.variants import Variant
 
 from .conftest import Run, Site, bundled, put_model_files
@@ -212,3 +213,11 @@ def test_dagster_shows_the_importances_and_who_scored(us: pd.DataFrame, deployme
     shown = describe(outcome, lambda _name, _version: "http://mlflow")["generate_predictions"]
     assert str(shown["importance"].value).startswith("![picture](data:image/svg+xml;base64,")
     assert shown["scored_by"] == dg.MetadataValue.text("tables compiled from its trees")
+
+
+def test_failed_variants_keep_nothing_of_their_models_in_memory(us: pd.DataFrame, deployment: Deployment) -> None:
+    ((_, error),) = deployment.scorer().score_fleet([US.key], monday(weeks_ago=200), None, lambda *_: None)
+
+    assert isinstance(error, InputError)
+    assert "score a later week" in str(error)
+    assert (error.__traceback__, error.__context__) == (None, None)

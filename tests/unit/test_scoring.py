@@ -265,7 +265,7 @@ def test_an_early_stopped_booster_is_taken_with_all_its_trees_as_xgboost_takes_i
     data = xgb.DMatrix(case.matrix, rng.random(80) < 0.5, feature_names=list(case.bundle.feature_names))
     booster = xgb.train(
         {"objective": "binary:logistic"}, data, 30, evals=[(data, "shuffled"), (xgb.DMatrix(
-            case.matrix, rng.random(80) < 0.5, feature_names=list(case.bundle.feature_names)), "held out")],
+            case.matrix, rng.random(80) < 0.5, feature_names=list(case.bundle.feature_names)), "held_out")],
         early_stopping_rounds=3, verbose_eval=False,
     )  # fmt: skip
     assert booster.best_iteration + 1 < booster.num_boosted_rounds()
