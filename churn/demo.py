@@ -35,7 +35,7 @@ VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", 
 _ACCOUNTS = 1000
 _FIRST_MONTH, _MONTHS = date(2025, 2, 1), 21
 _SEED = 7
-_BAR_WIDTH = 12
+_BAR_WIDTH = 5
 
 _SUMMARY = """
 SELECT variant, count(*) AS accounts, avg(churn_probability) AS mean, model_version, source,
@@ -187,9 +187,9 @@ def _show(console: Console, deployment: Deployment, week: date) -> int:
 
 def _predictions_table(highest: pl.DataFrame, week: date) -> Table:
     table = Table(title=f"Most likely to churn, week of {week}", title_justify="left")
-    table.add_column("variant")
-    table.add_column("account_id", justify="right")
-    table.add_column("churn_probability")
+    table.add_column("variant", no_wrap=True)
+    table.add_column("account_id", justify="right", no_wrap=True)
+    table.add_column("probability", no_wrap=True)
     table.add_column("because, in log-odds", style="dim")
     previous = None
     for variant, account_id, probability, *reasons in highest.iter_rows():

@@ -37,6 +37,7 @@ def main() -> None:
             page.get_by_role("button", name="Hide navigation").click()
             take_graph(served, page, out)
             take_predictions(served, page, out)
+            take_importance(page, out)
             take_checks(served, page, out)
             take_registry(served, page, out)
 
@@ -51,10 +52,20 @@ def take_graph(served: Served, page: Page, out: Path) -> None:
 
 def take_predictions(served: Served, page: Page, out: Path) -> None:
     """One variant's predictions: how many, their mean, their distribution."""
-    page.set_viewport_size({"width": 1180, "height": 1045})
+    page.set_viewport_size({"width": 1180, "height": 1180})
     page.goto(f"{served.dagster}/assets/generate_predictions?view=partitions&partition=geography-us")
     expect(page.get_by_text("histogram", exact=True)).to_be_visible()
     save(page, out / "dagster-predictions.png")
+
+
+def take_importance(page: Page, out: Path) -> None:
+    """What drove that variant's scores: the picture behind the link on the same page."""
+    page.set_viewport_size({"width": 1180, "height": 700})
+    page.get_by_text("[Show Markdown]").click()
+    picture = page.get_by_role("img", name="picture")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 0, "the picture was not drawn"
+    save(page, out / "dagster-importance.png")
 
 
 def take_checks(served: Served, page: Page, out: Path) -> None:
