@@ -64,7 +64,7 @@ def take_importance(page: Page, out: Path) -> None:
     page.get_by_text("[Show Markdown]").click()
     picture = page.get_by_role("img", name="picture")
     expect(picture).to_be_visible()
-    assert picture.evaluate("image => image.naturalWidth") > 0, "the picture was not drawn"
+    expect(picture).to_have_js_property("complete", value=True)
     save(page, out / "dagster-importance.png")
 
 
