@@ -16,7 +16,7 @@ from benchmarks.services import MODEL_KEY, NAMES_KEY, model_files, peak_mb, simu
 from churn.data.features import Encoding, Packed, derive, pack, plan_encoding, unpack
 from churn.model.bundle import Bundle, read_bundle
 from churn.model.engine import build_engine
-from churn.model.explanations import feature_parents
+from churn.model.explanations import sum_to_parents
 from churn.threads import CORES, in_threads
 
 _CHUNK = 65_536
@@ -36,14 +36,14 @@ def ours(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
 def pred_contribs(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
     """XGBoost's own, on all cores."""
     bundle.booster.set_param({"nthread": CORES})
-    return summed(bundle.contributions(unpack(packed, encoding))[:, :-1], encoding)
+    return sum_to_parents(bundle.contributions(unpack(packed, encoding)), encoding)
 
 
 def shap_package(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
     """The shap package, which hands the work to XGBoost."""
     import shap
 
-    return summed(shap.TreeExplainer(bundle.booster).shap_values(unpack(packed, encoding)), encoding)
+    return sum_to_parents(shap.TreeExplainer(bundle.booster).shap_values(unpack(packed, encoding)), encoding)
 
 
 def woodelf(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
@@ -52,15 +52,7 @@ def woodelf(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
     from woodelf import WoodelfExplainer
 
     matrix = pd.DataFrame(unpack(packed, encoding), columns=list(bundle.feature_names))
-    return summed(np.asarray(WoodelfExplainer(bundle.booster).shap_values(matrix)), encoding)
-
-
-def summed(values: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Sum features' values to their parents'."""
-    sums = np.zeros((len(values), len(encoding.parents)), dtype=np.float32)
-    for feature, parent in enumerate(feature_parents(encoding)):
-        sums[:, parent] += values[:, feature]
-    return sums
+    return sum_to_parents(np.asarray(WoodelfExplainer(bundle.booster).shap_values(matrix)), encoding)
 
 
 WAYS: dict[str, Explain] = {"ours": ours, "pred_contribs": pred_contribs, "shap": shap_package, "woodelf": woodelf}

@@ -23,6 +23,7 @@ numba.config.SLP_VECTORIZE = 1
 BLOCK = 16_384
 """Rows that go through all trees together: enough that a tree's tables are loaded seldom."""
 
+WORD_BITS = 64
 _MAX_CELLS = 1 << 16
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -96,6 +97,16 @@ class Words(NamedTuple):
     n_columns: npt.NDArray[np.int32]
 
 
+def blank_words(n_words: int, plan: CellPlan) -> Words:
+    """Return words that answer no to everything, in which no column has a say yet."""
+    n_columns, n_cells = len(plan.starts) - 1, int(plan.starts[-1])
+    return Words(
+        np.zeros((n_words, n_cells), dtype=np.uint64),
+        np.zeros((n_words, n_columns), dtype=np.int32),
+        np.zeros(n_words, dtype=np.int32),
+    )
+
+
 def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
     """Cut each column at the thresholds that the forest asks of it.
 
@@ -142,6 +153,15 @@ def goes_left(splits: Splits, node: int, n_numbers: int, cell: int, n_cells: int
     if splits.column[node] < n_numbers:
         return bool(splits.beyond[node]) if cell == n_cells - 1 else cell <= splits.cell[node]
     return bool(splits.at[node]) if cell == splits.cell[node] else bool(splits.beyond[node])
+
+
+@compiled
+def give_say(words: Words, word: int, has_say: npt.NDArray[np.bool_]) -> None:
+    """Note the columns that have a say in a word; ``has_say`` has shape (n_columns,)."""
+    for column in range(len(has_say)):
+        if has_say[column]:
+            words.columns[word, words.n_columns[word]] = column
+            words.n_columns[word] += 1
 
 
 @compiled

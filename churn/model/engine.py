@@ -13,7 +13,7 @@ import numpy.typing as npt
 from churn.data.features import Encoding, Packed, unpack
 from churn.errors import ModelFileError
 from churn.model.bundle import Bundle
-from churn.model.explanations import build_explainer, feature_parents
+from churn.model.explanations import build_explainer, sum_to_parents
 from churn.model.forest import NotCompilableError
 from churn.model.scoring import build_scorer
 
@@ -89,36 +89,32 @@ def _compiled(bundle: Bundle, encoding: Encoding, *, is_large_batch: bool, with_
 
 
 def _of_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: bool) -> Engine:
-    def score(packed: Packed) -> tuple[Floats, Floats | None]:
+    if not with_reasons:
+        return Engine(lambda packed: (bundle.predict(unpack(packed, encoding)), None), None, why)
+
+    def score(packed: Packed) -> tuple[Floats, Floats]:
         matrix = unpack(packed, encoding)
-        return bundle.predict(matrix), _summed(bundle, encoding, packed)[0] if with_reasons else None
+        return bundle.predict(matrix), sum_to_parents(bundle.contributions(matrix), encoding)
 
     bias = float(bundle.contributions(np.zeros((1, encoding.n_features), dtype=np.float32))[0, -1])
-    return Engine(score, _reasons(encoding, bias) if with_reasons else None, why)
+    return Engine(score, _reasons(encoding, bias), why)
 
 
 def _reasons(encoding: Encoding, bias: float) -> Reasons:
     return Reasons(encoding.parents, {group.parent: group.levels for group in encoding.one_hots}, bias)
 
 
-def _summed(bundle: Bundle, encoding: Encoding, packed: Packed) -> tuple[Floats, float]:
-    """Return XGBoost's own contributions, summed to parents, and its bias."""
-    values = bundle.contributions(unpack(packed, encoding))
-    sums = np.zeros((packed.n_rows, len(encoding.parents)), dtype=np.float32)
-    for feature, parent in enumerate(feature_parents(encoding)):
-        sums[:, parent] += values[:, feature]
-    return sums, float(values[0, -1])
-
-
 def _differs(ours: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
     """Tell how an engine's results differ from XGBoost's, or nothing when they don't."""
     some = head.take(slice(_PROVED_SCORES))
+    matrix = unpack(some, encoding)
     scores, contributions = ours.score(some)
-    gap = float(np.abs(scores - bundle.predict(unpack(some, encoding))).max())
+    gap = float(np.abs(scores - bundle.predict(matrix)).max())
     if not gap <= _SCORE_TOLERANCE:
         return f"scores by {gap:.2g}"
     if contributions is not None and ours.reasons is not None:
-        theirs, bias = _summed(bundle, encoding, head.take(slice(_PROVED_REASONS)))
+        by_feature = bundle.contributions(matrix[:_PROVED_REASONS])
+        theirs, bias = sum_to_parents(by_feature, encoding), float(by_feature[0, -1])
         gap = max(float(np.abs(contributions[:_PROVED_REASONS] - theirs).max()), abs(bias - ours.reasons.bias))
         if not gap <= _REASON_TOLERANCE:
             return f"contributions by {gap:.2g}"

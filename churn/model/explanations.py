@@ -14,11 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 from churn.data.features import Encoding, Packed
-from churn.model.cells import BLOCK, CellPlan, Cells, Splits, Words, compiled, gather, goes_left, plan_cells
+from churn.model.cells import (
+    BLOCK,
+    WORD_BITS,
+    CellPlan,
+    Cells,
+    Splits,
+    Words,
+    blank_words,
+    compiled,
+    gather,
+    give_say,
+    goes_left,
+    plan_cells,
+)
 from churn.model.forest import LEAF, Forest, NotCompilableError
 from churn.model.scoring import probability
 
-_WORD_BITS = 64
 _LANES = 8  # a row of a table is a multiple of it, which is what one instruction adds
 _MOST_SPLITS = 12
 _MAX_TABLE_BYTES = 256 << 20
@@ -103,12 +115,8 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
     n_lanes = -(-(n_parents + 1) // _LANES) * _LANES
     parts = _cut(forest, depth, 10 if is_large_batch else 7, n_lanes)
     shifts, word_of = _pack_words(parts.n_splits)
-    n_words, n_cells, n_columns = int(word_of[-1]) + 1, int(plan.starts[-1]), len(plan.starts) - 1
-    words = Words(
-        np.zeros((n_words, n_cells), dtype=np.uint64),
-        np.zeros((n_words, n_columns), dtype=np.int32),
-        np.zeros(n_words, dtype=np.int32),
-    )
+    n_words = int(word_of[-1]) + 1
+    words = blank_words(n_words, plan)
     sizes = 1 << parts.n_splits
     starts = np.cumsum([0, *sizes])
     tables = Tables(
@@ -134,6 +142,14 @@ def feature_parents(encoding: Encoding) -> npt.NDArray[np.int32]:
     for i, group in enumerate(encoding.one_hots):
         parents[list(group.positions)] = len(encoding.numbers) + i
     return parents
+
+
+def sum_to_parents(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
+    """Sum contributions by feature, shape (n, at least n_features), to those by parent, shape (n, n_parents)."""
+    sums = np.zeros((len(values), len(encoding.parents)), dtype=np.float32)
+    for feature, parent in enumerate(feature_parents(encoding)):
+        sums[:, parent] += values[:, feature]
+    return sums
 
 
 def _weights(depth: int) -> npt.NDArray[np.float64]:
@@ -165,7 +181,7 @@ def _pack_words(n_splits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64],
     shifts, word_of = np.zeros_like(n_splits), np.zeros_like(n_splits)
     word, used = 0, 0
     for part, n in enumerate(n_splits.tolist()):
-        if used + n > _WORD_BITS:
+        if used + n > WORD_BITS:
             word, used = word + 1, 0
         shifts[part], word_of[part] = used, word
         used += n
@@ -251,29 +267,20 @@ def _tabulate(
         node = root
         while node != top:
             node = parents[node]
-            stack[n_placed], place[node] = node, n_placed
+            place[node] = n_placed
+            shift = tables.shifts[part] + np.uint64(n_placed)
+            _answer(words, word, node, shift, splits, starts, n_numbers, has_say)
             n_placed += 1
-        for i in range(n_placed):
-            _answer(words, word, stack[i], tables.shifts[part] + np.uint64(i), splits, starts, n_numbers, has_say)
-        stack[0] = root
-        n_open = 1
-        while n_open:
-            n_open -= 1
-            node = stack[n_open]
-            if left[node] != LEAF:
-                place[node] = n_placed
-                shift = tables.shifts[part] + np.uint64(n_placed)
-                _answer(words, word, node, shift, splits, starts, n_numbers, has_say)
-                n_placed += 1
-                stack[n_open], stack[n_open + 1] = right[node], left[node]
-                n_open += 2
-
         stack[0] = root
         n_open = 1
         while n_open:
             n_open -= 1
             leaf = stack[n_open]
             if left[leaf] != LEAF:
+                place[leaf] = n_placed
+                shift = tables.shifts[part] + np.uint64(n_placed)
+                _answer(words, word, leaf, shift, splits, starts, n_numbers, has_say)
+                n_placed += 1
                 stack[n_open], stack[n_open + 1] = right[leaf], left[leaf]
                 n_open += 2
                 continue
@@ -307,10 +314,7 @@ def _tabulate(
             for lane in range(n_lanes):
                 tables.rows[first + pattern, lane] = sums[pattern, lane]
     for word in range(len(words.n_columns)):
-        for column in range(len(starts) - 1):
-            if has_say[word, column]:
-                words.columns[word, words.n_columns[word]] = column
-                words.n_columns[word] += 1
+        give_say(words, word, has_say[word])
     return bias
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 LEAF = -1
-_NUMERICAL_SPLIT = 0
 
 
 class NotCompilableError(ValueError):

@@ -13,10 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from churn.data.features import Encoding, Packed
-from churn.model.cells import BLOCK, CellPlan, Cells, Splits, Words, compiled, gather, goes_left, plan_cells
+from churn.model.cells import (
+    BLOCK,
+    WORD_BITS,
+    CellPlan,
+    Cells,
+    Splits,
+    Words,
+    blank_words,
+    compiled,
+    gather,
+    give_say,
+    goes_left,
+    plan_cells,
+)
 from churn.model.forest import LEAF, Forest, NotCompilableError
 
-_WORD_BITS = 64
 _MAX_TABLE_BYTES = 256 << 20
 _DE_BRUIJN = 0x03F79D71B4CB0A89  # each run of six of its bits is another, so that a product tells which bit was set
 
@@ -57,16 +69,12 @@ def build_scorer(forest: Forest, encoding: Encoding) -> ForestScorer:
     """
     plan = plan_cells(forest, encoding)
     n_leaves = np.add.reduceat(forest.is_leaf, forest.starts[:-1], dtype=np.int64)
-    word_starts = np.cumsum([0, *(-(-n_leaves // _WORD_BITS))])
-    n_words, n_cells, n_columns = int(word_starts[-1]), int(plan.starts[-1]), len(plan.starts) - 1
+    word_starts = np.cumsum([0, *(-(-n_leaves // WORD_BITS))])
+    n_words, n_cells = int(word_starts[-1]), int(plan.starts[-1])
     if n_words * n_cells * 8 > _MAX_TABLE_BYTES:
         raise NotCompilableError(f"{n_words} words of leaves by {n_cells} cells")
-    words = Words(
-        np.zeros((n_words, n_cells), dtype=np.uint64),
-        np.zeros((n_words, n_columns), dtype=np.int32),
-        np.zeros(n_words, dtype=np.int32),
-    )
-    leaves = np.zeros((n_words, _WORD_BITS), dtype=np.float32)
+    words = blank_words(n_words, plan)
+    leaves = np.zeros((n_words, WORD_BITS), dtype=np.float32)
     _rule_out(
         forest.starts, forest.left, forest.right, forest.values, plan.splits, plan.starts, plan.n_numbers,
         word_starts, words, leaves,
@@ -134,12 +142,7 @@ def _rule_out(
                             bit = np.uint64(1) << np.uint64(leaf % 64)
                             words.bits[first_word + leaf // 64, starts[column] + cell] |= bit
         for word in range(first_word, end_word):
-            n = 0
-            for column in range(len(has_say)):
-                if has_say[column]:
-                    words.columns[word, n] = column
-                    n += 1
-            words.n_columns[word] = n
+            give_say(words, word, has_say)
 
 
 @compiled
