@@ -7,14 +7,16 @@ down as :class:`Provenance`; what the bytes mean is decided elsewhere.
 
 import hashlib
 import logging
+import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import boto3
 import botocore.exceptions as aws
@@ -68,6 +70,9 @@ _PASSING = {
     "Throttling",
 }
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_UNFINISHED = ".unfinished"
+
+_Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,10 @@ class Place(Protocol):
     def list(self, prefix: str) -> list[Entry]: ...
     def chunks(self, entry: Entry) -> Iterator[bytes]: ...
 
+    def write(self, key: str, body: bytes) -> None:
+        """Put a file there, whole or not at all, in place of any of that key."""
+        ...
+
 
 class Folder:
     """The local copy."""
@@ -134,7 +143,9 @@ class Folder:
 
     def list(self, prefix: str) -> list[Entry]:
         folder = self.root / prefix.rpartition("/")[0]
-        keys = ((path.relative_to(self.root).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file())
+        # The suffix first: such a file may be gone by the time it is asked about.
+        paths = (path for path in sorted(folder.rglob("*")) if path.suffix != _UNFINISHED and path.is_file())
+        keys = ((path.relative_to(self.root).as_posix(), path) for path in paths)
         return [self._entry(key, path) for key, path in keys if key.startswith(prefix)]
 
     def _entry(self, key: str, path: Path) -> Entry:
@@ -151,6 +162,23 @@ class Folder:
             raise AccessDeniedError(f"{self.uri(entry.key)} may not be read by this user; correct its mode") from error
         except FileNotFoundError as error:
             raise SourceUnavailableError(f"{self.uri(entry.key)} went away while it was read") from error
+
+    def write(self, key: str, body: bytes) -> None:
+        path = self.root / key
+        unfinished = path.with_name(f"{uuid.uuid4().hex}{_UNFINISHED}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("xb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except PermissionError as error:
+            raise AccessDeniedError(f"{self.uri(key)} may not be written by this user; correct its mode") from error
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise SourceError(f"{self.uri(key)} could not be written: {error}") from error
 
 
 class Bucket:
@@ -198,15 +226,19 @@ class Bucket:
         if is_md5 and md5.hexdigest() != entry.version:
             raise InputError(f"{self.uri(entry.key)} does not match its ETag {entry.version}; upload it again")
 
+    def write(self, key: str, body: bytes) -> None:
+        with self._errors_translated(key, needs="s3:PutObject"):
+            self._client.put_object(Bucket=self.name, Key=key, Body=body)
+
     @contextmanager
-    def _errors_translated(self, key: str) -> Iterator[None]:
+    def _errors_translated(self, key: str, needs: str = "s3:ListBucket and s3:GetObject") -> Iterator[None]:
         uri = self.uri(key)
         try:
             yield
         except aws.FlexibleChecksumError as error:
             raise InputError(f"{uri} failed its checksum; upload it again") from error
         except aws.ClientError as error:
-            raise _meaning_of(error, uri) from error
+            raise _meaning_of(error, uri, needs) from error
         except (
             aws.NoCredentialsError,
             aws.PartialCredentialsError,
@@ -221,14 +253,14 @@ class Bucket:
             raise SourceError(f"{uri} could not be read: {error}") from error
 
 
-def _meaning_of(error: aws.ClientError, uri: str) -> ChurnError:
+def _meaning_of(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
     code = error.response.get("Error", {}).get("Code", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in _MISSING:
         return _NotThereError(f"{uri} does not exist ({code})")
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(
-            f"access to {uri} was denied ({code}); the role needs s3:ListBucket and s3:GetObject on it. "
+            f"access to {uri} was denied ({code}); the role needs {needs} on it. "
             f"The local copy is not used in its place"
         )
     if status >= 500 or status == 429 or code in _PASSING:
@@ -251,6 +283,11 @@ class Sources:
     fallback: bool = True
     max_age: timedelta | None = None
 
+    @property
+    def own_place(self) -> Place:
+        """Where variants' own files are, with no fallback: the bucket, or the local folder when there is none."""
+        return self.bucket or self.local
+
     def fetch(self, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
         """Copy one file of each group into a folder, all from one place and one variant.
 
@@ -269,7 +306,8 @@ class Sources:
         try:
             if self.bucket is None:
                 raise _NotThereError("S3 is not configured (MLFLOW_S3_BUCKET)")
-            return _persistently(self.bucket, variant, groups, into)
+            bucket = self.bucket
+            return persistently(lambda: _fetch_from(bucket, variant, groups, into))
         except (_NotThereError, SourceUnavailableError) as error:
             return self._fetch_local(variant, groups, into, error)
 
@@ -283,7 +321,7 @@ class Sources:
         Raises:
             SourceError: If S3 is configured and does not answer.
         """
-        place = self.bucket or self.local
+        place = self.own_place
         keys = [variant.prefix + INPUT_FOLDER + name for name in INPUT_NAMES]
         held = {entry.key: entry for entry in place.list(variant.prefix + INPUT_FOLDER)}
         return next((f"{place.uri(key)}@{held[key].version}" for key in keys if key in held), None)
@@ -294,8 +332,7 @@ class Sources:
         Raises:
             SourceError: If S3 is configured and does not answer.
         """
-        place = self.bucket or self.local
-        matches = (_MODEL_KEY.fullmatch(entry.key) for entry in place.list(prefix))
+        matches = (_MODEL_KEY.fullmatch(entry.key) for entry in self.own_place.list(prefix))
         return list(dict.fromkeys(Variant(match["geography"], match["company"]) for match in matches if match))
 
     def _fetch_local(
@@ -338,7 +375,8 @@ class Sources:
             )
 
 
-def _persistently(place: Place, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
+def persistently(work: Callable[[], _Out]) -> _Out:
+    """Do it again, a few times, when the other side does not answer or what it gave is damaged."""
     for attempt in Retrying(
         retry=retry_if_exception_type((SourceUnavailableError, InputError)),
         stop=stop_after_attempt(ATTEMPTS),
@@ -346,7 +384,7 @@ def _persistently(place: Place, variant: Variant, groups: Sequence[Sequence[str]
         reraise=True,
     ):
         with attempt:
-            return _fetch_from(place, variant, groups, into)
+            return work()
     raise AssertionError  # Retrying reraises
 
 

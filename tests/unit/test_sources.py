@@ -70,6 +70,10 @@ class StandInS3:
                 stand_in.paths.append(self.path)
                 stand_in.answer(self)
 
+            def do_PUT(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
             def log_message(self, *_: object) -> None:
                 pass
 
@@ -464,3 +468,58 @@ def test_the_inputs_version_changes_when_its_content_does_and_only_then(bucket, 
 
     put(where, US.prefix + KEY, OTHER * 2)
     assert sources.input_version(US) != first
+
+
+@pytest.mark.parametrize("place", ["s3", "local"])
+def test_what_is_written_is_there_whole_under_its_key_and_may_be_written_again(bucket, tmp_path, place):
+    where = Bucket(bucket) if place == "s3" else Folder(tmp_path / "new")
+    for body in (BODY, OTHER * 200_000, b""):
+        where.write("a/b/part", body)
+        where.write("a/c", b"another")
+
+        (entry,) = where.list("a/b/")
+        assert (entry.key, entry.size) == ("a/b/part", len(body))
+        assert b"".join(where.chunks(entry)) == body
+    assert [entry.key for entry in where.list("")] == ["a/b/part", "a/c"]
+
+
+def test_a_variants_own_files_are_in_the_bucket_and_without_one_in_the_local_folder(bucket, root):
+    s3, local = Bucket(bucket), Folder(root)
+    assert Sources(s3, local).own_place is s3
+    assert Sources(None, local).own_place is local
+
+
+def test_a_local_file_that_is_being_written_is_not_listed_and_leaves_the_old_one_in_place(root, monkeypatch):
+    folder = Folder(root)
+    listed = []
+
+    def list_instead(descriptor: int) -> None:
+        listed.extend((entry.key, entry.size) for entry in folder.list(""))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", list_instead)
+    with pytest.raises(SourceError, match=r"activity\.csv could not be written: .*No space left"):
+        folder.write(KEY, BODY * 3)
+
+    assert listed == [(KEY, len(OTHER))]
+    assert [path.read_bytes() for path in root.rglob("*") if path.is_file()] == [OTHER]
+
+
+def test_a_local_file_that_cannot_be_written_is_told_with_its_place(root):
+    with pytest.raises(SourceError, match=r"activity\.csv/part could not be written: .*File exists"):
+        Folder(root).write(f"{KEY}/part", BODY)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused", "why"),
+    [
+        (error(403, "AccessDenied"), AccessDeniedError, "access to s3://any/a/b was denied .*needs s3:PutObject on it"),
+        (error(404, "NoSuchBucket"), SourceError, "s3://any/a/b does not exist"),
+        (error(503, "SlowDown"), SourceUnavailableError, "s3://any/a/b kept failing"),
+    ],
+    ids=["denied", "missing", "failing"],
+)
+def test_a_bucket_that_does_not_take_a_file_says_why(s3, answer, refused, why):
+    s3.answer = answer
+    with pytest.raises(refused, match=why):
+        Bucket("any").write("a/b", BODY)

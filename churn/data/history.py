@@ -1,0 +1,239 @@
+"""What became known of a variant's players, and when: an append-only store of activity beside its other files.
+
+Each extract shows the months as they stand then. The history keeps what each one added or changed, as a Parquet part
+that is never rewritten, so that any past date can be seen as it was. Parts lie under ``history/activity/`` below the
+variant's prefix and are named by when they were received and by the SHA-256 of their content.
+
+A fact is a row with ``known_at``. An extract's own counts, save where it contradicts what the history saw: a row that
+changed and kept its ``known_at`` became known when it was received. Without one, a fact became known when it was
+received; in the first extract of a variant, which brings months long past, at the end of its month. So a month's total
+never reaches an as-of date within the month, which by the extract alone it would, and a correction reaches only later
+as-of dates than the one it came on. What disappears from a later extract stays.
+
+Processes may append at once. Each writes a part of its own; a fact that two of them wrote says the same twice.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from churn.data.activity import KEY, is_activity
+from churn.data.features import in_order, key_columns
+from churn.data.sources import Entry, Place, persistently
+from churn.errors import InputError, SourceError, UsageError
+from churn.threads import in_threads
+from churn.variants import Variant
+
+FOLDER = "history/activity/"
+_PART = re.compile(r"\d{8}T\d{6}\.\d{6}Z-\d{5,}-[0-9a-f]{64}\.parquet")
+_READS_AT_ONCE = 8  # a part is small: reading it is mostly waiting
+_INSTANT = pl.Datetime("us", "UTC")
+_NO_PREDECESSOR = -1
+
+Positions = npt.NDArray[np.int64]
+Marks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ActivityHistory:
+    """The histories of all variants in one place: the bucket, or the local folder where there is none."""
+
+    place: Place
+
+    def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> int:
+        """Add what an extract says that the history does not. Appending it again adds nothing.
+
+        Args:
+            extract: Checked activity, with or without ``known_at``; columns beyond the contract's are kept.
+            received_at: When the extract came in, with its time zone.
+
+        Returns:
+            How many facts were added.
+
+        Raises:
+            InputError: If ``extract`` is no raw activity, contradicts a column's type, or a part is damaged.
+            SourceError: If the place does not answer or refuses; access denied is ``AccessDeniedError``.
+            UsageError: If ``received_at`` has no time zone.
+        """
+        if received_at.tzinfo is None:
+            raise UsageError(f"received_at {received_at} has no time zone, so that it is no instant; give it one")
+        received_at = received_at.astimezone(UTC)
+        parts = self._parts(variant)
+        added = new_facts(extract, self._read(parts) if parts else None, received_at)
+        if added.is_empty():
+            return 0
+        body = io.BytesIO()
+        added.write_parquet(body, compression="zstd")
+        content = body.getvalue()
+        # The count keeps parts received at one instant in the order in which they were written.
+        name = f"{received_at:%Y%m%dT%H%M%S.%f}Z-{len(parts):05d}-{hashlib.sha256(content).hexdigest()}.parquet"
+        persistently(lambda: self.place.write(variant.prefix + FOLDER + name, content))
+        return added.height
+
+    def read(self, variant: Variant) -> pl.DataFrame:
+        """Read all facts, in order of account, month, ``known_at`` and arrival.
+
+        Raises:
+            InputError: If a part is damaged; names it.
+            SourceError: If the variant has no history, or the place does not answer.
+        """
+        parts = self._parts(variant)
+        if not parts:
+            raise SourceError(
+                f"{self.place.uri(variant.prefix + FOLDER)} holds no activity; append an extract of {variant} first"
+            )
+        return self._read(parts)
+
+    def version(self, variant: Variant) -> str | None:
+        """Name the state of the history, by one listing; ``None`` where there is none. It changes with every part."""
+        parts = self._parts(variant)
+        return hashlib.sha256("\n".join(part.key for part in parts).encode()).hexdigest() if parts else None
+
+    def _parts(self, variant: Variant) -> list[Entry]:
+        """List the parts, the one received first before the others."""
+        prefix = variant.prefix + FOLDER
+        held = persistently(lambda: self.place.list(prefix))
+        return sorted(
+            (entry for entry in held if _PART.fullmatch(entry.key.removeprefix(prefix))), key=lambda entry: entry.key
+        )
+
+    def _read(self, parts: list[Entry]) -> pl.DataFrame:
+        return in_order(_stack(list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))))
+
+    def _read_part(self, part: Entry) -> pl.DataFrame:
+        content = persistently(lambda: b"".join(self.place.chunks(part)))
+        uri = self.place.uri(part.key)
+        if not part.key.endswith(f"-{hashlib.sha256(content).hexdigest()}.parquet"):
+            raise InputError(
+                f"{uri} is damaged: its content is not what its name says; bring it back from a copy, or remove it and "
+                f"append the extract it came from"
+            )
+        try:
+            return pl.read_parquet(content)
+        except pl.exceptions.PolarsError as error:
+            raise InputError(f"{uri} cannot be read as Parquet ({str(error)[:200]}); was it written here?") from error
+
+
+def new_facts(extract: pl.DataFrame, held: pl.DataFrame | None, received_at: datetime) -> pl.DataFrame:
+    """Find what an extract says that is not known yet, and when it became known. Pure.
+
+    A row is compared with the report of its account and month that counted at the row's own ``known_at``, in the
+    columns that the extract has. Of rows of one account, month and ``known_at``, the one later in the file counts.
+
+    Args:
+        extract: Checked activity.
+        held: Facts so far; ``None`` if there are none, which makes the extract a backfill.
+        received_at: UTC.
+
+    Returns:
+        Facts in order of account, month and ``known_at``.
+
+    Raises:
+        InputError: If ``extract`` is no raw activity, or a column is of another type than that of ``held``.
+    """
+    if not is_activity(extract.columns):
+        raise InputError(
+            f"the extract has columns {sorted(extract.columns)[:8]}; a history is of raw activity, with "
+            f"{' and '.join(KEY)}; bring that"
+        )
+    typed = _typed(extract)
+    has_own = "known_at" in typed.columns
+    facts = typed if has_own else typed.with_columns(known_at=_received(received_at, is_backfill=held is None))
+    facts = _deciding(in_order(facts))
+    so_far = facts.clear() if held is None else held
+    if has_own:
+        facts = in_order(_dated_by_contradiction(facts, so_far, received_at))
+    _, differs = _compare(facts, so_far)
+    return facts.filter(differs)
+
+
+def _received(received_at: datetime, *, is_backfill: bool) -> pl.Expr:
+    instant = pl.lit(received_at, dtype=_INSTANT)
+    if not is_backfill:
+        return instant
+    next_month = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return pl.min_horizontal(instant, next_month - pl.duration(microseconds=1))
+
+
+def _deciding(facts: pl.DataFrame) -> pl.DataFrame:
+    """Keep the last of ordered rows that share account, month and ``known_at``."""
+    is_last = np.ones(facts.height, dtype=np.bool_)
+    is_last[:-1] = ~_follow(facts, key_columns(facts.columns))
+    return facts.filter(is_last)
+
+
+def _dated_by_contradiction(facts: pl.DataFrame, held: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
+    """Date rows that say otherwise than the history at the very same ``known_at`` by when they were received.
+
+    One that a later report of the same extract supersedes has nothing more to say, and goes.
+    """
+    predecessors, differs = _compare(facts, held)
+    known_at = pl.concat([held["known_at"], facts["known_at"]])
+    has_one = predecessors != _NO_PREDECESSOR
+    is_same_instant = (known_at.gather(np.maximum(predecessors, 0)) == facts["known_at"]).to_numpy()
+    contradicts = has_one & differs & is_same_instant
+    is_superseded = np.zeros(facts.height, dtype=np.bool_)
+    is_superseded[:-1] = _follow(facts, KEY)
+    received = pl.max_horizontal("known_at", pl.lit(received_at, dtype=_INSTANT))
+    return facts.with_columns(known_at=pl.when(pl.Series(contradicts)).then(received).otherwise("known_at")).filter(
+        ~(contradicts & is_superseded)
+    )
+
+
+def _compare(facts: pl.DataFrame, held: pl.DataFrame) -> tuple[Positions, Marks]:
+    """Find each fact's predecessor of its account and month, and whether the two differ.
+
+    Returns:
+        Positions of the predecessors in ``held`` followed by ``facts``, or ``_NO_PREDECESSOR``; and whether there is
+        none or it says something else, shape (facts.height,) both.
+    """
+    both = _stack([held, facts])
+    keys = [both[name].to_physical().to_numpy() for name in key_columns(both.columns)]
+    order = np.lexsort(keys[::-1])  # stable: what is held comes before what is new
+    before, after = order[:-1], order[1:]
+    chosen = (after >= held.height) & (keys[0][before] == keys[0][after]) & (keys[1][before] == keys[1][after])
+    predecessors = np.full(facts.height, _NO_PREDECESSOR, dtype=np.int64)
+    predecessors[after[chosen] - held.height] = before[chosen]
+    rows = np.flatnonzero(predecessors != _NO_PREDECESSOR)
+    differs = np.ones(facts.height, dtype=np.bool_)
+    said, said_before = held.height + rows, predecessors[rows]
+    differs[rows] = False
+    for name in facts.columns:
+        if name not in key_columns(facts.columns):
+            column = both[name]
+            differs[rows] |= column.gather(said).ne_missing(column.gather(said_before)).to_numpy()
+    return predecessors, differs
+
+
+def _follow(facts: pl.DataFrame, names: Iterable[str]) -> Marks:
+    """Mark the rows whose next one is the same in some columns; shape (facts.height - 1,)."""
+    values = [facts[name].to_physical().to_numpy() for name in names]
+    return np.asarray(np.logical_and.reduce([column[:-1] == column[1:] for column in values]))
+
+
+def _typed(extract: pl.DataFrame) -> pl.DataFrame:
+    """Leave out what is about the file, and write categories as the text that they stand for."""
+    rows = extract.drop("row_number", strict=False)
+    return rows.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+
+
+def _stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Put facts below one another; what some lack is missing there."""
+    try:
+        return pl.concat(frames, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        types: dict[str, set[str]] = {}
+        for frame in frames:
+            for name, dtype in frame.schema.items():
+                types.setdefault(name, set()).add(str(dtype))
+        mixed = {name: sorted(kinds) for name, kinds in types.items() if len(kinds) > 1}
+        raise InputError(
+            f"columns changed their type from one extract to another: {mixed}; write the extract as the ones before"
+        ) from error

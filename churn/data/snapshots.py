@@ -1,0 +1,77 @@
+"""Training examples: for each as-of date, the accounts that could still churn, and whether they did. Pure.
+
+The rows are what ``features`` gives for that date, by the same function as for scoring, so that a model is trained on
+what it will see. Facts without ``known_at`` are refused: by an extract alone, a month would be known from its first
+day, and a total of the whole month would reach an as-of date within it. ``churn.data.history`` knows better.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from churn.data.features import features, in_order
+from churn.data.labels import Horizon, at_risk, label
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The examples of one as-of date.
+
+    Attributes:
+        rows: What ``features`` gives of the accounts at risk with a mature label, sorted by ``account_id``.
+        churned: Their labels; shape (rows.height,).
+        n_immature: Accounts at risk whose horizon has not passed.
+        n_missing: Accounts at risk whose horizon has passed, but not for the facts.
+        n_not_at_risk: Accounts known that had already churned.
+    """
+
+    as_of: date
+    rows: pl.DataFrame
+    churned: npt.NDArray[np.bool_]
+    n_immature: int
+    n_missing: int
+    n_not_at_risk: int
+
+
+def month_ends(first: date, last: date) -> list[date]:
+    """Return the last days of months from ``first`` to ``last``, both included.
+
+    >>> month_ends(date(2025, 1, 31), date(2025, 3, 30))
+    [datetime.date(2025, 1, 31), datetime.date(2025, 2, 28)]
+    """
+    days = (first + timedelta(days=i) for i in range((last - first).days + 1))
+    return [day for day in days if (day + timedelta(days=1)).day == 1]
+
+
+def snapshots(facts: pl.DataFrame, as_ofs: Iterable[date], *, today: date, horizon: Horizon) -> list[Snapshot]:
+    """Make the training examples of several as-of dates, labelled by what is known at the end of ``today``.
+
+    An as-of date whose labels are immature or missing gives no rows, and says how many accounts wait.
+
+    Args:
+        facts: A variant's activity with ``known_at``, as its history gives it.
+
+    Raises:
+        InputError: If ``facts`` lack ``known_at`` or every money column.
+    """
+    ordered = in_order(facts)  # once for all dates
+    return [_snapshot(ordered, as_of, today, horizon) for as_of in as_ofs]
+
+
+def _snapshot(facts: pl.DataFrame, as_of: date, today: date, horizon: Horizon) -> Snapshot:
+    candidates = at_risk(facts, as_of, horizon)
+    labels = label(facts, candidates, as_of, today=today, horizon=horizon)
+    known = features(facts, as_of)
+    is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
+    return Snapshot(
+        as_of=as_of,
+        rows=known.filter(is_labelled),
+        churned=labels.churned,
+        n_immature=labels.n_immature,
+        n_missing=labels.n_missing,
+        n_not_at_risk=known.height - len(candidates),
+    )
