@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import xgboost as xgb
-from numpy.typing import NDArray
 
 from churn.data.features import encode, features, plan_encoding
 from churn.data.simulate import BEN_LOGINS, BRANDS, PRODUCTS, simulate_activity
+from churn.model.evaluation import roc_auc
 
 FIRST_MONTH = date(2025, 2, 1)
 N_MONTHS = 21
@@ -117,24 +117,11 @@ def train_model(*, n_accounts: int = N_TRAINING_ACCOUNTS) -> TrainedModel:
         booster=booster,
         n_training_rows=training.height,
         n_held_out_rows=held_out.height,
-        auc=area_under_roc(churned, probability),
+        auc=roc_auc(churned, probability),
         mean_probability=float(probability.mean(dtype=np.float64)),
         churned_share=float(churned.mean()),
         sample=held_out[np.sort(chosen[:N_SAMPLE_ROWS])].select(FEATURE_NAMES),
     )
-
-
-def area_under_roc(churned: NDArray[np.bool_], score: NDArray[np.float32]) -> float:
-    """Chance that a churned row scores above one that stayed, ties counting half.
-
-    Args:
-        churned: Shape (n_rows,), both outcomes present.
-        score: Shape (n_rows,), higher meaning likelier to churn.
-    """
-    ranks = pl.Series(score).rank("average").to_numpy()
-    n_churned = int(churned.sum())
-    n_pairs = n_churned * (len(churned) - n_churned)
-    return float((ranks[churned].sum() - n_churned * (n_churned + 1) / 2) / n_pairs)
 
 
 def _examples(activity: pl.DataFrame, months: Sequence[int]) -> pl.DataFrame:

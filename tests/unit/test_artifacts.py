@@ -14,9 +14,8 @@ import polars as pl
 import pytest
 import xgboost as xgb
 from polars.testing import assert_frame_equal
-from sklearn.metrics import roc_auc_score
 
-from churn.data.artifacts import FEATURE_NAMES, TrainedModel, area_under_roc, main, write_artifacts
+from churn.data.artifacts import FEATURE_NAMES, TrainedModel, main, write_artifacts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA, MODELS = REPOSITORY / "data" / "churn", REPOSITORY / "models" / "churn"
@@ -158,14 +157,6 @@ def test_the_bundled_extract_is_a_few_thousand_rows_with_the_quirks_in_it():
     assert activity.select("account_id", "activity_month").is_duplicated().any()
     assert (activity["reg_date"] > activity["activity_month"].dt.month_end()).any()
     assert (activity["ftd_date"] < activity["reg_date"]).any()
-
-
-@pytest.mark.parametrize("decimals", [0, 1, 8], ids=["many ties", "some ties", "no ties"])
-def test_area_under_roc_equals_scikit_learns(decimals):
-    rng = np.random.default_rng(0)
-    churned = rng.random(500) < 0.3
-    score = np.round(rng.normal(size=500) + churned, decimals).astype(np.float32)
-    assert area_under_roc(churned, score) == pytest.approx(roc_auc_score(churned, score), abs=1e-12)
 
 
 def test_the_command_line_explains_itself(capsys):

@@ -1,0 +1,353 @@
+"""How well scores foretold who churned: metrics, each with the interval that the number of rows allows. Pure.
+
+Belongs here: arithmetic on outcomes and scores. Not here: which rows are held out, and what a figure must reach. Every
+interval takes the rows as independent, so pass one row per account: an account that stands in several snapshots
+counts several times and makes the intervals too narrow.
+
+AUC and its variance: DeLong et al., Biometrics 1988, from ranks as Sun and Xu, IEEE SPL 2014. The intervals of AUC and
+average precision are taken on the logit scale, where they cover what they say near 1 and cannot leave [0, 1].
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from churn.errors import ChurnError
+
+MIN_OF_CLASS = 50
+"""Rows of each outcome below which no figure is given: its interval would span most of what is possible."""
+
+LIFT_SHARE = 0.1
+
+# Scores are served as float32, so a probability of 1 means "nearer to 1 than float32 can say".
+_SMALLEST = float(np.finfo(np.float32).eps)
+
+Outcomes = npt.NDArray[np.bool_]
+Scores = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+
+class NotMeasurableError(ChurnError, ValueError):
+    """Outcomes and scores of which the figure asked for does not exist; says why."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class AucComparison:
+    """Two models' AUC on the same rows.
+
+    Attributes:
+        difference: AUC of the second less that of the first: above 0 the second is better.
+        p_value: Two-sided, that they are equal.
+    """
+
+    difference: float
+    standard_error: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's figures on rows it was not trained on; None wherever the verdict is ``insufficient``.
+
+    Attributes:
+        mean_score: NaN of no rows.
+        verdict: ``insufficient`` where fewer than ``MIN_OF_CLASS`` rows churned, or fewer did not.
+    """
+
+    n: int
+    n_churned: int
+    roc_auc: Interval | None
+    average_precision: Interval | None
+    log_loss: Interval | None
+    brier_score: Interval | None
+    calibration_error: float | None
+    lift_at_10: float | None
+    mean_score: float
+    verdict: Literal["ok", "insufficient"]
+
+    def metrics(self) -> dict[str, float]:
+        """Return what there is as flat numbers, for MLflow; interval ends end in ``_low`` and ``_high``."""
+        flat: dict[str, float] = {"n": self.n, "n_churned": self.n_churned, "mean_score": self.mean_score}
+        for name in ("roc_auc", "average_precision", "log_loss", "brier_score"):
+            interval: Interval | None = getattr(self, name)
+            if interval is not None:
+                flat |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        singles = {"calibration_error": self.calibration_error, "lift_at_10": self.lift_at_10}
+        flat |= {name: value for name, value in singles.items() if value is not None}
+        return {name: value for name, value in flat.items() if not math.isnan(value)}
+
+
+def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
+    """Measure everything, or nothing where either outcome is too rare.
+
+    Args:
+        churned: Shape (n,).
+        scores: Churn probabilities, shape (n,), in [0, 1].
+
+    Raises:
+        NotMeasurableError: If the shapes differ or a score is no probability.
+    """
+    churned, scores = _checked(churned, scores, probabilities=True)
+    n, n_churned = len(churned), int(churned.sum())
+    mean_score = float(scores.mean()) if n else math.nan
+    if min(n_churned, n - n_churned) < MIN_OF_CLASS:
+        return Evaluation(n, n_churned, None, None, None, None, None, None, mean_score, "insufficient")
+    return Evaluation(
+        n=n,
+        n_churned=n_churned,
+        roc_auc=roc_auc_interval(churned, scores),
+        average_precision=average_precision_interval(churned, scores),
+        log_loss=_mean_interval(log_losses(churned, scores), most=math.inf),
+        brier_score=_mean_interval((scores - churned) ** 2, most=1),
+        calibration_error=calibration_error(churned, scores),
+        lift_at_10=lift(churned, scores, LIFT_SHARE),
+        mean_score=mean_score,
+        verdict="ok",
+    )
+
+
+def roc_auc(churned: Outcomes, scores: Scores) -> float:
+    """Chance that a churned row scores above one that stayed, ties counting half.
+
+    Args:
+        churned: Shape (n,), both outcomes present.
+        scores: Shape (n,), higher meaning likelier to churn; any finite numbers.
+
+    Raises:
+        NotMeasurableError: If an outcome is missing, the shapes differ or a score is not finite.
+    """
+    wins = _wins(*_both_outcomes(churned, scores))[0]
+    return float(wins.sum() / (len(wins) * (len(churned) - len(wins))))
+
+
+def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
+    """AUC with DeLong's variance on the logit scale.
+
+    Where DeLong's variance is 0, it says nothing and a bound stands in for it. When all pairs are ordered rightly, the
+    lower end is the exact bound from disjoint pairs, of which the rarer outcome has k: all k are right with probability
+    AUC to the k. When all placements are equal, as with tied scores, the variance is the largest that any scores
+    can have, ``AUC (1 - AUC) / k`` (Birnbaum and Klose, 1957).
+    """
+    churned, scores = _both_outcomes(churned, scores)
+    wins, losses = _wins(churned, scores)
+    n_churned, n_stayed = len(wins), len(losses)
+    value = float(wins.sum() / (n_churned * n_stayed))
+    fewest = min(n_churned, n_stayed)
+    if value in {0.0, 1.0}:
+        far = ((1 - confidence) / 2) ** (1 / fewest)
+        return Interval(1.0, far, 1.0) if value else Interval(0.0, 0.0, 1 - far)
+    variance = _variance_of_mean(wins / n_stayed) + _variance_of_mean(losses / n_churned)
+    return _logit_interval(value, math.sqrt(variance or value * (1 - value) / fewest), confidence)
+
+
+def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores) -> AucComparison:
+    """Compare two models on the same rows: DeLong's paired test.
+
+    Where the variance of the difference is 0 and the difference is not, as between a constant and a perfect model, the
+    p-value is Hoeffding's bound over disjoint pairs of a churned row and one that stayed.
+    """
+    of_first, of_second = (_wins(*_both_outcomes(churned, scores)) for scores in (first, second))
+    n_churned, n_stayed = (len(wins) for wins in of_first)
+    by_churned = (of_second[0] - of_first[0]) / n_stayed
+    by_stayed = (of_first[1] - of_second[1]) / n_churned
+    difference = float(by_churned.mean())
+    error = math.sqrt(_variance_of_mean(by_churned) + _variance_of_mean(by_stayed))
+    if error:
+        p_value = math.erfc(abs(difference) / error / math.sqrt(2))
+    else:
+        p_value = min(1.0, 2 * math.exp(-min(n_churned, n_stayed) * difference**2 / 2))
+    return AucComparison(difference, error, p_value)
+
+
+def average_precision(churned: Outcomes, scores: Scores) -> float:
+    """Precision at each distinct score, weighted by the churned rows it adds; as scikit-learn defines it."""
+    churned, scores = _both_outcomes(churned, scores)
+    return float(_precisions(churned, scores)[2].mean())
+
+
+def average_precision_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
+    """Average precision with the infinitesimal jackknife's variance on the logit scale.
+
+    That is what a bootstrap tends to with ever more resamples, without drawing any: each row's influence is the
+    derivative by its weight, and the variance is the sum of their squares (Efron, JASA 2014).
+    """
+    churned, scores = _both_outcomes(churned, scores)
+    order, precisions, of_churned = _precisions(churned, scores)
+    value = float(of_churned.mean())
+    if value == 1:
+        fewest = min(len(of_churned), len(churned) - len(of_churned))
+        return Interval(1.0, ((1 - confidence) / 2) ** (1 / fewest), 1.0)
+    hits, ends = churned[order], _last_of_ties(scores[order])
+    place = np.arange(1, len(order) + 1)[ends]  # rows at or above a row's score
+    # A row at or above a churned one moves that one's precision: by 1/n if it churned, all less precision/n.
+    gained = _sum_from(hits / place, ends)
+    lost = _sum_from(hits * precisions / place, ends)
+    influence = (hits * (precisions + gained - value) - lost) / len(of_churned)
+    return _logit_interval(value, math.sqrt(influence @ influence), confidence)
+
+
+def log_losses(churned: Outcomes, scores: Scores) -> npt.NDArray[np.float64]:
+    """Each row's ``-ln`` of the probability given to what happened, shape (n,); clipped by float32's step."""
+    churned, scores = _checked(churned, scores, probabilities=True)
+    clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
+    return -np.log(np.where(churned, clipped, 1 - clipped))
+
+
+def log_loss(churned: Outcomes, scores: Scores) -> float:
+    """Mean of :func:`log_losses`."""
+    return _mean(log_losses(churned, scores))
+
+
+def brier_score(churned: Outcomes, scores: Scores) -> float:
+    """Mean squared distance of the scores from what happened."""
+    churned, scores = _checked(churned, scores, probabilities=True)
+    return _mean((scores - churned) ** 2)
+
+
+def calibration_bins(
+    churned: Outcomes, scores: Scores, n_bins: int = 10
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Rows, mean score and share churned of bins that hold equally many rows as near as ties let them.
+
+    Bins of equal width would leave most of them nearly empty, and to noise: a variant's scores lie close together.
+    Equal scores share a bin, so the order of rows does not matter.
+
+    Returns:
+        Three arrays by rising score; empty bins are left out.
+    """
+    churned, scores = _checked(churned, scores, probabilities=True)
+    if not len(churned):
+        raise NotMeasurableError("there are no rows to calibrate; give at least one")
+    edges = np.percentile(scores, np.linspace(0, 1, n_bins + 1) * 100)
+    of_row = np.searchsorted(edges[1:-1], scores)
+    n, total, hits = (np.bincount(of_row, weights, n_bins) for weights in (None, scores, churned))
+    filled = n > 0
+    return n[filled], total[filled] / n[filled], hits[filled] / n[filled]
+
+
+def calibration_error(churned: Outcomes, scores: Scores, n_bins: int = 10) -> float:
+    """Mean distance of score and share churned over :func:`calibration_bins`, weighted by rows.
+
+    Chance alone makes some: about ``0.8 sqrt(n_bins p (1 - p) / n)`` for a share p of n rows, 0.014 of 5,000 at 0.2.
+    """
+    n, mean_score, share = calibration_bins(churned, scores, n_bins)
+    return float(n @ np.abs(mean_score - share) / n.sum())
+
+
+def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE) -> float:
+    """How many times likelier than all rows the highest scored ``share`` of them were to churn.
+
+    Rows tied at the cut count by their mean, as if it fell among them at random. A share of a row counts whole.
+    """
+    churned, scores = _both_outcomes(churned, scores)
+    if not 0 < share <= 1:
+        raise NotMeasurableError(f"lift of the highest {share} of the rows was asked for; the share must be in (0, 1]")
+    n_top = math.ceil(round(share * len(scores), 6))
+    cut = np.partition(scores, -n_top)[-n_top]
+    above, tied = scores > cut, scores == cut
+    hits = churned[above].sum() + (n_top - above.sum()) * churned[tied].mean()
+    return float(hits / n_top / churned.mean())
+
+
+def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Outcomes, npt.NDArray[np.float64]]:
+    outcomes, numbers = np.asarray(churned), np.asarray(scores, dtype=np.float64)
+    if outcomes.ndim != 1 or outcomes.shape != numbers.shape:
+        raise NotMeasurableError(f"outcomes of shape {outcomes.shape} do not go with scores of shape {numbers.shape}")
+    if outcomes.dtype != np.bool_:
+        raise NotMeasurableError(f"outcomes are {outcomes.dtype}; give bool, true where the account churned")
+    if not np.isfinite(numbers).all():
+        raise NotMeasurableError(f"{np.count_nonzero(~np.isfinite(numbers))} scores are NaN or infinite")
+    if probabilities and len(numbers) and not 0 <= numbers.min() <= numbers.max() <= 1:
+        raise NotMeasurableError(f"scores run from {numbers.min()} to {numbers.max()}; give probabilities")
+    return outcomes, numbers
+
+
+def _both_outcomes(churned: Any, scores: Any) -> tuple[Outcomes, npt.NDArray[np.float64]]:
+    churned, scores = _checked(churned, scores, probabilities=False)
+    if churned.all() or not churned.any():
+        raise NotMeasurableError(f"{churned.sum()} of {len(churned)} rows churned; rows of both outcomes are needed")
+    return churned, scores
+
+
+def _wins(
+    churned: Outcomes, scores: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """For each churned row the stayed ones below it, for each stayed row the churned ones above it; ties count half."""
+    order = np.argsort(scores)
+    ends = _last_of_ties(scores[order]) + 1
+    starts = _first_of_ties(ends)
+    n_stayed = np.append(0, np.cumsum(~churned[order]))  # of the first so many
+    below = np.empty(len(scores))
+    below[order] = (n_stayed[starts] + n_stayed[ends]) / 2
+    above = np.empty(len(scores))
+    above[order] = churned.sum() - (starts + ends - n_stayed[starts] - n_stayed[ends]) / 2
+    return below[churned], above[~churned]
+
+
+def _precisions(
+    churned: Outcomes, scores: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the rows by falling score, the precision down to each one's ties, and that of the churned ones alone."""
+    order = np.argsort(-scores)
+    hits, ends = churned[order], _last_of_ties(scores[order])
+    precisions = np.cumsum(hits)[ends] / (ends + 1)
+    return order, precisions, precisions[hits]
+
+
+def _last_of_ties(ordered: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return where each value's run of equal ones ends."""
+    lasts = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    return np.repeat(lasts, np.diff(lasts, prepend=-1))
+
+
+def _first_of_ties(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    firsts = np.flatnonzero(np.append(True, ends[1:] != ends[:-1]))
+    return np.repeat(firsts, np.diff(firsts, append=len(ends)))
+
+
+def _sum_from(values: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Sum the values from the first of each row's ties to the end."""
+    return np.cumsum(values[::-1])[::-1][_first_of_ties(ends)]
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    if not len(values):
+        raise NotMeasurableError("there are no rows to take the mean of; give at least one")
+    return float(values.mean())
+
+
+def _variance_of_mean(values: npt.NDArray[np.float64]) -> float:
+    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
+
+
+def _mean_interval(values: npt.NDArray[np.float64], most: float, confidence: float = 0.95) -> Interval:
+    value, reach = float(values.mean()), _quantile(confidence) * math.sqrt(_variance_of_mean(values))
+    return Interval(value, max(value - reach, 0.0), min(value + reach, most))
+
+
+def _logit_interval(value: float, error: float, confidence: float) -> Interval:
+    centre, reach = math.log(value / (1 - value)), _quantile(confidence) * error / (value * (1 - value))
+    return Interval(value, *(_expit(centre + side * reach) for side in (-1, 1)))
+
+
+def _expit(log_odds: float) -> float:
+    return (1 + math.tanh(log_odds / 2)) / 2
+
+
+def _quantile(confidence: float) -> float:
+    """Return how many standard errors reach to either side."""
+    if not 0 < confidence < 1:
+        raise NotMeasurableError(f"confidence {confidence} is not between 0 and 1; the usual is 0.95")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
