@@ -1,0 +1,1 @@
+"""What is watched from week to week: a model's inputs, its scores, and what became of them. Pure."""

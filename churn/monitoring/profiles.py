@@ -1,0 +1,255 @@
+"""Profiles: how many rows of a batch fall into which bin, per feature and for the score. No row can be told from one.
+
+A model's reference profile fixes the bins; batches are counted into the same ones, chunk by chunk. What a change of the
+counts means is for :mod:`churn.monitoring.drift`. Pure.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from churn.data.features import Encoding, Packed
+from churn.errors import InputError
+
+SCORE = "churn_probability"
+MOST_BINS = 10
+"""Of a number's values; one more counts the rows without a value."""
+
+_HEAVY_SHARE = 0.2  # no more than four values exceed it, so the bins between them stay within MOST_BINS
+_FORMAT = 1
+
+Counts = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Where the rows of one feature are counted. The last bin is for what is unknown.
+
+    Attributes:
+        edges: Of a number: bin i holds ``edges[i - 1] < value <= edges[i]``, the first and the last value bin being
+            open; then comes the bin of missing values. All are exact in float32.
+        levels: Of a category, empty for a number: a bin each, then one for levels the model does not know.
+    """
+
+    feature: str
+    edges: tuple[float, ...] = ()
+    levels: tuple[str, ...] = ()
+
+    @property
+    def n_bins(self) -> int:
+        return (len(self.levels) or len(self.edges) + 1) + 1
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each bin holds, for people."""
+        if self.levels:
+            return (*self.levels, "(other)")
+        if not self.edges:
+            return ("any value", "(missing)")
+        between = (
+            f"= {high:g}" if low == _just_below(high) else f"over {low:g} to {high:g}"
+            for low, high in pairwise(self.edges)
+        )
+        return (f"up to {self.edges[0]:g}", *between, f"over {self.edges[-1]:g}", "(missing)")
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """A batch's rows, counted.
+
+    Attributes:
+        bins: Of each of ``Encoding.parents``, in that order, then of the score.
+        counts: Rows in each bin, all features' one after another; shape (sum of n_bins,).
+    """
+
+    bins: tuple[Bins, ...]
+    counts: Counts
+
+    def __post_init__(self) -> None:
+        n_bins = sum(bins.n_bins for bins in self.bins)
+        if self.counts.shape != (n_bins,):
+            raise InputError(
+                f"a profile has counts of shape {self.counts.shape} for {n_bins} bins; give one count for each bin"
+            )
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.counts[: self.bins[0].n_bins].sum())
+
+    def by_feature(self) -> dict[str, Counts]:
+        """Return each feature's counts, shape (n_bins,)."""
+        ends = np.cumsum([bins.n_bins for bins in self.bins])
+        return dict(zip((bins.feature for bins in self.bins), np.split(self.counts, ends[:-1]), strict=True))
+
+    def __add__(self, other: "Profile") -> "Profile":
+        """Count the rows of both."""
+        require_same_bins(self, other)
+        return Profile(self.bins, self.counts + other.counts)
+
+    def to_json(self) -> str:
+        """Write the profile down; :meth:`from_json` reads back the same bins and counts."""
+        counts = self.by_feature()
+        features = [
+            {
+                "feature": bins.feature,
+                **({"levels": bins.levels} if bins.levels else {"edges": bins.edges}),
+                "counts": counts[bins.feature].tolist(),
+            }
+            for bins in self.bins
+        ]
+        return json.dumps({"format": _FORMAT, "features": features}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Profile":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: If the text is something else.
+        """
+        try:
+            read = json.loads(text)
+            if read["format"] != _FORMAT:
+                raise InputError(
+                    f"a profile is of format {read['format']!r}; this code reads {_FORMAT}, so profile anew"
+                )
+            bins = tuple(
+                Bins(item["feature"], tuple(map(float, item.get("edges", ()))), tuple(item.get("levels", ())))
+                for item in read["features"]
+            )
+            per_feature = [np.array(item["counts"]) for item in read["features"]]
+            if [(each.n_bins,) for each in bins] != [counts.shape for counts in per_feature]:
+                raise InputError("a profile has features with more or fewer counts than bins; profile anew")
+            if any(counts.dtype != np.int64 or counts.min() < 0 for counts in per_feature):
+                raise InputError("a profile has counts that are not whole numbers of 0 or more; profile anew")
+            return cls(bins, np.concatenate(per_feature))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a profile in JSON ({type(error).__name__}: {error}); profile anew") from error
+
+
+def require_same_bins(first: Profile, second: Profile) -> None:
+    """Refuse profiles whose counts cannot be set against each other.
+
+    Raises:
+        InputError: If the bins differ; names the features.
+    """
+    if first.bins != second.bins:
+        odd = sorted({bins.feature for bins in set(first.bins) ^ set(second.bins)})
+        raise InputError(
+            f"two profiles count {', '.join(odd) or 'their features'} in different bins or order; count both into the "
+            f"bins of one reference"
+        )
+
+
+def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np.floating]) -> Profile:
+    """Derive a model's bins from rows it should be compared with, and count these rows.
+
+    A number's bins hold about as many rows each; a value on more than a fifth of the rows, such as 0, has its own.
+
+    Args:
+        packed: At best rows that the model was not trained on, since it scores those it knows more boldly.
+        scores: Their churn probabilities, shape (n_rows,).
+    """
+    numbers = [Bins(name, _edges(values)) for (name, _), values in zip(encoding.numbers, packed.numbers, strict=True)]
+    categories = [Bins(group.parent, levels=group.levels) for group in encoding.one_hots]
+    score = Bins(SCORE, _edges(np.asarray(scores, dtype=np.float32)))
+    bins = (*numbers, *categories, score)
+    counter = ProfileCounter(Profile(bins, np.zeros(sum(each.n_bins for each in bins), dtype=np.int64)))
+    counter.add(packed, scores)
+    return counter.profile()
+
+
+class ProfileCounter:
+    """Counts the rows of a batch into the bins of a reference. Holds the counts alone; one thread at a time."""
+
+    def __init__(self, reference: Profile) -> None:
+        self._bins = reference.bins
+        self._categories = [bins for bins in reference.bins if bins.levels]
+        self._numbers = [bins for bins in reference.bins if not bins.levels][:-1]
+        self._counts = np.zeros_like(reference.counts)
+
+    def add(self, packed: Packed, scores: npt.NDArray[np.floating]) -> None:
+        """Count one chunk.
+
+        Args:
+            packed: Rows of the encoding that the reference was made with.
+            scores: Shape (n_rows,).
+
+        Raises:
+            InputError: If these cannot be the rows of that encoding, or there is not a score for each.
+        """
+        given = (len(packed.numbers), len(packed.levels), len(scores))
+        needed = (len(self._numbers), len(self._categories), packed.n_rows)
+        if given != needed:
+            raise InputError(
+                f"a chunk has {given[0]} numbers, {given[1]} categories and {given[2]} scores, the reference needs "
+                f"{needed[0]}, {needed[1]} and {needed[2]}; count it into the reference of the model that scored it"
+            )
+        numbers = [_count_number(*pair) for pair in zip(packed.numbers, self._numbers, strict=True)]
+        categories = [_count_levels(*pair) for pair in zip(packed.levels, self._categories, strict=True)]
+        score = _count_number(np.asarray(scores, dtype=np.float32), self._bins[-1])
+        self._counts += np.concatenate([*numbers, *categories, score])
+
+    def profile(self) -> Profile:
+        """Return what was counted so far."""
+        return Profile(self._bins, self._counts.copy())
+
+
+def _count_number(values: Values, bins: Bins) -> Counts:
+    # Comparing all values with each edge runs at memory speed; looking up each value's bin is ten times slower.
+    at_most = [np.count_nonzero(values <= edge) for edge in bins.edges]
+    n_known = len(values) - np.count_nonzero(np.isnan(values))
+    up_to = np.array([0, *at_most, n_known, len(values)], dtype=np.int64)
+    return up_to[1:] - up_to[:-1]
+
+
+def _count_levels(levels: npt.NDArray[np.uint16], bins: Bins) -> Counts:
+    counts = np.bincount(levels, minlength=bins.n_bins)
+    if len(counts) > bins.n_bins:
+        raise InputError(
+            f"{bins.feature} has a level in place {len(counts) - 1}, the reference has {len(bins.levels)} levels; "
+            f"count it into the reference of the model that scored it"
+        )
+    return counts
+
+
+def _edges(values: Values) -> tuple[float, ...]:
+    """Cut the values into at most ``MOST_BINS``: heavy values alone, what lies between them by quantiles."""
+    values = np.sort(values[np.isfinite(values)])
+    distinct, counts = np.unique(values, return_counts=True)
+    heavy = distinct[counts > _HEAVY_SHARE * len(values)] + np.float32(0)  # makes -0 plain 0
+    light = values[~np.isin(values, heavy)]
+    stretches = np.split(light, np.searchsorted(light, heavy))
+    shares = _share_out(MOST_BINS - len(heavy), [len(stretch) for stretch in stretches])
+    cuts = [_quantile_cuts(*pair) for pair in zip(stretches, shares, strict=True)]
+    below = [_just_below(value) for value in heavy.tolist()]
+    edges = np.unique(np.concatenate([below, heavy.astype(np.float64), *cuts]))
+    return tuple(edges[np.isfinite(edges)].tolist())
+
+
+def _share_out(n_bins: int, sizes: Sequence[int]) -> list[int]:
+    """Give each stretch of values a bin, and each further bin to the stretch whose bins are fullest."""
+    shares = [1] * len(sizes)
+    for _ in range(n_bins - len(sizes)):
+        shares[max(range(len(sizes)), key=lambda i: sizes[i] / shares[i])] += 1
+    return shares
+
+
+def _quantile_cuts(ordered: Values, n_bins: int) -> npt.NDArray[np.float64]:
+    if not len(ordered):
+        return np.empty(0)
+    last_of_bin = np.ceil(np.arange(1, n_bins) * len(ordered) / n_bins).astype(np.int64) - 1
+    cuts = ordered[last_of_bin]
+    return np.asarray(cuts[cuts < ordered[-1]], dtype=np.float64)
+
+
+def _just_below(value: float) -> float:
+    # Not the denormal next to 0: on a thread that flushes denormals it equals 0.
+    if value == 0:
+        return -float(np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore"):  # below the lowest number is minus infinity
+        return float(np.nextafter(np.float32(value), np.float32(-np.inf)))

@@ -1,0 +1,432 @@
+"""At stake: of 2,000 variants nobody looks at each, so what is named must have drifted, and what drifted must be named.
+
+Planted drifts move ten percentage points of the rows: of a number from the top fifth of its values to the bottom fifth,
+of a category from its most frequent level to the third. They last from the week in which they begin.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import date, timedelta
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from sklearn.metrics import roc_auc_score
+
+from churn.errors import InputError
+from churn.monitoring.drift import (
+    FeatureDrift,
+    Flag,
+    compare,
+    compare_fleet,
+    confirmed,
+    estimated_auc,
+    flag_fleet,
+    freshness,
+    volume,
+)
+from churn.monitoring.profiles import SCORE, Bins, Profile
+
+BRANDS = tuple(f"B{i}" for i in range(29))
+NUMBER = Bins("total_deposit", edges=tuple(map(float, range(9))))
+CATEGORY = Bins("brand_id", levels=BRANDS)
+FLEET_BINS = (
+    NUMBER,
+    Bins("total_handle", edges=NUMBER.edges),
+    Bins("total_ngr", edges=NUMBER.edges),
+    Bins("months_active", edges=NUMBER.edges[:7]),
+    CATEGORY,
+    Bins("ben_login_id", levels=BRANDS[:7]),
+    Bins("player_reg_product", levels=BRANDS[:5]),
+    Bins(SCORE, edges=NUMBER.edges),
+)
+MIXES = {
+    "total_deposit": [0.01, 0.54, *[0.055] * 8, 0.01],
+    "total_handle": [0.01, 0.32, *[0.083] * 8, 0.006],
+    "total_ngr": [*[0.1] * 4, 0.27, *[0.066] * 5, 0.0],
+    "months_active": [0.03, 0.17, 0.13, 0.11, 0.11, 0.11, 0.11, 0.09, 0.14],
+    "brand_id": [*(1 / (i + 1) for i in range(29)), 0.0],
+    "ben_login_id": [0.4, 0.3, 0.15, 0.08, 0.04, 0.02, 0.009, 0.001],
+    "player_reg_product": [0.85, 0.14, 0.004, 0.003, 0.002, 0.001],
+    SCORE: [*[0.1] * 10, 0.0],
+}
+
+
+def profile(bins: Bins, counts: object) -> Profile:
+    return Profile((bins,), np.array(counts, dtype=np.int64))
+
+
+def compare_counts(reference: object, batch: object, bins: Bins | None = None) -> FeatureDrift:
+    bins = bins or Bins("x", edges=tuple(map(float, range(len(batch) - 2))))
+    [drift] = compare(profile(bins, reference), profile(bins, batch))
+    return drift
+
+
+def merged(now: list[int], before: list[int]) -> tuple[list[int], list[int]]:
+    """The counts with sparse bins as one, as the documentation says it, bin by bin."""
+    n, m = sum(now), sum(before)
+    expected = [min(n, m) * (x + y) / (n + m) for x, y in zip(now, before, strict=True)]
+    kept = [i for i, e in enumerate(expected) if e >= 5]
+    rest = [i for i, e in enumerate(expected) if e < 5]
+    groups = [[i] for i in kept]
+    if not kept or sum(expected[i] for i in rest) >= 5:
+        groups.append(rest)
+    else:
+        min(groups, key=lambda group: expected[group[0]]).extend(rest)
+    both = [(sum(now[i] for i in group), sum(before[i] for i in group)) for group in groups]
+    return tuple(map(list, zip(*((x, y) for x, y in both if x + y), strict=True)))
+
+
+counts_of_12_bins = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 400)), min_size=12, max_size=12).filter(any)
+
+
+@given(now=counts_of_12_bins, before=counts_of_12_bins)
+@settings(deadline=None, max_examples=100)
+def test_psi_and_jensen_shannon_are_the_textbooks(now, before):
+    drift = compare_counts(before, now)
+
+    x, y = merged(now, before)
+    p, q = [max(c, 0.5) / sum(x) for c in x], [max(c, 0.5) / sum(y) for c in y]
+    psi = sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True)) if len(x) > 1 else 0
+    assert drift.psi == pytest.approx(psi, abs=1e-6)
+    assert drift.jensen_shannon == pytest.approx(jensenshannon(x, y, base=2) if len(x) > 1 else 0, abs=1e-6)
+    assert drift.excess_psi == pytest.approx(psi - (len(x) - 1) * (1 / sum(x) + 1 / sum(y)), abs=1e-6)
+    assert 0 <= drift.p_value <= 1
+
+
+def test_for_small_differences_the_p_value_is_psis_own():
+    before, now = [10_000] * 10, [1_000 + 12 * (-1) ** i for i in range(10)]
+
+    drift = compare_counts(before, now)
+
+    from_psi = drift.psi / (1 / sum(before) + 1 / sum(now))
+    assert drift.p_value == pytest.approx(_chi2_tail(from_psi, 9), rel=1e-3)
+
+
+def _chi2_tail(x: float, freedom: int) -> float:
+    """By integrating the density, for odd freedom."""
+    grid = np.linspace(x, x + 200, 400_001)
+    density = grid ** (freedom / 2 - 1) * np.exp(-grid / 2) / (2 ** (freedom / 2) * math.gamma(freedom / 2))
+    return float(np.trapezoid(density, grid))
+
+
+def drifts_without_cause(mix: object, bins: Bins, n: int, m: int, *, n_times: int, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    batches, references = (rng.multinomial(size, np.array(mix) / sum(mix), n_times) for size in (n, m))
+    return compare_fleet(
+        {
+            str(i): (profile(bins, reference), profile(bins, batch))
+            for i, (reference, batch) in enumerate(zip(references, batches, strict=True))
+        }
+    )
+
+
+@pytest.mark.parametrize("n", [50, 200, 1_000])
+@pytest.mark.parametrize("m", [500, 50_000])
+@pytest.mark.parametrize("bins", [NUMBER, CATEGORY], ids=["number", "category"])
+def test_without_drift_p_values_are_as_rare_as_they_say_at_any_size(n, m, bins):
+    found = drifts_without_cause(MIXES[bins.feature], bins, n, m, n_times=3_000, seed=n + m)
+
+    p_values = np.array([drift.p_value for [drift] in found.values()])
+    assert 0.5 * 0.05 < (p_values <= 0.05).mean() < 1.5 * 0.05
+    assert (p_values <= 0.001).mean() < 0.005
+    excess = np.array([drift.excess_psi for [drift] in found.values()])
+    assert abs(excess.mean()) < 0.2 * excess.std()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [50, 100, 200, 500, 1_000])
+@pytest.mark.parametrize("m", [500, 5_000, 50_000])
+@pytest.mark.parametrize("bins", FLEET_BINS, ids=[bins.feature for bins in FLEET_BINS])
+def test_without_drift_p_values_keep_far_into_the_tail(n, m, bins):
+    found = drifts_without_cause(MIXES[bins.feature], bins, n, m, n_times=50_000, seed=n + m)
+
+    p_values = np.array([drift.p_value for [drift] in found.values()])
+    for level in (0.01, 0.001, 0.0001):
+        noise = 3 * math.sqrt(level / len(p_values))
+        assert (p_values <= level).mean() < 2.5 * level + noise
+
+
+def test_a_limit_on_psi_alone_would_cry_wolf_in_small_batches():
+    found = drifts_without_cause(MIXES["brand_id"], CATEGORY, 100, 5_000, n_times=2_000, seed=5)
+
+    assert sum(drift.psi >= 0.1 for [drift] in found.values()) > 100
+    assert flag_fleet(found) == frozenset()
+
+
+def test_a_certain_but_tiny_change_is_no_drift():
+    drift = compare_counts([5_000_000] * 10, [505_000] * 5 + [495_000] * 5)
+
+    assert drift.p_value < 1e-50
+    assert not flag_fleet({"us": [drift]})
+    assert flag_fleet({"us": [drift]}, least_psi=0.0)
+
+
+def test_any_move_of_a_tenth_of_the_rows_is_larger_than_the_least_that_counts():
+    for n_bins in (2, 4, 10):
+        half = n_bins // 2
+        now = [60_000 // half] * half + [40_000 // half] * half
+
+        drift = compare_counts([100_000 // n_bins] * n_bins, now)
+
+        assert drift.excess_psi > 0.04
+        assert flag_fleet({"us": [drift]})
+
+
+def test_a_level_the_model_does_not_know_is_a_drift_though_its_psi_is_small():
+    before = [5_000] * 10 + [0] * 20
+    now = [98] * 10 + [0] * 19 + [20]
+
+    drift = compare_counts(before, now, CATEGORY)
+
+    assert (drift.unknown_share, drift.unknown_rise) == (0.02, 0.02)
+    assert drift.unknown_p_value < 1e-20
+    assert flag_fleet({"us": [drift]}, least_psi=1.0) == {Flag("us", "brand_id")}
+    assert not flag_fleet({"us": [drift]}, least_psi=1.0, least_unknown_rise=0.03)
+
+
+def test_more_missing_values_are_a_drift_and_fewer_are_none():
+    often, seldom = [97] * 10 + [30], [4_985] * 10 + [150]
+
+    rising = compare_counts(seldom, often, NUMBER)
+    falling = compare_counts([9_700] * 10 + [3_000], [99] * 10 + [3], NUMBER)
+
+    assert rising.unknown_rise == pytest.approx(0.03 - 0.003, abs=1e-4)
+    assert rising.unknown_p_value < 1e-10
+    assert falling.unknown_rise < 0
+    assert falling.unknown_p_value > 0.99
+
+
+def test_without_drift_unknown_values_are_as_rare_as_they_say():
+    mix = [0.098] * 10 + [0.02]
+
+    found = drifts_without_cause(mix, NUMBER, 500, 5_000, n_times=4_000, seed=3)
+
+    assert 0.005 < np.mean([drift.unknown_p_value <= 0.05 for [drift] in found.values()]) < 0.06
+
+
+@pytest.mark.parametrize("batch", [[0] * 11, [1] + [0] * 10, [0] * 10 + [3]])
+def test_next_to_no_rows_are_no_drift(batch):
+    drift = compare_counts([500] * 10 + [0], batch, NUMBER)
+
+    assert (drift.n_rows, drift.psi, drift.jensen_shannon, drift.p_value) == (sum(batch), 0, 0, 1)
+    assert not any(math.isnan(value) for value in vars(drift).values() if isinstance(value, float))
+
+
+def test_a_batch_in_other_bins_than_its_reference_is_refused():
+    other = Bins("total_deposit", edges=(*NUMBER.edges[:-1], 99.0))
+
+    with pytest.raises(InputError, match="total_deposit"):
+        compare(profile(NUMBER, [1] * 11), profile(other, [1] * 11))
+
+
+def test_a_fleet_of_none_and_a_variant_alone_are_compared_too():
+    assert compare_fleet({}) == {}
+    assert flag_fleet({}) == frozenset()
+    one = {"us": (profile(NUMBER, [9] * 11), profile(NUMBER, range(11)))}
+    assert compare_fleet(one) == {"us": compare(*one["us"])}
+
+
+@dataclass
+class Fleet:
+    """Variants with mixes of their own, references drawn once, and weekly batches."""
+
+    mixes: dict[str, np.ndarray]
+    references: list[Profile]
+    sizes: np.ndarray
+    rng: np.random.Generator
+
+    def batches(self) -> list[Profile]:
+        return draw(self.rng, self.sizes, self.mixes)
+
+    def compare(self, batches: list[Profile]) -> dict[str, list[FeatureDrift]]:
+        pairs = zip(self.references, batches, strict=True)
+        return compare_fleet({f"company-c{i:04}": pair for i, pair in enumerate(pairs)})
+
+
+def draw(rng: np.random.Generator, sizes: np.ndarray, mixes: dict[str, np.ndarray]) -> list[Profile]:
+    counts = np.concatenate([rng.multinomial(sizes, mix) for mix in mixes.values()], axis=1)
+    return [Profile(FLEET_BINS, row) for row in counts]
+
+
+def make_fleet(seed: int, n_variants: int = 2_000) -> Fleet:
+    """Batches of 50 to 20,000 rows and references of 500 to 50,000; the first twenty variants have 1,000 and 5,000."""
+    rng = np.random.default_rng(seed)
+    mixes = {}
+    for feature, mix in MIXES.items():
+        tilted = np.array(mix) * np.exp(rng.normal(0, 0.4, (n_variants, len(mix))))
+        mixes[feature] = tilted / tilted.sum(axis=1, keepdims=True)
+    sizes, reference_sizes = (
+        np.exp(rng.uniform(np.log(low), np.log(high), n_variants)).astype(np.int64)
+        for low, high in ((50, 20_000), (500, 50_000))
+    )
+    sizes[:20], reference_sizes[:20] = 1_000, 5_000
+    return Fleet(mixes, draw(rng, reference_sizes, mixes), sizes, rng)
+
+
+def plant(fleet: Fleet, n_variants: int = 20) -> None:
+    """Move a tenth of the rows in one feature of each of the first variants, in turn a number and a category."""
+    features = ["total_handle", "brand_id", "total_deposit", "ben_login_id", "months_active"]
+    for variant in range(n_variants):
+        feature = features[variant % len(features)]
+        mix = fleet.mixes[feature][variant]
+        bins = next(bins for bins in FLEET_BINS if bins.feature == feature)
+        fleet.mixes[feature][variant] = move_levels(mix) if bins.levels else move_values(mix)
+
+
+def move_levels(mix: np.ndarray, share: float = 0.1) -> np.ndarray:
+    order = np.argsort(-mix)
+    moved = mix.copy()
+    moved[order[0]] -= share
+    moved[order[2]] += share
+    return moved
+
+
+def move_values(mix: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """Thin the top fifth out to a half, and let what is taken lie in the bottom fifth as rows lie there."""
+    moved = mix.copy()
+    moved[:-1] -= _part(mix[:-1][::-1])[::-1] * share
+    moved[:-1] += _part(mix[:-1]) * share
+    return moved
+
+
+def _part(values: np.ndarray, fifth: float = 0.2) -> np.ndarray:
+    """How a fifth of the rows, taken from the left, spreads over the bins."""
+    total = np.minimum(np.cumsum(values), fifth)
+    return np.diff(total, prepend=0) / fifth
+
+
+@pytest.mark.parametrize("weeks_of_an_extract", [1, 4], ids=["a new extract every week", "the same for four weeks"])
+def test_in_a_quarter_without_drift_at_most_one_feature_of_2000_variants_is_ever_confirmed(weeks_of_an_extract):
+    fleet = make_fleet(seed=11)
+    flagged: list[frozenset[Flag]] = []
+
+    for week in range(13):
+        is_new = week % weeks_of_an_extract == 0
+        flagged.append(flag_fleet(fleet.compare(fleet.batches())) if is_new else flagged[-1])
+
+    ever = {flag for last, this in pairwise(flagged) for flag in confirmed(this, last)}
+    assert len(ever) <= 1
+
+
+def test_a_tenth_of_the_rows_moved_in_twenty_variants_is_confirmed_within_two_weeks_and_little_else():
+    fleet = make_fleet(seed=12)
+    plant(fleet)
+
+    weeks = [flag_fleet(fleet.compare(fleet.batches())) for _ in range(2)]
+
+    named = {flag.variant for flag in confirmed(weeks[1], weeks[0])}
+    planted = {f"company-c{i:04}" for i in range(20)}
+    assert planted <= named
+    assert len(named - planted) <= 2
+
+
+def test_what_was_there_for_one_week_only_is_not_confirmed():
+    fleet = make_fleet(seed=13, n_variants=40)
+    quiet = flag_fleet(fleet.compare(fleet.batches()))
+    usual = {feature: mix.copy() for feature, mix in fleet.mixes.items()}
+    plant(fleet, n_variants=5)
+    faulty = flag_fleet(fleet.compare(fleet.batches()))
+    fleet.mixes = usual
+    again = flag_fleet(fleet.compare(fleet.batches()))
+
+    assert len(faulty) >= 5
+    assert confirmed(faulty, quiet) == confirmed(again, faulty) == []
+
+
+def test_false_flags_stay_a_small_share_when_many_variants_drift():
+    fleet = make_fleet(seed=14)
+    for variant in range(500):
+        fleet.sizes[variant] = 5_000
+    plant(fleet, n_variants=500)
+
+    flags = flag_fleet(fleet.compare(fleet.batches()), fdr=0.05)
+
+    false = [flag for flag in flags if int(flag.variant.removeprefix("company-c")) >= 500]
+    assert len(flags) >= 495
+    assert len(false) <= 0.06 * len(flags)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "previous", "verdict"),
+    [
+        (1_000, [990, 1_010, 1_000], "ok"),
+        (400, [990, 1_010, 1_000], "low"),
+        (2_000, [990, 1_010, 1_000], "high"),
+        (0, [990, 1_010, 1_000], "low"),
+        (5, [10, 12, 9, 11], "ok"),
+        (1_000, [500, 2_000, 700, 1_500, 900], "ok"),
+        (0, [0, 0, 0], "ok"),
+        (1_000, [9, 9, 9, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000], "ok"),
+        (1_000, [1_000, 1_000], "insufficient"),
+    ],
+)
+def test_the_volume_is_told_by_what_batches_had_before(n_rows, previous, verdict):
+    assert volume(n_rows, previous).verdict == verdict
+
+
+def test_steady_volumes_are_seldom_called_unusual_at_any_size():
+    rng = np.random.default_rng(4)
+
+    verdicts = [
+        volume(batches[-1], batches[:-1]).verdict for batches in rng.poisson([[5], [50], [5_000]] * 300, (900, 9))
+    ]
+
+    assert verdicts.count("ok") >= 895
+
+
+def test_data_is_stale_a_week_after_it_usually_comes():
+    monthly = [date(2026, month, 3) for month in range(1, 7)]
+    weekly = [date(2026, 6, 1) + timedelta(weeks=week) for week in range(6)]
+
+    assert not freshness(monthly, date(2026, 7, 9)).is_stale
+    assert freshness(monthly, date(2026, 7, 12)).is_stale
+    assert not freshness(weekly, date(2026, 7, 20)).is_stale
+    assert freshness(weekly, date(2026, 7, 21)).is_stale
+    assert freshness(weekly[:1], date(2026, 7, 9)).limit_days == 38
+
+
+def test_data_that_came_later_is_not_known_yet():
+    arrived_on = [date(2026, 6, 1), date(2026, 7, 1)]
+
+    assert freshness(arrived_on, date(2026, 6, 30)).age_days == 29
+    with pytest.raises(InputError, match="2026-05-31"):
+        freshness(arrived_on, date(2026, 5, 31))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (0.5, 0.5), (20, 30)])
+def test_the_estimated_auc_is_the_auc_when_scores_are_the_probabilities_they_claim(shape):
+    rng = np.random.default_rng(6)
+    scores = rng.beta(*shape, 200_000).astype(np.float32)
+    churned = rng.random(len(scores)) < scores
+
+    assert estimated_auc(scores) == pytest.approx(roc_auc_score(churned, scores), abs=0.004)
+
+
+def test_the_estimated_auc_of_a_histogram_is_that_of_its_rows():
+    rng = np.random.default_rng(7)
+    scores = np.round(rng.beta(2, 5, 5_000), 2).clip(0.01, 0.99)
+    distinct, counts = np.unique(scores, return_counts=True)
+    churned = rng.random(len(scores)) < scores
+
+    assert estimated_auc(distinct, counts) == pytest.approx(estimated_auc(scores), abs=1e-9)
+    assert estimated_auc(scores) == pytest.approx(roc_auc_score(churned, scores), abs=0.03)
+    assert estimated_auc(np.array([0.3, 0.3, 0.3])) == pytest.approx(0.5)
+
+
+def test_the_estimated_auc_does_not_see_that_the_same_inputs_came_to_mean_something_else():
+    rng = np.random.default_rng(8)
+    scores = rng.beta(0.5, 0.5, 20_000)
+    churned = rng.random(len(scores)) < np.where(rng.random(len(scores)) < 0.7, 1 - scores, scores)
+
+    assert roc_auc_score(churned, scores) < 0.5
+    assert estimated_auc(scores) > 0.85
+
+
+@pytest.mark.parametrize("scores", [[], [0.0, 0.0], [1.0]])
+def test_there_is_no_estimate_where_nobody_is_in_doubt(scores):
+    with pytest.raises(InputError, match=f"{len(scores)} scores"):
+        estimated_auc(np.array(scores))
