@@ -31,7 +31,8 @@ def main() -> None:
         os.environ.update(dagster_environment(deployment))
         import dagster as dg
 
-        from orchestration.assets.weekly import RESUME_TAGS, WEEK_TAG
+        from orchestration.assets.weekly import WEEK_TAG
+        from orchestration.fleets import RESUME_TAGS
         from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 
         quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

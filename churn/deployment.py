@@ -7,7 +7,7 @@ only supply values. Entry points open a deployment; core functions get what they
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,11 @@ from churn.store.predictions import PredictionStore
 from churn.variants import Variant
 
 if TYPE_CHECKING:
+    from churn.judging import Judge
+    from churn.learning import Trainer
     from churn.model.registry import Registry
     from churn.pipeline import Scorer
+    from churn.promotion import Promoter
 
 BUNDLED_FILES = ("data/churn", "models/churn")
 
@@ -110,6 +113,73 @@ class Deployment:
             code_version=self.code_version,
             max_quarantine_share=self.settings.churn_max_quarantine_share,
             with_reasons=self.settings.churn_reasons,
+        )
+
+    def judge(self) -> "Judge":
+        """Open all that judging published batches needs.
+
+        Raises:
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.data.history import ActivityHistory
+        from churn.data.labels import Horizon
+        from churn.judging import Judge
+        from churn.model.verdict import Limits
+        from churn.store.results import BatchResults
+
+        settings, sources = self.settings, self.sources()
+        return Judge(
+            sources=sources,
+            history=ActivityHistory(sources.own_place),
+            registry=self.registry(read_only=True),
+            results=BatchResults(self.database),
+            horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
+            limits=Limits(),
+            auc_limit=settings.churn_min_auc,
+            max_quarantine_share=settings.churn_max_quarantine_share,
+        )
+
+    def promoter(self) -> "Promoter":
+        """Open all that moving a variant's aliases needs.
+
+        Raises:
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.promotion import Promoter
+        from churn.store.events import ModelEvents, this_person
+        from churn.store.schema import require_predictions_schema
+
+        require_predictions_schema(self.database, role=WRITER)
+        registry = self.registry(read_only=False)
+        return Promoter(registry, ModelEvents(self.database), replace(self.judge(), registry=registry), this_person())
+
+    def trainer(self, *, n_trials: int | None = None) -> "Trainer":
+        """Open all that training needs.
+
+        Args:
+            n_trials: Sets of parameters that are tried; ``None`` for the usual number.
+
+        Raises:
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.data.history import ActivityHistory
+        from churn.data.labels import Horizon
+        from churn.learning import Trainer
+        from churn.model.gate import GateLimits
+        from churn.model.training import TrainingPlan
+
+        settings, sources, promoter = self.settings, self.sources(), self.promoter()
+        plan = TrainingPlan(horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days))
+        return Trainer(
+            sources=sources,
+            history=ActivityHistory(sources.own_place),
+            registry=promoter.registry,
+            artifact_location=self.artifact_location,
+            challenge=promoter.challenge,
+            code_version=self.code_version,
+            max_quarantine_share=settings.churn_max_quarantine_share,
+            plan=plan if n_trials is None else replace(plan, n_trials=n_trials),
+            limits=GateLimits(auc_floor=settings.churn_min_auc),
         )
 
     def artifact_location(self, variant: Variant) -> str:

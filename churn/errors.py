@@ -9,6 +9,7 @@ ChurnError                    base: one clear message, no traceback needed at th
 │   └── QuarantineError       more rows broke the contract than the limit allows
 ├── ModelFileError            a booster file or its feature names cannot be used
 ├── RegistryError             MLflow's registry lacks what was asked, or contradicts it
+├── PromotionError            a model may not, or cannot, become champion
 └── StoreError                PostgreSQL refused, or lacks what set-up makes
     └── DatabaseUnavailableError
 TransientError                mixed in: the same call may go through later, so it is worth a retry
@@ -67,6 +68,10 @@ class RegistryError(ChurnError):
 
 class RegistryUnavailableError(RegistryError, TransientError):
     """The MLflow registry did not answer."""
+
+
+class PromotionError(ChurnError):
+    """A model has not proved to be better, or there is none to promote or to return to."""
 
 
 class StoreError(ChurnError):

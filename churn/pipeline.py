@@ -7,7 +7,7 @@ Dagster; ``orchestration`` tells what came of it.
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from itertools import chain
 from pathlib import Path
@@ -26,11 +26,14 @@ from tenacity import (
 )
 
 from churn.charts import draw_importance
+from churn.data.features import Encoding
 from churn.data.scoring_rows import Chunk, RowCounts, prepare
-from churn.data.sources import Provenance, Sources
+from churn.data.sources import Provenance, SourceFile, Sources
 from churn.errors import ChurnError, ModelFileError, TransientError
-from churn.model.versions import CHAMPION, ModelVersion
-from churn.store.predictions import PARENTS, BatchRecord, PredictionStore, ScoredRows
+from churn.model.versions import CHALLENGER, CHAMPION, ModelVersion
+from churn.monitoring.drift import compare
+from churn.monitoring.profiles import SCORE, Profile, ProfileCounter
+from churn.store.predictions import PARENTS, BatchRecord, Challenge, PredictionStore, ScoredRows, Unpublished
 from churn.threads import in_threads
 from churn.variants import Variant
 from churn.weeks import default_as_of
@@ -57,6 +60,7 @@ class ScoreSummary:
         counts: Accounts per twentieth of [0, 1], shape (20,).
         top: ``(probability, account id)`` of the highest, in falling order.
         absolute: Sums of the contributions' absolute values, by parent; ``None`` without reasons.
+        profile: The rows counted into the bins of the model's reference; ``None`` without one.
     """
 
     n: int = 0
@@ -66,6 +70,7 @@ class ScoreSummary:
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, dtype=np.int64))
     top: list[tuple[float, int]] = field(default_factory=list)
     absolute: npt.NDArray[np.float64] | None = None
+    profile: Profile | None = None
 
     @property
     def mean(self) -> float:
@@ -76,8 +81,10 @@ class ScoreSummary:
         means = {} if self.absolute is None else dict(zip(parents, (self.absolute / self.n).tolist(), strict=True))
         return dict(sorted(means.items(), key=lambda pair: (-pair[1], pair[0])))
 
-    def add(self, scored: ScoredRows) -> None:
+    def add(self, scored: ScoredRows, profile: Profile | None = None) -> None:
         """Take in a chunk."""
+        if profile is not None:
+            self.profile = profile if self.profile is None else self.profile + profile
         probabilities = scored.probabilities
         self.n += probabilities.size
         self.total += float(probabilities.sum(dtype=np.float64))
@@ -94,7 +101,12 @@ class ScoreSummary:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of scoring one variant: everything a person may want to see of it."""
+    """What came of scoring one variant: everything a person may want to see of it.
+
+    Attributes:
+        challenger_version: The challenger there is; ``None`` when there is none.
+        challenger_record: Of the challenger's batch; ``None`` when there is none, or it failed.
+    """
 
     record: BatchRecord
     batch_id: int
@@ -104,6 +116,8 @@ class Outcome:
     feature_names: tuple[str, ...]
     summary: ScoreSummary
     engine: "Engine"
+    challenger_version: int | None = None
+    challenger_record: BatchRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -196,65 +210,154 @@ class Scorer:
             logger.warning("%s: the picture of its importances is not in MLflow: %s", record.variant, error)
 
     def _score(self, variant: Variant, week: date, as_of: date, dagster_run_id: str | None, scratch: Path) -> Outcome:
+        aliases = self.aliases if self.aliases is not None else {variant: self.registry.aliases_of(variant)}
+        job = _Job(variant, week, as_of, dagster_run_id, datetime.now(UTC))
+        model = self.registry.resolve(variant, CHAMPION, aliases)
+        raw = self.sources.fetch_input(variant, scratch)
+        champion = self._pass(job, model, raw, CHAMPION)
+        challenge = self._challenge(job, raw, aliases)
+        published = self.store.publish(variant, week, champion.batch, challenge)
+        batch_id, record = published[0]
+        if record.importance:
+            self._attach_importance(record, model, record.importance)
+        return Outcome(
+            record=record,
+            batch_id=batch_id,
+            provenance=raw.provenance,
+            model=model,
+            counts=champion.counts,
+            feature_names=champion.feature_names,
+            summary=champion.summary,
+            engine=champion.engine,
+            challenger_version=challenge.version if challenge else None,
+            challenger_record=published[1][1] if len(published) > 1 else None,
+        )
+
+    def _challenge(
+        self, job: "_Job", raw: SourceFile, aliases: Mapping[Variant, Mapping[str, int]]
+    ) -> Challenge | None:
+        """Say how the challenger's batch is made, where there is one; nothing of it is done before the champion's."""
+        version = aliases[job.variant].get(CHALLENGER)
+        if version is None:
+            return None
+
+        def make() -> Unpublished:
+            model = self.registry.resolve(job.variant, CHALLENGER, aliases)
+            return self._pass(job, model, raw, CHALLENGER).batch
+
+        return Challenge(make, version, self.store.ab_share(job.variant, version), ab_salt(job.variant, version))
+
+    def _pass(self, job: "_Job", model: ModelVersion, raw: SourceFile, role: str) -> "_Pass":
+        """Load a model and make ready to score a file's rows with it."""
         from churn.model.engine import build_engine  # not when it is only declared: it brings XGBoost and Numba
 
-        started_at = datetime.now(UTC)
-        model = self.registry.resolve(variant, CHAMPION, self.aliases)
         bundle = self.registry.load(model)
-        raw = self.sources.fetch_input(variant, scratch)
-        rows = prepare(raw.path, bundle.feature_names, as_of, self.max_quarantine_share, origin=raw.provenance.uri)
+        origin = raw.provenance.uri
+        rows = prepare(raw.path, bundle.feature_names, job.as_of, self.max_quarantine_share, origin=origin)
+        counts = rows.counts  # not the rows, which are let go of as they are taken
         chunks = rows.chunks()
         first = next(chunks)
-        engine = build_engine(
-            bundle, rows.encoding, first[1], n_rows=rows.counts.n_read, with_reasons=self.with_reasons
-        )
-        reasons = engine.reasons
-        parents = reasons.parents if reasons else ()
+        engine = build_engine(bundle, rows.encoding, first[1], n_rows=counts.n_read, with_reasons=self.with_reasons)
         summary = ScoreSummary()
+        reference = self._reference(model, rows.encoding)
+        scored = score_rows(chain([first], chunks), engine, model, summary, reference)
 
         def describe() -> tuple[BatchRecord, pl.DataFrame]:
-            record = BatchRecord(
-                variant=variant,
-                scored_week=week,
-                as_of=as_of,
-                registered_model=model.registered_model,
-                model_version=model.version,
-                model_alias=CHAMPION,
-                model_sha256=model.sha256,
-                mlflow_run_id=model.mlflow_run_id,
-                dagster_run_id=dagster_run_id,
-                code_version=self.code_version,
-                source=raw.provenance.source,
-                source_uri=raw.provenance.uri,
-                source_version=raw.provenance.version,
-                source_sha256=raw.provenance.sha256,
-                source_modified_at=raw.provenance.modified_at,
-                source_variant=raw.provenance.variant,
-                fallback_reason=raw.provenance.fallback_reason,
-                account_ids="input" if rows.counts.has_account_ids else "row_number",
-                n_rows_read=rows.counts.n_read,
-                n_rows_quarantined=rows.counts.quarantined.height,
-                n_accounts_withheld=rows.counts.n_withheld,
-                n_rows_scored=rows.counts.n_accounts,
-                unknown_levels=rows.counts.unknown_levels,
-                started_at=started_at,
-                scored_by="xgboost" if engine.fallback_reason else "tables",
-                bias=reasons.bias if reasons else None,
-                other_parents=[parent for parent in parents if parent not in PARENTS] if reasons else None,
-                levels=reasons.levels if reasons else None,
-                importance=summary.importance(parents) if reasons else None,
+            record = self._record(
+                job, model, role, provenance=raw.provenance, counts=counts, summary=summary, engine=engine
             )
-            return record, rows.counts.quarantined
+            return replace(record, drift=drift_of(reference, summary.profile)), counts.quarantined
 
-        scored = score_rows(chain([first], chunks), engine, model, summary)
-        batch_id, record = self.store.publish(variant, week, scored, describe, parents)
-        if reasons:
-            self._attach_importance(record, model, summary.importance(parents))
-        return Outcome(record, batch_id, raw.provenance, model, rows.counts, bundle.feature_names, summary, engine)
+        parents = engine.reasons.parents if engine.reasons else ()
+        return _Pass(Unpublished(scored, describe, parents), bundle.feature_names, counts, summary, engine)
+
+    def _reference(self, model: ModelVersion, encoding: Encoding) -> Profile | None:
+        """Return what to compare the batch with, where its features come from the same parents as the reference's."""
+        reference = self.registry.reference(model)
+        if reference is None or [bins.feature for bins in reference.bins] != [*encoding.parents, SCORE]:
+            return None
+        levels = {group.parent: group.levels for group in encoding.one_hots}
+        return reference if all(bins.levels == levels.get(bins.feature, ()) for bins in reference.bins) else None
+
+    def _record(
+        self,
+        job: "_Job",
+        model: ModelVersion,
+        role: str,
+        *,
+        provenance: Provenance,
+        counts: RowCounts,
+        summary: ScoreSummary,
+        engine: "Engine",
+    ) -> BatchRecord:
+        reasons = engine.reasons
+        parents = reasons.parents if reasons else ()
+        return BatchRecord(
+            variant=job.variant,
+            scored_week=job.week,
+            as_of=job.as_of,
+            registered_model=model.registered_model,
+            model_version=model.version,
+            model_sha256=model.sha256,
+            mlflow_run_id=model.mlflow_run_id,
+            dagster_run_id=job.dagster_run_id,
+            code_version=self.code_version,
+            source=provenance.source,
+            source_uri=provenance.uri,
+            source_version=provenance.version,
+            source_sha256=provenance.sha256,
+            source_modified_at=provenance.modified_at,
+            source_variant=provenance.variant,
+            fallback_reason=provenance.fallback_reason,
+            account_ids="input" if counts.has_account_ids else "row_number",
+            n_rows_read=counts.n_read,
+            n_rows_quarantined=counts.quarantined.height,
+            n_accounts_withheld=counts.n_withheld,
+            n_rows_scored=counts.n_accounts,
+            unknown_levels=counts.unknown_levels,
+            started_at=job.started_at,
+            scored_by="xgboost" if engine.fallback_reason else "tables",
+            bias=reasons.bias if reasons else None,
+            other_parents=[parent for parent in parents if parent not in PARENTS] if reasons else None,
+            levels=reasons.levels if reasons else None,
+            importance=summary.importance(parents) if reasons else None,
+            role=role,
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is asked of one variant."""
+
+    variant: Variant
+    week: date
+    as_of: date
+    dagster_run_id: str | None
+    started_at: datetime
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One model's way over a variant's rows, ready to be taken by publishing its batch."""
+
+    batch: Unpublished
+    feature_names: tuple[str, ...]
+    counts: RowCounts
+    summary: ScoreSummary
+    engine: "Engine"
+
+
+def ab_salt(variant: Variant, challenger_version: int) -> str:
+    """Return what decides which accounts a challenger serves: the same ones as long as it is the challenger."""
+    return f"{variant.key}:{challenger_version}"
 
 
 def score_rows(
-    chunks: Iterable[Chunk], engine: "Engine", model: ModelVersion, summary: ScoreSummary
+    chunks: Iterable[Chunk],
+    engine: "Engine",
+    model: ModelVersion,
+    summary: ScoreSummary,
+    reference: Profile | None = None,
 ) -> Iterator[ScoredRows]:
     """Score every account, a few chunks at a time.
 
@@ -263,7 +366,15 @@ def score_rows(
     """
     from churn.model.engine import require_sums
 
-    def of_chunk(chunk: Chunk) -> ScoredRows:
+    def of_chunk(chunk: Chunk) -> tuple[ScoredRows, Profile | None]:
+        scored = scores_of(chunk)
+        if reference is None:
+            return scored, None
+        counter = ProfileCounter(reference)
+        counter.add(chunk[1], scored.probabilities)
+        return scored, counter.profile()
+
+    def scores_of(chunk: Chunk) -> ScoredRows:
         account_ids, packed = chunk
         probabilities, contributions = engine.score(packed)
         wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))
@@ -277,9 +388,17 @@ def score_rows(
         require_sums(probabilities, contributions, engine.reasons.bias, model.uri)
         return ScoredRows(account_ids, probabilities, contributions, packed.values)
 
-    for scored in in_threads(of_chunk, chunks):
-        summary.add(scored)
+    for scored, profile in in_threads(of_chunk, chunks):
+        summary.add(scored, profile)
         yield scored
+
+
+def drift_of(reference: Profile | None, profile: Profile | None) -> dict[str, dict[str, float]] | None:
+    """Compare a batch with its model's reference; returns the measures by feature, for the batch's record."""
+    if reference is None or profile is None:
+        return None
+    measured = [asdict(drift) for drift in compare(reference, profile)]
+    return {str(drift.pop("feature")): drift for drift in measured}
 
 
 def _without_frames(error: BaseException) -> BaseException:

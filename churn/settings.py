@@ -73,6 +73,21 @@ class Settings(BaseSettings):
         description="Share of rows that may break the contract before a batch fails.",
     )
     churn_reasons: bool = Field(default=True, description="Store the contributions behind every prediction.")
+    churn_horizon_months: int = Field(
+        3, ge=1, le=24, description="Months without activity after which a player counts as churned."
+    )
+    churn_label_lag_days: int = Field(
+        7, ge=0, le=92, description="Days after the horizon by which late activity has come in; labels are used then."
+    )
+    churn_min_auc: float = Field(
+        0.6, ge=0.5, lt=1, description="Floor of ROC AUC: for candidates, and for champions that brought no limit."
+    )
+    churn_retrain_after_months: int = Field(
+        3, ge=0, le=60, description="Age of a champion at which training is requested anyway; 0: never."
+    )
+    churn_auto_promote: bool = Field(
+        default=False, description="Promote a challenger that has proved better without being asked."
+    )
     churn_mlflow_ui_url: str = Field(
         "http://127.0.0.1:5000", description="Where people see MLflow; used for links only."
     )

@@ -1,10 +1,7 @@
-"""Asset checks: claims about a published batch, evaluated per variant and summed up per run.
+"""Asset checks: claims about a published batch, evaluated per variant.
 
 A failed check does not unpublish a batch: what must stop one is an error in the core. Checks tell where to look.
 """
-
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import dagster as dg
 
@@ -18,6 +15,7 @@ _SEVERITY = {
     "input_came_from_s3": dg.AssetCheckSeverity.WARN,
     "quarantine_is_small": dg.AssetCheckSeverity.WARN,
     "model_is_the_champion": dg.AssetCheckSeverity.WARN,
+    "challenger_was_scored": dg.AssetCheckSeverity.WARN,
 }
 _CLAIMS = {
     "rows_were_scored": ("store_predictions", "PostgreSQL holds as many rows of the batch as accounts were scored."),
@@ -25,10 +23,10 @@ _CLAIMS = {
     "input_came_from_s3": ("raw_churn_data", "The variant's own data was read from S3, not a local stand-in."),
     "quarantine_is_small": ("transformed_features", "Fewer than half of the rows allowed to break the contract did."),
     "model_is_the_champion": ("load_model_from_mlflow", "The version that scored is still the variant's champion."),
+    "challenger_was_scored": ("generate_predictions", "Where there is a challenger, it scored the batch as well."),
 }
 CHECKS = [dg.AssetCheckSpec(name, asset=asset, description=claim) for name, (asset, claim) in _CLAIMS.items()]
-
-_NAMED = 50
+SEVERITIES = {(asset, name): _SEVERITY[name] for name, (asset, _) in _CLAIMS.items()}
 
 
 def evaluate(outcome: Outcome, scorer: Scorer) -> tuple[Outcome, list[dg.AssetCheckEvaluation]]:
@@ -76,7 +74,16 @@ def evaluate(outcome: Outcome, scorer: Scorer) -> tuple[Outcome, list[dg.AssetCh
             scored_with=outcome.model.version,
             champion=champion,
         ),
+        *_of_challenger(outcome),
     ]
+
+
+def _of_challenger(outcome: Outcome) -> list[dg.AssetCheckEvaluation]:
+    version = outcome.challenger_version
+    if version is None:
+        return []
+    is_scored = outcome.challenger_record is not None
+    return [_evaluation(outcome, "challenger_was_scored", passed=is_scored, challenger=version)]
 
 
 def _champion_version(outcome: Outcome, scorer: Scorer) -> int:
@@ -97,29 +104,3 @@ def _evaluation(outcome: Outcome, name: str, *, passed: bool, **values: str | fl
             key: dg.MetadataValue.float(value) if isinstance(value, float) else value for key, value in values.items()
         },
     )
-
-
-@dataclass
-class WeeklyChecks:
-    """The checks of one run, over its variants: which passed for all of them, and for whom they did not."""
-
-    not_passed: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in _CLAIMS})
-    n_variants: int = 0
-
-    def add(self, key: str, evaluations: list[dg.AssetCheckEvaluation]) -> None:
-        self.n_variants += 1
-        for evaluation in evaluations:
-            if not evaluation.passed:
-                self.not_passed[evaluation.check_name].append(key)
-
-    def summaries(self) -> Iterator[dg.AssetCheckResult]:
-        """Yield a result for each check, passed when it did for every variant."""
-        for name, keys in self.not_passed.items():
-            yield dg.AssetCheckResult(
-                asset_key=dg.AssetKey(_CLAIMS[name][0]),
-                check_name=name,
-                passed=not keys,
-                severity=_SEVERITY[name],
-                description=f"passed for {self.n_variants - len(keys)} of {self.n_variants} variants",
-                metadata={"not_passed": dg.MetadataValue.json(keys[:_NAMED])},
-            )

@@ -2,17 +2,20 @@
 
 import dagster as dg
 
+from orchestration.assets.judging import judging_assets, judging_job, weekly_judging_schedule
+from orchestration.assets.training import training_assets, training_job
 from orchestration.assets.weekly import weekly_assets
 from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
 from orchestration.maintenance import maintenance_job, maintenance_schedule
+from orchestration.promotion import promotion_job, retraining_sensor
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor
 
 defs = dg.Definitions(
-    assets=[weekly_assets],
-    jobs=[churn_prediction_job, maintenance_job],
-    schedules=[weekly_churn_prediction_schedule, maintenance_schedule],
-    sensors=[new_data_sensor],
+    assets=[weekly_assets, judging_assets, training_assets],
+    jobs=[churn_prediction_job, judging_job, training_job, promotion_job, maintenance_job],
+    schedules=[weekly_churn_prediction_schedule, weekly_judging_schedule, maintenance_schedule],
+    sensors=[new_data_sensor, retraining_sensor],
     resources={"services": Services()},
     # A process per step would import everything again.
     executor=dg.in_process_executor,

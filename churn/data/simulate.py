@@ -9,7 +9,7 @@ in, and fades as the end comes near. That is all a model can learn from, and why
 churn perfectly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from hashlib import sha256
 
@@ -41,6 +41,7 @@ _PRODUCT_STAY = np.array([0.0, 0.2, 0.7, 0.3, -0.3])  # casino players stay on
 _TRACKERS_PER_LOGIN = 152
 
 _LAUNCH = 26  # months before the extract in which the first players came
+_PULL = 0.7  # of engagement on how long players stay
 _STAY_SHAPE = 0.75  # Weibull below 1: the longer a player has stayed, the longer they will
 _TRAILING_ODDS = np.array([0.0, 0.35, 0.1, 0.0])  # of a row of zeros, by months since leaving
 _BUSY_HANDLE = 2_000.0  # above this monthly stake the sportsbook's luck evens out
@@ -93,7 +94,13 @@ class _Rows:
 
 
 def simulate_activity(
-    *, n_accounts: int, first_month: date, n_months: int, seed: int, variant: Variant | None = None
+    *,
+    n_accounts: int,
+    first_month: date,
+    n_months: int,
+    seed: int,
+    variant: Variant | None = None,
+    twist: date | None = None,
 ) -> pl.DataFrame:
     """Draw the monthly activity of ``n_accounts`` players. Pure: same arguments, same frame.
 
@@ -106,6 +113,8 @@ def simulate_activity(
         n_months: Months in the extract.
         seed: Any non-negative integer.
         variant: Whose players; the base variant if left out.
+        twist: A first of month from which on engaged players leave sooner, where they stayed longer before: who looks
+            the same churns otherwise, which no model trained before can know. ``None`` for never.
 
     Returns:
         Shape (n_rows, 12), sorted by ``activity_month`` and ``account_id``, one row per player and
@@ -125,6 +134,9 @@ def simulate_activity(
     market = _market(variant)
     rng = np.random.Generator(np.random.PCG64([seed, _stable_number(variant.key)]))
     players = _draw_players(rng, n_accounts, first_month.month, n_months, market)
+    if twist is not None:
+        months = (twist.year - first_month.year) * 12 + twist.month - first_month.month
+        players = _twist(np.random.Generator(np.random.PCG64([seed, months])), players, months, market)
     rows = _draw_rows(rng, players, n_months)
     deposit, handle, ngr = _draw_money(rng, players, rows, market.log_spend)
     reg, ftd, qp = _draw_dates(rng, players, np.datetime64(first_month, "M"), n_months)
@@ -175,16 +187,7 @@ def _draw_players(
     engagement = rng.standard_normal(n)
     deposits = rng.random(n) < _logistic(1.4 + 0.5 * engagement)
     start = _draw_starts(rng, n, first_calendar_month, n_months)
-    log_stay = (
-        0.59
-        + market.log_stay
-        + (0.7 + market.engagement_pull) * engagement
-        + 0.35 * _BRAND_STAY[brand]
-        + _BEN_LOGIN_STAY[ben_login]
-        + _PRODUCT_STAY[product]
-        - 0.9 * ~deposits
-    )
-    return _Players(
+    came = _Players(
         account_id=10_000_000 + np.cumsum(rng.integers(1, 1_000, n)),
         brand=brand,
         ben_login=ben_login,
@@ -193,8 +196,30 @@ def _draw_players(
         engagement=engagement,
         deposits=deposits,
         start=start,
-        leave=start + _draw_stays(rng, np.exp(log_stay), np.maximum(-start, 0.0)),
+        leave=start,
     )
+    stays = _draw_stays(rng, np.exp(_log_stay(market, came, _PULL)), np.maximum(-start, 0.0))
+    return replace(came, leave=start + stays)
+
+
+def _log_stay(market: _Market, p: _Players, pull: float) -> Floats:
+    """Return the logarithm of how long players tend to stay, in months; ``pull`` is that of engagement."""
+    return np.asarray(
+        0.59
+        + market.log_stay
+        + (pull + market.engagement_pull) * p.engagement
+        + 0.35 * _BRAND_STAY[p.brand]
+        + _BEN_LOGIN_STAY[p.ben_login]
+        + _PRODUCT_STAY[p.product]
+        - 0.9 * ~p.deposits
+    )
+
+
+def _twist(rng: np.random.Generator, players: _Players, month: int, market: _Market) -> _Players:
+    """Draw anew how long those stay who had not left by a month, engagement now pulling the other way."""
+    stays = _draw_stays(rng, np.exp(_log_stay(market, players, -_PULL)), np.zeros(len(players.start)))
+    anew = np.maximum(players.start, month) + stays
+    return replace(players, leave=np.where(players.leave > month, anew, players.leave))
 
 
 def _draw_starts(rng: np.random.Generator, n: int, first_calendar_month: int, n_months: int) -> Floats:

@@ -16,14 +16,15 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from churn.data.activity import check_encoded
-from churn.data.features import Matrix
+from churn.data.activity import ONE_HOT_PARENTS, check_encoded
+from churn.data.features import Matrix, pack_matrix, plan_encoded
 from churn.data.formats import read_frame
 from churn.data.sources import MODEL_NAMES, SourceFile, Sources
 from churn.errors import InputError, ModelFileError
 from churn.model.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
 from churn.model.registry import LoggedRun, Registry
 from churn.model.versions import ModelVersion
+from churn.monitoring.profiles import Profile, reference_profile
 from churn.variants import Variant
 
 FEATURE_NAMES = ("data/churn/feature_names_3.json",)
@@ -123,7 +124,18 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         parameters=bundle.parameters,
         metrics=_metrics(candidate),
         tags=tags,
+        reference=reference_of(bundle, candidate.matrix),
     )
+
+
+def reference_of(bundle: Bundle, matrix: Matrix) -> Profile:
+    """Count rows that a model was not trained on, and its scores of them, into bins; batches are compared with it.
+
+    Args:
+        matrix: Shape (n, n_features), in the model's order.
+    """
+    encoding = plan_encoded(bundle.feature_names, ONE_HOT_PARENTS)
+    return reference_profile(pack_matrix(matrix, encoding), encoding, bundle.predict(matrix))
 
 
 def _metrics(candidate: Candidate) -> dict[str, float]:

@@ -6,13 +6,15 @@ number; boosters are cached on disk by model id, since a version's files never c
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import sqlalchemy.exc
 import xgboost as xgb
 from boto3.exceptions import Boto3Error
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -40,6 +42,7 @@ from churn.errors import (
 )
 from churn.model.bundle import Bundle, Golden, load_bundle
 from churn.model.versions import CHAMPION, ModelVersion
+from churn.monitoring.profiles import Profile
 from churn.variants import Variant, nearest
 
 logger = logging.getLogger(__name__)
@@ -51,8 +54,28 @@ COMPANY_TAG = "company_id"
 _SHA256_TAG = "churn.model_sha256"
 _BOOSTER_FILE = "model.ubj"
 _GOLDEN_FILE = "golden_rows.json"
+_REFERENCE_FILE = "reference_profile.json"
+_REFERENCE_TAG = "churn.has_reference"
 _MODEL_NAME_PREFIX = Variant().registered_model
+_DAY = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
+_DIGEST_LENGTH = 36  # MLflow's column holds no more
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+
+
+@dataclass(frozen=True)
+class LoggedDataset:
+    """The data that a run's model comes from, by what MLflow lists of it.
+
+    Attributes:
+        sha256: Of the very rows, in hexadecimal.
+        source: Where they were kept.
+        profile: Counts that tell one such data set from another.
+    """
+
+    name: str
+    sha256: str
+    source: str
+    profile: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,11 @@ class LoggedRun:
     Attributes:
         tags: Beside the variant's own, which are always set.
         metrics: Real ones only; empty where there are no labels.
+        artifacts: Texts and pictures by their path, such as ``model_card.md``.
+        name: What the run is called; ``None`` for ``log-<variant>``.
+        dataset: ``None`` where it is not known.
+        reference: Inputs and scores that batches are compared with, of rows the model was not trained on; ``None``
+            where there are none.
     """
 
     bundle: Bundle
@@ -70,6 +98,10 @@ class LoggedRun:
     parameters: Mapping[str, Any]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+    artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
+    name: str | None = None
+    dataset: LoggedDataset | None = None
+    reference: Profile | None = None
 
 
 class Registry:
@@ -159,6 +191,12 @@ class Registry:
         bundle.require_golden(Golden.from_json((folder / _GOLDEN_FILE).read_bytes()))
         return bundle
 
+    def reference(self, version: ModelVersion) -> Profile | None:
+        """Return what the version's batches are compared with; ``None`` where it was logged without."""
+        return (
+            Profile.from_json((self._fetch(version) / _REFERENCE_FILE).read_bytes()) if version.has_reference else None
+        )
+
     def attach(self, version: ModelVersion, path: str, text: str) -> None:
         """Put a small text file beside what the version's run logged; only the artifact store is written.
 
@@ -197,22 +235,26 @@ class Registry:
             location: str = self._client.get_experiment(experiment_id).artifact_location
         return location
 
-    def log(self, variant: Variant, experiment_id: str, logged: LoggedRun, alias: str | None) -> ModelVersion:
+    def log(
+        self, variant: Variant, experiment_id: str, logged: LoggedRun, alias: str | None, *, or_champion: bool = True
+    ) -> ModelVersion:
         """Log a run with its model, and register the model as the variant's next version.
 
         The run ends ``FAILED`` when anything goes wrong on the way, and no version is registered.
 
         Args:
-            alias: Given to the new version; ``None`` gives it ``champion`` when the variant has none.
+            alias: Given to the new version.
+            or_champion: Whether ``alias`` ``None`` gives it ``champion`` when the variant has none.
         """
         with _errors_translated(f"logging a model of {variant}"):
             registered = self._registered(variant)
             tags = _variant_tags(variant) | dict(logged.tags)
-            run = self._client.create_run(experiment_id, run_name=f"log-{variant.key}", tags=tags)
+            run = self._client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=tags)
             mlflow_run_id = run.info.run_id
             try:
                 model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
                 self._log_values(mlflow_run_id, logged)
+                self._log_artifacts(mlflow_run_id, logged.artifacts)
                 if registered is None:
                     self._register(variant)
                 version = self._client.create_model_version(
@@ -220,18 +262,52 @@ class Registry:
                     source=f"models:/{model_id}",
                     run_id=mlflow_run_id,
                     model_id=model_id,
-                    tags=tags | {_SHA256_TAG: sha256},
+                    tags=tags | {_SHA256_TAG: sha256, _REFERENCE_TAG: str(logged.reference is not None).lower()},
                 )
             except BaseException:
                 with contextlib.suppress(MlflowException, requests.RequestException):
                     self._client.set_terminated(mlflow_run_id, "FAILED")
                 raise
             self._client.set_terminated(mlflow_run_id)
-            given = alias or (CHAMPION if registered is None or CHAMPION not in registered.aliases else None)
+            is_first = registered is None or CHAMPION not in registered.aliases
+            given = alias or (CHAMPION if or_champion and is_first else None)
             if given is not None:
                 self._client.set_registered_model_alias(variant.registered_model, given, version.version)
         number = int(version.version)
         return ModelVersion(variant, variant.registered_model, number, given, model_id, mlflow_run_id, sha256)
+
+    def set_aliases(self, variant: Variant, versions: Mapping[str, int | None]) -> None:
+        """Move a variant's aliases, in the order given; ``None`` takes one away. Each move is atomic, all are not."""
+        name = variant.registered_model
+        with _errors_translated(f"moving the aliases of {name!r}"):
+            for alias, version in versions.items():
+                if version is None:
+                    self._client.delete_registered_model_alias(name, alias)
+                else:
+                    self._client.set_registered_model_alias(name, alias, str(version))
+
+    def version_tags(self, variant: Variant, version: int) -> dict[str, str]:
+        """Return what was written down of a version when it was logged."""
+        name = variant.registered_model
+        with _errors_translated(f"reading version {version} of {name!r}"):
+            return dict(self._client.get_model_version(name, str(version)).tags)
+
+    def training_dates(self) -> dict[tuple[Variant, int], date]:
+        """Return when each version was trained, as far as it was written down, by variant and version."""
+        found: dict[tuple[Variant, int], date] = {}
+        token: str | None = None
+        with _errors_translated("listing the model versions"):
+            while True:
+                page = self._client.search_model_versions(
+                    f"name LIKE '{_MODEL_NAME_PREFIX}%'", max_results=1000, page_token=token
+                )
+                for version in page:
+                    variant, day = _variant_of(version), version.tags.get("training_date", "")
+                    if variant is not None and _DAY.fullmatch(day):
+                        found[variant, int(version.version)] = date.fromisoformat(day)
+                token = page.token
+                if not token:
+                    return found
 
     def require_free_or_own(self, variant: Variant) -> None:
         """Raise ``RegistryError`` when another variant holds this one's model name."""
@@ -269,7 +345,10 @@ class Registry:
                 f"{_SHA256_TAG} tag), so its file cannot be checked; log it again with that script"
             )
         sha256 = found.tags[_SHA256_TAG]
-        return ModelVersion(variant, found.name, int(found.version), alias, model_id, found.run_id, sha256)
+        has_reference = found.tags.get(_REFERENCE_TAG) == "true"
+        return ModelVersion(
+            variant, found.name, int(found.version), alias, model_id, found.run_id, sha256, has_reference
+        )
 
     def _fetch(self, version: ModelVersion) -> Path:
         folder = self._cache / version.model_id
@@ -279,7 +358,7 @@ class Registry:
         with _errors_translated(f"fetching {version.uri}"), tempfile.TemporaryDirectory(dir=self._cache) as partial:
             location = self._client.get_logged_model(version.model_id).artifact_location
             repository = get_artifact_repository(location)
-            for name in (_BOOSTER_FILE, _GOLDEN_FILE):
+            for name in (_BOOSTER_FILE, _GOLDEN_FILE, *([_REFERENCE_FILE] if version.has_reference else [])):
                 repository.download_artifacts(name, partial)
             with contextlib.suppress(OSError):  # another process put the same files there first
                 Path(partial).rename(folder)
@@ -307,6 +386,8 @@ class Registry:
                 model_format="ubj",
             )
             (folder / _GOLDEN_FILE).write_text(logged.golden.to_json())
+            if logged.reference is not None:
+                (folder / _REFERENCE_FILE).write_text(logged.reference.to_json())
             sha256 = hashlib.sha256((folder / _BOOSTER_FILE).read_bytes()).hexdigest()
             self._client.log_model_artifacts(model.model_id, str(folder))
         self._client.finalize_logged_model(model.model_id, "READY")
@@ -320,6 +401,29 @@ class Registry:
             metrics=[Metric(name, value, now, 0) for name, value in logged.metrics.items()],
             params=[Param(name, str(value)) for name, value in logged.parameters.items()],
         )
+        if logged.dataset is not None:
+            self._client.log_inputs(mlflow_run_id, datasets=[_dataset_input(logged.dataset)])
+
+    def _log_artifacts(self, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
+        if not artifacts:
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, content in artifacts.items():
+                path = Path(scratch) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.encode() if isinstance(content, str) else content)
+            self._client.log_artifacts(mlflow_run_id, scratch)
+
+
+def _dataset_input(dataset: LoggedDataset) -> DatasetInput:
+    described = Dataset(
+        name=dataset.name,
+        digest=dataset.sha256[:_DIGEST_LENGTH],
+        source_type="churn",
+        source=json.dumps({"uri": dataset.source, "sha256": dataset.sha256}),
+        profile=json.dumps(dict(dataset.profile)),
+    )
+    return DatasetInput(described, [InputTag("mlflow.data.context", "training")])
 
 
 class _AbsentError(RegistryError):

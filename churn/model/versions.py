@@ -7,6 +7,12 @@ from churn.variants import Variant
 CHAMPION = "champion"
 """The alias of the version that scores."""
 
+CHALLENGER = "challenger"
+"""The alias of the version that scores beside the champion, to be compared."""
+
+PREVIOUS = "previous"
+"""The alias of the champion before, which rollback returns to."""
+
 
 @dataclass(frozen=True)
 class ModelVersion:
@@ -19,6 +25,7 @@ class ModelVersion:
     model_id: str
     mlflow_run_id: str
     sha256: str
+    has_reference: bool = False
 
     @property
     def uri(self) -> str:

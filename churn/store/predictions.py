@@ -1,11 +1,13 @@
-"""The predictions table: publish a batch, look at what is published.
+"""The predictions table: publish a variant's week, look at what is published.
 
-A batch is one transaction: readers see the old one or the new one, never both, never half. Running it again adds a
-batch and moves ``is_current`` to it; nothing else changes. Earlier batches stay, for audit.
+A variant's week is one transaction: the champion's batch and, where there is a challenger, its batch too. Readers see
+the old ones or the new ones, never both, never half. Running it again adds batches and moves ``is_current`` to them;
+nothing else changes. Earlier batches stay, for audit.
 """
 
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -19,9 +21,12 @@ import polars as pl
 import psycopg2
 import sqlalchemy as sa
 
-from churn.errors import StoreError, TransientError
+from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
+from churn.model.versions import CHALLENGER, CHAMPION
 from churn.store.connection import READER, WRITER, create_engine, errors_translated
 from churn.variants import Variant
+
+logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT = "120s"
 _CONNECTIONS = 4
@@ -65,7 +70,6 @@ class BatchRecord:
     as_of: date
     registered_model: str
     model_version: int
-    model_alias: str
     model_sha256: str
     mlflow_run_id: str
     dagster_run_id: str | None
@@ -89,6 +93,8 @@ class BatchRecord:
     other_parents: Sequence[str] | None = None
     levels: Mapping[str, Sequence[str]] | None = None
     importance: Mapping[str, float] | None = None
+    role: str = CHAMPION
+    drift: Mapping[str, Mapping[str, float]] | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return the values by column, as PostgreSQL takes them."""
@@ -102,7 +108,40 @@ class BatchRecord:
             "other_parents": None if self.other_parents is None else list(self.other_parents),
             "levels": None if self.levels is None else _without_nul(json.dumps(self.levels)),
             "importance": None if self.importance is None else json.dumps(self.importance),
+            "drift": None if self.drift is None else json.dumps(self.drift),
         }
+
+
+@dataclass(frozen=True)
+class Unpublished:
+    """A batch on its way to PostgreSQL.
+
+    Attributes:
+        rows: In chunks, consumed once.
+        describe: Called when all rows were consumed; returns the batch's record, whose ``n_rows_scored`` is what
+            ``rows`` must add up to, and the quarantined rows: ``row_number, account_id, rules, row``.
+        parents: What the rows' contributions are of, in their order; none without reasons.
+    """
+
+    rows: Iterable[ScoredRows]
+    describe: Callable[[], tuple[BatchRecord, pl.DataFrame]]
+    parents: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A challenger's batch beside the champion's.
+
+    Attributes:
+        make: Called once the champion's batch is written.
+        share: Of 10000 accounts, how many are served its score; 0 for none.
+        salt: Decides which accounts; the same salt always picks the same ones.
+    """
+
+    make: Callable[[], Unpublished]
+    version: int
+    share: int
+    salt: str
 
 
 class PredictionStore:
@@ -114,23 +153,14 @@ class PredictionStore:
         self._opened: set[date] = set()
 
     def publish(
-        self,
-        variant: Variant,
-        week: date,
-        rows: Iterable[ScoredRows],
-        describe: Callable[[], tuple[BatchRecord, pl.DataFrame]],
-        parents: Sequence[str] = (),
-    ) -> tuple[int, BatchRecord]:
-        """Write a batch and make it the current one of its variant and week, in one transaction.
+        self, variant: Variant, week: date, champion: Unpublished, challenge: Challenge | None = None
+    ) -> list[tuple[int, BatchRecord]]:
+        """Write the batches of a variant and week and make them the current ones, in one transaction.
 
-        Args:
-            rows: In chunks, consumed once.
-            describe: Called when all rows were consumed; returns the batch's record, whose ``n_rows_scored`` is what
-                ``rows`` must add up to, and the quarantined rows: ``row_number, account_id, rules, row``.
-            parents: What the rows' contributions are of, in their order; none without reasons.
+        A challenger that fails takes nothing from the champion: its rows are undone and its attempt recorded as failed.
 
         Returns:
-            The batch id and its record.
+            The batch id and the record of the champion's batch and, where it went well, of the challenger's.
 
         Raises:
             StoreError: If rows were lost on the way, or the database refuses them; nothing is written then.
@@ -140,40 +170,60 @@ class PredictionStore:
         self._open_week(week)
         with errors_translated(self._url), self._engine.begin() as connection:
             _lock(connection, variant, week)
-            batch_id = _next_batch_id(connection)
-            account_ids: list[npt.NDArray[np.int64]] = []
-            n_written = _copy(connection, CopyLayout(week, batch_id, tuple(parents)), _noting_ids(rows, account_ids))
-            record, quarantined = describe()
-            _require_whole(record, n_written, account_ids)
-            _insert_batch(connection, record, batch_id)
-            _insert_quarantined(connection, batch_id, quarantined)
-            _make_current(connection, record, batch_id)
-            _insert_attempt(
+            published = [_write_batch(connection, week, champion)]
+            _make_current(connection, variant, week, published[0][0])
+            if challenge is not None:
+                published += self._publish_challenger(connection, variant, week, published[0], challenge)
+        return published
+
+    def _publish_challenger(
+        self,
+        connection: sa.Connection,
+        variant: Variant,
+        week: date,
+        champion: tuple[int, BatchRecord],
+        challenge: Challenge,
+    ) -> list[tuple[int, BatchRecord]]:
+        try:
+            with connection.begin_nested(), errors_translated(self._url):
+                batch_id, record = _write_batch(connection, week, challenge.make())
+                values = {"share": challenge.share, "salt": challenge.salt, "batches": [champion[0], batch_id]}
+                share_out = (
+                    "UPDATE scoring_batches SET ab_share = :share, ab_salt = :salt WHERE batch_id = ANY(:batches)"
+                )
+                connection.execute(sa.text(share_out), values)
+                _mark_current(connection, batch_id)
+        except DatabaseUnavailableError:
+            raise
+        except (Exception, pl.exceptions.PanicException) as error:
+            if not isinstance(error, ChurnError):
+                logger.exception("%s: its challenger failed", variant)
+            logger.warning("%s: its challenger, version %d, was not scored: %s", variant, challenge.version, error)
+            _insert_failure(
                 connection,
-                variant=variant.key,
-                scored_week=week,
-                dagster_run_id=record.dagster_run_id,
-                started_at=record.started_at,
-                outcome="published",
-                batch_id=batch_id,
+                variant_key=variant.key,
+                week=week,
+                dagster_run_id=champion[1].dagster_run_id,
+                started_at=champion[1].started_at,
+                error=error,
+                role=CHALLENGER,
             )
-        return batch_id, record
+            return []
+        return [(batch_id, record)]
 
     def record_failure(
         self, variant_key: str, week: date, dagster_run_id: str | None, started_at: datetime, error: BaseException
     ) -> None:
         """Keep an attempt that published nothing, with its error."""
         with errors_translated(self._url), self._engine.begin() as connection:
-            _insert_attempt(
+            _insert_failure(
                 connection,
-                variant=variant_key,
-                scored_week=week,
+                variant_key=variant_key,
+                week=week,
                 dagster_run_id=dagster_run_id,
                 started_at=started_at,
-                outcome="failed",
-                error_type=type(error).__name__,
-                error=str(error).replace("\0", "\\0"),
-                is_transient=isinstance(error, TransientError),
+                error=error,
+                role=CHAMPION,
             )
 
     def published_by(self, dagster_run_ids: Sequence[str], week: date) -> set[str]:
@@ -184,6 +234,16 @@ class PredictionStore:
         )
         with self._read() as connection:
             return set(connection.scalars(query, {"runs": list(dagster_run_ids), "week": week}))
+
+    def ab_share(self, variant: Variant, challenger_version: int) -> int:
+        """Return how many of 10000 accounts a challenger serves, by the newest word on it; 0 where there is none."""
+        query = sa.text(
+            "SELECT challenger_version, ab_share FROM model_events WHERE variant = :variant "
+            "ORDER BY occurred_at DESC, event_id DESC LIMIT 1"
+        )
+        with self._read() as connection:
+            found = connection.execute(query, {"variant": variant.key}).one_or_none()
+        return int(found.ab_share) if found is not None and found.challenger_version == challenger_version else 0
 
     def count_rows(self, batch_id: int, week: date) -> int:
         """Count a batch's rows as PostgreSQL holds them."""
@@ -275,8 +335,55 @@ def _insert_batch(connection: sa.Connection, record: BatchRecord, batch_id: int)
     connection.execute(statement, values)
 
 
-def _make_current(connection: sa.Connection, record: BatchRecord, batch_id: int) -> None:
-    keys = {"variant": record.variant.key, "week": record.scored_week, "batch": batch_id}
+def _write_batch(connection: sa.Connection, week: date, batch: Unpublished) -> tuple[int, BatchRecord]:
+    batch_id = _next_batch_id(connection)
+    account_ids: list[npt.NDArray[np.int64]] = []
+    layout = CopyLayout(week, batch_id, tuple(batch.parents))
+    n_written = _copy(connection, layout, _noting_ids(batch.rows, account_ids))
+    record, quarantined = batch.describe()
+    _require_whole(record, n_written, account_ids)
+    _insert_batch(connection, record, batch_id)
+    _insert_quarantined(connection, batch_id, quarantined)
+    _insert_attempt(
+        connection,
+        variant=record.variant.key,
+        scored_week=week,
+        dagster_run_id=record.dagster_run_id,
+        started_at=record.started_at,
+        outcome="published",
+        batch_id=batch_id,
+        role=record.role,
+    )
+    return batch_id, record
+
+
+def _insert_failure(
+    connection: sa.Connection,
+    *,
+    variant_key: str,
+    week: date,
+    dagster_run_id: str | None,
+    started_at: datetime,
+    error: BaseException,
+    role: str,
+) -> None:
+    _insert_attempt(
+        connection,
+        variant=variant_key,
+        scored_week=week,
+        dagster_run_id=dagster_run_id,
+        started_at=started_at,
+        outcome="failed",
+        error_type=type(error).__name__,
+        error=str(error).replace("\0", "\\0"),
+        is_transient=isinstance(error, TransientError),
+        role=role,
+    )
+
+
+def _make_current(connection: sa.Connection, variant: Variant, week: date, batch_id: int) -> None:
+    """Put a champion's batch in the place of what was current, a challenger's included: it was of other input."""
+    keys = {"variant": variant.key, "week": week}
     connection.execute(
         sa.text(
             "UPDATE scoring_batches SET is_current = false "
@@ -284,7 +391,12 @@ def _make_current(connection: sa.Connection, record: BatchRecord, batch_id: int)
         ),
         keys,
     )
-    connection.execute(sa.text("UPDATE scoring_batches SET is_current = true WHERE batch_id = :batch"), keys)
+    _mark_current(connection, batch_id)
+
+
+def _mark_current(connection: sa.Connection, batch_id: int) -> None:
+    statement = sa.text("UPDATE scoring_batches SET is_current = true WHERE batch_id = :batch")
+    connection.execute(statement, {"batch": batch_id})
 
 
 def _insert_attempt(connection: sa.Connection, **values: object) -> None:

@@ -67,7 +67,7 @@ def _of_model(outcome: Outcome, model_link: Callable[[str, int], str]) -> Metada
 
 def _of_predictions(outcome: Outcome) -> Metadata:
     summary, engine = outcome.summary, outcome.engine
-    scores = {
+    scores: dict[str, dg.MetadataValue] = {
         "dagster/row_count": dg.MetadataValue.int(summary.n),
         "mean_churn_probability": dg.MetadataValue.float(summary.mean),
         "histogram": dg.MetadataValue.md(histogram(summary)),
@@ -75,6 +75,9 @@ def _of_predictions(outcome: Outcome) -> Metadata:
             f"XGBoost itself: {engine.fallback_reason}" if engine.fallback_reason else "tables compiled from its trees"
         ),
     }
+    if outcome.challenger_version is not None:
+        scored = "scored beside it" if outcome.challenger_record else "could not score"
+        scores["challenger"] = dg.MetadataValue.text(f"version {outcome.challenger_version} {scored}")
     if engine.reasons is None:
         return scores
     importance = summary.importance(engine.reasons.parents)

@@ -8,20 +8,26 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
-from churn.errors import ChurnError, TransientError
+from churn.errors import ChurnError
 from churn.pipeline import Outcome
 from churn.weeks import parse_week
 from orchestration.assets.metadata import describe
-from orchestration.checks import CHECKS, WeeklyChecks, evaluate
+from orchestration.checks import CHECKS, SEVERITIES, evaluate
+from orchestration.fleets import (
+    RETRY_POLICY,
+    CheckSummary,
+    can_retry,
+    failure,
+    failure_of_all,
+    keep_connections,
+    mark_failed,
+    runs_gone_on_from,
+)
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
-RESUME_TAGS = ("dagster/is_resume_retry", "dagster/is_asset_resume_retry")
-OP_NAME = "score_variants"
-MAX_RETRIES = 2
 
 _GROUP = "weekly_scoring"
 _OWNERS = ["team:retention"]
@@ -75,21 +81,19 @@ class WeeklyConfig(dg.Config):
 
 
 @dg.multi_asset(
-    name=OP_NAME,
+    name="score_variants",
     specs=SPECS,
     check_specs=CHECKS,
     partitions_def=variants_partitions,
     backfill_policy=dg.BackfillPolicy.multi_run(500),
-    retry_policy=dg.RetryPolicy(
-        max_retries=MAX_RETRIES, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL
-    ),
+    retry_policy=RETRY_POLICY,
 )
 def weekly_assets(
     context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services
 ) -> Iterator[dg.AssetCheckResult]:
     """Score every variant of the run's partitions that the runs it goes on from have not published."""
     failed: dict[str, BaseException] = {}
-    checks = WeeklyChecks()
+    checks = CheckSummary(SEVERITIES)
     try:
         week = parse_week(config.week or context.run.tags.get(WEEK_TAG), datetime.now(UTC).date())
         with services.open() as deployment:
@@ -107,29 +111,13 @@ def weekly_assets(
                     report(context, outcome, evaluations, deployment.model_link)
                     checks.add(key, evaluations)
     except ChurnError as error:
-        raise _failure(dict.fromkeys(context.partition_keys, error), context) from error
-    if failed and _can_retry(failed, context):
-        raise _failure(failed, context)
-    yield from checks.summaries()
+        raise failure_of_all(error, context) from error
+    if failed and can_retry(failed, context):
+        raise failure(failed, context)
+    yield from checks.results()
     if failed:
-        mark_failed(context, list(failed))
-        raise _failure(failed, context)
-
-
-def keep_connections(instance: dg.DagsterInstance) -> None:
-    """Let this process's event log keep its connection, as a webserver's does; by default each event makes three."""
-    instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
-
-
-def runs_gone_on_from(context: dg.AssetExecutionContext) -> list[str]:
-    """Return the ids of this run and of those that it resumes, by hand or automatically; not of those it repeats."""
-    run: dg.DagsterRun | None = context.run
-    ids: list[str] = []
-    while run is not None:
-        ids.append(run.run_id)
-        resumes = run.parent_run_id is not None and any(run.tags.get(tag) == "true" for tag in RESUME_TAGS)
-        run = context.instance.get_run_by_id(str(run.parent_run_id)) if resumes else None
-    return ids
+        mark_failed(context, failed, SPECS)
+        raise failure(failed, context)
 
 
 def report(
@@ -144,36 +132,3 @@ def report(
         context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=metadata))
     for evaluation in evaluations:
         context.log_event(evaluation)
-
-
-def mark_failed(context: dg.AssetExecutionContext, keys: list[str]) -> None:
-    """Make the UI show the failed variants' partitions as failed.
-
-    Dagster does so for partitions that a failed run planned and did not materialize. Planning each of thousands of
-    partitions costs as much as scoring them, so runs plan ranges (``churn.dagster_home``), and only the failed ones are
-    planned one by one, here. It is the only use of an event that Dagster does not document.
-    """
-    for key in keys:
-        for spec in SPECS:
-            event = DagsterEvent.build_asset_materialization_planned_event(
-                context.job_name,
-                OP_NAME,
-                AssetMaterializationPlannedData(spec.key, partition=key),
-            )
-            context.instance.report_dagster_event(event, context.run.run_id)
-
-
-def _can_retry(failed: dict[str, BaseException], context: dg.AssetExecutionContext) -> bool:
-    is_transient = any(isinstance(error, TransientError) for error in failed.values())
-    return is_transient and context.retry_number < MAX_RETRIES
-
-
-def _failure(failed: dict[str, BaseException], context: dg.AssetExecutionContext) -> dg.Failure:
-    n_variants = len(list(context.partition_keys))
-    reasons = {key: str(error) if isinstance(error, ChurnError) else repr(error) for key, error in failed.items()}
-    first = next(iter(reasons.items()))
-    return dg.Failure(
-        f"{len(failed)} of {n_variants} variants failed: {', '.join(list(reasons)[:20])}; {first[0]}: {first[1]}",
-        metadata={"failed": dg.MetadataValue.json(reasons)},
-        allow_retries=_can_retry(failed, context),
-    )

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from churn.errors import DatabaseUnavailableError, StoreError
 from churn.store.connection import create_engine
-from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows, read_current
+from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows, Unpublished, read_current
 from churn.variants import Variant
 
 from .conftest import Site, run_sql
@@ -39,7 +39,7 @@ def store(site: Site) -> PredictionStore:
 
 
 def publish(store: PredictionStore, record: BatchRecord, rows: Iterable[ScoredRows], quarantined: pl.DataFrame) -> int:
-    return store.publish(record.variant, record.scored_week, rows, lambda: (record, quarantined))[0]
+    return store.publish(record.variant, record.scored_week, Unpublished(rows, lambda: (record, quarantined)))[0][0]
 
 
 def record(n_rows: int, **changed: object) -> BatchRecord:
@@ -49,7 +49,6 @@ def record(n_rows: int, **changed: object) -> BatchRecord:
         as_of=date(2026, 11, 22),
         registered_model="churn-prediction-model-us",
         model_version=1,
-        model_alias="champion",
         model_sha256="0" * 64,
         mlflow_run_id="mlflow-run",
         dagster_run_id="dagster-run",

@@ -42,6 +42,7 @@ CHECKS = {
     "input_came_from_s3",
     "quarantine_is_small",
     "model_is_the_champion",
+    "challenger_was_scored",
 }
 FLEET = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
 NAMES: list[str] = json.loads(bundled("feature_names_3.json"))

@@ -1,0 +1,298 @@
+"""A year in the life of twenty variants, end to end on real services: ``python -m benchmarks.year``.
+
+Fifty-two Mondays: extracts come in, with late corrections, all variants are scored, batches whose labels have matured
+are judged, champions that do worse than they must are trained anew, challengers score beside them, and those that prove
+better are promoted. For four variants the world changed after their champions were trained. Written to
+``benchmarks/YEAR.md`` with a picture.
+"""
+
+import argparse
+import io
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import boto3
+import numpy as np
+import polars as pl
+
+from benchmarks.services import BUCKET, NAMES_KEY, bench_environment
+from churn.bootstrap import set_up_server
+from churn.data.simulate import simulate_activity
+from churn.deployment import Deployment, open_deployment
+from churn.learning import TrainingOutcome
+from churn.promotion import Promoter
+from churn.settings import load_settings
+from churn.store.events import ModelEvent
+from churn.store.predictions import read_current
+from churn.variants import Variant
+from orchestration.promotion import reasons_to_retrain
+
+FOLDER = Path(__file__).parent
+FIRST_WEEK = date(2025, 11, 3)
+N_WEEKS = 52
+N_VARIANTS, N_TWISTED = 20, 4
+N_ACCOUNTS = 6_000
+FIRST_MONTH, N_MONTHS = date(2023, 1, 1), 46
+TRAINED_ON = date(2024, 3, 31)  # the day as of which all first champions are trained
+TWIST = date(2024, 4, 1)
+TRIALS = 4
+_LAG_DAYS = 4  # a month's rows are known this long after it ended
+_CORRECTED_SHARE, _CORRECTED_AFTER_DAYS = 0.01, 45
+
+
+@dataclass
+class Year:
+    """What happened.
+
+    Attributes:
+        reasons: Why training was requested, by week and variant.
+        trained: What came of it.
+        promoted: Promotions, by week and variant.
+        first_champions: The models that the year began with.
+        wrong_champions: Weeks and variants of which the trail names another champion than the one that scored.
+        rollback_is_identical: Whether the first week, scored again by the champion that was rolled back to, has the
+            very same scores; ``None`` when nothing was promoted.
+    """
+
+    twisted: list[Variant]
+    reasons: dict[tuple[date, Variant], str] = field(default_factory=dict)
+    trained: dict[tuple[date, Variant], TrainingOutcome] = field(default_factory=dict)
+    promoted: dict[tuple[date, Variant], ModelEvent] = field(default_factory=dict)
+    first_champions: dict[Variant, TrainingOutcome] = field(default_factory=dict)
+    wrong_champions: list[tuple[date, Variant]] = field(default_factory=list)
+    n_scored: int = 0
+    rollback_is_identical: bool | None = None
+    auc: pl.DataFrame = field(default_factory=pl.DataFrame)
+    seconds: float = 0.0
+
+    @property
+    def triggered(self) -> set[Variant]:
+        return {variant for _, variant in self.reasons}
+
+    @property
+    def leaks(self) -> list[str]:
+        """Every training in which the planted future reached a feature, or shuffled labels passed."""
+        claims = {"the_future_does_not_leak", "shuffled_labels_do_not_pass"}
+        outcomes = [*self.trained.values(), *self.first_champions.values()]
+        return [f"{o.variant}: {c.sentence}" for o in outcomes for c in o.gate.failures if c.name in claims]
+
+
+def simulate_year(
+    home: Path, *, n_weeks: int = N_WEEKS, n_variants: int = N_VARIANTS, n_accounts: int = N_ACCOUNTS
+) -> Year:
+    """Live through the year.
+
+    Args:
+        home: Where the services keep their files.
+    """
+    started = time.monotonic()
+    os.environ |= {"CHURN_HORIZON_MONTHS": "1", "CHURN_RETRAIN_AFTER_MONTHS": "0", "CHURN_LOCAL_FALLBACK": "never"}
+    variants = [Variant(company=f"c{i:02}") for i in range(n_variants)]
+    year = Year(twisted=variants[:: max(n_variants // N_TWISTED, 1)][:N_TWISTED])
+    with bench_environment(home), open_deployment(load_settings()) as deployment:
+        list(set_up_server(deployment))
+        names = (Path(__file__).resolve().parents[1] / NAMES_KEY).read_bytes()
+        facts = {variant: _facts(variant, n_accounts, is_twisted=variant in year.twisted) for variant in variants}
+        client = boto3.client("s3")
+        for variant in variants:
+            client.put_object(Bucket=BUCKET, Key=variant.prefix + NAMES_KEY, Body=names)
+        _bring(facts, TRAINED_ON)
+        trainer = deployment.trainer(n_trials=TRIALS)
+        for variant in variants:
+            year.first_champions[variant] = trainer.train_variant(variant, TRAINED_ON)
+        requested: dict[str, str] = {}
+        for i in range(n_weeks):
+            week = FIRST_WEEK + timedelta(weeks=i)
+            _live_through(week, deployment, facts, year, requested)
+            print(f"{week}: {len(year.reasons)} requests, {len(year.promoted)} promotions", flush=True)
+        year.auc = read_current(
+            deployment.database,
+            "SELECT b.variant, b.scored_week, b.model_version, j.roc_auc, j.auc_limit FROM judged_batches AS j "
+            "JOIN scoring_batches AS b USING (batch_id) WHERE b.role = 'champion' ORDER BY 1, 2",
+        )
+        year.wrong_champions = _wrong_champions(deployment, variants)
+        if year.promoted:
+            year.rollback_is_identical = _drill(deployment, next(iter(year.promoted))[1])
+    year.seconds = time.monotonic() - started
+    return year
+
+
+def _live_through(
+    week: date, deployment: Deployment, facts: dict[Variant, pl.DataFrame], year: Year, requested: dict[str, str]
+) -> None:
+    changed = _bring(facts, week)
+    scorer = deployment.scorer()
+    for _, result in scorer.score_fleet([variant.key for variant in facts], week, None, lambda outcome, _: outcome):
+        if isinstance(result, BaseException):
+            raise result
+        year.n_scored += 1
+    promoter = _promoter(deployment, week)
+    for variant in facts:
+        if variant in changed:
+            promoter.judge.take_in(variant)
+        promoter.judge.judge_batches(variant, week)
+    promoter.observe(promoter.registry.aliases())
+    for variant, result in promoter.promote_all(facts).items():
+        if isinstance(result, ModelEvent):
+            year.promoted[week, variant] = result
+    for key, reason in reasons_to_retrain(deployment, week, requested):
+        variant = Variant.from_key(key)
+        requested[key] = week.isoformat()
+        year.reasons[week, variant] = reason
+        trainer = replace(deployment.trainer(n_trials=TRIALS), challenge=promoter.challenge)
+        year.trained[week, variant] = trainer.train_variant(variant, week)
+
+
+def _promoter(deployment: Deployment, day: date) -> Promoter:
+    noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+    return replace(deployment.promoter(), clock=lambda: noon)
+
+
+def _facts(variant: Variant, n_accounts: int, *, is_twisted: bool) -> pl.DataFrame:
+    """Simulate a variant's activity with when it was known, and corrections of some of it much later."""
+    seed = int(variant.company.removeprefix("c")) if variant.company else 0
+    activity = simulate_activity(
+        n_accounts=n_accounts,
+        first_month=FIRST_MONTH,
+        n_months=N_MONTHS,
+        seed=seed,
+        twist=TWIST if is_twisted else None,
+    )
+    known = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us", "UTC")) + pl.duration(days=_LAG_DAYS)
+    first = activity.with_columns(known_at=known)
+    chosen = np.random.default_rng(seed).random(first.height) < _CORRECTED_SHARE
+    corrected = first.filter(pl.Series(chosen)).with_columns(
+        pl.col("total_deposit", "total_handle").mul(1.5).round(2),
+        known_at=pl.col("known_at") + pl.duration(days=_CORRECTED_AFTER_DAYS),
+    )
+    return pl.concat([first, corrected]).sort("known_at", "activity_month", "account_id")
+
+
+def _bring(facts: dict[Variant, pl.DataFrame], day: date) -> set[Variant]:
+    """Put the extracts of a day into the bucket: all that is known by its end; returns whose have news since a week."""
+    end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+    client, changed = boto3.client("s3"), set()
+    for variant, all_facts in facts.items():
+        known = all_facts.filter(pl.col("known_at") < end)
+        if known.filter(pl.col("known_at") >= end - timedelta(weeks=1)).is_empty() and day != TRAINED_ON:
+            continue
+        body = io.BytesIO()
+        known.write_parquet(body)
+        client.put_object(Bucket=BUCKET, Key=f"{variant.prefix}data/churn/activity.parquet", Body=body.getvalue())
+        changed.add(variant)
+    return changed
+
+
+def _wrong_champions(deployment: Deployment, variants: Sequence[Variant]) -> list[tuple[date, Variant]]:
+    """Ask the trail who was champion when each week was scored, and hold it against the batches."""
+    rows = read_current(
+        deployment.database,
+        "SELECT variant, scored_week, model_version, champion_on(variant, scored_week - 1) AS champion "
+        "FROM scoring_batches WHERE role = 'champion' AND is_current AND scored_week > :first ORDER BY 1, 2",
+        first=FIRST_WEEK,
+    )
+    wrong = rows.filter(pl.col("model_version").ne_missing(pl.col("champion")))
+    known = {variant.key: variant for variant in variants}
+    return [(week, known[key]) for key, week in wrong.select("variant", "scored_week").iter_rows()]
+
+
+def _drill(deployment: Deployment, variant: Variant) -> bool:
+    """Roll a promotion back, score the first week again, and compare with what it was."""
+    before = _scores(deployment, variant)
+    promoter = _promoter(deployment, FIRST_WEEK + timedelta(weeks=N_WEEKS))
+    deployment.scorer().score_variant(variant, FIRST_WEEK)
+    promoted = _scores(deployment, variant)
+    promoter.roll_back(variant, "a drill")
+    deployment.scorer().score_variant(variant, FIRST_WEEK)
+    return _scores(deployment, variant).equals(before) and not promoted.equals(before)
+
+
+def _scores(deployment: Deployment, variant: Variant) -> pl.DataFrame:
+    query = (
+        "SELECT account_id, churn_probability FROM churn_predictions_current "
+        "WHERE variant = :variant AND scored_week = :week ORDER BY account_id"
+    )
+    return read_current(deployment.database, query, variant=variant.key, week=FIRST_WEEK)
+
+
+def report(year: Year) -> str:
+    """Tell the year in Markdown."""
+    leaks = "; ".join(year.leaks) or "none"
+    lines = [
+        "# A simulated year",
+        "",
+        f"Written by `just year` on {datetime.now(UTC):%Y-%m-%d} in {year.seconds / 60:.0f} minutes: "
+        f"{len(year.first_champions)} variants, {year.n_scored} batches, labels of one month. "
+        f"For {len(year.twisted)} variants the world changed after their champions were trained.",
+        "",
+        "| what | expected | happened |",
+        "|---|---|---|",
+        f"| variants for which training was requested | {_names(year.twisted)} | {_names(year.triggered)} |",
+        f"| challengers promoted | {_names(year.twisted)} | {_names({variant for _, variant in year.promoted})} |",
+        f"| leaks found in {len(year.first_champions) + len(year.trained)} trainings | none | {leaks} |",
+        f"| rollback restores identical scores | yes | {'yes' if year.rollback_is_identical else 'no'} |",
+        f"| batches of which the trail names another champion | 0 | {len(year.wrong_champions)} |",
+        "",
+        "| week | variant | what happened |",
+        "|---|---|---|",
+    ]
+    happened = [(week, variant, f"training requested: {why}") for (week, variant), why in year.reasons.items()]
+    happened += [(week, variant, f"promoted: {event.reason}") for (week, variant), event in year.promoted.items()]
+    lines += [f"| {week} | {variant} | {what} |" for week, variant, what in sorted(happened, key=lambda row: row[:2])]
+    return "\n".join([*lines, "", "![ROC AUC of the champions, week by week](year.png)", ""])
+
+
+def _names(variants: Sequence[Variant] | set[Variant]) -> str:
+    return ", ".join(sorted(str(variant) for variant in variants)) or "none"
+
+
+def draw(year: Year, path: Path) -> None:
+    """Draw the champions' AUC by scored week: all variants thin, the twisted ones by name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = dict(zip((v.key for v in year.twisted), ("#c1442e", "#2f6f9f", "#7a4fa3", "#3d8b57"), strict=False))
+    for (key,), rows in year.auc.filter(pl.col("roc_auc").is_not_null()).group_by("variant", maintain_order=True):
+        label, style = (
+            (str(key), {"color": colours[key], "lw": 1.8})
+            if key in colours
+            else (None, {"color": "#bbbbbb", "lw": 0.8})
+        )
+        axes.plot(rows["scored_week"].to_list(), rows["roc_auc"].to_list(), label=label, **style)
+    for week, variant in year.promoted:
+        axes.axvline(week, color=colours.get(variant.key, "#bbbbbb"), ls=":", lw=1)
+    axes.set_title("Champions by scored week: found, trained anew, promoted (dotted)", loc="left", fontsize=11)
+    axes.set_ylabel("ROC AUC, once labels had matured")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower right")
+    figure.savefig(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Live through it and write it down."""
+    parser = argparse.ArgumentParser(prog="benchmarks.year", description=__doc__)
+    parser.add_argument("--weeks", type=int, default=N_WEEKS)
+    parser.add_argument("--variants", type=int, default=N_VARIANTS)
+    parser.add_argument("--accounts", type=int, default=N_ACCOUNTS)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="churn-year-") as folder:
+        Path(folder).chmod(0o755)
+        year = simulate_year(
+            Path(folder) / "home", n_weeks=args.weeks, n_variants=args.variants, n_accounts=args.accounts
+        )
+    (FOLDER / "YEAR.md").write_text(report(year))
+    draw(year, FOLDER / "year.png")
+    print(report(year))
+
+
+if __name__ == "__main__":
+    main()

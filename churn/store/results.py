@@ -1,0 +1,210 @@
+"""Judged batches: what a batch's scores turned out to be worth once its labels had matured.
+
+Labels come from the activity; here they are only held against what was published.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from churn.model.versions import CHALLENGER, CHAMPION
+from churn.monitoring.drift import FeatureDrift
+from churn.store.connection import WRITER, create_engine, errors_translated
+from churn.variants import Variant
+
+_HEADER_BYTES, _TRAILER_BYTES = 19, 2
+_ROW = np.dtype([("n_fields", ">i2"), ("id_size", ">i4"), ("id", ">i8"), ("score_size", ">i4"), ("score", ">f4")])
+_OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role"
+_COUNTS = (
+    "labels_as_of",
+    "horizon_months",
+    "n_accounts",
+    "n_at_risk",
+    "n_matured",
+    "n_missing",
+    "n_churned",
+    "verdict",
+    "auc_limit",
+)
+_MEASURES = (
+    "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "brier_score", "calibration_error",
+    "lift_at_10", "mean_score",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PublishedBatch:
+    """A current batch of a variant's week."""
+
+    batch_id: int
+    variant: Variant
+    scored_week: date
+    as_of: date
+    model_version: int
+    role: str
+
+
+@dataclass(frozen=True)
+class JudgedBatch:
+    """A batch and what it was worth.
+
+    Attributes:
+        n_accounts: Accounts scored.
+        n_at_risk: Those of them that had not churned before; only they are judged.
+        auc_limit: What the ROC AUC of its model version must not lie under; ``None`` where none is known.
+        verdict: ``insufficient`` when too few labels matured for any figure, which are all ``None`` then.
+        measures: By name, as ``churn.model.evaluation.Evaluation.metrics`` gives them.
+    """
+
+    batch: PublishedBatch
+    labels_as_of: date
+    horizon_months: int
+    n_accounts: int
+    n_at_risk: int
+    n_matured: int
+    n_missing: int
+    n_churned: int
+    verdict: str
+    auc_limit: float | None
+    measures: dict[str, float]
+
+    @property
+    def is_below_limit(self) -> bool:
+        """Whether even the upper end of the AUC's interval lies under the limit."""
+        high = self.measures.get("roc_auc_high")
+        return self.auc_limit is not None and high is not None and high < self.auc_limit
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The champion's and the challenger's batch of one week."""
+
+    champion: PublishedBatch
+    challenger: PublishedBatch
+
+
+class BatchResults:
+    """The table ``judged_batches`` and the scores it speaks of, as the writer role."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._url = url
+        self._engine = create_engine(url, role=WRITER, kept=1)
+
+    def unjudged(self, variant: Variant) -> list[PublishedBatch]:
+        """Return the current batches that were not judged yet and whose rows name accounts, oldest first."""
+        return self._batches(
+            "LEFT JOIN judged_batches AS j USING (batch_id) WHERE j.batch_id IS NULL AND b.is_current "
+            "AND b.account_ids = 'input' AND b.variant = :variant ORDER BY b.scored_week, b.batch_id",
+            variant=variant.key,
+        )
+
+    def pairs(self, variant: Variant, champion_version: int, challenger_version: int) -> list[Pair]:
+        """Return the weeks that both versions scored in these roles, oldest first."""
+        batches = self._batches(
+            "WHERE b.is_current AND b.account_ids = 'input' AND b.variant = :variant AND "
+            "(b.role, b.model_version) IN (('champion', :champion), ('challenger', :challenger)) "
+            "ORDER BY b.scored_week",
+            variant=variant.key,
+            champion=champion_version,
+            challenger=challenger_version,
+        )
+        by_week: dict[date, dict[str, PublishedBatch]] = {}
+        for batch in batches:
+            by_week.setdefault(batch.scored_week, {})[batch.role] = batch
+        return [Pair(roles[CHAMPION], roles[CHALLENGER]) for roles in by_week.values() if len(roles) == 2]
+
+    def scores(self, batch: PublishedBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Read a batch's account ids, ascending, and their churn probabilities."""
+        query = (
+            "COPY (SELECT account_id, churn_probability FROM churn_predictions "  # noqa: S608 a date and a number
+            f"WHERE scored_week = '{batch.scored_week}' AND batch_id = {batch.batch_id:d}) "
+            "TO STDOUT WITH (FORMAT binary)"
+        )
+        buffer = BytesIO()
+        with errors_translated(self._url), self._engine.connect() as connection:
+            cursor: Any = connection.connection.cursor()
+            with closing(cursor):
+                cursor.copy_expert(query, buffer)
+        rows = np.frombuffer(buffer.getbuffer()[_HEADER_BYTES:-_TRAILER_BYTES], dtype=_ROW)
+        order = np.argsort(rows["id"], kind="stable")
+        return rows["id"][order].astype(np.int64), rows["score"][order].astype(np.float32)
+
+    def record(self, judged: Sequence[JudgedBatch]) -> None:
+        """Keep what batches were worth; one that was judged meanwhile stays as it is."""
+        if not judged:
+            return
+        columns = ["batch_id", "judged_at", *_COUNTS, *_MEASURES]
+        slots = ", ".join(f":{name}" for name in columns)
+        statement = sa.text(
+            f"INSERT INTO judged_batches ({', '.join(columns)}) VALUES ({slots}) ON CONFLICT DO NOTHING"  # noqa: S608
+        )
+        rows = [_values(one) for one in judged]
+        with errors_translated(self._url), self._engine.begin() as connection:
+            connection.execute(statement, rows)
+
+    def judged(self, variant: Variant) -> list[JudgedBatch]:
+        """Return a variant's judged batches, by week."""
+        query = (
+            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))} "  # noqa: S608 our columns
+            "FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) "
+            "WHERE b.variant = :variant ORDER BY b.scored_week, b.batch_id"
+        )
+        with errors_translated(self._url), self._engine.connect() as connection:
+            rows = connection.execute(sa.text(query), {"variant": variant.key})
+            return [_read(row) for row in rows]
+
+    def judged_champions(self) -> dict[Variant, list[JudgedBatch]]:
+        """Return the judged batches of all variants' champions, by week."""
+        query = (
+            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))} "  # noqa: S608 our columns
+            "FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) "
+            "WHERE b.role = 'champion' ORDER BY b.scored_week, b.batch_id"
+        )
+        found: dict[Variant, list[JudgedBatch]] = {}
+        with errors_translated(self._url), self._engine.connect() as connection:
+            for row in connection.execute(sa.text(query)):
+                judged = _read(row)
+                found.setdefault(judged.batch.variant, []).append(judged)
+        return found
+
+    def drifts(self, week: date) -> dict[tuple[Variant, int], list[FeatureDrift]]:
+        """Return how a week's current batches of champions differ from their models' references, by model version."""
+        query = sa.text(
+            "SELECT variant, model_version, drift FROM scoring_batches "
+            "WHERE scored_week = :week AND is_current AND role = 'champion' AND drift IS NOT NULL"
+        )
+        with errors_translated(self._url), self._engine.connect() as connection:
+            return {
+                (Variant.from_key(row.variant), row.model_version): [
+                    FeatureDrift(feature, **measures) for feature, measures in row.drift.items()
+                ]
+                for row in connection.execute(query, {"week": week})
+            }
+
+    def _batches(self, rest: str, **values: object) -> list[PublishedBatch]:
+        query = f"SELECT {_OF_BATCH} FROM scoring_batches AS b {rest}"  # noqa: S608 our own text
+        with errors_translated(self._url), self._engine.connect() as connection:
+            return [_batch(row) for row in connection.execute(sa.text(query), values)]
+
+
+def _batch(row: sa.Row[Any]) -> PublishedBatch:
+    variant = Variant.from_key(row.variant)
+    return PublishedBatch(row.batch_id, variant, row.scored_week, row.as_of, row.model_version, row.role)
+
+
+def _values(judged: JudgedBatch) -> dict[str, Any]:
+    counts = {name: getattr(judged, name) for name in _COUNTS}
+    measures = {name: judged.measures.get(name) for name in _MEASURES}
+    return counts | measures | {"batch_id": judged.batch.batch_id, "judged_at": datetime.now(UTC)}
+
+
+def _read(row: sa.Row[Any]) -> JudgedBatch:
+    measures = {name: getattr(row, name) for name in _MEASURES if getattr(row, name) is not None}
+    return JudgedBatch(batch=_batch(row), measures=measures, **{name: getattr(row, name) for name in _COUNTS})

@@ -1,0 +1,166 @@
+"""Say how a variant's champion and challenger do, promote, roll back, share accounts out, and show the history.
+
+A challenger is promoted when accounts that both scored, and whose labels have matured, show that it is better by a test
+that stays valid however often it is looked at, and no guardrail is broken; --force with --reason overrules both. For a
+fleet (--all, --under) the share of false promotions is controlled over all of its challengers.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import date
+
+from churn.arguments import FAILED, add_variant_flags, is_fleet, named_variants, run_command, with_found
+from churn.deployment import open_deployment
+from churn.errors import ChurnError, UsageError
+from churn.model.verdict import Verdict
+from churn.promotion import WHOLE, Promoter, Standing
+from churn.settings import load_settings
+from churn.store.events import ModelEvent
+from churn.variants import Variant
+
+ACTIONS = {
+    "status": "who is champion, previous and challenger, and what the matured labels say",
+    "promote": "make the challenger champion, if it has proved better",
+    "rollback": "make the previous champion champion again",
+    "share": "serve the challenger's scores to a share of the accounts (--share)",
+    "history": "every move of the aliases, by whom and why; --on DAY: who was champion then",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser, which documents the flags."""
+    actions = "\n".join(f"  {name:9} {meaning}" for name, meaning in ACTIONS.items())
+    parser = argparse.ArgumentParser(
+        prog="promote_model.py",
+        description=__doc__,
+        epilog=f"actions:\n{actions}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_variant_flags(parser)
+    parser.add_argument("action", choices=list(ACTIONS), metavar="action", help="|".join(ACTIONS))
+    parser.add_argument("--force", action="store_true", help="promote whatever the test and the guardrails say")
+    parser.add_argument("--reason", default="", help="kept in the history; needed with --force")
+    parser.add_argument(
+        "--share", type=float, metavar="PERCENT", help="accounts to serve the challenger's scores, 0-100"
+    )
+    parser.add_argument("--on", type=_day, metavar="DAY", help="a day, as YYYY-MM-DD")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the script."""
+    args = build_parser().parse_args(argv)
+    run_command("promote_model.py", lambda: promote_models(args))
+
+
+def promote_models(args: argparse.Namespace) -> None:
+    """Do what is asked for each variant that the flags name, and say what came of it."""
+    named = named_variants(args)
+    if args.action == "share" and args.share is None:
+        raise UsageError("share needs --share PERCENT, such as --share 20; 0 ends it")
+    if args.force and is_fleet(args):
+        raise UsageError("--force is for one variant at a time; name it with --geography, --company or --variant")
+    with open_deployment(load_settings()) as deployment:
+        promoter = deployment.promoter()
+        variants = with_found(named, args, deployment.sources())
+        if args.action == "promote" and is_fleet(args):
+            failed = _promote_fleet(promoter, variants, args)
+        else:
+            failed = [variant for variant in variants if not _succeeds(promoter, variant, args)]
+    if failed:
+        sys.exit(FAILED)
+
+
+def _succeeds(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> bool:
+    try:
+        for line in _act(promoter, variant, args):
+            print(line, flush=True)
+    except UsageError:
+        raise
+    except ChurnError as error:
+        print(f"promote_model.py: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _act(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> list[str]:
+    if args.action == "status":
+        return describe(variant, promoter.standing(variant))
+    if args.action == "history":
+        return _history(promoter, variant, args.on)
+    reason = args.reason
+    if args.action == "rollback":
+        event = promoter.roll_back(variant, reason or "asked for", dry_run=args.dry_run)
+    elif args.action == "share":
+        share = round(args.share * WHOLE / 100)
+        event = promoter.share(variant, share, reason or "asked for", dry_run=args.dry_run)
+    else:
+        event, _ = promoter.promote(variant, reason=reason, is_forced=args.force, dry_run=args.dry_run)
+    return [_said(event, is_dry=args.dry_run)]
+
+
+def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace) -> list[Variant]:
+    failed: list[Variant] = []
+    results = promoter.promote_all(variants, reason=args.reason, dry_run=args.dry_run)
+    for variant, result in results.items():
+        if isinstance(result, ModelEvent):
+            print(_said(result, is_dry=args.dry_run), flush=True)
+        elif isinstance(result, Verdict):
+            print(f"{variant}: stays as it is: {result.sentence}", flush=True)
+        else:
+            failed.append(variant)
+            print(f"promote_model.py: {variant}: {result}", file=sys.stderr, flush=True)
+    promoted = sum(isinstance(result, ModelEvent) for result in results.values())
+    print(f"{promoted} of {len(results)} challengers {'would be ' if args.dry_run else ''}promoted", flush=True)
+    return failed
+
+
+def describe(variant: Variant, standing: Standing) -> list[str]:
+    """Put a variant's standing into lines for a person."""
+    event = standing.event
+    shared = f", serving {event.ab_share / WHOLE:.0%} of the accounts" if event.ab_share else ""
+    lines = [
+        f"variant    {variant}",
+        f"champion   {_version(event.champion)}",
+        f"previous   {_version(event.previous)}",
+        f"challenger {_version(event.challenger)}{shared}",
+    ]
+    if standing.verdict is not None:
+        lines.append(f"verdict    {standing.verdict.sentence}")
+        lines += [f"  {'holds' if rail.holds else 'BROKEN':7} {rail.claim}" for rail in standing.verdict.guardrails]
+    return lines
+
+
+def _history(promoter: Promoter, variant: Variant, day: date | None) -> list[str]:
+    if day is not None:
+        return [f"{variant}: champion at the end of {day} UTC: {_version(promoter.events.champion_on(variant, day))}"]
+    promoter.standing(variant)  # says so when there is no such variant
+    promoter.observe({variant: promoter.registry.aliases_of(variant)})
+    return [f"{event.occurred_at:%Y-%m-%d %H:%M}  {_said(event)}" for event in promoter.events.history(variant)]
+
+
+def _said(event: ModelEvent, *, is_dry: bool = False) -> str:
+    forced = " by force" if event.is_forced else ""
+    shared = f" at {event.ab_share / WHOLE:.0%}" if event.ab_share else ""
+    return (
+        f"{event.variant}: {'would be ' if is_dry else ''}{event.action.replace('_', ' ')}{forced}: "
+        f"champion {_version(event.champion)}, previous {_version(event.previous)}, "
+        f"challenger {_version(event.challenger)}{shared}; {event.reason} ({event.actor})"
+    )
+
+
+def _version(version: int | None) -> str:
+    return "none" if version is None else f"v{version}"
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day; YYYY-MM-DD is needed") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Train a variant on its activity, judge the model by the gate, and register it in MLflow.
+
+A model that passes the gate becomes the variant's challenger, or its champion where there is none; one that fails is
+registered without an alias, and the gate says why. A variant with too few labels is trained on its parent's activity,
+and says so. --all and --under train a fleet in one process; a variant that fails stops no other.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
+
+from churn.arguments import FAILED, add_variant_flags, named_variants, run_command, with_found
+from churn.deployment import Deployment, open_deployment
+from churn.errors import ChurnError, UsageError
+from churn.settings import load_settings
+from churn.variants import Variant
+
+if TYPE_CHECKING:
+    from churn.learning import TrainingOutcome
+    from churn.model.evaluation import Evaluation, Interval
+
+_VERDICTS = {"holds": "holds", "fails": "FAILS", "skipped": "skipped"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser, which documents the flags."""
+    parser = argparse.ArgumentParser(prog="train_model.py", description=__doc__)
+    add_variant_flags(parser)
+    parser.add_argument(
+        "--as-of", type=_day, metavar="DAY", help="train as if this day, as YYYY-MM-DD, were today; default: today, UTC"
+    )
+    parser.add_argument("--trials", type=_count, metavar="N", help="sets of parameters to try; default: 20")
+    parser.add_argument("--dry-run", action="store_true", help="do everything but write to the history and to MLflow")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the script."""
+    args = build_parser().parse_args(argv)
+    run_command("train_model.py", lambda: train_models(args))
+
+
+def train_models(args: argparse.Namespace) -> None:
+    """Train each variant that the flags name, and say what came of it."""
+    named = named_variants(args)
+    now = datetime.now(UTC).date()
+    today = args.as_of or now
+    if today > now:
+        raise UsageError(f"--as-of {today} has not come (today is {now}, UTC); what will be known then is not known")
+    with open_deployment(load_settings()) as deployment:
+        variants = with_found(named, args, deployment.sources())
+        failed = train_all(deployment, variants, today, n_trials=args.trials, dry_run=args.dry_run)
+    if failed:
+        if len(variants) > 1:
+            names = ", ".join(map(str, failed))
+            print(f"train_model.py: {len(failed)} of {len(variants)} failed: {names}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def train_all(
+    deployment: Deployment, variants: Sequence[Variant], today: date, *, n_trials: int | None, dry_run: bool
+) -> list[Variant]:
+    """Train the variants, a few at once; returns those that failed."""
+    trainer = deployment.trainer(n_trials=n_trials)
+    failed: list[Variant] = []
+    for key, result in trainer.train_fleet([variant.key for variant in variants], today, describe, dry_run=dry_run):
+        if isinstance(result, BaseException):
+            failed.append(Variant.from_key(key))
+            said = str(result) if isinstance(result, ChurnError) else repr(result)
+            print(f"train_model.py: {key}: {said}", file=sys.stderr, flush=True)
+        else:
+            print("\n".join(result), flush=True)
+    return failed
+
+
+def describe(outcome: "TrainingOutcome") -> list[str]:
+    """Put what came of a training into lines for a person."""
+    trained, lineage, gate = outcome.trained, outcome.lineage, outcome.gate
+    parts = ", ".join(f"{part.n:,} {part.name.replace('_', ' ')}" for part in trained.parts)
+    chosen = ", ".join(f"{name} {value:g}" for name, value in trained.chosen.parameters.items())
+    held_out = f"{trained.held_out.as_ofs[0]} to {trained.held_out.as_ofs[-1]}"
+    source = outcome.provenance
+    return [
+        f"variant    {outcome.variant}",
+        f"activity   of {lineage.activity_of}: {lineage.n_facts:,} facts, {outcome.n_facts_added:,} of them new; "
+        f"known by {lineage.today}",
+        *(f"because    {why}" for why in lineage.detours),
+        *([f"fallback   {source.fallback_reason}"] if source and source.fallback_reason else []),
+        f"rows       {parts}",
+        f"chosen     {chosen}, {trained.chosen.n_rounds} rounds; the best of {len(trained.trials)}",
+        f"held out   {_measures(outcome.evaluation)}; {held_out}",
+        *([f"champion   {_measures(outcome.against.evaluation)}; {outcome.against.uri}"] if outcome.against else []),
+        f"gate       {'passed' if gate.is_passed else 'FAILED'}",
+        *(f"  {_VERDICTS[claim.verdict]:8} {claim.name}: {claim.sentence}" for claim in gate.claims),
+        *_registered(outcome),
+    ]
+
+
+def _registered(outcome: "TrainingOutcome") -> list[str]:
+    version, failures = outcome.version, ", ".join(claim.name for claim in outcome.gate.failures)
+    if version is None:
+        return [f"dry run    nothing was written{f'; it would be no challenger: {failures}' if failures else ''}"]
+    lines = [
+        f"run id     {version.mlflow_run_id}",
+        f"model URI  {version.uri}",
+        f"version    {version.version}{f', alias {version.alias}' if version.alias else ''}",
+    ]
+    return [*lines, f"no alias   version {version.version} is not a challenger: {failures}"] if failures else lines
+
+
+def _measures(found: "Evaluation") -> str:
+    of = f"of {found.n:,} accounts"
+    if found.roc_auc is None or found.log_loss is None:
+        return f"nothing can be measured {of}"
+    return (
+        f"AUC {_interval(found.roc_auc)}, log loss {_interval(found.log_loss)}, "
+        f"calibration error {found.calibration_error:.3f}, lift {found.lift_at_10:.2f} {of}"
+    )
+
+
+def _interval(found: "Interval") -> str:
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day; YYYY-MM-DD is needed") from None
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of trials; 1 or more is needed")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

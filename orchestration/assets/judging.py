@@ -1,0 +1,202 @@
+"""Delayed performance: what the batches of past weeks were worth, and whether challengers are better.
+
+One op takes a range of variants: it adds each one's activity to its history, judges the batches whose labels have
+matured, and holds its challenger against its champion. Champions change only where that is configured.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from churn.errors import ChurnError, InputError
+from churn.threads import in_threads
+from churn.variants import Variant
+from orchestration.assets.metadata import Metadata
+from orchestration.fleets import (
+    RETRY_POLICY,
+    CheckSummary,
+    can_retry,
+    failure,
+    failure_of_all,
+    keep_connections,
+    mark_failed,
+    materialized_by,
+    runs_gone_on_from,
+)
+from orchestration.partitions import ranges, sync_partitions, variants_partitions
+from orchestration.resources import Services
+
+if TYPE_CHECKING:
+    from churn.promotion import Promoter, Standing
+    from churn.store.results import JudgedBatch
+
+ASSET = "judged_batches"
+VARIANTS_PER_RUN = 500
+
+SPEC = dg.AssetSpec(
+    ASSET,
+    description="Batches whose labels have matured, with what their scores were worth: AUC, calibration, lift.",
+    kinds={"postgres", "table"},
+    deps=["store_predictions"],
+    group_name="learning",
+    owners=["team:retention"],
+    skippable=True,
+)
+CHECK = "auc_is_not_below_its_limit"
+CHECKS = [
+    dg.AssetCheckSpec(
+        CHECK,
+        asset=ASSET,
+        description="No judged batch of the champion has a ROC AUC that lies under its limit for sure.",
+    )
+]
+SEVERITIES = {(ASSET, CHECK): dg.AssetCheckSeverity.WARN}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a person sees of a variant that was judged."""
+
+    sentence: str
+    metadata: Metadata
+    checks: list[dg.AssetCheckEvaluation]
+
+
+@dg.multi_asset(
+    name="judge_batches",
+    specs=[SPEC],
+    check_specs=CHECKS,
+    partitions_def=variants_partitions,
+    backfill_policy=dg.BackfillPolicy.multi_run(VARIANTS_PER_RUN),
+    retry_policy=RETRY_POLICY,
+)
+def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Iterator[dg.AssetCheckResult]:
+    """Judge every variant of the run's partitions that the runs it goes on from have not judged."""
+    failed: dict[str, BaseException] = {}
+    checks = CheckSummary(SEVERITIES)
+    today = datetime.now(UTC).date()
+    try:
+        with services.open() as deployment:
+            keep_connections(context.instance)
+            done = materialized_by(runs_gone_on_from(context), context.instance)
+            missing = [key for key in context.partition_keys if key not in done]
+            promoter = deployment.promoter()
+            promoter.observe(promoter.registry.aliases())
+            for key, result in in_threads(lambda key: (key, _attempt(promoter, key, today)), missing):
+                if isinstance(result, BaseException):
+                    failed[key] = result
+                    context.log.error("%s: %s", key, result)
+                else:
+                    context.log.info("%s: %s", key, result.sentence)
+                    context.log_event(dg.AssetMaterialization(ASSET, partition=key, metadata=result.metadata))
+                    for evaluation in result.checks:
+                        context.log_event(evaluation)
+                    checks.add(key, result.checks)
+            if deployment.settings.churn_auto_promote:
+                _promote(context, promoter, [key for key in missing if key not in failed])
+    except ChurnError as error:
+        raise failure_of_all(error, context) from error
+    if failed and can_retry(failed, context):
+        raise failure(failed, context)
+    yield from checks.results()
+    if failed:
+        mark_failed(context, failed, [SPEC])
+        raise failure(failed, context)
+
+
+judging_job = dg.define_asset_job(
+    "judging_job",
+    selection=dg.AssetSelection.assets(ASSET),
+    description="Judges the batches whose labels have matured, and challengers against champions.",
+)
+
+
+@dg.schedule(
+    job=judging_job,
+    cron_schedule="0 6 * * 1",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every Monday at 06:00 UTC, after the week was scored: all registered variants.",
+)
+def weekly_judging_schedule(
+    context: dg.ScheduleEvaluationContext, services: Services
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Request a run for each chunk of the registered variants."""
+    day = context.scheduled_execution_time.date().isoformat()
+    with services.open() as deployment:
+        registered = deployment.registry(read_only=True).variants()
+    if not registered:
+        yield dg.SkipReason("no variant is registered in MLflow")
+        return
+    keys = sync_partitions(context.instance, registered)
+    for tags in ranges(keys, set(keys), VARIANTS_PER_RUN):
+        yield dg.RunRequest(run_key=f"judge:{day}:{'..'.join(tags.values())}", tags=tags)
+
+
+def _attempt(promoter: "Promoter", key: str, today: date) -> Told | BaseException:
+    try:
+        variant = Variant.from_key(key)
+        try:
+            n_new = promoter.judge.take_in(variant)
+        except InputError as error:
+            # Encoded rows, or a parent's: a variant without activity of its own is scored, and never judged.
+            return Told(f"not judged: {error}", {"not_judged": dg.MetadataValue.text(str(error))}, [])
+        judged = promoter.judge.judge_batches(variant, today)
+        return _tell(key, n_new, judged, promoter.standing(variant))
+    except Exception as error:  # noqa: BLE001 one variant's error stops no other; it is told at the end
+        return error.with_traceback(None)
+
+
+def _tell(key: str, n_new: int, judged: "list[JudgedBatch]", standing: "Standing") -> Told:
+    verdict = standing.verdict
+    metadata: dict[str, dg.MetadataValue] = {
+        "n_new_facts": dg.MetadataValue.int(n_new),
+        "n_batches_judged": dg.MetadataValue.int(len(judged)),
+        "champion": dg.MetadataValue.text(str(standing.event.champion)),
+    }
+    if judged:
+        metadata["judged"] = dg.MetadataValue.md(_table(judged))
+    newest = next((one for one in reversed(judged) if one.batch.role == "champion"), None)
+    if newest is not None and newest.measures:
+        metadata |= {name: dg.MetadataValue.float(value) for name, value in newest.measures.items()}
+    if verdict is not None:
+        metadata["challenger"] = dg.MetadataValue.text(str(standing.event.challenger))
+        metadata["verdict"] = dg.MetadataValue.text(verdict.sentence)
+        metadata["e_value"] = dg.MetadataValue.float(verdict.e_value)
+    below = [one for one in judged if one.batch.role == "champion" and one.is_below_limit]
+    check = dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(ASSET),
+        check_name=CHECK,
+        passed=not below,
+        severity=SEVERITIES[ASSET, CHECK],
+        partition=key,
+        metadata={"weeks": dg.MetadataValue.json([one.batch.scored_week.isoformat() for one in below])},
+    )
+    sentence = f"{n_new} new facts, {len(judged)} batches judged{f'; {verdict.sentence}' if verdict else ''}"
+    return Told(sentence, metadata, [check] if judged else [])
+
+
+def _table(judged: "list[JudgedBatch]") -> str:
+    rows = [
+        f"| {one.batch.scored_week} | {one.batch.role} v{one.batch.model_version} | {one.n_matured:,} | "
+        f"{one.n_churned:,} | {_interval(one)} | {'' if one.auc_limit is None else f'{one.auc_limit:.3f}'} |"
+        for one in judged
+    ]
+    return "\n".join(["| week | model | matured | churned | ROC AUC | limit |", "|---|---|---:|---:|---|---:|", *rows])
+
+
+def _interval(judged: "JudgedBatch") -> str:
+    if judged.verdict != "ok":
+        return judged.verdict
+    value, low, high = (judged.measures[name] for name in ("roc_auc", "roc_auc_low", "roc_auc_high"))
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _promote(context: dg.AssetExecutionContext, promoter: "Promoter", keys: list[str]) -> None:
+    """Promote the challengers that have proved to be better, false discoveries controlled over this run's variants."""
+    results = promoter.promote_all([Variant.from_key(key) for key in keys], reason="CHURN_AUTO_PROMOTE")
+    for variant, result in results.items():
+        context.log.info("%s: %s", variant, getattr(result, "sentence", None) or result)

@@ -1,0 +1,337 @@
+"""At stake: which model decides. A challenger scores beside the champion without touching it, is promoted on evidence
+or by a person who says why, can be taken back at once, and the trail tells who was champion on any day.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+import xgboost as xgb
+from mlflow import MlflowClient
+
+from churn.data.simulate import simulate_activity
+from churn.deployment import Deployment
+from churn.errors import PromotionError, UsageError
+from churn.model.assignment import is_assigned
+from churn.model.verdict import Limits
+from churn.model.versions import CHALLENGER, CHAMPION, PREVIOUS
+from churn.promotion import Promoter
+from churn.variants import Variant
+from experiment_tracking.promote_model import main as promote_model
+
+from .conftest import Run, Site, bundled, put_model_files
+
+US = Variant("us")
+MODEL = US.registered_model
+WEEKS = [date(2026, 2, 23), date(2026, 5, 25)]
+TODAY = datetime(2026, 10, 20, 12, tzinfo=UTC)
+
+
+def blunt_model() -> bytes:
+    """A model that knows nothing: all accounts churn by chance."""
+    names = json.loads(bundled("feature_names_3.json"))
+    rng = np.random.default_rng(0)
+    data = xgb.DMatrix(rng.random((500, 45)), rng.random(500) < 0.5, feature_names=names)
+    booster = xgb.train({"objective": "binary:logistic", "max_depth": 2, "nthread": 1}, data, 5)
+    return bytes(booster.save_raw("ubj"))
+
+
+def parquet(frame: pl.DataFrame) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def promoter(deployment: Deployment) -> Promoter:
+    opened = deployment.promoter()
+    # The bundled model was made for other players than these, so that it is not calibrated for them.
+    lenient = replace(opened.judge, limits=Limits(max_calibration_loss=0.2))
+    return replace(opened, judge=lenient, clock=lambda: TODAY)
+
+
+@pytest.fixture
+def two_models(site: Site, log_model: Run, promoter: Promoter) -> None:
+    """A blunt champion, v1, and the bundled model as its challenger, v2; the variant's activity to score."""
+    put_model_files(site, US.prefix, model=blunt_model())
+    assert log_model("--geography", "US").status == 0
+    put_model_files(site, US.prefix)
+    assert log_model("--geography", "US").status == 0
+    activity = simulate_activity(n_accounts=1500, first_month=date(2025, 2, 1), n_months=21, seed=3)
+    site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
+    promoter.challenge(US, 2, "a test")
+
+
+@pytest.fixture
+def score(deployment: Deployment) -> Callable[..., object]:
+    return lambda week: deployment.scorer().score_variant(US, week)
+
+
+def served(site: Site, week: date) -> dict[int, tuple[str, int, float]]:
+    """What analysts read of a week, by account: role, version, score."""
+    query = (
+        "SELECT account_id, role, model_version, churn_probability FROM churn_predictions_current "
+        "WHERE variant = 'geography-us' AND scored_week = :week"
+    )
+    rows = site.rows(site.churn, query, week=week)
+    assert len(rows) == len({account for account, *_ in rows})
+    return {account: (role, version, probability) for account, role, version, probability in rows}
+
+
+def by_role(site: Site, week: date) -> dict[str, dict[int, float]]:
+    query = "SELECT role, account_id, churn_probability FROM churn_predictions_by_role WHERE scored_week = :week"
+    found: dict[str, dict[int, float]] = {}
+    for role, account, probability in site.rows(site.churn, query, week=week):
+        found.setdefault(role, {})[account] = probability
+    return found
+
+
+def aliases(deployment: Deployment) -> dict[str, int]:
+    held = MlflowClient(deployment.tracking_uri).get_registered_model(MODEL).aliases
+    return {alias: int(version) for alias, version in held.items()}
+
+
+def test_both_score_every_batch_and_analysts_are_served_the_champion(site: Site, two_models: None, score: Callable):
+    score(WEEKS[0])
+
+    both = by_role(site, WEEKS[0])
+    assert set(both) == {CHAMPION, CHALLENGER}
+    assert both[CHAMPION].keys() == both[CHALLENGER].keys()
+    assert both[CHAMPION] != both[CHALLENGER]
+    assert served(site, WEEKS[0]) == {account: (CHAMPION, 1, score) for account, score in both[CHAMPION].items()}
+
+
+def test_a_share_of_the_accounts_is_served_the_challenger_and_stays_with_it(
+    site: Site, two_models: None, score: Callable, promoter: Promoter
+):
+    promoter.share(US, 3000, "a trial")
+    for week in WEEKS:
+        score(week)
+    both, found = by_role(site, WEEKS[1]), served(site, WEEKS[1])
+
+    ids = np.array(sorted(both[CHAMPION]))
+    chosen = set(ids[is_assigned(ids, "geography-us:2", 3000)].tolist())
+    assert 0.25 < len(chosen) / len(ids) < 0.35
+    assert {account for account, (role, *_) in found.items() if role == CHALLENGER} == chosen
+    assert all(found[i] == ((CHALLENGER, 2) if i in chosen else (CHAMPION, 1)) + (found[i][2],) for i in found)
+    assert all(found[i][2] == both[found[i][0]][i] for i in found)
+    before = served(site, WEEKS[0])
+    assert all((before[i][0] == CHALLENGER) == (i in chosen) for i in before if i in both[CHAMPION])
+
+    promoter.share(US, 0, "enough")
+    score(WEEKS[1])
+    assert {role for role, *_ in served(site, WEEKS[1]).values()} == {CHAMPION}
+
+
+def test_a_challenger_that_cannot_score_takes_nothing_from_the_champion(
+    site: Site, two_models: None, score: Callable, deployment: Deployment, promoter: Promoter
+):
+    promoter.share(US, 5000, "a trial")
+    client = MlflowClient(deployment.tracking_uri)
+    client.set_model_version_tag(MODEL, "2", "churn.model_sha256", "0" * 64)
+
+    outcome = score(WEEKS[0])
+
+    assert (outcome.challenger_version, outcome.challenger_record) == (2, None)
+    assert {role for role, *_ in served(site, WEEKS[0]).values()} == {CHAMPION}
+    assert set(by_role(site, WEEKS[0])) == {CHAMPION}
+    query = "SELECT role, outcome, error FROM scoring_attempts ORDER BY attempt_id"
+    (first, second) = site.rows(site.churn, query)
+    assert (first[:2], second[:2]) == (("champion", "published"), ("challenger", "failed"))
+    assert "sha256" in second[2]
+
+
+def test_scoring_again_replaces_both_batches_together(site: Site, two_models: None, score: Callable):
+    score(WEEKS[0])
+    first = by_role(site, WEEKS[0])
+
+    score(WEEKS[0])
+
+    assert by_role(site, WEEKS[0]) == first
+    current = "SELECT role, count(*) FROM scoring_batches WHERE is_current GROUP BY role"
+    assert dict(site.rows(site.churn, current)) == {CHAMPION: 1, CHALLENGER: 1}
+
+
+def test_a_challenger_is_promoted_on_matured_labels_and_not_before(
+    site: Site, two_models: None, score: Callable, promoter: Promoter, deployment: Deployment
+):
+    for week in WEEKS:
+        score(week)
+    promoter.judge.take_in(US)
+    early = replace(promoter, clock=lambda: datetime(2026, 5, 31, tzinfo=UTC))
+    with pytest.raises(PromotionError, match="no account that both scored has a matured label yet"):
+        early.promote(US)
+    assert aliases(deployment) == {CHAMPION: 1, CHALLENGER: 2}
+
+    dry, verdict = promoter.promote(US, dry_run=True)
+    assert aliases(deployment) == {CHAMPION: 1, CHALLENGER: 2}
+    event, _ = promoter.promote(US)
+
+    assert verdict.n > 300
+    assert verdict.is_better
+    assert (event.champion, event.previous, event.challenger) == (2, 1, None)
+    assert (dry.champion, dry.action) == (event.champion, event.action)
+    assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
+    assert promoter.events.history(US)[-1].evidence["n"] == verdict.n
+
+
+def test_batches_are_judged_once_when_their_labels_have_matured(
+    site: Site, two_models: None, score: Callable, promoter: Promoter
+):
+    for week in WEEKS:
+        score(week)
+    judge = promoter.judge
+    judge.take_in(US)
+
+    assert judge.judge_batches(US, date(2026, 5, 31)) == []
+    judged = judge.judge_batches(US, TODAY.date())
+
+    assert [(one.batch.scored_week, one.batch.role) for one in judged] == [
+        (week, role) for week in WEEKS for role in (CHAMPION, CHALLENGER)
+    ]
+    assert judge.judge_batches(US, TODAY.date()) == []
+    for one in judged:
+        assert one.verdict == "ok"
+        assert 0 < one.n_churned < one.n_matured == one.n_at_risk < one.n_accounts
+        assert (one.measures["roc_auc"] > 0.7) == (one.batch.role == CHALLENGER)
+        assert one.is_below_limit == (one.batch.role == CHAMPION)
+    kept = judge.results.judged(US)
+    assert [one.batch for one in kept] == [one.batch for one in judged]
+    assert all(found.measures.items() <= one.measures.items() for found, one in zip(kept, judged, strict=True))
+
+
+def test_rolling_back_restores_the_very_scores(
+    site: Site, two_models: None, score: Callable, promoter: Promoter, deployment: Deployment
+):
+    score(WEEKS[0])
+    before = served(site, WEEKS[0])
+    promoter.promote(US, is_forced=True, reason="a drill")
+    score(WEEKS[0])
+    assert served(site, WEEKS[0]) != before
+
+    event = promoter.roll_back(US, "a drill")
+    score(WEEKS[0])
+
+    assert served(site, WEEKS[0]) == before
+    assert (event.champion, event.previous) == (1, 2)
+    assert aliases(deployment) == {CHAMPION: 1, PREVIOUS: 2}
+
+
+def test_force_needs_a_reason_and_both_are_kept(two_models: None, promoter: Promoter):
+    with pytest.raises(UsageError, match="--reason"):
+        promoter.promote(US, is_forced=True)
+
+    promoter.promote(US, is_forced=True, reason="the champion is broken")
+
+    event = promoter.events.history(US)[-1]
+    assert (event.is_forced, event.reason, event.action) == (True, "the champion is broken", "promoted")
+
+
+def test_the_trail_tells_who_was_champion_on_any_day(two_models: None, promoter: Promoter):
+    later = replace(promoter, clock=lambda: TODAY + timedelta(days=10))
+    later.promote(US, is_forced=True, reason="a drill")
+
+    champion_on = promoter.events.champion_on
+    assert champion_on(US, TODAY.date() - timedelta(days=1)) is None
+    assert champion_on(US, TODAY.date()) == 1
+    assert champion_on(US, TODAY.date() + timedelta(days=9)) == 1
+    assert champion_on(US, TODAY.date() + timedelta(days=10)) == 2
+
+
+def test_an_alias_moved_past_us_is_observed(two_models: None, promoter: Promoter, deployment: Deployment):
+    MlflowClient(deployment.tracking_uri).set_registered_model_alias(MODEL, CHAMPION, "2")
+
+    (event,) = promoter.observe(promoter.registry.aliases())
+
+    assert (event.action, event.champion) == ("observed", 2)
+    assert promoter.observe(promoter.registry.aliases()) == []
+    assert promoter.events.champion_on(US, TODAY.date()) == 2
+
+
+def test_the_trail_cannot_be_rewritten_by_those_who_write_it(site: Site, two_models: None):
+    from churn.store.connection import WRITER, create_engine
+
+    with create_engine(site.login.set(database=site.churn), role=WRITER).connect() as connection:
+        for statement in ("UPDATE model_events SET champion_version = 9", "DELETE FROM model_events"):
+            with pytest.raises(Exception, match="permission denied"):
+                connection.exec_driver_sql(statement)
+            connection.rollback()
+
+
+@pytest.fixture
+def other(site: Site, log_model: Run, promoter: Promoter) -> Variant:
+    """A variant whose challenger has not scored yet."""
+    variant = Variant(company="clienta")
+    put_model_files(site, variant.prefix)
+    for _ in range(2):
+        assert log_model("--company", "clienta").status == 0
+    promoter.challenge(variant, 2, "the same model again")
+    return variant
+
+
+def test_a_fleet_is_promoted_where_it_is_better_and_the_rest_is_told(
+    two_models: None, other: Variant, score: Callable, promoter: Promoter, deployment: Deployment
+):
+    for week in WEEKS:
+        score(week)
+    promoter.judge.take_in(US)
+
+    results = promoter.promote_all([US, other, Variant("nowhere")])
+
+    assert results[US].champion == 2
+    assert results[other].n == 0
+    assert "not registered" in str(results[Variant("nowhere")])
+    assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
+
+
+@pytest.fixture
+def promote(run_main: Run) -> Run:
+    return lambda *arguments: run_main(promote_model, *arguments)
+
+
+def test_the_script_shows_promotes_rolls_back_and_remembers(two_models: None, promote: Run):
+    status = promote("--geography", "US", "status")
+    assert (status.status, status.err) == (0, "")
+    assert "champion   v1" in status.out
+    assert "challenger v2" in status.out
+    assert "no account that both scored has a matured label yet" in status.out
+
+    promote("--geography", "US", "promote").require_one_line("version 2", "--force")
+    dry = promote("--geography", "US", "promote", "--force", "--reason", "a drill", "--dry-run")
+    assert "would be promoted by force" in dry.out
+    assert "champion   v1" in promote("--geography", "US", "status").out
+    assert promote("--geography", "US", "promote", "--force", "--reason", "a drill").status == 0
+    assert "champion   v2" in promote("--geography", "US", "status").out
+    assert promote("--geography", "US", "rollback").status == 0
+
+    lines = promote("--geography", "US", "history").out.splitlines()
+    assert [line.split()[3] for line in lines] == ["observed:", "challenged:", "promoted", "rolled"]
+    day = datetime.now(UTC).date()
+    assert promote("--geography", "US", "history", "--on", day.isoformat()).out.strip().endswith("UTC: v1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--geography", "US", "share"], ["--share"]),
+        (["--geography", "US", "share", "--share", "120"], ["0 %", "100 %"]),
+        (["--geography", "US", "promote", "--force"], ["--reason"]),
+    ],
+)
+def test_wrong_usage_is_told(two_models: None, promote: Run, arguments: list[str], parts: list[str]):
+    promote(*arguments).require_one_line(*parts, status=2)
+
+
+@pytest.mark.parametrize("action", ["status", "promote", "rollback", "history"])
+def test_a_variant_that_is_not_registered_is_told(site: Site, promote: Run, action: str):
+    promote("--geography", "nowhere", action).require_one_line("geography-nowhere")
+
+
+def test_without_a_previous_champion_there_is_nothing_to_return_to(two_models: None, promote: Run):
+    promote("--geography", "US", "rollback").require_one_line("geography-us has no previous champion")

@@ -1,0 +1,85 @@
+"""At stake: a model that has gone bad is trained anew, and one bad week, or old labels told twice, train nothing."""
+
+from datetime import date, timedelta
+
+import pytest
+
+from churn.monitoring.triggers import JudgedCohort, RetrainingPolicy, is_paused, reason_to_retrain
+
+POLICY = RetrainingPolicy(horizon_months=3, after_months=0)
+TODAY = date(2026, 11, 24)
+WEEK = date(2026, 11, 23)
+
+
+def cohort(month: int, high: float | None, limit: float | None = 0.7) -> JudgedCohort:
+    return JudgedCohort(date(2026, month, 28), high, limit)
+
+
+def reason(*cohorts: JudgedCohort, policy: RetrainingPolicy = POLICY) -> str | None:
+    return reason_to_retrain(cohorts, {}, None, TODAY, policy)
+
+
+def test_two_cohorts_without_a_common_outcome_under_the_limit_are_reason_enough():
+    found = reason(cohort(5, 0.66), cohort(2, 0.65))
+
+    assert found == ("ROC AUC is at most 0.650 as of 2026-02-28 and 0.660 as of 2026-05-28, under the limit of 0.700")
+
+
+def test_two_cohorts_that_share_outcomes_are_one_piece_of_news():
+    assert reason(cohort(4, 0.65), cohort(2, 0.65)) is None
+
+
+def test_a_model_that_recovered_is_left_alone():
+    assert reason(cohort(2, 0.65), cohort(5, 0.65), cohort(6, 0.72)) is None
+
+
+def test_an_interval_that_reaches_the_limit_is_no_reason():
+    assert reason(cohort(2, 0.7), cohort(5, 0.7)) is None
+
+
+def test_too_few_labels_and_unknown_limits_are_no_reason():
+    assert reason(cohort(2, None), cohort(5, None)) is None
+    assert reason(cohort(2, 0.5, None), cohort(5, 0.5, None)) is None
+
+
+def test_too_few_labels_in_the_newest_cohort_do_not_hide_older_ones():
+    assert reason(cohort(2, 0.65), cohort(5, 0.65), cohort(6, None)) is not None
+
+
+@pytest.mark.parametrize(
+    ("weeks_ago", "is_reason"), [((0, 1), True), ((1, 2), True), ((0,), False), ((0, 2), False), ((2, 3), False)]
+)
+def test_drift_must_last_two_weeks_and_go_on(weeks_ago: tuple[int, ...], is_reason: bool):
+    drifted = {WEEK - timedelta(weeks=n): ["total_handle", f"only_{n}"] for n in weeks_ago}
+
+    found = reason_to_retrain([], drifted, None, TODAY, POLICY)
+
+    assert (found is not None) == is_reason
+    assert found is None or "only" not in found
+
+
+def test_different_features_in_two_weeks_are_not_one_drift():
+    drifted = {WEEK: ["total_ngr"], WEEK - timedelta(weeks=1): ["total_handle"]}
+
+    assert reason_to_retrain([], drifted, None, TODAY, POLICY) is None
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "after", "is_reason"),
+    [
+        (date(2026, 8, 24), 3, True),
+        (date(2026, 8, 25), 3, False),
+        (date(2020, 1, 1), 0, False),
+        (None, 3, False),
+    ],
+)
+def test_age_counts_in_whole_months(trained_on: date | None, after: int, is_reason: bool):
+    found = reason_to_retrain([], {}, trained_on, TODAY, RetrainingPolicy(after_months=after))
+
+    assert (found is not None) == is_reason
+
+
+def test_a_request_is_not_repeated_for_a_while():
+    assert is_paused(TODAY - timedelta(days=27), TODAY, POLICY)
+    assert not is_paused(TODAY - timedelta(days=28), TODAY, POLICY)
+    assert not is_paused(None, TODAY, POLICY)
