@@ -36,6 +36,10 @@ screenshots:
 bench *args:
     uv run --group bench python -m benchmarks {{args}}
 
+# Live through a simulated year of 20 variants: triggers, challengers, promotions, rollback; writes benchmarks/YEAR.md.
+year *args:
+    uv run python -m benchmarks.year {{args}}
+
 # Serve both UIs on this machine.
 up:
     uv run churn up

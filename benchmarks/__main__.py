@@ -1,7 +1,8 @@
 """Every comparison in one run, written to ``benchmarks/RESULTS.md`` with a chart: ``python -m benchmarks``.
 
-Figures are ratios against a baseline measured in the same run, each in a process of its own. ``--variants`` and
-``--rows`` make it smaller; what was not run is said.
+Figures are ratios against a baseline measured in the same run, each in a process of its own. Three parts are measured:
+one variant (``--rows``), reasons (``--reasons``), a fleet (``--variants``). A part that a run leaves out (``--rows``
+without a number, ``--variants 0``) stays as it was measured last, with its date; ``results.json`` keeps them.
 """
 
 import argparse
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import boto3
 
@@ -32,6 +34,7 @@ from benchmarks.services import (
 )
 from churn.bootstrap import set_up_server
 from churn.deployment import open_deployment
+from churn.provenance import code_version
 from churn.settings import load_settings
 from churn.variants import Variant
 
@@ -75,13 +78,18 @@ class Reasons:
 
 @dataclass(frozen=True)
 class Results:
-    """All that was measured; what was left out is empty."""
+    """All that was measured, in this run or an earlier one; what never was is empty.
+
+    Attributes:
+        measured: When and how each part was measured, by its name.
+    """
 
     singles: Sequence[Single]
     stages: dict[str, float]
     reasons: Sequence[Reasons]
     fleet: dict[str, float]
     n_variants: int
+    measured: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -111,8 +119,33 @@ def main(argv: Sequence[str] | None = None) -> None:
             singles = list(bench_singles(args.rows, stages))
             reasons = list(bench_reasons(args.reasons))
             fleet = bench_fleet(args.variants, Path(folder)) if args.variants else {}
-    minutes = (time.monotonic() - started) / 60
-    write_results(Results(singles, stages, reasons, fleet, args.variants), minutes)
+    measured = {
+        "one variant": {"singles": [asdict(one) for one in singles], "stages": stages} if singles else None,
+        "reasons": [asdict(one) for one in reasons] or None,
+        "fleet": fleet | {"n_variants": args.variants} if fleet else None,
+    }
+    write_results(keep(measured, minutes=(time.monotonic() - started) / 60))
+
+
+def keep(parts: Mapping[str, Any], *, minutes: float) -> Results:
+    """Put the parts that were measured now beside those measured earlier, and return all of them."""
+    path = FOLDER / "results.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    how = (
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {code_version()[:12]}, load {os.getloadavg()[0]:.1f} at the "
+        f"end of a run of {minutes:.0f} minutes"
+    )
+    kept |= {name: {"how": how, "figures": figures} for name, figures in parts.items() if figures is not None}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    single, reasons, fleet = (kept.get(name, {}).get("figures") for name in ("one variant", "reasons", "fleet"))
+    return Results(
+        singles=[Single(**one) for one in single["singles"]] if single else [],
+        stages=single["stages"] if single else {},
+        reasons=[Reasons(**one) for one in reasons or []],
+        fleet=fleet or {},
+        n_variants=fleet["n_variants"] if fleet else 0,
+        measured={name: part["how"] for name, part in kept.items()},
+    )
 
 
 def bench_singles(sizes: Sequence[int], stages: dict[str, float]) -> Iterator[Single]:
@@ -311,15 +344,16 @@ def _fleet_targets(results: Results) -> list[Target]:
     return found
 
 
-def write_results(results: Results, minutes: float) -> None:
+def write_results(results: Results) -> None:
     """Write the tables and the chart."""
     singles, fleet, n_variants = results.singles, results.fleet, results.n_variants
     lines = [
         "# Benchmark results",
         "",
-        f"Written by `just bench` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC in {minutes:.0f} minutes: "
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load "
-        f"{os.getloadavg()[0]:.1f} at the end. Seconds are noisy; read the ratios.",
+        f"Written by `just bench` on {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}. "
+        "Seconds are noisy, and parts measured in different runs not comparable; read the ratios.",
+        "",
+        *(f"- {name}: {how}" for name, how in results.measured.items()),
         "",
         "| what | target | measured | |",
         "|---|---|---|---|",
@@ -390,7 +424,7 @@ def write_results(results: Results, minutes: float) -> None:
             f"| | {fleet['lone_registration'] * 1e3:.0f} | |",
         ]
     else:
-        lines += ["", "The fleet was left out of this run."]
+        lines += ["", "The fleet was not measured."]
     lines += ["", "![Microseconds a row](results.png)", ""]
     (FOLDER / "RESULTS.md").write_text("\n".join(lines))
     draw(singles)

@@ -11,7 +11,7 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from benchmarks.services import BUCKET, NAMES_KEY, bench_environment
 from churn.bootstrap import set_up_server
 from churn.data.simulate import simulate_activity
 from churn.deployment import Deployment, open_deployment
+from churn.errors import ChurnError
 from churn.learning import TrainingOutcome
 from churn.promotion import Promoter
 from churn.settings import load_settings
@@ -36,8 +37,8 @@ FOLDER = Path(__file__).parent
 FIRST_WEEK = date(2025, 11, 3)
 N_WEEKS = 52
 N_VARIANTS, N_TWISTED = 20, 4
-N_ACCOUNTS = 6_000
-FIRST_MONTH, N_MONTHS = date(2023, 1, 1), 46
+N_ACCOUNTS = 12_000
+FIRST_MONTH, N_MONTHS = date(2021, 1, 1), 70
 TRAINED_ON = date(2024, 3, 31)  # the day as of which all first champions are trained
 TWIST = date(2024, 4, 1)
 TRIALS = 4
@@ -71,6 +72,19 @@ class Year:
     seconds: float = 0.0
 
     @property
+    def disappointments(self) -> list[str]:
+        """What should have happened and did not, or the other way round; empty for a good year."""
+        twisted, promoted = set(self.twisted), {variant for _, variant in self.promoted}
+        claims = {
+            f"training was requested for {_names(self.triggered)}, not {_names(twisted)}": self.triggered == twisted,
+            f"challengers of {_names(promoted)} were promoted, not {_names(twisted)}": promoted == twisted,
+            f"leaks: {self.leaks}": not self.leaks,
+            "rolling back did not restore the scores": self.rollback_is_identical is True,
+            f"the trail is wrong about {self.wrong_champions}": not self.wrong_champions,
+        }
+        return [claim for claim, holds in claims.items() if not holds]
+
+    @property
     def triggered(self) -> set[Variant]:
         return {variant for _, variant in self.reasons}
 
@@ -91,7 +105,12 @@ def simulate_year(
         home: Where the services keep their files.
     """
     started = time.monotonic()
-    os.environ |= {"CHURN_HORIZON_MONTHS": "1", "CHURN_RETRAIN_AFTER_MONTHS": "0", "CHURN_LOCAL_FALLBACK": "never"}
+    os.environ |= {
+        "CHURN_HORIZON_MONTHS": "1",
+        "CHURN_RETRAIN_AFTER_MONTHS": "0",
+        "CHURN_LOCAL_FALLBACK": "never",
+        "CHURN_MIN_AUC": "0.55",
+    }
     variants = [Variant(company=f"c{i:02}") for i in range(n_variants)]
     year = Year(twisted=variants[:: max(n_variants // N_TWISTED, 1)][:N_TWISTED])
     with bench_environment(home), open_deployment(load_settings()) as deployment:
@@ -137,15 +156,25 @@ def _live_through(
             promoter.judge.take_in(variant)
         promoter.judge.judge_batches(variant, week)
     promoter.observe(promoter.registry.aliases())
-    for variant, result in promoter.promote_all(facts).items():
+    _promote(week, promoter, facts, year)
+    for key, reason in reasons_to_retrain(deployment, week, requested):
+        requested[key] = week.isoformat()
+        variant = Variant.from_key(key)
+        trainer = replace(deployment.trainer(n_trials=TRIALS), challenge=promoter.challenge)
+        outcome = trainer.train_variant(variant, week)
+        year.reasons[week, variant], year.trained[week, variant] = reason, outcome
+        failures = "; ".join(claim.sentence for claim in outcome.gate.failures)
+        print(f"{week}: {variant}: {reason}: {failures or 'passed the gate'}", flush=True)
+
+
+def _promote(week: date, promoter: Promoter, variants: Iterable[Variant], year: Year) -> None:
+    for variant, result in promoter.promote_all(variants).items():
+        if isinstance(result, ChurnError):
+            raise result
         if isinstance(result, ModelEvent):
             year.promoted[week, variant] = result
-    for key, reason in reasons_to_retrain(deployment, week, requested):
-        variant = Variant.from_key(key)
-        requested[key] = week.isoformat()
-        year.reasons[week, variant] = reason
-        trainer = replace(deployment.trainer(n_trials=TRIALS), challenge=promoter.challenge)
-        year.trained[week, variant] = trainer.train_variant(variant, week)
+        else:
+            print(f"{week}: {variant}: {result.sentence}", flush=True)
 
 
 def _promoter(deployment: Deployment, day: date) -> Promoter:
@@ -179,7 +208,8 @@ def _bring(facts: dict[Variant, pl.DataFrame], day: date) -> set[Variant]:
     client, changed = boto3.client("s3"), set()
     for variant, all_facts in facts.items():
         known = all_facts.filter(pl.col("known_at") < end)
-        if known.filter(pl.col("known_at") >= end - timedelta(weeks=1)).is_empty() and day != TRAINED_ON:
+        has_news = not known.filter(pl.col("known_at") >= end - timedelta(weeks=1)).is_empty()
+        if not has_news and day not in (TRAINED_ON, FIRST_WEEK):
             continue
         body = io.BytesIO()
         known.write_parquet(body)
@@ -292,6 +322,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     (FOLDER / "YEAR.md").write_text(report(year))
     draw(year, FOLDER / "year.png")
     print(report(year))
+    if year.disappointments:
+        raise SystemExit("\n".join(year.disappointments))
 
 
 if __name__ == "__main__":

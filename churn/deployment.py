@@ -113,6 +113,7 @@ class Deployment:
             code_version=self.code_version,
             max_quarantine_share=self.settings.churn_max_quarantine_share,
             with_reasons=self.settings.churn_reasons,
+            recent_months=self.settings.churn_horizon_months,
         )
 
     def judge(self) -> "Judge":
@@ -169,7 +170,11 @@ class Deployment:
         from churn.model.training import TrainingPlan
 
         settings, sources, promoter = self.settings, self.sources(), self.promoter()
-        plan = TrainingPlan(horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days))
+        plan = TrainingPlan(
+            horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
+            n_trials=n_trials or settings.churn_training_trials,
+            min_of_class=settings.churn_min_labels,
+        )
         return Trainer(
             sources=sources,
             history=ActivityHistory(sources.own_place),
@@ -178,8 +183,8 @@ class Deployment:
             challenge=promoter.challenge,
             code_version=self.code_version,
             max_quarantine_share=settings.churn_max_quarantine_share,
-            plan=plan if n_trials is None else replace(plan, n_trials=n_trials),
-            limits=GateLimits(auc_floor=settings.churn_min_auc),
+            plan=plan,
+            limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
         )
 
     def artifact_location(self, variant: Variant) -> str:

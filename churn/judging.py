@@ -90,7 +90,10 @@ class Judge:
         watched = self._at_risk(facts, account_ids, batch.as_of)
         labels = label(facts, watched, batch.as_of, today=today, horizon=self.horizon)
         if not len(labels.account_ids):
-            logger.warning("%s, week of %s: its labels are missing", batch.variant, batch.scored_week)
+            logger.warning(
+                "%s, week of %s: of %d accounts, %d of which could still churn, no label is known",
+                batch.variant, batch.scored_week, len(account_ids), len(watched),
+            )  # fmt: skip
             return None
         found = evaluate(labels.churned, scores[_places(account_ids, labels)])
         if batch.model_version not in limits:

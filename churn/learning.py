@@ -20,7 +20,7 @@ import pandas as pd
 import polars as pl
 
 from churn.data.activity import KINDS, check_activity
-from churn.data.features import Encoding, Matrix, in_order, pack_matrix
+from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, in_order, pack_matrix
 from churn.data.history import ActivityHistory, new_facts
 from churn.data.snapshots import Snapshot, month_ends, snapshots
 from churn.data.sources import INPUT_FOLDER, Provenance, Sources
@@ -35,6 +35,7 @@ from churn.model.gate import GateLimits, judge
 from churn.model.model_card import AgainstChampion, Lineage, write_card
 from churn.model.training import Trained, TrainingPlan, shortage, train
 from churn.model.versions import CHALLENGER, CHAMPION, ModelVersion
+from churn.monitoring.profiles import Profile, reference_profile
 from churn.threads import in_threads
 from churn.variants import Variant
 
@@ -63,6 +64,7 @@ class TrainingOutcome:
         against: The champion on the same held-out accounts; ``None`` when there is none.
         pictures: PNG or SVG by file name.
         version: ``None`` of a dry run.
+        reference: What the batches that it scores are compared with.
     """
 
     variant: Variant
@@ -76,6 +78,7 @@ class TrainingOutcome:
     card: str
     pictures: dict[str, bytes]
     version: ModelVersion | None
+    reference: Profile
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Trainer:
             card=write_card(trained, evaluation, gate, lineage, against),
             pictures=_pictures(trained, f"{variant}, trained as of {today}"),
             version=None,
+            reference=_reference(trained, material.facts),
         )
         return outcome if dry_run else self._register(outcome)
 
@@ -318,6 +322,19 @@ def lineage_of(variant: Variant) -> list[Variant]:
     return list(dict.fromkeys(parents))
 
 
+def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
+    """Count the accounts that would have been scored at the held-out month ends, as batches are counted."""
+    frames = [features(facts, as_of) for as_of in trained.held_out.as_ofs]
+    n_months = trained.plan.horizon.months
+    recent = [
+        rows.filter(months >= first_recent_month(months, n_months))
+        for rows in frames
+        for months in [rows["activity_month"].to_physical().to_numpy()]
+    ]
+    matrix = np.concatenate([encode(rows, trained.encoding) for rows in recent])
+    return reference_profile(pack_matrix(matrix, trained.encoding), trained.encoding, trained.bundle.predict(matrix))
+
+
 def describe(outcome: TrainingOutcome) -> "LoggedRun":
     """Put together what a run records of a trained model."""
     from churn.model.registry import LoggedDataset, LoggedRun
@@ -344,6 +361,7 @@ def describe(outcome: TrainingOutcome) -> "LoggedRun":
             source=", ".join(uri for uri, _ in lineage.sources),
             profile={part.name: {"rows": part.n, "churned": part.n_churned} for part in trained.parts},
         ),
+        reference=outcome.reference,
     )
 
 

@@ -126,6 +126,7 @@ class Scorer:
 
     Attributes:
         with_reasons: Whether each row's contributions are stored.
+        recent_months: Accounts with a row of this many newest months are compared with the model's reference.
         aliases: The registry's aliases as listed once for a fleet; ``None`` looks them up variant by variant.
     """
 
@@ -135,6 +136,7 @@ class Scorer:
     code_version: str
     max_quarantine_share: float
     with_reasons: bool = True
+    recent_months: int = 3
     aliases: Mapping[Variant, Mapping[str, int]] | None = None
 
     def score_fleet(
@@ -253,7 +255,14 @@ class Scorer:
 
         bundle = self.registry.load(model)
         origin = raw.provenance.uri
-        rows = prepare(raw.path, bundle.feature_names, job.as_of, self.max_quarantine_share, origin=origin)
+        rows = prepare(
+            raw.path,
+            bundle.feature_names,
+            job.as_of,
+            self.max_quarantine_share,
+            origin=origin,
+            recent_months=self.recent_months,
+        )
         counts = rows.counts  # not the rows, which are let go of as they are taken
         chunks = rows.chunks()
         first = next(chunks)
@@ -370,8 +379,11 @@ def score_rows(
         scored = scores_of(chunk)
         if reference is None:
             return scored, None
-        counter = ProfileCounter(reference)
-        counter.add(chunk[1], scored.probabilities)
+        counter, packed = ProfileCounter(reference), chunk[1]
+        if packed.is_recent is None:
+            counter.add(packed, scored.probabilities)
+        else:
+            counter.add(packed.take(packed.is_recent), scored.probabilities[packed.is_recent])
         return scored, counter.profile()
 
     def scores_of(chunk: Chunk) -> ScoredRows:

@@ -82,6 +82,18 @@ class Settings(BaseSettings):
     churn_min_auc: float = Field(
         0.6, ge=0.5, lt=1, description="Floor of ROC AUC: for candidates, and for champions that brought no limit."
     )
+    churn_max_calibration_error: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Calibration error a candidate may have; of few accounts, as much more as chance explains.",
+    )
+    churn_min_labels: int = Field(
+        200,
+        ge=50,
+        description="Matured labels of each outcome below which a variant is trained on its parent's activity.",
+    )
+    churn_training_trials: int = Field(20, ge=1, description="Sets of parameters that training tries.")
     churn_retrain_after_months: int = Field(
         3, ge=0, le=60, description="Age of a champion at which training is requested anyway; 0: never."
     )

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--as-of", type=_day, metavar="DAY", help="train as if this day, as YYYY-MM-DD, were today; default: today, UTC"
     )
-    parser.add_argument("--trials", type=_count, metavar="N", help="sets of parameters to try; default: 20")
+    parser.add_argument("--trials", type=_count, metavar="N", help="sets of parameters; default: CHURN_TRAINING_TRIALS")
     parser.add_argument("--dry-run", action="store_true", help="do everything but write to the history and to MLflow")
     return parser
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 REASON_TAG = "churn/reason"
 _TAG_LENGTH = 250
+# What is worth a look is not yet worth another model: seasons move inputs every year.
+_RETRAIN_PSI, _RETRAIN_UNKNOWN_RISE = 0.2, 0.05
 _MOST_REQUESTS = 50  # an evaluation; the next one goes on
 
 
@@ -153,7 +155,11 @@ def drifted_weeks(results: "BatchResults", today: date) -> dict[tuple[Variant, i
         week = monday_of(today) - timedelta(weeks=weeks_ago)
         drifts = results.drifts(week)
         versions = {variant.key: (variant, version) for variant, version in drifts}
-        flags = flag_fleet({variant.key: measured for (variant, _), measured in drifts.items()})
+        flags = flag_fleet(
+            {variant.key: measured for (variant, _), measured in drifts.items()},
+            least_psi=_RETRAIN_PSI,
+            least_unknown_rise=_RETRAIN_UNKNOWN_RISE,
+        )
         for flag in sorted(flags):
             found.setdefault(versions[flag.variant], {}).setdefault(week, []).append(flag.feature)
     return found

@@ -100,6 +100,16 @@ def latest_known(
     return known
 
 
+def first_recent_month(months: npt.NDArray[np.int32], n_months: int) -> int:
+    """Return where the newest months begin, as days since 1970: ``n_months`` of them, the newest one included.
+
+    Batches and their reference are compared on accounts whose row is of these. Extracts bring the rows of everybody who
+    ever played, of whom ever more are long gone.
+    """
+    newest = np.datetime64(int(months.max()), "D").astype("M8[M]")
+    return int((newest - (n_months - 1)).astype("M8[D]").astype(np.int64))
+
+
 def derive(rows: pl.DataFrame) -> pl.DataFrame:
     """Add the features that are made of other columns: ``months_active``, where ``ftd_date`` is there to count from."""
     if "ftd_date" not in rows.columns:
@@ -180,11 +190,13 @@ class Packed:
         levels: Per one-hot parent, the row's level by its place in ``OneHot.levels``, or their count where the model
             does not know it; shape (n parents, n_rows).
         unknown_levels: ``{parent: {level: rows}}`` of levels that the model does not know, most frequent first.
+        is_recent: Which rows are of the newest months, shape (n_rows,); ``None`` when nobody can tell, and all count.
     """
 
     numbers: npt.NDArray[np.float32]
     levels: npt.NDArray[np.uint16]
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
+    is_recent: npt.NDArray[np.bool_] | None = None
 
     @property
     def n_rows(self) -> int:

@@ -103,7 +103,7 @@ def at_risk(facts: pl.DataFrame, as_of: date, horizon: Horizon) -> Ids:
     """Find the accounts that can still churn at ``as_of``; the others have already, by the same horizon.
 
     Those are at risk that have activity, as known at the end of ``as_of``, in the last ``horizon.months`` months that
-    were over by then, or since.
+    were over by then, or since. Where data come in late, the months are counted back from the newest one known.
 
     Returns:
         Ids, ascending.
@@ -112,9 +112,13 @@ def at_risk(facts: pl.DataFrame, as_of: date, horizon: Horizon) -> Ids:
         InputError: If ``facts`` lack ``known_at`` or every money column.
     """
     _require_facts(facts)
-    is_month_end = (as_of + timedelta(days=1)).day == 1
-    first = _month(as_of, -horizon.months + (1 if is_month_end else 0))
-    return _active_accounts(facts, first, _month(as_of, 0), known_by=as_of)
+    known = facts.lazy().filter(pl.col("activity_month") <= as_of, _is_known(as_of))
+    newest = known.select(pl.max("activity_month")).collect().item()
+    if newest is None:
+        return np.empty(0, dtype=np.int64)
+    is_running = newest == _month(as_of, 0) and (as_of + timedelta(days=1)).day != 1
+    first = _month(newest, -horizon.months + (0 if is_running else 1))
+    return _active_accounts(facts, first, newest, known_by=as_of)
 
 
 def _active_accounts(facts: pl.DataFrame, first_month: date, last_month: date, *, known_by: date) -> Ids:

@@ -6,7 +6,7 @@ stream through.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,7 @@ from churn.data.features import (
     Encoding,
     Packed,
     derive,
+    first_recent_month,
     key_columns,
     latest_known,
     pack,
@@ -89,12 +90,19 @@ class ScoringRows(Protocol):
 
 
 def prepare(
-    path: Path, feature_names: tuple[str, ...], as_of: date, max_quarantine_share: float, origin: str
+    path: Path,
+    feature_names: tuple[str, ...],
+    as_of: date,
+    max_quarantine_share: float,
+    origin: str,
+    *,
+    recent_months: int = 3,
 ) -> ScoringRows:
     """Open a file of either shape, and find each account's row.
 
     Args:
         origin: What to call the file in an error.
+        recent_months: How many of the newest months count as recent.
 
     Raises:
         InputError: If the file is not rows, the model's features cannot be made of them, or no account is known.
@@ -102,7 +110,7 @@ def prepare(
     """
     file = open_rows(path, feature_names)
     if is_activity(file.columns):
-        return _Activity(file, feature_names, as_of, max_quarantine_share, origin)
+        return _Activity(file, feature_names, as_of, max_quarantine_share, origin, recent_months=recent_months)
     require_features(file.columns, feature_names)
     return _Encoded(file, feature_names, max_quarantine_share)
 
@@ -111,7 +119,14 @@ class _Activity:
     """Raw activity, read and packed on entry."""
 
     def __init__(
-        self, file: RowFile, feature_names: tuple[str, ...], as_of: date, max_quarantine_share: float, origin: str
+        self,
+        file: RowFile,
+        feature_names: tuple[str, ...],
+        as_of: date,
+        max_quarantine_share: float,
+        origin: str,
+        *,
+        recent_months: int,
     ) -> None:
         derived = ["months_active"] if "ftd_date" in file.columns else []
         self.encoding = plan_encoding(feature_names, [*file.columns, *derived])
@@ -143,6 +158,8 @@ class _Activity:
             )
         n_later = int((checked.rows["activity_month"] > as_of).sum())
         self._ids = checked.rows["account_id"].to_numpy()
+        months = checked.rows["activity_month"].to_physical().to_numpy()
+        self._is_recent = months >= first_recent_month(months[self._marks], recent_months)
         self.counts = RowCounts(
             n_read=file.n_rows,
             n_accounts=n_accounts,
@@ -162,11 +179,11 @@ class _Activity:
         end = 0
         for packed in self._packed:
             start, end = end, end + packed.n_rows
-            marks = self._marks[start:end]
+            marks, is_recent = self._marks[start:end], self._is_recent[start:end]
             if marks.all():
-                yield self._ids[start:end], packed
+                yield self._ids[start:end], replace(packed, is_recent=is_recent)
             elif marks.any():
-                yield self._ids[start:end][marks], packed.take(marks)
+                yield self._ids[start:end][marks], replace(packed.take(marks), is_recent=is_recent[marks])
 
 
 class _Encoded:

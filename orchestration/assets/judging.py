@@ -161,7 +161,7 @@ def _tell(key: str, n_new: int, judged: "list[JudgedBatch]", standing: "Standing
         metadata["judged"] = dg.MetadataValue.md(_table(judged))
     newest = next((one for one in reversed(judged) if one.batch.role == "champion"), None)
     if newest is not None and newest.measures:
-        metadata |= {name: dg.MetadataValue.float(value) for name, value in newest.measures.items()}
+        metadata |= {name: dg.MetadataValue.float(float(value)) for name, value in newest.measures.items()}
     if verdict is not None:
         metadata["challenger"] = dg.MetadataValue.text(str(standing.event.challenger))
         metadata["verdict"] = dg.MetadataValue.text(verdict.sentence)

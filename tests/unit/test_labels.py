@@ -217,6 +217,14 @@ def test_those_are_at_risk_that_were_active_in_the_last_months_that_are_over_or_
     assert at_risk(facts_of(*active, *quiet), as_of, HORIZON).tolist() == months
 
 
+def test_where_reports_come_in_late_the_months_are_counted_from_the_newest_known():
+    late = [{"account_id": n, "activity_month": date(2025, n, 1), "known_at": at(2025, n + 1, 5)} for n in range(1, 9)]
+
+    assert at_risk(facts_of(*late), date(2025, 6, 30), HORIZON).tolist() == [3, 4, 5]
+    assert at_risk(facts_of(*late), date(2025, 7, 4), HORIZON).tolist() == [3, 4, 5]
+    assert at_risk(facts_of(*late), date(2025, 7, 5), HORIZON).tolist() == [4, 5, 6]
+
+
 def test_a_correction_to_nothing_ends_the_risk_from_when_it_is_known():
     facts = facts_of({}, {"total_deposit": 0.0, "known_at": at(2025, 4, 20)})
     assert at_risk(facts, date(2025, 4, 19), HORIZON).tolist() == [1]
@@ -296,8 +304,11 @@ def test_no_label_is_given_before_it_is_mature(facts, as_of, today, horizon):
 @settings(deadline=None, max_examples=30)
 @given(facts=tables, changed=tables, as_of=as_ofs, horizon=horizons)
 def test_who_is_at_risk_is_what_the_plain_way_gives_and_nothing_known_later_changes_it(facts, changed, as_of, horizon):
-    n_months = horizon.months + (0 if (as_of + timedelta(days=1)).day == 1 else 1)
-    last = as_of.year * 12 + as_of.month
+    months = [month for _, month in latest_reports(facts, as_of) if month <= as_of]
+    newest = max(months, default=as_of)
+    is_over = newest < as_of.replace(day=1) or (as_of + timedelta(days=1)).day == 1
+    n_months = horizon.months + (0 if is_over else 1)
+    last = newest.year * 12 + newest.month
     active = {
         account
         for (account, month), is_active in latest_reports(facts, as_of).items()

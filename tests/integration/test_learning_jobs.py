@@ -1,0 +1,187 @@
+"""At stake: learning runs by itself as far as it should, and no further. Batches are judged when their labels have
+matured, training is asked for where there is a reason, and champions move on a launch, not on a timer.
+"""
+
+import io
+import json
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from churn.data.simulate import simulate_activity
+from churn.deployment import Deployment
+from churn.store.results import JudgedBatch
+from churn.variants import Variant
+from orchestration.definitions import defs
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
+from orchestration.promotion import REASON_TAG, retraining_sensor
+from orchestration.resources import Services
+
+from .conftest import Run, Site, put_model_files
+
+US, EU = Variant("us"), Variant("eu")
+KEYS = [EU.key, US.key]
+WEEK = date(2026, 5, 25)
+
+
+@pytest.fixture
+def fleet(site: Site, log_model: Run, instance: dg.DagsterInstance) -> None:
+    """Two registered variants: one with raw activity, one with encoded rows only."""
+    activity = simulate_activity(n_accounts=1500, first_month=date(2025, 2, 1), n_months=21, seed=3)
+    body = io.BytesIO()
+    activity.write_parquet(body)
+    for variant in (EU, US):
+        put_model_files(site, variant.prefix)
+    site.put(f"{US.prefix}data/churn/activity.parquet", body.getvalue())
+    assert log_model("--variant", EU.key, "--variant", US.key).status == 0
+    sync_partitions(instance, [EU, US])
+
+
+def run(instance: dg.DagsterInstance, job: str, **options: object) -> dg.ExecuteInProcessResult:
+    return defs.resolve_job_def(job).execute_in_process(instance=instance, raise_on_error=False, **options)
+
+
+def judge(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return run(instance, "judging_job", tags={RANGE_START_TAG: KEYS[0], RANGE_END_TAG: KEYS[-1]})
+
+
+def evaluate(instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"services": Services()})
+    result = retraining_sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+def test_judging_tells_what_past_batches_were_worth_and_passes_over_what_cannot_be_judged(
+    site: Site, fleet: None, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    deployment.scorer().score_variant(US, WEEK)
+
+    result = judge(instance)
+
+    assert result.success, [event.step_failure_data for event in result.get_step_failure_events()]
+    shown = {event.partition: event.metadata for event in result.asset_materializations_for_node("judge_batches")}
+    assert set(shown) == set(KEYS)
+    assert "rows already encoded" in shown[EU.key]["not_judged"].value
+    assert shown[US.key]["n_batches_judged"].value == 1
+    assert shown[US.key]["n_new_facts"].value > 1500
+    assert 0.6 < shown[US.key]["roc_auc"].value < 1
+    assert f"| {WEEK} | champion v1 |" in shown[US.key]["judged"].value
+    rows = site.rows(site.churn, "SELECT n_at_risk, n_matured, verdict FROM judged_batches")
+    assert [(at_risk == matured, verdict) for at_risk, matured, verdict in rows] == [(True, "ok")]
+    actions = site.rows(site.churn, "SELECT variant, action, champion_version FROM model_events ORDER BY variant")
+    assert actions == [(EU.key, "observed", 1), (US.key, "observed", 1)]
+
+    again = judge(instance)
+    assert again.success
+    assert site.rows(site.churn, "SELECT count(*) FROM judged_batches") == [(1,)]
+
+
+def test_a_champion_moves_on_a_launch_and_back_on_another(
+    fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    assert log_model("--variant", US.key).status == 0
+    promoter = deployment.promoter()
+    promoter.challenge(US, 2, "a test")
+
+    def launch(**config: object) -> dg.ExecuteInProcessResult:
+        told = {"variants": [US.key], **config}
+        return run(instance, "promotion_job", run_config={"ops": {"move_champions": {"config": told}}})
+
+    assert not launch().success
+    assert promoter.registry.aliases_of(US)["champion"] == 1
+    assert launch(force=True, reason="a drill", dry_run=True).success
+    assert promoter.registry.aliases_of(US)["champion"] == 1
+    assert launch(force=True, reason="a drill").success
+    assert promoter.registry.aliases_of(US) == {"champion": 2, "previous": 1}
+    assert launch(action="ROLLBACK", reason="a drill").success
+    assert promoter.registry.aliases_of(US) == {"champion": 1, "previous": 2}
+
+
+def judged(variant: Variant, as_of: date, high: float, deployment: Deployment) -> None:
+    """Score a week and write down that its AUC's upper end was ``high``, under a limit of 0.7."""
+    week = as_of - timedelta(days=as_of.weekday())
+    deployment.scorer().score_variant(variant, week)
+    results = deployment.judge().results
+    (batch,) = [one for one in results.unjudged(variant) if one.scored_week == week]
+    measures = {"roc_auc": high - 0.05, "roc_auc_low": high - 0.1, "roc_auc_high": high}
+    results.record(
+        [JudgedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures)],
+    )
+
+
+@pytest.fixture
+def never_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHURN_RETRAIN_AFTER_MONTHS", "0")
+
+
+def test_the_sensor_asks_once_for_training_where_two_disjoint_cohorts_did_badly(
+    fleet: None, never_old: None, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    judged(US, date(2026, 1, 28), 0.65, deployment)
+    assert evaluate(instance).run_requests == []
+    judged(US, date(2026, 5, 27), 0.66, deployment)
+
+    asked = evaluate(instance)
+
+    (request,) = asked.run_requests or []
+    assert (request.tags[RANGE_START_TAG], request.tags[RANGE_END_TAG]) == (US.key, US.key)
+    assert "under the limit of 0.700" in request.tags[REASON_TAG]
+    assert evaluate(instance, asked.cursor).run_requests == []
+    long_ago = json.dumps({US.key: (datetime.now(UTC).date() - timedelta(days=28)).isoformat()})
+    assert len(evaluate(instance, long_ago).run_requests or []) == 1
+
+
+def test_the_sensor_waits_for_the_verdict_on_a_challenger(
+    fleet: None, never_old: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    for as_of in (date(2026, 1, 28), date(2026, 5, 27)):
+        judged(US, as_of, 0.65, deployment)
+    assert log_model("--variant", US.key).status == 0
+    deployment.promoter().challenge(US, 2, "a test")
+
+    assert evaluate(instance).run_requests == []
+
+
+def test_the_sensor_asks_where_the_input_drifted_two_weeks_running(
+    site: Site, fleet: None, never_old: None, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    today = datetime.now(UTC).date()
+    weeks = [today - timedelta(days=today.weekday() + 7 * n) for n in (0, 1)]
+    activity = simulate_activity(n_accounts=1500, first_month=date(2025, 2, 1), n_months=21, seed=3)
+    moved = activity.with_columns(brand_id=pl.lit("OH"))
+    body = io.BytesIO()
+    moved.write_parquet(body)
+    site.put(f"{US.prefix}data/churn/activity.parquet", body.getvalue())
+    deployment.scorer().score_variant(US, weeks[0])
+    assert evaluate(instance).run_requests == []
+    deployment.scorer().score_variant(US, weeks[1])
+
+    (request,) = evaluate(instance).run_requests or []
+
+    assert "brand_id" in request.tags[REASON_TAG]
+    assert "drifted in the weeks of" in request.tags[REASON_TAG]
+    ((drift,),) = site.rows(site.churn, "SELECT drift FROM scoring_batches WHERE scored_week = :week", week=weeks[0])
+    assert drift["brand_id"]["psi"] > 1
+    assert set(drift) == {
+        "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
+        "churn_probability",
+    }  # fmt: skip
+
+
+def test_the_sensor_asks_for_old_champions(fleet: None, deployment: Deployment, instance: dg.DagsterInstance) -> None:
+    client = deployment.registry(read_only=False)
+    assert set(client.training_dates()) == {(EU, 1), (US, 1)}
+    from mlflow import MlflowClient
+
+    old = datetime.now(UTC).date() - timedelta(days=100)
+    MlflowClient(deployment.tracking_uri).set_model_version_tag(
+        US.registered_model, "1", "training_date", old.isoformat()
+    )
+
+    (request,) = evaluate(instance).run_requests or []
+
+    assert request.tags[RANGE_START_TAG] == US.key
+    assert request.tags[REASON_TAG] == f"trained on {old}, 3 months ago"
