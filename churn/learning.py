@@ -35,7 +35,7 @@ from churn.model.gate import GateLimits, judge
 from churn.model.model_card import AgainstChampion, Lineage, write_card
 from churn.model.training import Trained, TrainingPlan, shortage, train
 from churn.model.versions import CHALLENGER, CHAMPION, ModelVersion
-from churn.monitoring.profiles import Profile, reference_profile
+from churn.monitoring.profiles import Profile, reference_profile, spliced
 from churn.threads import in_threads
 from churn.variants import Variant
 
@@ -49,6 +49,7 @@ GATE_TAG = "churn.gate"
 """Of a model version: ``passed`` or ``failed``."""
 
 _MAX_TAG = 4000
+_SEASONS = 12  # month ends of which a model's reference is made
 _EXPLAINED_ROWS = 1_000
 
 _Then = TypeVar("_Then")
@@ -323,15 +324,24 @@ def lineage_of(variant: Variant) -> list[Variant]:
 
 
 def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
-    """Count the accounts that would have been scored at the held-out month ends, as batches are counted."""
-    frames = [features(facts, as_of) for as_of in trained.held_out.as_ofs]
+    """Count the accounts that would have been scored at past month ends, as batches are counted.
+
+    Inputs are those of the last twelve month ends, so that seasons are no drift; scores are of the held-out ones.
+    """
+    held_out = trained.held_out.as_ofs
+    known = [as_of for part in trained.parts for as_of in part.as_ofs]
+    year = [day for day in month_ends(min(known), held_out[-1])][-_SEASONS:]
+    return spliced(_profile(trained, facts, year), _profile(trained, facts, held_out))
+
+
+def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> Profile:
     n_months = trained.plan.horizon.months
-    recent = [
-        rows.filter(months >= first_recent_month(months, n_months))
-        for rows in frames
-        for months in [rows["activity_month"].to_physical().to_numpy()]
-    ]
-    matrix = np.concatenate([encode(rows, trained.encoding) for rows in recent])
+    matrices = []
+    for as_of in as_ofs:
+        rows = features(facts, as_of)
+        months = rows["activity_month"].to_physical().to_numpy()
+        matrices.append(encode(rows.filter(months >= first_recent_month(months, n_months)), trained.encoding))
+    matrix = np.concatenate(matrices)
     return reference_profile(pack_matrix(matrix, trained.encoding), trained.encoding, trained.bundle.predict(matrix))
 
 

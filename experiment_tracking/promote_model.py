@@ -129,6 +129,7 @@ def describe(variant: Variant, standing: Standing) -> list[str]:
     ]
     if standing.verdict is not None:
         lines.append(f"verdict    {standing.verdict.sentence}")
+    if standing.verdict is not None and standing.verdict.n:
         lines += [f"  {'holds' if rail.holds else 'BROKEN':7} {rail.claim}" for rail in standing.verdict.guardrails]
     return lines
 

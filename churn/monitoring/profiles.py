@@ -163,6 +163,19 @@ def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np
     return counter.profile()
 
 
+def spliced(inputs: Profile, scores: Profile) -> Profile:
+    """Take the inputs of one profile and the score of another, whose rows may be others.
+
+    Inputs want rows of all seasons; scores want rows that the model was not trained on.
+    """
+    n_of_score = scores.bins[-1].n_bins
+    n_of_inputs = len(inputs.counts) - inputs.bins[-1].n_bins
+    return Profile(
+        (*inputs.bins[:-1], scores.bins[-1]),
+        np.concatenate([inputs.counts[:n_of_inputs], scores.counts[-n_of_score:]]),
+    )
+
+
 class ProfileCounter:
     """Counts the rows of a batch into the bins of a reference. Holds the counts alone; one thread at a time."""
 

@@ -1,5 +1,5 @@
-"""At stake: the whole circle. Over a year, the variants for which the world changed are found, trained anew and promoted, the
-others are left alone, nothing leaks from the future, and what was promoted can be taken back.
+"""At stake: the whole circle. Over a year, the variants for which the world changed are found, trained anew and
+promoted, the others are left alone, nothing leaks from the future, and what was promoted can be taken back.
 """
 
 from pathlib import Path

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from churn.data.features import Encoding, OneHot, Packed, derive, pack, plan_encoding
 from churn.errors import InputError
-from churn.monitoring.profiles import MOST_BINS, SCORE, Bins, Profile, ProfileCounter, reference_profile
+from churn.monitoring.profiles import MOST_BINS, SCORE, Bins, Profile, ProfileCounter, reference_profile, spliced
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "churn"
 ENCODING = Encoding(5, (("total_deposit", 0), ("total_ngr", 1)), (OneHot("brand_id", ("OH", "PA", "MI"), (2, 3, 4)),))
@@ -249,3 +249,21 @@ def test_counting_takes_less_than_a_tenth_of_a_microsecond_a_row_and_feature():
     us = (time.process_time() - started) * 1e6 / (20 * 65_536 * 4)
 
     assert us < 0.1
+
+
+def test_a_spliced_reference_has_the_inputs_of_one_and_the_scores_of_the_other():
+    encoding = Encoding(1, (("x", 0),), ())
+    rng = np.random.default_rng(1)
+
+    def profile(n: int) -> Profile:
+        packed = Packed(rng.normal(size=(1, n)).astype(np.float32), np.empty((0, n), dtype=np.uint16))
+        return reference_profile(packed, encoding, rng.random(n))
+
+    year, held_out = profile(1200), profile(300)
+
+    found = spliced(year, held_out)
+
+    counts = found.by_feature()
+    assert counts["x"].tolist() == year.by_feature()["x"].tolist()
+    assert counts[SCORE].tolist() == held_out.by_feature()[SCORE].tolist()
+    assert Profile.from_json(found.to_json()).by_feature()[SCORE].sum() == 300
