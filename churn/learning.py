@@ -330,7 +330,7 @@ def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
     """
     held_out = trained.held_out.as_ofs
     known = [as_of for part in trained.parts for as_of in part.as_ofs]
-    year = [day for day in month_ends(min(known), held_out[-1])][-_SEASONS:]
+    year = month_ends(min(known), held_out[-1])[-_SEASONS:]
     return spliced(_profile(trained, facts, year), _profile(trained, facts, held_out))
 
 
