@@ -111,3 +111,41 @@ class CheckSummary:
                 description=f"passed for {self._n_variants - len(keys)} of {self._n_variants} variants",
                 metadata={"not_passed": dg.MetadataValue.json(keys[:_NAMED_IN_CHECK])},
             )
+
+
+class FleetRun:
+    """An op's way over its variants: what failed is kept until all are done.
+
+    Args:
+        specs: The assets that the op makes.
+        severities: Of each check that it evaluates, by its asset and name.
+    """
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        specs: Collection[dg.AssetSpec],
+        severities: Mapping[tuple[str, str], dg.AssetCheckSeverity],
+    ) -> None:
+        self.context = context
+        self.checks = CheckSummary(severities)
+        self.failed: dict[str, BaseException] = {}
+        self._specs = specs
+        keep_connections(context.instance)
+
+    def note_failure(self, key: str, error: BaseException) -> None:
+        """Keep a variant's error, to be told when the others are done."""
+        self.failed[key] = error
+        self.context.log.error("%s: %s", key, error)
+
+    def finish(self) -> Iterator[dg.AssetCheckResult]:
+        """Yield the checks summed up, then raise a failure that names the failed variants, if there are any.
+
+        Where the op will be tried again by itself, nothing is summed up yet.
+        """
+        if self.failed and can_retry(self.failed, self.context):
+            raise failure(self.failed, self.context)
+        yield from self.checks.results()
+        if self.failed:
+            mark_failed(self.context, self.failed, self._specs)
+            raise failure(self.failed, self.context)

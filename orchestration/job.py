@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import dagster as dg
 
 from orchestration.assets.weekly import SPECS, WEEK_TAG
-from orchestration.partitions import ranges, sync_partitions
 from orchestration.resources import Services
+from orchestration.schedules import requests_for_all
 
 VARIANTS_PER_RUN = 500
 
@@ -29,12 +29,4 @@ def weekly_churn_prediction_schedule(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Request a run for each chunk of the registered variants."""
     week = context.scheduled_execution_time.date().isoformat()
-    with services.open() as deployment:
-        registered = deployment.registry(read_only=True).variants()
-    if not registered:
-        yield dg.SkipReason("no variant is registered in MLflow; log one with experiment_tracking/log_model.py")
-        return
-    keys = sync_partitions(context.instance, registered)
-    for tags in ranges(keys, set(keys), VARIANTS_PER_RUN):
-        start, end = tags.values()
-        yield dg.RunRequest(run_key=f"{week}:{start}:{end}", tags={**tags, WEEK_TAG: week})
+    yield from requests_for_all(context.instance, services, week, VARIANTS_PER_RUN, {WEEK_TAG: week})

@@ -15,19 +15,10 @@ from churn.errors import ChurnError, InputError
 from churn.threads import in_threads
 from churn.variants import Variant
 from orchestration.assets.metadata import Metadata
-from orchestration.fleets import (
-    RETRY_POLICY,
-    CheckSummary,
-    can_retry,
-    failure,
-    failure_of_all,
-    keep_connections,
-    mark_failed,
-    materialized_by,
-    runs_gone_on_from,
-)
-from orchestration.partitions import ranges, sync_partitions, variants_partitions
+from orchestration.fleets import RETRY_POLICY, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
+from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
+from orchestration.schedules import requests_for_all
 
 if TYPE_CHECKING:
     from churn.promotion import Promoter, Standing
@@ -75,36 +66,33 @@ class Told:
 )
 def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Iterator[dg.AssetCheckResult]:
     """Judge every variant of the run's partitions that the runs it goes on from have not judged."""
-    failed: dict[str, BaseException] = {}
-    checks = CheckSummary(SEVERITIES)
+    run = FleetRun(context, [SPEC], SEVERITIES)
     today = datetime.now(UTC).date()
     try:
         with services.open() as deployment:
-            keep_connections(context.instance)
             done = materialized_by(runs_gone_on_from(context), context.instance)
             missing = [key for key in context.partition_keys if key not in done]
             promoter = deployment.promoter()
             promoter.observe(promoter.registry.aliases())
             for key, result in in_threads(lambda key: (key, _attempt(promoter, key, today)), missing):
                 if isinstance(result, BaseException):
-                    failed[key] = result
-                    context.log.error("%s: %s", key, result)
-                else:
-                    context.log.info("%s: %s", key, result.sentence)
-                    context.log_event(dg.AssetMaterialization(ASSET, partition=key, metadata=result.metadata))
-                    for evaluation in result.checks:
-                        context.log_event(evaluation)
-                    checks.add(key, result.checks)
+                    run.note_failure(key, result)
+                    continue
+                report(context, key, result)
+                run.checks.add(key, result.checks)
             if deployment.settings.churn_auto_promote:
-                _promote(context, promoter, [key for key in missing if key not in failed])
+                _promote(context, promoter, [key for key in missing if key not in run.failed])
     except ChurnError as error:
         raise failure_of_all(error, context) from error
-    if failed and can_retry(failed, context):
-        raise failure(failed, context)
-    yield from checks.results()
-    if failed:
-        mark_failed(context, failed, [SPEC])
-        raise failure(failed, context)
+    yield from run.finish()
+
+
+def report(context: dg.AssetExecutionContext, key: str, told: Told) -> None:
+    """Log what came of a variant: its materialization and its check."""
+    context.log.info("%s: %s", key, told.sentence)
+    context.log_event(dg.AssetMaterialization(ASSET, partition=key, metadata=told.metadata))
+    for evaluation in told.checks:
+        context.log_event(evaluation)
 
 
 judging_job = dg.define_asset_job(
@@ -126,14 +114,7 @@ def weekly_judging_schedule(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Request a run for each chunk of the registered variants."""
     day = context.scheduled_execution_time.date().isoformat()
-    with services.open() as deployment:
-        registered = deployment.registry(read_only=True).variants()
-    if not registered:
-        yield dg.SkipReason("no variant is registered in MLflow")
-        return
-    keys = sync_partitions(context.instance, registered)
-    for tags in ranges(keys, set(keys), VARIANTS_PER_RUN):
-        yield dg.RunRequest(run_key=f"judge:{day}:{'..'.join(tags.values())}", tags=tags)
+    yield from requests_for_all(context.instance, services, f"judge:{day}", VARIANTS_PER_RUN)
 
 
 def _attempt(promoter: "Promoter", key: str, today: date) -> Told | BaseException:

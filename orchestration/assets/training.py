@@ -17,17 +17,7 @@ from churn.errors import ChurnError, UsageError
 from churn.model.claims import CLAIMS, Claim
 from churn.model.versions import CHALLENGER, CHAMPION
 from orchestration.assets.metadata import Metadata, picture
-from orchestration.fleets import (
-    RETRY_POLICY,
-    CheckSummary,
-    can_retry,
-    failure,
-    failure_of_all,
-    keep_connections,
-    mark_failed,
-    materialized_by,
-    runs_gone_on_from,
-)
+from orchestration.fleets import RETRY_POLICY, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
@@ -46,6 +36,7 @@ SPEC = dg.AssetSpec(
     skippable=True,
 )
 CHECKS = [dg.AssetCheckSpec(name, asset=ASSET, description=claim) for name, claim in CLAIMS.items()]
+SEVERITIES = dict.fromkeys([(ASSET, name) for name in CLAIMS], dg.AssetCheckSeverity.WARN)
 
 _SHOWN_PICTURES = ("reliability.svg", "roc.svg")
 _MOST_PICTURE_BYTES = 60_000  # the event log keeps them as text
@@ -74,12 +65,10 @@ def training_assets(
     context: dg.AssetExecutionContext, config: TrainingConfig, services: Services
 ) -> Iterator[dg.AssetCheckResult]:
     """Train every variant of the run's partitions that the runs it goes on from have not trained."""
-    failed: dict[str, BaseException] = {}
-    checks = CheckSummary(dict.fromkeys([(ASSET, name) for name in CLAIMS], dg.AssetCheckSeverity.WARN))
+    run = FleetRun(context, [SPEC], SEVERITIES)
     try:
         today = parse_day(config.as_of, datetime.now(UTC).date())
         with services.open() as deployment:
-            keep_connections(context.instance)
             done = materialized_by(runs_gone_on_from(context), context.instance)
             missing = [key for key in context.partition_keys if key not in done]
             context.log.info("%d variants to train as of %s, %d already trained", len(missing), today, len(done))
@@ -87,19 +76,13 @@ def training_assets(
             told = Teller(deployment.model_link)
             for key, result in trainer.train_fleet(missing, today, told.tell, dry_run=config.dry_run):
                 if isinstance(result, BaseException):
-                    failed[key] = result
-                    context.log.error("%s: %s", key, result)
+                    run.note_failure(key, result)
                     continue
                 report(context, result, is_dry=config.dry_run)
-                checks.add(key, result.checks)
+                run.checks.add(key, result.checks)
     except ChurnError as error:
         raise failure_of_all(error, context) from error
-    if failed and can_retry(failed, context):
-        raise failure(failed, context)
-    yield from checks.results()
-    if failed:
-        mark_failed(context, failed, [SPEC])
-        raise failure(failed, context)
+    yield from run.finish()
 
 
 training_job = dg.define_asset_job(

@@ -14,16 +14,7 @@ from churn.pipeline import Outcome
 from churn.weeks import parse_week
 from orchestration.assets.metadata import describe
 from orchestration.checks import CHECKS, SEVERITIES, evaluate
-from orchestration.fleets import (
-    RETRY_POLICY,
-    CheckSummary,
-    can_retry,
-    failure,
-    failure_of_all,
-    keep_connections,
-    mark_failed,
-    runs_gone_on_from,
-)
+from orchestration.fleets import RETRY_POLICY, FleetRun, failure_of_all, runs_gone_on_from
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
@@ -92,32 +83,24 @@ def weekly_assets(
     context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services
 ) -> Iterator[dg.AssetCheckResult]:
     """Score every variant of the run's partitions that the runs it goes on from have not published."""
-    failed: dict[str, BaseException] = {}
-    checks = CheckSummary(SEVERITIES)
+    run = FleetRun(context, SPECS, SEVERITIES)
     try:
         week = parse_week(config.week or context.run.tags.get(WEEK_TAG), datetime.now(UTC).date())
         with services.open() as deployment:
             scorer = deployment.scorer()
-            keep_connections(context.instance)
             done = scorer.store.published_by(runs_gone_on_from(context), week)
             missing = [key for key in context.partition_keys if key not in done]
             context.log.info("%d variants to score for %s, %d already published", len(missing), week, len(done))
             for key, result in scorer.score_fleet(missing, week, context.run.run_id, then=evaluate):
                 if isinstance(result, BaseException):
-                    failed[key] = result
-                    context.log.error("%s: %s", key, result)
-                else:
-                    outcome, evaluations = result
-                    report(context, outcome, evaluations, deployment.model_link)
-                    checks.add(key, evaluations)
+                    run.note_failure(key, result)
+                    continue
+                outcome, evaluations = result
+                report(context, outcome, evaluations, deployment.model_link)
+                run.checks.add(key, evaluations)
     except ChurnError as error:
         raise failure_of_all(error, context) from error
-    if failed and can_retry(failed, context):
-        raise failure(failed, context)
-    yield from checks.results()
-    if failed:
-        mark_failed(context, failed, SPECS)
-        raise failure(failed, context)
+    yield from run.finish()
 
 
 def report(
