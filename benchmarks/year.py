@@ -37,11 +37,11 @@ FOLDER = Path(__file__).parent
 FIRST_WEEK = date(2025, 11, 3)
 N_WEEKS = 52
 N_VARIANTS, N_TWISTED = 20, 4
-N_ACCOUNTS = 24_000
+N_ACCOUNTS = 12_000
 FIRST_MONTH, N_MONTHS = date(2021, 1, 1), 70
 TRAINED_ON = date(2024, 3, 31)  # the day as of which all first champions are trained
 TWIST = date(2024, 4, 1)
-TRIALS = 6
+TRIALS = 4
 _LAG_DAYS = 4  # a month's rows are known this long after it ended
 _CORRECTED_SHARE, _CORRECTED_AFTER_DAYS = 0.01, 45
 
