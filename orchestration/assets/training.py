@@ -159,7 +159,7 @@ def describe(outcome: "TrainingOutcome", model_link: Callable[[str, int], str]) 
         if len(outcome.pictures[name]) <= _MOST_PICTURE_BYTES
     }
     if version is None:
-        return shown | metrics | pictures
+        return shown | pictures | metrics
     links = {
         "registered_model": dg.MetadataValue.text(version.registered_model),
         "model_version": dg.MetadataValue.int(version.version),
@@ -167,7 +167,7 @@ def describe(outcome: "TrainingOutcome", model_link: Callable[[str, int], str]) 
         "mlflow": dg.MetadataValue.url(model_link(version.registered_model, version.version)),
         "mlflow_run_id": dg.MetadataValue.text(version.mlflow_run_id),
     }
-    return shown | metrics | pictures | links
+    return links | shown | pictures | metrics
 
 
 def report(context: dg.AssetExecutionContext, told: Told, *, is_dry: bool) -> None:
