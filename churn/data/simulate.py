@@ -42,6 +42,7 @@ _TRACKERS_PER_LOGIN = 152
 
 _LAUNCH = 26  # months before the extract in which the first players came
 _PULL = 0.7  # of engagement on how long players stay
+_TWISTED_PULL = -1.2
 _STAY_SHAPE = 0.75  # Weibull below 1: the longer a player has stayed, the longer they will
 _TRAILING_ODDS = np.array([0.0, 0.35, 0.1, 0.0])  # of a row of zeros, by months since leaving
 _BUSY_HANDLE = 2_000.0  # above this monthly stake the sportsbook's luck evens out
@@ -217,7 +218,8 @@ def _log_stay(market: _Market, p: _Players, pull: float) -> Floats:
 
 def _twist(rng: np.random.Generator, players: _Players, month: int, market: _Market) -> _Players:
     """Draw anew how long those stay who had not left by a month, engagement now pulling the other way."""
-    stays = _draw_stays(rng, np.exp(_log_stay(market, players, -_PULL)), np.zeros(len(players.start)))
+    log_stay = _log_stay(replace(market, engagement_pull=0.0), players, _TWISTED_PULL)
+    stays = _draw_stays(rng, np.exp(log_stay), np.zeros(len(players.start)))
     anew = np.maximum(players.start, month) + stays
     return replace(players, leave=np.where(players.leave > month, anew, players.leave))
 

@@ -12,7 +12,7 @@ CLAIMS = {
     "the_future_does_not_leak": "A number on facts not known yet that gives the label away reaches no feature.",
     "golden_rows_reproduce": "A saved and loaded model gives its golden rows the same scores.",
     "trees_compile_to_tables": "The trees compile to the tables that weekly scoring uses.",
-    "scoring_is_no_slower": "Scoring with reasons takes at most so many times as long as the champion's.",
+    "scoring_is_no_slower": "Scoring with reasons takes at most so many times as long as the champion's, or little.",
 }
 """Every claim, in the order in which they are judged."""
 

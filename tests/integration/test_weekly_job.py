@@ -23,6 +23,7 @@ from moto.server import ThreadedMotoServer
 
 from churn.deployment import Deployment
 from churn.errors import RegistryUnavailableError
+from churn.model.claims import CLAIMS
 from churn.variants import Variant
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
@@ -205,7 +206,8 @@ def test_each_variant_of_the_range_gets_its_own_scores_materializations_and_chec
         assert instance.get_materialized_partitions(dg.AssetKey(asset)) == set(FLEET)
     for key in FLEET:
         evaluations = checks_of(instance, result.run_id, key)
-        assert {name: evaluation.passed for name, evaluation in evaluations.items()} == dict.fromkeys(CHECKS, True)
+        passed = {name: evaluation.passed for name, evaluation in evaluations.items()}
+        assert passed == dict.fromkeys(CHECKS - {"challenger_was_scored"}, True)  # there is none
     batches = site.rows(
         site.churn,
         "SELECT variant, scored_week, registered_model, model_version, source, dagster_run_id, source_uri "
@@ -577,14 +579,16 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         )
         for key, node in ((key, graph.get(key)) for key in graph.get_all_asset_keys())
     }
-    weekly = ("weekly_scoring", ["team:retention"])
+    weekly, learning = ("weekly_scoring", ["team:retention"]), ("learning", ["team:retention"])
     assert found == {
         "raw_churn_data": ([], *weekly, ["parquet", "s3"]),
         "transformed_features": (["raw_churn_data"], *weekly, ["polars"]),
         "load_model_from_mlflow": ([], *weekly, ["mlflow", "xgboost"]),
         "generate_predictions": (["load_model_from_mlflow", "transformed_features"], *weekly, ["xgboost"]),
         "store_predictions": (["generate_predictions"], *weekly, ["postgres", "table"]),
+        "judged_batches": (["store_predictions"], *learning, ["postgres", "table"]),
+        "trained_models": ([], *learning, ["mlflow", "xgboost"]),
     }
-    assert {key.name for key in graph.asset_check_keys} == CHECKS
+    assert {key.name for key in graph.asset_check_keys} == CHECKS | set(CLAIMS) | {"auc_is_not_below_its_limit"}
     partitions = {graph.get(dg.AssetKey(name)).partitions_def for name in found}
     assert partitions == {dg.DynamicPartitionsDefinition(name="variants")}
