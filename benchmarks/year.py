@@ -232,13 +232,13 @@ def _wrong_champions(deployment: Deployment, variants: Sequence[Variant]) -> lis
 
 
 def _drill(deployment: Deployment, variant: Variant) -> bool:
-    """Roll a promotion back, score the first week again, and compare with what it was."""
+    """Roll a promotion back, score the first week again as known on its Monday, and compare with what it was."""
     before = _scores(deployment, variant)
     promoter = _promoter(deployment, FIRST_WEEK + timedelta(weeks=N_WEEKS))
-    deployment.scorer().score_variant(variant, FIRST_WEEK)
+    deployment.scorer().score_variant(variant, FIRST_WEEK, as_of=FIRST_WEEK)
     promoted = _scores(deployment, variant)
     promoter.roll_back(variant, "a drill")
-    deployment.scorer().score_variant(variant, FIRST_WEEK)
+    deployment.scorer().score_variant(variant, FIRST_WEEK, as_of=FIRST_WEEK)
     return _scores(deployment, variant).equals(before) and not promoted.equals(before)
 
 
