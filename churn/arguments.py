@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,14 @@ def with_found(named: list[Variant], args: argparse.Namespace, sources: "Sources
 def is_fleet(args: argparse.Namespace) -> bool:
     """Tell whether the flags name a fleet, of which what is done already is passed over."""
     return args.all is not None or args.under is not None
+
+
+def day_of(text: str) -> date:
+    """Read a day, for argparse."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day; YYYY-MM-DD is needed") from None
 
 
 def _found_under(prefix: str, sources: "Sources") -> list[Variant]:

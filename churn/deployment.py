@@ -7,7 +7,7 @@ only supply values. Entry points open a deployment; core functions get what they
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,8 +116,11 @@ class Deployment:
             recent_months=self.settings.churn_horizon_months,
         )
 
-    def judge(self) -> "Judge":
+    def judge(self, registry: "Registry | None" = None) -> "Judge":
         """Open all that judging published batches needs.
+
+        Args:
+            registry: One that is open; ``None`` opens one to read.
 
         Raises:
             ChurnError: If the registry or the predictions database cannot be reached or is not set up.
@@ -132,7 +135,7 @@ class Deployment:
         return Judge(
             sources=sources,
             history=ActivityHistory(sources.own_place),
-            registry=self.registry(read_only=True),
+            registry=registry or self.registry(read_only=True),
             results=BatchResults(self.database),
             horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
             limits=Limits(),
@@ -152,7 +155,7 @@ class Deployment:
 
         require_predictions_schema(self.database, role=WRITER)
         registry = self.registry(read_only=False)
-        return Promoter(registry, ModelEvents(self.database), replace(self.judge(), registry=registry), this_person())
+        return Promoter(registry, ModelEvents(self.database), self.judge(registry), this_person())
 
     def trainer(self, *, n_trials: int | None = None) -> "Trainer":
         """Open all that training needs.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 
-from churn.arguments import FAILED, add_variant_flags, is_fleet, named_variants, run_command, with_found
+from churn.arguments import FAILED, add_variant_flags, day_of, is_fleet, named_variants, run_command, with_found
 from churn.deployment import open_deployment
 from churn.errors import ChurnError, UsageError
 from churn.model.verdict import Verdict
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--share", type=float, metavar="PERCENT", help="accounts to serve the challenger's scores, 0-100"
     )
-    parser.add_argument("--on", type=_day, metavar="DAY", help="a day, as YYYY-MM-DD")
+    parser.add_argument("--on", type=day_of, metavar="DAY", help="a day, as YYYY-MM-DD")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     return parser
 
@@ -154,13 +154,6 @@ def _said(event: ModelEvent, *, is_dry: bool = False) -> str:
 
 def _version(version: int | None) -> str:
     return "none" if version is None else f"v{version}"
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day; YYYY-MM-DD is needed") from None
 
 
 if __name__ == "__main__":

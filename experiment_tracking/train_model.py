@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
-from churn.arguments import FAILED, add_variant_flags, named_variants, run_command, with_found
+from churn.arguments import FAILED, add_variant_flags, day_of, named_variants, run_command, with_found
 from churn.deployment import Deployment, open_deployment
 from churn.errors import ChurnError, UsageError
 from churn.settings import load_settings
@@ -29,7 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train_model.py", description=__doc__)
     add_variant_flags(parser)
     parser.add_argument(
-        "--as-of", type=_day, metavar="DAY", help="train as if this day, as YYYY-MM-DD, were today; default: today, UTC"
+        "--as-of",
+        type=day_of,
+        metavar="DAY",
+        help="train as if this day, as YYYY-MM-DD, were today; default: today, UTC",
     )
     parser.add_argument("--trials", type=_count, metavar="N", help="sets of parameters; default: CHURN_TRAINING_TRIALS")
     parser.add_argument("--dry-run", action="store_true", help="do everything but write to the history and to MLflow")
@@ -122,13 +125,6 @@ def _measures(found: "Evaluation") -> str:
 
 def _interval(found: "Interval") -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day; YYYY-MM-DD is needed") from None
 
 
 def _count(text: str) -> int:

@@ -125,7 +125,8 @@ def reasons_to_retrain(deployment: "Deployment", today: date, requested: dict[st
     """
     settings = deployment.settings
     policy = RetrainingPolicy(settings.churn_horizon_months, settings.churn_retrain_after_months)
-    registry, results = deployment.registry(read_only=True), deployment.judge().results
+    judge = deployment.judge()
+    registry, results = judge.registry, judge.results
     judged = results.judged_champions()
     drifted = drifted_weeks(results, today)
     trained_on = registry.training_dates()

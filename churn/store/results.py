@@ -151,27 +151,13 @@ class BatchResults:
 
     def judged(self, variant: Variant) -> list[JudgedBatch]:
         """Return a variant's judged batches, by week."""
-        query = (
-            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))} "  # noqa: S608 our columns
-            "FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) "
-            "WHERE b.variant = :variant ORDER BY b.scored_week, b.batch_id"
-        )
-        with errors_translated(self._url), self._engine.connect() as connection:
-            rows = connection.execute(sa.text(query), {"variant": variant.key})
-            return [_read(row) for row in rows]
+        return self._judged("b.variant = :variant", variant=variant.key)
 
     def judged_champions(self) -> dict[Variant, list[JudgedBatch]]:
         """Return the judged batches of all variants' champions, by week."""
-        query = (
-            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))} "  # noqa: S608 our columns
-            "FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) "
-            "WHERE b.role = 'champion' ORDER BY b.scored_week, b.batch_id"
-        )
         found: dict[Variant, list[JudgedBatch]] = {}
-        with errors_translated(self._url), self._engine.connect() as connection:
-            for row in connection.execute(sa.text(query)):
-                judged = _read(row)
-                found.setdefault(judged.batch.variant, []).append(judged)
+        for judged in self._judged("b.role = 'champion'"):
+            found.setdefault(judged.batch.variant, []).append(judged)
         return found
 
     def drifts(self, week: date) -> dict[tuple[Variant, int], list[FeatureDrift]]:
@@ -187,6 +173,15 @@ class BatchResults:
                 ]
                 for row in connection.execute(query, {"week": week})
             }
+
+    def _judged(self, where: str, **values: object) -> list[JudgedBatch]:
+        query = (
+            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))} "  # noqa: S608 our text
+            f"FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) WHERE {where} "
+            "ORDER BY b.scored_week, b.batch_id"
+        )
+        with errors_translated(self._url), self._engine.connect() as connection:
+            return [_read(row) for row in connection.execute(sa.text(query), values)]
 
     def _batches(self, rest: str, **values: object) -> list[PublishedBatch]:
         query = f"SELECT {_OF_BATCH} FROM scoring_batches AS b {rest}"  # noqa: S608 our own text
