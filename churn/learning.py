@@ -36,7 +36,7 @@ from churn.model.model_card import AgainstChampion, Lineage, write_card
 from churn.model.training import Trained, TrainingPlan, shortage, train
 from churn.model.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.monitoring.profiles import Profile, reference_profile, spliced
-from churn.threads import in_threads
+from churn.threads import in_threads, without_frames
 from churn.variants import Variant
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Trainer:
             except (Exception, pl.exceptions.PanicException) as error:
                 if not isinstance(error, ChurnError):
                     logger.exception("%s failed", key)
-                return key, error.with_traceback(None)  # its frames hold a variant's rows
+                return key, without_frames(error)
 
         yield from in_threads(attempt, keys)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,10 @@ from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.data.sources import Provenance, SourceFile, Sources
 from churn.errors import ChurnError, ModelFileError, TransientError
 from churn.model.versions import CHALLENGER, CHAMPION, ModelVersion
-from churn.monitoring.drift import compare
+from churn.monitoring.drift import compare, estimated_auc
 from churn.monitoring.profiles import SCORE, Profile, ProfileCounter
 from churn.store.predictions import PARENTS, BatchRecord, Challenge, PredictionStore, ScoredRows, Unpublished
-from churn.threads import in_threads
+from churn.threads import in_threads, without_frames
 from churn.variants import Variant
 from churn.weeks import default_as_of
 
@@ -48,7 +48,7 @@ _Then = TypeVar("_Then")
 
 _ATTEMPTS = 8
 _RETRY_FOR_S = 90
-_BINS = 20
+_BINS, _FINE_BINS = 20, 1000
 _TOP = 10
 
 
@@ -57,7 +57,7 @@ class ScoreSummary:
     """What a person looks at of a batch's scores, gathered while they stream by.
 
     Attributes:
-        counts: Accounts per twentieth of [0, 1], shape (20,).
+        fine_counts: Accounts per thousandth of [0, 1], shape (1000,).
         top: ``(probability, account id)`` of the highest, in falling order.
         absolute: Sums of the contributions' absolute values, by parent; ``None`` without reasons.
         profile: The rows counted into the bins of the model's reference; ``None`` without one.
@@ -67,7 +67,7 @@ class ScoreSummary:
     total: float = 0.0
     lowest: float = 1.0
     highest: float = 0.0
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, dtype=np.int64))
+    fine_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_FINE_BINS, dtype=np.int64))
     top: list[tuple[float, int]] = field(default_factory=list)
     absolute: npt.NDArray[np.float64] | None = None
     profile: Profile | None = None
@@ -75,6 +75,17 @@ class ScoreSummary:
     @property
     def mean(self) -> float:
         return self.total / max(self.n, 1)
+
+    @property
+    def estimated_auc(self) -> float | None:
+        """What the ROC AUC is if each score is the probability it claims; assumes no concept drift."""
+        middles = (np.arange(_FINE_BINS) + 0.5) / _FINE_BINS
+        return estimated_auc(middles, self.fine_counts) if self.n else None
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Accounts per twentieth of [0, 1], shape (20,)."""
+        return np.asarray(self.fine_counts.reshape(_BINS, -1).sum(axis=1), dtype=np.int64)
 
     def importance(self, parents: Sequence[str]) -> dict[str, float]:
         """Return the mean absolute contribution of each parent in log-odds, the largest first."""
@@ -90,7 +101,7 @@ class ScoreSummary:
         self.total += float(probabilities.sum(dtype=np.float64))
         self.lowest = min(self.lowest, float(probabilities.min()))
         self.highest = max(self.highest, float(probabilities.max()))
-        self.counts += np.histogram(probabilities, bins=_BINS, range=(0, 1))[0]
+        self.fine_counts += np.histogram(probabilities, bins=_FINE_BINS, range=(0, 1))[0]
         best = np.argpartition(-probabilities, min(_TOP, probabilities.size) - 1)[:_TOP]
         found = [(float(probabilities[i]), int(scored.account_ids[i])) for i in best]
         if scored.contributions is not None:
@@ -167,7 +178,7 @@ class Scorer:
                 if not isinstance(error, ChurnError):
                     logger.exception("%s failed", key)
                 self._record_failure(key, week, dagster_run_id, started_at, error)
-                return key, _without_frames(error)
+                return key, without_frames(error)
 
         yield from in_threads(attempt, keys)
 
@@ -275,10 +286,11 @@ class Scorer:
             record = self._record(
                 job, model, role, provenance=raw.provenance, counts=counts, summary=summary, engine=engine
             )
-            return replace(record, drift=drift_of(reference, summary.profile)), counts.quarantined
+            return replace(record, **looks_of(summary, reference)), counts.quarantined
 
         parents = engine.reasons.parents if engine.reasons else ()
-        return _Pass(Unpublished(scored, describe, parents), bundle.feature_names, counts, summary, engine)
+        kept = reference.to_json() if reference else None
+        return _Pass(Unpublished(scored, describe, parents, kept), bundle.feature_names, counts, summary, engine)
 
     def _reference(self, model: ModelVersion, encoding: Encoding) -> Profile | None:
         """Return what to compare the batch with, where its features come from the same parents as the reference's."""
@@ -405,21 +417,23 @@ def score_rows(
         yield scored
 
 
+def looks_of(summary: ScoreSummary, reference: Profile | None) -> dict[str, Any]:
+    """Return what a batch's record keeps of how its rows look, so that it can be drawn and compared later."""
+    return {
+        "drift": drift_of(reference, summary.profile),
+        "mean_probability": summary.mean,
+        "score_counts": summary.counts.tolist(),
+        "profile_counts": None if summary.profile is None else summary.profile.counts.tolist(),
+        "estimated_auc": summary.estimated_auc,
+    }
+
+
 def drift_of(reference: Profile | None, profile: Profile | None) -> dict[str, dict[str, float]] | None:
     """Compare a batch with its model's reference; returns the measures by feature, for the batch's record."""
     if reference is None or profile is None:
         return None
     measured = [asdict(drift) for drift in compare(reference, profile)]
     return {str(drift.pop("feature")): drift for drift in measured}
-
-
-def _without_frames(error: BaseException) -> BaseException:
-    """Let go of the frames that an error came through, which hold a variant's model and rows."""
-    cause: BaseException | None = error
-    while cause is not None:
-        cause.__traceback__ = None
-        cause = cause.__cause__ or cause.__context__
-    return error
 
 
 def _tell_retry(state: RetryCallState) -> None:

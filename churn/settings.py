@@ -100,6 +100,13 @@ class Settings(BaseSettings):
     churn_auto_promote: bool = Field(
         default=False, description="Promote a challenger that has proved better without being asked."
     )
+    churn_alert_urls: SecretStr | None = Field(
+        None,
+        description="Apprise URLs of who is alerted (Slack, mail, web-hooks), separated by spaces; unset: nobody.",
+    )
+    churn_schedule_grace_hours: int = Field(
+        6, ge=1, le=120, description="Hours after Monday 00:00 UTC by which a week must have been scored."
+    )
     churn_mlflow_ui_url: str = Field(
         "http://127.0.0.1:5000", description="Where people see MLflow; used for links only."
     )

@@ -11,6 +11,15 @@ _Out = TypeVar("_Out")
 CORES = 2
 
 
+def without_frames(error: BaseException) -> BaseException:
+    """Let go of the frames that an error came through, which hold a variant's model and rows."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int = CORES) -> Iterator[_Out]:
     """Map in order on a few threads, no more than that many items ahead of what is taken."""
     with ThreadPoolExecutor(threads) as pool:

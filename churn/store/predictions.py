@@ -95,6 +95,10 @@ class BatchRecord:
     importance: Mapping[str, float] | None = None
     role: str = CHAMPION
     drift: Mapping[str, Mapping[str, float]] | None = None
+    mean_probability: float | None = None
+    score_counts: Sequence[int] | None = None
+    profile_counts: Sequence[int] | None = None
+    estimated_auc: float | None = None
 
     def columns(self) -> dict[str, Any]:
         """Return the values by column, as PostgreSQL takes them."""
@@ -121,11 +125,13 @@ class Unpublished:
         describe: Called when all rows were consumed; returns the batch's record, whose ``n_rows_scored`` is what
             ``rows`` must add up to, and the quarantined rows: ``row_number, account_id, rules, row``.
         parents: What the rows' contributions are of, in their order; none without reasons.
+        reference: What the batch is compared with, as JSON; ``None`` where its model brought nothing.
     """
 
     rows: Iterable[ScoredRows]
     describe: Callable[[], tuple[BatchRecord, pl.DataFrame]]
     parents: Sequence[str] = ()
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -335,6 +341,22 @@ def _insert_batch(connection: sa.Connection, record: BatchRecord, batch_id: int)
     connection.execute(statement, values)
 
 
+def _keep_reference(connection: sa.Connection, record: BatchRecord, reference: str | None) -> None:
+    """Keep what a model's batches are compared with where its profile can be read beside theirs."""
+    if reference is None:
+        return
+    values = {
+        "model": record.registered_model,
+        "version": record.model_version,
+        "profile": _without_nul(reference),
+    }
+    statement = sa.text(
+        "INSERT INTO model_references (registered_model, model_version, profile) "
+        "VALUES (:model, :version, :profile) ON CONFLICT DO NOTHING"
+    )
+    connection.execute(statement, values)
+
+
 def _write_batch(connection: sa.Connection, week: date, batch: Unpublished) -> tuple[int, BatchRecord]:
     batch_id = _next_batch_id(connection)
     account_ids: list[npt.NDArray[np.int64]] = []
@@ -343,6 +365,7 @@ def _write_batch(connection: sa.Connection, week: date, batch: Unpublished) -> t
     record, quarantined = batch.describe()
     _require_whole(record, n_written, account_ids)
     _insert_batch(connection, record, batch_id)
+    _keep_reference(connection, record, batch.reference)
     _insert_quarantined(connection, batch_id, quarantined)
     _insert_attempt(
         connection,

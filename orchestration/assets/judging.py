@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from churn.errors import ChurnError, InputError
-from churn.threads import in_threads
+from churn.threads import in_threads, without_frames
 from churn.variants import Variant
 from orchestration.assets.metadata import Metadata
 from orchestration.fleets import RETRY_POLICY, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
@@ -128,7 +128,7 @@ def _attempt(promoter: "Promoter", key: str, today: date) -> Told | BaseExceptio
         judged = promoter.judge.judge_batches(variant, today)
         return _tell(key, n_new, judged, promoter.standing(variant))
     except Exception as error:  # noqa: BLE001 one variant's error stops no other; it is told at the end
-        return error.with_traceback(None)
+        return without_frames(error)
 
 
 def _tell(key: str, n_new: int, judged: "list[JudgedBatch]", standing: "Standing") -> Told:

@@ -28,6 +28,8 @@ ASSETS = {
     "load_model_from_mlflow",
     "generate_predictions",
     "store_predictions",
+    "judged_batches",
+    "trained_models",
 }
 VARIANTS = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
 MODELS = [f"churn-prediction-model{suffix}" for suffix in ("", "-clienta", "-eu-clientb", "-us")]
