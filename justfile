@@ -24,6 +24,24 @@ test *args:
 test-slow *args:
     uv run pytest -m slow {{args}}
 
+# Kill and break everything, hundreds of times, and count what was lost; writes docs/reliability.md.
+faults *args:
+    uv run python -m tests.faults {{args}}
+
+# Feed every reader ten thousand bad inputs; writes docs/hostile-input.md.
+hostile *args:
+    uv run python -m tests.hostile {{args}}
+
+# Known holes, secrets in the repository, dangerous code; fails when it cannot get at its data.
+audit:
+    uv run ruff check --select S .
+    git ls-files -z | xargs -0 uv run --group audit detect-secrets-hook --no-verify --exclude-files '^(uv\.lock|data/|.*\.(png|svg|ubj|bin))$' --exclude-lines 'noqa: S10[567]|://\w+:(password|hunter2|p)@|"bench"' --exclude-secrets 'hunter2|p@ss'
+    bash -o pipefail -c 'uv export --quiet --locked --all-groups --no-emit-project --no-hashes | uv run --group audit pip-audit --strict --disable-pip --no-deps --progress-spinner off -r /dev/stdin'
+
+# What is inside, as CycloneDX.
+sbom:
+    bash -o pipefail -c 'uv export --quiet --locked --no-dev --no-emit-project --no-hashes | uv run --group audit cyclonedx-py requirements - --output-reproducible --of JSON -o sbom.json'
+
 # Rebuild data/churn and models/churn from the simulator, byte for byte.
 artifacts:
     uv run python -m churn.data.artifacts

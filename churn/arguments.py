@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from churn.data.sources import Sources
 
 FAILED, WRONG_USAGE = 1, 2
-_ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE)
+_MAX_KEYS_TEXT = 10_000_000  # a device gives without end
+_ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE | re.ASCII)
 
 
 def add_variant_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +85,20 @@ def day_of(text: str) -> date:
         raise argparse.ArgumentTypeError(f"{text!r} is not a day; YYYY-MM-DD is needed") from None
 
 
+def port_of(text: str) -> int:
+    """Read a port, for argparse."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; a number from 1 to 65535 is needed")
+    return int(text)
+
+
+def account_of(text: str) -> int:
+    """Read an account's id, for argparse."""
+    if not re.fullmatch(r"-?[0-9]{1,19}", text) or not -(2**63) <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an account_id; a whole number of 64 bits is needed")
+    return int(text)
+
+
 def _found_under(prefix: str, sources: "Sources") -> list[Variant]:
     found = sources.variants_under(prefix)
     if not found:
@@ -97,8 +112,12 @@ def _keys_of(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        keys = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open() as file:
+            text = file.read(_MAX_KEYS_TEXT + 1)
+        if len(text) > _MAX_KEYS_TEXT:
+            raise ValueError(f"it is longer than {_MAX_KEYS_TEXT} characters")
+        keys = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"--all {path} cannot be read ({error}); a text file with a variant key on each line is needed"
         ) from error

@@ -1,10 +1,24 @@
 """Small pictures as SVG text: drawn in microseconds, so that a fleet can have one for every variant. Pure."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _ROW, _LABELS, _BARS, _FIGURES = 24, 170, 300, 60
 _MOST = 20
+_LEFT, _TOP, _SIDE = 48, 62, 260
+_THIN, _MOST_BINS, _LABEL_LENGTH = 14, 12, 24
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A feature's rows, counted in the same bins in a reference and in a batch."""
+
+    name: str
+    labels: Sequence[str]
+    reference: Sequence[int]
+    batch: Sequence[int]
 
 
 def draw_importance(importance: Mapping[str, float], title: str) -> str:
@@ -29,3 +43,104 @@ def draw_importance(importance: Mapping[str, float], title: str) -> str:
             f'<text x="{_LABELS + length + 6:.1f}" y="{top + 15}" fill="#222">{size:.3f}</text>'
         )
     return "\n".join([*lines, "</svg>"])
+
+
+def draw_reliability(bins: Mapping[str, Sequence[float]], title: str, about: str) -> str:
+    """Draw the share that churned against the mean score of each bin, with 95 % intervals; the dashed line is perfect.
+
+    Args:
+        bins: ``n``, ``mean_score`` and ``churned_share`` by rising score, as ``judged_batches.reliability`` holds them.
+        about: Names the model and the rows; stands below the title.
+    """
+    shares = list(zip(bins["n"], bins["mean_score"], bins["churned_share"], strict=True))
+    points = [(score, share, *_wilson(n, share)) for n, score, share in shares]
+    top = min(1.0, 1.08 * max([max(score, high) for score, _, _, high in points], default=1.0))
+
+    def x(score: float) -> str:
+        return f"{_LEFT + _SIDE * score / top:.1f}"
+
+    def y(share: float) -> str:
+        return f"{_TOP + _SIDE * (1 - share / top):.1f}"
+
+    marks = "".join(
+        f'<path d="M{x(score)} {y(low)}V{y(high)}" stroke="#4f6bed"/>'
+        f'<circle cx="{x(score)}" cy="{y(share)}" r="3.5" fill="#4f6bed"/>'
+        for score, share, low, high in points
+    )
+    line = " ".join(f"{x(score)},{y(share)}" for score, share, _, _ in points)
+    ticks = "".join(
+        f'<text x="{_LEFT + _SIDE * part}" y="{_TOP + _SIDE + 16}" text-anchor="middle">{top * part:.2f}</text>'
+        f'<text x="{_LEFT - 6}" y="{_TOP + _SIDE * (1 - part) + 4}" text-anchor="end">{top * part:.2f}</text>'
+        for part in (0, 0.5, 1)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _SIDE + 24}" height="{_TOP + _SIDE + 40}" '
+        f'font-family="sans-serif" font-size="12" fill="#6b7280"><rect width="100%" height="100%" fill="white"/>'
+        f'<text x="8" y="18" font-size="13" font-weight="bold" fill="#222">{escape(title)}</text>'
+        f'<text x="8" y="36">{escape(about)}</text>'
+        f'<rect x="{_LEFT}" y="{_TOP}" width="{_SIDE}" height="{_SIDE}" fill="none" stroke="#e5e7eb"/>'
+        f'<path d="M{x(0)} {y(0)}L{x(top)} {y(top)}" stroke="#6b7280" stroke-dasharray="5 4"/>'
+        f'<polyline points="{line}" fill="none" stroke="#4f6bed" stroke-width="1.5"/>{marks}{ticks}'
+        f'<text x="{_LEFT + _SIDE / 2}" y="{_TOP + _SIDE + 32}" text-anchor="middle">mean score</text>'
+        f'<text x="{_LEFT}" y="{_TOP - 6}">share that churned</text></svg>'
+    )
+
+
+def _wilson(n: float, share: float) -> tuple[float, float]:
+    z = 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return centre - reach, centre + reach
+
+
+def draw_distributions(features: Sequence[Distribution], title: str) -> str:
+    """Draw where rows lie, the reference's share of each bin above the batch's; of many bins those that differ most.
+
+    Args:
+        features: One below the other.
+    """
+    lines, top = [], 2 * _ROW + 8
+    for feature in features:
+        rows = _most_different(feature)
+        longest = max([max(before, now) for _, before, now in rows], default=0) or 1
+        lines.append(f'<text x="8" y="{top + 2}" font-weight="bold">{escape(feature.name)}</text>')
+        before, now = (
+            "".join(
+                f"M{_LABELS} {top + 10 + _THIN * i + offset}h{_BARS * share / longest:.1f}v5H{_LABELS}z"
+                for i, share in enumerate(shares)
+            )
+            for offset, shares in ((0, [row[1] for row in rows]), (5, [row[2] for row in rows]))
+        )
+        names = "".join(
+            f'<tspan x="{_LABELS - 8}" y="{top + 19 + _THIN * i}">{escape(label[:_LABEL_LENGTH])}</tspan>'
+            for i, (label, _, _) in enumerate(rows)
+        )
+        lines.append(
+            f'<path d="{before}" fill="#c4c9d4"/><path d="{now}" fill="#4f6bed"/>'
+            f'<text text-anchor="end" font-size="11">{names}</text>'
+        )
+        top += _THIN * len(rows) + 2 * _ROW
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LABELS + _BARS + 16}" height="{top - _ROW}" '
+            f'font-family="sans-serif" font-size="13" fill="#222"><rect width="100%" height="100%" fill="white"/>'
+            f'<text x="8" y="18" font-weight="bold">{escape(title)}</text>'
+            f'<text x="8" y="34" font-size="11" fill="#6b7280">grey: the reference; blue: this batch</text>',
+            *lines,
+            "</svg>",
+        ]
+    )
+
+
+def _most_different(feature: Distribution) -> list[tuple[str, float, float]]:
+    """Return label and shares of the bins to draw, in their order; what is left out comes last, as one."""
+    totals = [sum(counts) or 1 for counts in (feature.reference, feature.batch)]
+    shares = [
+        (label, before / totals[0], now / totals[1])
+        for label, before, now in zip(feature.labels, feature.reference, feature.batch, strict=True)
+    ]
+    by_difference = sorted(range(len(shares)), key=lambda i: -abs(shares[i][1] - shares[i][2]))
+    drawn = set(by_difference[:_MOST_BINS] if len(shares) > _MOST_BINS + 1 else by_difference)
+    rest = [share for i, share in enumerate(shares) if i not in drawn]
+    others = [("all others", sum(one[1] for one in rest), sum(one[2] for one in rest))] if rest else []
+    return [share for i, share in enumerate(shares) if i in drawn] + others

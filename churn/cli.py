@@ -1,12 +1,14 @@
-"""``churn demo|up|score|explain``: a thin face over the same functions that the scripts and Dagster use."""
+"""``churn demo|up|score|explain|report|metrics|erase|retain``: a thin face over functions of the core."""
 
 import argparse
 import signal
+import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 
-from churn.arguments import run_command
+from churn.arguments import account_of, day_of, port_of, run_command
 from churn.weeks import parse_week
 
 
@@ -17,16 +19,29 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the whole weekly job for four variants and show what came of it")
     demo.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     up = commands.add_parser("up", help="serve the Dagster and MLflow UIs on this machine until interrupted")
-    up.add_argument("--dagster-port", type=int, default=3000, help="default: %(default)s")
-    up.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
+    up.add_argument("--dagster-port", type=port_of, default=3000, help="default: %(default)s")
+    up.add_argument("--mlflow-port", type=port_of, default=5000, help="default: %(default)s")
     score = commands.add_parser("score", help="score variants without Dagster")
     score.add_argument("variant", nargs="+", help="base, geography-us, company-clienta, geography-eu.company-clientb")
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
-    score.add_argument("--as-of", type=date.fromisoformat, help="score as known at the end of this day, YYYY-MM-DD")
+    score.add_argument("--as-of", type=day_of, help="score as known at the end of this day, YYYY-MM-DD")
     explain = commands.add_parser("explain", help="show why an account has its score")
-    explain.add_argument("--account", type=int, required=True, help="the account_id")
+    explain.add_argument("--account", type=account_of, required=True, help="the account_id")
     explain.add_argument("--variant", default="base", help="its key, or a geography or company; default: %(default)s")
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
+    report = commands.add_parser("report", help="write one HTML file about the fleet and each of its variants")
+    report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
+    report.add_argument("--week", help="the Monday it is about, as YYYY-MM-DD; default: the newest that was scored")
+    erase = commands.add_parser("erase", help="erase an account from everything, and keep it out of later extracts")
+    erase.add_argument("--account", type=account_of, required=True, help="the account_id")
+    erase.add_argument("--variant", metavar="KEY", help="erase it of this variant alone; default: of all")
+    erase.add_argument("--dry-run", action="store_true", help="count what there is, and leave it")
+    retain = commands.add_parser("retain", help="drop the weeks of predictions that are older than they are kept")
+    retain.add_argument("--weeks", type=int, help="how many to keep, this one included; default: CHURN_KEEP_WEEKS")
+    retain.add_argument("--dry-run", action="store_true", help="say which, and drop none")
+    metrics = commands.add_parser("metrics", help="answer Prometheus with the state of the fleet until interrupted")
+    metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
+    metrics.add_argument("--port", type=port_of, default=9464, help="default: %(default)s")
     return parser
 
 
@@ -85,9 +100,77 @@ def _explain(args: argparse.Namespace) -> None:
         explain_account(deployment.database, args.variant, args.account, week, Console(highlight=False))
 
 
+def _metrics(args: argparse.Namespace) -> None:
+    from churn.deployment import open_deployment
+    from churn.metrics import metrics_server
+    from churn.settings import load_settings
+
+    with (
+        open_deployment(load_settings()) as found,
+        metrics_server(found.database, found.code_version, host=args.host, port=args.port) as address,
+    ):
+        print(f"metrics  {address}\nCtrl-C stops it.", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("stopping …", flush=True)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from churn.deployment import open_deployment
+    from churn.report import write_report
+    from churn.settings import load_settings
+
+    now = datetime.now(UTC)
+    week = parse_week(args.week, now.date()) if args.week else None
+    settings = load_settings()
+    with open_deployment(settings) as deployment:
+        written = write_report(
+            deployment.database,
+            args.out or settings.churn_home / "report.html",
+            week=week,
+            now=now,
+            mlflow_ui=settings.churn_mlflow_ui_url,
+        )
+    about = f"{written.n_variants} variants, week of {written.week}" if written.week else "nothing was scored yet"
+    print(f"{written.path} ({about}; {written.n_bytes / 1e6:.1f} MB)")
+
+
+def _erase(args: argparse.Namespace) -> None:
+    from churn.deployment import open_deployment
+    from churn.erasure import erase_account
+    from churn.settings import load_settings
+    from churn.variants import Variant
+
+    variant = Variant.from_key(args.variant) if args.variant else None
+    done = "would be erased" if args.dry_run else "erased"
+    with open_deployment(load_settings()) as deployment:
+        for found in erase_account(deployment, args.account, variant, dry_run=args.dry_run):
+            print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)
+            if found.why_left:
+                print(f"       {found.why_left}", flush=True)
+    print(f"account {args.account} {done} of {variant or 'all variants'}")
+
+
+def _retain(args: argparse.Namespace) -> None:
+    from churn.deployment import open_deployment
+    from churn.erasure import drop_old_weeks
+    from churn.settings import load_settings
+
+    with open_deployment(load_settings()) as deployment:
+        today = datetime.now(UTC).date()
+        dropped = drop_old_weeks(deployment, today, n_weeks=args.weeks, dry_run=args.dry_run)
+    done = "would be dropped" if args.dry_run else "dropped"
+    print(f"{len(dropped)} weeks {done}{': ' if dropped else ''}{', '.join(map(str, dropped))}")
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo,
     "up": _up,
     "score": _score,
     "explain": _explain,
+    "report": _report,
+    "metrics": _metrics,
+    "erase": _erase,
+    "retain": _retain,
 }

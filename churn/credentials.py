@@ -1,16 +1,32 @@
 """Database credentials from AWS Secrets Manager. What a secret holds reaches no message."""
 
 import json
+import logging
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from churn.errors import AccessDeniedError, ChurnError, CredentialsError, SecretsUnavailableError, UsageError
+from churn.patience import within
 from churn.settings import Settings
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
+
+_DEADLINE_S = 90.0
+_DENIED = (
+    "AccessDeniedException",
+    "UnrecognizedClientException",
+    "InvalidSignatureException",
+    "ExpiredTokenException",
+    "InvalidClientTokenId",
+    "MissingAuthenticationTokenException",
+)
+_THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
+
+_KEYS = {"username", "password", "host", "port", "dbname"}
 
 
 def read_secret(settings: Settings) -> sa.URL:
@@ -24,17 +40,28 @@ def read_secret(settings: Settings) -> sa.URL:
             repeats what it holds.
     """
     name = str(settings.mlflow_secret_name)
-    text = _fetch_secret(name, settings.mlflow_secret_region)
+    return parse_secret(_fetch_secret(name, settings.mlflow_secret_region), name, settings)
+
+
+def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
+    """Make a URL of what a secret holds and of the settings that win over it; see :func:`read_secret`."""
     try:
         secret = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         secret = None
     need = 'a JSON object such as {"username": "…", "password": "…"} is needed'
     if not isinstance(secret, dict):
         raise CredentialsError(f"secret {name!r} does not hold JSON; {need}")
     missing = [key for key in ("username", "password") if not isinstance(secret.get(key), str) or not secret[key]]
     if missing:
-        raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {sorted(secret)}); {need}")
+        held = sorted(_KEYS & secret.keys())  # not the other keys, which could be what should have been a value
+        raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {held}); {need}")
+    odd = [key for key in sorted((_KEYS - {"port"}) & secret.keys()) if not _is_sendable(secret[key])]
+    if odd:
+        raise CredentialsError(
+            f"secret {name!r} has a {' and a '.join(odd)} that PostgreSQL cannot be sent; text without control "
+            f"characters is needed: correct it"
+        )
     return sa.URL.create(
         "postgresql+psycopg2",
         username=secret["username"],
@@ -43,6 +70,13 @@ def read_secret(settings: Settings) -> sa.URL:
         port=int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port")))),
         database=str(secret.get("dbname") or "postgres"),
     )
+
+
+def _is_sendable(value: object) -> bool:
+    """Tell whether a value can be part of a connection: a number or nothing, or text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        return value is None or isinstance(value, int)
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value)
 
 
 def _chosen(settings: Settings, field_name: str, in_secret: object) -> str:
@@ -62,10 +96,12 @@ def _fetch_secret(name: str, region: str) -> str:
     import botocore.exceptions as aws
     from botocore.config import Config
 
+    logging.getLogger("botocore.parsers").setLevel(logging.INFO)  # at DEBUG it writes down what is answered: the secret
+    # Botocore's standard mode waits with full jitter, and repeats nothing that is permanent.
     config = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 4, "mode": "standard"})
     try:
         client = boto3.client("secretsmanager", region_name=region, config=config)
-        held = client.get_secret_value(SecretId=name)
+        held = within(_DEADLINE_S, lambda: client.get_secret_value(SecretId=name))
     except aws.ClientError as error:
         raise _meaning_of(error, name, region) from error
     except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
@@ -76,7 +112,7 @@ def _fetch_secret(name: str, region: str) -> str:
         raise UsageError(
             f"the AWS settings are wrong ({error}); correct AWS_PROFILE, AWS_ENDPOINT_URL or MLFLOW_SECRET_NAME"
         ) from error
-    except aws.BotoCoreError as error:
+    except (aws.BotoCoreError, OSError) as error:
         raise SecretsUnavailableError(f"Secrets Manager in {region} did not answer ({type(error).__name__})") from error
     text = held.get("SecretString")
     if text is None:
@@ -90,10 +126,11 @@ def _meaning_of(error: "ClientError", name: str, region: str) -> ChurnError:
         return CredentialsError(
             f"there is no secret {name!r} in {region}; correct MLFLOW_SECRET_NAME or MLFLOW_SECRET_REGION"
         )
-    if code in ("AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException"):
+    if code in _DENIED:
         return AccessDeniedError(
             f"access to secret {name!r} in {region} was denied ({code}); the role needs secretsmanager:GetSecretValue"
         )
-    if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500 or code == "ThrottlingException":
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status >= 500 or status == 429 or code in _THROTTLED:
         return SecretsUnavailableError(f"Secrets Manager in {region} kept failing ({code})")
     return CredentialsError(f"secret {name!r} in {region} could not be read: {code}")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,22 @@ import sqlalchemy as sa
 from churn.credentials import read_secret
 from churn.data.sources import Bucket, Folder, Sources
 from churn.errors import UsageError
+from churn.model.versions import CHAMPION
 from churn.provenance import code_version
 from churn.settings import Settings, find_project_root
-from churn.store.connection import WRITER, parse_database_url, require_connection
+from churn.store.connection import LIBPQ_LIMITS, WRITER, parse_database_url, require_connection
 from churn.store.predictions import PredictionStore
 from churn.variants import Variant
 
 if TYPE_CHECKING:
+    from churn.alerting import Receivers
+    from churn.data.history import ActivityHistory
     from churn.judging import Judge
     from churn.learning import Trainer
     from churn.model.registry import Registry
     from churn.pipeline import Scorer
     from churn.promotion import Promoter
+    from churn.watching import Watch
 
 BUNDLED_FILES = ("data/churn", "models/churn")
 
@@ -94,7 +99,8 @@ class Deployment:
         if self.mlflow_database is not None:
             require_mlflow_schema(self.mlflow_database, role=role)
             if role is not None:
-                url = self.mlflow_database.update_query_dict({"options": f"-c role={role}"})
+                limits = {name: str(value) for name, value in LIBPQ_LIMITS.items()}
+                url = self.mlflow_database.update_query_dict({**limits, "options": f"-c role={role}"})
                 uri = url.render_as_string(hide_password=False)
         return Registry(uri, self.settings.churn_home / "cache" / "models")
 
@@ -116,6 +122,13 @@ class Deployment:
             recent_months=self.settings.churn_horizon_months,
         )
 
+    def history(self) -> "ActivityHistory":
+        """Open the histories of activity, which take in nothing of accounts that were erased."""
+        from churn.data.history import ActivityHistory
+        from churn.store.erasure import Erasures
+
+        return ActivityHistory(self.sources().own_place, Erasures(self.database).of)
+
     def judge(self, registry: "Registry | None" = None) -> "Judge":
         """Open all that judging published batches needs.
 
@@ -125,7 +138,6 @@ class Deployment:
         Raises:
             ChurnError: If the registry or the predictions database cannot be reached or is not set up.
         """
-        from churn.data.history import ActivityHistory
         from churn.data.labels import Horizon
         from churn.judging import Judge
         from churn.model.verdict import Limits
@@ -134,7 +146,7 @@ class Deployment:
         settings, sources = self.settings, self.sources()
         return Judge(
             sources=sources,
-            history=ActivityHistory(sources.own_place),
+            history=self.history(),
             registry=registry or self.registry(read_only=True),
             results=BatchResults(self.database),
             horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
@@ -166,7 +178,6 @@ class Deployment:
         Raises:
             ChurnError: If the registry or the predictions database cannot be reached or is not set up.
         """
-        from churn.data.history import ActivityHistory
         from churn.data.labels import Horizon
         from churn.learning import Trainer
         from churn.model.gate import GateLimits
@@ -180,7 +191,7 @@ class Deployment:
         )
         return Trainer(
             sources=sources,
-            history=ActivityHistory(sources.own_place),
+            history=self.history(),
             registry=promoter.registry,
             artifact_location=self.artifact_location,
             challenge=promoter.challenge,
@@ -189,6 +200,41 @@ class Deployment:
             plan=plan,
             limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
         )
+
+    def watch(self) -> "Watch":
+        """Open all that watching the fleet needs; the registry is opened when it is asked.
+
+        Raises:
+            ChurnError: If the predictions database cannot be reached or is not set up.
+        """
+        from churn.store.fleet import Fleet
+        from churn.store.incidents import Incidents
+        from churn.store.schema import require_predictions_schema
+        from churn.watching import Watch
+
+        require_predictions_schema(self.database, role=WRITER)
+        return Watch(
+            fleet=Fleet(self.database),
+            incidents=Incidents(self.database),
+            champions=self._champions,
+            receivers=self.receivers().names,
+            grace=timedelta(hours=self.settings.churn_schedule_grace_hours),
+        )
+
+    def receivers(self) -> "Receivers":
+        """Read who is alerted; nobody where nothing is set.
+
+        Raises:
+            UsageError: If ``CHURN_ALERT_URLS`` holds what is no URL to send to.
+        """
+        from churn.alerting import Receivers
+
+        urls = self.settings.churn_alert_urls
+        return Receivers.parse(urls.get_secret_value() if urls else "")
+
+    def _champions(self) -> dict[str, int | None]:
+        aliases = self.registry(read_only=True).aliases()
+        return {variant.key: held.get(CHAMPION) for variant, held in aliases.items()}
 
     def artifact_location(self, variant: Variant) -> str:
         """Where a variant's experiment keeps its artifacts."""

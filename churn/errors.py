@@ -17,9 +17,29 @@ TransientError                mixed in: the same call may go through later, so i
 Every message says the offending value, what was needed, and the next step. None holds a secret.
 """
 
+_LONGEST, _KEPT = 2_000, 1_400
+
 
 class ChurnError(Exception):
-    """Base of all errors raised on purpose; its text is meant for a person."""
+    """Base of all errors raised on purpose; its text is meant for a person.
+
+    It is one line that logs, terminals and PostgreSQL can take, whatever of a foreign file it repeats: what cannot be
+    printed is escaped, and a very long text loses its middle, so that the next step at its end stays.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_printable(message))
+
+
+def _printable(text: str) -> str:
+    if len(text) > _LONGEST:
+        text = f"{text[:_KEPT]} … {text[_KEPT - _LONGEST :]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.splitlines())
+    )
 
 
 class TransientError(ChurnError):

@@ -1,34 +1,44 @@
 """Delayed performance: once labels have matured, what was each batch worth, and is the challenger better?
 
 The activity that came in since is added to the variant's history, labels are made of it as known today, and batches
-are held against them. Knows no Dagster; ``orchestration`` tells what came of it.
+are held against them, in all and by segment. PostgreSQL has the record; MLflow is given what it lacks of it. Knows no
+Dagster; ``orchestration`` tells what came of it.
 """
 
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from churn.charts import draw_reliability
 from churn.data.history import ActivityHistory
 from churn.data.labels import Horizon, Ids, Labels, at_risk, label
 from churn.data.sources import Sources
+from churn.errors import ChurnError
 from churn.intake import take_in
-from churn.model.evaluation import evaluate
+from churn.model.evaluation import Scores, calibration_bins, evaluate
+from churn.model.segments import judge_segments, levels_known
 from churn.model.verdict import Limits, PairedCohort, Verdict, judge, month_number
-from churn.store.results import BatchResults, JudgedBatch, Pair, PublishedBatch
+from churn.store.results import BatchResults, JudgedBatch, Pair, PublishedBatch, Reliability
 from churn.variants import Variant
 
 if TYPE_CHECKING:
-    from churn.model.registry import Registry
+    from churn.model.registry import LivePoint, Registry
 
 logger = logging.getLogger(__name__)
 
 AUC_LIMIT_TAG = "churn.auc_limit"
 """Of a model version: what its ROC AUC must not lie under, from its own held-out figures."""
+
+_LOGGED_WITHIN = timedelta(days=60)
+_LIVE_METRICS = (
+    "roc_auc", "roc_auc_low", "roc_auc_high", "brier_score", "log_loss", "average_precision", "calibration_error",
+    "lift_at_10",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,13 @@ class Judge:
     def judge_batches(self, variant: Variant, today: date) -> list[JudgedBatch]:
         """Judge the variant's current batches whose labels have matured and that were not judged yet.
 
-        Each is judged once. One whose labels are missing waits for the activity that they need.
+        Each is judged once. One whose labels are missing waits for the activity that they need. What MLflow does not
+        take is logged when the variant is judged again, as long as the judging is not older than 60 days.
         """
         ready = [batch for batch in self.results.unjudged(variant) if self.horizon.matures_on(batch.as_of) <= today]
-        if not ready:
-            return []
-        facts = self.history.read(variant)
-        limits: dict[int, float] = {}
-        judged = [found for batch in ready if (found := self._judge(batch, facts, today, limits)) is not None]
+        judged = self._judge_all(variant, ready, today) if ready else []
         self.results.record(judged)
+        self._log_live(variant, today)
         return judged
 
     def compare(self, variant: Variant, champion: int, challenger: int, today: date) -> Verdict:
@@ -83,6 +91,27 @@ class Judge:
         facts = self.history.read(variant)
         return judge((self._cohort(pair, facts, today) for pair in pairs), self.horizon.months, self.limits)
 
+    def _judge_all(self, variant: Variant, batches: Iterable[PublishedBatch], today: date) -> list[JudgedBatch]:
+        facts = self.history.read(variant)
+        limits: dict[int, float] = {}
+        return [found for batch in batches if (found := self._judge(batch, facts, today, limits)) is not None]
+
+    def _log_live(self, variant: Variant, today: date) -> None:
+        """Give MLflow the weeks that it lacks, each to the run of the version that scored it."""
+        by_run: dict[str, list[JudgedBatch]] = {}
+        for one in self.results.judged(variant, since=today - _LOGGED_WITHIN):
+            by_run.setdefault(one.batch.mlflow_run_id, []).append(one)
+        for mlflow_run_id, judged in by_run.items():
+            try:
+                logged = self.registry.live_weeks(mlflow_run_id)
+                for one in judged:
+                    if one.batch.scored_week not in logged:
+                        self.registry.log_live(mlflow_run_id, _live_point(one))
+            except ChurnError as error:
+                logger.warning(
+                    "%s: judged, but not in MLflow yet, which the next judging tries again: %s", variant, error
+                )
+
     def _judge(
         self, batch: PublishedBatch, facts: pl.DataFrame, today: date, limits: dict[int, float]
     ) -> JudgedBatch | None:
@@ -95,10 +124,10 @@ class Judge:
                 batch.variant, batch.scored_week, len(account_ids), len(watched),
             )  # fmt: skip
             return None
-        found = evaluate(labels.churned, scores[_places(account_ids, labels)])
-        if batch.model_version not in limits:
-            tags = self.registry.version_tags(batch.variant, batch.model_version)
-            limits[batch.model_version] = float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
+        scores = scores[_places(account_ids, labels)]
+        found = evaluate(labels.churned, scores)
+        limit = self._auc_limit(batch, limits)
+        levels = levels_known(facts, labels.account_ids, batch.as_of)
         return JudgedBatch(
             batch=batch,
             labels_as_of=today,
@@ -109,9 +138,17 @@ class Judge:
             n_missing=labels.n_missing,
             n_churned=int(labels.churned.sum()),
             verdict=found.verdict,
-            auc_limit=limits[batch.model_version],
+            auc_limit=limit,
             measures=found.metrics(),
+            reliability=None if found.verdict == "insufficient" else _reliability(labels, scores),
+            segments=judge_segments(levels, labels.churned, scores, limit),
         )
+
+    def _auc_limit(self, batch: PublishedBatch, known: dict[int, float]) -> float:
+        if batch.model_version not in known:
+            tags = self.registry.version_tags(batch.variant, batch.model_version)
+            known[batch.model_version] = float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
+        return known[batch.model_version]
 
     def _at_risk(self, facts: pl.DataFrame, account_ids: Ids, as_of: date) -> Ids:
         """Leave out the accounts that had churned before they were scored: telling that is no merit."""
@@ -133,6 +170,15 @@ class Judge:
         )
 
 
+def reliability_picture(judged: JudgedBatch) -> str | None:
+    """Draw a judged batch's calibration as SVG; ``None`` where too few labels matured."""
+    if judged.reliability is None:
+        return None
+    batch, error = judged.batch, judged.measures["calibration_error"]
+    about = f"{batch.variant} v{batch.model_version}, week of {batch.scored_week}: {judged.n_matured:,} accounts"
+    return draw_reliability(judged.reliability, f"Calibration: error {error:.4f}", about)
+
+
 def newest_of_each_month(pairs: Iterable[Pair]) -> list[Pair]:
     """Keep the last scored week of each month: labels are of months, so that a month's weeks have the same ones."""
     newest = {month_number(pair.champion.as_of): pair for pair in sorted(pairs, key=lambda p: p.champion.scored_week)}
@@ -142,3 +188,18 @@ def newest_of_each_month(pairs: Iterable[Pair]) -> list[Pair]:
 def _places(account_ids: np.ndarray, labels: Labels) -> np.ndarray:
     """Say where the labelled accounts stand among ids in ascending order."""
     return np.searchsorted(account_ids, labels.account_ids)
+
+
+def _reliability(labels: Labels, scores: Scores) -> Reliability:
+    n, mean_score, churned_share = calibration_bins(labels.churned, scores)
+    return {"n": n.tolist(), "mean_score": mean_score.tolist(), "churned_share": churned_share.tolist()}
+
+
+def _live_point(judged: JudgedBatch) -> "LivePoint":
+    from churn.model.registry import LivePoint
+
+    batch = judged.batch
+    picture = reliability_picture(judged)
+    artifacts = {} if picture is None else {"reliability.svg": picture}
+    metrics = {name: judged.measures[name] for name in _LIVE_METRICS if name in judged.measures}
+    return LivePoint(batch.scored_week, batch.as_of, judged.n_matured, metrics, artifacts)

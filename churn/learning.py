@@ -260,7 +260,7 @@ class Trainer:
             return _Taken(held, f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error))
         received_at = extract.provenance.modified_at
         if dry_run:
-            added = new_facts(extract.rows, held, received_at)
+            added = new_facts(self.history.erased(owner).without(extract.rows), held, received_at)
             facts = pl.concat([added] if held is None else [held, added], how="diagonal_relaxed")
             return _Taken(in_order(facts), "", extract.provenance, added.height)
         n_added = self.history.append(owner, extract.rows, received_at)

@@ -33,6 +33,7 @@ from churn.errors import ChurnError, ModelFileError, TransientError
 from churn.model.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.monitoring.drift import compare, estimated_auc
 from churn.monitoring.profiles import SCORE, Profile, ProfileCounter
+from churn.patience import Circuit
 from churn.store.predictions import PARENTS, BatchRecord, Challenge, PredictionStore, ScoredRows, Unpublished
 from churn.threads import in_threads, without_frames
 from churn.variants import Variant
@@ -60,6 +61,7 @@ class ScoreSummary:
         fine_counts: Accounts per thousandth of [0, 1], shape (1000,).
         top: ``(probability, account id)`` of the highest, in falling order.
         absolute: Sums of the contributions' absolute values, by parent; ``None`` without reasons.
+        reference: What the rows are compared with; ``None`` where the model brought nothing.
         profile: The rows counted into the bins of the model's reference; ``None`` without one.
     """
 
@@ -70,6 +72,7 @@ class ScoreSummary:
     fine_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_FINE_BINS, dtype=np.int64))
     top: list[tuple[float, int]] = field(default_factory=list)
     absolute: npt.NDArray[np.float64] | None = None
+    reference: Profile | None = None
     profile: Profile | None = None
 
     @property
@@ -139,6 +142,7 @@ class Scorer:
         with_reasons: Whether each row's contributions are stored.
         recent_months: Accounts with a row of this many newest months are compared with the model's reference.
         aliases: The registry's aliases as listed once for a fleet; ``None`` looks them up variant by variant.
+        circuit: Lets a fleet wait for a service that is down a few times, not once for every variant.
     """
 
     sources: Sources
@@ -149,6 +153,7 @@ class Scorer:
     with_reasons: bool = True
     recent_months: int = 3
     aliases: Mapping[Variant, Mapping[str, int]] | None = None
+    circuit: Circuit = field(default_factory=Circuit, repr=False, compare=False)
 
     def score_fleet(
         self,
@@ -200,9 +205,15 @@ class Scorer:
             as_of: The day at whose end things must have been known; default: see :func:`churn.weeks.default_as_of`.
 
         Raises:
-            ChurnError: With the reason. Nothing is published then; transient errors were retried first.
+            ChurnError: With the reason. Nothing is published then; transient errors were retried first, unless several
+                variants in a row ended with one a moment ago.
         """
         known_at_end_of = as_of or default_as_of(week, datetime.now(UTC).date())
+        return self.circuit.call(
+            lambda: self._score_persistently(variant, week, known_at_end_of, dagster_run_id), TransientError
+        )
+
+    def _score_persistently(self, variant: Variant, week: date, as_of: date, dagster_run_id: str | None) -> Outcome:
         for attempt in Retrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_attempt(_ATTEMPTS) | stop_after_delay(_RETRY_FOR_S),
@@ -211,7 +222,7 @@ class Scorer:
             reraise=True,
         ):
             with attempt, tempfile.TemporaryDirectory(prefix="churn-score-") as scratch:
-                return self._score(variant, week, known_at_end_of, dagster_run_id, Path(scratch))
+                return self._score(variant, week, as_of, dagster_run_id, Path(scratch))
         raise AssertionError  # Retrying reraises
 
     def _attach_importance(self, record: BatchRecord, model: ModelVersion, importance: Mapping[str, float]) -> None:
@@ -266,6 +277,7 @@ class Scorer:
 
         bundle = self.registry.load(model)
         origin = raw.provenance.uri
+        erased = self.store.erased(job.variant, raw.provenance.variant)
         rows = prepare(
             raw.path,
             bundle.feature_names,
@@ -273,13 +285,14 @@ class Scorer:
             self.max_quarantine_share,
             origin=origin,
             recent_months=self.recent_months,
+            erased=erased,
         )
         counts = rows.counts  # not the rows, which are let go of as they are taken
         chunks = rows.chunks()
         first = next(chunks)
         engine = build_engine(bundle, rows.encoding, first[1], n_rows=counts.n_read, with_reasons=self.with_reasons)
-        summary = ScoreSummary()
         reference = self._reference(model, rows.encoding)
+        summary = ScoreSummary(reference=reference)
         scored = score_rows(chain([first], chunks), engine, model, summary, reference)
 
         def describe() -> tuple[BatchRecord, pl.DataFrame]:
@@ -290,7 +303,8 @@ class Scorer:
 
         parents = engine.reasons.parents if engine.reasons else ()
         kept = reference.to_json() if reference else None
-        return _Pass(Unpublished(scored, describe, parents, kept), bundle.feature_names, counts, summary, engine)
+        batch = Unpublished(scored, describe, parents, kept, erased.n_erasures)
+        return _Pass(batch, bundle.feature_names, counts, summary, engine)
 
     def _reference(self, model: ModelVersion, encoding: Encoding) -> Profile | None:
         """Return what to compare the batch with, where its features come from the same parents as the reference's."""
@@ -335,6 +349,7 @@ class Scorer:
             n_rows_quarantined=counts.quarantined.height,
             n_accounts_withheld=counts.n_withheld,
             n_rows_scored=counts.n_accounts,
+            n_rows_erased=counts.n_erased,
             unknown_levels=counts.unknown_levels,
             started_at=job.started_at,
             scored_by="xgboost" if engine.fallback_reason else "tables",

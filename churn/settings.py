@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     churn_schedule_grace_hours: int = Field(
         6, ge=1, le=120, description="Hours after Monday 00:00 UTC by which a week must have been scored."
     )
+    churn_keep_weeks: int = Field(
+        0, ge=0, description="Weeks of predictions that are kept, this one included; 0: all of them."
+    )
     churn_mlflow_ui_url: str = Field(
         "http://127.0.0.1:5000", description="Where people see MLflow; used for links only."
     )

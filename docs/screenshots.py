@@ -5,16 +5,35 @@ Run it again after a change that shows: ``python docs/screenshots.py``. Needs Ch
 
 import argparse
 import io
+import os
 import tempfile
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
+import polars as pl
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from benchmarks.services import NAMES_KEY, bench_environment, upload_variant
+from churn.bootstrap import set_up_server, set_up_variants
+from churn.data.simulate import simulate_activity
+from churn.deployment import Deployment, open_deployment
+from churn.settings import load_settings
+from churn.variants import Variant
+from churn.weeks import monday_of
 from tests.e2e.people import ROOT, Project, Served, browsing
 
 _COLOURS = 256
 _N_ASSETS, _N_MODELS = 5, 4
+
+SHOWN, TWISTED, DRIFTED, NEWLY_DRIFTED, BROKEN = (
+    Variant("us"), Variant(company="clientb"), Variant("us", "clienta"), Variant("ca"), Variant("br"),
+)  # fmt: skip
+FLEET = (
+    Variant(), SHOWN, TWISTED, DRIFTED, NEWLY_DRIFTED, BROKEN, Variant("eu", "clientb"), Variant("mx"), Variant("uk"),
+)  # fmt: skip
+"""The report's fleet, and those of it who have something to show."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,6 +107,89 @@ def take_registry(served: Served, page: Page, out: Path) -> None:
     close_assistant.click()
     expect(close_assistant).to_have_count(0)
     save(page, out / "mlflow-registry.png")
+
+
+def take_report(project: Project, page: Page, out: Path) -> None:
+    """The report of a small fleet that has lived through half a year: in the light, in the dark, and on a phone."""
+    live_through_half_a_year(project.home)
+    report = project.home / "report.html"
+    project.run("churn", "report", "--out", str(report))
+    page.set_viewport_size({"width": 1180, "height": 1900})
+    page.goto(report.as_uri())
+    expect(page.get_by_role("table", name="Variants").get_by_role("rowheader")).to_have_count(len(FLEET))
+    save(page, out / "report-fleet.png")
+    page.set_viewport_size({"width": 390, "height": 844})
+    save(page, out / "report-phone.png")
+    page.set_viewport_size({"width": 1180, "height": 1500})
+    page.goto(f"{report.as_uri()}#/variant/{SHOWN.key}")
+    expect(page.get_by_role("heading", name=SHOWN.key)).to_be_visible()
+    save(page, out / "report-variant.png")
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 1180, "height": 1100})
+    compared = page.get_by_role("region", name="Scores and inputs against the reference")
+    compared.evaluate("region => region.scrollIntoView({behavior: 'instant'})")
+    save(page, out / "report-dark.png")
+    page.emulate_media(color_scheme=None)
+
+
+def live_through_half_a_year(home: Path) -> None:
+    """Train, score, judge and watch a small fleet over 26 weeks, with a drift, a change of the world and a bad file.
+
+    All goes through the project's own functions, each week as if it were that week; S3 is one of this machine.
+    """
+    os.environ |= {"CHURN_HORIZON_MONTHS": "1", "CHURN_RETRAIN_AFTER_MONTHS": "0"}
+    monday = monday_of(datetime.now(UTC).date())
+    weeks = [monday - timedelta(weeks=n) for n in reversed(range(26))]
+    with bench_environment(home), open_deployment(load_settings()) as deployment:
+        list(set_up_server(deployment))
+        list(set_up_variants(deployment, FLEET))
+        activity = {variant: played_by(variant, twist=weeks[0].replace(day=1)) for variant in FLEET}
+        names = (ROOT / NAMES_KEY).read_bytes()
+        for variant in FLEET:
+            upload_variant(variant, activity[variant], {NAMES_KEY: names})
+            deployment.trainer(n_trials=3).train_variant(variant, weeks[0] - timedelta(days=3))
+        for n_left, week in zip(reversed(range(26)), weeks, strict=True):
+            live_through(week, n_left, deployment, activity)
+        judge = deployment.promoter().judge
+        for variant in set(FLEET) - {BROKEN}:
+            judge.take_in(variant)
+            judge.judge_batches(variant, monday)
+        deployment.watch().look(datetime.now(UTC), [])
+
+
+def live_through(week: date, n_left: int, deployment: Deployment, activity: Mapping[Variant, pl.DataFrame]) -> None:
+    """Score a week of the fleet, and let happen what happens before it: something in the last ones."""
+    if n_left == 4:
+        deployment.trainer(n_trials=3).train_variant(SHOWN, week - timedelta(days=3))
+    happens: dict[int, Mapping[Variant, pl.DataFrame | bytes]] = {
+        1: {DRIFTED: moved(activity[DRIFTED])},
+        0: {NEWLY_DRIFTED: moved(activity[NEWLY_DRIFTED]), BROKEN: b"PAR1, and then the transfer broke off"},
+    }
+    for variant, held in happens.get(n_left, {}).items():
+        upload_variant(variant, held, {})
+    list(deployment.scorer().score_fleet([variant.key for variant in FLEET], week, None, lambda *_: None))
+    if n_left < 3:
+        deployment.watch().look(datetime.combine(week, time(9), UTC), [])
+
+
+def played_by(variant: Variant, twist: date) -> pl.DataFrame:
+    """Simulate a variant's activity, each month known a few days after it ended."""
+    activity = simulate_activity(
+        n_accounts=9_000,
+        first_month=date(2022, 7, 1),
+        n_months=52,
+        seed=5,
+        variant=variant,
+        twist=twist if variant == TWISTED else None,
+    )
+    known = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us", "UTC")) + pl.duration(days=4)
+    return activity.with_columns(known_at=known)
+
+
+def moved(activity: pl.DataFrame) -> pl.DataFrame:
+    """Give a third of the players another state."""
+    is_moved = pl.col("account_id") % 3 == 0
+    return activity.with_columns(brand_id=pl.when(is_moved).then(pl.lit("OH")).otherwise("brand_id"))
 
 
 def save(page: Page, path: Path) -> None:

@@ -60,6 +60,8 @@ def promote_models(args: argparse.Namespace) -> None:
     named = named_variants(args)
     if args.action == "share" and args.share is None:
         raise UsageError("share needs --share PERCENT, such as --share 20; 0 ends it")
+    if args.share is not None and not 0 <= args.share <= 100:
+        raise UsageError(f"--share {args.share} is no share of the accounts; from 0 % to 100 % is needed")
     if args.force and is_fleet(args):
         raise UsageError("--force is for one variant at a time; name it with --geography, --company or --variant")
     with open_deployment(load_settings()) as deployment:

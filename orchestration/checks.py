@@ -3,10 +3,15 @@
 A failed check does not unpublish a batch: what must stop one is an error in the core. Checks tell where to look.
 """
 
+from collections.abc import Mapping
+
 import dagster as dg
 
 from churn.errors import ChurnError
 from churn.model.versions import CHAMPION
+from churn.monitoring.conditions import History, ScoredBatch, describe_drift, read_drifts, stale_sentence
+from churn.monitoring.drift import flag_fleet, volume
+from churn.monitoring.profiles import SCORE
 from churn.pipeline import Outcome, Scorer
 
 _SEVERITY = {
@@ -16,6 +21,10 @@ _SEVERITY = {
     "quarantine_is_small": dg.AssetCheckSeverity.WARN,
     "model_is_the_champion": dg.AssetCheckSeverity.WARN,
     "challenger_was_scored": dg.AssetCheckSeverity.WARN,
+    "row_count_is_usual": dg.AssetCheckSeverity.WARN,
+    "data_is_fresh": dg.AssetCheckSeverity.WARN,
+    "input_matches_its_reference": dg.AssetCheckSeverity.WARN,
+    "scores_match_their_reference": dg.AssetCheckSeverity.WARN,
 }
 _CLAIMS = {
     "rows_were_scored": ("store_predictions", "PostgreSQL holds as many rows of the batch as accounts were scored."),
@@ -24,13 +33,26 @@ _CLAIMS = {
     "quarantine_is_small": ("transformed_features", "Fewer than half of the rows allowed to break the contract did."),
     "model_is_the_champion": ("load_model_from_mlflow", "The version that scored is still the variant's champion."),
     "challenger_was_scored": ("generate_predictions", "Where there is a challenger, it scored the batch as well."),
+    "row_count_is_usual": ("raw_churn_data", "There are about as many rows as in the weeks before."),
+    "data_is_fresh": ("raw_churn_data", "The data is the variant's own and no older than it usually becomes."),
+    "input_matches_its_reference": (
+        "transformed_features",
+        "No feature is distributed otherwise than in the model's reference, by more than chance and a little.",
+    ),
+    "scores_match_their_reference": ("generate_predictions", "Neither are the scores."),
 }
 CHECKS = [dg.AssetCheckSpec(name, asset=asset, description=claim) for name, (asset, claim) in _CLAIMS.items()]
 SEVERITIES = {(asset, name): _SEVERITY[name] for name, (asset, _) in _CLAIMS.items()}
 
 
-def evaluate(outcome: Outcome, scorer: Scorer) -> tuple[Outcome, list[dg.AssetCheckEvaluation]]:
-    """Evaluate every check for one published variant; returns the outcome with them."""
+def evaluate(
+    outcome: Outcome, scorer: Scorer, histories: Mapping[str, History]
+) -> tuple[Outcome, list[dg.AssetCheckEvaluation]]:
+    """Evaluate every check for one published variant; returns the outcome with them.
+
+    Args:
+        histories: What the variants' earlier weeks were like, by key.
+    """
     record, summary = outcome.record, outcome.summary
     n_stored = scorer.store.count_rows(outcome.batch_id, record.scored_week)
     low, high = summary.lowest, summary.highest
@@ -75,6 +97,8 @@ def evaluate(outcome: Outcome, scorer: Scorer) -> tuple[Outcome, list[dg.AssetCh
             champion=champion,
         ),
         *_of_challenger(outcome),
+        *_of_history(outcome, histories.get(record.variant.key, History({}))),
+        *_of_reference(outcome),
     ]
 
 
@@ -84,6 +108,46 @@ def _of_challenger(outcome: Outcome) -> list[dg.AssetCheckEvaluation]:
         return []
     is_scored = outcome.challenger_record is not None
     return [_evaluation(outcome, "challenger_was_scored", passed=is_scored, challenger=version)]
+
+
+def _of_history(outcome: Outcome, history: History) -> list[dg.AssetCheckEvaluation]:
+    record = outcome.record
+    rows = volume(record.n_rows_read, history.before(record.scored_week))
+    arrived = {record.source_sha256: record.source_modified_at.date(), **history.inputs}
+    batch = ScoredBatch(
+        batch_id=outcome.batch_id,
+        variant=record.variant.key,
+        week=record.scored_week,
+        model_version=record.model_version,
+        n_rows=record.n_rows_read,
+        data_of=record.source_variant.key,
+        fallback_reason=record.fallback_reason,
+    )
+    stale = stale_sentence(batch, History(history.n_rows, arrived), record.as_of)
+    return [
+        _evaluation(
+            outcome,
+            "row_count_is_usual",
+            passed=rows.verdict not in ("low", "high"),
+            n_rows=rows.n_rows,
+            usual="not known yet" if rows.usual is None else rows.usual,
+        ),
+        _evaluation(outcome, "data_is_fresh", passed=stale is None, stale=stale or "no"),
+    ]
+
+
+def _of_reference(outcome: Outcome) -> list[dg.AssetCheckEvaluation]:
+    """Compare with the reference, false discoveries controlled over the variant's own features."""
+    if outcome.record.drift is None:
+        return []
+    found = read_drifts(outcome.record.drift)
+    flagged = {flag.feature for flag in flag_fleet({"": found})}
+    names = {"input_matches_its_reference": flagged - {SCORE}, "scores_match_their_reference": flagged & {SCORE}}
+    told = {drift.feature: describe_drift(drift) for drift in found}
+    return [
+        _evaluation(outcome, name, passed=not features, drifted=", ".join(told[f] for f in sorted(features)) or "none")
+        for name, features in names.items()
+    ]
 
 
 def _champion_version(outcome: Outcome, scorer: Scorer) -> int:

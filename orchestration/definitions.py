@@ -2,8 +2,11 @@
 
 import dagster as dg
 
+from orchestration.alerting import incident_sensor
 from orchestration.assets.judging import judging_assets, judging_job, weekly_judging_schedule
+from orchestration.assets.reporting import fleet_report
 from orchestration.assets.training import training_assets, training_job
+from orchestration.assets.watching import drifted_features, fleet_incidents, watching_job, weekly_watching_schedule
 from orchestration.assets.weekly import weekly_assets
 from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
 from orchestration.maintenance import maintenance_job, maintenance_schedule
@@ -12,10 +15,15 @@ from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor
 
 defs = dg.Definitions(
-    assets=[weekly_assets, judging_assets, training_assets],
-    jobs=[churn_prediction_job, judging_job, training_job, promotion_job, maintenance_job],
-    schedules=[weekly_churn_prediction_schedule, weekly_judging_schedule, maintenance_schedule],
-    sensors=[new_data_sensor, retraining_sensor],
+    assets=[weekly_assets, judging_assets, training_assets, drifted_features, fleet_incidents, fleet_report],
+    jobs=[churn_prediction_job, judging_job, training_job, watching_job, promotion_job, maintenance_job],
+    schedules=[
+        weekly_churn_prediction_schedule,
+        weekly_judging_schedule,
+        weekly_watching_schedule,
+        maintenance_schedule,
+    ],
+    sensors=[new_data_sensor, retraining_sensor, incident_sensor],
     resources={"services": Services()},
     # A process per step would import everything again.
     executor=dg.in_process_executor,

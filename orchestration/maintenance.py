@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from churn.erasure import drop_old_weeks
 from orchestration.resources import Services
 
 
@@ -16,10 +17,20 @@ def index_closed_weeks(context: dg.OpExecutionContext, services: Services) -> No
     context.add_output_metadata({"weeks": dg.MetadataValue.json([week.isoformat() for week in indexed])})
 
 
+@dg.op(description="Drops the weeks of predictions that CHURN_KEEP_WEEKS does not keep.")
+def drop_weeks_not_kept(context: dg.OpExecutionContext, services: Services) -> None:
+    """Drop whole partitions, and what is recorded of their batches; nothing where all weeks are kept."""
+    with services.open() as deployment:
+        dropped = drop_old_weeks(deployment, datetime.now(UTC).date())
+    context.log.info("weeks dropped now: %s", ", ".join(map(str, dropped)) or "none")
+    context.add_output_metadata({"weeks": dg.MetadataValue.json([week.isoformat() for week in dropped])})
+
+
 @dg.job(description="Upkeep of the predictions database.")
 def maintenance_job() -> None:
     """Do all upkeep."""
     index_closed_weeks()
+    drop_weeks_not_kept()
 
 
 @dg.schedule(

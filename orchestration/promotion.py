@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from churn.errors import ChurnError
+from churn.monitoring.conditions import ScoredBatch
 from churn.monitoring.drift import flag_fleet
 from churn.monitoring.triggers import JudgedCohort, RetrainingPolicy, is_paused, reason_to_retrain
+from churn.store.fleet import Fleet
 from churn.variants import Variant
 from churn.weeks import monday_of
 from orchestration.assets.training import training_job
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from churn.deployment import Deployment
     from churn.promotion import Promoter
     from churn.store.events import ModelEvent
-    from churn.store.results import BatchResults
 
 REASON_TAG = "churn/reason"
 _TAG_LENGTH = 250
@@ -128,7 +129,7 @@ def reasons_to_retrain(deployment: "Deployment", today: date, requested: dict[st
     judge = deployment.judge()
     registry, results = judge.registry, judge.results
     judged = results.judged_champions()
-    drifted = drifted_weeks(results, today)
+    drifted = drifted_weeks(Fleet(deployment.database), today)
     trained_on = registry.training_dates()
     for variant, aliases in sorted(registry.aliases().items()):
         champion = aliases.get("champion")
@@ -149,18 +150,19 @@ def reasons_to_retrain(deployment: "Deployment", today: date, requested: dict[st
             yield variant.key, reason
 
 
-def drifted_weeks(results: "BatchResults", today: date) -> dict[tuple[Variant, int], dict[date, list[str]]]:
+def drifted_weeks(fleet: Fleet, today: date) -> dict[tuple[Variant, int], dict[date, list[str]]]:
     """Return what drifted in the last three weeks, false discoveries controlled over the fleet, by model version."""
     found: dict[tuple[Variant, int], dict[date, list[str]]] = {}
-    for weeks_ago in range(3):
-        week = monday_of(today) - timedelta(weeks=weeks_ago)
-        drifts = results.drifts(week)
-        versions = {variant.key: (variant, version) for variant, version in drifts}
+    by_week: dict[date, dict[str, ScoredBatch]] = {}
+    for batch in fleet.batches(monday_of(today) - timedelta(weeks=2)):
+        by_week.setdefault(batch.week, {})[batch.variant] = batch
+    for week, batches in by_week.items():
         flags = flag_fleet(
-            {variant.key: measured for (variant, _), measured in drifts.items()},
+            {key: batch.drifts for key, batch in batches.items()},
             least_psi=_RETRAIN_PSI,
             least_unknown_rise=_RETRAIN_UNKNOWN_RISE,
         )
         for flag in sorted(flags):
-            found.setdefault(versions[flag.variant], {}).setdefault(week, []).append(flag.feature)
+            version = Variant.from_key(flag.variant), batches[flag.variant].model_version
+            found.setdefault(version, {}).setdefault(week, []).append(flag.feature)
     return found

@@ -1,8 +1,9 @@
 """What became known of a variant's players, and when: an append-only store of activity beside its other files.
 
 Each extract shows the months as they stand then. The history keeps what each one added or changed, as a Parquet part
-that is never rewritten, so that any past date can be seen as it was. Parts lie under ``history/activity/`` below the
-variant's prefix and are named by when they were received and by the SHA-256 of their content.
+that is never rewritten but to erase an account, so that any past date can be seen as it was. Parts lie under
+``history/activity/`` below the variant's prefix and are named by when they were received and by the SHA-256 of their
+content.
 
 A fact is a row with ``known_at``. An extract's own counts, save where it contradicts what the history saw: a row that
 changed and kept its ``known_at`` became known when it was received. Without one, a fact became known when it was
@@ -16,7 +17,7 @@ Processes may append at once. Each writes a part of its own; a fact that two of 
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -25,6 +26,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import KEY, is_activity
+from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns
 from churn.data.sources import Entry, Place, persistently
 from churn.errors import InputError, SourceError, UsageError
@@ -43,12 +45,19 @@ Marks = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ActivityHistory:
-    """The histories of all variants in one place: the bucket, or the local folder where there is none."""
+    """The histories of all variants in one place: the bucket, or the local folder where there is none.
+
+    Attributes:
+        erased: Tells which of a variant's accounts may not come in.
+    """
 
     place: Place
+    erased: Callable[[Variant], Erased] = lambda _: Erased()
 
     def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> int:
         """Add what an extract says that the history does not. Appending it again adds nothing.
+
+        Accounts that were erased are left out, also those that are being erased meanwhile.
 
         Args:
             extract: Checked activity, with or without ``known_at``; columns beyond the contract's are kept.
@@ -65,17 +74,42 @@ class ActivityHistory:
         if received_at.tzinfo is None:
             raise UsageError(f"received_at {received_at} has no time zone, so that it is no instant; give it one")
         received_at = received_at.astimezone(UTC)
+        erased = self.erased(variant)
         parts = self._parts(variant)
-        added = new_facts(extract, self._read(parts) if parts else None, received_at)
+        added = new_facts(erased.without(extract), self._read(parts) if parts else None, received_at)
         if added.is_empty():
             return 0
-        body = io.BytesIO()
-        added.write_parquet(body, compression="zstd")
-        content = body.getvalue()
+        content = _as_parquet(added)
         # The count keeps parts received at one instant in the order in which they were written.
         name = f"{received_at:%Y%m%dT%H%M%S.%f}Z-{len(parts):05d}-{hashlib.sha256(content).hexdigest()}.parquet"
         persistently(lambda: self.place.write(variant.prefix + FOLDER + name, content))
+        if (by_now := self.erased(variant)) != erased:
+            self.erase(variant, by_now)
         return added.height
+
+    def erase(self, variant: Variant, erased: Erased, *, dry_run: bool = False) -> int:
+        """Write the parts that hold facts of erased accounts anew, without them. Safe to repeat, and to break off.
+
+        A part's successor is there before the part goes, and facts that stand in both say the same twice; so readers
+        never miss one of another account.
+
+        Returns:
+            How many facts were removed.
+        """
+        return sum(in_threads(lambda part: self._erase_part(part, erased, dry_run=dry_run), self._parts(variant)))
+
+    def _erase_part(self, part: Entry, erased: Erased, *, dry_run: bool) -> int:
+        facts = self._read_part(part)
+        kept = erased.without(facts)
+        n_removed = facts.height - kept.height
+        if not n_removed or dry_run:
+            return n_removed
+        if not kept.is_empty():
+            content = _as_parquet(kept)
+            key = f"{part.key.rpartition('-')[0]}-{hashlib.sha256(content).hexdigest()}.parquet"
+            persistently(lambda: self.place.write(key, content))
+        persistently(lambda: self.place.delete(part.key))
+        return n_removed
 
     def read(self, variant: Variant) -> pl.DataFrame:
         """Read all facts, in order of account, month, ``known_at`` and arrival.
@@ -119,6 +153,12 @@ class ActivityHistory:
             return pl.read_parquet(content)
         except pl.exceptions.PolarsError as error:
             raise InputError(f"{uri} cannot be read as Parquet ({str(error)[:200]}); was it written here?") from error
+
+
+def _as_parquet(facts: pl.DataFrame) -> bytes:
+    body = io.BytesIO()
+    facts.write_parquet(body, compression="zstd")
+    return body.getvalue()
 
 
 def new_facts(extract: pl.DataFrame, held: pl.DataFrame | None, received_at: datetime) -> pl.DataFrame:

@@ -25,6 +25,7 @@ from churn.data.activity import (
     repeated_ids,
     require_features,
 )
+from churn.data.erased import Erased
 from churn.data.features import (
     Encoding,
     Packed,
@@ -56,6 +57,7 @@ class RowCounts:
         n_accounts: Rows given to be scored, one an account.
         n_later: Rows not known yet at the as-of date.
         n_withheld: Accounts left out because their newest row was quarantined; an older one would be stale.
+        n_erased: Rows dropped because their account was erased.
         quarantined: ``row_number, account_id, activity_month, rules, row``.
         unknown_levels: ``{parent: {level: rows}}``, of the rows that hold; the most frequent levels of each parent.
     """
@@ -67,6 +69,7 @@ class RowCounts:
     has_account_ids: bool
     quarantined: pl.DataFrame
     unknown_levels: dict[str, dict[str, int]]
+    n_erased: int = 0
 
     @property
     def quarantined_by_rule(self) -> dict[str, int]:
@@ -97,12 +100,14 @@ def prepare(
     origin: str,
     *,
     recent_months: int = 3,
+    erased: Erased | None = None,
 ) -> ScoringRows:
     """Open a file of either shape, and find each account's row.
 
     Args:
         origin: What to call the file in an error.
         recent_months: How many of the newest months count as recent.
+        erased: Accounts whose rows are dropped as if they were not there, but counted.
 
     Raises:
         InputError: If the file is not rows, the model's features cannot be made of them, or no account is known.
@@ -110,9 +115,17 @@ def prepare(
     """
     file = open_rows(path, feature_names)
     if is_activity(file.columns):
-        return _Activity(file, feature_names, as_of, max_quarantine_share, origin, recent_months=recent_months)
+        return _Activity(
+            file,
+            feature_names,
+            as_of,
+            max_quarantine_share,
+            origin,
+            recent_months=recent_months,
+            erased=erased or Erased(),
+        )
     require_features(file.columns, feature_names)
-    return _Encoded(file, feature_names, max_quarantine_share)
+    return _Encoded(file, feature_names, max_quarantine_share, erased=erased or Erased())
 
 
 class _Activity:
@@ -127,7 +140,9 @@ class _Activity:
         origin: str,
         *,
         recent_months: int,
+        erased: Erased,
     ) -> None:
+        self._erased = erased
         derived = ["months_active"] if "ftd_date" in file.columns else []
         self.encoding = plan_encoding(feature_names, [*file.columns, *derived])
         self._numbers = [name for name, _ in self.encoding.numbers]
@@ -135,10 +150,11 @@ class _Activity:
         keys: list[pl.DataFrame] = []
         quarantined: list[pl.DataFrame] = []
         unknown: dict[str, dict[str, int]] = {}
-        n_broken = 0
+        n_broken = n_erased = 0
         self._packed: list[Packed] = []
         chunks = numbered(file.chunks([name for name in file.columns if name in needed], CHUNK_ROWS))
         for checked, packed in in_threads(self._check_and_pack, chunks):
+            n_erased += checked.n_read - checked.rows.height - checked.quarantined.height
             keys.append(checked.rows.select(key_columns(checked.rows.columns)))
             quarantined.append(checked.quarantined)
             self._packed.append(packed)
@@ -168,11 +184,12 @@ class _Activity:
             has_account_ids=True,
             quarantined=checked.quarantined,
             unknown_levels=_most_frequent(unknown),
+            n_erased=n_erased,
         )
 
     def _check_and_pack(self, chunk: tuple[int, pl.DataFrame]) -> tuple[CheckedRows, Packed]:
         first_row, frame = chunk
-        checked = check_activity(frame, self._numbers, first_row=first_row)
+        checked = _without(self._erased, check_activity(frame, self._numbers, first_row=first_row))
         return checked, pack(derive(checked.rows), self.encoding)
 
     def chunks(self) -> Iterator[Chunk]:
@@ -189,7 +206,10 @@ class _Activity:
 class _Encoded:
     """Rows that came encoded, checked while they are taken; where they have ids, those that repeat are known first."""
 
-    def __init__(self, file: RowFile, feature_names: tuple[str, ...], max_quarantine_share: float) -> None:
+    def __init__(
+        self, file: RowFile, feature_names: tuple[str, ...], max_quarantine_share: float, *, erased: Erased
+    ) -> None:
+        self._erased = erased
         self._file = file
         self._names = feature_names
         self._limit = max_quarantine_share
@@ -211,6 +231,7 @@ class _Encoded:
             if n_broken > self._limit * self._file.n_rows:
                 break
             self.counts.n_accounts += checked.rows.height
+            self.counts.n_erased += checked.n_read - checked.rows.height - checked.quarantined.height
             if checked.rows.height:
                 yield checked.rows["account_id"].to_numpy(), packed
         self.counts.quarantined = pl.concat(quarantined)
@@ -220,8 +241,14 @@ class _Encoded:
     def _check_and_pack(self, chunk: tuple[int, pl.DataFrame]) -> tuple[CheckedRows, Packed]:
         first_row, frame = chunk
         checked = check_encoded(frame, self._names, repeated=self._repeated, first_row=first_row)
+        if self._has_ids:  # else a row's number stands for them
+            checked = _without(self._erased, checked)
         matrix = checked.rows.select(self._names).cast(pl.Float32).to_numpy()
         return checked, pack_matrix(matrix, self.encoding)
+
+
+def _without(erased: Erased, checked: CheckedRows) -> CheckedRows:
+    return replace(checked, rows=erased.without(checked.rows), quarantined=erased.without(checked.quarantined))
 
 
 def numbered(chunks: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame]]:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -21,7 +21,13 @@ from typing import Any, Literal, Protocol, TypeVar
 import boto3
 import botocore.exceptions as aws
 from botocore.config import Config
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from churn.errors import (
     AccessDeniedError,
@@ -31,6 +37,7 @@ from churn.errors import (
     SourceUnavailableError,
     UsageError,
 )
+from churn.patience import Circuit, within
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -51,7 +58,8 @@ _MODEL_KEY = re.compile(
     rf"(?:{'|'.join(re.escape(name) for name in MODEL_NAMES)})"
 )
 
-FETCH_DEADLINE_S = 300.0
+FETCH_DEADLINE_S = 300.0  # both by the clock: a whole file, and one request
+ANSWER_DEADLINE_S = 60.0
 ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
 _DENIED = {
@@ -129,6 +137,10 @@ class Place(Protocol):
         """Put a file there, whole or not at all, in place of any of that key."""
         ...
 
+    def delete(self, key: str) -> None:
+        """Remove a file for good, with all versions that the place kept of it; one that is gone is no error."""
+        ...
+
 
 class Folder:
     """The local copy."""
@@ -142,6 +154,8 @@ class Folder:
         return (self.root / key).absolute().as_uri()
 
     def list(self, prefix: str) -> list[Entry]:
+        if prefix.startswith("/") or ".." in prefix.split("/"):
+            return []  # no key is so named, and a path would lead out of the folder
         folder = self.root / prefix.rpartition("/")[0]
         # The suffix first: such a file may be gone by the time it is asked about.
         paths = (path for path in sorted(folder.rglob("*")) if path.suffix != _UNFINISHED and path.is_file())
@@ -180,6 +194,12 @@ class Folder:
                 unfinished.unlink()
             raise SourceError(f"{self.uri(key)} could not be written: {error}") from error
 
+    def delete(self, key: str) -> None:
+        try:
+            (self.root / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise AccessDeniedError(f"{self.uri(key)} may not be removed by this user ({error})") from error
+
 
 class Bucket:
     """An S3 bucket, reached with boto3's own credential chain and ``AWS_ENDPOINT_URL``."""
@@ -208,19 +228,22 @@ class Bucket:
     def list(self, prefix: str) -> list[Entry]:
         with self._errors_translated(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
-            found = [item for page in pages for item in page.get("Contents", [])]
+            answers = iter(pages)
+            found: list[Any] = []
+            while page := within(ANSWER_DEADLINE_S, lambda: next(answers, None)):
+                found += page.get("Contents", [])
         return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in found]
 
     def chunks(self, entry: Entry) -> Iterator[bytes]:
         deadline = time.monotonic() + FETCH_DEADLINE_S
         md5 = hashlib.md5(usedforsecurity=False)
         with self._errors_translated(entry.key):
-            response = self._client.get_object(Bucket=self.name, Key=entry.key, IfMatch=entry.version)
-            while chunk := response["Body"].read(_CHUNK_BYTES):
+            wanted = {"Bucket": self.name, "Key": entry.key, "IfMatch": entry.version}
+            response = within(ANSWER_DEADLINE_S, lambda: self._client.get_object(**wanted))
+            body = response["Body"]
+            while chunk := within(max(deadline - time.monotonic(), 0), lambda: body.read(_CHUNK_BYTES)):
                 md5.update(chunk)
                 yield chunk
-                if time.monotonic() > deadline:
-                    raise SourceUnavailableError(f"{self.uri(entry.key)} did not end within {FETCH_DEADLINE_S:.0f} s")
         # An ETag is the MD5 of an object put whole and not encrypted with a customer's key.
         is_md5 = response.get("ServerSideEncryption", "AES256") == "AES256" and _MD5.fullmatch(entry.version)
         if is_md5 and md5.hexdigest() != entry.version:
@@ -229,6 +252,14 @@ class Bucket:
     def write(self, key: str, body: bytes) -> None:
         with self._errors_translated(key, needs="s3:PutObject"):
             self._client.put_object(Bucket=self.name, Key=key, Body=body)
+
+    def delete(self, key: str) -> None:
+        # Of a bucket without versions there is one, named "null".
+        with self._errors_translated(key, needs="s3:ListBucketVersions, s3:DeleteObject and s3:DeleteObjectVersion"):
+            pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.name, Prefix=key)
+            held = [item for page in pages for kind in ("Versions", "DeleteMarkers") for item in page.get(kind, [])]
+            for item in (item for item in held if item["Key"] == key):
+                self._client.delete_object(Bucket=self.name, Key=key, VersionId=item["VersionId"])
 
     @contextmanager
     def _errors_translated(self, key: str, needs: str = "s3:ListBucket and s3:GetObject") -> Iterator[None]:
@@ -247,6 +278,8 @@ class Bucket:
             raise _NotThereError("no AWS credentials were found") from error
         except aws.ParamValidationError as error:
             raise UsageError(f"MLFLOW_S3_BUCKET {self.name!r} cannot be a bucket's name; correct it") from error
+        except TimeoutError as error:
+            raise SourceUnavailableError(f"{uri} did not answer, or not end, in time") from error
         except (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError, OSError) as error:
             raise SourceUnavailableError(f"{uri} could not be reached ({type(error).__name__})") from error
         except aws.BotoCoreError as error:
@@ -276,12 +309,14 @@ class Sources:
         bucket: ``None`` when S3 is not configured.
         fallback: Whether the local copy may stand in for S3.
         max_age: Oldest local copy that may; ``None`` for any.
+        circuit: Spares later variants a bucket that kept failing for several.
     """
 
     bucket: Place | None
     local: Folder
     fallback: bool = True
     max_age: timedelta | None = None
+    circuit: Circuit = field(default_factory=Circuit, repr=False, compare=False)
 
     @property
     def own_place(self) -> Place:
@@ -307,7 +342,9 @@ class Sources:
             if self.bucket is None:
                 raise _NotThereError("S3 is not configured (MLFLOW_S3_BUCKET)")
             bucket = self.bucket
-            return persistently(lambda: _fetch_from(bucket, variant, groups, into))
+            return self.circuit.call(
+                lambda: persistently(lambda: _fetch_from(bucket, variant, groups, into)), SourceUnavailableError
+            )
         except (_NotThereError, SourceUnavailableError) as error:
             return self._fetch_local(variant, groups, into, error)
 
@@ -379,7 +416,7 @@ def persistently(work: Callable[[], _Out]) -> _Out:
     """Do it again, a few times, when the other side does not answer or what it gave is damaged."""
     for attempt in Retrying(
         retry=retry_if_exception_type((SourceUnavailableError, InputError)),
-        stop=stop_after_attempt(ATTEMPTS),
+        stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(FETCH_DEADLINE_S),
         wait=wait_random_exponential(multiplier=0.2, max=2),
         reraise=True,
     ):

@@ -22,6 +22,9 @@ from churn.model.forest import Forest, read_forest
 from churn.model.ubjson import parse_ubjson
 
 MAX_MODEL_BYTES = 512 << 20
+MAX_JSON_BYTES = 64 << 20  # parsed, text takes many times its room
+_MAX_CONTAINERS = 1_000_000
+_MAX_CATEGORY = 1 << 24  # XGBoost's own
 GOLDEN_ROWS = 64
 GOLDEN_TOLERANCE = 1e-5  # float32 sums in another order differ by less; a wrongly read model by much more
 _NAMES_SHOWN = 5
@@ -47,8 +50,24 @@ class Golden:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Golden":
-        held = json.loads(text)
-        return cls(np.array(held["rows"], dtype=np.float32), np.array(held["scores"], dtype=np.float32))
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ModelFileError: If it is something else, or holds no row, which would prove nothing.
+        """
+        try:
+            held = json.loads(text)
+            rows, scores = np.array(held["rows"], dtype=np.float32), np.array(held["scores"], dtype=np.float32)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise ModelFileError(
+                f"the golden rows are damaged ({type(error).__name__}: {error}); log the model again"
+            ) from error
+        if rows.ndim != 2 or not len(rows) or scores.shape != (len(rows),) or not ((scores >= 0) & (scores <= 1)).all():
+            raise ModelFileError(
+                f"the golden rows have shape {rows.shape} and their scores {scores.shape}, or scores that are no "
+                f"probabilities; rows with a probability each are needed: log the model again"
+            )
+        return cls(rows, scores)
 
 
 @dataclass(frozen=True)
@@ -139,7 +158,7 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
         document = _parse(data)
         parameters = _parameters(document)
         version = [int(part) for part in document["version"]]
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{origin} is damaged: {error}; save the model again") from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelFileError(
@@ -184,12 +203,32 @@ def parse_feature_names(data: bytes, origin: str) -> list[str]:
         raise ModelFileError(f"{origin} is not JSON ({error}); an array of feature names is needed") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ModelFileError(f'{origin} is not a JSON array of feature names, such as ["total_deposit", …]')
+    # XGBoost ends a name at the character NUL, and two names could become one.
+    odd = [name for name in names if not name.isprintable()]
+    if odd:
+        raise ModelFileError(f"{origin} has names that cannot be printed: {odd[:_NAMES_SHOWN]}; rename the features")
     _require_distinct(names, origin)
     return names
 
 
 def _parse(data: bytes) -> Any:
-    return parse_ubjson(data) if data.startswith(b"{L") else json.loads(data)
+    if data.startswith(b"{L"):
+        return parse_ubjson(data)
+    n_containers = data.count(b"[") + data.count(b"{")
+    if len(data) > MAX_JSON_BYTES or n_containers > _MAX_CONTAINERS:
+        raise ValueError(
+            f"as JSON it has {len(data)} bytes and {n_containers} arrays and objects, of which up to {MAX_JSON_BYTES} "
+            f"and {_MAX_CONTAINERS} are read; save it as .ubj"
+        )
+    return json.loads(data, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that has a key twice: XGBoost may take the value that was not looked at."""
+    held = dict(pairs)
+    if len(held) != len(pairs):
+        raise ValueError("it has a key twice in one object")
+    return held
 
 
 def _require_distinct(names: Sequence[str], origin: str) -> None:
@@ -236,10 +275,15 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
     n_outputs = max(int(of_learner.get("num_target", 1)), int(of_learner["num_class"]), 1)
     if n_outputs == 1 and [int(group) for group in model.get("tree_info", [])] != [0] * len(trees):
         raise ValueError("its trees belong to outputs that it does not have")
+    if "weights" in model:
+        _require_weights(np.asarray(model["weights"], dtype=np.float32), n_features, n_outputs)
+    texts = (gradient_booster["name"], learner["objective"]["name"], of_learner["base_score"])
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("its booster, objective and base score must be texts")
     return {
-        "booster": gradient_booster["name"],
-        "objective": learner["objective"]["name"],
-        "base_score": of_learner.get("base_score"),
+        "booster": texts[0],
+        "objective": texts[1],
+        "base_score": texts[2],
         "scale_pos_weight": learner["objective"].get("reg_loss_param", {}).get("scale_pos_weight"),
         "n_features": n_features,
         "n_outputs": n_outputs,
@@ -259,6 +303,9 @@ def _depth(tree: dict[str, Any], n_features: int) -> int:
     others = (len(tree["split_conditions"]), len(tree["default_left"]))
     if not left.size or {right.size, parents.size, features.size, *others} != {left.size}:
         raise ValueError("one of its trees has arrays of different lengths")
+    if not np.isfinite(np.asarray(tree["split_conditions"], dtype=np.float32)).all():
+        raise ValueError("one of its trees has thresholds or leaves that are not finite")
+    _require_categories(tree, left.size)
     depth, n_seen, level = 0, 1, np.zeros(1, dtype=np.int64)
     while (inner := level[left[level] != _NO_CHILD]).size:
         children = np.concatenate([left[inner], right[inner]])
@@ -271,6 +318,30 @@ def _depth(tree: dict[str, Any], n_features: int) -> int:
             raise ValueError(f"one of its trees asks for features beyond its {n_features}")
         depth, level = depth + 1, children
     return depth
+
+
+def _require_weights(weights: npt.NDArray[np.float32], n_features: int, n_outputs: int) -> None:
+    if weights.shape != ((n_features + 1) * n_outputs,) or not np.isfinite(weights).all():
+        raise ValueError(
+            f"it has {weights.size} weights, some perhaps not finite, for {n_features} features and a bias"
+        )
+
+
+def _require_categories(tree: dict[str, Any], n_nodes: int) -> None:
+    """Check what XGBoost reads a tree's categorical splits and leaf vectors by, again without a look of its own."""
+    if int(tree["tree_param"].get("size_leaf_vector", 0)) > 1:
+        raise ValueError("one of its trees has leaves of several values")
+    kinds = np.asarray(tree.get("split_type", []), dtype=np.int64)
+    nodes, segments, sizes, categories = (
+        np.asarray(tree.get(f"categories{name}", []), dtype=np.int64) for name in ("_nodes", "_segments", "_sizes", "")
+    )
+    if not {nodes.size} == {segments.size, sizes.size} or kinds.size not in (0, n_nodes):
+        raise ValueError("one of its trees has categories of different lengths")
+    if not np.isin(kinds, (0, 1)).all() or not np.array_equal(np.flatnonzero(kinds), nodes):
+        raise ValueError("one of its trees has categorical splits without categories")
+    all_of_it = np.concatenate([segments, sizes, categories])
+    if (all_of_it < 0).any() or (segments + sizes > categories.size).any() or (categories >= _MAX_CATEGORY).any():
+        raise ValueError("one of its trees has categories that are not its own")
 
 
 def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str) -> tuple[str, ...]:
@@ -286,6 +357,10 @@ def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str
         )
     _require_distinct(names, origin)
     if carried is not None and list(carried) != names:
+        if len(carried) != len(names):
+            raise ModelFileError(
+                f"{origin} carries {len(carried)} feature names for its {n_features} features; train it again"
+            )
         differing = [(i, a, b) for i, (a, b) in enumerate(zip(carried, names, strict=True)) if a != b]
         shown = ", ".join(f"{i}: {a!r} against {b!r}" for i, a, b in differing[:_NAMES_SHOWN])
         raise ModelFileError(

@@ -152,6 +152,27 @@ def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95
     return _logit_interval(value, math.sqrt(variance or value * (1 - value) / fewest), confidence)
 
 
+def p_at_least(auc: Interval, limit: float, confidence: float = 0.95) -> float:
+    """One-sided p-value that an AUC is at least ``limit``: by the same standard error and scale as its interval.
+
+    Where every pair was ordered wrongly there is no standard error; then it is the chance that as many disjoint pairs
+    all are, as in :func:`roc_auc_interval`.
+
+    Args:
+        auc: As :func:`roc_auc_interval` gives it.
+        confidence: That of its interval.
+    """
+    if auc.value == 1 or limit <= 0:
+        return 1.0
+    if limit >= 1:
+        return 0.0
+    if auc.value == 0:
+        n_pairs = math.log((1 - confidence) / 2) / math.log1p(-auc.high)
+        return float((1 - limit) ** n_pairs)
+    error = (_log_odds(auc.high) - _log_odds(auc.low)) / 2 / _quantile(confidence)
+    return NormalDist().cdf((_log_odds(auc.value) - _log_odds(limit)) / error)
+
+
 def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores) -> AucComparison:
     """Compare two models on the same rows: DeLong's paired test.
 
@@ -340,6 +361,10 @@ def _mean_interval(values: npt.NDArray[np.float64], most: float, confidence: flo
 def _logit_interval(value: float, error: float, confidence: float) -> Interval:
     centre, reach = math.log(value / (1 - value)), _quantile(confidence) * error / (value * (1 - value))
     return Interval(value, *(_expit(centre + side * reach) for side in (-1, 1)))
+
+
+def _log_odds(probability: float) -> float:
+    return math.log(probability / (1 - probability))
 
 
 def _expit(log_odds: float) -> float:

@@ -89,7 +89,7 @@ def read_forest(document: dict[str, Any]) -> Forest:
         left=np.where(is_leaf, LEAF, left + first),
         right=np.where(is_leaf, LEAF, right + first),
         parents=np.where(is_root, first, parents + first).astype(np.int32),
-        features=_joined(trees, "split_indices", np.int32),
+        features=np.where(is_leaf, 0, _joined(trees, "split_indices", np.int32)),  # a leaf's says nothing
         values=_joined(trees, "split_conditions", np.float32),
         is_default_left=_joined(trees, "default_left", np.bool_),
         covers=_joined(trees, "sum_hessian", np.float32),

@@ -22,6 +22,7 @@ from churn.data.formats import read_frame
 from churn.data.sources import MODEL_NAMES, SourceFile, Sources
 from churn.errors import InputError, ModelFileError
 from churn.model.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
+from churn.model.evaluation import evaluate
 from churn.model.registry import LoggedRun, Registry
 from churn.model.versions import ModelVersion
 from churn.monitoring.profiles import Profile, reference_profile
@@ -141,17 +142,10 @@ def reference_of(bundle: Bundle, matrix: Matrix) -> Profile:
 def _metrics(candidate: Candidate) -> dict[str, float]:
     scores = candidate.bundle.predict(candidate.matrix)
     metrics = {"sample_rows": float(len(scores)), "sample_mean_churn_probability": float(scores.mean())}
-    if candidate.labels is None or len(set(candidate.labels.tolist())) < 2:
+    if candidate.labels is None:
         return metrics
-    from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
-
-    measures = {
-        "roc_auc": roc_auc_score,
-        "pr_auc": average_precision_score,
-        "log_loss": log_loss,
-        "brier_score": brier_score_loss,
-    }
-    return metrics | {name: float(measure(candidate.labels, scores)) for name, measure in measures.items()}
+    found = evaluate(candidate.labels == 1, scores).metrics()
+    return metrics | {name.replace("average_precision", "pr_auc"): value for name, value in found.items()}
 
 
 def _read_labels(frame: pl.DataFrame) -> npt.NDArray[np.int8] | None:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ _REFERENCE_FILE = "reference_profile.json"
 _REFERENCE_TAG = "churn.has_reference"
 _MODEL_NAME_PREFIX = Variant().registered_model
 _DAY = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
+_LIVE_MARK = "live_n_matured"
+_FIRST_MONDAY = date(1970, 1, 5)
 _DIGEST_LENGTH = 36  # MLflow's column holds no more
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
@@ -102,6 +104,23 @@ class LoggedRun:
     name: str | None = None
     dataset: LoggedDataset | None = None
     reference: Profile | None = None
+
+
+@dataclass(frozen=True)
+class LivePoint:
+    """What a version's scores of one week turned out to be worth.
+
+    Attributes:
+        n_matured: Accounts it is known of; every point has them, whatever else there is.
+        metrics: By name, without the prefix ``live_``.
+        artifacts: Texts by their path below the week's folder.
+    """
+
+    scored_week: date
+    as_of: date
+    n_matured: int
+    metrics: Mapping[str, float]
+    artifacts: Mapping[str, str]
 
 
 class Registry:
@@ -208,6 +227,31 @@ class Registry:
         """
         with _errors_translated(f"writing {path} of {version.uri}"):
             self._client.log_text(version.mlflow_run_id, text, path)
+
+    def live_weeks(self, mlflow_run_id: str) -> set[date]:
+        """Return the scored weeks of which :meth:`log_live` has logged all there was."""
+        with _errors_translated(f"reading the live metrics of run {mlflow_run_id}"):
+            points = self._client.get_metric_history(mlflow_run_id, _LIVE_MARK)
+        return {_FIRST_MONDAY + timedelta(weeks=point.step) for point in points}
+
+    def log_live(self, mlflow_run_id: str, point: LivePoint) -> None:
+        """Add a week's point to the time series ``live_…`` of a version's run; logging it again changes nothing.
+
+        The step is the scored week, counted from 1970-01-05, the time the as-of date. Artifacts come first, since all
+        metrics are written in one transaction: a week that has them has everything.
+
+        Raises:
+            RegistryError: If that fails.
+        """
+        step = (point.scored_week - _FIRST_MONDAY).days // 7
+        at = int(datetime.combine(point.as_of, time.min, UTC).timestamp() * 1000)
+        metrics = {f"live_{name}": value for name, value in point.metrics.items()} | {_LIVE_MARK: point.n_matured}
+        with _errors_translated(f"logging the week of {point.scored_week} to run {mlflow_run_id}"):
+            for name, text in point.artifacts.items():
+                self._client.log_text(mlflow_run_id, text, f"performance/{point.scored_week}/{name}")
+            self._client.log_batch(
+                mlflow_run_id, metrics=[Metric(name, float(value), at, step) for name, value in metrics.items()]
+            )
 
     def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[str, str]:
         """Make sure that the variant's experiment exists and is active.

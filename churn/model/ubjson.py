@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 _MAX_DEPTH = 64
+_MAX_VALUES = 2_000_000  # beside typed arrays; one of a byte in the file takes many in memory
 _SCALARS = {
     b"i": ">b",
     b"U": ">B",
@@ -40,6 +41,7 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.position = 0
+        self.n_values = 0
 
     def take(self, size: int) -> bytes:
         end = self.position + size
@@ -52,6 +54,9 @@ class _Reader:
     def read_value(self, marker: bytes, depth: int) -> Any:
         if depth > _MAX_DEPTH:
             raise ValueError(f"it is nested more than {_MAX_DEPTH} deep at byte {self.position}")
+        self.n_values += 1
+        if self.n_values > _MAX_VALUES:
+            raise ValueError(f"it has more than {_MAX_VALUES} values up to byte {self.position}")
         if marker in _CONSTANTS:
             return _CONSTANTS[marker]
         if marker in _SCALARS:
@@ -105,5 +110,7 @@ class _Reader:
         held: dict[str, Any] = {}
         while (marker := self.take(1)) != b"}":
             key = self._read_text(marker)
+            if key in held:  # XGBoost may take the value that was not looked at
+                raise ValueError(f"it has the key {key[:60]!r} twice in one object at byte {self.position}")
             held[key] = self.read_value(self.take(1), depth + 1)
         return held

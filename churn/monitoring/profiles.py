@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ MOST_BINS = 10
 
 _HEAVY_SHARE = 0.2  # no more than four values exceed it, so the bins between them stay within MOST_BINS
 _FORMAT = 1
+_MAX_COUNT = 2**53
 
 Counts = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
@@ -117,18 +119,30 @@ class Profile:
                 raise InputError(
                     f"a profile is of format {read['format']!r}; this code reads {_FORMAT}, so profile anew"
                 )
-            bins = tuple(
-                Bins(item["feature"], tuple(map(float, item.get("edges", ()))), tuple(item.get("levels", ())))
-                for item in read["features"]
-            )
+            bins = tuple(_bins_of(item) for item in read["features"])
             per_feature = [np.array(item["counts"]) for item in read["features"]]
             if [(each.n_bins,) for each in bins] != [counts.shape for counts in per_feature]:
                 raise InputError("a profile has features with more or fewer counts than bins; profile anew")
-            if any(counts.dtype != np.int64 or counts.min() < 0 for counts in per_feature):
-                raise InputError("a profile has counts that are not whole numbers of 0 or more; profile anew")
+            if any(counts.dtype != np.int64 or counts.min() < 0 or counts.max() > _MAX_COUNT for counts in per_feature):
+                raise InputError(f"a profile has counts that are no whole numbers of 0 to {_MAX_COUNT}; profile anew")
+            if len({each.feature for each in bins}) != len(bins):
+                raise InputError("a profile has a feature twice; profile anew")
             return cls(bins, np.concatenate(per_feature))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"not a profile in JSON ({type(error).__name__}: {error}); profile anew") from error
+
+
+def _bins_of(item: dict[str, Any]) -> Bins:
+    feature, edges, levels = item["feature"], item.get("edges", []), item.get("levels", [])
+    if not isinstance(edges, list) or not isinstance(levels, list):
+        raise TypeError("edges and levels must be arrays")
+    if not all(isinstance(text, str) for text in (feature, *levels)) or len(set(levels)) != len(levels):
+        raise ValueError("a feature and its levels must be different texts")
+    cuts = np.array(edges, dtype=np.float64)
+    are_numbers = all(type(edge) in (int, float) for edge in edges) and np.isfinite(cuts).all()
+    if not are_numbers or (np.diff(cuts) <= 0).any():
+        raise ValueError(f"the edges of {feature!r} must be finite numbers in rising order")
+    return Bins(feature, tuple(cuts.tolist()), tuple(levels))
 
 
 def require_same_bins(first: Profile, second: Profile) -> None:

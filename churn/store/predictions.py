@@ -21,14 +21,17 @@ import polars as pl
 import psycopg2
 import sqlalchemy as sa
 
+from churn.data.erased import Erased
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
 from churn.model.versions import CHALLENGER, CHAMPION
 from churn.store.connection import READER, WRITER, create_engine, errors_translated
+from churn.store.erasure import read_erased
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
 
-_LOCK_TIMEOUT = "120s"
+_LOCK_TIMEOUT, _WEEK_LOCK_TIMEOUT = "45s", "10s"
+_ANSWER_WITHIN_S, _INDEX_WITHIN_S = 60.0, 3600.0
 _CONNECTIONS = 4
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -99,6 +102,7 @@ class BatchRecord:
     score_counts: Sequence[int] | None = None
     profile_counts: Sequence[int] | None = None
     estimated_auc: float | None = None
+    n_rows_erased: int = 0
 
     def columns(self) -> dict[str, Any]:
         """Return the values by column, as PostgreSQL takes them."""
@@ -126,12 +130,14 @@ class Unpublished:
             ``rows`` must add up to, and the quarantined rows: ``row_number, account_id, rules, row``.
         parents: What the rows' contributions are of, in their order; none without reasons.
         reference: What the batch is compared with, as JSON; ``None`` where its model brought nothing.
+        n_erasures: How many erasures there were when its rows were read; none is published over a newer one.
     """
 
     rows: Iterable[ScoredRows]
     describe: Callable[[], tuple[BatchRecord, pl.DataFrame]]
     parents: Sequence[str] = ()
     reference: str | None = None
+    n_erasures: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,9 @@ class Challenge:
 class PredictionStore:
     """The predictions database, as the writer role."""
 
-    def __init__(self, url: sa.URL) -> None:
+    def __init__(self, url: sa.URL, *, answer_within_s: float = _ANSWER_WITHIN_S) -> None:
         self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=_CONNECTIONS)
+        self._engine = create_engine(url, role=WRITER, kept=_CONNECTIONS, answer_within_s=answer_within_s)
         self._opened: set[date] = set()
 
     def publish(
@@ -257,13 +263,19 @@ class PredictionStore:
         with self._read() as connection:
             return int(connection.execute(query, {"week": week, "batch": batch_id}).scalar_one())
 
+    def erased(self, *variants: Variant) -> Erased:
+        """Return the accounts that were erased of any of these variants, or of all."""
+        with self._read() as connection:
+            return read_erased(connection, *variants)
+
     def index_closed_weeks(self, today: date) -> list[date]:
         """Index by account the weeks that are over, which is cheapest when all their rows are there.
 
         Returns:
             The weeks indexed now.
         """
-        with errors_translated(self._url), self._engine.begin() as connection:
+        engine = create_engine(self._url, role=WRITER, answer_within_s=_INDEX_WITHIN_S)
+        with errors_translated(self._url), engine.begin() as connection:
             return list(connection.scalars(sa.text("SELECT index_closed_weeks(:today)"), {"today": today}))
 
     def latest_inputs(self) -> dict[str, str]:
@@ -279,7 +291,9 @@ class PredictionStore:
         if week in self._opened:
             return
         # In a transaction of its own: making a partition locks the table, and must not wait for a batch to be written.
+        # Whoever waits for it keeps later readers waiting behind, so it is soon given up and tried again.
         with errors_translated(self._url), self._engine.begin() as connection:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_WEEK_LOCK_TIMEOUT}'")
             connection.execute(sa.text("SELECT open_week(:week)"), {"week": week})
         self._opened.add(week)
 
@@ -357,7 +371,16 @@ def _keep_reference(connection: sa.Connection, record: BatchRecord, reference: s
     connection.execute(statement, values)
 
 
+def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> None:
+    """Hold erasures off until the batch is committed, and refuse it when there was one since its rows were read."""
+    connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(hashtextextended('erasure', 0))")
+    found = connection.execute(sa.text("SELECT count(*) FROM erased_accounts")).scalar_one()
+    if found != n_erasures:
+        raise DatabaseUnavailableError("an account was erased after the rows were read; they must be read again")
+
+
 def _write_batch(connection: sa.Connection, week: date, batch: Unpublished) -> tuple[int, BatchRecord]:
+    _require_no_newer_erasure(connection, batch.n_erasures)
     batch_id = _next_batch_id(connection)
     account_ids: list[npt.NDArray[np.int64]] = []
     layout = CopyLayout(week, batch_id, tuple(batch.parents))

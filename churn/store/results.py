@@ -1,9 +1,10 @@
-"""Judged batches: what a batch's scores turned out to be worth once its labels had matured.
+"""Judged batches: what a batch's scores turned out to be worth once its labels had matured, in all and by segment.
 
 Labels come from the activity; here they are only held against what was published.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -14,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
+from churn.model.segments import JudgedSegment
 from churn.model.versions import CHALLENGER, CHAMPION
-from churn.monitoring.drift import FeatureDrift
 from churn.store.connection import WRITER, create_engine, errors_translated
 from churn.variants import Variant
 
-_HEADER_BYTES, _TRAILER_BYTES = 19, 2
-_ROW = np.dtype([("n_fields", ">i2"), ("id_size", ">i4"), ("id", ">i8"), ("score_size", ">i4"), ("score", ">f4")])
-_OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role"
+_HEADER_BYTES, _TRAILER_BYTES = 19 + 2 + 4, 2  # of COPY, its one row and that row's one field
+_ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
+_OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
 _COUNTS = (
     "labels_as_of",
     "horizon_months",
@@ -37,11 +38,15 @@ _MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "brier_score", "calibration_error",
     "lift_at_10", "mean_score",
 )  # fmt: skip
+_CONNECTIONS = 4
+_MOST_CHARACTERS = 200  # a level is part of a key, and what a file may hold there has no bound
+
+Reliability = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class PublishedBatch:
-    """A current batch of a variant's week."""
+    """A current batch of a variant's week; ``mlflow_run_id`` is that of the model version."""
 
     batch_id: int
     variant: Variant
@@ -49,11 +54,14 @@ class PublishedBatch:
     as_of: date
     model_version: int
     role: str
+    mlflow_run_id: str
 
 
 @dataclass(frozen=True)
 class JudgedBatch:
     """A batch and what it was worth.
+
+    Lists of many are read without ``reliability``, and all without ``segments``.
 
     Attributes:
         n_accounts: Accounts scored.
@@ -61,6 +69,7 @@ class JudgedBatch:
         auc_limit: What the ROC AUC of its model version must not lie under; ``None`` where none is known.
         verdict: ``insufficient`` when too few labels matured for any figure, which are all ``None`` then.
         measures: By name, as ``churn.model.evaluation.Evaluation.metrics`` gives them.
+        reliability: ``n``, ``mean_score`` and ``churned_share`` of bins of about as many accounts, by rising score.
     """
 
     batch: PublishedBatch
@@ -74,6 +83,8 @@ class JudgedBatch:
     verdict: str
     auc_limit: float | None
     measures: dict[str, float]
+    reliability: Reliability | None = None
+    segments: Sequence[JudgedSegment] = ()
 
     @property
     def is_below_limit(self) -> bool:
@@ -95,7 +106,7 @@ class BatchResults:
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=1)
+        self._engine = create_engine(url, role=WRITER, kept=_CONNECTIONS)
 
     def unjudged(self, variant: Variant) -> list[PublishedBatch]:
         """Return the current batches that were not judged yet and whose rows name accounts, oldest first."""
@@ -122,9 +133,10 @@ class BatchResults:
 
     def scores(self, batch: PublishedBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Read a batch's account ids, ascending, and their churn probabilities."""
+        # All in one field: psycopg2 hands COPY's rows over one by one, which takes longer than judging them does.
         query = (
-            "COPY (SELECT account_id, churn_probability FROM churn_predictions "  # noqa: S608 a date and a number
-            f"WHERE scored_week = '{batch.scored_week}' AND batch_id = {batch.batch_id:d}) "
+            "COPY (SELECT coalesce(string_agg(int8send(account_id) || float4send(churn_probability), ''), '') "  # noqa: S608
+            f"FROM churn_predictions WHERE scored_week = '{batch.scored_week}' AND batch_id = {batch.batch_id:d}) "
             "TO STDOUT WITH (FORMAT binary)"
         )
         buffer = BytesIO()
@@ -140,18 +152,27 @@ class BatchResults:
         """Keep what batches were worth; one that was judged meanwhile stays as it is."""
         if not judged:
             return
-        columns = ["batch_id", "judged_at", *_COUNTS, *_MEASURES]
-        slots = ", ".join(f":{name}" for name in columns)
+        columns = ", ".join(("batch_id", "judged_at", *_COUNTS, *_MEASURES, "reliability"))
         statement = sa.text(
-            f"INSERT INTO judged_batches ({', '.join(columns)}) VALUES ({slots}) ON CONFLICT DO NOTHING"  # noqa: S608
+            f"WITH new AS (INSERT INTO judged_batches ({columns}) "  # noqa: S608 our own names
+            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::judged_batches, CAST(:judged AS jsonb)) "
+            "ON CONFLICT DO NOTHING RETURNING batch_id) "
+            "INSERT INTO judged_segments "
+            "SELECT s.* FROM jsonb_populate_recordset(NULL::judged_segments, CAST(:segments AS jsonb)) AS s "
+            "JOIN new USING (batch_id) ON CONFLICT DO NOTHING"
         )
-        rows = [_values(one) for one in judged]
+        rows = {
+            "judged": json.dumps([_values(one) for one in judged]),
+            "segments": json.dumps([row for one in judged for row in _segment_values(one)]),
+        }
         with errors_translated(self._url), self._engine.begin() as connection:
             connection.execute(statement, rows)
 
-    def judged(self, variant: Variant) -> list[JudgedBatch]:
-        """Return a variant's judged batches, by week."""
-        return self._judged("b.variant = :variant", variant=variant.key)
+    def judged(self, variant: Variant, since: date = date.min) -> list[JudgedBatch]:
+        """Return a variant's batches that were judged on a day or later, by week."""
+        return self._judged(
+            "b.variant = :variant AND j.labels_as_of >= :since", ", j.reliability", variant=variant.key, since=since
+        )
 
     def judged_champions(self) -> dict[Variant, list[JudgedBatch]]:
         """Return the judged batches of all variants' champions, by week."""
@@ -160,23 +181,9 @@ class BatchResults:
             found.setdefault(judged.batch.variant, []).append(judged)
         return found
 
-    def drifts(self, week: date) -> dict[tuple[Variant, int], list[FeatureDrift]]:
-        """Return how a week's current batches of champions differ from their models' references, by model version."""
-        query = sa.text(
-            "SELECT variant, model_version, drift FROM scoring_batches "
-            "WHERE scored_week = :week AND is_current AND role = 'champion' AND drift IS NOT NULL"
-        )
-        with errors_translated(self._url), self._engine.connect() as connection:
-            return {
-                (Variant.from_key(row.variant), row.model_version): [
-                    FeatureDrift(feature, **measures) for feature, measures in row.drift.items()
-                ]
-                for row in connection.execute(query, {"week": week})
-            }
-
-    def _judged(self, where: str, **values: object) -> list[JudgedBatch]:
+    def _judged(self, where: str, more: str = "", **values: object) -> list[JudgedBatch]:
         query = (
-            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))} "  # noqa: S608 our text
+            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))}{more} "  # noqa: S608 ours
             f"FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) WHERE {where} "
             "ORDER BY b.scored_week, b.batch_id"
         )
@@ -191,15 +198,46 @@ class BatchResults:
 
 def _batch(row: sa.Row[Any]) -> PublishedBatch:
     variant = Variant.from_key(row.variant)
-    return PublishedBatch(row.batch_id, variant, row.scored_week, row.as_of, row.model_version, row.role)
+    return PublishedBatch(
+        row.batch_id, variant, row.scored_week, row.as_of, row.model_version, row.role, row.mlflow_run_id
+    )
 
 
 def _values(judged: JudgedBatch) -> dict[str, Any]:
     counts = {name: getattr(judged, name) for name in _COUNTS}
     measures = {name: judged.measures.get(name) for name in _MEASURES}
-    return counts | measures | {"batch_id": judged.batch.batch_id, "judged_at": datetime.now(UTC)}
+    return {
+        "batch_id": judged.batch.batch_id,
+        "judged_at": datetime.now(UTC).isoformat(),
+        **counts,
+        "labels_as_of": judged.labels_as_of.isoformat(),
+        **measures,
+        "reliability": judged.reliability,
+    }
+
+
+def _segment_values(judged: JudgedBatch) -> list[dict[str, Any]]:
+    return [
+        {
+            "batch_id": judged.batch.batch_id,
+            "segment": one.segment,
+            "level": one.level.replace("\0", "\ufffd")[:_MOST_CHARACTERS],
+            "n_matured": one.n_matured,
+            "n_churned": one.n_churned,
+            "verdict": one.verdict,
+            "roc_auc": one.roc_auc and one.roc_auc.value,
+            "roc_auc_low": one.roc_auc and one.roc_auc.low,
+            "roc_auc_high": one.roc_auc and one.roc_auc.high,
+            "brier_score": one.brier_score,
+            "calibration_error": one.calibration_error,
+            "mean_score": one.mean_score,
+            "p_below_limit": one.p_below_limit,
+        }
+        for one in judged.segments
+    ]
 
 
 def _read(row: sa.Row[Any]) -> JudgedBatch:
     measures = {name: getattr(row, name) for name in _MEASURES if getattr(row, name) is not None}
-    return JudgedBatch(batch=_batch(row), measures=measures, **{name: getattr(row, name) for name in _COUNTS})
+    counts = {name: getattr(row, name) for name in _COUNTS}
+    return JudgedBatch(_batch(row), measures=measures, reliability=getattr(row, "reliability", None), **counts)

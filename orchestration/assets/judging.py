@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from churn.errors import ChurnError, InputError
+from churn.judging import reliability_picture
+from churn.model.segments import below_limit
+from churn.model.versions import CHAMPION
 from churn.threads import in_threads, without_frames
 from churn.variants import Variant
-from orchestration.assets.metadata import Metadata
+from orchestration.assets.metadata import Metadata, picture
 from orchestration.fleets import RETRY_POLICY, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 ASSET = "judged_batches"
 VARIANTS_PER_RUN = 500
+_THREADS = 4  # S3, PostgreSQL and MLflow are waited for as long as is computed
 
 SPEC = dg.AssetSpec(
     ASSET,
@@ -36,15 +40,14 @@ SPEC = dg.AssetSpec(
     owners=["team:retention"],
     skippable=True,
 )
-CHECK = "auc_is_not_below_its_limit"
-CHECKS = [
-    dg.AssetCheckSpec(
-        CHECK,
-        asset=ASSET,
-        description="No judged batch of the champion has a ROC AUC that lies under its limit for sure.",
-    )
-]
-SEVERITIES = {(ASSET, CHECK): dg.AssetCheckSeverity.WARN}
+AUC_CHECK, SEGMENT_CHECK = "auc_is_not_below_its_limit", "no_segment_is_below_its_limit"
+CLAIMS = {
+    AUC_CHECK: "No judged batch of the champion has a ROC AUC that lies under its limit for sure.",
+    SEGMENT_CHECK: "Nor has any state, product or source in it; false discoveries controlled over the variant's own.",
+}
+CHECKS = [dg.AssetCheckSpec(name, asset=ASSET, description=claim) for name, claim in CLAIMS.items()]
+SEVERITIES = {(ASSET, name): dg.AssetCheckSeverity.WARN for name in CLAIMS}
+_MOST_SEGMENTS = 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Ite
             missing = [key for key in context.partition_keys if key not in done]
             promoter = deployment.promoter()
             promoter.observe(promoter.registry.aliases())
-            for key, result in in_threads(lambda key: (key, _attempt(promoter, key, today)), missing):
+            for key, result in in_threads(lambda key: (key, _attempt(promoter, key, today)), missing, _THREADS):
                 if isinstance(result, BaseException):
                     run.note_failure(key, result)
                     continue
@@ -88,7 +91,7 @@ def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Ite
 
 
 def report(context: dg.AssetExecutionContext, key: str, told: Told) -> None:
-    """Log what came of a variant: its materialization and its check."""
+    """Log what came of a variant: its materialization and its checks."""
     context.log.info("%s: %s", key, told.sentence)
     context.log_event(dg.AssetMaterialization(ASSET, partition=key, metadata=told.metadata))
     for evaluation in told.checks:
@@ -138,26 +141,49 @@ def _tell(key: str, n_new: int, judged: "list[JudgedBatch]", standing: "Standing
         "n_batches_judged": dg.MetadataValue.int(len(judged)),
         "champion": dg.MetadataValue.text(str(standing.event.champion)),
     }
+    champions = [one for one in judged if one.batch.role == CHAMPION]
     if judged:
         metadata["judged"] = dg.MetadataValue.md(_table(judged))
-    newest = next((one for one in reversed(judged) if one.batch.role == "champion"), None)
-    if newest is not None and newest.measures:
-        metadata |= {name: dg.MetadataValue.float(float(value)) for name, value in newest.measures.items()}
+    if champions:
+        metadata |= _of_newest(champions[-1])
     if verdict is not None:
         metadata["challenger"] = dg.MetadataValue.text(str(standing.event.challenger))
         metadata["verdict"] = dg.MetadataValue.text(verdict.sentence)
         metadata["e_value"] = dg.MetadataValue.float(verdict.e_value)
-    below = [one for one in judged if one.batch.role == "champion" and one.is_below_limit]
-    check = dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey(ASSET),
-        check_name=CHECK,
-        passed=not below,
-        severity=SEVERITIES[ASSET, CHECK],
-        partition=key,
-        metadata={"weeks": dg.MetadataValue.json([one.batch.scored_week.isoformat() for one in below])},
-    )
     sentence = f"{n_new} new facts, {len(judged)} batches judged{f'; {verdict.sentence}' if verdict else ''}"
-    return Told(sentence, metadata, [check] if judged else [])
+    return Told(sentence, metadata, _checks(key, champions) if judged else [])
+
+
+def _of_newest(judged: "JudgedBatch") -> Metadata:
+    """Show the figures of the newest batch, and its calibration."""
+    shown = {name: dg.MetadataValue.float(float(value)) for name, value in judged.measures.items()}
+    drawn = reliability_picture(judged)
+    return shown if drawn is None else shown | {"reliability": dg.MetadataValue.md(picture(drawn))}
+
+
+def _checks(key: str, champions: "list[JudgedBatch]") -> list[dg.AssetCheckEvaluation]:
+    below = [one.batch.scored_week.isoformat() for one in champions if one.is_below_limit]
+    segments = [(one.batch.scored_week, segment) for one in champions for segment in one.segments]
+    is_low = below_limit([segment for _, segment in segments])
+    low = [f"{week}: {one.segment} {one.level}" for (week, one), is_one in zip(segments, is_low, strict=True) if is_one]
+    shown: dict[str, dg.MetadataValue] = {"below": dg.MetadataValue.json(low)}
+    if champions:
+        shown["segments"] = dg.MetadataValue.md(_segment_table(champions[-1]))
+    return [
+        _check(key, AUC_CHECK, passed=not below, metadata={"weeks": dg.MetadataValue.json(below)}),
+        _check(key, SEGMENT_CHECK, passed=not low, metadata=shown),
+    ]
+
+
+def _check(key: str, name: str, *, passed: bool, metadata: Metadata) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(ASSET),
+        check_name=name,
+        passed=passed,
+        severity=SEVERITIES[ASSET, name],
+        partition=key,
+        metadata=metadata,
+    )
 
 
 def _table(judged: "list[JudgedBatch]") -> str:
@@ -174,6 +200,21 @@ def _interval(judged: "JudgedBatch") -> str:
         return judged.verdict
     value, low, high = (judged.measures[name] for name in ("roc_auc", "roc_auc_low", "roc_auc_high"))
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _segment_table(judged: "JudgedBatch") -> str:
+    """Show the segments with figures, the lowest AUC first, and count the others."""
+    measured = [(auc, one) for one in judged.segments if (auc := one.roc_auc) is not None]
+    measured.sort(key=lambda pair: pair[0].value)
+    rows = [
+        f"| {one.segment} | {one.level.replace('|', '/')} | {one.n_matured:,} | {one.n_churned:,} | "
+        f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f}) | {one.calibration_error:.3f} |"
+        for auc, one in measured[:_MOST_SEGMENTS]
+    ]
+    head = ["| segment | level | matured | churned | ROC AUC | calibration error |", "|---|---|---:|---:|---|---:|"]
+    limit = "" if judged.auc_limit is None else f", limit {judged.auc_limit:.3f}"
+    rest = f"{judged.batch.scored_week}{limit}; {len(judged.segments) - len(measured)} levels with too few labels"
+    return "\n".join([*head, *rows, "", rest])
 
 
 def _promote(context: dg.AssetExecutionContext, promoter: "Promoter", keys: list[str]) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 
 import dagster as dg
 
-from churn.charts import draw_importance
+from churn.charts import Distribution, draw_distributions, draw_importance
+from churn.monitoring.profiles import SCORE
 from churn.pipeline import Outcome, ScoreSummary
 
 Metadata = Mapping[str, dg.MetadataValue]
 
 _BAR_WIDTH = 30
+_FEATURES_DRAWN = 2
 
 
 def describe(outcome: Outcome, model_link: Callable[[str, int], str]) -> dict[str, Metadata]:
@@ -50,7 +52,25 @@ def _of_features(outcome: Outcome) -> Metadata:
         "n_rows_not_yet_known": dg.MetadataValue.int(counts.n_later),
         "n_accounts_withheld": dg.MetadataValue.int(counts.n_withheld),
         "unknown_levels": dg.MetadataValue.json(dict(record.unknown_levels)),
+        **_of_distributions(outcome),
     }
+
+
+def _of_distributions(outcome: Outcome) -> Metadata:
+    """Draw the features that differ most from the model's reference."""
+    drift, reference, batch = outcome.record.drift, outcome.summary.reference, outcome.summary.profile
+    if not drift or reference is None or batch is None:
+        return {}
+    inputs = {feature: measures["excess_psi"] for feature, measures in drift.items() if feature != SCORE}
+    most = sorted(inputs, key=lambda feature: -inputs[feature])[:_FEATURES_DRAWN]
+    labels = {bins.feature: bins.labels for bins in reference.bins}
+    before, now = reference.by_feature(), batch.by_feature()
+    drawn = [
+        Distribution(f"{name}, PSI {drift[name]['psi']:.3f}", labels[name], before[name].tolist(), now[name].tolist())
+        for name in most
+    ]
+    title = "Features that differ most from the reference"
+    return {"distributions": dg.MetadataValue.md(picture(draw_distributions(drawn, title)))}
 
 
 def _of_model(outcome: Outcome, model_link: Callable[[str, int], str]) -> Metadata:
@@ -75,6 +95,8 @@ def _of_predictions(outcome: Outcome) -> Metadata:
             f"XGBoost itself: {engine.fallback_reason}" if engine.fallback_reason else "tables compiled from its trees"
         ),
     }
+    if summary.estimated_auc is not None:
+        scores["estimated_auc_assuming_no_concept_drift"] = dg.MetadataValue.float(summary.estimated_auc)
     if outcome.challenger_version is not None:
         scored = "scored beside it" if outcome.challenger_record else "could not score"
         scores["challenger"] = dg.MetadataValue.text(f"version {outcome.challenger_version} {scored}")

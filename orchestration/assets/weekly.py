@@ -6,11 +6,14 @@ materializations and its checks together; one that fails is named at the end, wh
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 import dagster as dg
 
 from churn.errors import ChurnError
+from churn.monitoring.conditions import MEMORY
 from churn.pipeline import Outcome
+from churn.store.fleet import Fleet
 from churn.weeks import parse_week
 from orchestration.assets.metadata import describe
 from orchestration.checks import CHECKS, SEVERITIES, evaluate
@@ -19,6 +22,7 @@ from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
+OP_NAME = "score_variants"
 
 _GROUP = "weekly_scoring"
 _OWNERS = ["team:retention"]
@@ -72,7 +76,7 @@ class WeeklyConfig(dg.Config):
 
 
 @dg.multi_asset(
-    name="score_variants",
+    name=OP_NAME,
     specs=SPECS,
     check_specs=CHECKS,
     partitions_def=variants_partitions,
@@ -91,7 +95,8 @@ def weekly_assets(
             done = scorer.store.published_by(runs_gone_on_from(context), week)
             missing = [key for key in context.partition_keys if key not in done]
             context.log.info("%d variants to score for %s, %d already published", len(missing), week, len(done))
-            for key, result in scorer.score_fleet(missing, week, context.run.run_id, then=evaluate):
+            checked = partial(evaluate, histories=Fleet(deployment.database).histories(week - MEMORY, missing))
+            for key, result in scorer.score_fleet(missing, week, context.run.run_id, then=checked):
                 if isinstance(result, BaseException):
                     run.note_failure(key, result)
                     continue

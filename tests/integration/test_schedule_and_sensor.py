@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -266,11 +266,12 @@ def daemon(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
         try:
             process.wait(timeout=20)
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -309,6 +310,36 @@ def test_a_real_daemon_scores_a_new_object_exactly_once(
     (run,) = instance.get_runs()
     assert run.status == dg.DagsterRunStatus.SUCCESS, (home / "daemon.log").read_text()[-4000:]
     assert (run.tags[RANGE_START_TAG], run.tags[RANGE_END_TAG]) == ("company-clienta", "company-clienta")
+    batches = site.rows(
+        site.churn, "SELECT dagster_run_id FROM scoring_batches WHERE is_current AND variant = 'company-clienta'"
+    )
+    assert batches == [(run.run_id,)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_daemon_killed_in_the_middle_of_a_run_and_started_again_scores_exactly_once(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    home = Path(os.environ["DAGSTER_HOME"])
+    ended = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+
+    def statuses() -> list[dg.DagsterRunStatus]:
+        return [run.status for run in instance.get_runs()]
+
+    with daemon(home) as killed:
+        wait_for(lambda: bool(instance.all_instigator_state()), 90, home / "daemon.log")
+        site.put("company-clienta/data/churn/activity.parquet", bundled("activity.jsonl"))
+        wait_for(lambda: bool(set(statuses()) - {dg.DagsterRunStatus.QUEUED}), 120, home / "daemon.log")
+        killed.kill()
+        killed.wait()
+        with daemon(home) as second:
+            wait_for(lambda: bool(statuses()) and set(statuses()) <= ended, 240, home / "daemon.log")
+            time.sleep(45)  # another look of the sensor
+            assert second.poll() is None
+
+    assert statuses() == [dg.DagsterRunStatus.SUCCESS], (home / "daemon.log").read_text()[-4000:]
+    (run,) = instance.get_runs()
     batches = site.rows(
         site.churn, "SELECT dagster_run_id FROM scoring_batches WHERE is_current AND variant = 'company-clienta'"
     )

@@ -44,6 +44,21 @@ CHECKS = {
     "quarantine_is_small",
     "model_is_the_champion",
     "challenger_was_scored",
+    "row_count_is_usual",
+    "data_is_fresh",
+    "input_matches_its_reference",
+    "scores_match_their_reference",
+}
+WATCHING_CHECKS = {
+    "no_input_drifts",
+    "no_scores_drift",
+    "missing_values_are_usual",
+    "levels_are_known",
+    "volumes_are_usual",
+    "data_is_fresh",
+    "every_variant_was_scored",
+    "performance_holds",
+    "segments_hold",
 }
 FLEET = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
 NAMES: list[str] = json.loads(bundled("feature_names_3.json"))
@@ -564,7 +579,7 @@ print(sorted(job.name for job in defs.resolve_all_job_defs() if not job.name.sta
     done = subprocess.run(command, cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (
         0,
-        "['churn_prediction_job', 'judging_job', 'maintenance_job', 'promotion_job', 'training_job']\n",
+        "['churn_prediction_job', 'judging_job', 'maintenance_job', 'promotion_job', 'training_job', 'watching_job']\n",
     ), done.stderr
 
 
@@ -579,7 +594,7 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         )
         for key, node in ((key, graph.get(key)) for key in graph.get_all_asset_keys())
     }
-    weekly, learning = ("weekly_scoring", ["team:retention"]), ("learning", ["team:retention"])
+    weekly, learning, watching = ((name, ["team:retention"]) for name in ("weekly_scoring", "learning", "watching"))
     assert found == {
         "raw_churn_data": ([], *weekly, ["parquet", "s3"]),
         "transformed_features": (["raw_churn_data"], *weekly, ["polars"]),
@@ -588,7 +603,13 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         "store_predictions": (["generate_predictions"], *weekly, ["postgres", "table"]),
         "judged_batches": (["store_predictions"], *learning, ["postgres", "table"]),
         "trained_models": ([], *learning, ["mlflow", "xgboost"]),
+        "drifted_features": (["store_predictions"], *watching, ["postgres", "table"]),
+        "fleet_incidents": (["drifted_features", "judged_batches"], *watching, ["postgres", "table"]),
+        "fleet_report": (["fleet_incidents"], *watching, ["html"]),
     }
-    assert {key.name for key in graph.asset_check_keys} == CHECKS | set(CLAIMS) | {"auc_is_not_below_its_limit"}
-    partitions = {graph.get(dg.AssetKey(name)).partitions_def for name in found}
+    judging_checks = {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
+    assert {key.name for key in graph.asset_check_keys} == CHECKS | WATCHING_CHECKS | set(CLAIMS) | judging_checks
+    partitions = {
+        graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group != "watching"
+    }
     assert partitions == {dg.DynamicPartitionsDefinition(name="variants")}

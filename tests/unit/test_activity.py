@@ -265,7 +265,7 @@ def test_too_large_a_share_of_broken_rows_is_refused_with_rules_rows_limit_and_r
         "2 of 4 rows (50.0%) broke the contract",
         "CHURN_MAX_QUARANTINE_SHARE allows 49.0%",
         "'total_deposit_negative': 1",
-        'row 2 broke total_deposit_negative: {"account_id":7',
+        "row 2 broke total_deposit_negative;",
         "row 3 broke brand_id_missing",
         "correct the extract or raise the limit",
     ):

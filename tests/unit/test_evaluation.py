@@ -27,6 +27,7 @@ from churn.model.evaluation import (
     lift,
     log_loss,
     log_losses,
+    p_at_least,
     roc_auc,
     roc_auc_interval,
 )
@@ -165,6 +166,36 @@ def test_tied_scores_know_nothing_and_their_interval_says_so():
     interval = roc_auc_interval(churned, np.full(100, 0.3))
     assert interval.value == 0.5
     assert (interval.low, interval.high) == pytest.approx(logit_interval(0.5, 0.25 / 50))
+
+
+@given(seed=seeds, decimals=tie_decimals, limit=st.floats(0.5, 0.99))
+@settings(max_examples=25, deadline=None)
+def test_the_chance_of_an_auc_this_low_is_the_normals_on_the_logit_scale(seed, decimals, limit):
+    churned, scores = draw(seed, decimals=decimals)
+    noise = np.random.default_rng(seed).random(len(scores))
+    _, _, (low, high), _, auc, _, _ = Delong_test(churned.astype(int), scores, noise)
+    assert 0 < low < high < 1, "theirs is cut off, and does not tell its variance"
+    error = (high - low) / 2 / Z / (auc * (1 - auc))
+    interval = roc_auc_interval(churned, scores)
+
+    p_value = p_at_least(interval, limit)
+
+    expected = stats.norm.cdf((np.log(auc / (1 - auc)) - np.log(limit / (1 - limit))) / error)
+    assert p_value == pytest.approx(expected, abs=AGREEMENT)
+    assert p_at_least(roc_auc_interval(churned, scores, 0.8), limit, 0.8) == pytest.approx(p_value, abs=AGREEMENT)
+    assert (p_value < 0.025) == (interval.high < limit)
+
+
+def test_perfect_scores_are_below_no_limit_and_those_all_wrong_by_the_chance_of_as_many_wrong_pairs():
+    churned = np.arange(100) < 50
+    assert p_at_least(roc_auc_interval(churned, churned.astype(float)), 0.99) == 1
+    assert p_at_least(roc_auc_interval(churned, 1 - churned.astype(float)), 0.6) == pytest.approx(0.4**50)
+
+
+@pytest.mark.parametrize(("limit", "p_value"), [(0.0, 1.0), (1.0, 0.0)])
+def test_limits_at_the_ends_are_always_and_never_held(limit, p_value):
+    churned, scores = draw(1)
+    assert p_at_least(roc_auc_interval(churned, scores), limit) == p_value
 
 
 @pytest.mark.parametrize("n", [2, 3])

@@ -1,0 +1,72 @@
+"""Accounts that were erased, and how their rows are told when they are delivered again. Pure.
+
+No account id is kept. What is kept is a SHA-256 of the deployment's salt and the id, and a code of 20 bits: by the
+code nearly all rows of a file are passed over at a nanosecond each, and only the rest are hashed.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+_CODE_BITS = 20
+
+
+class Tombstone(NamedTuple):
+    """What stands for an erased account."""
+
+    code: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Erased:
+    """The erased accounts of some variants.
+
+    Attributes:
+        salt: 32 bytes; empty where nothing was ever erased.
+        n_erasures: How many erasures the deployment had when this was read, of all variants.
+    """
+
+    salt: bytes = b""
+    tombstones: frozenset[Tombstone] = frozenset()
+    n_erasures: int = 0
+
+    def marks(self, account_ids: pl.Series) -> npt.NDArray[np.bool_]:
+        """Mark the erased among account ids, which may be missing; shape (n,)."""
+        if not self.tombstones:
+            return np.zeros(len(account_ids), dtype=np.bool_)
+        ids = account_ids.fill_null(0).to_numpy()
+        is_suspect = np.isin(_codes(self.salt, ids), [stone.code for stone in self.tombstones], kind="table")
+        digests = {stone.digest for stone in self.tombstones}
+        erased = [one for one in np.unique(ids[is_suspect]).tolist() if _digest(self.salt, one) in digests]
+        return np.asarray(np.isin(ids, erased) & account_ids.is_not_null().to_numpy())
+
+    def without(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Leave out the rows of erased accounts; the very same frame where there are none."""
+        if not self.tombstones or "account_id" not in rows.columns:
+            return rows
+        marks = self.marks(rows["account_id"])
+        return rows.filter(pl.Series(~marks)) if marks.any() else rows
+
+
+def tombstone(salt: bytes, account_id: int) -> Tombstone:
+    """Make what is kept in an account's place.
+
+    >>> tombstone(bytes(32), 7) == tombstone(bytes(32), 7) != tombstone(bytes(32), 8)
+    True
+    """
+    return Tombstone(int(_codes(salt, np.array([account_id], dtype=np.int64))[0]), _digest(salt, account_id))
+
+
+def _codes(salt: bytes, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    multiplier = np.uint64(int.from_bytes(salt[:8], "big") | 1)
+    codes = (ids.view(np.uint64) * multiplier) >> np.uint64(64 - _CODE_BITS)  # wraps around, as it should
+    return codes.astype(np.int32)
+
+
+def _digest(salt: bytes, account_id: int) -> bytes:
+    return hashlib.sha256(salt + str(account_id).encode()).digest()

@@ -1,0 +1,217 @@
+"""What the report says, as plain values that its page draws: one part for the fleet, one for each variant. Pure."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
+from functools import cache
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from churn.model.versions import CHALLENGER, CHAMPION
+from churn.monitoring.profiles import Bins, Profile
+from churn.report.rows import JUDGED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
+
+Content = dict[str, Any]
+
+_HISTORY = (
+    "model_version", "n_rows_scored", "mean_probability", "estimated_auc", "verdict", "n_matured", "n_churned",
+    *JUDGED_MEASURES,
+)  # fmt: skip
+_SEGMENT = ("segment", "level", "n_matured", "n_churned", *SEGMENT_MEASURES)
+_LINEAGE = (
+    "batch_id", "scored_week", "as_of", "published_at", "registered_model", "model_version", "mlflow_run_id",
+    "model_sha256", "dagster_run_id", "code_version", "source", "source_uri", "source_version", "source_sha256",
+    "source_modified_at", "source_variant", "fallback_reason", "n_rows_read", "n_rows_quarantined",
+    "n_accounts_withheld", "n_rows_scored", "scored_by",
+)  # fmt: skip
+
+
+def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Content, list[Content]]:
+    """Put what was read into the order in which it is shown.
+
+    Args:
+        now: When the report is made.
+        mlflow_ui: Where people see MLflow, without a slash at the end.
+
+    Returns:
+        The fleet's part, and a part for each of its variants, in the same order.
+    """
+    grouped = _Grouped(rows)
+    keys = grouped.keys
+    fleet = {
+        "week": plain(rows.week),
+        "weeks": [plain(week) for week in rows.weeks],
+        "made_at": plain(now),
+        "mlflow_ui": mlflow_ui,
+        "variants": [_summary(key, grouped, rows) for key in keys],
+        "trend": [_trend(grouped.champions_of[week]) for week in rows.weeks],
+        "incidents": [{name: plain(value) for name, value in row.items()} for row in rows.incidents],
+        "changes": [{name: plain(value) for name, value in row.items()} for row in rows.changes],
+    }
+    return fleet, [_details(key, grouped, rows) for key in keys]
+
+
+def plain(value: Any) -> Any:
+    """Write a value as JSON can hold it: days and times as ISO 8601, numbers to six digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value
+
+
+class _Grouped:
+    """The rows by variant, and the champions' batches by week."""
+
+    def __init__(self, rows: FleetRows) -> None:
+        self.batches = _by(rows.batches, "variant", "role")
+        self.champions_of = _by((row for row in rows.batches if row["role"] == CHAMPION), "scored_week")
+        self.newest = {row["variant"]: row for row in rows.newest}
+        self.judged = {row["variant"]: row for row in rows.judged}
+        self.segments = _by(rows.segments, "variant")
+        self.flags = _by(rows.flags, "variant")
+        self.attempts = {(row["variant"], row["role"]): row for row in rows.attempts}
+        self.champions = {row["variant"]: row for row in rows.champions}
+
+    @property
+    def keys(self) -> list[str]:
+        """Every variant that has a batch in these weeks, or was tried in the last one."""
+        return sorted({key for key, _ in self.batches} | {key for key, _ in self.attempts})
+
+
+def _by(rows: Iterable[Row], *names: str) -> Mapping[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in names) if len(names) > 1 else row[names[0]]].append(row)
+    return groups
+
+
+def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
+    """Say of a variant what the fleet's table shows."""
+    batches = {row["scored_week"]: row for row in of.batches.get((key, CHAMPION), ())}
+    current = batches.get(rows.week)
+    attempt, beside = of.attempts.get((key, CHAMPION)), of.attempts.get((key, CHALLENGER))
+    error = _error(attempt)
+    measured = next((row for row in reversed(list(batches.values())) if row["verdict"] == "ok"), None)
+    flags = [row for row in of.flags.get(key, ()) if row["scored_week"] == rows.week]
+    return {
+        "key": key,
+        "status": "scored" if current else ("failed" if error else "missing"),
+        "error": error,
+        "challenger_error": _error(beside),
+        "accounts": current["n_rows_scored"] if current else None,
+        "mean": current["mean_probability"] if current else None,
+        "is_fallback": bool(current and current["is_fallback"]),
+        "is_foreign_data": bool(current and current["is_foreign_data"]),
+        "auc": _auc(measured) if measured else None,
+        "aucs": [batches[week]["roc_auc"] if week in batches else None for week in rows.weeks],
+        "confirmed": [row["feature"] for row in flags if row["is_confirmed"]],
+        "new": [row["feature"] for row in flags if not row["is_confirmed"]],
+        **_champion(key, of, batches),
+    }
+
+
+def _error(attempt: Row | None) -> str | None:
+    return attempt["error"] if attempt and attempt["outcome"] == "failed" else None
+
+
+def _auc(measured: Row) -> Content:
+    limit, high = measured["auc_limit"], measured["roc_auc_high"]
+    return {
+        "week": plain(measured["scored_week"]),
+        "value": measured["roc_auc"],
+        "low": measured["roc_auc_low"],
+        "high": high,
+        "limit": limit,
+        "is_below": limit is not None and high is not None and high < limit,
+    }
+
+
+def _champion(key: str, of: _Grouped, batches: Mapping[date, Row]) -> Content:
+    """Say who is champion by the trail, where that is silent by who scored; since when, by whichever knows longer."""
+    event = of.champions.get(key)
+    newest = list(batches.values())[-1:]
+    champion = event["champion_version"] if event else (newest[0]["model_version"] if newest else None)
+    scored = takewhile(lambda row: row["model_version"] == champion, reversed(list(batches.values())))
+    days = [row["scored_week"] for row in scored] + ([event["since"].date()] if event else [])
+    beside = [row for row in of.batches.get((key, CHALLENGER), ()) if row["scored_week"] == max(batches, default=None)]
+    return {
+        "champion": champion,
+        "since": plain(min(days, default=None)),
+        "challenger": event["challenger_version"] if event else (beside[0]["model_version"] if beside else None),
+        "ab_share": event["ab_share"] if event else 0,
+    }
+
+
+def _trend(batches: Sequence[Row]) -> Content:
+    """Say how a week's champions scored over the fleet, and what their scores were worth."""
+    return {
+        "n": len(batches),
+        "accounts": sum(row["n_rows_scored"] for row in batches),
+        "mean": _spread(batches, "mean_probability"),
+        "auc": _spread(batches, "roc_auc"),
+        "estimated": _spread(batches, "estimated_auc"),
+    }
+
+
+def _spread(rows: Sequence[Row], name: str) -> list[float] | None:
+    """Return the tenth percentile, the median and the ninetieth; ``None`` of nothing."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return plain(np.percentile(values, (10, 50, 90)).tolist()) if values else None
+
+
+def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
+    """Say of a variant what its own page shows."""
+    newest, judged = of.newest.get(key), of.judged.get(key)
+    flags = of.flags.get(key, ())
+    places = {week: place for place, week in enumerate(rows.weeks)}
+    return {
+        "key": key,
+        "history": {role: _history(of.batches.get((key, role), ()), places) for role in (CHAMPION, CHALLENGER)},
+        "flags": [[places[row["scored_week"]], row["feature"], row["is_confirmed"]] for row in flags],
+        "lineage": {name: plain(newest[name]) for name in _LINEAGE} if newest else None,
+        "importance": plain(newest["importance"]) if newest else None,
+        "features": _features(newest) if newest else [],
+        "scores": newest["score_counts"] if newest else None,
+        "reliability": plain(judged["reliability"]) if judged else None,
+        "judged_week": plain(judged["scored_week"]) if judged else None,
+        "segments": [[row[name] for name in _SEGMENT] for row in of.segments.get(key, ())],
+    }
+
+
+def _history(batches: Sequence[Row], places: Mapping[date, int]) -> list[list[Any]]:
+    """Return per batch: place of its week, version, accounts, mean score, estimated AUC, then what it was worth."""
+    return [[places[row["scored_week"]], *(row[name] for name in _HISTORY)] for row in batches]
+
+
+def _features(newest: Row) -> list[Content]:
+    """Set the newest batch's rows beside the reference's, bin by bin; nothing where there is no reference."""
+    if newest["reference"] is None or newest["profile_counts"] is None:
+        return []
+    reference = Profile.from_json(newest["reference"])
+    batch = Profile(reference.bins, np.asarray(newest["profile_counts"], dtype=np.int64))
+    drift, before, now = newest["drift"] or {}, reference.by_feature(), batch.by_feature()
+    return [
+        {
+            "feature": bins.feature,
+            "is_ordered": not bins.levels,
+            "labels": _labels(bins),
+            "reference": before[bins.feature].tolist(),
+            "batch": now[bins.feature].tolist(),
+            "psi": plain(drift.get(bins.feature, {}).get("psi")),
+            "excess_psi": plain(drift.get(bins.feature, {}).get("excess_psi")),
+        }
+        for bins in reference.bins
+    ]
+
+
+@cache
+def _labels(bins: Bins) -> list[str]:
+    return list(bins.labels)

@@ -1,0 +1,114 @@
+"""The sensor that watches: it looks at the fleet every few minutes, and sends what people must be told.
+
+It runs beside the jobs it watches, so a run that never started is noticed as well.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from churn.alerting import deliver
+from churn.errors import ChurnError
+from churn.monitoring.conditions import FailedRun
+from orchestration.assets.weekly import OP_NAME
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
+from orchestration.resources import Services
+
+_DELIVER_FOR_S = 8
+"""A receiver may take 40 s more for what has begun, and a sensor is killed after 60."""
+
+_LOOK_BACK = timedelta(days=7)
+_MOST_FAILED, _MOST_LATER = 50, 1000
+_RETRIED_TAG = "dagster/will_retry"
+_FAILURES = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+
+
+@dg.sensor(
+    minimum_interval_seconds=300,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Looks for failures, missed weeks, stale data, drift and low performance, and sends alerts.",
+)
+def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipReason:
+    """Settle what is wrong now as incidents, and deliver every alert that is waiting; requests no run."""
+    now = datetime.now(UTC)
+    with services.open() as deployment:
+        receivers = deployment.receivers()
+        watch = deployment.watch()
+        try:
+            looked = watch.look(now, failed_runs(context.instance, now))
+            told = ", ".join(f"{change.event}: {change.title}" for change in looked.changes) or "nothing new"
+        except ChurnError as error:
+            told = f"could not look: {error}"
+        sent = deliver(watch.incidents, receivers, datetime.now(UTC), _DELIVER_FOR_S)
+    return dg.SkipReason(f"{told}; {sent.n_sent} alerts sent, {sent.n_failed} attempts failed, {sent.n_waiting} wait")
+
+
+def failed_runs(instance: dg.DagsterInstance, now: datetime) -> list[FailedRun]:
+    """Return the runs of the last week that failed, the newest of each job and range that no later one made good."""
+    records = _runs(instance, dg.DagsterRunStatus.FAILURE, now - _LOOK_BACK, _MOST_FAILED)
+    newest: dict[tuple[Any, ...], dg.RunRecord] = {}
+    for record in records:
+        if record.dagster_run.tags.get(_RETRIED_TAG) != "true":
+            newest.setdefault(_work(record.dagster_run), record)
+    made_good = _last_successes(instance, newest)
+    return [
+        _described(instance, record)
+        for work, record in newest.items()
+        if work not in made_good or made_good[work] < record.create_timestamp
+    ]
+
+
+def _runs(
+    instance: dg.DagsterInstance, status: dg.DagsterRunStatus, since: datetime, most: int, job: str | None = None
+) -> Iterator[dg.RunRecord]:
+    """Yield runs, the newest first."""
+    wanted = dg.RunsFilter(statuses=[status], created_after=since, job_name=job)
+    yield from instance.get_run_records(wanted, limit=most, order_by="create_timestamp")
+
+
+def _work(run: dg.DagsterRun) -> tuple[Any, ...]:
+    """Return what a run was for: another one for the same makes a failed one good."""
+    tags = (RANGE_START_TAG, RANGE_END_TAG, "dagster/partition")
+    return (run.job_name, frozenset(run.asset_selection or ()), *(run.tags.get(tag) for tag in tags))
+
+
+def _last_successes(
+    instance: dg.DagsterInstance, failed: Mapping[tuple[Any, ...], dg.RunRecord]
+) -> dict[tuple[Any, ...], datetime]:
+    """Return when work that failed was last begun and done."""
+    last: dict[tuple[Any, ...], datetime] = {}
+    for job in {work[0] for work in failed}:
+        since = min(record.create_timestamp for work, record in failed.items() if work[0] == job)
+        for record in _runs(instance, dg.DagsterRunStatus.SUCCESS, since, _MOST_LATER, job):
+            last.setdefault(_work(record.dagster_run), record.create_timestamp)
+    return last
+
+
+def _described(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
+    run = record.dagster_run
+    names: list[str] = []
+    sentence = "it ended without saying why; see its log in Dagster"
+    for entry in instance.all_logs(run.run_id, of_type=_FAILURES):
+        event = entry.dagster_event
+        if event is None:
+            continue
+        if not event.is_step_failure:
+            sentence = event.message or sentence
+            continue
+        sentence, metadata = _of_step(event)
+        if event.step_key == OP_NAME and "failed" in metadata:
+            names = list(metadata["failed"].value)
+        break
+    started_at = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else record.create_timestamp
+    return FailedRun(run.job_name, run.run_id, started_at, sentence, names)
+
+
+def _of_step(event: dg.DagsterEvent) -> tuple[str, Mapping[str, Any]]:
+    data = event.step_failure_data
+    told = data.user_failure_data
+    if told is not None:
+        return told.description or event.message or "", told.metadata
+    error = data.error.cause or data.error if data.error else None
+    return (error.message if error else event.message or ""), {}

@@ -1,0 +1,168 @@
+"""What a child process does before it is killed: it scores a variant with the product's own ``Scorer``.
+
+Importing and loading cost seconds, so one process does them once, and forks a child for each kill. ``POINTS`` names the
+places where a child kills itself, by the function it has entered or left.
+"""
+
+import gc
+import importlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import wraps
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+import pytest
+import sqlalchemy as sa
+
+from churn.charts import draw_importance
+from churn.deployment import Deployment
+from churn.model.engine import build_engine
+from churn.pipeline import Scorer
+from churn.variants import Variant
+from tests.faults.house import VARIANTS, Warmth, open_scorer
+from tests.faults.naive import publish_naively
+
+_PREDICTIONS = "churn.store.predictions"
+POINTS: Mapping[str, tuple[str, str, str]] = {
+    "it has read nothing yet": ("churn.data.sources", "Sources.fetch_input", "entered"),
+    "the input is read": ("churn.data.sources", "Sources.fetch_input", "left"),
+    "the model is loaded": ("churn.model.registry", "Registry.load", "left"),
+    "the week is open": (_PREDICTIONS, "PredictionStore._open_week", "left"),
+    "the lock is held": (_PREDICTIONS, "_lock", "left"),
+    "a batch id is taken": (_PREDICTIONS, "_next_batch_id", "left"),
+    "rows are half sent": (_PREDICTIONS, "_CopyStream.read", "left"),
+    "rows are all sent": (_PREDICTIONS, "_copy", "left"),
+    "the batch is recorded": (_PREDICTIONS, "_insert_batch", "left"),
+    "the attempt is recorded": (_PREDICTIONS, "_insert_attempt", "left"),
+    "the old batch is put aside": (_PREDICTIONS, "_mark_current", "entered"),
+    "the new batch is current": (_PREDICTIONS, "_make_current", "left"),
+    "commit is asked for": ("churn.store.watch", "WatchedConnection.commit", "entered"),
+    "it is committed": (_PREDICTIONS, "PredictionStore.publish", "left"),
+}
+"""Where a child may kill itself: the module, the function, and whether it dies on the way in or out."""
+
+_CALLS_BEFORE = {"rows are half sent": 2, "commit is asked for": 1}
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(point: str) -> None:
+    """Make this process kill itself when it comes to a point."""
+    module_name, path, when = POINTS[point]
+    owner: Any = importlib.import_module(module_name)
+    *outer, name = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    original: Callable[..., Any] = getattr(owner, name)
+    calls_left = _CALLS_BEFORE.get(point, 0)
+
+    @wraps(original)
+    def deadly(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls_left
+        is_time, calls_left = calls_left <= 0, calls_left - 1
+        if is_time and when == "entered":
+            _die()
+        result = original(*arguments, **named)
+        if is_time:
+            _die()
+        return result
+
+    setattr(owner, name, deadly)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a child is to do.
+
+    Attributes:
+        point: Where it kills itself; ``None`` leaves the killing to others.
+        scores: What it publishes the naive way; ``None`` scores with the product.
+    """
+
+    key: str
+    week: date
+    run_id: str
+    point: str | None = None
+    scores: dict[int, float] | None = None
+
+
+class Nursery:
+    """A process that has imported and loaded everything, opened nothing, and forks a child for each order."""
+
+    def __init__(self, environment: Mapping[str, str], deployment: Deployment, warmth: Warmth) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._orders, theirs = context.Pipe()
+        arguments = (dict(environment), deployment, warmth, theirs)
+        self._process = context.Process(target=_nurse, args=arguments, daemon=True)
+        with pytest.MonkeyPatch.context() as patch:  # OpenMP reads it when it is loaded; its threads survive no fork
+            patch.setenv("OMP_THREAD_LIMIT", "1")
+            self._process.start()
+
+    def wait(self) -> None:
+        """Wait until it is warm."""
+        self._orders.recv()
+
+    def bear(self, order: Order) -> int:
+        """Fork a child and return its process id; it is at work by then."""
+        self._orders.send(order)
+        return int(self._orders.recv())
+
+    def outlive(self) -> int:
+        """Wait for the child's end; returns its exit status, or the signal that ended it as a negative number."""
+        self._orders.send(None)
+        return int(self._orders.recv())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _nurse(environment: Mapping[str, str], deployment: Deployment, warmth: Warmth, orders: Connection) -> None:
+    os.environ.update(environment)
+    scorer = _warm_scorer(deployment, warmth)
+    orders.send(None)
+    child = 0
+    while True:
+        order = orders.recv()
+        if order is None:
+            orders.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            continue
+        child = os.fork()
+        if child == 0:
+            _live(order, scorer, deployment)
+        orders.send(child)
+
+
+def _live(order: Order, scorer: Scorer, deployment: Deployment) -> NoReturn:
+    status = 1
+    try:
+        if order.point is not None:
+            arm(order.point)
+        if order.scores is not None:
+            publish_naively(deployment.database, order.key, order.week, order.scores)
+        else:
+            scorer.score_variant(Variant.from_key(order.key), order.week, dagster_run_id=order.run_id)
+        status = 0
+    except BaseException:  # noqa: BLE001 the nursery's own life must not go on in its child
+        traceback.print_exc()
+    os._exit(status)
+
+
+def _warm_scorer(deployment: Deployment, warmth: Warmth) -> Scorer:
+    scorer = open_scorer(deployment)
+    model = scorer.registry.resolve(VARIANTS[0])
+    bundle = scorer.registry.load(model)
+    scorer.registry.reference(model)
+    build_engine(bundle, warmth.encoding, warmth.chunk[1], n_rows=100, with_reasons=True).score(warmth.chunk[1])
+    scorer.registry.attach(model, "scoring/warm.svg", draw_importance({"total_ngr": 1.0}, "warm"))
+    for engine in (item for item in gc.get_objects() if isinstance(item, sa.Engine)):
+        engine.dispose()
+    return scorer

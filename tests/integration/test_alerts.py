@@ -1,0 +1,444 @@
+"""At stake: every alert reaches every receiver once and in order, be it down, slow or failing, and no URL leaks."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Barrier, Lock, Thread
+from typing import Any
+
+import pytest
+
+from churn.alerting import Delivered, Receivers, deliver
+from churn.deployment import Deployment
+from churn.errors import UsageError
+from churn.monitoring.incidents import Condition
+from churn.store.incidents import LONGEST_RETRY_S, Incidents
+
+from .conftest import ROOT, Site
+
+NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
+LATER = NOW + timedelta(hours=1)
+"""After any retry."""
+SECRET = "s3cr3t-t0ken"  # noqa: S105
+DRIFTED = "input_drifted"
+KINDS = [DRIFTED, "data_stale", "variants_failed"]
+
+
+class WebHook:
+    """A receiver of alerts that answers as it is told, and remembers what it took.
+
+    Attributes:
+        answers: Seconds to wait and status, for each request in turn; then 200 at once.
+        seen: The titles of all requests.
+        taken: The messages of those it answered with 200.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        hook = self
+        self.answers: list[tuple[float, int]] = []
+        self.seen: list[str] = []
+        self.taken: list[Mapping[str, Any]] = []
+        self._lock = Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with hook._lock:
+                    hook.seen.append(message.get("title", ""))
+                    delay, status = hook.answers.pop(0) if hook.answers else (0, 200)
+                time.sleep(delay)
+                if status == 200:
+                    with hook._lock:
+                        hook.taken.append(message)
+                self.send_response(status)
+                if status == 302:
+                    self.send_header("Location", "/")
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        self.port = self._server.server_address[1]
+        Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def titles(self) -> list[str]:
+        return [message["title"].removeprefix("[churn] ") for message in self.taken]
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def url_of(port: int) -> str:
+    return f"json://user:{SECRET}@127.0.0.1:{port}/{SECRET}?+X-Key={SECRET}"
+
+
+@pytest.fixture
+def hook() -> Iterator[WebHook]:
+    hook = WebHook()
+    yield hook
+    hook.stop()
+
+
+@pytest.fixture
+def incidents(deployment: Deployment) -> Incidents:
+    return Incidents(deployment.database)
+
+
+@pytest.fixture
+def receivers(hook: WebHook) -> Receivers:
+    return Receivers.parse(url_of(hook.port))
+
+
+def stale(*variants: str) -> Condition:
+    return Condition("data_stale", dict.fromkeys(variants, "the file is 9 days old"))
+
+
+def drifted(*variants: str) -> Condition:
+    return Condition(DRIFTED, dict.fromkeys(variants, "PSI 0.31 of deposits_30d"))
+
+
+def due(site: Site) -> list[tuple[Any, ...]]:
+    query = "SELECT n_attempts, last_error, next_attempt_at FROM alert_deliveries WHERE delivered_at IS NULL"
+    return site.rows(site.churn, query)
+
+
+def test_two_that_look_at_once_open_one_incident(site: Site, deployment: Deployment):
+    together = Barrier(6, timeout=20)
+    failed = [Condition("run_failed", {"6f1c": "no memory"}, f"job {number}") for number in range(10)]
+
+    def look(_: int) -> int:
+        mine = Incidents(deployment.database)
+        mine.open()  # connected, so that all begin at the same time
+        n_changes = 0
+        for number in range(1, 11):
+            together.wait()
+            n_changes += len(mine.settle(failed[:number], ["run_failed"], ["json-1"], NOW))
+        return n_changes
+
+    with ThreadPoolExecutor(6) as pool:
+        n_changes = sum(pool.map(look, range(6)))
+
+    assert n_changes == 10
+    assert site.rows(site.churn, "SELECT count(*) FROM incidents") == [(10,)]
+    assert site.rows(site.churn, "SELECT event, count(*) FROM alerts GROUP BY event") == [("opened", 10)]
+
+
+def test_what_comes_back_after_it_was_over_is_a_new_incident(incidents: Incidents):
+    hours = [NOW + timedelta(hours=hour) for hour in range(4)]
+    incidents.settle([drifted("geography-us", "geography-eu")], KINDS, [], hours[0])
+    assert incidents.settle([drifted("geography-eu")], KINDS, [], hours[1]) == []
+    assert [dict(found.members) for found in incidents.open()] == [{"geography-eu": "PSI 0.31 of deposits_30d"}]
+    ended = incidents.settle([], KINDS, [], hours[2])
+    again = incidents.settle([drifted("geography-us")], KINDS, [], hours[3])
+
+    assert [(change.event, change.incident_id) for change in ended + again] == [("resolved", 1), ("opened", 2)]
+    newest, oldest = incidents.recent(10)
+    assert (newest.incident_id, newest.resolved_at) == (2, None)
+    assert (oldest.opened_at, oldest.updated_at, oldest.resolved_at) == tuple(hours[:3])
+    assert [found.incident_id for found in incidents.recent(1)] == [2]
+
+
+def test_no_incident_is_written_without_its_alerts(site: Site, incidents: Incidents):
+    with pytest.raises(ValueError, match="NUL"):
+        incidents.settle([drifted("geography-us")], KINDS, ["no receiver\x00"], NOW)
+
+    assert incidents.open() == []
+    changes = incidents.settle([drifted("geography-us")], KINDS, ["json-1"], NOW)
+    assert [change.event for change in changes] == ["opened"]
+
+
+def test_a_receiver_that_is_down_gets_the_whole_story_once_and_in_order_when_it_is_up(site: Site, incidents: Incidents):
+    gone = WebHook()
+    gone.stop()
+    receivers = Receivers.parse(url_of(gone.port))
+    incidents.settle([drifted("geography-us")], KINDS, receivers.names, NOW)
+    assert deliver(incidents, receivers, NOW, 10) == Delivered(n_sent=0, n_failed=1, n_waiting=1, n_stranded=0)
+    [(n_attempts, error, _)] = due(site)
+    assert (n_attempts, error) == (1, "connection refused")
+    incidents.settle([drifted("geography-us", "geography-eu")], KINDS, receivers.names, LATER)
+    incidents.settle([], KINDS, receivers.names, LATER)
+    assert deliver(incidents, receivers, LATER, 10).n_failed == 1
+
+    hook = WebHook(gone.port)
+    # The second and third are due, and wait for the first.
+    site.rows(site.churn, "UPDATE alert_deliveries SET next_attempt_at = '2026-03-03' WHERE alert_id = 1")
+    assert deliver(incidents, receivers, LATER, 10).n_sent == 0
+    sent = deliver(incidents, receivers, NOW + timedelta(days=2), 10)
+    again = deliver(incidents, receivers, NOW + timedelta(days=3), 10)
+    hook.stop()
+
+    assert (sent, again.n_sent) == (Delivered(n_sent=3, n_failed=0, n_waiting=0, n_stranded=0), 0)
+    assert hook.titles == [
+        "Input drifted: 1 variant",
+        "Input drifted: 1 variant more, 2 now",
+        "Resolved: Input drifted: 2 variants",
+    ]
+    assert [message["type"] for message in hook.taken] == ["warning", "warning", "success"]
+    assert [message["message"].splitlines()[0] for message in hook.taken] == [
+        "Incident 1, alert 1",
+        "Incident 1, alert 2",
+        "Incident 1, alert 3",
+    ]
+
+
+def test_an_answer_that_is_not_200_is_no_delivery_and_is_tried_again(
+    site: Site, incidents: Incidents, receivers: Receivers, hook: WebHook
+):
+    statuses = [500, 302, 401, 500]
+    hook.answers = [(0, status) for status in statuses]
+    incidents.settle([drifted("geography-us"), stale("geography-us")], KINDS, receivers.names, NOW)
+
+    hours = [NOW + timedelta(hours=hour) for hour in range(6)]
+    for now, status in zip(hours, statuses, strict=False):
+        # Left alone after a failure: the other alert is not even tried.
+        assert deliver(incidents, receivers, now, 10) == Delivered(n_sent=0, n_failed=1, n_waiting=2, n_stranded=0)
+        assert f"HTTP {status}" in [error for _, error, _ in due(site)]
+    assert deliver(incidents, receivers, hours[4], 10).n_sent == 2
+    assert deliver(incidents, receivers, hours[5], 10).n_sent == 0
+    assert sorted(hook.titles) == ["Data is stale: 1 variant", "Input drifted: 1 variant"]
+    assert len(hook.seen) == 6
+
+
+def test_a_slow_receiver_gets_it_once_and_holds_up_nobody_else(incidents: Incidents, hook: WebHook):
+    slow = WebHook()
+    slow.answers = [(8, 200)]
+    receivers = Receivers.parse(f"{url_of(slow.port)}\n{url_of(hook.port)}")
+    incidents.settle([drifted("geography-us")], KINDS, receivers.names, NOW)
+    with ThreadPoolExecutor(1) as pool:
+        delivering = pool.submit(deliver, incidents, receivers, NOW, 20)
+        wait_until(lambda: bool(hook.taken) and bool(slow.seen))
+        assert not slow.taken
+        # Meanwhile another process delivers, too, and finds nothing to do.
+        assert deliver(incidents, receivers, LATER, 20).n_sent == 0
+        assert delivering.result() == Delivered(n_sent=2, n_failed=0, n_waiting=0, n_stranded=0)
+    assert deliver(incidents, receivers, LATER, 20).n_sent == 0
+    slow.stop()
+
+    assert (len(slow.seen), len(hook.seen)) == (1, 1)
+
+
+def test_pauses_grow_up_to_a_quarter_of_an_hour_and_never_become_for_ever(
+    site: Site, incidents: Incidents, receivers: Receivers, hook: WebHook
+):
+    incidents.settle([drifted("geography-us")], KINDS, receivers.names, NOW)
+    hook.answers = [(0, 500)] * 2
+
+    pauses = []
+    for n_attempts in (0, 5000):
+        query = "UPDATE alert_deliveries SET n_attempts = :n, next_attempt_at = :now"
+        site.rows(site.churn, query, n=n_attempts, now=NOW)
+        deliver(incidents, receivers, NOW, 10)
+        [(_, _, next_attempt_at)] = due(site)
+        pauses.append((next_attempt_at - NOW).total_seconds())
+
+    assert 0 <= pauses[0] < 20
+    assert 0 <= pauses[1] < LONGEST_RETRY_S + 5
+    assert deliver(incidents, receivers, LATER, 10).n_sent == 1
+
+
+def test_nothing_begins_after_the_budget_is_used_up(incidents: Incidents, receivers: Receivers, hook: WebHook):
+    incidents.settle([drifted("geography-us"), stale("geography-us")], KINDS, receivers.names, NOW)
+    hook.answers = [(0.5, 200)]
+
+    assert deliver(incidents, receivers, NOW, 0).n_sent == 0
+    assert deliver(incidents, receivers, NOW, 0.3) == Delivered(n_sent=1, n_failed=0, n_waiting=1, n_stranded=0)
+    # Had the receiver gone from the settings, what waits for it would still be counted.
+    assert deliver(incidents, Receivers(), NOW, 10) == Delivered(n_sent=0, n_failed=0, n_waiting=0, n_stranded=1)
+
+
+DELIVER = """
+import datetime, os, sys
+import sqlalchemy as sa
+from churn.alerting import Receivers, deliver
+from churn.store.incidents import Incidents
+receivers = Receivers.parse(os.environ["CHURN_ALERT_URLS"])
+incidents = Incidents(sa.make_url(os.environ["CHURN_DATABASE_URL"]))
+print("ready", flush=True)
+sys.stdin.readline()
+print(deliver(incidents, receivers, datetime.datetime.now(datetime.UTC), 60).n_sent)
+"""
+
+
+@contextmanager
+def deliverer(deployment: Deployment, port: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ready to deliver, and does when it is sent a line."""
+    database = deployment.database.render_as_string(hide_password=False)
+    environment = os.environ | {"CHURN_ALERT_URLS": url_of(port), "CHURN_DATABASE_URL": database}
+    command = [sys.executable, "-c", DELIVER]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_being_sent(site: Site) -> bool:
+    """Whether somebody holds the lock of the one alert that waits."""
+    query = "SELECT alert_id FROM alert_deliveries WHERE delivered_at IS NULL"
+    waiting = site.rows(site.churn, query)
+    return bool(waiting) and not site.rows(site.churn, f"{query} FOR UPDATE SKIP LOCKED")
+
+
+def test_two_processes_that_deliver_at_once_send_nothing_twice_and_keep_the_order(
+    deployment: Deployment, incidents: Incidents, receivers: Receivers, hook: WebHook
+):
+    for wrong in ([], ["a"], ["a", "b"], []) * 2:
+        members = dict.fromkeys(wrong, "bad")
+        conditions = [Condition(kind, members) for kind in KINDS]
+        incidents.settle(conditions, KINDS, receivers.names, NOW)
+    hook.answers = [(0.03, 200)] * 100
+
+    with deliverer(deployment, hook.port) as one, deliverer(deployment, hook.port) as other:
+        assert line_of(one) == line_of(other) == "ready"
+        go(one)
+        go(other)
+        n_sent = [int(line_of(one)), int(line_of(other))]
+
+    numbers = [message["message"].splitlines()[0] for message in hook.taken]
+    assert sum(n_sent) == len(numbers) == len(set(numbers)) == len(hook.seen) == 3 * 3 * 2
+    assert min(n_sent) > 0
+    by_incident: dict[str, list[int]] = {}
+    for incident, _, alert in (number.partition(", alert ") for number in numbers):
+        by_incident.setdefault(incident, []).append(int(alert))
+    assert len(by_incident) == 6
+    assert [alerts for alerts in by_incident.values() if alerts != sorted(alerts)] == []
+
+
+def test_a_deliverer_killed_before_it_sends_loses_nothing(site: Site, deployment: Deployment, incidents: Incidents):
+    # A listener whose queue is full: whoever connects waits, and has sent nothing.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        port = deaf.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), deliverer(deployment, port) as process:
+            receivers = Receivers.parse(url_of(port))
+            incidents.settle([drifted("geography-us")], KINDS, receivers.names, NOW)
+            go(process)
+            wait_until(lambda: is_being_sent(site))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    wait_until(lambda: not is_being_sent(site))
+
+    hook = WebHook(port)
+    sent = deliver(incidents, receivers, NOW, 10)
+    hook.stop()
+
+    assert (sent.n_sent, sent.n_waiting) == (1, 0)
+    assert hook.titles == ["Input drifted: 1 variant"]
+
+
+def test_what_is_sent_again_because_its_sender_died_bears_the_same_numbers(
+    site: Site, deployment: Deployment, incidents: Incidents, receivers: Receivers, hook: WebHook
+):
+    incidents.settle([drifted("geography-us")], KINDS, receivers.names, NOW)
+    hook.answers = [(1.5, 200)]
+    with deliverer(deployment, hook.port) as process:
+        go(process)
+        wait_until(lambda: bool(hook.seen))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    wait_until(lambda: not is_being_sent(site) and bool(hook.taken))
+
+    assert deliver(incidents, receivers, NOW, 10).n_sent == 1
+    first, second = hook.taken
+    assert first == second
+    assert first["message"].startswith("Incident 1, alert 1\n")
+
+
+def test_no_url_is_in_the_database_nor_in_any_log(
+    site: Site, incidents: Incidents, receivers: Receivers, hook: WebHook, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    hook.answers = [(0, 500)]
+    gone = Receivers.parse(url_of(1))
+    incidents.settle([drifted("geography-us")], KINDS, receivers.names + gone.names, NOW)
+    for now in (NOW, LATER):
+        deliver(incidents, receivers, now, 10)
+        deliver(incidents, gone, now, 10)
+
+    assert "did not take alert 1 of incident 1 (opened): HTTP 500; it is tried again" in caplog.text
+    assert "did not take alert 1 of incident 1 (opened): connection refused; it is tried again" in caplog.text
+    stored = site.rows(site.churn, "SELECT d::text FROM alert_deliveries d UNION SELECT a::text FROM alerts a")
+    assert SECRET not in f"{caplog.text}{stored}{receivers!r}"
+    assert hook.titles == ["Input drifted: 1 variant"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (f"slack://{SECRET}", "of schema 'slack'"),
+        (f"nonsense://{SECRET}", "of schema 'nonsense'"),
+        (SECRET, "without a schema"),
+    ],
+)
+def test_a_bad_url_is_told_by_its_position_and_never_repeated(bad: str, kind: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+
+    with pytest.raises(UsageError) as refused:
+        Receivers.parse(f"json://127.0.0.1 {bad}")
+
+    assert f"number 2, {kind}," in str(refused.value)
+    assert SECRET not in f"{refused.value}{refused.value.__cause__}{caplog.text}"
+
+
+def test_a_receiver_is_known_by_its_url_alone_and_counts_once():
+    one, other = url_of(8001), url_of(8002)
+
+    names = Receivers.parse(f" {one}\n{other}  {one} ").names
+
+    assert names == Receivers.parse(f"{one} {other}").names
+    assert len(set(names)) == 2
+    assert all(name.startswith("json-") and len(name) == len("json-") + 12 for name in names)
+
+
+def test_pagerduty_is_told_which_of_its_incidents_an_alert_opens_and_ends(
+    incidents: Incidents, hook: WebHook, monkeypatch: pytest.MonkeyPatch
+):
+    from apprise.plugins import pagerduty
+
+    monkeypatch.setattr(pagerduty.NotifyPagerDuty, "request_rate_per_sec", 0)
+    monkeypatch.setitem(pagerduty.PAGERDUTY_API_LOOKUP, "us", f"http://127.0.0.1:{hook.port}/")
+    receivers = Receivers.parse(f"pagerduty://{SECRET}@{SECRET}")
+    for wrong in ([drifted("geography-us"), stale("base")], [stale("base")]):
+        incidents.settle(wrong, KINDS, receivers.names, NOW)
+
+    assert deliver(incidents, receivers, NOW, 30).n_sent == 3
+    actions = [(message["event_action"], message["dedup_key"]) for message in hook.taken]
+    assert sorted(action for action, _ in actions) == ["resolve", "trigger", "trigger"]
+    assert len({key for _, key in actions}) == 2

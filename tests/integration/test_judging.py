@@ -1,0 +1,244 @@
+"""At stake: what models turn out to be worth. Each batch is judged in all and by segment, once, in one transaction; the
+run of the version that made the predictions gets it as a time series; and MLflow failing loses nothing of it.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+import boto3
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+from sklearn import metrics
+
+from churn.data.activity import ONE_HOT_PARENTS
+from churn.data.labels import Horizon, at_risk, label
+from churn.data.simulate import simulate_activity
+from churn.deployment import Deployment
+from churn.judging import AUC_LIMIT_TAG, Judge
+from churn.model.segments import JudgedSegment
+from churn.store.results import JudgedBatch
+from churn.variants import Variant
+from orchestration.definitions import defs
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
+
+from .conftest import Run, Site, put_model_files
+
+US = Variant("us")
+WEEKS = [date(2026, 2, 23), date(2026, 5, 25)]
+TODAY = date(2026, 10, 20)
+AGREEMENT = 1e-6
+
+
+@pytest.fixture
+def judge(site: Site, log_model: Run, deployment: Deployment) -> Judge:
+    """Two weeks of a registered variant are scored, and all its activity is known since."""
+    put_model_files(site, US.prefix)
+    assert log_model("--geography", "US").status == 0
+    activity = simulate_activity(n_accounts=3000, first_month=date(2025, 2, 1), n_months=21, seed=3)
+    site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
+    for week in WEEKS:
+        deployment.scorer().score_variant(US, week)
+    opened = deployment.promoter().judge
+    opened.take_in(US)
+    return opened
+
+
+def parquet(frame: pl.DataFrame) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def read_only(judge: Judge, deployment: Deployment) -> Judge:
+    """A judge that MLflow's database refuses to write for."""
+    return replace(judge, registry=deployment.registry(read_only=True))
+
+
+@pytest.fixture
+def live(deployment: Deployment) -> Callable[[str], list[tuple[int, int, float]]]:
+    """Read a metric's time series of version 1's run: step, milliseconds, value."""
+    client = MlflowClient(deployment.tracking_uri)
+    run = client.get_model_version(US.registered_model, "1").run_id
+    return lambda name: [(one.step, one.timestamp, one.value) for one in client.get_metric_history(run, name)]
+
+
+def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: Judge):
+    judge.judge_batches(US, TODAY)
+
+    query = (
+        "SELECT b.scored_week, s.segment, s.level, s.n_matured, s.n_churned, s.verdict, s.roc_auc, s.roc_auc_low, "
+        "s.brier_score, s.mean_score, s.p_below_limit FROM judged_segments AS s JOIN scoring_batches AS b "
+        "USING (batch_id) ORDER BY 1, 2, s.n_matured DESC"
+    )
+    rows = site.rows(site.churn, query)
+    assert {(week, segment) for week, segment, *_ in rows} == {
+        (week, name) for week in WEEKS for name in ONE_HOT_PARENTS
+    }
+    facts = judge.history.read(US)
+    for week in WEEKS:
+        outcomes = _outcomes(site, facts, week)
+        for segment in ONE_HOT_PARENTS:
+            found = [row[2:] for row in rows if row[:2] == (week, segment)]
+            assert sum(n for _, n, *_ in found) == outcomes.height
+            for level, n, n_churned, verdict, auc, low, brier, mean_score, p_value in found:
+                of_level = outcomes.filter(pl.col(segment) == level)
+                churned, scores = of_level["churned"].to_numpy(), of_level["score"].to_numpy()
+                assert (n, n_churned) == (len(churned), churned.sum())
+                assert (verdict == "ok") == (min(n_churned, n - n_churned) >= 50)
+                if verdict == "insufficient":
+                    assert (auc, low, brier, mean_score, p_value) == (None,) * 5
+                    continue
+                assert auc == pytest.approx(metrics.roc_auc_score(churned, scores), abs=AGREEMENT)
+                assert brier == pytest.approx(metrics.brier_score_loss(churned, scores), abs=AGREEMENT)
+                assert mean_score == pytest.approx(scores.mean(), abs=AGREEMENT)
+                assert low < auc
+                assert (p_value < 0.5) == (auc < judge.auc_limit)
+    assert {verdict for *_, verdict, _, _, _, _, _ in rows} == {"ok", "insufficient"}
+
+
+def _outcomes(site: Site, facts: pl.DataFrame, week: date) -> pl.DataFrame:
+    """Put together, apart from the code under test, who was at risk, how they were scored, and what became of them."""
+    query = (
+        "SELECT p.account_id, p.churn_probability::float8, b.as_of FROM churn_predictions AS p "
+        "JOIN scoring_batches AS b USING (batch_id) WHERE b.scored_week = :week"
+    )
+    rows = site.rows(site.churn, query, week=week)
+    as_of = rows[0][2]
+    scored = pl.DataFrame({"account_id": [row[0] for row in rows], "score": [row[1] for row in rows]})
+    ids = np.intersect1d(scored["account_id"].to_numpy(), at_risk(facts, as_of, Horizon()))
+    labels = label(facts, ids, as_of, today=TODAY, horizon=Horizon())
+    end = datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC) + timedelta(days=1)
+    newest = (
+        facts.filter(pl.col("activity_month") <= as_of, pl.col("known_at") < end)
+        .sort("account_id", "activity_month", "known_at", maintain_order=True)
+        .group_by("account_id", maintain_order=True)
+        .last()
+    )
+    churned = pl.DataFrame({"account_id": labels.account_ids, "churned": labels.churned})
+    return churned.join(scored, on="account_id").join(newest, on="account_id")
+
+
+def test_the_run_of_the_version_that_scored_gets_a_time_series_and_pictures(
+    site: Site, judge: Judge, deployment: Deployment, live: Callable
+):
+    judged = judge.judge_batches(US, TODAY)
+
+    monday = date(1970, 1, 5)
+    steps = [(week - monday).days // 7 for week in WEEKS]
+    times = [int(datetime.combine(one.batch.as_of, datetime.min.time(), UTC).timestamp() * 1000) for one in judged]
+    for name in (
+        "roc_auc", "roc_auc_low", "roc_auc_high", "brier_score", "log_loss", "average_precision", "calibration_error",
+        "lift_at_10",
+    ):  # fmt: skip
+        values = [one.measures[name] for one in judged]
+        assert live(f"live_{name}") == list(zip(steps, times, values, strict=True))
+    assert [value for *_, value in live("live_n_matured")] == [one.n_matured for one in judged]
+    kept = site.rows(site.churn, "SELECT n_matured, reliability FROM judged_batches ORDER BY batch_id")
+    for (n_matured, reliability), one in zip(kept, judged, strict=True):
+        assert reliability == one.reliability
+        assert sum(reliability["n"]) == n_matured
+        share = np.dot(reliability["n"], reliability["churned_share"]) / n_matured
+        assert share == pytest.approx(one.n_churned / n_matured)
+    client = MlflowClient(deployment.tracking_uri)
+    run = client.get_model_version(US.registered_model, "1").run_id
+    for week in WEEKS:
+        (picture,) = client.list_artifacts(run, f"performance/{week}")
+        assert picture.path == f"performance/{week}/reliability.svg"
+        assert picture.file_size > 1_000
+
+
+def test_what_mlflow_refused_is_judged_all_the_same_and_logged_once_the_next_time(
+    site: Site, judge: Judge, read_only: Judge, live: Callable, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.WARNING):
+        judged = read_only.judge_batches(US, TODAY)
+
+    assert len(judged) == 2
+    assert site.rows(site.churn, "SELECT count(*) FROM judged_batches") == [(2,)]
+    assert "not in MLflow yet" in caplog.text
+    assert live("live_n_matured") == []
+
+    assert judge.judge_batches(US, TODAY + timedelta(days=7)) == []
+
+    assert [value for *_, value in live("live_roc_auc")] == [one.measures["roc_auc"] for one in judged]
+    n_points = site.rows(site.mlflow, "SELECT count(*) FROM metrics WHERE key LIKE 'live_%'")
+    assert judge.judge_batches(US, TODAY + timedelta(days=14)) == []
+    assert site.rows(site.mlflow, "SELECT count(*) FROM metrics WHERE key LIKE 'live_%'") == n_points
+
+
+def test_a_week_whose_picture_was_refused_is_logged_whole_the_next_time(
+    site: Site, judge: Judge, read_only: Judge, live: Callable
+):
+    read_only.judge_batches(US, TODAY)
+    bucket = boto3.resource("s3").Bucket(site.bucket)
+    bucket.objects.delete()
+    bucket.delete()
+    assert judge.judge_batches(US, TODAY) == []
+    assert live("live_n_matured") == [], "the mark of a week that has everything"
+
+    boto3.client("s3").create_bucket(Bucket=site.bucket)
+    judge.judge_batches(US, TODAY)
+
+    assert len(live("live_n_matured")) == 2
+    written = [one.key for one in boto3.resource("s3").Bucket(site.bucket).objects.all()]
+    assert sorted(key.partition("performance/")[2] for key in written) == [f"{week}/reliability.svg" for week in WEEKS]
+
+
+def test_a_batch_that_was_judged_meanwhile_keeps_its_own_segments(site: Site, judge: Judge):
+    batch, other = judge.results.unjudged(US)
+    poker = JudgedSegment("player_reg_product", "POKER", 7, 3, "insufficient")
+    first = JudgedBatch(batch, TODAY, 3, 7, 7, 7, 0, 3, "insufficient", 0.7, {}, segments=[poker])
+    second = replace(first, segments=[replace(poker, level="CASINO")])
+
+    judge.results.record([first])
+    judge.results.record([second, replace(second, batch=other)])
+
+    found = site.rows(site.churn, "SELECT batch_id, level FROM judged_segments ORDER BY batch_id")
+    assert found == [(batch.batch_id, "POKER"), (other.batch_id, "CASINO")]
+
+
+def test_a_level_that_no_database_takes_as_it_is_fails_nobody(site: Site, judge: Judge):
+    batch = judge.results.unjudged(US)[0]
+    levels = ["a\0b", "é" * 5_000, 'say "no"']
+    segments = [JudgedSegment("brand_id", name, 7, 3, "insufficient") for name in levels]
+
+    judge.results.record([JudgedBatch(batch, TODAY, 3, 7, 7, 7, 0, 3, "insufficient", 0.7, {}, segments=segments)])
+
+    found = {level for (level,) in site.rows(site.churn, "SELECT level FROM judged_segments")}
+    assert found == {"a\ufffdb", "é" * 200, 'say "no"'}
+
+
+@pytest.mark.parametrize(("limit", "passed"), [("0.5500", True), ("0.9700", False)])
+def test_dagster_shows_segments_and_warns_of_those_below_the_limit(
+    judge: Judge, deployment: Deployment, instance: dg.DagsterInstance, limit: str, passed: bool
+):
+    MlflowClient(deployment.tracking_uri).set_model_version_tag(US.registered_model, "1", AUC_LIMIT_TAG, limit)
+    sync_partitions(instance, [US])
+
+    result = defs.resolve_job_def("judging_job").execute_in_process(
+        instance=instance, tags={RANGE_START_TAG: US.key, RANGE_END_TAG: US.key}
+    )
+
+    assert result.success
+    checks = {one.check_name: one for one in result.get_asset_check_evaluations() if one.partition == US.key}
+    assert set(checks) == {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
+    segments = checks["no_segment_is_below_its_limit"]
+    assert (segments.passed, segments.severity) == (passed, dg.AssetCheckSeverity.WARN)
+    below = segments.metadata["below"].value
+    assert (f"{WEEKS[1]}: player_reg_product BETTING" in below) == (not passed)
+    table = segments.metadata["segments"].value
+    assert "| player_reg_product | BETTING |" in table
+    assert f"{WEEKS[1]}, limit {float(limit):.3f}; " in table
+    (shown,) = (event.metadata for event in result.asset_materializations_for_node("judge_batches"))
+    assert shown["reliability"].value.startswith("![picture](data:image/svg+xml;base64,")
+    size = len(json.dumps({name: str(value.value) for name, value in shown.items()}))
+    assert size < 8_000, "thousands of these are kept"
