@@ -61,3 +61,30 @@ year *args:
 # Serve both UIs on this machine.
 up:
     uv run churn up
+
+# Write into .env the passwords that docker-compose.yml demands; what is there stays.
+env:
+    uv run python infra/compose/make_env.py
+
+# Start docker-compose.yml, Prometheus and Grafana included, and wait until all is healthy.
+compose-up *args:
+    docker compose --profile watching up --detach --wait {{args}}
+
+# The Dockerfile, and docker-compose.yml against Compose's schema; neither needs Docker.
+lint-docker:
+    uv run hadolint Dockerfile
+    uv run check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+# The workflows: GitHub's schema, and the usual holes.
+lint-workflows:
+    uv run check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+    uv run zizmor --offline .
+
+# Build the image of all our services.
+image tag="churn-scoring:local" *args="--load":
+    docker buildx build --build-arg CODE_VERSION="$(git rev-parse HEAD)" --tag {{tag}} {{args}} .
+
+# Deploy an image, by its digest, to staging or production with the AWS role of whoever runs this; CI asks for approval first.
+deploy environment image:
+    terraform -chdir=infra/terraform/environments/{{environment}} init -input=false
+    terraform -chdir=infra/terraform/environments/{{environment}} apply -input=false -auto-approve -var image={{quote(image)}}

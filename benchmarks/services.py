@@ -46,6 +46,8 @@ def bench_environment(home: Path) -> Iterator[dict[str, str]]:
             "CHURN_HOME": str(home),
             "MLFLOW_S3_BUCKET": BUCKET,
             "AWS_ENDPOINT_URL": endpoint,
+            # MLflow keeps its S3 clients by this one alone: another endpoint in the same process must not get ours.
+            "MLFLOW_S3_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "bench",
             "AWS_SECRET_ACCESS_KEY": "bench",
             "AWS_DEFAULT_REGION": "us-east-1",

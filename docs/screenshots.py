@@ -59,6 +59,8 @@ def main() -> None:
             take_importance(page, out)
             take_checks(served, page, out)
             take_registry(served, page, out)
+        with browsing(scale=2) as page:
+            take_report(Project(Path(folder) / "year"), page, out)
 
 
 def take_graph(served: Served, page: Page, out: Path) -> None:

@@ -180,4 +180,9 @@ def _number(value: float | None) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
+
+
+def _cell(value: object) -> str:
+    """Keep a file's name, say, from ending a cell or the table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -33,9 +33,11 @@ class Project:
 
     Attributes:
         home: The ``CHURN_HOME``; the account that root's PostgreSQL runs as must be able to enter it.
+        root: Where commands are run.
     """
 
     home: Path
+    root: Path = ROOT
 
     @property
     def environment(self) -> dict[str, str]:
@@ -45,13 +47,13 @@ class Project:
 
     @contextmanager
     def running(self, command: str, *arguments: str) -> Iterator["Command"]:
-        """Start one of the project's commands in the root; on exit, end it and whatever it left."""
+        """Start one of the project's commands, or another one, in the root; on exit, end it and whatever it left."""
         self.home.mkdir(parents=True, exist_ok=True)
         log = self.home / f"{command}-{time.monotonic_ns()}.out"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [Path(sys.executable).with_name(command), *arguments],
-                cwd=ROOT,
+                [shutil.which(command, path=Path(sys.executable).parent) or command, *arguments],
+                cwd=self.root,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
