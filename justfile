@@ -28,6 +28,14 @@ test-slow *args:
 faults *args:
     uv run python -m tests.faults {{args}}
 
+# Build the documentation into site/; any warning fails it.
+docs:
+    uv run python docs/build.py
+
+# Write docs/reference from the code: settings, commands, tables, Dagster.
+reference:
+    uv run python docs/generate.py
+
 # Feed every reader ten thousand bad inputs; writes docs/hostile-input.md.
 hostile *args:
     uv run python -m tests.hostile {{args}}

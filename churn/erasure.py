@@ -33,6 +33,7 @@ _KEY = re.compile(
 )
 _ARRAYS = re.compile(rb"\s*\[\s*\[")
 _SNIFFED_BYTES = 65_536
+_MOST_WEEKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ def first_kept_week(today: date, n_weeks: int, horizon: Horizon) -> date | None:
     Raises:
         UsageError: If weeks would go before their labels have matured, so that none would ever be judged.
     """
-    if n_weeks < 0:
-        raise UsageError(f"{n_weeks} weeks cannot be kept; give 1 or more, or 0 for all")
+    if not 0 <= n_weeks <= _MOST_WEEKS:
+        raise UsageError(f"{n_weeks} weeks cannot be kept; give 1 to {_MOST_WEEKS}, or 0 for all")
     if n_weeks == 0:
         return None
     first = monday_of(today) - timedelta(weeks=n_weeks - 1)

@@ -23,7 +23,7 @@ from churn.model.ubjson import parse_ubjson
 
 MAX_MODEL_BYTES = 512 << 20
 MAX_JSON_BYTES = 64 << 20  # parsed, text takes many times its room
-_MAX_CONTAINERS = 1_000_000
+_MAX_CONTAINERS, _MAX_VALUES = 1_000_000, 4_000_000
 _MAX_CATEGORY = 1 << 24  # XGBoost's own
 GOLDEN_ROWS = 64
 GOLDEN_TOLERANCE = 1e-5  # float32 sums in another order differ by less; a wrongly read model by much more
@@ -215,10 +215,11 @@ def _parse(data: bytes) -> Any:
     if data.startswith(b"{L"):
         return parse_ubjson(data)
     n_containers = data.count(b"[") + data.count(b"{")
-    if len(data) > MAX_JSON_BYTES or n_containers > _MAX_CONTAINERS:
+    n_values = data.count(b",")
+    if len(data) > MAX_JSON_BYTES or n_containers > _MAX_CONTAINERS or n_values > _MAX_VALUES:
         raise ValueError(
-            f"as JSON it has {len(data)} bytes and {n_containers} arrays and objects, of which up to {MAX_JSON_BYTES} "
-            f"and {_MAX_CONTAINERS} are read; save it as .ubj"
+            f"as JSON it has {len(data)} bytes, {n_values} values and {n_containers} arrays and objects, of which up "
+            f"to {MAX_JSON_BYTES}, {_MAX_VALUES} and {_MAX_CONTAINERS} are read; save it as .ubj"
         )
     return json.loads(data, object_pairs_hook=_once)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 _MAX_DEPTH = 64
-_MAX_VALUES = 2_000_000  # beside typed arrays; one of a byte in the file takes many in memory
+_MAX_VALUES = 500_000  # beside typed arrays; one of a byte in the file takes many in memory
 _SCALARS = {
     b"i": ">b",
     b"U": ">B",

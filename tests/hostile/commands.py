@@ -111,6 +111,6 @@ LINES_OF_COMMANDS: Mapping[str, Callable[[], list[str]]] = {
         ("log", "--alias", "latest"), ("log", "--alias", "v3"), ("train", "--trials", "0"), ("train", "--trials", "9" * 5000),
         ("train", "--as-of", "9999-12-31"), ("churn", "score"), ("churn",), ("churn", "score", "base", "--as-of", "9" * 5000),
         ("churn", "explain", "--account", "9" * 5000), ("churn", "explain", "--account", "9223372036854775808"),
-        ("churn", "up", "--dagster-port", "99999"), ("churn", "up", "--mlflow-port=-1"), ("churn", "demo", "--week", "2026-11-03"),
+        ("churn", "up", "--dagster-port", "99999"), ("churn", "retain", "--weeks", "9" * 20), ("churn", "retain", "--weeks=-1"), ("churn", "up", "--mlflow-port=-1"), ("churn", "demo", "--week", "2026-11-03"),
     )
 }  # fmt: skip

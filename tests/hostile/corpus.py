@@ -82,7 +82,7 @@ GARBAGE: Mapping[str, Callable[[], bytes]] = {
     "arrays nested 900 deep": lambda: deep("[", "]", 900),
     "an unclosed array 1,000,000 deep": lambda: b"[" * MB,
     "1,000,000 empty objects": lambda: b"[" + b"{}," * MB + b"{}]",
-    "20,000,000 zeros": lambda: b"[" + b"0," * (20 * MB) + b"0]",
+    "5,000,000 zeros": lambda: b"[" + b"0," * (5 * MB) + b"0]",
     "a number of 1,000,000 digits": lambda: b'[{"a":' + b"9" * MB + b"}]",
     "a string of 50 MB": lambda: b'["' + b"a" * (50 * MB) + b'"]',
     "a line of 50 MB": lambda: b"a" * (50 * MB),

@@ -99,7 +99,7 @@ def _try_to_connect(url: Any) -> None:
 
 SECRET_SEED = {"username": "scorer", "password": SECRET, "host": "db.internal", "port": 6543, "dbname": "tracking"}
 SECRETS: Mapping[str, Callable[[], object]] = {
-    name: (lambda make=make: make().decode("utf-8", "surrogateescape")) for name, make in corpus.GARBAGE.items() if "MB" not in name and "bomb" not in name
+    name: (lambda make=make: make().decode("utf-8", "surrogateescape")) for name, make in corpus.GARBAGE.items() if not any(large in name for large in ("MB", "bomb", ",000,000"))
 } | {
     f"{key} is {value!r:.20}": (lambda key=key, value=value: json.dumps(SECRET_SEED | {key: value}))
     for key in SECRET_SEED

@@ -9,6 +9,7 @@ Every test here failed before the reader was mended.
 import io
 import json
 import struct
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,9 @@ from hypothesis import strategies as st
 from churn.arguments import account_of, alias_of, port_of
 from churn.credentials import parse_secret
 from churn.data.formats import open_rows, read_frame
+from churn.data.labels import Horizon
 from churn.data.sources import Folder
+from churn.erasure import first_kept_week
 from churn.errors import ChurnError, CredentialsError, InputError, ModelFileError, UsageError
 from churn.model.bundle import Golden, parse_feature_names, read_bundle
 from churn.model.ubjson import parse_ubjson
@@ -267,6 +270,12 @@ def test_a_port_or_account_out_of_range_is_wrong_usage(text):
     if text not in ("0", "65536", "-1"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not an account_id"):
             account_of(text)
+
+
+@pytest.mark.parametrize("n_weeks", [-1, 10**20])
+def test_a_number_of_weeks_that_no_calendar_holds_is_wrong_usage(n_weeks):
+    with pytest.raises(UsageError, match="weeks cannot be kept"):
+        first_kept_week(date(2026, 11, 4), n_weeks, Horizon(3, 7))
 
 
 @pytest.mark.parametrize("share", ["nan", "inf", "-1", "1e308"])

@@ -1,0 +1,3 @@
+bucket = "example-churn-terraform-production"
+key    = "churn/production.tfstate"
+region = "us-east-1"

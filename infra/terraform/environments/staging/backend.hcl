@@ -1,0 +1,3 @@
+bucket = "example-churn-terraform-staging"
+key    = "churn/staging.tfstate"
+region = "us-east-1"

@@ -1,0 +1,69 @@
+"""At stake: a notebook rots unseen. It must run from its first cell to its last on what scoring leaves, show figures
+that the tables hold, and be committed without what somebody's players looked like.
+"""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from churn.deployment import Deployment
+from churn.variants import Variant
+
+from .conftest import ROOT, Run, Site, put_model_files
+from .test_weekly_job import activity, as_parquet, monday, put_input
+
+NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
+US, EU = Variant("us"), Variant("eu")
+
+
+@pytest.fixture
+def fleet(site: Site, log_model: Run, deployment: Deployment) -> None:
+    """Two variants; one was scored for two weeks, the other for one."""
+    for variant in (US, EU):
+        put_model_files(site, variant.prefix)
+        put_input(site, variant.key, as_parquet(activity()))
+    assert log_model("--variant", US.key, "--variant", EU.key).status == 0
+    scorer = deployment.scorer()
+    scorer.score_variant(US, monday(1))
+    for variant in (US, EU):
+        scorer.score_variant(variant, monday())
+
+
+def texts(cell: nbformat.NotebookNode) -> str:
+    return "\n".join(output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+
+
+def test_the_notebook_runs_and_shows_what_the_tables_hold(
+    site: Site, fleet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+
+    NotebookClient(
+        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+
+    _, batches, scores, importance, effect, moves, _ = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    ((n_us, mean),) = site.rows(
+        site.churn,
+        "SELECT count(*), avg(churn_probability) FROM churn_predictions_current "
+        "WHERE variant = 'geography-us' AND scored_week = :week",
+        week=monday(),
+    )
+    assert re.search(rf"geography-us ┆ {monday()} *┆ {n_us} *┆ {mean:.5f}", texts(batches))
+    assert all("image/png" in cell.outputs[-1].data for cell in (scores, effect))
+    assert "total_handle" in texts(importance)
+    assert re.search(rf"{monday()} ┆ 0 *┆ 0 *┆ {n_us} ", texts(moves))
+
+
+def test_it_is_kept_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
