@@ -92,7 +92,15 @@ lint-workflows:
 image tag="churn-scoring:local" *args="--load":
     docker buildx build --build-arg CODE_VERSION="$(git rev-parse HEAD)" --tag {{tag}} {{args}} .
 
+# The Terraform and the Kubernetes files: format, validity, and the usual holes.
+infra:
+    terraform fmt -check -recursive infra/terraform
+    terraform -chdir=infra/terraform init -backend=false -input=false -lockfile=readonly
+    terraform -chdir=infra/terraform validate
+    uvx checkov==3.3.30 -d infra/terraform --framework terraform --quiet --compact --skip-download --var-file infra/terraform/environments/production/values.tfvars
+    uvx checkov==3.3.30 -d infra/kubernetes --framework kubernetes --quiet --compact --skip-download
+
 # Deploy an image, by its digest, to staging or production with the AWS role of whoever runs this; CI asks for approval first.
 deploy environment image:
-    terraform -chdir=infra/terraform/environments/{{environment}} init -input=false
-    terraform -chdir=infra/terraform/environments/{{environment}} apply -input=false -auto-approve -var image={{quote(image)}}
+    TF_DATA_DIR="$PWD/infra/terraform/environments/{{environment}}/.terraform" terraform -chdir=infra/terraform init -input=false -lockfile=readonly -backend-config=environments/{{environment}}/backend.hcl
+    TF_DATA_DIR="$PWD/infra/terraform/environments/{{environment}}/.terraform" terraform -chdir=infra/terraform apply -input=false -auto-approve -var-file=environments/{{environment}}/values.tfvars -var={{quote("image=" + image)}}

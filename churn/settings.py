@@ -130,6 +130,8 @@ def load_settings() -> Settings:
     """
     try:
         return Settings()
+    except UnicodeDecodeError:
+        raise UsageError("the environment or .env is wrong: .env is not UTF-8 text; see .env.example") from None
     except ValidationError as error:
         wrong = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
         raise UsageError(f"the environment or .env is wrong: {'; '.join(wrong)}; see .env.example") from None

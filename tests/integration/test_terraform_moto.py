@@ -122,7 +122,7 @@ def made(workplace: tuple[Path, dict[str, str]]) -> Iterator[Made]:
         environment = environment | {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",  # pragma: allowlist secret
             "TF_VAR_image": IMAGE,
             "TF_VAR_started": "false",
         }
@@ -134,7 +134,7 @@ def made(workplace: tuple[Path, dict[str, str]]) -> Iterator[Made]:
         yield Made(
             state=(copied / "terraform.tfstate").read_text(),
             outputs={name: output["value"] for name, output in outputs.items()},
-            again={x["address"] for x in again["resource_changes"] if x["change"]["actions"] != ["no-op"]},
+            again={action for item in again["resource_changes"] for action in item["change"]["actions"]},
             endpoint=endpoint,
         )
         server.stop()
@@ -160,10 +160,9 @@ class TestAWholeEnvironment:
             assert len(password) == 40
             assert password not in made.state + json.dumps(made.outputs)
 
-    def test_a_second_plan_finds_nothing_to_change_but_what_moto_forgets(self, made: Made) -> None:
-        forgotten = ("module.database.aws_db_instance.this", "module.database.aws_db_parameter_group.this")
-
-        assert made.again <= set(forgotten)
+    def test_a_second_plan_makes_and_replaces_nothing(self, made: Made) -> None:
+        # Moto forgets some of what it was told, so that a few resources would be told it again.
+        assert made.again <= {"no-op", "read", "update"}
 
     def test_the_secret_is_what_the_code_reads(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in (

@@ -109,7 +109,7 @@ resource "aws_secretsmanager_secret_version" "login" {
     host     = var.database_host
     port     = var.database_port
     url = format(
-      "postgresql://%s:%s@%s:%d/%s%s",
+      "postgresql://%s:%s@%s:%d/%s%s", # pragma: allowlist secret
       each.key,
       ephemeral.aws_secretsmanager_random_password.login[each.key].random_password,
       var.database_host,
