@@ -95,7 +95,7 @@ def test_two_at_once_on_an_empty_server_both_succeed(empty_site: Site) -> None:
     both = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    said = [process.communicate(timeout=120) for process in both]
+    said = [process.communicate(timeout=240) for process in both]
 
     assert [process.returncode for process in both] == [0, 0], said
     require_no_password(*(text for pair in said for text in pair))
