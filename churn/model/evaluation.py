@@ -192,6 +192,22 @@ def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores) -> AucComp
     return AucComparison(difference, error, p_value)
 
 
+def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.NDArray[np.bool_]:
+    """Tell which hypotheses fall, letting at most a share ``fdr`` of them do so by chance (Benjamini and Hochberg).
+
+    Args:
+        p_values: Shape (n,). Give all that are looked at together: a limit found on a part of them would be another.
+        n_tested: How many were looked at where that is more than n; those that are not listed hold.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if not len(p):
+        return np.zeros(0, dtype=np.bool_)
+    from scipy import stats  # half a second, which scoring need not wait for
+
+    adjusted = stats.false_discovery_control(np.concatenate([p, np.ones(max(n_tested - len(p), 0))]))
+    return np.asarray(adjusted[: len(p)] <= fdr)
+
+
 def average_precision(churned: Outcomes, scores: Scores) -> float:
     """Precision at each distinct score, weighted by the churned rows it adds; as scikit-learn defines it."""
     churned, scores = _both_outcomes(churned, scores)

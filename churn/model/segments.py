@@ -22,6 +22,7 @@ from churn.model.evaluation import (
     Scores,
     brier_score,
     calibration_error,
+    discoveries,
     p_at_least,
     roc_auc_interval,
 )
@@ -87,15 +88,11 @@ def judge_segments(
 def below_limit(segments: Sequence[JudgedSegment], fdr: float = 0.01) -> list[bool]:
     """Tell which segments' AUC lies under the limit; at most a share ``fdr`` of those named is so by chance.
 
-    By Benjamini and Hochberg. Give all that are looked at together: a limit found on a part of them would be another.
+    Give all that are looked at together.
     """
     p_values = [1.0 if one.p_below_limit is None else one.p_below_limit for one in segments if one.verdict == "ok"]
-    if not p_values:
-        return [False] * len(segments)
-    from scipy import stats  # half a second, which scoring need not wait for
-
-    adjusted = iter(stats.false_discovery_control(p_values).tolist())
-    return [one.verdict == "ok" and next(adjusted) <= fdr for one in segments]
+    is_low = iter(discoveries(p_values, fdr).tolist())
+    return [one.verdict == "ok" and next(is_low) for one in segments]
 
 
 def _judge_levels(levels: pl.Series, churned: Outcomes, scores: Scores, auc_limit: float | None) -> list[JudgedSegment]:

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 
-import numpy as np
-
-from churn.model.evaluation import Interval, p_at_least
+from churn.model.evaluation import Interval, discoveries, p_at_least
 from churn.model.versions import CHALLENGER, CHAMPION
 from churn.monitoring.drift import (
     LEAST_UNKNOWN_RISE,
@@ -316,7 +314,7 @@ def newest_judged(judged: Iterable[JudgedChampion], champions: Mapping[str, int 
 def performance_low(judged: Iterable[JudgedChampion]) -> Condition:
     """Tell whose AUC lies under its limit beyond what chance brings about in a fleet."""
     ordered = list(judged)
-    is_low = _discoveries([p_at_least(one.roc_auc, one.limit) for one in ordered])
+    is_low = discoveries([p_at_least(one.roc_auc, one.limit) for one in ordered], FDR)
     return Condition(
         "performance_low",
         {
@@ -337,7 +335,7 @@ def segment_low(segments: Sequence[LowSegment], n_judged: int, known: Collection
         known: Variants whose performance is low as a whole, which needs no parts to be told.
     """
     p_values = [segment.p_below_limit for segment in segments]
-    is_low = _discoveries(p_values, n_judged)
+    is_low = discoveries(p_values, FDR, n_judged)
     low: dict[str, list[LowSegment]] = {}
     for segment, found in zip(segments, is_low, strict=True):
         if found and segment.variant not in known:
@@ -350,17 +348,6 @@ def _segments_sentence(segments: Sequence[LowSegment]) -> str:
     told = [f"{one.segment} {one.level}: ROC AUC {one.roc_auc:.3f}" for one in worst[:_MOST_NAMED]]
     more = len(worst) - len(told)
     return f"{', '.join(told)}{f' and {more} more' if more else ''}; the limit is {worst[0].limit:.3f}"
-
-
-def _discoveries(p_values: Sequence[float], n_tested: int = 0) -> list[bool]:
-    """Tell which hypotheses fall at ``FDR``, by Benjamini and Hochberg; those that are not listed hold."""
-    if not p_values:
-        return []
-    from scipy import stats  # half a second, which scoring need not wait for
-
-    unlisted = max(n_tested - len(p_values), 0)
-    adjusted = stats.false_discovery_control(np.concatenate([p_values, np.ones(unlisted)]))
-    return [bool(p <= FDR) for p in adjusted[: len(p_values)]]
 
 
 def runs_failed(runs: Iterable[FailedRun], attempts: Iterable[Attempt]) -> list[Condition]:

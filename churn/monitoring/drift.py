@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import special
 
 from churn.errors import InputError
+from churn.model.evaluation import discoveries
 from churn.monitoring.profiles import Profile, require_same_bins
 
 LEAST_PSI = 0.02
@@ -190,9 +191,7 @@ def flag_fleet(
         for found in drifts.values()
         for drift in found
     ]
-    from scipy import stats  # half a second, which scoring need not wait for
-
-    is_found = (stats.false_discovery_control(np.ravel(p_values)) <= fdr).reshape(-1, 2).any(axis=1)
+    is_found = discoveries(np.ravel(p_values), fdr).reshape(-1, 2).any(axis=1).tolist()
     return frozenset(flag for flag, found in zip(flags, is_found, strict=True) if found)
 
 
