@@ -191,8 +191,8 @@ def flag_fleet(
         for found in drifts.values()
         for drift in found
     ]
-    is_found = discoveries(np.ravel(p_values), fdr).reshape(-1, 2).any(axis=1).tolist()
-    return frozenset(flag for flag, found in zip(flags, is_found, strict=True) if found)
+    is_found = discoveries(np.ravel(p_values), fdr).reshape(-1, 2).tolist()
+    return frozenset(flag for flag, found in zip(flags, is_found, strict=True) if any(found))
 
 
 def confirmed(this_week: frozenset[Flag], last_week: frozenset[Flag]) -> list[Flag]:
