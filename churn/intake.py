@@ -8,7 +8,7 @@ import polars as pl
 
 from churn.data.activity import check_activity, is_activity
 from churn.data.formats import read_frame
-from churn.data.history import ActivityHistory
+from churn.data.history import ActivityHistory, Appended
 from churn.data.sources import Provenance, Sources
 from churn.errors import InputError
 from churn.variants import Variant
@@ -54,7 +54,7 @@ def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float
     return Extract(checked.rows.drop("row_number"), raw.provenance)
 
 
-def take_in(sources: Sources, history: ActivityHistory, variant: Variant, max_quarantine_share: float) -> int:
-    """Add what is new in a variant's input to its history; returns how many facts that was. Safe to repeat."""
+def take_in(sources: Sources, history: ActivityHistory, variant: Variant, max_quarantine_share: float) -> Appended:
+    """Add what is new in a variant's input to its history. Safe to repeat."""
     extract = read_extract(sources, variant, max_quarantine_share)
     return history.append(variant, extract.rows, extract.provenance.modified_at)

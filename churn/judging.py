@@ -6,8 +6,8 @@ Dagster; ``orchestration`` tells what came of it.
 """
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from churn.charts import draw_reliability
-from churn.data.history import ActivityHistory
+from churn.data.history import ActivityHistory, Appended
 from churn.data.labels import Horizon, Ids, Labels, at_risk, label
 from churn.data.sources import Sources
 from churn.errors import ChurnError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from churn.model.registry import LivePoint, Registry
 
 logger = logging.getLogger(__name__)
+
+VersionTags = Mapping[tuple[Variant, int], Mapping[str, str]]
 
 AUC_LIMIT_TAG = "churn.auc_limit"
 """Of a model version: what its ROC AUC must not lie under, from its own held-out figures."""
@@ -48,6 +50,7 @@ class Judge:
     Attributes:
         auc_limit: For versions that were not trained here and so brought no limit of their own.
         max_quarantine_share: As for scoring.
+        version_tags: The registry's tags of versions as listed once for a fleet; ``None`` looks them up one by one.
     """
 
     sources: Sources
@@ -58,41 +61,54 @@ class Judge:
     limits: Limits
     auc_limit: float
     max_quarantine_share: float
+    version_tags: VersionTags | None = None
 
-    def take_in(self, variant: Variant) -> int:
-        """Add the variant's input, as it is now, to its history; returns how many facts were new.
+    def for_fleet(self) -> "Judge":
+        """Return one that asks the registry once for what many variants need of it."""
+        return replace(self, version_tags=self.registry.version_tags())
+
+    def take_in(self, variant: Variant) -> Appended:
+        """Add the variant's input, as it is now, to its history.
 
         Raises:
             NoActivityError: If the variant has no raw activity of its own, of which alone labels can be made.
         """
         return take_in(self.sources, self.history, variant, self.max_quarantine_share)
 
-    def judge_batches(self, variant: Variant, today: date) -> list[JudgedBatch]:
+    def judge_batches(self, variant: Variant, today: date, facts: pl.DataFrame | None = None) -> list[JudgedBatch]:
         """Judge the variant's current batches whose labels have matured and that were not judged yet.
 
         Each is judged once. One whose labels are missing waits for the activity that they need. What MLflow does not
         take is logged when the variant is judged again, as long as the judging is not older than 60 days.
+
+        Args:
+            facts: The variant's history, where it is at hand; ``None`` reads it.
         """
         ready = [batch for batch in self.results.unjudged(variant) if self.horizon.matures_on(batch.as_of) <= today]
-        judged = self._judge_all(variant, ready, today) if ready else []
+        judged = self._judge_all(ready, self.history.read(variant) if facts is None else facts, today) if ready else []
         self.results.record(judged)
         self._log_live(variant, today)
         return judged
 
-    def compare(self, variant: Variant, champion: int, challenger: int, today: date) -> Verdict:
-        """Say what the accounts that both versions scored, and whose labels matured, say of the challenger."""
+    def compare(
+        self, variant: Variant, champion: int, challenger: int, today: date, facts: pl.DataFrame | None = None
+    ) -> Verdict:
+        """Say what the accounts that both versions scored, and whose labels matured, say of the challenger.
+
+        Args:
+            facts: As for :meth:`judge_batches`.
+        """
         pairs = [
             pair
             for pair in newest_of_each_month(self.results.pairs(variant, champion, challenger))
             if self.horizon.matures_on(pair.champion.as_of) <= today
         ]
-        if not pairs or self.history.version(variant) is None:
+        if not pairs or (facts is None and self.history.version(variant) is None):
             return judge([], self.horizon.months, self.limits)
-        facts = self.history.read(variant)
-        return judge((self._cohort(pair, facts, today) for pair in pairs), self.horizon.months, self.limits)
+        known = self.history.read(variant) if facts is None else facts
+        return judge((self._cohort(pair, known, today) for pair in pairs), self.horizon.months, self.limits)
 
-    def _judge_all(self, variant: Variant, batches: Iterable[PublishedBatch], today: date) -> list[JudgedBatch]:
-        facts = self.history.read(variant)
+    def _judge_all(self, batches: Iterable[PublishedBatch], facts: pl.DataFrame, today: date) -> list[JudgedBatch]:
         limits: dict[int, float] = {}
         return [found for batch in batches if (found := self._judge(batch, facts, today, limits)) is not None]
 
@@ -146,9 +162,14 @@ class Judge:
 
     def _auc_limit(self, batch: PublishedBatch, known: dict[int, float]) -> float:
         if batch.model_version not in known:
-            tags = self.registry.version_tags(batch.variant, batch.model_version)
+            tags = self._tags_of(batch.variant, batch.model_version)
             known[batch.model_version] = float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
         return known[batch.model_version]
+
+    def _tags_of(self, variant: Variant, version: int) -> Mapping[str, str]:
+        if self.version_tags is None:
+            return self.registry.tags_of(variant, version)
+        return self.version_tags.get((variant, version), {})
 
     def _at_risk(self, facts: pl.DataFrame, account_ids: Ids, as_of: date) -> Ids:
         """Leave out the accounts that had churned before they were scored: telling that is no merit."""

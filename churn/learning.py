@@ -20,8 +20,8 @@ import pandas as pd
 import polars as pl
 
 from churn.data.activity import KINDS, check_activity
-from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, in_order, pack_matrix
-from churn.data.history import ActivityHistory, new_facts
+from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, pack_matrix
+from churn.data.history import ActivityHistory, Appended, new_facts
 from churn.data.snapshots import Snapshot, month_ends, snapshots
 from churn.data.sources import INPUT_FOLDER, Provenance, Sources
 from churn.errors import ChurnError, InputError, SourceError, TransientError
@@ -249,7 +249,6 @@ class Trainer:
 
     def _take_in(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Taken":
         """Add a variant's input to its history, and read that; in a dry run only as if."""
-        held = self.history.read(owner) if self.history.version(owner) is not None else None
         try:
             extract = read_extract(self.sources, owner, self.max_quarantine_share)
         except TransientError:
@@ -257,14 +256,21 @@ class Trainer:
         except (SourceError, NoActivityError) as error:
             if is_own and not isinstance(error, (SourceError, ForeignActivityError)):
                 raise
-            return _Taken(held, f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error))
+            return _Taken(
+                self._held(owner),
+                f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error),
+            )
         received_at = extract.provenance.modified_at
         if dry_run:
+            held = self._held(owner)
             added = new_facts(self.history.erased(owner).without(extract.rows), held, received_at)
-            facts = pl.concat([added] if held is None else [held, added], how="diagonal_relaxed")
-            return _Taken(in_order(facts), "", extract.provenance, added.height)
-        n_added = self.history.append(owner, extract.rows, received_at)
-        return _Taken(self.history.read(owner), "", extract.provenance, n_added)
+            facts = Appended(added.height, [added] if held is None else [held, added]).facts
+            return _Taken(facts, "", extract.provenance, added.height)
+        appended = self.history.append(owner, extract.rows, received_at)
+        return _Taken(appended.facts, "", extract.provenance, appended.n_added)
+
+    def _held(self, owner: Variant) -> pl.DataFrame | None:
+        return self.history.read(owner) if self.history.version(owner) is not None else None
 
     def _with_numbers(self, facts: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         """Read the columns beyond the contract that the model uses as numbers."""

@@ -32,7 +32,7 @@ from churn.data.sources import Provenance, SourceFile, Sources
 from churn.errors import ChurnError, ModelFileError, TransientError
 from churn.model.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.monitoring.drift import compare, estimated_auc
-from churn.monitoring.profiles import SCORE, Profile, ProfileCounter
+from churn.monitoring.profiles import Profile, ProfileCounter, regrouped
 from churn.patience import Circuit
 from churn.store.predictions import PARENTS, BatchRecord, Challenge, PredictionStore, ScoredRows, Unpublished
 from churn.threads import in_threads, without_frames
@@ -307,12 +307,9 @@ class Scorer:
         return _Pass(batch, bundle.feature_names, counts, summary, engine)
 
     def _reference(self, model: ModelVersion, encoding: Encoding) -> Profile | None:
-        """Return what to compare the batch with, where its features come from the same parents as the reference's."""
+        """Return what to compare the batch with, by the parents that its features come from."""
         reference = self.registry.reference(model)
-        if reference is None or [bins.feature for bins in reference.bins] != [*encoding.parents, SCORE]:
-            return None
-        levels = {group.parent: group.levels for group in encoding.one_hots}
-        return reference if all(bins.levels == levels.get(bins.feature, ()) for bins in reference.bins) else None
+        return None if reference is None else regrouped(reference, encoding)
 
     def _record(
         self,

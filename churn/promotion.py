@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from churn.errors import ChurnError, PromotionError, UsageError
 from churn.judging import Judge
 from churn.model.sequential import e_benjamini_hochberg
@@ -59,12 +61,27 @@ class Promoter:
     def today(self) -> date:
         return self.clock().date()
 
-    def standing(self, variant: Variant) -> Standing:
-        """Say who is champion, previous and challenger, and how the challenger does; writes nothing."""
-        event = self._as_it_is(variant, self.registry.aliases_of(variant))
+    def for_fleet(self) -> "Promoter":
+        """Return one that asks the registry once for what judging many variants needs of it."""
+        return replace(self, judge=self.judge.for_fleet())
+
+    def standing(
+        self,
+        variant: Variant,
+        listed: Mapping[Variant, Mapping[str, int]] | None = None,
+        facts: pl.DataFrame | None = None,
+    ) -> Standing:
+        """Say who is champion, previous and challenger, and how the challenger does; writes nothing.
+
+        Args:
+            listed: Every variant's aliases as the registry listed them; ``None`` asks now.
+            facts: The variant's history, where it is at hand; ``None`` reads it when it is needed.
+        """
+        held = self.registry.aliases_of(variant) if listed is None else listed.get(variant, {})
+        event = self._as_it_is(variant, held)
         if event.champion is None or event.challenger is None:
             return Standing(event, None)
-        return Standing(event, self.judge.compare(variant, event.champion, event.challenger, self.today))
+        return Standing(event, self.judge.compare(variant, event.champion, event.challenger, self.today, facts))
 
     def observe(self, aliases: Mapping[Variant, Mapping[str, int]]) -> list[ModelEvent]:
         """Write down the aliases that the trail does not know of yet.

@@ -17,9 +17,11 @@ Processes may append at once. Each writes a part of its own; a fact that two of 
 import hashlib
 import io
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,24 @@ Marks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class Appended:
+    """What came of appending an extract.
+
+    Attributes:
+        n_added: Facts that the history did not hold.
+        parts: The facts of each part by now, in the parts' order.
+    """
+
+    n_added: int
+    parts: Sequence[pl.DataFrame]
+
+    @cached_property
+    def facts(self) -> pl.DataFrame:
+        """All facts, as :meth:`ActivityHistory.read` gives them, without reading them again."""
+        return in_order(_stack(self.parts))
+
+
+@dataclass(frozen=True)
 class ActivityHistory:
     """The histories of all variants in one place: the bucket, or the local folder where there is none.
 
@@ -54,7 +74,7 @@ class ActivityHistory:
     place: Place
     erased: Callable[[Variant], Erased] = lambda _: Erased()
 
-    def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> int:
+    def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> "Appended":
         """Add what an extract says that the history does not. Appending it again adds nothing.
 
         Accounts that were erased are left out, also those that are being erased meanwhile.
@@ -62,9 +82,6 @@ class ActivityHistory:
         Args:
             extract: Checked activity, with or without ``known_at``; columns beyond the contract's are kept.
             received_at: When the extract came in, with its time zone.
-
-        Returns:
-            How many facts were added.
 
         Raises:
             InputError: If ``extract`` is no raw activity, contradicts a column's type, or a part is damaged.
@@ -76,16 +93,20 @@ class ActivityHistory:
         received_at = received_at.astimezone(UTC)
         erased = self.erased(variant)
         parts = self._parts(variant)
-        added = new_facts(erased.without(extract), self._read(parts) if parts else None, received_at)
+        read = self._read_parts(parts)
+        added = new_facts(erased.without(extract), in_order(_stack(read)) if read else None, received_at)
         if added.is_empty():
-            return 0
+            return Appended(0, read or [added])
         content = _as_parquet(added)
         # The count keeps parts received at one instant in the order in which they were written.
         name = f"{received_at:%Y%m%dT%H%M%S.%f}Z-{len(parts):05d}-{hashlib.sha256(content).hexdigest()}.parquet"
-        persistently(lambda: self.place.write(variant.prefix + FOLDER + name, content))
+        key = variant.prefix + FOLDER + name
+        persistently(lambda: self.place.write(key, content))
+        read.insert(bisect([part.key for part in parts], key), added)
         if (by_now := self.erased(variant)) != erased:
             self.erase(variant, by_now)
-        return added.height
+            read = [by_now.without(facts) for facts in read]
+        return Appended(added.height, read)
 
     def erase(self, variant: Variant, erased: Erased, *, dry_run: bool = False) -> int:
         """Write the parts that hold facts of erased accounts anew, without them. Safe to repeat, and to break off.
@@ -123,7 +144,7 @@ class ActivityHistory:
             raise SourceError(
                 f"{self.place.uri(variant.prefix + FOLDER)} holds no activity; append an extract of {variant} first"
             )
-        return self._read(parts)
+        return in_order(_stack(self._read_parts(parts)))
 
     def version(self, variant: Variant) -> str | None:
         """Name the state of the history, by one listing; ``None`` where there is none. It changes with every part."""
@@ -138,8 +159,8 @@ class ActivityHistory:
             (entry for entry in held if _PART.fullmatch(entry.key.removeprefix(prefix))), key=lambda entry: entry.key
         )
 
-    def _read(self, parts: list[Entry]) -> pl.DataFrame:
-        return in_order(_stack(list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))))
+    def _read_parts(self, parts: list[Entry]) -> list[pl.DataFrame]:
+        return list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
 
     def _read_part(self, part: Entry) -> pl.DataFrame:
         content = persistently(lambda: b"".join(self.place.chunks(part)))

@@ -330,15 +330,15 @@ class Registry:
                 else:
                     self._client.set_registered_model_alias(name, alias, str(version))
 
-    def version_tags(self, variant: Variant, version: int) -> dict[str, str]:
+    def tags_of(self, variant: Variant, version: int) -> dict[str, str]:
         """Return what was written down of a version when it was logged."""
         name = variant.registered_model
         with _errors_translated(f"reading version {version} of {name!r}"):
             return dict(self._client.get_model_version(name, str(version)).tags)
 
-    def training_dates(self) -> dict[tuple[Variant, int], date]:
-        """Return when each version was trained, as far as it was written down, by variant and version."""
-        found: dict[tuple[Variant, int], date] = {}
+    def version_tags(self) -> dict[tuple[Variant, int], Mapping[str, str]]:
+        """Return :meth:`tags_of` every version of every variant."""
+        found: dict[tuple[Variant, int], Mapping[str, str]] = {}
         token: str | None = None
         with _errors_translated("listing the model versions"):
             while True:
@@ -346,12 +346,17 @@ class Registry:
                     f"name LIKE '{_MODEL_NAME_PREFIX}%'", max_results=1000, page_token=token
                 )
                 for version in page:
-                    variant, day = _variant_of(version), version.tags.get("training_date", "")
-                    if variant is not None and _DAY.fullmatch(day):
-                        found[variant, int(version.version)] = date.fromisoformat(day)
+                    variant = _variant_of(version)
+                    if variant is not None:
+                        found[variant, int(version.version)] = version.tags
                 token = page.token
                 if not token:
                     return found
+
+    def training_dates(self) -> dict[tuple[Variant, int], date]:
+        """Return when each version was trained, as far as it was written down, by variant and version."""
+        days = {key: tags.get("training_date", "") for key, tags in self.version_tags().items()}
+        return {key: date.fromisoformat(day) for key, day in days.items() if _DAY.fullmatch(day)}
 
     def require_free_or_own(self, variant: Variant) -> None:
         """Raise ``RegistryError`` when another variant holds this one's model name."""

@@ -5,7 +5,7 @@ counts means is for :mod:`churn.monitoring.drift`. Pure.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from churn.data.features import Encoding, Packed
+from churn.data.features import Encoding, OneHot, Packed
 from churn.errors import InputError
 
 SCORE = "churn_probability"
@@ -188,6 +188,51 @@ def spliced(inputs: Profile, scores: Profile) -> Profile:
         (*inputs.bins[:-1], scores.bins[-1]),
         np.concatenate([inputs.counts[:n_of_inputs], scores.counts[-n_of_score:]]),
     )
+
+
+def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
+    """Count a reference's rows by the parents of another encoding of the same features.
+
+    Where its rows came encoded and a batch's come raw, it has a number of 0 or 1 for each level of what the batch has
+    as one category; the counts of the one follow from those of the others.
+
+    Returns:
+        ``None`` where the encoding has a parent of which the reference does not know.
+    """
+    counts = reference.by_feature()
+    numbers = {bins.feature: bins for bins in reference.bins if not bins.levels and bins.feature != SCORE}
+    categories = {(bins.feature, bins.levels): bins for bins in reference.bins if bins.levels}
+    found: list[tuple[Bins, Counts]] = []
+    for name, _ in encoding.numbers:
+        if name not in numbers:
+            return None
+        found.append((numbers[name], counts[name]))
+    for group in encoding.one_hots:
+        if (group.parent, group.levels) in categories:
+            found.append((categories[group.parent, group.levels], counts[group.parent]))
+        elif (counted := _count_of_levels(group, numbers, counts, reference.n_rows)) is not None:
+            found.append((Bins(group.parent, levels=group.levels), counted))
+        else:
+            return None
+    bins, parts = zip(*found, (reference.bins[-1], counts[SCORE]), strict=True)
+    return Profile(bins, np.concatenate(parts))
+
+
+def _count_of_levels(
+    group: OneHot, numbers: Mapping[str, Bins], counts: Mapping[str, Counts], n_rows: int
+) -> Counts | None:
+    """Count each level's rows by its own number of 0 or 1, and those of no level."""
+    names = [f"{group.parent}_{level}" for level in group.levels]
+    if any(name not in numbers for name in names):
+        return None
+    of_levels = [_count_above_zero(numbers[name], counts[name]) for name in names]
+    n_other = n_rows - sum(of_levels)
+    return np.array([*of_levels, n_other], dtype=np.int64) if n_other >= 0 else None
+
+
+def _count_above_zero(bins: Bins, counts: Counts) -> int:
+    is_above = np.array([-np.inf, *bins.edges]) >= 0
+    return int(counts[:-1][is_above].sum())
 
 
 class ProfileCounter:

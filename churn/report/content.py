@@ -192,10 +192,15 @@ def _history(batches: Sequence[Row], places: Mapping[date, int]) -> list[list[An
 
 
 def _features(newest: Row) -> list[Content]:
-    """Set the newest batch's rows beside the reference's, bin by bin; nothing where there is no reference."""
+    """Set the newest batch's rows beside the reference's, bin by bin; nothing where there is no reference.
+
+    Nor where the reference was kept of other bins: a version's first batch came encoded, and this one raw.
+    """
     if newest["reference"] is None or newest["profile_counts"] is None:
         return []
     reference = Profile.from_json(newest["reference"])
+    if len(newest["profile_counts"]) != len(reference.counts):
+        return []
     batch = Profile(reference.bins, np.asarray(newest["profile_counts"], dtype=np.int64))
     drift, before, now = newest["drift"] or {}, reference.by_feature(), batch.by_feature()
     return [

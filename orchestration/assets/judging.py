@@ -4,9 +4,10 @@ One op takes a range of variants: it adds each one's activity to its history, ju
 matured, and holds its challenger against its champion. Champions change only where that is configured.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -75,9 +76,11 @@ def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Ite
         with services.open() as deployment:
             done = materialized_by(runs_gone_on_from(context), context.instance)
             missing = [key for key in context.partition_keys if key not in done]
-            promoter = deployment.promoter()
-            promoter.observe(promoter.registry.aliases())
-            for key, result in in_threads(lambda key: (key, _attempt(promoter, key, today)), missing, _THREADS):
+            promoter = deployment.promoter().for_fleet()
+            aliases = promoter.registry.aliases()
+            promoter.observe(aliases)
+            attempt = partial(_attempt, promoter, aliases, today)
+            for key, result in in_threads(lambda key: (key, attempt(key)), missing, _THREADS):
                 if isinstance(result, BaseException):
                     run.note_failure(key, result)
                     continue
@@ -120,16 +123,18 @@ def weekly_judging_schedule(
     yield from requests_for_all(context.instance, services, f"judge:{day}", VARIANTS_PER_RUN)
 
 
-def _attempt(promoter: "Promoter", key: str, today: date) -> Told | BaseException:
+def _attempt(
+    promoter: "Promoter", aliases: Mapping[Variant, Mapping[str, int]], today: date, key: str
+) -> Told | BaseException:
     try:
         variant = Variant.from_key(key)
         try:
-            n_new = promoter.judge.take_in(variant)
+            taken = promoter.judge.take_in(variant)
         except InputError as error:
             # Encoded rows, or a parent's: a variant without activity of its own is scored, and never judged.
             return Told(f"not judged: {error}", {"not_judged": dg.MetadataValue.text(str(error))}, [])
-        judged = promoter.judge.judge_batches(variant, today)
-        return _tell(key, n_new, judged, promoter.standing(variant))
+        judged = promoter.judge.judge_batches(variant, today, taken.facts)
+        return _tell(key, taken.n_added, judged, promoter.standing(variant, aliases, taken.facts))
     except Exception as error:  # noqa: BLE001 one variant's error stops no other; it is told at the end
         return without_frames(error)
 

@@ -130,7 +130,7 @@ def player(
     score(instance, "geography-us", "geography-us")
     score(instance, "geography-us", "geography-us", week=monday(1))
     judge = deployment.judge()
-    assert all(judge.take_in(variant) > 0 for variant in (US, BASE))
+    assert all(judge.take_in(variant).n_added > 0 for variant in (US, BASE))
     copies = local_root / "geography-us/data/churn"
     copies.mkdir(parents=True)
     for name, write in COPIES.items():
@@ -168,7 +168,7 @@ def test_an_erased_account_is_nowhere_comes_back_by_no_extract_and_nobody_else_l
     require_the_others(site, player)
 
     score(instance, "base", "geography-us")
-    assert [player.judge.take_in(variant) for variant in (US, BASE)] == [0, 0]
+    assert [player.judge.take_in(variant).n_added for variant in (US, BASE)] == [0, 0]
     assert n_rows_naming(site, site.churn, account) == {}
     assert n_rows_naming(site, site.dagster, account) == {}
     dropped = "SELECT n_rows_erased FROM scoring_batches WHERE is_current AND scored_week = :week ORDER BY variant"
@@ -273,9 +273,11 @@ def test_an_extract_on_its_way_into_the_history_while_an_account_is_erased_does_
     month = date(2025, 1, 1)
     extract = pl.DataFrame({"account_id": [1, 2], "activity_month": [month, month], "total_deposit": [1.0, 2.0]})
 
-    history.append(US, extract, datetime(2025, 3, 1, tzinfo=UTC))
+    appended = history.append(US, extract, datetime(2025, 3, 1, tzinfo=UTC))
 
-    assert ActivityHistory(Folder(tmp_path)).read(US)["account_id"].to_list() == [1]
+    read = ActivityHistory(Folder(tmp_path)).read(US)
+    assert read["account_id"].to_list() == [1]
+    assert appended.facts.equals(read)
     assert len(list((tmp_path / US.prefix / FOLDER).iterdir())) == 1
 
 

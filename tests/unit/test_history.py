@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from churn.data.activity import KINDS, check_activity
 from churn.data.features import features
-from churn.data.history import FOLDER, ActivityHistory, new_facts
+from churn.data.history import FOLDER, ActivityHistory, Appended, new_facts
 from churn.data.simulate import simulate_activity
 from churn.data.sources import Bucket, Entry, Folder, Place
 from churn.errors import InputError, SourceError, UsageError
@@ -41,6 +41,16 @@ def extract_of(*records: dict[str, object]) -> pl.DataFrame:
     return check_activity(pl.from_dicts(rows, infer_schema_length=None)).rows
 
 
+class Read(ActivityHistory):
+    """What an append hands on is what the history says when it is read."""
+
+    def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> Appended:
+        appended = super().append(variant, extract, received_at)
+        if self.version(variant) is not None:
+            assert appended.facts.equals(self.read(variant))
+        return appended
+
+
 def told(facts: pl.DataFrame) -> list[tuple[object, ...]]:
     return facts.select("account_id", "activity_month", "known_at", "total_deposit").rows()
 
@@ -52,18 +62,18 @@ def place(request, tmp_path) -> Place:
 
 @pytest.fixture
 def history(place) -> ActivityHistory:
-    return ActivityHistory(place)
+    return Read(place)
 
 
 @pytest.fixture
 def local(tmp_path) -> ActivityHistory:
-    return ActivityHistory(Folder(tmp_path / "local"))
+    return Read(Folder(tmp_path / "local"))
 
 
 def test_months_of_the_first_extract_were_known_at_their_end_and_the_one_under_way_when_it_came(history):
     extract = extract_of({}, {"activity_month": FEB}, {"activity_month": MAR}, {"account_id": 2, "activity_month": FEB})
 
-    assert history.append(US, extract, FIRST) == 4
+    assert history.append(US, extract, FIRST).n_added == 4
 
     assert told(history.read(US)) == [
         (1, JAN, JAN_END, 5.0),
@@ -77,7 +87,7 @@ def test_facts_keep_every_column_and_the_contracts_types(history):
     activity = simulate_activity(n_accounts=40, first_month=date(2024, 6, 1), n_months=9, seed=1)
     extract = check_activity(activity.with_columns(pl.col("brand_id").cast(pl.Categorical), sessions=pl.lit(3))).rows
 
-    n_added = history.append(US, extract, FIRST)
+    n_added = history.append(US, extract, FIRST).n_added
     facts = history.read(US)
 
     assert facts.height == n_added == activity.select("account_id", "activity_month").n_unique()
@@ -92,26 +102,26 @@ def test_facts_keep_every_column_and_the_contracts_types(history):
 def test_the_same_extract_again_adds_nothing_whenever_it_comes(history, place):
     # A month reported twice, as extracts have it.
     extract = extract_of({}, {"total_deposit": 6.0}, {"activity_month": MAR, "total_handle": None})
-    assert history.append(US, extract, FIRST) == 2
+    assert history.append(US, extract, FIRST).n_added == 2
     before = history.read(US)
     version = history.version(US)
 
     for received_at in (FIRST, SECOND, THIRD, FIRST - timedelta(days=1)):
-        added = history.append(US, extract, received_at)
+        added = history.append(US, extract, received_at).n_added
         # Of the month under way, an extract that came before the first one knew it earlier.
         assert added == (1 if received_at < FIRST else 0)
         if received_at >= FIRST:
             assert history.version(US) == version
             assert len(place.list("")) == 1
             assert history.read(US).equals(before)
-    assert history.append(US, extract, FIRST - timedelta(days=1)) == 0
+    assert history.append(US, extract, FIRST - timedelta(days=1)).n_added == 0
 
 
 def test_only_what_is_new_or_changed_is_added_and_was_known_when_it_came(history):
     history.append(US, extract_of({}, {"activity_month": FEB}), FIRST)
 
     corrected = extract_of({"total_deposit": 9.0}, {"activity_month": FEB}, {"activity_month": MAR})
-    assert history.append(US, corrected, SECOND) == 2
+    assert history.append(US, corrected, SECOND).n_added == 2
 
     assert told(history.read(US)) == [
         (1, JAN, JAN_END, 5.0),
@@ -135,13 +145,13 @@ def test_a_late_correction_reaches_only_as_of_dates_from_when_it_came(history):
 
 def test_a_correction_taken_back_is_one_more_report(history):
     for deposit, received_at in ((5.0, FIRST), (9.0, SECOND), (5.0, THIRD)):
-        assert history.append(US, extract_of({"total_deposit": deposit}), received_at) == 1
+        assert history.append(US, extract_of({"total_deposit": deposit}), received_at).n_added == 1
     assert [row[2:] for row in told(history.read(US))] == [(JAN_END, 5.0), (SECOND, 9.0), (THIRD, 5.0)]
 
 
 def test_what_disappears_from_a_later_extract_is_kept(history):
     history.append(US, extract_of({}, {"account_id": 2}), FIRST)
-    assert history.append(US, extract_of({}), SECOND) == 0
+    assert history.append(US, extract_of({}), SECOND).n_added == 0
     assert history.read(US)["account_id"].to_list() == [1, 2]
 
 
@@ -152,10 +162,10 @@ def test_an_extract_that_says_when_things_became_known_is_believed(history):
         {"known_at": at(2025, 2, 5)},
         {"activity_month": FEB, "known_at": at(2025, 3, 2)},
     )
-    assert history.append(US, reports, FIRST) == 3  # the report of 5 February changed nothing
-    assert history.append(US, reports, SECOND) == 0
+    assert history.append(US, reports, FIRST).n_added == 3  # the report of 5 February changed nothing
+    assert history.append(US, reports, SECOND).n_added == 0
     later = extract_of({"known_at": at(2025, 3, 12), "total_deposit": 8.0}, {"known_at": at(2025, 2, 3)})
-    assert history.append(US, later, SECOND) == 1
+    assert history.append(US, later, SECOND).n_added == 1
 
     assert told(history.read(US)) == [
         (1, JAN, at(2025, 2, 2), 5.0),
@@ -170,8 +180,8 @@ def test_a_report_that_changed_but_not_its_known_at_was_known_when_the_change_ca
     history.append(US, extract_of({"known_at": known_at}), FIRST)
     changed = extract_of({"known_at": known_at, "total_deposit": 9.0})
 
-    assert history.append(US, changed, SECOND) == 1
-    assert history.append(US, changed, THIRD) == 0
+    assert history.append(US, changed, SECOND).n_added == 1
+    assert history.append(US, changed, THIRD).n_added == 0
 
     assert told(history.read(US)) == [(1, JAN, known_at, 5.0), (1, JAN, SECOND, 9.0)]
 
@@ -180,14 +190,14 @@ def test_a_report_that_changed_has_nothing_to_say_where_a_later_one_stands_besid
     first, second = {"known_at": at(2025, 2, 2)}, {"known_at": at(2025, 2, 9), "total_deposit": 7.0}
     history.append(US, extract_of(first, second), FIRST)
 
-    assert history.append(US, extract_of(first | {"total_deposit": 1.0}, second), SECOND) == 0
+    assert history.append(US, extract_of(first | {"total_deposit": 1.0}, second), SECOND).n_added == 0
     assert [row[3] for row in told(history.read(US))] == [5.0, 7.0]
 
 
 def test_a_change_that_comes_at_the_same_instant_counts_after_what_it_changes(history):
     for deposit in (5.0, 9.0, 2.0, 9.0):
-        assert history.append(US, extract_of({"activity_month": MAR, "total_deposit": deposit}), FIRST) == 1
-    assert history.append(US, extract_of({"activity_month": MAR, "total_deposit": 9.0}), FIRST) == 0
+        assert history.append(US, extract_of({"activity_month": MAR, "total_deposit": deposit}), FIRST).n_added == 1
+    assert history.append(US, extract_of({"activity_month": MAR, "total_deposit": 9.0}), FIRST).n_added == 0
     assert features(history.read(US), date(2025, 3, 10))["total_deposit"].to_list() == [9.0]
 
 
@@ -195,8 +205,8 @@ def test_columns_that_come_later_are_kept_and_those_that_go_say_nothing(history)
     history.append(US, extract_of({}, {"account_id": 2}), FIRST)
     with_sessions = extract_of({"sessions": 3, "tier": "gold"}, {"account_id": 2})
 
-    assert history.append(US, with_sessions, SECOND) == 1
-    assert history.append(US, extract_of({}, {"account_id": 2}), THIRD) == 0
+    assert history.append(US, with_sessions, SECOND).n_added == 1
+    assert history.append(US, extract_of({}, {"account_id": 2}), THIRD).n_added == 0
 
     known = features(history.read(US), THIRD.date())
     assert known.select("account_id", "sessions", "tier").rows() == [(1, 3, "gold"), (2, None, None)]
@@ -224,7 +234,7 @@ def test_each_variant_has_its_own_history_below_its_prefix(history, place, varia
 
 
 def test_nothing_to_add_writes_nothing(history, place):
-    assert history.append(US, extract_of({}).clear(), FIRST) == 0
+    assert history.append(US, extract_of({}).clear(), FIRST).n_added == 0
     assert place.list("") == []
 
 
@@ -318,7 +328,7 @@ def test_an_extract_that_comes_after_a_later_one_does_not_speak_for_later_dates(
     by_day = [features(history.read(US), instant.date())["total_deposit"].item() for instant in (FIRST, SECOND, THIRD)]
 
     assert by_day == [5.0, 7.0, 9.0]
-    assert history.append(US, extract_of({"activity_month": MAR, "total_deposit": 7.0}), SECOND) == 0
+    assert history.append(US, extract_of({"activity_month": MAR, "total_deposit": 7.0}), SECOND).n_added == 0
 
 
 class AppendedMeanwhile(Folder):
@@ -347,7 +357,7 @@ def test_of_two_processes_that_append_at_once_neither_loses_anything(tmp_path, i
     assert set(features(facts, APR)["account_id"]) - {9} == {1, 2, 3}
     assert features(facts, APR)["total_deposit"].to_list() == [5.0] * (3 if is_first else 4)
     for extract in (theirs, ours):
-        assert ActivityHistory(folder).append(US, extract, SECOND) == 0
+        assert ActivityHistory(folder).append(US, extract, SECOND).n_added == 0
 
 
 def test_many_that_append_at_once_lose_nothing(history, place):

@@ -11,9 +11,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from churn.data.features import Encoding, OneHot, Packed, derive, pack, plan_encoding
+from churn.data.features import (
+    Encoding,
+    OneHot,
+    Packed,
+    derive,
+    encode,
+    pack,
+    pack_matrix,
+    plan_encoded,
+    plan_encoding,
+)
 from churn.errors import InputError
-from churn.monitoring.profiles import MOST_BINS, SCORE, Bins, Profile, ProfileCounter, reference_profile, spliced
+from churn.monitoring.profiles import (
+    MOST_BINS,
+    SCORE,
+    Bins,
+    Profile,
+    ProfileCounter,
+    reference_profile,
+    regrouped,
+    spliced,
+)
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "churn"
 ENCODING = Encoding(5, (("total_deposit", 0), ("total_ngr", 1)), (OneHot("brand_id", ("OH", "PA", "MI"), (2, 3, 4)),))
@@ -268,3 +287,49 @@ def test_a_spliced_reference_has_the_inputs_of_one_and_the_scores_of_the_other()
     assert counts["x"].tolist() == year.by_feature()["x"].tolist()
     assert counts[SCORE].tolist() == held_out.by_feature()[SCORE].tolist()
     assert Profile.from_json(found.to_json()).by_feature()[SCORE].sum() == 300
+
+
+NAMES = ("visits", "tier_gold", "tier_silver", "state_OH", "state_PA")
+
+
+@settings(deadline=None)
+@given(
+    tiers=st.lists(st.sampled_from(["gold", "silver", "bronze"]), min_size=1, max_size=60),
+    states=st.lists(st.sampled_from(["OH", "PA"]), min_size=60, max_size=60),
+)
+def test_a_reference_of_encoded_rows_serves_raw_ones_whatever_their_categories_are_called(tiers, states):
+    raw = pl.DataFrame({"visits": np.arange(len(tiers)) % 7, "tier": tiers, "state": states[: len(tiers)]})
+    encoding = plan_encoding(NAMES, raw.columns)
+    scores = np.linspace(0.1, 0.9, raw.height, dtype=np.float32)
+    as_raw = reference_profile(pack(raw, encoding), encoding, scores)
+    encoded = plan_encoded(NAMES, ["state"])
+    matrix = encode(raw, encoding)
+    as_encoded = reference_profile(pack_matrix(matrix, encoded), encoded, scores)
+    assert [bins.feature for bins in as_encoded.bins] == ["visits", "tier_gold", "tier_silver", "state", SCORE]
+
+    made = regrouped(as_encoded, encoding)
+
+    assert made.bins == as_raw.bins
+    assert made.counts.tolist() == as_raw.counts.tolist()
+    assert regrouped(as_raw, encoding).counts.tolist() == as_raw.counts.tolist()
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        Encoding(1, (("total_handle", 0),), ()),
+        Encoding(2, (("total_deposit", 0),), (OneHot("brand_id", ("OH", "PA"), (1,)),)),
+        Encoding(2, (("total_deposit", 0),), (OneHot("tier", ("gold",), (1,)),)),
+        Encoding(1, ((SCORE, 0),), ()),
+    ],
+    ids=["a number", "other levels", "a category", "the score"],
+)
+def test_a_reference_does_not_serve_rows_with_a_parent_it_does_not_know(encoding):
+    assert regrouped(reference([1, 2, 3]), encoding) is None
+
+
+def test_a_reference_whose_numbers_are_no_levels_of_one_category_does_not_serve_it():
+    both = Encoding(2, (("tier_gold", 0), ("tier_silver", 1)), ())
+    packed = Packed(np.ones((2, 9), dtype=np.float32), np.empty((0, 9), dtype=np.uint16))
+    raw = Encoding(2, (), (OneHot("tier", ("gold", "silver"), (0, 1)),))
+    assert regrouped(reference_profile(packed, both, np.linspace(0, 1, 9)), raw) is None

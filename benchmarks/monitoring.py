@@ -1,0 +1,187 @@
+"""Watching a fleet for a week: ``python -m benchmarks.monitoring``. Prints one JSON object.
+
+On a real PostgreSQL, MLflow in it and S3 on this machine, every variant is registered, one past week of it is scored,
+and a new extract comes in. Then is done what the jobs of Monday morning do: in a process for each core, over a part of
+the fleet each, the extract is added to the history, the batch is judged and MLflow told; and at last the whole fleet is
+looked at for drift and everything else that is wrong. Before that a few variants go through alone on one thread, each
+service's calls timed: microseconds a variant by part, of which ``rest`` is what is computed here.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from benchmarks.services import bench_environment, model_files, parquet_bytes, peak_mb, upload_variant
+from churn.bootstrap import set_up_server
+from churn.data.simulate import simulate_activity
+from churn.deployment import Deployment, open_deployment
+from churn.promotion import Promoter
+from churn.settings import load_settings
+from churn.threads import in_threads
+from churn.variants import Variant
+from experiment_tracking.log_model import log_all
+
+THREADS = 4  # as the op has them
+_ALONE = 20
+_DATASETS = 20
+_WEEK, _TODAY = date(2026, 6, 29), date(2026, 11, 16)
+_NEWEST_MONTH = date(2026, 10, 1)
+_ACCOUNTS_PER_ROW = 1.25  # some come only after the week that is scored
+
+
+class Timed:
+    """Stands before a service and sums up the seconds that each of its methods takes."""
+
+    def __init__(self, service: Any, seconds: dict[str, float]) -> None:
+        self._service, self._seconds = service, seconds
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._service, name)
+        if not callable(method):
+            return method
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._seconds[f"{type(self._service).__name__}.{name}"] += time.perf_counter() - started
+
+        return timed
+
+
+def measure(deployment: Deployment, n_variants: int, n_rows: int, n_processes: int) -> dict[str, Any]:
+    """Register, score, and do what a Monday's jobs do about it."""
+    variants = _fleet(n_variants + _ALONE)
+    _prepare(deployment, variants, n_rows)
+    parts = _alone(deployment, variants[n_variants:])
+
+    started = time.perf_counter()
+    bounds = [n_variants * i // n_processes for i in range(n_processes + 1)]
+    command = [sys.executable, "-m", "benchmarks.monitoring", "--judge"]
+    judging = [
+        subprocess.Popen([*command, str(low), str(high)], stdout=subprocess.PIPE)
+        for low, high in itertools.pairwise(bounds)
+    ]
+    told = [json.loads(process.communicate()[0]) for process in judging]
+    judged = time.perf_counter()
+    looked = deployment.watch().look(datetime.combine(_TODAY, datetime.min.time(), UTC), [])
+    ended = time.perf_counter()
+    n_judged = sum(one["judged"] for one in told)
+    if n_judged != n_variants:
+        raise RuntimeError(f"{n_judged} of {n_variants} variants were judged")
+    return {
+        "variants": n_variants,
+        "accounts": sum(one["accounts"] for one in told) / n_variants,
+        "matured": sum(one["matured"] for one in told) / n_variants,
+        "new_facts": sum(one["new_facts"] for one in told) / n_variants,
+        "seconds_judging": judged - started,
+        "seconds_looking": ended - judged,
+        "conditions": len(looked.conditions),
+        "us_per_variant_alone": parts,
+        "peak_mb": max(one["peak_mb"] for one in told),
+    }
+
+
+def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
+    """Take in, judge and compare some variants, as one run of the weekly job does."""
+    promoter = deployment.promoter().for_fleet()
+    aliases = promoter.registry.aliases()
+
+    def one(variant: Variant) -> tuple[int, int, int, int]:
+        taken = promoter.judge.take_in(variant)
+        (judged,) = promoter.judge.judge_batches(variant, _TODAY, taken.facts)
+        promoter.standing(variant, aliases, taken.facts)
+        return 1, judged.n_accounts, judged.n_matured, taken.n_added
+
+    totals = [sum(column) for column in zip(*in_threads(one, variants, THREADS), strict=True)]
+    return dict(zip(("judged", "accounts", "matured", "new_facts"), totals, strict=True)) | {"peak_mb": peak_mb()}
+
+
+def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, int]:
+    promoter = deployment.promoter().for_fleet()
+    parts: dict[str, float] = defaultdict(float)
+    services = {name: Timed(getattr(promoter.judge, name), parts) for name in ("sources", "history", "results")}
+    registry = Timed(promoter.registry, parts)
+    timed = Promoter(
+        registry, Timed(promoter.events, parts), replace(promoter.judge, registry=registry, **services), ""
+    )
+    aliases = promoter.registry.aliases()
+    started = time.perf_counter()
+    for variant in variants:
+        taken = timed.judge.take_in(variant)
+        timed.judge.judge_batches(variant, _TODAY, taken.facts)
+        timed.standing(variant, aliases, taken.facts)
+    parts["rest"] = time.perf_counter() - started - sum(parts.values())
+    return {name: round(took * 1e6 / len(variants)) for name, took in sorted(parts.items())}
+
+
+def _fleet(n_variants: int) -> list[Variant]:
+    return [Variant(company=f"c{i:04}") for i in range(n_variants)]
+
+
+def _prepare(deployment: Deployment, variants: Sequence[Variant], n_rows: int) -> None:
+    """Register the variants, take in what came before the newest month, and score the past week; then all comes in."""
+    activity = [
+        simulate_activity(
+            n_accounts=round(n_rows * _ACCOUNTS_PER_ROW), first_month=date(2025, 2, 1), n_months=21, seed=seed
+        )
+        for seed in range(_DATASETS)
+    ]
+    before = pl.col("activity_month") < _NEWEST_MONTH
+    _upload(variants, [parquet_bytes(one.filter(before)) for one in activity])
+    with contextlib.redirect_stdout(io.StringIO()):
+        failed = log_all(deployment, variants, None)
+    if failed:
+        raise RuntimeError(f"{failed} were not registered")
+    keys = [variant.key for variant in variants]
+    for _, result in deployment.scorer().score_fleet(keys, _WEEK, None, lambda outcome, _: outcome.batch_id):
+        if isinstance(result, BaseException):
+            raise result
+    list(in_threads(deployment.judge().take_in, variants, THREADS))
+    _upload(variants, [parquet_bytes(one) for one in activity])
+
+
+def _upload(variants: Sequence[Variant], inputs: Sequence[bytes]) -> None:
+    model = model_files()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: upload_variant(variants[i], inputs[i % _DATASETS], model), range(len(variants))))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="benchmarks.monitoring", description=__doc__)
+    parser.add_argument("--variants", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=1_000, help="accounts of each variant's batch, about")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--judge", type=int, nargs=2, metavar=("FIRST", "END"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.judge:
+        first, end = args.judge
+        with open_deployment(load_settings()) as deployment:
+            print(json.dumps(judge(deployment, _fleet(end)[first:])))
+        return
+    with tempfile.TemporaryDirectory(prefix="churn-bench-") as folder:
+        Path(folder).chmod(0o755)
+        with bench_environment(Path(folder) / "home"), open_deployment(load_settings()) as deployment:
+            list(set_up_server(deployment))
+            print(json.dumps(measure(deployment, args.variants, args.rows, args.processes)))
+
+
+if __name__ == "__main__":
+    main()
