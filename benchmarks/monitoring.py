@@ -1,10 +1,10 @@
 """Watching a fleet for a week: ``python -m benchmarks.monitoring``. Prints one JSON object.
 
-On a real PostgreSQL, MLflow in it and S3 on this machine, every variant is registered, one past week of it is scored,
-and a new extract comes in. Then is done what the jobs of Monday morning do: in a process for each core, over a part of
-the fleet each, the extract is added to the history, the batch is judged and MLflow told; and at last the whole fleet is
-looked at for drift and everything else that is wrong. Before that a few variants go through alone on one thread, each
-service's calls timed: microseconds a variant by part, of which ``rest`` is what is computed here.
+On a real PostgreSQL, MLflow in it and S3 on this machine, every variant is registered, this week and a past one of it
+are scored, and a new extract comes in. Then is done what the jobs of Monday morning do: in a process for each core,
+over a part of the fleet each, the extract is added to the history, the batch is judged and MLflow told; and at last the
+whole fleet is looked at for drift and everything else that is wrong. Before that a few variants go through alone on one
+thread, each service's calls timed: microseconds a variant by part, of which ``rest`` is what is computed here.
 """
 
 import argparse
@@ -34,12 +34,13 @@ from churn.promotion import Promoter
 from churn.settings import load_settings
 from churn.threads import in_threads
 from churn.variants import Variant
+from churn.weeks import monday_of
 from experiment_tracking.log_model import log_all
 
 THREADS = 4  # as the op has them
 _ALONE = 20
 _DATASETS = 20
-_WEEK, _TODAY = date(2026, 6, 29), date(2026, 11, 16)
+_PAST_WEEK = date(2026, 6, 29)
 _NEWEST_MONTH = date(2026, 10, 1)
 _ACCOUNTS_PER_ROW = 1.25  # some come only after the week that is scored
 
@@ -52,8 +53,6 @@ class Timed:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._service, name)
-        if not callable(method):
-            return method
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
@@ -80,7 +79,7 @@ def measure(deployment: Deployment, n_variants: int, n_rows: int, n_processes: i
     ]
     told = [json.loads(process.communicate()[0]) for process in judging]
     judged = time.perf_counter()
-    looked = deployment.watch().look(datetime.combine(_TODAY, datetime.min.time(), UTC), [])
+    looked = deployment.watch().look(datetime.now(UTC), [])
     ended = time.perf_counter()
     n_judged = sum(one["judged"] for one in told)
     if n_judged != n_variants:
@@ -101,11 +100,11 @@ def measure(deployment: Deployment, n_variants: int, n_rows: int, n_processes: i
 def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
     """Take in, judge and compare some variants, as one run of the weekly job does."""
     promoter = deployment.promoter().for_fleet()
-    aliases = promoter.registry.aliases()
+    aliases, today = promoter.registry.aliases(), datetime.now(UTC).date()
 
     def one(variant: Variant) -> tuple[int, int, int, int]:
         taken = promoter.judge.take_in(variant)
-        (judged,) = promoter.judge.judge_batches(variant, _TODAY, taken.facts)
+        (judged,) = promoter.judge.judge_batches(variant, today, taken.facts)
         promoter.standing(variant, aliases, taken.facts)
         return 1, judged.n_accounts, judged.n_matured, taken.n_added
 
@@ -121,11 +120,11 @@ def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, int
     timed = Promoter(
         registry, Timed(promoter.events, parts), replace(promoter.judge, registry=registry, **services), ""
     )
-    aliases = promoter.registry.aliases()
+    aliases, today = promoter.registry.aliases(), datetime.now(UTC).date()
     started = time.perf_counter()
     for variant in variants:
         taken = timed.judge.take_in(variant)
-        timed.judge.judge_batches(variant, _TODAY, taken.facts)
+        timed.judge.judge_batches(variant, today, taken.facts)
         timed.standing(variant, aliases, taken.facts)
     parts["rest"] = time.perf_counter() - started - sum(parts.values())
     return {name: round(took * 1e6 / len(variants)) for name, took in sorted(parts.items())}
@@ -136,7 +135,7 @@ def _fleet(n_variants: int) -> list[Variant]:
 
 
 def _prepare(deployment: Deployment, variants: Sequence[Variant], n_rows: int) -> None:
-    """Register the variants, take in what came before the newest month, and score the past week; then all comes in."""
+    """Register the variants, score both weeks on what came before the newest month and take it in; then all comes."""
     activity = [
         simulate_activity(
             n_accounts=round(n_rows * _ACCOUNTS_PER_ROW), first_month=date(2025, 2, 1), n_months=21, seed=seed
@@ -150,9 +149,10 @@ def _prepare(deployment: Deployment, variants: Sequence[Variant], n_rows: int) -
     if failed:
         raise RuntimeError(f"{failed} were not registered")
     keys = [variant.key for variant in variants]
-    for _, result in deployment.scorer().score_fleet(keys, _WEEK, None, lambda outcome, _: outcome.batch_id):
-        if isinstance(result, BaseException):
-            raise result
+    for week in (_PAST_WEEK, monday_of(datetime.now(UTC).date())):
+        for _, result in deployment.scorer().score_fleet(keys, week, None, lambda outcome, _: outcome.batch_id):
+            if isinstance(result, BaseException):
+                raise result
     list(in_threads(deployment.judge().take_in, variants, THREADS))
     _upload(variants, [parquet_bytes(one) for one in activity])
 

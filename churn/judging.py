@@ -120,9 +120,8 @@ class Judge:
         for mlflow_run_id, judged in by_run.items():
             try:
                 logged = self.registry.live_weeks(mlflow_run_id)
-                for one in judged:
-                    if one.batch.scored_week not in logged:
-                        self.registry.log_live(mlflow_run_id, _live_point(one))
+                lacking = [one for one in judged if one.batch.scored_week not in logged]
+                self.registry.log_live(mlflow_run_id, [_live_point(one) for one in lacking])
             except ChurnError as error:
                 logger.warning(
                     "%s: judged, but not in MLflow yet, which the next judging tries again: %s", variant, error

@@ -8,6 +8,7 @@ are data and pass. Columns, units and quirks: README, "The input files".
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Literal
 
 import polars as pl
@@ -179,8 +180,9 @@ def _check(
     parsed = frame.with_columns(
         [_parse(name, kind, frame.schema[name]).alias(name) for name, kind in kinds.items()]
     ).with_row_index("row_number", offset=first_row)
-    missing = [(f"{name}_missing", pl.lit(frame[name].is_null())) for name in required]
-    unreadable = [(f"{name}_unreadable", pl.lit(frame[name].is_not_null()) & pl.col(name).is_null()) for name in kinds]
+    was_null = frame.select(pl.col(kinds.keys()).is_null())
+    missing = [(f"{name}_missing", pl.lit(was_null[name])) for name in required]
+    unreadable = [(f"{name}_unreadable", pl.col(name).is_null() & ~pl.lit(was_null[name])) for name in kinds]
     broken = {name: where.fill_null(value=False) for name, where in [*missing, *unreadable, *rules]}
     holds = parsed.select(~pl.any_horizontal(*broken.values())).to_series()
     if holds.all():
@@ -228,7 +230,8 @@ def _writable(name: str, dtype: pl.DataType) -> pl.Expr:
     return column
 
 
-def _column_rules(name: str, kind: Kind) -> list[Rule]:
+@lru_cache(1024)
+def _column_rules(name: str, kind: Kind) -> tuple[Rule, ...]:
     column = pl.col(name)
     rules: list[Rule] = []
     if kind in ("number", "money", "balance"):
@@ -240,7 +243,7 @@ def _column_rules(name: str, kind: Kind) -> list[Rule]:
         rules.append((f"{name}_negative", column < 0))
     if kind == "date":
         rules.append((f"{name}_out_of_range", ~column.is_between(_EARLIEST, _LATEST)))
-    return rules
+    return tuple(rules)
 
 
 def _one_hot_rules(features: Sequence[str]) -> list[Rule]:

@@ -38,7 +38,7 @@ def features(activity: pl.DataFrame, as_of: date) -> pl.DataFrame:
     Returns:
         The rows of ``activity``'s columns and ``months_active``, sorted by ``account_id``, one per account known.
     """
-    return derive(activity.filter(latest_known(as_of, *_keys(activity)))).sort("account_id")
+    return derive(activity.filter(latest_known(as_of, *keys_of(activity)))).sort("account_id")
 
 
 def in_order(activity: pl.DataFrame) -> pl.DataFrame:
@@ -46,12 +46,13 @@ def in_order(activity: pl.DataFrame) -> pl.DataFrame:
 
     The same features come of them, sooner: :func:`latest_known` need not sort what is in order.
     """
-    keys = _keys(activity)
+    keys = keys_of(activity)
     return activity if _are_in_order(keys) else activity[np.lexsort(keys[::-1])]
 
 
-def _keys(activity: pl.DataFrame) -> list[npt.NDArray[Any]]:
-    return [column.to_physical().to_numpy() for column in activity.select(key_columns(activity.columns))]
+def keys_of(activity: pl.DataFrame) -> list[npt.NDArray[Any]]:
+    """Return the columns that :func:`key_columns` names, shape (activity.height,) each."""
+    return [column.to_numpy() for column in activity.select(pl.col(key_columns(activity.columns)).to_physical())]
 
 
 def _are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:

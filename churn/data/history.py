@@ -29,7 +29,7 @@ import polars as pl
 
 from churn.data.activity import KEY, is_activity
 from churn.data.erased import Erased
-from churn.data.features import in_order, key_columns
+from churn.data.features import in_order, key_columns, keys_of
 from churn.data.sources import Entry, Place, persistently
 from churn.errors import InputError, SourceError, UsageError
 from churn.threads import in_threads
@@ -256,7 +256,7 @@ def _compare(facts: pl.DataFrame, held: pl.DataFrame) -> tuple[Positions, Marks]
         none or it says something else, shape (facts.height,) both.
     """
     both = _stack([held, facts])
-    keys = [both[name].to_physical().to_numpy() for name in key_columns(both.columns)]
+    keys = keys_of(both)
     order = np.lexsort(keys[::-1])  # stable: what is held comes before what is new
     before, after = order[:-1], order[1:]
     chosen = (after >= held.height) & (keys[0][before] == keys[0][after]) & (keys[1][before] == keys[1][after])
@@ -265,12 +265,23 @@ def _compare(facts: pl.DataFrame, held: pl.DataFrame) -> tuple[Positions, Marks]
     rows = np.flatnonzero(predecessors != _NO_PREDECESSOR)
     differs = np.ones(facts.height, dtype=np.bool_)
     said, said_before = held.height + rows, predecessors[rows]
-    differs[rows] = False
-    for name in facts.columns:
-        if name not in key_columns(facts.columns):
-            column = both[name]
-            differs[rows] |= column.gather(said).ne_missing(column.gather(said_before)).to_numpy()
+    told = both.select(name for name in facts.columns if name not in key_columns(facts.columns))
+    differs[rows] = _differ(told[said], told[said_before])
     return predecessors, differs
+
+
+def _differ(rows: pl.DataFrame, others: pl.DataFrame) -> Marks:
+    """Mark the rows that say something else than those beside them in any column; shape (rows.height,)."""
+    first, second = ([f"{side}{i}" for i in range(rows.width)] for side in ("first", "second"))
+    pairs = pl.concat(
+        [
+            rows.rename(dict(zip(rows.columns, first, strict=True))),
+            others.rename(dict(zip(rows.columns, second, strict=True))),
+        ],
+        how="horizontal",
+    )
+    differs = [pl.col(one).ne_missing(pl.col(other)) for one, other in zip(first, second, strict=True)]
+    return pairs.select(pl.any_horizontal(pl.lit(value=False), *differs)).to_series().to_numpy()
 
 
 def _follow(facts: pl.DataFrame, names: Iterable[str]) -> Marks:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import KINDS
-from churn.data.features import in_order, key_columns
+from churn.data.features import in_order, key_columns, keys_of
 from churn.errors import InputError, UsageError
 
 MONEY = tuple(name for name, kind in KINDS.items() if kind in ("money", "balance"))
@@ -128,7 +128,7 @@ def _active_accounts(facts: pl.DataFrame, first_month: date, last_month: date, *
     reports = in_order(
         window.select(*key_columns(window.columns), is_active=pl.any_horizontal(pl.col(money).fill_null(0.0).ne(0.0)))
     )
-    accounts, months = (reports[name].to_physical().to_numpy() for name in ("account_id", "activity_month"))
+    accounts, months, _ = keys_of(reports)
     counts = np.ones(len(accounts), dtype=np.bool_)
     counts[:-1] = (accounts[1:] != accounts[:-1]) | (months[1:] != months[:-1])
     return _distinct(accounts[counts & reports["is_active"].to_numpy()])

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -234,8 +234,8 @@ class Registry:
             points = self._client.get_metric_history(mlflow_run_id, _LIVE_MARK)
         return {_FIRST_MONDAY + timedelta(weeks=point.step) for point in points}
 
-    def log_live(self, mlflow_run_id: str, point: LivePoint) -> None:
-        """Add a week's point to the time series ``live_…`` of a version's run; logging it again changes nothing.
+    def log_live(self, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
+        """Add weeks' points to the time series ``live_…`` of a version's run; logging them again changes nothing.
 
         The step is the scored week, counted from 1970-01-05, the time the as-of date. Artifacts come first, since all
         metrics are written in one transaction: a week that has them has everything.
@@ -243,15 +243,13 @@ class Registry:
         Raises:
             RegistryError: If that fails.
         """
-        step = (point.scored_week - _FIRST_MONDAY).days // 7
-        at = int(datetime.combine(point.as_of, time.min, UTC).timestamp() * 1000)
-        metrics = {f"live_{name}": value for name, value in point.metrics.items()} | {_LIVE_MARK: point.n_matured}
-        with _errors_translated(f"logging the week of {point.scored_week} to run {mlflow_run_id}"):
-            for name, text in point.artifacts.items():
-                self._client.log_text(mlflow_run_id, text, f"performance/{point.scored_week}/{name}")
-            self._client.log_batch(
-                mlflow_run_id, metrics=[Metric(name, float(value), at, step) for name, value in metrics.items()]
-            )
+        with _errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
+            for point in points:
+                for name, text in point.artifacts.items():
+                    self._client.log_text(mlflow_run_id, text, f"performance/{point.scored_week}/{name}")
+            metrics = [metric for point in points for metric in _metrics_of(point)]
+            if metrics:
+                self._client.log_batch(mlflow_run_id, metrics=metrics)
 
     def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[str, str]:
         """Make sure that the variant's experiment exists and is active.
@@ -539,6 +537,13 @@ def _unavailable(doing: str, error: Exception) -> RegistryUnavailableError:
 def _variant_tags(variant: Variant) -> dict[str, str]:
     parts = {GEOGRAPHY_TAG: variant.geography, COMPANY_TAG: variant.company}
     return {tag: value for tag, value in parts.items() if value is not None}
+
+
+def _metrics_of(point: LivePoint) -> list[Metric]:
+    step = (point.scored_week - _FIRST_MONDAY).days // 7
+    at = int(datetime.combine(point.as_of, time.min, UTC).timestamp() * 1000)
+    values = {f"live_{name}": value for name, value in point.metrics.items()} | {_LIVE_MARK: point.n_matured}
+    return [Metric(name, float(value), at, step) for name, value in values.items()]
 
 
 def _aliases(model: Any) -> dict[str, int]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import ONE_HOT_PARENTS
-from churn.data.features import latest_known
+from churn.data.features import keys_of, latest_known
 from churn.model.evaluation import (
     MIN_OF_CLASS,
     Interval,
@@ -61,9 +61,7 @@ def levels_known(facts: pl.DataFrame, account_ids: npt.NDArray[np.int64], as_of:
     Returns:
         Shape (n, n_segments); a segment whose column the facts lack is not there.
     """
-    accounts, months, known_at = (
-        facts[name].to_physical().to_numpy() for name in ("account_id", "activity_month", "known_at")
-    )
+    accounts, months, known_at = keys_of(facts)
     rows = np.flatnonzero(latest_known(as_of, accounts, months, known_at))
     of_account = rows[np.searchsorted(accounts[rows], account_ids)]
     return facts.select(name for name in ONE_HOT_PARENTS if name in facts.columns)[of_account]
