@@ -8,15 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import Literal
 
 import boto3
 import numpy as np
 import polars as pl
+from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from churn.data.simulate import simulate_activity
 from churn.variants import Variant
@@ -33,28 +36,32 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def bench_environment(home: Path) -> Iterator[dict[str, str]]:
-    """Start S3, and yield the environment of a deployment on it whose PostgreSQL is the embedded one."""
+def bench_environment(home: Path, s3: Literal["moto", "seaweedfs"] = "moto") -> Iterator[dict[str, str]]:
+    """Start S3, and yield the environment of a deployment on it whose PostgreSQL is the embedded one.
+
+    Args:
+        s3: moto answers in Python, on the cores that are measured; SeaweedFS takes little of them, as S3 itself none.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     port = _free_port()
-    command[-1] = str(port)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        endpoint = f"http://127.0.0.1:{port}"
+    endpoint = f"http://127.0.0.1:{port}"
+    command = _moto(port) if s3 == "moto" else _seaweedfs(port, home / "s3")
+    key = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+    silent = subprocess.DEVNULL
+    with subprocess.Popen(command, env={**os.environ, **key}, stdout=silent, stderr=silent) as server:
         _wait_for(endpoint)
         environment = {
+            **key,
             "CHURN_HOME": str(home),
             "MLFLOW_S3_BUCKET": BUCKET,
             "AWS_ENDPOINT_URL": endpoint,
             # MLflow keeps its S3 clients by this one alone: another endpoint in the same process must not get ours.
             "MLFLOW_S3_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": "bench",
-            "AWS_SECRET_ACCESS_KEY": "bench",
             "AWS_DEFAULT_REGION": "us-east-1",
             "DAGSTER_DISABLE_TELEMETRY": "yes",
         }
         os.environ.update(environment)
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        _make_bucket()
         try:
             yield environment
         finally:
@@ -112,18 +119,44 @@ def peak_mb() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_port(below: int = 65_536) -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port < below:
+            return port
+
+
+def _moto(port: int) -> list[str]:
+    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+
+
+def _seaweedfs(port: int, folder: Path) -> list[str]:
+    folder.mkdir()
+    # Each server's other port is 10,000 above its own.
+    master, volume, filer = (_free_port(below=55_000) for _ in range(3))
+    ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={port}"]
+    unused = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-master.telemetry=false"]
+    limits = ["-volume.max=0", "-master.volumePreallocate=false", "-master.volumeSizeLimitMB=1024"]
+    return ["weed", "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3", *ports, *unused, *limits]
 
 
 def _wait_for(endpoint: str) -> None:
-    for _ in range(200):
+    for _ in range(300):
         try:
-            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=2).close()  # noqa: S310 our own loopback server
+            urllib.request.urlopen(endpoint, timeout=2).close()  # noqa: S310 our own loopback server
+        except urllib.error.HTTPError:
+            return
         except OSError:
             time.sleep(0.1)
         else:
             return
     raise RuntimeError(f"S3 at {endpoint} did not start")
+
+
+def _make_bucket() -> None:
+    """Make the bucket; SeaweedFS answers a moment before it can."""
+    for attempt in Retrying(wait=wait_fixed(0.3), stop=stop_after_delay(30), reraise=True):
+        with attempt:
+            boto3.client("s3").create_bucket(Bucket=BUCKET)

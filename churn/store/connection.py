@@ -26,6 +26,9 @@ from churn.errors import (
 from churn.store.watch import WatchedConnection
 
 ANSWER_WITHIN_S = 600.0
+OF_THREADS = 4
+"""Connections to keep where that many threads work on a fleet: opening one costs the server more than most queries."""
+
 # The server must let go of the locks of a client that vanished; its own default is two hours.
 _SERVER_LIMITS = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=60000 "

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from churn.data.erased import Erased, Tombstone, tombstone
 from churn.errors import StoreError
-from churn.store.connection import OWNER, WRITER, create_engine, errors_translated
+from churn.store.connection import OF_THREADS, OWNER, WRITER, create_engine, errors_translated
 from churn.variants import Variant
 
 _WAIT = "SET LOCAL lock_timeout = '300s'"  # a batch of many million rows may be on its way
@@ -23,7 +23,7 @@ class Erasures:
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=1)
+        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
 
     def of(self, *variants: Variant) -> Erased:
         """Return the accounts erased of any of these variants, or of all."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from churn.store.connection import WRITER, create_engine, errors_translated
+from churn.store.connection import OF_THREADS, WRITER, create_engine, errors_translated
 from churn.variants import Variant
 
 Action = Literal["observed", "challenged", "promoted", "rolled_back", "shared"]
@@ -56,7 +56,7 @@ class ModelEvents:
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=1)
+        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
 
     @contextmanager
     def recording(self, variant: Variant) -> Iterator[Callable[[ModelEvent], None]]:

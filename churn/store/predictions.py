@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from churn.data.erased import Erased
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
 from churn.model.versions import CHALLENGER, CHAMPION
-from churn.store.connection import READER, WRITER, create_engine, errors_translated
+from churn.store.connection import OF_THREADS, READER, WRITER, create_engine, errors_translated
 from churn.store.erasure import read_erased
 from churn.variants import Variant
 
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT, _WEEK_LOCK_TIMEOUT = "45s", "10s"
 _ANSWER_WITHIN_S, _INDEX_WITHIN_S = 60.0, 3600.0
-_CONNECTIONS = 4
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
@@ -161,7 +160,7 @@ class PredictionStore:
 
     def __init__(self, url: sa.URL, *, answer_within_s: float = _ANSWER_WITHIN_S) -> None:
         self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=_CONNECTIONS, answer_within_s=answer_within_s)
+        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS, answer_within_s=answer_within_s)
         self._opened: set[date] = set()
 
     def publish(

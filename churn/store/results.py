@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from churn.model.segments import JudgedSegment
 from churn.model.versions import CHALLENGER, CHAMPION
-from churn.store.connection import WRITER, create_engine, errors_translated
+from churn.store.connection import OF_THREADS, WRITER, create_engine, errors_translated
 from churn.variants import Variant
 
 _HEADER_BYTES, _TRAILER_BYTES = 19 + 2 + 4, 2  # of COPY, its one row and that row's one field
@@ -38,7 +38,6 @@ _MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "brier_score", "calibration_error",
     "lift_at_10", "mean_score",
 )  # fmt: skip
-_CONNECTIONS = 4
 _MOST_CHARACTERS = 200  # a level is part of a key, and what a file may hold there has no bound
 
 Reliability = Mapping[str, Sequence[float]]
@@ -106,7 +105,7 @@ class BatchResults:
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=_CONNECTIONS)
+        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
 
     def unjudged(self, variant: Variant) -> list[PublishedBatch]:
         """Return the current batches that were not judged yet and whose rows name accounts, oldest first."""

@@ -73,6 +73,7 @@ def test_a_second_run_takes_over_what_the_first_left(first_run: tuple[Project, s
     assert project.processes() == []
 
 
+@pytest.mark.slow
 def test_two_demos_at_once_in_two_homes_do_not_meet(homes: Path):
     one, other = Project(homes / "one"), Project(homes / "other")
 
@@ -85,6 +86,7 @@ def test_two_demos_at_once_in_two_homes_do_not_meet(homes: Path):
         assert project.processes() == []
 
 
+@pytest.mark.slow
 def test_a_demo_interrupted_in_any_step_leaves_no_postgresql_and_goes_on_when_run_again(homes: Path):
     project = Project(homes / "interrupted")
     for step in ("PostgreSQL", "Databases, schemas, roles", "Player activity", "Experiments and models in MLflow"):

@@ -131,6 +131,7 @@ def test_a_signal_or_an_impatient_second_one_ends_every_server(project: Project,
         assert project.processes() == []
 
 
+@pytest.mark.slow
 def test_a_terminal_closed_while_the_servers_start_leaves_none_behind(project: Project):
     dagster, mlflow = map(str, free_ports(2))
     with project.running("churn", "up", "--dagster-port", dagster, "--mlflow-port", mlflow) as command:
