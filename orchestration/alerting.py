@@ -64,12 +64,13 @@ def _runs(
 
 
 def _kind(run: dg.DagsterRun) -> tuple[Any, ...]:
-    return (run.job_name, frozenset(run.asset_selection or ()), run.tags.get("dagster/partition"))
+    return (run.job_name, frozenset(run.asset_selection or ()))
 
 
 def _work(run: dg.DagsterRun) -> tuple[Any, ...]:
     """Return what a run was for."""
-    return (*_kind(run), run.tags.get(RANGE_START_TAG), run.tags.get(RANGE_END_TAG))
+    tags = (RANGE_START_TAG, RANGE_END_TAG, "dagster/partition")
+    return (*_kind(run), *(run.tags.get(tag) for tag in tags))
 
 
 def _not_made_good(instance: dg.DagsterInstance, failed: Sequence[dg.RunRecord]) -> Iterator[dg.RunRecord]:

@@ -16,7 +16,7 @@ RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 RETRIED_TAG, RETRY_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"
 
-
+_PARTITION_TAG = "dagster/partition"
 _RETRIED_WITHIN = timedelta(days=1)
 _ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
@@ -52,7 +52,8 @@ def _bounds(instance: dg.DagsterInstance) -> set[str]:
     )
     waiting = [run for run in instance.get_runs(is_retried) if RETRY_TAG not in run.tags]
     runs = [*instance.get_runs(is_open), *waiting]
-    return {run.tags[tag] for run in runs for tag in (RANGE_START_TAG, RANGE_END_TAG) if tag in run.tags}
+    tags = (RANGE_START_TAG, RANGE_END_TAG, _PARTITION_TAG)
+    return {run.tags[tag] for run in runs for tag in tags if tag in run.tags}
 
 
 def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterator[dict[str, str]]:
@@ -73,12 +74,12 @@ def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterat
 
 
 def span(tags: Mapping[str, str], ordered: Sequence[str]) -> list[str]:
-    """Return the keys of the range that some tags name; none where they name no range, or a bound is gone.
+    """Return the keys of the range, or of the one partition, that a run's tags name; none where a bound is gone.
 
     >>> span({RANGE_START_TAG: "b", RANGE_END_TAG: "c"}, ["a", "b", "c", "d"])
     ['b', 'c']
     """
-    start, end = tags.get(RANGE_START_TAG), tags.get(RANGE_END_TAG)
+    start, end = (tags.get(tag, tags.get(_PARTITION_TAG)) for tag in (RANGE_START_TAG, RANGE_END_TAG))
     if start not in ordered or end not in ordered:
         return []
     return list(ordered[ordered.index(start) : ordered.index(end) + 1])

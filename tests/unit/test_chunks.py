@@ -31,3 +31,4 @@ def test_a_range_with_a_bound_that_is_gone_or_without_bounds_has_no_keys() -> No
     assert span({RANGE_START_TAG: "a", RANGE_END_TAG: "gone"}, ["a", "b"]) == []
     assert span({RANGE_START_TAG: "gone", RANGE_END_TAG: "b"}, ["a", "b"]) == []
     assert span({}, ["a", "b"]) == []
+    assert span({"dagster/partition": "b"}, ["a", "b"]) == ["b"]
