@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pytest
@@ -18,6 +19,7 @@ import yaml
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteInstigatorOrigin,
+    RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
 from dagster._core.scheduler.instigation import (
@@ -28,6 +30,7 @@ from dagster._core.scheduler.instigation import (
     SensorInstigatorData,
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from churn.data.simulate import simulate_activity
 from churn.deployment import Deployment
@@ -45,14 +48,44 @@ from orchestration.sensors import new_data_sensor
 from .conftest import Run, Site, bundled, put_model_files
 from .daemons import daemon, wait_for
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 KEYS = [f"company-v{i:02}" for i in range(12)]
 MONDAY = datetime(2026, 12, 28, tzinfo=UTC)
 MODULE = "orchestration.definitions"
+REPOSITORY = RemoteRepositoryOrigin(
+    ManagedGrpcPythonEnvCodeLocationOrigin(
+        LoadableTargetOrigin(executable_path=sys.executable, module_name=MODULE), location_name=MODULE
+    ),
+    "__repository__",
+)
+"""The code location as a daemon that is started over the module knows it."""
 
 
-def registered(log_model: Run, keys: Sequence[str]) -> None:
-    said = log_model(*(word for key in keys for word in ("--variant", key)))
-    assert said.status == 0, said
+@pytest.fixture
+def named(site: Site, deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Twelve variants that are registered without a version, five a run."""
+    monkeypatch.setenv("CHURN_VARIANTS_PER_RUN", "5")
+    add(deployment, *KEYS)
+    return KEYS
+
+
+def client(deployment: Deployment) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    deployment.registry(read_only=False)
+    return MlflowClient(deployment.tracking_uri)
+
+
+def add(deployment: Deployment, *keys: str) -> None:
+    for variant in map(Variant.from_key, keys):
+        client(deployment).create_registered_model(variant.registered_model, tags={"company_id": str(variant.company)})
+
+
+def remove(deployment: Deployment, *keys: str) -> None:
+    for variant in map(Variant.from_key, keys):
+        client(deployment).delete_registered_model(variant.registered_model)
 
 
 @pytest.fixture
@@ -67,7 +100,8 @@ def fleet(site: Site, log_model: Run, tmp_path: Path, monkeypatch: pytest.Monkey
         prefix = Variant.from_key(key).prefix
         put_model_files(site, prefix, sample=bundled("X_test_sample_2.json"))
         site.put(f"{prefix}data/churn/activity.parquet", path.read_bytes())
-    registered(log_model, KEYS)
+    said = log_model(*(word for key in KEYS for word in ("--variant", key)))
+    assert said.status == 0, said
     return KEYS
 
 
@@ -85,38 +119,38 @@ def spans(requests: Sequence[dg.RunRequest], instance: dg.DagsterInstance) -> li
 
 
 def started(
-    instance: dg.DagsterInstance, tags: dict[str, str], status: dg.DagsterRunStatus = dg.DagsterRunStatus.QUEUED
+    instance: dg.DagsterInstance, tags: dict[str, str], status: dg.DagsterRunStatus = dg.DagsterRunStatus.NOT_STARTED
 ) -> dg.DagsterRun:
     """Note a run of the weekly job, as far as it has come."""
-    job = defs.resolve_job_def("churn_prediction_job")
-    return instance.create_run_for_job(job, tags=tags, status=status, asset_selection={spec.key for spec in SPECS})
+    return instance.create_run_for_job(
+        defs.resolve_job_def("churn_prediction_job"),
+        tags=tags,
+        status=status,
+        asset_selection={spec.key for spec in SPECS},
+        remote_job_origin=RemoteJobOrigin(REPOSITORY, "churn_prediction_job"),
+    )
 
 
-def remove(deployment: Deployment, *keys: str) -> None:
-    from mlflow import MlflowClient
-
-    deployment.registry(read_only=False)
-    for key in keys:
-        MlflowClient(deployment.tracking_uri).delete_registered_model(Variant.from_key(key).registered_model)
-
-
-@pytest.mark.parametrize(("most", "sizes"), [("5", [5, 5, 2]), ("12", [12]), ("0", [12]), ("", [12]), ("1", [1] * 12)])
 def test_a_tick_asks_for_each_chunk_and_its_runs_are_found_together(
-    fleet: list[str], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, most: str, sizes: list[int]
+    named: list[str], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CHURN_VARIANTS_PER_RUN", most)
+    for most, sizes in {"5": [5, 5, 2], "12": [12], "0": [12], "": [12], "1": [1] * 12}.items():
+        monkeypatch.setenv("CHURN_VARIANTS_PER_RUN", most)
 
-    requests = tick(instance)
+        requests = tick(instance)
 
-    assert [len(chunk) for chunk in spans(requests, instance)] == sizes
-    assert [key for chunk in spans(requests, instance) for key in chunk] == fleet
-    assert len({request.run_key for request in requests}) == len(sizes)
-    assert {(one.tags[TICK_TAG], one.tags[WEEK_TAG], one.tags["dagster/priority"]) for one in requests} == {
-        ("2026-12-28", "2026-12-28", "1")
-    }
+        assert [len(chunk) for chunk in spans(requests, instance)] == sizes
+        assert [key for chunk in spans(requests, instance) for key in chunk] == named
+        assert len({request.run_key for request in requests}) == len(sizes)
+        assert {(one.tags[TICK_TAG], one.tags[WEEK_TAG], one.tags["dagster/priority"]) for one in requests} == {
+            ("2026-12-28", "2026-12-28", "1")
+        }
 
 
-def test_new_data_is_scored_in_chunks_too(fleet: list[str], instance: dg.DagsterInstance) -> None:
+def test_new_data_is_scored_in_chunks_too(site: Site, named: list[str], instance: dg.DagsterInstance) -> None:
+    for key in named:
+        site.put(f"{Variant.from_key(key).prefix}data/churn/activity.parquet", bundled("activity.parquet"))
+
     result = new_data_sensor(dg.build_sensor_context(instance=instance, definitions=defs), services=Services())
 
     assert isinstance(result, dg.SensorResult)
@@ -126,47 +160,50 @@ def test_new_data_is_scored_in_chunks_too(fleet: list[str], instance: dg.Dagster
 
 
 def test_a_tick_taken_up_again_asks_for_each_variant_once_whoever_came_or_went_meanwhile(
-    fleet: list[str], deployment: Deployment, instance: dg.DagsterInstance, log_model: Run
+    named: list[str], deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     """The daemon died when it had started two of three runs."""
     first = tick(instance)
     for request in first[:2]:
         started(instance, {**request.tags, "dagster/run_key": str(request.run_key)})
-    remove(deployment, fleet[1], fleet[4], fleet[11])
-    registered(log_model, [fleet[1]])  # gone and back: the last partition now
+    remove(deployment, named[1], named[4], named[11])
+    tick(instance)
+    add(deployment, named[1], "company-new")
 
     again = tick(instance)
 
     assert [request.run_key for request in again[:2]] == [request.run_key for request in first[:2]]
     asked = [key for chunk in spans(again, instance) for key in chunk]
     assert len(asked) == len(set(asked))
-    assert set(asked) - {fleet[4]} == set(fleet) - {fleet[4], fleet[11]}
+    # Who bounds a run that waits is still asked for; who went and came back is, with the new one, behind all others.
+    assert set(asked) == set(named) - {named[11]} | {"company-new"}
+    assert spans(again, instance)[2:] == [[named[10], "company-new", named[1]]]
 
 
 def test_who_bounds_a_run_that_is_not_over_keeps_its_partition_until_then(
-    fleet: list[str], deployment: Deployment, instance: dg.DagsterInstance
+    named: list[str], deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     requests = tick(instance)
     waiting = started(instance, dict(requests[0].tags))
     failed = started(instance, {**requests[1].tags, RETRIED_TAG: "true"}, dg.DagsterRunStatus.FAILURE)
-    remove(deployment, fleet[2], fleet[4], fleet[5])
+    remove(deployment, named[2], named[4], named[5])
 
     def held() -> set[str]:
         sync_partitions(instance, deployment.registry(read_only=True).variants())
-        return set(fleet) - set(instance.get_dynamic_partitions("variants"))
+        return set(named) - set(instance.get_dynamic_partitions("variants"))
 
-    assert held() == {fleet[2]}
+    assert held() == {named[2]}
     assert span(waiting.tags, list(instance.get_dynamic_partitions("variants"))) == [
-        key for key in fleet[:5] if key != fleet[2]
+        key for key in named[:5] if key != named[2]
     ]
     instance.report_run_canceled(waiting)
-    assert held() == {fleet[2], fleet[4]}
+    assert held() == {named[2], named[4]}
     instance.add_run_tags(failed.run_id, {"dagster/auto_retry_run_id": "the-retry"})
-    assert held() == {fleet[2], fleet[4], fleet[5]}
+    assert held() == {named[2], named[4], named[5]}
 
 
 def test_a_failed_chunk_is_made_good_by_runs_that_cover_it_and_by_no_less(
-    fleet: list[str], instance: dg.DagsterInstance
+    named: list[str], instance: dg.DagsterInstance
 ) -> None:
     requests = tick(instance)
     chunks = [dict(request.tags) for request in requests]
@@ -179,46 +216,53 @@ def test_a_failed_chunk_is_made_good_by_runs_that_cover_it_and_by_no_less(
         started(instance, {RANGE_START_TAG: first, RANGE_END_TAG: last}, dg.DagsterRunStatus.SUCCESS)
 
     assert told() == {run.run_id for run in runs}
-    done(fleet[10], fleet[11])
+    done(named[10], named[11])
     assert told() == {run.run_id for run in runs[:2]}
-    done(fleet[0], fleet[2])
-    done(fleet[4], fleet[5])
+    done(named[0], named[2])
+    done(named[4], named[5])
     assert told() == {run.run_id for run in runs[:2]}
-    started(instance, {"dagster/partition": fleet[3]}, dg.DagsterRunStatus.SUCCESS)
+    started(instance, {"dagster/partition": named[3]}, dg.DagsterRunStatus.SUCCESS)
     assert told() == {runs[1].run_id}
 
 
-def test_more_failed_runs_than_are_told_do_not_hide_others_behind_those_that_were_retried(
-    fleet: list[str], instance: dg.DagsterInstance
+def test_the_queue_lets_as_many_go_as_are_allowed_and_weekly_chunks_first(
+    named: list[str], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (chunk, *_) = [dict(request.tags) for request in tick(instance)]
-    lost = started(instance, chunk, dg.DagsterRunStatus.FAILURE)
-    for key in fleet[5:]:
-        for _ in range(10):
-            tags = {RANGE_START_TAG: key, RANGE_END_TAG: key, RETRIED_TAG: "true"}
-            started(instance, tags, dg.DagsterRunStatus.FAILURE)
+    """Asks Dagster's dequeuer, with the project's dagster.yaml, what it would launch now."""
+    requests = tick(instance)
+    later = [started(instance, {"dagster/partition": key}, dg.DagsterRunStatus.QUEUED) for key in named[:2]]
+    chunks = [started(instance, dict(request.tags), dg.DagsterRunStatus.QUEUED) for request in requests]
 
-    assert [run.dagster_run_id for run in failed_runs(instance, datetime.now(UTC))] == [lost.run_id]
+    def launched(most: str) -> list[str]:
+        monkeypatch.setenv("CHURN_CONCURRENT_RUNS", most)
+        with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as again:
+            choose = QueuedRunCoordinatorDaemon(interval_seconds=5)._get_runs_to_dequeue  # noqa: SLF001 launches none
+            found = choose(again, again.get_concurrency_config(), fixed_iteration_time=None)
+        return [run.run_id for run in found]
+
+    order = [run.run_id for run in [*chunks, *later]]
+    assert [launched(most) for most in ("1", "2", "4")] == [order[:1], order[:2], order[:4]]
+    started(instance, {}, dg.DagsterRunStatus.STARTED)
+    assert [launched(most) for most in ("1", "2", "9")] == [[], order[:1], order]
 
 
 def due_now(instance: dg.DagsterInstance) -> None:
     """Let the daemon find that this week's tick of the schedule is due, and leave new data alone."""
 
-    def origin(name: str) -> RemoteInstigatorOrigin:
-        target = LoadableTargetOrigin(executable_path=sys.executable, module_name=MODULE)
-        location = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name=MODULE)
-        return RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), name)
-
     monday = monday_of(datetime.now(UTC).date())
     before = datetime(monday.year, monday.month, monday.day, tzinfo=UTC) - timedelta(hours=1)
     schedule, status = weekly_churn_prediction_schedule, InstigatorStatus.DECLARED_IN_CODE
     data = ScheduleInstigatorData(str(schedule.cron_schedule), before.timestamp())
-    instance.add_instigator_state(InstigatorState(origin(schedule.name), InstigatorType.SCHEDULE, status, data))
-    instance.add_instigator_state(
-        InstigatorState(
-            origin(new_data_sensor.name), InstigatorType.SENSOR, InstigatorStatus.STOPPED, SensorInstigatorData()
-        )
-    )
+    for state in (
+        (RemoteInstigatorOrigin(REPOSITORY, schedule.name), InstigatorType.SCHEDULE, status, data),
+        (
+            RemoteInstigatorOrigin(REPOSITORY, new_data_sensor.name),
+            InstigatorType.SENSOR,
+            InstigatorStatus.STOPPED,
+            SensorInstigatorData(),
+        ),
+    ):
+        instance.add_instigator_state(InstigatorState(*state))
 
 
 @contextmanager
@@ -272,7 +316,8 @@ def launch_at_once(home: Path) -> None:
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_chunks_wait_in_the_queue_for_their_turn(
     site: Site, fleet: list[str], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
