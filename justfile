@@ -48,7 +48,7 @@ audit:
 
 # What is inside, as CycloneDX.
 sbom:
-    bash -o pipefail -c 'uv export --quiet --locked --no-dev --no-emit-project --no-hashes | uv run --group audit cyclonedx-py requirements - --output-reproducible --of JSON -o sbom.json'
+    bash -o pipefail -c 'uv export --quiet --locked --no-dev --extra kubernetes --no-emit-project --no-hashes | uv run --group audit cyclonedx-py requirements - --output-reproducible --of JSON -o sbom.json'
 
 # Rebuild data/churn and models/churn from the simulator, byte for byte.
 artifacts:

@@ -22,6 +22,7 @@ def dagster_environment(deployment: Deployment) -> dict[str, str]:
     return {
         "DAGSTER_HOME": str(home),
         "CHURN_DAGSTER_DATABASE_URL": url,
+        "CHURN_CONCURRENT_RUNS": str(deployment.settings.churn_concurrent_runs),
         # A run over thousands of partitions plans them as a range, not one event each (orchestration.assets.weekly).
         "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
     }

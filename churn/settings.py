@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         le=1,
         description="Share of rows that may break the contract before a batch fails.",
     )
+    churn_variants_per_run: int = Field(
+        500, ge=0, description="Variants that a run of the weekly job scores at most; 0: all in one run."
+    )
+    churn_concurrent_runs: int = Field(
+        2, ge=1, description="Dagster runs of any job at once; others wait. Each keeps connections to PostgreSQL."
+    )
     churn_reasons: bool = Field(default=True, description="Store the contributions behind every prediction.")
     churn_horizon_months: int = Field(
         3, ge=1, le=24, description="Months without activity after which a player counts as churned."

@@ -3,8 +3,9 @@
 It runs beside the jobs it watches, so a run that never started is noticed as well.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -13,15 +14,14 @@ from churn.alerting import deliver
 from churn.errors import ChurnError
 from churn.monitoring.conditions import FailedRun
 from orchestration.assets.weekly import OP_NAME
-from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, RETRIED_TAG, span, variants_partitions
 from orchestration.resources import Services
 
 _DELIVER_FOR_S = 8
 """A receiver may take 40 s more for what has begun, and a sensor is killed after 60."""
 
 _LOOK_BACK = timedelta(days=7)
-_MOST_FAILED, _MOST_LATER = 50, 1000
-_RETRIED_TAG = "dagster/will_retry"
+_MOST_RUNS, _MOST_TOLD = 5000, 200
 _FAILURES = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
 
 
@@ -46,44 +46,55 @@ def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
 
 
 def failed_runs(instance: dg.DagsterInstance, now: datetime) -> list[FailedRun]:
-    """Return the runs of the last week that failed, the newest of each job and range that no later one made good."""
-    records = _runs(instance, dg.DagsterRunStatus.FAILURE, now - _LOOK_BACK, _MOST_FAILED)
+    """Return the runs of the last week that failed, the newest of each job and range that no later ones made good."""
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
-    for record in records:
-        if record.dagster_run.tags.get(_RETRIED_TAG) != "true":
+    for record in _runs(instance, dg.DagsterRunStatus.FAILURE, now - _LOOK_BACK):
+        if record.dagster_run.tags.get(RETRIED_TAG) != "true":
             newest.setdefault(_work(record.dagster_run), record)
-    made_good = _last_successes(instance, newest)
-    return [
-        _described(instance, record)
-        for work, record in newest.items()
-        if work not in made_good or made_good[work] < record.create_timestamp
-    ]
+    told = islice(_not_made_good(instance, list(newest.values())), _MOST_TOLD)
+    return [_described(instance, record) for record in told]
 
 
 def _runs(
-    instance: dg.DagsterInstance, status: dg.DagsterRunStatus, since: datetime, most: int, job: str | None = None
-) -> Iterator[dg.RunRecord]:
-    """Yield runs, the newest first."""
+    instance: dg.DagsterInstance, status: dg.DagsterRunStatus, since: datetime, job: str | None = None
+) -> Sequence[dg.RunRecord]:
+    """Return runs, the newest first."""
     wanted = dg.RunsFilter(statuses=[status], created_after=since, job_name=job)
-    yield from instance.get_run_records(wanted, limit=most, order_by="create_timestamp")
+    return instance.get_run_records(wanted, limit=_MOST_RUNS, order_by="create_timestamp")
+
+
+def _kind(run: dg.DagsterRun) -> tuple[Any, ...]:
+    return (run.job_name, frozenset(run.asset_selection or ()))
 
 
 def _work(run: dg.DagsterRun) -> tuple[Any, ...]:
-    """Return what a run was for: another one for the same makes a failed one good."""
+    """Return what a run was for."""
     tags = (RANGE_START_TAG, RANGE_END_TAG, "dagster/partition")
-    return (run.job_name, frozenset(run.asset_selection or ()), *(run.tags.get(tag) for tag in tags))
+    return (*_kind(run), *(run.tags.get(tag) for tag in tags))
 
 
-def _last_successes(
-    instance: dg.DagsterInstance, failed: Mapping[tuple[Any, ...], dg.RunRecord]
-) -> dict[tuple[Any, ...], datetime]:
-    """Return when work that failed was last begun and done."""
-    last: dict[tuple[Any, ...], datetime] = {}
-    for job in {work[0] for work in failed}:
-        since = min(record.create_timestamp for work, record in failed.items() if work[0] == job)
-        for record in _runs(instance, dg.DagsterRunStatus.SUCCESS, since, _MOST_LATER, job):
-            last.setdefault(_work(record.dagster_run), record.create_timestamp)
-    return last
+def _not_made_good(instance: dg.DagsterInstance, failed: Sequence[dg.RunRecord]) -> Iterator[dg.RunRecord]:
+    """Yield the failed runs whose work no later runs did: one for the same, or several that cover its range.
+
+    Chunks are cut anew when variants come or go, and smaller ones are what helps where one was too large.
+    """
+    if not failed:
+        return
+    keys = instance.get_dynamic_partitions(str(variants_partitions.name))
+    since = min(record.create_timestamp for record in failed)
+    jobs = {record.dagster_run.job_name for record in failed}
+    successes = [record for job in jobs for record in _runs(instance, dg.DagsterRunStatus.SUCCESS, since, job)]
+    done = [(record, set(span(record.dagster_run.tags, keys))) for record in successes]
+    for record in failed:
+        run, wanted = record.dagster_run, set(span(record.dagster_run.tags, keys))
+        later = [
+            (one.dagster_run, covered)
+            for one, covered in done
+            if one.create_timestamp >= record.create_timestamp and _kind(one.dagster_run) == _kind(run)
+        ]
+        left = wanted.difference(*(covered for _, covered in later))
+        if left or not (wanted or any(_work(one) == _work(run) for one, _ in later)):
+            yield record
 
 
 def _described(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:

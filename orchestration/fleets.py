@@ -13,6 +13,8 @@ from churn.errors import ChurnError, TransientError
 RESUME_TAGS = ("dagster/is_resume_retry", "dagster/is_asset_resume_retry")
 MAX_RETRIES = 2
 RETRY_POLICY = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL)
+RUN_TAGS = {"dagster/retry_on_asset_or_op_failure": "false", "dagster/max_runtime": "21600"}
+"""Of jobs over ranges: what ``dagster.yaml`` says, for instances whose configuration cannot (Dagster's chart)."""
 
 _NAMED_IN_MESSAGE, _NAMED_IN_CHECK = 20, 50
 

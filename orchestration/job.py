@@ -5,15 +5,18 @@ from collections.abc import Iterator
 import dagster as dg
 
 from orchestration.assets.weekly import SPECS, WEEK_TAG
+from orchestration.fleets import RUN_TAGS
 from orchestration.resources import Services
 from orchestration.schedules import requests_for_all
 
-VARIANTS_PER_RUN = 500
+_BEFORE_OTHERS = {"dagster/priority": "1"}
+"""In the queue; a run that trains takes minutes, and dozens of them may wait."""
 
 churn_prediction_job = dg.define_asset_job(
     "churn_prediction_job",
     selection=dg.AssetSelection.assets(*(spec.key for spec in SPECS)),
     description="Scores a range of variants for a week and publishes their batches.",
+    tags=RUN_TAGS,
 )
 
 
@@ -29,4 +32,4 @@ def weekly_churn_prediction_schedule(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Request a run for each chunk of the registered variants."""
     week = context.scheduled_execution_time.date().isoformat()
-    yield from requests_for_all(context.instance, services, week, VARIANTS_PER_RUN, {WEEK_TAG: week})
+    yield from requests_for_all(context.instance, services, week, tags={WEEK_TAG: week, **_BEFORE_OTHERS})

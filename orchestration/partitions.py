@@ -3,7 +3,8 @@
 The week is no dimension: variants times weeks would pass Dagster's limit of keys within a year. It belongs to the run.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -13,10 +14,18 @@ variants_partitions = dg.DynamicPartitionsDefinition(name="variants")
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
+RETRIED_TAG, RETRY_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"
+
+_PARTITION_TAG = "dagster/partition"
+_RETRIED_WITHIN = timedelta(days=1)
+_ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
 
 def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant]) -> list[str]:
-    """Make the partitions equal to the registered variants.
+    """Make the partitions equal to the registered variants, but for those that bound a run that is not over.
+
+    A run finds its variants by the first and the last of its range when it starts, which may be long after it was
+    requested. Without one of them it could not, and with one that was added again, at the end, it would take others.
 
     Returns:
         The keys in Dagster's order, which is that of their addition and which ranges follow.
@@ -24,7 +33,8 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
     name = str(variants_partitions.name)
     keys = {variant.key for variant in registered}
     held = instance.get_dynamic_partitions(name)
-    for key in set(held) - keys:
+    gone = set(held) - keys
+    for key in gone - _bounds(instance) if gone else ():
         instance.delete_dynamic_partition(name, key)
     missing = [variant.key for variant in registered if variant.key not in set(held)]
     if missing:
@@ -32,8 +42,26 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
     return list(instance.get_dynamic_partitions(name))
 
 
+def _bounds(instance: dg.DagsterInstance) -> set[str]:
+    """Return the first and last variants of the runs that are not over, or that Dagster will run again by itself."""
+    is_open = dg.RunsFilter(statuses=[status for status in dg.DagsterRunStatus if status not in _ENDED])
+    is_retried = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.FAILURE],
+        tags={RETRIED_TAG: "true"},
+        created_after=datetime.now(UTC) - _RETRIED_WITHIN,
+    )
+    waiting = [run for run in instance.get_runs(is_retried) if RETRY_TAG not in run.tags]
+    runs = [*instance.get_runs(is_open), *waiting]
+    tags = (RANGE_START_TAG, RANGE_END_TAG, _PARTITION_TAG)
+    return {run.tags[tag] for run in runs for tag in tags if tag in run.tags}
+
+
 def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterator[dict[str, str]]:
-    """Cover the wanted keys, and no other, with ranges of at most ``most`` keys; yields the tags of each."""
+    """Cover the wanted keys, and no other, with ranges of at most ``most`` keys; yields the tags of each.
+
+    Args:
+        most: 0: any number.
+    """
     start, size = None, 0
     for i, key in enumerate(ordered):
         if key not in wanted:
@@ -43,3 +71,15 @@ def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterat
         if is_last or size == most:
             yield {RANGE_START_TAG: start, RANGE_END_TAG: key}
             start, size = None, 0
+
+
+def span(tags: Mapping[str, str], ordered: Sequence[str]) -> list[str]:
+    """Return the keys of the range, or of the one partition, that a run's tags name; none where a bound is gone.
+
+    >>> span({RANGE_START_TAG: "b", RANGE_END_TAG: "c"}, ["a", "b", "c", "d"])
+    ['b', 'c']
+    """
+    start, end = (tags.get(tag, tags.get(_PARTITION_TAG)) for tag in (RANGE_START_TAG, RANGE_END_TAG))
+    if start not in ordered or end not in ordered:
+        return []
+    return list(ordered[ordered.index(start) : ordered.index(end) + 1])

@@ -11,9 +11,10 @@ from churn.threads import in_threads
 from churn.variants import Variant
 from churn.weeks import monday_of
 from orchestration.assets.weekly import WEEK_TAG
-from orchestration.job import VARIANTS_PER_RUN, churn_prediction_job
+from orchestration.job import churn_prediction_job
 from orchestration.partitions import ranges, sync_partitions
 from orchestration.resources import Services
+from orchestration.schedules import request
 
 TRIGGER_TAG = "churn/trigger"
 _LISTINGS_AT_ONCE = 16
@@ -33,6 +34,7 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
     """
     try:
         with services.open() as deployment:
+            most = deployment.settings.churn_variants_per_run
             registered = deployment.registry(read_only=True).variants()
             keys = sync_partitions(context.instance, registered)
             cursor = json.loads(context.cursor) if context.cursor else None
@@ -46,15 +48,12 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
     known = {key: version for key, version in (seen | current).items() if key in set(keys)}
     week = monday_of(datetime.now(UTC).date()).isoformat()
     requests = [
-        dg.RunRequest(
-            run_key=f"new-data:{tick}:{'..'.join(tags.values())}",
-            tags={**tags, WEEK_TAG: week, TRIGGER_TAG: "new data"},
-        )
-        for tags in ranges(keys, new, VARIANTS_PER_RUN)
+        request(f"new-data:{tick}", chunk, {WEEK_TAG: week, TRIGGER_TAG: "new data"})
+        for chunk in ranges(keys, new, most)
     ]
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else f"no new input for any of {len(keys)} variants",
+        skip_reason=None if requests else f"no new input for any of {len(registered)} variants",
         cursor=json.dumps({"tick": tick, "versions": known}, sort_keys=True),
     )
 

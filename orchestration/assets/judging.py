@@ -19,7 +19,7 @@ from churn.model.versions import CHAMPION
 from churn.threads import in_threads, without_frames
 from churn.variants import Variant
 from orchestration.assets.metadata import Metadata, picture
-from orchestration.fleets import RETRY_POLICY, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
+from orchestration.fleets import RETRY_POLICY, RUN_TAGS, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 from orchestration.schedules import requests_for_all
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ASSET = "judged_batches"
 VARIANTS_PER_RUN = 500
+"""Whatever scoring does: promotions control false discoveries over a run's variants, which must not be few."""
 _THREADS = 4  # S3, PostgreSQL and MLflow are waited for as long as is computed
 
 SPEC = dg.AssetSpec(
@@ -105,6 +106,7 @@ judging_job = dg.define_asset_job(
     "judging_job",
     selection=dg.AssetSelection.assets(ASSET),
     description="Judges the batches whose labels have matured, and challengers against champions.",
+    tags=RUN_TAGS,
 )
 
 
@@ -120,7 +122,7 @@ def weekly_judging_schedule(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Request a run for each chunk of the registered variants."""
     day = context.scheduled_execution_time.date().isoformat()
-    yield from requests_for_all(context.instance, services, f"judge:{day}", VARIANTS_PER_RUN)
+    yield from requests_for_all(context.instance, services, f"judge:{day}", most=VARIANTS_PER_RUN)
 
 
 def _attempt(

@@ -17,7 +17,7 @@ from churn.errors import ChurnError, UsageError
 from churn.model.claims import CLAIMS, Claim
 from churn.model.versions import CHALLENGER, CHAMPION
 from orchestration.assets.metadata import Metadata, picture
-from orchestration.fleets import RETRY_POLICY, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
+from orchestration.fleets import RETRY_POLICY, RUN_TAGS, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
@@ -89,6 +89,7 @@ training_job = dg.define_asset_job(
     "training_job",
     selection=dg.AssetSelection.assets(ASSET),
     description="Trains a range of variants, judges the models by the gate, and registers them in MLflow.",
+    tags=RUN_TAGS,
 )
 
 

@@ -136,6 +136,7 @@ def open_instance(home: Path, database: sa.URL, patch: pytest.MonkeyPatch) -> dg
     shutil.copyfile(ROOT / "orchestration" / "config" / "dagster.yaml", home / "dagster.yaml")
     url = database.set(drivername="postgresql").render_as_string(hide_password=False)
     patch.setenv("CHURN_DAGSTER_DATABASE_URL", url)
+    patch.setenv("CHURN_CONCURRENT_RUNS", "2")
     patch.setenv("DAGSTER_HOME", str(home))
     return dg.DagsterInstance.from_config(str(home))
 

@@ -4,12 +4,7 @@ it and the sensor must ask for every variant that is due, once, and for no other
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -29,7 +24,8 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor
 
-from .conftest import ROOT, Run, Site, bundled, put_model_files
+from .conftest import Run, Site, bundled, put_model_files
+from .daemons import daemon, wait_for
 
 FLEET = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
 
@@ -255,31 +251,6 @@ def test_a_variant_taken_out_of_the_registry_loses_its_partition(
 
     assert instance.get_dynamic_partitions("variants") == ["base", "company-clienta", "geography-us"]
     assert set(json.loads(str(result.cursor))["versions"]) == {"base", "company-clienta", "geography-us"}
-
-
-@contextmanager
-def daemon(home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Dagster's own daemon over the code location, in a process group of its own."""
-    command = [sys.executable, "-m", "dagster._daemon", "run", "-m", "orchestration.definitions"]
-    with (home / "daemon.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(timeout=20)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, log: Path) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()[-4000:]
-        time.sleep(0.5)
 
 
 @pytest.mark.slow

@@ -7,18 +7,23 @@ that roles may reach. Terraform itself judges the rest (test_terraform_moto.py, 
 import fnmatch
 import functools
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import hcl2
 import pytest
 import yaml
+from dagster._config import process_config
+from dagster._config.field import resolve_to_config_type
 
 from churn.data.history import FOLDER
 from churn.deployment import Deployment
 from churn.settings import Settings
 from churn.variants import Variant
+from orchestration.job import churn_prediction_job
 
 ROOT = Path(__file__).resolve().parents[2]
 TERRAFORM = ROOT / "infra" / "terraform"
@@ -237,11 +242,18 @@ def test_on_kubernetes_dagster_runs_the_same_code_with_the_same_limits() -> None
     assert deployment["image"] == values["dagsterWebserver"]["image"] == values["dagsterDaemon"]["image"]
     daemon = values["dagsterDaemon"]
     limit = daemon["runCoordinator"]["config"]["queuedRunCoordinator"]["maxConcurrentRuns"]
-    assert limit == instance["run_queue"]["max_concurrent_runs"]
+    assert limit == default_limit()
+    assert instance["run_queue"]["max_concurrent_runs"] == {"env": "CHURN_CONCURRENT_RUNS"}
     assert daemon["runRetries"]["maxRetries"] == instance["run_retries"]["max_retries"]
     assert daemon["runMonitoring"]["enabled"] == instance["run_monitoring"]["enabled"]
     kept = {key: days for key, days in values["retention"]["sensor"]["purgeAfterDays"].items() if key != "started"}
     assert kept == instance["retention"]["sensor"]["purge_after_days"]
+    tags = churn_prediction_job.tags or {}  # what the chart has no values for
+    assert tags["dagster/max_runtime"] == str(instance["run_monitoring"]["max_runtime_seconds"])
+    assert (
+        tags["dagster/retry_on_asset_or_op_failure"]
+        == str(instance["run_retries"]["retry_on_asset_or_op_failure"]).lower()
+    )
     for name in (name for name in deployment["env"] if name.startswith(("CHURN_", "MLFLOW_"))):
         assert name.lower() in Settings.model_fields
 
@@ -258,3 +270,103 @@ def test_on_kubernetes_no_secret_is_among_the_values_and_no_container_is_root() 
         assert part["securityContext"]["readOnlyRootFilesystem"]
     assert job["securityContext"]["runAsNonRoot"]
     assert job["containers"][0]["command"] == ["python", "-m", "experiment_tracking.setup"]
+
+
+def test_wherever_runs_are_created_they_are_planned_and_queued_alike() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    values = helm()
+    (block,) = [block for block in parsed(TERRAFORM / "modules/services/main.tf")["locals"] if "services" in block]
+    planning, limit = "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "CHURN_CONCURRENT_RUNS"
+
+    for name in ("dagster", "daemon", "code"):
+        assert compose[name]["environment"][planning] == "1"
+        assert compose[name]["environment"][limit] == f"${{{limit}:-{default_limit()}}}"
+    assert f'{planning} = "1"' in str(block["dagster_environment"])
+    assert f'lookup(var.settings, "{limit}", "{default_limit()}")' in str(block["dagster_environment"])
+    assert "local.dagster_environment" in str(block["code_environment"])
+    for part in ("dagsterWebserver", "dagsterDaemon"):
+        assert {"name": planning, "value": "1"} in values[part]["env"]
+
+
+def default_limit() -> int:
+    return int(Settings.model_fields["churn_concurrent_runs"].default)
+
+
+def k8s_job(tmp_path: Path) -> dict[str, Any]:
+    """What dagster-k8s would submit for a run, given what the chart's templates make of both files."""
+    from dagster_k8s import K8sRunLauncher
+    from dagster_k8s.container_context import K8sContainerContext
+    from dagster_k8s.job import construct_dagster_k8s_job
+    from kubernetes.client import ApiClient
+
+    values, pods = helm(), yaml.safe_load((ROOT / "infra/kubernetes/run-pods.yaml").read_text())
+    assert pods["runLauncher"]["type"] == "K8sRunLauncher"
+    config = pods["runLauncher"]["config"]["k8sRunLauncher"]
+    (tmp_path / "kubeconfig").write_text(
+        "{current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],"
+        " clusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}], users: [{name: u, user: {}}]}"
+    )
+    launcher = process_config(
+        resolve_to_config_type(K8sRunLauncher.config_type()),
+        {
+            "load_incluster_config": False,
+            "kubeconfig_file": str(tmp_path / "kubeconfig"),
+            "job_namespace": "churn",
+            "image_pull_policy": config["imagePullPolicy"],
+            "service_account_name": "churn-dagster",
+            "dagster_home": values["global"]["dagsterHome"],
+            "instance_config_map": "churn-dagster-instance",
+            "postgres_password_secret": values["global"]["postgresqlSecretName"],
+            "security_context": config["securityContext"],
+            "run_k8s_config": {"pod_spec_config": config["runK8sConfig"]["podSpecConfig"]},
+        },
+    )
+    assert launcher.success, launcher.errors
+    (code,) = values["dagster-user-deployments"]["deployments"]
+    context = K8sContainerContext.create_from_config(
+        {
+            "k8s": {
+                "image_pull_policy": code["image"]["pullPolicy"],
+                "env_config_maps": ["churn-churn-user-env"],
+                "env_secrets": [secret["name"] for secret in code["envSecrets"]],
+                **{key: code[name] for key, name in [("volume_mounts", "volumeMounts"), ("volumes", "volumes")]},
+                "resources": code["resources"],
+                "run_k8s_config": {"pod_spec_config": {"automount_service_account_token": True}},
+            }
+        }
+    )
+    run = dg.DagsterRun(job_name="churn_prediction_job", run_id="1" * 36)
+    started = K8sRunLauncher.from_config_value(None, dict(launcher.value or {}))
+    merged = K8sContainerContext.create_for_run(run, started, include_run_tags=True).merge(context)
+    job = construct_dagster_k8s_job(
+        merged.get_k8s_job_config(job_image="image", run_launcher=started),
+        args=["dagster", "api", "execute_run"],
+        job_name="dagster-run-1",
+        user_defined_k8s_config=merged.run_k8s_config,
+    )
+    return ApiClient().sanitize_for_serialization(job)  # type: ignore[no-any-return]
+
+
+def test_a_pod_for_each_run_is_as_closed_as_the_codes_and_has_what_it_has(tmp_path: Path) -> None:
+    (code,) = helm()["dagster-user-deployments"]["deployments"]
+
+    pod = k8s_job(tmp_path)["spec"]["template"]["spec"]
+
+    (container,) = pod["containers"]
+    assert pod["securityContext"] == code["podSecurityContext"]
+    assert container["securityContext"] == code["securityContext"]
+    assert container["resources"] == code["resources"]
+    assert {"secretRef": {"name": "churn-code"}} in container["envFrom"]
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {mount["mountPath"] for mount in code["volumeMounts"]} <= mounted
+    passwords = [one["valueFrom"]["secretKeyRef"] for one in container["env"] if one["name"] == "DAGSTER_PG_PASSWORD"]
+    assert passwords == [{"name": helm()["global"]["postgresqlSecretName"], "key": "postgresql-password"}]
+
+
+def test_the_image_can_launch_pods() -> None:
+    versions = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["kubernetes"]
+    steps = re.findall(r"uv sync [^\n]*", (ROOT / "Dockerfile").read_text())
+
+    assert [package.partition("==")[0] for package in versions] == ["dagster-k8s"]
+    assert steps
+    assert all("--extra kubernetes" in step for step in steps)

@@ -12,19 +12,23 @@ locals {
     PGSSLMODE     = "verify-full"
     PGSSLROOTCERT = "/opt/dagster/rds-ca.pem"
   }
-  dagster_environment = merge(local.tls, { DAGSTER_DISABLE_TELEMETRY = "yes" })
-  dagster_secrets     = { CHURN_DAGSTER_DATABASE_URL = "${var.login_secrets["dagster"].arn}:url::" }
+  # Whoever creates a run plans it, which is the daemon or the webserver.
+  dagster_environment = merge(local.tls, {
+    CHURN_CONCURRENT_RUNS                           = lookup(var.settings, "CHURN_CONCURRENT_RUNS", "2")
+    DAGSTER_DISABLE_TELEMETRY                       = "yes"
+    DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS = "1"
+  })
+  dagster_secrets = { CHURN_DAGSTER_DATABASE_URL = "${var.login_secrets["dagster"].arn}:url::" }
 
   # What the code needs that scores, trains and sets up.
   code_environment = merge(local.dagster_environment, var.settings, {
-    AWS_DEFAULT_REGION                              = var.region
-    CHURN_DAGSTER_DB_NAME                           = "dagster_db"
-    CHURN_DB_NAME                                   = "churn_db"
-    CHURN_MLFLOW_UI_URL                             = "https://${local.mlflow_host}"
-    DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS = "1"
-    MLFLOW_S3_BUCKET                                = var.bucket
-    MLFLOW_SECRET_NAME                              = var.login_secrets["churn"].name
-    MLFLOW_SECRET_REGION                            = var.region
+    AWS_DEFAULT_REGION    = var.region
+    CHURN_DAGSTER_DB_NAME = "dagster_db"
+    CHURN_DB_NAME         = "churn_db"
+    CHURN_MLFLOW_UI_URL   = "https://${local.mlflow_host}"
+    MLFLOW_S3_BUCKET      = var.bucket
+    MLFLOW_SECRET_NAME    = var.login_secrets["churn"].name
+    MLFLOW_SECRET_REGION  = var.region
   })
   code_secrets = merge(
     local.dagster_secrets,
