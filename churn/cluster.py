@@ -1,7 +1,7 @@
 """Scoring on a Ray cluster: one task for each variant, which does on a node what ``score_fleet`` does in a thread.
 
-A node opens its deployment from its own environment, so nothing that is sent holds a secret. What a killed worker or node
-had in hand is scored again elsewhere; since a batch is published in one transaction, nothing of it was half there.
+A node opens its deployment from its own environment, so nothing that is sent holds a secret. What a killed worker or
+node had in hand is scored again elsewhere; since a batch is published in one transaction, nothing of it was half there.
 Placing tasks, noticing the dead and starting anew are Ray's.
 """
 
@@ -148,7 +148,7 @@ class _Fleet:
             ClusterError: If a node is unfit, or there has been none for a while; what is in hand is given up.
         """
         sent = self._ray.put(self._job)
-        task = self._ray.remote(_attempt).options(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=False)
+        task = self._ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=False)(_attempt)
         left = iter(keys)
         in_hand: dict[Future[_Reply], tuple[str, datetime, object]] = {}
         while True:
@@ -249,11 +249,14 @@ def _node() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-@contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Connect this process to a cluster; on the way out, what it still has in hand there ends."""
+def load_ray() -> Any:
+    """Import Ray, told beforehand what it reads then.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
     for name, value in _RAY_DEFAULTS.items():
-        os.environ.setdefault(name, value)  # read when Ray is imported
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
@@ -261,6 +264,13 @@ def _connected(address: str) -> Iterator[Any]:
             "CHURN_RAY_ADDRESS is set and Ray is not installed; run `uv sync --extra ray`, or "
             "`pip install 'churn-scoring[ray]'`"
         ) from error
+    return ray
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Connect this process to a cluster; on the way out, what it still has in hand there ends."""
+    ray = load_ray()
     _require_listener(address)
     try:
         with _own_sigterm():

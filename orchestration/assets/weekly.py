@@ -1,8 +1,8 @@
 """The weekly graph: raw data and a model from MLflow become features, predictions, and rows in PostgreSQL.
 
 One op makes the five assets for a range of variants, in its own process or on a Ray cluster. A variant that is
-published gets its five materializations and its checks together; one that fails is named at the end, when all the others
-are done.
+published gets its five materializations and its checks together; one that fails is named at the end, when all the
+others are done.
 """
 
 from collections.abc import Callable, Iterator, Mapping
