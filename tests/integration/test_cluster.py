@@ -146,6 +146,7 @@ def whole_fleet(
         "MLFLOW_S3_BUCKET": "clusters",
         "CHURN_HOME": str(homes / "cluster"),
         "CHURN_LOCAL_FALLBACK": "never",
+        "CHURN_CODE_VERSION": "tested",
         "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
         "PYTHONPATH": str(ROOT),
     }
@@ -272,7 +273,7 @@ def test_a_node_that_is_set_otherwise_is_refused_and_nothing_is_scored(
         fleet.score(SMALL[:2], monday(5), "otherwise")
 
     assert "is set otherwise than this process" in str(refused.value)
-    assert "and newer here; CHURN_REASONS is True there and False here. Start" in str(refused.value)
+    assert "the code is tested there and newer here; CHURN_REASONS is True there and False here. Start" in str(refused.value)
     require_no_password(str(refused.value))
     assert fleet.batches(monday(5)) == {}
 
