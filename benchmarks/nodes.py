@@ -50,7 +50,7 @@ class Cluster:
 
     Attributes:
         address: What a driver on one of the nodes connects to.
-        client_address: What a driver anywhere else connects to.
+        client_address: What a driver anywhere else connects to, if the head has such a port.
         folder: Where Ray keeps its sockets and logs.
     """
 
@@ -70,7 +70,7 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(*n_cpus: int) -> Iterator[Cluster]:
+def ray_cluster(*n_cpus: int, with_client_port: bool = False) -> Iterator[Cluster]:
     """Start a node for each number of CPUs, the head first, and kill what is left of them on the way out."""
     load_ray()
     from ray.cluster_utils import Cluster as Nodes
@@ -78,11 +78,11 @@ def ray_cluster(*n_cpus: int) -> Iterator[Cluster]:
     Path("/tmp/ray").mkdir(exist_ok=True)  # noqa: S108 it notes the newest cluster there
     # Sockets lie in it, whose paths have room for a hundred characters.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        port = _free_port()
+        port = _free_port() if with_client_port else None
         cluster = Cluster(Nodes(shutdown_at_exit=True), "", Path(folder))
         try:
             head, *others = n_cpus
-            cluster.add(head, temp_dir=folder, include_dashboard=False, ray_client_server_port=port)
+            cluster.add(head, temp_dir=folder, include_dashboard=False, no_monitor=True, ray_client_server_port=port)
             cluster.client_address = f"ray://{cluster.address.rpartition(':')[0]}:{port}"
             for n in others:
                 cluster.add(n)

@@ -273,7 +273,9 @@ def test_a_node_that_is_set_otherwise_is_refused_and_nothing_is_scored(
         fleet.score(SMALL[:2], monday(5), "otherwise")
 
     assert "is set otherwise than this process" in str(refused.value)
-    assert "the code is tested there and newer here; CHURN_REASONS is True there and False here. Start" in str(refused.value)
+    assert "the code is tested there and newer here; CHURN_REASONS is True there and False here. Start" in str(
+        refused.value
+    )
     require_no_password(str(refused.value))
     assert fleet.batches(monday(5)) == {}
 
@@ -344,9 +346,10 @@ def test_a_run_that_is_ended_ends_its_tasks_and_the_next_one_scores_what_is_miss
 def test_a_driver_on_another_machine_reaches_the_cluster_by_its_client_port(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CHURN_RAY_ADDRESS", fleet.cluster.client_address)
+    with ray_cluster(1, with_client_port=True) as cluster:
+        monkeypatch.setenv("CHURN_RAY_ADDRESS", cluster.client_address)
 
-    results = fleet.score(SMALL[:2], monday(10), "client")
+        results = fleet.score(SMALL[:2], monday(10), "client")
 
     assert {type(result) for result in results.values()} == {Placed}
     fleet.require_same_as_local(SMALL[:2], monday(10))
