@@ -10,16 +10,18 @@ from churn.pipeline import Outcome, Scorer
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a variant was scored, and how many rows it had."""
+    """Where a variant was scored, how many rows it had, and what its worker was sent besides the task."""
 
     node: str
     n_rows: int
+    runtime_env: str
 
 
 def place(outcome: Outcome, _scorer: Scorer) -> Placed:
     import ray
 
-    return Placed(ray.get_runtime_context().get_node_id(), outcome.record.n_rows_scored)
+    context = ray.get_runtime_context()
+    return Placed(context.get_node_id(), outcome.record.n_rows_scored, context.get_runtime_env_string())
 
 
 def die_after_publishing(outcome: Outcome, scorer: Scorer, *, folder: Path) -> Placed:
