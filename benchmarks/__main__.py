@@ -1,8 +1,9 @@
 """Every comparison in one run, written to ``benchmarks/RESULTS.md`` with a chart: ``python -m benchmarks``.
 
-Figures are ratios against a baseline measured in the same run, each in a process of its own. Three parts are measured:
-one variant (``--rows``), reasons (``--reasons``), a fleet (``--variants``). A part that a run leaves out (``--rows``
-without a number, ``--variants 0``) stays as it was measured last, with its date; ``results.json`` keeps them.
+Figures are ratios against a baseline measured in the same run, each in a process of its own. Four parts are measured:
+one variant (``--rows``), reasons (``--reasons``), a fleet (``--variants``), a fleet on Ray (``--cluster``). A part that
+a run leaves out (``--rows`` without a number, ``--variants 0``) stays as it was measured last, with its date;
+``results.json`` keeps them.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import sqlalchemy as sa
 
+from benchmarks.nodes import ray_cluster
 from benchmarks.services import (
     BUCKET,
     WEEK,
@@ -36,6 +39,7 @@ from churn.bootstrap import set_up_server
 from churn.deployment import open_deployment
 from churn.provenance import code_version
 from churn.settings import load_settings
+from churn.store.predictions import read_current
 from churn.variants import Variant
 
 FOLDER = Path(__file__).parent
@@ -45,6 +49,7 @@ REPEATS = 3
 FLEET_ROWS = 5_000
 FLEET_DATASETS = 20
 LONE_RUNS = 10
+CLUSTERS = {"one node": 1, "two nodes": 2}  # the machine's cores shared out among them
 LONE_REGISTRATIONS = 3
 SMALL_BATCH = 5_000
 REASONS_SIZES = (SMALL_BATCH, 10_000, MILLION)
@@ -89,6 +94,7 @@ class Results:
     reasons: Sequence[Reasons]
     fleet: dict[str, float]
     n_variants: int
+    cluster: Mapping[str, Any]
     measured: Mapping[str, str]
 
 
@@ -107,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 1_000_000, 10_000_000])
     parser.add_argument("--variants", type=int, default=2_000, help="variants of the fleet; 0 leaves it out")
+    parser.add_argument("--cluster", type=int, default=200, help="variants of the fleet on Ray; 0 leaves it out")
     parser.add_argument("--reasons", type=int, nargs="*", default=list(REASONS_SIZES), help="rows to explain")
     parser.add_argument("--home", type=Path, help="where the services keep their files; default: a temporary folder")
     args = parser.parse_args(argv)
@@ -119,10 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             singles = list(bench_singles(args.rows, stages))
             reasons = list(bench_reasons(args.reasons))
             fleet = bench_fleet(args.variants, Path(folder)) if args.variants else {}
+            cluster = bench_cluster(args.cluster, Path(folder), deployment.database) if args.cluster else {}
     measured = {
         "one variant": {"singles": [asdict(one) for one in singles], "stages": stages} if singles else None,
         "reasons": [asdict(one) for one in reasons] or None,
         "fleet": fleet | {"n_variants": args.variants} if fleet else None,
+        "cluster": cluster or None,
     }
     write_results(keep(measured, minutes=(time.monotonic() - started) / 60))
 
@@ -137,13 +146,15 @@ def keep(parts: Mapping[str, Any], *, minutes: float) -> Results:
     )
     kept |= {name: {"how": how, "figures": figures} for name, figures in parts.items() if figures is not None}
     path.write_text(json.dumps(kept, indent=1) + "\n")
-    single, reasons, fleet = (kept.get(name, {}).get("figures") for name in ("one variant", "reasons", "fleet"))
+    parts_of = ("one variant", "reasons", "fleet", "cluster")
+    single, reasons, fleet, cluster = (kept.get(name, {}).get("figures") for name in parts_of)
     return Results(
         singles=[Single(**one) for one in single["singles"]] if single else [],
         stages=single["stages"] if single else {},
         reasons=[Reasons(**one) for one in reasons or []],
         fleet=fleet or {},
         n_variants=fleet["n_variants"] if fleet else 0,
+        cluster=cluster or {},
         measured={name: part["how"] for name, part in kept.items()},
     )
 
@@ -192,10 +203,7 @@ def bench_reasons(sizes: Sequence[int]) -> Iterator[Reasons]:
 def bench_fleet(n_variants: int, folder: Path) -> dict[str, float]:
     """Register, score, break and resume a fleet, and do some of it one by one for comparison."""
     variants = [Variant(company=f"c{i:04}") for i in range(n_variants)]
-    model = model_files()
-    inputs = [parquet_bytes(simulated_rows(FLEET_ROWS, seed)) for seed in range(FLEET_DATASETS)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: upload_variant(variants[i], inputs[i % FLEET_DATASETS], model), range(n_variants)))
+    inputs = _upload_fleet(variants)
     keys = [variant.key for variant in variants]
     lone_registration = [
         timed("experiment_tracking/log_model.py", "--company", str(variant.company))
@@ -234,6 +242,44 @@ def bench_fleet(n_variants: int, folder: Path) -> dict[str, float]:
         "resumed_run": resumed["run_seconds"],
         "lone_run": statistics.mean(run["run_seconds"] for run in lone),
     }
+
+
+def _upload_fleet(variants: Sequence[Variant]) -> list[bytes]:
+    model = model_files()
+    inputs = [parquet_bytes(simulated_rows(FLEET_ROWS, seed)) for seed in range(FLEET_DATASETS)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: upload_variant(variants[i], inputs[i % FLEET_DATASETS], model), range(len(variants))))
+    return inputs
+
+
+def bench_cluster(n_variants: int, folder: Path, database: sa.URL) -> dict[str, Any]:
+    """Score a fleet, and a large variant, by the local engine and on Ray, by the same number of cores."""
+    variants, large = [Variant(company=f"r{i:04}") for i in range(n_variants)], Variant(company="rlarge")
+    _upload_fleet(variants)
+    upload_variant(large, simulated_rows(MILLION), model_files())
+    keys = [variant.key for variant in variants]
+    (folder / "cluster").write_text("\n".join([*keys, large.key]))
+    call("experiment_tracking/log_model.py", "--all", str(folder / "cluster"))
+    run_fleet(keys[0], large.key, next_week())  # from now on all models are in the cache
+    n_cores = os.cpu_count() or 1
+    engines = {"local": _bench_engine(keys, large.key, database)}
+    for name, n_nodes in CLUSTERS.items():
+        with ray_cluster(*[max(n_cores // n_nodes, 1)] * n_nodes) as cluster:
+            os.environ["CHURN_RAY_ADDRESS"] = cluster.address
+            engines[name] = _bench_engine(keys, large.key, database)
+            del os.environ["CHURN_RAY_ADDRESS"]
+    return {"n_variants": n_variants, "n_cores": n_cores, "engines": engines}
+
+
+def _bench_engine(keys: Sequence[str], large: str, database: sa.URL) -> dict[str, float]:
+    """Return the seconds of Dagster runs over a fleet and a large variant, and the variants a second once it runs."""
+    week = next_week()
+    whole, lone = run_fleet(keys[0], keys[-1], week), run_fleet(large, large, next_week())
+    query = "SELECT published_at FROM scoring_batches WHERE scored_week = :week ORDER BY 1"
+    at = read_current(database, query, week=week)["published_at"].to_list()
+    first = len(at) // 4  # the workers' start is over
+    rate = (len(at) - 1 - first) / (at[-1] - at[first]).total_seconds()
+    return {"whole": whole["run_seconds"], "large": lone["run_seconds"], "rate": rate}
 
 
 def _mondays() -> Iterator[str]:
@@ -281,7 +327,12 @@ def timed(*command: str) -> float:
 
 def targets(results: Results) -> list[Target]:
     """Hold what was measured against what was wanted."""
-    return [*_single_targets(results.singles), *_reasons_targets(results.reasons), *_fleet_targets(results)]
+    return [
+        *_single_targets(results.singles),
+        *_reasons_targets(results.reasons),
+        *_fleet_targets(results),
+        *_cluster_targets(results.cluster),
+    ]
 
 
 def _single_targets(singles: Sequence[Single]) -> Iterator[Target]:
@@ -342,6 +393,35 @@ def _fleet_targets(results: Results) -> list[Target]:
             ),
         ]  # fmt: skip
     return found
+
+
+def _cluster_targets(cluster: Mapping[str, Any]) -> Iterator[Target]:
+    if cluster:
+        rates = {name: engine["rate"] for name, engine in cluster["engines"].items()}
+        share = rates["one node"] / rates["local"]
+        yield Target(
+            "variants/s of a Ray node against the local engine", "at least 0.8 ×", f"{share:.2f} ×", share >= 0.8
+        )
+
+
+def _cluster_lines(cluster: Mapping[str, Any]) -> list[str]:
+    engines, n_cores = cluster["engines"], cluster["n_cores"]
+    return [
+        "",
+        f"## On Ray: {cluster['n_variants']} variants of {FLEET_ROWS:,} rows, and one of {MILLION:,}",
+        "",
+        f"Seconds of Dagster runs, with reasons, by the same {n_cores} cores of one machine, on which S3 and "
+        "PostgreSQL run as well. Variants a second are counted from the first quarter on: connecting, and the workers' "
+        "imports, are paid once a run.",
+        "",
+        "| engine | whole run | run of the large one | variants/s | against the local engine |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {name} | {engine['whole']:.1f} | {engine['large']:.1f} | {engine['rate']:.2f} "
+            f"| {engine['rate'] / engines['local']['rate']:.2f} × |"
+            for name, engine in engines.items()
+        ),
+    ]
 
 
 def write_results(results: Results) -> None:
@@ -425,6 +505,8 @@ def write_results(results: Results) -> None:
         ]
     else:
         lines += ["", "The fleet was not measured."]
+    if results.cluster:
+        lines += _cluster_lines(results.cluster)
     lines += ["", "![Microseconds a row](results.png)", ""]
     (FOLDER / "RESULTS.md").write_text("\n".join(lines))
     draw(singles)

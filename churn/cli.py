@@ -7,9 +7,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from churn.arguments import account_of, day_of, port_of, run_command
 from churn.weeks import parse_week
+
+if TYPE_CHECKING:
+    from churn.pipeline import Outcome, Scorer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,21 +75,36 @@ def _up(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
+    from churn.cluster import score_fleet
     from churn.deployment import open_deployment
+    from churn.errors import ChurnError
     from churn.settings import load_settings
     from churn.variants import Variant
 
     variants = [Variant.from_key(key) for key in args.variant]
     week = parse_week(args.week, datetime.now(UTC).date())
+    failed: dict[str, BaseException] = {}
     with open_deployment(load_settings()) as deployment:
-        scorer = deployment.scorer()
-        for variant in variants:
-            outcome = scorer.score_variant(variant, week, as_of=args.as_of)
-            record = outcome.record
-            print(
-                f"{variant}: {record.n_rows_scored} accounts scored for {week} by {record.registered_model} "
-                f"v{record.model_version} from {record.source} ({record.source_uri}), batch {outcome.batch_id}"
-            )
+        scorer, keys = deployment.scorer(), [variant.key for variant in variants]
+        for key, result in score_fleet(deployment, scorer, keys, week, None, then=_scored, as_of=args.as_of):
+            if isinstance(result, BaseException):
+                failed[key] = result
+            else:
+                print(result, flush=True)
+    if len(failed) > 1:
+        told = "; ".join(f"{key}: {error}" for key, error in failed.items())
+        raise ChurnError(f"{len(failed)} of {len(variants)} variants failed: {told}")
+    for error in failed.values():
+        raise error
+
+
+def _scored(outcome: "Outcome", _scorer: "Scorer") -> str:
+    record = outcome.record
+    return (
+        f"{record.variant}: {record.n_rows_scored} accounts scored for {record.scored_week} by "
+        f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}), "
+        f"batch {outcome.batch_id}"
+    )
 
 
 def _explain(args: argparse.Namespace) -> None:

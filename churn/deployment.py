@@ -5,10 +5,11 @@ only supply values. Entry points open a deployment; core functions get what they
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -243,9 +244,10 @@ class Deployment:
             return f"s3://{bucket}/{variant.prefix}mlflow"
         return (self.settings.churn_home / "artifacts" / variant.prefix / "mlflow").absolute().as_uri()
 
-    def model_link(self, registered_model: str, version: int) -> str:
-        """Where a person sees a model version."""
-        return f"{self.settings.churn_mlflow_ui_url.rstrip('/')}/#/models/{registered_model}/versions/{version}"
+    @property
+    def model_link(self) -> Callable[[str, int], str]:
+        """Tells where a person sees a model version; knows nothing else, so that it may be sent elsewhere."""
+        return partial(_model_link, self.settings.churn_mlflow_ui_url.rstrip("/"))
 
 
 @contextmanager
@@ -299,6 +301,10 @@ def _on_server(settings: Settings, server: sa.URL | None, *, is_embedded: bool) 
         local_root=_local_root(settings, is_embedded=is_embedded),
         is_embedded=is_embedded,
     )
+
+
+def _model_link(ui: str, registered_model: str, version: int) -> str:
+    return f"{ui}/#/models/{registered_model}/versions/{version}"
 
 
 def _mlflow_database_name(settings: Settings, server: sa.URL) -> str:

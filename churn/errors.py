@@ -10,6 +10,7 @@ ChurnError                    base: one clear message, no traceback needed at th
 ├── ModelFileError            a booster file or its feature names cannot be used
 ├── RegistryError             MLflow's registry lacks what was asked, or contradicts it
 ├── PromotionError            a model may not, or cannot, become champion
+├── ClusterError              Ray could not be reached, or did not score what it was given
 └── StoreError                PostgreSQL refused, or lacks what set-up makes
     └── DatabaseUnavailableError
 TransientError                mixed in: the same call may go through later, so it is worth a retry
@@ -92,6 +93,14 @@ class RegistryUnavailableError(RegistryError, TransientError):
 
 class PromotionError(ChurnError):
     """A model has not proved to be better, or there is none to promote or to return to."""
+
+
+class ClusterError(ChurnError):
+    """A Ray cluster cannot be used as it is set up."""
+
+
+class ClusterUnavailableError(ClusterError, TransientError):
+    """A Ray cluster did not answer, had no node to score on, or lost a variant's workers again and again."""
 
 
 class StoreError(ChurnError):

@@ -161,35 +161,50 @@ class Scorer:
         week: date,
         dagster_run_id: str | None,
         then: Callable[[Outcome, "Scorer"], _Then],
+        *,
+        as_of: date | None = None,
     ) -> Iterator[tuple[str, _Then | BaseException]]:
         """Score many variants, a few at once; a failed one stops no other, and is recorded.
 
         Args:
             keys: The variants' keys.
             then: Done with each outcome in the thread that made it.
+            as_of: See :meth:`score_variant`.
 
         Yields:
             Each key with what ``then`` returned or the error, in the order of ``keys``.
         """
-        aliases = self.registry.aliases() if len(keys) > 1 else None
-        one = replace(self, aliases=aliases)
+        one = replace(self, aliases=self.aliases_for(keys))
+        yield from in_threads(lambda key: (key, one.attempt(key, week, dagster_run_id, then, as_of=as_of)), keys)
 
-        def attempt(key: str) -> tuple[str, _Then | BaseException]:
-            started_at = datetime.now(UTC)
-            try:
-                variant = Variant.from_key(key)
-                return key, then(one.score_variant(variant, week, dagster_run_id=dagster_run_id), one)
-            except (Exception, pl.exceptions.PanicException) as error:
-                if not isinstance(error, ChurnError):
-                    logger.exception("%s failed", key)
-                self._record_failure(key, week, dagster_run_id, started_at, error)
-                return key, without_frames(error)
+    def aliases_for(self, keys: Sequence[str]) -> Mapping[Variant, Mapping[str, int]] | None:
+        """List the aliases once for a fleet; a lone variant looks up its own."""
+        return self.registry.aliases() if len(keys) > 1 else None
 
-        yield from in_threads(attempt, keys)
+    def attempt(
+        self,
+        key: str,
+        week: date,
+        dagster_run_id: str | None,
+        then: Callable[[Outcome, "Scorer"], _Then],
+        *,
+        as_of: date | None = None,
+    ) -> _Then | BaseException:
+        """Score a variant of a fleet; returns what ``then`` made of the outcome, or the error, which is recorded."""
+        started_at = datetime.now(UTC)
+        try:
+            variant = Variant.from_key(key)
+            return then(self.score_variant(variant, week, as_of=as_of, dagster_run_id=dagster_run_id), self)
+        except (Exception, pl.exceptions.PanicException) as error:
+            if not isinstance(error, ChurnError):
+                logger.exception("%s failed", key)
+            self.record_failure(key, week, dagster_run_id, started_at, error)
+            return without_frames(error)
 
-    def _record_failure(
+    def record_failure(
         self, key: str, week: date, dagster_run_id: str | None, started_at: datetime, error: BaseException
     ) -> None:
+        """Keep an attempt that published nothing; where that cannot be done, a warning tells."""
         try:
             self.store.record_failure(key, week, dagster_run_id, started_at, error)
         except ChurnError as unrecorded:

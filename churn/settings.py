@@ -79,6 +79,11 @@ class Settings(BaseSettings):
         2, ge=1, description="Dagster runs of any job at once; others wait. Each keeps connections to PostgreSQL."
     )
     churn_reasons: bool = Field(default=True, description="Store the contributions behind every prediction.")
+    churn_ray_address: str | None = Field(
+        None,
+        pattern=r"^(auto|(ray://)?[^/@\s]+:\d{1,5})$",
+        description="Ray cluster to score on: auto, host:6379 or ray://host:10001; unset: this process.",
+    )
     churn_horizon_months: int = Field(
         3, ge=1, le=24, description="Months without activity after which a player counts as churned."
     )

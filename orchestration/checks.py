@@ -45,10 +45,8 @@ CHECKS = [dg.AssetCheckSpec(name, asset=asset, description=claim) for name, (ass
 SEVERITIES = {(asset, name): _SEVERITY[name] for name, (asset, _) in _CLAIMS.items()}
 
 
-def evaluate(
-    outcome: Outcome, scorer: Scorer, histories: Mapping[str, History]
-) -> tuple[Outcome, list[dg.AssetCheckEvaluation]]:
-    """Evaluate every check for one published variant; returns the outcome with them.
+def evaluate(outcome: Outcome, scorer: Scorer, histories: Mapping[str, History]) -> list[dg.AssetCheckEvaluation]:
+    """Evaluate every check for one published variant.
 
     Args:
         histories: What the variants' earlier weeks were like, by key.
@@ -59,7 +57,7 @@ def evaluate(
     share = record.n_rows_quarantined / record.n_rows_read
     is_own = outcome.provenance.variant == record.variant
     champion = _champion_version(outcome, scorer)
-    return outcome, [
+    return [
         _evaluation(
             outcome,
             "rows_were_scored",

@@ -5,6 +5,7 @@ the old ones or the new ones, never both, never half. Running it again adds batc
 nothing else changes. Earlier batches stay, for audit.
 """
 
+import hashlib
 import io
 import json
 import logging
@@ -255,6 +256,11 @@ class PredictionStore:
         with self._read() as connection:
             found = connection.execute(query, {"variant": variant.key}).one_or_none()
         return int(found.ab_share) if found is not None and found.challenger_version == challenger_version else 0
+
+    def identity(self) -> str:
+        """Tells this database from any other, one of the same name on another machine as well; holds no secret."""
+        digest = hashlib.sha256(b"identity" + self.erased().salt).hexdigest()
+        return f"{self._url.host}:{self._url.port or 5432}/{self._url.database} ({digest[:12]})"
 
     def count_rows(self, batch_id: int, week: date) -> int:
         """Count a batch's rows as PostgreSQL holds them."""

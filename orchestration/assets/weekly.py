@@ -1,21 +1,24 @@
 """The weekly graph: raw data and a model from MLflow become features, predictions, and rows in PostgreSQL.
 
-One op makes the five assets for a range of variants in one process. A variant that is published gets its five
-materializations and its checks together; one that fails is named at the end, when all the others are done.
+One op makes the five assets for a range of variants, in its own process or on a Ray cluster. A variant that is
+published gets its five materializations and its checks together; one that fails is named at the end, when all the
+others are done.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 import dagster as dg
 
+from churn.cluster import score_fleet
 from churn.errors import ChurnError
-from churn.monitoring.conditions import MEMORY
-from churn.pipeline import Outcome
+from churn.monitoring.conditions import MEMORY, History
+from churn.pipeline import Outcome, Scorer
 from churn.store.fleet import Fleet
 from churn.weeks import parse_week
-from orchestration.assets.metadata import describe
+from orchestration.assets.metadata import Metadata, describe
 from orchestration.checks import CHECKS, SEVERITIES, evaluate
 from orchestration.fleets import RETRY_POLICY, FleetRun, failure_of_all, runs_gone_on_from
 from orchestration.partitions import variants_partitions
@@ -68,6 +71,14 @@ SPECS = [
 ]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a person sees of a variant that was published: each asset's metadata, and the checks."""
+
+    metadata: Mapping[str, Metadata]
+    checks: list[dg.AssetCheckEvaluation]
+
+
 class WeeklyConfig(dg.Config):
     """What a launch may set."""
 
@@ -95,28 +106,29 @@ def weekly_assets(
             done = scorer.store.published_by(runs_gone_on_from(context), week)
             missing = [key for key in context.partition_keys if key not in done]
             context.log.info("%d variants to score for %s, %d already published", len(missing), week, len(done))
-            checked = partial(evaluate, histories=Fleet(deployment.database).histories(week - MEMORY, missing))
-            for key, result in scorer.score_fleet(missing, week, context.run.run_id, then=checked):
+            histories = Fleet(deployment.database).histories(week - MEMORY, missing)
+            told = partial(tell, histories=histories, model_link=deployment.model_link)
+            for key, result in score_fleet(deployment, scorer, missing, week, context.run.run_id, then=told):
                 if isinstance(result, BaseException):
                     run.note_failure(key, result)
                     continue
-                outcome, evaluations = result
-                report(context, outcome, evaluations, deployment.model_link)
-                run.checks.add(key, evaluations)
+                report(context, key, result)
+                run.checks.add(key, result.checks)
     except ChurnError as error:
         raise failure_of_all(error, context) from error
     yield from run.finish()
 
 
-def report(
-    context: dg.AssetExecutionContext,
-    outcome: Outcome,
-    evaluations: list[dg.AssetCheckEvaluation],
-    model_link: Callable[[str, int], str],
-) -> None:
+def tell(
+    outcome: Outcome, scorer: Scorer, *, histories: Mapping[str, History], model_link: Callable[[str, int], str]
+) -> Told:
+    """Describe and check a published variant where it was scored: what is returned is small and can be sent."""
+    return Told(describe(outcome, model_link), evaluate(outcome, scorer, histories))
+
+
+def report(context: dg.AssetExecutionContext, key: str, told: Told) -> None:
     """Log a published variant's five materializations and its checks."""
-    key = outcome.record.variant.key
-    for asset, metadata in describe(outcome, model_link).items():
+    for asset, metadata in told.metadata.items():
         context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=metadata))
-    for evaluation in evaluations:
+    for evaluation in told.checks:
         context.log_event(evaluation)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,14 +164,20 @@ def configure(server: sa.URL, login: sa.URL, bucket: str, patch: pytest.MonkeyPa
 @pytest.fixture
 def site(bare_site: Site, schemas: Mapping[str, str]) -> Iterator[Site]:
     """A deployment whose server is set up; no experiment and no model yet."""
-    names = {"mlflow": bare_site.mlflow, "churn": bare_site.churn, "dagster": bare_site.dagster}
+    with databases_of(bare_site, schemas):
+        yield bare_site
+
+
+@contextmanager
+def databases_of(site: Site, schemas: Mapping[str, str]) -> Iterator[None]:
+    """Make a deployment's databases, and drop them on the way out."""
+    names = {"mlflow": site.mlflow, "churn": site.churn, "dagster": site.dagster}
     for kind, name in names.items():
-        template = schemas[kind]
-        options = f"TEMPLATE {template} OWNER {bare_site.login.username} STRATEGY FILE_COPY"
-        run_sql(bare_site.server, f'CREATE DATABASE "{name}" {options}')
-    yield bare_site
+        options = f"TEMPLATE {schemas[kind]} OWNER {site.login.username} STRATEGY FILE_COPY"
+        run_sql(site.server, f'CREATE DATABASE "{name}" {options}')
+    yield
     for name in names.values():  # dozens of them would fill disks, and make the server slow to stop
-        run_sql(bare_site.server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        run_sql(site.server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @pytest.fixture

@@ -21,7 +21,16 @@ from docs.generate import REFERENCE, SCRIPTS, migrate, pages
 
 PAGES = sorted(places_of())
 WRITTEN = [page for page in PAGES if page.parent != REFERENCE]
-OTHER_PROGRAMS = ("pip install uv", "export CHURN_", "uv run just ", "uv run pytest", "uv run python own_model.py ")
+OTHER_PROGRAMS = (
+    "pip install uv",
+    "export CHURN_",
+    "uv run just ",
+    "uv run pytest",
+    "uv run python own_model.py ",
+    "uv sync --extra ray",
+    "uv run ray ",
+    "export RAY_AUTH_MODE",
+)
 """Lines of the tutorial and the how-to pages that are none of our command lines."""
 
 
