@@ -206,6 +206,7 @@ def test_two_nodes_score_what_the_local_engine_does_to_the_bit_and_a_bad_variant
     assert fleet.attempts(week) == sorted([(SPOILED, "failed"), *((key, "published") for key in results)])
 
 
+@pytest.mark.slow
 def test_workers_killed_with_all_rows_written_and_nothing_committed_lose_and_double_nothing(fleet: Fleet) -> None:
     week, killed = monday(2), []
 
@@ -224,6 +225,7 @@ def test_workers_killed_with_all_rows_written_and_nothing_committed_lose_and_dou
     assert fleet.attempts(week) == [(key, "published") for key in SMALL]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_after_the_commit_leaves_one_current_batch_and_one_that_always_dies_is_given_up(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,9 +305,9 @@ def start(week: date, *resumed: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize(
-    ("number", "week"), [(signal.SIGKILL, monday(8)), pytest.param(signal.SIGTERM, monday(9), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("number", "week"), [(signal.SIGKILL, monday(8)), (signal.SIGTERM, monday(9))])
 def test_a_run_that_is_ended_ends_its_tasks_and_the_next_one_scores_what_is_missing(
     fleet: Fleet, instance: dg.DagsterInstance, number: signal.Signals, week: date
 ) -> None:
