@@ -110,12 +110,8 @@ def value_of(page: Page, key: str) -> Locator:
     return page.get_by_text(key, exact=True).locator("xpath=ancestor::tr").locator("td").nth(1)
 
 
-# The README's own test ends it with one SIGINT.
-PATIENT = pytest.param([signal.SIGINT], marks=pytest.mark.slow)
-IMPATIENT = pytest.param([signal.SIGINT, signal.SIGINT], marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], PATIENT, IMPATIENT])
+@pytest.mark.slow  # the README's own test ends it with one SIGINT
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGINT]])
 def test_a_signal_or_an_impatient_second_one_ends_every_server(project: Project, signals: list[signal.Signals]):
     with project.serving() as served:
         running = "\n".join(project.processes())
@@ -181,6 +177,7 @@ mutation Launch($params: ExecutionParams!) {
 STATUS = "query Status($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 
 
+@pytest.mark.slow
 def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(project: Project):
     n_before = len(batches(project))
     with dg_dev(project) as address:

@@ -132,14 +132,22 @@ def disconnect(server: sa.URL, database: str) -> None:
     run_sql(server, query, name=database)
 
 
-def open_instance(home: Path, database: sa.URL, patch: pytest.MonkeyPatch) -> dg.DagsterInstance:
-    """Open the Dagster instance that the project's own ``dagster.yaml`` describes."""
+@contextmanager
+def open_instance(home: Path, database: sa.URL, patch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """Open the Dagster instance that the project's own ``dagster.yaml`` describes.
+
+    It is not entered itself: Dagster enters one that it is given, and of two who do the first leaves traces behind.
+    """
     shutil.copyfile(ROOT / "orchestration" / "config" / "dagster.yaml", home / "dagster.yaml")
     url = database.set(drivername="postgresql").render_as_string(hide_password=False)
     patch.setenv("CHURN_DAGSTER_DATABASE_URL", url)
     patch.setenv("CHURN_CONCURRENT_RUNS", "2")
     patch.setenv("DAGSTER_HOME", str(home))
-    return dg.DagsterInstance.from_config(str(home))
+    opened = dg.DagsterInstance.from_config(str(home))
+    try:
+        yield opened
+    finally:
+        opened.dispose()
 
 
 @pytest.fixture

@@ -266,6 +266,7 @@ def test_a_node_killed_with_all_rows_written_and_nothing_committed_loses_and_dou
     assert fleet.attempts(week) == [(key, "published") for key in SMALL]
 
 
+@pytest.mark.slow
 def test_a_node_that_is_set_otherwise_is_refused_and_nothing_is_scored(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +370,7 @@ def test_nothing_that_is_sent_to_a_node_holds_a_password(fleet: Fleet) -> None:
     require_no_password(pickle.dumps(sent, protocol=0).decode("latin-1"), repr(sent))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sent_back_is_told_and_no_password_is_in_what_ray_writes_down(fleet: Fleet) -> None:
     results = fleet.score(SMALL[:1], monday(6), "unsendable", unsendable)
 

@@ -98,6 +98,7 @@ def registry(site: Site) -> MlflowClient:
     return MlflowClient(site.login.set(database=site.mlflow).render_as_string(hide_password=False))
 
 
+@pytest.mark.slow
 def test_seven_poisoned_of_sixty_are_shown_and_only_they_are_taken_up_again(
     site: Site, instance: dg.DagsterInstance, fleet: bytes
 ) -> None:
