@@ -136,7 +136,7 @@ def disconnect(server: sa.URL, database: str) -> None:
 def open_instance(home: Path, database: sa.URL, patch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """Open the Dagster instance that the project's own ``dagster.yaml`` describes.
 
-    It is not entered itself: Dagster enters one that it is given, and of two who do the first leaves traces behind.
+    Contexts made of it enter an instance of their own and must be left, or later tests find theirs.
     """
     shutil.copyfile(ROOT / "orchestration" / "config" / "dagster.yaml", home / "dagster.yaml")
     url = database.set(drivername="postgresql").render_as_string(hide_password=False)

@@ -107,10 +107,10 @@ def fleet(site: Site, log_model: Run, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def tick(instance: dg.DagsterInstance) -> list[dg.RunRequest]:
     """Evaluate the weekly schedule as the daemon does."""
-    context = dg.build_schedule_context(
+    with dg.build_schedule_context(
         instance=instance, scheduled_execution_time=MONDAY, resources={"services": Services()}
-    )
-    return list(weekly_churn_prediction_schedule.evaluate_tick(context).run_requests or [])
+    ) as context:
+        return list(weekly_churn_prediction_schedule.evaluate_tick(context).run_requests or [])
 
 
 def spans(requests: Sequence[dg.RunRequest], instance: dg.DagsterInstance) -> list[list[str]]:
@@ -151,7 +151,8 @@ def test_new_data_is_scored_in_chunks_too(site: Site, named: list[str], instance
     for key in named:
         site.put(f"{Variant.from_key(key).prefix}data/churn/activity.parquet", bundled("activity.parquet"))
 
-    result = new_data_sensor(dg.build_sensor_context(instance=instance, definitions=defs), services=Services())
+    with dg.build_sensor_context(instance=instance, definitions=defs) as context:
+        result = new_data_sensor(context, services=Services())
 
     assert isinstance(result, dg.SensorResult)
     requests = list(result.run_requests or [])

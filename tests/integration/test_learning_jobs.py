@@ -48,8 +48,8 @@ def judge(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
 
 
 def evaluate(instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
-    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"services": Services()})
-    result = retraining_sensor(context)
+    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"services": Services()}) as context:
+        result = retraining_sensor(context)
     assert isinstance(result, dg.SensorResult)
     return result
 

@@ -57,10 +57,10 @@ def remove(deployment: Deployment, key: str) -> None:
 
 def tick(instance: dg.DagsterInstance, at: datetime) -> list[dg.RunRequest | dg.SkipReason]:
     """Evaluate the schedule as the daemon does at a moment."""
-    context = dg.build_schedule_context(
+    with dg.build_schedule_context(
         instance=instance, scheduled_execution_time=at, resources={"services": Services()}
-    )
-    data = weekly_churn_prediction_schedule.evaluate_tick(context)
+    ) as context:
+        data = weekly_churn_prediction_schedule.evaluate_tick(context)
     return [*(data.run_requests or []), *([dg.SkipReason(data.skip_message)] if data.skip_message else [])]
 
 
@@ -148,8 +148,8 @@ def test_partitions_follow_the_registry(
 
 def look(instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult:
     """Evaluate the sensor as the daemon does, with the cursor of the evaluation before."""
-    context = dg.build_sensor_context(instance=instance, cursor=cursor, definitions=defs)
-    result = new_data_sensor(context, services=Services())
+    with dg.build_sensor_context(instance=instance, cursor=cursor, definitions=defs) as context:
+        result = new_data_sensor(context, services=Services())
     assert isinstance(result, dg.SensorResult)
     return result
 

@@ -55,8 +55,8 @@ def run(instance: dg.DagsterInstance, job: str) -> dg.ExecuteInProcessResult:
 
 
 def look(instance: dg.DagsterInstance) -> str:
-    context = dg.build_sensor_context(instance=instance, resources={"services": Services()})
-    result = incident_sensor(context)
+    with dg.build_sensor_context(instance=instance, resources={"services": Services()}) as context:
+        result = incident_sensor(context)
     assert isinstance(result, dg.SkipReason)
     return str(result.skip_message)
 

@@ -130,7 +130,7 @@ def test_an_e_value_passes_the_level_when_the_one_sided_sequence_is_above_zero(n
     sums = sums_of(n, mean=z * sd / math.sqrt(n), sd=sd)
     if one_sided_lower_end(sums, alpha) > 0:
         assert e_value(sums) >= 1 / alpha
-    if one_sided_lower_end(sums, 1.35 * alpha) < 0:  # the closed form's slack
+    if one_sided_lower_end(sums, 1.4 * alpha) < 0:  # the closed form's slack, 1.383 at most
         assert e_value(sums) < 1 / alpha
 
 
