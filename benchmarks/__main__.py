@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +32,7 @@ from benchmarks.services import (
     model_files,
     parquet_bytes,
     simulated_rows,
+    upload_fleet,
     upload_variant,
 )
 from churn.bootstrap import set_up_server
@@ -203,7 +203,8 @@ def bench_reasons(sizes: Sequence[int]) -> Iterator[Reasons]:
 def bench_fleet(n_variants: int, folder: Path) -> dict[str, float]:
     """Register, score, break and resume a fleet, and do some of it one by one for comparison."""
     variants = [Variant(company=f"c{i:04}") for i in range(n_variants)]
-    inputs = _upload_fleet(variants)
+    inputs = _fleet_inputs()
+    upload_fleet(variants, inputs, model_files())
     keys = [variant.key for variant in variants]
     lone_registration = [
         timed("experiment_tracking/log_model.py", "--company", str(variant.company))
@@ -244,19 +245,16 @@ def bench_fleet(n_variants: int, folder: Path) -> dict[str, float]:
     }
 
 
-def _upload_fleet(variants: Sequence[Variant]) -> list[bytes]:
-    model = model_files()
-    inputs = [parquet_bytes(simulated_rows(FLEET_ROWS, seed)) for seed in range(FLEET_DATASETS)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: upload_variant(variants[i], inputs[i % FLEET_DATASETS], model), range(len(variants))))
-    return inputs
+def _fleet_inputs() -> list[bytes]:
+    return [parquet_bytes(simulated_rows(FLEET_ROWS, seed)) for seed in range(FLEET_DATASETS)]
 
 
 def bench_cluster(n_variants: int, folder: Path, database: sa.URL) -> dict[str, Any]:
     """Score a fleet, and a large variant, by the local engine and on Ray, by the same number of cores."""
     variants, large = [Variant(company=f"r{i:04}") for i in range(n_variants)], Variant(company="rlarge")
-    _upload_fleet(variants)
-    upload_variant(large, simulated_rows(MILLION), model_files())
+    model = model_files()
+    upload_fleet(variants, _fleet_inputs(), model)
+    upload_variant(large, simulated_rows(MILLION), model)
     keys = [variant.key for variant in variants]
     (folder / "cluster").write_text("\n".join([*keys, large.key]))
     call("experiment_tracking/log_model.py", "--all", str(folder / "cluster"))

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 import polars as pl
 
 from benchmarks import drift
-from benchmarks.services import bench_environment, model_files, parquet_bytes, peak_mb, upload_variant
+from benchmarks.services import bench_environment, model_files, parquet_bytes, peak_mb, upload_fleet
 from churn.bootstrap import set_up_server
 from churn.data.simulate import simulate_activity
 from churn.deployment import Deployment, open_deployment
@@ -183,7 +182,8 @@ def _prepare(deployment: Deployment, variants: Sequence[Variant], n_rows: int) -
         for seed in range(_DATASETS)
     ]
     before = pl.col("activity_month") < _NEWEST_MONTH
-    _upload(variants, [parquet_bytes(one.filter(before)) for one in activity])
+    model = model_files()
+    upload_fleet(variants, [parquet_bytes(one.filter(before)) for one in activity], model)
     with contextlib.redirect_stdout(io.StringIO()):
         failed = log_all(deployment, variants, None)
     if failed:
@@ -194,13 +194,7 @@ def _prepare(deployment: Deployment, variants: Sequence[Variant], n_rows: int) -
             if isinstance(result, BaseException):
                 raise result
     list(in_threads(deployment.judge().take_in, variants, THREADS))
-    _upload(variants, [parquet_bytes(one) for one in activity])
-
-
-def _upload(variants: Sequence[Variant], inputs: Sequence[bytes]) -> None:
-    model = model_files()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: upload_variant(variants[i], inputs[i % _DATASETS], model), range(len(variants))))
+    upload_fleet(variants, [parquet_bytes(one) for one in activity], model)
 
 
 def report(week: Week, took_s: float) -> str:

@@ -3,7 +3,6 @@
 As ``ray start`` makes them, without the seconds of its imports.
 """
 
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.services import free_port
 from churn.cluster import load_ray
 
 _COMMON = {"object_store_memory": 80_000_000, "include_log_monitor": False}
@@ -78,7 +78,7 @@ def ray_cluster(*n_cpus: int, with_client_port: bool = False) -> Iterator[Cluste
     Path("/tmp/ray").mkdir(exist_ok=True)  # noqa: S108 it notes the newest cluster there
     # Sockets lie in it, whose paths have room for a hundred characters.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        port = _free_port() if with_client_port else None
+        port = free_port() if with_client_port else None
         cluster = Cluster(Nodes(shutdown_at_exit=True), "", Path(folder))
         try:
             head, *others = n_cpus
@@ -97,9 +97,3 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline()[:1])
     except psutil.Error:
         return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -32,6 +33,7 @@ NAMES_KEY = "data/churn/feature_names_3.json"
 SAMPLE_KEY = "data/churn/X_test_sample_2.json"
 TREES, DEPTH = 150, 6
 
+_BELOW = 55_000
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -43,7 +45,7 @@ def bench_environment(home: Path, s3: Literal["moto", "seaweedfs"] = "moto") -> 
         s3: moto answers in Python, on the cores that are measured; SeaweedFS takes little of them, as S3 itself none.
     """
     home.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     command = _moto(port) if s3 == "moto" else _seaweedfs(port, home / "s3")
     key = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
@@ -89,6 +91,12 @@ def upload_variant(variant: Variant, activity: pl.DataFrame | bytes, files: dict
     client.put_object(Bucket=BUCKET, Key=variant.prefix + "data/churn/activity.parquet", Body=body)
 
 
+def upload_fleet(variants: Sequence[Variant], inputs: Sequence[bytes], files: dict[str, bytes]) -> None:
+    """Put the same model files into the bucket for each variant, and the inputs in turn."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: upload_variant(variants[i], inputs[i % len(inputs)], files), range(len(variants))))
+
+
 def parquet_bytes(activity: pl.DataFrame) -> bytes:
     """Write activity as Parquet in row groups of 131,072 rows."""
     buffer = io.BytesIO()
@@ -119,12 +127,13 @@ def peak_mb() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
-def _free_port(below: int = 65_536) -> int:
+def free_port() -> int:
+    """Pick a port that nobody listens on, and that leaves room for another 10,000 above it, as SeaweedFS needs it."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        if port < below:
+        if port < _BELOW:
             return port
 
 
@@ -134,8 +143,7 @@ def _moto(port: int) -> list[str]:
 
 def _seaweedfs(port: int, folder: Path) -> list[str]:
     folder.mkdir()
-    # Each server's other port is 10,000 above its own.
-    master, volume, filer = (_free_port(below=55_000) for _ in range(3))
+    master, volume, filer = (free_port() for _ in range(3))
     ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={port}"]
     unused = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-master.telemetry=false"]
     limits = ["-volume.max=0", "-master.volumePreallocate=false", "-master.volumeSizeLimitMB=1024"]

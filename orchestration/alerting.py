@@ -14,7 +14,7 @@ from churn.alerting import deliver
 from churn.errors import ChurnError
 from churn.monitoring.conditions import FailedRun
 from orchestration.assets.weekly import OP_NAME
-from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, RETRIED_TAG, span, variants_partitions
+from orchestration.partitions import BOUND_TAGS, RETRIED_TAG, span, variants_partitions
 from orchestration.resources import Services
 
 _DELIVER_FOR_S = 8
@@ -69,8 +69,7 @@ def _kind(run: dg.DagsterRun) -> tuple[Any, ...]:
 
 def _work(run: dg.DagsterRun) -> tuple[Any, ...]:
     """Return what a run was for."""
-    tags = (RANGE_START_TAG, RANGE_END_TAG, "dagster/partition")
-    return (*_kind(run), *(run.tags.get(tag) for tag in tags))
+    return (*_kind(run), *(run.tags.get(tag) for tag in BOUND_TAGS))
 
 
 def _not_made_good(instance: dg.DagsterInstance, failed: Sequence[dg.RunRecord]) -> Iterator[dg.RunRecord]:

@@ -17,6 +17,8 @@ RANGE_END_TAG = "dagster/asset_partition_range_end"
 RETRIED_TAG, RETRY_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"
 
 _PARTITION_TAG = "dagster/partition"
+BOUND_TAGS = (RANGE_START_TAG, RANGE_END_TAG, _PARTITION_TAG)
+"""What says of a run which variants it is for: its range, or its one partition."""
 _RETRIED_WITHIN = timedelta(days=1)
 _ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
@@ -52,8 +54,7 @@ def _bounds(instance: dg.DagsterInstance) -> set[str]:
     )
     waiting = [run for run in instance.get_runs(is_retried) if RETRY_TAG not in run.tags]
     runs = [*instance.get_runs(is_open), *waiting]
-    tags = (RANGE_START_TAG, RANGE_END_TAG, _PARTITION_TAG)
-    return {run.tags[tag] for run in runs for tag in tags if tag in run.tags}
+    return {run.tags[tag] for run in runs for tag in BOUND_TAGS if tag in run.tags}
 
 
 def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterator[dict[str, str]]:

@@ -51,7 +51,7 @@ class Appended:
 
     Attributes:
         n_added: Facts that the history did not hold.
-        parts: The facts of each part by now, in the parts' order.
+        parts: The facts by now, in the order in which the parts that hold them are read.
     """
 
     n_added: int
@@ -74,7 +74,7 @@ class ActivityHistory:
     place: Place
     erased: Callable[[Variant], Erased] = lambda _: Erased()
 
-    def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> "Appended":
+    def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> Appended:
         """Add what an extract says that the history does not. Appending it again adds nothing.
 
         Accounts that were erased are left out, also those that are being erased meanwhile.
@@ -94,9 +94,10 @@ class ActivityHistory:
         erased = self.erased(variant)
         parts = self._parts(variant)
         read = self._read_parts(parts)
-        added = new_facts(erased.without(extract), in_order(_stack(read)) if read else None, received_at)
+        held = in_order(_stack(read)) if read else None
+        added = new_facts(erased.without(extract), held, received_at)
         if added.is_empty():
-            return Appended(0, read or [added])
+            return Appended(0, [added if held is None else held])
         content = _as_parquet(added)
         # The count keeps parts received at one instant in the order in which they were written.
         name = f"{received_at:%Y%m%dT%H%M%S.%f}Z-{len(parts):05d}-{hashlib.sha256(content).hexdigest()}.parquet"

@@ -77,7 +77,9 @@ def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Ite
         with services.open() as deployment:
             done = materialized_by(runs_gone_on_from(context), context.instance)
             missing = [key for key in context.partition_keys if key not in done]
-            promoter = deployment.promoter().for_fleet()
+            promoter = deployment.promoter()
+            if len(missing) > 1:  # a lone variant looks up its own
+                promoter = promoter.for_fleet()
             aliases = promoter.registry.aliases()
             promoter.observe(aliases)
             attempt = partial(_attempt, promoter, aliases, today)

@@ -133,6 +133,18 @@ def free_ports(n: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
+def materialize(page: Page, partition: str) -> None:
+    """Launch one partition by hand from a page of assets, and see the run succeed."""
+    page.get_by_role("button", name="Materialize all…").click()
+    dialog = page.get_by_role("dialog").filter(has_text="Partition selection")
+    dialog.get_by_text("Select a partition").click()
+    page.get_by_text(partition, exact=True).first.click()
+    page.keyboard.press("Escape")
+    dialog.get_by_role("button", name="Launch 1 run").click()
+    page.get_by_text("View", exact=True).click()
+    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+
+
 def eventually(claim: Callable[[], object], what: str) -> None:
     """Wait until a claim holds."""
     deadline = time.monotonic() + _PATIENCE_S

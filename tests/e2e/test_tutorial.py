@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from churn.deployment import open_deployment
 from churn.settings import load_settings
 from churn.store.predictions import read_current
-from tests.e2e.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports
+from tests.e2e.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports, materialize
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 FILES = dict(re.findall(r'^```python title="(.*?)"\n(.*?)^```$', TUTORIAL, re.MULTILINE | re.DOTALL))
@@ -91,14 +91,7 @@ def look_around(batches: Callable[[], list[tuple[str, int]]], served: Served, pa
     eventually(lambda: batches() == [("geography-br", N_ACCOUNTS)], "the sensor to have the variant scored")
 
     page.goto(group)
-    page.get_by_role("button", name="Materialize all…").click()
-    dialog = page.get_by_role("dialog").filter(has_text="Partition selection")
-    dialog.get_by_text("Select a partition").click()
-    page.get_by_text("geography-br", exact=True).first.click()
-    page.keyboard.press("Escape")
-    dialog.get_by_role("button", name="Launch 1 run").click()
-    page.get_by_text("View", exact=True).click()
-    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+    materialize(page, "geography-br")
     assert batches() == [("geography-br", N_ACCOUNTS)] * 2
 
     page.goto(predictions)

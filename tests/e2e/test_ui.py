@@ -20,7 +20,7 @@ from playwright.sync_api import Locator, Page, expect
 from churn.deployment import open_deployment
 from churn.settings import load_settings
 from churn.store.predictions import read_current
-from tests.e2e.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports
+from tests.e2e.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports, materialize
 
 ASSETS = {
     "raw_churn_data",
@@ -79,14 +79,7 @@ class TestInTheBrowser:
         before = batches(project), count(project, "churn_predictions"), count(project, "churn_predictions_current")
 
         page.goto(f"{served.dagster}/{GROUP}")
-        page.get_by_role("button", name="Materialize all…").click()
-        dialog = page.get_by_role("dialog").filter(has_text="Partition selection")
-        dialog.get_by_text("Select a partition").click()
-        page.get_by_text("geography-us", exact=True).first.click()
-        page.keyboard.press("Escape")
-        dialog.get_by_role("button", name="Launch 1 run").click()
-        page.get_by_text("View", exact=True).click()
-        expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+        materialize(page, "geography-us")
 
         after = batches(project), count(project, "churn_predictions"), count(project, "churn_predictions_current")
         *earlier, (batch_id, variant, n_rows) = after[0]

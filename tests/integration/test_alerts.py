@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ from churn.errors import UsageError
 from churn.monitoring.incidents import Condition
 from churn.store.incidents import LONGEST_RETRY_S, Incidents
 
-from .conftest import ROOT, Site
+from .conftest import ROOT, Site, wait_until
 
 NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -301,13 +301,6 @@ def go(process: subprocess.Popen[str]) -> None:
     assert process.stdin
     process.stdin.write("go\n")
     process.stdin.flush()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def is_being_sent(site: Site) -> bool:

@@ -39,7 +39,16 @@ from orchestration.assets.weekly import SPECS, tell
 from orchestration.partitions import sync_partitions
 from tests.integration.on_nodes import Placed, die_after_publishing, place, unsendable
 
-from .conftest import ROOT, Site, configure, databases_of, open_instance, put_model_files, require_no_password
+from .conftest import (
+    ROOT,
+    Site,
+    configure,
+    databases_of,
+    open_instance,
+    put_model_files,
+    require_no_password,
+    wait_until,
+)
 
 AS_OF = date(2026, 11, 15)
 FIRST_WEEK = date(2025, 1, 6)
@@ -121,13 +130,6 @@ class Fleet:
     def n_waiting(self) -> int:
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = :name AND wait_event_type = 'Lock'"
         return int(self.site.rows(self.site.churn, query, name=self.site.churn)[0][0])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 from churn.deployment import Deployment
 from churn.variants import Variant
 
-from .conftest import ROOT, Run, Site, put_model_files
-from .test_weekly_job import activity, as_parquet, monday, put_input
+from .conftest import ROOT, Run, Site
+from .test_weekly_job import monday, register_with_input
 
 NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
 US, EU = Variant("us"), Variant("eu")
@@ -22,10 +22,7 @@ US, EU = Variant("us"), Variant("eu")
 @pytest.fixture
 def fleet(site: Site, log_model: Run, deployment: Deployment) -> None:
     """Two variants; one was scored for two weeks, the other for one."""
-    for variant in (US, EU):
-        put_model_files(site, variant.prefix)
-        put_input(site, variant.key, as_parquet(activity()))
-    assert log_model("--variant", US.key, "--variant", EU.key).status == 0
+    register_with_input(site, log_model, US, EU)
     scorer = deployment.scorer()
     scorer.score_variant(US, monday(1))
     for variant in (US, EU):

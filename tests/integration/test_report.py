@@ -24,8 +24,8 @@ from churn.variants import Variant
 from orchestration.assets.reporting import fleet_report
 from orchestration.resources import Services
 
-from .conftest import Run, Site, put_model_files
-from .test_weekly_job import activity, as_parquet, monday, put_input
+from .conftest import Run, Site
+from .test_weekly_job import monday, put_input, register_with_input
 
 US, EU = Variant("us"), Variant("eu")
 MLFLOW = "http://mlflow.example:5000"
@@ -34,10 +34,7 @@ MLFLOW = "http://mlflow.example:5000"
 @pytest.fixture
 def fleet(site: Site, log_model: Run, deployment: Deployment) -> None:
     """Two variants: one scored for two weeks, with a challenger in the second; one that fails in the second."""
-    for variant in (US, EU):
-        put_model_files(site, variant.prefix)
-        put_input(site, variant.key, as_parquet(activity()))
-    assert log_model("--variant", US.key, "--variant", EU.key).status == 0
+    register_with_input(site, log_model, US, EU)
     scorer = deployment.scorer()
     list(scorer.score_fleet([US.key, EU.key], monday(1), None, lambda outcome, _: outcome))
     assert log_model("--variant", US.key, "--alias", "challenger").status == 0

@@ -133,6 +133,14 @@ def register(site: Site, log_model: Run, instance: dg.DagsterInstance, *keys: st
     sync_partitions(instance, [Variant.from_key(key) for key in keys])
 
 
+def register_with_input(site: Site, log_model: Run, *variants: Variant) -> None:
+    """Register the bundled model for variants that have activity of their own in S3."""
+    for variant in variants:
+        put_model_files(site, variant.prefix)
+        put_input(site, variant.key, as_parquet(activity()))
+    assert log_model(*(word for variant in variants for word in ("--variant", variant.key))).status == 0
+
+
 def put_input(site: Site, key: str, body: bytes, name: str = "activity.parquet") -> None:
     site.put(f"{Variant.from_key(key).prefix}data/churn/{name}", body)
 
