@@ -134,15 +134,14 @@ def measure(deployment: Deployment, n_variants: int, n_rows: int, n_processes: i
 
 def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
     """Take in, judge and compare some variants, as one run of the weekly job does; seconds are all threads'."""
-    promoter = deployment.promoter().for_fleet()
-    aliases, today = promoter.registry.aliases(), datetime.now(UTC).date()
+    promoter, today = _for_fleet(deployment, variants), datetime.now(UTC).date()
 
     def one(variant: Variant) -> tuple[float, ...]:
         started = time.perf_counter()
         taken = promoter.judge.take_in(variant)
         taken_in = time.perf_counter()
         (judged,) = promoter.judge.judge_batches(variant, today, taken.facts)
-        promoter.standing(variant, aliases, taken.facts)
+        promoter.standing(variant, taken.facts)
         counts = 1, judged.n_accounts, judged.n_matured, taken.n_added
         return *counts, taken_in - started, time.perf_counter() - started
 
@@ -151,20 +150,23 @@ def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, floa
     return dict(zip(names, totals, strict=True)) | {"peak_mb": peak_mb()}
 
 
+def _for_fleet(deployment: Deployment, variants: Sequence[Variant]) -> Promoter:
+    promoter = deployment.promoter()
+    return promoter.for_fleet(variants, promoter.registry.aliases())
+
+
 def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, int]:
-    promoter = deployment.promoter().for_fleet()
+    promoter = _for_fleet(deployment, variants)
     parts: dict[str, float] = defaultdict(float)
     services = {name: Timed(getattr(promoter.judge, name), parts) for name in ("sources", "history", "results")}
     registry = Timed(promoter.registry, parts)
-    timed = Promoter(
-        registry, Timed(promoter.events, parts), replace(promoter.judge, registry=registry, **services), ""
-    )
-    aliases, today = promoter.registry.aliases(), datetime.now(UTC).date()
+    timed = replace(promoter, judge=replace(promoter.judge, registry=registry, **services))
+    today = datetime.now(UTC).date()
     started = time.perf_counter()
     for variant in variants:
         taken = timed.judge.take_in(variant)
         timed.judge.judge_batches(variant, today, taken.facts)
-        timed.standing(variant, aliases, taken.facts)
+        timed.standing(variant, taken.facts)
     parts["rest"] = time.perf_counter() - started - sum(parts.values())
     return {name: round(took * 1e6 / len(variants)) for name, took in sorted(parts.items())}
 

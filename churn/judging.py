@@ -6,8 +6,9 @@ Dagster; ``orchestration`` tells what came of it.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import polars as pl
 
 from churn.charts import draw_reliability
 from churn.data.history import ActivityHistory, Appended
-from churn.data.labels import Horizon, Ids, Labels, at_risk, label
+from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
 from churn.data.sources import Sources
 from churn.errors import ChurnError
 from churn.intake import take_in
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VersionTags = Mapping[tuple[Variant, int], Mapping[str, str]]
-
 AUC_LIMIT_TAG = "churn.auc_limit"
 """Of a model version: what its ROC AUC must not lie under, from its own held-out figures."""
 
@@ -44,13 +43,28 @@ _LIVE_METRICS = (
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """What is to be done about variants.
+
+    Attributes:
+        unjudged: Their current batches that were not judged, of which labels may be used.
+        unlogged: Their batches that were judged, and that MLflow is not known to have.
+        version_tags: Those of model versions, as far as they were listed; others are looked up.
+    """
+
+    unjudged: Sequence[PublishedBatch]
+    unlogged: Sequence[JudgedBatch]
+    version_tags: Mapping[tuple[Variant, int], Mapping[str, str]]
+
+
+@dataclass(frozen=True)
 class Judge:
     """The services that judging needs, and its limits.
 
     Attributes:
         auc_limit: For versions that were not trained here and so brought no limit of their own.
         max_quarantine_share: As for scoring.
-        version_tags: The registry's tags of versions as listed once for a fleet; ``None`` looks them up one by one.
+        listed: What waits of variants of a fleet, by one look at all; others are looked up.
     """
 
     sources: Sources
@@ -61,11 +75,19 @@ class Judge:
     limits: Limits
     auc_limit: float
     max_quarantine_share: float
-    version_tags: VersionTags | None = None
+    listed: Mapping[Variant, Waiting] = field(default_factory=dict)
 
-    def for_fleet(self) -> "Judge":
-        """Return one that asks the registry once for what many variants need of it."""
-        return replace(self, version_tags=self.registry.version_tags())
+    def for_fleet(self, variants: Sequence[Variant], today: date) -> "Judge":
+        """Return one that asks PostgreSQL and the registry once what waits of many variants."""
+        together = self._waiting(variants, today)
+        unjudged: dict[Variant, list[PublishedBatch]] = defaultdict(list)
+        unlogged: dict[Variant, list[JudgedBatch]] = defaultdict(list)
+        for batch in together.unjudged:
+            unjudged[batch.variant].append(batch)
+        for one in together.unlogged:
+            unlogged[one.batch.variant].append(one)
+        tags = self.registry.version_tags() if len(variants) > 1 and together.unjudged else {}
+        return replace(self, listed={one: Waiting(unjudged[one], unlogged[one], tags) for one in variants})
 
     def take_in(self, variant: Variant) -> Appended:
         """Add the variant's input, as it is now, to its history.
@@ -84,10 +106,12 @@ class Judge:
         Args:
             facts: The variant's history, where it is at hand; ``None`` reads it.
         """
-        ready = [batch for batch in self.results.unjudged(variant) if self.horizon.matures_on(batch.as_of) <= today]
-        judged = self._judge_all(ready, self.history.read(variant) if facts is None else facts, today) if ready else []
+        waiting = self.listed.get(variant) or self._waiting([variant], today)
+        judged: list[JudgedBatch] = []
+        if waiting.unjudged:
+            judged = self._judge_all(waiting, self.history.read(variant) if facts is None else facts, today)
         self.results.record(judged)
-        self._log_live(variant, today)
+        self._log_live(variant, [*waiting.unlogged, *judged])
         return judged
 
     def compare(
@@ -105,34 +129,57 @@ class Judge:
         ]
         if not pairs or (facts is None and self.history.version(variant) is None):
             return judge([], self.horizon.months, self.limits)
-        known = self.history.read(variant) if facts is None else facts
-        return judge((self._cohort(pair, known, today) for pair in pairs), self.horizon.months, self.limits)
+        reports = Reports.of(self.history.read(variant) if facts is None else facts)
+        return judge((self._cohort(pair, reports, today) for pair in pairs), self.horizon.months, self.limits)
 
-    def _judge_all(self, batches: Iterable[PublishedBatch], facts: pl.DataFrame, today: date) -> list[JudgedBatch]:
+    def _waiting(self, variants: Sequence[Variant], today: date) -> Waiting:
+        return Waiting(
+            self.results.unjudged(variants, self.horizon.newest_mature(today)),
+            self.results.unlogged(variants, today - _LOGGED_WITHIN),
+            {},
+        )
+
+    def _judge_all(self, waiting: Waiting, facts: pl.DataFrame, today: date) -> list[JudgedBatch]:
+        reports, limits = Reports.of(facts), self._auc_limits(waiting)
+        judged = (self._judge(batch, facts, reports, today, limits) for batch in waiting.unjudged)
+        return [one for one in judged if one is not None]
+
+    def _auc_limits(self, waiting: Waiting) -> dict[int, float]:
+        """Find the limit of each model version that waiting batches were scored with."""
         limits: dict[int, float] = {}
-        return [found for batch in batches if (found := self._judge(batch, facts, today, limits)) is not None]
+        for batch in waiting.unjudged:
+            key = batch.variant, batch.model_version
+            if batch.model_version not in limits:
+                tags = waiting.version_tags[key] if key in waiting.version_tags else self.registry.tags_of(*key)
+                limits[batch.model_version] = float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
+        return limits
 
-    def _log_live(self, variant: Variant, today: date) -> None:
+    def _log_live(self, variant: Variant, judged: Iterable[JudgedBatch]) -> None:
         """Give MLflow the weeks that it lacks, each to the run of the version that scored it."""
         by_run: dict[str, list[JudgedBatch]] = {}
-        for one in self.results.judged(variant, since=today - _LOGGED_WITHIN):
+        for one in judged:
             by_run.setdefault(one.batch.mlflow_run_id, []).append(one)
-        for mlflow_run_id, judged in by_run.items():
+        for mlflow_run_id, lacking in by_run.items():
             try:
-                logged = self.registry.live_weeks(mlflow_run_id)
-                lacking = [one for one in judged if one.batch.scored_week not in logged]
                 self.registry.log_live(mlflow_run_id, [_live_point(one) for one in lacking])
             except ChurnError as error:
                 logger.warning(
                     "%s: judged, but not in MLflow yet, which the next judging tries again: %s", variant, error
                 )
+                continue
+            self.results.note_logged(lacking)
 
     def _judge(
-        self, batch: PublishedBatch, facts: pl.DataFrame, today: date, limits: dict[int, float]
+        self,
+        batch: PublishedBatch,
+        facts: pl.DataFrame,
+        reports: Reports,
+        today: date,
+        limits: Mapping[int, float],
     ) -> JudgedBatch | None:
         account_ids, scores = self.results.scores(batch)
-        watched = self._at_risk(facts, account_ids, batch.as_of)
-        labels = label(facts, watched, batch.as_of, today=today, horizon=self.horizon)
+        watched = self._at_risk(reports, account_ids, batch.as_of)
+        labels = label(reports, watched, batch.as_of, today=today, horizon=self.horizon)
         if not len(labels.account_ids):
             logger.warning(
                 "%s, week of %s: of %d accounts, %d of which could still churn, no label is known",
@@ -141,7 +188,7 @@ class Judge:
             return None
         scores = scores[_places(account_ids, labels)]
         found = evaluate(labels.churned, scores)
-        limit = self._auc_limit(batch, limits)
+        limit = limits[batch.model_version]
         levels = levels_known(facts, labels.account_ids, batch.as_of)
         return JudgedBatch(
             batch=batch,
@@ -159,27 +206,16 @@ class Judge:
             segments=judge_segments(levels, labels.churned, scores, limit),
         )
 
-    def _auc_limit(self, batch: PublishedBatch, known: dict[int, float]) -> float:
-        if batch.model_version not in known:
-            tags = self._tags_of(batch.variant, batch.model_version)
-            known[batch.model_version] = float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
-        return known[batch.model_version]
-
-    def _tags_of(self, variant: Variant, version: int) -> Mapping[str, str]:
-        if self.version_tags is None:
-            return self.registry.tags_of(variant, version)
-        return self.version_tags.get((variant, version), {})
-
-    def _at_risk(self, facts: pl.DataFrame, account_ids: Ids, as_of: date) -> Ids:
+    def _at_risk(self, reports: Reports, account_ids: Ids, as_of: date) -> Ids:
         """Leave out the accounts that had churned before they were scored: telling that is no merit."""
-        return np.intersect1d(account_ids, at_risk(facts, as_of, self.horizon), assume_unique=True)
+        return np.intersect1d(account_ids, at_risk(reports, as_of, self.horizon), assume_unique=True)
 
-    def _cohort(self, pair: Pair, facts: pl.DataFrame, today: date) -> PairedCohort:
+    def _cohort(self, pair: Pair, reports: Reports, today: date) -> PairedCohort:
         account_ids, champion = self.results.scores(pair.champion)
         others, challenger = self.results.scores(pair.challenger)
         both, first, second = np.intersect1d(account_ids, others, assume_unique=True, return_indices=True)
-        watched = self._at_risk(facts, both, pair.champion.as_of)
-        labels = label(facts, watched, pair.champion.as_of, today=today, horizon=self.horizon)
+        watched = self._at_risk(reports, both, pair.champion.as_of)
+        labels = label(reports, watched, pair.champion.as_of, today=today, horizon=self.horizon)
         places = _places(both, labels)
         return PairedCohort(
             as_of=pair.champion.as_of,

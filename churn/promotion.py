@@ -6,8 +6,8 @@ the process die in between, the alias has moved without a row; the next look wri
 it does when somebody moved an alias past us.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class Promoter:
         judge: Tells how challengers do.
         actor: Who moves aliases, for the trail.
         clock: The time that the trail notes, UTC; labels are those matured on its day.
+        listed: Aliases and newest event of variants of a fleet, by one look at all; others are looked up.
     """
 
     registry: "Registry"
@@ -56,29 +57,31 @@ class Promoter:
     judge: Judge
     actor: str
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    listed: Mapping[Variant, tuple[Mapping[str, int], ModelEvent | None]] = field(default_factory=dict)
 
     @property
     def today(self) -> date:
         return self.clock().date()
 
-    def for_fleet(self) -> "Promoter":
-        """Return one that asks the registry once for what judging many variants needs of it."""
-        return replace(self, judge=self.judge.for_fleet())
+    def for_fleet(self, variants: Sequence[Variant], aliases: Mapping[Variant, Mapping[str, int]]) -> "Promoter":
+        """Return one for :meth:`standing` and judging that asks once for what many variants need.
 
-    def standing(
-        self,
-        variant: Variant,
-        listed: Mapping[Variant, Mapping[str, int]] | None = None,
-        facts: pl.DataFrame | None = None,
-    ) -> Standing:
+        It knows the aliases and the trail as they are now; what moves them asks another.
+
+        Args:
+            aliases: As for :meth:`observe`.
+        """
+        latest = self.events.latest_of_all()
+        listed = {one: (aliases.get(one, {}), latest.get(one)) for one in variants}
+        return replace(self, judge=self.judge.for_fleet(variants, self.today), listed=listed)
+
+    def standing(self, variant: Variant, facts: pl.DataFrame | None = None) -> Standing:
         """Say who is champion, previous and challenger, and how the challenger does; writes nothing.
 
         Args:
-            listed: Every variant's aliases as the registry listed them; ``None`` asks now.
             facts: The variant's history, where it is at hand; ``None`` reads it when it is needed.
         """
-        held = self.registry.aliases_of(variant) if listed is None else listed.get(variant, {})
-        event = self._as_it_is(variant, held)
+        event = self._as_it_is(variant, *self.listed[variant]) if variant in self.listed else self._now(variant)
         if event.champion is None or event.challenger is None:
             return Standing(event, None)
         return Standing(event, self.judge.compare(variant, event.champion, event.challenger, self.today, facts))
@@ -217,11 +220,11 @@ class Promoter:
         dry_run: bool = False,
     ) -> ModelEvent:
         if dry_run:
-            now = self._as_it_is(variant, self.registry.aliases_of(variant))
+            now = self._now(variant)
             return self._event(after(now), action, reason, evidence)
         self._observe(variant)
         with self.events.recording(variant) as record:
-            now = self._as_it_is(variant, self.registry.aliases_of(variant))
+            now = self._now(variant)
             event = self._event(after(now), action, reason, evidence)
             record(event)
             self.registry.set_aliases(variant, _moves(now, event))
@@ -241,11 +244,13 @@ class Promoter:
             record(event)
         return event
 
-    def _as_it_is(self, variant: Variant, held: Mapping[str, int], latest: ModelEvent | None = None) -> ModelEvent:
+    def _now(self, variant: Variant) -> ModelEvent:
+        return self._as_it_is(variant, self.registry.aliases_of(variant), self.events.latest(variant))
+
+    def _as_it_is(self, variant: Variant, held: Mapping[str, int], latest: ModelEvent | None) -> ModelEvent:
         """Return the newest event if it tells of the aliases there are, else one that says what was observed."""
         if not held:
             raise PromotionError(f"variant {variant} is not registered or has no alias; log or train a model first")
-        latest = latest or self.events.latest(variant)
         if latest is not None and not _differs(latest, held):
             return replace(latest, is_forced=False)
         is_same = latest is not None and latest.challenger == held.get(CHALLENGER)

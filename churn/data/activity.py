@@ -54,6 +54,14 @@ MAX_MONEY = 1e8  # currency units a month; the largest handle ever seen was 4.8 
 _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
 _MAX_EXACT = 2.0**53  # above it, neighbouring account ids are one and the same float
 
+_QUARANTINED: Mapping[str, pl.DataType] = {
+    "row_number": pl.UInt32(),
+    "account_id": pl.Int64(),
+    "activity_month": pl.Date(),
+    "rules": pl.List(pl.String()),
+    "row": pl.String(),
+}
+
 Rule = tuple[str, pl.Expr]
 """A rule's name and where it is broken."""
 
@@ -174,26 +182,40 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
 
 
 def _check(
-    frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Iterable[str], rules: Iterable[Rule], first_row: int
+    frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Sequence[str], rules: Sequence[Rule], first_row: int
 ) -> CheckedRows:
     frame = frame.drop("row_number", strict=False)  # a file's own says nothing here, and the name is ours
     parsed = frame.with_columns(
         [_parse(name, kind, frame.schema[name]).alias(name) for name, kind in kinds.items()]
     ).with_row_index("row_number", offset=first_row)
+    if _all_hold(frame, parsed, kinds, required, rules):
+        return CheckedRows(parsed, pl.DataFrame(schema=_QUARANTINED), frame.height)
     was_null = frame.select(pl.col(kinds.keys()).is_null())
     missing = [(f"{name}_missing", pl.lit(was_null[name])) for name in required]
     unreadable = [(f"{name}_unreadable", pl.col(name).is_null() & ~pl.lit(was_null[name])) for name in kinds]
     broken = {name: where.fill_null(value=False) for name, where in [*missing, *unreadable, *rules]}
     holds = parsed.select(~pl.any_horizontal(*broken.values())).to_series()
-    if holds.all():
-        return CheckedRows(parsed, _quarantine(parsed.clear(), frame.clear(), []), frame.height)
     masks = parsed.select(pl.when(where).then(pl.lit(name)).alias(name) for name, where in broken.items())
     names = masks.filter(~holds).select(rules=pl.concat_list(pl.all()).list.drop_nulls())["rules"]
     quarantined = _quarantine(parsed.filter(~holds), frame.filter(~holds), names)
     return CheckedRows(parsed.filter(holds), quarantined, frame.height)
 
 
-def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series | list[list[str]]) -> pl.DataFrame:
+def _all_hold(
+    frame: pl.DataFrame,
+    parsed: pl.DataFrame,
+    kinds: Collection[str],
+    required: Iterable[str],
+    rules: Iterable[Rule],
+) -> bool:
+    """Tell whether no row breaks a rule, which is as usual, in a tenth of the time that finding such rows takes."""
+    n_null, n_null_parsed = (one.null_count().row(0, named=True) for one in (frame, parsed))
+    if any(n_null[name] for name in required) or any(n_null_parsed[name] > n_null[name] for name in kinds):
+        return False
+    return not any(parsed.select(where.any().alias(name) for name, where in rules).row(0))
+
+
+def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series) -> pl.DataFrame:
     empty = pl.lit(None)
     month = pl.col("activity_month")
     # A month beyond these is as good as none, and may be one that Python has no date for.
@@ -202,15 +224,13 @@ def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series |
         "row_number",
         account_id=pl.col("account_id") if "account_id" in parsed.columns else empty.cast(pl.Int64),
         activity_month=month if parsed.schema.get("activity_month") == pl.Date else empty.cast(pl.Date),
-        rules=pl.Series(rules, dtype=pl.List(pl.String)),
+        rules=rules,
         row=_as_json(original),
     )
 
 
 def _as_json(rows: pl.DataFrame) -> pl.Series:
     """Write each row as a JSON object that PostgreSQL's jsonb takes."""
-    if rows.is_empty():
-        return pl.Series([], dtype=pl.String)
     text = rows.select(_writable(name, dtype).alias(name) for name, dtype in rows.schema.items()).write_ndjson()
     # Not splitlines, which splits at characters that JSON leaves as they are; and jsonb refuses the character NUL.
     return pl.Series(text.removesuffix("\n").replace("\\u0000", "\\ufffd").split("\n"), dtype=pl.String)

@@ -15,7 +15,7 @@ import polars as pl
 
 from churn.errors import InputError
 
-_DAY_US = 24 * 60 * 60 * 1_000_000
+DAY_US = 24 * 60 * 60 * 1_000_000
 
 Matrix = npt.NDArray[np.float32]
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
@@ -47,7 +47,7 @@ def in_order(activity: pl.DataFrame) -> pl.DataFrame:
     The same features come of them, sooner: :func:`latest_known` need not sort what is in order.
     """
     keys = keys_of(activity)
-    return activity if _are_in_order(keys) else activity[np.lexsort(keys[::-1])]
+    return activity if are_in_order(keys) else activity[np.lexsort(keys[::-1])]
 
 
 def keys_of(activity: pl.DataFrame) -> list[npt.NDArray[Any]]:
@@ -55,7 +55,7 @@ def keys_of(activity: pl.DataFrame) -> list[npt.NDArray[Any]]:
     return [column.to_numpy() for column in activity.select(pl.col(key_columns(activity.columns)).to_physical())]
 
 
-def _are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:
+def are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:
     """Tell whether rows stand in the order of their keys, the first key before the others."""
     tied: bool | npt.NDArray[np.bool_] = True
     for key in keys:
@@ -89,10 +89,10 @@ def latest_known(
     end = (as_of - date(1970, 1, 1)).days
     known = months <= end
     if known_at is not None:
-        known &= known_at < (end + 1) * _DAY_US
+        known &= known_at < (end + 1) * DAY_US
     rows = np.flatnonzero(known)
     keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
-    if not _are_in_order(key[rows] for key in keys):
+    if not are_in_order(key[rows] for key in keys):
         if pl.Series(account_ids[rows]).n_unique() == len(rows):
             return known  # as in most weekly files; finding that out takes a tenth of what ordering does
         rows = rows[np.lexsort([key[rows] for key in reversed(keys)])]  # stable: equals stay in the file's order

@@ -6,19 +6,21 @@ before that nothing is said. What belongs to the features of that date is ``feat
 """
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, timedelta
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import KINDS
-from churn.data.features import in_order, key_columns, keys_of
+from churn.data.features import DAY_US, are_in_order, key_columns
 from churn.errors import InputError, UsageError
 
 MONEY = tuple(name for name, kind in KINDS.items() if kind in ("money", "balance"))
 
 Ids = npt.NDArray[np.int64]
+
+_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ class Horizon:
         """Return the first day on which labels of ``as_of`` may be used."""
         return _month(as_of, self.months + 1) + timedelta(days=self.lag_days)
 
+    def newest_mature(self, today: date) -> date:
+        """Return the latest as-of date whose labels may be used today.
+
+        >>> Horizon().newest_mature(date(2026, 3, 7)), Horizon().newest_mature(date(2026, 3, 8))
+        (datetime.date(2025, 10, 31), datetime.date(2025, 11, 30))
+        """
+        return _month(today - timedelta(days=self.lag_days), -self.months) - timedelta(days=1)
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -73,33 +83,63 @@ class Labels:
     n_missing: int
 
 
-def label(facts: pl.DataFrame, account_ids: Ids, as_of: date, *, today: date, horizon: Horizon) -> Labels:
+@dataclass(frozen=True)
+class Reports:
+    """What a variant's facts say of accounts' activity, as arrays: many dates are asked of the same reports.
+
+    Attributes:
+        account_ids: In order of account, month, ``known_at`` and arrival, like the rest; shape (n,).
+        months: Days since 1970; shape (n,).
+        known_at: Microseconds since 1970, UTC; shape (n,).
+        is_active: Whether any money moved, missing money being none; shape (n,).
+    """
+
+    account_ids: Ids
+    months: npt.NDArray[np.int32]
+    known_at: npt.NDArray[np.int64]
+    is_active: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, facts: pl.DataFrame) -> "Reports":
+        """Take from facts what labels are made of.
+
+        Args:
+            facts: Checked activity with ``known_at`` (UTC) and at least one money column.
+
+        Raises:
+            InputError: If ``facts`` lack ``known_at`` or every money column.
+        """
+        _require_facts(facts)
+        money = [pl.col(name).fill_null(0.0).ne(0.0) for name in MONEY if name in facts.columns]
+        told = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active=pl.any_horizontal(money))
+        columns = [column.to_numpy() for column in told]
+        if are_in_order(columns[:3]):
+            return cls(*columns)
+        order = np.lexsort(columns[2::-1])
+        return cls(*(column[order] for column in columns))
+
+
+def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horizon: Horizon) -> Labels:
     """Say which accounts churned at ``as_of``, by what is known at the end of ``today``.
 
-    Of the reports of an account's month, the one known last counts, then the one later in the file. Missing money is
-    none.
+    Of the reports of an account's month, the one known last counts, then the one later in the file.
 
     Args:
-        facts: Checked activity with ``known_at`` (UTC) and at least one money column.
         account_ids: Shape (n,), in any order.
-
-    Raises:
-        InputError: If ``facts`` lack ``known_at`` or every money column.
     """
-    _require_facts(facts)
     asked = _distinct(np.sort(account_ids))
     nobody, nothing = asked[:0], np.zeros(0, dtype=np.bool_)
     if today < horizon.matures_on(as_of):
         return Labels(nobody, nothing, len(asked), 0)
-    if not _reach(facts, horizon.last_month(as_of), today):
+    if not _reach(reports, horizon.last_month(as_of), today):
         return Labels(nobody, nothing, 0, len(asked))
-    labelled = asked[np.isin(asked, _known_accounts(facts, as_of), assume_unique=True)]
-    active = _active_accounts(facts, horizon.first_month(as_of), horizon.last_month(as_of), known_by=today)
+    labelled = asked[np.isin(asked, reports.account_ids[_known(reports, as_of)])]
+    active = _active_accounts(reports, _day(horizon.first_month(as_of)), _day(horizon.last_month(as_of)), today)
     churned = ~np.isin(labelled, active, assume_unique=True)
     return Labels(labelled, churned, 0, len(asked) - len(labelled))
 
 
-def at_risk(facts: pl.DataFrame, as_of: date, horizon: Horizon) -> Ids:
+def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:
     """Find the accounts that can still churn at ``as_of``; the others have already, by the same horizon.
 
     Those are at risk that have activity, as known at the end of ``as_of``, in the last ``horizon.months`` months that
@@ -107,31 +147,31 @@ def at_risk(facts: pl.DataFrame, as_of: date, horizon: Horizon) -> Ids:
 
     Returns:
         Ids, ascending.
-
-    Raises:
-        InputError: If ``facts`` lack ``known_at`` or every money column.
     """
-    _require_facts(facts)
-    known = facts.lazy().filter(pl.col("activity_month") <= as_of, _is_known(as_of))
-    newest = known.select(pl.max("activity_month")).collect().item()
-    if newest is None:
+    months = reports.months[_known(reports, as_of)]
+    if not len(months):
         return np.empty(0, dtype=np.int64)
+    newest = _EPOCH + timedelta(days=int(months.max()))
     is_running = newest == _month(as_of, 0) and (as_of + timedelta(days=1)).day != 1
     first = _month(newest, -horizon.months + (0 if is_running else 1))
-    return _active_accounts(facts, first, newest, known_by=as_of)
+    return _active_accounts(reports, _day(first), _day(newest), as_of)
 
 
-def _active_accounts(facts: pl.DataFrame, first_month: date, last_month: date, *, known_by: date) -> Ids:
+def _active_accounts(reports: Reports, first_month: int, last_month: int, known_by: date) -> Ids:
     """Return the accounts with activity from one month to another, as known at the end of a day; ascending."""
-    money = [name for name in MONEY if name in facts.columns]
-    window = facts.filter(pl.col("activity_month").is_between(first_month, last_month), _is_known(known_by))
-    reports = in_order(
-        window.select(*key_columns(window.columns), is_active=pl.any_horizontal(pl.col(money).fill_null(0.0).ne(0.0)))
+    months = reports.months
+    rows = np.flatnonzero(
+        (months >= first_month) & (months <= last_month) & (reports.known_at < _instant(known_by + timedelta(days=1)))
     )
-    accounts, months, _ = keys_of(reports)
-    counts = np.ones(len(accounts), dtype=np.bool_)
+    accounts, months = reports.account_ids[rows], months[rows]
+    counts = np.ones(len(rows), dtype=np.bool_)
     counts[:-1] = (accounts[1:] != accounts[:-1]) | (months[1:] != months[:-1])
-    return _distinct(accounts[counts & reports["is_active"].to_numpy()])
+    return _distinct(accounts[counts & reports.is_active[rows]])
+
+
+def _known(reports: Reports, as_of: date) -> npt.NDArray[np.bool_]:
+    """Mark the reports of months begun by a day that are known at its end."""
+    return (reports.months <= _day(as_of)) & (reports.known_at < _instant(as_of + timedelta(days=1)))
 
 
 def _distinct(ordered: Ids) -> Ids:
@@ -140,26 +180,23 @@ def _distinct(ordered: Ids) -> Ids:
     return ordered[is_first]
 
 
-def _known_accounts(facts: pl.DataFrame, as_of: date) -> Ids:
-    known = facts.lazy().filter(pl.col("activity_month") <= as_of, _is_known(as_of))
-    return known.select(pl.col("account_id").unique()).collect()["account_id"].to_numpy()
-
-
-def _reach(facts: pl.DataFrame, last_month: date, today: date) -> bool:
+def _reach(reports: Reports, last_month: date, today: date) -> bool:
     """Tell whether the facts known at the end of ``today`` run to the end of a month.
 
     The last instant of the month counts: a backfill is known then that was received later (``churn.data.history``).
     """
-    last_instant = _midnight(_month(last_month, 1)) - timedelta(microseconds=1)
-    return bool(facts.select((_is_known(today) & (pl.col("known_at") >= last_instant)).any()).item())
+    known_at = reports.known_at
+    is_late = known_at >= _instant(_month(last_month, 1)) - 1
+    return bool((is_late & (known_at < _instant(today + timedelta(days=1)))).any())
 
 
-def _is_known(day: date) -> pl.Expr:
-    return pl.col("known_at") < _midnight(day + timedelta(days=1))
+def _day(day: date) -> int:
+    return (day - _EPOCH).days
 
 
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time.min, UTC)
+def _instant(day: date) -> int:
+    """Return the beginning of a day, UTC, in microseconds since 1970."""
+    return _day(day) * DAY_US
 
 
 def _month(day: date, months_later: int) -> date:

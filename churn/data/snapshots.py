@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.features import features, in_order
-from churn.data.labels import Horizon, at_risk, label
+from churn.data.labels import Horizon, Reports, at_risk, label
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,13 @@ def snapshots(facts: pl.DataFrame, as_ofs: Iterable[date], *, today: date, horiz
         InputError: If ``facts`` lack ``known_at`` or every money column.
     """
     ordered = in_order(facts)  # once for all dates
-    return [_snapshot(ordered, as_of, today, horizon) for as_of in as_ofs]
+    reports = Reports.of(ordered)
+    return [_snapshot(ordered, reports, as_of, today, horizon) for as_of in as_ofs]
 
 
-def _snapshot(facts: pl.DataFrame, as_of: date, today: date, horizon: Horizon) -> Snapshot:
-    candidates = at_risk(facts, as_of, horizon)
-    labels = label(facts, candidates, as_of, today=today, horizon=horizon)
+def _snapshot(facts: pl.DataFrame, reports: Reports, as_of: date, today: date, horizon: Horizon) -> Snapshot:
+    candidates = at_risk(reports, as_of, horizon)
+    labels = label(reports, candidates, as_of, today=today, horizon=horizon)
     known = features(facts, as_of)
     is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
     return Snapshot(

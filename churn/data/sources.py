@@ -227,27 +227,34 @@ class Bucket:
 
     def list(self, prefix: str) -> list[Entry]:
         with self._errors_translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
-            answers = iter(pages)
+            wanted = {"Bucket": self.name, "Prefix": prefix}
             found: list[Any] = []
-            while page := within(ANSWER_DEADLINE_S, lambda: next(answers, None)):
+            while True:
+                page = within(ANSWER_DEADLINE_S, lambda: self._client.list_objects_v2(**wanted))
                 found += page.get("Contents", [])
+                if not page.get("IsTruncated"):
+                    break
+                wanted["ContinuationToken"] = page["NextContinuationToken"]
         return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in found]
 
     def chunks(self, entry: Entry) -> Iterator[bytes]:
         deadline = time.monotonic() + FETCH_DEADLINE_S
         md5 = hashlib.md5(usedforsecurity=False)
         with self._errors_translated(entry.key):
-            wanted = {"Bucket": self.name, "Key": entry.key, "IfMatch": entry.version}
-            response = within(ANSWER_DEADLINE_S, lambda: self._client.get_object(**wanted))
-            body = response["Body"]
-            while chunk := within(max(deadline - time.monotonic(), 0), lambda: body.read(_CHUNK_BYTES)):
+            response, chunk = within(ANSWER_DEADLINE_S, lambda: self._begin(entry))
+            while chunk:
                 md5.update(chunk)
                 yield chunk
+                chunk = within(max(deadline - time.monotonic(), 0), lambda: response["Body"].read(_CHUNK_BYTES))
         # An ETag is the MD5 of an object put whole and not encrypted with a customer's key.
         is_md5 = response.get("ServerSideEncryption", "AES256") == "AES256" and _MD5.fullmatch(entry.version)
         if is_md5 and md5.hexdigest() != entry.version:
             raise InputError(f"{self.uri(entry.key)} does not match its ETag {entry.version}; upload it again")
+
+    def _begin(self, entry: Entry) -> tuple[Any, bytes]:
+        """Ask for a file, and read its first chunk."""
+        response = self._client.get_object(Bucket=self.name, Key=entry.key, IfMatch=entry.version)
+        return response, response["Body"].read(_CHUNK_BYTES)
 
     def write(self, key: str, body: bytes) -> None:
         with self._errors_translated(key, needs="s3:PutObject"):

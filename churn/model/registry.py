@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -227,12 +227,6 @@ class Registry:
         """
         with _errors_translated(f"writing {path} of {version.uri}"):
             self._client.log_text(version.mlflow_run_id, text, path)
-
-    def live_weeks(self, mlflow_run_id: str) -> set[date]:
-        """Return the scored weeks of which :meth:`log_live` has logged all there was."""
-        with _errors_translated(f"reading the live metrics of run {mlflow_run_id}"):
-            points = self._client.get_metric_history(mlflow_run_id, _LIVE_MARK)
-        return {_FIRST_MONDAY + timedelta(weeks=point.step) for point in points}
 
     def log_live(self, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
         """Add weeks' points to the time series ``live_…`` of a version's run; logging them again changes nothing.

@@ -107,12 +107,18 @@ class BatchResults:
         self._url = url
         self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
 
-    def unjudged(self, variant: Variant) -> list[PublishedBatch]:
-        """Return the current batches that were not judged yet and whose rows name accounts, oldest first."""
+    def unjudged(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
+        """Return the current batches that were not judged yet and whose rows name accounts, oldest first.
+
+        Args:
+            until: The newest as-of date.
+        """
         return self._batches(
             "LEFT JOIN judged_batches AS j USING (batch_id) WHERE j.batch_id IS NULL AND b.is_current "
-            "AND b.account_ids = 'input' AND b.variant = :variant ORDER BY b.scored_week, b.batch_id",
-            variant=variant.key,
+            "AND b.account_ids = 'input' AND b.variant = ANY(:variants) AND b.as_of <= :until "
+            "ORDER BY b.scored_week, b.batch_id",
+            variants=[variant.key for variant in variants],
+            until=until,
         )
 
     def pairs(self, variant: Variant, champion_version: int, challenger_version: int) -> list[Pair]:
@@ -167,11 +173,22 @@ class BatchResults:
         with errors_translated(self._url), self._engine.begin() as connection:
             connection.execute(statement, rows)
 
-    def judged(self, variant: Variant, since: date = date.min) -> list[JudgedBatch]:
-        """Return a variant's batches that were judged on a day or later, by week."""
+    def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[JudgedBatch]:
+        """Return the batches that were judged on a day or later and that MLflow is not known to have, by week."""
         return self._judged(
-            "b.variant = :variant AND j.labels_as_of >= :since", ", j.reliability", variant=variant.key, since=since
+            "b.variant = ANY(:variants) AND j.logged_at IS NULL AND j.labels_as_of >= :since",
+            ", j.reliability",
+            variants=[variant.key for variant in variants],
+            since=since,
         )
+
+    def note_logged(self, judged: Sequence[JudgedBatch]) -> None:
+        """Write down that MLflow has the figures of judged batches."""
+        statement = sa.text(
+            "UPDATE judged_batches SET logged_at = clock_timestamp() WHERE batch_id = ANY(:ids) AND logged_at IS NULL"
+        )
+        with errors_translated(self._url), self._engine.begin() as connection:
+            connection.execute(statement, {"ids": [one.batch.batch_id for one in judged]})
 
     def judged_champions(self) -> dict[Variant, list[JudgedBatch]]:
         """Return the judged batches of all variants' champions, by week."""

@@ -4,7 +4,7 @@ One op takes a range of variants: it adds each one's activity to its history, ju
 matured, and holds its challenger against its champion. Champions change only where that is configured.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ASSET = "judged_batches"
 VARIANTS_PER_RUN = 500
 """Whatever scoring does: promotions control false discoveries over a run's variants, which must not be few."""
-_THREADS = 4  # S3, PostgreSQL and MLflow are waited for as long as is computed
+_THREADS = 2  # more of them wait for one another
 
 SPEC = dg.AssetSpec(
     ASSET,
@@ -76,13 +76,12 @@ def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Ite
     try:
         with services.open() as deployment:
             done = materialized_by(runs_gone_on_from(context), context.instance)
-            missing = [key for key in context.partition_keys if key not in done]
+            missing = dict.fromkeys(key for key in context.partition_keys if key not in done)
             promoter = deployment.promoter()
-            if len(missing) > 1:  # a lone variant looks up its own
-                promoter = promoter.for_fleet()
             aliases = promoter.registry.aliases()
             promoter.observe(aliases)
-            attempt = partial(_attempt, promoter, aliases, today)
+            registered = [variant for variant in aliases if variant.key in missing]
+            attempt = partial(_attempt, promoter.for_fleet(registered, aliases), today)
             for key, result in in_threads(lambda key: (key, attempt(key)), missing, _THREADS):
                 if isinstance(result, BaseException):
                     run.note_failure(key, result)
@@ -127,9 +126,7 @@ def weekly_judging_schedule(
     yield from requests_for_all(context.instance, services, f"judge:{day}", most=VARIANTS_PER_RUN)
 
 
-def _attempt(
-    promoter: "Promoter", aliases: Mapping[Variant, Mapping[str, int]], today: date, key: str
-) -> Told | BaseException:
+def _attempt(promoter: "Promoter", today: date, key: str) -> Told | BaseException:
     try:
         variant = Variant.from_key(key)
         try:
@@ -138,7 +135,7 @@ def _attempt(
             # Encoded rows, or a parent's: a variant without activity of its own is scored, and never judged.
             return Told(f"not judged: {error}", {"not_judged": dg.MetadataValue.text(str(error))}, [])
         judged = promoter.judge.judge_batches(variant, today, taken.facts)
-        return _tell(key, taken.n_added, judged, promoter.standing(variant, aliases, taken.facts))
+        return _tell(key, taken.n_added, judged, promoter.standing(variant, taken.facts))
     except Exception as error:  # noqa: BLE001 one variant's error stops no other; it is told at the end
         return without_frames(error)
 

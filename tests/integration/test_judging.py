@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 from sklearn import metrics
 
 from churn.data.activity import ONE_HOT_PARENTS
-from churn.data.labels import Horizon, at_risk, label
+from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.data.simulate import simulate_activity
 from churn.deployment import Deployment
-from churn.judging import AUC_LIMIT_TAG, Judge
+from churn.judging import AUC_LIMIT_TAG, Judge, Waiting
 from churn.model.segments import JudgedSegment
 from churn.store.results import JudgedBatch
 from churn.variants import Variant
@@ -114,8 +114,8 @@ def _outcomes(site: Site, facts: pl.DataFrame, week: date) -> pl.DataFrame:
     rows = site.rows(site.churn, query, week=week)
     as_of = rows[0][2]
     scored = pl.DataFrame({"account_id": [row[0] for row in rows], "score": [row[1] for row in rows]})
-    ids = np.intersect1d(scored["account_id"].to_numpy(), at_risk(facts, as_of, Horizon()))
-    labels = label(facts, ids, as_of, today=TODAY, horizon=Horizon())
+    ids = np.intersect1d(scored["account_id"].to_numpy(), at_risk(Reports.of(facts), as_of, Horizon()))
+    labels = label(Reports.of(facts), ids, as_of, today=TODAY, horizon=Horizon())
     end = datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC) + timedelta(days=1)
     newest = (
         facts.filter(pl.col("activity_month") <= as_of, pl.col("known_at") < end)
@@ -166,8 +166,10 @@ def test_what_mlflow_refused_is_judged_all_the_same_and_logged_once_the_next_tim
     assert site.rows(site.churn, "SELECT count(*) FROM judged_batches") == [(2,)]
     assert "not in MLflow yet" in caplog.text
     assert live("live_n_matured") == []
+    assert len(judge.results.unlogged([US])) == 2
 
     assert judge.judge_batches(US, TODAY + timedelta(days=7)) == []
+    assert judge.results.unlogged([US]) == []
 
     assert [value for *_, value in live("live_roc_auc")] == [one.measures["roc_auc"] for one in judged]
     n_points = site.rows(site.mlflow, "SELECT count(*) FROM metrics WHERE key LIKE 'live_%'")
@@ -193,8 +195,27 @@ def test_a_week_whose_picture_was_refused_is_logged_whole_the_next_time(
     assert sorted(key.partition("performance/")[2] for key in written) == [f"{week}/reliability.svg" for week in WEEKS]
 
 
+def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(
+    site: Site, judge: Judge, read_only: Judge, live: Callable
+):
+    unregistered = Variant("nowhere")
+    fleet = judge.for_fleet([US, unregistered], TODAY)
+    assert [one.as_of <= Horizon().newest_mature(TODAY) for one in fleet.listed[US].unjudged] == [True, True]
+    assert judge.for_fleet([US], date(2026, 1, 1)).listed[US].unjudged == []
+
+    judged = fleet.judge_batches(US, TODAY)
+
+    assert [one.batch.scored_week for one in judged] == WEEKS
+    assert [value for *_, value in live("live_roc_auc")] == [one.measures["roc_auc"] for one in judged]
+    assert fleet.judge_batches(unregistered, TODAY) == []
+    assert judge.for_fleet([US], TODAY).listed[US] == Waiting([], [], {})
+    first = site.rows(site.churn, "SELECT * FROM judged_batches ORDER BY batch_id")
+    assert [one.batch for one in fleet.judge_batches(US, TODAY)] == [one.batch for one in judged], "as it knew them"
+    assert site.rows(site.churn, "SELECT * FROM judged_batches ORDER BY batch_id") == first
+
+
 def test_a_batch_that_was_judged_meanwhile_keeps_its_own_segments(site: Site, judge: Judge):
-    batch, other = judge.results.unjudged(US)
+    batch, other = judge.results.unjudged([US])
     poker = JudgedSegment("player_reg_product", "POKER", 7, 3, "insufficient")
     first = JudgedBatch(batch, TODAY, 3, 7, 7, 7, 0, 3, "insufficient", 0.7, {}, segments=[poker])
     second = replace(first, segments=[replace(poker, level="CASINO")])
@@ -207,7 +228,7 @@ def test_a_batch_that_was_judged_meanwhile_keeps_its_own_segments(site: Site, ju
 
 
 def test_a_level_that_no_database_takes_as_it_is_fails_nobody(site: Site, judge: Judge):
-    batch = judge.results.unjudged(US)[0]
+    batch = judge.results.unjudged([US])[0]
     levels = ["a\0b", "é" * 5_000, 'say "no"']
     segments = [JudgedSegment("brand_id", name, 7, 3, "insufficient") for name in levels]
 

@@ -105,7 +105,7 @@ def judged(variant: Variant, as_of: date, high: float, deployment: Deployment) -
     week = as_of - timedelta(days=as_of.weekday())
     deployment.scorer().score_variant(variant, week)
     results = deployment.judge().results
-    (batch,) = [one for one in results.unjudged(variant) if one.scored_week == week]
+    (batch,) = [one for one in results.unjudged([variant]) if one.scored_week == week]
     measures = {"roc_auc": high - 0.05, "roc_auc_low": high - 0.1, "roc_auc_high": high}
     results.record(
         [JudgedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures)],

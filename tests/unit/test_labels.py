@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from churn.data.labels import Horizon, at_risk, label
+from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.errors import InputError, UsageError
 
 HORIZON = Horizon()
@@ -46,7 +46,7 @@ def facts_to_the_end(*records: dict[str, object]) -> pl.DataFrame:
 
 
 def churned(facts: pl.DataFrame, *accounts: int, today: date = MATURE) -> list[bool]:
-    labels = label(facts, np.array(accounts or [1]), AS_OF, today=today, horizon=HORIZON)
+    labels = label(Reports.of(facts), np.array(accounts or [1]), AS_OF, today=today, horizon=HORIZON)
     assert labels.account_ids.tolist() == sorted(accounts or [1])
     return labels.churned.tolist()
 
@@ -116,14 +116,14 @@ def test_one_money_column_is_enough(column):
 def test_facts_that_cannot_tell_are_refused(missing, why):
     facts = facts_to_the_end().drop(missing)
     with pytest.raises(InputError, match=why):
-        label(facts, np.array([1]), AS_OF, today=MATURE, horizon=HORIZON)
+        label(Reports.of(facts), np.array([1]), AS_OF, today=MATURE, horizon=HORIZON)
     with pytest.raises(InputError, match=why):
-        at_risk(facts, AS_OF, HORIZON)
+        at_risk(Reports.of(facts), AS_OF, HORIZON)
 
 
 def test_a_label_is_immature_until_the_horizon_and_the_lag_have_passed():
     facts = facts_to_the_end()
-    before = label(facts, np.array([1, 99, 5]), AS_OF, today=MATURE - timedelta(days=1), horizon=HORIZON)
+    before = label(Reports.of(facts), np.array([1, 99, 5]), AS_OF, today=MATURE - timedelta(days=1), horizon=HORIZON)
     assert (before.account_ids.tolist(), before.churned.tolist()) == ([], [])
     assert (before.n_immature, before.n_missing) == (3, 0)
     assert churned(facts) == [True]
@@ -135,7 +135,7 @@ def test_the_lag_is_waited_for_and_no_longer():
         horizon = Horizon(3, lag_days)
         first_day = date(2025, 7, 1) + timedelta(days=lag_days)
         for today, n_immature in ((first_day - timedelta(days=1), 1), (first_day, 0)):
-            assert label(facts, np.array([1]), AS_OF, today=today, horizon=horizon).n_immature == n_immature
+            assert label(Reports.of(facts), np.array([1]), AS_OF, today=today, horizon=horizon).n_immature == n_immature
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_lag_is_waited_for_and_no_longer():
 )
 def test_labels_are_missing_where_the_facts_known_today_do_not_reach_past_the_horizon(last_known, is_missing):
     facts = facts_of({}, {"account_id": 2, "activity_month": date(2025, 6, 1), "known_at": last_known})
-    labels = label(facts, np.array([1]), AS_OF, today=MATURE, horizon=HORIZON)
+    labels = label(Reports.of(facts), np.array([1]), AS_OF, today=MATURE, horizon=HORIZON)
     assert (labels.n_missing, len(labels.account_ids), labels.n_immature) == (is_missing, not is_missing, 0)
 
 
@@ -161,9 +161,8 @@ def test_labels_are_missing_where_the_facts_known_today_do_not_reach_past_the_ho
     ids=["its first month is later", "its first report is later"],
 )
 def test_an_account_that_was_not_known_at_the_as_of_date_has_no_label(record):
-    labels = label(
-        facts_to_the_end({"account_id": 2} | record), np.array([2, 1, 3]), AS_OF, today=MATURE, horizon=HORIZON
-    )
+    reports = Reports.of(facts_to_the_end({"account_id": 2} | record))
+    labels = label(reports, np.array([2, 1, 3]), AS_OF, today=MATURE, horizon=HORIZON)
     assert labels.account_ids.tolist() == [1]
     assert labels.n_missing == 2
 
@@ -187,14 +186,16 @@ def test_of_reports_known_alike_the_later_in_the_file_decides():
 
 def test_accounts_may_be_asked_for_in_any_order_and_twice():
     facts = facts_to_the_end({"account_id": 7}, {"account_id": 7, "activity_month": date(2025, 4, 1)})
-    labels = label(facts, np.array([7, 1, 7]), AS_OF, today=MATURE, horizon=HORIZON)
+    labels = label(Reports.of(facts), np.array([7, 1, 7]), AS_OF, today=MATURE, horizon=HORIZON)
     assert labels.account_ids.tolist() == [1, 7]
     assert labels.churned.tolist() == [True, False]
 
 
 def test_nobody_asked_for_is_nobody_labelled():
     for today in (MATURE, AS_OF):
-        labels = label(facts_to_the_end(), np.array([], dtype=np.int64), AS_OF, today=today, horizon=HORIZON)
+        labels = label(
+            Reports.of(facts_to_the_end()), np.array([], dtype=np.int64), AS_OF, today=today, horizon=HORIZON
+        )
         assert (len(labels.account_ids), labels.n_immature, labels.n_missing) == (0, 0, 0)
 
 
@@ -214,21 +215,21 @@ def test_those_are_at_risk_that_were_active_in_the_last_months_that_are_over_or_
     quiet = [
         report | {"activity_month": date(2025, report["account_id"] + 1, 1), "total_deposit": 0.0} for report in active
     ]
-    assert at_risk(facts_of(*active, *quiet), as_of, HORIZON).tolist() == months
+    assert at_risk(Reports.of(facts_of(*active, *quiet)), as_of, HORIZON).tolist() == months
 
 
 def test_where_reports_come_in_late_the_months_are_counted_from_the_newest_known():
     late = [{"account_id": n, "activity_month": date(2025, n, 1), "known_at": at(2025, n + 1, 5)} for n in range(1, 9)]
 
-    assert at_risk(facts_of(*late), date(2025, 6, 30), HORIZON).tolist() == [3, 4, 5]
-    assert at_risk(facts_of(*late), date(2025, 7, 4), HORIZON).tolist() == [3, 4, 5]
-    assert at_risk(facts_of(*late), date(2025, 7, 5), HORIZON).tolist() == [4, 5, 6]
+    assert at_risk(Reports.of(facts_of(*late)), date(2025, 6, 30), HORIZON).tolist() == [3, 4, 5]
+    assert at_risk(Reports.of(facts_of(*late)), date(2025, 7, 4), HORIZON).tolist() == [3, 4, 5]
+    assert at_risk(Reports.of(facts_of(*late)), date(2025, 7, 5), HORIZON).tolist() == [4, 5, 6]
 
 
 def test_a_correction_to_nothing_ends_the_risk_from_when_it_is_known():
     facts = facts_of({}, {"total_deposit": 0.0, "known_at": at(2025, 4, 20)})
-    assert at_risk(facts, date(2025, 4, 19), HORIZON).tolist() == [1]
-    assert at_risk(facts, date(2025, 4, 20), HORIZON).tolist() == []
+    assert at_risk(Reports.of(facts), date(2025, 4, 19), HORIZON).tolist() == [1]
+    assert at_risk(Reports.of(facts), date(2025, 4, 20), HORIZON).tolist() == []
 
 
 MONTHS = [date(2025, month, 1) for month in range(1, 9)]
@@ -263,7 +264,7 @@ def require_same(found, expected) -> None:
 @settings(deadline=None, max_examples=100)
 @given(facts=tables, as_of=as_ofs, today=todays, horizon=horizons)
 def test_labels_are_what_the_slow_and_plain_way_gives(facts, as_of, today, horizon):
-    labels = label(facts, ACCOUNTS, as_of, today=today, horizon=horizon)
+    labels = label(Reports.of(facts), ACCOUNTS, as_of, today=today, horizon=horizon)
 
     known = {account for account, month in latest_reports(facts, as_of) if month <= as_of}
     first, last = horizon.first_month(as_of), horizon.last_month(as_of)
@@ -287,8 +288,8 @@ def test_no_fact_that_becomes_known_after_today_changes_a_label(facts, changed, 
     is_known = pl.col("known_at").dt.date() <= today
     others = pl.concat([changed.filter(~is_known), facts.filter(is_known)])
     require_same(
-        label(others, ACCOUNTS, as_of, today=today, horizon=horizon),
-        label(facts, ACCOUNTS, as_of, today=today, horizon=horizon),
+        label(Reports.of(others), ACCOUNTS, as_of, today=today, horizon=horizon),
+        label(Reports.of(facts), ACCOUNTS, as_of, today=today, horizon=horizon),
     )
 
 
@@ -296,7 +297,7 @@ def test_no_fact_that_becomes_known_after_today_changes_a_label(facts, changed, 
 @given(facts=tables, as_of=as_ofs, today=todays, horizon=horizons)
 def test_no_label_is_given_before_it_is_mature(facts, as_of, today, horizon):
     assume(today < horizon.matures_on(as_of))
-    labels = label(facts, ACCOUNTS, as_of, today=today, horizon=horizon)
+    labels = label(Reports.of(facts), ACCOUNTS, as_of, today=today, horizon=horizon)
     assert len(labels.account_ids) == 0
     assert labels.n_immature == len(ACCOUNTS)
 
@@ -316,4 +317,4 @@ def test_who_is_at_risk_is_what_the_plain_way_gives_and_nothing_known_later_chan
     }
     later = changed.filter(pl.col("known_at").dt.date() > as_of)
     for table in (facts, pl.concat([later, facts]), pl.concat([facts, later])):
-        assert at_risk(table, as_of, horizon).tolist() == sorted(active)
+        assert at_risk(Reports.of(table), as_of, horizon).tolist() == sorted(active)

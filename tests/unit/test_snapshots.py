@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from churn.data.features import encode, features, in_order, plan_encoding, unpack
 from churn.data.history import new_facts
-from churn.data.labels import Horizon, at_risk, label
+from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.data.scoring_rows import prepare
 from churn.data.simulate import simulate_activity
 from churn.data.snapshots import Snapshot, month_ends, snapshots
@@ -152,7 +152,7 @@ def test_dates_whose_labels_are_immature_or_missing_give_no_examples_and_say_how
     made = snapshots(early, AS_OFS, today=TODAY, horizon=HORIZON)
 
     for snapshot in made:
-        n_at_risk = len(at_risk(early, snapshot.as_of, HORIZON))
+        n_at_risk = len(at_risk(Reports.of(early), snapshot.as_of, HORIZON))
         is_mature, is_reached = snapshot.as_of <= date(2025, 7, 31), snapshot.as_of <= date(2025, 4, 30)
         counts = (snapshot.rows.height, snapshot.n_missing, snapshot.n_immature)
         expected = (n_at_risk, 0, 0) if is_reached else (0, n_at_risk, 0) if is_mature else (0, 0, n_at_risk)
@@ -224,7 +224,7 @@ def test_nothing_that_became_known_later_changes_an_example_or_who_is_one(facts,
     known = pl.concat([known_then(facts, as_of), facts_of([end])])
     for more in (pl.concat([later, known]), pl.concat([known, later])):
         assert features(more, as_of).equals(features(known, as_of))
-        assert at_risk(more, as_of, horizon).tolist() == at_risk(known, as_of, horizon).tolist()
+        assert at_risk(Reports.of(more), as_of, horizon).tolist() == at_risk(Reports.of(known), as_of, horizon).tolist()
         (found,) = snapshots(more, [as_of], today=date(2026, 3, 1), horizon=horizon)
         (expected,) = snapshots(known, [as_of], today=date(2026, 3, 1), horizon=horizon)
         assert found.rows.equals(expected.rows)
@@ -248,7 +248,7 @@ def test_no_label_is_used_before_it_is_mature_and_each_is_what_label_says(facts,
         accounts = snapshot.rows["account_id"].to_numpy()
         if today < horizon.matures_on(snapshot.as_of):
             assert len(accounts) == len(snapshot.churned) == snapshot.n_missing == 0
-        labels = label(facts, accounts, snapshot.as_of, today=today, horizon=horizon)
+        labels = label(Reports.of(facts), accounts, snapshot.as_of, today=today, horizon=horizon)
         assert labels.account_ids.tolist() == accounts.tolist()
         assert labels.churned.tolist() == snapshot.churned.tolist()
         n_known = features(facts, snapshot.as_of).height
