@@ -1,11 +1,13 @@
-"""Watching a fleet for a week: ``python -m benchmarks.monitoring``; writes ``benchmarks/MONITORING.md``.
+"""Watching a fleet, Monday by Monday: ``python -m benchmarks.monitoring``; writes ``benchmarks/MONITORING.md``.
 
-On a real PostgreSQL, MLflow in it and SeaweedFS on this machine, every variant is registered, this week and a past one
-of it are scored, and a new extract comes in. Then is done what the jobs of Monday morning do: in a process for each
-core, over a part of the fleet each, the extract is added to the history, the batch is judged and MLflow told; and at
-last the whole fleet is looked at for drift and everything else that is wrong. Before that a few variants go through
-alone on one thread, each service's calls timed, and counting the rows for drift, which is part of scoring them, is
-timed by :mod:`benchmarks.drift`.
+On a real PostgreSQL, MLflow in it and SeaweedFS on this machine, every variant is registered and a past week of it is
+scored; that batch is then copied into the other weeks. Labels are of months, so what was scored in a month matures on
+one Monday: on that one all its batches are judged, on the others none. Two Mondays are measured, one of each kind. On
+both a new extract has come in, and a process for each core does, over a part of the fleet, what the weekly job does: it
+adds the extract to the history, judges what has matured, and tells MLflow. Then the whole fleet is looked at for drift
+and all else that may be wrong, and the report is written. Before that a few variants go through alone on one thread,
+each service's calls timed; and counting rows for drift, which is part of scoring them, is timed by
+:mod:`benchmarks.drift`.
 """
 
 import argparse
@@ -21,11 +23,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import sqlalchemy as sa
 
 from benchmarks import drift
 from benchmarks.services import bench_environment, model_files, parquet_bytes, peak_mb, upload_fleet
@@ -34,16 +37,18 @@ from churn.data.simulate import simulate_activity
 from churn.deployment import Deployment, open_deployment
 from churn.promotion import Promoter
 from churn.provenance import code_version
+from churn.report import write_report
 from churn.settings import load_settings
+from churn.store.connection import WRITER, create_engine
 from churn.threads import in_threads
 from churn.variants import Variant
 from churn.weeks import monday_of
 from experiment_tracking.log_model import log_all
 
-THREADS = 4  # as the op has them
+THREADS = 2  # as the op has them
 _ALONE = 20
 _DATASETS = 20
-_PAST_WEEK = date(2026, 6, 29)
+_PAST_WEEKS = [date(2026, 6, 29), date(2026, 7, 6), date(2026, 7, 13), date(2026, 7, 20)]  # whose Sundays are in July
 _NEWEST_MONTH = date(2026, 10, 1)
 _ACCOUNTS_PER_ROW = 1.25  # some come only after the week that is scored
 
@@ -68,39 +73,71 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Week:
-    """What a week's watching of a fleet took.
+class Monday:
+    """What a Monday's jobs took, in seconds.
 
     Attributes:
-        seconds_counting: Reading references, counting batches into their bins, comparing and flagging.
-        seconds_judging: From the start of the processes to the end of the last one.
-        taking_in: The share of that in which extracts were added to histories.
-        alone: Microseconds a variant by part, on one thread.
+        judging: From the start of the processes to the end of the last one.
+        taking_in: That part of it in which the extracts were added to the histories.
+        n_judged: Batches.
+        new_facts: By variant.
     """
 
-    variants: int
+    judging: float
+    taking_in: float
+    looking: float
+    reporting: float
+    n_judged: int
     accounts: float
     matured: float
     new_facts: float
-    processes: int
-    seconds_counting: float
-    seconds_judging: float
-    taking_in: float
-    seconds_looking: float
-    alone: Mapping[str, int]
     peak_mb: float
 
-    @property
-    def seconds(self) -> float:
-        return self.seconds_counting + self.seconds_judging + self.seconds_looking
+
+@dataclass(frozen=True)
+class Month:
+    """What a month of watching a fleet took; ``alone`` is milliseconds a variant by part, on one thread."""
+
+    variants: int
+    processes: int
+    counting: float
+    maturing: Monday
+    ordinary: Monday
+    alone: Mapping[str, float]
 
 
-def measure(deployment: Deployment, n_variants: int, n_rows: int, n_processes: int) -> Week:
-    """Register, score, and do what a Monday's jobs do about it."""
+def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, n_processes: int) -> Month:
+    """Register, score, and do what the Mondays of a month do about it."""
     variants = _fleet(n_variants + _ALONE)
-    _prepare(deployment, variants, n_rows)
-    parts = _alone(deployment, variants[n_variants:])
+    activity = _simulated(n_rows)
+    model = model_files()
 
+    def bring(extracts: Sequence[pl.DataFrame]) -> None:
+        upload_fleet(variants, [parquet_bytes(one) for one in extracts], model)
+
+    is_newest = pl.col("activity_month") >= _NEWEST_MONTH
+    bring([one.filter(~is_newest) for one in activity])
+    _register_and_score(deployment, variants)
+    bring(activity)
+    alone = _alone(deployment, variants[n_variants:])
+    maturing = _monday(deployment, folder, n_variants, n_processes)
+    if maturing.n_judged != n_variants * len(_PAST_WEEKS):
+        raise RuntimeError(f"{maturing.n_judged} batches of {n_variants} variants were judged")
+    bring(
+        [
+            one.with_columns(total_handle=pl.col("total_handle") + pl.when(is_newest).then(1.0).otherwise(0.0))
+            for one in activity
+        ]
+    )
+    ordinary = _monday(deployment, folder, n_variants, n_processes)
+    if ordinary.n_judged:
+        raise RuntimeError(f"{ordinary.n_judged} batches were judged twice")
+    counted = drift.measure(n_variants, n_rows)
+    counting = sum(counted[f"seconds_{part}"] for part in ("read", "profile", "compare"))
+    return Month(n_variants, n_processes, counting, maturing, ordinary, alone)
+
+
+def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: int) -> Monday:
     started = time.perf_counter()
     bounds = [n_variants * i // n_processes for i in range(n_processes + 1)]
     command = [sys.executable, "-m", "benchmarks.monitoring", "--judge"]
@@ -111,23 +148,20 @@ def measure(deployment: Deployment, n_variants: int, n_rows: int, n_processes: i
     told = [json.loads(process.communicate()[0]) for process in judging]
     judged = time.perf_counter()
     deployment.watch().look(datetime.now(UTC), [])
-    ended = time.perf_counter()
-    n_judged = sum(one["judged"] for one in told)
-    if n_judged != n_variants:
-        raise RuntimeError(f"{n_judged} of {n_variants} variants were judged")
-    counted = drift.measure(n_variants, n_rows)
-    at_work = sum(one["seconds"] for one in told)
-    return Week(
-        variants=n_variants,
-        accounts=sum(one["accounts"] for one in told) / n_variants,
-        matured=sum(one["matured"] for one in told) / n_variants,
-        new_facts=sum(one["new_facts"] for one in told) / n_variants,
-        processes=n_processes,
-        seconds_counting=sum(counted[f"seconds_{part}"] for part in ("read", "profile", "compare")),
-        seconds_judging=judged - started,
-        taking_in=sum(one["taking_in"] for one in told) / at_work,
-        seconds_looking=ended - judged,
-        alone=parts,
+    looked = time.perf_counter()
+    write_report(deployment.database, folder / "report.html", week=None, now=datetime.now(UTC), mlflow_ui="")
+    reported = time.perf_counter()
+    totals = {name: sum(one[name] for one in told) for name in told[0]}
+    n_judged = int(totals["judged"])
+    return Monday(
+        judging=judged - started,
+        taking_in=totals["taking_in"] / n_processes / THREADS,
+        looking=looked - judged,
+        reporting=reported - looked,
+        n_judged=n_judged,
+        accounts=totals["accounts"] / (n_judged or 1),
+        matured=totals["matured"] / (n_judged or 1),
+        new_facts=totals["new_facts"] / n_variants,
         peak_mb=max(one["peak_mb"] for one in told),
     )
 
@@ -139,14 +173,14 @@ def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, floa
     def one(variant: Variant) -> tuple[float, ...]:
         started = time.perf_counter()
         taken = promoter.judge.take_in(variant)
-        taken_in = time.perf_counter()
-        (judged,) = promoter.judge.judge_batches(variant, today, taken.facts)
+        taking_in = time.perf_counter() - started
+        judged = promoter.judge.judge_batches(variant, today, taken.facts)
         promoter.standing(variant, taken.facts)
-        counts = 1, judged.n_accounts, judged.n_matured, taken.n_added
-        return *counts, taken_in - started, time.perf_counter() - started
+        accounts, matured = (sum(getattr(batch, name) for batch in judged) for name in ("n_accounts", "n_matured"))
+        return len(judged), accounts, matured, taken.n_added, taking_in
 
     totals = [sum(column) for column in zip(*in_threads(one, variants, THREADS), strict=True)]
-    names = ("judged", "accounts", "matured", "new_facts", "taking_in", "seconds")
+    names = ("judged", "accounts", "matured", "new_facts", "taking_in")
     return dict(zip(names, totals, strict=True)) | {"peak_mb": peak_mb()}
 
 
@@ -155,7 +189,7 @@ def _for_fleet(deployment: Deployment, variants: Sequence[Variant]) -> Promoter:
     return promoter.for_fleet(variants, promoter.registry.aliases())
 
 
-def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, int]:
+def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
     promoter = _for_fleet(deployment, variants)
     parts: dict[str, float] = defaultdict(float)
     services = {name: Timed(getattr(promoter.judge, name), parts) for name in ("sources", "history", "results")}
@@ -168,67 +202,107 @@ def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, int
         timed.judge.judge_batches(variant, today, taken.facts)
         timed.standing(variant, taken.facts)
     parts["rest"] = time.perf_counter() - started - sum(parts.values())
-    return {name: round(took * 1e6 / len(variants)) for name, took in sorted(parts.items())}
+    return {name: took * 1e3 / len(variants) for name, took in parts.items()}
 
 
 def _fleet(n_variants: int) -> list[Variant]:
     return [Variant(company=f"c{i:04}") for i in range(n_variants)]
 
 
-def _prepare(deployment: Deployment, variants: Sequence[Variant], n_rows: int) -> None:
-    """Register the variants, score both weeks on what came before the newest month and take it in; then all comes."""
-    activity = [
-        simulate_activity(
-            n_accounts=round(n_rows * _ACCOUNTS_PER_ROW), first_month=date(2025, 2, 1), n_months=21, seed=seed
-        )
+def _simulated(n_rows: int) -> list[pl.DataFrame]:
+    n_accounts = round(n_rows * _ACCOUNTS_PER_ROW)
+    return [
+        simulate_activity(n_accounts=n_accounts, first_month=date(2025, 2, 1), n_months=21, seed=seed)
         for seed in range(_DATASETS)
     ]
-    before = pl.col("activity_month") < _NEWEST_MONTH
-    model = model_files()
-    upload_fleet(variants, [parquet_bytes(one.filter(before)) for one in activity], model)
+
+
+def _register_and_score(deployment: Deployment, variants: Sequence[Variant]) -> None:
+    """Register the variants, score a past week, copy it into the others, and take in what there is of activity."""
     with contextlib.redirect_stdout(io.StringIO()):
         failed = log_all(deployment, variants, None)
     if failed:
         raise RuntimeError(f"{failed} were not registered")
+    first, *others = _PAST_WEEKS
     keys = [variant.key for variant in variants]
-    for week in (_PAST_WEEK, monday_of(datetime.now(UTC).date())):
-        for _, result in deployment.scorer().score_fleet(keys, week, None, lambda outcome, _: outcome.batch_id):
-            if isinstance(result, BaseException):
-                raise result
+    for _, result in deployment.scorer().score_fleet(keys, first, None, lambda outcome, _: outcome.batch_id):
+        if isinstance(result, BaseException):
+            raise result
+    this_week = monday_of(datetime.now(UTC).date())
+    for week in [*others, this_week - timedelta(weeks=1), this_week]:
+        _copy_week(deployment.database, first, week)
     list(in_threads(deployment.judge().take_in, variants, THREADS))
-    upload_fleet(variants, [parquet_bytes(one) for one in activity], model)
 
 
-def report(week: Week, took_s: float) -> str:
+def _copy_week(url: sa.URL, first: date, week: date) -> None:
+    """Publish every batch of a week for another one, as if it had been scored then."""
+    engine = create_engine(url, role=WRITER)
+    batch, row = (
+        ", ".join(column["name"] for column in sa.inspect(engine).get_columns(table) if column["name"] not in left_out)
+        for table, left_out in (
+            ("scoring_batches", {"batch_id", "scored_week", "as_of"}),
+            ("churn_predictions", {"batch_id", "scored_week"}),
+        )
+    )
+    statements = (
+        "SELECT open_week(:week)",
+        f"INSERT INTO scoring_batches (scored_week, as_of, {batch}) "  # noqa: S608 the table's own names
+        f"SELECT :week, :week + 6, {batch} FROM scoring_batches WHERE scored_week = :first",
+        f"INSERT INTO churn_predictions (scored_week, batch_id, {row}) "  # noqa: S608
+        f"SELECT :week, new.batch_id, {', '.join(f'p.{name}' for name in row.split(', '))} "
+        "FROM churn_predictions AS p JOIN scoring_batches AS old USING (batch_id) "
+        "JOIN scoring_batches AS new ON new.variant = old.variant AND new.scored_week = :week "
+        "WHERE p.scored_week = :first ORDER BY new.batch_id",
+    )
+    with engine.begin() as connection:
+        for statement in statements:
+            dates = (sa.bindparam(name, type_=sa.Date) for name in ("week", "first") if f":{name}" in statement)
+            values = {name: day for name, day in (("week", week), ("first", first)) if f":{name}" in statement}
+            connection.execute(sa.text(statement).bindparams(*dates), values)
+
+
+def report(month: Month, took_s: float) -> str:
     """Write down what was measured."""
     when, load = datetime.now(UTC), os.getloadavg()[0]
-    rows = [
-        ("counting rows into bins, comparing and flagging", week.seconds_counting),
-        (f"the judging job, {week.processes} processes", week.seconds_judging),
-        ("looking at the fleet", week.seconds_looking),
-        ("**all**", week.seconds),
-    ]
-    parts = sorted(week.alone.items(), key=lambda pair: -pair[1])
+    maturing, ordinary = month.maturing, month.ordinary
+
+    def row(name: str, *pair: float) -> str:
+        on_maturing, on_ordinary = pair
+        mean = (on_maturing + 3 * on_ordinary) / 4
+        return f"| {name} | {on_ordinary:.1f} | {on_maturing:.1f} | {mean:.1f} |"
+
+    mondays = (maturing, ordinary)
+    judging = [one.judging - one.taking_in for one in mondays]
+    watching = [month.counting + own + one.looking + one.reporting for own, one in zip(judging, mondays, strict=True)]
+    all_in = [own + one.taking_in for own, one in zip(watching, mondays, strict=True)]
+    parts = sorted(month.alone.items(), key=lambda pair: -pair[1])
     return "\n".join(
         [
-            "# Watching a fleet for a week",
+            "# Watching a fleet for a month",
             "",
             f"Written by `python -m benchmarks.monitoring` on {when:%Y-%m-%d %H:%M} UTC, {code_version()}, load "
-            f"{load:.1f} at the end of a run of {took_s / 60:.0f} minutes on {os.cpu_count()} cores: "
-            f"{week.variants:,} variants of {week.accounts:,.0f} accounts, of which {week.matured:,.0f} had a label; "
-            f"{week.new_facts:,.0f} new facts each.",
+            f"{load:.1f} at the end of a run of {took_s / 60:.0f} minutes on {os.cpu_count()} cores, which PostgreSQL, "
+            f"S3 and {month.processes} judging processes share: {month.variants:,} variants, their batches of "
+            f"{maturing.accounts:,.0f} accounts, of which {maturing.matured:,.0f} had a label. Labels are of months: "
+            f"all {maturing.n_judged:,} batches of one matured on one Monday, none on the three others.",
             "",
-            "| what | seconds |",
-            "|---|---:|",
-            *(f"| {name} | {seconds:.1f} |" for name, seconds in rows),
+            "| seconds | an ordinary Monday | the Monday on which a month matures | mean of the four |",
+            "|---|---:|---:|---:|",
+            row("counting rows into bins, comparing and flagging", month.counting, month.counting),
+            row("judging, and starting the processes for it", *judging),
+            row("looking at the fleet", *(one.looking for one in mondays)),
+            row("writing the report", *(one.reporting for one in mondays)),
+            row("**watching**", *watching),
+            row("the same, with taking in the extracts", *all_in),
             "",
-            f"Of the judging job, {week.taking_in:.0%} went into adding the week's extracts to the histories, which "
-            f"training reads too, and {1 - week.taking_in:.0%}, {(1 - week.taking_in) * week.seconds_judging:.1f} s, "
-            f"into judging. No process took more than {week.peak_mb:,.0f} MB. Without others beside it, on one thread:",
+            f"Taking in added {ordinary.new_facts:,.0f} and {maturing.new_facts:,.0f} facts to each variant's history, "
+            "which training reads too; the judging job does it as it goes. No process took more than "
+            f"{max(one.peak_mb for one in mondays):,.0f} MB. On the Monday on which a month matures, on one thread "
+            "with nothing beside it:",
             "",
             "| part | ms a variant |",
             "|---|---:|",
-            *(f"| {name} | {us / 1000:.1f} |" for name, us in parts),
+            *(f"| {name} | {ms:.1f} |" for name, ms in parts),
             "",
         ]
     )
@@ -252,8 +326,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Path(folder).chmod(0o755)
         with bench_environment(Path(folder) / "home", "seaweedfs"), open_deployment(load_settings()) as deployment:
             list(set_up_server(deployment))
-            week = measure(deployment, args.variants, args.rows, args.processes)
-    text = report(week, time.monotonic() - started)
+            month = measure(deployment, Path(folder), args.variants, args.rows, args.processes)
+    text = report(month, time.monotonic() - started)
     (Path(__file__).parent / "MONITORING.md").write_text(text)
     print(text)
 

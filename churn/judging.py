@@ -7,10 +7,10 @@ Dagster; ``orchestration`` tells what came of it.
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from churn.model.registry import LivePoint, Registry
 
 logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
 
 AUC_LIMIT_TAG = "churn.auc_limit"
 """Of a model version: what its ROC AUC must not lie under, from its own held-out figures."""
@@ -124,7 +126,9 @@ class Judge:
         """
         pairs = [
             pair
-            for pair in newest_of_each_month(self.results.pairs(variant, champion, challenger))
+            for pair in newest_of_each_month(
+                self.results.pairs(variant, champion, challenger), lambda pair: pair.champion
+            )
             if self.horizon.matures_on(pair.champion.as_of) <= today
         ]
         if not pairs or (facts is None and self.history.version(variant) is None):
@@ -161,7 +165,7 @@ class Judge:
             by_run.setdefault(one.batch.mlflow_run_id, []).append(one)
         for mlflow_run_id, lacking in by_run.items():
             try:
-                self.registry.log_live(mlflow_run_id, [_live_point(one) for one in lacking])
+                self.registry.log_live(mlflow_run_id, _live_points(lacking))
             except ChurnError as error:
                 logger.warning(
                     "%s: judged, but not in MLflow yet, which the next judging tries again: %s", variant, error
@@ -235,10 +239,10 @@ def reliability_picture(judged: JudgedBatch) -> str | None:
     return draw_reliability(judged.reliability, f"Calibration: error {error:.4f}", about)
 
 
-def newest_of_each_month(pairs: Iterable[Pair]) -> list[Pair]:
+def newest_of_each_month(items: Iterable[_Item], batch_of: Callable[[_Item], PublishedBatch]) -> list[_Item]:
     """Keep the last scored week of each month: labels are of months, so that a month's weeks have the same ones."""
-    newest = {month_number(pair.champion.as_of): pair for pair in sorted(pairs, key=lambda p: p.champion.scored_week)}
-    return list(newest.values())
+    by_week = sorted(items, key=lambda item: batch_of(item).scored_week)
+    return list({month_number(batch_of(item).as_of): item for item in by_week}.values())
 
 
 def _places(account_ids: np.ndarray, labels: Labels) -> np.ndarray:
@@ -251,11 +255,15 @@ def _reliability(labels: Labels, scores: Scores) -> Reliability:
     return {"n": n.tolist(), "mean_score": mean_score.tolist(), "churned_share": churned_share.tolist()}
 
 
-def _live_point(judged: JudgedBatch) -> "LivePoint":
+def _live_points(judged: Sequence[JudgedBatch]) -> list["LivePoint"]:
+    """Tell MLflow of each week, with a picture for the last of each month, whose other weeks look nearly the same."""
     from churn.model.registry import LivePoint
 
-    batch = judged.batch
-    picture = reliability_picture(judged)
-    artifacts = {} if picture is None else {"reliability.svg": picture}
-    metrics = {name: judged.measures[name] for name in _LIVE_METRICS if name in judged.measures}
-    return LivePoint(batch.scored_week, batch.as_of, judged.n_matured, metrics, artifacts)
+    drawn = {id(one) for one in newest_of_each_month(judged, lambda one: one.batch)}
+    points = []
+    for one in judged:
+        picture = reliability_picture(one) if id(one) in drawn else None
+        artifacts = {} if picture is None else {"reliability.svg": picture}
+        metrics = {name: one.measures[name] for name in _LIVE_METRICS if name in one.measures}
+        points.append(LivePoint(one.batch.scored_week, one.batch.as_of, one.n_matured, metrics, artifacts))
+    return points

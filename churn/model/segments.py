@@ -80,7 +80,8 @@ def judge_segments(
     Returns:
         By segment, the largest level first.
     """
-    return [one for name in levels.columns for one in _judge_levels(levels[name], churned, scores, auc_limit)]
+    named = levels.select(pl.all().cast(pl.String).fill_null(MISSING))
+    return [one for column in named for one in _judge_levels(column, churned, scores, auc_limit)]
 
 
 def below_limit(segments: Sequence[JudgedSegment], fdr: float = 0.01) -> list[bool]:
@@ -95,7 +96,7 @@ def below_limit(segments: Sequence[JudgedSegment], fdr: float = 0.01) -> list[bo
 
 def _judge_levels(levels: pl.Series, churned: Outcomes, scores: Scores, auc_limit: float | None) -> list[JudgedSegment]:
     # Arrow tells a small batch's levels apart in a quarter of the time that polars and numpy take.
-    encoded = levels.cast(pl.String).fill_null(MISSING).to_arrow().dictionary_encode()
+    encoded = levels.to_arrow().dictionary_encode()
     of_row, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     n, n_churned = (np.bincount(of_row, weights, len(names)).astype(np.int64) for weights in (None, churned))
     largest = sorted(range(len(names)), key=lambda i: (-n[i], names[i]))[:MOST_LEVELS]

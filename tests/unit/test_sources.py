@@ -228,7 +228,9 @@ def test_the_local_copy_is_read_after_s3_failed_several_times(s3, root, into, ca
 )
 def test_a_truncated_body_is_asked_for_again_and_then_the_local_copy_is_read(s3, root, into, caplog, how):
     s3.answer = holding(**how)
-    require_fallback(Sources(Bucket("any"), Folder(root)), into, "could not be reached (ResponseStreamingError)", caplog)
+    require_fallback(
+        Sources(Bucket("any"), Folder(root)), into, "could not be reached (ResponseStreamingError)", caplog
+    )
     assert len([path for path in s3.paths if KEY in path]) == ATTEMPTS
 
 
