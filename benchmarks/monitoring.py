@@ -245,6 +245,7 @@ def _copy_week(url: sa.URL, first: date, week: date) -> None:
         )
     )
     statements = (
+        "SET LOCAL enable_nestloop = off",  # nobody has analyzed the new batches yet
         "SELECT open_week(:week)",
         f"INSERT INTO scoring_batches (scored_week, as_of, {batch}) "  # noqa: S608 the table's own names
         f"SELECT :week, :week + 6, {batch} FROM scoring_batches WHERE scored_week = :first",

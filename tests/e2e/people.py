@@ -15,11 +15,20 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import psutil
+import pytest
 from playwright.sync_api import Page, expect, sync_playwright
+
+from churn.deployment import open_deployment
+from churn.settings import load_settings
+from churn.store.predictions import read_current
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+DEMO = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
+"""The variants of ``churn demo``."""
 
 _SETTINGS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")
 _QUIET = ("sandbox", "first-run")
@@ -124,6 +133,23 @@ class Served:
     command: Command
     dagster: str
     mlflow: str
+
+
+def read(project: Project, query: str) -> pl.DataFrame:
+    """Ask the project's predictions database."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHURN_HOME", str(project.home))
+        with open_deployment(load_settings()) as deployment:
+            return read_current(deployment.database, query)
+
+
+def published(project: Project) -> list[tuple[str, int, int, int]]:
+    """Return variant, rows, accounts and newest model version of what is current."""
+    query = (
+        "SELECT variant, count(*) AS n_rows, count(DISTINCT account_id) AS n_accounts, max(model_version) "
+        'FROM churn_predictions_current GROUP BY variant ORDER BY variant COLLATE "C"'
+    )
+    return read(project, query).rows()
 
 
 def free_ports(n: int) -> list[int]:

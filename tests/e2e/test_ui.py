@@ -13,14 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from churn.deployment import open_deployment
-from churn.settings import load_settings
-from churn.store.predictions import read_current
-from tests.e2e.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports, materialize
+from churn.demo import VARIANTS
+from tests.e2e.people import (
+    CHROMIUM,
+    DEMO,
+    ROOT,
+    Project,
+    Served,
+    browsing,
+    eventually,
+    free_ports,
+    materialize,
+    published,
+    read,
+)
 
 ASSETS = {
     "raw_churn_data",
@@ -29,17 +38,20 @@ ASSETS = {
     "generate_predictions",
     "store_predictions",
 }
-VARIANTS = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
 MODELS = [f"churn-prediction-model{suffix}" for suffix in ("", "-clienta", "-eu-clientb", "-us")]
 GROUP = "locations/churn/asset-groups/weekly_scoring"
 
 
 @pytest.fixture(scope="module")
-def project(homes: Path) -> Project:
-    """A project where the demo ran."""
+def demo(homes: Path) -> tuple[Project, str]:
+    """A project where the demo ran, and what it printed."""
     project = Project(homes / "ui")
-    project.run("churn", "demo")
-    return project
+    return project, project.run("churn", "demo")
+
+
+@pytest.fixture(scope="module")
+def project(demo: tuple[Project, str]) -> Project:
+    return demo[0]
 
 
 @pytest.fixture(scope="class")
@@ -54,13 +66,6 @@ def page(served: Served) -> Iterator[Page]:
         yield page
 
 
-def read(project: Project, query: str) -> pl.DataFrame:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CHURN_HOME", str(project.home))
-        with open_deployment(load_settings()) as deployment:
-            return read_current(deployment.database, query)
-
-
 def batches(project: Project) -> list[tuple[int, str, int]]:
     query = "SELECT batch_id, variant, n_rows_scored FROM scoring_batches ORDER BY batch_id"
     return [tuple(row) for row in read(project, query).iter_rows()]
@@ -68,6 +73,29 @@ def batches(project: Project) -> list[tuple[int, str, int]]:
 
 def count(project: Project, table: str) -> int:
     return int(read(project, f"SELECT count(*) FROM {table}").item())  # noqa: S608 the test's own
+
+
+def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: tuple[Project, str]):
+    _, printed = demo
+    predictions, sources = re.split("Where it came from", printed.partition("Most likely to churn")[2])
+
+    for key in DEMO:
+        assert re.search(rf"{re.escape(key)} +│ +\d+ │ 0\.\d{{3}} █", predictions)
+        assert re.search(rf"{re.escape(key)} +│ +\d+ │ +1,000 │ 0\.\d{{3}} │ v1 +│ local", sources)
+    assert "because S3 is not configured (MLFLOW_S3_BUCKET)" in sources
+    assert re.search(r"uv run churn up .*http://127.0.0.1:3000.*http://127.0.0.1:5000\n", sources)
+    assert max(map(len, sources.splitlines())) <= 110
+    assert sorted(variant.key for variant in VARIANTS) == DEMO
+
+
+def test_the_demos_predictions_are_in_postgresql_and_nothing_is_left_running(
+    demo: tuple[Project, str],
+):
+    project, _ = demo
+
+    assert project.processes() == []
+    assert published(project) == [(key, 1000, 1000, 1) for key in DEMO]
+    assert project.processes() == []
 
 
 @pytest.mark.browser
@@ -178,7 +206,7 @@ def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(pro
         assert {node["assetKey"]["path"][-1] for node in nodes} >= ASSETS
         assert {node["repository"]["location"]["name"] for node in nodes} == {"churn"}
 
-        eventually(lambda: partitions(address) == VARIANTS, "the sensor to make the partitions equal to the registry")
+        eventually(lambda: partitions(address) == DEMO, "the sensor to make the partitions equal to the registry")
         params = {
             "selector": {
                 "repositoryLocationName": "churn",

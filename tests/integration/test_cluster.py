@@ -246,6 +246,7 @@ def test_a_worker_that_dies_after_the_commit_leaves_one_current_batch_and_one_th
     assert fleet.attempts(week).count((SMALL[-1], "failed")) == 1
 
 
+@pytest.mark.slow
 def test_a_node_killed_with_all_rows_written_and_nothing_committed_loses_and_doubles_nothing(fleet: Fleet) -> None:
     week, busy = monday(4), []
     head, other = fleet.cluster.nodes[0], fleet.cluster.nodes[-1]
