@@ -26,7 +26,7 @@ MAY_WRITE: Mapping[str, set[str]] = {
     "churn_predictions": {READ, ADD},
     PARTITIONED: {READ, ADD},
     "quarantined_rows": {READ, ADD},
-    "judged_batches": {READ, ADD},
+    "judged_batches": {READ, ADD, "UPDATE logged_at"},
     "judged_segments": {READ, ADD},
     "model_events": {READ, ADD},
     "model_references": {READ, ADD},
