@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 def expand(statement: str, **variables: str) -> str:
     """Put in what Grafana does for its macros and variables, as its PostgreSQL source writes them."""
-    now = datetime.now(UTC)
+    now = datetime.now(UTC) + timedelta(seconds=1)  # what happens in this very second is shown
     since, until = (f"'{at:%Y-%m-%dT%H:%M:%SZ}'" for at in (now - timedelta(weeks=26), now))
     for name, value in variables.items():
         quoted = "'" + value.replace("'", "''") + "'"
