@@ -297,7 +297,8 @@ def report(month: Month, took_s: float) -> str:
             row("the same, with taking in the extracts", *all_in),
             "",
             f"Taking in added {ordinary.new_facts:,.0f} and {maturing.new_facts:,.0f} facts to each variant's history, "
-            "which training reads too; the judging job does it as it goes. No process took more than "
+            "which training reads too; the judging job does it as it goes. What Dagster writes down of each "
+            "variant is in none of these figures. No process took more than "
             f"{max(one.peak_mb for one in mondays):,.0f} MB. On the Monday on which a month matures, on one thread "
             "with nothing beside it:",
             "",
