@@ -56,7 +56,7 @@ def serve_until_ready(command: str, environment: dict[str, str]) -> None:
         ["bash", "-c", f"exec {command} {ports}"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     ) as served:
         assert served.stdout is not None
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         for line in served.stdout:
             assert time.monotonic() < deadline
             if "Ctrl-C" in line:
