@@ -237,29 +237,25 @@ def _register_and_score(deployment: Deployment, variants: Sequence[Variant]) -> 
 def _copy_week(url: sa.URL, first: date, week: date) -> None:
     """Publish every batch of a week for another one, as if it had been scored then."""
     engine = create_engine(url, role=WRITER)
+    own = {"batch_id", "scored_week", "as_of"}
     batch, row = (
-        ", ".join(column["name"] for column in sa.inspect(engine).get_columns(table) if column["name"] not in left_out)
-        for table, left_out in (
-            ("scoring_batches", {"batch_id", "scored_week", "as_of"}),
-            ("churn_predictions", {"batch_id", "scored_week"}),
-        )
+        [column["name"] for column in sa.inspect(engine).get_columns(table) if column["name"] not in own]
+        for table in ("scoring_batches", "churn_predictions")
     )
     statements = (
         "SET LOCAL enable_nestloop = off",  # nobody has analyzed the new batches yet
         "SELECT open_week(:week)",
-        f"INSERT INTO scoring_batches (scored_week, as_of, {batch}) "  # noqa: S608 the table's own names
-        f"SELECT :week, :week + 6, {batch} FROM scoring_batches WHERE scored_week = :first",
-        f"INSERT INTO churn_predictions (scored_week, batch_id, {row}) "  # noqa: S608
-        f"SELECT :week, new.batch_id, {', '.join(f'p.{name}' for name in row.split(', '))} "
+        f"INSERT INTO scoring_batches (scored_week, as_of, {', '.join(batch)}) "  # noqa: S608 the table's own names
+        f"SELECT :week, :week + 6, {', '.join(batch)} FROM scoring_batches WHERE scored_week = :first",
+        f"INSERT INTO churn_predictions (scored_week, batch_id, {', '.join(row)}) "  # noqa: S608
+        f"SELECT :week, new.batch_id, {', '.join(f'p.{name}' for name in row)} "
         "FROM churn_predictions AS p JOIN scoring_batches AS old USING (batch_id) "
         "JOIN scoring_batches AS new ON new.variant = old.variant AND new.scored_week = :week "
         "WHERE p.scored_week = :first ORDER BY new.batch_id",
     )
     with engine.begin() as connection:
         for statement in statements:
-            dates = (sa.bindparam(name, type_=sa.Date) for name in ("week", "first") if f":{name}" in statement)
-            values = {name: day for name, day in (("week", week), ("first", first)) if f":{name}" in statement}
-            connection.execute(sa.text(statement).bindparams(*dates), values)
+            connection.execute(sa.text(statement), {"week": week, "first": first})
 
 
 def report(month: Month, took_s: float) -> str:
@@ -267,8 +263,7 @@ def report(month: Month, took_s: float) -> str:
     when, load = datetime.now(UTC), os.getloadavg()[0]
     maturing, ordinary = month.maturing, month.ordinary
 
-    def row(name: str, *pair: float) -> str:
-        on_maturing, on_ordinary = pair
+    def row(name: str, on_maturing: float, on_ordinary: float) -> str:
         mean = (on_maturing + 3 * on_ordinary) / 4
         return f"| {name} | {on_ordinary:.1f} | {on_maturing:.1f} | {mean:.1f} |"
 

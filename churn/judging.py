@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -51,12 +52,12 @@ class Waiting:
     Attributes:
         unjudged: Their current batches that were not judged, of which labels may be used.
         unlogged: Their batches that were judged, and that MLflow is not known to have.
-        version_tags: Those of model versions, as far as they were listed; others are looked up.
+        version_tags: Those of all model versions, where they were listed; ``None`` looks up those that are needed.
     """
 
     unjudged: Sequence[PublishedBatch]
     unlogged: Sequence[JudgedBatch]
-    version_tags: Mapping[tuple[Variant, int], Mapping[str, str]]
+    version_tags: Mapping[tuple[Variant, int], Mapping[str, str]] | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Judge:
             unjudged[batch.variant].append(batch)
         for one in together.unlogged:
             unlogged[one.batch.variant].append(one)
-        tags = self.registry.version_tags() if len(variants) > 1 and together.unjudged else {}
+        tags = self.registry.version_tags() if len(variants) > 1 and together.unjudged else None
         return replace(self, listed={one: Waiting(unjudged[one], unlogged[one], tags) for one in variants})
 
     def take_in(self, variant: Variant) -> Appended:
@@ -140,23 +141,20 @@ class Judge:
         return Waiting(
             self.results.unjudged(variants, self.horizon.newest_mature(today)),
             self.results.unlogged(variants, today - _LOGGED_WITHIN),
-            {},
+            None,
         )
 
     def _judge_all(self, waiting: Waiting, facts: pl.DataFrame, today: date) -> list[JudgedBatch]:
-        reports, limits = Reports.of(facts), self._auc_limits(waiting)
-        judged = (self._judge(batch, facts, reports, today, limits) for batch in waiting.unjudged)
-        return [one for one in judged if one is not None]
+        reports = Reports.of(facts)
 
-    def _auc_limits(self, waiting: Waiting) -> dict[int, float]:
-        """Find the limit of each model version that waiting batches were scored with."""
-        limits: dict[int, float] = {}
-        for batch in waiting.unjudged:
-            key = batch.variant, batch.model_version
-            if batch.model_version not in limits:
-                tags = waiting.version_tags[key] if key in waiting.version_tags else self.registry.tags_of(*key)
-                limits[batch.model_version] = float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
-        return limits
+        @cache
+        def limit_of(variant: Variant, version: int) -> float:
+            listed = waiting.version_tags
+            tags = self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
+            return float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
+
+        judged = (self._judge(batch, facts, reports, today, limit_of) for batch in waiting.unjudged)
+        return [one for one in judged if one is not None]
 
     def _log_live(self, variant: Variant, judged: Iterable[JudgedBatch]) -> None:
         """Give MLflow the weeks that it lacks, each to the run of the version that scored it."""
@@ -179,7 +177,7 @@ class Judge:
         facts: pl.DataFrame,
         reports: Reports,
         today: date,
-        limits: Mapping[int, float],
+        limit_of: Callable[[Variant, int], float],
     ) -> JudgedBatch | None:
         account_ids, scores = self.results.scores(batch)
         watched = self._at_risk(reports, account_ids, batch.as_of)
@@ -192,7 +190,7 @@ class Judge:
             return None
         scores = scores[_places(account_ids, labels)]
         found = evaluate(labels.churned, scores)
-        limit = limits[batch.model_version]
+        limit = limit_of(batch.variant, batch.model_version)
         levels = levels_known(facts, labels.account_ids, batch.as_of)
         return JudgedBatch(
             batch=batch,
@@ -259,10 +257,10 @@ def _live_points(judged: Sequence[JudgedBatch]) -> list["LivePoint"]:
     """Tell MLflow of each week, with a picture for the last of each month, whose other weeks look nearly the same."""
     from churn.model.registry import LivePoint
 
-    drawn = {id(one) for one in newest_of_each_month(judged, lambda one: one.batch)}
+    drawn = {one.batch.batch_id for one in newest_of_each_month(judged, lambda one: one.batch)}
     points = []
     for one in judged:
-        picture = reliability_picture(one) if id(one) in drawn else None
+        picture = reliability_picture(one) if one.batch.batch_id in drawn else None
         artifacts = {} if picture is None else {"reliability.svg": picture}
         metrics = {name: one.measures[name] for name in _LIVE_METRICS if name in one.measures}
         points.append(LivePoint(one.batch.scored_week, one.batch.as_of, one.n_matured, metrics, artifacts))

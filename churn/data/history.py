@@ -161,8 +161,6 @@ class ActivityHistory:
         )
 
     def _read_parts(self, parts: list[Entry]) -> list[pl.DataFrame]:
-        if len(parts) == 1:
-            return [self._read_part(parts[0])]
         return list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
 
     def _read_part(self, part: Entry) -> pl.DataFrame:

@@ -160,9 +160,7 @@ def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:
 def _active_accounts(reports: Reports, first_month: int, last_month: int, known_by: date) -> Ids:
     """Return the accounts with activity from one month to another, as known at the end of a day; ascending."""
     months = reports.months
-    rows = np.flatnonzero(
-        (months >= first_month) & (months <= last_month) & (reports.known_at < _instant(known_by + timedelta(days=1)))
-    )
+    rows = np.flatnonzero((months >= first_month) & (months <= last_month) & _known_by(reports, known_by))
     accounts, months = reports.account_ids[rows], months[rows]
     counts = np.ones(len(rows), dtype=np.bool_)
     counts[:-1] = (accounts[1:] != accounts[:-1]) | (months[1:] != months[:-1])
@@ -171,7 +169,12 @@ def _active_accounts(reports: Reports, first_month: int, last_month: int, known_
 
 def _known(reports: Reports, as_of: date) -> npt.NDArray[np.bool_]:
     """Mark the reports of months begun by a day that are known at its end."""
-    return (reports.months <= _day(as_of)) & (reports.known_at < _instant(as_of + timedelta(days=1)))
+    return (reports.months <= _day(as_of)) & _known_by(reports, as_of)
+
+
+def _known_by(reports: Reports, day: date) -> npt.NDArray[np.bool_]:
+    """Mark the reports that are known at the end of a day."""
+    return reports.known_at < _instant(day + timedelta(days=1))
 
 
 def _distinct(ordered: Ids) -> Ids:
@@ -185,9 +188,8 @@ def _reach(reports: Reports, last_month: date, today: date) -> bool:
 
     The last instant of the month counts: a backfill is known then that was received later (``churn.data.history``).
     """
-    known_at = reports.known_at
-    is_late = known_at >= _instant(_month(last_month, 1)) - 1
-    return bool((is_late & (known_at < _instant(today + timedelta(days=1)))).any())
+    is_late = reports.known_at >= _instant(_month(last_month, 1)) - 1
+    return bool((is_late & _known_by(reports, today)).any())
 
 
 def _day(day: date) -> int:

@@ -227,22 +227,20 @@ class Bucket:
 
     def list(self, prefix: str) -> list[Entry]:
         with self._errors_translated(prefix):
-            wanted = {"Bucket": self.name, "Prefix": prefix}
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+            answers = iter(pages)
             found: list[Any] = []
-            while True:
-                page = within(ANSWER_DEADLINE_S, lambda: self._client.list_objects_v2(**wanted))
+            while page := within(ANSWER_DEADLINE_S, lambda: next(answers, None)):
                 found += page.get("Contents", [])
                 if not page.get("IsTruncated"):
-                    break
-                wanted["ContinuationToken"] = page["NextContinuationToken"]
+                    break  # being watched to the end of the iterator costs as much as a call
         return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in found]
 
     def chunks(self, entry: Entry) -> Iterator[bytes]:
         deadline = time.monotonic() + FETCH_DEADLINE_S
         md5 = hashlib.md5(usedforsecurity=False)
         with self._errors_translated(entry.key):
-            response, chunk = within(ANSWER_DEADLINE_S, lambda: self._begin(entry))
-            is_whole = response["ContentLength"] <= _CHUNK_BYTES
+            response, chunk, is_whole = within(ANSWER_DEADLINE_S, lambda: self._begin(entry))
             while chunk:
                 md5.update(chunk)
                 yield chunk
@@ -253,11 +251,15 @@ class Bucket:
         if is_md5 and md5.hexdigest() != entry.version:
             raise InputError(f"{self.uri(entry.key)} does not match its ETag {entry.version}; upload it again")
 
-    def _begin(self, entry: Entry) -> tuple[Any, bytes]:
-        """Ask for a file, and read its first chunk, or all where it is no larger: being watched costs as much."""
+    def _begin(self, entry: Entry) -> tuple[Any, bytes, bool]:
+        """Ask for a file, and read its first chunk, or all where it is no larger: being watched costs as much.
+
+        Returns:
+            The response, what was read, and whether that is all.
+        """
         response = self._client.get_object(Bucket=self.name, Key=entry.key, IfMatch=entry.version)
         is_whole = response["ContentLength"] <= _CHUNK_BYTES
-        return response, response["Body"].read(None if is_whole else _CHUNK_BYTES)
+        return response, response["Body"].read(None if is_whole else _CHUNK_BYTES), is_whole
 
     def write(self, key: str, body: bytes) -> None:
         with self._errors_translated(key, needs="s3:PutObject"):

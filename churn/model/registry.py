@@ -58,7 +58,6 @@ _REFERENCE_FILE = "reference_profile.json"
 _REFERENCE_TAG = "churn.has_reference"
 _MODEL_NAME_PREFIX = Variant().registered_model
 _DAY = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
-_LIVE_MARK = "live_n_matured"
 _FIRST_MONDAY = date(1970, 1, 5)
 _DIGEST_LENGTH = 36  # MLflow's column holds no more
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
@@ -536,7 +535,7 @@ def _variant_tags(variant: Variant) -> dict[str, str]:
 def _metrics_of(point: LivePoint) -> list[Metric]:
     step = (point.scored_week - _FIRST_MONDAY).days // 7
     at = int(datetime.combine(point.as_of, time.min, UTC).timestamp() * 1000)
-    values = {f"live_{name}": value for name, value in point.metrics.items()} | {_LIVE_MARK: point.n_matured}
+    values = {f"live_{name}": value for name, value in point.metrics.items()} | {"live_n_matured": point.n_matured}
     return [Metric(name, float(value), at, step) for name, value in values.items()]
 
 

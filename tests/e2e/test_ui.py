@@ -68,7 +68,7 @@ def page(served: Served) -> Iterator[Page]:
 
 def batches(project: Project) -> list[tuple[int, str, int]]:
     query = "SELECT batch_id, variant, n_rows_scored FROM scoring_batches ORDER BY batch_id"
-    return [tuple(row) for row in read(project, query).iter_rows()]
+    return read(project, query).rows()
 
 
 def count(project: Project, table: str) -> int:
@@ -88,9 +88,7 @@ def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: tuple
     assert sorted(variant.key for variant in VARIANTS) == DEMO
 
 
-def test_the_demos_predictions_are_in_postgresql_and_nothing_is_left_running(
-    demo: tuple[Project, str],
-):
+def test_the_demos_predictions_are_in_postgresql_and_nothing_is_left_running(demo: tuple[Project, str]):
     project, _ = demo
 
     assert project.processes() == []

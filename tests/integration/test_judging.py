@@ -195,9 +195,7 @@ def test_a_week_whose_picture_was_refused_is_logged_whole_the_next_time(
     assert sorted(key.partition("performance/")[2] for key in written) == [f"{week}/reliability.svg" for week in WEEKS]
 
 
-def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(
-    site: Site, judge: Judge, read_only: Judge, live: Callable
-):
+def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(site: Site, judge: Judge, live: Callable):
     unregistered = Variant("nowhere")
     fleet = judge.for_fleet([US, unregistered], TODAY)
     assert [one.as_of <= Horizon().newest_mature(TODAY) for one in fleet.listed[US].unjudged] == [True, True]
@@ -208,7 +206,7 @@ def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(
     assert [one.batch.scored_week for one in judged] == WEEKS
     assert [value for *_, value in live("live_roc_auc")] == [one.measures["roc_auc"] for one in judged]
     assert fleet.judge_batches(unregistered, TODAY) == []
-    assert judge.for_fleet([US], TODAY).listed[US] == Waiting([], [], {})
+    assert judge.for_fleet([US], TODAY).listed[US] == Waiting([], [], None)
     first = site.rows(site.churn, "SELECT * FROM judged_batches ORDER BY batch_id")
     assert [one.batch for one in fleet.judge_batches(US, TODAY)] == [one.batch for one in judged], "as it knew them"
     assert site.rows(site.churn, "SELECT * FROM judged_batches ORDER BY batch_id") == first

@@ -291,7 +291,7 @@ def test_the_command_serves_on_loopback_until_it_is_told_to_stop(site: Site) -> 
             assert scrape(address).samples[("churn_up",)] == 1
             assert process.stdout.readline() == "Ctrl-C stops it.\n"
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=20)
         finally:
             process.kill()
 
