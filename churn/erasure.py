@@ -103,7 +103,7 @@ def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -
     uri = place.uri(entry.key)
     with tempfile.TemporaryDirectory(prefix="churn-erase-") as scratch:
         copy = Path(scratch) / Path(entry.key).name
-        persistently(lambda: copy.write_bytes(b"".join(place.chunks(entry))))
+        persistently(lambda: copy.write_bytes(b"".join(place.open(entry.key, entry.version).chunks)))
         try:
             frame = _rows_with_ids(copy)
         except InputError as error:

@@ -25,7 +25,7 @@ from churn.intake import take_in
 from churn.model.evaluation import Scores, calibration_bins, evaluate
 from churn.model.segments import judge_segments, levels_known
 from churn.model.verdict import Limits, PairedCohort, Verdict, judge, month_number
-from churn.store.results import BatchResults, JudgedBatch, Pair, PublishedBatch, Reliability
+from churn.store.results import BatchResults, JudgedBatch, Pair, PublishedBatch, Reliability, Scored
 from churn.variants import Variant
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Judge:
         )
 
     def _judge_all(self, waiting: Waiting, facts: pl.DataFrame, today: date) -> list[JudgedBatch]:
-        reports = Reports.of(facts)
+        known = _Known(facts, Reports.of(facts), today)
 
         @cache
         def limit_of(variant: Variant, version: int) -> float:
@@ -153,7 +153,8 @@ class Judge:
             tags = self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
             return float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
 
-        judged = (self._judge(batch, facts, reports, today, limit_of) for batch in waiting.unjudged)
+        scored = zip(waiting.unjudged, self.results.scores(waiting.unjudged), strict=True)
+        judged = (self._judge(batch, scores, known, limit_of) for batch, scores in scored)
         return [one for one in judged if one is not None]
 
     def _log_live(self, variant: Variant, judged: Iterable[JudgedBatch]) -> None:
@@ -163,7 +164,7 @@ class Judge:
             by_run.setdefault(one.batch.mlflow_run_id, []).append(one)
         for mlflow_run_id, lacking in by_run.items():
             try:
-                self.registry.log_live(mlflow_run_id, _live_points(lacking))
+                self.registry.log_live(variant, mlflow_run_id, _live_points(lacking))
             except ChurnError as error:
                 logger.warning(
                     "%s: judged, but not in MLflow yet, which the next judging tries again: %s", variant, error
@@ -174,14 +175,13 @@ class Judge:
     def _judge(
         self,
         batch: PublishedBatch,
-        facts: pl.DataFrame,
-        reports: Reports,
-        today: date,
+        scored: Scored,
+        known: "_Known",
         limit_of: Callable[[Variant, int], float],
     ) -> JudgedBatch | None:
-        account_ids, scores = self.results.scores(batch)
-        watched = self._at_risk(reports, account_ids, batch.as_of)
-        labels = label(reports, watched, batch.as_of, today=today, horizon=self.horizon)
+        account_ids, scores = scored
+        watched = self._at_risk(known.reports, account_ids, batch.as_of)
+        labels = label(known.reports, watched, batch.as_of, today=known.today, horizon=self.horizon)
         if not len(labels.account_ids):
             logger.warning(
                 "%s, week of %s: of %d accounts, %d of which could still churn, no label is known",
@@ -191,10 +191,10 @@ class Judge:
         scores = scores[_places(account_ids, labels)]
         found = evaluate(labels.churned, scores)
         limit = limit_of(batch.variant, batch.model_version)
-        levels = levels_known(facts, labels.account_ids, batch.as_of)
+        levels = levels_known(known.facts, labels.account_ids, batch.as_of)
         return JudgedBatch(
             batch=batch,
-            labels_as_of=today,
+            labels_as_of=known.today,
             horizon_months=self.horizon.months,
             n_accounts=len(account_ids),
             n_at_risk=len(watched),
@@ -213,8 +213,7 @@ class Judge:
         return np.intersect1d(account_ids, at_risk(reports, as_of, self.horizon), assume_unique=True)
 
     def _cohort(self, pair: Pair, reports: Reports, today: date) -> PairedCohort:
-        account_ids, champion = self.results.scores(pair.champion)
-        others, challenger = self.results.scores(pair.challenger)
+        (account_ids, champion), (others, challenger) = self.results.scores([pair.champion, pair.challenger])
         both, first, second = np.intersect1d(account_ids, others, assume_unique=True, return_indices=True)
         watched = self._at_risk(reports, both, pair.champion.as_of)
         labels = label(reports, watched, pair.champion.as_of, today=today, horizon=self.horizon)
@@ -226,6 +225,15 @@ class Judge:
             challenger=challenger[second][places],
             churned=labels.churned,
         )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A variant's history, and the day on which it is looked at."""
+
+    facts: pl.DataFrame
+    reports: Reports
+    today: date
 
 
 def reliability_picture(judged: JudgedBatch) -> str | None:

@@ -164,7 +164,7 @@ class ActivityHistory:
         return list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
 
     def _read_part(self, part: Entry) -> pl.DataFrame:
-        content = persistently(lambda: b"".join(self.place.chunks(part)))
+        content = persistently(lambda: b"".join(self.place.open(part.key, part.version).chunks))
         uri = self.place.uri(part.key)
         if not part.key.endswith(f"-{hashlib.sha256(content).hexdigest()}.parquet"):
             raise InputError(

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import boto3
 import botocore.exceptions as aws
@@ -94,6 +94,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class OpenFile:
+    """A file that a place began to give: which version of it, and its bytes, once."""
+
+    entry: Entry
+    chunks: Iterator[bytes]
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where bytes came from.
 
@@ -124,6 +132,10 @@ class _NotThereError(SourceError):
     """The place lacks the file; raised and caught in this module."""
 
 
+class _NoSuchKeyError(_NotThereError):
+    """The place itself is there."""
+
+
 class Place(Protocol):
     """Somewhere files are: a bucket or a folder."""
 
@@ -131,7 +143,10 @@ class Place(Protocol):
 
     def uri(self, key: str) -> str: ...
     def list(self, prefix: str) -> list[Entry]: ...
-    def chunks(self, entry: Entry) -> Iterator[bytes]: ...
+
+    def open(self, key: str, version: str | None = None) -> OpenFile:
+        """Begin to read a file: that version of it, or the one there is now."""
+        ...
 
     def write(self, key: str, body: bytes) -> None:
         """Put a file there, whole or not at all, in place of any of that key."""
@@ -160,22 +175,23 @@ class Folder:
         # The suffix first: such a file may be gone by the time it is asked about.
         paths = (path for path in sorted(folder.rglob("*")) if path.suffix != _UNFINISHED and path.is_file())
         keys = ((path.relative_to(self.root).as_posix(), path) for path in paths)
-        return [self._entry(key, path) for key, path in keys if key.startswith(prefix)]
+        return [_local_entry(key, path.stat()) for key, path in keys if key.startswith(prefix)]
 
-    def _entry(self, key: str, path: Path) -> Entry:
-        stat = path.stat()
-        version = f"{stat.st_mtime_ns}-{stat.st_size}"
-        return Entry(key, version, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
-
-    def chunks(self, entry: Entry) -> Iterator[bytes]:
+    def open(self, key: str, version: str | None = None) -> OpenFile:
+        path = self.root / key
         try:
-            with (self.root / entry.key).open("rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    yield chunk
+            file = path.open("rb")
         except PermissionError as error:
-            raise AccessDeniedError(f"{self.uri(entry.key)} may not be read by this user; correct its mode") from error
-        except FileNotFoundError as error:
-            raise SourceUnavailableError(f"{self.uri(entry.key)} went away while it was read") from error
+            raise AccessDeniedError(f"{self.uri(key)} may not be read by this user; correct its mode") from error
+        except (FileNotFoundError, IsADirectoryError) as error:
+            if version is None:
+                raise _NoSuchKeyError(f"{self.uri(key)} does not exist") from error
+            raise SourceUnavailableError(f"{self.uri(key)} went away while it was read") from error
+        entry = _local_entry(key, os.fstat(file.fileno()))
+        if version not in (None, entry.version):
+            file.close()
+            raise SourceUnavailableError(f"{self.uri(key)} changed before it was read")
+        return OpenFile(entry, _chunks_of(file))
 
     def write(self, key: str, body: bytes) -> None:
         path = self.root / key
@@ -199,6 +215,17 @@ class Folder:
             (self.root / key).unlink(missing_ok=True)
         except OSError as error:
             raise AccessDeniedError(f"{self.uri(key)} may not be removed by this user ({error})") from error
+
+
+def _local_entry(key: str, stat: os.stat_result) -> Entry:
+    version = f"{stat.st_mtime_ns}-{stat.st_size}"
+    return Entry(key, version, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+
+
+def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 class Bucket:
@@ -236,30 +263,37 @@ class Bucket:
                     break  # being watched to the end of the iterator costs as much as a call
         return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in found]
 
-    def chunks(self, entry: Entry) -> Iterator[bytes]:
+    def open(self, key: str, version: str | None = None) -> OpenFile:
         deadline = time.monotonic() + FETCH_DEADLINE_S
+        with self._errors_translated(key):
+            response, first = within(ANSWER_DEADLINE_S, lambda: self._begin(key, version))
+        try:
+            entry = Entry(key, response["ETag"].strip('"'), response["ContentLength"], response["LastModified"])
+        except KeyError as error:
+            raise SourceError(f"{self.uri(key)} came without {error}; is AWS_ENDPOINT_URL that of an S3?") from error
+        return OpenFile(entry, self._chunks(entry, response, first, deadline))
+
+    def _begin(self, key: str, version: str | None) -> tuple[Any, bytes]:
+        """Ask for a file, and read its first chunk, or all where it is no larger: being watched costs as much."""
+        wanted = {} if version is None else {"IfMatch": version}
+        response = self._client.get_object(Bucket=self.name, Key=key, **wanted)
+        is_whole = response["ContentLength"] <= _CHUNK_BYTES
+        return response, response["Body"].read(None if is_whole else _CHUNK_BYTES)
+
+    def _chunks(self, entry: Entry, response: Any, first: bytes, deadline: float) -> Iterator[bytes]:
         md5 = hashlib.md5(usedforsecurity=False)
+        chunk = first
         with self._errors_translated(entry.key):
-            response, chunk, is_whole = within(ANSWER_DEADLINE_S, lambda: self._begin(entry))
             while chunk:
                 md5.update(chunk)
                 yield chunk
                 left_s = max(deadline - time.monotonic(), 0)
+                is_whole = entry.size <= _CHUNK_BYTES
                 chunk = b"" if is_whole else within(left_s, lambda: response["Body"].read(_CHUNK_BYTES))
         # An ETag is the MD5 of an object put whole and not encrypted with a customer's key.
         is_md5 = response.get("ServerSideEncryption", "AES256") == "AES256" and _MD5.fullmatch(entry.version)
         if is_md5 and md5.hexdigest() != entry.version:
             raise InputError(f"{self.uri(entry.key)} does not match its ETag {entry.version}; upload it again")
-
-    def _begin(self, entry: Entry) -> tuple[Any, bytes, bool]:
-        """Ask for a file, and read its first chunk, or all where it is no larger: being watched costs as much.
-
-        Returns:
-            The response, what was read, and whether that is all.
-        """
-        response = self._client.get_object(Bucket=self.name, Key=entry.key, IfMatch=entry.version)
-        is_whole = response["ContentLength"] <= _CHUNK_BYTES
-        return response, response["Body"].read(None if is_whole else _CHUNK_BYTES), is_whole
 
     def write(self, key: str, body: bytes) -> None:
         with self._errors_translated(key, needs="s3:PutObject"):
@@ -302,7 +336,8 @@ def _meaning_of(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
     code = error.response.get("Error", {}).get("Code", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in _MISSING:
-        return _NotThereError(f"{uri} does not exist ({code})")
+        missing = _NotThereError if code == "NoSuchBucket" else _NoSuchKeyError
+        return missing(f"{uri} does not exist ({code})")
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(
             f"access to {uri} was denied ({code}); the role needs {needs} on it. "
@@ -438,24 +473,30 @@ def persistently(work: Callable[[], _Out]) -> _Out:
 
 
 def _fetch_from(place: Place, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
-    folders = sorted({key.rpartition("/")[0] + "/" for keys in groups for key in keys})
-    held = {entry.key: entry for folder in folders for entry in place.list(variant.prefix + folder)}
-    chosen: list[Entry] = []
-    for keys in groups:
-        entry = next((held[variant.prefix + key] for key in keys if variant.prefix + key in held), None)
-        if entry is None:
-            raise _NotThereError(f"{place.uri(variant.prefix)} holds none of {', '.join(keys)}")
-        chosen.append(entry)
-    return [_copy(place, variant, entry, into / Path(entry.key).name) for entry in chosen]
+    return [_copy(place, variant, _open_first(place, variant.prefix, keys), into) for keys in groups]
 
 
-def _copy(place: Place, variant: Variant, entry: Entry, to: Path) -> SourceFile:
+def _open_first(place: Place, prefix: str, keys: Sequence[str]) -> OpenFile:
+    """Open the first of some files that there is. The preferred one is asked for at once, which spares a listing."""
+    try:
+        return place.open(prefix + keys[0])
+    except _NoSuchKeyError:
+        folders = sorted({key.rpartition("/")[0] + "/" for key in keys})
+        held = {entry.key: entry for folder in folders for entry in place.list(prefix + folder)}
+    entry = next((held[prefix + key] for key in keys if prefix + key in held), None)
+    if entry is None:
+        raise _NotThereError(f"{place.uri(prefix)} holds none of {', '.join(keys)}")
+    return place.open(entry.key, entry.version)
+
+
+def _copy(place: Place, variant: Variant, file: OpenFile, into: Path) -> SourceFile:
     """Copy and hash in one pass, so that the bytes hashed are the bytes used."""
-    sha256, size = hashlib.sha256(), 0
-    with to.open("wb") as file:
-        for chunk in place.chunks(entry):
+    entry, sha256, size = file.entry, hashlib.sha256(), 0
+    to = into / Path(entry.key).name
+    with to.open("wb") as copy:
+        for chunk in file.chunks:
             sha256.update(chunk)
-            size += file.write(chunk)
+            size += copy.write(chunk)
     if size != entry.size:
         raise SourceUnavailableError(f"{place.uri(entry.key)} gave {size} of {entry.size} bytes")
     provenance = Provenance(

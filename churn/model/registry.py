@@ -31,6 +31,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, 
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.uri import append_to_uri_path
 
 from churn.errors import (
     AccessDeniedError,
@@ -225,9 +226,9 @@ class Registry:
             RegistryError: If that fails.
         """
         with _errors_translated(f"writing {path} of {version.uri}"):
-            self._client.log_text(version.mlflow_run_id, text, path)
+            self._put(version.variant, version.mlflow_run_id, {path: text})
 
-    def log_live(self, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
+    def log_live(self, variant: Variant, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
         """Add weeks' points to the time series ``live_…`` of a version's run; logging them again changes nothing.
 
         The step is the scored week, counted from 1970-01-05, the time the as-of date. Artifacts come first, since all
@@ -237,9 +238,12 @@ class Registry:
             RegistryError: If that fails.
         """
         with _errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
-            for point in points:
-                for name, text in point.artifacts.items():
-                    self._client.log_text(mlflow_run_id, text, f"performance/{point.scored_week}/{name}")
+            texts = {
+                f"performance/{point.scored_week}/{name}": text
+                for point in points
+                for name, text in point.artifacts.items()
+            }
+            self._put(variant, mlflow_run_id, texts)
             metrics = [metric for point in points for metric in _metrics_of(point)]
             if metrics:
                 self._client.log_batch(mlflow_run_id, metrics=metrics)
@@ -443,6 +447,27 @@ class Registry:
         )
         if logged.dataset is not None:
             self._client.log_inputs(mlflow_run_id, datasets=[_dataset_input(logged.dataset)])
+
+    def _put(self, variant: Variant, mlflow_run_id: str, texts: Mapping[str, str]) -> None:
+        """Put texts by their path among a run's artifacts, at the place that MLflow gives them.
+
+        MLflow itself would read all that the run ever logged to find that place; the experiment tells it as well.
+        """
+        if not texts:
+            return
+        experiment = self._client.get_experiment_by_name(variant.experiment)
+        if experiment is None:  # somebody gave it another name
+            for path, text in texts.items():
+                self._client.log_text(mlflow_run_id, text, path)
+            return
+        place = append_to_uri_path(experiment.artifact_location, mlflow_run_id, "artifacts")
+        repository = get_artifact_repository(place)
+        with tempfile.TemporaryDirectory(prefix="churn-mlflow-") as scratch:
+            for path, text in texts.items():
+                folder, _, name = path.rpartition("/")
+                file = Path(scratch) / name
+                file.write_text(text, encoding="utf-8")
+                repository.log_artifact(str(file), folder or None)
 
     def _log_artifacts(self, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
         if not artifacts:

@@ -4,7 +4,8 @@ Labels come from the activity; here they are only held against what was publishe
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -20,7 +21,9 @@ from churn.model.versions import CHALLENGER, CHAMPION
 from churn.store.connection import OF_THREADS, WRITER, create_engine, errors_translated
 from churn.variants import Variant
 
-_HEADER_BYTES, _TRAILER_BYTES = 19 + 2 + 4, 2  # of COPY, its one row and that row's one field
+_COPY_HEADER_BYTES, _COPY_TRAILER_BYTES = 19, 2
+_COPY_FIELD = struct.Struct(">hi")  # a row's number of fields, and the bytes of its first one
+_ID = struct.Struct(">q")
 _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
 _OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
 _COUNTS = (
@@ -38,9 +41,12 @@ _MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "brier_score", "calibration_error",
     "lift_at_10", "mean_score",
 )  # fmt: skip
+_MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions of accounts
 _MOST_CHARACTERS = 200  # a level is part of a key, and what a file may hold there has no bound
 
 Reliability = Mapping[str, Sequence[float]]
+Scored = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Account ids and their churn probabilities, shape (n,) both."""
 
 
 @dataclass(frozen=True)
@@ -136,22 +142,26 @@ class BatchResults:
             by_week.setdefault(batch.scored_week, {})[batch.role] = batch
         return [Pair(roles[CHAMPION], roles[CHALLENGER]) for roles in by_week.values() if len(roles) == 2]
 
-    def scores(self, batch: PublishedBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Read a batch's account ids, ascending, and their churn probabilities."""
-        # All in one field: psycopg2 hands COPY's rows over one by one, which takes longer than judging them does.
-        query = (
-            "COPY (SELECT coalesce(string_agg(int8send(account_id) || float4send(churn_probability), ''), '') "  # noqa: S608
-            f"FROM churn_predictions WHERE scored_week = '{batch.scored_week}' AND batch_id = {batch.batch_id:d}) "
-            "TO STDOUT WITH (FORMAT binary)"
+    def scores(self, batches: Sequence[PublishedBatch]) -> Iterator[Scored]:
+        """Read each batch's account ids, ascending, and their churn probabilities; a month's weeks at a time."""
+        for start in range(0, len(batches), _MOST_AT_ONCE):
+            yield from self._scores(batches[start : start + _MOST_AT_ONCE])
+
+    def _scores(self, batches: Sequence[PublishedBatch]) -> list[Scored]:
+        # A batch in one field: psycopg2 hands COPY's rows over one by one, which takes longer than judging them does.
+        query = " UNION ALL ".join(
+            f"SELECT int8send({one.batch_id:d}) || "  # noqa: S608 our own numbers
+            "coalesce(string_agg(int8send(account_id) || float4send(churn_probability), ''), '') "
+            f"FROM churn_predictions WHERE scored_week = '{one.scored_week}' AND batch_id = {one.batch_id:d}"
+            for one in batches
         )
         buffer = BytesIO()
         with errors_translated(self._url), self._engine.connect() as connection:
             cursor: Any = connection.connection.cursor()
             with closing(cursor):
-                cursor.copy_expert(query, buffer)
-        rows = np.frombuffer(buffer.getbuffer()[_HEADER_BYTES:-_TRAILER_BYTES], dtype=_ROW)
-        order = np.argsort(rows["id"], kind="stable")
-        return rows["id"][order].astype(np.int64), rows["score"][order].astype(np.float32)
+                cursor.copy_expert(f"COPY ({query}) TO STDOUT WITH (FORMAT binary)", buffer)
+        found = dict(map(_scored, _fields_of_copy(buffer.getbuffer())))
+        return [found[one.batch_id] for one in batches]
 
     def record(self, judged: Sequence[JudgedBatch]) -> None:
         """Keep what batches were worth; one that was judged meanwhile stays as it is."""
@@ -217,6 +227,23 @@ def _batch(row: sa.Row[Any]) -> PublishedBatch:
     return PublishedBatch(
         row.batch_id, variant, row.scored_week, row.as_of, row.model_version, row.role, row.mlflow_run_id
     )
+
+
+def _fields_of_copy(content: memoryview) -> Iterator[memoryview]:
+    """Yield the one field of each row that COPY gave in its binary format."""
+    start = _COPY_HEADER_BYTES
+    while start < len(content) - _COPY_TRAILER_BYTES:
+        _, size = _COPY_FIELD.unpack_from(content, start)
+        start += _COPY_FIELD.size
+        yield content[start : start + size]
+        start += size
+
+
+def _scored(field: memoryview) -> tuple[int, Scored]:
+    (batch_id,) = _ID.unpack_from(field)
+    rows = np.frombuffer(field[_ID.size :], dtype=_ROW)
+    order = np.argsort(rows["id"], kind="stable")
+    return batch_id, (rows["id"][order].astype(np.int64), rows["score"][order].astype(np.float32))
 
 
 def _values(judged: JudgedBatch) -> dict[str, Any]:

@@ -271,7 +271,7 @@ def test_a_damaged_part_is_named_and_nothing_is_read_or_added_around_it(history,
     history.append(US, extract_of({}), FIRST)
     history.append(US, extract_of({"total_deposit": 9.0}), SECOND)
     entry = place.list("geography-us/")[0]
-    overwrite(place, entry.key, damage(b"".join(place.chunks(entry))))
+    overwrite(place, entry.key, damage(b"".join(place.open(entry.key, entry.version).chunks)))
 
     for use in (lambda: history.read(US), lambda: history.append(US, extract_of({"account_id": 3}), THIRD)):
         with pytest.raises(InputError, match=f"{entry.key} is damaged: its content is not what its name says; bring"):
@@ -422,4 +422,4 @@ def test_extracts_with_their_own_known_at_add_nothing_twice_and_change_nothing_b
 def test_parts_are_parquet_that_others_can_read(local):
     local.append(US, extract_of({}), FIRST)
     (entry,) = local.place.list("geography-us/")
-    assert pl.read_parquet(io.BytesIO(b"".join(local.place.chunks(entry)))).height == 1
+    assert pl.read_parquet(io.BytesIO(b"".join(local.place.open(entry.key, entry.version).chunks))).height == 1

@@ -32,6 +32,8 @@ LISTING = (
     "<ETag>&quot;{etag}&quot;</ETag><Size>{size}</Size></Contents></ListBucketResult>"
 )
 
+_STATED = {"Last-Modified": "Sat, 01 Mar 2025 00:00:00 GMT"}
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -96,15 +98,17 @@ def error(status: int, code: str) -> Callable[[BaseHTTPRequestHandler], None]:
     return lambda request: reply(request, status, body)
 
 
-def holding(body: bytes, **how: object) -> Callable[[BaseHTTPRequestHandler], None]:
-    """Answer listings truthfully for ``BODY`` and requests for it with ``body``."""
+def holding(body: bytes, headers=(), length: int | None = None) -> Callable[[BaseHTTPRequestHandler], None]:
+    """Answer listings truthfully for ``BODY``, requests for it with ``body``, and those for other files with none."""
     etag = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         if "list-type" in request.path:
             reply(request, 200, LISTING.format(key=KEY, etag=etag, size=len(BODY)).encode())
+        elif request.path.endswith(KEY):
+            reply(request, 200, body, headers={**_STATED, "ETag": f'"{etag}"', **dict(headers)}, length=length)
         else:
-            reply(request, 200, body, **how)
+            error(404, "NoSuchKey")(request)
 
     return answer
 
@@ -235,7 +239,7 @@ def test_a_truncated_body_is_asked_for_again_and_then_the_local_copy_is_read(s3,
 
 
 def test_a_failure_that_passes_leaves_no_trace(s3, root, into):
-    answers = iter([error(503, "SlowDown"), *[holding(BODY[:9], length=len(BODY))] * 2, *[holding(BODY)] * 2])
+    answers = iter([error(503, "SlowDown"), *[holding(BODY[:9], length=len(BODY))] * 3, *[holding(BODY)] * 3])
 
     def answer_in_turn(request: BaseHTTPRequestHandler) -> None:
         next(answers)(request)
@@ -262,7 +266,9 @@ def test_a_failure_that_passes_leaves_no_trace(s3, root, into):
 )
 def test_denied_access_is_told_at_once_and_never_answered_with_the_local_copy(s3, root, into, answer):
     s3.answer = answer
-    with pytest.raises(AccessDeniedError, match=r"access to s3://any/data/churn/ was denied .*s3:ListBucket") as denied:
+    with pytest.raises(
+        AccessDeniedError, match=r"access to s3://any/data/churn/\S+ was denied .*s3:ListBucket"
+    ) as denied:
         Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
     assert not isinstance(denied.value, TransientError)
     assert len(s3.paths) == 1
@@ -386,6 +392,22 @@ def test_of_several_inputs_the_first_of_the_agreed_order_is_read(bucket, tmp_pat
         assert sources.fetch_input(Variant(), into).path.read_bytes() == name.encode()
 
 
+def test_the_preferred_input_is_read_by_a_single_request(s3, root, into):
+    preferred = INPUT_FOLDER + INPUT_NAMES[0]
+    s3.answer = lambda request: reply(request, 200, BODY, headers={**_STATED, "ETag": '"a version"'})
+
+    file = Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+
+    assert (file.path.read_bytes(), file.provenance.version) == (BODY, "a version")
+    assert [path.partition("?")[0] for path in s3.paths] == [f"/any/{preferred}"]
+
+
+def test_an_answer_that_does_not_say_what_it_holds_is_told(s3, root, into):
+    s3.answer = lambda request: reply(request, 200, BODY)
+    with pytest.raises(SourceError, match="came without 'ETag'; is AWS_ENDPOINT_URL that of an S3"):
+        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+
+
 def test_files_below_or_beside_the_data_folder_are_not_taken_for_inputs(bucket, tmp_path, into):
     for key in ("data/churn/old/activity.csv", "data/churn_old/activity.csv", "geography-us/" + KEY):
         put(bucket, key, BODY)
@@ -481,7 +503,7 @@ def test_what_is_written_is_there_whole_under_its_key_and_may_be_written_again(b
 
         (entry,) = where.list("a/b/")
         assert (entry.key, entry.size) == ("a/b/part", len(body))
-        assert b"".join(where.chunks(entry)) == body
+        assert b"".join(where.open(entry.key, entry.version).chunks) == body
     assert [entry.key for entry in where.list("")] == ["a/b/part", "a/c"]
 
 
