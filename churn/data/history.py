@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -227,8 +228,8 @@ def _received(received_at: datetime, *, is_backfill: bool) -> pl.Expr:
 def _deciding(facts: pl.DataFrame) -> pl.DataFrame:
     """Keep the last of ordered rows that share account, month and ``known_at``."""
     is_last = np.ones(facts.height, dtype=np.bool_)
-    is_last[:-1] = ~_follow(facts, key_columns(facts.columns))
-    return facts.filter(is_last)
+    is_last[:-1] = ~_follow(keys_of(facts))
+    return facts if is_last.all() else facts.filter(is_last)
 
 
 def _dated_by_contradiction(facts: pl.DataFrame, held: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
@@ -242,7 +243,7 @@ def _dated_by_contradiction(facts: pl.DataFrame, held: pl.DataFrame, received_at
     is_same_instant = (known_at.gather(np.maximum(predecessors, 0)) == facts["known_at"]).to_numpy()
     contradicts = has_one & differs & is_same_instant
     is_superseded = np.zeros(facts.height, dtype=np.bool_)
-    is_superseded[:-1] = _follow(facts, KEY)
+    is_superseded[:-1] = _follow(keys_of(facts.select(KEY)))
     received = pl.max_horizontal("known_at", pl.lit(received_at, dtype=_INSTANT))
     return facts.with_columns(known_at=pl.when(pl.Series(contradicts)).then(received).otherwise("known_at")).filter(
         ~(contradicts & is_superseded)
@@ -256,8 +257,7 @@ def _compare(facts: pl.DataFrame, held: pl.DataFrame) -> tuple[Positions, Marks]
         Positions of the predecessors in ``held`` followed by ``facts``, or ``_NO_PREDECESSOR``; and whether there is
         none or it says something else, shape (facts.height,) both.
     """
-    both = _stack([held, facts])
-    keys = keys_of(both)
+    keys = [np.concatenate(pair) for pair in zip(keys_of(held), keys_of(facts), strict=True)]
     order = np.lexsort(keys[::-1])  # stable: what is held comes before what is new
     before, after = order[:-1], order[1:]
     chosen = (after >= held.height) & (keys[0][before] == keys[0][after]) & (keys[1][before] == keys[1][after])
@@ -265,36 +265,29 @@ def _compare(facts: pl.DataFrame, held: pl.DataFrame) -> tuple[Positions, Marks]
     predecessors[after[chosen] - held.height] = before[chosen]
     rows = np.flatnonzero(predecessors != _NO_PREDECESSOR)
     differs = np.ones(facts.height, dtype=np.bool_)
-    said, said_before = held.height + rows, predecessors[rows]
-    told = both.select(name for name in facts.columns if name not in key_columns(facts.columns))
-    differs[rows] = _differ(told[said], told[said_before])
+    told = [name for name in facts.columns if name not in key_columns(facts.columns)]
+    differs[rows] = _differ(_stack([held, facts]), told, held.height + rows, predecessors[rows])
     return predecessors, differs
 
 
-def _differ(rows: pl.DataFrame, others: pl.DataFrame) -> Marks:
-    """Mark the rows that say something else than those beside them in any column; shape (rows.height,)."""
-    first, second = ([f"{side}{i}" for i in range(rows.width)] for side in ("first", "second"))
-    pairs = pl.concat(
-        [
-            rows.rename(dict(zip(rows.columns, first, strict=True))),
-            others.rename(dict(zip(rows.columns, second, strict=True))),
-        ],
-        how="horizontal",
-    )
-    differs = [pl.col(one).ne_missing(pl.col(other)) for one, other in zip(first, second, strict=True)]
-    return pairs.select(pl.any_horizontal(pl.lit(value=False), *differs)).to_series().to_numpy()
+def _differ(rows: pl.DataFrame, columns: Iterable[str], said: Positions, said_before: Positions) -> Marks:
+    """Mark the rows at the first positions that say something else than those at the second; shape (n positions,)."""
+    first, second = pl.Series(said), pl.Series(said_before)
+    differs = [pl.col(name).gather(first).ne_missing(pl.col(name).gather(second)) for name in columns]
+    nowhere = pl.repeat(value=False, n=len(said))
+    return rows.select(pl.any_horizontal(nowhere, *differs)).to_series().to_numpy()
 
 
-def _follow(facts: pl.DataFrame, names: Iterable[str]) -> Marks:
-    """Mark the rows whose next one is the same in some columns; shape (facts.height - 1,)."""
-    values = [facts[name].to_physical().to_numpy() for name in names]
-    return np.asarray(np.logical_and.reduce([column[:-1] == column[1:] for column in values]))
+def _follow(keys: Iterable[npt.NDArray[Any]]) -> Marks:
+    """Mark the rows whose next one has the same keys; shape (n - 1,)."""
+    return np.asarray(np.logical_and.reduce([key[:-1] == key[1:] for key in keys]))
 
 
 def _typed(extract: pl.DataFrame) -> pl.DataFrame:
     """Leave out what is about the file, and write categories as the text that they stand for."""
-    rows = extract.drop("row_number", strict=False)
-    return rows.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+    rows = extract.drop("row_number") if "row_number" in extract.columns else extract
+    categories = [name for name, dtype in rows.schema.items() if dtype in (pl.Categorical, pl.Enum)]
+    return rows.with_columns(pl.col(categories).cast(pl.String)) if categories else rows
 
 
 def _stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -34,6 +34,8 @@ _SERVER_LIMITS = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=60000 "
     "-c client_connection_check_interval=10000"
 )
+# To start a parallel worker, or to compile, takes longer than the queries that threads ask of a variant.
+_SMALL_QUERIES = "-c max_parallel_workers_per_gather=0 -c jit=off"
 OWNER, WRITER, READER = "churn_owner", "churn_writer", "churn_reader"
 # A peer that vanished is noticed within a minute, not two hours.
 LIBPQ_LIMITS = {
@@ -85,11 +87,13 @@ def create_engine(
 
     Args:
         role: ``None`` is for set-up, whose statements may take as long as they need.
-        kept: Connections to keep open between uses, each tried before it is used again; 0 keeps none.
+        kept: Connections to keep open between uses, each tried before it is used again; 0 keeps none. Several are
+            for threads that ask small queries.
         answer_within_s: The longest that a statement may take, or PostgreSQL to take a block of COPY; the connection is
             ended then. What PostgreSQL or the network does not end, a silent peer, ends so.
     """
     options = f"-c timezone=UTC {_SERVER_LIMITS}" + (f" -c role={role}" if role else "")
+    options += f" {_SMALL_QUERIES}" if kept > 1 else ""
     pool: dict[str, Any] = {"pool_size": kept, "pool_pre_ping": True} if kept else {"poolclass": NullPool}
     return sa.create_engine(
         url,
