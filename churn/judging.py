@@ -89,7 +89,10 @@ class Judge:
             unjudged[batch.variant].append(batch)
         for one in together.unlogged:
             unlogged[one.batch.variant].append(one)
-        tags = self.registry.version_tags() if len(variants) > 1 and together.unjudged else None
+        tags = None
+        if len(variants) > 1 and (together.unjudged or together.unlogged):
+            tags = self.registry.version_tags()
+            self.registry.look_up_locations()
         return replace(self, listed={one: Waiting(unjudged[one], unlogged[one], tags) for one in variants})
 
     def take_in(self, variant: Variant) -> Appended:

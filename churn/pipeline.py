@@ -175,6 +175,8 @@ class Scorer:
             Each key with what ``then`` returned or the error, in the order of ``keys``.
         """
         one = replace(self, aliases=self.aliases_for(keys))
+        if one.aliases is not None:
+            self.registry.look_up_locations()
         yield from in_threads(lambda key: (key, one.attempt(key, week, dagster_run_id, then, as_of=as_of)), keys)
 
     def aliases_for(self, keys: Sequence[str]) -> Mapping[Variant, Mapping[str, int]] | None:

@@ -27,7 +27,7 @@ import sqlalchemy.exc
 import xgboost as xgb
 from boto3.exceptions import Boto3Error
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -137,6 +137,7 @@ class Registry:
         with _errors_translated("opening the registry"):
             self._client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = cache
+        self._locations: dict[str, str] = {}  # by experiment; MLflow never moves one
 
     def variants(self) -> list[Variant]:
         """Return the variants that are registered, in order of their keys."""
@@ -247,6 +248,19 @@ class Registry:
             metrics = [metric for point in points for metric in _metrics_of(point)]
             if metrics:
                 self._client.log_batch(mlflow_run_id, metrics=metrics)
+
+    def look_up_locations(self) -> None:
+        """Ask once where the experiments of all variants keep their artifacts, which :meth:`log_live` has to know."""
+        token: str | None = None
+        with _errors_translated("listing the experiments"):
+            while True:
+                page = self._client.search_experiments(
+                    ViewType.ALL, 1000, f"name LIKE '{Variant().experiment}%'", page_token=token
+                )
+                self._locations |= {one.name: one.artifact_location for one in page}
+                token = page.token
+                if not token:
+                    return
 
     def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[str, str]:
         """Make sure that the variant's experiment exists and is active.
@@ -455,19 +469,27 @@ class Registry:
         """
         if not texts:
             return
-        experiment = self._client.get_experiment_by_name(variant.experiment)
-        if experiment is None:  # somebody gave it another name
+        location = self._location(variant)
+        if location is None:
             for path, text in texts.items():
                 self._client.log_text(mlflow_run_id, text, path)
             return
-        place = append_to_uri_path(experiment.artifact_location, mlflow_run_id, "artifacts")
-        repository = get_artifact_repository(place)
+        repository = get_artifact_repository(append_to_uri_path(location, mlflow_run_id, "artifacts"))
         with tempfile.TemporaryDirectory(prefix="churn-mlflow-") as scratch:
             for path, text in texts.items():
                 folder, _, name = path.rpartition("/")
                 file = Path(scratch) / name
                 file.write_text(text, encoding="utf-8")
                 repository.log_artifact(str(file), folder or None)
+
+    def _location(self, variant: Variant) -> str | None:
+        """Say where the variant's experiment keeps its artifacts; ``None`` if somebody gave it another name."""
+        if variant.experiment not in self._locations:
+            experiment = self._client.get_experiment_by_name(variant.experiment)
+            if experiment is None:
+                return None
+            self._locations[variant.experiment] = experiment.artifact_location
+        return self._locations[variant.experiment]
 
     def _log_artifacts(self, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
         if not artifacts:
