@@ -174,8 +174,8 @@ def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, floa
         started = time.perf_counter()
         taken = promoter.judge.take_in(variant)
         taking_in = time.perf_counter() - started
-        judged = promoter.judge.judge_batches(variant, today, taken.facts)
-        promoter.standing(variant, taken.facts)
+        judged = promoter.judge.judge_batches(variant, today, taken)
+        promoter.standing(variant, taken)
         accounts, matured = (sum(getattr(batch, name) for batch in judged) for name in ("n_accounts", "n_matured"))
         return len(judged), accounts, matured, taken.n_added, taking_in
 
@@ -199,8 +199,8 @@ def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, flo
     started = time.perf_counter()
     for variant in variants:
         taken = timed.judge.take_in(variant)
-        timed.judge.judge_batches(variant, today, taken.facts)
-        timed.standing(variant, taken.facts)
+        timed.judge.judge_batches(variant, today, taken)
+        timed.standing(variant, taken)
     parts["rest"] = time.perf_counter() - started - sum(parts.values())
     return {name: took * 1e3 / len(variants) for name, took in parts.items()}
 

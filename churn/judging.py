@@ -103,30 +103,30 @@ class Judge:
         """
         return take_in(self.sources, self.history, variant, self.max_quarantine_share)
 
-    def judge_batches(self, variant: Variant, today: date, facts: pl.DataFrame | None = None) -> list[JudgedBatch]:
+    def judge_batches(self, variant: Variant, today: date, taken: Appended | None = None) -> list[JudgedBatch]:
         """Judge the variant's current batches whose labels have matured and that were not judged yet.
 
         Each is judged once. One whose labels are missing waits for the activity that they need. What MLflow does not
         take is logged when the variant is judged again, as long as the judging is not older than 60 days.
 
         Args:
-            facts: The variant's history, where it is at hand; ``None`` reads it.
+            taken: What :meth:`take_in` gave, whose facts are the variant's history; ``None`` reads that.
         """
         waiting = self.listed.get(variant) or self._waiting([variant], today)
         judged: list[JudgedBatch] = []
         if waiting.unjudged:
-            judged = self._judge_all(waiting, self.history.read(variant) if facts is None else facts, today)
+            judged = self._judge_all(waiting, self._facts(variant, taken), today)
         self.results.record(judged)
         self._log_live(variant, [*waiting.unlogged, *judged])
         return judged
 
     def compare(
-        self, variant: Variant, champion: int, challenger: int, today: date, facts: pl.DataFrame | None = None
+        self, variant: Variant, champion: int, challenger: int, today: date, taken: Appended | None = None
     ) -> Verdict:
         """Say what the accounts that both versions scored, and whose labels matured, say of the challenger.
 
         Args:
-            facts: As for :meth:`judge_batches`.
+            taken: As for :meth:`judge_batches`.
         """
         pairs = [
             pair
@@ -135,10 +135,13 @@ class Judge:
             )
             if self.horizon.matures_on(pair.champion.as_of) <= today
         ]
-        if not pairs or (facts is None and self.history.version(variant) is None):
+        if not pairs or (taken is None and self.history.version(variant) is None):
             return judge([], self.horizon.months, self.limits)
-        reports = Reports.of(self.history.read(variant) if facts is None else facts)
+        reports = Reports.of(self._facts(variant, taken))
         return judge((self._cohort(pair, reports, today) for pair in pairs), self.horizon.months, self.limits)
+
+    def _facts(self, variant: Variant, taken: Appended | None) -> pl.DataFrame:
+        return self.history.read(variant) if taken is None else taken.facts
 
     def _waiting(self, variants: Sequence[Variant], today: date) -> Waiting:
         return Waiting(

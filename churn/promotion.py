@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
+from churn.data.history import Appended
 from churn.errors import ChurnError, PromotionError, UsageError
 from churn.judging import Judge
 from churn.model.sequential import e_benjamini_hochberg
@@ -75,16 +74,16 @@ class Promoter:
         listed = {one: (aliases.get(one, {}), latest.get(one)) for one in variants}
         return replace(self, judge=self.judge.for_fleet(variants, self.today), listed=listed)
 
-    def standing(self, variant: Variant, facts: pl.DataFrame | None = None) -> Standing:
+    def standing(self, variant: Variant, taken: Appended | None = None) -> Standing:
         """Say who is champion, previous and challenger, and how the challenger does; writes nothing.
 
         Args:
-            facts: The variant's history, where it is at hand; ``None`` reads it when it is needed.
+            taken: What was just taken in of the variant's activity; ``None`` reads its history when that is needed.
         """
         event = self._as_it_is(variant, *self.listed[variant]) if variant in self.listed else self._now(variant)
         if event.champion is None or event.challenger is None:
             return Standing(event, None)
-        return Standing(event, self.judge.compare(variant, event.champion, event.challenger, self.today, facts))
+        return Standing(event, self.judge.compare(variant, event.champion, event.challenger, self.today, taken))
 
     def observe(self, aliases: Mapping[Variant, Mapping[str, int]]) -> list[ModelEvent]:
         """Write down the aliases that the trail does not know of yet.

@@ -185,8 +185,9 @@ def _check(
     frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Sequence[str], rules: Sequence[Rule], first_row: int
 ) -> CheckedRows:
     frame = frame.drop("row_number", strict=False)  # a file's own says nothing here, and the name is ours
+    schema = frame.schema
     parsed = frame.with_columns(
-        [_parse(name, kind, frame.schema[name]).alias(name) for name, kind in kinds.items()]
+        [_parse(name, kind, schema[name]).alias(name) for name, kind in kinds.items()]
     ).with_row_index("row_number", offset=first_row)
     if _all_hold(frame, parsed, kinds, required, rules):
         return CheckedRows(parsed, pl.DataFrame(schema=_QUARANTINED), frame.height)

@@ -241,6 +241,7 @@ class Bucket:
             read_timeout=20,
             retries={"total_max_attempts": 1},
             max_pool_connections=16,
+            user_agent="churn",  # boto3's own is composed anew for every request, which takes a tenth of it
         )
         try:
             self._client: Any = boto3.client("s3", config=config)

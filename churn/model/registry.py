@@ -16,15 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions as aws
 import mlflow
-import mlflow.xgboost
 import pandas as pd
 import requests
 import sqlalchemy.exc
-import xgboost as xgb
 from boto3.exceptions import Boto3Error
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, ViewType
@@ -41,10 +39,12 @@ from churn.errors import (
     RegistryUnavailableError,
     UsageError,
 )
-from churn.model.bundle import Bundle, Golden, load_bundle
 from churn.model.versions import CHAMPION, ModelVersion
 from churn.monitoring.profiles import Profile
 from churn.variants import Variant, nearest
+
+if TYPE_CHECKING:  # XGBoost takes a second to import, which whoever loads no model need not wait for
+    from churn.model.bundle import Bundle, Golden
 
 logger = logging.getLogger(__name__)
 # A uv environment has no pip, of which MLflow warns for every model.
@@ -94,8 +94,8 @@ class LoggedRun:
             where there are none.
     """
 
-    bundle: Bundle
-    golden: Golden
+    bundle: "Bundle"
+    golden: "Golden"
     sample: pd.DataFrame
     parameters: Mapping[str, Any]
     metrics: Mapping[str, float]
@@ -194,12 +194,14 @@ class Registry:
             f"set one with experiment_tracking/log_model.py --alias {alias}"
         )
 
-    def load(self, version: ModelVersion) -> Bundle:
+    def load(self, version: ModelVersion) -> "Bundle":
         """Load a version's booster, from the cache if it was read before, and check it.
 
         Raises:
             ModelFileError: If its bytes are not those that were logged, or its golden scores differ.
         """
+        from churn.model.bundle import Golden, load_bundle
+
         folder = self._fetch(version)
         data = (folder / _BOOSTER_FILE).read_bytes()
         if hashlib.sha256(data).hexdigest() != version.sha256:
@@ -424,6 +426,9 @@ class Registry:
         return folder
 
     def _log_model(self, experiment_id: str, mlflow_run_id: str, logged: LoggedRun) -> tuple[str, str]:
+        import xgboost as xgb
+        from mlflow.xgboost import save_model
+
         model = self._client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_run_id)
         scores = pd.Series(logged.golden.scores[:5], name="churn_probability")
         card = Model(
@@ -434,7 +439,7 @@ class Registry:
         )
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
-            mlflow.xgboost.save_model(
+            save_model(
                 logged.bundle.booster,
                 str(folder),
                 mlflow_model=card,

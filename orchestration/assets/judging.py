@@ -134,8 +134,8 @@ def _attempt(promoter: "Promoter", today: date, key: str) -> Told | BaseExceptio
         except InputError as error:
             # Encoded rows, or a parent's: a variant without activity of its own is scored, and never judged.
             return Told(f"not judged: {error}", {"not_judged": dg.MetadataValue.text(str(error))}, [])
-        judged = promoter.judge.judge_batches(variant, today, taken.facts)
-        return _tell(key, taken.n_added, judged, promoter.standing(variant, taken.facts))
+        judged = promoter.judge.judge_batches(variant, today, taken)
+        return _tell(key, taken.n_added, judged, promoter.standing(variant, taken))
     except Exception as error:  # noqa: BLE001 one variant's error stops no other; it is told at the end
         return without_frames(error)
 
