@@ -220,7 +220,8 @@ def _read_parquet(path: Path, _: Sequence[str]) -> pl.DataFrame:
     # Not polars' own reader, which aborts the process on some damaged files.
     rows = _ParquetRows(path)
     frames = list(rows.chunks(rows.columns, _BATCH_LINES))
-    return pl.concat(frames).with_columns(pl.col(pl.Categorical).cast(pl.String)) if frames else pl.DataFrame()
+    whole = frames[0] if len(frames) == 1 else pl.concat(frames or [pl.DataFrame()])
+    return whole.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
 
 def _read_csv(path: Path, _: Sequence[str]) -> pl.DataFrame:

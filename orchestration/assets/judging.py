@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from churn.store.results import JudgedBatch
 
 ASSET = "judged_batches"
-VARIANTS_PER_RUN = 500
+VARIANTS_PER_RUN = 1_000
 """Whatever scoring does: promotions control false discoveries over a run's variants, which must not be few."""
 _THREADS = 2  # more of them wait for one another
 
@@ -97,8 +97,7 @@ def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Ite
 
 def report(context: dg.AssetExecutionContext, key: str, told: Told) -> None:
     """Log what came of a variant: its materialization and its checks."""
-    context.log.info("%s: %s", key, told.sentence)
-    context.log_event(dg.AssetMaterialization(ASSET, partition=key, metadata=told.metadata))
+    context.log_event(dg.AssetMaterialization(ASSET, description=told.sentence, partition=key, metadata=told.metadata))
     for evaluation in told.checks:
         context.log_event(evaluation)
 
