@@ -79,12 +79,14 @@ class Monday:
     Attributes:
         judging: From the start of the processes to the end of the last one.
         taking_in: That part of it in which the extracts were added to the histories.
+        processors: What those processes took of the processors' time; the rest is PostgreSQL's, S3's, or nobody's.
         n_judged: Batches.
         new_facts: By variant.
     """
 
     judging: float
     taking_in: float
+    processors: float
     looking: float
     reporting: float
     n_judged: int
@@ -138,15 +140,16 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
 
 
 def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: int) -> Monday:
-    started = time.perf_counter()
+    started, children = time.perf_counter(), os.times()
     bounds = [n_variants * i // n_processes for i in range(n_processes + 1)]
     command = [sys.executable, "-m", "benchmarks.monitoring", "--judge"]
+    environment = os.environ | {"POLARS_MAX_THREADS": "1"}  # as Dagster's processes have it
     judging = [
-        subprocess.Popen([*command, str(low), str(high)], stdout=subprocess.PIPE)
+        subprocess.Popen([*command, str(low), str(high)], stdout=subprocess.PIPE, env=environment)
         for low, high in itertools.pairwise(bounds)
     ]
     told = [json.loads(process.communicate()[0]) for process in judging]
-    judged = time.perf_counter()
+    judged, ended = time.perf_counter(), os.times()
     deployment.watch().look(datetime.now(UTC), [])
     looked = time.perf_counter()
     write_report(deployment.database, folder / "report.html", week=None, now=datetime.now(UTC), mlflow_ui="")
@@ -156,6 +159,7 @@ def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: 
     return Monday(
         judging=judged - started,
         taking_in=totals["taking_in"] / n_processes / THREADS,
+        processors=sum(getattr(ended, name) - getattr(children, name) for name in ("children_user", "children_system")),
         looking=looked - judged,
         reporting=reported - looked,
         n_judged=n_judged,
@@ -289,7 +293,8 @@ def report(month: Month, took_s: float) -> str:
             row("looking at the fleet", *(one.looking for one in mondays)),
             row("writing the report", *(one.reporting for one in mondays)),
             row("**watching**", *watching),
-            row("the same, with taking in the extracts", *all_in),
+            row("**the same, with taking in the extracts**", *all_in),
+            row("processors' time of the judging processes", *(one.processors for one in mondays)),
             "",
             f"Taking in added {ordinary.new_facts:,.0f} and {maturing.new_facts:,.0f} facts to each variant's history, "
             "which training reads too; the judging job does it as it goes. What Dagster writes down of each "

@@ -2,7 +2,7 @@
 
 import argparse
 import signal
-import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,9 +128,10 @@ def _metrics(args: argparse.Namespace) -> None:
         open_deployment(load_settings()) as found,
         metrics_server(found.database, found.code_version, host=args.host, port=args.port) as address,
     ):
-        print(f"metrics  {address}\nCtrl-C stops it.", flush=True)
         try:
-            threading.Event().wait()
+            print(f"metrics  {address}\nCtrl-C stops it.", flush=True)  # may be told to stop before it is printed
+            while True:
+                time.sleep(0.5)  # a signal that comes just before an endless wait begins would not end it
         except KeyboardInterrupt:
             print("stopping …", flush=True)
 

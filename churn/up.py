@@ -45,8 +45,8 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
             print(f"{name:8} starting …", flush=True)
             servers[name].wait_until_ready(f"{address}/{'server_info' if name == 'dagster' else 'health'}")
             print(f"{name:8} {address}", flush=True)
-        print(f"logs     {logs}\nCtrl-C stops both.", flush=True)
         try:
+            print(f"logs     {logs}\nCtrl-C stops both.", flush=True)
             while True:
                 time.sleep(1)
                 for server in servers.values():

@@ -292,6 +292,8 @@ def _typed(extract: pl.DataFrame) -> pl.DataFrame:
 
 def _stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Put facts below one another; what some lack is missing there."""
+    if len(frames) == 1:
+        return frames[0]
     try:
         return pl.concat(frames, how="diagonal_relaxed")
     except pl.exceptions.PolarsError as error:

@@ -29,7 +29,7 @@ ALLOWED: Mapping[str, str] = {
     "churn/store/results.py:_batches": OUR_TEXT,
     "churn/store/results.py:_judged": OUR_TEXT,
     "churn/store/results.py:record": OUR_COLUMNS,
-    "churn/store/results.py:scores": "COPY takes no parameters; an integer and a date are put in",
+    "churn/store/results.py:_scores": "COPY takes no parameters; integers and dates are put in",
     "churn/store/schema.py:ensure_database": "a database's name cannot be bound; SQLAlchemy quotes it",
     "churn/store/schema.py:ensure_roles": "one of three constants",
 }
