@@ -45,7 +45,7 @@ def test_every_command_of_the_readme_runs(command: str, environment: dict[str, s
     elif command == "uv run churn up":
         serve_until_ready(command, environment)
     elif command == "uv run pytest":
-        assert "tests collected" in run(f"{command} --collect-only -q", environment)
+        assert "tests collected" in run(f"{command} --collect-only -q -n 0", environment)
     else:
         assert run(command, environment)
 

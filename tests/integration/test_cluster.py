@@ -55,7 +55,7 @@ FIRST_WEEK = date(2025, 1, 6)
 LOCAL = 0
 SMALL = [*(f"company-n{i}" for i in range(6)), "company-once", "company-zalways"]
 LARGE, SPOILED = "company-large", "company-spoiled"
-N_LARGE = 300_000
+N_LARGE = 150_000
 SCRIPT = Path(__file__).with_name("run_job.py")
 
 _DIFFERING = """

@@ -231,10 +231,10 @@ def test_a_reader_sees_the_old_batch_until_the_new_one_is_whole(site: Site, stor
 
     def watched() -> Iterator[ScoredRows]:
         for i in range(4):
-            yield scored(50_000, 0.75, first_account=1 + i * 50_000)
+            yield scored(10_000, 0.75, first_account=1 + i * 10_000)
             seen.append(set(site.current()["churn_probability"]))
 
-    publish(store, record(200_000), watched(), NO_ROWS)
+    publish(store, record(40_000), watched(), NO_ROWS)
 
     assert seen == [{0.25}] * 4
     assert set(site.current()["churn_probability"]) == {0.75}
