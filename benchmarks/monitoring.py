@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -39,7 +39,7 @@ from churn.promotion import Promoter
 from churn.provenance import code_version
 from churn.report import write_report
 from churn.settings import load_settings
-from churn.store.connection import WRITER, create_engine
+from churn.store.connection import OWNER, WRITER, create_engine
 from churn.threads import in_threads
 from churn.variants import Variant
 from churn.weeks import monday_of
@@ -65,7 +65,8 @@ class Timed:
         def timed(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
             try:
-                return method(*args, **kwargs)
+                given = method(*args, **kwargs)
+                return list(given) if isinstance(given, Iterator) else given
             finally:
                 self._seconds[f"{type(self._service).__name__}.{name}"] += time.perf_counter() - started
 
@@ -119,7 +120,7 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
 
     is_newest = pl.col("activity_month") >= _NEWEST_MONTH
     bring([one.filter(~is_newest) for one in activity])
-    _register_and_score(deployment, variants)
+    _register_and_score(deployment, variants, n_processes)
     bring(activity)
     alone = _alone(deployment, variants[n_variants:])
     maturing = _monday(deployment, folder, n_variants, n_processes)
@@ -141,14 +142,7 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
 
 def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: int) -> Monday:
     started, children = time.perf_counter(), os.times()
-    bounds = [n_variants * i // n_processes for i in range(n_processes + 1)]
-    command = [sys.executable, "-m", "benchmarks.monitoring", "--judge"]
-    environment = os.environ | {"POLARS_MAX_THREADS": "1"}  # as Dagster's processes have it
-    judging = [
-        subprocess.Popen([*command, str(low), str(high)], stdout=subprocess.PIPE, env=environment)
-        for low, high in itertools.pairwise(bounds)
-    ]
-    told = [json.loads(process.communicate()[0]) for process in judging]
+    told = _in_processes("--judge", n_variants, n_processes)
     judged, ended = time.perf_counter(), os.times()
     deployment.watch().look(datetime.now(UTC), [])
     looked = time.perf_counter()
@@ -168,6 +162,18 @@ def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: 
         new_facts=totals["new_facts"] / n_variants,
         peak_mb=max(one["peak_mb"] for one in told),
     )
+
+
+def _in_processes(what: str, n_variants: int, n_processes: int) -> list[dict[str, float]]:
+    """Have processes do something with a part of the fleet each; returns what they printed."""
+    bounds = [n_variants * i // n_processes for i in range(n_processes + 1)]
+    command = [sys.executable, "-m", "benchmarks.monitoring", what]
+    environment = os.environ | {"POLARS_MAX_THREADS": "1"}  # as Dagster's processes have it
+    begun = [
+        subprocess.Popen([*command, str(low), str(high)], stdout=subprocess.PIPE, env=environment)
+        for low, high in itertools.pairwise(bounds)
+    ]
+    return [json.loads(process.communicate()[0]) for process in begun]
 
 
 def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
@@ -221,21 +227,31 @@ def _simulated(n_rows: int) -> list[pl.DataFrame]:
     ]
 
 
-def _register_and_score(deployment: Deployment, variants: Sequence[Variant]) -> None:
+def _register_and_score(deployment: Deployment, variants: Sequence[Variant], n_processes: int) -> None:
     """Register the variants, score a past week, copy it into the others, and take in what there is of activity."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        failed = log_all(deployment, variants, None)
-    if failed:
-        raise RuntimeError(f"{failed} were not registered")
+    _in_processes("--prepare", len(variants), n_processes)
     first, *others = _PAST_WEEKS
-    keys = [variant.key for variant in variants]
-    for _, result in deployment.scorer().score_fleet(keys, first, None, lambda outcome, _: outcome.batch_id):
-        if isinstance(result, BaseException):
-            raise result
     this_week = monday_of(datetime.now(UTC).date())
     for week in [*others, this_week - timedelta(weeks=1), this_week]:
         _copy_week(deployment.database, first, week)
     list(in_threads(deployment.judge().take_in, variants, THREADS))
+    # What was loaded just now has long been vacuumed when its labels mature; here PostgreSQL would do it meanwhile.
+    for url, role in ((deployment.database, OWNER), (deployment.mlflow_database, None)):
+        with create_engine(url, role=role).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.exec_driver_sql("VACUUM (ANALYZE)")
+
+
+def prepare(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
+    """Register some variants and score a past week of them."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        failed = log_all(deployment, variants, None)
+    if failed:
+        raise RuntimeError(f"{failed} were not registered")
+    keys = [variant.key for variant in variants]
+    for _, result in deployment.scorer().score_fleet(keys, _PAST_WEEKS[0], None, lambda outcome, _: outcome.batch_id):
+        if isinstance(result, BaseException):
+            raise result
+    return {}
 
 
 def _copy_week(url: sa.URL, first: date, week: date) -> None:
@@ -310,19 +326,23 @@ def report(month: Month, took_s: float) -> str:
     )
 
 
+_PARTS = (prepare, judge)  # done by processes for a part of the fleet each
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write down and print."""
     parser = argparse.ArgumentParser(prog="benchmarks.monitoring", description=__doc__)
     parser.add_argument("--variants", type=int, default=2_000)
     parser.add_argument("--rows", type=int, default=1_000, help="accounts of each variant's batch, about")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--judge", type=int, nargs=2, metavar=("FIRST", "END"), help=argparse.SUPPRESS)
+    for work in _PARTS:
+        parser.add_argument(f"--{work.__name__}", type=int, nargs=2, metavar=("FIRST", "END"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.judge:
-        first, end = args.judge
-        with open_deployment(load_settings()) as deployment:
-            print(json.dumps(judge(deployment, _fleet(end)[first:])))
-        return
+    for work in _PARTS:
+        if part := getattr(args, work.__name__):
+            with open_deployment(load_settings()) as deployment:
+                print(json.dumps(work(deployment, _fleet(part[1])[part[0] :])))
+            return
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="churn-bench-") as folder:
         Path(folder).chmod(0o755)
