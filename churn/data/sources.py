@@ -183,7 +183,7 @@ class Folder:
             file = path.open("rb")
         except PermissionError as error:
             raise AccessDeniedError(f"{self.uri(key)} may not be read by this user; correct its mode") from error
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             if version is None:
                 raise _NoSuchKeyError(f"{self.uri(key)} does not exist") from error
             raise SourceUnavailableError(f"{self.uri(key)} went away while it was read") from error

@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,17 +146,9 @@ class Registry:
 
     def aliases(self) -> dict[Variant, Mapping[str, int]]:
         """List the registered variants, each with the version that each of its aliases names now."""
-        found: dict[Variant, Mapping[str, int]] = {}
-        token: str | None = None
         with _errors_translated("listing the registered models"):
-            while True:
-                page = self._client.search_registered_models(
-                    f"name LIKE '{_MODEL_NAME_PREFIX}%'", max_results=1000, page_token=token
-                )
-                found |= {variant: _aliases(model) for model in page if (variant := _variant_of(model)) is not None}
-                token = page.token
-                if not token:
-                    return found
+            models = _pages(self._client.search_registered_models, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
+            return {variant: _aliases(model) for model in models if (variant := _variant_of(model)) is not None}
 
     def aliases_of(self, variant: Variant) -> Mapping[str, int]:
         """Return the version that each of a variant's aliases names now; none when it is not registered."""
@@ -229,7 +222,7 @@ class Registry:
             RegistryError: If that fails.
         """
         with _errors_translated(f"writing {path} of {version.uri}"):
-            self._put(version.variant, version.mlflow_run_id, {path: text})
+            self._log_artifacts(version.variant, version.mlflow_run_id, {path: text})
 
     def log_live(self, variant: Variant, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
         """Add weeks' points to the time series ``live_…`` of a version's run; logging them again changes nothing.
@@ -246,23 +239,17 @@ class Registry:
                 for point in points
                 for name, text in point.artifacts.items()
             }
-            self._put(variant, mlflow_run_id, texts)
+            self._log_artifacts(variant, mlflow_run_id, texts)
             metrics = [metric for point in points for metric in _metrics_of(point)]
             if metrics:
                 self._client.log_batch(mlflow_run_id, metrics=metrics)
 
     def look_up_locations(self) -> None:
         """Ask once where the experiments of all variants keep their artifacts, which :meth:`log_live` has to know."""
-        token: str | None = None
+        search = partial(self._client.search_experiments, ViewType.ALL)
         with _errors_translated("listing the experiments"):
-            while True:
-                page = self._client.search_experiments(
-                    ViewType.ALL, 1000, f"name LIKE '{Variant().experiment}%'", page_token=token
-                )
-                self._locations |= {one.name: one.artifact_location for one in page}
-                token = page.token
-                if not token:
-                    return
+            experiments = _pages(search, f"name LIKE '{Variant().experiment}%'")
+            self._locations |= {one.name: one.artifact_location for one in experiments}
 
     def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[str, str]:
         """Make sure that the variant's experiment exists and is active.
@@ -309,7 +296,7 @@ class Registry:
             try:
                 model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
                 self._log_values(mlflow_run_id, logged)
-                self._log_artifacts(mlflow_run_id, logged.artifacts)
+                self._log_artifacts(variant, mlflow_run_id, logged.artifacts)
                 if registered is None:
                     self._register(variant)
                 version = self._client.create_model_version(
@@ -349,20 +336,13 @@ class Registry:
 
     def version_tags(self) -> dict[tuple[Variant, int], Mapping[str, str]]:
         """Return :meth:`tags_of` every version of every variant."""
-        found: dict[tuple[Variant, int], Mapping[str, str]] = {}
-        token: str | None = None
         with _errors_translated("listing the model versions"):
-            while True:
-                page = self._client.search_model_versions(
-                    f"name LIKE '{_MODEL_NAME_PREFIX}%'", max_results=1000, page_token=token
-                )
-                for version in page:
-                    variant = _variant_of(version)
-                    if variant is not None:
-                        found[variant, int(version.version)] = version.tags
-                token = page.token
-                if not token:
-                    return found
+            versions = _pages(self._client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
+            return {
+                (variant, int(version.version)): version.tags
+                for version in versions
+                if (variant := _variant_of(version)) is not None
+            }
 
     def training_dates(self) -> dict[tuple[Variant, int], date]:
         """Return when each version was trained, as far as it was written down, by variant and version."""
@@ -467,26 +447,6 @@ class Registry:
         if logged.dataset is not None:
             self._client.log_inputs(mlflow_run_id, datasets=[_dataset_input(logged.dataset)])
 
-    def _put(self, variant: Variant, mlflow_run_id: str, texts: Mapping[str, str]) -> None:
-        """Put texts by their path among a run's artifacts, at the place that MLflow gives them.
-
-        MLflow itself would read all that the run ever logged to find that place; the experiment tells it as well.
-        """
-        if not texts:
-            return
-        location = self._location(variant)
-        if location is None:
-            for path, text in texts.items():
-                self._client.log_text(mlflow_run_id, text, path)
-            return
-        repository = get_artifact_repository(append_to_uri_path(location, mlflow_run_id, "artifacts"))
-        with tempfile.TemporaryDirectory(prefix="churn-mlflow-") as scratch:
-            for path, text in texts.items():
-                folder, _, name = path.rpartition("/")
-                file = Path(scratch) / name
-                file.write_text(text, encoding="utf-8")
-                repository.log_artifact(str(file), folder or None)
-
     def _location(self, variant: Variant) -> str | None:
         """Say where the variant's experiment keeps its artifacts; ``None`` if somebody gave it another name."""
         if variant.experiment not in self._locations:
@@ -496,15 +456,35 @@ class Registry:
             self._locations[variant.experiment] = experiment.artifact_location
         return self._locations[variant.experiment]
 
-    def _log_artifacts(self, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
+    def _log_artifacts(self, variant: Variant, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
+        """Put texts and pictures by their path among a run's artifacts, at the place that MLflow gives them.
+
+        MLflow itself would read all that the run ever logged to find that place; the experiment tells it as well.
+        """
         if not artifacts:
             return
+        location = self._location(variant)
         with tempfile.TemporaryDirectory() as scratch:
             for name, content in artifacts.items():
                 path = Path(scratch) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.encode() if isinstance(content, str) else content)
-            self._client.log_artifacts(mlflow_run_id, scratch)
+            if location is None:
+                self._client.log_artifacts(mlflow_run_id, scratch)
+            else:
+                place = append_to_uri_path(location, mlflow_run_id, "artifacts")
+                get_artifact_repository(place).log_artifacts(scratch)
+
+
+def _pages(search: Callable[..., Any], wanted: str) -> Iterator[Any]:
+    """Yield all that one of MLflow's searches finds, page by page."""
+    token: str | None = None
+    while True:
+        page = search(filter_string=wanted, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _dataset_input(dataset: LoggedDataset) -> DatasetInput:

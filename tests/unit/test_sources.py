@@ -408,6 +408,12 @@ def test_an_answer_that_does_not_say_what_it_holds_is_told(s3, root, into):
         Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
 
 
+def test_a_file_where_a_folder_should_be_holds_no_input(tmp_path, into):
+    put(tmp_path, "data", BODY)
+    with pytest.raises(SourceError, match=r"there is no local copy: .* holds none of"):
+        Sources(None, Folder(tmp_path)).fetch_input(Variant(), into)
+
+
 def test_files_below_or_beside_the_data_folder_are_not_taken_for_inputs(bucket, tmp_path, into):
     for key in ("data/churn/old/activity.csv", "data/churn_old/activity.csv", "geography-us/" + KEY):
         put(bucket, key, BODY)
