@@ -31,11 +31,11 @@ import polars as pl
 import sqlalchemy as sa
 
 from benchmarks import drift
-from benchmarks.services import bench_environment, model_files, parquet_bytes, peak_mb, upload_fleet
+from benchmarks.judging import THREADS, fleet, promoter_of
+from benchmarks.services import bench_environment, model_files, parquet_bytes, upload_fleet
 from churn.bootstrap import set_up_server
 from churn.data.simulate import simulate_activity
 from churn.deployment import Deployment, open_deployment
-from churn.promotion import Promoter
 from churn.provenance import code_version
 from churn.report import write_report
 from churn.settings import load_settings
@@ -45,7 +45,6 @@ from churn.variants import Variant
 from churn.weeks import monday_of
 from experiment_tracking.log_model import log_all
 
-THREADS = 2  # as the op has them
 _ALONE = 20
 _DATASETS = 20
 _PAST_WEEKS = [date(2026, 6, 29), date(2026, 7, 6), date(2026, 7, 13), date(2026, 7, 20)]  # whose Sundays are in July
@@ -111,7 +110,7 @@ class Month:
 
 def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, n_processes: int) -> Month:
     """Register, score, and do what the Mondays of a month do about it."""
-    variants = _fleet(n_variants + _ALONE)
+    variants = fleet(n_variants + _ALONE)
     activity = _simulated(n_rows)
     model = model_files()
 
@@ -142,7 +141,7 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
 
 def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: int) -> Monday:
     started, children = time.perf_counter(), os.times()
-    told = _in_processes("--judge", n_variants, n_processes)
+    told = _in_processes(["benchmarks.judging"], n_variants, n_processes)
     judged, ended = time.perf_counter(), os.times()
     deployment.watch().look(datetime.now(UTC), [])
     looked = time.perf_counter()
@@ -164,43 +163,19 @@ def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: 
     )
 
 
-def _in_processes(what: str, n_variants: int, n_processes: int) -> list[dict[str, float]]:
+def _in_processes(command: Sequence[str], n_variants: int, n_processes: int) -> list[dict[str, float]]:
     """Have processes do something with a part of the fleet each; returns what they printed."""
     bounds = [n_variants * i // n_processes for i in range(n_processes + 1)]
-    command = [sys.executable, "-m", "benchmarks.monitoring", what]
     environment = os.environ | {"POLARS_MAX_THREADS": "1"}  # as Dagster's processes have it
     begun = [
-        subprocess.Popen([*command, str(low), str(high)], stdout=subprocess.PIPE, env=environment)
+        subprocess.Popen([sys.executable, "-m", *command, str(low), str(high)], stdout=subprocess.PIPE, env=environment)
         for low, high in itertools.pairwise(bounds)
     ]
     return [json.loads(process.communicate()[0]) for process in begun]
 
 
-def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
-    """Take in, judge and compare some variants, as one run of the weekly job does; seconds are all threads'."""
-    promoter, today = _for_fleet(deployment, variants), datetime.now(UTC).date()
-
-    def one(variant: Variant) -> tuple[float, ...]:
-        started = time.perf_counter()
-        taken = promoter.judge.take_in(variant)
-        taking_in = time.perf_counter() - started
-        judged = promoter.judge.judge_batches(variant, today, taken)
-        promoter.standing(variant, taken)
-        accounts, matured = (sum(getattr(batch, name) for batch in judged) for name in ("n_accounts", "n_matured"))
-        return len(judged), accounts, matured, taken.n_added, taking_in
-
-    totals = [sum(column) for column in zip(*in_threads(one, variants, THREADS), strict=True)]
-    names = ("judged", "accounts", "matured", "new_facts", "taking_in")
-    return dict(zip(names, totals, strict=True)) | {"peak_mb": peak_mb()}
-
-
-def _for_fleet(deployment: Deployment, variants: Sequence[Variant]) -> Promoter:
-    promoter = deployment.promoter()
-    return promoter.for_fleet(variants, promoter.registry.aliases())
-
-
 def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
-    promoter = _for_fleet(deployment, variants)
+    promoter = promoter_of(deployment, variants)
     parts: dict[str, float] = defaultdict(float)
     services = {name: Timed(getattr(promoter.judge, name), parts) for name in ("sources", "history", "results")}
     registry = Timed(promoter.registry, parts)
@@ -215,10 +190,6 @@ def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, flo
     return {name: took * 1e3 / len(variants) for name, took in parts.items()}
 
 
-def _fleet(n_variants: int) -> list[Variant]:
-    return [Variant(company=f"c{i:04}") for i in range(n_variants)]
-
-
 def _simulated(n_rows: int) -> list[pl.DataFrame]:
     n_accounts = round(n_rows * _ACCOUNTS_PER_ROW)
     return [
@@ -229,7 +200,7 @@ def _simulated(n_rows: int) -> list[pl.DataFrame]:
 
 def _register_and_score(deployment: Deployment, variants: Sequence[Variant], n_processes: int) -> None:
     """Register the variants, score a past week, copy it into the others, and take in what there is of activity."""
-    _in_processes("--prepare", len(variants), n_processes)
+    _in_processes(["benchmarks.monitoring", "--prepare"], len(variants), n_processes)
     first, *others = _PAST_WEEKS
     this_week = monday_of(datetime.now(UTC).date())
     for week in [*others, this_week - timedelta(weeks=1), this_week]:
@@ -326,23 +297,18 @@ def report(month: Month, took_s: float) -> str:
     )
 
 
-_PARTS = (prepare, judge)  # done by processes for a part of the fleet each
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write down and print."""
     parser = argparse.ArgumentParser(prog="benchmarks.monitoring", description=__doc__)
     parser.add_argument("--variants", type=int, default=2_000)
     parser.add_argument("--rows", type=int, default=1_000, help="accounts of each variant's batch, about")
     parser.add_argument("--processes", type=int, default=2)
-    for work in _PARTS:
-        parser.add_argument(f"--{work.__name__}", type=int, nargs=2, metavar=("FIRST", "END"), help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", type=int, nargs=2, metavar=("FIRST", "END"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    for work in _PARTS:
-        if part := getattr(args, work.__name__):
-            with open_deployment(load_settings()) as deployment:
-                print(json.dumps(work(deployment, _fleet(part[1])[part[0] :])))
-            return
+    if args.prepare:
+        with open_deployment(load_settings()) as deployment:
+            print(json.dumps(prepare(deployment, fleet(args.prepare[1])[args.prepare[0] :])))
+        return
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="churn-bench-") as folder:
         Path(folder).chmod(0o755)

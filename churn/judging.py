@@ -23,7 +23,7 @@ from churn.data.sources import Sources
 from churn.errors import ChurnError
 from churn.intake import take_in
 from churn.model.evaluation import Scores, calibration_bins, evaluate
-from churn.model.segments import judge_segments, levels_known
+from churn.model.segments import Levels, judge_segments
 from churn.model.verdict import Limits, PairedCohort, Verdict, judge, month_number
 from churn.store.results import BatchResults, JudgedBatch, Pair, PublishedBatch, Reliability, Scored
 from churn.variants import Variant
@@ -151,7 +151,7 @@ class Judge:
         )
 
     def _judge_all(self, waiting: Waiting, facts: pl.DataFrame, today: date) -> list[JudgedBatch]:
-        known = _Known(facts, Reports.of(facts), today)
+        known = _Known(Reports.of(facts), Levels(facts), today)
 
         @cache
         def limit_of(variant: Variant, version: int) -> float:
@@ -197,7 +197,7 @@ class Judge:
         scores = scores[_places(account_ids, labels)]
         found = evaluate(labels.churned, scores)
         limit = limit_of(batch.variant, batch.model_version)
-        levels = levels_known(known.facts, labels.account_ids, batch.as_of)
+        levels = known.levels.known(labels.account_ids, batch.as_of)
         return JudgedBatch(
             batch=batch,
             labels_as_of=known.today,
@@ -235,10 +235,10 @@ class Judge:
 
 @dataclass(frozen=True)
 class _Known:
-    """A variant's history, and the day on which it is looked at."""
+    """What a variant's history says, and the day on which it is looked at."""
 
-    facts: pl.DataFrame
     reports: Reports
+    levels: Levels
     today: date
 
 

@@ -52,7 +52,15 @@ def in_order(activity: pl.DataFrame) -> pl.DataFrame:
 
 def keys_of(activity: pl.DataFrame) -> list[npt.NDArray[Any]]:
     """Return the columns that :func:`key_columns` names, shape (activity.height,) each."""
-    return [column.to_numpy() for column in activity.select(pl.col(key_columns(activity.columns)).to_physical())]
+    # Column by column: an expression over all of them takes 15 times as long, more than all else done with small ones.
+    return [_physical(activity.get_column(name)).to_numpy() for name in key_columns(activity.columns)]
+
+
+def _physical(column: pl.Series) -> pl.Series:
+    """Return days as int32 and instants as int64, which they are underneath; anything else as it is."""
+    kinds = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
+    kind = kinds.get(column.dtype.base_type())
+    return column if kind is None else column.cast(kind)
 
 
 def are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:

@@ -51,20 +51,30 @@ class JudgedSegment:
     p_below_limit: float | None = None
 
 
-def levels_known(facts: pl.DataFrame, account_ids: npt.NDArray[np.int64], as_of: date) -> pl.DataFrame:
-    """Return each account's levels as known at the end of ``as_of``, by the rules of features: the row scored then.
+class Levels:
+    """The levels of a variant's accounts, as they were known on any day."""
 
-    Args:
-        facts: A history's, in its order, with ``known_at``.
-        account_ids: Shape (n,); each has a fact known by then.
+    def __init__(self, facts: pl.DataFrame) -> None:
+        """Take from facts what segments are made of.
 
-    Returns:
-        Shape (n, n_segments); a segment whose column the facts lack is not there.
-    """
-    accounts, months, known_at = keys_of(facts)
-    rows = np.flatnonzero(latest_known(as_of, accounts, months, known_at))
-    of_account = rows[np.searchsorted(accounts[rows], account_ids)]
-    return facts.select(name for name in ONE_HOT_PARENTS if name in facts.columns)[of_account]
+        Args:
+            facts: A history's, in its order, with ``known_at``.
+        """
+        self._keys = keys_of(facts)
+        self._levels = facts[[name for name in ONE_HOT_PARENTS if name in facts.columns]]
+
+    def known(self, account_ids: npt.NDArray[np.int64], as_of: date) -> pl.DataFrame:
+        """Return each account's levels as known at the end of ``as_of``, by the rules of features: the row scored then.
+
+        Args:
+            account_ids: Shape (n,); each has a fact known by then.
+
+        Returns:
+            Shape (n, n_segments); a segment whose column the facts lack is not there.
+        """
+        accounts, months, known_at = self._keys
+        rows = np.flatnonzero(latest_known(as_of, accounts, months, known_at))
+        return self._levels[rows[np.searchsorted(accounts[rows], account_ids)]]
 
 
 def judge_segments(
@@ -73,7 +83,7 @@ def judge_segments(
     """Judge the 50 largest levels of each segment.
 
     Args:
-        levels: Shape (n, n_segments), as :func:`levels_known` gives it.
+        levels: Shape (n, n_segments), as :meth:`Levels.known` gives it.
         churned: Shape (n,).
         scores: Shape (n,).
 

@@ -18,7 +18,7 @@ from sklearn.calibration import calibration_curve
 from churn.charts import draw_reliability
 from churn.data.activity import ONE_HOT_PARENTS
 from churn.model.evaluation import MIN_OF_CLASS, calibration_bins, roc_auc
-from churn.model.segments import MISSING, MOST_LEVELS, JudgedSegment, below_limit, judge_segments, levels_known
+from churn.model.segments import MISSING, MOST_LEVELS, JudgedSegment, Levels, below_limit, judge_segments
 
 AGREEMENT = 1e-6
 LIMIT = 0.7
@@ -149,7 +149,7 @@ def test_a_level_is_what_was_known_when_the_account_was_scored():
     )
 
     def known(as_of: date) -> list[str]:
-        levels = levels_known(facts, np.array([1, 2]), as_of)
+        levels = Levels(facts).known(np.array([1, 2]), as_of)
         assert levels.columns == ["brand_id"], "of the contract's columns, the ones that are there"
         return levels["brand_id"].to_list()
 
@@ -167,7 +167,7 @@ def test_segments_are_the_contracts_categories():
         }
         | {name: ["x"] * n for name in (*ONE_HOT_PARENTS, "tracker_id")},
     )
-    assert levels_known(facts, np.arange(n), date(2026, 2, 1)).columns == list(ONE_HOT_PARENTS)
+    assert Levels(facts).known(np.arange(n), date(2026, 2, 1)).columns == list(ONE_HOT_PARENTS)
 
 
 def test_the_reliability_picture_shows_each_bin_with_its_interval_and_escapes_its_title():
