@@ -1,9 +1,10 @@
 """What became known of a variant's players, and when: an append-only store of activity beside its other files.
 
-Each extract shows the months as they stand then. The history keeps what each one added or changed, as a Parquet part
-that is never rewritten but to erase an account, so that any past date can be seen as it was. Parts lie under
-``history/activity/`` below the variant's prefix and are named by when they were received and by the SHA-256 of their
-content.
+Each extract shows the months as they stand then. The history keeps what each one added or changed, as a Parquet part,
+so that any past date can be seen as it was. A part is never changed. It goes when an account in it is erased, or when
+it is folded with the others into one, so that a history of years is read as soon as one of weeks; its successor is
+there before. Parts lie under ``history/activity/`` below the variant's prefix and are named by when they were received
+and by the SHA-256 of their content.
 
 A fact is a row with ``known_at``. An extract's own counts, save where it contradicts what the history saw: a row that
 changed and kept its ``known_at`` became known when it was received. Without one, a fact became known when it was
@@ -16,7 +17,9 @@ Processes may append at once. Each writes a part of its own; a fact that two of 
 
 import hashlib
 import io
+import logging
 import re
+import zlib
 from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,14 +34,19 @@ import polars as pl
 from churn.data.activity import KEY, is_activity
 from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns, keys_of
-from churn.data.sources import Entry, Place, persistently
-from churn.errors import InputError, SourceError, UsageError
+from churn.data.sources import Entry, NoSuchKeyError, Place, persistently
+from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
 from churn.threads import in_threads
 from churn.variants import Variant
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "history/activity/"
-_PART = re.compile(r"\d{8}T\d{6}\.\d{6}Z-\d{5,}-[0-9a-f]{64}\.parquet")
+FOLDED_AT = range(4, 8)
+"""How many parts are folded into one: by variant, so that the weekly job does not fold a fleet's on one Monday."""
+_PART = re.compile(r"(?P<received>\d{8}T\d{6}\.\d{6}Z)-(?P<number>\d{5,})-[0-9a-f]{64}\.parquet")
 _READS_AT_ONCE = 8  # a part is small: reading it is mostly waiting
+_LISTINGS = 5  # who folds or erases at once takes a second between the successor and the end of its predecessors
 _INSTANT = pl.Datetime("us", "UTC")
 _NO_PREDECESSOR = -1
 
@@ -93,28 +101,37 @@ class ActivityHistory:
             raise UsageError(f"received_at {received_at} has no time zone, so that it is no instant; give it one")
         received_at = received_at.astimezone(UTC)
         erased = self.erased(variant)
-        parts = self._parts(variant)
-        read = self._read_parts(parts)
+        parts, read = self._held(variant)
         held = in_order(_stack(read)) if read else None
         added = new_facts(erased.without(extract), held, received_at)
         if added.is_empty():
             return Appended(0, [added if held is None else held])
-        content = _as_parquet(added)
-        # The count keeps parts received at one instant in the order in which they were written.
-        name = f"{received_at:%Y%m%dT%H%M%S.%f}Z-{len(parts):05d}-{hashlib.sha256(content).hexdigest()}.parquet"
-        key = variant.prefix + FOLDER + name
+        folded = parts if len(parts) >= _most_parts(variant) else []
+        written = _once(erased.without(in_order(_stack([*read, added])))) if folded else added
+        content = _as_parquet(written)
+        key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(folded))
         persistently(lambda: self.place.write(key, content))
-        read.insert(bisect([part.key for part in parts], key), added)
+        self._remove(variant, folded)
+        at = bisect([part.key for part in parts], key)
+        by_part = [written] if folded else [*read[:at], added, *read[at:]]
         if (by_now := self.erased(variant)) != erased:
             self.erase(variant, by_now)
-            read = [by_now.without(facts) for facts in read]
-        return Appended(added.height, read)
+            by_part = [by_now.without(facts) for facts in by_part]
+        return Appended(added.height, by_part)
+
+    def _remove(self, variant: Variant, folded: Sequence[Entry]) -> None:
+        """Remove the parts that were folded; where that fails, facts stand in two of them, which says the same."""
+        try:
+            for part in folded:
+                persistently(lambda part=part: self.place.delete(part.key))  # type: ignore[misc]
+        except AccessDeniedError as error:
+            logger.warning("%s: its history grows, and is read ever more slowly: %s", variant, error)
 
     def erase(self, variant: Variant, erased: Erased, *, dry_run: bool = False) -> int:
         """Write the parts that hold facts of erased accounts anew, without them. Safe to repeat, and to break off.
 
         A part's successor is there before the part goes, and facts that stand in both say the same twice; so readers
-        never miss one of another account.
+        never miss one of another account. A part that is folded meanwhile is looked through by whoever folds it.
 
         Returns:
             How many facts were removed.
@@ -122,7 +139,10 @@ class ActivityHistory:
         return sum(in_threads(lambda part: self._erase_part(part, erased, dry_run=dry_run), self._parts(variant)))
 
     def _erase_part(self, part: Entry, erased: Erased, *, dry_run: bool) -> int:
-        facts = self._read_part(part)
+        try:
+            facts = self._read_part(part)
+        except NoSuchKeyError:
+            return 0
         kept = erased.without(facts)
         n_removed = facts.height - kept.height
         if not n_removed or dry_run:
@@ -141,12 +161,12 @@ class ActivityHistory:
             InputError: If a part is damaged; names it.
             SourceError: If the variant has no history, or the place does not answer.
         """
-        parts = self._parts(variant)
-        if not parts:
+        _, read = self._held(variant)
+        if not read:
             raise SourceError(
                 f"{self.place.uri(variant.prefix + FOLDER)} holds no activity; append an extract of {variant} first"
             )
-        return in_order(_stack(self._read_parts(parts)))
+        return in_order(_stack(read))
 
     def version(self, variant: Variant) -> str | None:
         """Name the state of the history, by one listing; ``None`` where there is none. It changes with every part."""
@@ -161,11 +181,19 @@ class ActivityHistory:
             (entry for entry in held if _PART.fullmatch(entry.key.removeprefix(prefix))), key=lambda entry: entry.key
         )
 
-    def _read_parts(self, parts: list[Entry]) -> list[pl.DataFrame]:
-        return list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
+    def _held(self, variant: Variant) -> tuple[list[Entry], list[pl.DataFrame]]:
+        """List the parts and read them; anew where one goes meanwhile, whose successor the next listing has."""
+        for is_last in (*[False] * (_LISTINGS - 1), True):
+            parts = self._parts(variant)
+            try:
+                return parts, list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
+            except NoSuchKeyError:
+                if is_last:
+                    raise
+        raise AssertionError  # the last one returns or raises
 
     def _read_part(self, part: Entry) -> pl.DataFrame:
-        content = persistently(lambda: b"".join(self.place.open(part.key, part.version).chunks))
+        content = persistently(lambda: b"".join(self.place.open(part.key).chunks))
         uri = self.place.uri(part.key)
         if not part.key.endswith(f"-{hashlib.sha256(content).hexdigest()}.parquet"):
             raise InputError(
@@ -176,6 +204,25 @@ class ActivityHistory:
             return pl.read_parquet(content)
         except pl.exceptions.PolarsError as error:
             raise InputError(f"{uri} cannot be read as Parquet ({str(error)[:200]}); was it written here?") from error
+
+
+def _most_parts(variant: Variant) -> int:
+    return FOLDED_AT[zlib.crc32(variant.key.encode()) % len(FOLDED_AT)]
+
+
+def _next_name(parts: Sequence[Entry], received_at: datetime, content: bytes, *, comes_last: bool) -> str:
+    """Name a part that comes after those received before or at the same time, or after all."""
+    names = [match for part in parts if (match := _PART.search(part.key))]
+    received = f"{received_at:%Y%m%dT%H%M%S.%f}Z"
+    if comes_last:
+        received = max(received, *(name["received"] for name in names))
+    number = max((int(name["number"]) + 1 for name in names), default=0)
+    return f"{received}-{number:05d}-{hashlib.sha256(content).hexdigest()}.parquet"
+
+
+def _once(facts: pl.DataFrame) -> pl.DataFrame:
+    """Leave out of ordered facts those that stand there twice, of parts that were folded and not removed."""
+    return facts.unique(keep="last", maintain_order=True) if _follow(keys_of(facts)).any() else facts
 
 
 def _as_parquet(facts: pl.DataFrame) -> bytes:

@@ -132,7 +132,7 @@ class _NotThereError(SourceError):
     """The place lacks the file; raised and caught in this module."""
 
 
-class _NoSuchKeyError(_NotThereError):
+class NoSuchKeyError(_NotThereError):
     """The place itself is there."""
 
 
@@ -185,7 +185,7 @@ class Folder:
             raise AccessDeniedError(f"{self.uri(key)} may not be read by this user; correct its mode") from error
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             if version is None:
-                raise _NoSuchKeyError(f"{self.uri(key)} does not exist") from error
+                raise NoSuchKeyError(f"{self.uri(key)} does not exist") from error
             raise SourceUnavailableError(f"{self.uri(key)} went away while it was read") from error
         entry = _local_entry(key, os.fstat(file.fileno()))
         if version not in (None, entry.version):
@@ -337,7 +337,7 @@ def _meaning_of(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
     code = error.response.get("Error", {}).get("Code", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in _MISSING:
-        missing = _NotThereError if code == "NoSuchBucket" else _NoSuchKeyError
+        missing = _NotThereError if code == "NoSuchBucket" else NoSuchKeyError
         return missing(f"{uri} does not exist ({code})")
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(
@@ -481,7 +481,7 @@ def _open_first(place: Place, prefix: str, keys: Sequence[str]) -> OpenFile:
     """Open the first of some files that there is. The preferred one is asked for at once, which spares a listing."""
     try:
         return place.open(prefix + keys[0])
-    except _NoSuchKeyError:
+    except NoSuchKeyError:
         folders = sorted({key.rpartition("/")[0] + "/" for key in keys})
         held = {entry.key: entry for folder in folders for entry in place.list(prefix + folder)}
     entry = next((held[prefix + key] for key in keys if prefix + key in held), None)

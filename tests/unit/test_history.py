@@ -6,7 +6,9 @@ And the history is the only memory of past extracts: what is lost or rewritten t
 import hashlib
 import io
 import threading
+import zlib
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import boto3
@@ -16,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn.data.activity import KINDS, check_activity
+from churn.data.erased import Erased, tombstone
 from churn.data.features import features
-from churn.data.history import FOLDER, ActivityHistory, Appended, new_facts
+from churn.data.history import FOLDED_AT, FOLDER, ActivityHistory, Appended, new_facts
 from churn.data.simulate import simulate_activity
 from churn.data.sources import Bucket, Entry, Folder, Place
-from churn.errors import InputError, SourceError, UsageError
+from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
 from churn.variants import Variant
 
 US, BASE = Variant("us"), Variant()
@@ -371,6 +374,127 @@ def test_many_that_append_at_once_lose_nothing(history, place):
         thread.join()
 
     assert set(history.read(US)["account_id"]) == set(range(1, 9))
+
+
+def week(number: int) -> tuple[pl.DataFrame, datetime]:
+    """An extract that corrects account 1, and brings another."""
+    received_at = FIRST + timedelta(weeks=number)
+    return extract_of({"total_deposit": float(number)}, {"account_id": 10 + number}), received_at
+
+
+def parts_of(place: Place) -> list[str]:
+    return sorted(entry.key for entry in place.list(US.prefix + FOLDER))
+
+
+def test_months_of_parts_are_folded_into_few_and_every_day_looks_as_before(history, place):
+    facts: pl.DataFrame | None = None
+    n_parts = set()
+    for number in range(20):
+        extract, received_at = week(number)
+        facts = appended(facts, extract, received_at)
+        assert history.append(US, extract, received_at).n_added == 2
+        n_parts.add(len(parts_of(place)))
+
+    assert max(n_parts) <= max(FOLDED_AT)
+    assert len(n_parts) > 1
+    assert facts is not None
+    assert told(history.read(US)) == sorted(told(facts), key=lambda fact: fact[:3])
+    for day in (FIRST + timedelta(days=days) for days in range(0, 150, 25)):
+        assert features(history.read(US), day.date()).equals(features(facts, day.date()))
+
+
+def test_histories_of_a_fleet_are_not_folded_in_one_week(tmp_path):
+    variants = [Variant(company=f"c{number}") for number in range(12)]
+    history = ActivityHistory(Folder(tmp_path))
+    folded_in: dict[Variant, int] = {}
+    for number in range(max(FOLDED_AT) + 1):
+        for variant in variants:
+            history.append(variant, *week(number))
+            if number and len(history.place.list(variant.prefix)) == 1:
+                folded_in.setdefault(variant, number)
+
+    assert len(folded_in) == len(variants)
+    assert len(set(folded_in.values())) > 1
+
+
+class Listed(Folder):
+    """Somebody folds the history just after it was listed, once."""
+
+    others: tuple[pl.DataFrame, datetime] | None = None
+
+    def list(self, prefix: str) -> list[Entry]:
+        listed = super().list(prefix)
+        if self.others is not None:
+            others, self.others = self.others, None
+            ActivityHistory(Folder(self.root)).append(US, *others)
+        return listed
+
+
+def full(root: Path) -> int:
+    """Append until the next part folds all; returns the number of the next week."""
+    history = ActivityHistory(Folder(root))
+    number = 0
+    while True:
+        history.append(US, *week(number))
+        number += 1
+        if len(parts_of(history.place)) == FOLDED_AT[zlib.crc32(US.key.encode()) % len(FOLDED_AT)]:
+            return number
+
+
+@pytest.mark.parametrize("work", ["read", "append"])
+def test_who_reads_while_the_parts_are_folded_misses_nothing(tmp_path, work):
+    number = full(tmp_path)
+    place = Listed(tmp_path)
+    place.others = week(number)
+
+    if work == "read":
+        facts = ActivityHistory(place).read(US)
+    else:
+        facts = ActivityHistory(place).append(US, *week(number + 1)).facts
+
+    assert place.others is None
+    last = number + (work == "append")
+    assert set(facts["account_id"]) == {1, *range(10, 11 + last)}
+    assert facts.equals(ActivityHistory(Folder(tmp_path)).read(US))
+
+
+class NotToBeRemoved(Folder):
+    def delete(self, key: str) -> None:
+        raise AccessDeniedError(f"{key} may not be removed")
+
+
+def test_parts_that_may_not_be_removed_are_told_of_and_count_once(tmp_path, caplog):
+    number = full(tmp_path)
+    history = ActivityHistory(NotToBeRemoved(tmp_path))
+
+    for later in range(number, number + 3):
+        history.append(US, *week(later))
+
+    assert "us: its history grows, and is read ever more slowly" in caplog.text
+    expected = Folder(tmp_path / "other")
+    for every in range(number + 3):
+        ActivityHistory(expected).append(US, *week(every))
+    assert history.append(US, *week(number + 2)).n_added == 0, "doubles say the same"
+    assert set(told(history.read(US))) == set(told(ActivityHistory(expected).read(US)))
+    ActivityHistory(Folder(tmp_path)).append(US, *week(number + 3))
+    ActivityHistory(expected).append(US, *week(number + 3))
+    assert told(ActivityHistory(Folder(tmp_path)).read(US)) == told(ActivityHistory(expected).read(US))
+    assert len(parts_of(Folder(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_an_account_that_is_being_erased_does_not_stay_in_what_is_folded(tmp_path, is_known):
+    number = full(tmp_path)
+    salt = bytes(range(32))
+    before, after = Erased(salt), Erased(salt, frozenset([tombstone(salt, 11)]), 1)
+    answers = [after if is_known else before, after]
+    history = ActivityHistory(Folder(tmp_path), lambda _: answers.pop(0))
+
+    appended_now = history.append(US, *week(number))
+
+    read = ActivityHistory(Folder(tmp_path)).read(US)
+    assert set(read["account_id"]) == {1, 10, *range(12, 11 + number)}
+    assert appended_now.facts.equals(read)
 
 
 months = st.sampled_from([JAN, FEB, MAR, APR])

@@ -106,7 +106,7 @@ locals {
   policies        = { code = data.aws_iam_policy_document.code.json, mlflow = data.aws_iam_policy_document.mlflow.json }
 }
 
-# SECURITY.md, "AWS": reads the bucket, writes models and histories, removes erased parts of histories.
+# SECURITY.md, "AWS": reads the bucket, writes models and histories, removes parts of histories that were folded or held an erased account.
 data "aws_iam_policy_document" "code" {
   statement {
     sid       = "List"
