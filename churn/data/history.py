@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from churn.data.activity import KEY, is_activity
 from churn.data.erased import Erased
@@ -106,7 +107,7 @@ class ActivityHistory:
         added = new_facts(erased.without(extract), held, received_at)
         if added.is_empty():
             return Appended(0, [added if held is None else held])
-        folded = parts if len(parts) >= _most_parts(variant) else []
+        folded = parts if len(parts) >= most_parts(variant) else []
         written = _once(erased.without(in_order(_stack([*read, added])))) if folded else added
         content = _as_parquet(written)
         key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(folded))
@@ -181,16 +182,11 @@ class ActivityHistory:
             (entry for entry in held if _PART.fullmatch(entry.key.removeprefix(prefix))), key=lambda entry: entry.key
         )
 
+    @retry(retry=retry_if_exception_type(NoSuchKeyError), stop=stop_after_attempt(_LISTINGS), reraise=True)
     def _held(self, variant: Variant) -> tuple[list[Entry], list[pl.DataFrame]]:
         """List the parts and read them; anew where one goes meanwhile, whose successor the next listing has."""
-        for is_last in (*[False] * (_LISTINGS - 1), True):
-            parts = self._parts(variant)
-            try:
-                return parts, list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
-            except NoSuchKeyError:
-                if is_last:
-                    raise
-        raise AssertionError  # the last one returns or raises
+        parts = self._parts(variant)
+        return parts, list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
 
     def _read_part(self, part: Entry) -> pl.DataFrame:
         content = persistently(lambda: b"".join(self.place.open(part.key).chunks))
@@ -206,7 +202,8 @@ class ActivityHistory:
             raise InputError(f"{uri} cannot be read as Parquet ({str(error)[:200]}); was it written here?") from error
 
 
-def _most_parts(variant: Variant) -> int:
+def most_parts(variant: Variant) -> int:
+    """Return how many parts a variant's history has at most, before the next one folds them."""
     return FOLDED_AT[zlib.crc32(variant.key.encode()) % len(FOLDED_AT)]
 
 

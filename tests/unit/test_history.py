@@ -6,7 +6,6 @@ And the history is the only memory of past extracts: what is lost or rewritten t
 import hashlib
 import io
 import threading
-import zlib
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from churn.data.activity import KINDS, check_activity
 from churn.data.erased import Erased, tombstone
 from churn.data.features import features
-from churn.data.history import FOLDED_AT, FOLDER, ActivityHistory, Appended, new_facts
+from churn.data.history import FOLDED_AT, FOLDER, ActivityHistory, Appended, most_parts, new_facts
 from churn.data.simulate import simulate_activity
 from churn.data.sources import Bucket, Entry, Folder, Place
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
@@ -437,7 +436,7 @@ def full(root: Path) -> int:
     while True:
         history.append(US, *week(number))
         number += 1
-        if len(parts_of(history.place)) == FOLDED_AT[zlib.crc32(US.key.encode()) % len(FOLDED_AT)]:
+        if len(parts_of(history.place)) == most_parts(US):
             return number
 
 
