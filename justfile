@@ -52,7 +52,7 @@ sbom:
 
 # Rebuild data/churn and models/churn from the simulator, byte for byte.
 artifacts:
-    uv run python -m churn.data.artifacts
+    uv run python -m churn.samples.artifacts
 
 # Retake the README's screenshots in headless Chromium.
 screenshots:

@@ -35,12 +35,12 @@ from benchmarks.services import (
     upload_fleet,
     upload_variant,
 )
-from churn.bootstrap import set_up_server
-from churn.deployment import open_deployment
-from churn.provenance import code_version
-from churn.settings import load_settings
-from churn.store.predictions import read_current
+from churn.database.predictions import read_current
+from churn.deployment.code_version import code_version
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
 from churn.variants import Variant
+from churn.workflows.set_up import set_up_server
 
 FOLDER = Path(__file__).parent
 MILLION = 1_000_000

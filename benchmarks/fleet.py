@@ -23,16 +23,16 @@ def main() -> None:
     """Run the job and print what it took."""
     first, last, week, *resumed = sys.argv[1:]
     from benchmarks.services import peak_mb
-    from churn.dagster_home import dagster_environment
-    from churn.deployment import open_deployment
-    from churn.settings import load_settings
+    from churn.deployment.services import open_deployment
+    from churn.deployment.settings import load_settings
+    from orchestration.instance import dagster_environment
 
     with open_deployment(load_settings()) as deployment:
         os.environ.update(dagster_environment(deployment))
         import dagster as dg
 
-        from orchestration.assets.weekly import WEEK_TAG
-        from orchestration.fleets import RESUME_TAGS
+        from orchestration.assets.scoring import WEEK_TAG
+        from orchestration.fleet import RESUME_TAGS
         from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 
         quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

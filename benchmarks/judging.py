@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from benchmarks.services import peak_mb
-from churn.deployment import Deployment, open_deployment
-from churn.promotion import Promoter
-from churn.settings import load_settings
-from churn.threads import in_threads
+from churn.concurrency import in_threads
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
 from churn.variants import Variant
+from churn.workflows.promote import Promoter
 
 THREADS = 2  # as the op has them
 

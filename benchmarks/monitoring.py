@@ -33,16 +33,16 @@ import sqlalchemy as sa
 from benchmarks import drift
 from benchmarks.judging import THREADS, fleet, promoter_of
 from benchmarks.services import bench_environment, model_files, parquet_bytes, upload_fleet
-from churn.bootstrap import set_up_server
-from churn.data.simulate import simulate_activity
-from churn.deployment import Deployment, open_deployment
-from churn.provenance import code_version
+from churn.concurrency import in_threads
+from churn.database.connection import OWNER, WRITER, create_engine
+from churn.deployment.code_version import code_version
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
 from churn.report import write_report
-from churn.settings import load_settings
-from churn.store.connection import OWNER, WRITER, create_engine
-from churn.threads import in_threads
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.workflows.set_up import set_up_server
 from experiment_tracking.log_model import log_all
 
 _ALONE = 20

@@ -18,12 +18,12 @@ import sqlalchemy as sa
 
 from benchmarks.services import NAMES_KEY, WEEK, simulated_rows
 from churn.data.features import derive, pack, plan_encoding
+from churn.database.connection import WRITER, create_engine
+from churn.database.embedded import embedded_postgres
+from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
 from churn.monitoring.profiles import ProfileCounter, reference_profile
-from churn.pipeline import drift_of
 from churn.report import Report, write_report
-from churn.store.connection import WRITER, create_engine
-from churn.store.embedded import embedded_postgres
-from churn.store.schema import ensure_database, ensure_roles, migrate_predictions
+from churn.workflows.score import drift_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
-from churn.data.simulate import simulate_activity
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 
 BUCKET = "bench"

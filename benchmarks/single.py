@@ -21,14 +21,14 @@ import pandas as pd
 import sqlalchemy as sa
 
 from benchmarks.services import BUCKET, NAMES_KEY, WEEK, peak_mb, simulated_rows
+from churn.concurrency import in_threads
 from churn.data.features import derive, pack, plan_encoding
-from churn.deployment import Deployment, open_deployment
-from churn.model.bundle import Bundle
-from churn.pipeline import Scorer
-from churn.settings import load_settings
-from churn.store.connection import create_engine
-from churn.threads import in_threads
+from churn.database.connection import create_engine
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
+from churn.inference.bundle import Bundle
 from churn.variants import Variant
+from churn.workflows.score import Scorer
 
 _JSON_LINES_KEY = "naive/activity.jsonl"
 _CATEGORICAL = ["brand_id", "ben_login_id", "player_reg_product"]
@@ -83,8 +83,8 @@ def with_reasons(deployment: Deployment, n_rows: int) -> Callable[[], int]:
 def stages(deployment: Deployment) -> dict[str, float]:
     """Time the steps of the job with reasons one after another, none beside another; returns seconds."""
     from churn.data.scoring_rows import prepare
-    from churn.model.engine import build_engine
-    from churn.store.predictions import CopyLayout, ScoredRows, copy_bytes
+    from churn.database.predictions import CopyLayout, ScoredRows, copy_bytes
+    from churn.inference.engine import build_engine
 
     scorer, bundle = _ready_scorer(deployment, with_reasons=True)
     taken: dict[str, float] = {}
@@ -128,7 +128,7 @@ def stages(deployment: Deployment) -> dict[str, float]:
 
 def _ready_scorer(deployment: Deployment, *, with_reasons: bool) -> tuple[Scorer, Bundle]:
     """Return a scorer whose model, imports and compiled code are loaded, and its bundle."""
-    from churn.model.engine import build_engine
+    from churn.inference.engine import build_engine
 
     scorer = replace(deployment.scorer(), with_reasons=with_reasons)
     bundle = scorer.registry.load(scorer.registry.resolve(Variant()))
@@ -141,7 +141,7 @@ def _ready_scorer(deployment: Deployment, *, with_reasons: bool) -> tuple[Scorer
 
 def limit(deployment: Deployment, n_rows: int) -> Callable[[], int]:
     """The parts that nobody can leave out: the booster over a ready matrix, then COPY of a ready file."""
-    from churn.store.predictions import CopyLayout, ScoredRows, copy_bytes
+    from churn.database.predictions import CopyLayout, ScoredRows, copy_bytes
 
     registry = deployment.registry(read_only=True)
     bundle = registry.load(registry.resolve(Variant()))

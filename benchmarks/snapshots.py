@@ -14,8 +14,8 @@ import polars as pl
 
 from benchmarks.services import peak_mb
 from churn.data.labels import Horizon
-from churn.data.simulate import simulate_activity
 from churn.data.snapshots import month_ends, snapshots
+from churn.samples.simulator import simulate_activity
 
 FIRST_MONTH, N_MONTHS = date(2025, 2, 1), 21
 TODAY = date(2026, 11, 20)

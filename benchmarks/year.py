@@ -21,16 +21,16 @@ import numpy as np
 import polars as pl
 
 from benchmarks.services import BUCKET, NAMES_KEY, bench_environment
-from churn.bootstrap import set_up_server
-from churn.data.simulate import simulate_activity
-from churn.deployment import Deployment, open_deployment
+from churn.database.events import ModelEvent
+from churn.database.predictions import read_current
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
 from churn.errors import ChurnError
-from churn.learning import TrainingOutcome
-from churn.promotion import Promoter
-from churn.settings import load_settings
-from churn.store.events import ModelEvent
-from churn.store.predictions import read_current
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
+from churn.workflows.promote import Promoter
+from churn.workflows.set_up import set_up_server
+from churn.workflows.train import TrainingOutcome
 from orchestration.promotion import reasons_to_retrain
 
 FOLDER = Path(__file__).parent

@@ -16,11 +16,11 @@ import sqlalchemy as sa
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from churn import cli
-from churn.settings import Settings
-from churn.store.connection import create_engine
-from churn.store.embedded import embedded_postgres
-from churn.store.schema import ensure_database, ensure_roles, migrate_predictions
+from churn.cli.main import main as cli
+from churn.database.connection import create_engine
+from churn.database.embedded import embedded_postgres
+from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
+from churn.deployment.settings import Settings
 from experiment_tracking import log_model, promote_model, setup, train_model
 from orchestration.definitions import defs
 

@@ -16,12 +16,12 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from benchmarks.services import NAMES_KEY, bench_environment, upload_variant
-from churn.bootstrap import set_up_server, set_up_variants
-from churn.data.simulate import simulate_activity
-from churn.deployment import Deployment, open_deployment
-from churn.settings import load_settings
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.workflows.set_up import set_up_server, set_up_variants
 from tests.e2e.people import ROOT, Project, Served, browsing
 
 _COLOURS = 256

@@ -10,11 +10,19 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from churn.arguments import FAILED, add_variant_flags, alias_of, is_fleet, named_variants, run_command, with_found
-from churn.deployment import Deployment, open_deployment
+from churn.concurrency import in_threads
+from churn.deployment.command_line import (
+    FAILED,
+    add_variant_flags,
+    alias_of,
+    is_fleet,
+    named_variants,
+    run_command,
+    with_found,
+)
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
 from churn.errors import ChurnError
-from churn.settings import load_settings
-from churn.threads import in_threads
 from churn.variants import Variant
 
 # MLflow's store waits for PostgreSQL more than it computes.
@@ -64,7 +72,7 @@ def log_all(deployment: Deployment, variants: list[Variant], alias: str | None) 
     """Log the variants, a few at once; returns those that failed."""
     if not variants:
         return []
-    from churn.model.onboarding import log_variant
+    from churn.workflows.register import log_variant
 
     registry, sources = deployment.registry(read_only=False), deployment.sources()
     log = partial(

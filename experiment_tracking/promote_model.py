@@ -10,14 +10,22 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 
-from churn.arguments import FAILED, add_variant_flags, day_of, is_fleet, named_variants, run_command, with_found
-from churn.deployment import open_deployment
+from churn.database.events import ModelEvent
+from churn.deployment.command_line import (
+    FAILED,
+    add_variant_flags,
+    day_of,
+    is_fleet,
+    named_variants,
+    run_command,
+    with_found,
+)
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, UsageError
-from churn.model.verdict import Verdict
-from churn.promotion import WHOLE, Promoter, Standing
-from churn.settings import load_settings
-from churn.store.events import ModelEvent
+from churn.evaluation.comparison import Verdict
 from churn.variants import Variant
+from churn.workflows.promote import WHOLE, Promoter, Standing
 
 ACTIONS = {
     "status": "who is champion, previous and challenger, and what the matured labels say",

@@ -7,10 +7,10 @@ With neither set, the embedded PostgreSQL and a local folder are used. Safe to r
 import argparse
 from collections.abc import Sequence
 
-from churn.arguments import add_variant_flags, named_variants, run_command, with_found
-from churn.bootstrap import set_up_server, set_up_variants
-from churn.deployment import open_deployment
-from churn.settings import load_settings
+from churn.deployment.command_line import add_variant_flags, named_variants, run_command, with_found
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
+from churn.workflows.set_up import set_up_server, set_up_variants
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
-from churn.arguments import FAILED, add_variant_flags, day_of, named_variants, run_command, with_found
-from churn.deployment import Deployment, open_deployment
+from churn.deployment.command_line import FAILED, add_variant_flags, day_of, named_variants, run_command, with_found
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, UsageError
-from churn.settings import load_settings
 from churn.variants import Variant
 
 if TYPE_CHECKING:
-    from churn.learning import TrainingOutcome
-    from churn.model.evaluation import Evaluation, Interval
+    from churn.evaluation.metrics import Evaluation, Interval
+    from churn.workflows.train import TrainingOutcome
 
 _VERDICTS = {"holds": "holds", "fails": "FAILS", "skipped": "skipped"}
 

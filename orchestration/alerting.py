@@ -10,10 +10,10 @@ from typing import Any
 
 import dagster as dg
 
-from churn.alerting import deliver
 from churn.errors import ChurnError
 from churn.monitoring.conditions import FailedRun
-from orchestration.assets.weekly import OP_NAME
+from churn.workflows.alert import deliver
+from orchestration.assets.scoring import OP_NAME
 from orchestration.partitions import BOUND_TAGS, RETRIED_TAG, span, variants_partitions
 from orchestration.resources import Services
 

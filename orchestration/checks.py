@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import dagster as dg
 
 from churn.errors import ChurnError
-from churn.model.versions import CHAMPION
 from churn.monitoring.conditions import History, ScoredBatch, describe_drift, read_drifts, stale_sentence
 from churn.monitoring.drift import flag_fleet, volume
 from churn.monitoring.profiles import SCORE
-from churn.pipeline import Outcome, Scorer
+from churn.versions import CHAMPION
+from churn.workflows.score import Outcome, Scorer
 
 _SEVERITY = {
     "rows_were_scored": dg.AssetCheckSeverity.ERROR,

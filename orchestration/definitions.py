@@ -3,11 +3,11 @@
 import dagster as dg
 
 from orchestration.alerting import incident_sensor
-from orchestration.assets.judging import judging_assets, judging_job, weekly_judging_schedule
+from orchestration.assets.evaluation import judging_assets, judging_job, weekly_judging_schedule
+from orchestration.assets.monitoring import drifted_features, fleet_incidents, watching_job, weekly_watching_schedule
 from orchestration.assets.reporting import fleet_report
+from orchestration.assets.scoring import weekly_assets
 from orchestration.assets.training import training_assets, training_job
-from orchestration.assets.watching import drifted_features, fleet_incidents, watching_job, weekly_watching_schedule
-from orchestration.assets.weekly import weekly_assets
 from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
 from orchestration.maintenance import maintenance_job, maintenance_schedule
 from orchestration.promotion import promotion_job, retraining_sensor

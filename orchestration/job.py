@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from orchestration.assets.weekly import SPECS, WEEK_TAG
-from orchestration.fleets import RUN_TAGS
+from orchestration.assets.scoring import SPECS, WEEK_TAG
+from orchestration.fleet import RUN_TAGS
 from orchestration.resources import Services
 from orchestration.schedules import requests_for_all
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from churn.erasure import drop_old_weeks
+from churn.workflows.erase import drop_old_weeks
 from orchestration.resources import Services
 
 

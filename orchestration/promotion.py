@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from churn.database.fleet import Fleet
 from churn.errors import ChurnError
 from churn.monitoring.conditions import ScoredBatch
 from churn.monitoring.drift import flag_fleet
-from churn.monitoring.triggers import JudgedCohort, RetrainingPolicy, is_paused, reason_to_retrain
-from churn.store.fleet import Fleet
+from churn.monitoring.retraining import JudgedCohort, RetrainingPolicy, is_paused, reason_to_retrain
 from churn.variants import Variant
 from churn.weeks import monday_of
 from orchestration.assets.training import training_job
@@ -20,9 +20,9 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partit
 from orchestration.resources import Services
 
 if TYPE_CHECKING:
-    from churn.deployment import Deployment
-    from churn.promotion import Promoter
-    from churn.store.events import ModelEvent
+    from churn.database.events import ModelEvent
+    from churn.deployment.services import Deployment
+    from churn.workflows.promote import Promoter
 
 REASON_TAG = "churn/reason"
 _TAG_LENGTH = 250

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from churn.deployment import Deployment, open_deployment
-from churn.settings import load_settings
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
 
 
 class Services(dg.ConfigurableResource):

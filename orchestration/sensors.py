@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from churn.data.sources import Sources
+from churn.concurrency import in_threads
 from churn.errors import ChurnError
-from churn.threads import in_threads
+from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.weeks import monday_of
-from orchestration.assets.weekly import WEEK_TAG
+from orchestration.assets.scoring import WEEK_TAG
 from orchestration.job import churn_prediction_job
 from orchestration.partitions import ranges, sync_partitions
 from orchestration.resources import Services

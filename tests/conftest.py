@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 from moto.server import ThreadedMotoServer
 
-from churn.model import MLFLOW_DEFAULTS
-from churn.store.embedded import embedded_postgres
+from churn import MLFLOW_DEFAULTS
+from churn.database.embedded import embedded_postgres
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")

@@ -1,1 +1,1 @@
-"""Input rows: where they come from, what they must hold, and the features made of them."""
+"""Rows: the contract of activity, file formats, features, labels and training snapshots. Pure: no files, no services."""

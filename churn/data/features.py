@@ -30,7 +30,7 @@ def features(activity: pl.DataFrame, as_of: date) -> pl.DataFrame:
 
     Without ``known_at`` a month counts as known from its first day. That is right for scoring, where the extract in
     hand runs to today, and wrong at a past date, where the month's total would be known before the month was over.
-    Training therefore takes its facts from :mod:`churn.data.history`, which gives each one a ``known_at``.
+    Training therefore takes its facts from :mod:`churn.storage.history`, which gives each one a ``known_at``.
 
     Args:
         activity: Checked rows with ``account_id``, ``activity_month`` and perhaps ``known_at`` (UTC), ``ftd_date``.

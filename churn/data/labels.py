@@ -186,7 +186,7 @@ def _distinct(ordered: Ids) -> Ids:
 def _reach(reports: Reports, last_month: date, today: date) -> bool:
     """Tell whether the facts known at the end of ``today`` run to the end of a month.
 
-    The last instant of the month counts: a backfill is known then that was received later (``churn.data.history``).
+    The last instant of the month counts: a backfill is known then that was received later (``churn.storage.history``).
     """
     is_late = reports.known_at >= _instant(_month(last_month, 1)) - 1
     return bool((is_late & _known_by(reports, today)).any())

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from churn.concurrency import in_threads
 from churn.data.activity import (
     KINDS,
     ONE_HOT_PARENTS,
@@ -40,7 +41,6 @@ from churn.data.features import (
 )
 from churn.data.formats import RowFile, open_rows
 from churn.errors import InputError
-from churn.threads import in_threads
 
 CHUNK_ROWS = 65_536  # small chunks cost more calls a row; larger ones only cost memory
 _LEVELS_TOLD = 20

@@ -2,7 +2,7 @@
 
 The rows are what ``features`` gives for that date, by the same function as for scoring, so that a model is trained on
 what it will see. Facts without ``known_at`` are refused: by an extract alone, a month would be known from its first
-day, and a total of the whole month would reach an as-of date within it. ``churn.data.history`` knows better.
+day, and a total of the whole month would reach an as-of date within it. ``churn.storage.history`` knows better.
 """
 
 from collections.abc import Iterable

@@ -1,1 +1,1 @@
-"""What is watched from week to week: a model's inputs, its scores, and what became of them. Pure."""
+"""What may be wrong with a fleet: profiles, drift, conditions, incidents, and reasons to retrain. Pure."""

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from churn.model.evaluation import Interval, discoveries, p_at_least
-from churn.model.versions import CHALLENGER, CHAMPION
+from churn.evaluation.metrics import Interval, discoveries, p_at_least
 from churn.monitoring.drift import (
     LEAST_UNKNOWN_RISE,
     FeatureDrift,
@@ -24,6 +23,7 @@ from churn.monitoring.drift import (
 )
 from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
+from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of
 
 FDR = 0.01

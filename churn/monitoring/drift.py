@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import special
 
 from churn.errors import InputError
-from churn.model.evaluation import discoveries
+from churn.evaluation.metrics import discoveries
 from churn.monitoring.profiles import Profile, require_same_bins
 
 LEAST_PSI = 0.02

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from churn.database.report import read_fleet
 from churn.errors import UsageError
 from churn.report.content import build_content
-from churn.report.data import read_fleet
 from churn.report.page import render
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from churn.model.versions import CHALLENGER, CHAMPION
+from churn.database.report_rows import JUDGED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
 from churn.monitoring.profiles import Bins, Profile
-from churn.report.rows import JUDGED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
+from churn.versions import CHALLENGER, CHAMPION
 
 Content = dict[str, Any]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 
 import dagster as dg
 
-from churn.charts import Distribution, draw_distributions, draw_importance
+from churn.evaluation.charts import Distribution, draw_distributions, draw_importance
 from churn.monitoring.profiles import SCORE
-from churn.pipeline import Outcome, ScoreSummary
+from churn.workflows.score import Outcome, ScoreSummary
 
 Metadata = Mapping[str, dg.MetadataValue]
 

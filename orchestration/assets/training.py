@@ -14,15 +14,15 @@ import dagster as dg
 from pydantic import Field
 
 from churn.errors import ChurnError, UsageError
-from churn.model.claims import CLAIMS, Claim
-from churn.model.versions import CHALLENGER, CHAMPION
+from churn.training.checks import CLAIMS, Claim
+from churn.versions import CHALLENGER, CHAMPION
 from orchestration.assets.metadata import Metadata, picture
-from orchestration.fleets import RETRY_POLICY, RUN_TAGS, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
+from orchestration.fleet import RETRY_POLICY, RUN_TAGS, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
 if TYPE_CHECKING:
-    from churn.learning import TrainingOutcome
+    from churn.workflows.train import TrainingOutcome
 
 ASSET = "trained_models"
 OP_NAME = "train_variants"

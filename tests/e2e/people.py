@@ -20,9 +20,9 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from churn.deployment import open_deployment
-from churn.settings import load_settings
-from churn.store.predictions import read_current
+from churn.database.predictions import read_current
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from churn.deployment import open_deployment
-from churn.settings import Settings, load_settings
-from churn.store.predictions import read_current
+from churn.database.predictions import read_current
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

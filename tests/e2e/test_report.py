@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from playwright.sync_api import Page, expect
 
 from benchmarks.report import fill, timed_in_chromium, timed_report
-from churn.store.connection import create_engine
-from churn.store.schema import ensure_database, ensure_roles, migrate_predictions
+from churn.database.connection import create_engine
+from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
 
 from .people import CHROMIUM, browsing
 

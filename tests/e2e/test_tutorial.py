@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from churn.deployment import open_deployment
-from churn.settings import load_settings
-from churn.store.predictions import read_current
+from churn.database.predictions import read_current
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
 from tests.e2e.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports, materialize
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()

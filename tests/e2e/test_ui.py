@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from churn.demo import VARIANTS
+from churn.cli.demo import VARIANTS
 from tests.e2e.people import (
     CHROMIUM,
     DEMO,

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from churn.provenance import code_version
+from churn.deployment.code_version import code_version
 from tests.faults.house import ROOT, House, open_house, warmth_of
 from tests.faults.ledger import Tally, execute
 from tests.faults.matrix import ROWS, Row, Stage, open_stage, run_row

@@ -19,18 +19,18 @@ import boto3
 import sqlalchemy as sa
 
 from benchmarks.services import BUCKET, bench_environment, parquet_bytes
-from churn.bootstrap import set_up_server
 from churn.data.features import Encoding
 from churn.data.scoring_rows import Chunk, prepare
-from churn.data.simulate import simulate_activity
-from churn.data.sources import Bucket, Folder, Sources
-from churn.deployment import Deployment, open_deployment
-from churn.model.onboarding import log_variant
-from churn.pipeline import Scorer
-from churn.settings import Settings
-from churn.store.connection import READER, WRITER, create_engine
-from churn.store.predictions import PredictionStore
+from churn.database.connection import READER, WRITER, create_engine
+from churn.database.predictions import PredictionStore
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import Settings
+from churn.samples.simulator import simulate_activity
+from churn.storage.sources import Bucket, Folder, Sources
 from churn.variants import Variant
+from churn.workflows.register import log_variant
+from churn.workflows.score import Scorer
+from churn.workflows.set_up import set_up_server
 from tests.faults.naive import TABLE as NAIVE_TABLE
 from tests.faults.naive import score_naively
 
@@ -107,8 +107,8 @@ def open_scorer(
     fallback: bool = True,
     tracking: str = "",
 ) -> Scorer:
-    """Open what scoring needs, as :meth:`churn.deployment.Deployment.scorer` does."""
-    from churn.model.registry import Registry
+    """Open what scoring needs, as :meth:`churn.deployment.services.Deployment.scorer` does."""
+    from churn.registry.registry import Registry
 
     return Scorer(
         sources=Sources(bucket or Bucket(BUCKET), Folder(deployment.local_root), fallback=fallback),

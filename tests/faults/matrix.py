@@ -24,13 +24,13 @@ import boto3
 import pytest
 import sqlalchemy as sa
 
-import churn.data.sources as sources_module
-from churn.data.sources import Bucket
+import churn.storage.sources as sources_module
+from churn.database.embedded import embedded_postgres
+from churn.database.predictions import PredictionStore
 from churn.errors import ChurnError, TransientError
-from churn.pipeline import Scorer
-from churn.store.embedded import embedded_postgres
-from churn.store.predictions import PredictionStore
+from churn.storage.sources import Bucket
 from churn.variants import Variant
+from churn.workflows.score import Scorer
 from tests.faults.house import BUCKET, INPUT_KEY, LOGIN, VARIANTS, House, Input, through, week_of
 from tests.faults.ledger import Reader, Tally, execute, judge, judge_week
 from tests.faults.naive import publish_naively, score_naively
@@ -641,7 +641,7 @@ def _noting_retries(stage: Stage) -> Iterator[None]:
             if "will be repeated" in record.msg:
                 stage.retries.append(record.getMessage())
 
-    handler, logger = Noting(), logging.getLogger("churn.pipeline")
+    handler, logger = Noting(), logging.getLogger("churn.workflows.score")
     logger.addHandler(handler)
     try:
         yield

@@ -14,9 +14,12 @@ import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
 
-import churn.pipeline as pipeline_module
-from churn.credentials import read_secret
-from churn.data.sources import ATTEMPTS
+import churn.workflows.score as pipeline_module
+from churn.concurrency import FAILURES_IN_A_ROW
+from churn.database.connection import WRITER, create_engine
+from churn.database.predictions import PredictionStore
+from churn.deployment.credentials import read_secret
+from churn.deployment.settings import Settings
 from churn.errors import (
     AccessDeniedError,
     ChurnError,
@@ -25,13 +28,10 @@ from churn.errors import (
     SecretsUnavailableError,
     TransientError,
 )
-from churn.model.onboarding import log_variant
-from churn.patience import FAILURES_IN_A_ROW
-from churn.pipeline import Scorer
-from churn.settings import Settings
-from churn.store.connection import WRITER, create_engine
-from churn.store.predictions import PredictionStore
+from churn.storage.sources import ATTEMPTS
 from churn.variants import Variant
+from churn.workflows.register import log_variant
+from churn.workflows.score import Scorer
 from tests.faults.house import LOGIN, VARIANTS, House, week_of
 from tests.faults.ledger import execute
 from tests.faults.matrix import Stage

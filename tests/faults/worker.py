@@ -20,19 +20,19 @@ from typing import Any, NoReturn
 import pytest
 import sqlalchemy as sa
 
-from churn.charts import draw_importance
-from churn.deployment import Deployment
-from churn.model.engine import build_engine
-from churn.pipeline import Scorer
+from churn.deployment.services import Deployment
+from churn.evaluation.charts import draw_importance
+from churn.inference.engine import build_engine
 from churn.variants import Variant
+from churn.workflows.score import Scorer
 from tests.faults.house import VARIANTS, Warmth, open_scorer
 from tests.faults.naive import publish_naively
 
-_PREDICTIONS = "churn.store.predictions"
+_PREDICTIONS = "churn.database.predictions"
 POINTS: Mapping[str, tuple[str, str, str]] = {
-    "it has read nothing yet": ("churn.data.sources", "Sources.fetch_input", "entered"),
-    "the input is read": ("churn.data.sources", "Sources.fetch_input", "left"),
-    "the model is loaded": ("churn.model.registry", "Registry.load", "left"),
+    "it has read nothing yet": ("churn.storage.sources", "Sources.fetch_input", "entered"),
+    "the input is read": ("churn.storage.sources", "Sources.fetch_input", "left"),
+    "the model is loaded": ("churn.registry.registry", "Registry.load", "left"),
     "the week is open": (_PREDICTIONS, "PredictionStore._open_week", "left"),
     "the lock is held": (_PREDICTIONS, "_lock", "left"),
     "a batch id is taken": (_PREDICTIONS, "_next_batch_id", "left"),
@@ -42,7 +42,7 @@ POINTS: Mapping[str, tuple[str, str, str]] = {
     "the attempt is recorded": (_PREDICTIONS, "_insert_attempt", "left"),
     "the old batch is put aside": (_PREDICTIONS, "_mark_current", "entered"),
     "the new batch is current": (_PREDICTIONS, "_make_current", "left"),
-    "commit is asked for": ("churn.store.watch", "WatchedConnection.commit", "entered"),
+    "commit is asked for": ("churn.database.deadlines", "WatchedConnection.commit", "entered"),
     "it is committed": (_PREDICTIONS, "PredictionStore.publish", "left"),
 }
 """Where a child may kill itself: the module, the function, and whether it dies on the way in or out."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from churn.data.activity import ONE_HOT_PARENTS
 from churn.data.features import pack_matrix, plan_encoded
-from churn.model.bundle import Golden, parse_feature_names, read_bundle
+from churn.inference.bundle import Golden, parse_feature_names, read_bundle
 from churn.monitoring.profiles import Profile, reference_profile
 from tests.hostile import corpus
 from tests.hostile.boosters import bundle

@@ -18,9 +18,9 @@ import numpy as np
 from churn.data.activity import ONE_HOT_PARENTS
 from churn.data.features import pack_matrix, plan_encoded
 from churn.errors import ModelFileError
-from churn.model.bundle import Bundle, read_bundle
-from churn.model.engine import build_engine
-from churn.model.ubjson import parse_ubjson
+from churn.inference.bundle import Bundle, read_bundle
+from churn.inference.engine import build_engine
+from churn.inference.ubjson import parse_ubjson
 from tests.hostile import corpus
 from tests.hostile.documents import mutate_document, to_ubjson
 from tests.hostile.harness import SAME, require

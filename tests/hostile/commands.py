@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from churn import cli
+from churn.cli.main import main as cli
 from experiment_tracking import log_model, promote_model, setup, train_model
 from tests.hostile.harness import REFUSED, SAME, USAGE, require, require_clear
 from tests.hostile.surroundings import NOWHERE, VALUES, environment, sendable

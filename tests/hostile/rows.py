@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from churn.data.features import Encoding, pack_matrix
 from churn.data.scoring_rows import prepare
 from churn.errors import QuarantineError
-from churn.model.engine import Engine, build_engine
+from churn.inference.engine import Engine, build_engine
 from tests.hostile import corpus, oracle
 from tests.hostile.boosters import bundle
 from tests.hostile.harness import QUARANTINED, SAME, Family, WrongResultError, require, require_clear

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from churn.credentials import parse_secret
+from churn.database.connection import parse_database_url, require_connection
+from churn.deployment.credentials import parse_secret
+from churn.deployment.settings import Settings, load_settings
 from churn.errors import ChurnError, UsageError
-from churn.settings import Settings, load_settings
-from churn.store.connection import parse_database_url, require_connection
 from tests.hostile import corpus
 from tests.hostile.documents import mutate_document
 from tests.hostile.harness import SAME, require, require_clear

@@ -19,18 +19,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from churn.arguments import account_of, alias_of, port_of
-from churn.credentials import parse_secret
 from churn.data.formats import open_rows, read_frame
 from churn.data.labels import Horizon
-from churn.data.sources import Folder
-from churn.erasure import first_kept_week
+from churn.database.connection import parse_database_url
+from churn.deployment.command_line import account_of, alias_of, port_of
+from churn.deployment.credentials import parse_secret
+from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, CredentialsError, InputError, ModelFileError, UsageError
-from churn.model.bundle import Golden, parse_feature_names, read_bundle
-from churn.model.ubjson import parse_ubjson
+from churn.inference.bundle import Golden, parse_feature_names, read_bundle
+from churn.inference.ubjson import parse_ubjson
 from churn.monitoring.profiles import Profile
-from churn.settings import load_settings
-from churn.store.connection import parse_database_url
+from churn.storage.sources import Folder
+from churn.workflows.erase import first_kept_week
 from experiment_tracking import promote_model
 from tests.hostile import corpus
 from tests.hostile.harness import require_clear

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from churn import arguments
-from churn.data.sources import Folder, Sources
+from churn.deployment.services import command_line as arguments
 from churn.errors import UsageError
+from churn.storage.sources import Folder, Sources
 from churn.variants import Variant
 from churn.weeks import default_as_of, monday_of, parse_week
 from tests.hostile import corpus

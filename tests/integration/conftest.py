@@ -23,10 +23,10 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from churn.deployment import Deployment, open_deployment
-from churn.settings import load_settings
-from churn.store.connection import OWNER, READER, WRITER, create_engine
-from churn.store.schema import ensure_database, ensure_roles, migrate_mlflow, migrate_predictions
+from churn.database.connection import OWNER, READER, WRITER, create_engine
+from churn.database.schema import ensure_database, ensure_roles, migrate_mlflow, migrate_predictions
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "p@ss:w/o%rd'\" x"  # noqa: S105
@@ -108,7 +108,7 @@ def login(postgres: sa.URL) -> sa.URL:
 @pytest.fixture(scope="session")
 def schemas(postgres: sa.URL, login: sa.URL, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """One database of each kind, set up, to be cloned: its name by ``mlflow``, ``churn`` and ``dagster``."""
-    from churn.model.registry import Registry
+    from churn.registry.registry import Registry
 
     names = {kind: f"template_{kind}" for kind in ("mlflow", "churn", "dagster")}
     for name in names.values():

@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from churn.pipeline import Outcome, Scorer
+from churn.workflows.score import Outcome, Scorer
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 
 import dagster as dg
 
-from orchestration.assets.weekly import WEEK_TAG
+from orchestration.assets.scoring import WEEK_TAG
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 
 

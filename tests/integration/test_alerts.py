@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from churn.alerting import Delivered, Receivers, deliver
-from churn.deployment import Deployment
+from churn.database.incidents import LONGEST_RETRY_S, Incidents
+from churn.deployment.services import Deployment
 from churn.errors import UsageError
 from churn.monitoring.incidents import Condition
-from churn.store.incidents import LONGEST_RETRY_S, Incidents
+from churn.workflows.alert import Delivered, Receivers, deliver
 
 from .conftest import ROOT, Site, wait_until
 
@@ -268,8 +268,8 @@ def test_nothing_begins_after_the_budget_is_used_up(incidents: Incidents, receiv
 DELIVER = """
 import datetime, os, sys
 import sqlalchemy as sa
-from churn.alerting import Receivers, deliver
-from churn.store.incidents import Incidents
+from churn.workflows.alert import Receivers, deliver
+from churn.database.incidents import Incidents
 receivers = Receivers.parse(os.environ["CHURN_ALERT_URLS"])
 incidents = Incidents(sa.make_url(os.environ["CHURN_DATABASE_URL"]))
 print("ready", flush=True)

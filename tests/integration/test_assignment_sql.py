@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from churn.model.assignment import SQL_FUNCTION, is_assigned
+from churn.evaluation.assignment import SQL_FUNCTION, is_assigned
 
 from .conftest import Site, disconnect, run_sql
 

@@ -16,10 +16,10 @@ import boto3
 import pytest
 import sqlalchemy as sa
 
-from churn.deployment import open_deployment
-from churn.settings import load_settings
-from churn.store.embedded import embedded_postgres
-from churn.store.embedded_host import find_programs
+from churn.database.embedded import embedded_postgres
+from churn.database.embedded_host import find_programs
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
 from churn.variants import Variant
 from orchestration.partitions import sync_partitions
 

@@ -32,12 +32,12 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
-from churn.data.simulate import simulate_activity
-from churn.deployment import Deployment
+from churn.deployment.services import Deployment
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
 from orchestration.alerting import failed_runs
-from orchestration.assets.weekly import SPECS, WEEK_TAG
+from orchestration.assets.scoring import SPECS, WEEK_TAG
 from orchestration.definitions import defs
 from orchestration.job import weekly_churn_prediction_schedule
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, RETRIED_TAG, span, sync_partitions

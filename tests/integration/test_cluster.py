@@ -25,17 +25,17 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-import churn.cluster as cluster_module
+import churn.workflows.ray_cluster as cluster_module
 from benchmarks.nodes import Cluster, ray_cluster
 from benchmarks.services import parquet_bytes, simulated_rows
-from churn.cluster import fingerprint, score_fleet
-from churn.data.simulate import simulate_activity
-from churn.deployment import open_deployment
+from churn.database.connection import create_engine
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
 from churn.errors import ClusterError, ClusterUnavailableError, InputError
-from churn.settings import load_settings
-from churn.store.connection import create_engine
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
-from orchestration.assets.weekly import SPECS, tell
+from churn.workflows.ray_cluster import fingerprint, score_fleet
+from orchestration.assets.scoring import SPECS, tell
 from orchestration.partitions import sync_partitions
 from tests.integration.on_nodes import Placed, die_after_publishing, place, unsendable
 

@@ -30,8 +30,8 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from churn.store.connection import create_engine
-from churn.store.embedded import embedded_postgres
+from churn.database.connection import create_engine
+from churn.database.embedded import embedded_postgres
 from churn.weeks import monday_of
 
 pytestmark = pytest.mark.slow

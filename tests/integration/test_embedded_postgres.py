@@ -21,8 +21,8 @@ import pytest
 from sqlalchemy import URL, NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
+from churn.database.embedded import embedded_postgres
 from churn.errors import StoreError
-from churn.store.embedded import embedded_postgres
 
 IS_ROOT = os.geteuid() == 0
 SYSTEM_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -30,7 +30,7 @@ SYSTEM_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 HOLD = """
 import sys
 from pathlib import Path
-from churn.store.embedded import embedded_postgres
+from churn.database.embedded import embedded_postgres
 with embedded_postgres(Path(sys.argv[1])) as url:
     print(url.port, flush=True)
     sys.stdin.read()
@@ -40,7 +40,7 @@ COME_AND_GO = """
 import sys
 from pathlib import Path
 from sqlalchemy import NullPool, create_engine
-from churn.store.embedded import embedded_postgres
+from churn.database.embedded import embedded_postgres
 for _ in range(5):
     with embedded_postgres(Path(sys.argv[1])) as url:
         with create_engine(url, poolclass=NullPool).begin() as connection:
@@ -52,7 +52,7 @@ SURVIVE_CTRL_C = """
 import sys, time
 from pathlib import Path
 from sqlalchemy import NullPool, create_engine
-from churn.store.embedded import embedded_postgres
+from churn.database.embedded import embedded_postgres
 with embedded_postgres(Path(sys.argv[1])) as url:
     try:
         print(url.port, flush=True)

@@ -20,21 +20,21 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from churn.cli import main
+from churn.cli.main import main
 from churn.data.erased import Erased, tombstone
 from churn.data.formats import read_frame
-from churn.data.history import FOLDER, ActivityHistory
 from churn.data.labels import Horizon
-from churn.data.sources import Folder
-from churn.deployment import Deployment
-from churn.erasure import first_kept_week
+from churn.database.connection import create_engine
+from churn.database.erasure import drop_weeks, erase_rows
+from churn.database.predictions import PredictionStore, Unpublished
+from churn.deployment.services import Deployment
+from churn.deployment.settings import load_settings
 from churn.errors import DatabaseUnavailableError, UsageError
-from churn.judging import Judge
-from churn.settings import load_settings
-from churn.store.connection import create_engine
-from churn.store.erasure import drop_weeks, erase_rows
-from churn.store.predictions import PredictionStore, Unpublished
+from churn.storage.history import FOLDER, ActivityHistory
+from churn.storage.sources import Folder
 from churn.variants import Variant
+from churn.workflows.erase import first_kept_week
+from churn.workflows.evaluate import Judge
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 

@@ -18,9 +18,9 @@ from dagster import AssetKey
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from mlflow import MlflowClient
 
-from churn.data.simulate import simulate_activity
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
-from orchestration.assets.weekly import SPECS
+from orchestration.assets.scoring import SPECS
 from orchestration.partitions import sync_partitions, variants_partitions
 
 from .conftest import Run, Site, bundled, put_model_files

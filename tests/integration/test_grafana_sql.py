@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 import yaml
 
-from churn.store.connection import READER
+from churn.database.connection import READER
 
 from .conftest import ROOT, Site, create_login, run_sql
 from .test_metrics import Fleet, fleet, scrape, served  # noqa: F401 a fixture

@@ -18,12 +18,12 @@ from sklearn import metrics
 
 from churn.data.activity import ONE_HOT_PARENTS
 from churn.data.labels import Horizon, Reports, at_risk, label
-from churn.data.simulate import simulate_activity
-from churn.deployment import Deployment
-from churn.judging import AUC_LIMIT_TAG, Judge, Waiting
-from churn.model.segments import JudgedSegment
-from churn.store.results import JudgedBatch
+from churn.database.evaluations import JudgedBatch
+from churn.deployment.services import Deployment
+from churn.evaluation.segments import JudgedSegment
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
+from churn.workflows.evaluate import AUC_LIMIT_TAG, Judge, Waiting
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 

@@ -10,9 +10,9 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from churn.data.simulate import simulate_activity
-from churn.deployment import Deployment
-from churn.store.results import JudgedBatch
+from churn.database.evaluations import JudgedBatch
+from churn.deployment.services import Deployment
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions

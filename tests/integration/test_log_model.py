@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import xgboost as xgb
 
-from churn.deployment import Deployment
+from churn.deployment.services import Deployment
 from churn.variants import Variant
 
 from .conftest import ROOT, Run, Site, bundled, put_model_files, run_script

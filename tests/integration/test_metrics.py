@@ -22,12 +22,12 @@ import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_text_to_metric_families
 
-from churn.cli import main
-from churn.deployment import Deployment
+from churn.cli.main import main
+from churn.database.connection import READER
+from churn.deployment.services import Deployment
 from churn.errors import InputError
-from churn.metrics import metrics_server
 from churn.monitoring.incidents import KINDS
-from churn.store.connection import READER
+from churn.report.prometheus import metrics_server
 from churn.variants import Variant
 
 from .conftest import PASSWORD, ROOT, Run, Site, create_login, put_model_files, require_no_password, run_sql

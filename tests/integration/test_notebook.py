@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from churn.deployment import Deployment
+from churn.deployment.services import Deployment
 from churn.variants import Variant
 
 from .conftest import ROOT, Run, Site

@@ -13,14 +13,14 @@ import pytest
 import xgboost as xgb
 from mlflow import MlflowClient
 
-from churn.data.simulate import simulate_activity
-from churn.deployment import Deployment
+from churn.deployment.services import Deployment
 from churn.errors import PromotionError, UsageError
-from churn.model.assignment import is_assigned
-from churn.model.verdict import Limits
-from churn.model.versions import CHALLENGER, CHAMPION, PREVIOUS
-from churn.promotion import Promoter
+from churn.evaluation.assignment import is_assigned
+from churn.evaluation.comparison import Limits
+from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
+from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
+from churn.workflows.promote import Promoter
 from experiment_tracking.promote_model import main as promote_model
 
 from .conftest import Run, Site, bundled, put_model_files
@@ -256,7 +256,7 @@ def test_an_alias_moved_past_us_is_observed(two_models: None, promoter: Promoter
 
 
 def test_the_trail_cannot_be_rewritten_by_those_who_write_it(site: Site, two_models: None):
-    from churn.store.connection import WRITER, create_engine
+    from churn.database.connection import WRITER, create_engine
 
     with create_engine(site.login.set(database=site.churn), role=WRITER).connect() as connection:
         for statement in ("UPDATE model_events SET champion_version = 9", "DELETE FROM model_events"):

@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 import xgboost as xgb
 
-from churn.charts import draw_importance
-from churn.cli import main
-from churn.deployment import Deployment
+from churn.cli.main import main
+from churn.deployment.services import Deployment
 from churn.errors import InputError
+from churn.evaluation.charts import draw_importance
 from churn.variants import Variant
 
 from .conftest import Run, Site, bundled, put_model_files

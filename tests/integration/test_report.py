@@ -16,11 +16,11 @@ import dagster as dg
 import pytest
 
 from benchmarks.report import fill, timed_report
-from churn.cli import main
-from churn.deployment import Deployment
-from churn.model.versions import CHALLENGER, CHAMPION
+from churn.cli.main import main
+from churn.deployment.services import Deployment
 from churn.report import write_report
 from churn.variants import Variant
+from churn.versions import CHALLENGER, CHAMPION
 from orchestration.assets.reporting import fleet_report
 from orchestration.resources import Services
 

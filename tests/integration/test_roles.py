@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from churn.store.connection import READER, WRITER, create_engine
-from churn.store.schema import ensure_roles
+from churn.database.connection import READER, WRITER, create_engine
+from churn.database.schema import ensure_roles
 
 from .conftest import Site, create_login, run_sql
 

@@ -15,9 +15,9 @@ import dagster as dg
 import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
-from churn.deployment import Deployment
+from churn.deployment.services import Deployment
 from churn.variants import Variant
-from orchestration.assets.weekly import WEEK_TAG
+from orchestration.assets.scoring import WEEK_TAG
 from orchestration.definitions import defs
 from orchestration.job import weekly_churn_prediction_schedule
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges

@@ -18,11 +18,11 @@ import dagster as dg
 import psutil
 import pytest
 
-from churn.alerting import deliver
-from churn.deployment import Deployment, open_deployment
-from churn.settings import load_settings
-from churn.store.incidents import Incidents
+from churn.database.incidents import Incidents
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
 from churn.variants import Variant
+from churn.workflows.alert import deliver
 from orchestration.alerting import failed_runs
 from orchestration.partitions import sync_partitions
 
@@ -142,7 +142,7 @@ def test_the_uis_listen_on_loopback_alone_and_their_processes_show_no_secret(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         ports = [str(held.getsockname()[1]) for held in (one, two)]
-    main = "from churn.cli import main; main()"
+    main = "from churn.cli.main import main; main()"
     command = [sys.executable, "-c", main, "up", "--dagster-port", ports[0], "--mlflow-port", ports[1]]
     log = tmp_path / "up.log"
     with log.open("w") as output:

@@ -16,12 +16,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from churn.deployment import Deployment
+from churn.database.connection import READER, WRITER, create_engine
+from churn.database.embedded import embedded_postgres
+from churn.database.predictions import read_current
+from churn.database.schema import ensure_roles
+from churn.deployment.services import Deployment
 from churn.errors import AccessDeniedError, ChurnError, RegistryError, StoreError
-from churn.store.connection import READER, WRITER, create_engine
-from churn.store.embedded import embedded_postgres
-from churn.store.predictions import read_current
-from churn.store.schema import ensure_roles
 from churn.variants import Variant
 
 from .conftest import PASSWORD, ROOT, Run, Site, configure, create_login, require_no_password, run_script, run_sql

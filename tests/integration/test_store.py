@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
+from churn.database.connection import create_engine
+from churn.database.predictions import BatchRecord, PredictionStore, ScoredRows, Unpublished, read_current
 from churn.errors import DatabaseUnavailableError, StoreError
-from churn.store.connection import create_engine
-from churn.store.predictions import BatchRecord, PredictionStore, ScoredRows, Unpublished, read_current
 from churn.variants import Variant
 
 from .conftest import Site, run_sql

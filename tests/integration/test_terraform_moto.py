@@ -21,9 +21,9 @@ import sqlalchemy as sa
 import yaml
 from moto.server import ThreadedMotoServer
 
-from churn.credentials import read_secret
-from churn.settings import load_settings
-from churn.store.embedded import embedded_postgres
+from churn.database.embedded import embedded_postgres
+from churn.deployment.credentials import read_secret
+from churn.deployment.settings import load_settings
 from tests.conftest import ROOT
 
 TERRAFORM = ROOT / "infra" / "terraform"

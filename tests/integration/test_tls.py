@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from churn.dagster_home import dagster_environment
-from churn.deployment import open_deployment
+from churn.database.connection import READER, require_connection
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
 from churn.errors import StoreError, TransientError
-from churn.settings import load_settings
-from churn.store.connection import READER, require_connection
+from orchestration.instance import dagster_environment
 
 from .conftest import Run, Site, require_no_password
 from .test_setup import change_secret

@@ -17,10 +17,10 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from churn.data.history import ActivityHistory
-from churn.data.simulate import simulate_activity
-from churn.deployment import Deployment
-from churn.model.claims import CLAIMS
+from churn.deployment.services import Deployment
+from churn.samples.simulator import simulate_activity
+from churn.storage.history import ActivityHistory
+from churn.training.checks import CLAIMS
 from churn.variants import Variant
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions, variants_partitions

@@ -11,10 +11,10 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from churn.deployment import Deployment
-from churn.store.connection import create_engine
+from churn.database.connection import create_engine
+from churn.deployment.services import Deployment
 from churn.variants import Variant
-from churn.watching import Watch
+from churn.workflows.monitor import Watch
 from orchestration.alerting import failed_runs, incident_sensor
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions

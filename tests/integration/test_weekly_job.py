@@ -21,9 +21,9 @@ import pytest
 import xgboost as xgb
 from moto.server import ThreadedMotoServer
 
-from churn.deployment import Deployment
+from churn.deployment.services import Deployment
 from churn.errors import RegistryUnavailableError
-from churn.model.claims import CLAIMS
+from churn.training.checks import CLAIMS
 from churn.variants import Variant
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions

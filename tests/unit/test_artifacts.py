@@ -15,7 +15,7 @@ import pytest
 import xgboost as xgb
 from polars.testing import assert_frame_equal
 
-from churn.data.artifacts import FEATURE_NAMES, TrainedModel, main, write_artifacts
+from churn.samples.artifacts import FEATURE_NAMES, TrainedModel, main, write_artifacts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA, MODELS = REPOSITORY / "data" / "churn", REPOSITORY / "models" / "churn"

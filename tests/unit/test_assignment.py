@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from churn.errors import UsageError
-from churn.model.assignment import is_assigned
+from churn.evaluation.assignment import is_assigned
 
 CHOSEN_OF_SIXTY = [13, 19, 20, 36, 39, 44, 47, 55]
 """By ``md5sum`` of ``us:2026-11:<account>``, its first eight digits modulo 10,000 below 1,000."""

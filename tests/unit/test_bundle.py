@@ -13,8 +13,8 @@ import pytest
 import xgboost as xgb
 
 from churn.errors import ModelFileError
-from churn.model.bundle import GOLDEN_ROWS, Golden, load_bundle, parse_feature_names, read_bundle
-from churn.model.ubjson import parse_ubjson
+from churn.inference.bundle import GOLDEN_ROWS, Golden, load_bundle, parse_feature_names, read_bundle
+from churn.inference.ubjson import parse_ubjson
 
 NAMES = tuple("abcdef")
 TREES = {"objective": "binary:logistic", "max_depth": 3, "nthread": 1}

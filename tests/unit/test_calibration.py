@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn.data.features import pack_matrix, plan_encoded
-from churn.model.bundle import load_bundle, read_bundle
-from churn.model.calibration import MIN_SLOPE, Calibration, fit_platt, fold_into, sigmoid
-from churn.model.engine import build_engine
-from churn.model.evaluation import roc_auc
-from churn.model.forest import NotCompilableError
+from churn.evaluation.metrics import roc_auc
+from churn.inference.bundle import load_bundle, read_bundle
+from churn.inference.engine import build_engine
+from churn.inference.forest import NotCompilableError
+from churn.training.calibration import MIN_SLOPE, Calibration, fit_platt, fold_into, sigmoid
 
 NAMES = ["a", "b", "c_x", "c_y"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*learner.cc")

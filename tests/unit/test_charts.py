@@ -5,7 +5,7 @@ any kind must not break it.
 import re
 from xml.etree import ElementTree as ET
 
-from churn.charts import Distribution, draw_distributions
+from churn.evaluation.charts import Distribution, draw_distributions
 
 
 def lengths(svg: str) -> list[list[float]]:

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from churn.cluster import load_ray
+from churn.deployment.settings import load_settings
 from churn.errors import UsageError
-from churn.settings import load_settings
+from churn.workflows.ray_cluster import load_ray
 
 
 @pytest.mark.parametrize("address", ["auto", "10.0.0.5:6379", "ray://head.internal:10001", "[fd00::5]:6379"])

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from churn.model.evaluation import Interval
+from churn.evaluation.metrics import Interval
 from churn.monitoring.conditions import (
     Attempt,
     FailedRun,

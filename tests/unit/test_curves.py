@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from churn.errors import ChurnError
-from churn.model.curves import (
+from churn.evaluation.curves import (
     draw_contributions,
     draw_gain,
     draw_precision_recall,
@@ -23,7 +23,7 @@ from churn.model.curves import (
     draw_roc,
     draw_scores,
 )
-from churn.model.evaluation import evaluate
+from churn.evaluation.metrics import evaluate
 
 ABOUT = "geography-us, version 3"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -156,7 +156,7 @@ def test_matplotlib_waits_for_a_picture_and_pyplot_is_never_loaded():
     program = """
 import sys
 import numpy as np
-from churn.model.curves import draw_roc
+from churn.evaluation.curves import draw_roc
 assert "matplotlib" not in sys.modules, "importing the module is to cost nothing"
 draw_roc(np.arange(200) % 2 == 0, np.linspace(0, 1, 200), "base", "png")
 assert "matplotlib.pyplot" not in sys.modules, "pyplot keeps state, and looks for a display"

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 import sqlalchemy as sa
 
-from churn.cli import build_parser
+from churn.cli.main import build_parser
 from docs.build import DOCS, ROOT, build, places_of
 from docs.generate import REFERENCE, SCRIPTS, migrate, pages
 

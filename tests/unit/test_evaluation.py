@@ -14,7 +14,7 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 from churn.errors import ChurnError
-from churn.model.evaluation import (
+from churn.evaluation.metrics import (
     MIN_OF_CLASS,
     Interval,
     average_precision,

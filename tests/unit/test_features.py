@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from churn.data.activity import check_activity
 from churn.data.features import encode, features, pack, plan_encoding
 from churn.errors import InputError
-from churn.model.bundle import read_bundle
+from churn.inference.bundle import read_bundle
 
 BRANDS, LOGINS, PRODUCTS = ("OH", "PA", "NO_LIMIT"), ("BCUSA22L", "actionnetwork"), ("BETTING", "CASINO")
 NAMES = (

@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 import xgboost as xgb
 
-from churn.data.artifacts import FEATURE_NAMES
-from churn.data.simulate import simulate_activity
 from churn.data.snapshots import Snapshot, month_ends, snapshots
-from churn.model.bundle import Bundle, load_bundle
-from churn.model.calibration import Calibration, fold_into
-from churn.model.claims import CLAIMS, Claim, Gate
-from churn.model.evaluation import Evaluation, evaluate
-from churn.model.gate import (
+from churn.evaluation.metrics import Evaluation, evaluate
+from churn.inference.bundle import Bundle, load_bundle
+from churn.samples.artifacts import FEATURE_NAMES
+from churn.samples.simulator import simulate_activity
+from churn.training.calibration import Calibration, fold_into
+from churn.training.checks import CLAIMS, Claim, Gate
+from churn.training.gate import (
     GateLimits,
     chance_calibration_error,
     compile_for,
@@ -31,7 +31,7 @@ from churn.model.gate import (
     judge_speed,
     plant_canary,
 )
-from churn.model.training import Trained, TrainingPlan, train
+from churn.training.train import Trained, TrainingPlan, train
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
 PLAN = TrainingPlan(n_trials=2)

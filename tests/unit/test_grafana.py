@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from churn.cli import build_parser
+from churn.cli.main import build_parser
 from churn.monitoring.incidents import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,7 +169,7 @@ def test_the_runbooks_links_lead_to_its_sections() -> None:
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^uv run (.+)$", RUNBOOK, re.MULTILINE))))
 def test_the_runbooks_commands_are_ones_that_exist(command: str) -> None:
     program, *arguments = shlex.split(command)
-    module = "churn.cli"
+    module = "churn.cli.main"
     if program == "python":
         module = arguments.pop(0).removesuffix(".py").replace("/", ".")
     else:

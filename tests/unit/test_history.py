@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from churn.data.activity import KINDS, check_activity
 from churn.data.erased import Erased, tombstone
 from churn.data.features import features
-from churn.data.history import FOLDED_AT, FOLDER, ActivityHistory, Appended, most_parts, new_facts
-from churn.data.simulate import simulate_activity
-from churn.data.sources import Bucket, Entry, Folder, Place
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
+from churn.samples.simulator import simulate_activity
+from churn.storage.history import FOLDED_AT, FOLDER, ActivityHistory, Appended, most_parts, new_facts
+from churn.storage.sources import Bucket, Entry, Folder, Place
 from churn.variants import Variant
 
 US, BASE = Variant("us"), Variant()

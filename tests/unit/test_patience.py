@@ -5,15 +5,15 @@ import time
 
 import pytest
 
+from churn.concurrency import CircuitBreaker, within
 from churn.errors import InputError, SourceUnavailableError
-from churn.patience import Circuit, within
 
 
 def fail() -> None:
     raise SourceUnavailableError("s3://bucket kept failing")
 
 
-def call(circuit: Circuit, work=fail) -> str:
+def call(circuit: CircuitBreaker, work=fail) -> str:
     """Say what came of a call."""
     asked = []
 
@@ -29,7 +29,7 @@ def call(circuit: Circuit, work=fail) -> str:
 
 
 def test_after_a_few_failures_in_a_row_callers_are_spared_with_the_reason():
-    circuit = Circuit(failures=3, pause_s=60)
+    circuit = CircuitBreaker(failures=3, pause_s=60)
 
     said = [call(circuit) for _ in range(5)]
 
@@ -38,7 +38,7 @@ def test_after_a_few_failures_in_a_row_callers_are_spared_with_the_reason():
 
 
 def test_a_success_between_failures_keeps_it_from_counting():
-    circuit = Circuit(failures=2, pause_s=60)
+    circuit = CircuitBreaker(failures=2, pause_s=60)
 
     said = [call(circuit, work) for work in (fail, lambda: None) * 4]
 
@@ -46,7 +46,7 @@ def test_a_success_between_failures_keeps_it_from_counting():
 
 
 def test_after_the_pause_one_caller_tries_for_all_and_its_success_ends_it():
-    circuit = Circuit(failures=1, pause_s=0.2)
+    circuit = CircuitBreaker(failures=1, pause_s=0.2)
     call(circuit)
     time.sleep(0.25)
     trying, go_on = threading.Event(), threading.Event()
@@ -66,7 +66,7 @@ def test_after_the_pause_one_caller_tries_for_all_and_its_success_ends_it():
 
 
 def test_errors_of_another_kind_say_nothing_about_the_service():
-    circuit = Circuit(failures=1, pause_s=60)
+    circuit = CircuitBreaker(failures=1, pause_s=60)
 
     def damaged() -> None:
         raise InputError("not a Parquet file")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from churn.model.versions import CHALLENGER, CHAMPION
+from churn.database.report_rows import FleetRows
 from churn.report.content import build_content, plain
 from churn.report.page import VARIANTS_PER_PART, render
-from churn.report.rows import FleetRows
+from churn.versions import CHALLENGER, CHAMPION
 
 WEEKS = [date(2026, 11, 9), date(2026, 11, 16), date(2026, 11, 23)]
 NOW = datetime(2026, 11, 24, 8, tzinfo=UTC)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from churn.data.features import Encoding, OneHot, Packed, pack_matrix, plan_encoded, unpack
 from churn.errors import ModelFileError
-from churn.model import engine as engine_module
-from churn.model.bundle import Bundle, load_bundle, read_bundle
-from churn.model.cells import compiled
-from churn.model.engine import build_engine, require_sums
-from churn.model.explanations import ForestExplainer, build_explainer, feature_parents
-from churn.model.forest import Forest, NotCompilableError, read_forest
-from churn.model.scoring import build_scorer
+from churn.inference import engine as engine_module
+from churn.inference.bundle import Bundle, load_bundle, read_bundle
+from churn.inference.cells import compiled
+from churn.inference.engine import build_engine, require_sums
+from churn.inference.explanations import ForestExplainer, build_explainer, feature_parents
+from churn.inference.forest import Forest, NotCompilableError, read_forest
+from churn.inference.scoring import build_scorer
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not used")

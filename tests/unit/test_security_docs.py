@@ -19,19 +19,19 @@ _SQL = re.compile(
 OUR_COLUMNS = "the names of columns are fields of our own dataclass; the values are bound"
 OUR_TEXT = "what is put in is one of a few texts that stand in the code; the values are bound"
 ALLOWED: Mapping[str, str] = {
-    "churn/report/data.py:(module)": OUR_TEXT,
-    "churn/store/erasure.py:_erase_texts": OUR_TEXT,
-    "churn/store/events.py:_insert": OUR_COLUMNS,
-    "churn/store/events.py:_select": OUR_TEXT,
-    "churn/store/predictions.py:_copy": "the partition is made of a date, the columns are ours",
-    "churn/store/predictions.py:_insert_attempt": OUR_COLUMNS,
-    "churn/store/predictions.py:_insert_batch": OUR_COLUMNS,
-    "churn/store/results.py:_batches": OUR_TEXT,
-    "churn/store/results.py:_judged": OUR_TEXT,
-    "churn/store/results.py:record": OUR_COLUMNS,
-    "churn/store/results.py:_scores": "COPY takes no parameters; integers and dates are put in",
-    "churn/store/schema.py:ensure_database": "a database's name cannot be bound; SQLAlchemy quotes it",
-    "churn/store/schema.py:ensure_roles": "one of three constants",
+    "churn/database/report.py:(module)": OUR_TEXT,
+    "churn/database/erasure.py:_erase_texts": OUR_TEXT,
+    "churn/database/events.py:_insert": OUR_COLUMNS,
+    "churn/database/events.py:_select": OUR_TEXT,
+    "churn/database/predictions.py:_copy": "the partition is made of a date, the columns are ours",
+    "churn/database/predictions.py:_insert_attempt": OUR_COLUMNS,
+    "churn/database/predictions.py:_insert_batch": OUR_COLUMNS,
+    "churn/database/evaluations.py:_batches": OUR_TEXT,
+    "churn/database/evaluations.py:_judged": OUR_TEXT,
+    "churn/database/evaluations.py:record": OUR_COLUMNS,
+    "churn/database/evaluations.py:_scores": "COPY takes no parameters; integers and dates are put in",
+    "churn/database/schema.py:ensure_database": "a database's name cannot be bound; SQLAlchemy quotes it",
+    "churn/database/schema.py:ensure_roles": "one of three constants",
 }
 """Every statement that is put together from parts, but for migrations, whose text is all their own."""
 

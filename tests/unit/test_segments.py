@@ -15,10 +15,10 @@ from scipy import stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from churn.charts import draw_reliability
 from churn.data.activity import ONE_HOT_PARENTS
-from churn.model.evaluation import MIN_OF_CLASS, calibration_bins, roc_auc
-from churn.model.segments import MISSING, MOST_LEVELS, JudgedSegment, Levels, below_limit, judge_segments
+from churn.evaluation.charts import draw_reliability
+from churn.evaluation.metrics import MIN_OF_CLASS, calibration_bins, roc_auc
+from churn.evaluation.segments import MISSING, MOST_LEVELS, JudgedSegment, Levels, below_limit, judge_segments
 
 AGREEMENT = 1e-6
 LIMIT = 0.7

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from churn.errors import ChurnError
-from churn.model.evaluation import log_losses
-from churn.model.sequential import (
+from churn.evaluation.metrics import log_losses
+from churn.evaluation.sequential import (
     MIN_PAIRS,
     PairedSums,
     confidence_sequence,

@@ -11,11 +11,11 @@ import boto3
 import pytest
 import sqlalchemy as sa
 
-from churn.credentials import read_secret
-from churn.deployment import open_deployment
+from churn.database.connection import parse_database_url
+from churn.deployment.credentials import read_secret
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import Settings, load_settings
 from churn.errors import CredentialsError, SecretsUnavailableError, UsageError
-from churn.settings import Settings, load_settings
-from churn.store.connection import parse_database_url
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = """p@ss:w/o%rd'"s x"""  # noqa: S105

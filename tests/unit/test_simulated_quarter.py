@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 import numpy as np
 import pytest
 
-from churn.model.evaluation import p_at_least, roc_auc_interval
+from churn.evaluation.metrics import p_at_least, roc_auc_interval
 from churn.monitoring.conditions import (
     FDR,
     History,

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn.data.features import encode, features, in_order, plan_encoding, unpack
-from churn.data.history import new_facts
 from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.data.scoring_rows import prepare
-from churn.data.simulate import simulate_activity
 from churn.data.snapshots import Snapshot, month_ends, snapshots
 from churn.errors import InputError
+from churn.samples.simulator import simulate_activity
+from churn.storage.history import new_facts
 
 HORIZON = Horizon()
 TODAY = date(2025, 11, 20)

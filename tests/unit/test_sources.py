@@ -17,8 +17,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from churn.data.sources import ATTEMPTS, INPUT_FOLDER, INPUT_NAMES, Bucket, Folder, Sources
 from churn.errors import AccessDeniedError, InputError, SourceError, SourceUnavailableError, TransientError, UsageError
+from churn.storage.sources import ATTEMPTS, INPUT_FOLDER, INPUT_NAMES, Bucket, Folder, Sources
 from churn.variants import Variant
 
 KEY = "data/churn/activity.csv"

@@ -19,9 +19,9 @@ import yaml
 from dagster._config import process_config
 from dagster._config.field import resolve_to_config_type
 
-from churn.data.history import FOLDER
-from churn.deployment import Deployment
-from churn.settings import Settings
+from churn.deployment.services import Deployment
+from churn.deployment.settings import Settings
+from churn.storage.history import FOLDER
 from churn.variants import Variant
 from orchestration.job import churn_prediction_job
 

@@ -4,7 +4,7 @@ from datetime import date, timedelta
 
 import pytest
 
-from churn.monitoring.triggers import JudgedCohort, RetrainingPolicy, is_paused, reason_to_retrain
+from churn.monitoring.retraining import JudgedCohort, RetrainingPolicy, is_paused, reason_to_retrain
 
 POLICY = RetrainingPolicy(horizon_months=3, after_months=0)
 TODAY = date(2026, 11, 24)

@@ -5,7 +5,7 @@ from datetime import date
 import numpy as np
 import pytest
 
-from churn.model.verdict import Limits, PairedCohort, count_once, judge
+from churn.evaluation.comparison import Limits, PairedCohort, count_once, judge
 
 LIMITS = Limits()
 

@@ -86,7 +86,7 @@ ephemeral "aws_secretsmanager_random_password" "login" {
   exclude_punctuation = true # it is part of a URL
 }
 
-# What churn/credentials.py reads: username, password, host, port. The rest is for those who need a URL. Each
+# What churn/deployment/credentials.py reads: username, password, host, port. The rest is for those who need a URL. Each
 # service's TLS settings are in its environment.
 resource "aws_secretsmanager_secret" "login" {
   # checkov:skip=CKV2_AWS_57: changed by raising password_version, since services take up a new password by a restart

@@ -1,0 +1,1 @@
+"""The ``churn`` command. Each module is one command or what several share."""

@@ -1,0 +1,225 @@
+"""``churn demo``: the whole weekly job on what the environment names, or on the embedded default.
+
+Each step calls what the scripts and Dagster call; nothing here scores or stores by itself. A second run takes over
+what the first left.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from churn.database.predictions import read_current
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import load_settings
+from churn.errors import ChurnError
+from churn.samples.simulator import simulate_activity
+from churn.storage.sources import INPUT_FOLDER
+from churn.variants import Variant
+from orchestration.instance import dagster_environment
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", "clientb"))
+
+_ACCOUNTS = 1000
+_FIRST_MONTH, _MONTHS = date(2025, 2, 1), 21
+_SEED = 7
+_BAR_WIDTH = 5
+
+_SUMMARY = """
+SELECT variant, count(*) AS accounts, avg(churn_probability) AS mean, model_version, source,
+       is_foreign_data, fallback_reason, batch_id
+FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
+GROUP BY variant, model_version, source, is_foreign_data, fallback_reason, batch_id
+ORDER BY variant
+"""
+_HIGHEST = """
+SELECT variant, account_id, churn_probability, reason_1, reason_2 FROM churn_predictions_current
+JOIN (
+    SELECT variant, account_id,
+           row_number() OVER (PARTITION BY variant ORDER BY churn_probability DESC, account_id) AS place
+    FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
+) AS ranked USING (variant, account_id)
+WHERE place <= 3 AND scored_week = :week ORDER BY variant, place
+"""
+
+
+def run_demo(week: date) -> None:
+    """Set up, register, score through Dagster, and show the predictions and where they came from.
+
+    Raises:
+        ChurnError: If a step fails; says which variants and why.
+    """
+    console = Console(highlight=False)
+    logging.getLogger("churn").setLevel(logging.ERROR)  # what the warnings say is in the last table
+    started = time.monotonic()
+    with ExitStack() as stack:
+        with _step(console, "PostgreSQL"):
+            deployment = stack.enter_context(open_deployment(load_settings()))
+        with _step(console, "Databases, schemas, roles"):
+            from churn.workflows.set_up import set_up_server
+
+            _say(console, set_up_server(deployment))
+        with _step(console, "Player activity"):
+            _say(console, _provide_inputs(deployment))
+        with _step(console, "Experiments and models in MLflow"):
+            _say(console, _register(deployment))
+        with _step(console, f"Dagster run of churn_prediction_job for the week of {week}"):
+            _say(console, _run_job(deployment, week))
+        account = _show(console, deployment, week)
+    console.print(
+        f"\nDone in {time.monotonic() - started:.0f} s. Look at it:\n"
+        f"  [bold]uv run churn explain --account {account}[/bold]   why a player has a score\n"
+        "  [bold]uv run churn up[/bold]"
+        "   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000",
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _step(console: Console, title: str) -> Iterator[None]:
+    started = time.monotonic()
+    with console.status(f"{title} …"):
+        yield
+    console.print(f"[green]✓[/green] {title} [dim]{time.monotonic() - started:.1f} s[/dim]")
+
+
+def _say(console: Console, lines: Iterator[str]) -> None:
+    for line in lines:
+        console.print(f"  [dim]{line}[/dim]", soft_wrap=True)
+
+
+def _provide_inputs(deployment: Deployment) -> Iterator[str]:
+    """On the embedded default, simulate the activity of the variants that have none; elsewhere leave data alone."""
+    for variant in VARIANTS:
+        path = deployment.local_root / variant.prefix / INPUT_FOLDER / "activity.parquet"
+        if not deployment.is_embedded:
+            yield f"{variant}: as found in {deployment.settings.mlflow_s3_bucket or deployment.local_root}"
+        elif path.exists():
+            yield f"{variant}: {path}"
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            activity = simulate_activity(
+                n_accounts=_ACCOUNTS, first_month=_FIRST_MONTH, n_months=_MONTHS, seed=_SEED, variant=variant
+            )
+            _write_whole(activity, path)
+            yield f"{variant}: simulated {activity.height} player-months into {path}"
+
+
+def _register(deployment: Deployment) -> Iterator[str]:
+    """Log and register the variants that are not registered yet."""
+    from churn.workflows.register import log_variant
+    from churn.workflows.set_up import set_up_variants
+
+    registry, sources = deployment.registry(read_only=False), deployment.sources()
+    registered = set(registry.variants())
+    yield from set_up_variants(deployment, VARIANTS)
+    for variant in VARIANTS:
+        if variant in registered:
+            version = registry.resolve(variant)
+            yield f"{variant}: {version.uri} is its champion"
+        else:
+            version, candidate = log_variant(
+                registry, sources, variant, deployment.artifact_location, deployment.code_version
+            )
+            yield f"{variant}: registered {version.uri} from {candidate.files[0].provenance.uri}"
+
+
+def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
+    """Run the Dagster job for the demo's variants in this process, on the deployment's own Dagster instance."""
+    os.environ.update(dagster_environment(deployment))
+    import dagster as dg
+
+    from orchestration.assets.scoring import WEEK_TAG
+    from orchestration.definitions import defs
+    from orchestration.partitions import ranges, sync_partitions
+
+    job = defs.resolve_job_def("churn_prediction_job")
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    with dg.DagsterInstance.get() as instance:
+        keys = sync_partitions(instance, deployment.registry(read_only=True).variants())
+        wanted = {variant.key for variant in VARIANTS}
+        for tags in ranges(keys, wanted, len(wanted)):
+            result = job.execute_in_process(
+                instance=instance, tags={**tags, WEEK_TAG: week.isoformat()}, run_config=quiet, raise_on_error=False
+            )
+            if not result.success:
+                raise ChurnError(f"the Dagster run {result.run_id} failed: {_reason(result)}; see `churn up`")
+            yield f"run {result.run_id}: {' … '.join(tags.values())}"
+
+
+def _reason(result: "dg.ExecuteInProcessResult") -> str:
+    messages = [event.step_failure_data.error_display_string for event in result.get_step_failure_events()]
+    return messages[0].splitlines()[0] if messages else "see its events"
+
+
+def _write_whole(activity: pl.DataFrame, path: Path) -> None:
+    """Write a file that is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    activity.write_parquet(partial)
+    partial.replace(path)
+
+
+def _show(console: Console, deployment: Deployment, week: date) -> int:
+    """Print the tables; returns the account of the base variant most likely to churn."""
+    variants = [variant.key for variant in VARIANTS]
+    summary = read_current(deployment.database, _SUMMARY, week=week, variants=variants)
+    highest = read_current(deployment.database, _HIGHEST, week=week, variants=variants)
+    console.print()
+    console.print(_predictions_table(highest, week))
+    console.print(_sources_table(summary, deployment))
+    reasons = sorted({reason for reason in summary["fallback_reason"].to_list() if reason})
+    for reason in reasons:
+        console.print(f"[yellow]local[/yellow]: the local copy was read, because {reason}", soft_wrap=True)
+    return int(highest["account_id"][0])
+
+
+def _predictions_table(highest: pl.DataFrame, week: date) -> Table:
+    table = Table(title=f"Most likely to churn, week of {week}", title_justify="left")
+    table.add_column("variant", no_wrap=True)
+    table.add_column("account_id", justify="right", no_wrap=True)
+    table.add_column("probability", no_wrap=True)
+    table.add_column("because, in log-odds", style="dim")
+    previous = None
+    for variant, account_id, probability, *reasons in highest.iter_rows():
+        if previous not in (None, variant):
+            table.add_section()
+        bar = "█" * round(_BAR_WIDTH * probability)
+        because = escape("\n".join(reason for reason in reasons if reason))
+        table.add_row(
+            variant if variant != previous else "", str(account_id), f"{probability:.3f} [red]{bar}[/red]", because
+        )
+        previous = variant
+    return table
+
+
+def _sources_table(summary: pl.DataFrame, deployment: Deployment) -> Table:
+    table = Table(title=f"Where it came from, in {deployment.database.database}", title_justify="left")
+    table.add_column("variant", overflow="fold")
+    table.add_column("batch", justify="right")
+    table.add_column("accounts", justify="right")
+    table.add_column("mean", justify="right")
+    table.add_column("model")
+    table.add_column("data")
+    for row in summary.iter_rows(named=True):
+        owner = " (the base variant's)" if row["is_foreign_data"] else ""
+        table.add_row(
+            row["variant"],
+            str(row["batch_id"]),
+            f"{row['accounts']:,}",
+            f"{row['mean']:.3f}",
+            f"v{row['model_version']}",
+            f"[yellow]{row['source']}[/yellow]{owner}" if row["source"] == "local" else row["source"],
+        )
+    return table

@@ -1,0 +1,196 @@
+"""``churn demo|up|score|explain|report|metrics|erase|retain``: a thin face over functions of the core."""
+
+import argparse
+import signal
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from churn.deployment.command_line import account_of, day_of, port_of, run_command
+from churn.weeks import parse_week
+
+if TYPE_CHECKING:
+    from churn.workflows.score import Outcome, Scorer
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser, which documents the commands."""
+    parser = argparse.ArgumentParser(prog="churn", description="Weekly churn scores for many model variants.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    demo = commands.add_parser("demo", help="run the whole weekly job for four variants and show what came of it")
+    demo.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
+    up = commands.add_parser("up", help="serve the Dagster and MLflow UIs on this machine until interrupted")
+    up.add_argument("--dagster-port", type=port_of, default=3000, help="default: %(default)s")
+    up.add_argument("--mlflow-port", type=port_of, default=5000, help="default: %(default)s")
+    score = commands.add_parser("score", help="score variants without Dagster")
+    score.add_argument("variant", nargs="+", help="base, geography-us, company-clienta, geography-eu.company-clientb")
+    score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
+    score.add_argument("--as-of", type=day_of, help="score as known at the end of this day, YYYY-MM-DD")
+    explain = commands.add_parser("explain", help="show why an account has its score")
+    explain.add_argument("--account", type=account_of, required=True, help="the account_id")
+    explain.add_argument("--variant", default="base", help="its key, or a geography or company; default: %(default)s")
+    explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
+    report = commands.add_parser("report", help="write one HTML file about the fleet and each of its variants")
+    report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
+    report.add_argument("--week", help="the Monday it is about, as YYYY-MM-DD; default: the newest that was scored")
+    erase = commands.add_parser("erase", help="erase an account from everything, and keep it out of later extracts")
+    erase.add_argument("--account", type=account_of, required=True, help="the account_id")
+    erase.add_argument("--variant", metavar="KEY", help="erase it of this variant alone; default: of all")
+    erase.add_argument("--dry-run", action="store_true", help="count what there is, and leave it")
+    retain = commands.add_parser("retain", help="drop the weeks of predictions that are older than they are kept")
+    retain.add_argument("--weeks", type=int, help="how many to keep, this one included; default: CHURN_KEEP_WEEKS")
+    retain.add_argument("--dry-run", action="store_true", help="say which, and drop none")
+    metrics = commands.add_parser("metrics", help="answer Prometheus with the state of the fleet until interrupted")
+    metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
+    metrics.add_argument("--port", type=port_of, default=9464, help="default: %(default)s")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too, must leave no server behind
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _as_interrupt)
+    run_command(f"churn {args.command}", lambda: _COMMANDS[args.command](args))
+
+
+def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from churn.cli.demo import run_demo
+
+    run_demo(parse_week(args.week, datetime.now(UTC).date()))
+
+
+def _up(args: argparse.Namespace) -> None:
+    from churn.cli.up import serve
+
+    serve(dagster_port=args.dagster_port, mlflow_port=args.mlflow_port)
+
+
+def _score(args: argparse.Namespace) -> None:
+    from churn.deployment.services import open_deployment
+    from churn.deployment.settings import load_settings
+    from churn.errors import ChurnError
+    from churn.variants import Variant
+    from churn.workflows.ray_cluster import score_fleet
+
+    variants = [Variant.from_key(key) for key in args.variant]
+    week = parse_week(args.week, datetime.now(UTC).date())
+    failed: dict[str, BaseException] = {}
+    with open_deployment(load_settings()) as deployment:
+        scorer, keys = deployment.scorer(), [variant.key for variant in variants]
+        for key, result in score_fleet(deployment, scorer, keys, week, None, then=_scored, as_of=args.as_of):
+            if isinstance(result, BaseException):
+                failed[key] = result
+            else:
+                print(result, flush=True)
+    if len(failed) > 1:
+        told = "; ".join(f"{key}: {error}" for key, error in failed.items())
+        raise ChurnError(f"{len(failed)} of {len(variants)} variants failed: {told}")
+    for error in failed.values():
+        raise error
+
+
+def _scored(outcome: "Outcome", _scorer: "Scorer") -> str:
+    record = outcome.record
+    return (
+        f"{record.variant}: {record.n_rows_scored} accounts scored for {record.scored_week} by "
+        f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}), "
+        f"batch {outcome.batch_id}"
+    )
+
+
+def _explain(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from churn.cli.explain import explain_account
+    from churn.deployment.services import open_deployment
+    from churn.deployment.settings import load_settings
+
+    week = parse_week(args.week, datetime.now(UTC).date()) if args.week else None
+    with open_deployment(load_settings()) as deployment:
+        explain_account(deployment.database, args.variant, args.account, week, Console(highlight=False))
+
+
+def _metrics(args: argparse.Namespace) -> None:
+    from churn.deployment.services import open_deployment
+    from churn.deployment.settings import load_settings
+    from churn.report.prometheus import metrics_server
+
+    with (
+        open_deployment(load_settings()) as found,
+        metrics_server(found.database, found.code_version, host=args.host, port=args.port) as address,
+    ):
+        try:
+            print(f"metrics  {address}\nCtrl-C stops it.", flush=True)  # may be told to stop before it is printed
+            while True:
+                time.sleep(0.5)  # a signal that comes just before an endless wait begins would not end it
+        except KeyboardInterrupt:
+            print("stopping …", flush=True)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from churn.deployment.services import open_deployment
+    from churn.deployment.settings import load_settings
+    from churn.report import write_report
+
+    now = datetime.now(UTC)
+    week = parse_week(args.week, now.date()) if args.week else None
+    settings = load_settings()
+    with open_deployment(settings) as deployment:
+        written = write_report(
+            deployment.database,
+            args.out or settings.churn_home / "report.html",
+            week=week,
+            now=now,
+            mlflow_ui=settings.churn_mlflow_ui_url,
+        )
+    about = f"{written.n_variants} variants, week of {written.week}" if written.week else "nothing was scored yet"
+    print(f"{written.path} ({about}; {written.n_bytes / 1e6:.1f} MB)")
+
+
+def _erase(args: argparse.Namespace) -> None:
+    from churn.deployment.services import open_deployment
+    from churn.deployment.settings import load_settings
+    from churn.variants import Variant
+    from churn.workflows.erase import erase_account
+
+    variant = Variant.from_key(args.variant) if args.variant else None
+    done = "would be erased" if args.dry_run else "erased"
+    with open_deployment(load_settings()) as deployment:
+        for found in erase_account(deployment, args.account, variant, dry_run=args.dry_run):
+            print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)
+            if found.why_left:
+                print(f"       {found.why_left}", flush=True)
+    print(f"account {args.account} {done} of {variant or 'all variants'}")
+
+
+def _retain(args: argparse.Namespace) -> None:
+    from churn.deployment.services import open_deployment
+    from churn.deployment.settings import load_settings
+    from churn.workflows.erase import drop_old_weeks
+
+    with open_deployment(load_settings()) as deployment:
+        today = datetime.now(UTC).date()
+        dropped = drop_old_weeks(deployment, today, n_weeks=args.weeks, dry_run=args.dry_run)
+    done = "would be dropped" if args.dry_run else "dropped"
+    print(f"{len(dropped)} weeks {done}{': ' if dropped else ''}{', '.join(map(str, dropped))}")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "demo": _demo,
+    "up": _up,
+    "score": _score,
+    "explain": _explain,
+    "report": _report,
+    "metrics": _metrics,
+    "erase": _erase,
+    "retain": _retain,
+}

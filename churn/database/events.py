@@ -1,0 +1,138 @@
+"""The trail of who was champion when: append-only, one row for each time a variant's aliases moved.
+
+MLflow's aliases say what scores now; this says what they were, who moved them, why, and on what evidence. A move that
+went past us (MLflow's UI, another tool) is seen later and written down as ``observed``.
+"""
+
+import getpass
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from churn.database.connection import OF_THREADS, WRITER, create_engine, errors_translated
+from churn.variants import Variant
+
+Action = Literal["observed", "challenged", "promoted", "rolled_back", "shared"]
+
+_LOCK_TIMEOUT = "60s"
+_COLUMNS = (
+    "occurred_at, variant, action, champion_version, previous_version, challenger_version, ab_share, "
+    "is_forced, reason, actor, evidence"
+)
+
+
+@dataclass(frozen=True)
+class ModelEvent:
+    """What a variant's aliases were after something happened to them.
+
+    Attributes:
+        champion: The version each alias names; ``None`` where the variant has none.
+        ab_share: Of 10000 accounts, how many are served the challenger's score.
+        is_forced: Whether a person overruled the test or a guardrail.
+        evidence: The figures it was decided on.
+    """
+
+    variant: Variant
+    action: Action
+    champion: int | None
+    previous: int | None
+    challenger: int | None
+    reason: str
+    actor: str
+    occurred_at: datetime
+    ab_share: int = 0
+    is_forced: bool = False
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ModelEvents:
+    """The table ``model_events``, as the writer role, which may add to it and change nothing."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._url = url
+        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
+
+    @contextmanager
+    def recording(self, variant: Variant) -> Iterator[Callable[[ModelEvent], None]]:
+        """Hold the variant's lock, and commit what is recorded in the block when it ends well.
+
+        Two who move the same variant's aliases wait for each other.
+        """
+        with errors_translated(self._url), self._engine.begin() as connection:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+            key = {"key": f"model of {variant.key}"}
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), key)
+            yield lambda event: _insert(connection, event)
+
+    def latest(self, variant: Variant) -> ModelEvent | None:
+        """Return the newest event of a variant."""
+        found = self._select("WHERE variant = :variant ORDER BY occurred_at DESC, event_id DESC LIMIT 1", variant.key)
+        return found[0] if found else None
+
+    def latest_of_all(self) -> dict[Variant, ModelEvent]:
+        """Return the newest event of every variant that has one."""
+        query = "ORDER BY variant, occurred_at DESC, event_id DESC"
+        return {event.variant: event for event in self._select(query, first="DISTINCT ON (variant) ")}
+
+    def history(self, variant: Variant) -> list[ModelEvent]:
+        """Return a variant's events, oldest first."""
+        return self._select("WHERE variant = :variant ORDER BY occurred_at, event_id", variant.key)
+
+    def champion_on(self, variant: Variant, day: date) -> int | None:
+        """Return the version that was champion at the end of a day, UTC; ``None`` before the first event."""
+        with errors_translated(self._url), self._engine.connect() as connection:
+            query = sa.text("SELECT champion_on(:variant, :day)")
+            version: int | None = connection.scalar(query, {"variant": variant.key, "day": day})
+        return version
+
+    def _select(self, rest: str, variant: str | None = None, *, first: str = "") -> list[ModelEvent]:
+        query = f"SELECT {first}{_COLUMNS} FROM model_events {rest}"  # noqa: S608 our own text
+        with errors_translated(self._url), self._engine.connect() as connection:
+            rows = connection.execute(sa.text(query), {"variant": variant} if variant is not None else {})
+            return [_read(row) for row in rows]
+
+
+def _read(row: sa.Row[Any]) -> ModelEvent:
+    return ModelEvent(
+        variant=Variant.from_key(row.variant),
+        action=row.action,
+        champion=row.champion_version,
+        previous=row.previous_version,
+        challenger=row.challenger_version,
+        reason=row.reason,
+        actor=row.actor,
+        occurred_at=row.occurred_at,
+        ab_share=row.ab_share,
+        is_forced=row.is_forced,
+        evidence=row.evidence,
+    )
+
+
+def _insert(connection: sa.Connection, event: ModelEvent) -> None:
+    values = {
+        "occurred_at": event.occurred_at,
+        "variant": event.variant.key,
+        "registered_model": event.variant.registered_model,
+        "action": event.action,
+        "champion_version": event.champion,
+        "previous_version": event.previous,
+        "challenger_version": event.challenger,
+        "ab_share": event.ab_share,
+        "is_forced": event.is_forced,
+        "reason": event.reason,
+        "actor": event.actor,
+        "evidence": json.dumps(event.evidence),
+    }
+    names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
+    connection.execute(sa.text(f"INSERT INTO model_events ({names}) VALUES ({slots})"), values)  # noqa: S608 ours
+
+
+def this_person() -> str:
+    """Return who moves an alias, as far as this machine knows."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -1,0 +1,151 @@
+"""The state of a fleet, read with a few statements however many variants it has; and its drift flags, written.
+
+What the records mean is for :mod:`churn.monitoring.conditions`.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import date
+from typing import Any
+
+import sqlalchemy as sa
+
+from churn.database.connection import WRITER, create_engine, errors_translated
+from churn.evaluation.metrics import Interval
+from churn.monitoring.conditions import (
+    Attempt,
+    DriftFlag,
+    History,
+    JudgedChampion,
+    LowSegment,
+    ScoredBatch,
+    read_drifts,
+)
+
+_BATCHES = sa.text(
+    "SELECT batch_id, variant, scored_week, model_version, n_rows_read, source_variant, fallback_reason, drift "
+    "FROM scoring_batches WHERE is_current AND role = 'champion' AND scored_week >= :since"
+)
+_ATTEMPTS = sa.text(
+    "SELECT DISTINCT ON (variant, role) attempt_id, variant, scored_week, role, ended_at, left(error, 1000) AS error, "
+    "is_transient IS TRUE AS is_transient FROM scoring_attempts WHERE scored_week >= :since "
+    "ORDER BY variant, role, scored_week DESC, attempt_id DESC"
+)
+_HISTORIES = sa.text(
+    "SELECT variant, array_agg(scored_week) AS weeks, array_agg(n_rows_read) AS n_rows FROM scoring_batches "
+    "WHERE is_current AND role = 'champion' AND scored_week >= :since "
+    "AND (:of_all OR variant = ANY(:variants)) GROUP BY variant"
+)
+_ARRIVALS = sa.text(
+    "SELECT variant, array_agg(source_sha256) AS digests, array_agg(arrived_on) AS days FROM ("
+    "SELECT variant, source_sha256, min(source_modified_at)::date AS arrived_on FROM scoring_batches "
+    "WHERE role = 'champion' AND scored_week >= :since AND fallback_reason IS NULL AND source_variant = variant "
+    "AND (:of_all OR variant = ANY(:variants)) GROUP BY variant, source_sha256) AS inputs GROUP BY variant"
+)
+_JUDGED = sa.text(
+    "SELECT DISTINCT ON (b.variant, b.model_version) batch_id, b.variant, b.scored_week, b.model_version, "
+    "j.roc_auc, j.roc_auc_low, j.roc_auc_high, j.auc_limit "
+    "FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) "
+    "WHERE b.role = 'champion' AND j.verdict = 'ok' AND j.auc_limit IS NOT NULL "
+    "ORDER BY b.variant, b.model_version, b.scored_week DESC, batch_id DESC"
+)
+_SEGMENTS = sa.text(
+    "SELECT b.variant, s.segment, s.level, s.roc_auc, j.auc_limit, s.p_below_limit "
+    "FROM judged_segments AS s JOIN judged_batches AS j USING (batch_id) JOIN scoring_batches AS b USING (batch_id) "
+    "WHERE s.batch_id = ANY(:batches) AND s.p_below_limit <= :at_most ORDER BY b.variant, s.p_below_limit"
+)
+_N_SEGMENTS = sa.text("SELECT count(p_below_limit) FROM judged_segments WHERE batch_id = ANY(:batches)")
+_CATEGORIES = sa.text(
+    "SELECT b.batch_id, array_agg(f->>'feature') FROM scoring_batches AS b "
+    "JOIN model_references AS r USING (registered_model, model_version), jsonb_array_elements(r.profile->'features') f "
+    "WHERE b.batch_id = ANY(:batches) AND f ? 'levels' GROUP BY b.batch_id"
+)
+_FLAGS = sa.text("SELECT batch_id, feature, is_confirmed FROM drift_flags WHERE batch_id = ANY(:batches)")
+
+
+class Fleet:
+    """What the predictions database says of all variants at once, as the writer role."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._url = url
+        self._engine = create_engine(url, role=WRITER, kept=1)
+
+    def batches(self, since: date) -> list[ScoredBatch]:
+        """Return the current batches of champions of the weeks since one."""
+        return [
+            ScoredBatch(
+                batch_id=row.batch_id,
+                variant=row.variant,
+                week=row.scored_week,
+                model_version=row.model_version,
+                n_rows=row.n_rows_read,
+                data_of=row.source_variant,
+                fallback_reason=row.fallback_reason,
+                drifts=read_drifts(row.drift),
+            )
+            for row in self._rows(_BATCHES, since=since)
+        ]
+
+    def attempts(self, since: date) -> list[Attempt]:
+        """Return the newest attempt of each variant and role, of the newest week it was tried for since one."""
+        return [
+            Attempt(row.attempt_id, row.variant, row.scored_week, row.role, row.ended_at, row.error, row.is_transient)
+            for row in self._rows(_ATTEMPTS, since=since)
+        ]
+
+    def histories(self, since: date, variants: Collection[str] | None = None) -> dict[str, History]:
+        """Return what each variant's weeks were like since one; of all variants, or of those named."""
+        values = {"since": since, "of_all": variants is None, "variants": list(variants or ())}
+        inputs = {row.variant: dict(zip(row.digests, row.days, strict=True)) for row in self._rows(_ARRIVALS, **values)}
+        return {
+            row.variant: History(dict(zip(row.weeks, row.n_rows, strict=True)), inputs.get(row.variant, {}))
+            for row in self._rows(_HISTORIES, **values)
+        }
+
+    def judged(self) -> list[JudgedChampion]:
+        """Return the newest batch that labels sufficed to judge, of each variant and version that was champion."""
+        return [
+            JudgedChampion(
+                row.batch_id,
+                row.variant,
+                row.scored_week,
+                row.model_version,
+                Interval(row.roc_auc, row.roc_auc_low, row.roc_auc_high),
+                row.auc_limit,
+            )
+            for row in self._rows(_JUDGED)
+        ]
+
+    def low_segments(self, batch_ids: Sequence[int], at_most: float) -> tuple[list[LowSegment], int]:
+        """Return the segments of judged batches with a small p-value, and how many have one at all."""
+        low = [LowSegment(*row) for row in self._rows(_SEGMENTS, batches=list(batch_ids), at_most=at_most)]
+        ((n_judged,),) = self._rows(_N_SEGMENTS, batches=list(batch_ids))
+        return low, n_judged
+
+    def categories(self, batch_ids: Iterable[int]) -> dict[int, frozenset[str]]:
+        """Return which features of batches are categories, by their models' references."""
+        rows = self._rows(_CATEGORIES, batches=sorted(set(batch_ids)))
+        return {batch_id: frozenset(features) for batch_id, features in rows}
+
+    def replace_flags(self, batch_ids: Collection[int], flags: Iterable[DriftFlag]) -> None:
+        """Make ``flags`` the only ones of some batches. Idempotent; what is so already is not written."""
+        wanted = {(flag.batch_id, flag.drift.feature, flag.is_confirmed) for flag in flags}
+        with errors_translated(self._url), self._engine.begin() as connection:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('drift_flags', 0))"))
+            held = {tuple(row) for row in connection.execute(_FLAGS, {"batches": list(batch_ids)})}
+            changed = {batch_id for batch_id, _, _ in wanted ^ held}
+            if not changed:
+                return
+            connection.execute(
+                sa.text("DELETE FROM drift_flags WHERE batch_id = ANY(:batches)"), {"batches": list(changed)}
+            )
+            rows = [
+                {"batch": batch_id, "feature": feature, "is_confirmed": is_confirmed}
+                for batch_id, feature, is_confirmed in sorted(wanted)
+                if batch_id in changed
+            ]
+            if rows:
+                connection.execute(sa.text("INSERT INTO drift_flags VALUES (:batch, :feature, :is_confirmed)"), rows)
+
+    def _rows(self, query: sa.TextClause, **values: object) -> Sequence[sa.Row[Any]]:
+        with errors_translated(self._url), self._engine.connect() as connection:
+            return connection.execute(query, values).all()

@@ -1,0 +1,161 @@
+"""What the report is made of, read as the reader role in one snapshot: a few statements for all variants.
+
+What the rows mean to a person is for :mod:`churn.report.content`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, date, datetime, time, timedelta
+
+import sqlalchemy as sa
+
+from churn.database.connection import READER, create_engine, errors_translated
+from churn.database.report_rows import JUDGED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
+from churn.errors import UsageError
+
+WEEKS_SHOWN = 26
+_LONGEST_ERROR = 2000
+_RESOLVED_FOR = timedelta(days=14)
+
+_WEEKS = """
+SELECT scored_week FROM scoring_attempts UNION SELECT scored_week FROM scoring_batches ORDER BY scored_week DESC
+"""
+
+
+def _short(table: str, *names: str) -> str:
+    """Select numbers as people read them: six digits, and none where there is none."""
+    return ", ".join(f"nullif({table}.{name}, 'NaN')::real AS {name}" for name in names)
+
+
+_BATCHES = f"""
+SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored,
+       {_short("b", "mean_probability", "estimated_auc")},
+       b.fallback_reason IS NOT NULL AS is_fallback, b.source_variant <> b.variant AS is_foreign_data,
+       j.verdict, j.n_matured, j.n_churned, {_short("j", *JUDGED_MEASURES)}
+FROM scoring_batches AS b LEFT JOIN judged_batches AS j USING (batch_id)
+WHERE b.is_current AND b.scored_week BETWEEN :first AND :week
+ORDER BY b.variant, b.scored_week
+"""  # noqa: S608 our own text
+
+_NEWEST = """
+SELECT b.variant, b.batch_id, b.scored_week, b.as_of, b.registered_model, b.model_version, b.mlflow_run_id,
+       b.model_sha256, b.dagster_run_id, b.code_version, b.source, b.source_uri, b.source_version, b.source_sha256,
+       b.source_modified_at, b.source_variant, b.fallback_reason, b.n_rows_read, b.n_rows_quarantined,
+       b.n_accounts_withheld, b.n_rows_scored, b.published_at, b.scored_by, b.score_counts, b.profile_counts,
+       b.drift, b.importance, r.profile::text AS reference
+FROM (
+    SELECT DISTINCT ON (variant) * FROM scoring_batches
+    WHERE is_current AND role = 'champion' AND scored_week BETWEEN :first AND :week
+    ORDER BY variant, scored_week DESC
+) AS b
+LEFT JOIN model_references AS r USING (registered_model, model_version)
+ORDER BY b.variant
+"""
+
+_NEWEST_JUDGED = """
+SELECT DISTINCT ON (b.variant) b.variant, b.batch_id, b.scored_week, b.model_version, j.reliability, j.auc_limit
+FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id)
+WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week AND j.verdict = 'ok'
+ORDER BY b.variant, b.scored_week DESC
+"""
+
+_SEGMENTS = f"""
+SELECT newest.variant, s.segment, s.level, s.n_matured, s.n_churned, {_short("s", *SEGMENT_MEASURES)}
+FROM judged_segments AS s JOIN ({_NEWEST_JUDGED}) AS newest USING (batch_id)
+ORDER BY newest.variant, s.segment, s.n_matured DESC, s.level
+"""  # noqa: S608 our own text
+
+_FLAGS = """
+SELECT b.variant, b.scored_week, f.feature, f.is_confirmed
+FROM drift_flags AS f JOIN scoring_batches AS b USING (batch_id)
+WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week
+ORDER BY b.variant, b.scored_week, f.feature
+"""
+
+_ATTEMPTS = f"""
+SELECT DISTINCT ON (variant, role) variant, role, outcome, error_type, left(error, {_LONGEST_ERROR}) AS error, ended_at
+FROM scoring_attempts WHERE scored_week = :week
+ORDER BY variant, role, attempt_id DESC
+"""  # noqa: S608 a number
+
+_CHAMPIONS = """
+WITH events AS (
+    SELECT variant, champion_version, challenger_version, ab_share, occurred_at,
+           row_number() OVER newest_first AS place,
+           first_value(champion_version) OVER newest_first AS champion_now
+    FROM model_events WHERE occurred_at < :end
+    WINDOW newest_first AS (PARTITION BY variant ORDER BY occurred_at DESC, event_id DESC)
+), changed AS (
+    SELECT variant, min(place) AS place FROM events
+    WHERE champion_version IS DISTINCT FROM champion_now GROUP BY variant
+)
+SELECT e.variant, max(champion_now) AS champion_version, min(e.occurred_at) AS since,
+       max(challenger_version) FILTER (WHERE e.place = 1) AS challenger_version,
+       max(ab_share) FILTER (WHERE e.place = 1) AS ab_share
+FROM events AS e LEFT JOIN changed AS c USING (variant)
+WHERE c.place IS NULL OR e.place < c.place
+GROUP BY e.variant
+"""
+
+_CHANGES = """
+SELECT variant, occurred_at, action, champion_version, previous_version, reason, actor FROM model_events
+WHERE action IN ('promoted', 'rolled_back') AND occurred_at >= :first AND occurred_at < :end
+ORDER BY occurred_at DESC, event_id DESC LIMIT 20
+"""
+
+_INCIDENTS = """
+SELECT incident_id, kind, subject, severity, title, members, opened_at, updated_at, resolved_at FROM incidents
+WHERE resolved_at IS NULL OR resolved_at > :lately
+ORDER BY resolved_at IS NOT NULL, severity, opened_at DESC, incident_id
+"""
+
+
+_QUERIES = {
+    "batches": _BATCHES,
+    "newest": _NEWEST,
+    "judged": _NEWEST_JUDGED,
+    "segments": _SEGMENTS,
+    "flags": _FLAGS,
+    "attempts": _ATTEMPTS,
+    "champions": _CHAMPIONS,
+    "changes": _CHANGES,
+    "incidents": _INCIDENTS,
+}
+assert {*_QUERIES, "week", "weeks"} == {field.name for field in fields(FleetRows)}  # noqa: S101
+
+
+def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:
+    """Read what a report of one week needs.
+
+    Args:
+        week: A Monday; ``None`` for the newest week that was tried.
+
+    Raises:
+        UsageError: If nothing was scored or tried in ``week``; names the newest week.
+        ChurnError: If the database cannot be read.
+    """
+    engine = create_engine(url, role=READER).execution_options(isolation_level="REPEATABLE READ")
+    with errors_translated(url), engine.connect() as connection:
+        known = list(connection.scalars(sa.text(_WEEKS)))
+        if week is not None and week not in known:
+            remedy = f"the newest week is {known[0]}" if known else "nothing was scored yet; run churn score"
+            raise UsageError(f"nothing was scored or tried for the week of {week}; {remedy}")
+        if not known:
+            return FleetRows(None, incidents=_rows(connection, _INCIDENTS, {"lately": now - _RESOLVED_FOR}))
+        about = week or known[0]
+        shown = sorted(one for one in known if about - timedelta(weeks=WEEKS_SHOWN) < one <= about)
+        values = {
+            "week": about,
+            "first": shown[0],
+            "end": datetime.combine(about, time(), UTC) + timedelta(weeks=1),
+            "lately": now - _RESOLVED_FOR,
+        }
+        return FleetRows(about, shown, **{name: _rows(connection, query, values) for name, query in _QUERIES.items()})
+
+
+def _rows(connection: sa.Connection, query: str, values: Mapping[str, object]) -> list[Row]:
+    statement = sa.text(query)
+    wanted = {name: value for name, value in values.items() if f":{name}" in query}
+    result = connection.execute(statement, wanted)
+    names = list(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]

@@ -1,0 +1,1 @@
+"""Where services are: settings, credentials, and what entry points open from them."""

@@ -1,0 +1,141 @@
+"""What all command lines share: variant flags, and errors told as one line with the right exit status."""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from churn.errors import ChurnError, UsageError
+from churn.variants import Variant
+
+if TYPE_CHECKING:
+    from churn.storage.sources import Sources
+
+FAILED, WRONG_USAGE = 1, 2
+_MAX_KEYS_TEXT = 10_000_000  # a device gives without end
+_ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE | re.ASCII)
+
+
+def add_variant_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name one variant or many; none means the base variant."""
+    parser.add_argument("--geography", help="such as US; case does not matter")
+    parser.add_argument("--company", help="such as ClientA; case does not matter")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="base, geography-us, company-clienta or geography-eu.company-clientb; may be repeated",
+    )
+    parser.add_argument("--all", type=Path, metavar="FILE", help="a file with a variant key on each line")
+    parser.add_argument(
+        "--under",
+        metavar="PREFIX",
+        help="every variant with a model file under this prefix of the bucket, such as geography-",
+    )
+
+
+def run_command(name: str, command: Callable[[], None]) -> None:
+    """Run a command; on an error raised on purpose print its one line and exit, 2 for wrong usage, else 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        command()
+    except ChurnError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run it again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def named_variants(args: argparse.Namespace) -> list[Variant]:
+    """Read the variants that the flags name, each once, in order; call it before anything is opened.
+
+    Raises:
+        UsageError: If a name is not allowed, or the file of ``--all`` cannot be read.
+    """
+    many = [Variant.from_key(key) for key in [*args.variant, *_keys_of(args.all)]]
+    is_one = bool(args.geography or args.company) or not (many or args.under is not None)
+    return list(dict.fromkeys([*([Variant(args.geography, args.company)] if is_one else []), *many]))
+
+
+def with_found(named: list[Variant], args: argparse.Namespace, sources: "Sources") -> list[Variant]:
+    """Add the variants that ``--under`` finds.
+
+    Raises:
+        UsageError: If it finds none.
+    """
+    return named if args.under is None else list(dict.fromkeys([*named, *_found_under(args.under, sources)]))
+
+
+def is_fleet(args: argparse.Namespace) -> bool:
+    """Tell whether the flags name a fleet, of which what is done already is passed over."""
+    return args.all is not None or args.under is not None
+
+
+def day_of(text: str) -> date:
+    """Read a day, for argparse."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day; YYYY-MM-DD is needed") from None
+
+
+def port_of(text: str) -> int:
+    """Read a port, for argparse."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; a number from 1 to 65535 is needed")
+    return int(text)
+
+
+def account_of(text: str) -> int:
+    """Read an account's id, for argparse."""
+    if not re.fullmatch(r"-?[0-9]{1,19}", text) or not -(2**63) <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an account_id; a whole number of 64 bits is needed")
+    return int(text)
+
+
+def _found_under(prefix: str, sources: "Sources") -> list[Variant]:
+    found = sources.variants_under(prefix)
+    if not found:
+        raise UsageError(
+            f"--under {prefix!r} finds no model file of a variant; a key prefix such as geography- is needed"
+        )
+    return found
+
+
+def _keys_of(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        with path.open() as file:
+            text = file.read(_MAX_KEYS_TEXT + 1)
+        if len(text) > _MAX_KEYS_TEXT:
+            raise ValueError(f"it is longer than {_MAX_KEYS_TEXT} characters")
+        keys = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--all {path} cannot be read ({error}); a text file with a variant key on each line is needed"
+        ) from error
+    if not keys:
+        raise UsageError(f"--all {path} names no variant; a variant key on each line is needed")
+    return keys
+
+
+def alias_of(args: argparse.Namespace) -> str | None:
+    """Read the flag ``--alias``.
+
+    Raises:
+        UsageError: If MLflow would refuse it, which it does only when the version is registered.
+    """
+    alias: str | None = args.alias
+    if alias is not None and not _ALIAS.fullmatch(alias):
+        raise UsageError(
+            f"alias {alias!r} is not allowed: letters, digits, - and _, at most 255, and neither latest nor a version "
+            f"such as v3; champion is the one that scores"
+        )
+    return alias

@@ -1,0 +1,136 @@
+"""Database credentials from AWS Secrets Manager. What a secret holds reaches no message."""
+
+import json
+import logging
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from churn.concurrency import within
+from churn.deployment.settings import Settings
+from churn.errors import AccessDeniedError, ChurnError, CredentialsError, SecretsUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+
+_DEADLINE_S = 90.0
+_DENIED = (
+    "AccessDeniedException",
+    "UnrecognizedClientException",
+    "InvalidSignatureException",
+    "ExpiredTokenException",
+    "InvalidClientTokenId",
+    "MissingAuthenticationTokenException",
+)
+_THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
+
+_KEYS = {"username", "password", "host", "port", "dbname"}
+
+
+def read_secret(settings: Settings) -> sa.URL:
+    """Get the database server and its credentials from Secrets Manager.
+
+    Returns:
+        A URL whose database is the secret's ``dbname``, or none.
+
+    Raises:
+        CredentialsError: If there is no such secret, or it does not hold ``username`` and ``password``. No message
+            repeats what it holds.
+    """
+    name = str(settings.mlflow_secret_name)
+    return parse_secret(_fetch_secret(name, settings.mlflow_secret_region), name, settings)
+
+
+def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
+    """Make a URL of what a secret holds and of the settings that win over it; see :func:`read_secret`."""
+    try:
+        secret = json.loads(text)
+    except (ValueError, RecursionError):
+        secret = None
+    need = 'a JSON object such as {"username": "…", "password": "…"} is needed'
+    if not isinstance(secret, dict):
+        raise CredentialsError(f"secret {name!r} does not hold JSON; {need}")
+    missing = [key for key in ("username", "password") if not isinstance(secret.get(key), str) or not secret[key]]
+    if missing:
+        held = sorted(_KEYS & secret.keys())  # not the other keys, which could be what should have been a value
+        raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {held}); {need}")
+    odd = [key for key in sorted((_KEYS - {"port"}) & secret.keys()) if not _is_sendable(secret[key])]
+    if odd:
+        raise CredentialsError(
+            f"secret {name!r} has a {' and a '.join(odd)} that PostgreSQL cannot be sent; text without control "
+            f"characters is needed: correct it"
+        )
+    return sa.URL.create(
+        "postgresql+psycopg2",
+        username=secret["username"],
+        password=secret["password"],
+        host=_chosen(settings, "mlflow_db_host", secret.get("host")),
+        port=int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port")))),
+        database=str(secret.get("dbname") or "postgres"),
+    )
+
+
+def _is_sendable(value: object) -> bool:
+    """Tell whether a value can be part of a connection: a number or nothing, or text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        return value is None or isinstance(value, int)
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value)
+
+
+def _chosen(settings: Settings, field_name: str, in_secret: object) -> str:
+    """Take a setting that is set, else the secret's value, else the setting's default."""
+    setting = getattr(settings, field_name)
+    return str(setting if field_name in settings.model_fields_set or not in_secret else in_secret)
+
+
+def _port(name: str, port: object) -> object:
+    if port is None or (re.fullmatch(r"[0-9]{1,5}", str(port)) and 0 < int(str(port)) < 65536):
+        return port
+    raise CredentialsError(f"secret {name!r} has a port that is not a number from 1 to 65535; correct it")
+
+
+def _fetch_secret(name: str, region: str) -> str:
+    import boto3
+    import botocore.exceptions as aws
+    from botocore.config import Config
+
+    logging.getLogger("botocore.parsers").setLevel(logging.INFO)  # at DEBUG it writes down what is answered: the secret
+    # Botocore's standard mode waits with full jitter, and repeats nothing that is permanent.
+    config = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 4, "mode": "standard"})
+    try:
+        client = boto3.client("secretsmanager", region_name=region, config=config)
+        held = within(_DEADLINE_S, lambda: client.get_secret_value(SecretId=name))
+    except aws.ClientError as error:
+        raise _meaning_of(error, name, region) from error
+    except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
+        raise CredentialsError(
+            f"no AWS credentials were found to read secret {name!r} with; set AWS_PROFILE or a role"
+        ) from error
+    except (aws.ProfileNotFound, aws.ParamValidationError, ValueError) as error:
+        raise UsageError(
+            f"the AWS settings are wrong ({error}); correct AWS_PROFILE, AWS_ENDPOINT_URL or MLFLOW_SECRET_NAME"
+        ) from error
+    except (aws.BotoCoreError, OSError) as error:
+        raise SecretsUnavailableError(f"Secrets Manager in {region} did not answer ({type(error).__name__})") from error
+    text = held.get("SecretString")
+    if text is None:
+        raise CredentialsError(f"secret {name!r} is binary; a JSON object with username and password is needed")
+    return str(text)
+
+
+def _meaning_of(error: "ClientError", name: str, region: str) -> ChurnError:
+    code = error.response.get("Error", {}).get("Code", "")
+    if code == "ResourceNotFoundException":
+        return CredentialsError(
+            f"there is no secret {name!r} in {region}; correct MLFLOW_SECRET_NAME or MLFLOW_SECRET_REGION"
+        )
+    if code in _DENIED:
+        return AccessDeniedError(
+            f"access to secret {name!r} in {region} was denied ({code}); the role needs secretsmanager:GetSecretValue"
+        )
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status >= 500 or status == 429 or code in _THROTTLED:
+        return SecretsUnavailableError(f"Secrets Manager in {region} kept failing ({code})")
+    return CredentialsError(f"secret {name!r} in {region} could not be read: {code}")

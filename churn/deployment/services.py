@@ -1,0 +1,325 @@
+"""Where this process's services are: settings, Secrets Manager and the embedded default made into one set of values.
+
+There is one code path. With nothing set, an embedded PostgreSQL is started and a folder stands in for the bucket; they
+only supply values. Entry points open a deployment; core functions get what they need from it.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from churn.database.connection import LIBPQ_LIMITS, WRITER, parse_database_url, require_connection
+from churn.database.predictions import PredictionStore
+from churn.deployment.code_version import code_version
+from churn.deployment.credentials import read_secret
+from churn.deployment.settings import Settings, find_project_root
+from churn.errors import UsageError
+from churn.storage.sources import Bucket, Folder, Sources
+from churn.variants import Variant
+from churn.versions import CHAMPION
+
+if TYPE_CHECKING:
+    from churn.registry.registry import Registry
+    from churn.storage.history import ActivityHistory
+    from churn.workflows.alert import Receivers
+    from churn.workflows.evaluate import Judge
+    from churn.workflows.monitor import Watch
+    from churn.workflows.promote import Promoter
+    from churn.workflows.score import Scorer
+    from churn.workflows.train import Trainer
+
+BUNDLED_FILES = ("data/churn", "models/churn")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The services of one deployment, found but not opened.
+
+    Attributes:
+        mlflow_database: MLflow's database where this deployment owns it; ``None`` behind an MLflow server.
+        tracking_uri: What MLflow clients open; may hold a password.
+        is_embedded: Whether the PostgreSQL is the embedded one.
+    """
+
+    settings: Settings
+    database: sa.URL
+    mlflow_database: sa.URL | None
+    dagster_database: sa.URL
+    tracking_uri: str = field(repr=False)
+    local_root: Path
+    is_embedded: bool
+
+    @property
+    def code_version(self) -> str:
+        return self.settings.churn_code_version or code_version()
+
+    def sources(self) -> Sources:
+        """Open the bucket, if there is one, and its local copy."""
+        settings = self.settings
+        return Sources(
+            Bucket(settings.mlflow_s3_bucket) if settings.mlflow_s3_bucket else None,
+            Folder(self.local_root),
+            fallback=settings.churn_local_fallback == "auto",
+            max_age=settings.churn_local_max_age,
+        )
+
+    def store(self) -> PredictionStore:
+        """Open the predictions database as its writer.
+
+        Raises:
+            ChurnError: If it cannot be reached or is not set up.
+        """
+        from churn.database.schema import require_predictions_schema
+
+        require_predictions_schema(self.database, role=WRITER)
+        return PredictionStore(self.database)
+
+    def registry(self, *, read_only: bool) -> "Registry":
+        """Open MLflow's registry.
+
+        Args:
+            read_only: Open its database as a role that may only read; scoring does.
+
+        Raises:
+            ChurnError: If it cannot be reached or is not set up; within seconds.
+        """
+        role = WRITER if read_only else None
+        if self.mlflow_database is not None:
+            require_connection(self.mlflow_database, role=role)
+        from churn.database.schema import require_mlflow_schema
+        from churn.registry.registry import Registry
+
+        uri = self.tracking_uri
+        if self.mlflow_database is not None:
+            require_mlflow_schema(self.mlflow_database, role=role)
+            if role is not None:
+                limits = {name: str(value) for name, value in LIBPQ_LIMITS.items()}
+                url = self.mlflow_database.update_query_dict({**limits, "options": f"-c role={role}"})
+                uri = url.render_as_string(hide_password=False)
+        return Registry(uri, self.settings.churn_home / "cache" / "models")
+
+    def scorer(self) -> "Scorer":
+        """Open all that scoring needs.
+
+        Raises:
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.workflows.score import Scorer
+
+        return Scorer(
+            sources=self.sources(),
+            registry=self.registry(read_only=True),
+            store=self.store(),
+            code_version=self.code_version,
+            max_quarantine_share=self.settings.churn_max_quarantine_share,
+            with_reasons=self.settings.churn_reasons,
+            recent_months=self.settings.churn_horizon_months,
+        )
+
+    def history(self) -> "ActivityHistory":
+        """Open the histories of activity, which take in nothing of accounts that were erased."""
+        from churn.database.erasure import Erasures
+        from churn.storage.history import ActivityHistory
+
+        return ActivityHistory(self.sources().own_place, Erasures(self.database).of)
+
+    def judge(self, registry: "Registry | None" = None) -> "Judge":
+        """Open all that judging published batches needs.
+
+        Args:
+            registry: One that is open; ``None`` opens one to read.
+
+        Raises:
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.data.labels import Horizon
+        from churn.database.evaluations import BatchResults
+        from churn.evaluation.comparison import Limits
+        from churn.workflows.evaluate import Judge
+
+        settings, sources = self.settings, self.sources()
+        return Judge(
+            sources=sources,
+            history=self.history(),
+            registry=registry or self.registry(read_only=True),
+            results=BatchResults(self.database),
+            horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
+            limits=Limits(),
+            auc_limit=settings.churn_min_auc,
+            max_quarantine_share=settings.churn_max_quarantine_share,
+        )
+
+    def promoter(self) -> "Promoter":
+        """Open all that moving a variant's aliases needs.
+
+        Raises:
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.database.events import ModelEvents, this_person
+        from churn.database.schema import require_predictions_schema
+        from churn.workflows.promote import Promoter
+
+        require_predictions_schema(self.database, role=WRITER)
+        registry = self.registry(read_only=False)
+        return Promoter(registry, ModelEvents(self.database), self.judge(registry), this_person())
+
+    def trainer(self, *, n_trials: int | None = None) -> "Trainer":
+        """Open all that training needs.
+
+        Args:
+            n_trials: Sets of parameters that are tried; ``None`` for the usual number.
+
+        Raises:
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.data.labels import Horizon
+        from churn.training.gate import GateLimits
+        from churn.training.train import TrainingPlan
+        from churn.workflows.train import Trainer
+
+        settings, sources, promoter = self.settings, self.sources(), self.promoter()
+        plan = TrainingPlan(
+            horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
+            n_trials=n_trials or settings.churn_training_trials,
+            min_of_class=settings.churn_min_labels,
+        )
+        return Trainer(
+            sources=sources,
+            history=self.history(),
+            registry=promoter.registry,
+            artifact_location=self.artifact_location,
+            challenge=promoter.challenge,
+            code_version=self.code_version,
+            max_quarantine_share=settings.churn_max_quarantine_share,
+            plan=plan,
+            limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
+        )
+
+    def watch(self) -> "Watch":
+        """Open all that watching the fleet needs; the registry is opened when it is asked.
+
+        Raises:
+            ChurnError: If the predictions database cannot be reached or is not set up.
+        """
+        from churn.database.fleet import Fleet
+        from churn.database.incidents import Incidents
+        from churn.database.schema import require_predictions_schema
+        from churn.workflows.monitor import Watch
+
+        require_predictions_schema(self.database, role=WRITER)
+        return Watch(
+            fleet=Fleet(self.database),
+            incidents=Incidents(self.database),
+            champions=self._champions,
+            receivers=self.receivers().names,
+            grace=timedelta(hours=self.settings.churn_schedule_grace_hours),
+        )
+
+    def receivers(self) -> "Receivers":
+        """Read who is alerted; nobody where nothing is set.
+
+        Raises:
+            UsageError: If ``CHURN_ALERT_URLS`` holds what is no URL to send to.
+        """
+        from churn.workflows.alert import Receivers
+
+        urls = self.settings.churn_alert_urls
+        return Receivers.parse(urls.get_secret_value() if urls else "")
+
+    def _champions(self) -> dict[str, int | None]:
+        aliases = self.registry(read_only=True).aliases()
+        return {variant.key: held.get(CHAMPION) for variant, held in aliases.items()}
+
+    def artifact_location(self, variant: Variant) -> str:
+        """Where a variant's experiment keeps its artifacts."""
+        bucket = self.settings.mlflow_s3_bucket
+        if bucket:
+            return f"s3://{bucket}/{variant.prefix}mlflow"
+        return (self.settings.churn_home / "artifacts" / variant.prefix / "mlflow").absolute().as_uri()
+
+    @property
+    def model_link(self) -> Callable[[str, int], str]:
+        """Tells where a person sees a model version; knows nothing else, so that it may be sent elsewhere."""
+        return partial(_model_link, self.settings.churn_mlflow_ui_url.rstrip("/"))
+
+
+@contextmanager
+def open_deployment(settings: Settings) -> Iterator[Deployment]:
+    """Find the services; on the embedded default, keep its PostgreSQL running meanwhile.
+
+    Raises:
+        ChurnError: If the settings contradict each other, or the credentials cannot be had.
+    """
+    if settings.mlflow_secret_name is None and settings.mlflow_tracking_uri is None:
+        if settings.churn_database_url is not None:
+            raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
+        from churn.database.embedded import embedded_postgres
+
+        with embedded_postgres(settings.churn_home, bin_dir=settings.churn_postgres_bin) as server:
+            yield _on_server(settings, server, is_embedded=True)
+    elif settings.mlflow_secret_name is not None:
+        yield _on_server(settings, read_secret(settings), is_embedded=False)
+    elif settings.churn_database_url is not None:
+        yield _on_server(settings, None, is_embedded=False)
+    else:
+        raise UsageError(
+            "MLFLOW_TRACKING_URI is set and nothing says where predictions go; "
+            "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
+        )
+
+
+def _on_server(settings: Settings, server: sa.URL | None, *, is_embedded: bool) -> Deployment:
+    """Fill in every URL, from the settings where they say, else from the server."""
+    explicit = settings.churn_database_url
+    if explicit is not None:
+        database = parse_database_url(explicit.get_secret_value(), "CHURN_DATABASE_URL")
+    else:
+        assert server is not None  # noqa: S101 open_deployment saw to it
+        database = server.set(database=settings.churn_db_name)
+    tracking = settings.mlflow_tracking_uri.get_secret_value() if settings.mlflow_tracking_uri else None
+    mlflow_database = None
+    if tracking is None:
+        assert server is not None  # noqa: S101
+        mlflow_database = server.set(database=_mlflow_database_name(settings, server))
+    elif tracking.startswith("postgres"):
+        mlflow_database = parse_database_url(tracking, "MLFLOW_TRACKING_URI")
+    if mlflow_database is not None:
+        tracking = mlflow_database.render_as_string(hide_password=False)
+    return Deployment(
+        settings=settings,
+        database=database,
+        mlflow_database=mlflow_database,
+        dagster_database=database.set(database=settings.churn_dagster_db_name),
+        tracking_uri=tracking or "",
+        local_root=_local_root(settings, is_embedded=is_embedded),
+        is_embedded=is_embedded,
+    )
+
+
+def _model_link(ui: str, registered_model: str, version: int) -> str:
+    return f"{ui}/#/models/{registered_model}/versions/{version}"
+
+
+def _mlflow_database_name(settings: Settings, server: sa.URL) -> str:
+    if "mlflow_db_name" in settings.model_fields_set or server.database in (None, "", "postgres"):
+        return settings.mlflow_db_name
+    return str(server.database)
+
+
+def _local_root(settings: Settings, *, is_embedded: bool) -> Path:
+    if settings.churn_local_root is not None:
+        return settings.churn_local_root
+    if not is_embedded:
+        return find_project_root()
+    root = settings.churn_home / "local"
+    for name in BUNDLED_FILES:
+        if not (root / name).exists():
+            shutil.copytree(find_project_root() / name, root / name, dirs_exist_ok=True)
+    return root

@@ -1,0 +1,148 @@
+"""Configuration of one process, read once at its entry point from the environment and ``.env``.
+
+Field names are the environment variables' names in lower case. Core functions never see this class:
+entry points hand it to ``churn.deployment.services``, which hands on plain values.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from churn.errors import UsageError
+
+
+def find_project_root() -> Path:
+    """Return the checkout this package runs from, or the working directory for an installed wheel."""
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def _seconds_as_number(value: object) -> object:
+    """Pydantic takes a number of seconds for a duration, but not the text of one, which is all a variable can hold."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+class Settings(BaseSettings):
+    """What a deployment can set. With nothing set, an embedded PostgreSQL and local files are used."""
+
+    model_config = SettingsConfigDict(
+        env_file=find_project_root() / ".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    mlflow_secret_name: str | None = Field(
+        None,
+        description="Secrets Manager secret with username, password and perhaps host, port, dbname.",
+    )
+    mlflow_secret_region: str = Field("us-east-1", description="AWS region of that secret.")
+    mlflow_s3_bucket: str | None = Field(None, description="Bucket of variants' files and MLflow artifacts.")
+    mlflow_db_name: str = Field("mlflow_db", description="MLflow's database.")
+    mlflow_db_host: str = Field("localhost", description="PostgreSQL server; wins over the secret's host.")
+    mlflow_db_port: int = Field(5432, gt=0, lt=65536, description="Its port; wins over the secret's.")
+    mlflow_tracking_uri: SecretStr | None = Field(
+        None, description="MLflow server or database; unset: MLflow's database is opened directly."
+    )
+    churn_database_url: SecretStr | None = Field(
+        None,
+        description="postgresql:// URL of the predictions; unset: CHURN_DB_NAME beside MLflow's database.",
+    )
+    churn_db_name: str = Field("churn_db", description="Database of the predictions.")
+    churn_dagster_db_name: str = Field("dagster_db", description="Database of Dagster's runs and events.")
+    churn_home: Path = Field(
+        default_factory=lambda: find_project_root() / ".churn",
+        description="Caches and the embedded PostgreSQL; made when needed.",
+    )
+    churn_local_root: Path | None = Field(
+        None,
+        description="Local copy of the bucket, same layout; unset: the project, or CHURN_HOME/local when embedded.",
+    )
+    churn_local_fallback: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: read the local copy, flagged, when S3 cannot be had; never: fail.",
+    )
+    churn_local_max_age: Annotated[timedelta | None, BeforeValidator(_seconds_as_number)] = Field(
+        None,
+        description="Oldest local copy that may stand in, as seconds or ISO 8601 (P7D); unset: any.",
+    )
+    churn_max_quarantine_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of rows that may break the contract before a batch fails.",
+    )
+    churn_variants_per_run: int = Field(
+        500, ge=0, description="Variants that a run of the weekly job scores at most; 0: all in one run."
+    )
+    churn_concurrent_runs: int = Field(
+        2, ge=1, description="Dagster runs of any job at once; others wait. Each keeps connections to PostgreSQL."
+    )
+    churn_reasons: bool = Field(default=True, description="Store the contributions behind every prediction.")
+    churn_ray_address: str | None = Field(
+        None,
+        pattern=r"^(auto|(ray://)?[^/@\s]+:\d{1,5})$",
+        description="Ray cluster to score on: auto, host:6379 or ray://host:10001; unset: this process.",
+    )
+    churn_horizon_months: int = Field(
+        3, ge=1, le=24, description="Months without activity after which a player counts as churned."
+    )
+    churn_label_lag_days: int = Field(
+        7, ge=0, le=92, description="Days after the horizon by which late activity has come in; labels are used then."
+    )
+    churn_min_auc: float = Field(
+        0.6, ge=0.5, lt=1, description="Floor of ROC AUC: for candidates, and for champions that brought no limit."
+    )
+    churn_max_calibration_error: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Calibration error a candidate may have; of few accounts, as much more as chance explains.",
+    )
+    churn_min_labels: int = Field(
+        200,
+        ge=50,
+        description="Matured labels of each outcome below which a variant is trained on its parent's activity.",
+    )
+    churn_training_trials: int = Field(20, ge=1, description="Sets of parameters that training tries.")
+    churn_retrain_after_months: int = Field(
+        3, ge=0, le=60, description="Age of a champion at which training is requested anyway; 0: never."
+    )
+    churn_auto_promote: bool = Field(
+        default=False, description="Promote a challenger that has proved better without being asked."
+    )
+    churn_alert_urls: SecretStr | None = Field(
+        None,
+        description="Apprise URLs of who is alerted (Slack, mail, web-hooks), separated by spaces; unset: nobody.",
+    )
+    churn_schedule_grace_hours: int = Field(
+        6, ge=1, le=120, description="Hours after Monday 00:00 UTC by which a week must have been scored."
+    )
+    churn_keep_weeks: int = Field(
+        0, ge=0, description="Weeks of predictions that are kept, this one included; 0: all of them."
+    )
+    churn_mlflow_ui_url: str = Field(
+        "http://127.0.0.1:5000", description="Where people see MLflow; used for links only."
+    )
+    churn_code_version: str | None = Field(
+        None, description="What to record as the code's version; unset: the checkout's commit, else the package's."
+    )
+    churn_postgres_bin: Path | None = Field(
+        None,
+        description="Folder with initdb and pg_ctl for the embedded PostgreSQL; unset: the bundled ones.",
+    )
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        UsageError: If a variable does not hold what it should; names each, without its value.
+    """
+    try:
+        return Settings()
+    except UnicodeDecodeError:
+        raise UsageError("the environment or .env is wrong: .env is not UTF-8 text; see .env.example") from None
+    except ValidationError as error:
+        wrong = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
+        raise UsageError(f"the environment or .env is wrong: {'; '.join(wrong)}; see .env.example") from None

@@ -1,0 +1,1 @@
+"""What scores are worth: metrics, segments, sequential tests, comparison of two models, and their charts. Pure."""

@@ -1,0 +1,134 @@
+"""Performance by segment: a good total can hide a state, product or source that is scored badly. Pure.
+
+A segment is a categorical column of the activity contract, and a level one of its values, as it was known of an account
+when it was scored. Each level is judged like a whole batch: too few of an outcome give no figure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from churn.data.activity import ONE_HOT_PARENTS
+from churn.data.features import keys_of, latest_known
+from churn.evaluation.metrics import (
+    MIN_OF_CLASS,
+    Interval,
+    Outcomes,
+    Scores,
+    brier_score,
+    calibration_error,
+    discoveries,
+    p_at_least,
+    roc_auc_interval,
+)
+
+MOST_LEVELS = 50
+MISSING = "(missing)"
+
+
+@dataclass(frozen=True)
+class JudgedSegment:
+    """What scores were worth for the accounts of one level; ``None`` wherever the verdict is ``insufficient``.
+
+    Attributes:
+        p_below_limit: Of an AUC this low, were it really the batch's limit; ``None`` where the batch has none.
+    """
+
+    segment: str
+    level: str
+    n_matured: int
+    n_churned: int
+    verdict: Literal["ok", "insufficient"]
+    roc_auc: Interval | None = None
+    brier_score: float | None = None
+    calibration_error: float | None = None
+    mean_score: float | None = None
+    p_below_limit: float | None = None
+
+
+class Levels:
+    """The levels of a variant's accounts, as they were known on any day."""
+
+    def __init__(self, facts: pl.DataFrame) -> None:
+        """Take from facts what segments are made of.
+
+        Args:
+            facts: A history's, in its order, with ``known_at``.
+        """
+        self._keys = keys_of(facts)
+        self._levels = facts[[name for name in ONE_HOT_PARENTS if name in facts.columns]]
+
+    def known(self, account_ids: npt.NDArray[np.int64], as_of: date) -> pl.DataFrame:
+        """Return each account's levels as known at the end of ``as_of``, by the rules of features: the row scored then.
+
+        Args:
+            account_ids: Shape (n,); each has a fact known by then.
+
+        Returns:
+            Shape (n, n_segments); a segment whose column the facts lack is not there.
+        """
+        accounts, months, known_at = self._keys
+        rows = np.flatnonzero(latest_known(as_of, accounts, months, known_at))
+        return self._levels[rows[np.searchsorted(accounts[rows], account_ids)]]
+
+
+def judge_segments(
+    levels: pl.DataFrame, churned: Outcomes, scores: Scores, auc_limit: float | None
+) -> list[JudgedSegment]:
+    """Judge the 50 largest levels of each segment.
+
+    Args:
+        levels: Shape (n, n_segments), as :meth:`Levels.known` gives it.
+        churned: Shape (n,).
+        scores: Shape (n,).
+
+    Returns:
+        By segment, the largest level first.
+    """
+    named = levels.select(pl.all().cast(pl.String).fill_null(MISSING))
+    return [one for column in named for one in _judge_levels(column, churned, scores, auc_limit)]
+
+
+def below_limit(segments: Sequence[JudgedSegment], fdr: float = 0.01) -> list[bool]:
+    """Tell which segments' AUC lies under the limit; at most a share ``fdr`` of those named is so by chance.
+
+    Give all that are looked at together.
+    """
+    p_values = [1.0 if one.p_below_limit is None else one.p_below_limit for one in segments if one.verdict == "ok"]
+    is_low = iter(discoveries(p_values, fdr).tolist())
+    return [one.verdict == "ok" and next(is_low) for one in segments]
+
+
+def _judge_levels(levels: pl.Series, churned: Outcomes, scores: Scores, auc_limit: float | None) -> list[JudgedSegment]:
+    # Arrow tells a small batch's levels apart in a quarter of the time that polars and numpy take.
+    encoded = levels.to_arrow().dictionary_encode()
+    of_row, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    n, n_churned = (np.bincount(of_row, weights, len(names)).astype(np.int64) for weights in (None, churned))
+    largest = sorted(range(len(names)), key=lambda i: (-n[i], names[i]))[:MOST_LEVELS]
+    return [
+        _measure(levels.name, names[i], churned[of_row == i], scores[of_row == i], auc_limit)
+        if min(n_churned[i], n[i] - n_churned[i]) >= MIN_OF_CLASS
+        else JudgedSegment(levels.name, names[i], int(n[i]), int(n_churned[i]), "insufficient")
+        for i in largest
+    ]
+
+
+def _measure(segment: str, level: str, churned: Outcomes, scores: Scores, auc_limit: float | None) -> JudgedSegment:
+    auc = roc_auc_interval(churned, scores)
+    return JudgedSegment(
+        segment=segment,
+        level=level,
+        n_matured=len(churned),
+        n_churned=int(churned.sum()),
+        verdict="ok",
+        roc_auc=auc,
+        brier_score=brier_score(churned, scores),
+        calibration_error=calibration_error(churned, scores),
+        mean_score=float(scores.mean(dtype=np.float64)),
+        p_below_limit=None if auc_limit is None else p_at_least(auc, auc_limit),
+    )

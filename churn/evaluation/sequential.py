@@ -1,0 +1,165 @@
+"""Champion against challenger, looked at every week: evidence that stays valid however often one looks. Pure.
+
+The evidence is the differences of paired losses, ``d = loss(champion) - loss(challenger)``, one per account: above 0
+the challenger was nearer to what happened. Only their sums are kept, so a look costs the same after a year as after a
+week.
+
+Why not a z-test: its 5 % are of one look. Looked at weekly and acted on as soon as it is significant, it promotes a
+challenger that is no better in about a quarter of all half-years. A confidence sequence covers the true mean at
+all looks together with 95 %, and an e-value has a mean of at most 1 whenever one stops if the challenger is no better,
+so that it ever reaches 20 in at most 5 % (Ville's inequality).
+
+Why increments must not overlap: scores are weekly and a label takes months, so one account's one outcome judges many
+weeks of scores. Those differences are nearly copies: counted each, a dozen weeks would feign twelve times the
+evidence. So an account counts once per horizon, and what is added at a look is of outcomes not added before.
+
+Why e-values over a fleet: thousands of variants judged on the same months share every surprise of the season, so their
+tests are dependent in a way that nobody can describe. Benjamini and Hochberg's procedure on p-values needs independence
+or something like it; on e-values it holds the expected share of false promotions under any dependence (Wang and
+Ramdas, JRSS B 2022), because it uses no more than each one's mean.
+
+Both are asymptotic: the variance is estimated, as the central limit theorem allows, hence nothing is claimed below
+``MIN_PAIRS`` (Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence sequences", arXiv
+2103.06476).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from churn.errors import ChurnError
+from churn.evaluation.metrics import Interval
+
+MIN_PAIRS = 100
+"""Pairs below which there is no evidence: of few heavy-tailed differences the variance mostly seems too small."""
+
+_TUNED_ALPHA = 0.05
+_LARGEST_E_VALUE = 1e300  # finite, so that sums, means and JSON of e-values stay what they should be
+
+
+class EvidenceError(ChurnError, ValueError):
+    """Sums, e-values or a level that no evidence can have; says which."""
+
+
+@dataclass(frozen=True)
+class PairedSums:
+    """What is kept of paired differences; add those of new accounts with ``+``."""
+
+    n: int = 0
+    total: float = 0.0
+    total_squares: float = 0.0
+
+    @classmethod
+    def of(cls, champion_losses: npt.NDArray[np.float64], challenger_losses: npt.NDArray[np.float64]) -> "PairedSums":
+        """Sum up accounts that both scored.
+
+        Args:
+            champion_losses: Shape (n,), one row an account.
+            challenger_losses: Shape (n,), of the same accounts in the same order.
+        """
+        same_shape = champion_losses.shape == challenger_losses.shape
+        if not same_shape or not np.isfinite(differences := champion_losses - challenger_losses).all():
+            raise EvidenceError(
+                f"losses of shapes {champion_losses.shape} and {challenger_losses.shape} are no finite pairs; "
+                f"give one loss of each model per account"
+            )
+        return cls(len(differences), float(differences.sum()), float(differences @ differences))
+
+    def __add__(self, other: "PairedSums") -> "PairedSums":
+        return PairedSums(self.n + other.n, self.total + other.total, self.total_squares + other.total_squares)
+
+    @property
+    def mean(self) -> float:
+        """Mean difference; NaN of no pairs."""
+        return self.total / self.n if self.n else math.nan
+
+    @property
+    def variance(self) -> float:
+        """Sample variance of a difference; NaN below two pairs."""
+        if self.n < 2:
+            return math.nan
+        return max(self.total_squares - self.total * self.total / self.n, 0.0) / (self.n - 1)
+
+
+def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int = 2000) -> Interval:
+    """Mean difference with an interval that covers the true one at all looks together, with 1 - alpha.
+
+    Two-sided, for display; promotion goes by :func:`e_value`. Below ``MIN_PAIRS`` the interval is the whole line.
+
+    Args:
+        tuned_for: Pairs at which it is narrowest. Fix it before the first look: changing it by what is seen voids
+            the promise.
+    """
+    _require_level(alpha)
+    if sums.n < MIN_PAIRS:
+        return Interval(sums.mean, -math.inf, math.inf)
+    n, rho_squared = sums.n, _mixture_variance(alpha, tuned_for)
+    spread = n * rho_squared + 1
+    reach = math.sqrt(sums.variance * 2 * spread / (n * n * rho_squared) * math.log(math.sqrt(spread) / alpha))
+    return Interval(sums.mean, sums.mean - reach, sums.mean + reach)
+
+
+def e_value(sums: PairedSums, *, tuned_for: int = 2000) -> float:
+    """Evidence that the challenger is better: at most 1 on average, at any stopping, if it is not.
+
+    With differences standardised to unit variance and sum s, the likelihood ratio of a mean m against 0 is
+    ``exp(m s - m² n / 2)``; this is its mean over m from a half-normal distribution, so that only improvements count.
+
+    Args:
+        tuned_for: Pairs at which it grows soonest; fixed beforehand, see :func:`confidence_sequence`.
+
+    Returns:
+        Between 0 and 1e300; 1, no evidence either way, below ``MIN_PAIRS`` and where all differences are equal, since
+        nothing then says how much they vary.
+    """
+    rho_squared = _mixture_variance(2 * _TUNED_ALPHA, tuned_for)
+    # Sums of squares leave a rounding error where the variance is none.
+    if sums.n < MIN_PAIRS or sums.variance <= 1e-12 * sums.total_squares / sums.n:
+        return 1.0
+    spread = sums.n * rho_squared + 1
+    standardised = math.sqrt(rho_squared / spread) * sums.total / math.sqrt(sums.variance)
+    log_value = math.log(2) - math.log(spread) / 2 + _log_scaled_normal_cdf(standardised)
+    return min(math.exp(min(log_value, 700)), _LARGEST_E_VALUE)
+
+
+def e_benjamini_hochberg(e_values: Sequence[float], alpha: float) -> list[bool]:
+    """Choose which null hypotheses to reject so that the false ones' expected share is at most alpha.
+
+    The k largest are rejected, k being the most for which the k-th largest is at least ``len(e_values) / (alpha k)``.
+    Holds under any dependence. Count every hypothesis looked at, those without evidence as 1.
+
+    Returns:
+        True where the hypothesis is rejected, in the order given.
+    """
+    _require_level(alpha)
+    values = np.asarray(e_values, dtype=np.float64)
+    if not (values >= 0).all():  # NaN included
+        raise EvidenceError(f"e-values {values[~(values >= 0)][:3].tolist()} are not 0 or more")
+    falling = np.sort(values)[::-1]
+    enough = np.flatnonzero(falling * np.arange(1, len(falling) + 1) >= len(falling) / alpha)
+    if not len(enough):
+        return [False] * len(values)
+    return [bool(value >= falling[enough[-1]]) for value in values]
+
+
+def _mixture_variance(alpha: float, tuned_for: int) -> float:
+    """Return the variance of mixed-over means that makes a two-sided sequence narrowest at ``tuned_for`` pairs."""
+    if tuned_for < 1:
+        raise EvidenceError(f"tuned_for is {tuned_for}; give the number of pairs expected by when it matters")
+    level = -2 * math.log(alpha)
+    return (level + math.log(level + 1)) / tuned_for
+
+
+def _log_scaled_normal_cdf(x: float) -> float:
+    """Logarithm of ``exp(x² / 2) Phi(x)``, which neither overflows nor vanishes."""
+    if x < -30:  # Phi would underflow; its tail is known
+        return -math.log(-x * math.sqrt(2 * math.pi)) + math.log1p(-1 / x**2 + 3 / x**4)
+    return x * x / 2 + math.log(math.erfc(-x / math.sqrt(2)) / 2)
+
+
+def _require_level(alpha: float) -> None:
+    if not 0 < alpha < 1:
+        raise EvidenceError(f"level {alpha} is not between 0 and 1; the usual is 0.05")

@@ -1,0 +1,209 @@
+"""Where a row falls between a forest's thresholds: its cells.
+
+All that a tree asks of a row is on which side of some thresholds it is. A number is therefore replaced by the number
+of the forest's thresholds at or below it, and a categorical value by its level: a few small integers a row, its cells.
+Compiled code then looks answers up instead of comparing. Pure.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from churn.data.features import Encoding, Packed
+from churn.inference.forest import Forest, NotCompilableError
+
+# Numba leaves this pass of LLVM's out by default; with it, sums over a row's parents take one instruction each.
+numba.config.SLP_VECTORIZE = 1
+
+BLOCK = 16_384
+"""Rows that go through all trees together: enough that a tree's tables are loaded seldom."""
+
+WORD_BITS = 64
+_MAX_CELLS = 1 << 16
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+Cells = npt.NDArray[np.uint16]
+"""Shape (n_columns, n_rows): per column of the encoding, numbers first, the cell of each row."""
+
+
+class Splits(NamedTuple):
+    """What each node asks of which column; see :func:`goes_left`. Shape (n_nodes,) each.
+
+    Attributes:
+        column: The encoding's column.
+        cell: Of a number, the last cell below the threshold; of a one-hot column, the cell that sets it.
+        at: Whether that cell goes left; of a number, always.
+        beyond: Whether the other cells go left; of a number, whether a missing value does.
+    """
+
+    column: npt.NDArray[np.int32]
+    cell: npt.NDArray[np.int32]
+    at: npt.NDArray[np.bool_]
+    beyond: npt.NDArray[np.bool_]
+
+
+def compiled(function: _Function) -> _Function:
+    """Compile a function on its first call, and keep the machine code beside the module or in the user's cache.
+
+    Where neither can be written, every process compiles anew.
+    """
+    try:
+        return cast("_Function", numba.njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # Numba's word for having nowhere to keep it
+        return cast("_Function", numba.njit(nogil=True)(function))
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """How rows of one encoding become cells of one forest.
+
+    Attributes:
+        thresholds: The numbers' distinct thresholds in rising order, number after number.
+        threshold_starts: Shape (n_numbers + 1,).
+        starts: Each column's first cell among all cells, and their count; shape (n_columns + 1,).
+    """
+
+    n_numbers: int
+    thresholds: npt.NDArray[np.float32]
+    threshold_starts: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    splits: Splits
+
+    def locate(self, packed: Packed) -> Cells:
+        """Find each row's cells."""
+        cells = np.empty((len(self.starts) - 1, packed.n_rows), dtype=np.uint16)
+        _locate(packed.numbers, self.thresholds, self.threshold_starts, cells)
+        cells[self.n_numbers :] = packed.levels
+        return cells
+
+
+class Words(NamedTuple):
+    """Answers to 64 yes-or-no questions at a time: OR a word's bits of all cells of a row, and its answers are there.
+
+    Attributes:
+        bits: Shape (n_words, n_cells).
+        columns: The columns that have a say in each word; shape (n_words, n_columns), as many as ``n_columns`` says.
+        n_columns: Shape (n_words,).
+    """
+
+    bits: npt.NDArray[np.uint64]
+    columns: npt.NDArray[np.int32]
+    n_columns: npt.NDArray[np.int32]
+
+
+def blank_words(n_words: int, plan: CellPlan) -> Words:
+    """Return words that answer no to everything, in which no column has a say yet."""
+    n_columns, n_cells = len(plan.starts) - 1, int(plan.starts[-1])
+    return Words(
+        np.zeros((n_words, n_cells), dtype=np.uint64),
+        np.zeros((n_words, n_columns), dtype=np.int32),
+        np.zeros(n_words, dtype=np.int32),
+    )
+
+
+def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
+    """Cut each column at the thresholds that the forest asks of it.
+
+    Raises:
+        NotCompilableError: If a column has more cells than 16 bits can number.
+    """
+    asked = ~forest.is_leaf
+    column, cell = np.zeros((2, encoding.n_features), dtype=np.int32)
+    is_number = np.zeros(encoding.n_features, dtype=np.bool_)
+    thresholds: list[npt.NDArray[np.float32]] = []
+    for i, (_, position) in enumerate(encoding.numbers):
+        column[position], is_number[position] = i, True
+        thresholds.append(np.unique(forest.values[asked & (forest.features == position)]))
+    for i, group in enumerate(encoding.one_hots):
+        positions = list(group.positions)
+        column[positions], cell[positions] = len(encoding.numbers) + i, range(len(positions))
+    n_cells = [len(cuts) + 2 for cuts in thresholds] + [len(group.levels) + 1 for group in encoding.one_hots]
+    if max(n_cells) > _MAX_CELLS:
+        raise NotCompilableError(f"{max(n_cells)} thresholds of one feature")
+
+    of_node, numeric = column[forest.features], is_number[forest.features]
+    cells = cell[forest.features]
+    for i, cuts in enumerate(thresholds):
+        here = asked & numeric & (of_node == i)
+        cells[here] = np.searchsorted(cuts, forest.values[here])
+    splits = Splits(
+        column=of_node,
+        cell=cells,
+        at=numeric | (forest.values > 1),
+        beyond=np.where(numeric, forest.is_default_left, forest.values > 0),
+    )
+    return CellPlan(
+        n_numbers=len(thresholds),
+        thresholds=np.concatenate([*thresholds, np.empty(0, dtype=np.float32)]),
+        threshold_starts=np.cumsum([0, *map(len, thresholds)]),
+        starts=np.cumsum([0, *n_cells]),
+        splits=splits,
+    )
+
+
+@compiled
+def goes_left(splits: Splits, node: int, n_numbers: int, cell: int, n_cells: int) -> bool:
+    """Tell whether rows in a cell of the node's column go left there; the last cell of a number is "missing"."""
+    if splits.column[node] < n_numbers:
+        return bool(splits.beyond[node]) if cell == n_cells - 1 else cell <= splits.cell[node]
+    return bool(splits.at[node]) if cell == splits.cell[node] else bool(splits.beyond[node])
+
+
+@compiled
+def give_say(words: Words, word: int, has_say: npt.NDArray[np.bool_]) -> None:
+    """Note the columns that have a say in a word; ``has_say`` has shape (n_columns,)."""
+    for column in range(len(has_say)):
+        if has_say[column]:
+            words.columns[word, words.n_columns[word]] = column
+            words.n_columns[word] += 1
+
+
+@compiled
+def gather(words: Words, word: int, starts: npt.NDArray[np.int64], cells: Cells, into: npt.NDArray[np.uint64]) -> None:
+    """OR one word's bits over the columns that have a say, for each row. Four columns at a time, to spare passes."""
+    bits, columns, n = words.bits[word], words.columns[word], words.n_columns[word]
+    n_rows = cells.shape[1]
+    into[:n_rows] = 0
+    i = 0
+    while i + 3 < n:
+        a, b, c, d = columns[i], columns[i + 1], columns[i + 2], columns[i + 3]
+        of_a, of_b, of_c, of_d = bits[starts[a] :], bits[starts[b] :], bits[starts[c] :], bits[starts[d] :]
+        in_a, in_b, in_c, in_d = cells[a], cells[b], cells[c], cells[d]
+        for row in range(n_rows):
+            into[row] |= of_a[in_a[row]] | of_b[in_b[row]] | of_c[in_c[row]] | of_d[in_d[row]]
+        i += 4
+    while i < n:
+        of_a, in_a = bits[starts[columns[i]] :], cells[columns[i]]
+        for row in range(n_rows):
+            into[row] |= of_a[in_a[row]]
+        i += 1
+
+
+@compiled
+def _locate(
+    numbers: npt.NDArray[np.float32],
+    thresholds: npt.NDArray[np.float32],
+    starts: npt.NDArray[np.int64],
+    into: Cells,
+) -> None:
+    for number in range(len(starts) - 1):
+        cuts = thresholds[starts[number] : starts[number + 1]]
+        for row in range(numbers.shape[1]):
+            value = numbers[number, row]
+            if math.isnan(value):
+                into[number, row] = len(cuts) + 1
+                continue
+            low, left = 0, len(cuts)
+            while left > 0:
+                half = left >> 1
+                if cuts[low + half] <= value:
+                    low, left = low + half + 1, left - half - 1
+                else:
+                    left = half
+            into[number, row] = low

@@ -1,0 +1,134 @@
+"""How a batch is scored and explained: by tables compiled from the booster's trees, or else by XGBoost itself.
+
+The tables give what XGBoost gives, and prove it on rows of each batch before they are believed.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from churn.data.features import Encoding, Packed, unpack
+from churn.errors import ModelFileError
+from churn.inference.bundle import Bundle
+from churn.inference.explanations import build_explainer, sum_to_parents
+from churn.inference.forest import NotCompilableError
+from churn.inference.scoring import build_scorer
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+
+_LARGE_BATCH = 100_000
+_PROVED_SCORES = 256
+_PROVED_REASONS = 4
+_SCORE_TOLERANCE = 1e-6  # the same bits are expected; another C library may round the last one of an exponential
+_REASON_TOLERANCE = 1e-4  # log-odds
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What the contributions of a batch are contributions of.
+
+    Attributes:
+        parents: The features' parents, in the order of the contributions.
+        levels: The levels of categorical parents, by the place that stands for them.
+        bias: Log-odds that all rows of the model share.
+    """
+
+    parents: tuple[str, ...]
+    levels: Mapping[str, tuple[str, ...]]
+    bias: float
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Scores rows of one encoding.
+
+    Attributes:
+        score: From rows to churn probabilities, shape (n_rows,), and contributions in log-odds, shape
+            (n_rows, n_parents), or ``None`` without reasons; safe in several threads.
+        reasons: ``None`` when none are asked for.
+        fallback_reason: Why XGBoost itself does it; ``None`` for the compiled tables.
+    """
+
+    score: Callable[[Packed], tuple[Floats, Floats | None]]
+    reasons: Reasons | None
+    fallback_reason: str | None = None
+
+
+def build_engine(bundle: Bundle, encoding: Encoding, head: Packed, *, n_rows: int, with_reasons: bool) -> Engine:
+    """Compile a model for rows of an encoding, and compare it with XGBoost on the first of them.
+
+    Args:
+        head: Some rows of the batch.
+        n_rows: About as many rows as there are in the batch.
+    """
+    ours = _compiled(bundle, encoding, is_large_batch=n_rows >= _LARGE_BATCH, with_reasons=with_reasons)
+    if isinstance(ours, str):
+        return _of_xgboost(bundle, encoding, ours, with_reasons=with_reasons)
+    if difference := _differs(ours, bundle, encoding, head):
+        logger.warning("compiled scores differ from XGBoost's (%s); XGBoost scores this batch", difference)
+        return _of_xgboost(bundle, encoding, difference, with_reasons=with_reasons)
+    return ours
+
+
+def _compiled(bundle: Bundle, encoding: Encoding, *, is_large_batch: bool, with_reasons: bool) -> Engine | str:
+    """Return an engine of compiled tables, or why there is none."""
+    try:
+        forest = bundle.read_forest()
+        if not with_reasons:
+            scorer = build_scorer(forest, encoding)
+            return Engine(lambda packed: (scorer.score(packed), None), None)
+        explainer = build_explainer(forest, encoding, is_large_batch=is_large_batch)
+    except NotCompilableError as error:
+        return str(error)
+    return Engine(explainer.explain, _reasons(encoding, explainer.bias))
+
+
+def _of_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: bool) -> Engine:
+    if not with_reasons:
+        return Engine(lambda packed: (bundle.predict(unpack(packed, encoding)), None), None, why)
+
+    def score(packed: Packed) -> tuple[Floats, Floats]:
+        matrix = unpack(packed, encoding)
+        return bundle.predict(matrix), sum_to_parents(bundle.contributions(matrix), encoding)
+
+    bias = float(bundle.contributions(np.zeros((1, encoding.n_features), dtype=np.float32))[0, -1])
+    return Engine(score, _reasons(encoding, bias), why)
+
+
+def _reasons(encoding: Encoding, bias: float) -> Reasons:
+    return Reasons(encoding.parents, {group.parent: group.levels for group in encoding.one_hots}, bias)
+
+
+def _differs(ours: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
+    """Tell how an engine's results differ from XGBoost's, or nothing when they don't."""
+    some = head.take(slice(_PROVED_SCORES))
+    matrix = unpack(some, encoding)
+    scores, contributions = ours.score(some)
+    gap = float(np.abs(scores - bundle.predict(matrix)).max())
+    if not gap <= _SCORE_TOLERANCE:
+        return f"scores by {gap:.2g}"
+    if contributions is not None and ours.reasons is not None:
+        by_feature = bundle.contributions(matrix[:_PROVED_REASONS])
+        theirs, bias = sum_to_parents(by_feature, encoding), float(by_feature[0, -1])
+        gap = max(float(np.abs(contributions[:_PROVED_REASONS] - theirs).max()), abs(bias - ours.reasons.bias))
+        if not gap <= _REASON_TOLERANCE:
+            return f"contributions by {gap:.2g}"
+    return ""
+
+
+def require_sums(scores: Floats, contributions: Floats, bias: float, origin: str) -> None:
+    """Check that each row's contributions and the bias add up to its margin.
+
+    Raises:
+        ModelFileError: If they don't, to within what float32 can hold of sums of that size.
+    """
+    margins = contributions.sum(axis=1, dtype=np.float64) + bias
+    # Compared as probabilities, since a margin cannot be had back from a score that is nearly 0 or 1.
+    gap = float(np.abs(1 / (1 + np.exp(-margins)) - scores).max(initial=0.0))
+    if not gap <= _REASON_TOLERANCE:
+        raise ModelFileError(f"{origin} gave rows reasons that miss their scores by {gap:.2g}; nothing was published")

@@ -1,0 +1,435 @@
+"""Why a row has its score: exact SHAP values in log-odds, summed to the features' parents, for every row. Pure.
+
+These are the path-dependent TreeSHAP values that ``Booster.predict(pred_contribs=True)`` gives. For a given leaf they
+depend only on which of the splits above it the row satisfies, so a part of a tree with ``k`` splits in and above it has
+no more than ``2**k`` different answers: these are tabulated once for a model, and a row costs one look-up in each
+table. The margin itself is summed along in a column of its own, in XGBoost's order, so the score is had for nothing.
+Method of the values: Lundberg et al., "Consistent Individualized Feature Attribution for Tree Ensembles", 2018.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from churn.data.features import Encoding, Packed
+from churn.inference.cells import (
+    BLOCK,
+    WORD_BITS,
+    CellPlan,
+    Cells,
+    Splits,
+    Words,
+    blank_words,
+    compiled,
+    gather,
+    give_say,
+    goes_left,
+    plan_cells,
+)
+from churn.inference.forest import LEAF, Forest, NotCompilableError
+from churn.inference.scoring import probability
+
+_LANES = 8  # a row of a table is a multiple of it, which is what one instruction adds
+_MOST_SPLITS = 12
+_MAX_TABLE_BYTES = 256 << 20
+_AFFORDABLE_TABLE_BYTES = 64 << 20
+
+
+class Parts(NamedTuple):
+    """Trees cut into parts of few splits; shape (n_parts,) each.
+
+    Attributes:
+        tree: The part's tree.
+        root: The part's topmost node.
+        n_splits: Splits above and in the part.
+    """
+
+    tree: npt.NDArray[np.int64]
+    root: npt.NDArray[np.int64]
+    n_splits: npt.NDArray[np.int64]
+
+
+class Tables(NamedTuple):
+    """What each pattern of a part's splits contributes.
+
+    Attributes:
+        rows: Log-odds by parent, the margin last, padded to ``_LANES``; shape (patterns of all parts, n_lanes).
+        starts: Each part's first row; shape (n_parts,).
+        shifts: Where the part's pattern begins in its word; shape (n_parts,).
+        masks: The pattern's bits, shifted down; shape (n_parts,).
+        word_starts: Each word's first part, and the count of parts; shape (n_words + 1,).
+    """
+
+    rows: npt.NDArray[np.float32]
+    starts: npt.NDArray[np.int64]
+    shifts: npt.NDArray[np.uint64]
+    masks: npt.NDArray[np.uint64]
+    word_starts: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ForestExplainer:
+    """A forest ready to explain rows of one encoding; see :func:`build_explainer`.
+
+    Attributes:
+        bias: The mean margin of the training rows, in log-odds.
+    """
+
+    plan: CellPlan
+    words: Words
+    tables: Tables
+    n_parents: int
+    bias: float
+    base_margin: np.float32
+
+    def explain(self, packed: Packed) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Score and explain rows.
+
+        Returns:
+            Churn probabilities, shape (n_rows,), and contributions by parent in log-odds, shape (n_rows, n_parents),
+            in the order of ``Encoding.parents``; with ``bias`` they add up to the margin.
+        """
+        sums = np.zeros((packed.n_rows, self.tables.rows.shape[1]), dtype=np.float32)
+        scores = np.empty(packed.n_rows, dtype=np.float32)
+        sums[:, -1] = self.base_margin
+        _explain(self.plan.locate(packed), self.plan.starts, self.words, self.tables, sums, scores)
+        return scores, sums[:, : self.n_parents]
+
+
+def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool) -> ForestExplainer:
+    """Tabulate the contributions.
+
+    Args:
+        is_large_batch: Whether larger tables, which take longer to build and less to use, will pay.
+
+    Raises:
+        NotCompilableError: If the trees are too deep or too many for tables.
+    """
+    plan = plan_cells(forest, encoding)
+    depth = forest.depth
+    if not (forest.covers > 0).all():
+        raise NotCompilableError("nodes that no training row came by")
+    n_parents = len(encoding.parents)
+    n_lanes = -(-(n_parents + 1) // _LANES) * _LANES
+    parts = _cut(forest, depth, 10 if is_large_batch else 7, n_lanes)
+    shifts, word_of = _pack_words(parts.n_splits)
+    n_words = int(word_of[-1]) + 1
+    words = blank_words(n_words, plan)
+    sizes = 1 << parts.n_splits
+    starts = np.cumsum([0, *sizes])
+    tables = Tables(
+        rows=np.zeros((starts[-1], n_lanes), dtype=np.float32),
+        starts=starts[:-1],
+        shifts=shifts.astype(np.uint64),
+        masks=(sizes - 1).astype(np.uint64),
+        word_starts=np.searchsorted(word_of, np.arange(n_words + 1)),
+    )
+    bias = _tabulate(
+        forest.starts, forest.left, forest.right, forest.parents, forest.features, forest.values, forest.covers,
+        plan.splits, plan.starts, plan.n_numbers, feature_parents(encoding), _weights(depth), parts, word_of, words,
+        tables, depth,
+    )  # fmt: skip
+    return ForestExplainer(plan, words, tables, n_parents, float(forest.base_margin) + bias, forest.base_margin)
+
+
+def feature_parents(encoding: Encoding) -> npt.NDArray[np.int32]:
+    """Return the place of each feature's parent in ``Encoding.parents``, shape (n_features,)."""
+    parents = np.zeros(encoding.n_features, dtype=np.int32)
+    for i, (_, position) in enumerate(encoding.numbers):
+        parents[position] = i
+    for i, group in enumerate(encoding.one_hots):
+        parents[list(group.positions)] = len(encoding.numbers) + i
+    return parents
+
+
+def sum_to_parents(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
+    """Sum contributions by feature, shape (n, at least n_features), to those by parent, shape (n, n_parents)."""
+    sums = np.zeros((len(values), len(encoding.parents)), dtype=np.float32)
+    for feature, parent in enumerate(feature_parents(encoding)):
+        sums[:, parent] += values[:, feature]
+    return sums
+
+
+def _weights(depth: int) -> npt.NDArray[np.float64]:
+    """Shapley's weights: ``[u, k]`` is that of a coalition of ``k`` out of the ``u - 1`` other features."""
+    weights = np.zeros((depth + 1, depth + 1))
+    for u in range(1, depth + 1):
+        weights[u, 0] = 1 / u
+        for k in range(1, u):
+            weights[u, k] = weights[u, k - 1] * k / (u - k)
+    return weights
+
+
+def _cut(forest: Forest, depth: int, n_splits: int, n_lanes: int) -> Parts:
+    """Cut the trees into parts of at most ``n_splits`` splits, or as many fewer as memory asks for."""
+    if depth > _MOST_SPLITS:
+        raise NotCompilableError(f"trees of depth {depth}")
+    for most in range(max(n_splits, depth), max(depth, 1) - 1, -1):
+        parts = Parts(*_cut_trees(forest.starts, forest.left, forest.right, most))
+        n_bytes = int((1 << parts.n_splits).sum()) * n_lanes * 4
+        if n_bytes <= _AFFORDABLE_TABLE_BYTES:
+            return parts
+    if n_bytes > _MAX_TABLE_BYTES:
+        raise NotCompilableError(f"{n_bytes >> 20} MB of tables")
+    return parts
+
+
+def _pack_words(n_splits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Place the parts' patterns one after another into words; returns each one's shift and word."""
+    shifts, word_of = np.zeros_like(n_splits), np.zeros_like(n_splits)
+    word, used = 0, 0
+    for part, n in enumerate(n_splits.tolist()):
+        if used + n > WORD_BITS:
+            word, used = word + 1, 0
+        shifts[part], word_of[part] = used, word
+        used += n
+    return shifts, word_of
+
+
+@compiled
+def _cut_trees(
+    starts: npt.NDArray[np.int64], left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], most: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    n_nodes = starts[-1]
+    below = np.zeros(n_nodes, dtype=np.int64)  # splits at and below a node
+    above = np.zeros(n_nodes, dtype=np.int64)
+    order = np.zeros(n_nodes, dtype=np.int64)
+    tree_of, root, n_splits = np.zeros((3, n_nodes), dtype=np.int64)
+    n_parts = 0
+    for tree in range(len(starts) - 1):
+        order[0] = starts[tree]
+        n_seen, i = 1, 0
+        while i < n_seen:  # from the top, level by level
+            node = order[i]
+            if left[node] != LEAF:
+                order[n_seen], order[n_seen + 1] = left[node], right[node]
+                n_seen += 2
+                above[left[node]] = above[right[node]] = above[node] + 1
+            i += 1
+        for i in range(n_seen - 1, -1, -1):
+            node = order[i]
+            if left[node] != LEAF:
+                below[node] = 1 + below[left[node]] + below[right[node]]
+        n_open = 1
+        order[0] = starts[tree]
+        while n_open:
+            n_open -= 1
+            node = order[n_open]
+            if left[node] == LEAF or above[node] + below[node] <= most:
+                tree_of[n_parts], root[n_parts], n_splits[n_parts] = tree, node, above[node] + below[node]
+                n_parts += 1
+            else:
+                order[n_open], order[n_open + 1] = right[node], left[node]
+                n_open += 2
+    return tree_of[:n_parts].copy(), root[:n_parts].copy(), n_splits[:n_parts].copy()
+
+
+@compiled
+def _tabulate(
+    tree_starts: npt.NDArray[np.int64],
+    left: npt.NDArray[np.int32],
+    right: npt.NDArray[np.int32],
+    parents: npt.NDArray[np.int32],
+    features: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float32],
+    covers: npt.NDArray[np.float32],
+    splits: Splits,
+    starts: npt.NDArray[np.int64],
+    n_numbers: int,
+    parent_of_feature: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.float64],
+    parts: Parts,
+    word_of: npt.NDArray[np.int64],
+    words: Words,
+    tables: Tables,
+    depth: int,
+) -> float:
+    """Fill ``words`` and ``tables``; returns the mean of the trees' margins over their training rows."""
+    n_lanes = tables.rows.shape[1]
+    most = 1 << (parts.n_splits.max() if len(parts.n_splits) else 0)
+    sums = np.zeros((most, n_lanes))
+    of_leaf = np.zeros((1 << depth, n_lanes))
+    place = np.zeros(len(left), dtype=np.int64)  # of a split in its part's pattern
+    stack = np.zeros(len(left) + 1, dtype=np.int64)
+    asked, lanes = np.zeros((2, depth + 1), dtype=np.int64)
+    splits_of, goes = np.zeros((2, depth + 1), dtype=np.int64)
+    shares, polynomial = np.zeros((2, depth + 2))
+    has_say = np.zeros((len(words.n_columns), len(starts) - 1), dtype=np.bool_)
+    bias = 0.0
+    for part in range(len(parts.root)):
+        top, root, word = tree_starts[parts.tree[part]], parts.root[part], word_of[part]
+        n_patterns = 1 << parts.n_splits[part]
+        sums[:n_patterns] = 0.0
+
+        n_placed = 0
+        node = root
+        while node != top:
+            node = parents[node]
+            place[node] = n_placed
+            shift = tables.shifts[part] + np.uint64(n_placed)
+            _answer(words, word, node, shift, splits, starts, n_numbers, has_say)
+            n_placed += 1
+        stack[0] = root
+        n_open = 1
+        while n_open:
+            n_open -= 1
+            leaf = stack[n_open]
+            if left[leaf] != LEAF:
+                place[leaf] = n_placed
+                shift = tables.shifts[part] + np.uint64(n_placed)
+                _answer(words, word, leaf, shift, splits, starts, n_numbers, has_say)
+                n_placed += 1
+                stack[n_open], stack[n_open + 1] = right[leaf], left[leaf]
+                n_open += 2
+                continue
+            n_asked = 0
+            node = leaf
+            while node != top:
+                above = parents[node]
+                i = 0
+                while i < n_asked and asked[i] != features[above]:
+                    i += 1
+                if i == n_asked:
+                    asked[i], lanes[i] = features[above], parent_of_feature[features[above]]
+                    splits_of[i], goes[i], shares[i] = 0, 0, 1.0
+                    n_asked += 1
+                splits_of[i] |= 1 << place[above]
+                if left[above] == node:
+                    goes[i] |= 1 << place[above]
+                shares[i] *= np.float64(covers[node]) / np.float64(covers[above])
+                node = above
+            bias += np.float64(values[leaf]) * np.prod(shares[:n_asked])
+            _tabulate_leaf(n_asked, shares, lanes, np.float64(values[leaf]), weights, of_leaf, polynomial)
+            for pattern in range(n_patterns):
+                satisfied = 0
+                for i in range(n_asked):
+                    if pattern & splits_of[i] == goes[i]:
+                        satisfied |= 1 << i
+                for lane in range(n_lanes):
+                    sums[pattern, lane] += of_leaf[satisfied, lane]
+        first = tables.starts[part]
+        for pattern in range(n_patterns):
+            for lane in range(n_lanes):
+                tables.rows[first + pattern, lane] = sums[pattern, lane]
+    for word in range(len(words.n_columns)):
+        give_say(words, word, has_say[word])
+    return bias
+
+
+@compiled
+def _answer(
+    words: Words,
+    word: int,
+    node: int,
+    shift: np.uint64,
+    splits: Splits,
+    starts: npt.NDArray[np.int64],
+    n_numbers: int,
+    has_say: npt.NDArray[np.bool_],
+) -> None:
+    """Set a bit of the word in the cells that go left at a split."""
+    column = splits.column[node]
+    has_say[word, column] = True
+    n_cells = starts[column + 1] - starts[column]
+    for cell in range(n_cells):
+        if goes_left(splits, node, n_numbers, cell, n_cells):
+            words.bits[word, starts[column] + cell] |= np.uint64(1) << shift
+
+
+@compiled
+def _tabulate_leaf(
+    n: int,
+    shares: npt.NDArray[np.float64],
+    lanes: npt.NDArray[np.int64],
+    value: float,
+    weights: npt.NDArray[np.float64],
+    into: npt.NDArray[np.float64],
+    polynomial: npt.NDArray[np.float64],
+) -> None:
+    """Give each set of satisfied features a leaf's SHAP values, and its value where all are satisfied.
+
+    A feature's value sums over the coalitions of the others. Coalitions with an unsatisfied member are worth nothing;
+    those of ``k`` satisfied ones have the coefficient of ``x**k`` in the product of ``(x + share)`` over the
+    satisfied, times the shares of the unsatisfied.
+
+    Args:
+        n: Distinct features above the leaf.
+        shares: Of the training rows that each lets through; shape (n,).
+        lanes: Each feature's column in ``into``; shape (n,).
+        into: Shape (at least 2**n, n_lanes).
+    """
+    for satisfied in range(1 << n):
+        into[satisfied] = 0.0
+        others, n_in = 1.0, 0  # the shares of the unsatisfied; the satisfied
+        polynomial[0] = 1.0
+        for i in range(n):
+            if (satisfied >> i) & 1 == 0:
+                others *= shares[i]
+                continue
+            n_in += 1
+            polynomial[n_in] = polynomial[n_in - 1]
+            for k in range(n_in - 1, 0, -1):
+                polynomial[k] = polynomial[k - 1] + polynomial[k] * shares[i]
+            polynomial[0] *= shares[i]
+        for i in range(n):
+            total = 0.0
+            if (satisfied >> i) & 1:
+                quotient = 0.0  # divide (x + share) out again, from the top
+                for k in range(n_in, 0, -1):
+                    quotient = polynomial[k] - quotient * shares[i]
+                    total += weights[n, k - 1] * quotient
+                into[satisfied, lanes[i]] += value * (1.0 - shares[i]) * total * others
+            else:
+                for k in range(n_in + 1):
+                    total += weights[n, k] * polynomial[k]
+                rest = 1.0
+                for j in range(n):
+                    if j != i and (satisfied >> j) & 1 == 0:
+                        rest *= shares[j]
+                into[satisfied, lanes[i]] -= value * shares[i] * total * rest
+    into[(1 << n) - 1, -1] = value
+
+
+@compiled
+def _explain(
+    cells: Cells,
+    starts: npt.NDArray[np.int64],
+    words: Words,
+    tables: Tables,
+    sums: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float32],
+) -> None:
+    patterns = np.empty(BLOCK, dtype=np.uint64)
+    for first in range(0, cells.shape[1], BLOCK):
+        block = cells[:, first : first + BLOCK]
+        for word in range(len(words.n_columns)):
+            gather(words, word, starts, block, patterns)
+            for lane in range(0, sums.shape[1], 8):
+                _add_parts(tables, tables.word_starts[word], tables.word_starts[word + 1], patterns, lane,
+                           sums[first : first + BLOCK])  # fmt: skip
+    for row in range(len(scores)):
+        scores[row] = probability(sums[row, -1])
+
+
+@compiled
+def _add_parts(
+    tables: Tables, first: int, end: int, patterns: npt.NDArray[np.uint64], lane: int, sums: npt.NDArray[np.float32]
+) -> None:
+    """Add what a word's parts contribute to eight lanes; written out so that the sums stay in one register."""
+    for row in range(len(sums)):
+        pattern, to = patterns[row], sums[row, lane : lane + 8]
+        a, b, c, d, e, f, g, h = to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7]
+        for part in range(first, end):
+            index = tables.starts[part] + np.int64((pattern >> tables.shifts[part]) & tables.masks[part])
+            of_part = tables.rows[index, lane : lane + 8]
+            a += of_part[0]
+            b += of_part[1]
+            c += of_part[2]
+            d += of_part[3]
+            e += of_part[4]
+            f += of_part[5]
+            g += of_part[6]
+            h += of_part[7]
+        to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7] = a, b, c, d, e, f, g, h

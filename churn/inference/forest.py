@@ -1,0 +1,110 @@
+"""A booster's trees as flat arrays, which compiled code can walk. Pure.
+
+Only what a ``gbtree`` booster with plain splits holds is read; for anything else the caller goes on with XGBoost's
+own, slower way. Format: https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+LEAF = -1
+
+
+class NotCompilableError(ValueError):
+    """The trees are of a kind that only XGBoost itself can walk; says which."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees node after node, a tree's root first. All but ``starts`` have shape (n_nodes,).
+
+    Attributes:
+        starts: Each tree's first node, and the number of nodes; shape (n_trees + 1,).
+        left: The child of rows whose value is below the threshold, or ``LEAF``.
+        right: The child of the others.
+        parents: The node above; of a root, itself.
+        features: The matrix column that a split asks.
+        values: A split's threshold; a leaf's share of the margin, in log-odds.
+        is_default_left: Where a missing value goes.
+        covers: The weight of the training rows that came by.
+        base_margin: What the margin starts from, in log-odds.
+    """
+
+    starts: npt.NDArray[np.int64]
+    left: npt.NDArray[np.int32]
+    right: npt.NDArray[np.int32]
+    parents: npt.NDArray[np.int32]
+    features: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float32]
+    is_default_left: npt.NDArray[np.bool_]
+    covers: npt.NDArray[np.float32]
+    base_margin: np.float32
+
+    @property
+    def is_leaf(self) -> npt.NDArray[np.bool_]:
+        is_leaf: npt.NDArray[np.bool_] = self.left == LEAF
+        return is_leaf
+
+    @property
+    def depth(self) -> int:
+        """The splits above the deepest leaf."""
+        depth, level = 0, self.starts[:-1]
+        while (inner := level[self.left[level] != LEAF]).size:
+            depth, level = depth + 1, np.concatenate([self.left[inner], self.right[inner]])
+        return depth
+
+
+def read_forest(document: dict[str, Any]) -> Forest:
+    """Read the trees of a model file that was checked, see :func:`churn.inference.bundle.read_bundle`.
+
+    Args:
+        document: The file as parsed.
+
+    Raises:
+        NotCompilableError: If it is not a ``gbtree`` booster of plain splits.
+    """
+    learner = document["learner"]
+    booster = learner["gradient_booster"]
+    if booster["name"] != "gbtree":
+        raise NotCompilableError(f"booster {booster['name']}")
+    trees = booster["model"]["trees"]
+    if not trees:
+        raise NotCompilableError("no trees")
+    if any(np.asarray(tree["split_type"]).any() for tree in trees):
+        raise NotCompilableError("categorical splits")
+    starts = np.cumsum([0, *(len(tree["left_children"]) for tree in trees)])
+    first = np.repeat(starts[:-1], np.diff(starts)).astype(np.int32)
+    left, right = (_joined(trees, name, np.int32) for name in ("left_children", "right_children"))
+    is_leaf = left == LEAF
+    parents = _joined(trees, "parents", np.int64)
+    is_root = np.zeros(starts[-1], dtype=np.bool_)
+    is_root[starts[:-1]] = True
+    return Forest(
+        starts=starts,
+        left=np.where(is_leaf, LEAF, left + first),
+        right=np.where(is_leaf, LEAF, right + first),
+        parents=np.where(is_root, first, parents + first).astype(np.int32),
+        features=np.where(is_leaf, 0, _joined(trees, "split_indices", np.int32)),  # a leaf's says nothing
+        values=_joined(trees, "split_conditions", np.float32),
+        is_default_left=_joined(trees, "default_left", np.bool_),
+        covers=_joined(trees, "sum_hessian", np.float32),
+        base_margin=_base_margin(str(learner["learner_model_param"]["base_score"])),
+    )
+
+
+def _joined(trees: Sequence[dict[str, Any]], name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.concatenate([np.asarray(tree[name]) for tree in trees]).astype(dtype)
+
+
+def _base_margin(base_score: str) -> np.float32:
+    """Turn the file's base score, a probability, into log-odds in float32, as XGBoost does."""
+    score = np.float32(base_score.strip("[]"))
+    if not 0 < score < 1:
+        raise NotCompilableError(f"base score {base_score}")
+    odds_against = np.float32(1) / score - np.float32(1)
+    return np.float32(-math.log(odds_against))  # NumPy's own float32 logarithm rounds less well than C's

@@ -1,0 +1,179 @@
+"""Scores of a forest by looking up cells: the very bits that ``Booster.predict`` gives, in a third of its time. Pure.
+
+Each tree's leaves are numbered from the left. A split that sends a row right rules out the leaves below its left
+child, and the row ends in the leftmost leaf that no split ruled out; which leaves a column's cell rules out is
+known beforehand. So a tree costs one look-up for each column it asks, however deep it is. Method: Lucchese et al.,
+"QuickScorer", SIGIR 2015, with look-ups in place of its comparisons.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from churn.data.features import Encoding, Packed
+from churn.inference.cells import (
+    BLOCK,
+    WORD_BITS,
+    CellPlan,
+    Cells,
+    Splits,
+    Words,
+    blank_words,
+    compiled,
+    gather,
+    give_say,
+    goes_left,
+    plan_cells,
+)
+from churn.inference.forest import LEAF, Forest, NotCompilableError
+
+_MAX_TABLE_BYTES = 256 << 20
+_DE_BRUIJN = 0x03F79D71B4CB0A89  # each run of six of its bits is another, so that a product tells which bit was set
+
+_BIT_OF = np.zeros(64, dtype=np.int64)
+for _bit in range(64):
+    _BIT_OF[(((1 << _bit) * _DE_BRUIJN) & (2**64 - 1)) >> 58] = _bit
+
+
+@dataclass(frozen=True)
+class ForestScorer:
+    """A forest ready to score rows of one encoding; see :func:`build_scorer`.
+
+    Attributes:
+        words: Bit ``i`` of a tree's word ``j``: whether leaf ``64 j + i`` is ruled out.
+        word_starts: Each tree's first word, and the count of words; shape (n_trees + 1,).
+        leaves: Log-odds, shape (n_words, 64).
+    """
+
+    plan: CellPlan
+    words: Words
+    word_starts: npt.NDArray[np.int64]
+    leaves: npt.NDArray[np.float32]
+    base_margin: np.float32
+
+    def score(self, packed: Packed) -> npt.NDArray[np.float32]:
+        """Return churn probabilities, shape (n_rows,)."""
+        scores = np.empty(packed.n_rows, dtype=np.float32)
+        cells = self.plan.locate(packed)
+        _score(cells, self.plan.starts, self.words, self.word_starts, self.leaves, self.base_margin, scores)
+        return scores
+
+
+def build_scorer(forest: Forest, encoding: Encoding) -> ForestScorer:
+    """Work out what each cell of each column rules out.
+
+    Raises:
+        NotCompilableError: If that takes too much memory.
+    """
+    plan = plan_cells(forest, encoding)
+    n_leaves = np.add.reduceat(forest.is_leaf, forest.starts[:-1], dtype=np.int64)
+    word_starts = np.cumsum([0, *(-(-n_leaves // WORD_BITS))])
+    n_words, n_cells = int(word_starts[-1]), int(plan.starts[-1])
+    if n_words * n_cells * 8 > _MAX_TABLE_BYTES:
+        raise NotCompilableError(f"{n_words} words of leaves by {n_cells} cells")
+    words = blank_words(n_words, plan)
+    leaves = np.zeros((n_words, WORD_BITS), dtype=np.float32)
+    _rule_out(
+        forest.starts, forest.left, forest.right, forest.values, plan.splits, plan.starts, plan.n_numbers,
+        word_starts, words, leaves,
+    )  # fmt: skip
+    return ForestScorer(plan, words, word_starts, leaves, forest.base_margin)
+
+
+@compiled
+def probability(margin: np.float32) -> np.float32:
+    """Turn log-odds into a probability, to the bit as XGBoost does."""
+    return np.float32(1) / (np.float32(1) + np.float32(math.exp(min(-margin, np.float32(88.7)))))
+
+
+@compiled
+def _first_bit(bits: np.uint64) -> int:
+    lowest = bits & (~bits + np.uint64(1))
+    return int(_BIT_OF[(lowest * np.uint64(_DE_BRUIJN)) >> np.uint64(58)])
+
+
+@compiled
+def _rule_out(
+    tree_starts: npt.NDArray[np.int64],
+    left: npt.NDArray[np.int32],
+    right: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float32],
+    splits: Splits,
+    starts: npt.NDArray[np.int64],
+    n_numbers: int,
+    word_starts: npt.NDArray[np.int64],
+    words: Words,
+    leaves: npt.NDArray[np.float32],
+) -> None:
+    n_nodes = tree_starts[-1]
+    first_leaf = np.zeros(n_nodes, dtype=np.int64)
+    end_leaf = np.zeros(n_nodes, dtype=np.int64)
+    visits = np.zeros(n_nodes, dtype=np.int8)
+    stack = np.zeros(n_nodes + 1, dtype=np.int64)
+    has_say = np.zeros(len(starts) - 1, dtype=np.bool_)
+    for tree in range(len(tree_starts) - 1):
+        first_word, end_word = word_starts[tree], word_starts[tree + 1]
+        has_say[:] = False
+        stack[0] = tree_starts[tree]
+        depth, n_leaves = 1, 0
+        while depth:
+            node = stack[depth - 1]
+            visits[node] += 1
+            if left[node] == LEAF:
+                leaves[first_word + n_leaves // 64, n_leaves % 64] = values[node]
+                first_leaf[node] = n_leaves
+                n_leaves += 1
+                end_leaf[node] = n_leaves
+                depth -= 1
+            elif visits[node] < 3:
+                stack[depth] = left[node] if visits[node] == 1 else right[node]
+                depth += 1
+            else:
+                depth -= 1
+                first_leaf[node], end_leaf[node] = first_leaf[left[node]], end_leaf[right[node]]
+                column = splits.column[node]
+                has_say[column] = True
+                n_cells = starts[column + 1] - starts[column]
+                for cell in range(n_cells):
+                    if not goes_left(splits, node, n_numbers, cell, n_cells):
+                        for leaf in range(first_leaf[left[node]], end_leaf[left[node]]):
+                            bit = np.uint64(1) << np.uint64(leaf % 64)
+                            words.bits[first_word + leaf // 64, starts[column] + cell] |= bit
+        for word in range(first_word, end_word):
+            give_say(words, word, has_say)
+
+
+@compiled
+def _score(
+    cells: Cells,
+    starts: npt.NDArray[np.int64],
+    words: Words,
+    word_starts: npt.NDArray[np.int64],
+    leaves: npt.NDArray[np.float32],
+    base_margin: np.float32,
+    into: npt.NDArray[np.float32],
+) -> None:
+    ruled_out = np.empty(BLOCK, dtype=np.uint64)
+    is_due = np.empty(BLOCK, dtype=np.bool_)  # no leaf of the tree found yet
+    for first in range(0, cells.shape[1], BLOCK):
+        block = cells[:, first : first + BLOCK]
+        margins = into[first : first + BLOCK]
+        margins[:] = base_margin
+        for tree in range(len(word_starts) - 1):
+            last = word_starts[tree + 1] - 1
+            is_due[:] = True
+            for word in range(word_starts[tree], last):
+                gather(words, word, starts, block, ruled_out)
+                for row in range(len(margins)):
+                    if is_due[row] and ~ruled_out[row] != 0:
+                        margins[row] += leaves[word, _first_bit(~ruled_out[row])]
+                        is_due[row] = False
+            gather(words, last, starts, block, ruled_out)
+            of_last, is_only = leaves[last], last == word_starts[tree]
+            for row in range(len(margins)):
+                if is_only or is_due[row]:
+                    margins[row] += of_last[_first_bit(~ruled_out[row])]
+        for row in range(len(margins)):
+            margins[row] = probability(margins[row])

@@ -1,0 +1,306 @@
+"""The bundled sample files and the base model, made from the simulator: ``python -m churn.samples.artifacts``.
+
+Belongs here: what is committed under ``data/churn`` and ``models/churn``, and how to make it again. The same library
+versions give the same bytes, so a reader can check that nothing was touched by hand. Not here: training in production.
+"""
+
+import argparse
+import json
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import xgboost as xgb
+
+from churn.data.features import encode, features, plan_encoding
+from churn.evaluation.metrics import roc_auc
+from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS, simulate_activity
+
+FIRST_MONTH = date(2025, 2, 1)
+N_MONTHS = 21
+HORIZON_MONTHS = 3
+ACTIVITY_SEED, N_ACTIVITY_ACCOUNTS = 45, 1_000
+TRAINING_SEED, N_TRAINING_ACCOUNTS = 2025, 40_000
+N_SAMPLE_ROWS = 500
+
+# The last training label is known at the end of the first held-out month, so no label looks past a held-out as-of.
+TRAINING_MONTHS = range(12)
+HELD_OUT_MONTHS = range(14, N_MONTHS - HORIZON_MONTHS)
+
+N_TREES = 120
+BOOSTER_PARAMETERS = {
+    "objective": "binary:logistic",
+    "tree_method": "hist",
+    "max_depth": 4,
+    "learning_rate": 0.1,
+    "min_child_weight": 20,
+    "seed": TRAINING_SEED,
+    "nthread": 1,  # several threads may add gradients in another order, and so change the last bits
+}
+
+NUMBERS = ("total_deposit", "total_handle", "total_ngr", "months_active")
+LEVELS = {"brand_id": BRANDS, "ben_login_id": BEN_LOGINS, "player_reg_product": PRODUCTS}
+FEATURE_NAMES = (*NUMBERS, *(f"{column}_{level}" for column, levels in LEVELS.items() for level in levels))
+_MONEY = NUMBERS[:3]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A booster and how it did on months after those it was trained on."""
+
+    booster: xgb.Booster
+    n_training_rows: int
+    n_held_out_rows: int
+    auc: float
+    mean_probability: float
+    churned_share: float
+    sample: pl.DataFrame
+    """Held-out rows, encoded, in account order: shape (``N_SAMPLE_ROWS``, 45)."""
+
+
+def write_artifacts(root: Path) -> TrainedModel:
+    """Write every bundled file under ``root``, replacing what is there.
+
+    Idempotent: the same versions of Python's libraries write the same bytes.
+
+    Args:
+        root: Repository root, or an empty folder; ``data/churn`` and ``models/churn`` are made under it.
+
+    Returns:
+        The model that was written, with its held-out figures.
+    """
+    data, models = root / "data" / "churn", root / "models" / "churn"
+    for folder in (data, models):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    activity = simulate_activity(
+        n_accounts=N_ACTIVITY_ACCOUNTS, first_month=FIRST_MONTH, n_months=N_MONTHS, seed=ACTIVITY_SEED
+    )
+    activity.write_parquet(data / "activity.parquet")
+    activity.write_ndjson(data / "activity.jsonl")
+    (data / "feature_names_3.json").write_text(json.dumps(FEATURE_NAMES, indent=2) + "\n")
+
+    model = train_model()
+    model.sample.write_ndjson(data / "X_test_sample_2.json")
+    for suffix, raw_format in (("bin", "ubj"), ("json", "json")):
+        (models / f"xgb_churn_model_2.{suffix}").write_bytes(model.booster.save_raw(raw_format))
+
+    (data / "README.md").write_text(_data_readme(data, activity))
+    (models / "README.md").write_text(_model_readme(models, model))
+    return model
+
+
+def train_model(*, n_accounts: int = N_TRAINING_ACCOUNTS) -> TrainedModel:
+    """Train the base booster on simulated players and judge it on later months. Pure and deterministic.
+
+    Args:
+        n_accounts: Simulated players; other than the default for a quick look only.
+
+    Returns:
+        The booster as trained on ``TRAINING_MONTHS``; its figures are of ``HELD_OUT_MONTHS``.
+    """
+    activity = simulate_activity(n_accounts=n_accounts, first_month=FIRST_MONTH, n_months=N_MONTHS, seed=TRAINING_SEED)
+    training, held_out = (_examples(activity, months) for months in (TRAINING_MONTHS, HELD_OUT_MONTHS))
+    booster = xgb.train(BOOSTER_PARAMETERS, _matrix(training), num_boost_round=N_TREES)
+    probability = booster.predict(_matrix(held_out))
+    churned = held_out["churned"].to_numpy()
+    chosen = np.random.Generator(np.random.PCG64(TRAINING_SEED)).permutation(held_out.height)
+    return TrainedModel(
+        booster=booster,
+        n_training_rows=training.height,
+        n_held_out_rows=held_out.height,
+        auc=roc_auc(churned, probability),
+        mean_probability=float(probability.mean(dtype=np.float64)),
+        churned_share=float(churned.mean()),
+        sample=held_out[np.sort(chosen[:N_SAMPLE_ROWS])].select(FEATURE_NAMES),
+    )
+
+
+def _examples(activity: pl.DataFrame, months: Sequence[int]) -> pl.DataFrame:
+    """One row per account and as-of month: the features of that month and whether the account then churned."""
+    month_starts = activity["activity_month"].unique().sort()
+    return pl.concat(
+        _features_at(activity, month).with_columns(
+            churned=~pl.col("account_id").is_in(_active_after(activity, month).implode())
+        )
+        for month in month_starts.gather(list(months))
+    )
+
+
+def _features_at(activity: pl.DataFrame, month: date) -> pl.DataFrame:
+    """``account_id`` and the 45 columns of those with a row in ``month``, made as scoring makes them."""
+    rows = features(activity.filter(pl.col("activity_month") == month), month)
+    matrix = encode(rows, plan_encoding(FEATURE_NAMES, rows.columns))
+    flags = pl.DataFrame(matrix, schema=list(FEATURE_NAMES)).drop(NUMBERS).cast(pl.Boolean)
+    numbers = rows.select("account_id", *_MONEY, pl.col("months_active").cast(pl.Float64))
+    return pl.concat([numbers, flags], how="horizontal")
+
+
+def _active_after(activity: pl.DataFrame, month: date) -> pl.Series:
+    """Accounts with money moved in the horizon after ``month``."""
+    number = pl.col("activity_month").dt.year() * 12 + pl.col("activity_month").dt.month().cast(pl.Int32)
+    elapsed = number - (month.year * 12 + month.month)
+    moved = pl.any_horizontal(pl.col(_MONEY).fill_null(0.0) != 0)
+    return activity.filter(elapsed.is_between(1, HORIZON_MONTHS) & moved)["account_id"].unique()
+
+
+def _matrix(examples: pl.DataFrame) -> xgb.DMatrix:
+    values = examples.select(pl.col(FEATURE_NAMES).cast(pl.Float32).fill_null(float("nan"))).to_numpy()
+    return xgb.DMatrix(values, label=examples["churned"].to_numpy(), feature_names=list(FEATURE_NAMES), nthread=1)
+
+
+_MADE = """Nothing here comes from a real player. The program `churn/samples/artifacts.py` drew the players with our own
+simulator (`churn/samples/simulator.py`) and wrote these files, this page included:
+
+    uv run python -m churn.samples.artifacts
+
+The same versions write the same bytes. These were written by {versions}.
+"""
+
+_DATA_README = """# Bundled sample data
+
+{made}
+## Files
+
+{files}
+
+- `activity.parquet`, `activity.jsonl`: the same {n_rows:,} rows of raw activity, {n_accounts:,} players of the base
+  variant (seed {seed}), {first} to {last}. One row per player and month; {n_repeats} pairs of player and month occur
+  twice, as in real extracts. JSON has dates as `YYYY-MM-DD` and missing values as `null`.
+- `feature_names_3.json`: the model's {n_features} feature names, in model order.
+- `X_test_sample_2.json`: {n_sample} held-out rows of the model's simulation (seed {training_seed}), encoded, one JSON
+  object per line in model order: numbers (`null` where missing), then `true`/`false` for each level.
+
+## Columns of the raw activity
+
+{columns}
+
+`months_active`, made from these, is whole months from the month of `ftd_date` to `activity_month`.
+"""
+
+_COLUMNS = {
+    "activity_month": ("date", "first day of the month that the row sums up"),
+    "account_id": ("int64", "the player"),
+    "brand_id": ("string", "the player's state or brand"),
+    "reg_date": ("date", "registered; the feed dates some later than `activity_month`"),
+    "ftd_date": ("date or null", "first deposit; some lie before `reg_date` or after `activity_month`"),
+    "qp_date": ("date or null", "first cash bet"),
+    "ben_login_id": ("string", "which of the affiliate's brands the player came from"),
+    "tracker_id": ("int64", "the ad placement"),
+    "player_reg_product": ("string", "product first played"),
+    "total_deposit": ("float64", "deposited in the month, currency units"),
+    "total_handle": ("float64 or null", "wagered in the month, currency units"),
+    "total_ngr": ("float64", "net gaming revenue of the month, currency units; negative where players won"),
+}
+
+_MODEL_README = """# Bundled base model
+
+{made}
+## Files
+
+{files}
+
+Both files hold the same XGBoost booster, `.bin` as UBJSON: {n_trees} trees of depth {depth} at most,
+`binary:logistic`, {n_features} named features in the order of `data/churn/feature_names_3.json`. Its output is the
+probability that the player churns: no row with activity (deposit, handle or ngr not zero) in the {horizon} months
+after the as-of month.
+
+## Training and how well it does
+
+{n_accounts:,} simulated players of the base variant (seed {seed}), others than those of `data/churn/activity.*`. One
+example per player and as-of month with a row in that month.
+
+| examples | as-of months | rows |
+|---|---|---:|
+| trained on | {training_months} | {n_training_rows:,} |
+| held out | {held_out_months} | {n_held_out_rows:,} |
+
+Every training label was known by the end of the first held-out month. Players may occur on both sides, as they do in
+weekly scoring. On the held-out months the AUC is **{auc:.4f}**; the mean probability is {mean_probability:.4f} and the
+share that churned {churned_share:.4f}. No setting of the booster was chosen by these figures. How plainly churn shows
+was chosen when the simulator was written, so they say that the pipeline works, not how well it does on real players.
+"""
+
+
+def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
+    keys = activity.select("account_id", "activity_month")
+    columns = [(f"`{name}`", activity_type, meaning) for name, (activity_type, meaning) in _COLUMNS.items()]
+    return _DATA_README.format(
+        made=_made(polars=pl.__version__, numpy=np.__version__),
+        files=_file_table(
+            folder, ("activity.parquet", "activity.jsonl", "feature_names_3.json", "X_test_sample_2.json")
+        ),
+        n_rows=activity.height,
+        n_accounts=N_ACTIVITY_ACCOUNTS,
+        seed=ACTIVITY_SEED,
+        first=_month_range(range(N_MONTHS))[0],
+        last=_month_range(range(N_MONTHS))[1],
+        n_repeats=keys.height - keys.n_unique(),
+        n_features=len(FEATURE_NAMES),
+        n_sample=N_SAMPLE_ROWS,
+        training_seed=TRAINING_SEED,
+        columns=_table(("column", "type", "meaning"), columns),
+    )
+
+
+def _model_readme(folder: Path, model: TrainedModel) -> str:
+    return _MODEL_README.format(
+        made=_made(xgboost=xgb.__version__, polars=pl.__version__, numpy=np.__version__),
+        files=_file_table(folder, ("xgb_churn_model_2.bin", "xgb_churn_model_2.json")),
+        n_trees=N_TREES,
+        depth=BOOSTER_PARAMETERS["max_depth"],
+        n_features=len(FEATURE_NAMES),
+        horizon=HORIZON_MONTHS,
+        n_accounts=N_TRAINING_ACCOUNTS,
+        seed=TRAINING_SEED,
+        training_months=" to ".join(_month_range(TRAINING_MONTHS)),
+        held_out_months=" to ".join(_month_range(HELD_OUT_MONTHS)),
+        n_training_rows=model.n_training_rows,
+        n_held_out_rows=model.n_held_out_rows,
+        auc=model.auc,
+        mean_probability=model.mean_probability,
+        churned_share=model.churned_share,
+    )
+
+
+def _made(**versions: str) -> str:
+    python = ".".join(platform.python_version_tuple()[:2])
+    return _MADE.format(versions=", ".join(f"{name} {v}" for name, v in {"Python": python, **versions}.items()))
+
+
+def _month_range(months: range) -> tuple[str, str]:
+    first, last = (np.datetime64(FIRST_MONTH, "M") + months[i] for i in (0, -1))
+    return str(first), str(last)
+
+
+def _file_table(folder: Path, names: Sequence[str]) -> str:
+    contents: Mapping[str, bytes] = {name: (folder / name).read_bytes() for name in names}
+    rows = [(f"`{name}`", f"{len(raw):,}", f"`{sha256(raw).hexdigest()}`") for name, raw in contents.items()]
+    return _table(("file", "bytes", "sha256"), rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the artifacts and say where; the face of ``python -m churn.samples.artifacts``."""
+    parser = argparse.ArgumentParser(prog="artifacts", description=__doc__)
+    repository = Path(__file__).resolve().parents[2]
+    parser.add_argument("--root", type=Path, default=repository, help="where to write (default: the repository)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    model = write_artifacts(args.root)
+    _logger.info("wrote data/churn and models/churn under %s; held-out AUC %.4f", args.root, model.auc)
+
+
+if __name__ == "__main__":
+    main()

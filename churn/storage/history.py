@@ -1,0 +1,351 @@
+"""What became known of a variant's players, and when: an append-only store of activity beside its other files.
+
+Each extract shows the months as they stand then. The history keeps what each one added or changed, as a Parquet part,
+so that any past date can be seen as it was. A part is never changed. It goes when an account in it is erased, or when
+it is folded with the others into one, so that a history of years is read as soon as one of weeks; its successor is
+there before. Parts lie under ``history/activity/`` below the variant's prefix and are named by when they were received
+and by the SHA-256 of their content.
+
+A fact is a row with ``known_at``. An extract's own counts, save where it contradicts what the history saw: a row that
+changed and kept its ``known_at`` became known when it was received. Without one, a fact became known when it was
+received; in the first extract of a variant, which brings months long past, at the end of its month. So a month's total
+never reaches an as-of date within the month, which by the extract alone it would, and a correction reaches only later
+as-of dates than the one it came on. What disappears from a later extract stays.
+
+Processes may append at once. Each writes a part of its own; a fact that two of them wrote says the same twice.
+"""
+
+import hashlib
+import io
+import logging
+import re
+import zlib
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
+
+from churn.concurrency import in_threads
+from churn.data.activity import KEY, is_activity
+from churn.data.erased import Erased
+from churn.data.features import in_order, key_columns, keys_of
+from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
+from churn.storage.sources import Entry, NoSuchKeyError, Place, persistently
+from churn.variants import Variant
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "history/activity/"
+FOLDED_AT = range(4, 8)
+"""How many parts are folded into one: by variant, so that the weekly job does not fold a fleet's on one Monday."""
+_PART = re.compile(r"(?P<received>\d{8}T\d{6}\.\d{6}Z)-(?P<number>\d{5,})-[0-9a-f]{64}\.parquet")
+_READS_AT_ONCE = 8  # a part is small: reading it is mostly waiting
+_LISTINGS = 5  # who folds or erases at once takes a second between the successor and the end of its predecessors
+_INSTANT = pl.Datetime("us", "UTC")
+_NO_PREDECESSOR = -1
+
+Positions = npt.NDArray[np.int64]
+Marks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What came of appending an extract.
+
+    Attributes:
+        n_added: Facts that the history did not hold.
+        parts: The facts by now, in the order in which the parts that hold them are read.
+    """
+
+    n_added: int
+    parts: Sequence[pl.DataFrame]
+
+    @cached_property
+    def facts(self) -> pl.DataFrame:
+        """All facts, as :meth:`ActivityHistory.read` gives them, without reading them again."""
+        return in_order(_stack(self.parts))
+
+
+@dataclass(frozen=True)
+class ActivityHistory:
+    """The histories of all variants in one place: the bucket, or the local folder where there is none.
+
+    Attributes:
+        erased: Tells which of a variant's accounts may not come in.
+    """
+
+    place: Place
+    erased: Callable[[Variant], Erased] = lambda _: Erased()
+
+    def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> Appended:
+        """Add what an extract says that the history does not. Appending it again adds nothing.
+
+        Accounts that were erased are left out, also those that are being erased meanwhile.
+
+        Args:
+            extract: Checked activity, with or without ``known_at``; columns beyond the contract's are kept.
+            received_at: When the extract came in, with its time zone.
+
+        Raises:
+            InputError: If ``extract`` is no raw activity, contradicts a column's type, or a part is damaged.
+            SourceError: If the place does not answer or refuses; access denied is ``AccessDeniedError``.
+            UsageError: If ``received_at`` has no time zone.
+        """
+        if received_at.tzinfo is None:
+            raise UsageError(f"received_at {received_at} has no time zone, so that it is no instant; give it one")
+        received_at = received_at.astimezone(UTC)
+        erased = self.erased(variant)
+        parts, read = self._held(variant)
+        held = in_order(_stack(read)) if read else None
+        added = new_facts(erased.without(extract), held, received_at)
+        if added.is_empty():
+            return Appended(0, [added if held is None else held])
+        folded = parts if len(parts) >= most_parts(variant) else []
+        written = _once(erased.without(in_order(_stack([*read, added])))) if folded else added
+        content = _as_parquet(written)
+        key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(folded))
+        persistently(lambda: self.place.write(key, content))
+        self._remove(variant, folded)
+        at = bisect([part.key for part in parts], key)
+        by_part = [written] if folded else [*read[:at], added, *read[at:]]
+        if (by_now := self.erased(variant)) != erased:
+            self.erase(variant, by_now)
+            by_part = [by_now.without(facts) for facts in by_part]
+        return Appended(added.height, by_part)
+
+    def _remove(self, variant: Variant, folded: Sequence[Entry]) -> None:
+        """Remove the parts that were folded; where that fails, facts stand in two of them, which says the same."""
+        try:
+            for part in folded:
+                persistently(lambda part=part: self.place.delete(part.key))  # type: ignore[misc]
+        except AccessDeniedError as error:
+            logger.warning("%s: its history grows, and is read ever more slowly: %s", variant, error)
+
+    def erase(self, variant: Variant, erased: Erased, *, dry_run: bool = False) -> int:
+        """Write the parts that hold facts of erased accounts anew, without them. Safe to repeat, and to break off.
+
+        A part's successor is there before the part goes, and facts that stand in both say the same twice; so readers
+        never miss one of another account. A part that is folded meanwhile is looked through by whoever folds it.
+
+        Returns:
+            How many facts were removed.
+        """
+        return sum(in_threads(lambda part: self._erase_part(part, erased, dry_run=dry_run), self._parts(variant)))
+
+    def _erase_part(self, part: Entry, erased: Erased, *, dry_run: bool) -> int:
+        try:
+            facts = self._read_part(part)
+        except NoSuchKeyError:
+            return 0
+        kept = erased.without(facts)
+        n_removed = facts.height - kept.height
+        if not n_removed or dry_run:
+            return n_removed
+        if not kept.is_empty():
+            content = _as_parquet(kept)
+            key = f"{part.key.rpartition('-')[0]}-{hashlib.sha256(content).hexdigest()}.parquet"
+            persistently(lambda: self.place.write(key, content))
+        persistently(lambda: self.place.delete(part.key))
+        return n_removed
+
+    def read(self, variant: Variant) -> pl.DataFrame:
+        """Read all facts, in order of account, month, ``known_at`` and arrival.
+
+        Raises:
+            InputError: If a part is damaged; names it.
+            SourceError: If the variant has no history, or the place does not answer.
+        """
+        _, read = self._held(variant)
+        if not read:
+            raise SourceError(
+                f"{self.place.uri(variant.prefix + FOLDER)} holds no activity; append an extract of {variant} first"
+            )
+        return in_order(_stack(read))
+
+    def version(self, variant: Variant) -> str | None:
+        """Name the state of the history, by one listing; ``None`` where there is none. It changes with every part."""
+        parts = self._parts(variant)
+        return hashlib.sha256("\n".join(part.key for part in parts).encode()).hexdigest() if parts else None
+
+    def _parts(self, variant: Variant) -> list[Entry]:
+        """List the parts, the one received first before the others."""
+        prefix = variant.prefix + FOLDER
+        held = persistently(lambda: self.place.list(prefix))
+        return sorted(
+            (entry for entry in held if _PART.fullmatch(entry.key.removeprefix(prefix))), key=lambda entry: entry.key
+        )
+
+    @retry(retry=retry_if_exception_type(NoSuchKeyError), stop=stop_after_attempt(_LISTINGS), reraise=True)
+    def _held(self, variant: Variant) -> tuple[list[Entry], list[pl.DataFrame]]:
+        """List the parts and read them; anew where one goes meanwhile, whose successor the next listing has."""
+        parts = self._parts(variant)
+        return parts, list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
+
+    def _read_part(self, part: Entry) -> pl.DataFrame:
+        content = persistently(lambda: b"".join(self.place.open(part.key).chunks))
+        uri = self.place.uri(part.key)
+        if not part.key.endswith(f"-{hashlib.sha256(content).hexdigest()}.parquet"):
+            raise InputError(
+                f"{uri} is damaged: its content is not what its name says; bring it back from a copy, or remove it and "
+                f"append the extract it came from"
+            )
+        try:
+            return pl.read_parquet(content)
+        except pl.exceptions.PolarsError as error:
+            raise InputError(f"{uri} cannot be read as Parquet ({str(error)[:200]}); was it written here?") from error
+
+
+def most_parts(variant: Variant) -> int:
+    """Return how many parts a variant's history has at most, before the next one folds them."""
+    return FOLDED_AT[zlib.crc32(variant.key.encode()) % len(FOLDED_AT)]
+
+
+def _next_name(parts: Sequence[Entry], received_at: datetime, content: bytes, *, comes_last: bool) -> str:
+    """Name a part that comes after those received before or at the same time, or after all."""
+    names = [match for part in parts if (match := _PART.search(part.key))]
+    received = f"{received_at:%Y%m%dT%H%M%S.%f}Z"
+    if comes_last:
+        received = max(received, *(name["received"] for name in names))
+    number = max((int(name["number"]) + 1 for name in names), default=0)
+    return f"{received}-{number:05d}-{hashlib.sha256(content).hexdigest()}.parquet"
+
+
+def _once(facts: pl.DataFrame) -> pl.DataFrame:
+    """Leave out of ordered facts those that stand there twice, of parts that were folded and not removed."""
+    return facts.unique(keep="last", maintain_order=True) if _follow(keys_of(facts)).any() else facts
+
+
+def _as_parquet(facts: pl.DataFrame) -> bytes:
+    body = io.BytesIO()
+    facts.write_parquet(body, compression="zstd")
+    return body.getvalue()
+
+
+def new_facts(extract: pl.DataFrame, held: pl.DataFrame | None, received_at: datetime) -> pl.DataFrame:
+    """Find what an extract says that is not known yet, and when it became known. Pure.
+
+    A row is compared with the report of its account and month that counted at the row's own ``known_at``, in the
+    columns that the extract has. Of rows of one account, month and ``known_at``, the one later in the file counts.
+
+    Args:
+        extract: Checked activity.
+        held: Facts so far; ``None`` if there are none, which makes the extract a backfill.
+        received_at: UTC.
+
+    Returns:
+        Facts in order of account, month and ``known_at``.
+
+    Raises:
+        InputError: If ``extract`` is no raw activity, or a column is of another type than that of ``held``.
+    """
+    if not is_activity(extract.columns):
+        raise InputError(
+            f"the extract has columns {sorted(extract.columns)[:8]}; a history is of raw activity, with "
+            f"{' and '.join(KEY)}; bring that"
+        )
+    typed = _typed(extract)
+    has_own = "known_at" in typed.columns
+    facts = typed if has_own else typed.with_columns(known_at=_received(received_at, is_backfill=held is None))
+    facts = _deciding(in_order(facts))
+    so_far = facts.clear() if held is None else held
+    if has_own:
+        facts = in_order(_dated_by_contradiction(facts, so_far, received_at))
+    _, differs = _compare(facts, so_far)
+    return facts.filter(differs)
+
+
+def _received(received_at: datetime, *, is_backfill: bool) -> pl.Expr:
+    instant = pl.lit(received_at, dtype=_INSTANT)
+    if not is_backfill:
+        return instant
+    next_month = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return pl.min_horizontal(instant, next_month - pl.duration(microseconds=1))
+
+
+def _deciding(facts: pl.DataFrame) -> pl.DataFrame:
+    """Keep the last of ordered rows that share account, month and ``known_at``."""
+    is_last = np.ones(facts.height, dtype=np.bool_)
+    is_last[:-1] = ~_follow(keys_of(facts))
+    return facts if is_last.all() else facts.filter(is_last)
+
+
+def _dated_by_contradiction(facts: pl.DataFrame, held: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
+    """Date rows that say otherwise than the history at the very same ``known_at`` by when they were received.
+
+    One that a later report of the same extract supersedes has nothing more to say, and goes.
+    """
+    predecessors, differs = _compare(facts, held)
+    known_at = pl.concat([held["known_at"], facts["known_at"]])
+    has_one = predecessors != _NO_PREDECESSOR
+    is_same_instant = (known_at.gather(np.maximum(predecessors, 0)) == facts["known_at"]).to_numpy()
+    contradicts = has_one & differs & is_same_instant
+    is_superseded = np.zeros(facts.height, dtype=np.bool_)
+    is_superseded[:-1] = _follow(keys_of(facts.select(KEY)))
+    received = pl.max_horizontal("known_at", pl.lit(received_at, dtype=_INSTANT))
+    return facts.with_columns(known_at=pl.when(pl.Series(contradicts)).then(received).otherwise("known_at")).filter(
+        ~(contradicts & is_superseded)
+    )
+
+
+def _compare(facts: pl.DataFrame, held: pl.DataFrame) -> tuple[Positions, Marks]:
+    """Find each fact's predecessor of its account and month, and whether the two differ.
+
+    Returns:
+        Positions of the predecessors in ``held`` followed by ``facts``, or ``_NO_PREDECESSOR``; and whether there is
+        none or it says something else, shape (facts.height,) both.
+    """
+    keys = [np.concatenate(pair) for pair in zip(keys_of(held), keys_of(facts), strict=True)]
+    order = np.lexsort(keys[::-1])  # stable: what is held comes before what is new
+    before, after = order[:-1], order[1:]
+    chosen = (after >= held.height) & (keys[0][before] == keys[0][after]) & (keys[1][before] == keys[1][after])
+    predecessors = np.full(facts.height, _NO_PREDECESSOR, dtype=np.int64)
+    predecessors[after[chosen] - held.height] = before[chosen]
+    rows = np.flatnonzero(predecessors != _NO_PREDECESSOR)
+    differs = np.ones(facts.height, dtype=np.bool_)
+    told = [name for name in facts.columns if name not in key_columns(facts.columns)]
+    differs[rows] = _differ(_stack([held, facts]), told, held.height + rows, predecessors[rows])
+    return predecessors, differs
+
+
+def _differ(rows: pl.DataFrame, columns: Iterable[str], said: Positions, said_before: Positions) -> Marks:
+    """Mark the rows at the first positions that say something else than those at the second; shape (n positions,)."""
+    first, second = pl.Series(said), pl.Series(said_before)
+    differs = [pl.col(name).gather(first).ne_missing(pl.col(name).gather(second)) for name in columns]
+    nowhere = pl.repeat(value=False, n=len(said))
+    return rows.select(pl.any_horizontal(nowhere, *differs)).to_series().to_numpy()
+
+
+def _follow(keys: Iterable[npt.NDArray[Any]]) -> Marks:
+    """Mark the rows whose next one has the same keys; shape (n - 1,)."""
+    return np.asarray(np.logical_and.reduce([key[:-1] == key[1:] for key in keys]))
+
+
+def _typed(extract: pl.DataFrame) -> pl.DataFrame:
+    """Leave out what is about the file, and write categories as the text that they stand for."""
+    rows = extract.drop("row_number") if "row_number" in extract.columns else extract
+    categories = [name for name, dtype in rows.schema.items() if dtype in (pl.Categorical, pl.Enum)]
+    return rows.with_columns(pl.col(categories).cast(pl.String)) if categories else rows
+
+
+def _stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Put facts below one another; what some lack is missing there."""
+    if len(frames) == 1:
+        return frames[0]
+    try:
+        return pl.concat(frames, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        types: dict[str, set[str]] = {}
+        for frame in frames:
+            for name, dtype in frame.schema.items():
+                types.setdefault(name, set()).add(str(dtype))
+        mixed = {name: sorted(kinds) for name, kinds in types.items() if len(kinds) > 1}
+        raise InputError(
+            f"columns changed their type from one extract to another: {mixed}; write the extract as the ones before"
+        ) from error

@@ -1,1 +1,0 @@
-"""PostgreSQL: the server, the connections to it and the tables of predictions."""

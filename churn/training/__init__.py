@@ -1,0 +1,1 @@
+"""How a model is made: training, calibration, the gate that it must pass, and its model card. Pure."""

@@ -1,0 +1,257 @@
+"""The gate: what must hold of a trained model before it may score beside the champion. Pure.
+
+Each claim is judged with its value and its limit, and says in a sentence what was found. A gate that anything would
+pass is worth nothing, so two claims are about the gate's own honesty: a model of shuffled labels must not pass, and a
+number that gives the future away must not reach the features.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from churn.data.features import Packed, encode, pack, plan_encoding
+from churn.data.snapshots import Snapshot
+from churn.errors import InputError
+from churn.evaluation.metrics import Evaluation, Interval, calibration_error, roc_auc_interval
+from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, load_bundle
+from churn.inference.engine import Engine, build_engine
+from churn.training.checks import Claim, Gate, Verdict
+from churn.training.train import Trained, fit
+
+Build = Callable[[pl.DataFrame, date], Snapshot]
+"""Makes the snapshot of an as-of date from facts, as for training."""
+
+CANARY = "canary"
+# Thousands of variants are trained again and again, so chance may fool the canary once in 10,000 times.
+_CANARY_CONFIDENCE = 0.9999
+_STAYS, _CHURNS = -1.0, 2.0  # outside the noise on either side, so that a leak of one outcome alone shows as well
+_CHANCE = 0.99
+_N_DRAWS = 200
+_DAY_US = 24 * 60 * 60 * 1_000_000
+_TIMED_ROWS = 16_384
+_REPEATS = 7
+_SHUFFLES = 7
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """What is asked of a model.
+
+    Attributes:
+        auc_floor: For the lower end of the AUC's 95 % interval.
+        max_calibration_error: What an error may be; of few rows, as much more as chance explains.
+        max_slowdown: Times the champion's time per row.
+        fast_enough_us: CPU microseconds a row with reasons that are never too many: a fraction of what a row costs the
+            weekly job in all. A first champion may be a few trees, which no better model could keep up with.
+    """
+
+    auc_floor: float = 0.6
+    max_calibration_error: float = 0.05
+    max_slowdown: float = 2.0
+    fast_enough_us: float = 1.0
+
+
+def judge(
+    trained: Trained,
+    evaluation: Evaluation,
+    *,
+    facts: pl.DataFrame,
+    held_out: Sequence[Snapshot],
+    build: Build,
+    champion: Bundle | None,
+    limits: GateLimits,
+) -> Gate:
+    """Judge every claim about a model.
+
+    Args:
+        evaluation: Of ``trained.judged``.
+        facts: The activity that the model was trained on.
+        held_out: The snapshots that ``trained.held_out`` was made of.
+        build: What made them.
+        champion: What scores now, to be timed beside the model; ``None`` when nothing does.
+    """
+    engine, packed = compile_for(trained.bundle, held_out)
+    return Gate(
+        (
+            judge_auc(evaluation, limits),
+            judge_calibration(trained, evaluation, limits),
+            judge_shuffled(trained, limits),
+            judge_canary(facts, held_out, build, trained.plan.seed),
+            judge_golden(trained),
+            judge_compilation(engine),
+            judge_speed(engine, packed, champion, held_out, limits),
+        )
+    )
+
+
+def judge_auc(evaluation: Evaluation, limits: GateLimits) -> Claim:
+    """Hold the held-out AUC against the floor."""
+    name, floor, auc = "auc_is_above_the_floor", limits.auc_floor, evaluation.roc_auc
+    if auc is None:
+        return Claim(name, None, floor, "fails", _insufficient(evaluation))
+    said = f"AUC {_interval(auc)} on {evaluation.n} held-out accounts; its lower end must be above {floor:g}"
+    return Claim(name, auc.low, floor, _verdict(holds=auc.low > floor), said)
+
+
+def judge_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimits) -> Claim:
+    """Hold the held-out calibration error against the limit, or else against what chance makes of it.
+
+    The error is one of the rows there are, and of few rows it is far from 0 for perfectly calibrated scores too. So it
+    fails when it is above the limit beyond doubt: above what 99 of 100 draws of outcomes stay below, from scores that
+    are off by just the limit.
+    """
+    name, limit, error = "scores_are_calibrated", limits.max_calibration_error, evaluation.calibration_error
+    if error is None:
+        return Claim(name, None, limit, "fails", _insufficient(evaluation))
+    said = f"calibration error {error:.4f} on {evaluation.n} held-out accounts; at most {limit:g} is allowed"
+    if error > limit:
+        by_chance = chance_calibration_error(trained.bundle.predict(trained.judged.matrix), limit, trained.plan.seed)
+        said += f", or the {by_chance:.4f} that scores so far off stay below in 99 of 100 draws of as many rows"
+        limit = max(limit, by_chance)
+    return Claim(name, error, limit, _verdict(holds=error <= limit), said)
+
+
+def chance_calibration_error(scores: npt.NDArray[np.floating], off_by: float, seed: int) -> float:
+    """Return what the error stays below in 99 of 100 draws when the truth lies so far above or below the scores."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    truths = [np.clip(scores + side * off_by, 0, 1) for side in (-1, 1)]
+    errors = [calibration_error(rng.random(len(scores)) < truths[i % 2], scores) for i in range(_N_DRAWS)]
+    return float(np.quantile(errors, _CHANCE))
+
+
+def judge_shuffled(trained: Trained, limits: GateLimits) -> Claim:
+    """Train the chosen parameters on shuffled labels; the floor must stop what comes of it."""
+    name, floor, judged = "shuffled_labels_do_not_pass", limits.auc_floor, trained.judged
+    if not 0 < judged.n_churned < judged.n:
+        return Claim(name, None, floor, "fails", "the held-out accounts all had the same outcome; nothing can be told")
+    rng = np.random.Generator(np.random.PCG64(trained.plan.seed))
+    parts = (trained.training, trained.validation)
+    intervals: list[Interval] = []
+    # One such model may rank accounts by what churn does depend on, and by chance the right way round.
+    for _ in range(_SHUFFLES):
+        booster = fit(parts, trained.chosen, trained.feature_names, trained.plan, shuffled_by=rng)
+        scores = booster.inplace_predict(judged.matrix, validate_features=False)
+        intervals.append(roc_auc_interval(judged.churned, scores))
+    auc = sorted(intervals, key=lambda interval: interval.low)[_SHUFFLES // 2]
+    said = (
+        f"trained on shuffled labels, AUC {_interval(auc)}, the middle one of {_SHUFFLES}; its lower end must not be "
+        f"above {floor:g}"
+    )
+    return Claim(name, auc.low, floor, _verdict(holds=auc.low <= floor), said)
+
+
+def judge_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build, seed: int) -> Claim:
+    """Put a number that gives the label away on every fact not known at an as-of date; no feature may show it."""
+    name = "the_future_does_not_leak"
+    churned, values = [], []
+    for shot in held_out:
+        rebuilt = build(plant_canary(facts, shot, seed), shot.as_of)
+        churned.append(rebuilt.churned)
+        values.append(encode(rebuilt.rows, plan_encoding([CANARY], rebuilt.rows.columns))[:, 0])
+    outcomes, seen = np.concatenate(churned), np.concatenate(values)
+    if outcomes.all() or not outcomes.any():
+        return Claim(name, None, 0.5, "fails", "the held-out accounts all had the same outcome; nothing can be told")
+    auc = roc_auc_interval(outcomes, seen, _CANARY_CONFIDENCE)
+    said = (
+        f"a number that only the future knows has AUC {_interval(auc)} on {len(seen)} held-out rows; "
+        f"the interval ({_CANARY_CONFIDENCE:.2%}) must contain 0.5"
+    )
+    return Claim(name, auc.value, 0.5, _verdict(holds=auc.low <= 0.5 <= auc.high), said)
+
+
+def plant_canary(facts: pl.DataFrame, shot: Snapshot, seed: int) -> pl.DataFrame:
+    """Add the column ``canary``: on facts not known at the snapshot's as-of date its label, on all others noise.
+
+    The noise lies between the two labels' numbers, and each as-of date has its own.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, shot.as_of.toordinal()]))
+    end = ((shot.as_of - date(1970, 1, 1)).days + 1) * _DAY_US
+    is_later = (pl.col("known_at").to_physical() >= end) | (pl.col("activity_month") > shot.as_of)
+    coming = pl.DataFrame({"account_id": shot.rows["account_id"], "coming": np.where(shot.churned, _CHURNS, _STAYS)})
+    planted = facts.with_columns(noise=pl.Series(rng.random(facts.height))).join(
+        coming, on="account_id", how="left", maintain_order="left"
+    )
+    value = pl.when(is_later).then(pl.coalesce("coming", "noise")).otherwise("noise")
+    return planted.with_columns(value.alias(CANARY)).drop("coming", "noise")
+
+
+def judge_golden(trained: Trained) -> Claim:
+    """Save the model and its golden rows, load both, and compare the scores."""
+    saved = trained.bundle.make_golden(trained.held_out.matrix)
+    golden = Golden.from_json(saved.to_json())
+    loaded = load_bundle(trained.bundle.data, None, "the trained model")
+    gap = float(np.abs(loaded.predict(golden.matrix) - golden.scores).max(initial=0.0))
+    said = f"loaded again, the model's scores of {len(golden.scores)} golden rows differ by {gap:.2g} at most"
+    return Claim("golden_rows_reproduce", gap, GOLDEN_TOLERANCE, _verdict(holds=gap <= GOLDEN_TOLERANCE), said)
+
+
+def judge_compilation(engine: Engine) -> Claim:
+    """Tell whether weekly scoring would use compiled tables."""
+    name, why = "trees_compile_to_tables", engine.fallback_reason
+    if why is None:
+        return Claim(name, None, None, "holds", "the trees compile, and their tables give XGBoost's scores and reasons")
+    return Claim(name, None, None, "fails", f"XGBoost itself would have to score: {why}")
+
+
+def judge_speed(
+    engine: Engine, packed: Packed, champion: Bundle | None, held_out: Sequence[Snapshot], limits: GateLimits
+) -> Claim:
+    """Time the model and the champion on the same rows, side by side."""
+    name, limit = "scoring_is_no_slower", limits.max_slowdown
+    if champion is None:
+        return Claim(name, None, limit, "skipped", "there is no champion to compare with")
+    try:
+        of_champion, champions_rows = compile_for(champion, held_out)
+    except InputError as error:
+        return Claim(name, None, limit, "skipped", f"the champion cannot score these rows: {error}")
+    if engine.fallback_reason or of_champion.fallback_reason:
+        return Claim(
+            name, None, limit, "skipped", "one of the two does not compile, and XGBoost has threads of its own"
+        )
+    ours, theirs = _time((engine, packed), (of_champion, champions_rows))
+    said = (
+        f"{ours:.2f} CPU µs a row with reasons, the champion {theirs:.2f}; {limit:g} times as long is allowed, and "
+        f"{limits.fast_enough_us:g} in any case"
+    )
+    holds = ours <= max(limit * theirs, limits.fast_enough_us)
+    return Claim(name, ours / theirs, limit, _verdict(holds=holds), said)
+
+
+def compile_for(bundle: Bundle, held_out: Sequence[Snapshot]) -> tuple[Engine, Packed]:
+    """Compile a model for the held-out rows, repeated where they are too few to be timed."""
+    rows = pl.concat([shot.rows for shot in held_out]).head(_TIMED_ROWS)
+    encoding = plan_encoding(bundle.feature_names, rows.columns)
+    packed = pack(rows, encoding)
+    times = -(-_TIMED_ROWS // max(packed.n_rows, 1))
+    many = Packed(np.tile(packed.numbers, times), np.tile(packed.levels, times))
+    return build_engine(bundle, encoding, many, n_rows=many.n_rows, with_reasons=True), many
+
+
+def _time(*sides: tuple[Engine, Packed]) -> list[float]:
+    """Return each side's median CPU microseconds a row, of turns taken one after the other."""
+    taken: list[list[float]] = [[] for _ in sides]
+    for _ in range(_REPEATS):
+        for seconds, (engine, packed) in zip(taken, sides, strict=True):
+            started = time.thread_time()  # a busy machine must not decide who is faster
+            engine.score(packed)
+            seconds.append((time.thread_time() - started) / packed.n_rows)
+    return [1e6 * median(seconds) for seconds in taken]
+
+
+def _verdict(*, holds: bool) -> Verdict:
+    return "holds" if holds else "fails"
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
+
+
+def _insufficient(evaluation: Evaluation) -> str:
+    n_stayed = evaluation.n - evaluation.n_churned
+    return f"{evaluation.n_churned} held-out accounts churned and {n_stayed} stayed, which is too few to tell"

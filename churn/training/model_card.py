@@ -1,0 +1,188 @@
+"""The model card: what a trained model is, what it was made of, how good it is and where not to trust it. Pure.
+
+Belongs here: the wording, as Markdown that stands beside the model in MLflow. Not here: what is measured and judged.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from churn.evaluation.metrics import Evaluation, Interval
+from churn.training.checks import Gate
+from churn.training.train import Part, Trained
+from churn.variants import Variant
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a model comes from.
+
+    Attributes:
+        activity_of: Whose activity it was trained on: the variant itself, or a parent.
+        detours: Why not the variant's own, a sentence for each step up; empty for its own.
+        today: The day at whose end everything used was known.
+        sources: URI and sha256 of each input file that was read for it.
+        n_facts: Rows of activity in the history.
+        data_sha256: Digest of the training, validation and held-out rows and labels.
+        names_from: Where the feature names come from.
+    """
+
+    variant: Variant
+    activity_of: Variant
+    detours: tuple[str, ...]
+    today: date
+    sources: tuple[tuple[str, str], ...]
+    n_facts: int
+    data_sha256: str
+    names_from: str
+    code_version: str
+
+
+@dataclass(frozen=True)
+class AgainstChampion:
+    """The champion on the same held-out accounts, which it may have been trained on."""
+
+    uri: str
+    evaluation: Evaluation
+    auc_difference: float
+    p_value: float
+
+
+def write_card(
+    trained: Trained, evaluation: Evaluation, gate: Gate, lineage: Lineage, against: AgainstChampion | None
+) -> str:
+    """Write the card."""
+    verdict = "It passed the gate." if gate.is_passed else "**It failed the gate and must not score.**"
+    sections = [
+        f"# Churn model of variant {lineage.variant}\n\n{_summary(trained)} {verdict}",
+        f"## Data\n\n{_data(trained, lineage)}",
+        f"## Metrics\n\n{_metrics(evaluation, against)}",
+        f"## Gate\n\n{gate.to_markdown()}",
+        f"## Parameters\n\n{_parameters(trained)}",
+        f"## Limits\n\n{_limits(trained, lineage)}",
+        f"## Lineage\n\n{_lineage(trained, lineage)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _summary(trained: Trained) -> str:
+    horizon = trained.plan.horizon.months
+    return (
+        f"An XGBoost booster of {trained.bundle.parameters['n_trees']} trees that gives the probability that an "
+        f"account which was active lately has no activity (deposit, handle or net gaming revenue) in the {horizon} "
+        f"months after the as-of month. Its scores are calibrated; its reasons are shares of the calibrated log-odds."
+    )
+
+
+def _data(trained: Trained, lineage: Lineage) -> str:
+    whose = f"Activity of **{lineage.activity_of}**"
+    if lineage.detours:
+        whose += f", because {'; and '.join(lineage.detours)}"
+    rows = [
+        (
+            part.name.replace("_", "-"),
+            _span(part),
+            f"{part.n:,}",
+            f"{part.n_churned:,}",
+            f"{part.n_churned / part.n:.1%}",
+        )
+        for part in trained.parts
+    ]
+    return (
+        f"{whose}; known by the end of {lineage.today}. One row per account and month end at which it had been active "
+        f"within the last {trained.plan.horizon.months} months, made from what was known at that day. Time parts the "
+        f"rows: every label of a part was known by the first month end of the next.\n\n"
+        f"{_table(('part', 'month ends', 'rows', 'churned', 'share'), rows)}\n\n"
+        f"Parameters, rounds and calibration were chosen on the validation rows. The model was then trained on the "
+        f"training and validation rows; nothing was chosen on the held-out ones."
+    )
+
+
+def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
+    judged = (
+        f"On {evaluation.n:,} held-out accounts, one row each ({evaluation.n_churned:,} churned), with 95 % intervals. "
+        f"An account's row is of a held-out month end drawn for it, so that the rows are independent."
+    )
+    if evaluation.verdict != "ok":
+        return f"{judged} Too few of one outcome to measure anything."
+    sides = [evaluation, *([against.evaluation] if against else [])]
+    names = {"ROC AUC": "roc_auc", "average precision": "average_precision", "log loss": "log_loss"}
+    names |= {"Brier score": "brier_score"}
+    rows = [(title, *(_interval(getattr(side, name)) for side in sides)) for title, name in names.items()]
+    rows.append(("calibration error", *(_number(side.calibration_error) for side in sides)))
+    rows.append(("lift of the highest tenth", *(_number(side.lift_at_10) for side in sides)))
+    rows.append(("mean score", *(_number(side.mean_score) for side in sides)))
+    header = ("", "this model", *(["champion"] if against else []))
+    table = f"{judged}\n\n{_table(header, rows)}"
+    if against is None:
+        return table
+    return (
+        f"{table}\n\nThe champion is {against.uri}, on the same accounts, some of which it may have been trained on. "
+        f"AUC of this model less the champion's: {against.auc_difference:+.4f} (p = {against.p_value:.3g})."
+    )
+
+
+def _parameters(trained: Trained) -> str:
+    rows = [*trained.chosen.parameters.items(), ("rounds", trained.chosen.n_rounds)]
+    calibration = trained.calibration
+    how = " (only shifted: a fitted slope would have turned the scores round)" if calibration.is_shift else ""
+    return (
+        f"{_table(('parameter', 'value'), rows)}\n\nThe best of {len(trained.trials)} sets tried, by a validation log "
+        f"loss of {trained.chosen.log_loss:.4f}. Calibration: {calibration.slope:.4f} times the log-odds, "
+        f"{calibration.intercept:+.4f}{how}, folded into the trees."
+    )
+
+
+def _limits(trained: Trained, lineage: Lineage) -> str:
+    limits = [
+        f"The newest rows it was trained on are of {trained.validation.as_ofs[-1]}; later ones only judged it, or have "
+        f"no labels yet.",
+        "Accounts that were not active lately are scored as well, and were no training examples.",
+        "It tells who is likely to leave, not who would stay if asked to.",
+        "A level that it does not know counts as none.",
+    ]
+    if lineage.detours:
+        limits.insert(
+            0,
+            f"Its metrics are of {lineage.activity_of}'s accounts, not of {lineage.variant}'s own.",
+        )
+    if trained.calibration.is_shift:
+        limits.append("Its scores are calibrated on average only.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _lineage(trained: Trained, lineage: Lineage) -> str:
+    rows = [
+        ("trained as of", str(lineage.today)),
+        ("activity of", lineage.activity_of.key),
+        ("facts in its history", f"{lineage.n_facts:,}"),
+        *((f"input {uri}", f"sha256 {sha256}") for uri, sha256 in lineage.sources),
+        ("rows and labels", f"sha256 {lineage.data_sha256}"),
+        ("feature names", f"{len(trained.feature_names)} of {lineage.names_from}"),
+        ("booster", f"sha256 {trained.bundle.sha256}"),
+        ("seed", str(trained.plan.seed)),
+        ("code", lineage.code_version),
+    ]
+    return _table(("", ""), rows)
+
+
+def _span(part: Part) -> str:
+    return f"{part.as_ofs[0]} to {part.as_ofs[-1]}"
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
+
+
+def _cell(value: object) -> str:
+    """Keep a file's name, say, from ending a cell or the table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

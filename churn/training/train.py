@@ -1,0 +1,343 @@
+"""Training: from snapshots of a variant's activity to a calibrated booster, and what was chosen on the way. Pure.
+
+Time is split, never rows: no label of an earlier part looks past the first as-of date of the next. Everything has a
+seed and runs on one thread, so the same data give the same bytes. Not here: where activity comes from, and whether what
+was trained is good enough to be used.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xgboost as xgb
+
+from churn.data.features import Encoding, Matrix, encode, plan_encoding
+from churn.data.labels import Horizon
+from churn.data.snapshots import Snapshot
+from churn.errors import InputError
+from churn.evaluation.metrics import MIN_OF_CLASS
+from churn.inference.bundle import Bundle, read_bundle
+from churn.training.calibration import Calibration, fit_platt, fold_into
+
+if TYPE_CHECKING:
+    import optuna
+
+Parameters = Mapping[str, float | int]
+"""XGBoost's names of what was searched, such as ``max_depth``."""
+
+_FIRST_TRIAL: Parameters = {
+    "max_depth": 4,
+    "learning_rate": 0.1,
+    "min_child_weight": 10.0,
+    "subsample": 0.9,
+    "colsample_bytree": 0.9,
+    "reg_lambda": 1.0,
+    "gamma": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How to train.
+
+    Attributes:
+        n_trials: Sets of parameters that are tried.
+        n_held_out: The newest snapshots, on which the model is judged and nothing is chosen.
+        n_validation: The newest of those before, on which parameters, rounds and calibration are chosen.
+        min_of_class: Labels of each outcome that training and validation need together.
+        max_rounds: Most boosting rounds; more trees also take longer to score.
+        patience: Rounds without a better validation loss after which a trial ends.
+    """
+
+    horizon: Horizon = field(default_factory=Horizon)
+    n_trials: int = 20
+    seed: int = 1
+    n_held_out: int = 3
+    n_validation: int = 3
+    min_of_class: int = 200
+    max_rounds: int = 200
+    patience: int = 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """Snapshots by what they are for, each in order of time."""
+
+    training: tuple[Snapshot, ...]
+    validation: tuple[Snapshot, ...]
+    held_out: tuple[Snapshot, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one side of the split, snapshot after snapshot.
+
+    Attributes:
+        account_ids: Shape (n,).
+        places: Which of ``as_ofs`` each row is of, shape (n,).
+        matrix: Shape (n, n_features), in the model's order.
+        churned: Shape (n,).
+    """
+
+    name: str
+    as_ofs: tuple[date, ...]
+    account_ids: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    matrix: Matrix
+    churned: npt.NDArray[np.bool_]
+
+    @property
+    def n(self) -> int:
+        return len(self.churned)
+
+    @property
+    def n_churned(self) -> int:
+        return int(self.churned.sum())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A set of parameters that was tried."""
+
+    parameters: Parameters
+    n_rounds: int
+    log_loss: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model and how it came to be.
+
+    Attributes:
+        trials: In the order in which they were tried.
+        chosen: The trial with the lowest loss on the validation snapshots.
+        calibration: Of the log-odds as trained; it is folded into ``bundle``.
+        held_out: All its rows.
+        judged: Of the held-out rows, at most one an account, so that they are independent of each other.
+        data_sha256: Digest of all parts' rows and labels, in hexadecimal.
+    """
+
+    bundle: Bundle
+    encoding: Encoding
+    plan: TrainingPlan
+    trials: tuple[Trial, ...]
+    chosen: Trial
+    calibration: Calibration
+    training: Part
+    validation: Part
+    held_out: Part
+    judged: Part
+    data_sha256: str
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return self.bundle.feature_names
+
+    @property
+    def parts(self) -> tuple[Part, Part, Part]:
+        return self.training, self.validation, self.held_out
+
+
+def split(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Split:
+    """Part snapshots by time; what lies in the gaps between the parts belongs to none.
+
+    A snapshot may be trained on when its labels had matured by the first as-of date of the part that comes after.
+    """
+    ordered = sorted((shot for shot in snapshots if len(shot.churned)), key=lambda shot: shot.as_of)
+    held_out = ordered[-plan.n_held_out :]
+    validation = _matured(ordered, held_out, plan.horizon)[-plan.n_validation :]
+    return Split(tuple(_matured(ordered, validation, plan.horizon)), tuple(validation), tuple(held_out))
+
+
+def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
+    """Say what labels there are, to follow "it has", where they are too few to train on; ``None`` where not."""
+    parts = split(snapshots, plan)
+    if not parts.training:
+        needed = plan.n_held_out + plan.n_validation + 1
+        return (
+            f"matured labels of {sum(len(shot.churned) > 0 for shot in snapshots)} month ends, which cannot be parted "
+            f"into training, validation and held-out ones ({needed} are needed, and the horizon of "
+            f"{plan.horizon.months} months twice between them)"
+        )
+    seen = np.concatenate([shot.churned for shot in (*parts.training, *parts.validation)])
+    if reason := _too_few(seen, plan.min_of_class, "to train on"):
+        return reason
+    if reason := _too_few(
+        np.concatenate([shot.churned for shot in parts.validation]), MIN_OF_CLASS, "to validate with"
+    ):
+        return reason
+    churned = np.concatenate([shot.churned for shot in parts.held_out])
+    return _too_few(churned[_one_an_account(parts.held_out, plan.seed)], MIN_OF_CLASS, "to be judged on")
+
+
+def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: TrainingPlan) -> Trained:
+    """Choose parameters and rounds, calibrate, and train on all that comes before the held-out snapshots.
+
+    The calibration is fitted on validation scores of a model that never saw the validation snapshots, and is folded
+    into one that was trained on them as well, with as many rounds. Deterministic: same snapshots and plan, same bytes.
+
+    Args:
+        feature_names: In the model's order; each must come from a column of the snapshots' rows.
+
+    Raises:
+        InputError: If there are too few labels (see :func:`shortage`), or a feature cannot be made of the rows.
+    """
+    if reason := shortage(snapshots, plan):
+        raise InputError(f"the activity has {reason}; bring more of it")
+    parts = split(snapshots, plan)
+    encoding = plan_encoding(feature_names, parts.training[0].rows.columns)
+    training, validation, held_out = (
+        _part(name, shots, encoding)
+        for name, shots in (
+            ("training", parts.training),
+            ("validation", parts.validation),
+            ("held_out", parts.held_out),
+        )
+    )
+    data, judge = _dmatrix(training, feature_names), _dmatrix(validation, feature_names)
+    trials, chosen = _search(data, judge, plan)
+    unseen = xgb.train(_settings(chosen.parameters, plan), data, chosen.n_rounds)
+    calibration = fit_platt(unseen.predict(judge, output_margin=True), validation.churned)
+    booster = fold_into(fit([training, validation], chosen, feature_names, plan), calibration)
+    return Trained(
+        bundle=read_bundle(bytes(booster.save_raw("ubj")), feature_names, "the trained booster"),
+        encoding=encoding,
+        plan=plan,
+        trials=trials,
+        chosen=chosen,
+        calibration=calibration,
+        training=training,
+        validation=validation,
+        held_out=held_out,
+        judged=_take(held_out, _one_an_account(parts.held_out, plan.seed)),
+        data_sha256=_digest(feature_names, (training, validation, held_out)),
+    )
+
+
+def fit(
+    parts: Sequence[Part],
+    trial: Trial,
+    feature_names: Sequence[str],
+    plan: TrainingPlan,
+    *,
+    shuffled_by: np.random.Generator | None = None,
+) -> xgb.Booster:
+    """Train a trial's parameters and rounds on the rows of some parts; not calibrated.
+
+    Args:
+        shuffled_by: Deals the labels out among the rows anew, so that nothing can be learned; ``None`` does not.
+    """
+    matrix = np.concatenate([part.matrix for part in parts])
+    churned = np.concatenate([part.churned for part in parts])
+    if shuffled_by is not None:
+        churned = shuffled_by.permutation(churned)
+    data = xgb.DMatrix(matrix, churned, feature_names=list(feature_names), nthread=1)
+    return xgb.train(_settings(trial.parameters, plan), data, trial.n_rounds)
+
+
+def _matured(ordered: Sequence[Snapshot], later: Sequence[Snapshot], horizon: Horizon) -> list[Snapshot]:
+    """Return the snapshots whose labels were known by the first as-of date of a later part."""
+    return [shot for shot in ordered if horizon.matures_on(shot.as_of) <= later[0].as_of] if later else []
+
+
+def _too_few(churned: npt.NDArray[np.bool_], least: int, what_for: str) -> str | None:
+    n_churned = int(churned.sum())
+    n_stayed = len(churned) - n_churned
+    if min(n_churned, n_stayed) >= least:
+        return None
+    return f"{n_churned} matured labels of churn and {n_stayed} of staying {what_for}, where {least} of each are needed"
+
+
+def _one_an_account(held_out: Sequence[Snapshot], seed: int) -> npt.NDArray[np.bool_]:
+    """Mark at most one row an account, by a draw of one held-out snapshot for each account.
+
+    The draw knows nothing of the rows. To choose among those that an account has would favour the accounts that have
+    few, which are the ones about to leave.
+    """
+    ids = np.concatenate([shot.rows["account_id"].to_numpy() for shot in held_out])
+    places = np.repeat(np.arange(len(held_out)), [len(shot.churned) for shot in held_out])
+    accounts, account = np.unique(ids, return_inverse=True)
+    drawn = np.random.Generator(np.random.PCG64(seed)).integers(0, len(held_out), len(accounts))
+    return np.asarray(drawn[account] == places)
+
+
+def _part(name: str, shots: Sequence[Snapshot], encoding: Encoding) -> Part:
+    return Part(
+        name=name,
+        as_ofs=tuple(shot.as_of for shot in shots),
+        account_ids=np.concatenate([shot.rows["account_id"].to_numpy() for shot in shots]),
+        places=np.repeat(np.arange(len(shots)), [len(shot.churned) for shot in shots]),
+        matrix=np.concatenate([encode(shot.rows, encoding) for shot in shots]),
+        churned=np.concatenate([shot.churned for shot in shots]),
+    )
+
+
+def _take(part: Part, rows: npt.NDArray[np.bool_]) -> Part:
+    return Part(
+        part.name, part.as_ofs, part.account_ids[rows], part.places[rows], part.matrix[rows], part.churned[rows]
+    )
+
+
+def _dmatrix(part: Part, feature_names: Sequence[str]) -> xgb.DMatrix:
+    return xgb.DMatrix(part.matrix, part.churned, feature_names=list(feature_names), nthread=1)
+
+
+def _settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:
+    # Several threads may add gradients in another order, and so change the last bits.
+    fixed = {"objective": "binary:logistic", "tree_method": "hist", "nthread": 1, "seed": plan.seed}
+    return {**fixed, **parameters}
+
+
+def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> tuple[tuple[Trial, ...], Trial]:
+    """Try sets of parameters by TPE, a sound one first; returns all, and the one with the lowest validation loss."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=plan.seed))
+    study.enqueue_trial(dict(_FIRST_TRIAL))
+    trials: list[Trial] = []
+
+    def loss_of(asked: "optuna.Trial") -> float:
+        parameters = _suggest(asked)
+        booster = xgb.train(
+            {**_settings(parameters, plan), "eval_metric": "logloss"},
+            data,
+            plan.max_rounds,
+            evals=[(validation, "validation")],
+            early_stopping_rounds=plan.patience,
+            verbose_eval=False,
+        )
+        # The booster holds the rounds after its best one as well; only their number is kept of it.
+        trials.append(Trial(parameters, int(booster.best_iteration) + 1, float(booster.best_score)))
+        return trials[-1].log_loss
+
+    study.optimize(loss_of, n_trials=plan.n_trials)
+    return tuple(trials), min(trials, key=lambda trial: trial.log_loss)
+
+
+def _suggest(trial: "optuna.Trial") -> Parameters:
+    """Ask for parameters that suit hundreds to hundreds of thousands of rows."""
+    asked = {
+        "max_depth": trial.suggest_int("max_depth", 2, 6),
+        "learning_rate": trial.suggest_float("learning_rate", 0.03, 0.3, log=True),
+        "min_child_weight": trial.suggest_float("min_child_weight", 1, 100, log=True),
+        "subsample": trial.suggest_float("subsample", 0.5, 1),
+        "colsample_bytree": trial.suggest_float("colsample_bytree", 0.4, 1),
+        "reg_lambda": trial.suggest_float("reg_lambda", 0.1, 30, log=True),
+        "gamma": trial.suggest_float("gamma", 0, 5),
+    }
+    # What is written down is what was used, so it may as well be short.
+    return {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in asked.items()}
+
+
+def _digest(feature_names: Sequence[str], parts: Sequence[Part]) -> str:
+    digest = hashlib.sha256("\n".join(feature_names).encode())
+    for part in parts:
+        digest.update(f"{part.name} {' '.join(map(str, part.as_ofs))} {part.matrix.shape}".encode())
+        for array in (part.account_ids, part.matrix, part.churned):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""A variant's own activity, as its newest extract has it: what histories grow by, and so what models learn from."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from churn.data.activity import check_activity, is_activity
+from churn.data.formats import read_frame
+from churn.errors import InputError
+from churn.storage.history import ActivityHistory, Appended
+from churn.storage.sources import Provenance, Sources
+from churn.variants import Variant
+
+
+class NoActivityError(InputError):
+    """A variant has rows to score and none to learn from, for they are encoded already."""
+
+
+class ForeignActivityError(NoActivityError):
+    """What a variant is scored on is another variant's."""
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Checked raw activity, and where it was read."""
+
+    rows: pl.DataFrame
+    provenance: Provenance
+
+
+def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float) -> Extract:
+    """Read a variant's input and hold it to the contract.
+
+    Raises:
+        NoActivityError: If the input is not raw activity, of which alone labels can be made.
+        ForeignActivityError: If it is not the variant's own.
+        QuarantineError: If more rows broke the contract than the limit allows.
+        SourceError: If there is none.
+    """
+    with tempfile.TemporaryDirectory(prefix="churn-intake-") as scratch:
+        raw = sources.fetch_input(variant, Path(scratch))
+        if raw.provenance.variant != variant:
+            raise ForeignActivityError(f"{variant} has no activity of its own")
+        frame = read_frame(raw.path)
+    if not is_activity(frame.columns):
+        raise NoActivityError(
+            f"{raw.provenance.uri} holds rows already encoded, which have no months and so no labels; bring raw "
+            f"activity (account_id, activity_month, …) of {variant}"
+        )
+    checked = check_activity(frame)
+    checked.require_share(max_quarantine_share)
+    return Extract(checked.rows.drop("row_number"), raw.provenance)
+
+
+def take_in(sources: Sources, history: ActivityHistory, variant: Variant, max_quarantine_share: float) -> Appended:
+    """Add what is new in a variant's input to its history. Safe to repeat."""
+    extract = read_extract(sources, variant, max_quarantine_share)
+    return history.append(variant, extract.rows, extract.provenance.modified_at)

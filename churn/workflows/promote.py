@@ -1,0 +1,284 @@
+"""Who is champion: challenge, promote, roll back, share accounts out, and keep the trail of it.
+
+What scores is what MLflow's alias ``champion`` names, and moving it is one atomic call. Each move happens inside an
+open transaction of the trail, under the variant's lock: the trail's row is committed when the alias has moved. Should
+the process die in between, the alias has moved without a row; the next look writes it down as ``observed``, as
+it does when somebody moved an alias past us.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+from churn.database.events import Action, ModelEvent, ModelEvents
+from churn.errors import ChurnError, PromotionError, UsageError
+from churn.evaluation.comparison import Verdict
+from churn.evaluation.sequential import e_benjamini_hochberg
+from churn.storage.history import Appended
+from churn.variants import Variant
+from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
+from churn.workflows.evaluate import Judge
+
+if TYPE_CHECKING:
+    from churn.registry.registry import Registry
+
+WHOLE = 10_000
+"""Shares of accounts are counted in ten-thousandths."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a variant's models stand.
+
+    Attributes:
+        event: The newest of the trail; what the aliases are now.
+        verdict: On the challenger; ``None`` when there is none.
+    """
+
+    event: ModelEvent
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class Promoter:
+    """The services that promotion needs.
+
+    Attributes:
+        judge: Tells how challengers do.
+        actor: Who moves aliases, for the trail.
+        clock: The time that the trail notes, UTC; labels are those matured on its day.
+        listed: Aliases and newest event of variants of a fleet, by one look at all; others are looked up.
+    """
+
+    registry: "Registry"
+    events: ModelEvents
+    judge: Judge
+    actor: str
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    listed: Mapping[Variant, tuple[Mapping[str, int], ModelEvent | None]] = field(default_factory=dict)
+
+    @property
+    def today(self) -> date:
+        return self.clock().date()
+
+    def for_fleet(self, variants: Sequence[Variant], aliases: Mapping[Variant, Mapping[str, int]]) -> "Promoter":
+        """Return one for :meth:`standing` and judging that asks once for what many variants need.
+
+        It knows the aliases and the trail as they are now; what moves them asks another.
+
+        Args:
+            aliases: As for :meth:`observe`.
+        """
+        latest = self.events.latest_of_all()
+        listed = {one: (aliases.get(one, {}), latest.get(one)) for one in variants}
+        return replace(self, judge=self.judge.for_fleet(variants, self.today), listed=listed)
+
+    def standing(self, variant: Variant, taken: Appended | None = None) -> Standing:
+        """Say who is champion, previous and challenger, and how the challenger does; writes nothing.
+
+        Args:
+            taken: What was just taken in of the variant's activity; ``None`` reads its history when that is needed.
+        """
+        event = self._as_it_is(variant, *self.listed[variant]) if variant in self.listed else self._now(variant)
+        if event.champion is None or event.challenger is None:
+            return Standing(event, None)
+        return Standing(event, self.judge.compare(variant, event.champion, event.challenger, self.today, taken))
+
+    def observe(self, aliases: Mapping[Variant, Mapping[str, int]]) -> list[ModelEvent]:
+        """Write down the aliases that the trail does not know of yet.
+
+        Args:
+            aliases: Of every registered variant, as the registry lists them.
+        """
+        latest = self.events.latest_of_all()
+        unseen = [variant for variant, held in aliases.items() if _differs(latest.get(variant), held)]
+        return [event for variant in unseen if (event := self._observe(variant)) is not None]
+
+    def challenge(self, variant: Variant, version: int, reason: str) -> ModelEvent:
+        """Make a version the challenger, which scores beside the champion from now on and serves nobody."""
+        return self._move(variant, "challenged", lambda now: replace(now, challenger=version, ab_share=0), reason)
+
+    def share(self, variant: Variant, share: int, reason: str, *, dry_run: bool = False) -> ModelEvent:
+        """Serve the challenger's scores to a share of the accounts, in ten-thousandths; 0 ends that.
+
+        Raises:
+            PromotionError: If there is no challenger.
+        """
+        if not 0 <= share <= WHOLE:
+            raise UsageError(f"share {share / WHOLE:.2%} is not between 0 % and 100 %")
+
+        def after(now: ModelEvent) -> ModelEvent:
+            _require(now.challenger, f"{variant} has no challenger to serve accounts; train one")
+            return replace(now, ab_share=share)
+
+        return self._move(variant, "shared", after, reason, dry_run=dry_run)
+
+    def promote(
+        self, variant: Variant, *, reason: str = "", is_forced: bool = False, dry_run: bool = False
+    ) -> tuple[ModelEvent, Verdict]:
+        """Make the challenger the champion, if it has proved to be better.
+
+        Args:
+            is_forced: Promote whatever the test and the guardrails say; needs a reason.
+            dry_run: Decide, and move nothing.
+
+        Raises:
+            PromotionError: If there is no challenger, or it has not proved to be better; says what the figures are.
+            UsageError: If it is forced without a reason.
+        """
+        if is_forced and not reason.strip():
+            raise UsageError("--force needs --reason, which is kept with the promotion")
+        standing = self.standing(variant)
+        challenger = _require(standing.event.challenger, f"{variant} has no challenger to promote; train one")
+        verdict = standing.verdict
+        if verdict is None:
+            raise PromotionError(f"{variant} has no champion to be compared with; set one with log_model.py --alias")
+        if not is_forced and (verdict.broken or not verdict.is_better):
+            raise PromotionError(
+                f"version {challenger} of {variant} is not promoted: {verdict.sentence}; "
+                f"wait for more labels, or use --force with --reason"
+            )
+        event = self._promote(variant, challenger, verdict, reason, is_forced=is_forced, dry_run=dry_run)
+        return event, verdict
+
+    def promote_all(
+        self, variants: Iterable[Variant], *, reason: str = "", dry_run: bool = False
+    ) -> dict[Variant, ModelEvent | Verdict | ChurnError]:
+        """Promote the challengers of a fleet that have proved to be better, false discoveries controlled over them all.
+
+        Returns:
+            By variant that has a challenger: the promotion, or why there was none.
+        """
+        standings: dict[Variant, Standing] = {}
+        results: dict[Variant, ModelEvent | Verdict | ChurnError] = {}
+        for variant in variants:
+            try:
+                standing = self.standing(variant)
+            except ChurnError as error:
+                results[variant] = error
+                continue
+            if standing.verdict is not None:
+                standings[variant] = standing
+        e_values = [standing.verdict.e_value for standing in standings.values() if standing.verdict]
+        chosen = e_benjamini_hochberg(e_values, self.judge.limits.alpha)
+        for (variant, standing), is_chosen in zip(standings.items(), chosen, strict=True):
+            assert standing.verdict is not None  # noqa: S101 only those were kept
+            results[variant] = standing.verdict
+            if is_chosen and not standing.verdict.broken:
+                challenger = int(standing.event.challenger or 0)
+                try:
+                    results[variant] = self._promote(variant, challenger, standing.verdict, reason, dry_run=dry_run)
+                except ChurnError as error:
+                    results[variant] = error
+        return results
+
+    def roll_back(self, variant: Variant, reason: str, *, dry_run: bool = False) -> ModelEvent:
+        """Make the previous champion the champion again; what was champion becomes the previous one.
+
+        Raises:
+            PromotionError: If there is no previous champion.
+        """
+
+        def after(now: ModelEvent) -> ModelEvent:
+            previous = _require(now.previous, f"{variant} has no previous champion to return to")
+            return replace(now, champion=previous, previous=now.champion)
+
+        return self._move(variant, "rolled_back", after, reason, dry_run=dry_run)
+
+    def _promote(
+        self,
+        variant: Variant,
+        challenger: int,
+        verdict: Verdict,
+        reason: str,
+        *,
+        is_forced: bool = False,
+        dry_run: bool = False,
+    ) -> ModelEvent:
+        def after(now: ModelEvent) -> ModelEvent:
+            if now.challenger != challenger:
+                raise PromotionError(
+                    f"the challenger of {variant} is {now.challenger} now, not {challenger}; look again"
+                )
+            return replace(
+                now, champion=challenger, previous=now.champion, challenger=None, ab_share=0, is_forced=is_forced
+            )
+
+        why = reason or verdict.sentence
+        return self._move(variant, "promoted", after, why, evidence=verdict.evidence(), dry_run=dry_run)
+
+    def _move(
+        self,
+        variant: Variant,
+        action: Action,
+        after: Callable[[ModelEvent], ModelEvent],
+        reason: str,
+        *,
+        evidence: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
+    ) -> ModelEvent:
+        if dry_run:
+            now = self._now(variant)
+            return self._event(after(now), action, reason, evidence)
+        self._observe(variant)
+        with self.events.recording(variant) as record:
+            now = self._now(variant)
+            event = self._event(after(now), action, reason, evidence)
+            record(event)
+            self.registry.set_aliases(variant, _moves(now, event))
+        return event
+
+    def _event(self, event: ModelEvent, action: Action, reason: str, evidence: Mapping[str, Any] | None) -> ModelEvent:
+        return replace(
+            event, action=action, reason=reason, evidence=evidence or {}, actor=self.actor, occurred_at=self.clock()
+        )
+
+    def _observe(self, variant: Variant) -> ModelEvent | None:
+        with self.events.recording(variant) as record:
+            latest, held = self.events.latest(variant), self.registry.aliases_of(variant)
+            if not held or not _differs(latest, held):
+                return None
+            event = self._as_it_is(variant, held, latest)
+            record(event)
+        return event
+
+    def _now(self, variant: Variant) -> ModelEvent:
+        return self._as_it_is(variant, self.registry.aliases_of(variant), self.events.latest(variant))
+
+    def _as_it_is(self, variant: Variant, held: Mapping[str, int], latest: ModelEvent | None) -> ModelEvent:
+        """Return the newest event if it tells of the aliases there are, else one that says what was observed."""
+        if not held:
+            raise PromotionError(f"variant {variant} is not registered or has no alias; log or train a model first")
+        if latest is not None and not _differs(latest, held):
+            return replace(latest, is_forced=False)
+        is_same = latest is not None and latest.challenger == held.get(CHALLENGER)
+        return ModelEvent(
+            variant=variant,
+            action="observed",
+            champion=held.get(CHAMPION),
+            previous=held.get(PREVIOUS),
+            challenger=held.get(CHALLENGER),
+            reason="the aliases in MLflow",
+            actor=self.actor,
+            occurred_at=self.clock(),
+            ab_share=latest.ab_share if latest is not None and is_same else 0,
+        )
+
+
+def _differs(latest: ModelEvent | None, held: Mapping[str, int]) -> bool:
+    known = None if latest is None else (latest.champion, latest.previous, latest.challenger)
+    return known != (held.get(CHAMPION), held.get(PREVIOUS), held.get(CHALLENGER))
+
+
+def _moves(before: ModelEvent, after: ModelEvent) -> dict[str, int | None]:
+    """Order the moves so that what is cut off leaves a sound state: ``previous`` is kept before the champion moves."""
+    wanted = {PREVIOUS: (before.previous, after.previous), CHAMPION: (before.champion, after.champion),
+              CHALLENGER: (before.challenger, after.challenger)}  # fmt: skip
+    return {alias: new for alias, (old, new) in wanted.items() if old != new}
+
+
+def _require(version: int | None, message: str) -> int:
+    if version is None:
+        raise PromotionError(message)
+    return version

@@ -1,0 +1,158 @@
+"""From a variant's artifact files to a logged, registered model version: find, check, log.
+
+The three files are taken from one place together, never mixed from two. What may go wrong with a file is told before
+anything is written to MLflow.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import polars as pl
+
+from churn.data.activity import ONE_HOT_PARENTS, check_encoded
+from churn.data.features import Matrix, pack_matrix, plan_encoded
+from churn.data.formats import read_frame
+from churn.errors import InputError, ModelFileError
+from churn.evaluation.metrics import evaluate
+from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
+from churn.monitoring.profiles import Profile, reference_profile
+from churn.registry.registry import LoggedRun, Registry
+from churn.storage.sources import MODEL_NAMES, SourceFile, Sources
+from churn.variants import Variant
+from churn.versions import ModelVersion
+
+FEATURE_NAMES = ("data/churn/feature_names_3.json",)
+SAMPLE_NAMES = ("data/churn/X_test_sample_2.json",)
+LABEL_COLUMN = "churned"
+"""A sample may carry it, 0 or 1; only then are there metrics."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model and its sample rows, checked against each other and ready to be logged."""
+
+    variant: Variant
+    bundle: Bundle
+    matrix: Matrix
+    labels: npt.NDArray[np.int8] | None
+    files: tuple[SourceFile, ...]
+
+    @property
+    def fallback_reason(self) -> str | None:
+        return self.files[0].provenance.fallback_reason
+
+
+def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidate:
+    """Find a variant's model, feature names and sample, and check that they belong together.
+
+    Args:
+        folder: An empty folder of the caller's for the files.
+
+    Raises:
+        SourceError: If a file cannot be had.
+        ModelFileError: If the booster or the names cannot be used, or a sample row scores to no probability.
+        InputError: If the sample is not rows of the model's features.
+    """
+    files = sources.fetch(variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder)
+    model, names, sample = files
+    feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
+    bundle = read_bundle(model.path.read_bytes(), feature_names, model.provenance.uri)
+    frame = read_frame(sample.path, feature_names)
+    checked = check_encoded(frame, feature_names)
+    if not checked.quarantined.is_empty():
+        checked.require_share(0.0)
+    matrix = np.ascontiguousarray(checked.rows.select(feature_names).cast(pl.Float32).to_numpy())
+    scores = bundle.predict(matrix)
+    if not np.isfinite(scores).all():
+        raise ModelFileError(
+            f"{model.provenance.uri} gives {int((~np.isfinite(scores)).sum())} of {len(scores)} sample rows no finite "
+            f"score; train it again"
+        )
+    return Candidate(variant, bundle, matrix, _read_labels(frame), tuple(files))
+
+
+def log_variant(
+    registry: Registry,
+    sources: Sources,
+    variant: Variant,
+    artifact_location: Callable[[Variant], str],
+    code_version: str,
+    *,
+    alias: str | None = None,
+) -> tuple[ModelVersion, Candidate]:
+    """Check a variant's files, log them as a run in its experiment, and register the version.
+
+    Args:
+        artifact_location: Where the experiment of a variant keeps its artifacts, should it not exist yet.
+        alias: For the new version; ``None`` gives ``champion`` when the variant has none.
+    """
+    with tempfile.TemporaryDirectory(prefix="churn-log-") as scratch:
+        candidate = read_candidate(sources, variant, Path(scratch))
+        registry.require_free_or_own(variant)
+        experiment_id, _ = registry.ensure_experiment(variant, artifact_location(variant))
+        return registry.log(variant, experiment_id, describe(candidate, code_version), alias), candidate
+
+
+def describe(candidate: Candidate, code_version: str) -> LoggedRun:
+    """Put together what a run records of a candidate."""
+    bundle = candidate.bundle
+    model, names, sample = (file.provenance for file in candidate.files)
+    tags = {
+        # A booster may say when it was trained; else the file's date is the nearest thing known.
+        "training_date": bundle.booster.attr("training_date") or model.modified_at.date().isoformat(),
+        "churn.model_uri": model.uri,
+        "churn.model_file_sha256": model.sha256,
+        "churn.feature_names_sha256": names.sha256,
+        "churn.sample_sha256": sample.sha256,
+        "churn.code_version": code_version,
+        "churn.logged_on": datetime.now(UTC).date().isoformat(),
+        "churn.source": model.source,
+    }
+    if model.fallback_reason is not None:
+        tags["churn.fallback_reason"] = model.fallback_reason
+        tags["churn.files_of_variant"] = model.variant.key
+    return LoggedRun(
+        bundle=bundle,
+        golden=bundle.make_golden(candidate.matrix[:GOLDEN_ROWS]),
+        sample=pd.DataFrame(candidate.matrix[:GOLDEN_ROWS], columns=list(bundle.feature_names)),
+        parameters=bundle.parameters,
+        metrics=_metrics(candidate),
+        tags=tags,
+        reference=reference_of(bundle, candidate.matrix),
+    )
+
+
+def reference_of(bundle: Bundle, matrix: Matrix) -> Profile:
+    """Count rows that a model was not trained on, and its scores of them, into bins; batches are compared with it.
+
+    Args:
+        matrix: Shape (n, n_features), in the model's order.
+    """
+    encoding = plan_encoded(bundle.feature_names, ONE_HOT_PARENTS)
+    return reference_profile(pack_matrix(matrix, encoding), encoding, bundle.predict(matrix))
+
+
+def _metrics(candidate: Candidate) -> dict[str, float]:
+    scores = candidate.bundle.predict(candidate.matrix)
+    metrics = {"sample_rows": float(len(scores)), "sample_mean_churn_probability": float(scores.mean())}
+    if candidate.labels is None:
+        return metrics
+    found = evaluate(candidate.labels == 1, scores).metrics()
+    return metrics | {name.replace("average_precision", "pr_auc"): value for name, value in found.items()}
+
+
+def _read_labels(frame: pl.DataFrame) -> npt.NDArray[np.int8] | None:
+    if LABEL_COLUMN not in frame.columns:
+        return None
+    labels = frame[LABEL_COLUMN].cast(pl.Float64, strict=False)
+    if labels.is_null().any() or not labels.is_in([0.0, 1.0]).all():
+        wrong = frame[LABEL_COLUMN].filter(~labels.is_in([0.0, 1.0]).fill_null(value=False)).head(3).to_list()
+        raise InputError(f"the sample's {LABEL_COLUMN} holds {json.dumps(wrong, default=str)}; each must be 0 or 1")
+    return labels.cast(pl.Int8).to_numpy()

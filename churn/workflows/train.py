@@ -1,0 +1,484 @@
+"""Training one variant: read its activity, train, judge by the gate, log to MLflow, and name a challenger.
+
+``train_variant`` is the unit of everything larger. The same data train to the same booster, so a repeat adds a version
+with the same bytes and nothing else. Knows no Dagster; ``orchestration`` tells what came of it.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import polars as pl
+
+from churn.concurrency import in_threads, without_frames
+from churn.data.activity import KINDS, check_activity
+from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, pack_matrix
+from churn.data.snapshots import Snapshot, month_ends, snapshots
+from churn.errors import ChurnError, InputError, SourceError, TransientError
+from churn.evaluation.metrics import Evaluation, compare_roc_auc, evaluate
+from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names
+from churn.inference.explanations import sum_to_parents
+from churn.monitoring.profiles import Profile, reference_profile, spliced
+from churn.storage.history import ActivityHistory, Appended, new_facts
+from churn.storage.sources import INPUT_FOLDER, Provenance, Sources
+from churn.training.checks import Gate
+from churn.training.gate import GateLimits, judge
+from churn.training.model_card import AgainstChampion, Lineage, write_card
+from churn.training.train import Trained, TrainingPlan, shortage, train
+from churn.variants import Variant
+from churn.versions import CHALLENGER, CHAMPION, ModelVersion
+from churn.workflows.evaluate import AUC_LIMIT_TAG
+from churn.workflows.ingest import ForeignActivityError, NoActivityError, read_extract
+
+if TYPE_CHECKING:
+    from churn.registry.registry import LoggedRun, Registry
+
+logger = logging.getLogger(__name__)
+
+CARD_FILE = "model_card.md"
+GATE_TAG = "churn.gate"
+"""Of a model version: ``passed`` or ``failed``."""
+
+_MAX_TAG = 4000
+_SEASONS = 12  # month ends of which a model's reference is made
+_EXPLAINED_ROWS = 1_000
+
+_Then = TypeVar("_Then")
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What came of training one variant: everything a person may want to see of it.
+
+    Attributes:
+        provenance: Of the variant's own input file; ``None`` when it has none.
+        n_facts_added: New in the histories.
+        against: The champion on the same held-out accounts; ``None`` when there is none.
+        pictures: PNG or SVG by file name.
+        version: ``None`` of a dry run.
+        reference: What the batches that it scores are compared with.
+    """
+
+    variant: Variant
+    lineage: Lineage
+    provenance: Provenance | None
+    n_facts_added: int
+    trained: Trained
+    evaluation: Evaluation
+    against: AgainstChampion | None
+    gate: Gate
+    card: str
+    pictures: dict[str, bytes]
+    version: ModelVersion | None
+    reference: Profile
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The services that training needs, how to train, and what is asked of what was trained.
+
+    Attributes:
+        artifact_location: Where the experiment of a variant keeps its artifacts, should it not exist yet.
+        challenge: Makes a version of a variant the challenger, for a reason.
+        max_months: Month ends that are looked back at most; players of long ago tell little of today's.
+    """
+
+    sources: Sources
+    history: ActivityHistory
+    registry: "Registry"
+    artifact_location: Callable[[Variant], str]
+    challenge: Callable[[Variant, int, str], object]
+    code_version: str
+    max_quarantine_share: float
+    plan: TrainingPlan = field(default_factory=TrainingPlan)
+    limits: GateLimits = field(default_factory=GateLimits)
+    max_months: int = 24
+
+    def train_fleet(
+        self, keys: Sequence[str], today: date, then: Callable[[TrainingOutcome], _Then], *, dry_run: bool = False
+    ) -> Iterator[tuple[str, _Then | BaseException]]:
+        """Train many variants, a few at once; a failed one stops no other.
+
+        Args:
+            keys: The variants' keys.
+            then: Done with each outcome in the thread that made it.
+
+        Yields:
+            Each key with what ``then`` returned or the error, in the order of ``keys``.
+        """
+
+        def attempt(key: str) -> tuple[str, _Then | BaseException]:
+            try:
+                return key, then(self.train_variant(Variant.from_key(key), today, dry_run=dry_run))
+            except (Exception, pl.exceptions.PanicException) as error:
+                if not isinstance(error, ChurnError):
+                    logger.exception("%s failed", key)
+                return key, without_frames(error)
+
+        yield from in_threads(attempt, keys)
+
+    def train_variant(self, variant: Variant, today: date, *, dry_run: bool = False) -> TrainingOutcome:
+        """Train a variant on what was known at the end of ``today``, and register the model.
+
+        A model that passes the gate becomes the challenger, or the champion where the variant has none. One that fails
+        is registered without an alias, with the reasons. A variant with too few labels is trained on its parent's
+        activity, and says so.
+
+        Args:
+            today: Also names the run; no later fact is used.
+            dry_run: Do everything but write: neither the history nor MLflow is changed.
+
+        Raises:
+            InputError: If the input is not raw activity, or nobody up to the base variant has enough labels.
+            ChurnError: For any other reason; no version is registered then.
+        """
+        champion, bundle = self._champion(variant)
+        names, names_from = self._feature_names(variant, bundle)
+        material = self._gather(variant, names, today, dry_run=dry_run)
+        trained = train(material.shots, names, self.plan)
+        evaluation = evaluate(trained.judged.churned, trained.bundle.predict(trained.judged.matrix))
+        held_out = [shot for shot in material.shots if shot.as_of in trained.held_out.as_ofs]
+        build = partial(_snapshot, today=today, plan=self.plan)
+        gate = judge(
+            trained,
+            evaluation,
+            facts=material.facts,
+            held_out=held_out,
+            build=build,
+            champion=bundle,
+            limits=self.limits,
+        )
+        against = _against(champion, bundle, trained, evaluation)
+        lineage = Lineage(
+            variant=variant,
+            activity_of=material.owner,
+            detours=material.detours,
+            today=today,
+            sources=tuple((source.uri, source.sha256) for source in material.sources.values()),
+            n_facts=material.facts.height,
+            data_sha256=trained.data_sha256,
+            names_from=names_from,
+            code_version=self.code_version,
+        )
+        outcome = TrainingOutcome(
+            variant=variant,
+            lineage=lineage,
+            provenance=material.sources.get(variant),
+            n_facts_added=material.n_added,
+            trained=trained,
+            evaluation=evaluation,
+            against=against,
+            gate=gate,
+            card=write_card(trained, evaluation, gate, lineage, against),
+            pictures=_pictures(trained, f"{variant}, trained as of {today}"),
+            version=None,
+            reference=_reference(trained, material.facts),
+        )
+        return outcome if dry_run else self._register(outcome)
+
+    def _champion(self, variant: Variant) -> tuple[ModelVersion, Bundle] | tuple[None, None]:
+        aliases = self.registry.aliases_of(variant)
+        if CHAMPION not in aliases:
+            return None, None
+        version = self.registry.resolve(variant, CHAMPION, {variant: aliases})
+        return version, self.registry.load(version)
+
+    def _feature_names(self, variant: Variant, champion: Bundle | None) -> tuple[Sequence[str], str]:
+        """Find the feature names: the champion's, else those of the variant's file, else a parent's; and say whose."""
+        from churn.workflows.register import FEATURE_NAMES
+
+        if champion is not None:
+            return champion.feature_names, f"the champion of {variant}"
+        for owner in lineage_of(variant):
+            _, bundle = self._champion(owner) if owner != variant else (None, None)
+            if bundle is not None:
+                return bundle.feature_names, f"the champion of {owner}"
+            if (found := self._names_file(owner)) is not None:
+                return found
+        raise InputError(
+            f"neither {variant} nor its parents have a champion or a feature names file; put one under "
+            f"{variant.prefix}{FEATURE_NAMES[0]}"
+        )
+
+    def _names_file(self, owner: Variant) -> tuple[Sequence[str], str] | None:
+        from churn.workflows.register import FEATURE_NAMES
+
+        with tempfile.TemporaryDirectory(prefix="churn-train-") as scratch:
+            try:
+                (file,) = self.sources.fetch(owner, [FEATURE_NAMES], Path(scratch))
+            except TransientError:
+                raise
+            except SourceError:
+                return None
+            if file.provenance.variant != owner:
+                return None
+            return parse_feature_names(file.path.read_bytes(), file.provenance.uri), file.provenance.uri
+
+    def _gather(self, variant: Variant, names: Sequence[str], today: date, *, dry_run: bool) -> "_Material":
+        """Find activity with enough labels: the variant's own, else its parents', each from its own history."""
+        detours: list[str] = []
+        sources: dict[Variant, Provenance] = {}
+        n_added = 0
+        for owner in lineage_of(variant):
+            taken = self._take_in(owner, is_own=owner == variant, dry_run=dry_run)
+            n_added += taken.n_added
+            if taken.provenance is not None:
+                sources[owner] = taken.provenance
+            if taken.facts is None:
+                detours.append(taken.why)
+                continue
+            facts = self._with_numbers(taken.facts, names)
+            shots = self._snapshots(facts, today)
+            reason = shortage(shots, self.plan)
+            if reason is None:
+                return _Material(owner, facts, shots, tuple(detours), sources, n_added)
+            detours.append(f"{owner} has {reason}")
+        raise InputError(
+            f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; bring activity of more months or "
+            f"more players, under {variant.prefix}{INPUT_FOLDER} or that of a parent"
+        )
+
+    def _take_in(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Taken":
+        """Add a variant's input to its history, and read that; in a dry run only as if."""
+        try:
+            extract = read_extract(self.sources, owner, self.max_quarantine_share)
+        except TransientError:
+            raise
+        except (SourceError, NoActivityError) as error:
+            if is_own and not isinstance(error, (SourceError, ForeignActivityError)):
+                raise
+            return _Taken(
+                self._held(owner),
+                f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error),
+            )
+        received_at = extract.provenance.modified_at
+        if dry_run:
+            held = self._held(owner)
+            added = new_facts(self.history.erased(owner).without(extract.rows), held, received_at)
+            facts = Appended(added.height, [added] if held is None else [held, added]).facts
+            return _Taken(facts, "", extract.provenance, added.height)
+        appended = self.history.append(owner, extract.rows, received_at)
+        return _Taken(appended.facts, "", extract.provenance, appended.n_added)
+
+    def _held(self, owner: Variant) -> pl.DataFrame | None:
+        return self.history.read(owner) if self.history.version(owner) is not None else None
+
+    def _with_numbers(self, facts: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+        """Read the columns beyond the contract that the model uses as numbers."""
+        numbers = [name for name in names if name in facts.columns and name not in KINDS]
+        if not numbers:
+            return facts
+        checked = check_activity(facts, numbers)
+        checked.require_share(self.max_quarantine_share)
+        return checked.rows.drop("row_number")
+
+    def _snapshots(self, facts: pl.DataFrame, today: date) -> list[Snapshot]:
+        horizon = self.plan.horizon
+        ends = month_ends(facts["activity_month"].min(), today)  # type: ignore[arg-type]  # a column of dates
+        matured = [day for day in ends if horizon.matures_on(day) <= today]
+        return snapshots(facts, matured[-self.max_months :], today=today, horizon=horizon)
+
+    def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
+        variant, is_passed = outcome.variant, outcome.gate.is_passed
+        experiment_id, _ = self.registry.ensure_experiment(variant, self.artifact_location(variant))
+        version = self.registry.log(variant, experiment_id, describe(outcome), None, or_champion=is_passed)
+        if is_passed and version.alias is None:
+            self.challenge(variant, version.version, f"trained as of {outcome.lineage.today}; it passed the gate")
+            version = replace(version, alias=CHALLENGER)
+        return replace(outcome, version=version)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A variant's activity; ``facts`` is ``None`` where it has none, and ``why`` says so."""
+
+    facts: pl.DataFrame | None
+    why: str
+    provenance: Provenance | None = None
+    n_added: int = 0
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a variant is trained on, and whose it is."""
+
+    owner: Variant
+    facts: pl.DataFrame
+    shots: list[Snapshot]
+    detours: tuple[str, ...]
+    sources: dict[Variant, Provenance]
+    n_added: int
+
+
+def lineage_of(variant: Variant) -> list[Variant]:
+    """Return a variant and its parents, the nearest first, the base variant last.
+
+    >>> [str(v) for v in lineage_of(Variant("EU", "ClientB"))]
+    ['geography-eu.company-clientb', 'geography-eu', 'base']
+    """
+    parents = [variant, Variant(geography=variant.geography), Variant()]
+    return list(dict.fromkeys(parents))
+
+
+def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
+    """Count the accounts that would have been scored at past month ends, as batches are counted.
+
+    Inputs are those of the last twelve month ends, so that seasons are no drift; scores are of the held-out ones.
+    """
+    held_out = trained.held_out.as_ofs
+    known = [as_of for part in trained.parts for as_of in part.as_ofs]
+    year = month_ends(min(known), held_out[-1])[-_SEASONS:]
+    return spliced(_profile(trained, facts, year), _profile(trained, facts, held_out))
+
+
+def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> Profile:
+    n_months = trained.plan.horizon.months
+    matrices = []
+    for as_of in as_ofs:
+        rows = features(facts, as_of)
+        months = rows["activity_month"].to_physical().to_numpy()
+        matrices.append(encode(rows.filter(months >= first_recent_month(months, n_months)), trained.encoding))
+    matrix = np.concatenate(matrices)
+    return reference_profile(pack_matrix(matrix, trained.encoding), trained.encoding, trained.bundle.predict(matrix))
+
+
+def describe(outcome: TrainingOutcome) -> "LoggedRun":
+    """Put together what a run records of a trained model."""
+    from churn.registry.registry import LoggedDataset, LoggedRun
+
+    trained, lineage = outcome.trained, outcome.lineage
+    rows = trained.held_out.matrix[:GOLDEN_ROWS]
+    files = {
+        CARD_FILE: outcome.card,
+        "gate.json": json.dumps([asdict(claim) for claim in outcome.gate.claims], indent=2),
+        "trials.json": json.dumps([asdict(trial) for trial in trained.trials], indent=2),
+    }
+    return LoggedRun(
+        bundle=trained.bundle,
+        golden=trained.bundle.make_golden(rows),
+        sample=pd.DataFrame(rows, columns=list(trained.feature_names)),
+        parameters=_parameters(outcome),
+        metrics=_metrics(outcome),
+        tags=_tags(outcome),
+        artifacts=files | {f"pictures/{name}": picture for name, picture in outcome.pictures.items()},
+        name=f"train-{outcome.variant.key}-{lineage.today}",
+        dataset=LoggedDataset(
+            name=f"activity of {lineage.activity_of}",
+            sha256=lineage.data_sha256,
+            source=", ".join(uri for uri, _ in lineage.sources),
+            profile={part.name: {"rows": part.n, "churned": part.n_churned} for part in trained.parts},
+        ),
+        reference=outcome.reference,
+    )
+
+
+def _parameters(outcome: TrainingOutcome) -> dict[str, object]:
+    trained, lineage = outcome.trained, outcome.lineage
+    plan = trained.plan
+    chosen = {
+        **trained.chosen.parameters,
+        "n_rounds": trained.chosen.n_rounds,
+        "n_trials": len(trained.trials),
+        "seed": plan.seed,
+        "horizon_months": plan.horizon.months,
+        "label_lag_days": plan.horizon.lag_days,
+        "calibration_slope": trained.calibration.slope,
+        "calibration_intercept": trained.calibration.intercept,
+        "activity_of": lineage.activity_of.key,
+        "feature_names_from": lineage.names_from,
+    }
+    for part in trained.parts:
+        chosen |= {f"{part.name}_month_ends": " ".join(map(str, part.as_ofs)), f"{part.name}_rows": part.n}
+    return {**trained.bundle.parameters, **chosen}
+
+
+def _metrics(outcome: TrainingOutcome) -> dict[str, float]:
+    metrics = outcome.evaluation.metrics() | {"validation_log_loss": outcome.trained.chosen.log_loss}
+    if outcome.against is not None:
+        of_champion = outcome.against.evaluation.metrics()
+        metrics |= {f"champion_{name}": value for name, value in of_champion.items()}
+        metrics["auc_less_champions"] = outcome.against.auc_difference
+    return metrics
+
+
+def _tags(outcome: TrainingOutcome) -> dict[str, str]:
+    lineage, gate = outcome.lineage, outcome.gate
+    tags = {
+        "training_date": lineage.today.isoformat(),
+        "churn.trained_as_of": lineage.today.isoformat(),
+        "churn.trained_on": lineage.activity_of.key,
+        "churn.data_sha256": lineage.data_sha256,
+        "churn.horizon_months": str(outcome.trained.plan.horizon.months),
+        "churn.code_version": lineage.code_version,
+        "churn.logged_on": datetime.now(UTC).date().isoformat(),
+        GATE_TAG: "passed" if gate.is_passed else "failed",
+    }
+    if not gate.is_passed:
+        tags["churn.gate_failures"] = "; ".join(f"{claim.name}: {claim.sentence}" for claim in gate.failures)
+    if lineage.detours:
+        tags["churn.trained_on_because"] = "; ".join(lineage.detours)
+    if outcome.provenance is not None and outcome.provenance.fallback_reason is not None:
+        tags["churn.fallback_reason"] = outcome.provenance.fallback_reason
+    auc = outcome.evaluation.roc_auc
+    if auc is not None:
+        tags[AUC_LIMIT_TAG] = f"{auc.low:.4f}"
+    return {name: value[:_MAX_TAG] for name, value in tags.items()}
+
+
+def _against(
+    champion: ModelVersion | None, bundle: Bundle | None, trained: Trained, evaluation: Evaluation
+) -> AgainstChampion | None:
+    if champion is None or bundle is None or evaluation.verdict != "ok":
+        return None
+    churned, matrix = trained.judged.churned, trained.judged.matrix
+    theirs = bundle.predict(matrix)
+    compared = compare_roc_auc(churned, theirs, trained.bundle.predict(matrix))
+    return AgainstChampion(champion.uri, evaluate(churned, theirs), compared.difference, compared.p_value)
+
+
+def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
+    """Draw how the model does on the held-out accounts, and what its scores are made of."""
+    from churn.evaluation.curves import (  # they bring matplotlib
+        draw_contributions,
+        draw_gain,
+        draw_precision_recall,
+        draw_reliability,
+        draw_roc,
+        draw_scores,
+    )
+
+    judged, encoding = trained.judged, trained.encoding
+    scores = trained.bundle.predict(judged.matrix)
+    curves = {
+        "roc.svg": draw_roc,
+        "precision_recall.svg": draw_precision_recall,
+        "gain.svg": draw_gain,
+        "reliability.svg": draw_reliability,
+        "scores.svg": draw_scores,
+    }
+    pictures = {name: draw(judged.churned, scores, about) for name, draw in curves.items()}
+    some = judged.matrix[:_EXPLAINED_ROWS]
+    contributions = sum_to_parents(trained.bundle.contributions(some), encoding)
+    return pictures | {"reasons.svg": draw_contributions(contributions, _by_parent(some, encoding), about)}
+
+
+def _by_parent(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
+    """Return what each parent of the features holds: its numbers, or the names of its levels."""
+    values: dict[str, npt.NDArray[Any]] = {name: matrix[:, place] for name, place in encoding.numbers}
+    levels = pack_matrix(matrix, encoding).levels
+    names = (np.array([*group.levels, "none of these"]) for group in encoding.one_hots)
+    parents = (group.parent for group in encoding.one_hots)
+    return values | {parent: of[codes] for parent, of, codes in zip(parents, names, levels, strict=True)}
+
+
+def _snapshot(facts: pl.DataFrame, as_of: date, today: date, plan: TrainingPlan) -> Snapshot:
+    return snapshots(facts, [as_of], today=today, horizon=plan.horizon)[0]
