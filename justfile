@@ -76,7 +76,7 @@ env:
 
 # Start docker-compose.yml, Prometheus and Grafana included, and wait until all is healthy.
 compose-up *args:
-    docker compose --profile watching up --detach --wait {{args}}
+    docker compose --profile monitoring up --detach --wait {{args}}
 
 # The Dockerfile, and docker-compose.yml against Compose's schema; neither needs Docker.
 lint-docker:

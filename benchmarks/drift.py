@@ -44,7 +44,7 @@ def measure(n_variants: int, n_rows: int) -> dict[str, float]:
     flags = flag_fleet(compare_fleet(profiles))
     compared = time.perf_counter()
 
-    n_counted = len(encoding.parents) + 1
+    n_counted = len(encoding.source_columns) + 1
     return {
         "variants": n_variants,
         "rows": n_rows,

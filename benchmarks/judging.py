@@ -36,9 +36,9 @@ def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, floa
 
     def one(variant: Variant) -> tuple[float, ...]:
         started = time.perf_counter()
-        taken = promoter.judge.take_in(variant)
+        taken = promoter.evaluator.ingest(variant)
         taking_in = time.perf_counter() - started
-        judged = promoter.judge.judge_batches(variant, today, taken)
+        judged = promoter.evaluator.evaluate_batches(variant, today, taken)
         promoter.standing(variant, taken)
         accounts, matured = (sum(getattr(batch, name) for batch in judged) for name in ("n_accounts", "n_matured"))
         return len(judged), accounts, matured, taken.n_added, taking_in
@@ -49,7 +49,7 @@ def judge(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, floa
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Judge, and print what came of it as JSON."""
+    """PerformanceEvaluator, and print what came of it as JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.judging", description=__doc__)
     parser.add_argument("first", type=int)
     parser.add_argument("end", type=int)

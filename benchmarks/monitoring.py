@@ -80,7 +80,7 @@ class Monday:
         judging: From the start of the processes to the end of the last one.
         taking_in: That part of it in which the extracts were added to the histories.
         processors: What those processes took of the processors' time; the rest is PostgreSQL's, S3's, or nobody's.
-        n_judged: Batches.
+        n_evaluated: Batches.
         new_facts: By variant.
     """
 
@@ -89,7 +89,7 @@ class Monday:
     processors: float
     looking: float
     reporting: float
-    n_judged: int
+    n_evaluated: int
     accounts: float
     matured: float
     new_facts: float
@@ -123,8 +123,8 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
     bring(activity)
     alone = _alone(deployment, variants[n_variants:])
     maturing = _monday(deployment, folder, n_variants, n_processes)
-    if maturing.n_judged != n_variants * len(_PAST_WEEKS):
-        raise RuntimeError(f"{maturing.n_judged} batches of {n_variants} variants were judged")
+    if maturing.n_evaluated != n_variants * len(_PAST_WEEKS):
+        raise RuntimeError(f"{maturing.n_evaluated} batches of {n_variants} variants were judged")
     bring(
         [
             one.with_columns(total_handle=pl.col("total_handle") + pl.when(is_newest).then(1.0).otherwise(0.0))
@@ -132,8 +132,8 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
         ]
     )
     ordinary = _monday(deployment, folder, n_variants, n_processes)
-    if ordinary.n_judged:
-        raise RuntimeError(f"{ordinary.n_judged} batches were judged twice")
+    if ordinary.n_evaluated:
+        raise RuntimeError(f"{ordinary.n_evaluated} batches were judged twice")
     counted = drift.measure(n_variants, n_rows)
     counting = sum(counted[f"seconds_{part}"] for part in ("read", "profile", "compare"))
     return Month(n_variants, n_processes, counting, maturing, ordinary, alone)
@@ -148,16 +148,16 @@ def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: 
     write_report(deployment.database, folder / "report.html", week=None, now=datetime.now(UTC), mlflow_ui="")
     reported = time.perf_counter()
     totals = {name: sum(one[name] for one in told) for name in told[0]}
-    n_judged = int(totals["judged"])
+    n_evaluated = int(totals["judged"])
     return Monday(
         judging=judged - started,
         taking_in=totals["taking_in"] / n_processes / THREADS,
         processors=sum(getattr(ended, name) - getattr(children, name) for name in ("children_user", "children_system")),
         looking=looked - judged,
         reporting=reported - looked,
-        n_judged=n_judged,
-        accounts=totals["accounts"] / (n_judged or 1),
-        matured=totals["matured"] / (n_judged or 1),
+        n_evaluated=n_evaluated,
+        accounts=totals["accounts"] / (n_evaluated or 1),
+        matured=totals["matured"] / (n_evaluated or 1),
         new_facts=totals["new_facts"] / n_variants,
         peak_mb=max(one["peak_mb"] for one in told),
     )
@@ -177,14 +177,14 @@ def _in_processes(command: Sequence[str], n_variants: int, n_processes: int) -> 
 def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
     promoter = promoter_of(deployment, variants)
     parts: dict[str, float] = defaultdict(float)
-    services = {name: Timed(getattr(promoter.judge, name), parts) for name in ("sources", "history", "results")}
+    services = {name: Timed(getattr(promoter.evaluator, name), parts) for name in ("sources", "history", "results")}
     registry = Timed(promoter.registry, parts)
-    timed = replace(promoter, judge=replace(promoter.judge, registry=registry, **services))
+    timed = replace(promoter, evaluator=replace(promoter.evaluator, registry=registry, **services))
     today = datetime.now(UTC).date()
     started = time.perf_counter()
     for variant in variants:
-        taken = timed.judge.take_in(variant)
-        timed.judge.judge_batches(variant, today, taken)
+        taken = timed.evaluator.ingest(variant)
+        timed.evaluator.evaluate_batches(variant, today, taken)
         timed.standing(variant, taken)
     parts["rest"] = time.perf_counter() - started - sum(parts.values())
     return {name: took * 1e3 / len(variants) for name, took in parts.items()}
@@ -205,7 +205,7 @@ def _register_and_score(deployment: Deployment, variants: Sequence[Variant], n_p
     this_week = monday_of(datetime.now(UTC).date())
     for week in [*others, this_week - timedelta(weeks=1), this_week]:
         _copy_week(deployment.database, first, week)
-    list(in_threads(deployment.judge().take_in, variants, THREADS))
+    list(in_threads(deployment.evaluator().ingest, variants, THREADS))
     # What was loaded just now has long been vacuumed when its labels mature; here PostgreSQL would do it meanwhile.
     for url, role in ((deployment.database, OWNER), (deployment.mlflow_database, None)):
         with create_engine(url, role=role).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -271,7 +271,7 @@ def report(month: Month, took_s: float) -> str:
             f"{load:.1f} at the end of a run of {took_s / 60:.0f} minutes on {os.cpu_count()} cores, which PostgreSQL, "
             f"S3 and {month.processes} judging processes share: {month.variants:,} variants, their batches of "
             f"{maturing.accounts:,.0f} accounts, of which {maturing.matured:,.0f} had a label. Labels are of months: "
-            f"all {maturing.n_judged:,} batches of one matured on one Monday, none on the three others.",
+            f"all {maturing.n_evaluated:,} batches of one matured on one Monday, none on the three others.",
             "",
             "| seconds | an ordinary Monday | the Monday on which a month matures | mean of the four |",
             "|---|---:|---:|---:|",

@@ -65,9 +65,9 @@ SELECT variant, scored_week, 'published', batch_id, started_at, published_at FRO
 INSERT INTO scoring_attempts (variant, scored_week, outcome, error_type, error, started_at, ended_at)
 VALUES ('company-c0000', :week, 'failed', 'InputError', 'activity.parquet is no Parquet file', now(), now());
 
-INSERT INTO judged_batches (
-    batch_id, judged_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured, n_missing, n_churned, verdict,
-    auc_limit, roc_auc, roc_auc_low, roc_auc_high, brier_score, calibration_error, lift_at_10, reliability)
+INSERT INTO evaluated_batches (
+    batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured, n_missing, n_churned,
+    status, auc_limit, roc_auc, roc_auc_low, roc_auc_high, brier_score, calibration_error, lift_at_10, reliability)
 SELECT batch_id, now(), :week, 3, 1000, 900, 900, 0, 300, 'ok', 0.65, auc, auc - 0.04, auc + 0.04, 0.2, 0.03, 2.1,
        jsonb_build_object('n', array_fill(90, ARRAY[10]),
                           'mean_score', ARRAY(SELECT random() FROM generate_series(1, 10)),
@@ -75,11 +75,11 @@ SELECT batch_id, now(), :week, 3, 1000, 900, 900, 0, 300, 'ok', 0.65, auc, auc -
 FROM (SELECT batch_id, 0.7 + random() / 10 AS auc FROM scoring_batches
       WHERE scored_week <= CAST(:week AS date) - 7 * 13) AS matured;
 
-INSERT INTO judged_segments (
-    batch_id, segment, level, n_matured, n_churned, verdict, roc_auc, roc_auc_low, roc_auc_high, calibration_error,
+INSERT INTO evaluated_segments (
+    batch_id, segment, level, n_matured, n_churned, status, roc_auc, roc_auc_low, roc_auc_high, calibration_error,
     mean_score, p_below_limit)
 SELECT batch_id, segment, 'level ' || level, 100, 40, 'ok', auc, auc - 0.1, auc + 0.1, random() / 10, random(), random()
-FROM judged_batches, (VALUES ('brand_id', 29), ('player_reg_product', 5), ('ben_login_id', 7)) AS s (segment, n)
+FROM evaluated_batches, (VALUES ('brand_id', 29), ('player_reg_product', 5), ('ben_login_id', 7)) AS s (segment, n)
 CROSS JOIN LATERAL (SELECT level, 0.6 + random() / 5 AS auc FROM generate_series(1, n) AS level) AS levels;
 
 INSERT INTO drift_flags (batch_id, feature, is_confirmed)

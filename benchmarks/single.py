@@ -114,7 +114,7 @@ def stages(deployment: Deployment) -> dict[str, float]:
         ScoredRows(ids, probabilities, contributions, packed.values)
         for (ids, packed), (probabilities, contributions) in zip(chunks, results, strict=True)
     ]
-    layout = CopyLayout(WEEK, 1, rows.encoding.parents)
+    layout = CopyLayout(WEEK, 1, rows.encoding.source_columns)
     with timed("lay out for COPY"):
         blocks = b"".join(copy_bytes(layout, scored))
     engine_of_store = create_engine(deployment.database)

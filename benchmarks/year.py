@@ -131,7 +131,7 @@ def simulate_year(
             print(f"{week}: {len(year.reasons)} requests, {len(year.promoted)} promotions", flush=True)
         year.auc = read_current(
             deployment.database,
-            "SELECT b.variant, b.scored_week, b.model_version, j.roc_auc, j.auc_limit FROM judged_batches AS j "
+            "SELECT b.variant, b.scored_week, b.model_version, j.roc_auc, j.auc_limit FROM evaluated_batches AS j "
             "JOIN scoring_batches AS b USING (batch_id) WHERE b.role = 'champion' ORDER BY 1, 2",
         )
         year.wrong_champions = _wrong_champions(deployment, variants)
@@ -153,8 +153,8 @@ def _live_through(
     promoter = _promoter(deployment, week)
     for variant in facts:
         if variant in changed:
-            promoter.judge.take_in(variant)
-        promoter.judge.judge_batches(variant, week)
+            promoter.evaluator.ingest(variant)
+        promoter.evaluator.evaluate_batches(variant, week)
     promoter.observe(promoter.registry.aliases())
     _promote(week, promoter, facts, year)
     for key, reason in reasons_to_retrain(deployment, week, requested):

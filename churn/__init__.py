@@ -4,7 +4,6 @@ MLflow reads its environment when it is imported, so its settings are made here,
 registry that is down is reported within seconds, and no telemetry is sent.
 """
 
-
 import os
 
 MLFLOW_DEFAULTS = {

@@ -62,10 +62,10 @@ def within(seconds: float, work: Callable[[], _Out]) -> _Out:
 
 
 class CircuitBreaker:
-    """Opens after a few failed calls in a row, so that thousands of variants do not each wait for a service that is down.
+    """Opens after a few failed calls in a row, lest thousands of variants wait for a service that is down.
 
-    While it is open, calls fail at once with the last error. When the pause is over, one call is let through: its success
-    closes the breaker, its failure starts another pause. Safe to share among threads.
+    While open, calls fail at once with the last error. After the pause one call is let through: its success closes
+    the breaker, its failure starts another pause. Safe to share among threads.
     """
 
     def __init__(self, *, failures: int = FAILURES_IN_A_ROW, pause_s: float = PAUSE_S) -> None:

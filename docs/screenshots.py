@@ -152,10 +152,10 @@ def live_through_half_a_year(home: Path) -> None:
             deployment.trainer(n_trials=3).train_variant(variant, weeks[0] - timedelta(days=3))
         for n_left, week in zip(reversed(range(26)), weeks, strict=True):
             live_through(week, n_left, deployment, activity)
-        judge = deployment.promoter().judge
+        judge = deployment.promoter().evaluator
         for variant in set(FLEET) - {BROKEN}:
-            judge.take_in(variant)
-            judge.judge_batches(variant, monday)
+            judge.ingest(variant)
+            judge.evaluate_batches(variant, monday)
         deployment.watch().look(datetime.now(UTC), [])
 
 

@@ -23,9 +23,9 @@ from churn.deployment.command_line import (
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, UsageError
-from churn.evaluation.comparison import Verdict
+from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
-from churn.workflows.promote import WHOLE, Promoter, Standing
+from churn.workflows.promote import WHOLE, Promoter, VariantStatus
 
 ACTIONS = {
     "status": "who is champion, previous and challenger, and what the matured labels say",
@@ -97,7 +97,7 @@ def _succeeds(promoter: Promoter, variant: Variant, args: argparse.Namespace) ->
 
 def _act(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> list[str]:
     if args.action == "status":
-        return describe(variant, promoter.standing(variant))
+        return describe(variant, promoter.status(variant))
     if args.action == "history":
         return _history(promoter, variant, args.on)
     reason = args.reason
@@ -117,7 +117,7 @@ def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argpar
     for variant, result in results.items():
         if isinstance(result, ModelEvent):
             print(_said(result, is_dry=args.dry_run), flush=True)
-        elif isinstance(result, Verdict):
+        elif isinstance(result, Comparison):
             print(f"{variant}: stays as it is: {result.sentence}", flush=True)
         else:
             failed.append(variant)
@@ -127,9 +127,9 @@ def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argpar
     return failed
 
 
-def describe(variant: Variant, standing: Standing) -> list[str]:
-    """Put a variant's standing into lines for a person."""
-    event = standing.event
+def describe(variant: Variant, status: VariantStatus) -> list[str]:
+    """Put a variant's status into lines for a person."""
+    event = status.event
     shared = f", serving {event.ab_share / WHOLE:.0%} of the accounts" if event.ab_share else ""
     lines = [
         f"variant    {variant}",
@@ -137,17 +137,17 @@ def describe(variant: Variant, standing: Standing) -> list[str]:
         f"previous   {_version(event.previous)}",
         f"challenger {_version(event.challenger)}{shared}",
     ]
-    if standing.verdict is not None:
-        lines.append(f"verdict    {standing.verdict.sentence}")
-    if standing.verdict is not None and standing.verdict.n:
-        lines += [f"  {'holds' if rail.holds else 'BROKEN':7} {rail.claim}" for rail in standing.verdict.guardrails]
+    if status.comparison is not None:
+        lines.append(f"comparison {status.comparison.sentence}")
+    if status.comparison is not None and status.comparison.n:
+        lines += [f"  {'holds' if rail.holds else 'BROKEN':7} {rail.claim}" for rail in status.comparison.guardrails]
     return lines
 
 
 def _history(promoter: Promoter, variant: Variant, day: date | None) -> list[str]:
     if day is not None:
         return [f"{variant}: champion at the end of {day} UTC: {_version(promoter.events.champion_on(variant, day))}"]
-    promoter.standing(variant)  # says so when there is no such variant
+    promoter.status(variant)  # says so when there is no such variant
     promoter.observe({variant: promoter.registry.aliases_of(variant)})
     return [f"{event.occurred_at:%Y-%m-%d %H:%M}  {_said(event)}" for event in promoter.events.history(variant)]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from churn.evaluation.metrics import Evaluation, Interval
     from churn.workflows.train import TrainingOutcome
 
-_VERDICTS = {"holds": "holds", "fails": "FAILS", "skipped": "skipped"}
+_OUTCOMES = {"holds": "holds", "fails": "FAILS", "skipped": "skipped"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,13 +96,13 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
         f"held out   {_measures(outcome.evaluation)}; {held_out}",
         *([f"champion   {_measures(outcome.against.evaluation)}; {outcome.against.uri}"] if outcome.against else []),
         f"gate       {'passed' if gate.is_passed else 'FAILED'}",
-        *(f"  {_VERDICTS[claim.verdict]:8} {claim.name}: {claim.sentence}" for claim in gate.claims),
+        *(f"  {_OUTCOMES[check.outcome]:8} {check.name}: {check.sentence}" for check in gate.checks),
         *_registered(outcome),
     ]
 
 
 def _registered(outcome: "TrainingOutcome") -> list[str]:
-    version, failures = outcome.version, ", ".join(claim.name for claim in outcome.gate.failures)
+    version, failures = outcome.version, ", ".join(check.name for check in outcome.gate.failures)
     if version is None:
         return [f"dry run    nothing was written{f'; it would be no challenger: {failures}' if failures else ''}"]
     lines = [

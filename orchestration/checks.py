@@ -126,7 +126,7 @@ def _of_history(outcome: Outcome, history: History) -> list[dg.AssetCheckEvaluat
         _evaluation(
             outcome,
             "row_count_is_usual",
-            passed=rows.verdict not in ("low", "high"),
+            passed=rows.status not in ("low", "high"),
             n_rows=rows.n_rows,
             usual="not known yet" if rows.usual is None else rows.usual,
         ),

@@ -46,8 +46,8 @@ def mark_failed(context: dg.AssetExecutionContext, keys: Iterable[str], specs: C
     """Make the UI show the failed variants' partitions as failed.
 
     Dagster does so for partitions that a failed run planned and did not materialize. Planning each of thousands of
-    partitions costs as much as scoring them, so runs plan ranges (``orchestration.instance``), and only the failed ones are
-    planned one by one, here. It is the only use of an event that Dagster does not document.
+    partitions costs as much as scoring them, so runs plan ranges (``orchestration.instance``), and only the failed
+    ones are planned one by one, here. It is the only use of an event that Dagster does not document.
     """
     for key in keys:
         for spec in specs:

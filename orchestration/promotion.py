@@ -12,7 +12,7 @@ from churn.database.fleet import Fleet
 from churn.errors import ChurnError
 from churn.monitoring.conditions import ScoredBatch
 from churn.monitoring.drift import flag_fleet
-from churn.monitoring.retraining import JudgedCohort, RetrainingPolicy, is_paused, reason_to_retrain
+from churn.monitoring.retraining import EvaluatedCohort, RetrainingPolicy, is_paused, reason_to_retrain
 from churn.variants import Variant
 from churn.weeks import monday_of
 from orchestration.assets.training import training_job
@@ -122,13 +122,13 @@ def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -
 def reasons_to_retrain(deployment: "Deployment", today: date, requested: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the variants whose champion should be trained anew, by key, with the reason.
 
-    A variant that has a challenger waits for its verdict; one for which training was requested lately is left alone.
+    A variant that has a challenger waits for its comparison; one for which training was requested lately is left alone.
     """
     settings = deployment.settings
     policy = RetrainingPolicy(settings.churn_horizon_months, settings.churn_retrain_after_months)
-    judge = deployment.judge()
-    registry, results = judge.registry, judge.results
-    judged = results.judged_champions()
+    evaluator = deployment.evaluator()
+    registry, results = evaluator.registry, evaluator.results
+    judged = results.evaluated_champions()
     drifted = drifted_weeks(Fleet(deployment.database), today)
     trained_on = registry.training_dates()
     for variant, aliases in sorted(registry.aliases().items()):
@@ -139,7 +139,7 @@ def reasons_to_retrain(deployment: "Deployment", today: date, requested: dict[st
         if is_paused(date.fromisoformat(last) if last else None, today, policy):
             continue
         cohorts = [
-            JudgedCohort(one.batch.as_of, one.measures.get("roc_auc_high"), one.auc_limit)
+            EvaluatedCohort(one.batch.as_of, one.measures.get("roc_auc_high"), one.auc_limit)
             for one in judged.get(variant, [])
             if one.batch.model_version == champion
         ]

@@ -46,7 +46,7 @@ KINDS: Mapping[str, Kind] = {
 }
 MAY_BE_MISSING = frozenset({"ftd_date", "qp_date", "total_handle"})
 KEY = ("account_id", "activity_month")
-ONE_HOT_PARENTS = ("brand_id", "ben_login_id", "player_reg_product")
+ONE_HOT_COLUMNS = ("brand_id", "ben_login_id", "player_reg_product")
 
 _MIDNIGHT = r"[T ]00:00:00(\.0+)?(Z|\+00:?00)?$"  # as pandas writes a date
 
@@ -269,11 +269,11 @@ def _column_rules(name: str, kind: Kind) -> tuple[Rule, ...]:
 
 def _one_hot_rules(features: Sequence[str]) -> list[Rule]:
     rules: list[Rule] = []
-    for parent in ONE_HOT_PARENTS:
-        group = [pl.col(name) for name in features if name.startswith(f"{parent}_")]
+    for source_column in ONE_HOT_COLUMNS:
+        group = [pl.col(name) for name in features if name.startswith(f"{source_column}_")]
         if group:
             flags = pl.any_horizontal([~column.is_in([0.0, 1.0]).fill_null(value=False) for column in group])
-            rules.append((f"{parent}_not_one_hot", flags | (pl.sum_horizontal(group) > 1)))
+            rules.append((f"{source_column}_not_one_hot", flags | (pl.sum_horizontal(group) > 1)))
     return rules
 
 

@@ -132,9 +132,9 @@ def _month_number(column: str) -> pl.Expr:
 
 @dataclass(frozen=True)
 class OneHot:
-    """The columns of one categorical parent: ``levels[i]`` sets matrix column ``positions[i]``."""
+    """The columns of one categorical source column: ``levels[i]`` sets matrix column ``positions[i]``."""
 
-    parent: str
+    source_column: str
     levels: tuple[str, ...]
     positions: tuple[int, ...]
 
@@ -148,9 +148,9 @@ class Encoding:
     one_hots: tuple[OneHot, ...]
 
     @property
-    def parents(self) -> tuple[str, ...]:
-        """What the features come from: the numbers, then the one-hot parents."""
-        return (*(name for name, _ in self.numbers), *(group.parent for group in self.one_hots))
+    def source_columns(self) -> tuple[str, ...]:
+        """What the features come from: the numbers, then the one-hot source columns."""
+        return (*(name for name, _ in self.numbers), *(group.source_column for group in self.one_hots))
 
 
 def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encoding:
@@ -166,8 +166,8 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
     for position, name in enumerate(feature_names):
         if name in available:
             numbers.append((name, position))
-        elif parent := _parent_of(name, available):
-            groups.setdefault(parent, []).append((name.removeprefix(f"{parent}_"), position))
+        elif source_column := _source_column_of(name, available):
+            groups.setdefault(source_column, []).append((name.removeprefix(f"{source_column}_"), position))
         else:
             unexplained.append(name)
     if unexplained:
@@ -175,17 +175,19 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
             f"the activity has columns {sorted(columns)}, from which {len(unexplained)} of the model's features cannot "
             f"be made: {', '.join(unexplained[:8])}; add the columns or correct the variant's feature names"
         )
-    one_hots = tuple(OneHot(parent, *map(tuple, zip(*pairs, strict=True))) for parent, pairs in groups.items())
+    one_hots = tuple(
+        OneHot(source_column, *map(tuple, zip(*pairs, strict=True))) for source_column, pairs in groups.items()
+    )
     return Encoding(len(feature_names), tuple(numbers), one_hots)
 
 
-def plan_encoded(feature_names: Sequence[str], parents: Sequence[str]) -> Encoding:
-    """Plan for rows that came encoded: ``<parent>_<level>`` are the one-hot columns of these parents."""
-    plain = [name for name in feature_names if _parent_of(name, set(parents)) is None]
-    return plan_encoding(feature_names, [*plain, *parents])
+def plan_encoded(feature_names: Sequence[str], source_columns: Sequence[str]) -> Encoding:
+    """Plan for rows that came encoded: ``<source column>_<level>`` are the one-hot columns of these source columns."""
+    plain = [name for name in feature_names if _source_column_of(name, set(source_columns)) is None]
+    return plan_encoding(feature_names, [*plain, *source_columns])
 
 
-def _parent_of(name: str, available: set[str]) -> str | None:
+def _source_column_of(name: str, available: set[str]) -> str | None:
     cuts = [i for i, character in enumerate(name) if character == "_"]
     return next((name[:cut] for cut in reversed(cuts) if name[:cut] in available), None)
 
@@ -196,9 +198,9 @@ class Packed:
 
     Attributes:
         numbers: Shape (n numbers, n_rows), in the encoding's order.
-        levels: Per one-hot parent, the row's level by its place in ``OneHot.levels``, or their count where the model
-            does not know it; shape (n parents, n_rows).
-        unknown_levels: ``{parent: {level: rows}}`` of levels that the model does not know, most frequent first.
+        levels: Per one-hot source column, the row's level by its place in ``OneHot.levels``, or their count
+            where the model does not know it; shape (n source columns, n_rows).
+        unknown_levels: ``{source_column: {level: rows}}`` of levels that the model does not know, most frequent first.
         is_recent: Which rows are of the newest months, shape (n_rows,); ``None`` when nobody can tell, and all count.
     """
 
@@ -213,7 +215,7 @@ class Packed:
 
     @property
     def values(self) -> npt.NDArray[np.float32]:
-        """What each parent's value is, a level by its place; shape (n parents, n_rows), as ``Encoding.parents``."""
+        """Each source column's values, a level by its place; shape (n source columns, n_rows)."""
         return np.concatenate([self.numbers, self.levels.astype(np.float32)])
 
     def take(self, rows: slice | npt.NDArray[np.bool_]) -> "Packed":
@@ -232,7 +234,9 @@ def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
         codes = _codes(rows, group)
         levels[i] = codes.fill_null(len(group.levels)).to_numpy()
         if codes.null_count():
-            unknown[group.parent] = _count_levels(rows[group.parent].cast(pl.String).filter(codes.is_null()))
+            unknown[group.source_column] = _count_levels(
+                rows[group.source_column].cast(pl.String).filter(codes.is_null())
+            )
     return Packed(numbers, levels, unknown)
 
 
@@ -279,6 +283,6 @@ def _count_levels(unknown: pl.Series) -> dict[str, int]:
 
 def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
     levels = pl.Enum(list(group.levels))
-    column = rows[group.parent]
+    column = rows[group.source_column]
     text = column if column.dtype in (pl.String, pl.Categorical) else column.cast(pl.String)
     return text.cast(levels, strict=False).to_physical()

@@ -18,7 +18,7 @@ import polars as pl
 from churn.concurrency import in_threads
 from churn.data.activity import (
     KINDS,
-    ONE_HOT_PARENTS,
+    ONE_HOT_COLUMNS,
     CheckedRows,
     check_activity,
     check_encoded,
@@ -59,7 +59,8 @@ class RowCounts:
         n_withheld: Accounts left out because their newest row was quarantined; an older one would be stale.
         n_erased: Rows dropped because their account was erased.
         quarantined: ``row_number, account_id, activity_month, rules, row``.
-        unknown_levels: ``{parent: {level: rows}}``, of the rows that hold; the most frequent levels of each parent.
+        unknown_levels: ``{source_column: {level: rows}}``, of the rows that hold; the most frequent
+            levels of each source column.
     """
 
     n_read: int
@@ -146,7 +147,7 @@ class _Activity:
         derived = ["months_active"] if "ftd_date" in file.columns else []
         self.encoding = plan_encoding(feature_names, [*file.columns, *derived])
         self._numbers = [name for name, _ in self.encoding.numbers]
-        needed = {*KINDS, *self._numbers, *(group.parent for group in self.encoding.one_hots)}
+        needed = {*KINDS, *self._numbers, *(group.source_column for group in self.encoding.one_hots)}
         keys: list[pl.DataFrame] = []
         quarantined: list[pl.DataFrame] = []
         unknown: dict[str, dict[str, int]] = {}
@@ -213,7 +214,7 @@ class _Encoded:
         self._file = file
         self._names = feature_names
         self._limit = max_quarantine_share
-        self.encoding = plan_encoded(feature_names, ONE_HOT_PARENTS)
+        self.encoding = plan_encoded(feature_names, ONE_HOT_COLUMNS)
         self._has_ids = "account_id" in file.columns
         ids = (chunk["account_id"] for chunk in file.chunks(["account_id"], CHUNK_ROWS)) if self._has_ids else None
         self._repeated = repeated_ids(ids) if ids is not None else None
@@ -287,13 +288,13 @@ def _mark(checked: CheckedRows, as_of: date) -> tuple[npt.NDArray[np.bool_], int
 
 def _most_frequent(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     return {
-        parent: dict(sorted(levels.items(), key=lambda pair: -pair[1])[:_LEVELS_TOLD])
-        for parent, levels in counts.items()
+        source_column: dict(sorted(levels.items(), key=lambda pair: -pair[1])[:_LEVELS_TOLD])
+        for source_column, levels in counts.items()
     }
 
 
 def _add_counts(to: dict[str, dict[str, int]], counts: dict[str, dict[str, int]]) -> None:
-    for parent, levels in counts.items():
-        so_far = to.setdefault(parent, {})
+    for source_column, levels in counts.items():
+        so_far = to.setdefault(source_column, {})
         for level, count in levels.items():
             so_far[level] = so_far.get(level, 0) + count

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from churn.database.deadlines import WatchedConnection
+from churn.database.deadlines import DeadlineConnection
 from churn.errors import (
     AccessDeniedError,
     ChurnError,
@@ -102,7 +102,7 @@ def create_engine(
             **LIBPQ_LIMITS,
             "application_name": "churn",
             "options": options,
-            **({"connection_factory": partial(WatchedConnection, answer_within_s=answer_within_s)} if role else {}),
+            **({"connection_factory": partial(DeadlineConnection, answer_within_s=answer_within_s)} if role else {}),
         },
     )
 

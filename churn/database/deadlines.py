@@ -28,7 +28,7 @@ class _Watchman:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def waiting(self, connection: "WatchedConnection") -> Iterator[None]:
+    def waiting(self, connection: "DeadlineConnection") -> Iterator[None]:
         self._expect(connection)
         try:
             yield
@@ -37,7 +37,7 @@ class _Watchman:
                 self._due.pop(connection, None)
 
     @contextmanager
-    def not_waiting(self, connection: "WatchedConnection") -> Iterator[None]:
+    def not_waiting(self, connection: "DeadlineConnection") -> Iterator[None]:
         with self._lock:
             self._due.pop(connection, None)
         try:
@@ -45,7 +45,7 @@ class _Watchman:
         finally:
             self._expect(connection)
 
-    def _expect(self, connection: "WatchedConnection") -> None:
+    def _expect(self, connection: "DeadlineConnection") -> None:
         with self._lock:
             self._due[connection] = time.monotonic() + connection.answer_within_s
             if self._thread is None or not self._thread.is_alive():
@@ -67,13 +67,13 @@ _watchman = _Watchman()
 os.register_at_fork(after_in_child=_watchman.__init__)  # type: ignore[misc] # its thread and lock stay behind
 
 
-class WatchedConnection(psycopg2.extensions.connection):  # type: ignore[misc] # psycopg2 is untyped
+class DeadlineConnection(psycopg2.extensions.connection):  # type: ignore[misc] # psycopg2 is untyped
     """A connection each of whose statements, and each block of COPY, must be answered in time."""
 
     def __init__(self, dsn: str, *, answer_within_s: float) -> None:
         super().__init__(dsn)
         self.answer_within_s = answer_within_s
-        self.cursor_factory = _WatchedCursor
+        self.cursor_factory = _DeadlineCursor
 
     def commit(self) -> None:
         with _watchman.waiting(self):
@@ -84,7 +84,7 @@ class WatchedConnection(psycopg2.extensions.connection):  # type: ignore[misc] #
             super().rollback()
 
 
-class _WatchedCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
+class _DeadlineCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
     def execute(self, *arguments: Any) -> None:
         with _watchman.waiting(self.connection):
             super().execute(*arguments)
@@ -101,7 +101,7 @@ class _WatchedCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
 class _Unhurried:
     """A file of COPY whose own time is not the server's."""
 
-    def __init__(self, file: Any, connection: WatchedConnection) -> None:
+    def __init__(self, file: Any, connection: DeadlineConnection) -> None:
         self._file = file
         self._connection = connection
 

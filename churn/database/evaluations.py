@@ -17,7 +17,7 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from churn.database.connection import OF_THREADS, WRITER, create_engine, errors_translated
-from churn.evaluation.segments import JudgedSegment
+from churn.evaluation.segments import EvaluatedSegment
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION
 
@@ -34,7 +34,7 @@ _COUNTS = (
     "n_matured",
     "n_missing",
     "n_churned",
-    "verdict",
+    "status",
     "auc_limit",
 )
 _MEASURES = (
@@ -63,7 +63,7 @@ class PublishedBatch:
 
 
 @dataclass(frozen=True)
-class JudgedBatch:
+class EvaluatedBatch:
     """A batch and what it was worth.
 
     Lists of many are read without ``reliability``, and all without ``segments``.
@@ -72,7 +72,7 @@ class JudgedBatch:
         n_accounts: Accounts scored.
         n_at_risk: Those of them that had not churned before; only they are judged.
         auc_limit: What the ROC AUC of its model version must not lie under; ``None`` where none is known.
-        verdict: ``insufficient`` when too few labels matured for any figure, which are all ``None`` then.
+        status: ``insufficient`` when too few labels matured for any figure, which are all ``None`` then.
         measures: By name, as ``churn.evaluation.metrics.Evaluation.metrics`` gives them.
         reliability: ``n``, ``mean_score`` and ``churned_share`` of bins of about as many accounts, by rising score.
     """
@@ -85,11 +85,11 @@ class JudgedBatch:
     n_matured: int
     n_missing: int
     n_churned: int
-    verdict: str
+    status: str
     auc_limit: float | None
     measures: dict[str, float]
     reliability: Reliability | None = None
-    segments: Sequence[JudgedSegment] = ()
+    segments: Sequence[EvaluatedSegment] = ()
 
     @property
     def is_below_limit(self) -> bool:
@@ -106,21 +106,21 @@ class Pair:
     challenger: PublishedBatch
 
 
-class BatchResults:
-    """The table ``judged_batches`` and the scores it speaks of, as the writer role."""
+class Evaluations:
+    """The table ``evaluated_batches`` and the scores it speaks of, as the writer role."""
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
         self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
 
-    def unjudged(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
+    def unevaluated(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
         """Return the current batches that were not judged yet and whose rows name accounts, oldest first.
 
         Args:
             until: The newest as-of date.
         """
         return self._batches(
-            "LEFT JOIN judged_batches AS j USING (batch_id) WHERE j.batch_id IS NULL AND b.is_current "
+            "LEFT JOIN evaluated_batches AS j USING (batch_id) WHERE j.batch_id IS NULL AND b.is_current "
             "AND b.account_ids = 'input' AND b.variant = ANY(:variants) AND b.as_of <= :until "
             "ORDER BY b.scored_week, b.batch_id",
             variants=[variant.key for variant in variants],
@@ -163,17 +163,17 @@ class BatchResults:
         found = dict(map(_scored, _fields_of_copy(buffer.getbuffer())))
         return [found[one.batch_id] for one in batches]
 
-    def record(self, judged: Sequence[JudgedBatch]) -> None:
+    def record(self, judged: Sequence[EvaluatedBatch]) -> None:
         """Keep what batches were worth; one that was judged meanwhile stays as it is."""
         if not judged:
             return
-        columns = ", ".join(("batch_id", "judged_at", *_COUNTS, *_MEASURES, "reliability"))
+        columns = ", ".join(("batch_id", "evaluated_at", *_COUNTS, *_MEASURES, "reliability"))
         statement = sa.text(
-            f"WITH new AS (INSERT INTO judged_batches ({columns}) "  # noqa: S608 our own names
-            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::judged_batches, CAST(:judged AS jsonb)) "
+            f"WITH new AS (INSERT INTO evaluated_batches ({columns}) "  # noqa: S608 our own names
+            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::evaluated_batches, CAST(:judged AS jsonb)) "
             "ON CONFLICT DO NOTHING RETURNING batch_id) "
-            "INSERT INTO judged_segments "
-            "SELECT s.* FROM jsonb_populate_recordset(NULL::judged_segments, CAST(:segments AS jsonb)) AS s "
+            "INSERT INTO evaluated_segments "
+            "SELECT s.* FROM jsonb_populate_recordset(NULL::evaluated_segments, CAST(:segments AS jsonb)) AS s "
             "JOIN new USING (batch_id) ON CONFLICT DO NOTHING"
         )
         rows = {
@@ -183,7 +183,7 @@ class BatchResults:
         with errors_translated(self._url), self._engine.begin() as connection:
             connection.execute(statement, rows)
 
-    def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[JudgedBatch]:
+    def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[EvaluatedBatch]:
         """Return the batches that were judged on a day or later and that MLflow is not known to have, by week."""
         return self._judged(
             "b.variant = ANY(:variants) AND j.logged_at IS NULL AND j.labels_as_of >= :since",
@@ -192,25 +192,26 @@ class BatchResults:
             since=since,
         )
 
-    def note_logged(self, judged: Sequence[JudgedBatch]) -> None:
+    def note_logged(self, judged: Sequence[EvaluatedBatch]) -> None:
         """Write down that MLflow has the figures of judged batches."""
         statement = sa.text(
-            "UPDATE judged_batches SET logged_at = clock_timestamp() WHERE batch_id = ANY(:ids) AND logged_at IS NULL"
+            "UPDATE evaluated_batches SET logged_at = clock_timestamp() "
+            "WHERE batch_id = ANY(:ids) AND logged_at IS NULL"
         )
         with errors_translated(self._url), self._engine.begin() as connection:
             connection.execute(statement, {"ids": [one.batch.batch_id for one in judged]})
 
-    def judged_champions(self) -> dict[Variant, list[JudgedBatch]]:
+    def evaluated_champions(self) -> dict[Variant, list[EvaluatedBatch]]:
         """Return the judged batches of all variants' champions, by week."""
-        found: dict[Variant, list[JudgedBatch]] = {}
+        found: dict[Variant, list[EvaluatedBatch]] = {}
         for judged in self._judged("b.role = 'champion'"):
             found.setdefault(judged.batch.variant, []).append(judged)
         return found
 
-    def _judged(self, where: str, more: str = "", **values: object) -> list[JudgedBatch]:
+    def _judged(self, where: str, more: str = "", **values: object) -> list[EvaluatedBatch]:
         query = (
             f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))}{more} "  # noqa: S608 ours
-            f"FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) WHERE {where} "
+            f"FROM evaluated_batches AS j JOIN scoring_batches AS b USING (batch_id) WHERE {where} "
             "ORDER BY b.scored_week, b.batch_id"
         )
         with errors_translated(self._url), self._engine.connect() as connection:
@@ -246,12 +247,12 @@ def _scored(field: memoryview) -> tuple[int, Scored]:
     return batch_id, (rows["id"][order].astype(np.int64), rows["score"][order].astype(np.float32))
 
 
-def _values(judged: JudgedBatch) -> dict[str, Any]:
+def _values(judged: EvaluatedBatch) -> dict[str, Any]:
     counts = {name: getattr(judged, name) for name in _COUNTS}
     measures = {name: judged.measures.get(name) for name in _MEASURES}
     return {
         "batch_id": judged.batch.batch_id,
-        "judged_at": datetime.now(UTC).isoformat(),
+        "evaluated_at": datetime.now(UTC).isoformat(),
         **counts,
         "labels_as_of": judged.labels_as_of.isoformat(),
         **measures,
@@ -259,7 +260,7 @@ def _values(judged: JudgedBatch) -> dict[str, Any]:
     }
 
 
-def _segment_values(judged: JudgedBatch) -> list[dict[str, Any]]:
+def _segment_values(judged: EvaluatedBatch) -> list[dict[str, Any]]:
     return [
         {
             "batch_id": judged.batch.batch_id,
@@ -267,7 +268,7 @@ def _segment_values(judged: JudgedBatch) -> list[dict[str, Any]]:
             "level": one.level.replace("\0", "\ufffd")[:_MOST_CHARACTERS],
             "n_matured": one.n_matured,
             "n_churned": one.n_churned,
-            "verdict": one.verdict,
+            "status": one.status,
             "roc_auc": one.roc_auc and one.roc_auc.value,
             "roc_auc_low": one.roc_auc and one.roc_auc.low,
             "roc_auc_high": one.roc_auc and one.roc_auc.high,
@@ -280,7 +281,7 @@ def _segment_values(judged: JudgedBatch) -> list[dict[str, Any]]:
     ]
 
 
-def _read(row: sa.Row[Any]) -> JudgedBatch:
+def _read(row: sa.Row[Any]) -> EvaluatedBatch:
     measures = {name: getattr(row, name) for name in _MEASURES if getattr(row, name) is not None}
     counts = {name: getattr(row, name) for name in _COUNTS}
-    return JudgedBatch(_batch(row), measures=measures, reliability=getattr(row, "reliability", None), **counts)
+    return EvaluatedBatch(_batch(row), measures=measures, reliability=getattr(row, "reliability", None), **counts)

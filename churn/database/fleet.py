@@ -14,8 +14,8 @@ from churn.evaluation.metrics import Interval
 from churn.monitoring.conditions import (
     Attempt,
     DriftFlag,
+    EvaluatedChampion,
     History,
-    JudgedChampion,
     LowSegment,
     ScoredBatch,
     read_drifts,
@@ -41,19 +41,20 @@ _ARRIVALS = sa.text(
     "WHERE role = 'champion' AND scored_week >= :since AND fallback_reason IS NULL AND source_variant = variant "
     "AND (:of_all OR variant = ANY(:variants)) GROUP BY variant, source_sha256) AS inputs GROUP BY variant"
 )
-_JUDGED = sa.text(
+_EVALUATED = sa.text(
     "SELECT DISTINCT ON (b.variant, b.model_version) batch_id, b.variant, b.scored_week, b.model_version, "
     "j.roc_auc, j.roc_auc_low, j.roc_auc_high, j.auc_limit "
-    "FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) "
-    "WHERE b.role = 'champion' AND j.verdict = 'ok' AND j.auc_limit IS NOT NULL "
+    "FROM evaluated_batches AS j JOIN scoring_batches AS b USING (batch_id) "
+    "WHERE b.role = 'champion' AND j.status = 'ok' AND j.auc_limit IS NOT NULL "
     "ORDER BY b.variant, b.model_version, b.scored_week DESC, batch_id DESC"
 )
 _SEGMENTS = sa.text(
     "SELECT b.variant, s.segment, s.level, s.roc_auc, j.auc_limit, s.p_below_limit "
-    "FROM judged_segments AS s JOIN judged_batches AS j USING (batch_id) JOIN scoring_batches AS b USING (batch_id) "
+    "FROM evaluated_segments AS s JOIN evaluated_batches AS j USING (batch_id) "
+    "JOIN scoring_batches AS b USING (batch_id) "
     "WHERE s.batch_id = ANY(:batches) AND s.p_below_limit <= :at_most ORDER BY b.variant, s.p_below_limit"
 )
-_N_SEGMENTS = sa.text("SELECT count(p_below_limit) FROM judged_segments WHERE batch_id = ANY(:batches)")
+_N_SEGMENTS = sa.text("SELECT count(p_below_limit) FROM evaluated_segments WHERE batch_id = ANY(:batches)")
 _CATEGORIES = sa.text(
     "SELECT b.batch_id, array_agg(f->>'feature') FROM scoring_batches AS b "
     "JOIN model_references AS r USING (registered_model, model_version), jsonb_array_elements(r.profile->'features') f "
@@ -101,10 +102,10 @@ class Fleet:
             for row in self._rows(_HISTORIES, **values)
         }
 
-    def judged(self) -> list[JudgedChampion]:
+    def judged(self) -> list[EvaluatedChampion]:
         """Return the newest batch that labels sufficed to judge, of each variant and version that was champion."""
         return [
-            JudgedChampion(
+            EvaluatedChampion(
                 row.batch_id,
                 row.variant,
                 row.scored_week,
@@ -112,14 +113,14 @@ class Fleet:
                 Interval(row.roc_auc, row.roc_auc_low, row.roc_auc_high),
                 row.auc_limit,
             )
-            for row in self._rows(_JUDGED)
+            for row in self._rows(_EVALUATED)
         ]
 
     def low_segments(self, batch_ids: Sequence[int], at_most: float) -> tuple[list[LowSegment], int]:
         """Return the segments of judged batches with a small p-value, and how many have one at all."""
         low = [LowSegment(*row) for row in self._rows(_SEGMENTS, batches=list(batch_ids), at_most=at_most)]
-        ((n_judged,),) = self._rows(_N_SEGMENTS, batches=list(batch_ids))
-        return low, n_judged
+        ((n_evaluated,),) = self._rows(_N_SEGMENTS, batches=list(batch_ids))
+        return low, n_evaluated
 
     def categories(self, batch_ids: Iterable[int]) -> dict[int, frozenset[str]]:
         """Return which features of batches are categories, by their models' references."""

@@ -36,10 +36,10 @@ _ANSWER_WITHIN_S, _INDEX_WITHIN_S = 60.0, 3600.0
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
-PARENTS = (
+SOURCE_COLUMNS = (
     "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
 )  # fmt: skip
-"""The parents of features whose contributions have columns of their own; those of others lie in an array."""
+"""The source columns of features whose contributions have columns of their own; those of others lie in an array."""
 
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_TRAILER = b"\xff\xff"
@@ -54,8 +54,8 @@ class ScoredRows:
     Attributes:
         account_ids: Shape (n,), unique over the whole batch.
         probabilities: Shape (n,), in [0, 1].
-        contributions: Log-odds by the features' parents, shape (n, n_parents); ``None`` without reasons.
-        values: What those parents' values were, a level by its place, NaN for missing; shape (n_parents, n).
+        contributions: Log-odds by the features' source columns, shape (n, n_source_columns); ``None`` without reasons.
+        values: Values of those source columns, a level by its place, NaN for missing; shape (n_source_columns, n).
     """
 
     account_ids: npt.NDArray[np.int64]
@@ -93,7 +93,7 @@ class BatchRecord:
     started_at: datetime
     scored_by: str = "xgboost"
     bias: float | None = None
-    other_parents: Sequence[str] | None = None
+    other_source_columns: Sequence[str] | None = None
     levels: Mapping[str, Sequence[str]] | None = None
     importance: Mapping[str, float] | None = None
     role: str = CHAMPION
@@ -113,7 +113,7 @@ class BatchRecord:
             "company": self.variant.company,
             "source_variant": self.source_variant.key,
             "unknown_levels": _without_nul(json.dumps(self.unknown_levels)),
-            "other_parents": None if self.other_parents is None else list(self.other_parents),
+            "other_source_columns": None if self.other_source_columns is None else list(self.other_source_columns),
             "levels": None if self.levels is None else _without_nul(json.dumps(self.levels)),
             "importance": None if self.importance is None else json.dumps(self.importance),
             "drift": None if self.drift is None else json.dumps(self.drift),
@@ -128,14 +128,14 @@ class Unpublished:
         rows: In chunks, consumed once.
         describe: Called when all rows were consumed; returns the batch's record, whose ``n_rows_scored`` is what
             ``rows`` must add up to, and the quarantined rows: ``row_number, account_id, rules, row``.
-        parents: What the rows' contributions are of, in their order; none without reasons.
+        source_columns: What the rows' contributions are of, in their order; none without reasons.
         reference: What the batch is compared with, as JSON; ``None`` where its model brought nothing.
         n_erasures: How many erasures there were when its rows were read; none is published over a newer one.
     """
 
     rows: Iterable[ScoredRows]
     describe: Callable[[], tuple[BatchRecord, pl.DataFrame]]
-    parents: Sequence[str] = ()
+    source_columns: Sequence[str] = ()
     reference: str | None = None
     n_erasures: int = 0
 
@@ -388,7 +388,7 @@ def _write_batch(connection: sa.Connection, week: date, batch: Unpublished) -> t
     _require_no_newer_erasure(connection, batch.n_erasures)
     batch_id = _next_batch_id(connection)
     account_ids: list[npt.NDArray[np.int64]] = []
-    layout = CopyLayout(week, batch_id, tuple(batch.parents))
+    layout = CopyLayout(week, batch_id, tuple(batch.source_columns))
     n_written = _copy(connection, layout, _noting_ids(batch.rows, account_ids))
     record, quarantined = batch.describe()
     _require_whole(record, n_written, account_ids)
@@ -493,27 +493,27 @@ class CopyLayout:
     """A batch's rows in PostgreSQL's binary COPY format: the number of fields, then the size and bytes of each.
 
     Attributes:
-        parents: What the rows' contributions are of; none without reasons.
+        source_columns: What the rows' contributions are of; none without reasons.
     """
 
     week: date
     batch_id: int
-    parents: tuple[str, ...] = ()
+    source_columns: tuple[str, ...] = ()
 
     @property
     def own(self) -> list[str]:
-        """The parents with columns of their own."""
-        return [parent for parent in self.parents if parent in PARENTS]
+        """The source columns with columns of their own."""
+        return [source_column for source_column in self.source_columns if source_column in SOURCE_COLUMNS]
 
     @property
     def other(self) -> list[str]:
-        """The parents that share the arrays."""
-        return [parent for parent in self.parents if parent not in PARENTS]
+        """The source columns that share the arrays."""
+        return [source_column for source_column in self.source_columns if source_column not in SOURCE_COLUMNS]
 
     @property
     def columns(self) -> list[str]:
         """The columns written, in the fields' order."""
-        reals = [f"{parent}_{part}" for parent in self.own for part in ("contribution", "value")]
+        reals = [f"{source_column}_{part}" for source_column in self.own for part in ("contribution", "value")]
         arrays = ["other_contributions", "other_values"] if self.other else []
         return ["scored_week", "batch_id", "account_id", "churn_probability", *reals, *arrays]
 
@@ -543,16 +543,16 @@ def copy_bytes(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[bytes
     """Write rows in PostgreSQL's binary COPY format, a block for each chunk."""
     yield _COPY_HEADER
     blank = layout.blank_row()
-    others = [layout.parents.index(parent) for parent in layout.other]
+    others = [layout.source_columns.index(source_column) for source_column in layout.other]
     for chunk in rows:
         block = np.repeat(blank, len(chunk.account_ids))
         block["account_id"] = chunk.account_ids
         block["churn_probability"] = chunk.probabilities
         if chunk.contributions is not None and chunk.values is not None:
-            for parent in layout.own:
-                i = layout.parents.index(parent)
-                block[f"{parent}_contribution"] = chunk.contributions[:, i]
-                block[f"{parent}_value"] = chunk.values[i]
+            for source_column in layout.own:
+                i = layout.source_columns.index(source_column)
+                block[f"{source_column}_contribution"] = chunk.contributions[:, i]
+                block[f"{source_column}_value"] = chunk.values[i]
             if others:
                 block["other_contributions"]["elements"]["value"] = chunk.contributions[:, others]
                 block["other_values"]["elements"]["value"] = chunk.values[others].T

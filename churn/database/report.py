@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta
 import sqlalchemy as sa
 
 from churn.database.connection import READER, create_engine, errors_translated
-from churn.database.report_rows import JUDGED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
+from churn.database.report_rows import EVALUATED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
 from churn.errors import UsageError
 
 WEEKS_SHOWN = 26
@@ -31,8 +31,8 @@ _BATCHES = f"""
 SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored,
        {_short("b", "mean_probability", "estimated_auc")},
        b.fallback_reason IS NOT NULL AS is_fallback, b.source_variant <> b.variant AS is_foreign_data,
-       j.verdict, j.n_matured, j.n_churned, {_short("j", *JUDGED_MEASURES)}
-FROM scoring_batches AS b LEFT JOIN judged_batches AS j USING (batch_id)
+       j.status, j.n_matured, j.n_churned, {_short("j", *EVALUATED_MEASURES)}
+FROM scoring_batches AS b LEFT JOIN evaluated_batches AS j USING (batch_id)
 WHERE b.is_current AND b.scored_week BETWEEN :first AND :week
 ORDER BY b.variant, b.scored_week
 """  # noqa: S608 our own text
@@ -52,16 +52,16 @@ LEFT JOIN model_references AS r USING (registered_model, model_version)
 ORDER BY b.variant
 """
 
-_NEWEST_JUDGED = """
+_NEWEST_EVALUATED = """
 SELECT DISTINCT ON (b.variant) b.variant, b.batch_id, b.scored_week, b.model_version, j.reliability, j.auc_limit
-FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id)
-WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week AND j.verdict = 'ok'
+FROM evaluated_batches AS j JOIN scoring_batches AS b USING (batch_id)
+WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week AND j.status = 'ok'
 ORDER BY b.variant, b.scored_week DESC
 """
 
 _SEGMENTS = f"""
 SELECT newest.variant, s.segment, s.level, s.n_matured, s.n_churned, {_short("s", *SEGMENT_MEASURES)}
-FROM judged_segments AS s JOIN ({_NEWEST_JUDGED}) AS newest USING (batch_id)
+FROM evaluated_segments AS s JOIN ({_NEWEST_EVALUATED}) AS newest USING (batch_id)
 ORDER BY newest.variant, s.segment, s.n_matured DESC, s.level
 """  # noqa: S608 our own text
 
@@ -113,7 +113,7 @@ ORDER BY resolved_at IS NOT NULL, severity, opened_at DESC, incident_id
 _QUERIES = {
     "batches": _BATCHES,
     "newest": _NEWEST,
-    "judged": _NEWEST_JUDGED,
+    "judged": _NEWEST_EVALUATED,
     "segments": _SEGMENTS,
     "flags": _FLAGS,
     "attempts": _ATTEMPTS,

@@ -7,7 +7,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-JUDGED_MEASURES = (
+EVALUATED_MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "auc_limit", "brier_score", "calibration_error", "lift_at_10",
 )  # fmt: skip
 SEGMENT_MEASURES = ("roc_auc", "roc_auc_low", "roc_auc_high", "calibration_error", "mean_score")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from churn.registry.registry import Registry
     from churn.storage.history import ActivityHistory
     from churn.workflows.alert import Receivers
-    from churn.workflows.evaluate import Judge
+    from churn.workflows.evaluate import PerformanceEvaluator
     from churn.workflows.monitor import Watch
     from churn.workflows.promote import Promoter
     from churn.workflows.score import Scorer
@@ -130,7 +130,7 @@ class Deployment:
 
         return ActivityHistory(self.sources().own_place, Erasures(self.database).of)
 
-    def judge(self, registry: "Registry | None" = None) -> "Judge":
+    def evaluator(self, registry: "Registry | None" = None) -> "PerformanceEvaluator":
         """Open all that judging published batches needs.
 
         Args:
@@ -140,16 +140,16 @@ class Deployment:
             ChurnError: If the registry or the predictions database cannot be reached or is not set up.
         """
         from churn.data.labels import Horizon
-        from churn.database.evaluations import BatchResults
+        from churn.database.evaluations import Evaluations
         from churn.evaluation.comparison import Limits
-        from churn.workflows.evaluate import Judge
+        from churn.workflows.evaluate import PerformanceEvaluator
 
         settings, sources = self.settings, self.sources()
-        return Judge(
+        return PerformanceEvaluator(
             sources=sources,
             history=self.history(),
             registry=registry or self.registry(read_only=True),
-            results=BatchResults(self.database),
+            results=Evaluations(self.database),
             horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
             limits=Limits(),
             auc_limit=settings.churn_min_auc,
@@ -168,7 +168,7 @@ class Deployment:
 
         require_predictions_schema(self.database, role=WRITER)
         registry = self.registry(read_only=False)
-        return Promoter(registry, ModelEvents(self.database), self.judge(registry), this_person())
+        return Promoter(registry, ModelEvents(self.database), self.evaluator(registry), this_person())
 
     def trainer(self, *, n_trials: int | None = None) -> "Trainer":
         """Open all that training needs.

@@ -49,7 +49,7 @@ def draw_reliability(bins: Mapping[str, Sequence[float]], title: str, about: str
     """Draw the share that churned against the mean score of each bin, with 95 % intervals; the dashed line is perfect.
 
     Args:
-        bins: ``n``, ``mean_score`` and ``churned_share`` by rising score, as ``judged_batches.reliability`` holds them.
+        bins: ``n``, ``mean_score`` and ``churned_share`` by rising score, as in ``evaluated_batches.reliability``.
         about: Names the model and the rows; stands below the title.
     """
     shares = list(zip(bins["n"], bins["mean_score"], bins["churned_share"], strict=True))

@@ -71,7 +71,7 @@ class Guardrail:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """What the matured accounts say of a challenger.
 
     Attributes:
@@ -127,7 +127,7 @@ class Verdict:
         return kept | {guardrail.name: guardrail.holds for guardrail in self.guardrails}
 
 
-def judge(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits) -> Verdict:
+def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits) -> Comparison:
     """Hold a challenger against the champion on the accounts of several weeks.
 
     Args:
@@ -140,9 +140,9 @@ def judge(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits) 
     challenger = np.concatenate([cohort.challenger for cohort in counted] or [np.empty(0, dtype=np.float32)])
     if not len(churned):
         nothing = Interval(0.0, -np.inf, np.inf)
-        return Verdict(0, 0, nothing, 1.0, (_enough_labels(churned, limits),), limits.alpha)
+        return Comparison(0, 0, nothing, 1.0, (_enough_labels(churned, limits),), limits.alpha)
     sums = PairedSums.of(log_losses(churned, champion), log_losses(churned, challenger))
-    return Verdict(
+    return Comparison(
         n=sums.n,
         n_churned=int(churned.sum()),
         improvement=confidence_sequence(sums, alpha=limits.alpha, tuned_for=limits.tuned_for),

@@ -59,11 +59,11 @@ class AucComparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's figures on rows it was not trained on; None wherever the verdict is ``insufficient``.
+    """A model's figures on rows it was not trained on; None wherever the status is ``insufficient``.
 
     Attributes:
         mean_score: NaN of no rows.
-        verdict: ``insufficient`` where fewer than ``MIN_OF_CLASS`` rows churned, or fewer did not.
+        status: ``insufficient`` where fewer than ``MIN_OF_CLASS`` rows churned, or fewer did not.
     """
 
     n: int
@@ -75,7 +75,7 @@ class Evaluation:
     calibration_error: float | None
     lift_at_10: float | None
     mean_score: float
-    verdict: Literal["ok", "insufficient"]
+    status: Literal["ok", "insufficient"]
 
     def metrics(self) -> dict[str, float]:
         """Return what there is as flat numbers, for MLflow; interval ends end in ``_low`` and ``_high``."""
@@ -114,7 +114,7 @@ def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
         calibration_error=calibration_error(churned, scores),
         lift_at_10=lift(churned, scores, LIFT_SHARE),
         mean_score=mean_score,
-        verdict="ok",
+        status="ok",
     )
 
 

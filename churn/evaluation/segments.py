@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.data.activity import ONE_HOT_PARENTS
+from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.features import keys_of, latest_known
 from churn.evaluation.metrics import (
     MIN_OF_CLASS,
@@ -32,8 +32,8 @@ MISSING = "(missing)"
 
 
 @dataclass(frozen=True)
-class JudgedSegment:
-    """What scores were worth for the accounts of one level; ``None`` wherever the verdict is ``insufficient``.
+class EvaluatedSegment:
+    """What scores were worth for the accounts of one level; ``None`` wherever the status is ``insufficient``.
 
     Attributes:
         p_below_limit: Of an AUC this low, were it really the batch's limit; ``None`` where the batch has none.
@@ -43,7 +43,7 @@ class JudgedSegment:
     level: str
     n_matured: int
     n_churned: int
-    verdict: Literal["ok", "insufficient"]
+    status: Literal["ok", "insufficient"]
     roc_auc: Interval | None = None
     brier_score: float | None = None
     calibration_error: float | None = None
@@ -61,7 +61,7 @@ class Levels:
             facts: A history's, in its order, with ``known_at``.
         """
         self._keys = keys_of(facts)
-        self._levels = facts[[name for name in ONE_HOT_PARENTS if name in facts.columns]]
+        self._levels = facts[[name for name in ONE_HOT_COLUMNS if name in facts.columns]]
 
     def known(self, account_ids: npt.NDArray[np.int64], as_of: date) -> pl.DataFrame:
         """Return each account's levels as known at the end of ``as_of``, by the rules of features: the row scored then.
@@ -77,9 +77,9 @@ class Levels:
         return self._levels[rows[np.searchsorted(accounts[rows], account_ids)]]
 
 
-def judge_segments(
+def evaluate_segments(
     levels: pl.DataFrame, churned: Outcomes, scores: Scores, auc_limit: float | None
-) -> list[JudgedSegment]:
+) -> list[EvaluatedSegment]:
     """Judge the 50 largest levels of each segment.
 
     Args:
@@ -94,17 +94,19 @@ def judge_segments(
     return [one for column in named for one in _judge_levels(column, churned, scores, auc_limit)]
 
 
-def below_limit(segments: Sequence[JudgedSegment], fdr: float = 0.01) -> list[bool]:
+def below_limit(segments: Sequence[EvaluatedSegment], fdr: float = 0.01) -> list[bool]:
     """Tell which segments' AUC lies under the limit; at most a share ``fdr`` of those named is so by chance.
 
     Give all that are looked at together.
     """
-    p_values = [1.0 if one.p_below_limit is None else one.p_below_limit for one in segments if one.verdict == "ok"]
+    p_values = [1.0 if one.p_below_limit is None else one.p_below_limit for one in segments if one.status == "ok"]
     is_low = iter(discoveries(p_values, fdr).tolist())
-    return [one.verdict == "ok" and next(is_low) for one in segments]
+    return [one.status == "ok" and next(is_low) for one in segments]
 
 
-def _judge_levels(levels: pl.Series, churned: Outcomes, scores: Scores, auc_limit: float | None) -> list[JudgedSegment]:
+def _judge_levels(
+    levels: pl.Series, churned: Outcomes, scores: Scores, auc_limit: float | None
+) -> list[EvaluatedSegment]:
     # Arrow tells a small batch's levels apart in a quarter of the time that polars and numpy take.
     encoded = levels.to_arrow().dictionary_encode()
     of_row, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
@@ -113,19 +115,19 @@ def _judge_levels(levels: pl.Series, churned: Outcomes, scores: Scores, auc_limi
     return [
         _measure(levels.name, names[i], churned[of_row == i], scores[of_row == i], auc_limit)
         if min(n_churned[i], n[i] - n_churned[i]) >= MIN_OF_CLASS
-        else JudgedSegment(levels.name, names[i], int(n[i]), int(n_churned[i]), "insufficient")
+        else EvaluatedSegment(levels.name, names[i], int(n[i]), int(n_churned[i]), "insufficient")
         for i in largest
     ]
 
 
-def _measure(segment: str, level: str, churned: Outcomes, scores: Scores, auc_limit: float | None) -> JudgedSegment:
+def _measure(segment: str, level: str, churned: Outcomes, scores: Scores, auc_limit: float | None) -> EvaluatedSegment:
     auc = roc_auc_interval(churned, scores)
-    return JudgedSegment(
+    return EvaluatedSegment(
         segment=segment,
         level=level,
         n_matured=len(churned),
         n_churned=int(churned.sum()),
-        verdict="ok",
+        status="ok",
         roc_auc=auc,
         brier_score=brier_score(churned, scores),
         calibration_error=calibration_error(churned, scores),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from churn.data.features import Encoding, Packed, unpack
 from churn.errors import ModelFileError
 from churn.inference.bundle import Bundle
-from churn.inference.explanations import build_explainer, sum_to_parents
+from churn.inference.explanations import build_explainer, sum_by_source_column
 from churn.inference.forest import NotCompilableError
 from churn.inference.scoring import build_scorer
 
@@ -33,12 +33,12 @@ class Reasons:
     """What the contributions of a batch are contributions of.
 
     Attributes:
-        parents: The features' parents, in the order of the contributions.
-        levels: The levels of categorical parents, by the place that stands for them.
+        source_columns: The features' source columns, in the order of the contributions.
+        levels: The levels of categorical source columns, by the place that stands for them.
         bias: Log-odds that all rows of the model share.
     """
 
-    parents: tuple[str, ...]
+    source_columns: tuple[str, ...]
     levels: Mapping[str, tuple[str, ...]]
     bias: float
 
@@ -49,7 +49,7 @@ class Engine:
 
     Attributes:
         score: From rows to churn probabilities, shape (n_rows,), and contributions in log-odds, shape
-            (n_rows, n_parents), or ``None`` without reasons; safe in several threads.
+            (n_rows, n_source_columns), or ``None`` without reasons; safe in several threads.
         reasons: ``None`` when none are asked for.
         fallback_reason: Why XGBoost itself does it; ``None`` for the compiled tables.
     """
@@ -94,14 +94,14 @@ def _of_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: b
 
     def score(packed: Packed) -> tuple[Floats, Floats]:
         matrix = unpack(packed, encoding)
-        return bundle.predict(matrix), sum_to_parents(bundle.contributions(matrix), encoding)
+        return bundle.predict(matrix), sum_by_source_column(bundle.contributions(matrix), encoding)
 
     bias = float(bundle.contributions(np.zeros((1, encoding.n_features), dtype=np.float32))[0, -1])
     return Engine(score, _reasons(encoding, bias), why)
 
 
 def _reasons(encoding: Encoding, bias: float) -> Reasons:
-    return Reasons(encoding.parents, {group.parent: group.levels for group in encoding.one_hots}, bias)
+    return Reasons(encoding.source_columns, {group.source_column: group.levels for group in encoding.one_hots}, bias)
 
 
 def _differs(ours: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
@@ -114,7 +114,7 @@ def _differs(ours: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> 
         return f"scores by {gap:.2g}"
     if contributions is not None and ours.reasons is not None:
         by_feature = bundle.contributions(matrix[:_PROVED_REASONS])
-        theirs, bias = sum_to_parents(by_feature, encoding), float(by_feature[0, -1])
+        theirs, bias = sum_by_source_column(by_feature, encoding), float(by_feature[0, -1])
         gap = max(float(np.abs(contributions[:_PROVED_REASONS] - theirs).max()), abs(bias - ours.reasons.bias))
         if not gap <= _REASON_TOLERANCE:
             return f"contributions by {gap:.2g}"

@@ -1,4 +1,4 @@
-"""Why a row has its score: exact SHAP values in log-odds, summed to the features' parents, for every row. Pure.
+"""Why a row has its score: exact SHAP values in log-odds, summed to the features' source columns, for every row. Pure.
 
 These are the path-dependent TreeSHAP values that ``Booster.predict(pred_contribs=True)`` gives. For a given leaf they
 depend only on which of the splits above it the row satisfies, so a part of a tree with ``k`` splits in and above it has
@@ -55,7 +55,7 @@ class Tables(NamedTuple):
     """What each pattern of a part's splits contributes.
 
     Attributes:
-        rows: Log-odds by parent, the margin last, padded to ``_LANES``; shape (patterns of all parts, n_lanes).
+        rows: Log-odds by source column, the margin last, padded to ``_LANES``; shape (patterns of all parts, n_lanes).
         starts: Each part's first row; shape (n_parts,).
         shifts: Where the part's pattern begins in its word; shape (n_parts,).
         masks: The pattern's bits, shifted down; shape (n_parts,).
@@ -80,7 +80,7 @@ class ForestExplainer:
     plan: CellPlan
     words: Words
     tables: Tables
-    n_parents: int
+    n_source_columns: int
     bias: float
     base_margin: np.float32
 
@@ -88,14 +88,14 @@ class ForestExplainer:
         """Score and explain rows.
 
         Returns:
-            Churn probabilities, shape (n_rows,), and contributions by parent in log-odds, shape (n_rows, n_parents),
-            in the order of ``Encoding.parents``; with ``bias`` they add up to the margin.
+            Churn probabilities, shape (n_rows,), and contributions by source column in log-odds, shape
+            (n_rows, n_source_columns), in the order of ``Encoding.source_columns``; with ``bias`` they are the margin.
         """
         sums = np.zeros((packed.n_rows, self.tables.rows.shape[1]), dtype=np.float32)
         scores = np.empty(packed.n_rows, dtype=np.float32)
         sums[:, -1] = self.base_margin
         _explain(self.plan.locate(packed), self.plan.starts, self.words, self.tables, sums, scores)
-        return scores, sums[:, : self.n_parents]
+        return scores, sums[:, : self.n_source_columns]
 
 
 def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool) -> ForestExplainer:
@@ -111,8 +111,8 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
     depth = forest.depth
     if not (forest.covers > 0).all():
         raise NotCompilableError("nodes that no training row came by")
-    n_parents = len(encoding.parents)
-    n_lanes = -(-(n_parents + 1) // _LANES) * _LANES
+    n_source_columns = len(encoding.source_columns)
+    n_lanes = -(-(n_source_columns + 1) // _LANES) * _LANES
     parts = _cut(forest, depth, 10 if is_large_batch else 7, n_lanes)
     shifts, word_of = _pack_words(parts.n_splits)
     n_words = int(word_of[-1]) + 1
@@ -128,27 +128,27 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
     )
     bias = _tabulate(
         forest.starts, forest.left, forest.right, forest.parents, forest.features, forest.values, forest.covers,
-        plan.splits, plan.starts, plan.n_numbers, feature_parents(encoding), _weights(depth), parts, word_of, words,
-        tables, depth,
+        plan.splits, plan.starts, plan.n_numbers, feature_source_columns(encoding), _weights(depth), parts, word_of,
+        words, tables, depth,
     )  # fmt: skip
-    return ForestExplainer(plan, words, tables, n_parents, float(forest.base_margin) + bias, forest.base_margin)
+    return ForestExplainer(plan, words, tables, n_source_columns, float(forest.base_margin) + bias, forest.base_margin)
 
 
-def feature_parents(encoding: Encoding) -> npt.NDArray[np.int32]:
-    """Return the place of each feature's parent in ``Encoding.parents``, shape (n_features,)."""
-    parents = np.zeros(encoding.n_features, dtype=np.int32)
+def feature_source_columns(encoding: Encoding) -> npt.NDArray[np.int32]:
+    """Return the place of each feature's source column in ``Encoding.source_columns``, shape (n_features,)."""
+    source_columns = np.zeros(encoding.n_features, dtype=np.int32)
     for i, (_, position) in enumerate(encoding.numbers):
-        parents[position] = i
+        source_columns[position] = i
     for i, group in enumerate(encoding.one_hots):
-        parents[list(group.positions)] = len(encoding.numbers) + i
-    return parents
+        source_columns[list(group.positions)] = len(encoding.numbers) + i
+    return source_columns
 
 
-def sum_to_parents(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
-    """Sum contributions by feature, shape (n, at least n_features), to those by parent, shape (n, n_parents)."""
-    sums = np.zeros((len(values), len(encoding.parents)), dtype=np.float32)
-    for feature, parent in enumerate(feature_parents(encoding)):
-        sums[:, parent] += values[:, feature]
+def sum_by_source_column(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
+    """Sum contributions by feature, shape (n, at least n_features), by source column, (n, n_source_columns)."""
+    sums = np.zeros((len(values), len(encoding.source_columns)), dtype=np.float32)
+    for feature, source_column in enumerate(feature_source_columns(encoding)):
+        sums[:, source_column] += values[:, feature]
     return sums
 
 
@@ -231,14 +231,14 @@ def _tabulate(
     tree_starts: npt.NDArray[np.int64],
     left: npt.NDArray[np.int32],
     right: npt.NDArray[np.int32],
-    parents: npt.NDArray[np.int32],
+    source_columns: npt.NDArray[np.int32],
     features: npt.NDArray[np.int32],
     values: npt.NDArray[np.float32],
     covers: npt.NDArray[np.float32],
     splits: Splits,
     starts: npt.NDArray[np.int64],
     n_numbers: int,
-    parent_of_feature: npt.NDArray[np.int32],
+    source_column_of_feature: npt.NDArray[np.int32],
     weights: npt.NDArray[np.float64],
     parts: Parts,
     word_of: npt.NDArray[np.int64],
@@ -266,7 +266,7 @@ def _tabulate(
         n_placed = 0
         node = root
         while node != top:
-            node = parents[node]
+            node = source_columns[node]
             place[node] = n_placed
             shift = tables.shifts[part] + np.uint64(n_placed)
             _answer(words, word, node, shift, splits, starts, n_numbers, has_say)
@@ -287,12 +287,12 @@ def _tabulate(
             n_asked = 0
             node = leaf
             while node != top:
-                above = parents[node]
+                above = source_columns[node]
                 i = 0
                 while i < n_asked and asked[i] != features[above]:
                     i += 1
                 if i == n_asked:
-                    asked[i], lanes[i] = features[above], parent_of_feature[features[above]]
+                    asked[i], lanes[i] = features[above], source_column_of_feature[features[above]]
                     splits_of[i], goes[i], shares[i] = 0, 0, 1.0
                     n_asked += 1
                 splits_of[i] |= 1 << place[above]

@@ -94,7 +94,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class JudgedChampion:
+class EvaluatedChampion:
     """A batch of which enough labels matured; ``limit`` is what its AUC must not lie under."""
 
     batch_id: int
@@ -300,18 +300,20 @@ def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, Histo
     for batch in batches:
         history = histories.get(batch.variant)
         found = volume(batch.n_rows, history.before(batch.week) if history else ())
-        if found.verdict in ("low", "high"):
+        if found.status in ("low", "high"):
             members[batch.variant] = f"{found.n_rows:,} rows in the week of {batch.week}, usually {found.usual:,.0f}"
     return Condition("volume_unusual", members)
 
 
-def newest_judged(judged: Iterable[JudgedChampion], champions: Mapping[str, int | None]) -> dict[str, JudgedChampion]:
+def newest_evaluated(
+    judged: Iterable[EvaluatedChampion], champions: Mapping[str, int | None]
+) -> dict[str, EvaluatedChampion]:
     """Return each variant's newest judged batch of the version that is champion now: what another did is over."""
     by_week = sorted(judged, key=lambda one: (one.week, one.batch_id))
     return {one.variant: one for one in by_week if champions.get(one.variant) == one.model_version}
 
 
-def performance_low(judged: Iterable[JudgedChampion]) -> Condition:
+def performance_low(judged: Iterable[EvaluatedChampion]) -> Condition:
     """Tell whose AUC lies under its limit beyond what chance brings about in a fleet."""
     ordered = list(judged)
     is_low = discoveries([p_at_least(one.roc_auc, one.limit) for one in ordered], FDR)
@@ -326,16 +328,16 @@ def performance_low(judged: Iterable[JudgedChampion]) -> Condition:
     )
 
 
-def segment_low(segments: Sequence[LowSegment], n_judged: int, known: Collection[str]) -> Condition:
+def segment_low(segments: Sequence[LowSegment], n_evaluated: int, known: Collection[str]) -> Condition:
     """Tell which variants do badly in a part of their accounts.
 
     Args:
         segments: Those with a p-value of at most ``FDR``; no other can be named.
-        n_judged: How many segments of the fleet have a p-value.
+        n_evaluated: How many segments of the fleet have a p-value.
         known: Variants whose performance is low as a whole, which needs no parts to be told.
     """
     p_values = [segment.p_below_limit for segment in segments]
-    is_low = discoveries(p_values, FDR, n_judged)
+    is_low = discoveries(p_values, FDR, n_evaluated)
     low: dict[str, list[LowSegment]] = {}
     for segment, found in zip(segments, is_low, strict=True):
         if found and segment.variant not in known:

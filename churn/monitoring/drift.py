@@ -210,7 +210,7 @@ class Volume:
 
     n_rows: int
     usual: float | None
-    verdict: Literal["ok", "low", "high", "insufficient"]
+    status: Literal["ok", "low", "high", "insufficient"]
 
 
 def volume(n_rows: int, previous: Sequence[int]) -> Volume:

@@ -65,7 +65,7 @@ class Profile:
     """A batch's rows, counted.
 
     Attributes:
-        bins: Of each of ``Encoding.parents``, in that order, then of the score.
+        bins: Of each of ``Encoding.source_columns``, in that order, then of the score.
         counts: Rows in each bin, all features' one after another; shape (sum of n_bins,).
     """
 
@@ -169,7 +169,7 @@ def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np
         scores: Their churn probabilities, shape (n_rows,).
     """
     numbers = [Bins(name, _edges(values)) for (name, _), values in zip(encoding.numbers, packed.numbers, strict=True)]
-    categories = [Bins(group.parent, levels=group.levels) for group in encoding.one_hots]
+    categories = [Bins(group.source_column, levels=group.levels) for group in encoding.one_hots]
     score = Bins(SCORE, _edges(np.asarray(scores, dtype=np.float32)))
     bins = (*numbers, *categories, score)
     counter = ProfileCounter(Profile(bins, np.zeros(sum(each.n_bins for each in bins), dtype=np.int64)))
@@ -191,13 +191,13 @@ def spliced(inputs: Profile, scores: Profile) -> Profile:
 
 
 def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
-    """Count a reference's rows by the parents of another encoding of the same features.
+    """Count a reference's rows by the source columns of another encoding of the same features.
 
     Where its rows came encoded and a batch's come raw, it has a number of 0 or 1 for each level of what the batch has
     as one category; the counts of the one follow from those of the others.
 
     Returns:
-        ``None`` where the encoding has a parent of which the reference does not know.
+        ``None`` where the encoding has a source column of which the reference does not know.
     """
     counts = reference.by_feature()
     numbers = {bins.feature: bins for bins in reference.bins if not bins.levels and bins.feature != SCORE}
@@ -208,10 +208,10 @@ def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
             return None
         found.append((numbers[name], counts[name]))
     for group in encoding.one_hots:
-        if (group.parent, group.levels) in categories:
-            found.append((categories[group.parent, group.levels], counts[group.parent]))
+        if (group.source_column, group.levels) in categories:
+            found.append((categories[group.source_column, group.levels], counts[group.source_column]))
         elif (counted := _count_of_levels(group, numbers, counts, reference.n_rows)) is not None:
-            found.append((Bins(group.parent, levels=group.levels), counted))
+            found.append((Bins(group.source_column, levels=group.levels), counted))
         else:
             return None
     bins, parts = zip(*found, (reference.bins[-1], counts[SCORE]), strict=True)
@@ -222,7 +222,7 @@ def _count_of_levels(
     group: OneHot, numbers: Mapping[str, Bins], counts: Mapping[str, Counts], n_rows: int
 ) -> Counts | None:
     """Count each level's rows by its own number of 0 or 1, and those of no level."""
-    names = [f"{group.parent}_{level}" for level in group.levels]
+    names = [f"{group.source_column}_{level}" for level in group.levels]
     if any(name not in numbers for name in names):
         return None
     of_levels = [_count_above_zero(numbers[name], counts[name]) for name in names]

@@ -11,7 +11,7 @@ from datetime import date, timedelta
 
 
 @dataclass(frozen=True)
-class JudgedCohort:
+class EvaluatedCohort:
     """A week's batch of the champion, judged.
 
     Attributes:
@@ -45,7 +45,7 @@ class RetrainingPolicy:
 
 
 def reason_to_retrain(
-    cohorts: Sequence[JudgedCohort],
+    cohorts: Sequence[EvaluatedCohort],
     drifted: Mapping[date, Sequence[str]],
     trained_on: date | None,
     today: date,
@@ -66,7 +66,7 @@ def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) 
     return requested_on is not None and today < requested_on + timedelta(days=policy.pause_days)
 
 
-def _performance(cohorts: Sequence[JudgedCohort], policy: RetrainingPolicy) -> str | None:
+def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -> str | None:
     known = sorted((cohort for cohort in cohorts if cohort.roc_auc_high is not None), key=lambda cohort: cohort.as_of)
     if not known or not known[-1].is_below:
         return None

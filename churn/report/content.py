@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from churn.database.report_rows import JUDGED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
+from churn.database.report_rows import EVALUATED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
 from churn.monitoring.profiles import Bins, Profile
 from churn.versions import CHALLENGER, CHAMPION
 
 Content = dict[str, Any]
 
 _HISTORY = (
-    "model_version", "n_rows_scored", "mean_probability", "estimated_auc", "verdict", "n_matured", "n_churned",
-    *JUDGED_MEASURES,
+    "model_version", "n_rows_scored", "mean_probability", "estimated_auc", "status", "n_matured", "n_churned",
+    *EVALUATED_MEASURES,
 )  # fmt: skip
 _SEGMENT = ("segment", "level", "n_matured", "n_churned", *SEGMENT_MEASURES)
 _LINEAGE = (
@@ -99,7 +99,7 @@ def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
     current = batches.get(rows.week)
     attempt, beside = of.attempts.get((key, CHAMPION)), of.attempts.get((key, CHALLENGER))
     error = _error(attempt)
-    measured = next((row for row in reversed(list(batches.values())) if row["verdict"] == "ok"), None)
+    measured = next((row for row in reversed(list(batches.values())) if row["status"] == "ok"), None)
     flags = [row for row in of.flags.get(key, ()) if row["scored_week"] == rows.week]
     return {
         "key": key,
@@ -181,7 +181,7 @@ def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
         "features": _features(newest) if newest else [],
         "scores": newest["score_counts"] if newest else None,
         "reliability": plain(judged["reliability"]) if judged else None,
-        "judged_week": plain(judged["scored_week"]) if judged else None,
+        "evaluated_week": plain(judged["scored_week"]) if judged else None,
         "segments": [[row[name] for name in _SEGMENT] for row in of.segments.get(key, ())],
     }
 

@@ -514,7 +514,7 @@ function emptyPage() {
 
 // ---- one variant
 
-const H = { week: 0, version: 1, accounts: 2, mean: 3, estimated: 4, verdict: 5, matured: 6, churned: 7, auc: 8, low: 9, high: 10, limit: 11, brier: 12, calibration: 13, lift: 14 };
+const H = { week: 0, version: 1, accounts: 2, mean: 3, estimated: 4, status: 5, matured: 6, churned: 7, auc: 8, low: 9, high: 10, limit: 11, brier: 12, calibration: 13, lift: 14 };
 
 function byWeek(rows, name) {
   const values = fleet.weeks.map(() => null);
@@ -529,10 +529,10 @@ function overTime(d) {
   const dots = fleet.weeks.map(() => null);
   for (const row of champion) if (known(row[H.auc])) dots[row[H.week]] = { value: row[H.auc], low: row[H.low], high: row[H.high], limit: row[H.limit] };
   const limit = byWeek(champion, "limit"), estimated = byWeek(champion, "estimated"), hollow = byWeek(challenger, "auc");
-  const insufficient = champion.filter((row) => row[H.verdict] === "insufficient").length;
+  const insufficient = champion.filter((row) => row[H.status] === "insufficient").length;
   const has = (values) => values.some(known);
   const rows = champion.map((row) => [onDay(fleet.weeks[row[H.week]]), `v${row[H.version]}`, count(row[H.accounts]), fixed(row[H.mean]), fixed(row[H.estimated]),
-    row[H.verdict] === "insufficient" ? "too few labels" : fixed(row[H.auc]), interval(row[H.low], row[H.high]), fixed(row[H.calibration]), fixed(row[H.lift], 2)]);
+    row[H.status] === "insufficient" ? "too few labels" : fixed(row[H.auc]), interval(row[H.low], row[H.high]), fixed(row[H.calibration]), fixed(row[H.lift], 2)]);
   return section("Over time", h("div", { class: "two" },
     (has(dots) || has(estimated)) && h("div", { class: "card" }, h("h3", {}, "ROC AUC"),
       legend(has(dots) && ["dot", "once labels had matured, with its 95 % interval"], has(limit) && ["limit", "its limit"], has(hollow) && ["hollow", "challenger"],
@@ -565,7 +565,7 @@ function distributions(v, d) {
 function worth(d, limit) {
   if (!d.reliability && !d.segments.length) return null;
   const r = d.reliability;
-  return section(`What the scores of ${onDay(d.judged_week)} were worth`, h("div", { class: "two tops" },
+  return section(`What the scores of ${onDay(d.evaluated_week)} were worth`, h("div", { class: "two tops" },
     r && h("div", { class: "card" }, h("h3", {}, "Reliability"), h("p", { class: "quiet small" }, "Of the accounts scored alike, the share that churned. On the diagonal a score is the probability it claims."),
       legend(["line", "this batch"], ["dashed", "perfectly calibrated"]), reliability(r),
       figures(["accounts", "mean score", "churned"], r.n.map((n, i) => [count(n), fixed(r.mean_score[i]), fixed(r.churned_share[i])]))),

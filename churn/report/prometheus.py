@@ -64,13 +64,13 @@ SELECT b.variant,
        (SELECT max((value ->> 'psi')::float8) FROM jsonb_each(b.drift)) AS psi
 FROM newest JOIN scoring_batches AS b USING (batch_id) ORDER BY b.variant
 """  # noqa: S608
-_JUDGED = f"""
+_EVALUATED = f"""
 {_IN_VIEW}
 SELECT DISTINCT ON (b.variant) b.variant,
        extract(epoch FROM b.scored_week::timestamp AT TIME ZONE 'UTC') AS week,
        j.roc_auc, j.roc_auc_low, j.roc_auc_high, j.auc_limit
-FROM judged_batches AS j JOIN scoring_batches AS b USING (batch_id) JOIN expected USING (variant)
-WHERE b.is_current AND b.role = 'champion' AND j.verdict = 'ok'
+FROM evaluated_batches AS j JOIN scoring_batches AS b USING (batch_id) JOIN expected USING (variant)
+WHERE b.is_current AND b.role = 'champion' AND j.status = 'ok'
 ORDER BY b.variant, b.scored_week DESC
 """  # noqa: S608
 _FLAGS = f"""
@@ -107,8 +107,8 @@ _OF_BATCHES = (
     _Gauge("churn_estimated_auc", "estimated_auc", "ratio", "ROC AUC expected before labels; assumes no concept drift"),
     _Gauge("churn_psi_max", "psi", "", "Largest population stability index over the features and the score"),
 )
-_OF_JUDGED = (
-    _Gauge("churn_judged_week", "week", "timestamp_seconds", "Monday of the newest batch judged by matured labels"),
+_OF_EVALUATED = (
+    _Gauge("churn_evaluated_week", "week", "timestamp_seconds", "Monday of the newest batch judged by matured labels"),
     _Gauge("churn_roc_auc", "roc_auc", "ratio", "ROC AUC of that batch"),
     _Gauge("churn_roc_auc_low", "roc_auc_low", "ratio", "Lower end of its 95 % interval"),
     _Gauge("churn_roc_auc_high", "roc_auc_high", "ratio", "Upper end of its 95 % interval"),
@@ -150,7 +150,7 @@ class FleetCollector(Collector):
             return [
                 *_fleet(week, rows(_STATES), rows(_PUBLISHED)),
                 *_by_variant(_OF_BATCHES, rows(_BATCHES)),
-                *_by_variant(_OF_JUDGED, rows(_JUDGED)),
+                *_by_variant(_OF_EVALUATED, rows(_EVALUATED)),
                 *_drift(rows(_FLAGS)),
                 *_trouble(rows(_INCIDENTS), rows(_ALERTS)[0]),
             ]

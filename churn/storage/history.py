@@ -43,7 +43,7 @@ from churn.variants import Variant
 logger = logging.getLogger(__name__)
 
 FOLDER = "history/activity/"
-FOLDED_AT = range(4, 8)
+COMPACTED_AT = range(4, 8)
 """How many parts are folded into one: by variant, so that the weekly job does not fold a fleet's on one Monday."""
 _PART = re.compile(r"(?P<received>\d{8}T\d{6}\.\d{6}Z)-(?P<number>\d{5,})-[0-9a-f]{64}\.parquet")
 _READS_AT_ONCE = 8  # a part is small: reading it is mostly waiting
@@ -204,7 +204,7 @@ class ActivityHistory:
 
 def most_parts(variant: Variant) -> int:
     """Return how many parts a variant's history has at most, before the next one folds them."""
-    return FOLDED_AT[zlib.crc32(variant.key.encode()) % len(FOLDED_AT)]
+    return COMPACTED_AT[zlib.crc32(variant.key.encode()) % len(COMPACTED_AT)]
 
 
 def _next_name(parts: Sequence[Entry], received_at: datetime, content: bytes, *, comes_last: bool) -> str:

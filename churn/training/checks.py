@@ -1,11 +1,11 @@
-"""What is claimed of a trained model, and whether it held: for those who tell of it and need not load XGBoost. Pure."""
+"""Checks that a trained model must pass, and their results. Apart from the gate, which imports XGBoost. Pure."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["holds", "fails", "skipped"]
+Outcome = Literal["holds", "fails", "skipped"]
 
-CLAIMS = {
+GATE_CHECKS = {
     "auc_is_above_the_floor": "The lower end of the held-out AUC's interval is above the floor.",
     "scores_are_calibrated": "Held-out scores miss what came true by no more than the limit, or than chance explains.",
     "shuffled_labels_do_not_pass": "The same training on shuffled labels gives a model that the floor stops.",
@@ -14,11 +14,11 @@ CLAIMS = {
     "trees_compile_to_tables": "The trees compile to the tables that weekly scoring uses.",
     "scoring_is_no_slower": "Scoring with reasons takes at most so many times as long as the champion's, or little.",
 }
-"""Every claim, in the order in which they are judged."""
+"""Every check, in the order in which they are judged."""
 
 
 @dataclass(frozen=True)
-class Claim:
+class GateCheck:
     """One thing that must hold, and whether it does.
 
     Attributes:
@@ -30,31 +30,31 @@ class Claim:
     name: str
     value: float | None
     limit: float | None
-    verdict: Verdict
+    outcome: Outcome
     sentence: str
 
 
 @dataclass(frozen=True)
 class Gate:
-    """All claims about one trained model."""
+    """All checks about one trained model."""
 
-    claims: tuple[Claim, ...]
+    checks: tuple[GateCheck, ...]
 
     @property
     def is_passed(self) -> bool:
         return not self.failures
 
     @property
-    def failures(self) -> tuple[Claim, ...]:
-        return tuple(claim for claim in self.claims if claim.verdict == "fails")
+    def failures(self) -> tuple[GateCheck, ...]:
+        return tuple(check for check in self.checks if check.outcome == "fails")
 
     def to_markdown(self) -> str:
-        """Write the claims as a table."""
+        """Write the checks as a table."""
         rows = [
-            f"| {claim.name} | {claim.verdict} | {_figure(claim.value)} | {_figure(claim.limit)} | {claim.sentence} |"
-            for claim in self.claims
+            f"| {check.name} | {check.outcome} | {_figure(check.value)} | {_figure(check.limit)} | {check.sentence} |"
+            for check in self.checks
         ]
-        return "\n".join(["| claim | verdict | value | limit | |", "|---|---|---:|---:|---|", *rows])
+        return "\n".join(["| check | outcome | value | limit | |", "|---|---|---:|---:|---|", *rows])
 
 
 def _figure(value: float | None) -> str:

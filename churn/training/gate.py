@@ -1,7 +1,7 @@
 """The gate: what must hold of a trained model before it may score beside the champion. Pure.
 
-Each claim is judged with its value and its limit, and says in a sentence what was found. A gate that anything would
-pass is worth nothing, so two claims are about the gate's own honesty: a model of shuffled labels must not pass, and a
+Each check is judged with its value and its limit, and says in a sentence what was found. A gate that anything would
+pass is worth nothing, so two checks are about the gate's own honesty: a model of shuffled labels must not pass, and a
 number that gives the future away must not reach the features.
 """
 
@@ -21,7 +21,7 @@ from churn.errors import InputError
 from churn.evaluation.metrics import Evaluation, Interval, calibration_error, roc_auc_interval
 from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, load_bundle
 from churn.inference.engine import Engine, build_engine
-from churn.training.checks import Claim, Gate, Verdict
+from churn.training.checks import Gate, GateCheck, Outcome
 from churn.training.train import Trained, fit
 
 Build = Callable[[pl.DataFrame, date], Snapshot]
@@ -57,7 +57,7 @@ class GateLimits:
     fast_enough_us: float = 1.0
 
 
-def judge(
+def check_gate(
     trained: Trained,
     evaluation: Evaluation,
     *,
@@ -67,7 +67,7 @@ def judge(
     champion: Bundle | None,
     limits: GateLimits,
 ) -> Gate:
-    """Judge every claim about a model.
+    """Run every gate check on a model.
 
     Args:
         evaluation: Of ``trained.judged``.
@@ -79,27 +79,27 @@ def judge(
     engine, packed = compile_for(trained.bundle, held_out)
     return Gate(
         (
-            judge_auc(evaluation, limits),
-            judge_calibration(trained, evaluation, limits),
-            judge_shuffled(trained, limits),
-            judge_canary(facts, held_out, build, trained.plan.seed),
-            judge_golden(trained),
-            judge_compilation(engine),
-            judge_speed(engine, packed, champion, held_out, limits),
+            check_auc(evaluation, limits),
+            check_calibration(trained, evaluation, limits),
+            check_shuffled(trained, limits),
+            check_canary(facts, held_out, build, trained.plan.seed),
+            check_golden(trained),
+            check_compilation(engine),
+            check_speed(engine, packed, champion, held_out, limits),
         )
     )
 
 
-def judge_auc(evaluation: Evaluation, limits: GateLimits) -> Claim:
+def check_auc(evaluation: Evaluation, limits: GateLimits) -> GateCheck:
     """Hold the held-out AUC against the floor."""
     name, floor, auc = "auc_is_above_the_floor", limits.auc_floor, evaluation.roc_auc
     if auc is None:
-        return Claim(name, None, floor, "fails", _insufficient(evaluation))
+        return GateCheck(name, None, floor, "fails", _insufficient(evaluation))
     said = f"AUC {_interval(auc)} on {evaluation.n} held-out accounts; its lower end must be above {floor:g}"
-    return Claim(name, auc.low, floor, _verdict(holds=auc.low > floor), said)
+    return GateCheck(name, auc.low, floor, _outcome(holds=auc.low > floor), said)
 
 
-def judge_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimits) -> Claim:
+def check_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimits) -> GateCheck:
     """Hold the held-out calibration error against the limit, or else against what chance makes of it.
 
     The error is one of the rows there are, and of few rows it is far from 0 for perfectly calibrated scores too. So it
@@ -108,13 +108,13 @@ def judge_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimi
     """
     name, limit, error = "scores_are_calibrated", limits.max_calibration_error, evaluation.calibration_error
     if error is None:
-        return Claim(name, None, limit, "fails", _insufficient(evaluation))
+        return GateCheck(name, None, limit, "fails", _insufficient(evaluation))
     said = f"calibration error {error:.4f} on {evaluation.n} held-out accounts; at most {limit:g} is allowed"
     if error > limit:
         by_chance = chance_calibration_error(trained.bundle.predict(trained.judged.matrix), limit, trained.plan.seed)
         said += f", or the {by_chance:.4f} that scores so far off stay below in 99 of 100 draws of as many rows"
         limit = max(limit, by_chance)
-    return Claim(name, error, limit, _verdict(holds=error <= limit), said)
+    return GateCheck(name, error, limit, _outcome(holds=error <= limit), said)
 
 
 def chance_calibration_error(scores: npt.NDArray[np.floating], off_by: float, seed: int) -> float:
@@ -125,11 +125,13 @@ def chance_calibration_error(scores: npt.NDArray[np.floating], off_by: float, se
     return float(np.quantile(errors, _CHANCE))
 
 
-def judge_shuffled(trained: Trained, limits: GateLimits) -> Claim:
+def check_shuffled(trained: Trained, limits: GateLimits) -> GateCheck:
     """Train the chosen parameters on shuffled labels; the floor must stop what comes of it."""
     name, floor, judged = "shuffled_labels_do_not_pass", limits.auc_floor, trained.judged
     if not 0 < judged.n_churned < judged.n:
-        return Claim(name, None, floor, "fails", "the held-out accounts all had the same outcome; nothing can be told")
+        return GateCheck(
+            name, None, floor, "fails", "the held-out accounts all had the same outcome; nothing can be told"
+        )
     rng = np.random.Generator(np.random.PCG64(trained.plan.seed))
     parts = (trained.training, trained.validation)
     intervals: list[Interval] = []
@@ -143,10 +145,10 @@ def judge_shuffled(trained: Trained, limits: GateLimits) -> Claim:
         f"trained on shuffled labels, AUC {_interval(auc)}, the middle one of {_SHUFFLES}; its lower end must not be "
         f"above {floor:g}"
     )
-    return Claim(name, auc.low, floor, _verdict(holds=auc.low <= floor), said)
+    return GateCheck(name, auc.low, floor, _outcome(holds=auc.low <= floor), said)
 
 
-def judge_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build, seed: int) -> Claim:
+def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build, seed: int) -> GateCheck:
     """Put a number that gives the label away on every fact not known at an as-of date; no feature may show it."""
     name = "the_future_does_not_leak"
     churned, values = [], []
@@ -156,13 +158,15 @@ def judge_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build
         values.append(encode(rebuilt.rows, plan_encoding([CANARY], rebuilt.rows.columns))[:, 0])
     outcomes, seen = np.concatenate(churned), np.concatenate(values)
     if outcomes.all() or not outcomes.any():
-        return Claim(name, None, 0.5, "fails", "the held-out accounts all had the same outcome; nothing can be told")
+        return GateCheck(
+            name, None, 0.5, "fails", "the held-out accounts all had the same outcome; nothing can be told"
+        )
     auc = roc_auc_interval(outcomes, seen, _CANARY_CONFIDENCE)
     said = (
         f"a number that only the future knows has AUC {_interval(auc)} on {len(seen)} held-out rows; "
         f"the interval ({_CANARY_CONFIDENCE:.2%}) must contain 0.5"
     )
-    return Claim(name, auc.value, 0.5, _verdict(holds=auc.low <= 0.5 <= auc.high), said)
+    return GateCheck(name, auc.value, 0.5, _outcome(holds=auc.low <= 0.5 <= auc.high), said)
 
 
 def plant_canary(facts: pl.DataFrame, shot: Snapshot, seed: int) -> pl.DataFrame:
@@ -181,37 +185,39 @@ def plant_canary(facts: pl.DataFrame, shot: Snapshot, seed: int) -> pl.DataFrame
     return planted.with_columns(value.alias(CANARY)).drop("coming", "noise")
 
 
-def judge_golden(trained: Trained) -> Claim:
+def check_golden(trained: Trained) -> GateCheck:
     """Save the model and its golden rows, load both, and compare the scores."""
     saved = trained.bundle.make_golden(trained.held_out.matrix)
     golden = Golden.from_json(saved.to_json())
     loaded = load_bundle(trained.bundle.data, None, "the trained model")
     gap = float(np.abs(loaded.predict(golden.matrix) - golden.scores).max(initial=0.0))
     said = f"loaded again, the model's scores of {len(golden.scores)} golden rows differ by {gap:.2g} at most"
-    return Claim("golden_rows_reproduce", gap, GOLDEN_TOLERANCE, _verdict(holds=gap <= GOLDEN_TOLERANCE), said)
+    return GateCheck("golden_rows_reproduce", gap, GOLDEN_TOLERANCE, _outcome(holds=gap <= GOLDEN_TOLERANCE), said)
 
 
-def judge_compilation(engine: Engine) -> Claim:
+def check_compilation(engine: Engine) -> GateCheck:
     """Tell whether weekly scoring would use compiled tables."""
     name, why = "trees_compile_to_tables", engine.fallback_reason
     if why is None:
-        return Claim(name, None, None, "holds", "the trees compile, and their tables give XGBoost's scores and reasons")
-    return Claim(name, None, None, "fails", f"XGBoost itself would have to score: {why}")
+        return GateCheck(
+            name, None, None, "holds", "the trees compile, and their tables give XGBoost's scores and reasons"
+        )
+    return GateCheck(name, None, None, "fails", f"XGBoost itself would have to score: {why}")
 
 
-def judge_speed(
+def check_speed(
     engine: Engine, packed: Packed, champion: Bundle | None, held_out: Sequence[Snapshot], limits: GateLimits
-) -> Claim:
+) -> GateCheck:
     """Time the model and the champion on the same rows, side by side."""
     name, limit = "scoring_is_no_slower", limits.max_slowdown
     if champion is None:
-        return Claim(name, None, limit, "skipped", "there is no champion to compare with")
+        return GateCheck(name, None, limit, "skipped", "there is no champion to compare with")
     try:
         of_champion, champions_rows = compile_for(champion, held_out)
     except InputError as error:
-        return Claim(name, None, limit, "skipped", f"the champion cannot score these rows: {error}")
+        return GateCheck(name, None, limit, "skipped", f"the champion cannot score these rows: {error}")
     if engine.fallback_reason or of_champion.fallback_reason:
-        return Claim(
+        return GateCheck(
             name, None, limit, "skipped", "one of the two does not compile, and XGBoost has threads of its own"
         )
     ours, theirs = _time((engine, packed), (of_champion, champions_rows))
@@ -220,7 +226,7 @@ def judge_speed(
         f"{limits.fast_enough_us:g} in any case"
     )
     holds = ours <= max(limit * theirs, limits.fast_enough_us)
-    return Claim(name, ours / theirs, limit, _verdict(holds=holds), said)
+    return GateCheck(name, ours / theirs, limit, _outcome(holds=holds), said)
 
 
 def compile_for(bundle: Bundle, held_out: Sequence[Snapshot]) -> tuple[Engine, Packed]:
@@ -244,7 +250,7 @@ def _time(*sides: tuple[Engine, Packed]) -> list[float]:
     return [1e6 * median(seconds) for seconds in taken]
 
 
-def _verdict(*, holds: bool) -> Verdict:
+def _outcome(*, holds: bool) -> Outcome:
     return "holds" if holds else "fails"
 
 

@@ -52,9 +52,9 @@ def write_card(
     trained: Trained, evaluation: Evaluation, gate: Gate, lineage: Lineage, against: AgainstChampion | None
 ) -> str:
     """Write the card."""
-    verdict = "It passed the gate." if gate.is_passed else "**It failed the gate and must not score.**"
+    outcome = "It passed the gate." if gate.is_passed else "**It failed the gate and must not score.**"
     sections = [
-        f"# Churn model of variant {lineage.variant}\n\n{_summary(trained)} {verdict}",
+        f"# Churn model of variant {lineage.variant}\n\n{_summary(trained)} {outcome}",
         f"## Data\n\n{_data(trained, lineage)}",
         f"## Metrics\n\n{_metrics(evaluation, against)}",
         f"## Gate\n\n{gate.to_markdown()}",
@@ -103,7 +103,7 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
         f"On {evaluation.n:,} held-out accounts, one row each ({evaluation.n_churned:,} churned), with 95 % intervals. "
         f"An account's row is of a held-out month end drawn for it, so that the rows are independent."
     )
-    if evaluation.verdict != "ok":
+    if evaluation.status != "ok":
         return f"{judged} Too few of one outcome to measure anything."
     sides = [evaluation, *([against.evaluation] if against else [])]
     names = {"ROC AUC": "roc_auc", "average precision": "average_precision", "log loss": "log_loss"}

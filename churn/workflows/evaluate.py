@@ -17,16 +17,16 @@ import numpy as np
 import polars as pl
 
 from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
-from churn.database.evaluations import BatchResults, JudgedBatch, Pair, PublishedBatch, Reliability, Scored
+from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Reliability, Scored
 from churn.errors import ChurnError
 from churn.evaluation.charts import draw_reliability
-from churn.evaluation.comparison import Limits, PairedCohort, Verdict, judge, month_number
+from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare, month_number
 from churn.evaluation.metrics import Scores, calibration_bins, evaluate
-from churn.evaluation.segments import Levels, judge_segments
+from churn.evaluation.segments import Levels, evaluate_segments
 from churn.storage.history import ActivityHistory, Appended
 from churn.storage.sources import Sources
 from churn.variants import Variant
-from churn.workflows.ingest import take_in
+from churn.workflows.ingest import ingest
 
 if TYPE_CHECKING:
     from churn.registry.registry import LivePoint, Registry
@@ -50,18 +50,18 @@ class Waiting:
     """What is to be done about variants.
 
     Attributes:
-        unjudged: Their current batches that were not judged, of which labels may be used.
+        unevaluated: Their current batches that were not judged, of which labels may be used.
         unlogged: Their batches that were judged, and that MLflow is not known to have.
         version_tags: Those of all model versions, where they were listed; ``None`` looks up those that are needed.
     """
 
-    unjudged: Sequence[PublishedBatch]
-    unlogged: Sequence[JudgedBatch]
+    unevaluated: Sequence[PublishedBatch]
+    unlogged: Sequence[EvaluatedBatch]
     version_tags: Mapping[tuple[Variant, int], Mapping[str, str]] | None
 
 
 @dataclass(frozen=True)
-class Judge:
+class PerformanceEvaluator:
     """The services that judging needs, and its limits.
 
     Attributes:
@@ -73,48 +73,48 @@ class Judge:
     sources: Sources
     history: ActivityHistory
     registry: "Registry"
-    results: BatchResults
+    results: Evaluations
     horizon: Horizon
     limits: Limits
     auc_limit: float
     max_quarantine_share: float
     listed: Mapping[Variant, Waiting] = field(default_factory=dict)
 
-    def for_fleet(self, variants: Sequence[Variant], today: date) -> "Judge":
+    def for_fleet(self, variants: Sequence[Variant], today: date) -> "PerformanceEvaluator":
         """Return one that asks PostgreSQL and the registry once what waits of many variants."""
         together = self._waiting(variants, today)
-        unjudged: dict[Variant, list[PublishedBatch]] = defaultdict(list)
-        unlogged: dict[Variant, list[JudgedBatch]] = defaultdict(list)
-        for batch in together.unjudged:
-            unjudged[batch.variant].append(batch)
+        unevaluated: dict[Variant, list[PublishedBatch]] = defaultdict(list)
+        unlogged: dict[Variant, list[EvaluatedBatch]] = defaultdict(list)
+        for batch in together.unevaluated:
+            unevaluated[batch.variant].append(batch)
         for one in together.unlogged:
             unlogged[one.batch.variant].append(one)
         tags = None
-        if len(variants) > 1 and (together.unjudged or together.unlogged):
+        if len(variants) > 1 and (together.unevaluated or together.unlogged):
             tags = self.registry.version_tags()
             self.registry.look_up_locations()
-        return replace(self, listed={one: Waiting(unjudged[one], unlogged[one], tags) for one in variants})
+        return replace(self, listed={one: Waiting(unevaluated[one], unlogged[one], tags) for one in variants})
 
-    def take_in(self, variant: Variant) -> Appended:
+    def ingest(self, variant: Variant) -> Appended:
         """Add the variant's input, as it is now, to its history.
 
         Raises:
             NoActivityError: If the variant has no raw activity of its own, of which alone labels can be made.
         """
-        return take_in(self.sources, self.history, variant, self.max_quarantine_share)
+        return ingest(self.sources, self.history, variant, self.max_quarantine_share)
 
-    def judge_batches(self, variant: Variant, today: date, taken: Appended | None = None) -> list[JudgedBatch]:
+    def evaluate_batches(self, variant: Variant, today: date, taken: Appended | None = None) -> list[EvaluatedBatch]:
         """Judge the variant's current batches whose labels have matured and that were not judged yet.
 
         Each is judged once. One whose labels are missing waits for the activity that they need. What MLflow does not
         take is logged when the variant is judged again, as long as the judging is not older than 60 days.
 
         Args:
-            taken: What :meth:`take_in` gave, whose facts are the variant's history; ``None`` reads that.
+            taken: What :meth:`ingest` gave, whose facts are the variant's history; ``None`` reads that.
         """
         waiting = self.listed.get(variant) or self._waiting([variant], today)
-        judged: list[JudgedBatch] = []
-        if waiting.unjudged:
+        judged: list[EvaluatedBatch] = []
+        if waiting.unevaluated:
             judged = self._judge_all(waiting, self._facts(variant, taken), today)
         self.results.record(judged)
         self._log_live(variant, [*waiting.unlogged, *judged])
@@ -122,11 +122,11 @@ class Judge:
 
     def compare(
         self, variant: Variant, champion: int, challenger: int, today: date, taken: Appended | None = None
-    ) -> Verdict:
+    ) -> Comparison:
         """Say what the accounts that both versions scored, and whose labels matured, say of the challenger.
 
         Args:
-            taken: As for :meth:`judge_batches`.
+            taken: As for :meth:`evaluate_batches`.
         """
         pairs = [
             pair
@@ -136,21 +136,21 @@ class Judge:
             if self.horizon.matures_on(pair.champion.as_of) <= today
         ]
         if not pairs or (taken is None and self.history.version(variant) is None):
-            return judge([], self.horizon.months, self.limits)
+            return compare([], self.horizon.months, self.limits)
         reports = Reports.of(self._facts(variant, taken))
-        return judge((self._cohort(pair, reports, today) for pair in pairs), self.horizon.months, self.limits)
+        return compare((self._cohort(pair, reports, today) for pair in pairs), self.horizon.months, self.limits)
 
     def _facts(self, variant: Variant, taken: Appended | None) -> pl.DataFrame:
         return self.history.read(variant) if taken is None else taken.facts
 
     def _waiting(self, variants: Sequence[Variant], today: date) -> Waiting:
         return Waiting(
-            self.results.unjudged(variants, self.horizon.newest_mature(today)),
+            self.results.unevaluated(variants, self.horizon.newest_mature(today)),
             self.results.unlogged(variants, today - _LOGGED_WITHIN),
             None,
         )
 
-    def _judge_all(self, waiting: Waiting, facts: pl.DataFrame, today: date) -> list[JudgedBatch]:
+    def _judge_all(self, waiting: Waiting, facts: pl.DataFrame, today: date) -> list[EvaluatedBatch]:
         known = _Known(Reports.of(facts), Levels(facts), today)
 
         @cache
@@ -159,13 +159,13 @@ class Judge:
             tags = self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
             return float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
 
-        scored = zip(waiting.unjudged, self.results.scores(waiting.unjudged), strict=True)
+        scored = zip(waiting.unevaluated, self.results.scores(waiting.unevaluated), strict=True)
         judged = (self._judge(batch, scores, known, limit_of) for batch, scores in scored)
         return [one for one in judged if one is not None]
 
-    def _log_live(self, variant: Variant, judged: Iterable[JudgedBatch]) -> None:
+    def _log_live(self, variant: Variant, judged: Iterable[EvaluatedBatch]) -> None:
         """Give MLflow the weeks that it lacks, each to the run of the version that scored it."""
-        by_run: dict[str, list[JudgedBatch]] = {}
+        by_run: dict[str, list[EvaluatedBatch]] = {}
         for one in judged:
             by_run.setdefault(one.batch.mlflow_run_id, []).append(one)
         for mlflow_run_id, lacking in by_run.items():
@@ -184,7 +184,7 @@ class Judge:
         scored: Scored,
         known: "_Known",
         limit_of: Callable[[Variant, int], float],
-    ) -> JudgedBatch | None:
+    ) -> EvaluatedBatch | None:
         account_ids, scores = scored
         watched = self._at_risk(known.reports, account_ids, batch.as_of)
         labels = label(known.reports, watched, batch.as_of, today=known.today, horizon=self.horizon)
@@ -198,7 +198,7 @@ class Judge:
         found = evaluate(labels.churned, scores)
         limit = limit_of(batch.variant, batch.model_version)
         levels = known.levels.known(labels.account_ids, batch.as_of)
-        return JudgedBatch(
+        return EvaluatedBatch(
             batch=batch,
             labels_as_of=known.today,
             horizon_months=self.horizon.months,
@@ -207,11 +207,11 @@ class Judge:
             n_matured=len(labels.account_ids),
             n_missing=labels.n_missing,
             n_churned=int(labels.churned.sum()),
-            verdict=found.verdict,
+            status=found.status,
             auc_limit=limit,
             measures=found.metrics(),
-            reliability=None if found.verdict == "insufficient" else _reliability(labels, scores),
-            segments=judge_segments(levels, labels.churned, scores, limit),
+            reliability=None if found.status == "insufficient" else _reliability(labels, scores),
+            segments=evaluate_segments(levels, labels.churned, scores, limit),
         )
 
     def _at_risk(self, reports: Reports, account_ids: Ids, as_of: date) -> Ids:
@@ -242,7 +242,7 @@ class _Known:
     today: date
 
 
-def reliability_picture(judged: JudgedBatch) -> str | None:
+def reliability_picture(judged: EvaluatedBatch) -> str | None:
     """Draw a judged batch's calibration as SVG; ``None`` where too few labels matured."""
     if judged.reliability is None:
         return None
@@ -267,7 +267,7 @@ def _reliability(labels: Labels, scores: Scores) -> Reliability:
     return {"n": n.tolist(), "mean_score": mean_score.tolist(), "churned_share": churned_share.tolist()}
 
 
-def _live_points(judged: Sequence[JudgedBatch]) -> list["LivePoint"]:
+def _live_points(judged: Sequence[EvaluatedBatch]) -> list["LivePoint"]:
     """Tell MLflow of each week, with a picture for the last of each month, whose other weeks look nearly the same."""
     from churn.registry.registry import LivePoint
 

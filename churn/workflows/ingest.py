@@ -54,7 +54,7 @@ def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float
     return Extract(checked.rows.drop("row_number"), raw.provenance)
 
 
-def take_in(sources: Sources, history: ActivityHistory, variant: Variant, max_quarantine_share: float) -> Appended:
+def ingest(sources: Sources, history: ActivityHistory, variant: Variant, max_quarantine_share: float) -> Appended:
     """Add what is new in a variant's input to its history. Safe to repeat."""
     extract = read_extract(sources, variant, max_quarantine_share)
     return history.append(variant, extract.rows, extract.provenance.modified_at)

@@ -154,10 +154,10 @@ class Watch:
         return [*conditions, wrong.week_missed(registered, histories, attempts, due)]
 
     def _of_labels(self, champions: Mapping[str, int | None]) -> list[Condition]:
-        judged = wrong.newest_judged(self.fleet.judged(), champions)
+        judged = wrong.newest_evaluated(self.fleet.judged(), champions)
         low = wrong.performance_low(judged.values())
-        segments, n_judged = self.fleet.low_segments([one.batch_id for one in judged.values()], wrong.FDR)
-        return [low, wrong.segment_low(segments, n_judged, low.members)]
+        segments, n_evaluated = self.fleet.low_segments([one.batch_id for one in judged.values()], wrong.FDR)
+        return [low, wrong.segment_low(segments, n_evaluated, low.members)]
 
 
 def _among(registered: Collection[str], condition: Condition) -> Condition:

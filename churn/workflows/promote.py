@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from churn.database.events import Action, ModelEvent, ModelEvents
 from churn.errors import ChurnError, PromotionError, UsageError
-from churn.evaluation.comparison import Verdict
+from churn.evaluation.comparison import Comparison
 from churn.evaluation.sequential import e_benjamini_hochberg
 from churn.storage.history import Appended
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
-from churn.workflows.evaluate import Judge
+from churn.workflows.evaluate import PerformanceEvaluator
 
 if TYPE_CHECKING:
     from churn.registry.registry import Registry
@@ -28,16 +28,16 @@ WHOLE = 10_000
 
 
 @dataclass(frozen=True)
-class Standing:
+class VariantStatus:
     """How a variant's models stand.
 
     Attributes:
         event: The newest of the trail; what the aliases are now.
-        verdict: On the challenger; ``None`` when there is none.
+        comparison: On the challenger; ``None`` when there is none.
     """
 
     event: ModelEvent
-    verdict: Verdict | None
+    comparison: Comparison | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Promoter:
     """The services that promotion needs.
 
     Attributes:
-        judge: Tells how challengers do.
+        evaluator: Tells how challengers do.
         actor: Who moves aliases, for the trail.
         clock: The time that the trail notes, UTC; labels are those matured on its day.
         listed: Aliases and newest event of variants of a fleet, by one look at all; others are looked up.
@@ -53,7 +53,7 @@ class Promoter:
 
     registry: "Registry"
     events: ModelEvents
-    judge: Judge
+    evaluator: PerformanceEvaluator
     actor: str
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     listed: Mapping[Variant, tuple[Mapping[str, int], ModelEvent | None]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Promoter:
         return self.clock().date()
 
     def for_fleet(self, variants: Sequence[Variant], aliases: Mapping[Variant, Mapping[str, int]]) -> "Promoter":
-        """Return one for :meth:`standing` and judging that asks once for what many variants need.
+        """Return one for :meth:`status` and judging that asks once for what many variants need.
 
         It knows the aliases and the trail as they are now; what moves them asks another.
 
@@ -72,9 +72,9 @@ class Promoter:
         """
         latest = self.events.latest_of_all()
         listed = {one: (aliases.get(one, {}), latest.get(one)) for one in variants}
-        return replace(self, judge=self.judge.for_fleet(variants, self.today), listed=listed)
+        return replace(self, evaluator=self.evaluator.for_fleet(variants, self.today), listed=listed)
 
-    def standing(self, variant: Variant, taken: Appended | None = None) -> Standing:
+    def status(self, variant: Variant, taken: Appended | None = None) -> VariantStatus:
         """Say who is champion, previous and challenger, and how the challenger does; writes nothing.
 
         Args:
@@ -82,8 +82,10 @@ class Promoter:
         """
         event = self._as_it_is(variant, *self.listed[variant]) if variant in self.listed else self._now(variant)
         if event.champion is None or event.challenger is None:
-            return Standing(event, None)
-        return Standing(event, self.judge.compare(variant, event.champion, event.challenger, self.today, taken))
+            return VariantStatus(event, None)
+        return VariantStatus(
+            event, self.evaluator.compare(variant, event.champion, event.challenger, self.today, taken)
+        )
 
     def observe(self, aliases: Mapping[Variant, Mapping[str, int]]) -> list[ModelEvent]:
         """Write down the aliases that the trail does not know of yet.
@@ -116,7 +118,7 @@ class Promoter:
 
     def promote(
         self, variant: Variant, *, reason: str = "", is_forced: bool = False, dry_run: bool = False
-    ) -> tuple[ModelEvent, Verdict]:
+    ) -> tuple[ModelEvent, Comparison]:
         """Make the challenger the champion, if it has proved to be better.
 
         Args:
@@ -129,46 +131,46 @@ class Promoter:
         """
         if is_forced and not reason.strip():
             raise UsageError("--force needs --reason, which is kept with the promotion")
-        standing = self.standing(variant)
-        challenger = _require(standing.event.challenger, f"{variant} has no challenger to promote; train one")
-        verdict = standing.verdict
-        if verdict is None:
+        status = self.status(variant)
+        challenger = _require(status.event.challenger, f"{variant} has no challenger to promote; train one")
+        comparison = status.comparison
+        if comparison is None:
             raise PromotionError(f"{variant} has no champion to be compared with; set one with log_model.py --alias")
-        if not is_forced and (verdict.broken or not verdict.is_better):
+        if not is_forced and (comparison.broken or not comparison.is_better):
             raise PromotionError(
-                f"version {challenger} of {variant} is not promoted: {verdict.sentence}; "
+                f"version {challenger} of {variant} is not promoted: {comparison.sentence}; "
                 f"wait for more labels, or use --force with --reason"
             )
-        event = self._promote(variant, challenger, verdict, reason, is_forced=is_forced, dry_run=dry_run)
-        return event, verdict
+        event = self._promote(variant, challenger, comparison, reason, is_forced=is_forced, dry_run=dry_run)
+        return event, comparison
 
     def promote_all(
         self, variants: Iterable[Variant], *, reason: str = "", dry_run: bool = False
-    ) -> dict[Variant, ModelEvent | Verdict | ChurnError]:
+    ) -> dict[Variant, ModelEvent | Comparison | ChurnError]:
         """Promote the challengers of a fleet that have proved to be better, false discoveries controlled over them all.
 
         Returns:
             By variant that has a challenger: the promotion, or why there was none.
         """
-        standings: dict[Variant, Standing] = {}
-        results: dict[Variant, ModelEvent | Verdict | ChurnError] = {}
+        statuses: dict[Variant, VariantStatus] = {}
+        results: dict[Variant, ModelEvent | Comparison | ChurnError] = {}
         for variant in variants:
             try:
-                standing = self.standing(variant)
+                status = self.status(variant)
             except ChurnError as error:
                 results[variant] = error
                 continue
-            if standing.verdict is not None:
-                standings[variant] = standing
-        e_values = [standing.verdict.e_value for standing in standings.values() if standing.verdict]
-        chosen = e_benjamini_hochberg(e_values, self.judge.limits.alpha)
-        for (variant, standing), is_chosen in zip(standings.items(), chosen, strict=True):
-            assert standing.verdict is not None  # noqa: S101 only those were kept
-            results[variant] = standing.verdict
-            if is_chosen and not standing.verdict.broken:
-                challenger = int(standing.event.challenger or 0)
+            if status.comparison is not None:
+                statuses[variant] = status
+        e_values = [status.comparison.e_value for status in statuses.values() if status.comparison]
+        chosen = e_benjamini_hochberg(e_values, self.evaluator.limits.alpha)
+        for (variant, status), is_chosen in zip(statuses.items(), chosen, strict=True):
+            assert status.comparison is not None  # noqa: S101 only those were kept
+            results[variant] = status.comparison
+            if is_chosen and not status.comparison.broken:
+                challenger = int(status.event.challenger or 0)
                 try:
-                    results[variant] = self._promote(variant, challenger, standing.verdict, reason, dry_run=dry_run)
+                    results[variant] = self._promote(variant, challenger, status.comparison, reason, dry_run=dry_run)
                 except ChurnError as error:
                     results[variant] = error
         return results
@@ -190,7 +192,7 @@ class Promoter:
         self,
         variant: Variant,
         challenger: int,
-        verdict: Verdict,
+        comparison: Comparison,
         reason: str,
         *,
         is_forced: bool = False,
@@ -205,8 +207,8 @@ class Promoter:
                 now, champion=challenger, previous=now.champion, challenger=None, ab_share=0, is_forced=is_forced
             )
 
-        why = reason or verdict.sentence
-        return self._move(variant, "promoted", after, why, evidence=verdict.evidence(), dry_run=dry_run)
+        why = reason or comparison.sentence
+        return self._move(variant, "promoted", after, why, evidence=comparison.evidence(), dry_run=dry_run)
 
     def _move(
         self,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from churn.data.activity import ONE_HOT_PARENTS, check_encoded
+from churn.data.activity import ONE_HOT_COLUMNS, check_encoded
 from churn.data.features import Matrix, pack_matrix, plan_encoded
 from churn.data.formats import read_frame
 from churn.errors import InputError, ModelFileError
@@ -135,7 +135,7 @@ def reference_of(bundle: Bundle, matrix: Matrix) -> Profile:
     Args:
         matrix: Shape (n, n_features), in the model's order.
     """
-    encoding = plan_encoded(bundle.feature_names, ONE_HOT_PARENTS)
+    encoding = plan_encoded(bundle.feature_names, ONE_HOT_COLUMNS)
     return reference_profile(pack_matrix(matrix, encoding), encoding, bundle.predict(matrix))
 
 

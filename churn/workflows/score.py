@@ -28,7 +28,7 @@ from tenacity import (
 from churn.concurrency import CircuitBreaker, in_threads, without_frames
 from churn.data.features import Encoding
 from churn.data.scoring_rows import Chunk, RowCounts, prepare
-from churn.database.predictions import PARENTS, BatchRecord, Challenge, PredictionStore, ScoredRows, Unpublished
+from churn.database.predictions import SOURCE_COLUMNS, BatchRecord, Challenge, PredictionStore, ScoredRows, Unpublished
 from churn.errors import ChurnError, ModelFileError, TransientError
 from churn.evaluation.charts import draw_importance
 from churn.monitoring.drift import compare, estimated_auc
@@ -59,7 +59,7 @@ class ScoreSummary:
     Attributes:
         fine_counts: Accounts per thousandth of [0, 1], shape (1000,).
         top: ``(probability, account id)`` of the highest, in falling order.
-        absolute: Sums of the contributions' absolute values, by parent; ``None`` without reasons.
+        absolute: Sums of the contributions' absolute values, by source column; ``None`` without reasons.
         reference: What the rows are compared with; ``None`` where the model brought nothing.
         profile: The rows counted into the bins of the model's reference; ``None`` without one.
     """
@@ -89,9 +89,11 @@ class ScoreSummary:
         """Accounts per twentieth of [0, 1], shape (20,)."""
         return np.asarray(self.fine_counts.reshape(_BINS, -1).sum(axis=1), dtype=np.int64)
 
-    def importance(self, parents: Sequence[str]) -> dict[str, float]:
-        """Return the mean absolute contribution of each parent in log-odds, the largest first."""
-        means = {} if self.absolute is None else dict(zip(parents, (self.absolute / self.n).tolist(), strict=True))
+    def importance(self, source_columns: Sequence[str]) -> dict[str, float]:
+        """Return the mean absolute contribution of each source column in log-odds, the largest first."""
+        means = (
+            {} if self.absolute is None else dict(zip(source_columns, (self.absolute / self.n).tolist(), strict=True))
+        )
         return dict(sorted(means.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def add(self, scored: ScoredRows, profile: Profile | None = None) -> None:
@@ -317,13 +319,13 @@ class Scorer:
             )
             return replace(record, **looks_of(summary, reference)), counts.quarantined
 
-        parents = engine.reasons.parents if engine.reasons else ()
+        source_columns = engine.reasons.source_columns if engine.reasons else ()
         kept = reference.to_json() if reference else None
-        batch = Unpublished(scored, describe, parents, kept, erased.n_erasures)
+        batch = Unpublished(scored, describe, source_columns, kept, erased.n_erasures)
         return _Pass(batch, bundle.feature_names, counts, summary, engine)
 
     def _reference(self, model: ModelVersion, encoding: Encoding) -> Profile | None:
-        """Return what to compare the batch with, by the parents that its features come from."""
+        """Return what to compare the batch with, by the source columns that its features come from."""
         reference = self.registry.reference(model)
         return None if reference is None else regrouped(reference, encoding)
 
@@ -339,7 +341,7 @@ class Scorer:
         engine: "Engine",
     ) -> BatchRecord:
         reasons = engine.reasons
-        parents = reasons.parents if reasons else ()
+        source_columns = reasons.source_columns if reasons else ()
         return BatchRecord(
             variant=job.variant,
             scored_week=job.week,
@@ -367,9 +369,13 @@ class Scorer:
             started_at=job.started_at,
             scored_by="xgboost" if engine.fallback_reason else "tables",
             bias=reasons.bias if reasons else None,
-            other_parents=[parent for parent in parents if parent not in PARENTS] if reasons else None,
+            other_source_columns=[
+                source_column for source_column in source_columns if source_column not in SOURCE_COLUMNS
+            ]
+            if reasons
+            else None,
             levels=reasons.levels if reasons else None,
-            importance=summary.importance(parents) if reasons else None,
+            importance=summary.importance(source_columns) if reasons else None,
             role=role,
         )
 

@@ -26,12 +26,12 @@ from churn.data.snapshots import Snapshot, month_ends, snapshots
 from churn.errors import ChurnError, InputError, SourceError, TransientError
 from churn.evaluation.metrics import Evaluation, compare_roc_auc, evaluate
 from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names
-from churn.inference.explanations import sum_to_parents
+from churn.inference.explanations import sum_by_source_column
 from churn.monitoring.profiles import Profile, reference_profile, spliced
 from churn.storage.history import ActivityHistory, Appended, new_facts
 from churn.storage.sources import INPUT_FOLDER, Provenance, Sources
 from churn.training.checks import Gate
-from churn.training.gate import GateLimits, judge
+from churn.training.gate import GateLimits, check_gate
 from churn.training.model_card import AgainstChampion, Lineage, write_card
 from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
@@ -148,7 +148,7 @@ class Trainer:
         evaluation = evaluate(trained.judged.churned, trained.bundle.predict(trained.judged.matrix))
         held_out = [shot for shot in material.shots if shot.as_of in trained.held_out.as_ofs]
         build = partial(_snapshot, today=today, plan=self.plan)
-        gate = judge(
+        gate = check_gate(
             trained,
             evaluation,
             facts=material.facts,
@@ -198,7 +198,7 @@ class Trainer:
 
         if champion is not None:
             return champion.feature_names, f"the champion of {variant}"
-        for owner in lineage_of(variant):
+        for owner in fallback_variants(variant):
             _, bundle = self._champion(owner) if owner != variant else (None, None)
             if bundle is not None:
                 return bundle.feature_names, f"the champion of {owner}"
@@ -228,8 +228,8 @@ class Trainer:
         detours: list[str] = []
         sources: dict[Variant, Provenance] = {}
         n_added = 0
-        for owner in lineage_of(variant):
-            taken = self._take_in(owner, is_own=owner == variant, dry_run=dry_run)
+        for owner in fallback_variants(variant):
+            taken = self._ingest(owner, is_own=owner == variant, dry_run=dry_run)
             n_added += taken.n_added
             if taken.provenance is not None:
                 sources[owner] = taken.provenance
@@ -247,7 +247,7 @@ class Trainer:
             f"more players, under {variant.prefix}{INPUT_FOLDER} or that of a parent"
         )
 
-    def _take_in(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Taken":
+    def _ingest(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Taken":
         """Add a variant's input to its history, and read that; in a dry run only as if."""
         try:
             extract = read_extract(self.sources, owner, self.max_quarantine_share)
@@ -319,10 +319,10 @@ class _Material:
     n_added: int
 
 
-def lineage_of(variant: Variant) -> list[Variant]:
+def fallback_variants(variant: Variant) -> list[Variant]:
     """Return a variant and its parents, the nearest first, the base variant last.
 
-    >>> [str(v) for v in lineage_of(Variant("EU", "ClientB"))]
+    >>> [str(v) for v in fallback_variants(Variant("EU", "ClientB"))]
     ['geography-eu.company-clientb', 'geography-eu', 'base']
     """
     parents = [variant, Variant(geography=variant.geography), Variant()]
@@ -359,7 +359,7 @@ def describe(outcome: TrainingOutcome) -> "LoggedRun":
     rows = trained.held_out.matrix[:GOLDEN_ROWS]
     files = {
         CARD_FILE: outcome.card,
-        "gate.json": json.dumps([asdict(claim) for claim in outcome.gate.claims], indent=2),
+        "gate.json": json.dumps([asdict(check) for check in outcome.gate.checks], indent=2),
         "trials.json": json.dumps([asdict(trial) for trial in trained.trials], indent=2),
     }
     return LoggedRun(
@@ -423,7 +423,7 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
         GATE_TAG: "passed" if gate.is_passed else "failed",
     }
     if not gate.is_passed:
-        tags["churn.gate_failures"] = "; ".join(f"{claim.name}: {claim.sentence}" for claim in gate.failures)
+        tags["churn.gate_failures"] = "; ".join(f"{check.name}: {check.sentence}" for check in gate.failures)
     if lineage.detours:
         tags["churn.trained_on_because"] = "; ".join(lineage.detours)
     if outcome.provenance is not None and outcome.provenance.fallback_reason is not None:
@@ -437,7 +437,7 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
 def _against(
     champion: ModelVersion | None, bundle: Bundle | None, trained: Trained, evaluation: Evaluation
 ) -> AgainstChampion | None:
-    if champion is None or bundle is None or evaluation.verdict != "ok":
+    if champion is None or bundle is None or evaluation.status != "ok":
         return None
     churned, matrix = trained.judged.churned, trained.judged.matrix
     theirs = bundle.predict(matrix)
@@ -467,17 +467,17 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
     }
     pictures = {name: draw(judged.churned, scores, about) for name, draw in curves.items()}
     some = judged.matrix[:_EXPLAINED_ROWS]
-    contributions = sum_to_parents(trained.bundle.contributions(some), encoding)
-    return pictures | {"reasons.svg": draw_contributions(contributions, _by_parent(some, encoding), about)}
+    contributions = sum_by_source_column(trained.bundle.contributions(some), encoding)
+    return pictures | {"reasons.svg": draw_contributions(contributions, _by_source_column(some, encoding), about)}
 
 
-def _by_parent(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
-    """Return what each parent of the features holds: its numbers, or the names of its levels."""
+def _by_source_column(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
+    """Return what each source column of the features holds: its numbers, or the names of its levels."""
     values: dict[str, npt.NDArray[Any]] = {name: matrix[:, place] for name, place in encoding.numbers}
     levels = pack_matrix(matrix, encoding).levels
     names = (np.array([*group.levels, "none of these"]) for group in encoding.one_hots)
-    parents = (group.parent for group in encoding.one_hots)
-    return values | {parent: of[codes] for parent, of, codes in zip(parents, names, levels, strict=True)}
+    source_columns = (group.source_column for group in encoding.one_hots)
+    return values | {column: of[codes] for column, of, codes in zip(source_columns, names, levels, strict=True)}
 
 
 def _snapshot(facts: pl.DataFrame, as_of: date, today: date, plan: TrainingPlan) -> Snapshot:

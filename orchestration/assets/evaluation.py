@@ -25,10 +25,10 @@ from orchestration.resources import Services
 from orchestration.schedules import requests_for_all
 
 if TYPE_CHECKING:
-    from churn.database.evaluations import JudgedBatch
-    from churn.workflows.promote import Promoter, Standing
+    from churn.database.evaluations import EvaluatedBatch
+    from churn.workflows.promote import Promoter, VariantStatus
 
-ASSET = "judged_batches"
+ASSET = "evaluated_batches"
 VARIANTS_PER_RUN = 1_000
 """Whatever scoring does: promotions control false discoveries over a run's variants, which must not be few."""
 _THREADS = 2  # more of them wait for one another
@@ -62,14 +62,14 @@ class Told:
 
 
 @dg.multi_asset(
-    name="judge_batches",
+    name="evaluate_batches",
     specs=[SPEC],
     check_specs=CHECKS,
     partitions_def=variants_partitions,
     backfill_policy=dg.BackfillPolicy.multi_run(VARIANTS_PER_RUN),
     retry_policy=RETRY_POLICY,
 )
-def judging_assets(context: dg.AssetExecutionContext, services: Services) -> Iterator[dg.AssetCheckResult]:
+def evaluation_assets(context: dg.AssetExecutionContext, services: Services) -> Iterator[dg.AssetCheckResult]:
     """Judge every variant of the run's partitions that the runs it goes on from have not judged."""
     run = FleetRun(context, [SPEC], SEVERITIES)
     today = datetime.now(UTC).date()
@@ -102,8 +102,8 @@ def report(context: dg.AssetExecutionContext, key: str, told: Told) -> None:
         context.log_event(evaluation)
 
 
-judging_job = dg.define_asset_job(
-    "judging_job",
+evaluation_job = dg.define_asset_job(
+    "evaluation_job",
     selection=dg.AssetSelection.assets(ASSET),
     description="Judges the batches whose labels have matured, and challengers against champions.",
     tags=RUN_TAGS,
@@ -111,13 +111,13 @@ judging_job = dg.define_asset_job(
 
 
 @dg.schedule(
-    job=judging_job,
+    job=evaluation_job,
     cron_schedule="0 6 * * 1",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every Monday at 06:00 UTC, after the week was scored: all registered variants.",
 )
-def weekly_judging_schedule(
+def weekly_evaluation_schedule(
     context: dg.ScheduleEvaluationContext, services: Services
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Request a run for each chunk of the registered variants."""
@@ -129,44 +129,44 @@ def _attempt(promoter: "Promoter", today: date, key: str) -> Told | BaseExceptio
     try:
         variant = Variant.from_key(key)
         try:
-            taken = promoter.judge.take_in(variant)
+            taken = promoter.evaluator.ingest(variant)
         except InputError as error:
             # Encoded rows, or a parent's: a variant without activity of its own is scored, and never judged.
-            return Told(f"not judged: {error}", {"not_judged": dg.MetadataValue.text(str(error))}, [])
-        judged = promoter.judge.judge_batches(variant, today, taken)
-        return _tell(key, taken.n_added, judged, promoter.standing(variant, taken))
+            return Told(f"not judged: {error}", {"not_evaluated": dg.MetadataValue.text(str(error))}, [])
+        judged = promoter.evaluator.evaluate_batches(variant, today, taken)
+        return _tell(key, taken.n_added, judged, promoter.status(variant, taken))
     except Exception as error:  # noqa: BLE001 one variant's error stops no other; it is told at the end
         return without_frames(error)
 
 
-def _tell(key: str, n_new: int, judged: "list[JudgedBatch]", standing: "Standing") -> Told:
-    verdict = standing.verdict
+def _tell(key: str, n_new: int, judged: "list[EvaluatedBatch]", status: "VariantStatus") -> Told:
+    comparison = status.comparison
     metadata: dict[str, dg.MetadataValue] = {
         "n_new_facts": dg.MetadataValue.int(n_new),
-        "n_batches_judged": dg.MetadataValue.int(len(judged)),
-        "champion": dg.MetadataValue.text(str(standing.event.champion)),
+        "n_batches_evaluated": dg.MetadataValue.int(len(judged)),
+        "champion": dg.MetadataValue.text(str(status.event.champion)),
     }
     champions = [one for one in judged if one.batch.role == CHAMPION]
     if judged:
         metadata["judged"] = dg.MetadataValue.md(_table(judged))
     if champions:
         metadata |= _of_newest(champions[-1])
-    if verdict is not None:
-        metadata["challenger"] = dg.MetadataValue.text(str(standing.event.challenger))
-        metadata["verdict"] = dg.MetadataValue.text(verdict.sentence)
-        metadata["e_value"] = dg.MetadataValue.float(verdict.e_value)
-    sentence = f"{n_new} new facts, {len(judged)} batches judged{f'; {verdict.sentence}' if verdict else ''}"
+    if comparison is not None:
+        metadata["challenger"] = dg.MetadataValue.text(str(status.event.challenger))
+        metadata["comparison"] = dg.MetadataValue.text(comparison.sentence)
+        metadata["e_value"] = dg.MetadataValue.float(comparison.e_value)
+    sentence = f"{n_new} new facts, {len(judged)} batches judged{f'; {comparison.sentence}' if comparison else ''}"
     return Told(sentence, metadata, _checks(key, champions) if judged else [])
 
 
-def _of_newest(judged: "JudgedBatch") -> Metadata:
+def _of_newest(judged: "EvaluatedBatch") -> Metadata:
     """Show the figures of the newest batch, and its calibration."""
     shown = {name: dg.MetadataValue.float(float(value)) for name, value in judged.measures.items()}
     drawn = reliability_picture(judged)
     return shown if drawn is None else shown | {"reliability": dg.MetadataValue.md(picture(drawn))}
 
 
-def _checks(key: str, champions: "list[JudgedBatch]") -> list[dg.AssetCheckEvaluation]:
+def _checks(key: str, champions: "list[EvaluatedBatch]") -> list[dg.AssetCheckEvaluation]:
     below = [one.batch.scored_week.isoformat() for one in champions if one.is_below_limit]
     segments = [(one.batch.scored_week, segment) for one in champions for segment in one.segments]
     is_low = below_limit([segment for _, segment in segments])
@@ -191,7 +191,7 @@ def _check(key: str, name: str, *, passed: bool, metadata: Metadata) -> dg.Asset
     )
 
 
-def _table(judged: "list[JudgedBatch]") -> str:
+def _table(judged: "list[EvaluatedBatch]") -> str:
     rows = [
         f"| {one.batch.scored_week} | {one.batch.role} v{one.batch.model_version} | {one.n_matured:,} | "
         f"{one.n_churned:,} | {_interval(one)} | {'' if one.auc_limit is None else f'{one.auc_limit:.3f}'} |"
@@ -200,14 +200,14 @@ def _table(judged: "list[JudgedBatch]") -> str:
     return "\n".join(["| week | model | matured | churned | ROC AUC | limit |", "|---|---|---:|---:|---|---:|", *rows])
 
 
-def _interval(judged: "JudgedBatch") -> str:
-    if judged.verdict != "ok":
-        return judged.verdict
+def _interval(judged: "EvaluatedBatch") -> str:
+    if judged.status != "ok":
+        return judged.status
     value, low, high = (judged.measures[name] for name in ("roc_auc", "roc_auc_low", "roc_auc_high"))
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _segment_table(judged: "JudgedBatch") -> str:
+def _segment_table(judged: "EvaluatedBatch") -> str:
     """Show the segments with figures, the lowest AUC first, and count the others."""
     measured = [(auc, one) for one in judged.segments if (auc := one.roc_auc) is not None]
     measured.sort(key=lambda pair: pair[0].value)

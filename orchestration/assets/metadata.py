@@ -102,7 +102,7 @@ def _of_predictions(outcome: Outcome) -> Metadata:
         scores["challenger"] = dg.MetadataValue.text(f"version {outcome.challenger_version} {scored}")
     if engine.reasons is None:
         return scores
-    importance = summary.importance(engine.reasons.parents)
+    importance = summary.importance(engine.reasons.source_columns)
     return scores | {
         "bias": dg.MetadataValue.float(engine.reasons.bias),
         "importance": dg.MetadataValue.md(picture(draw_importance(importance, "mean |contribution|, log-odds"))),

@@ -52,7 +52,7 @@ def _specs(asset: str) -> list[dg.AssetCheckSpec]:
     name=DRIFTS,
     deps=["store_predictions"],
     check_specs=_specs(DRIFTS),
-    group_name="watching",
+    group_name="monitoring",
     kinds={"postgres", "table"},
     owners=["team:retention"],
     description="Features and scores whose distribution differs from the reference of the model, over the whole fleet.",
@@ -76,9 +76,9 @@ def drifted_features(services: Services) -> dg.MaterializeResult:
 
 @dg.asset(
     name=INCIDENTS,
-    deps=[DRIFTS, "judged_batches"],
+    deps=[DRIFTS, "evaluated_batches"],
     check_specs=_specs(INCIDENTS),
-    group_name="watching",
+    group_name="monitoring",
     kinds={"postgres", "table"},
     owners=["team:retention"],
     description="What is wrong with the fleet, one incident a kind of trouble; told when it opens, grows or ends.",
@@ -108,21 +108,21 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
     )
 
 
-watching_job = dg.define_asset_job(
-    "watching_job",
+monitoring_job = dg.define_asset_job(
+    "monitoring_job",
     selection=dg.AssetSelection.assets(DRIFTS, INCIDENTS, "fleet_report"),
     description="Finds what drifts and what is wrong over the whole fleet, and writes the report.",
 )
 
 
 @dg.schedule(
-    job=watching_job,
+    job=monitoring_job,
     cron_schedule="0 7 * * 1",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every Monday at 07:00 UTC, after the week was scored and past ones were judged.",
 )
-def weekly_watching_schedule() -> dg.RunRequest:
+def weekly_monitoring_schedule() -> dg.RunRequest:
     """Request a look."""
     return dg.RunRequest()
 

@@ -8,7 +8,7 @@ from orchestration.resources import Services
 
 
 @dg.asset(
-    group_name="watching",
+    group_name="monitoring",
     deps=["fleet_incidents"],
     kinds={"html"},
     owners=["team:retention"],

@@ -1,7 +1,7 @@
 """The trained models: a challenger for each variant, or a champion where there is none, judged by the gate.
 
 One op trains a range of variants in one process. A variant that is trained gets its materialization and its checks, one
-for each claim of the gate, together; one that fails is named at the end, when all the others are done. A failed gate is
+for each check of the gate, together; one that fails is named at the end, when all the others are done. A failed gate is
 no failure of the run: the model is registered without an alias, and the checks tell why.
 """
 
@@ -14,7 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from churn.errors import ChurnError, UsageError
-from churn.training.checks import CLAIMS, Claim
+from churn.training.checks import GATE_CHECKS, GateCheck
 from churn.versions import CHALLENGER, CHAMPION
 from orchestration.assets.metadata import Metadata, picture
 from orchestration.fleet import RETRY_POLICY, RUN_TAGS, FleetRun, failure_of_all, materialized_by, runs_gone_on_from
@@ -35,8 +35,8 @@ SPEC = dg.AssetSpec(
     owners=["team:retention"],
     skippable=True,
 )
-CHECKS = [dg.AssetCheckSpec(name, asset=ASSET, description=claim) for name, claim in CLAIMS.items()]
-SEVERITIES = dict.fromkeys([(ASSET, name) for name in CLAIMS], dg.AssetCheckSeverity.WARN)
+CHECKS = [dg.AssetCheckSpec(name, asset=ASSET, description=check) for name, check in GATE_CHECKS.items()]
+SEVERITIES = dict.fromkeys([(ASSET, name) for name in GATE_CHECKS], dg.AssetCheckSeverity.WARN)
 
 _SHOWN_PICTURES = ("reliability.svg", "roc.svg")
 _MOST_PICTURE_BYTES = 60_000  # the event log keeps them as text
@@ -131,7 +131,7 @@ class Teller:
             variant=outcome.variant.key,
             sentence=_sentence(outcome),
             metadata=describe(outcome, self.model_link),
-            checks=[_evaluation(outcome.variant.key, claim) for claim in outcome.gate.claims],
+            checks=[_evaluation(outcome.variant.key, check) for check in outcome.gate.checks],
         )
 
 
@@ -182,7 +182,7 @@ def report(context: dg.AssetExecutionContext, told: Told, *, is_dry: bool) -> No
 
 
 def _sentence(outcome: "TrainingOutcome") -> str:
-    version, failures = outcome.version, ", ".join(claim.name for claim in outcome.gate.failures)
+    version, failures = outcome.version, ", ".join(check.name for check in outcome.gate.failures)
     what = "a dry run" if version is None else f"version {version.version}"
     if failures:
         return f"{what} failed the gate: {failures}"
@@ -190,17 +190,17 @@ def _sentence(outcome: "TrainingOutcome") -> str:
     return f"{what} passed the gate{f' and is the {alias}' if alias in (CHAMPION, CHALLENGER) else ''}"
 
 
-def _evaluation(key: str, claim: Claim) -> dg.AssetCheckEvaluation:
-    figures = {"value": claim.value, "limit": claim.limit}
+def _evaluation(key: str, check: GateCheck) -> dg.AssetCheckEvaluation:
+    figures = {"value": check.value, "limit": check.limit}
     return dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(ASSET),
-        check_name=claim.name,
-        passed=claim.verdict != "fails",
+        check_name=check.name,
+        passed=check.outcome != "fails",
         severity=dg.AssetCheckSeverity.WARN,
         partition=key,
-        description=claim.sentence,
+        description=check.sentence,
         metadata={
-            "verdict": dg.MetadataValue.text(claim.verdict),
+            "outcome": dg.MetadataValue.text(check.outcome),
             **{name: dg.MetadataValue.float(float(v)) for name, v in figures.items() if v is not None},
         },
     )

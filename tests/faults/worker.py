@@ -42,7 +42,7 @@ POINTS: Mapping[str, tuple[str, str, str]] = {
     "the attempt is recorded": (_PREDICTIONS, "_insert_attempt", "left"),
     "the old batch is put aside": (_PREDICTIONS, "_mark_current", "entered"),
     "the new batch is current": (_PREDICTIONS, "_make_current", "left"),
-    "commit is asked for": ("churn.database.deadlines", "WatchedConnection.commit", "entered"),
+    "commit is asked for": ("churn.database.deadlines", "DeadlineConnection.commit", "entered"),
     "it is committed": (_PREDICTIONS, "PredictionStore.publish", "left"),
 }
 """Where a child may kill itself: the module, the function, and whether it dies on the way in or out."""

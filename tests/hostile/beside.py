@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from churn.data.activity import ONE_HOT_PARENTS
+from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.features import pack_matrix, plan_encoded
 from churn.inference.bundle import Golden, parse_feature_names, read_bundle
 from churn.monitoring.profiles import Profile, reference_profile
@@ -48,7 +48,7 @@ def judge_golden(payload: object, folder: Path) -> str:
 
 @cache
 def profile() -> bytes:
-    encoding = plan_encoded(corpus.feature_names(), ONE_HOT_PARENTS)
+    encoding = plan_encoded(corpus.feature_names(), ONE_HOT_COLUMNS)
     matrix = corpus.sample_matrix()
     return reference_profile(pack_matrix(matrix, encoding), encoding, bundle().predict(matrix)).to_json().encode()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from churn.data.activity import ONE_HOT_PARENTS
+from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.features import pack_matrix, plan_encoded
 from churn.errors import ModelFileError
 from churn.inference.bundle import Bundle, read_bundle
@@ -43,7 +43,7 @@ def judge_model(payload: object, folder: Path) -> str:
     expected = _walk(document, matrix)
     gap = float(np.abs(scores - expected).max())
     require(gap <= 1e-4, f"XGBoost's scores differ from those of the file's trees by {gap:.3g}")
-    encoding = plan_encoded(corpus.feature_names(), ONE_HOT_PARENTS)
+    encoding = plan_encoded(corpus.feature_names(), ONE_HOT_COLUMNS)
     packed = pack_matrix(matrix, encoding)
     engine = build_engine(held, encoding, packed, n_rows=len(matrix), with_reasons=True)
     gap = float(np.abs(engine.score(packed)[0] - scores).max())

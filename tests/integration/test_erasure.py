@@ -34,7 +34,7 @@ from churn.storage.history import FOLDER, ActivityHistory
 from churn.storage.sources import Folder
 from churn.variants import Variant
 from churn.workflows.erase import first_kept_week
-from churn.workflows.evaluate import Judge
+from churn.workflows.evaluate import PerformanceEvaluator
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 
@@ -105,7 +105,7 @@ class Player:
     extract: pd.DataFrame
     n_rows: int
     copies: Path
-    judge: Judge
+    judge: PerformanceEvaluator
     predictions: list[tuple[Any, ...]]
     facts: dict[Variant, pl.DataFrame]
 
@@ -129,8 +129,8 @@ def player(
     put_input(site, "geography-us", as_parquet(pd.concat([rows, broken])))
     score(instance, "geography-us", "geography-us")
     score(instance, "geography-us", "geography-us", week=monday(1))
-    judge = deployment.judge()
-    assert all(judge.take_in(variant).n_added > 0 for variant in (US, BASE))
+    judge = deployment.evaluator()
+    assert all(judge.ingest(variant).n_added > 0 for variant in (US, BASE))
     copies = local_root / "geography-us/data/churn"
     copies.mkdir(parents=True)
     for name, write in COPIES.items():
@@ -168,7 +168,7 @@ def test_an_erased_account_is_nowhere_comes_back_by_no_extract_and_nobody_else_l
     require_the_others(site, player)
 
     score(instance, "base", "geography-us")
-    assert [player.judge.take_in(variant).n_added for variant in (US, BASE)] == [0, 0]
+    assert [player.judge.ingest(variant).n_added for variant in (US, BASE)] == [0, 0]
     assert n_rows_naming(site, site.churn, account) == {}
     assert n_rows_naming(site, site.dagster, account) == {}
     dropped = "SELECT n_rows_erased FROM scoring_batches WHERE is_current AND scored_week = :week ORDER BY variant"

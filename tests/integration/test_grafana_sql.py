@@ -159,7 +159,7 @@ def test_alert_rules_are_quiet_on_a_healthy_fleet_and_each_speaks_up_for_its_own
     churn = fleet.site.server.set(database=fleet.site.churn)
     run_sql(churn, "DELETE FROM scoring_attempts WHERE outcome = 'failed'")
     run_sql(churn, "UPDATE drift_flags SET is_confirmed = false")
-    run_sql(churn, "UPDATE judged_batches SET auc_limit = 0.65")
+    run_sql(churn, "UPDATE evaluated_batches SET auc_limit = 0.65")
     run_sql(churn, "UPDATE alert_deliveries SET delivered_at = now()")
 
     assert wrong == dict.fromkeys(rules, 1) | {"Week missed": int(is_late)}

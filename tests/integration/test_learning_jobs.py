@@ -10,7 +10,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from churn.database.evaluations import JudgedBatch
+from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
@@ -44,7 +44,7 @@ def run(instance: dg.DagsterInstance, job: str, **options: object) -> dg.Execute
 
 
 def judge(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    return run(instance, "judging_job", tags={RANGE_START_TAG: KEYS[0], RANGE_END_TAG: KEYS[-1]})
+    return run(instance, "evaluation_job", tags={RANGE_START_TAG: KEYS[0], RANGE_END_TAG: KEYS[-1]})
 
 
 def evaluate(instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
@@ -62,21 +62,21 @@ def test_judging_tells_what_past_batches_were_worth_and_passes_over_what_cannot_
     result = judge(instance)
 
     assert result.success, [event.step_failure_data for event in result.get_step_failure_events()]
-    shown = {event.partition: event.metadata for event in result.asset_materializations_for_node("judge_batches")}
+    shown = {event.partition: event.metadata for event in result.asset_materializations_for_node("evaluate_batches")}
     assert set(shown) == set(KEYS)
-    assert "rows already encoded" in shown[EU.key]["not_judged"].value
-    assert shown[US.key]["n_batches_judged"].value == 1
+    assert "rows already encoded" in shown[EU.key]["not_evaluated"].value
+    assert shown[US.key]["n_batches_evaluated"].value == 1
     assert shown[US.key]["n_new_facts"].value > 1500
     assert 0.6 < shown[US.key]["roc_auc"].value < 1
     assert f"| {WEEK} | champion v1 |" in shown[US.key]["judged"].value
-    rows = site.rows(site.churn, "SELECT n_at_risk, n_matured, verdict FROM judged_batches")
-    assert [(at_risk == matured, verdict) for at_risk, matured, verdict in rows] == [(True, "ok")]
+    rows = site.rows(site.churn, "SELECT n_at_risk, n_matured, comparison FROM evaluated_batches")
+    assert [(at_risk == matured, comparison) for at_risk, matured, comparison in rows] == [(True, "ok")]
     actions = site.rows(site.churn, "SELECT variant, action, champion_version FROM model_events ORDER BY variant")
     assert actions == [(EU.key, "observed", 1), (US.key, "observed", 1)]
 
     again = judge(instance)
     assert again.success
-    assert site.rows(site.churn, "SELECT count(*) FROM judged_batches") == [(1,)]
+    assert site.rows(site.churn, "SELECT count(*) FROM evaluated_batches") == [(1,)]
 
 
 def test_a_champion_moves_on_a_launch_and_back_on_another(
@@ -104,11 +104,11 @@ def judged(variant: Variant, as_of: date, high: float, deployment: Deployment) -
     """Score a week and write down that its AUC's upper end was ``high``, under a limit of 0.7."""
     week = as_of - timedelta(days=as_of.weekday())
     deployment.scorer().score_variant(variant, week)
-    results = deployment.judge().results
-    (batch,) = [one for one in results.unjudged([variant]) if one.scored_week == week]
+    results = deployment.evaluator().results
+    (batch,) = [one for one in results.unevaluated([variant]) if one.scored_week == week]
     measures = {"roc_auc": high - 0.05, "roc_auc_low": high - 0.1, "roc_auc_high": high}
     results.record(
-        [JudgedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures)],
+        [EvaluatedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures)],
     )
 
 

@@ -114,15 +114,15 @@ def seed_watching(site: Site, batch_id: int, judged_batch_id: int) -> None:
     )
     run("INSERT INTO drift_flags VALUES (:batch, 'total_deposit', true), (:batch, 'churn_probability', false)")
     run("""
-        INSERT INTO judged_batches
-            (batch_id, judged_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured, n_missing, n_churned,
-             verdict, auc_limit, roc_auc, roc_auc_low, roc_auc_high, average_precision, log_loss, brier_score,
+        INSERT INTO evaluated_batches
+            (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured, n_missing,
+             n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high, average_precision, log_loss, brier_score,
              calibration_error, lift_at_10, mean_score)
         VALUES (:judged, now(), current_date, 3, 60, 50, 50, 0, 20, 'ok', 0.7, 0.6, 0.52, 0.68, 0.5, 0.6, 0.2, 0.04,
                 1.5, 0.4)
     """)
     run("""
-        INSERT INTO judged_segments (batch_id, segment, level, n_matured, n_churned, verdict, roc_auc, p_below_limit)
+        INSERT INTO evaluated_segments (batch_id, segment, level, n_matured, n_churned, status, roc_auc, p_below_limit)
         VALUES (:judged, 'brand_id', 'OH', 30, 12, 'ok', 0.55, 0.001), (:judged, 'brand_id', 'PA', 20, 8,
                 'insufficient', NULL, NULL)
     """)
@@ -353,8 +353,9 @@ def seed_fleet(site: Site, n_variants: int, n_weeks: int) -> None:
     """)
     run(
         """
-        INSERT INTO judged_batches (batch_id, judged_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured,
-                                    n_missing, n_churned, verdict, auc_limit, roc_auc, roc_auc_low, roc_auc_high)
+        INSERT INTO evaluated_batches (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,
+                                    n_matured,
+                                    n_missing, n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high)
         SELECT batch_id, now(), current_date, 3, 1000, 1000, 1000, 0, 200, 'ok', 0.7, 0.8, 0.75, 0.85
         FROM scoring_batches WHERE scored_week <= :until
         """,

@@ -163,22 +163,22 @@ def test_a_challenger_is_promoted_on_matured_labels_and_not_before(
 ):
     for week in WEEKS:
         score(week)
-    promoter.judge.take_in(US)
+    promoter.evaluator.ingest(US)
     early = replace(promoter, clock=lambda: datetime(2026, 5, 31, tzinfo=UTC))
     with pytest.raises(PromotionError, match="no account that both scored has a matured label yet"):
         early.promote(US)
     assert aliases(deployment) == {CHAMPION: 1, CHALLENGER: 2}
 
-    dry, verdict = promoter.promote(US, dry_run=True)
+    dry, comparison = promoter.promote(US, dry_run=True)
     assert aliases(deployment) == {CHAMPION: 1, CHALLENGER: 2}
     event, _ = promoter.promote(US)
 
-    assert verdict.n > 300
-    assert verdict.is_better
+    assert comparison.n > 300
+    assert comparison.is_better
     assert (event.champion, event.previous, event.challenger) == (2, 1, None)
     assert (dry.champion, dry.action) == (event.champion, event.action)
     assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
-    assert promoter.events.history(US)[-1].evidence["n"] == verdict.n
+    assert promoter.events.history(US)[-1].evidence["n"] == comparison.n
 
 
 def test_batches_are_judged_once_when_their_labels_have_matured(
@@ -186,23 +186,23 @@ def test_batches_are_judged_once_when_their_labels_have_matured(
 ):
     for week in WEEKS:
         score(week)
-    judge = promoter.judge
-    judge.take_in(US)
+    judge = promoter.evaluator
+    judge.ingest(US)
 
-    assert judge.judge_batches(US, date(2026, 5, 31)) == []
-    judged = judge.judge_batches(US, TODAY.date())
+    assert judge.evaluate_batches(US, date(2026, 5, 31)) == []
+    judged = judge.evaluate_batches(US, TODAY.date())
 
     assert [(one.batch.scored_week, one.batch.role) for one in judged] == [
         (week, role) for week in WEEKS for role in (CHAMPION, CHALLENGER)
     ]
-    assert judge.judge_batches(US, TODAY.date()) == []
+    assert judge.evaluate_batches(US, TODAY.date()) == []
     for one in judged:
-        assert one.verdict == "ok"
+        assert one.comparison == "ok"
         assert 0 < one.n_churned < one.n_matured == one.n_at_risk < one.n_accounts
         assert (one.measures["roc_auc"] > 0.7) == (one.batch.role == CHALLENGER)
         assert one.is_below_limit == (one.batch.role == CHAMPION)
     champions = [one for one in judged if one.batch.role == CHAMPION]
-    kept = judge.results.judged_champions()[US]
+    kept = judge.results.evaluated_champions()[US]
     assert [one.batch for one in kept] == [one.batch for one in champions]
     assert all(found.measures.items() <= one.measures.items() for found, one in zip(kept, champions, strict=True))
 
@@ -281,7 +281,7 @@ def test_a_fleet_is_promoted_where_it_is_better_and_the_rest_is_told(
 ):
     for week in WEEKS:
         score(week)
-    promoter.judge.take_in(US)
+    promoter.evaluator.ingest(US)
 
     results = promoter.promote_all([US, other, Variant("nowhere")])
 

@@ -21,13 +21,13 @@ from .conftest import Run, Site, bundled, put_model_files
 from .test_weekly_job import NAMES, activity, as_parquet, encoded, monday, put_input
 
 US = Variant("us")
-PARENTS = [
+SOURCE_COLUMNS = [
     "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
 ]  # fmt: skip
 
 
 def parent_of(name: str) -> str:
-    return next(parent for parent in PARENTS if name == parent or name.startswith(f"{parent}_"))
+    return next(parent for parent in SOURCE_COLUMNS if name == parent or name.startswith(f"{parent}_"))
 
 
 def expected_reasons(rows: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +95,9 @@ def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
     outcome = deployment.scorer().score_variant(US, monday())
 
     means = expected_reasons(us).drop(columns="bias").abs().mean().to_dict()
-    ((importance, bias, other),) = site.rows(site.churn, "SELECT importance, bias, other_parents FROM scoring_batches")
+    ((importance, bias, other),) = site.rows(
+        site.churn, "SELECT importance, bias, other_source_columns FROM scoring_batches"
+    )
     assert importance == pytest.approx(means, abs=1e-4)
     assert list(outcome.record.importance or {}) == sorted(means, key=lambda name: -means[name])
     assert bias == pytest.approx(expected_reasons(us)["bias"].iloc[0], abs=1e-4)
@@ -104,7 +106,7 @@ def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
     mlflow.set_tracking_uri(deployment.tracking_uri)
     picture = mlflow.artifacts.load_text(f"runs:/{outcome.model.mlflow_run_id}/{path}")
     assert picture == draw_importance(outcome.record.importance or {}, f"{US}, week of {monday()}: mean |log-odds|")
-    assert all(parent in picture for parent in PARENTS)
+    assert all(parent in picture for parent in SOURCE_COLUMNS)
 
 
 def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
@@ -126,7 +128,7 @@ def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
 
     outcome = deployment.scorer().score_variant(US, monday())
 
-    assert outcome.record.other_parents == names[:2]
+    assert outcome.record.other_source_columns == names[:2]
     values = booster.predict(data, pred_contribs=True)
     for i, row in enumerate(site.current().iter_rows(named=True)):
         sizes = {reason["feature"]: reason["contribution"] for reason in row["reasons"]}
@@ -182,7 +184,7 @@ def test_explaining_an_account_shows_each_feature_with_a_bar_and_the_sum(
     printed = churn("explain", "--account", str(account), "--variant", "us").out
 
     assert f"account {account} of geography-us, week of {monday()}: churn probability 0." in printed
-    for parent in PARENTS:
+    for parent in SOURCE_COLUMNS:
         line = next(line for line in printed.splitlines() if line.strip().startswith(parent))
         assert "█" in line
     wanted = expected_reasons(us).loc[account]

@@ -587,7 +587,8 @@ print(sorted(job.name for job in defs.resolve_all_job_defs() if not job.name.sta
     done = subprocess.run(command, cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (
         0,
-        "['churn_prediction_job', 'judging_job', 'maintenance_job', 'promotion_job', 'training_job', 'watching_job']\n",
+        "['churn_prediction_job', 'evaluation_job', 'maintenance_job', 'monitoring_job', 'promotion_job', "
+        "'training_job']\n",
     ), done.stderr
 
 
@@ -602,22 +603,22 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         )
         for key, node in ((key, graph.get(key)) for key in graph.get_all_asset_keys())
     }
-    weekly, learning, watching = ((name, ["team:retention"]) for name in ("weekly_scoring", "learning", "watching"))
+    weekly, learning, watching = ((name, ["team:retention"]) for name in ("weekly_scoring", "learning", "monitoring"))
     assert found == {
         "raw_churn_data": ([], *weekly, ["parquet", "s3"]),
         "transformed_features": (["raw_churn_data"], *weekly, ["polars"]),
         "load_model_from_mlflow": ([], *weekly, ["mlflow", "xgboost"]),
         "generate_predictions": (["load_model_from_mlflow", "transformed_features"], *weekly, ["xgboost"]),
         "store_predictions": (["generate_predictions"], *weekly, ["postgres", "table"]),
-        "judged_batches": (["store_predictions"], *learning, ["postgres", "table"]),
+        "evaluated_batches": (["store_predictions"], *learning, ["postgres", "table"]),
         "trained_models": ([], *learning, ["mlflow", "xgboost"]),
         "drifted_features": (["store_predictions"], *watching, ["postgres", "table"]),
-        "fleet_incidents": (["drifted_features", "judged_batches"], *watching, ["postgres", "table"]),
+        "fleet_incidents": (["drifted_features", "evaluated_batches"], *watching, ["postgres", "table"]),
         "fleet_report": (["fleet_incidents"], *watching, ["html"]),
     }
     judging_checks = {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
     assert {key.name for key in graph.asset_check_keys} == CHECKS | WATCHING_CHECKS | set(CLAIMS) | judging_checks
     partitions = {
-        graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group != "watching"
+        graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group != "monitoring"
     }
     assert partitions == {dg.DynamicPartitionsDefinition(name="variants")}

@@ -70,7 +70,7 @@ def test_the_services_are_those_of_the_deployment(services: dict[str, dict[str, 
     assert set(services) == OURS | {"postgres", "s3", "prometheus", "grafana"}
     watching = {name for name, service in services.items() if service.get("profiles")}
     assert watching == {"prometheus", "grafana"}
-    assert all(services[name]["profiles"] == ["watching"] for name in watching)
+    assert all(services[name]["profiles"] == ["monitoring"] for name in watching)
 
 
 def test_without_passwords_compose_starts_nothing_and_names_the_command_that_makes_them(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from churn.evaluation.metrics import Interval
 from churn.monitoring.conditions import (
     Attempt,
+    EvaluatedChampion,
     FailedRun,
     History,
-    JudgedChampion,
     LowSegment,
     ScoredBatch,
     challengers_failed,
@@ -20,7 +20,7 @@ from churn.monitoring.conditions import (
     drifted,
     flag_drifts,
     newest_batches,
-    newest_judged,
+    newest_evaluated,
     performance_low,
     runs_failed,
     segment_low,
@@ -53,8 +53,10 @@ def attempt(variant: str, error: str | None = None, **values: object) -> Attempt
     return Attempt(variant=variant, error=error, **told)
 
 
-def judged(variant: str, auc: float, *, version: int = 1, week: date = BEFORE, reach: float = 0.03) -> JudgedChampion:
-    return JudgedChampion(1, variant, week, version, Interval(auc, auc - reach, auc + reach), 0.7)
+def judged(
+    variant: str, auc: float, *, version: int = 1, week: date = BEFORE, reach: float = 0.03
+) -> EvaluatedChampion:
+    return EvaluatedChampion(1, variant, week, version, Interval(auc, auc - reach, auc + reach), 0.7)
 
 
 def test_a_variant_has_failed_when_its_newest_attempt_did():
@@ -191,10 +193,10 @@ def test_another_models_week_confirms_nothing():
 
 
 def test_what_a_replaced_champion_was_worth_is_over():
-    found = newest_judged([judged("us", 0.5, version=1), judged("us", 0.8, version=2, week=LAST)], {"us": 2})
+    found = newest_evaluated([judged("us", 0.5, version=1), judged("us", 0.8, version=2, week=LAST)], {"us": 2})
 
     assert {one.roc_auc.value for one in found.values()} == {0.8}
-    assert not newest_judged([judged("us", 0.5, version=1)], {"us": 2})
+    assert not newest_evaluated([judged("us", 0.5, version=1)], {"us": 2})
 
 
 def test_performance_is_low_when_chance_cannot_explain_it_in_the_whole_fleet():
@@ -212,11 +214,11 @@ def test_a_segment_is_told_unless_its_whole_is():
     low = [LowSegment("us", "brand_id", "OH", 0.55, 0.7, 1e-9), LowSegment("eu", "brand_id", "PA", 0.5, 0.7, 1e-9)]
     chance = LowSegment("fr", "brand_id", "PA", 0.66, 0.7, 0.005)
 
-    told = segment_low([*low, chance], n_judged=5000, known={"eu"})
+    told = segment_low([*low, chance], n_evaluated=5000, known={"eu"})
 
     assert told.members == {"us": "brand_id OH: ROC AUC 0.550; the limit is 0.700"}
-    assert set(segment_low([chance], n_judged=1, known=()).members) == {"fr"}
-    assert not segment_low([], n_judged=0, known=()).members
+    assert set(segment_low([chance], n_evaluated=1, known=()).members) == {"fr"}
+    assert not segment_low([], n_evaluated=0, known=()).members
 
 
 def test_a_run_is_told_unless_each_variant_that_failed_it_tells_itself():

@@ -351,7 +351,7 @@ def test_false_flags_stay_a_small_share_when_many_variants_drift():
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "previous", "verdict"),
+    ("n_rows", "previous", "status"),
     [
         (1_000, [990, 1_010, 1_000], "ok"),
         (400, [990, 1_010, 1_000], "low"),
@@ -364,15 +364,15 @@ def test_false_flags_stay_a_small_share_when_many_variants_drift():
         (1_000, [1_000, 1_000], "insufficient"),
     ],
 )
-def test_the_volume_is_told_by_what_batches_had_before(n_rows, previous, verdict):
-    assert volume(n_rows, previous).verdict == verdict
+def test_the_volume_is_told_by_what_batches_had_before(n_rows, previous, status):
+    assert volume(n_rows, previous).status == status
 
 
 def test_steady_volumes_are_seldom_called_unusual_at_any_size():
     rng = np.random.default_rng(4)
 
     verdicts = [
-        volume(batches[-1], batches[:-1]).verdict for batches in rng.poisson([[5], [50], [5_000]] * 300, (900, 9))
+        volume(batches[-1], batches[:-1]).status for batches in rng.poisson([[5], [50], [5_000]] * 300, (900, 9))
     ]
 
     assert verdicts.count("ok") >= 895

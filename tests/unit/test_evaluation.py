@@ -270,20 +270,20 @@ def test_too_few_of_an_outcome_is_insufficient_and_gives_no_figure(n_churned, n_
     churned = np.arange(n_churned + n_stayed) < n_churned
     evaluation = evaluate(churned, np.full(len(churned), 0.25))
 
-    assert evaluation.verdict == "insufficient"
+    assert evaluation.status == "insufficient"
     assert evaluation.metrics() == {"n": n_churned + n_stayed, "n_churned": n_churned, "mean_score": 0.25}
     assert evaluation.roc_auc is evaluation.lift_at_10 is evaluation.calibration_error is None
 
 
 def test_just_enough_of_both_outcomes_is_measured():
     evaluation = evaluate(np.arange(2 * MIN_OF_CLASS) < MIN_OF_CLASS, np.linspace(0, 1, 2 * MIN_OF_CLASS))
-    assert evaluation.verdict == "ok"
+    assert evaluation.status == "ok"
     assert len(evaluation.metrics()) == 3 + 4 * 3 + 2
 
 
 def test_no_rows_at_all_are_insufficient_and_give_no_mean():
     evaluation = evaluate(np.zeros(0, dtype=bool), np.zeros(0))
-    assert evaluation.verdict == "insufficient"
+    assert evaluation.status == "insufficient"
     assert evaluation.metrics() == {"n": 0, "n_churned": 0}
 
 

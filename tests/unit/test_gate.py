@@ -1,5 +1,5 @@
-"""The gate: it is what stands between a training and the scores that people act on. Each claim must fail when what it
-claims is not so, or it is worth nothing; and a sound model of few rows must not fail by chance.
+"""The gate: it is what stands between a training and the scores that people act on. Each check must fail when what it
+checks is not so, or it is worth nothing; and a sound model of few rows must not fail by chance.
 """
 
 from dataclasses import replace
@@ -16,19 +16,19 @@ from churn.inference.bundle import Bundle, load_bundle
 from churn.samples.artifacts import FEATURE_NAMES
 from churn.samples.simulator import simulate_activity
 from churn.training.calibration import Calibration, fold_into
-from churn.training.checks import CLAIMS, Claim, Gate
+from churn.training.checks import GATE_CHECKS, Gate, GateCheck
 from churn.training.gate import (
     GateLimits,
     chance_calibration_error,
+    check_auc,
+    check_calibration,
+    check_canary,
+    check_compilation,
+    check_gate,
+    check_golden,
+    check_shuffled,
+    check_speed,
     compile_for,
-    judge,
-    judge_auc,
-    judge_calibration,
-    judge_canary,
-    judge_compilation,
-    judge_golden,
-    judge_shuffled,
-    judge_speed,
     plant_canary,
 )
 from churn.training.train import Trained, TrainingPlan, train
@@ -78,40 +78,40 @@ def dart(trained: Trained) -> Bundle:
 def test_a_sound_model_passes_and_every_claim_is_judged_once(
     facts: pl.DataFrame, trained: Trained, held_out: list[Snapshot], evaluation: Evaluation
 ):
-    passed = judge(trained, evaluation, facts=facts, held_out=held_out, build=build, champion=None, limits=LIMITS)
+    passed = check_gate(trained, evaluation, facts=facts, held_out=held_out, build=build, champion=None, limits=LIMITS)
 
-    assert [claim.name for claim in passed.claims] == list(CLAIMS)
+    assert [check.name for check in passed.checks] == list(GATE_CHECKS)
     assert passed.failures == (), passed.to_markdown()
-    assert {claim.name for claim in passed.claims if claim.verdict == "skipped"} == {"scoring_is_no_slower"}
+    assert {check.name for check in passed.checks if check.outcome == "skipped"} == {"scoring_is_no_slower"}
 
 
 def test_the_floor_is_for_the_lower_end_of_the_interval(evaluation: Evaluation):
     assert evaluation.roc_auc is not None
     between = (evaluation.roc_auc.low + evaluation.roc_auc.value) / 2
 
-    assert judge_auc(evaluation, LIMITS).verdict == "holds"
-    assert judge_auc(evaluation, replace(LIMITS, auc_floor=between)).verdict == "fails"
+    assert check_auc(evaluation, LIMITS).outcome == "holds"
+    assert check_auc(evaluation, replace(LIMITS, auc_floor=between)).outcome == "fails"
 
 
 def test_too_few_of_an_outcome_hold_nothing():
     few = evaluate(np.arange(100) < 10, np.linspace(0, 1, 100))
 
-    claim = judge_auc(few, LIMITS)
+    check = check_auc(few, LIMITS)
 
-    assert (claim.verdict, claim.value) == ("fails", None)
-    assert "10 held-out accounts churned and 90 stayed" in claim.sentence
+    assert (check.outcome, check.value) == ("fails", None)
+    assert "10 held-out accounts churned and 90 stayed" in check.sentence
 
 
 def test_scores_that_mean_something_else_are_not_calibrated(trained: Trained):
     crooked = replace(trained, bundle=served(trained, fold_into(trained.bundle.booster, Calibration(1.0, 1.5))))
     found = evaluate(crooked.judged.churned, crooked.bundle.predict(crooked.judged.matrix))
 
-    claim = judge_calibration(crooked, found, LIMITS)
+    check = check_calibration(crooked, found, LIMITS)
 
-    assert claim.verdict == "fails"
-    assert claim.value is not None
-    assert claim.limit is not None
-    assert claim.value > claim.limit > LIMITS.max_calibration_error
+    assert check.outcome == "fails"
+    assert check.value is not None
+    assert check.limit is not None
+    assert check.value > check.limit > LIMITS.max_calibration_error
 
 
 @pytest.mark.parametrize("off_by", [0.0, 0.05])
@@ -122,7 +122,7 @@ def test_of_few_rows_an_error_that_chance_explains_is_let_pass(trained: Trained,
     verdicts = []
     for _ in range(12):
         true = replace(trained, judged=replace(trained.judged, churned=rng.random(len(scores)) < scores + off_by))
-        verdicts.append(judge_calibration(true, evaluate(true.judged.churned, scores), limits).verdict)
+        verdicts.append(check_calibration(true, evaluate(true.judged.churned, scores), limits).outcome)
 
     assert verdicts.count("fails") <= 1
 
@@ -137,8 +137,8 @@ def test_what_chance_explains_shrinks_with_the_rows():
 
 
 def test_shuffled_labels_that_would_pass_are_an_alarm(trained: Trained):
-    assert judge_shuffled(trained, LIMITS).verdict == "holds"
-    assert judge_shuffled(trained, replace(LIMITS, auc_floor=0.05)).verdict == "fails"
+    assert check_shuffled(trained, LIMITS).outcome == "holds"
+    assert check_shuffled(trained, replace(LIMITS, auc_floor=0.05)).outcome == "fails"
 
 
 def latest_of_all(facts: pl.DataFrame, as_of: date) -> Snapshot:
@@ -177,30 +177,30 @@ def test_features_of_what_was_known_show_nothing_of_the_canary(
     facts: pl.DataFrame, trained: Trained, held_out: list[Snapshot]
 ):
     for seed in range(5):
-        claim = judge_canary(facts, held_out, build, seed)
+        check = check_canary(facts, held_out, build, seed)
 
-        assert claim.verdict == "holds", claim.sentence
-        assert claim.value == pytest.approx(0.5, abs=0.06)
+        assert check.outcome == "holds", check.sentence
+        assert check.value == pytest.approx(0.5, abs=0.06)
 
 
 def test_features_that_take_any_accounts_newest_row_are_caught(facts: pl.DataFrame, held_out: list[Snapshot]):
-    claim = judge_canary(facts, held_out, latest_of_all, seed=1)
+    check = check_canary(facts, held_out, latest_of_all, seed=1)
 
-    assert claim.verdict == "fails"
-    assert claim.value is not None
-    assert claim.value > 0.9
+    assert check.outcome == "fails"
+    assert check.value is not None
+    assert check.value > 0.9
 
 
 def test_features_that_know_a_month_too_much_are_caught(facts: pl.DataFrame, held_out: list[Snapshot]):
-    assert judge_canary(facts, held_out, a_month_late, seed=1).verdict == "fails"
+    assert check_canary(facts, held_out, a_month_late, seed=1).outcome == "fails"
 
 
 def test_features_that_take_a_later_correction_are_caught(facts: pl.DataFrame):
     corrected = with_corrections(facts)
     shots = [build(corrected, as_of) for as_of in month_ends(date(2026, 5, 1), date(2026, 7, 31))]
 
-    assert judge_canary(corrected, shots, build, seed=1).verdict == "holds"
-    assert judge_canary(corrected, shots, by_month_alone, seed=1).verdict == "fails"
+    assert check_canary(corrected, shots, build, seed=1).outcome == "holds"
+    assert check_canary(corrected, shots, by_month_alone, seed=1).outcome == "fails"
 
 
 def test_the_canary_gives_the_label_away_on_later_facts_only(facts: pl.DataFrame, held_out: list[Snapshot]):
@@ -227,38 +227,38 @@ def test_the_noise_of_one_day_says_nothing_of_anothers(facts: pl.DataFrame, held
 def test_golden_rows_must_be_the_saved_models_own(trained: Trained):
     other = served(trained, fold_into(trained.bundle.booster, Calibration(1.0, 0.001)))
 
-    assert judge_golden(trained).verdict == "holds"
-    assert judge_golden(replace(trained, bundle=replace(trained.bundle, data=other.data))).verdict == "fails"
+    assert check_golden(trained).outcome == "holds"
+    assert check_golden(replace(trained, bundle=replace(trained.bundle, data=other.data))).outcome == "fails"
 
 
 def test_trees_that_only_xgboost_can_walk_are_no_candidates(trained: Trained, held_out: list[Snapshot]):
     ours, _ = compile_for(trained.bundle, held_out)
     theirs, _ = compile_for(dart(trained), held_out)
 
-    assert judge_compilation(ours).verdict == "holds"
-    claim = judge_compilation(theirs)
-    assert claim.verdict == "fails"
-    assert "booster dart" in claim.sentence
+    assert check_compilation(ours).outcome == "holds"
+    check = check_compilation(theirs)
+    assert check.outcome == "fails"
+    assert "booster dart" in check.sentence
 
 
-@pytest.mark.parametrize(("most", "verdict"), [(1e6, "holds"), (1e-6, "fails")])
-def test_time_is_held_against_the_champions(trained: Trained, held_out: list[Snapshot], most: float, verdict: str):
+@pytest.mark.parametrize(("most", "outcome"), [(1e6, "holds"), (1e-6, "fails")])
+def test_time_is_held_against_the_champions(trained: Trained, held_out: list[Snapshot], most: float, outcome: str):
     engine, packed = compile_for(trained.bundle, held_out)
 
-    claim = judge_speed(engine, packed, trained.bundle, held_out, replace(LIMITS, max_slowdown=most, fast_enough_us=0))
+    check = check_speed(engine, packed, trained.bundle, held_out, replace(LIMITS, max_slowdown=most, fast_enough_us=0))
 
-    assert claim.verdict == verdict
-    assert claim.value is not None
-    assert claim.value > 0
+    assert check.outcome == outcome
+    assert check.value is not None
+    assert check.value > 0
 
 
 def test_a_champion_that_does_not_compile_is_not_raced(trained: Trained, held_out: list[Snapshot]):
     engine, packed = compile_for(trained.bundle, held_out)
 
-    claim = judge_speed(engine, packed, dart(trained), held_out, LIMITS)
+    check = check_speed(engine, packed, dart(trained), held_out, LIMITS)
 
-    assert claim.verdict == "skipped"
-    assert "does not compile" in claim.sentence
+    assert check.outcome == "skipped"
+    assert "does not compile" in check.sentence
 
 
 def test_a_champion_of_other_columns_is_not_compared_with(trained: Trained, held_out: list[Snapshot]):
@@ -269,16 +269,16 @@ def test_a_champion_of_other_columns_is_not_compared_with(trained: Trained, held
     )
     engine, packed = compile_for(trained.bundle, held_out)
 
-    claim = judge_speed(engine, packed, champion, held_out, LIMITS)
+    check = check_speed(engine, packed, champion, held_out, LIMITS)
 
-    assert claim.verdict == "skipped"
-    assert "n_logins" in claim.sentence
+    assert check.outcome == "skipped"
+    assert "n_logins" in check.sentence
 
 
 def test_one_failed_claim_fails_the_gate_and_a_skipped_one_does_not():
-    claims = [Claim(name, 0.5, 0.6, verdict, name) for name, verdict in (("a", "holds"), ("b", "skipped"))]
-    failed = Claim("c", None, 0.6, "fails", "it is not so")
+    checks = [GateCheck(name, 0.5, 0.6, outcome, name) for name, outcome in (("a", "holds"), ("b", "skipped"))]
+    failed = GateCheck("c", None, 0.6, "fails", "it is not so")
 
-    assert Gate(tuple(claims)).is_passed
-    assert Gate((*claims, failed)).failures == (failed,)
+    assert Gate(tuple(checks)).is_passed
+    assert Gate((*checks, failed)).failures == (failed,)
     assert "| c | fails |  | 0.6 | it is not so |" in Gate((failed,)).to_markdown()

@@ -21,7 +21,7 @@ from churn.data.erased import Erased, tombstone
 from churn.data.features import features
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
 from churn.samples.simulator import simulate_activity
-from churn.storage.history import FOLDED_AT, FOLDER, ActivityHistory, Appended, most_parts, new_facts
+from churn.storage.history import COMPACTED_AT, FOLDER, ActivityHistory, Appended, most_parts, new_facts
 from churn.storage.sources import Bucket, Entry, Folder, Place
 from churn.variants import Variant
 
@@ -394,7 +394,7 @@ def test_months_of_parts_are_folded_into_few_and_every_day_looks_as_before(histo
         assert history.append(US, extract, received_at).n_added == 2
         n_parts.add(len(parts_of(place)))
 
-    assert max(n_parts) <= max(FOLDED_AT)
+    assert max(n_parts) <= max(COMPACTED_AT)
     assert len(n_parts) > 1
     assert facts is not None
     assert told(history.read(US)) == sorted(told(facts), key=lambda fact: fact[:3])
@@ -406,7 +406,7 @@ def test_histories_of_a_fleet_are_not_folded_in_one_week(tmp_path):
     variants = [Variant(company=f"c{number}") for number in range(12)]
     history = ActivityHistory(Folder(tmp_path))
     folded_in: dict[Variant, int] = {}
-    for number in range(max(FOLDED_AT) + 1):
+    for number in range(max(COMPACTED_AT) + 1):
         for variant in variants:
             history.append(variant, *week(number))
             if number and len(history.place.list(variant.prefix)) == 1:

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def batch(variant: str, week: date, *, version: int = 1, role: str = CHAMPION, **judged: Any) -> Row:
-    names = ("verdict", "n_matured", "n_churned", "roc_auc", "roc_auc_low", "roc_auc_high", "auc_limit", "brier_score",
+    names = ("status", "n_matured", "n_churned", "roc_auc", "roc_auc_low", "roc_auc_high", "auc_limit", "brier_score",
              "calibration_error", "lift_at_10", "estimated_auc")  # fmt: skip
     return dict.fromkeys(names) | {
         "variant": variant,
@@ -44,7 +44,7 @@ def failed(variant: str, error: str, role: str = CHAMPION) -> Row:
 
 def measured(value: float, limit: float) -> Row:
     return {
-        "verdict": "ok",
+        "status": "ok",
         "roc_auc": value,
         "roc_auc_low": value - 0.05,
         "roc_auc_high": value + 0.05,
@@ -103,7 +103,7 @@ def test_the_newest_week_that_could_be_judged_is_told_and_one_with_too_few_label
         WEEKS,
         batches=[
             batch("us", WEEKS[0], **measured(0.8, 0.7)),
-            batch("us", WEEKS[1], verdict="insufficient"),
+            batch("us", WEEKS[1], status="insufficient"),
             batch("us", WEEKS[2]),
         ],
     )

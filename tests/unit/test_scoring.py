@@ -16,7 +16,7 @@ from churn.inference import engine as engine_module
 from churn.inference.bundle import Bundle, load_bundle, read_bundle
 from churn.inference.cells import compiled
 from churn.inference.engine import build_engine, require_sums
-from churn.inference.explanations import ForestExplainer, build_explainer, feature_parents
+from churn.inference.explanations import ForestExplainer, build_explainer, feature_source_columns
 from churn.inference.forest import Forest, NotCompilableError, read_forest
 from churn.inference.scoring import build_scorer
 
@@ -38,8 +38,8 @@ class Case:
 
     def summed_contributions(self) -> tuple[np.ndarray, float]:
         values = self.bundle.contributions(self.matrix).astype(np.float64)
-        sums = np.zeros((self.packed.n_rows, len(self.encoding.parents)))
-        for feature, parent in enumerate(feature_parents(self.encoding)):
+        sums = np.zeros((self.packed.n_rows, len(self.encoding.source_columns)))
+        for feature, parent in enumerate(feature_source_columns(self.encoding)):
             sums[:, parent] += values[:, feature]
         return sums, float(values[0, -1])
 

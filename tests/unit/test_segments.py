@@ -15,10 +15,10 @@ from scipy import stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from churn.data.activity import ONE_HOT_PARENTS
+from churn.data.activity import ONE_HOT_COLUMNS
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import MIN_OF_CLASS, calibration_bins, roc_auc
-from churn.evaluation.segments import MISSING, MOST_LEVELS, JudgedSegment, Levels, below_limit, judge_segments
+from churn.evaluation.segments import MISSING, MOST_LEVELS, EvaluatedSegment, Levels, below_limit, evaluate_segments
 
 AGREEMENT = 1e-6
 LIMIT = 0.7
@@ -38,7 +38,7 @@ def draw(seed: int, n: int = 1_500) -> tuple[pl.DataFrame, np.ndarray, np.ndarra
 def test_a_levels_figures_are_those_of_independent_libraries_on_its_rows(seed):
     levels, churned, scores = draw(seed)
 
-    found = judge_segments(levels, churned, scores, LIMIT)
+    found = evaluate_segments(levels, churned, scores, LIMIT)
 
     assert {one.level for one in found} == {"OH", "PA", "MI"}
     for one in found:
@@ -69,7 +69,7 @@ def test_a_good_total_does_not_hide_a_level_whose_players_do_the_opposite():
     churned = np.where(is_turned, ~churned, churned)
     assert roc_auc(churned, scores) > 0.65
 
-    segments = judge_segments(levels, churned, scores, 0.65)
+    segments = evaluate_segments(levels, churned, scores, 0.65)
 
     named = [one.level for one, is_low in zip(segments, below_limit(segments), strict=True) if is_low]
     assert named == ["MI"]
@@ -83,7 +83,7 @@ def test_where_every_level_is_right_at_its_limit_hardly_one_is_named():
         churned = rng.random(1_000) < 0.4
         shift = rng.normal(size=1_000) + 0.8 * churned
         levels = pl.DataFrame({"brand_id": rng.choice(["OH", "PA", "MI"], 1_000)})
-        segments = judge_segments(levels, churned, 1 / (1 + np.exp(-shift)), limit)
+        segments = evaluate_segments(levels, churned, 1 / (1 + np.exp(-shift)), limit)
         n_named += any(below_limit(segments))
         p_values += [one.p_below_limit for one in segments]
     assert n_named <= 8, "of 200, at 1 %"
@@ -95,24 +95,24 @@ def test_too_few_of_an_outcome_in_a_level_is_insufficient_and_gives_no_figure(n_
     n = n_churned + n_stayed
     levels = pl.DataFrame({"player_reg_product": ["POKER"] * n})
 
-    (found,) = judge_segments(levels, np.arange(n) < n_churned, np.full(n, 0.3), LIMIT)
+    (found,) = evaluate_segments(levels, np.arange(n) < n_churned, np.full(n, 0.3), LIMIT)
 
-    assert found == JudgedSegment("player_reg_product", "POKER", n, n_churned, "insufficient")
+    assert found == EvaluatedSegment("player_reg_product", "POKER", n, n_churned, "insufficient")
     assert below_limit([found]) == [False]
 
 
 def test_just_enough_of_both_outcomes_is_measured():
     levels = pl.DataFrame({"brand_id": ["OH"] * 2 * MIN_OF_CLASS})
     churned = np.arange(2 * MIN_OF_CLASS) < MIN_OF_CLASS
-    (found,) = judge_segments(levels, churned, np.linspace(0, 1, 2 * MIN_OF_CLASS), LIMIT)
-    assert (found.verdict, found.roc_auc.value) == ("ok", 0)
+    (found,) = evaluate_segments(levels, churned, np.linspace(0, 1, 2 * MIN_OF_CLASS), LIMIT)
+    assert (found.status, found.roc_auc.value) == ("ok", 0)
     assert below_limit([found]) == [True]
 
 
 def test_without_a_limit_a_level_has_figures_and_cannot_be_below_it():
     levels, churned, scores = draw(1)
-    found = judge_segments(levels, churned, scores, None)
-    assert {one.verdict for one in found} == {"ok"}
+    found = evaluate_segments(levels, churned, scores, None)
+    assert {one.status for one in found} == {"ok"}
     assert {one.p_below_limit for one in found} == {None}
     assert below_limit(found) == [False] * 3
     assert below_limit([]) == []
@@ -123,7 +123,7 @@ def test_the_largest_levels_are_kept_and_those_without_a_value_are_a_level():
     levels = pl.DataFrame({"ben_login_id": [*names, *[None] * 70]})
     n = levels.height
 
-    found = judge_segments(levels, np.zeros(n, dtype=bool), np.full(n, 0.2), LIMIT)
+    found = evaluate_segments(levels, np.zeros(n, dtype=bool), np.full(n, 0.2), LIMIT)
 
     assert [one.level for one in found] == [MISSING, *[f"L{i:02}" for i in range(MOST_LEVELS - 1)]]
     assert [one.n_matured for one in found[:3]] == [70, 60, 59]
@@ -165,9 +165,9 @@ def test_segments_are_the_contracts_categories():
             "activity_month": [date(2026, 1, 1)] * n,
             "known_at": [datetime(2026, 1, 2, tzinfo=UTC)] * n,
         }
-        | {name: ["x"] * n for name in (*ONE_HOT_PARENTS, "tracker_id")},
+        | {name: ["x"] * n for name in (*ONE_HOT_COLUMNS, "tracker_id")},
     )
-    assert Levels(facts).known(np.arange(n), date(2026, 2, 1)).columns == list(ONE_HOT_PARENTS)
+    assert Levels(facts).known(np.arange(n), date(2026, 2, 1)).columns == list(ONE_HOT_COLUMNS)
 
 
 def test_the_reliability_picture_shows_each_bin_with_its_interval_and_escapes_its_title():

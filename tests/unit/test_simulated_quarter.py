@@ -15,14 +15,14 @@ import pytest
 from churn.evaluation.metrics import p_at_least, roc_auc_interval
 from churn.monitoring.conditions import (
     FDR,
+    EvaluatedChampion,
     History,
-    JudgedChampion,
     LowSegment,
     ScoredBatch,
     drifted,
     flag_drifts,
     newest_batches,
-    newest_judged,
+    newest_evaluated,
     performance_low,
     segment_low,
     volume_unusual,
@@ -104,14 +104,14 @@ class Labels:
 
     def conditions(self, planted: frozenset[str] = frozenset()) -> list[Condition]:
         """Judge a month's batch of every variant, as a whole and in parts."""
-        judged: list[JudgedChampion] = []
+        judged: list[EvaluatedChampion] = []
         segments: list[LowSegment] = []
         for key, limit, (churned, scores) in zip(KEYS, self.limits, outcomes(self.rng, planted), strict=True):
-            judged.append(JudgedChampion(1, key, FIRST, 1, roc_auc_interval(churned, scores), limit))
+            judged.append(EvaluatedChampion(1, key, FIRST, 1, roc_auc_interval(churned, scores), limit))
             for level, part in SEGMENTS.items():
                 auc = roc_auc_interval(churned[part], scores[part])
                 segments.append(LowSegment(key, "brand_id", level, auc.value, limit, p_at_least(auc, limit)))
-        low = performance_low(newest_judged(judged, dict.fromkeys(KEYS, 1)).values())
+        low = performance_low(newest_evaluated(judged, dict.fromkeys(KEYS, 1)).values())
         read = [one for one in segments if one.p_below_limit <= FDR]
         return [low, segment_low(read, len(segments), low.members)]
 

@@ -5,7 +5,7 @@ from datetime import date
 import numpy as np
 import pytest
 
-from churn.evaluation.comparison import Limits, PairedCohort, count_once, judge
+from churn.evaluation.comparison import Limits, PairedCohort, compare, count_once
 
 LIMITS = Limits()
 
@@ -21,55 +21,55 @@ def cohort(as_of: date, ids: range, *, better: float, seed: int = 0) -> PairedCo
 
 
 def test_a_better_challenger_is_found_and_breaks_no_guardrail():
-    verdict = judge([cohort(date(2026, 1, 31), range(3000), better=1.0)], 3, LIMITS)
+    comparison = compare([cohort(date(2026, 1, 31), range(3000), better=1.0)], 3, LIMITS)
 
-    assert verdict.is_better
-    assert not verdict.broken
-    assert verdict.improvement.low > 0
-    assert verdict.sentence.endswith("the challenger is better")
-    assert verdict.evidence()["n"] == 3000
+    assert comparison.is_better
+    assert not comparison.broken
+    assert comparison.improvement.low > 0
+    assert comparison.sentence.endswith("the challenger is better")
+    assert comparison.evidence()["n"] == 3000
 
 
 def test_the_same_scores_are_no_evidence():
     same = cohort(date(2026, 1, 31), range(3000), better=0.0)
 
-    verdict = judge([same], 3, LIMITS)
+    comparison = compare([same], 3, LIMITS)
 
-    assert not verdict.is_better
-    assert verdict.improvement.value == pytest.approx(0, abs=1e-7)
+    assert not comparison.is_better
+    assert comparison.improvement.value == pytest.approx(0, abs=1e-7)
 
 
 def test_a_worse_challenger_is_said_to_be_worse():
     good = cohort(date(2026, 1, 31), range(3000), better=1.0)
     swapped = PairedCohort(good.as_of, good.account_ids, good.challenger, good.champion, good.churned)
 
-    verdict = judge([swapped], 3, LIMITS)
+    comparison = compare([swapped], 3, LIMITS)
 
-    assert not verdict.is_better
-    assert "auc_holds" in {guardrail.name for guardrail in verdict.broken}
-    assert verdict.improvement.high < 0
+    assert not comparison.is_better
+    assert "auc_holds" in {guardrail.name for guardrail in comparison.broken}
+    assert comparison.improvement.high < 0
 
 
 def test_without_matured_accounts_it_is_too_early():
-    verdict = judge([], 3, LIMITS)
+    comparison = compare([], 3, LIMITS)
 
-    assert (verdict.n, verdict.is_better) == (0, False)
-    assert verdict.sentence == "no account that both scored has a matured label yet"
+    assert (comparison.n, comparison.is_better) == (0, False)
+    assert comparison.sentence == "no account that both scored has a matured label yet"
 
 
 def test_few_labels_break_a_guardrail_whatever_the_test_says():
-    verdict = judge([cohort(date(2026, 1, 31), range(60), better=3.0)], 3, LIMITS)
+    comparison = compare([cohort(date(2026, 1, 31), range(60), better=3.0)], 3, LIMITS)
 
-    assert [guardrail.name for guardrail in verdict.broken] == ["labels_are_enough"]
+    assert [guardrail.name for guardrail in comparison.broken] == ["labels_are_enough"]
 
 
 def test_a_challenger_that_ranks_as_well_but_is_ill_calibrated_is_not_allowed():
     good = cohort(date(2026, 1, 31), range(5000), better=0.0)
     shifted = (1 / (1 + np.exp(-(np.log(good.champion / (1 - good.champion)) + 1)))).astype(np.float32)
 
-    verdict = judge([PairedCohort(good.as_of, good.account_ids, good.champion, shifted, good.churned)], 3, LIMITS)
+    comparison = compare([PairedCohort(good.as_of, good.account_ids, good.champion, shifted, good.churned)], 3, LIMITS)
 
-    assert "calibration_holds" in {guardrail.name for guardrail in verdict.broken}
+    assert "calibration_holds" in {guardrail.name for guardrail in comparison.broken}
 
 
 def test_an_account_counts_again_only_when_its_outcomes_do_not_overlap():
@@ -91,4 +91,4 @@ def test_an_account_counts_again_only_when_its_outcomes_do_not_overlap():
 def test_the_order_of_cohorts_does_not_matter():
     cohorts = [cohort(date(2026, month, 28), range(200), better=1.0) for month in (1, 2, 3, 4)]
 
-    assert judge(cohorts, 3, LIMITS) == judge(cohorts[::-1], 3, LIMITS)
+    assert compare(cohorts, 3, LIMITS) == compare(cohorts[::-1], 3, LIMITS)

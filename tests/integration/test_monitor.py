@@ -118,7 +118,7 @@ def test_the_assets_show_what_is_wrong_with_checks_and_keep_the_flags(
             scorer.score_variant(Variant.from_key(key), week)
     drift_away(site, US)
 
-    result = run(instance, "watching_job")
+    result = run(instance, "monitoring_job")
 
     assert result.success, [event.step_failure_data for event in result.get_step_failure_events()]
     evaluations = {one.check_name: one for one in result.get_asset_check_evaluations()}
@@ -133,7 +133,7 @@ def test_the_assets_show_what_is_wrong_with_checks_and_keep_the_flags(
     (shown,) = result.asset_materializations_for_node("fleet_incidents")
     assert "| Input drifted: 1 variant | warning |" in shown.metadata["open"].value
 
-    assert run(instance, "watching_job").success
+    assert run(instance, "monitoring_job").success
     assert site.rows(site.churn, flags) == [(US, monday(), "brand_id", True)]
     assert site.rows(site.churn, "SELECT count(*) FROM alerts") == [(1,)]
 
@@ -181,14 +181,14 @@ def test_without_the_registry_what_needs_it_neither_opens_nor_ends(
     deployment.store().record_failure(EU, monday(), None, noon(monday()), ValueError("no such file"))
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    result = run(instance, "watching_job")
+    result = run(instance, "monitoring_job")
 
     assert result.success, [event.step_failure_data for event in result.get_step_failure_events()]
     assert open_incidents(site) == {"week_missed": [US], "variants_failed": [EU]}
-    not_judged = {
+    not_evaluated = {
         one.check_name for one in result.get_asset_check_evaluations() if "not judged" in str(one.description)
     }
-    assert not_judged == {"every_variant_was_scored", "performance_holds", "segments_hold"}
+    assert not_evaluated == {"every_variant_was_scored", "performance_holds", "segments_hold"}
 
 
 def test_what_a_champion_was_worth_is_told_until_another_takes_its_place(
@@ -198,13 +198,14 @@ def test_what_a_champion_was_worth_is_told_until_another_takes_its_place(
     for key in KEYS:
         scorer.score_variant(Variant.from_key(key), monday())
     judge = (
-        "INSERT INTO judged_batches (batch_id, judged_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
-        " n_matured, n_missing, n_churned, verdict, auc_limit, roc_auc, roc_auc_low, roc_auc_high)"
+        "INSERT INTO evaluated_batches (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
+        " n_matured, n_missing, n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high)"
         " SELECT batch_id, now(), now(), 3, 900, 900, 900, 0, 300, 'ok', 0.7, :auc, :auc - 0.03, :auc + 0.03"
         " FROM scoring_batches WHERE variant = :key"
     )
     segment = (
-        "INSERT INTO judged_segments (batch_id, segment, level, n_matured, n_churned, verdict, roc_auc, p_below_limit) "
+        "INSERT INTO evaluated_segments (batch_id, segment, level, n_matured, n_churned, status,"
+        " roc_auc, p_below_limit) "
         "SELECT batch_id, 'brand_id', :level, 300, 100, 'ok', 0.5, :p FROM scoring_batches WHERE variant = :key"
     )
     site.rows(site.churn, judge, key=US, auc=0.55)
@@ -240,11 +241,13 @@ def thousands(site: Site) -> list[str]:
         " (SELECT CAST(:first AS date) + 7 * i AS w FROM generate_series(0, :n_weeks - 1) i) AS weeks",
         "INSERT INTO scoring_attempts (variant, scored_week, outcome, batch_id, started_at, ended_at)"
         " SELECT variant, scored_week, 'published', batch_id, started_at, published_at FROM scoring_batches",
-        "INSERT INTO judged_batches (batch_id, judged_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
-        " n_matured, n_missing, n_churned, verdict, auc_limit, roc_auc, roc_auc_low, roc_auc_high)"
+        "INSERT INTO evaluated_batches (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
+        " n_matured, n_missing, n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high)"
         " SELECT batch_id, now(), now(), 3, 900, 900, 900, 0, 300, 'ok', 0.7, 0.75, 0.7, 0.8 FROM scoring_batches",
-        "INSERT INTO judged_segments (batch_id, segment, level, n_matured, n_churned, verdict, roc_auc, p_below_limit)"
-        " SELECT batch_id, 'brand_id', i::text, 300, 100, 'ok', 0.7, 0.5 FROM judged_batches, generate_series(1, 8) i"
+        "INSERT INTO evaluated_segments (batch_id, segment, level, n_matured, n_churned, status,"
+        " roc_auc, p_below_limit)"
+        " SELECT batch_id, 'brand_id', i::text, 300, 100, 'ok', 0.7, 0.5 FROM evaluated_batches,"
+        " generate_series(1, 8) i"
         " WHERE batch_id % 4 = 0",
         "ANALYZE",
     )

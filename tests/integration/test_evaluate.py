@@ -16,14 +16,14 @@ import pytest
 from mlflow import MlflowClient
 from sklearn import metrics
 
-from churn.data.activity import ONE_HOT_PARENTS
+from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.labels import Horizon, Reports, at_risk, label
-from churn.database.evaluations import JudgedBatch
+from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
-from churn.evaluation.segments import JudgedSegment
+from churn.evaluation.segments import EvaluatedSegment
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
-from churn.workflows.evaluate import AUC_LIMIT_TAG, Judge, Waiting
+from churn.workflows.evaluate import AUC_LIMIT_TAG, PerformanceEvaluator, Waiting
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 
@@ -36,7 +36,7 @@ AGREEMENT = 1e-6
 
 
 @pytest.fixture
-def judge(site: Site, log_model: Run, deployment: Deployment) -> Judge:
+def judge(site: Site, log_model: Run, deployment: Deployment) -> PerformanceEvaluator:
     """Two weeks of a registered variant are scored, and all its activity is known since."""
     put_model_files(site, US.prefix)
     assert log_model("--geography", "US").status == 0
@@ -44,8 +44,8 @@ def judge(site: Site, log_model: Run, deployment: Deployment) -> Judge:
     site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
     for week in WEEKS:
         deployment.scorer().score_variant(US, week)
-    opened = deployment.promoter().judge
-    opened.take_in(US)
+    opened = deployment.promoter().evaluator
+    opened.ingest(US)
     return opened
 
 
@@ -58,7 +58,7 @@ def parquet(frame: pl.DataFrame) -> bytes:
 
 
 @pytest.fixture
-def read_only(judge: Judge, deployment: Deployment) -> Judge:
+def read_only(judge: PerformanceEvaluator, deployment: Deployment) -> PerformanceEvaluator:
     """A judge that MLflow's database refuses to write for."""
     return replace(judge, registry=deployment.registry(read_only=True))
 
@@ -71,30 +71,30 @@ def live(deployment: Deployment) -> Callable[[str], list[tuple[int, int, float]]
     return lambda name: [(one.step, one.timestamp, one.value) for one in client.get_metric_history(run, name)]
 
 
-def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: Judge):
-    judge.judge_batches(US, TODAY)
+def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: PerformanceEvaluator):
+    judge.evaluate_batches(US, TODAY)
 
     query = (
-        "SELECT b.scored_week, s.segment, s.level, s.n_matured, s.n_churned, s.verdict, s.roc_auc, s.roc_auc_low, "
-        "s.brier_score, s.mean_score, s.p_below_limit FROM judged_segments AS s JOIN scoring_batches AS b "
+        "SELECT b.scored_week, s.segment, s.level, s.n_matured, s.n_churned, s.comparison, s.roc_auc, s.roc_auc_low, "
+        "s.brier_score, s.mean_score, s.p_below_limit FROM evaluated_segments AS s JOIN scoring_batches AS b "
         "USING (batch_id) ORDER BY 1, 2, s.n_matured DESC"
     )
     rows = site.rows(site.churn, query)
     assert {(week, segment) for week, segment, *_ in rows} == {
-        (week, name) for week in WEEKS for name in ONE_HOT_PARENTS
+        (week, name) for week in WEEKS for name in ONE_HOT_COLUMNS
     }
     facts = judge.history.read(US)
     for week in WEEKS:
         outcomes = _outcomes(site, facts, week)
-        for segment in ONE_HOT_PARENTS:
+        for segment in ONE_HOT_COLUMNS:
             found = [row[2:] for row in rows if row[:2] == (week, segment)]
             assert sum(n for _, n, *_ in found) == outcomes.height
-            for level, n, n_churned, verdict, auc, low, brier, mean_score, p_value in found:
+            for level, n, n_churned, comparison, auc, low, brier, mean_score, p_value in found:
                 of_level = outcomes.filter(pl.col(segment) == level)
                 churned, scores = of_level["churned"].to_numpy(), of_level["score"].to_numpy()
                 assert (n, n_churned) == (len(churned), churned.sum())
-                assert (verdict == "ok") == (min(n_churned, n - n_churned) >= 50)
-                if verdict == "insufficient":
+                assert (comparison == "ok") == (min(n_churned, n - n_churned) >= 50)
+                if comparison == "insufficient":
                     assert (auc, low, brier, mean_score, p_value) == (None,) * 5
                     continue
                 assert auc == pytest.approx(metrics.roc_auc_score(churned, scores), abs=AGREEMENT)
@@ -102,7 +102,7 @@ def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: J
                 assert mean_score == pytest.approx(scores.mean(), abs=AGREEMENT)
                 assert low < auc
                 assert (p_value < 0.5) == (auc < judge.auc_limit)
-    assert {verdict for *_, verdict, _, _, _, _, _ in rows} == {"ok", "insufficient"}
+    assert {comparison for *_, comparison, _, _, _, _, _ in rows} == {"ok", "insufficient"}
 
 
 def _outcomes(site: Site, facts: pl.DataFrame, week: date) -> pl.DataFrame:
@@ -128,9 +128,9 @@ def _outcomes(site: Site, facts: pl.DataFrame, week: date) -> pl.DataFrame:
 
 
 def test_the_run_of_the_version_that_scored_gets_a_time_series_and_pictures(
-    site: Site, judge: Judge, deployment: Deployment, live: Callable
+    site: Site, judge: PerformanceEvaluator, deployment: Deployment, live: Callable
 ):
-    judged = judge.judge_batches(US, TODAY)
+    judged = judge.evaluate_batches(US, TODAY)
 
     monday = date(1970, 1, 5)
     steps = [(week - monday).days // 7 for week in WEEKS]
@@ -142,7 +142,7 @@ def test_the_run_of_the_version_that_scored_gets_a_time_series_and_pictures(
         values = [one.measures[name] for one in judged]
         assert live(f"live_{name}") == list(zip(steps, times, values, strict=True))
     assert [value for *_, value in live("live_n_matured")] == [one.n_matured for one in judged]
-    kept = site.rows(site.churn, "SELECT n_matured, reliability FROM judged_batches ORDER BY batch_id")
+    kept = site.rows(site.churn, "SELECT n_matured, reliability FROM evaluated_batches ORDER BY batch_id")
     for (n_matured, reliability), one in zip(kept, judged, strict=True):
         assert reliability == one.reliability
         assert sum(reliability["n"]) == n_matured
@@ -157,93 +157,97 @@ def test_the_run_of_the_version_that_scored_gets_a_time_series_and_pictures(
 
 
 def test_what_mlflow_refused_is_judged_all_the_same_and_logged_once_the_next_time(
-    site: Site, judge: Judge, read_only: Judge, live: Callable, caplog: pytest.LogCaptureFixture
+    site: Site,
+    judge: PerformanceEvaluator,
+    read_only: PerformanceEvaluator,
+    live: Callable,
+    caplog: pytest.LogCaptureFixture,
 ):
     with caplog.at_level(logging.WARNING):
-        judged = read_only.judge_batches(US, TODAY)
+        judged = read_only.evaluate_batches(US, TODAY)
 
     assert len(judged) == 2
-    assert site.rows(site.churn, "SELECT count(*) FROM judged_batches") == [(2,)]
+    assert site.rows(site.churn, "SELECT count(*) FROM evaluated_batches") == [(2,)]
     assert "not in MLflow yet" in caplog.text
     assert live("live_n_matured") == []
     assert len(judge.results.unlogged([US])) == 2
 
-    assert judge.judge_batches(US, TODAY + timedelta(days=7)) == []
+    assert judge.evaluate_batches(US, TODAY + timedelta(days=7)) == []
     assert judge.results.unlogged([US]) == []
 
     assert [value for *_, value in live("live_roc_auc")] == [one.measures["roc_auc"] for one in judged]
     n_points = site.rows(site.mlflow, "SELECT count(*) FROM metrics WHERE key LIKE 'live_%'")
-    assert judge.judge_batches(US, TODAY + timedelta(days=14)) == []
+    assert judge.evaluate_batches(US, TODAY + timedelta(days=14)) == []
     assert site.rows(site.mlflow, "SELECT count(*) FROM metrics WHERE key LIKE 'live_%'") == n_points
 
 
 def test_a_week_whose_picture_was_refused_is_logged_whole_the_next_time(
-    site: Site, judge: Judge, read_only: Judge, live: Callable
+    site: Site, judge: PerformanceEvaluator, read_only: PerformanceEvaluator, live: Callable
 ):
-    read_only.judge_batches(US, TODAY)
+    read_only.evaluate_batches(US, TODAY)
     bucket = boto3.resource("s3").Bucket(site.bucket)
     bucket.objects.delete()
     bucket.delete()
-    assert judge.judge_batches(US, TODAY) == []
+    assert judge.evaluate_batches(US, TODAY) == []
     assert live("live_n_matured") == [], "the mark of a week that has everything"
 
     boto3.client("s3").create_bucket(Bucket=site.bucket)
-    judge.judge_batches(US, TODAY)
+    judge.evaluate_batches(US, TODAY)
 
     assert len(live("live_n_matured")) == 2
     written = [one.key for one in boto3.resource("s3").Bucket(site.bucket).objects.all()]
     assert sorted(key.partition("performance/")[2] for key in written) == [f"{week}/reliability.svg" for week in WEEKS]
 
 
-def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(site: Site, judge: Judge, live: Callable):
+def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(site: Site, judge: PerformanceEvaluator, live: Callable):
     unregistered = Variant("nowhere")
     fleet = judge.for_fleet([US, unregistered], TODAY)
-    assert [one.as_of <= Horizon().newest_mature(TODAY) for one in fleet.listed[US].unjudged] == [True, True]
-    assert judge.for_fleet([US], date(2026, 1, 1)).listed[US].unjudged == []
+    assert [one.as_of <= Horizon().newest_mature(TODAY) for one in fleet.listed[US].unevaluated] == [True, True]
+    assert judge.for_fleet([US], date(2026, 1, 1)).listed[US].unevaluated == []
 
-    judged = fleet.judge_batches(US, TODAY)
+    judged = fleet.evaluate_batches(US, TODAY)
 
     assert [one.batch.scored_week for one in judged] == WEEKS
     assert [value for *_, value in live("live_roc_auc")] == [one.measures["roc_auc"] for one in judged]
-    assert fleet.judge_batches(unregistered, TODAY) == []
+    assert fleet.evaluate_batches(unregistered, TODAY) == []
     assert judge.for_fleet([US], TODAY).listed[US] == Waiting([], [], None)
-    first = site.rows(site.churn, "SELECT * FROM judged_batches ORDER BY batch_id")
-    assert [one.batch for one in fleet.judge_batches(US, TODAY)] == [one.batch for one in judged], "as it knew them"
-    assert site.rows(site.churn, "SELECT * FROM judged_batches ORDER BY batch_id") == first
+    first = site.rows(site.churn, "SELECT * FROM evaluated_batches ORDER BY batch_id")
+    assert [one.batch for one in fleet.evaluate_batches(US, TODAY)] == [one.batch for one in judged], "as it knew them"
+    assert site.rows(site.churn, "SELECT * FROM evaluated_batches ORDER BY batch_id") == first
 
 
-def test_a_batch_that_was_judged_meanwhile_keeps_its_own_segments(site: Site, judge: Judge):
-    batch, other = judge.results.unjudged([US])
-    poker = JudgedSegment("player_reg_product", "POKER", 7, 3, "insufficient")
-    first = JudgedBatch(batch, TODAY, 3, 7, 7, 7, 0, 3, "insufficient", 0.7, {}, segments=[poker])
+def test_a_batch_that_was_judged_meanwhile_keeps_its_own_segments(site: Site, judge: PerformanceEvaluator):
+    batch, other = judge.results.unevaluated([US])
+    poker = EvaluatedSegment("player_reg_product", "POKER", 7, 3, "insufficient")
+    first = EvaluatedBatch(batch, TODAY, 3, 7, 7, 7, 0, 3, "insufficient", 0.7, {}, segments=[poker])
     second = replace(first, segments=[replace(poker, level="CASINO")])
 
     judge.results.record([first])
     judge.results.record([second, replace(second, batch=other)])
 
-    found = site.rows(site.churn, "SELECT batch_id, level FROM judged_segments ORDER BY batch_id")
+    found = site.rows(site.churn, "SELECT batch_id, level FROM evaluated_segments ORDER BY batch_id")
     assert found == [(batch.batch_id, "POKER"), (other.batch_id, "CASINO")]
 
 
-def test_a_level_that_no_database_takes_as_it_is_fails_nobody(site: Site, judge: Judge):
-    batch = judge.results.unjudged([US])[0]
+def test_a_level_that_no_database_takes_as_it_is_fails_nobody(site: Site, judge: PerformanceEvaluator):
+    batch = judge.results.unevaluated([US])[0]
     levels = ["a\0b", "é" * 5_000, 'say "no"']
-    segments = [JudgedSegment("brand_id", name, 7, 3, "insufficient") for name in levels]
+    segments = [EvaluatedSegment("brand_id", name, 7, 3, "insufficient") for name in levels]
 
-    judge.results.record([JudgedBatch(batch, TODAY, 3, 7, 7, 7, 0, 3, "insufficient", 0.7, {}, segments=segments)])
+    judge.results.record([EvaluatedBatch(batch, TODAY, 3, 7, 7, 7, 0, 3, "insufficient", 0.7, {}, segments=segments)])
 
-    found = {level for (level,) in site.rows(site.churn, "SELECT level FROM judged_segments")}
+    found = {level for (level,) in site.rows(site.churn, "SELECT level FROM evaluated_segments")}
     assert found == {"a\ufffdb", "é" * 200, 'say "no"'}
 
 
 @pytest.mark.parametrize(("limit", "passed"), [("0.5500", True), ("0.9700", False)])
 def test_dagster_shows_segments_and_warns_of_those_below_the_limit(
-    judge: Judge, deployment: Deployment, instance: dg.DagsterInstance, limit: str, passed: bool
+    judge: PerformanceEvaluator, deployment: Deployment, instance: dg.DagsterInstance, limit: str, passed: bool
 ):
     MlflowClient(deployment.tracking_uri).set_model_version_tag(US.registered_model, "1", AUC_LIMIT_TAG, limit)
     sync_partitions(instance, [US])
 
-    result = defs.resolve_job_def("judging_job").execute_in_process(
+    result = defs.resolve_job_def("evaluation_job").execute_in_process(
         instance=instance, tags={RANGE_START_TAG: US.key, RANGE_END_TAG: US.key}
     )
 
@@ -257,7 +261,7 @@ def test_dagster_shows_segments_and_warns_of_those_below_the_limit(
     table = segments.metadata["segments"].value
     assert "| player_reg_product | BETTING |" in table
     assert f"{WEEKS[1]}, limit {float(limit):.3f}; " in table
-    (shown,) = (event.metadata for event in result.asset_materializations_for_node("judge_batches"))
+    (shown,) = (event.metadata for event in result.asset_materializations_for_node("evaluate_batches"))
     assert shown["reliability"].value.startswith("![picture](data:image/svg+xml;base64,")
     size = len(json.dumps({name: str(value.value) for name, value in shown.items()}))
     assert size < 8_000, "thousands of these are kept"

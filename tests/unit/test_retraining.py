@@ -4,18 +4,18 @@ from datetime import date, timedelta
 
 import pytest
 
-from churn.monitoring.retraining import JudgedCohort, RetrainingPolicy, is_paused, reason_to_retrain
+from churn.monitoring.retraining import EvaluatedCohort, RetrainingPolicy, is_paused, reason_to_retrain
 
 POLICY = RetrainingPolicy(horizon_months=3, after_months=0)
 TODAY = date(2026, 11, 24)
 WEEK = date(2026, 11, 23)
 
 
-def cohort(month: int, high: float | None, limit: float | None = 0.7) -> JudgedCohort:
-    return JudgedCohort(date(2026, month, 28), high, limit)
+def cohort(month: int, high: float | None, limit: float | None = 0.7) -> EvaluatedCohort:
+    return EvaluatedCohort(date(2026, month, 28), high, limit)
 
 
-def reason(*cohorts: JudgedCohort, policy: RetrainingPolicy = POLICY) -> str | None:
+def reason(*cohorts: EvaluatedCohort, policy: RetrainingPolicy = POLICY) -> str | None:
     return reason_to_retrain(cohorts, {}, None, TODAY, policy)
 
 

@@ -34,7 +34,7 @@ def test_after_a_few_failures_in_a_row_callers_are_spared_with_the_reason():
     said = [call(circuit) for _ in range(5)]
 
     assert [text.split(":")[0] for text in said] == ["asked"] * 3 + ["spared"] * 2
-    assert "s3://bucket kept failing (so it was 3 times in a row" in said[-1]
+    assert "s3://bucket kept failing (failed 3 times in a row; next attempt in" in said[-1]
 
 
 def test_a_success_between_failures_keeps_it_from_counting():

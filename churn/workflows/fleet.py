@@ -1,0 +1,55 @@
+"""The loop over many variants: try each, keep its error, go on. Every workflow over a fleet uses it."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+import polars as pl
+
+from churn.concurrency import CORES, in_threads, without_frames
+from churn.errors import ChurnError
+from churn.variants import Variant
+
+logger = logging.getLogger(__name__)
+
+_Out = TypeVar("_Out")
+
+Attempts = Iterator[tuple[str, _Out | BaseException]]
+"""Each variant's key with what its work returned, or the error."""
+Engine = Callable[[Callable[[str], "_Out | BaseException"], Sequence[str]], Attempts[_Out]]
+"""Where the work is done: calls the function with each key, and yields each key with what the function returned."""
+
+
+def for_each_variant(
+    work: Callable[[Variant], _Out], keys: Sequence[str], engine: Engine[_Out] | None = None
+) -> Attempts[_Out]:
+    """Do some work for many variants, several at once; one that fails stops no other.
+
+    Args:
+        work: For an engine of other processes it must be picklable, and so must what it returns.
+        keys: The variants' keys; a key that names no variant is an error like any other.
+        engine: Default: threads of this process.
+
+    Yields:
+        Each key with what ``work`` returned or the error: in the order of ``keys`` by threads.
+    """
+    yield from (engine or threads())(partial(_attempt, work), keys)
+
+
+def threads(n: int = CORES) -> Engine[_Out]:
+    """Return the engine that works in threads of this process."""
+
+    def run(attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:
+        yield from in_threads(lambda key: (key, attempt(key)), keys, n)
+
+    return run
+
+
+def _attempt(work: Callable[[Variant], _Out], key: str) -> _Out | BaseException:
+    try:
+        return work(Variant.from_key(key))
+    except (Exception, pl.exceptions.PanicException) as error:  # Polars' panics are no Exception
+        if not isinstance(error, ChurnError):
+            logger.exception("%s failed", key)
+        return without_frames(error)
