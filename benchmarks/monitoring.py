@@ -42,6 +42,7 @@ from churn.report import write_report
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server
 from experiment_tracking.log_model import log_all
 
@@ -219,7 +220,9 @@ def prepare(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, fl
     if failed:
         raise RuntimeError(f"{failed} were not registered")
     keys = [variant.key for variant in variants]
-    for _, result in deployment.scorer().score_fleet(keys, _PAST_WEEKS[0], None, lambda outcome, _: outcome.batch_id):
+    for _, result in score_fleet(
+        deployment.scorer(), keys, FleetRequest.for_week(_PAST_WEEKS[0]), lambda outcome, _: outcome.batch_id
+    ):
         if isinstance(result, BaseException):
             raise result
     return {}

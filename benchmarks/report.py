@@ -22,8 +22,8 @@ from churn.database.connection import WRITER, create_engine
 from churn.database.embedded import embedded_postgres
 from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
 from churn.monitoring.profiles import ProfileCounter, reference_profile
+from churn.monitoring.summary import ScoreSummary
 from churn.report import Report, write_report
-from churn.workflows.score import drift_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -126,7 +126,7 @@ def _looks() -> list[dict[str, object]]:
                 "profile": json.loads(reference.to_json()),
                 "profile_counts": profile.counts.tolist(),
                 "score_counts": np.histogram(scores, bins=20, range=(0, 1))[0].tolist(),
-                "drift": drift_of(reference, profile),
+                "drift": ScoreSummary(reference=reference, profile=profile).drift(),
             }
         )
     return made

@@ -28,7 +28,7 @@ from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.inference.bundle import Bundle
 from churn.variants import Variant
-from churn.workflows.score import Scorer
+from churn.workflows.score import FleetRequest, Scorer
 
 _JSON_LINES_KEY = "naive/activity.jsonl"
 _CATEGORICAL = ["brand_id", "ben_login_id", "player_reg_product"]
@@ -72,7 +72,7 @@ def naive(deployment: Deployment, _: int) -> Callable[[], int]:
 def ours(deployment: Deployment, _n_rows: int, *, with_reasons: bool = False) -> Callable[[], int]:
     """What runs on Monday, for one variant, without reasons."""
     scorer, _ = _ready_scorer(deployment, with_reasons=with_reasons)
-    return lambda: scorer.score_variant(Variant(), WEEK).record.n_rows_scored
+    return lambda: scorer.score_variant(FleetRequest.for_week(WEEK).of(Variant())).record.n_rows_scored
 
 
 def with_reasons(deployment: Deployment, n_rows: int) -> Callable[[], int]:
@@ -83,7 +83,7 @@ def with_reasons(deployment: Deployment, n_rows: int) -> Callable[[], int]:
 def stages(deployment: Deployment) -> dict[str, float]:
     """Time the steps of the job with reasons one after another, none beside another; returns seconds."""
     from churn.data.scoring_rows import prepare
-    from churn.database.predictions import CopyLayout, ScoredRows, copy_bytes
+    from churn.database.copy_format import CopyLayout, ScoredRows, encode_rows
     from churn.inference.engine import build_engine
 
     scorer, bundle = _ready_scorer(deployment, with_reasons=True)
@@ -116,7 +116,7 @@ def stages(deployment: Deployment) -> dict[str, float]:
     ]
     layout = CopyLayout(WEEK, 1, rows.encoding.source_columns)
     with timed("lay out for COPY"):
-        blocks = b"".join(copy_bytes(layout, scored))
+        blocks = b"".join(encode_rows(layout, scored))
     engine_of_store = create_engine(deployment.database)
     with timed("COPY with reasons"), engine_of_store.begin() as connection:
         connection.exec_driver_sql("CREATE TEMPORARY TABLE bench_copy (LIKE churn_predictions)")
@@ -131,7 +131,7 @@ def _ready_scorer(deployment: Deployment, *, with_reasons: bool) -> tuple[Scorer
     from churn.inference.engine import build_engine
 
     scorer = replace(deployment.scorer(), with_reasons=with_reasons)
-    bundle = scorer.registry.load(scorer.registry.resolve(Variant()))
+    bundle = scorer.registry.open(Variant()).bundle
     few = derive(simulated_rows(1_000))
     encoding = plan_encoding(bundle.feature_names, few.columns)
     packed = pack(few, encoding)
@@ -141,15 +141,15 @@ def _ready_scorer(deployment: Deployment, *, with_reasons: bool) -> tuple[Scorer
 
 def limit(deployment: Deployment, n_rows: int) -> Callable[[], int]:
     """The parts that nobody can leave out: the booster over a ready matrix, then COPY of a ready file."""
-    from churn.database.predictions import CopyLayout, ScoredRows, copy_bytes
+    from churn.database.copy_format import CopyLayout, ScoredRows, encode_rows
 
     registry = deployment.registry(read_only=True)
-    bundle = registry.load(registry.resolve(Variant()))
+    bundle = registry.open(Variant()).bundle
     matrix = _ready_matrix(min(n_rows, 1_000_000), len(bundle.feature_names))
     rng = np.random.default_rng(0)
     account_ids, scores = rng.permutation(n_rows), rng.random(n_rows, dtype=np.float32)
     ready = Path(str(deployment.settings.churn_home)) / f"ready-{n_rows}.bin"
-    ready.write_bytes(b"".join(copy_bytes(CopyLayout(WEEK, 1), [ScoredRows(account_ids, scores)])))
+    ready.write_bytes(b"".join(encode_rows(CopyLayout(WEEK, 1), [ScoredRows(account_ids, scores)])))
     engine = create_engine(deployment.database)
     columns = "scored_week date, batch_id bigint, account_id bigint, churn_probability real"
 

@@ -29,6 +29,7 @@ from churn.errors import ChurnError
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.workflows.promote import Promoter
+from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server
 from churn.workflows.train import TrainingOutcome
 from orchestration.promotion import reasons_to_retrain
@@ -146,7 +147,8 @@ def _live_through(
 ) -> None:
     changed = _bring(facts, week)
     scorer = deployment.scorer()
-    for _, result in scorer.score_fleet([variant.key for variant in facts], week, None, lambda outcome, _: outcome):
+    keys = [variant.key for variant in facts]
+    for _, result in score_fleet(scorer, keys, FleetRequest.for_week(week), lambda outcome, _: outcome):
         if isinstance(result, BaseException):
             raise result
         year.n_scored += 1
@@ -235,10 +237,10 @@ def _drill(deployment: Deployment, variant: Variant) -> bool:
     """Roll a promotion back, score the first week again as known on its Monday, and compare with what it was."""
     before = _scores(deployment, variant)
     promoter = _promoter(deployment, FIRST_WEEK + timedelta(weeks=N_WEEKS))
-    deployment.scorer().score_variant(variant, FIRST_WEEK, as_of=FIRST_WEEK)
+    deployment.scorer().score_variant(FleetRequest.for_week(FIRST_WEEK, as_of=FIRST_WEEK).of(variant))
     promoted = _scores(deployment, variant)
     promoter.roll_back(variant, "a drill")
-    deployment.scorer().score_variant(variant, FIRST_WEEK, as_of=FIRST_WEEK)
+    deployment.scorer().score_variant(FleetRequest.for_week(FIRST_WEEK, as_of=FIRST_WEEK).of(variant))
     return _scores(deployment, variant).equals(before) and not promoted.equals(before)
 
 

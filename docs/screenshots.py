@@ -21,6 +21,7 @@ from churn.deployment.settings import load_settings
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server, set_up_variants
 from tests.e2e.people import ROOT, Project, Served, browsing
 
@@ -169,7 +170,11 @@ def live_through(week: date, n_left: int, deployment: Deployment, activity: Mapp
     }
     for variant, held in happens.get(n_left, {}).items():
         upload_variant(variant, held, {})
-    list(deployment.scorer().score_fleet([variant.key for variant in FLEET], week, None, lambda *_: None))
+    list(
+        score_fleet(
+            deployment.scorer(), [variant.key for variant in FLEET], FleetRequest.for_week(week), lambda *_: None
+        )
+    )
     if n_left < 3:
         deployment.watch().look(datetime.combine(week, time(9), UTC), [])
 

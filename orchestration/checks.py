@@ -12,7 +12,7 @@ from churn.monitoring.conditions import History, ScoredBatch, describe_drift, re
 from churn.monitoring.drift import flag_fleet, volume
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHAMPION
-from churn.workflows.score import Outcome, Scorer
+from churn.workflows.score import Scorer, ScoringOutcome
 
 _SEVERITY = {
     "rows_were_scored": dg.AssetCheckSeverity.ERROR,
@@ -45,7 +45,9 @@ CHECKS = [dg.AssetCheckSpec(name, asset=asset, description=claim) for name, (ass
 SEVERITIES = {(asset, name): _SEVERITY[name] for name, (asset, _) in _CLAIMS.items()}
 
 
-def evaluate(outcome: Outcome, scorer: Scorer, histories: Mapping[str, History]) -> list[dg.AssetCheckEvaluation]:
+def evaluate(
+    outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[str, History]
+) -> list[dg.AssetCheckEvaluation]:
     """Evaluate every check for one published variant.
 
     Args:
@@ -100,7 +102,7 @@ def evaluate(outcome: Outcome, scorer: Scorer, histories: Mapping[str, History])
     ]
 
 
-def _of_challenger(outcome: Outcome) -> list[dg.AssetCheckEvaluation]:
+def _of_challenger(outcome: ScoringOutcome) -> list[dg.AssetCheckEvaluation]:
     version = outcome.challenger_version
     if version is None:
         return []
@@ -108,7 +110,7 @@ def _of_challenger(outcome: Outcome) -> list[dg.AssetCheckEvaluation]:
     return [_evaluation(outcome, "challenger_was_scored", passed=is_scored, challenger=version)]
 
 
-def _of_history(outcome: Outcome, history: History) -> list[dg.AssetCheckEvaluation]:
+def _of_history(outcome: ScoringOutcome, history: History) -> list[dg.AssetCheckEvaluation]:
     record = outcome.record
     rows = volume(record.n_rows_read, history.before(record.scored_week))
     arrived = {record.source_sha256: record.source_modified_at.date(), **history.inputs}
@@ -134,7 +136,7 @@ def _of_history(outcome: Outcome, history: History) -> list[dg.AssetCheckEvaluat
     ]
 
 
-def _of_reference(outcome: Outcome) -> list[dg.AssetCheckEvaluation]:
+def _of_reference(outcome: ScoringOutcome) -> list[dg.AssetCheckEvaluation]:
     """Compare with the reference, false discoveries controlled over the variant's own features."""
     if outcome.record.drift is None:
         return []
@@ -148,14 +150,14 @@ def _of_reference(outcome: Outcome) -> list[dg.AssetCheckEvaluation]:
     ]
 
 
-def _champion_version(outcome: Outcome, scorer: Scorer) -> int:
+def _champion_version(outcome: ScoringOutcome, scorer: Scorer) -> int:
     try:
         return scorer.registry.aliases_of(outcome.record.variant).get(CHAMPION, -1)
     except ChurnError:
         return -1
 
 
-def _evaluation(outcome: Outcome, name: str, *, passed: bool, **values: str | float) -> dg.AssetCheckEvaluation:
+def _evaluation(outcome: ScoringOutcome, name: str, *, passed: bool, **values: str | float) -> dg.AssetCheckEvaluation:
     return dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(_CLAIMS[name][0]),
         check_name=name,

@@ -13,7 +13,7 @@ from churn.deployment.command_line import account_of, day_of, port_of, run_comma
 from churn.weeks import parse_week
 
 if TYPE_CHECKING:
-    from churn.workflows.score import Outcome, Scorer
+    from churn.workflows.score import Scorer, ScoringOutcome
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,14 +79,15 @@ def _score(args: argparse.Namespace) -> None:
     from churn.deployment.settings import load_settings
     from churn.errors import ChurnError
     from churn.variants import Variant
-    from churn.workflows.ray_cluster import score_fleet
+    from churn.workflows.score import FleetRequest, score_fleet
 
     variants = [Variant.from_key(key) for key in args.variant]
     week = parse_week(args.week, datetime.now(UTC).date())
     failed: dict[str, BaseException] = {}
     with open_deployment(load_settings()) as deployment:
-        scorer, keys = deployment.scorer(), [variant.key for variant in variants]
-        for key, result in score_fleet(deployment, scorer, keys, week, None, then=_scored, as_of=args.as_of):
+        asked = FleetRequest.for_week(week, as_of=args.as_of)
+        keys = [variant.key for variant in variants]
+        for key, result in score_fleet(deployment.scorer(), keys, asked, _scored, deployment.cluster()):
             if isinstance(result, BaseException):
                 failed[key] = result
             else:
@@ -98,7 +99,7 @@ def _score(args: argparse.Namespace) -> None:
         raise error
 
 
-def _scored(outcome: "Outcome", _scorer: "Scorer") -> str:
+def _scored(outcome: "ScoringOutcome", _scorer: "Scorer") -> str:
     record = outcome.record
     return (
         f"{record.variant}: {record.n_rows_scored} accounts scored for {record.scored_week} by "

@@ -17,12 +17,11 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from churn.database.connection import OF_THREADS, WRITER, create_engine, errors_translated
+from churn.database.copy_format import decode_single_fields
 from churn.evaluation.segments import EvaluatedSegment
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION
 
-_COPY_HEADER_BYTES, _COPY_TRAILER_BYTES = 19, 2
-_COPY_FIELD = struct.Struct(">hi")  # a row's number of fields, and the bytes of its first one
 _ID = struct.Struct(">q")
 _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
 _OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
@@ -160,7 +159,7 @@ class Evaluations:
             cursor: Any = connection.connection.cursor()
             with closing(cursor):
                 cursor.copy_expert(f"COPY ({query}) TO STDOUT WITH (FORMAT binary)", buffer)
-        found = dict(map(_scored, _fields_of_copy(buffer.getbuffer())))
+        found = dict(map(_scored, decode_single_fields(buffer.getbuffer())))
         return [found[one.batch_id] for one in batches]
 
     def record(self, judged: Sequence[EvaluatedBatch]) -> None:
@@ -228,16 +227,6 @@ def _batch(row: sa.Row[Any]) -> PublishedBatch:
     return PublishedBatch(
         row.batch_id, variant, row.scored_week, row.as_of, row.model_version, row.role, row.mlflow_run_id
     )
-
-
-def _fields_of_copy(content: memoryview) -> Iterator[memoryview]:
-    """Yield the one field of each row that COPY gave in its binary format."""
-    start = _COPY_HEADER_BYTES
-    while start < len(content) - _COPY_TRAILER_BYTES:
-        _, size = _COPY_FIELD.unpack_from(content, start)
-        start += _COPY_FIELD.size
-        yield content[start : start + size]
-        start += size
 
 
 def _scored(field: memoryview) -> tuple[int, Scored]:

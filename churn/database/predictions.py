@@ -1,12 +1,14 @@
-"""The predictions table: publish a variant's week, look at what is published.
+"""The predictions table: publish a variant's week, read what is published.
 
 A variant's week is one transaction: the champion's batch and, where there is a challenger, its batch too. Readers see
-the old ones or the new ones, never both, never half. Running it again adds batches and moves ``is_current`` to them;
+the old ones or the new ones, never both, never half. Publishing again adds batches and moves ``is_current`` to them;
 nothing else changes. Earlier batches stay, for audit.
+
+PostgreSQL pulls the rows: while COPY runs, psycopg2 reads blocks from a :class:`BatchInProgress`, whose rows are scored
+only then. A batch of any size needs little memory so, and an error while scoring rolls the transaction back.
 """
 
 import hashlib
-import io
 import json
 import logging
 import re
@@ -24,6 +26,7 @@ import sqlalchemy as sa
 
 from churn.data.erased import Erased
 from churn.database.connection import OF_THREADS, READER, WRITER, create_engine, errors_translated
+from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
 from churn.database.erasure import read_erased
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
 from churn.variants import Variant
@@ -35,33 +38,6 @@ _LOCK_TIMEOUT, _WEEK_LOCK_TIMEOUT = "45s", "10s"
 _ANSWER_WITHIN_S, _INDEX_WITHIN_S = 60.0, 3600.0
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-
-SOURCE_COLUMNS = (
-    "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
-)  # fmt: skip
-"""The source columns of features whose contributions have columns of their own; those of others lie in an array."""
-
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_TRAILER = b"\xff\xff"
-_POSTGRES_EPOCH = date(2000, 1, 1)
-_REAL_OID = 700
-
-
-@dataclass(frozen=True)
-class ScoredRows:
-    """Some of a batch's rows.
-
-    Attributes:
-        account_ids: Shape (n,), unique over the whole batch.
-        probabilities: Shape (n,), in [0, 1].
-        contributions: Log-odds by the features' source columns, shape (n, n_source_columns); ``None`` without reasons.
-        values: Values of those source columns, a level by its place, NaN for missing; shape (n_source_columns, n).
-    """
-
-    account_ids: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
-    contributions: npt.NDArray[np.float32] | None = None
-    values: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,24 +96,75 @@ class BatchRecord:
         }
 
 
-@dataclass(frozen=True)
-class Unpublished:
-    """A batch on its way to PostgreSQL.
+class BatchInProgress:
+    """A batch that is scored while PostgreSQL pulls its rows.
+
+    The order is enforced: first every row is taken from :meth:`rows`, once, then :meth:`finish` gives the record.
 
     Attributes:
-        rows: In chunks, consumed once.
-        describe: Called when all rows were consumed; returns the batch's record, whose ``n_rows_scored`` is what
-            ``rows`` must add up to, and the quarantined rows: ``row_number, account_id, rules, row``.
         source_columns: What the rows' contributions are of, in their order; none without reasons.
         reference: What the batch is compared with, as JSON; ``None`` where its model brought nothing.
-        n_erasures: How many erasures there were when its rows were read; none is published over a newer one.
+        n_erasures: How many erasures there were when its rows were read; it is not published over a newer one.
     """
 
-    rows: Iterable[ScoredRows]
-    describe: Callable[[], tuple[BatchRecord, pl.DataFrame]]
-    source_columns: Sequence[str] = ()
-    reference: str | None = None
-    n_erasures: int = 0
+    def __init__(
+        self,
+        rows: Iterable[ScoredRows],
+        make_record: Callable[[], tuple[BatchRecord, pl.DataFrame]],
+        *,
+        source_columns: Sequence[str] = (),
+        reference: str | None = None,
+        n_erasures: int = 0,
+    ) -> None:
+        """Take what gives the rows, in chunks, and what makes the record when all of them were taken.
+
+        Args:
+            make_record: Returns the record, whose ``n_rows_scored`` is what the rows must add up to, and the
+                quarantined rows: ``row_number, account_id, rules, row``.
+        """
+        self.source_columns = tuple(source_columns)
+        self.reference = reference
+        self.n_erasures = n_erasures
+        self._rows = rows
+        self._make_record = make_record
+        self._account_ids: list[npt.NDArray[np.int64]] = []
+        self._is_drained = False
+
+    def rows(self) -> Iterator[ScoredRows]:
+        """Yield the rows in chunks, for COPY to encode."""
+        for chunk in self._rows:
+            self._account_ids.append(chunk.account_ids)
+            yield chunk
+        self._is_drained = True
+
+    def finish(self, n_stored: int) -> tuple[BatchRecord, pl.DataFrame]:
+        """Return the record and the quarantined rows, when all rows were taken and stored.
+
+        Args:
+            n_stored: Rows that PostgreSQL took.
+
+        Raises:
+            RuntimeError: If rows are left: a record of some of them would count too few.
+            StoreError: If no row was scored, rows were lost on the way, or an account was scored twice.
+        """
+        if not self._is_drained:
+            raise RuntimeError(f"the batch was finished after {n_stored} rows, before all of its rows were taken")
+        record, quarantined = self._make_record()
+        if record.n_rows_scored == 0:
+            raise StoreError(f"no rows were scored for {record.variant}; refusing to replace a batch with nothing")
+        if n_stored != record.n_rows_scored:
+            raise StoreError(
+                f"{n_stored} rows of {record.variant} reached PostgreSQL and {record.n_rows_scored} were scored; "
+                f"nothing was published: run the variant again"
+            )
+        # What a primary key would do, which costs several times what writing the rows does.
+        ids = pl.Series(np.concatenate(self._account_ids))
+        if ids.n_unique() < len(ids):
+            twice = ids.filter(ids.is_duplicated()).unique().head(3).to_list()
+            raise StoreError(
+                f"accounts {twice} of {record.variant} were scored twice in one batch; nothing was published"
+            )
+        return record, quarantined
 
 
 @dataclass(frozen=True)
@@ -150,7 +177,7 @@ class Challenge:
         salt: Decides which accounts; the same salt always picks the same ones.
     """
 
-    make: Callable[[], Unpublished]
+    make: Callable[[], BatchInProgress]
     version: int
     share: int
     salt: str
@@ -165,7 +192,7 @@ class PredictionStore:
         self._opened: set[date] = set()
 
     def publish(
-        self, variant: Variant, week: date, champion: Unpublished, challenge: Challenge | None = None
+        self, variant: Variant, week: date, champion: BatchInProgress, challenge: Challenge | None = None
     ) -> list[tuple[int, BatchRecord]]:
         """Write the batches of a variant and week and make them the current ones, in one transaction.
 
@@ -325,27 +352,6 @@ def _lock(connection: sa.Connection, variant: Variant, week: date) -> None:
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
 
 
-def _noting_ids(rows: Iterable[ScoredRows], into: list[npt.NDArray[np.int64]]) -> Iterator[ScoredRows]:
-    for chunk in rows:
-        into.append(chunk.account_ids)
-        yield chunk
-
-
-def _require_whole(record: BatchRecord, n_written: int, account_ids: list[npt.NDArray[np.int64]]) -> None:
-    if record.n_rows_scored == 0:
-        raise StoreError(f"no rows were scored for {record.variant}; refusing to replace a batch with nothing")
-    if n_written != record.n_rows_scored:
-        raise StoreError(
-            f"{n_written} rows of {record.variant} reached PostgreSQL and {record.n_rows_scored} were scored; "
-            f"nothing was published: run the variant again"
-        )
-    # What a primary key would do, which costs several times what writing the rows does.
-    ids = pl.Series(np.concatenate(account_ids))
-    if ids.n_unique() < len(ids):
-        twice = ids.filter(ids.is_duplicated()).unique().head(3).to_list()
-        raise StoreError(f"accounts {twice} of {record.variant} were scored twice in one batch; nothing was published")
-
-
 def _next_batch_id(connection: sa.Connection) -> int:
     return int(connection.execute(sa.text("SELECT nextval('scoring_batches_batch_id_seq')")).scalar_one())
 
@@ -384,14 +390,11 @@ def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> Non
         raise DatabaseUnavailableError("an account was erased after the rows were read; they must be read again")
 
 
-def _write_batch(connection: sa.Connection, week: date, batch: Unpublished) -> tuple[int, BatchRecord]:
+def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
     _require_no_newer_erasure(connection, batch.n_erasures)
     batch_id = _next_batch_id(connection)
-    account_ids: list[npt.NDArray[np.int64]] = []
-    layout = CopyLayout(week, batch_id, tuple(batch.source_columns))
-    n_written = _copy(connection, layout, _noting_ids(batch.rows, account_ids))
-    record, quarantined = batch.describe()
-    _require_whole(record, n_written, account_ids)
+    n_stored = _copy(connection, CopyLayout(week, batch_id, batch.source_columns), batch.rows())
+    record, quarantined = batch.finish(n_stored)
     _insert_batch(connection, record, batch_id)
     _keep_reference(connection, record, batch.reference)
     _insert_quarantined(connection, batch_id, quarantined)
@@ -471,12 +474,12 @@ def _without_nul(text: str) -> str:
     return _ESCAPED_NUL.sub(r"\1\\ufffd", text)
 
 
-def _copy(connection: sa.Connection, layout: "CopyLayout", rows: Iterable[ScoredRows]) -> int:
+def _copy(connection: sa.Connection, layout: CopyLayout, rows: Iterable[ScoredRows]) -> int:
     """Stream the rows into the week's partition, past the routing of the table; returns how many PostgreSQL took."""
     cursor: Any = connection.connection.cursor()
     partition = f"churn_predictions_{layout.week:%Y%m%d}"
     statement = f"COPY {partition} ({', '.join(layout.columns)}) FROM STDIN WITH (FORMAT binary)"
-    stream = _CopyStream(copy_bytes(layout, rows))
+    stream = PulledStream(encode_rows(layout, rows))
     with closing(cursor):
         try:
             cursor.copy_expert(statement, stream, size=_COPY_BYTES)
@@ -486,100 +489,3 @@ def _copy(connection: sa.Connection, layout: "CopyLayout", rows: Iterable[Scored
                 raise stream.error from None
             raise sa.exc.DBAPIError.instance(statement, None, error, psycopg2.Error) from error
         return int(cursor.rowcount)
-
-
-@dataclass(frozen=True)
-class CopyLayout:
-    """A batch's rows in PostgreSQL's binary COPY format: the number of fields, then the size and bytes of each.
-
-    Attributes:
-        source_columns: What the rows' contributions are of; none without reasons.
-    """
-
-    week: date
-    batch_id: int
-    source_columns: tuple[str, ...] = ()
-
-    @property
-    def own(self) -> list[str]:
-        """The source columns with columns of their own."""
-        return [source_column for source_column in self.source_columns if source_column in SOURCE_COLUMNS]
-
-    @property
-    def other(self) -> list[str]:
-        """The source columns that share the arrays."""
-        return [source_column for source_column in self.source_columns if source_column not in SOURCE_COLUMNS]
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns written, in the fields' order."""
-        reals = [f"{source_column}_{part}" for source_column in self.own for part in ("contribution", "value")]
-        arrays = ["other_contributions", "other_values"] if self.other else []
-        return ["scored_week", "batch_id", "account_id", "churn_probability", *reals, *arrays]
-
-    def blank_row(self) -> npt.NDArray[np.void]:
-        """Return one row, shape (1,), with all that is the same for every row of the batch."""
-        n_other = len(self.other)
-        element = np.dtype([("size", ">i4"), ("value", ">f4")])
-        array = np.dtype([("n_dims", ">i4"), ("nulls", ">i4"), ("oid", ">i4"), ("length", ">i4"), ("lower", ">i4"),
-                          ("elements", element, (n_other,))])  # fmt: skip
-        kinds: dict[str, Any] = {"scored_week": ">i4", "batch_id": ">i8", "account_id": ">i8"}
-        kinds |= dict.fromkeys(("other_contributions", "other_values"), array)
-        fields = [(f"{name}|size", ">i4", kinds.get(name, ">f4")) for name in self.columns]
-        pairs = [pair for sized, size, kind in fields for pair in ((sized, size), (sized.removesuffix("|size"), kind))]
-        row = np.zeros(1, dtype=[("n_fields", ">i2"), *pairs])
-        row["n_fields"] = len(self.columns)
-        for name in self.columns:
-            row[f"{name}|size"] = row.dtype[name].itemsize
-            if name.startswith("other_"):
-                row[name]["oid"], row[name]["length"], row[name]["lower"] = _REAL_OID, n_other, 1
-                row[name]["n_dims"] = 1
-                row[name]["elements"]["size"] = 4
-        row["scored_week"], row["batch_id"] = (self.week - _POSTGRES_EPOCH).days, self.batch_id
-        return row
-
-
-def copy_bytes(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[bytes]:
-    """Write rows in PostgreSQL's binary COPY format, a block for each chunk."""
-    yield _COPY_HEADER
-    blank = layout.blank_row()
-    others = [layout.source_columns.index(source_column) for source_column in layout.other]
-    for chunk in rows:
-        block = np.repeat(blank, len(chunk.account_ids))
-        block["account_id"] = chunk.account_ids
-        block["churn_probability"] = chunk.probabilities
-        if chunk.contributions is not None and chunk.values is not None:
-            for source_column in layout.own:
-                i = layout.source_columns.index(source_column)
-                block[f"{source_column}_contribution"] = chunk.contributions[:, i]
-                block[f"{source_column}_value"] = chunk.values[i]
-            if others:
-                block["other_contributions"]["elements"]["value"] = chunk.contributions[:, others]
-                block["other_values"]["elements"]["value"] = chunk.values[others].T
-        yield block.tobytes()
-    yield _COPY_TRAILER
-
-
-class _CopyStream(io.RawIOBase):
-    """A readable file over blocks of bytes, which is what psycopg2's COPY reads from."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
-        self._rest = memoryview(b"")
-        self.error: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        while not self._rest:
-            try:
-                block = next(self._blocks, None)
-            except Exception as error:
-                self.error = error
-                raise
-            if block is None:
-                return b""
-            self._rest = memoryview(block)
-        taken, self._rest = self._rest[:size], self._rest[size:]
-        return bytes(taken)

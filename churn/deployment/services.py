@@ -5,7 +5,7 @@ only supply values. Entry points open a deployment; core functions get what they
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,7 +19,7 @@ from churn.database.connection import LIBPQ_LIMITS, WRITER, parse_database_url, 
 from churn.database.predictions import PredictionStore
 from churn.deployment.code_version import code_version
 from churn.deployment.credentials import read_secret
-from churn.deployment.settings import Settings, find_project_root
+from churn.deployment.settings import Settings, find_project_root, load_settings
 from churn.errors import UsageError
 from churn.storage.sources import Bucket, Folder, Sources
 from churn.variants import Variant
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from churn.workflows.evaluate import PerformanceEvaluator
     from churn.workflows.monitor import Watch
     from churn.workflows.promote import Promoter
+    from churn.workflows.ray_engine import RayCluster
     from churn.workflows.score import Scorer
     from churn.workflows.train import Trainer
 
@@ -122,6 +123,35 @@ class Deployment:
             with_reasons=self.settings.churn_reasons,
             recent_months=self.settings.churn_horizon_months,
         )
+
+    def cluster(self) -> "RayCluster[Scorer] | None":
+        """Return the Ray cluster of ``CHURN_RAY_ADDRESS``; ``None`` to score in this process."""
+        if self.settings.churn_ray_address is None:
+            return None
+        from churn.workflows.ray_engine import RayCluster
+
+        return RayCluster(self.settings.churn_ray_address, open_node, self.fingerprint())
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what must be the same wherever a fleet is scored, by the name that a person knows it by; no secret.
+
+        Raises:
+            ChurnError: If the predictions database cannot be reached or is not set up.
+        """
+        settings, mlflow = self.settings, self.mlflow_database
+        return {
+            "the code": self.code_version,
+            "the predictions database": self.store().identity(),
+            "MLflow": f"{mlflow.host}:{mlflow.port or 5432}/{mlflow.database}"
+            if mlflow
+            else self.tracking_uri.rpartition("@")[2].partition("?")[0],
+            "MLFLOW_S3_BUCKET": settings.mlflow_s3_bucket or "not set",
+            "CHURN_LOCAL_FALLBACK": settings.churn_local_fallback,
+            "CHURN_LOCAL_MAX_AGE": str(settings.churn_local_max_age),
+            "CHURN_MAX_QUARANTINE_SHARE": str(settings.churn_max_quarantine_share),
+            "CHURN_REASONS": str(settings.churn_reasons),
+            "CHURN_HORIZON_MONTHS": str(settings.churn_horizon_months),
+        }
 
     def history(self) -> "ActivityHistory":
         """Open the histories of activity, which take in nothing of accounts that were erased."""
@@ -273,6 +303,13 @@ def open_deployment(settings: Settings) -> Iterator[Deployment]:
             "MLFLOW_TRACKING_URI is set and nothing says where predictions go; "
             "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
         )
+
+
+@contextmanager
+def open_node() -> Iterator[tuple[Mapping[str, str], "Scorer"]]:
+    """Open what a node of a Ray cluster scores with, from the node's own environment, with its fingerprint."""
+    with open_deployment(load_settings()) as deployment:
+        yield deployment.fingerprint(), deployment.scorer()
 
 
 def _on_server(settings: Settings, server: sa.URL | None, *, is_embedded: bool) -> Deployment:

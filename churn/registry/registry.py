@@ -1,127 +1,55 @@
-"""All of MLflow: which variants are registered, which version an alias names, and the logging of a new one.
+"""MLflow's registry: which variants are registered, which version an alias names, and the logging of a new one.
 
-Rules kept here: a variant exists when a registered model carries its tags; a version is resolved once and then named by
-number; boosters are cached on disk by model id, since a version's files never change.
+A variant exists when a registered model carries its tags. A version is resolved once and then named by number. Boosters
+are cached on disk by model id, since a version's files never change.
 """
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import botocore.exceptions as aws
 import mlflow
 import pandas as pd
 import requests
-import sqlalchemy.exc
-from boto3.exceptions import Boto3Error
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, ViewType
+from mlflow.entities import LoggedModelOutput, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.uri import append_to_uri_path
 
 from churn.errors import (
-    AccessDeniedError,
-    ChurnError,
     ModelFileError,
     RegistryError,
-    RegistryUnavailableError,
-    UsageError,
 )
 from churn.monitoring.profiles import Profile
+from churn.registry import tags
+from churn.registry.errors import AbsentError, errors_translated
+from churn.registry.records import LivePoint, LoggedRun, OpenModel
 from churn.variants import Variant, nearest
 from churn.versions import CHAMPION, ModelVersion
 
 if TYPE_CHECKING:  # XGBoost takes a second to import, which whoever loads no model need not wait for
-    from churn.inference.bundle import Bundle, Golden
+    pass
 
 logger = logging.getLogger(__name__)
 # A uv environment has no pip, of which MLflow warns for every model.
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
-GEOGRAPHY_TAG = "geography"
-COMPANY_TAG = "company_id"
-_SHA256_TAG = "churn.model_sha256"
 _BOOSTER_FILE = "model.ubj"
 _GOLDEN_FILE = "golden_rows.json"
 _REFERENCE_FILE = "reference_profile.json"
-_REFERENCE_TAG = "churn.has_reference"
 _MODEL_NAME_PREFIX = Variant().registered_model
 _DAY = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
-_FIRST_MONDAY = date(1970, 1, 5)
-_DIGEST_LENGTH = 36  # MLflow's column holds no more
-_ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-
-
-@dataclass(frozen=True)
-class LoggedDataset:
-    """The data that a run's model comes from, by what MLflow lists of it.
-
-    Attributes:
-        sha256: Of the very rows, in hexadecimal.
-        source: Where they were kept.
-        profile: Counts that tell one such data set from another.
-    """
-
-    name: str
-    sha256: str
-    source: str
-    profile: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class LoggedRun:
-    """What a new version's run records.
-
-    Attributes:
-        tags: Beside the variant's own, which are always set.
-        metrics: Real ones only; empty where there are no labels.
-        artifacts: Texts and pictures by their path, such as ``model_card.md``.
-        name: What the run is called; ``None`` for ``log-<variant>``.
-        dataset: ``None`` where it is not known.
-        reference: Inputs and scores that batches are compared with, of rows the model was not trained on; ``None``
-            where there are none.
-    """
-
-    bundle: "Bundle"
-    golden: "Golden"
-    sample: pd.DataFrame
-    parameters: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    tags: Mapping[str, str]
-    artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
-    name: str | None = None
-    dataset: LoggedDataset | None = None
-    reference: Profile | None = None
-
-
-@dataclass(frozen=True)
-class LivePoint:
-    """What a version's scores of one week turned out to be worth.
-
-    Attributes:
-        n_matured: Accounts it is known of; every point has them, whatever else there is.
-        metrics: By name, without the prefix ``live_``.
-        artifacts: Texts by their path below the week's folder.
-    """
-
-    scored_week: date
-    as_of: date
-    n_matured: int
-    metrics: Mapping[str, float]
-    artifacts: Mapping[str, str]
 
 
 class Registry:
@@ -135,7 +63,7 @@ class Registry:
             cache: Folder for boosters by model id; made when needed.
         """
         _set_process_uri(tracking_uri)
-        with _errors_translated("opening the registry"):
+        with errors_translated("opening the registry"):
             self._client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = cache
         self._locations: dict[str, str] = {}  # by experiment; MLflow never moves one
@@ -146,9 +74,9 @@ class Registry:
 
     def aliases(self) -> dict[Variant, Mapping[str, int]]:
         """List the registered variants, each with the version that each of its aliases names now."""
-        with _errors_translated("listing the registered models"):
+        with errors_translated("listing the registered models"):
             models = _pages(self._client.search_registered_models, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
-            return {variant: _aliases(model) for model in models if (variant := _variant_of(model)) is not None}
+            return {variant: _aliases(model) for model in models if (variant := tags.variant_of(model)) is not None}
 
     def aliases_of(self, variant: Variant) -> Mapping[str, int]:
         """Return the version that each of a variant's aliases names now; none when it is not registered."""
@@ -170,7 +98,7 @@ class Registry:
         aliases = self.aliases_of(variant) if listed is None else listed.get(variant, {})
         if alias not in aliases:
             raise self._unresolved(variant, alias, aliases)
-        with _errors_translated(f"reading {name!r}"):
+        with errors_translated(f"reading {name!r}"):
             found = self._client.get_model_version(name, str(aliases[alias]))
         return self._describe(variant, found, alias)
 
@@ -187,14 +115,23 @@ class Registry:
             f"set one with experiment_tracking/log_model.py --alias {alias}"
         )
 
-    def load(self, version: ModelVersion) -> "Bundle":
-        """Load a version's booster, from the cache if it was read before, and check it.
+    def open(
+        self, variant: Variant, alias: str = CHAMPION, listed: Mapping[Variant, Mapping[str, int]] | None = None
+    ) -> OpenModel:
+        """Find the version that ``alias`` names, and load all that scoring with it needs.
+
+        Files come from the cache if they were read before: a version's files never change.
+
+        Args:
+            listed: See :meth:`resolve`.
 
         Raises:
+            RegistryError: See :meth:`resolve`.
             ModelFileError: If its bytes are not those that were logged, or its golden scores differ.
         """
         from churn.inference.bundle import Golden, load_bundle
 
+        version = self.resolve(variant, alias, listed)
         folder = self._fetch(version)
         data = (folder / _BOOSTER_FILE).read_bytes()
         if hashlib.sha256(data).hexdigest() != version.sha256:
@@ -204,13 +141,8 @@ class Registry:
             )
         bundle = load_bundle(data, None, version.uri)
         bundle.require_golden(Golden.from_json((folder / _GOLDEN_FILE).read_bytes()))
-        return bundle
-
-    def reference(self, version: ModelVersion) -> Profile | None:
-        """Return what the version's batches are compared with; ``None`` where it was logged without."""
-        return (
-            Profile.from_json((self._fetch(version) / _REFERENCE_FILE).read_bytes()) if version.has_reference else None
-        )
+        profile = folder / _REFERENCE_FILE
+        return OpenModel(version, bundle, Profile.from_json(profile.read_bytes()) if version.has_reference else None)
 
     def attach(self, version: ModelVersion, path: str, text: str) -> None:
         """Put a small text file beside what the version's run logged; only the artifact store is written.
@@ -221,7 +153,7 @@ class Registry:
         Raises:
             RegistryError: If that fails.
         """
-        with _errors_translated(f"writing {path} of {version.uri}"):
+        with errors_translated(f"writing {path} of {version.uri}"):
             self._log_artifacts(version.variant, version.mlflow_run_id, {path: text})
 
     def log_live(self, variant: Variant, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
@@ -233,21 +165,21 @@ class Registry:
         Raises:
             RegistryError: If that fails.
         """
-        with _errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
+        with errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
             texts = {
                 f"performance/{point.scored_week}/{name}": text
                 for point in points
                 for name, text in point.artifacts.items()
             }
             self._log_artifacts(variant, mlflow_run_id, texts)
-            metrics = [metric for point in points for metric in _metrics_of(point)]
+            metrics = [metric for point in points for metric in point.to_mlflow()]
             if metrics:
                 self._client.log_batch(mlflow_run_id, metrics=metrics)
 
     def look_up_locations(self) -> None:
         """Ask once where the experiments of all variants keep their artifacts, which :meth:`log_live` has to know."""
         search = partial(self._client.search_experiments, ViewType.ALL)
-        with _errors_translated("listing the experiments"):
+        with errors_translated("listing the experiments"):
             experiments = _pages(search, f"name LIKE '{Variant().experiment}%'")
             self._locations |= {one.name: one.artifact_location for one in experiments}
 
@@ -257,7 +189,7 @@ class Registry:
         Returns:
             Its id, and what was done: ``created``, ``restored`` or ``found``.
         """
-        with _errors_translated(f"preparing experiment {variant.experiment!r}"):
+        with errors_translated(f"preparing experiment {variant.experiment!r}"):
             experiment = self._client.get_experiment_by_name(variant.experiment)
             if experiment is None:
                 try:
@@ -273,7 +205,7 @@ class Registry:
 
     def artifact_location(self, experiment_id: str) -> str:
         """Return where an experiment keeps its artifacts."""
-        with _errors_translated(f"reading experiment {experiment_id}"):
+        with errors_translated(f"reading experiment {experiment_id}"):
             location: str = self._client.get_experiment(experiment_id).artifact_location
         return location
 
@@ -288,10 +220,10 @@ class Registry:
             alias: Given to the new version.
             or_champion: Whether ``alias`` ``None`` gives it ``champion`` when the variant has none.
         """
-        with _errors_translated(f"logging a model of {variant}"):
+        with errors_translated(f"logging a model of {variant}"):
             registered = self._registered(variant)
-            tags = _variant_tags(variant) | dict(logged.tags)
-            run = self._client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=tags)
+            run_tags = tags.tags_of_variant(variant) | dict(logged.tags)
+            run = self._client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=run_tags)
             mlflow_run_id = run.info.run_id
             try:
                 model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
@@ -304,7 +236,8 @@ class Registry:
                     source=f"models:/{model_id}",
                     run_id=mlflow_run_id,
                     model_id=model_id,
-                    tags=tags | {_SHA256_TAG: sha256, _REFERENCE_TAG: str(logged.reference is not None).lower()},
+                    tags=run_tags
+                    | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: str(logged.reference is not None).lower()},
                 )
             except BaseException:
                 with contextlib.suppress(MlflowException, requests.RequestException):
@@ -321,7 +254,7 @@ class Registry:
     def set_aliases(self, variant: Variant, versions: Mapping[str, int | None]) -> None:
         """Move a variant's aliases, in the order given; ``None`` takes one away. Each move is atomic, all are not."""
         name = variant.registered_model
-        with _errors_translated(f"moving the aliases of {name!r}"):
+        with errors_translated(f"moving the aliases of {name!r}"):
             for alias, version in versions.items():
                 if version is None:
                     self._client.delete_registered_model_alias(name, alias)
@@ -331,22 +264,22 @@ class Registry:
     def tags_of(self, variant: Variant, version: int) -> dict[str, str]:
         """Return what was written down of a version when it was logged."""
         name = variant.registered_model
-        with _errors_translated(f"reading version {version} of {name!r}"):
+        with errors_translated(f"reading version {version} of {name!r}"):
             return dict(self._client.get_model_version(name, str(version)).tags)
 
     def version_tags(self) -> dict[tuple[Variant, int], Mapping[str, str]]:
         """Return :meth:`tags_of` every version of every variant."""
-        with _errors_translated("listing the model versions"):
+        with errors_translated("listing the model versions"):
             versions = _pages(self._client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
             return {
                 (variant, int(version.version)): version.tags
                 for version in versions
-                if (variant := _variant_of(version)) is not None
+                if (variant := tags.variant_of(version)) is not None
             }
 
     def training_dates(self) -> dict[tuple[Variant, int], date]:
         """Return when each version was trained, as far as it was written down, by variant and version."""
-        days = {key: tags.get("training_date", "") for key, tags in self.version_tags().items()}
+        days = {key: found.get(tags.TRAINING_DATE, "") for key, found in self.version_tags().items()}
         return {key: date.fromisoformat(day) for key, day in days.items() if _DAY.fullmatch(day)}
 
     def require_free_or_own(self, variant: Variant) -> None:
@@ -357,11 +290,11 @@ class Registry:
         """Return the variant's registered model, or ``None``."""
         name = variant.registered_model
         try:
-            with _errors_translated(f"reading {name!r}"):
+            with errors_translated(f"reading {name!r}"):
                 model = self._client.get_registered_model(name)
-        except _AbsentError:
+        except AbsentError:
             return None
-        holder = _variant_of(model)
+        holder = tags.variant_of(model)
         if holder != variant:
             raise RegistryError(
                 f"registered model {name!r} belongs to {holder or 'something without our tags'}, and {variant} would "
@@ -371,7 +304,7 @@ class Registry:
 
     def _register(self, variant: Variant) -> None:
         try:
-            self._client.create_registered_model(variant.registered_model, tags=_variant_tags(variant))
+            self._client.create_registered_model(variant.registered_model, tags=tags.tags_of_variant(variant))
         except MlflowException as error:  # another process was first: see whose it is
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -379,13 +312,13 @@ class Registry:
 
     def _describe(self, variant: Variant, found: Any, alias: str | None) -> ModelVersion:
         model_id = str(found.source).removeprefix("models:/")
-        if _SHA256_TAG not in found.tags or model_id == found.source:
+        if tags.MODEL_SHA256 not in found.tags or model_id == found.source:
             raise RegistryError(
                 f"version {found.version} of {found.name!r} was not logged by experiment_tracking/log_model.py (no "
-                f"{_SHA256_TAG} tag), so its file cannot be checked; log it again with that script"
+                f"{tags.MODEL_SHA256} tag), so its file cannot be checked; log it again with that script"
             )
-        sha256 = found.tags[_SHA256_TAG]
-        has_reference = found.tags.get(_REFERENCE_TAG) == "true"
+        sha256 = found.tags[tags.MODEL_SHA256]
+        has_reference = found.tags.get(tags.HAS_REFERENCE) == "true"
         return ModelVersion(
             variant, found.name, int(found.version), alias, model_id, found.run_id, sha256, has_reference
         )
@@ -395,7 +328,7 @@ class Registry:
         if folder.is_dir():
             return folder
         self._cache.mkdir(parents=True, exist_ok=True)
-        with _errors_translated(f"fetching {version.uri}"), tempfile.TemporaryDirectory(dir=self._cache) as partial:
+        with errors_translated(f"fetching {version.uri}"), tempfile.TemporaryDirectory(dir=self._cache) as partial:
             location = self._client.get_logged_model(version.model_id).artifact_location
             repository = get_artifact_repository(location)
             for name in (_BOOSTER_FILE, _GOLDEN_FILE, *([_REFERENCE_FILE] if version.has_reference else [])):
@@ -445,7 +378,7 @@ class Registry:
             params=[Param(name, str(value)) for name, value in logged.parameters.items()],
         )
         if logged.dataset is not None:
-            self._client.log_inputs(mlflow_run_id, datasets=[_dataset_input(logged.dataset)])
+            self._client.log_inputs(mlflow_run_id, datasets=[logged.dataset.to_mlflow()])
 
     def _location(self, variant: Variant) -> str | None:
         """Say where the variant's experiment keeps its artifacts; ``None`` if somebody gave it another name."""
@@ -487,57 +420,6 @@ def _pages(search: Callable[..., Any], wanted: str) -> Iterator[Any]:
             return
 
 
-def _dataset_input(dataset: LoggedDataset) -> DatasetInput:
-    described = Dataset(
-        name=dataset.name,
-        digest=dataset.sha256[:_DIGEST_LENGTH],
-        source_type="churn",
-        source=json.dumps({"uri": dataset.source, "sha256": dataset.sha256}),
-        profile=json.dumps(dict(dataset.profile)),
-    )
-    return DatasetInput(described, [InputTag("mlflow.data.context", "training")])
-
-
-class _AbsentError(RegistryError):
-    """MLflow has no such thing; raised and caught in this module."""
-
-
-@contextlib.contextmanager
-def _errors_translated(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        said = (error.message.splitlines() or [error.error_code])[0]  # a statement and its values follow
-        if error.error_code in _ABSENT:
-            raise _AbsentError(f"MLflow failed at {doing}: {said}") from error
-        if error.error_code == "PERMISSION_DENIED":
-            raise RegistryError(f"MLflow denied {doing}: {said}") from error
-        if isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or "API request to" in said:
-            raise _unavailable(doing, error) from error
-        raise RegistryError(f"MLflow failed at {doing}: {said}") from error
-    except (Boto3Error, aws.BotoCoreError, aws.ClientError) as error:  # first: some are requests' errors as well
-        raise _meaning_of_artifact_error(doing, error) from error
-    except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
-        raise _unavailable(doing, error) from error
-
-
-def _meaning_of_artifact_error(doing: str, error: Exception) -> ChurnError:
-    """Tell what S3's answer to MLflow means; a failed upload has it only as the context of its error."""
-    cause = error.__context__ if isinstance(error, Boto3Error) else error
-    what = f"MLflow's artifacts in S3 failed at {doing}"
-    if isinstance(cause, (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError)):
-        return RegistryUnavailableError(f"{what} ({type(cause).__name__}); check the network, and that S3 runs")
-    if not isinstance(cause, aws.ClientError):
-        return RegistryError(f"{what}: {error}; check the AWS credentials")
-    code = cause.response.get("Error", {}).get("Code", "")
-    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status in (401, 403):
-        return AccessDeniedError(f"{what}: access was denied ({code}); the role needs s3:GetObject and s3:PutObject")
-    if status >= 500 or status == 429:
-        return RegistryUnavailableError(f"{what}: it kept failing ({code}); try again")
-    return RegistryError(f"{what} ({code}); bring the bucket and its objects back, or log the model again")
-
-
 def _set_process_uri(uri: str) -> None:
     """Tell MLflow the URI that ``models:/`` sources are resolved through, whatever a client's own is.
 
@@ -552,33 +434,5 @@ def _set_process_uri(uri: str) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = exported
 
 
-def _unavailable(doing: str, error: Exception) -> RegistryUnavailableError:
-    return RegistryUnavailableError(
-        f"the MLflow registry did not answer while {doing} ({type(error).__name__}); "
-        f"check MLFLOW_TRACKING_URI or MLFLOW_DB_HOST, and that it runs"
-    )
-
-
-def _variant_tags(variant: Variant) -> dict[str, str]:
-    parts = {GEOGRAPHY_TAG: variant.geography, COMPANY_TAG: variant.company}
-    return {tag: value for tag, value in parts.items() if value is not None}
-
-
-def _metrics_of(point: LivePoint) -> list[Metric]:
-    step = (point.scored_week - _FIRST_MONDAY).days // 7
-    at = int(datetime.combine(point.as_of, time.min, UTC).timestamp() * 1000)
-    values = {f"live_{name}": value for name, value in point.metrics.items()} | {"live_n_matured": point.n_matured}
-    return [Metric(name, float(value), at, step) for name, value in values.items()]
-
-
 def _aliases(model: Any) -> dict[str, int]:
     return {alias: int(version) for alias, version in model.aliases.items()}
-
-
-def _variant_of(model: Any) -> Variant | None:
-    """Read a registered model's variant from its tags; ``None`` for a model that is none of ours."""
-    try:
-        variant = Variant(model.tags.get(GEOGRAPHY_TAG), model.tags.get(COMPANY_TAG))
-    except UsageError:
-        return None
-    return variant if variant.registered_model == model.name else None

@@ -29,7 +29,8 @@ from churn.variants import Variant
 from churn.workflows.ingest import ingest
 
 if TYPE_CHECKING:
-    from churn.registry.registry import LivePoint, Registry
+    from churn.registry.records import LivePoint
+    from churn.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +270,7 @@ def _reliability(labels: Labels, scores: Scores) -> Reliability:
 
 def _live_points(judged: Sequence[EvaluatedBatch]) -> list["LivePoint"]:
     """Tell MLflow of each week, with a picture for the last of each month, whose other weeks look nearly the same."""
-    from churn.registry.registry import LivePoint
+    from churn.registry.records import LivePoint
 
     drawn = {one.batch.batch_id for one in newest_of_each_month(judged, lambda one: one.batch)}
     points = []

@@ -17,12 +17,12 @@ _Out = TypeVar("_Out")
 
 Attempts = Iterator[tuple[str, _Out | BaseException]]
 """Each variant's key with what its work returned, or the error."""
-Engine = Callable[[Callable[[str], "_Out | BaseException"], Sequence[str]], Attempts[_Out]]
+FleetEngine = Callable[[Callable[[str], "_Out | BaseException"], Sequence[str]], Attempts[_Out]]
 """Where the work is done: calls the function with each key, and yields each key with what the function returned."""
 
 
 def for_each_variant(
-    work: Callable[[Variant], _Out], keys: Sequence[str], engine: Engine[_Out] | None = None
+    work: Callable[[Variant], _Out], keys: Sequence[str], engine: FleetEngine[_Out] | None = None
 ) -> Attempts[_Out]:
     """Do some work for many variants, several at once; one that fails stops no other.
 
@@ -37,7 +37,7 @@ def for_each_variant(
     yield from (engine or threads())(partial(_attempt, work), keys)
 
 
-def threads(n: int = CORES) -> Engine[_Out]:
+def threads(n: int = CORES) -> FleetEngine[_Out]:
     """Return the engine that works in threads of this process."""
 
     def run(attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:

@@ -23,7 +23,8 @@ from churn.errors import InputError, ModelFileError
 from churn.evaluation.metrics import evaluate
 from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
 from churn.monitoring.profiles import Profile, reference_profile
-from churn.registry.registry import LoggedRun, Registry
+from churn.registry.records import LoggedRun
+from churn.registry.registry import Registry
 from churn.storage.sources import MODEL_NAMES, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import ModelVersion

@@ -40,7 +40,8 @@ from churn.workflows.evaluate import AUC_LIMIT_TAG
 from churn.workflows.ingest import ForeignActivityError, NoActivityError, read_extract
 
 if TYPE_CHECKING:
-    from churn.registry.registry import LoggedRun, Registry
+    from churn.registry.records import LoggedRun
+    from churn.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +190,8 @@ class Trainer:
         aliases = self.registry.aliases_of(variant)
         if CHAMPION not in aliases:
             return None, None
-        version = self.registry.resolve(variant, CHAMPION, {variant: aliases})
-        return version, self.registry.load(version)
+        model = self.registry.open(variant, CHAMPION, {variant: aliases})
+        return model.version, model.bundle
 
     def _feature_names(self, variant: Variant, champion: Bundle | None) -> tuple[Sequence[str], str]:
         """Find the feature names: the champion's, else those of the variant's file, else a parent's; and say whose."""
@@ -353,7 +354,7 @@ def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> P
 
 def describe(outcome: TrainingOutcome) -> "LoggedRun":
     """Put together what a run records of a trained model."""
-    from churn.registry.registry import LoggedDataset, LoggedRun
+    from churn.registry.records import LoggedDataset, LoggedRun
 
     trained, lineage = outcome.trained, outcome.lineage
     rows = trained.held_out.matrix[:GOLDEN_ROWS]

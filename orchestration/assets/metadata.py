@@ -7,7 +7,8 @@ import dagster as dg
 
 from churn.evaluation.charts import Distribution, draw_distributions, draw_importance
 from churn.monitoring.profiles import SCORE
-from churn.workflows.score import Outcome, ScoreSummary
+from churn.monitoring.summary import ScoreSummary
+from churn.workflows.score import ScoringOutcome
 
 Metadata = Mapping[str, dg.MetadataValue]
 
@@ -15,7 +16,7 @@ _BAR_WIDTH = 30
 _FEATURES_DRAWN = 2
 
 
-def describe(outcome: Outcome, model_link: Callable[[str, int], str]) -> dict[str, Metadata]:
+def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> dict[str, Metadata]:
     """Return each asset's metadata."""
     return {
         "raw_churn_data": _of_raw(outcome),
@@ -26,7 +27,7 @@ def describe(outcome: Outcome, model_link: Callable[[str, int], str]) -> dict[st
     }
 
 
-def _of_raw(outcome: Outcome) -> Metadata:
+def _of_raw(outcome: ScoringOutcome) -> Metadata:
     provenance, record = outcome.provenance, outcome.record
     return {
         "dagster/row_count": dg.MetadataValue.int(record.n_rows_read),
@@ -41,7 +42,7 @@ def _of_raw(outcome: Outcome) -> Metadata:
     }
 
 
-def _of_features(outcome: Outcome) -> Metadata:
+def _of_features(outcome: ScoringOutcome) -> Metadata:
     counts, record = outcome.counts, outcome.record
     return {
         "dagster/row_count": dg.MetadataValue.int(record.n_rows_scored),
@@ -56,7 +57,7 @@ def _of_features(outcome: Outcome) -> Metadata:
     }
 
 
-def _of_distributions(outcome: Outcome) -> Metadata:
+def _of_distributions(outcome: ScoringOutcome) -> Metadata:
     """Draw the features that differ most from the model's reference."""
     drift, reference, batch = outcome.record.drift, outcome.summary.reference, outcome.summary.profile
     if not drift or reference is None or batch is None:
@@ -73,7 +74,7 @@ def _of_distributions(outcome: Outcome) -> Metadata:
     return {"distributions": dg.MetadataValue.md(picture(draw_distributions(drawn, title)))}
 
 
-def _of_model(outcome: Outcome, model_link: Callable[[str, int], str]) -> Metadata:
+def _of_model(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> Metadata:
     model = outcome.model
     return {
         "registered_model": dg.MetadataValue.text(model.registered_model),
@@ -85,7 +86,7 @@ def _of_model(outcome: Outcome, model_link: Callable[[str, int], str]) -> Metada
     }
 
 
-def _of_predictions(outcome: Outcome) -> Metadata:
+def _of_predictions(outcome: ScoringOutcome) -> Metadata:
     summary, engine = outcome.summary, outcome.engine
     scores: dict[str, dg.MetadataValue] = {
         "dagster/row_count": dg.MetadataValue.int(summary.n),
@@ -109,7 +110,7 @@ def _of_predictions(outcome: Outcome) -> Metadata:
     }
 
 
-def _of_batch(outcome: Outcome) -> Metadata:
+def _of_batch(outcome: ScoringOutcome) -> Metadata:
     record = outcome.record
     return {
         "dagster/row_count": dg.MetadataValue.int(record.n_rows_scored),

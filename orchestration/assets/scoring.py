@@ -16,8 +16,7 @@ from churn.database.fleet import Fleet
 from churn.errors import ChurnError
 from churn.monitoring.conditions import MEMORY, History
 from churn.weeks import parse_week
-from churn.workflows.ray_cluster import score_fleet
-from churn.workflows.score import Outcome, Scorer
+from churn.workflows.score import FleetRequest, Scorer, ScoringOutcome, score_fleet
 from orchestration.assets.metadata import Metadata, describe
 from orchestration.checks import CHECKS, SEVERITIES, evaluate
 from orchestration.fleet import RETRY_POLICY, FleetRun, failure_of_all, runs_gone_on_from
@@ -108,7 +107,8 @@ def weekly_assets(
             context.log.info("%d variants to score for %s, %d already published", len(missing), week, len(done))
             histories = Fleet(deployment.database).histories(week - MEMORY, missing)
             told = partial(tell, histories=histories, model_link=deployment.model_link)
-            for key, result in score_fleet(deployment, scorer, missing, week, context.run.run_id, then=told):
+            asked = FleetRequest.for_week(week, dagster_run_id=context.run.run_id)
+            for key, result in score_fleet(scorer, missing, asked, told, deployment.cluster()):
                 if isinstance(result, BaseException):
                     run.note_failure(key, result)
                     continue
@@ -120,7 +120,7 @@ def weekly_assets(
 
 
 def tell(
-    outcome: Outcome, scorer: Scorer, *, histories: Mapping[str, History], model_link: Callable[[str, int], str]
+    outcome: ScoringOutcome, scorer: Scorer, *, histories: Mapping[str, History], model_link: Callable[[str, int], str]
 ) -> Told:
     """Describe and check a published variant where it was scored: what is returned is small and can be sent."""
     return Told(describe(outcome, model_link), evaluate(outcome, scorer, histories))

@@ -24,7 +24,7 @@ from churn.deployment.services import Deployment
 from churn.evaluation.charts import draw_importance
 from churn.inference.engine import build_engine
 from churn.variants import Variant
-from churn.workflows.score import Scorer
+from churn.workflows.score import FleetRequest, Scorer
 from tests.faults.house import VARIANTS, Warmth, open_scorer
 from tests.faults.naive import publish_naively
 
@@ -32,11 +32,11 @@ _PREDICTIONS = "churn.database.predictions"
 POINTS: Mapping[str, tuple[str, str, str]] = {
     "it has read nothing yet": ("churn.storage.sources", "Sources.fetch_input", "entered"),
     "the input is read": ("churn.storage.sources", "Sources.fetch_input", "left"),
-    "the model is loaded": ("churn.registry.registry", "Registry.load", "left"),
+    "the model is loaded": ("churn.registry.registry", "Registry.open", "left"),
     "the week is open": (_PREDICTIONS, "PredictionStore._open_week", "left"),
     "the lock is held": (_PREDICTIONS, "_lock", "left"),
     "a batch id is taken": (_PREDICTIONS, "_next_batch_id", "left"),
-    "rows are half sent": (_PREDICTIONS, "_CopyStream.read", "left"),
+    "rows are half sent": ("churn.database.copy_format", "PulledStream.read", "left"),
     "rows are all sent": (_PREDICTIONS, "_copy", "left"),
     "the batch is recorded": (_PREDICTIONS, "_insert_batch", "left"),
     "the attempt is recorded": (_PREDICTIONS, "_insert_attempt", "left"),
@@ -149,7 +149,9 @@ def _live(order: Order, scorer: Scorer, deployment: Deployment) -> NoReturn:
         if order.scores is not None:
             publish_naively(deployment.database, order.key, order.week, order.scores)
         else:
-            scorer.score_variant(Variant.from_key(order.key), order.week, dagster_run_id=order.run_id)
+            scorer.score_variant(
+                FleetRequest.for_week(order.week, dagster_run_id=order.run_id).of(Variant.from_key(order.key))
+            )
         status = 0
     except BaseException:  # noqa: BLE001 the nursery's own life must not go on in its child
         traceback.print_exc()
@@ -158,11 +160,9 @@ def _live(order: Order, scorer: Scorer, deployment: Deployment) -> NoReturn:
 
 def _warm_scorer(deployment: Deployment, warmth: Warmth) -> Scorer:
     scorer = open_scorer(deployment)
-    model = scorer.registry.resolve(VARIANTS[0])
-    bundle = scorer.registry.load(model)
-    scorer.registry.reference(model)
-    build_engine(bundle, warmth.encoding, warmth.chunk[1], n_rows=100, with_reasons=True).score(warmth.chunk[1])
-    scorer.registry.attach(model, "scoring/warm.svg", draw_importance({"total_ngr": 1.0}, "warm"))
+    model = scorer.registry.open(VARIANTS[0])
+    build_engine(model.bundle, warmth.encoding, warmth.chunk[1], n_rows=100, with_reasons=True).score(warmth.chunk[1])
+    scorer.registry.attach(model.version, "scoring/warm.svg", draw_importance({"total_ngr": 1.0}, "warm"))
     for engine in (item for item in gc.get_objects() if isinstance(item, sa.Engine)):
         engine.dispose()
     return scorer

@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from churn.workflows.score import Outcome, Scorer
+from churn.workflows.score import Scorer, ScoringOutcome
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class Placed:
     runtime_env: str
 
 
-def place(outcome: Outcome, _scorer: Scorer) -> Placed:
+def place(outcome: ScoringOutcome, _scorer: Scorer) -> Placed:
     import ray
 
     context = ray.get_runtime_context()
     return Placed(context.get_node_id(), outcome.record.n_rows_scored, context.get_runtime_env_string())
 
 
-def die_after_publishing(outcome: Outcome, scorer: Scorer, *, folder: Path) -> Placed:
+def die_after_publishing(outcome: ScoringOutcome, scorer: Scorer, *, folder: Path) -> Placed:
     """Die each time that ``always`` is scored, and the first time that ``once`` is."""
     key = outcome.record.variant.key
     mark = folder / f"{key} has died"
@@ -34,5 +34,5 @@ def die_after_publishing(outcome: Outcome, scorer: Scorer, *, folder: Path) -> P
     return place(outcome, scorer)
 
 
-def unsendable(outcome: Outcome, scorer: Scorer) -> Scorer:
+def unsendable(outcome: ScoringOutcome, scorer: Scorer) -> Scorer:
     return scorer

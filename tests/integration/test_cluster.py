@@ -25,7 +25,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-import churn.workflows.ray_cluster as cluster_module
+import churn.workflows.ray_engine as cluster_module
 from benchmarks.nodes import Cluster, ray_cluster
 from benchmarks.services import parquet_bytes, simulated_rows
 from churn.database.connection import create_engine
@@ -34,7 +34,7 @@ from churn.deployment.settings import load_settings
 from churn.errors import ClusterError, ClusterUnavailableError, InputError
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
-from churn.workflows.ray_cluster import fingerprint, score_fleet
+from churn.workflows.score import FleetRequest, score_fleet
 from orchestration.assets.scoring import SPECS, tell
 from orchestration.partitions import sync_partitions
 from tests.integration.on_nodes import Placed, die_after_publishing, place, unsendable
@@ -85,7 +85,8 @@ class Fleet:
 
     def score(self, keys: list[str], week: date, run: str, then: Callable[..., Any] = place) -> dict[str, Any]:
         with open_deployment(load_settings()) as deployment:
-            return dict(score_fleet(deployment, deployment.scorer(), keys, week, run, then=then, as_of=AS_OF))
+            asked = FleetRequest.for_week(week, as_of=AS_OF, dagster_run_id=run)
+            return dict(score_fleet(deployment.scorer(), keys, asked, then, deployment.cluster()))
 
     def require_same_as_local(self, keys: list[str], week: date) -> None:
         """Every account of these variants has one current row, and the local engine's to the bit."""
@@ -160,7 +161,8 @@ def whole_fleet(
         with databases_of(site, schemas):
             register(site, homes)
             with open_deployment(load_settings()) as deployment:
-                local = deployment.scorer().score_fleet([*SMALL, LARGE], monday(LOCAL), "local", rows_of, as_of=AS_OF)
+                asked = FleetRequest.for_week(monday(LOCAL), as_of=AS_OF, dagster_run_id="local")
+                local = score_fleet(deployment.scorer(), [*SMALL, LARGE], asked, rows_of)
                 assert dict(local)[LARGE] == N_LARGE
             with ray_cluster(1, 1) as cluster:
                 environment = {name: os.environ[name] for name in os.environ if name.startswith(("CHURN", "MLFLOW"))}
@@ -279,7 +281,7 @@ def test_a_node_that_is_set_otherwise_is_refused_and_nothing_is_scored(
     with pytest.raises(ClusterError) as refused:
         fleet.score(SMALL[:2], monday(5), "otherwise")
 
-    assert "is set otherwise than this process" in str(refused.value)
+    assert "differs from this process" in str(refused.value)
     assert "the code is tested there and newer here; CHURN_REASONS is True there and False here. Start" in str(
         refused.value
     )
@@ -367,7 +369,7 @@ def test_nothing_that_is_sent_to_a_node_holds_a_password(fleet: Fleet) -> None:
     with open_deployment(load_settings()) as deployment:
         sent = (
             partial(tell, histories={}, model_link=deployment.model_link),
-            fingerprint(deployment, deployment.scorer()),
+            deployment.cluster(),
         )
 
     require_no_password(pickle.dumps(sent, protocol=0).decode("latin-1"), repr(sent))

@@ -26,7 +26,7 @@ from churn.data.formats import read_frame
 from churn.data.labels import Horizon
 from churn.database.connection import create_engine
 from churn.database.erasure import drop_weeks, erase_rows
-from churn.database.predictions import PredictionStore, Unpublished
+from churn.database.predictions import BatchInProgress, PredictionStore
 from churn.deployment.services import Deployment
 from churn.deployment.settings import load_settings
 from churn.errors import DatabaseUnavailableError, UsageError
@@ -35,6 +35,7 @@ from churn.storage.sources import Folder
 from churn.variants import Variant
 from churn.workflows.erase import first_kept_week
 from churn.workflows.evaluate import PerformanceEvaluator
+from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 
@@ -196,7 +197,7 @@ def store(site: Site) -> PredictionStore:
 
 def publish(store: PredictionStore, n_rows: int = 3, *, n_erasures: int = 0, **changed: object) -> int:
     told = record(n_rows, **changed)
-    batch = Unpublished([scored(n_rows)], lambda: (told, NO_ROWS), n_erasures=n_erasures)
+    batch = BatchInProgress([scored(n_rows)], lambda: (told, NO_ROWS), n_erasures=n_erasures)
     return store.publish(told.variant, told.scored_week, batch)[0][0]
 
 
@@ -253,7 +254,7 @@ def test_an_erasure_waits_for_batches_on_their_way_and_erases_theirs(site: Site,
         yield scored(3)
 
     told = record(3)
-    batch = Unpublished(rows(), lambda: (told, NO_ROWS))  # type: ignore[arg-type]
+    batch = BatchInProgress(rows(), lambda: (told, NO_ROWS))  # type: ignore[arg-type]
     with ThreadPoolExecutor(2) as pool:
         publishing = pool.submit(store.publish, US, WEEK, batch)
         assert is_writing.wait(30)
@@ -290,7 +291,7 @@ def test_encoded_rows_of_an_erased_account_are_dropped_and_counted(
     put_input(site, "geography-us", lines.encode(), "activity.jsonl")
     assert run_main(main, "erase", "--account", "102").status == 0
 
-    outcome = deployment.scorer().score_variant(US, monday())
+    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
 
     assert (outcome.record.n_rows_read, outcome.record.n_rows_scored, outcome.record.n_rows_erased) == (5, 4, 1)
     assert site.rows(site.churn, "SELECT account_id FROM churn_predictions ORDER BY 1") == [
@@ -330,7 +331,7 @@ def test_the_nightly_upkeep_drops_weeks_that_are_not_kept_and_all_that_is_record
         )
     )
     told = record(3, scored_week=old)
-    batch_id = store.publish(US, old, Unpublished([scored(3)], lambda: (told, quarantined)))[0][0]
+    batch_id = store.publish(US, old, BatchInProgress([scored(3)], lambda: (told, quarantined)))[0][0]
     site.rows(site.churn, "INSERT INTO drift_flags VALUES (:batch, 'total_deposit', true)", batch=batch_id)
     job = defs.resolve_job_def("maintenance_job")
 

@@ -24,6 +24,7 @@ from churn.evaluation.segments import EvaluatedSegment
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.workflows.evaluate import AUC_LIMIT_TAG, PerformanceEvaluator, Waiting
+from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 
@@ -43,7 +44,7 @@ def judge(site: Site, log_model: Run, deployment: Deployment) -> PerformanceEval
     activity = simulate_activity(n_accounts=3000, first_month=date(2025, 2, 1), n_months=21, seed=3)
     site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
     for week in WEEKS:
-        deployment.scorer().score_variant(US, week)
+        deployment.scorer().score_variant(FleetRequest.for_week(week).of(US))
     opened = deployment.promoter().evaluator
     opened.ingest(US)
     return opened

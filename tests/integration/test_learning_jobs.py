@@ -14,6 +14,7 @@ from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
+from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.promotion import REASON_TAG, retraining_sensor
@@ -57,7 +58,7 @@ def evaluate(instance: dg.DagsterInstance, cursor: str | None = None) -> dg.Sens
 def test_judging_tells_what_past_batches_were_worth_and_passes_over_what_cannot_be_judged(
     site: Site, fleet: None, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
-    deployment.scorer().score_variant(US, WEEK)
+    deployment.scorer().score_variant(FleetRequest.for_week(WEEK).of(US))
 
     result = judge(instance)
 
@@ -103,7 +104,7 @@ def test_a_champion_moves_on_a_launch_and_back_on_another(
 def judged(variant: Variant, as_of: date, high: float, deployment: Deployment) -> None:
     """Score a week and write down that its AUC's upper end was ``high``, under a limit of 0.7."""
     week = as_of - timedelta(days=as_of.weekday())
-    deployment.scorer().score_variant(variant, week)
+    deployment.scorer().score_variant(FleetRequest.for_week(week).of(variant))
     results = deployment.evaluator().results
     (batch,) = [one for one in results.unevaluated([variant]) if one.scored_week == week]
     measures = {"roc_auc": high - 0.05, "roc_auc_low": high - 0.1, "roc_auc_high": high}
@@ -155,9 +156,9 @@ def test_the_sensor_asks_where_the_input_drifted_two_weeks_running(
     body = io.BytesIO()
     moved.write_parquet(body)
     site.put(f"{US.prefix}data/churn/activity.parquet", body.getvalue())
-    deployment.scorer().score_variant(US, weeks[0])
+    deployment.scorer().score_variant(FleetRequest.for_week(weeks[0]).of(US))
     assert evaluate(instance).run_requests == []
-    deployment.scorer().score_variant(US, weeks[1])
+    deployment.scorer().score_variant(FleetRequest.for_week(weeks[1]).of(US))
 
     (request,) = evaluate(instance).run_requests or []
 

@@ -29,6 +29,7 @@ from churn.errors import InputError
 from churn.monitoring.incidents import KINDS
 from churn.report.prometheus import metrics_server
 from churn.variants import Variant
+from churn.workflows.score import FleetRequest
 
 from .conftest import PASSWORD, ROOT, Run, Site, create_login, put_model_files, require_no_password, run_sql
 from .test_weekly_job import activity, as_parquet, monday, put_input
@@ -90,11 +91,11 @@ def fleet(site: Site, log_model: Run, deployment: Deployment) -> Fleet:
     assert log_model("--geography", "us").status == 0
     put_input(site, us.key, as_parquet(activity()))
     scorer = deployment.scorer()
-    judged = scorer.score_variant(us, monday(1)).batch_id
+    judged = scorer.score_variant(FleetRequest.for_week(monday(1)).of(us)).batch_id
     now = datetime.now(UTC)
     store = deployment.store()
     store.record_failure("geography-us", week, None, now, InputError("no input; it was there on the second attempt"))
-    batch = scorer.score_variant(us, week).batch_id
+    batch = scorer.score_variant(FleetRequest.for_week(week).of(us)).batch_id
     store.record_failure("geography-eu", week, None, now, InputError("the file holds no 'account_id'"))
     store.record_failure("geography-ca", monday(2), None, now, InputError("the file holds no 'account_id'"))
     store.record_failure("geography-uk", monday(9), None, now, InputError("the file holds no 'account_id'"))
@@ -166,7 +167,7 @@ def test_a_scrape_tells_what_the_tables_hold(fleet: Fleet) -> None:
         "churn_batch_duration_seconds": batch[4],
         "churn_batch_is_fallback": 0,
         "churn_batch_week_timestamp_seconds": seconds(fleet.week),
-        "churn_judged_week_timestamp_seconds": seconds(monday(1)),
+        "churn_evaluated_week_timestamp_seconds": seconds(monday(1)),
         "churn_psi_max": 0.31,
         "churn_roc_auc_ratio": 0.6,
         "churn_roc_auc_low_ratio": 0.52,

@@ -15,6 +15,7 @@ from churn.database.connection import create_engine
 from churn.deployment.services import Deployment
 from churn.variants import Variant
 from churn.workflows.monitor import Watch
+from churn.workflows.score import FleetRequest
 from orchestration.alerting import failed_runs, incident_sensor
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
@@ -115,7 +116,7 @@ def test_the_assets_show_what_is_wrong_with_checks_and_keep_the_flags(
     scorer = deployment.scorer()
     for week in (monday(1), monday()):
         for key in KEYS:
-            scorer.score_variant(Variant.from_key(key), week)
+            scorer.score_variant(FleetRequest.for_week(week).of(Variant.from_key(key)))
     drift_away(site, US)
 
     result = run(instance, "monitoring_job")
@@ -154,7 +155,7 @@ def test_a_missed_week_is_told_after_the_grace_and_a_variant_that_is_gone_is_not
     site: Site, fleet: None, deployment: Deployment
 ) -> None:
     for key in KEYS:
-        deployment.scorer().score_variant(Variant.from_key(key), monday(1))
+        deployment.scorer().score_variant(FleetRequest.for_week(monday(1)).of(Variant.from_key(key)))
     watch, week = deployment.watch(), monday()
 
     early = watch.look(noon(week) - timedelta(hours=7), [])
@@ -175,7 +176,7 @@ def test_a_missed_week_is_told_after_the_grace_and_a_variant_that_is_gone_is_not
 def test_without_the_registry_what_needs_it_neither_opens_nor_ends(
     site: Site, fleet: None, deployment: Deployment, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deployment.scorer().score_variant(Variant.from_key(US), monday(1))
+    deployment.scorer().score_variant(FleetRequest.for_week(monday(1)).of(Variant.from_key(US)))
     deployment.watch().look(noon(monday()), [])
     assert open_incidents(site) == {"week_missed": [US]}
     deployment.store().record_failure(EU, monday(), None, noon(monday()), ValueError("no such file"))
@@ -196,7 +197,7 @@ def test_what_a_champion_was_worth_is_told_until_another_takes_its_place(
 ) -> None:
     scorer = deployment.scorer()
     for key in KEYS:
-        scorer.score_variant(Variant.from_key(key), monday())
+        scorer.score_variant(FleetRequest.for_week(monday()).of(Variant.from_key(key)))
     judge = (
         "INSERT INTO evaluated_batches (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
         " n_matured, n_missing, n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high)"

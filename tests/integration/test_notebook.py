@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 
 from churn.deployment.services import Deployment
 from churn.variants import Variant
+from churn.workflows.score import FleetRequest
 
 from .conftest import ROOT, Run, Site
 from .test_weekly_job import monday, register_with_input
@@ -24,9 +25,9 @@ def fleet(site: Site, log_model: Run, deployment: Deployment) -> None:
     """Two variants; one was scored for two weeks, the other for one."""
     register_with_input(site, log_model, US, EU)
     scorer = deployment.scorer()
-    scorer.score_variant(US, monday(1))
+    scorer.score_variant(FleetRequest.for_week(monday(1)).of(US))
     for variant in (US, EU):
-        scorer.score_variant(variant, monday())
+        scorer.score_variant(FleetRequest.for_week(monday()).of(variant))
 
 
 def texts(cell: nbformat.NotebookNode) -> str:

@@ -21,6 +21,7 @@ from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 from churn.workflows.promote import Promoter
+from churn.workflows.score import FleetRequest
 from experiment_tracking.promote_model import main as promote_model
 
 from .conftest import Run, Site, bundled, put_model_files
@@ -70,7 +71,7 @@ def two_models(site: Site, log_model: Run, promoter: Promoter) -> None:
 
 @pytest.fixture
 def score(deployment: Deployment) -> Callable[..., object]:
-    return lambda week: deployment.scorer().score_variant(US, week)
+    return lambda week: deployment.scorer().score_variant(FleetRequest.for_week(week).of(US))
 
 
 def served(site: Site, week: date) -> dict[int, tuple[str, int, float]]:

@@ -16,6 +16,7 @@ from churn.deployment.services import Deployment
 from churn.errors import InputError
 from churn.evaluation.charts import draw_importance
 from churn.variants import Variant
+from churn.workflows.score import FleetRequest, score_fleet
 
 from .conftest import Run, Site, bundled, put_model_files
 from .test_weekly_job import NAMES, activity, as_parquet, encoded, monday, put_input
@@ -60,7 +61,7 @@ def churn(run_main: Run) -> Run:
 def test_every_stored_reason_is_exact_adds_up_and_tells_its_value(
     site: Site, us: pd.DataFrame, deployment: Deployment
 ) -> None:
-    outcome = deployment.scorer().score_variant(US, monday())
+    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
 
     assert (outcome.record.scored_by, outcome.engine.fallback_reason) == ("tables", None)
     wanted = expected_reasons(us)
@@ -92,7 +93,7 @@ def test_every_stored_reason_is_exact_adds_up_and_tells_its_value(
 def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
     site: Site, us: pd.DataFrame, deployment: Deployment
 ) -> None:
-    outcome = deployment.scorer().score_variant(US, monday())
+    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
 
     means = expected_reasons(us).drop(columns="bias").abs().mean().to_dict()
     ((importance, bias, other),) = site.rows(
@@ -126,7 +127,7 @@ def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
     said = log_model("--geography", "us")
     assert said.status == 0, said
 
-    outcome = deployment.scorer().score_variant(US, monday())
+    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
 
     assert outcome.record.other_source_columns == names[:2]
     values = booster.predict(data, pred_contribs=True)
@@ -166,7 +167,7 @@ def test_what_tables_cannot_hold_is_explained_by_xgboost_and_the_batch_says_so(
     said = log_model("--geography", "us")
     assert said.status == 0, said
 
-    outcome = deployment.scorer().score_variant(US, monday())
+    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
 
     assert site.rows(site.churn, "SELECT scored_by FROM scoring_batches") == [("xgboost",)]
     assert outcome.engine.fallback_reason == "booster dart"
@@ -178,7 +179,7 @@ def test_what_tables_cannot_hold_is_explained_by_xgboost_and_the_batch_says_so(
 def test_explaining_an_account_shows_each_feature_with_a_bar_and_the_sum(
     us: pd.DataFrame, deployment: Deployment, churn: Run
 ) -> None:
-    deployment.scorer().score_variant(US, monday())
+    deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
     account = int(us["account_id"].iloc[0])
 
     printed = churn("explain", "--account", str(account), "--variant", "us").out
@@ -193,7 +194,7 @@ def test_explaining_an_account_shows_each_feature_with_a_bar_and_the_sum(
 
 def test_explaining_what_is_not_there_says_what_is(us: pd.DataFrame, deployment: Deployment, churn: Run) -> None:
     churn("explain", "--account", "1", "--variant", "us").require_one_line("'us'", "none yet", status=2)
-    deployment.scorer().score_variant(US, monday())
+    deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
 
     churn("explain", "--account", "1", "--variant", "us").require_one_line("account 1", "geography-us", status=2)
     churn("explain", "--account", "1", "--variant", "ussr").require_one_line("'ussr'", "geography-us", status=2)
@@ -210,7 +211,7 @@ def test_the_picture_survives_any_feature_name() -> None:
 def test_dagster_shows_the_importances_and_who_scored(us: pd.DataFrame, deployment: Deployment) -> None:
     from orchestration.assets.metadata import describe
 
-    outcome = deployment.scorer().score_variant(US, monday())
+    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
 
     shown = describe(outcome, lambda _name, _version: "http://mlflow")["generate_predictions"]
     assert str(shown["importance"].value).startswith("![picture](data:image/svg+xml;base64,")
@@ -218,7 +219,9 @@ def test_dagster_shows_the_importances_and_who_scored(us: pd.DataFrame, deployme
 
 
 def test_failed_variants_keep_nothing_of_their_models_in_memory(us: pd.DataFrame, deployment: Deployment) -> None:
-    ((_, error),) = deployment.scorer().score_fleet([US.key], monday(weeks_ago=200), None, lambda *_: None)
+    ((_, error),) = score_fleet(
+        deployment.scorer(), [US.key], FleetRequest.for_week(monday(weeks_ago=200)), lambda *_: None
+    )
 
     assert isinstance(error, InputError)
     assert "score a later week" in str(error)

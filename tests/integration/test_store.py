@@ -15,7 +15,8 @@ import pytest
 import sqlalchemy as sa
 
 from churn.database.connection import create_engine
-from churn.database.predictions import BatchRecord, PredictionStore, ScoredRows, Unpublished, read_current
+from churn.database.copy_format import ScoredRows
+from churn.database.predictions import BatchInProgress, BatchRecord, PredictionStore, read_current
 from churn.errors import DatabaseUnavailableError, StoreError
 from churn.variants import Variant
 
@@ -39,7 +40,7 @@ def store(site: Site) -> PredictionStore:
 
 
 def publish(store: PredictionStore, record: BatchRecord, rows: Iterable[ScoredRows], quarantined: pl.DataFrame) -> int:
-    return store.publish(record.variant, record.scored_week, Unpublished(rows, lambda: (record, quarantined)))[0][0]
+    return store.publish(record.variant, record.scored_week, BatchInProgress(rows, lambda: (record, quarantined)))[0][0]
 
 
 def record(n_rows: int, **changed: object) -> BatchRecord:

@@ -92,7 +92,7 @@ def test_a_first_model_becomes_champion_and_the_same_data_again_a_challenger_of_
         assert first.tags[tag] == second.tags[tag]
     assert first.run_id != second.run_id
     registry = deployment.registry(read_only=True)
-    bundle = registry.load(registry.resolve(Variant(), "challenger"))
+    bundle = registry.open(Variant(), "challenger").bundle
     assert bundle.sha256 == second.tags["churn.model_sha256"]
     assert list(bundle.feature_names) == NAMES
     assert len(keys_under(site, "history/activity/")) == 1

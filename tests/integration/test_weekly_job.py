@@ -23,7 +23,7 @@ from moto.server import ThreadedMotoServer
 
 from churn.deployment.services import Deployment
 from churn.errors import RegistryUnavailableError
-from churn.training.checks import CLAIMS
+from churn.training.checks import GATE_CHECKS
 from churn.variants import Variant
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
@@ -365,14 +365,13 @@ def test_a_model_that_cannot_be_fetched_is_worth_a_retry(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     registry = deployment.registry(read_only=True)
-    version = registry.resolve(Variant("us"))
     own_s3(False)
 
     with pytest.raises(RegistryUnavailableError, match="check the network, and that S3 runs"):
-        registry.load(version)
+        registry.open(Variant("us"))
 
     own_s3(True)
-    assert registry.load(version).feature_names == tuple(NAMES)
+    assert registry.open(Variant("us")).bundle.feature_names == tuple(NAMES)
 
 
 def broken_row(rows: pd.DataFrame, **columns: object) -> bytes:
@@ -617,7 +616,7 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         "fleet_report": (["fleet_incidents"], *watching, ["html"]),
     }
     judging_checks = {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
-    assert {key.name for key in graph.asset_check_keys} == CHECKS | WATCHING_CHECKS | set(CLAIMS) | judging_checks
+    assert {key.name for key in graph.asset_check_keys} == CHECKS | WATCHING_CHECKS | set(GATE_CHECKS) | judging_checks
     partitions = {
         graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group != "monitoring"
     }

@@ -6,7 +6,7 @@ import pytest
 
 from churn.deployment.settings import load_settings
 from churn.errors import UsageError
-from churn.workflows.ray_cluster import load_ray
+from churn.workflows.ray_engine import load_ray
 
 
 @pytest.mark.parametrize("address", ["auto", "10.0.0.5:6379", "ray://head.internal:10001", "[fd00::5]:6379"])

@@ -1,0 +1,155 @@
+"""PostgreSQL's binary COPY format, in both directions: blocks of rows to write, and fields of rows that were read.
+
+https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY-FORMAT: a header, then for each row its number of
+fields and the size and bytes of each, then a trailer.
+"""
+
+import io
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_TRAILER = b"\xff\xff"
+_FIELD = struct.Struct(">hi")  # a row's number of fields, and the size of its first one
+_POSTGRES_EPOCH = date(2000, 1, 1)
+_REAL_OID = 700
+
+SOURCE_COLUMNS = (
+    "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
+)  # fmt: skip
+"""Source columns whose contributions have table columns of their own; those of all others share two array columns."""
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Some of a batch's rows.
+
+    Attributes:
+        account_ids: Shape (n,), unique over the whole batch.
+        probabilities: Shape (n,), in [0, 1].
+        contributions: Log-odds by source column, shape (n, n_source_columns); ``None`` without reasons.
+        values: Values of those source columns, a level by its place, NaN for missing; shape (n_source_columns, n).
+    """
+
+    account_ids: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    contributions: npt.NDArray[np.float32] | None = None
+    values: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class CopyLayout:
+    """Which columns the rows of one batch have, and what is the same in all of them.
+
+    Attributes:
+        source_columns: What the rows' contributions are of; none without reasons.
+    """
+
+    week: date
+    batch_id: int
+    source_columns: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> list[str]:
+        """The source columns with table columns of their own."""
+        return [name for name in self.source_columns if name in SOURCE_COLUMNS]
+
+    @property
+    def other(self) -> list[str]:
+        """The source columns that share the arrays."""
+        return [name for name in self.source_columns if name not in SOURCE_COLUMNS]
+
+    @property
+    def columns(self) -> list[str]:
+        """The table columns written, in the fields' order."""
+        reals = [f"{name}_{part}" for name in self.own for part in ("contribution", "value")]
+        arrays = ["other_contributions", "other_values"] if self.other else []
+        return ["scored_week", "batch_id", "account_id", "churn_probability", *reals, *arrays]
+
+    def blank_row(self) -> npt.NDArray[np.void]:
+        """Return one row, shape (1,), with all that is the same for every row of the batch."""
+        n_other = len(self.other)
+        element = np.dtype([("size", ">i4"), ("value", ">f4")])
+        array = np.dtype([("n_dims", ">i4"), ("nulls", ">i4"), ("oid", ">i4"), ("length", ">i4"), ("lower", ">i4"),
+                          ("elements", element, (n_other,))])  # fmt: skip
+        kinds: dict[str, Any] = {"scored_week": ">i4", "batch_id": ">i8", "account_id": ">i8"}
+        kinds |= dict.fromkeys(("other_contributions", "other_values"), array)
+        fields = [(f"{name}|size", ">i4", kinds.get(name, ">f4")) for name in self.columns]
+        pairs = [pair for sized, size, kind in fields for pair in ((sized, size), (sized.removesuffix("|size"), kind))]
+        row = np.zeros(1, dtype=[("n_fields", ">i2"), *pairs])
+        row["n_fields"] = len(self.columns)
+        for name in self.columns:
+            row[f"{name}|size"] = row.dtype[name].itemsize
+            if name.startswith("other_"):
+                row[name]["oid"], row[name]["length"], row[name]["lower"] = _REAL_OID, n_other, 1
+                row[name]["n_dims"] = 1
+                row[name]["elements"]["size"] = 4
+        row["scored_week"], row["batch_id"] = (self.week - _POSTGRES_EPOCH).days, self.batch_id
+        return row
+
+
+def encode_rows(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[bytes]:
+    """Encode rows for ``COPY … FROM STDIN``, a block of bytes for each chunk."""
+    yield _HEADER
+    blank = layout.blank_row()
+    others = [layout.source_columns.index(name) for name in layout.other]
+    for chunk in rows:
+        block = np.repeat(blank, len(chunk.account_ids))
+        block["account_id"] = chunk.account_ids
+        block["churn_probability"] = chunk.probabilities
+        if chunk.contributions is not None and chunk.values is not None:
+            for name in layout.own:
+                i = layout.source_columns.index(name)
+                block[f"{name}_contribution"] = chunk.contributions[:, i]
+                block[f"{name}_value"] = chunk.values[i]
+            if others:
+                block["other_contributions"]["elements"]["value"] = chunk.contributions[:, others]
+                block["other_values"]["elements"]["value"] = chunk.values[others].T
+        yield block.tobytes()
+    yield _TRAILER
+
+
+def decode_single_fields(content: memoryview) -> Sequence[memoryview]:
+    """Decode what ``COPY (SELECT one_column …) TO STDOUT`` gave: the one field of each row."""
+    fields, start = [], len(_HEADER)
+    while start < len(content) - len(_TRAILER):
+        _, size = _FIELD.unpack_from(content, start)
+        start += _FIELD.size
+        fields.append(content[start : start + size])
+        start += size
+    return fields
+
+
+class PulledStream(io.RawIOBase):
+    """A readable file over blocks of bytes that are made when psycopg2's COPY reads them.
+
+    Attributes:
+        error: What making a block raised; psycopg2 replaces it with an error of its own.
+    """
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._rest:
+            try:
+                block = next(self._blocks, None)
+            except Exception as error:
+                self.error = error
+                raise
+            if block is None:
+                return b""
+            self._rest = memoryview(block)
+        taken, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(taken)

@@ -1,0 +1,53 @@
+"""The names of the tags on our registered models, model versions and runs, and the variant that they spell."""
+
+from typing import Any
+
+from churn.errors import UsageError
+from churn.variants import Variant
+
+GEOGRAPHY = "geography"
+COMPANY = "company_id"
+TRAINING_DATE = "training_date"
+"""When the model was trained, as ``YYYY-MM-DD``."""
+
+MODEL_SHA256 = "churn.model_sha256"
+"""Of the booster's bytes as logged; they are checked whenever they are loaded."""
+HAS_REFERENCE = "churn.has_reference"
+"""``true`` where a reference profile was logged with the version."""
+AUC_LIMIT = "churn.auc_limit"
+"""Minimum ROC AUC of the version: the lower end of its own held-out interval."""
+GATE = "churn.gate"
+"""``passed`` or ``failed``."""
+GATE_FAILURES = "churn.gate_failures"
+TRAINED_AS_OF = "churn.trained_as_of"
+TRAINED_ON = "churn.trained_on"
+"""Key of the variant whose activity the model was trained on."""
+TRAINED_ON_BECAUSE = "churn.trained_on_because"
+"""Why it is not the variant's own activity."""
+DATA_SHA256 = "churn.data_sha256"
+HORIZON_MONTHS = "churn.horizon_months"
+CODE_VERSION = "churn.code_version"
+LOGGED_ON = "churn.logged_on"
+SOURCE = "churn.source"
+"""``s3`` or ``local``."""
+FALLBACK_REASON = "churn.fallback_reason"
+FILES_OF_VARIANT = "churn.files_of_variant"
+MODEL_URI = "churn.model_uri"
+MODEL_FILE_SHA256 = "churn.model_file_sha256"
+FEATURE_NAMES_SHA256 = "churn.feature_names_sha256"
+SAMPLE_SHA256 = "churn.sample_sha256"
+
+
+def tags_of_variant(variant: Variant) -> dict[str, str]:
+    """Return the tags that say which variant a model or a run belongs to; the base variant has none."""
+    parts = {GEOGRAPHY: variant.geography, COMPANY: variant.company}
+    return {tag: value for tag, value in parts.items() if value is not None}
+
+
+def variant_of(model: Any) -> Variant | None:
+    """Return the variant of a registered model or version by its tags; ``None`` for a model that is none of ours."""
+    try:
+        variant = Variant(model.tags.get(GEOGRAPHY), model.tags.get(COMPANY))
+    except UsageError:
+        return None
+    return variant if variant.registered_model == model.name else None
