@@ -21,7 +21,8 @@ from churn.deployment.code_version import code_version
 from churn.deployment.credentials import read_secret
 from churn.deployment.settings import Settings, find_project_root, load_settings
 from churn.errors import UsageError
-from churn.storage.sources import Bucket, Folder, Sources
+from churn.storage.places import Bucket, Folder
+from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
 

@@ -37,7 +37,7 @@ from churn.data.activity import KEY, is_activity
 from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns, keys_of
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
-from churn.storage.sources import Entry, NoSuchKeyError, Place, persistently
+from churn.storage.places import Entry, NoSuchKeyError, Place, persistently
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)

@@ -1,43 +1,25 @@
-"""Where a variant's files come from: the S3 bucket, else the local copy of it, and a record of which it was.
+"""Where a variant's files come from: the S3 bucket, else the local copy of it, with a record of which one it was.
 
 The local copy has the bucket's layout and stands in when S3 is not configured, has no credentials, cannot be reached,
-keeps failing, or lacks the file. It never stands in for access denied or a failed checksum. What was read is written
-down as :class:`Provenance`; what the bytes mean is decided elsewhere.
+keeps failing, or lacks the file. It is never used after access denied or a failed checksum. :class:`Provenance` records
+what was read; what the bytes mean is decided elsewhere.
 """
 
 import hashlib
 import logging
-import os
 import re
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeVar
+from typing import Literal
 
-import boto3
-import botocore.exceptions as aws
-from botocore.config import Config
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_random_exponential,
-)
-
-from churn.concurrency import CircuitBreaker, within
+from churn.concurrency import CircuitBreaker
 from churn.errors import (
-    AccessDeniedError,
-    ChurnError,
-    InputError,
     SourceError,
     SourceUnavailableError,
-    UsageError,
 )
+from churn.storage.places import Folder, NoSuchKeyError, NotThereError, OpenFile, Place, persistently
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -57,48 +39,6 @@ _MODEL_KEY = re.compile(
     r"(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
     rf"(?:{'|'.join(re.escape(name) for name in MODEL_NAMES)})"
 )
-
-FETCH_DEADLINE_S = 300.0  # both by the clock: a whole file, and one request
-ANSWER_DEADLINE_S = 60.0
-ATTEMPTS = 3
-_CHUNK_BYTES = 1 << 20
-_DENIED = {
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "AllAccessDisabled",
-    "403",
-}
-_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
-_PASSING = {
-    "PreconditionFailed",
-    "SlowDown",
-    "RequestTimeout",
-    "Throttling",
-}
-_MD5 = re.compile(r"[0-9a-f]{32}")
-_UNFINISHED = ".unfinished"
-
-_Out = TypeVar("_Out")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file that a place holds. ``version`` changes when the content does: ETag, or mtime and size."""
-
-    key: str
-    version: str
-    size: int
-    modified_at: datetime
-
-
-@dataclass(frozen=True)
-class OpenFile:
-    """A file that a place began to give: which version of it, and its bytes, once."""
-
-    entry: Entry
-    chunks: Iterator[bytes]
 
 
 @dataclass(frozen=True)
@@ -126,227 +66,6 @@ class SourceFile:
 
     path: Path
     provenance: Provenance
-
-
-class _NotThereError(SourceError):
-    """The place lacks the file; raised and caught in this module."""
-
-
-class NoSuchKeyError(_NotThereError):
-    """The place itself is there."""
-
-
-class Place(Protocol):
-    """Somewhere files are: a bucket or a folder."""
-
-    source: Literal["s3", "local"]
-
-    def uri(self, key: str) -> str: ...
-    def list(self, prefix: str) -> list[Entry]: ...
-
-    def open(self, key: str, version: str | None = None) -> OpenFile:
-        """Begin to read a file: that version of it, or the one there is now."""
-        ...
-
-    def write(self, key: str, body: bytes) -> None:
-        """Put a file there, whole or not at all, in place of any of that key."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Remove a file for good, with all versions that the place kept of it; one that is gone is no error."""
-        ...
-
-
-class Folder:
-    """The local copy."""
-
-    source: Literal["s3", "local"] = "local"
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def uri(self, key: str) -> str:
-        return (self.root / key).absolute().as_uri()
-
-    def list(self, prefix: str) -> list[Entry]:
-        if prefix.startswith("/") or ".." in prefix.split("/"):
-            return []  # no key is so named, and a path would lead out of the folder
-        folder = self.root / prefix.rpartition("/")[0]
-        # The suffix first: such a file may be gone by the time it is asked about.
-        paths = (path for path in sorted(folder.rglob("*")) if path.suffix != _UNFINISHED and path.is_file())
-        keys = ((path.relative_to(self.root).as_posix(), path) for path in paths)
-        return [_local_entry(key, path.stat()) for key, path in keys if key.startswith(prefix)]
-
-    def open(self, key: str, version: str | None = None) -> OpenFile:
-        path = self.root / key
-        try:
-            file = path.open("rb")
-        except PermissionError as error:
-            raise AccessDeniedError(f"{self.uri(key)} may not be read by this user; correct its mode") from error
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            if version is None:
-                raise NoSuchKeyError(f"{self.uri(key)} does not exist") from error
-            raise SourceUnavailableError(f"{self.uri(key)} went away while it was read") from error
-        entry = _local_entry(key, os.fstat(file.fileno()))
-        if version not in (None, entry.version):
-            file.close()
-            raise SourceUnavailableError(f"{self.uri(key)} changed before it was read")
-        return OpenFile(entry, _chunks_of(file))
-
-    def write(self, key: str, body: bytes) -> None:
-        path = self.root / key
-        unfinished = path.with_name(f"{uuid.uuid4().hex}{_UNFINISHED}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("xb") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        except PermissionError as error:
-            raise AccessDeniedError(f"{self.uri(key)} may not be written by this user; correct its mode") from error
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise SourceError(f"{self.uri(key)} could not be written: {error}") from error
-
-    def delete(self, key: str) -> None:
-        try:
-            (self.root / key).unlink(missing_ok=True)
-        except OSError as error:
-            raise AccessDeniedError(f"{self.uri(key)} may not be removed by this user ({error})") from error
-
-
-def _local_entry(key: str, stat: os.stat_result) -> Entry:
-    version = f"{stat.st_mtime_ns}-{stat.st_size}"
-    return Entry(key, version, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
-
-
-def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
-
-
-class Bucket:
-    """An S3 bucket, reached with boto3's own credential chain and ``AWS_ENDPOINT_URL``."""
-
-    source: Literal["s3", "local"] = "s3"
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        # Our own attempts cover request and body together, which botocore's do not.
-        config = Config(
-            connect_timeout=3,
-            read_timeout=20,
-            retries={"total_max_attempts": 1},
-            max_pool_connections=16,
-            user_agent="churn",  # boto3's own is composed anew for every request, which takes a tenth of it
-        )
-        try:
-            self._client: Any = boto3.client("s3", config=config)
-        except (aws.BotoCoreError, ValueError) as error:
-            raise UsageError(
-                f"the AWS settings are wrong ({error}); correct AWS_PROFILE or AWS_ENDPOINT_URL"
-            ) from error
-
-    def uri(self, key: str) -> str:
-        return f"s3://{self.name}/{key}"
-
-    def list(self, prefix: str) -> list[Entry]:
-        with self._errors_translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
-            answers = iter(pages)
-            found: list[Any] = []
-            while page := within(ANSWER_DEADLINE_S, lambda: next(answers, None)):
-                found += page.get("Contents", [])
-                if not page.get("IsTruncated"):
-                    break  # being watched to the end of the iterator costs as much as a call
-        return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in found]
-
-    def open(self, key: str, version: str | None = None) -> OpenFile:
-        deadline = time.monotonic() + FETCH_DEADLINE_S
-        with self._errors_translated(key):
-            response, first = within(ANSWER_DEADLINE_S, lambda: self._begin(key, version))
-        try:
-            entry = Entry(key, response["ETag"].strip('"'), response["ContentLength"], response["LastModified"])
-        except KeyError as error:
-            raise SourceError(f"{self.uri(key)} came without {error}; is AWS_ENDPOINT_URL that of an S3?") from error
-        return OpenFile(entry, self._chunks(entry, response, first, deadline))
-
-    def _begin(self, key: str, version: str | None) -> tuple[Any, bytes]:
-        """Ask for a file, and read its first chunk, or all where it is no larger: being watched costs as much."""
-        wanted = {} if version is None else {"IfMatch": version}
-        response = self._client.get_object(Bucket=self.name, Key=key, **wanted)
-        is_whole = response["ContentLength"] <= _CHUNK_BYTES
-        return response, response["Body"].read(None if is_whole else _CHUNK_BYTES)
-
-    def _chunks(self, entry: Entry, response: Any, first: bytes, deadline: float) -> Iterator[bytes]:
-        md5 = hashlib.md5(usedforsecurity=False)
-        chunk = first
-        with self._errors_translated(entry.key):
-            while chunk:
-                md5.update(chunk)
-                yield chunk
-                left_s = max(deadline - time.monotonic(), 0)
-                is_whole = entry.size <= _CHUNK_BYTES
-                chunk = b"" if is_whole else within(left_s, lambda: response["Body"].read(_CHUNK_BYTES))
-        # An ETag is the MD5 of an object put whole and not encrypted with a customer's key.
-        is_md5 = response.get("ServerSideEncryption", "AES256") == "AES256" and _MD5.fullmatch(entry.version)
-        if is_md5 and md5.hexdigest() != entry.version:
-            raise InputError(f"{self.uri(entry.key)} does not match its ETag {entry.version}; upload it again")
-
-    def write(self, key: str, body: bytes) -> None:
-        with self._errors_translated(key, needs="s3:PutObject"):
-            self._client.put_object(Bucket=self.name, Key=key, Body=body)
-
-    def delete(self, key: str) -> None:
-        # Of a bucket without versions there is one, named "null".
-        with self._errors_translated(key, needs="s3:ListBucketVersions, s3:DeleteObject and s3:DeleteObjectVersion"):
-            pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.name, Prefix=key)
-            held = [item for page in pages for kind in ("Versions", "DeleteMarkers") for item in page.get(kind, [])]
-            for item in (item for item in held if item["Key"] == key):
-                self._client.delete_object(Bucket=self.name, Key=key, VersionId=item["VersionId"])
-
-    @contextmanager
-    def _errors_translated(self, key: str, needs: str = "s3:ListBucket and s3:GetObject") -> Iterator[None]:
-        uri = self.uri(key)
-        try:
-            yield
-        except aws.FlexibleChecksumError as error:
-            raise InputError(f"{uri} failed its checksum; upload it again") from error
-        except aws.ClientError as error:
-            raise _meaning_of(error, uri, needs) from error
-        except (
-            aws.NoCredentialsError,
-            aws.PartialCredentialsError,
-            aws.CredentialRetrievalError,
-        ) as error:
-            raise _NotThereError("no AWS credentials were found") from error
-        except aws.ParamValidationError as error:
-            raise UsageError(f"MLFLOW_S3_BUCKET {self.name!r} cannot be a bucket's name; correct it") from error
-        except TimeoutError as error:
-            raise SourceUnavailableError(f"{uri} did not answer, or not end, in time") from error
-        except (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError, OSError) as error:
-            raise SourceUnavailableError(f"{uri} could not be reached ({type(error).__name__})") from error
-        except aws.BotoCoreError as error:
-            raise SourceError(f"{uri} could not be read: {error}") from error
-
-
-def _meaning_of(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
-    code = error.response.get("Error", {}).get("Code", "")
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _MISSING:
-        missing = _NotThereError if code == "NoSuchBucket" else NoSuchKeyError
-        return missing(f"{uri} does not exist ({code})")
-    if code in _DENIED or status in (401, 403):
-        return AccessDeniedError(
-            f"access to {uri} was denied ({code}); the role needs {needs} on it. "
-            f"The local copy is not used in its place"
-        )
-    if status >= 500 or status == 429 or code in _PASSING:
-        return SourceUnavailableError(f"{uri} kept failing ({code or status})")
-    return SourceError(f"{uri} could not be read: {code} {error.response.get('Error', {}).get('Message', '')}")
 
 
 @dataclass(frozen=True)
@@ -388,12 +107,12 @@ class Sources:
         """
         try:
             if self.bucket is None:
-                raise _NotThereError("S3 is not configured (MLFLOW_S3_BUCKET)")
+                raise NotThereError("S3 is not configured (MLFLOW_S3_BUCKET)")
             bucket = self.bucket
             return self.circuit.call(
                 lambda: persistently(lambda: _fetch_from(bucket, variant, groups, into)), SourceUnavailableError
             )
-        except (_NotThereError, SourceUnavailableError) as error:
+        except (NotThereError, SourceUnavailableError) as error:
             return self._fetch_local(variant, groups, into, error)
 
     def fetch_input(self, variant: Variant, into: Path) -> SourceFile:
@@ -428,7 +147,7 @@ class Sources:
             raise again(f"{why}, and CHURN_LOCAL_FALLBACK=never forbids the local copy") from why
         try:
             files = self._first_owner(variant, groups, into)
-        except _NotThereError as error:
+        except NotThereError as error:
             raise SourceError(f"{why}, and there is no local copy: {error}") from why
         reason = str(why)
         for file in files:
@@ -444,12 +163,12 @@ class Sources:
     def _first_owner(self, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
         try:
             return _fetch_from(self.local, variant, groups, into)
-        except _NotThereError as error:
+        except NotThereError as error:
             if variant == Variant():
                 raise
             try:
                 return _fetch_from(self.local, Variant(), groups, into)
-            except _NotThereError:
+            except NotThereError:
                 raise error from None
 
     def _require_fresh(self, provenance: Provenance, reason: str) -> None:
@@ -458,19 +177,6 @@ class Sources:
             raise SourceError(
                 f"{reason}, and the local copy {provenance.uri} is {age} old; CHURN_LOCAL_MAX_AGE allows {self.max_age}"
             )
-
-
-def persistently(work: Callable[[], _Out]) -> _Out:
-    """Do it again, a few times, when the other side does not answer or what it gave is damaged."""
-    for attempt in Retrying(
-        retry=retry_if_exception_type((SourceUnavailableError, InputError)),
-        stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(FETCH_DEADLINE_S),
-        wait=wait_random_exponential(multiplier=0.2, max=2),
-        reraise=True,
-    ):
-        with attempt:
-            return work()
-    raise AssertionError  # Retrying reraises
 
 
 def _fetch_from(place: Place, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
@@ -486,7 +192,7 @@ def _open_first(place: Place, prefix: str, keys: Sequence[str]) -> OpenFile:
         held = {entry.key: entry for folder in folders for entry in place.list(prefix + folder)}
     entry = next((held[prefix + key] for key in keys if prefix + key in held), None)
     if entry is None:
-        raise _NotThereError(f"{place.uri(prefix)} holds none of {', '.join(keys)}")
+        raise NotThereError(f"{place.uri(prefix)} holds none of {', '.join(keys)}")
     return place.open(entry.key, entry.version)
 
 

@@ -22,7 +22,8 @@ from churn.database.erasure import Erasures, drop_weeks, erase_from_dagster, era
 from churn.deployment.services import Deployment
 from churn.errors import InputError, UsageError
 from churn.storage.history import FOLDER, ActivityHistory
-from churn.storage.sources import INPUT_FOLDER, INPUT_NAMES, Entry, Folder, Place, persistently
+from churn.storage.places import Entry, Folder, Place, persistently
+from churn.storage.sources import INPUT_FOLDER, INPUT_NAMES
 from churn.variants import Variant
 from churn.weeks import monday_of
 

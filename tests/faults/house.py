@@ -26,7 +26,8 @@ from churn.database.predictions import PredictionStore
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import Settings
 from churn.samples.simulator import simulate_activity
-from churn.storage.sources import Bucket, Folder, Sources
+from churn.storage.places import Bucket, Folder
+from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.workflows.register import log_variant
 from churn.workflows.score import Scorer

@@ -24,11 +24,11 @@ import boto3
 import pytest
 import sqlalchemy as sa
 
-import churn.storage.sources as sources_module
+import churn.storage.places as places_module
 from churn.database.embedded import embedded_postgres
 from churn.database.predictions import PredictionStore
 from churn.errors import ChurnError, TransientError
-from churn.storage.sources import Bucket
+from churn.storage.places import Bucket
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest, Scorer
 from tests.faults.house import BUCKET, INPUT_KEY, LOGIN, VARIANTS, House, Input, through, week_of
@@ -522,8 +522,8 @@ def by_s3(wrong: Callable[[], Wrong], scorer: str = "s3") -> Make:
         http = attempt.stage.http
         http.wrong, before = wrong(), http.n_faults
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sources_module, "FETCH_DEADLINE_S", 1.5)
-            patch.setattr(sources_module, "ANSWER_DEADLINE_S", 1.5)
+            patch.setattr(places_module, "FETCH_DEADLINE_S", 1.5)
+            patch.setattr(places_module, "ANSWER_DEADLINE_S", 1.5)
             said = attempt.score(attempt.stage.fresh(scorer))
         http.wrong = None
         if said == WENT_THROUGH and _is_flagged(attempt):

@@ -28,7 +28,7 @@ from churn.errors import (
     SecretsUnavailableError,
     TransientError,
 )
-from churn.storage.sources import ATTEMPTS
+from churn.storage.places import ATTEMPTS
 from churn.variants import Variant
 from churn.workflows.register import log_variant
 from churn.workflows.score import FleetRequest, Scorer, score_fleet

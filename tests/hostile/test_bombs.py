@@ -29,7 +29,7 @@ from churn.errors import ChurnError, CredentialsError, InputError, ModelFileErro
 from churn.inference.bundle import Golden, parse_feature_names, read_bundle
 from churn.inference.ubjson import parse_ubjson
 from churn.monitoring.profiles import Profile
-from churn.storage.sources import Folder
+from churn.storage.places import Folder
 from churn.workflows.erase import first_kept_week
 from experiment_tracking import promote_model
 from tests.hostile import corpus

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from churn.deployment.services import command_line as arguments
 from churn.errors import UsageError
-from churn.storage.sources import Folder, Sources
+from churn.storage.places import Folder
+from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.weeks import default_as_of, monday_of, parse_week
 from tests.hostile import corpus

@@ -31,7 +31,7 @@ from churn.deployment.services import Deployment
 from churn.deployment.settings import load_settings
 from churn.errors import DatabaseUnavailableError, UsageError
 from churn.storage.history import FOLDER, ActivityHistory
-from churn.storage.sources import Folder
+from churn.storage.places import Folder
 from churn.variants import Variant
 from churn.workflows.erase import first_kept_week
 from churn.workflows.evaluate import PerformanceEvaluator

@@ -22,7 +22,7 @@ from churn.data.features import features
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
 from churn.samples.simulator import simulate_activity
 from churn.storage.history import COMPACTED_AT, FOLDER, ActivityHistory, Appended, most_parts, new_facts
-from churn.storage.sources import Bucket, Entry, Folder, Place
+from churn.storage.places import Bucket, Entry, Folder, Place
 from churn.variants import Variant
 
 US, BASE = Variant("us"), Variant()

@@ -18,7 +18,8 @@ import boto3
 import pytest
 
 from churn.errors import AccessDeniedError, InputError, SourceError, SourceUnavailableError, TransientError, UsageError
-from churn.storage.sources import ATTEMPTS, INPUT_FOLDER, INPUT_NAMES, Bucket, Folder, Sources
+from churn.storage.places import ATTEMPTS, Bucket, Folder
+from churn.storage.sources import INPUT_FOLDER, INPUT_NAMES, Sources
 from churn.variants import Variant
 
 KEY = "data/churn/activity.csv"
