@@ -1,21 +1,21 @@
-"""Everything this package raises on purpose.
+"""The errors that this package raises on purpose.
 
 ChurnError                    base: one clear message, no traceback needed at the entry points
-├── UsageError                what the caller typed or configured cannot be meant (exit status 2)
-├── CredentialsError          Secrets Manager or its secret did not yield what was asked
-├── AccessDeniedError         the other side knows us and says no; never answered by a fallback
-├── SourceError               a variant's file could not be had, or not whole
-├── InputError                a file was read and does not hold what it should
+├── UsageError                invalid argument or setting (exit status 2)
+├── CredentialsError          Secrets Manager or its secret gave no database credentials
+├── AccessDeniedError         access denied; never answered by a fallback
+├── SourceError               a variant's file could not be read, or not whole
+├── InputError                a file was read and its content is invalid
 │   └── QuarantineError       more rows broke the contract than the limit allows
 ├── ModelFileError            a booster file or its feature names cannot be used
-├── RegistryError             MLflow's registry lacks what was asked, or contradicts it
-├── PromotionError            a model may not, or cannot, become champion
-├── ClusterError              Ray could not be reached, or did not score what it was given
-└── StoreError                PostgreSQL refused, or lacks what set-up makes
+├── RegistryError             MLflow's registry lacks what is needed, or contradicts it
+├── PromotionError            a model must not, or cannot, become champion
+├── ClusterError              a Ray cluster could not be reached, or did not score a variant
+└── StoreError                PostgreSQL rejected a statement, or has no or an outdated schema
     └── DatabaseUnavailableError
-TransientError                mixed in: the same call may go through later, so it is worth a retry
+TransientError                mixed in: the same call may succeed later, so it is worth a retry
 
-Every message says the offending value, what was needed, and the next step. None holds a secret.
+Every message names the offending value, what was needed, and the next step. None holds a secret.
 """
 
 _LONGEST, _KEPT = 2_000, 1_400
@@ -44,7 +44,7 @@ def _printable(text: str) -> str:
 
 
 class TransientError(ChurnError):
-    """The same call may succeed later. Whatever is not transient is permanent: no retry helps."""
+    """The same call may succeed later. An error that is not transient is permanent: no retry helps."""
 
 
 class UsageError(ChurnError):
@@ -52,7 +52,7 @@ class UsageError(ChurnError):
 
 
 class CredentialsError(ChurnError):
-    """AWS Secrets Manager, or the secret in it, did not yield database credentials."""
+    """AWS Secrets Manager, or the secret in it, gave no database credentials."""
 
 
 class SecretsUnavailableError(CredentialsError, TransientError):
@@ -72,7 +72,7 @@ class SourceUnavailableError(SourceError, TransientError):
 
 
 class InputError(ChurnError):
-    """A file was read, and its content is not what was needed."""
+    """A file was read, and its content is invalid."""
 
 
 class QuarantineError(InputError):
@@ -84,7 +84,7 @@ class ModelFileError(ChurnError):
 
 
 class RegistryError(ChurnError):
-    """The MLflow registry lacks what was asked for, or holds something that contradicts it."""
+    """The MLflow registry lacks what is needed, or holds something that contradicts it."""
 
 
 class RegistryUnavailableError(RegistryError, TransientError):
@@ -92,20 +92,20 @@ class RegistryUnavailableError(RegistryError, TransientError):
 
 
 class PromotionError(ChurnError):
-    """A model has not proved to be better, or there is none to promote or to return to."""
+    """A model has not been shown to be better, or there is none to promote or to roll back to."""
 
 
 class ClusterError(ChurnError):
-    """A Ray cluster cannot be used as it is set up."""
+    """A Ray cluster cannot be used with its present set-up."""
 
 
 class ClusterUnavailableError(ClusterError, TransientError):
-    """A Ray cluster did not answer, had no node to score on, or lost a variant's workers again and again."""
+    """A Ray cluster did not answer, had no node, or lost a variant's workers repeatedly."""
 
 
 class StoreError(ChurnError):
-    """PostgreSQL lacks what set-up makes, or refused the rows."""
+    """PostgreSQL has no or an outdated schema, or rejected a statement."""
 
 
 class DatabaseUnavailableError(StoreError, TransientError):
-    """PostgreSQL did not answer, or went away in mid-call."""
+    """PostgreSQL did not answer, or the connection was lost during a call."""

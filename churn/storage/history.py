@@ -1,18 +1,19 @@
-"""What became known of a variant's players, and when: an append-only store of activity beside its other files.
+"""The activity history: an append-only store of what became known of a variant's accounts, and when.
 
-Each extract shows the months as they stand then. The history keeps what each one added or changed, as a Parquet part,
-so that any past date can be seen as it was. A part is never changed. It goes when an account in it is erased, or when
-it is folded with the others into one, so that a history of years is read as soon as one of weeks; its successor is
-there before. Parts lie under ``history/activity/`` below the variant's prefix and are named by when they were received
-and by the SHA-256 of their content.
+Each extract shows the months as they are at that time. The history stores what each extract added or changed, as a
+Parquet part, so that the activity known at any past date can be read again. A part is never changed. It is deleted when
+an account in it is erased, or when the parts are compacted into one, which keeps reading a history of years as fast as
+one of weeks; its successor is written first. Parts are under ``history/activity/`` below the variant's prefix, named by
+the time they were received and the SHA-256 of their content.
 
-A fact is a row with ``known_at``. An extract's own counts, save where it contradicts what the history saw: a row that
-changed and kept its ``known_at`` became known when it was received. Without one, a fact became known when it was
+A fact is a row with ``known_at``. An extract's own ``known_at`` is used, except where it contradicts the history: a row
+that changed and kept its ``known_at`` became known when it was received. Without one, a fact became known when it was
 received; in the first extract of a variant, which brings months long past, at the end of its month. So a month's total
-never reaches an as-of date within the month, which by the extract alone it would, and a correction reaches only later
-as-of dates than the one it came on. What disappears from a later extract stays.
+never reaches an as-of date within the month, and a correction reaches only as-of dates after the day it was received.
+Facts that are missing from a later extract stay.
 
-Processes may append at once. Each writes a part of its own; a fact that two of them wrote says the same twice.
+Processes may append at the same time. Each writes a part of its own; a fact that two of them wrote is stored twice and
+counts once.
 """
 
 import hashlib
@@ -44,10 +45,10 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "history/activity/"
 COMPACTED_AT = range(4, 8)
-"""How many parts are folded into one: by variant, so that the weekly job does not fold a fleet's on one Monday."""
+"""How many parts are compacted into one: by variant, so that a fleet is not compacted on one Monday."""
 _PART = re.compile(r"(?P<received>\d{8}T\d{6}\.\d{6}Z)-(?P<number>\d{5,})-[0-9a-f]{64}\.parquet")
 _READS_AT_ONCE = 8  # a part is small: reading it is mostly waiting
-_LISTINGS = 5  # who folds or erases at once takes a second between the successor and the end of its predecessors
+_LISTINGS = 5  # compaction and erasure take a second between writing the successor and deleting its predecessors
 _INSTANT = pl.Datetime("us", "UTC")
 _NO_PREDECESSOR = -1
 
@@ -57,11 +58,11 @@ Marks = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Appended:
-    """What came of appending an extract.
+    """The result of appending an extract.
 
     Attributes:
-        n_added: Facts that the history did not hold.
-        parts: The facts by now, in the order in which the parts that hold them are read.
+        n_added: Facts that were new to the history.
+        parts: All facts now, in the order in which their parts are read.
     """
 
     n_added: int
@@ -78,14 +79,14 @@ class ActivityHistory:
     """The histories of all variants in one place: the bucket, or the local folder where there is none.
 
     Attributes:
-        erased: Tells which of a variant's accounts may not come in.
+        erased: Returns which of a variant's accounts were erased and must not be appended.
     """
 
     place: Place
     erased: Callable[[Variant], Erased] = lambda _: Erased()
 
     def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> Appended:
-        """Add what an extract says that the history does not. Appending it again adds nothing.
+        """Add the facts of an extract that are new. Appending it again adds nothing.
 
         Accounts that were erased are left out, also those that are being erased meanwhile.
 
@@ -107,32 +108,36 @@ class ActivityHistory:
         added = new_facts(erased.without(extract), held, received_at)
         if added.is_empty():
             return Appended(0, [added if held is None else held])
-        folded = parts if len(parts) >= most_parts(variant) else []
-        written = _once(erased.without(in_order(_stack([*read, added])))) if folded else added
+        compacted = parts if len(parts) >= max_parts(variant) else []
+        written = _once(erased.without(in_order(_stack([*read, added])))) if compacted else added
         content = _as_parquet(written)
-        key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(folded))
+        key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(compacted))
         persistently(lambda: self.place.write(key, content))
-        self._remove(variant, folded)
+        self._delete(variant, compacted)
         at = bisect([part.key for part in parts], key)
-        by_part = [written] if folded else [*read[:at], added, *read[at:]]
+        by_part = [written] if compacted else [*read[:at], added, *read[at:]]
         if (by_now := self.erased(variant)) != erased:
             self.erase(variant, by_now)
             by_part = [by_now.without(facts) for facts in by_part]
         return Appended(added.height, by_part)
 
-    def _remove(self, variant: Variant, folded: Sequence[Entry]) -> None:
-        """Remove the parts that were folded; where that fails, facts stand in two of them, which says the same."""
+    def _delete(self, variant: Variant, compacted: Sequence[Entry]) -> None:
+        """Delete the parts that were compacted; where that fails, facts are stored in two parts and count once."""
         try:
-            for part in folded:
+            for part in compacted:
                 persistently(lambda part=part: self.place.delete(part.key))  # type: ignore[misc]
         except AccessDeniedError as error:
-            logger.warning("%s: its history grows, and is read ever more slowly: %s", variant, error)
+            logger.warning(
+                "%s: cannot compact the activity history (needs s3:DeleteObject); reads will slow down: %s",
+                variant,
+                error,
+            )
 
     def erase(self, variant: Variant, erased: Erased, *, dry_run: bool = False) -> int:
-        """Write the parts that hold facts of erased accounts anew, without them. Safe to repeat, and to break off.
+        """Rewrite the parts that hold facts of erased accounts without them. Safe to repeat and to interrupt.
 
-        A part's successor is there before the part goes, and facts that stand in both say the same twice; so readers
-        never miss one of another account. A part that is folded meanwhile is looked through by whoever folds it.
+        A part's successor is written before the part is deleted, and a fact in both counts once; so readers never miss
+        a fact of another account. A part that is compacted meanwhile is filtered by whoever compacts it.
 
         Returns:
             How many facts were removed.
@@ -170,7 +175,7 @@ class ActivityHistory:
         return in_order(_stack(read))
 
     def version(self, variant: Variant) -> str | None:
-        """Name the state of the history, by one listing; ``None`` where there is none. It changes with every part."""
+        """Return the version of the history, by one listing; ``None`` where there is none. Every part changes it."""
         parts = self._parts(variant)
         return hashlib.sha256("\n".join(part.key for part in parts).encode()).hexdigest() if parts else None
 
@@ -184,7 +189,7 @@ class ActivityHistory:
 
     @retry(retry=retry_if_exception_type(NoSuchKeyError), stop=stop_after_attempt(_LISTINGS), reraise=True)
     def _held(self, variant: Variant) -> tuple[list[Entry], list[pl.DataFrame]]:
-        """List the parts and read them; anew where one goes meanwhile, whose successor the next listing has."""
+        """List the parts and read them; again where one is deleted meanwhile: the next listing has its successor."""
         parts = self._parts(variant)
         return parts, list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
 
@@ -193,8 +198,8 @@ class ActivityHistory:
         uri = self.place.uri(part.key)
         if not part.key.endswith(f"-{hashlib.sha256(content).hexdigest()}.parquet"):
             raise InputError(
-                f"{uri} is damaged: its content is not what its name says; bring it back from a copy, or remove it and "
-                f"append the extract it came from"
+                f"{uri} is damaged: its content does not match the SHA-256 in its name; restore it from a "
+                f"copy, or delete it and append the extract it came from"
             )
         try:
             return pl.read_parquet(content)
@@ -202,8 +207,8 @@ class ActivityHistory:
             raise InputError(f"{uri} cannot be read as Parquet ({str(error)[:200]}); was it written here?") from error
 
 
-def most_parts(variant: Variant) -> int:
-    """Return how many parts a variant's history has at most, before the next one folds them."""
+def max_parts(variant: Variant) -> int:
+    """Return how many parts a variant's history may have before the next append compacts them."""
     return COMPACTED_AT[zlib.crc32(variant.key.encode()) % len(COMPACTED_AT)]
 
 
@@ -218,7 +223,7 @@ def _next_name(parts: Sequence[Entry], received_at: datetime, content: bytes, *,
 
 
 def _once(facts: pl.DataFrame) -> pl.DataFrame:
-    """Leave out of ordered facts those that stand there twice, of parts that were folded and not removed."""
+    """Leave out of ordered facts those stored twice, by parts that were compacted and not deleted."""
     return facts.unique(keep="last", maintain_order=True) if _follow(keys_of(facts)).any() else facts
 
 
@@ -229,7 +234,7 @@ def _as_parquet(facts: pl.DataFrame) -> bytes:
 
 
 def new_facts(extract: pl.DataFrame, held: pl.DataFrame | None, received_at: datetime) -> pl.DataFrame:
-    """Find what an extract says that is not known yet, and when it became known. Pure.
+    """Return the facts of an extract that are not known yet, and when they became known. Pure.
 
     A row is compared with the report of its account and month that counted at the row's own ``known_at``, in the
     columns that the extract has. Of rows of one account, month and ``known_at``, the one later in the file counts.
@@ -277,9 +282,9 @@ def _deciding(facts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _dated_by_contradiction(facts: pl.DataFrame, held: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
-    """Date rows that say otherwise than the history at the very same ``known_at`` by when they were received.
+    """Date rows that contradict the history at the same ``known_at`` by when they were received.
 
-    One that a later report of the same extract supersedes has nothing more to say, and goes.
+    One that a later report of the same extract supersedes adds nothing, and is left out.
     """
     predecessors, differs = _compare(facts, held)
     known_at = pl.concat([held["known_at"], facts["known_at"]])
@@ -299,7 +304,7 @@ def _compare(facts: pl.DataFrame, held: pl.DataFrame) -> tuple[Positions, Marks]
 
     Returns:
         Positions of the predecessors in ``held`` followed by ``facts``, or ``_NO_PREDECESSOR``; and whether there is
-        none or it says something else, shape (facts.height,) both.
+        none or it differs, shape (facts.height,) both.
     """
     keys = [np.concatenate(pair) for pair in zip(keys_of(held), keys_of(facts), strict=True)]
     order = np.lexsort(keys[::-1])  # stable: what is held comes before what is new
@@ -315,7 +320,7 @@ def _compare(facts: pl.DataFrame, held: pl.DataFrame) -> tuple[Positions, Marks]
 
 
 def _differ(rows: pl.DataFrame, columns: Iterable[str], said: Positions, said_before: Positions) -> Marks:
-    """Mark the rows at the first positions that say something else than those at the second; shape (n positions,)."""
+    """Mark the rows at the first positions that differ from those at the second; shape (n positions,)."""
     first, second = pl.Series(said), pl.Series(said_before)
     differs = [pl.col(name).gather(first).ne_missing(pl.col(name).gather(second)) for name in columns]
     nowhere = pl.repeat(value=False, n=len(said))
@@ -328,14 +333,14 @@ def _follow(keys: Iterable[npt.NDArray[Any]]) -> Marks:
 
 
 def _typed(extract: pl.DataFrame) -> pl.DataFrame:
-    """Leave out what is about the file, and write categories as the text that they stand for."""
+    """Drop the row number of the file, and cast categories to text."""
     rows = extract.drop("row_number") if "row_number" in extract.columns else extract
     categories = [name for name, dtype in rows.schema.items() if dtype in (pl.Categorical, pl.Enum)]
     return rows.with_columns(pl.col(categories).cast(pl.String)) if categories else rows
 
 
 def _stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Put facts below one another; what some lack is missing there."""
+    """Concatenate facts; columns that some lack are null there."""
     if len(frames) == 1:
         return frames[0]
     try:

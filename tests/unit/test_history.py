@@ -21,7 +21,7 @@ from churn.data.erased import Erased, tombstone
 from churn.data.features import features
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
 from churn.samples.simulator import simulate_activity
-from churn.storage.history import COMPACTED_AT, FOLDER, ActivityHistory, Appended, most_parts, new_facts
+from churn.storage.history import COMPACTED_AT, FOLDER, ActivityHistory, Appended, max_parts, new_facts
 from churn.storage.places import Bucket, Entry, Folder, Place
 from churn.variants import Variant
 
@@ -276,7 +276,7 @@ def test_a_damaged_part_is_named_and_nothing_is_read_or_added_around_it(history,
     overwrite(place, entry.key, damage(b"".join(place.open(entry.key, entry.version).chunks)))
 
     for use in (lambda: history.read(US), lambda: history.append(US, extract_of({"account_id": 3}), THIRD)):
-        with pytest.raises(InputError, match=f"{entry.key} is damaged: its content is not what its name says; bring"):
+        with pytest.raises(InputError, match=f"{entry.key} is damaged: its content does not match the SHA-256"):
             use()
     assert len(place.list("")) == 2
 
@@ -417,7 +417,7 @@ def test_histories_of_a_fleet_are_not_folded_in_one_week(tmp_path):
 
 
 class Listed(Folder):
-    """Somebody folds the history just after it was listed, once."""
+    """Somebody compacts the history just after it was listed, once."""
 
     others: tuple[pl.DataFrame, datetime] | None = None
 
@@ -430,13 +430,13 @@ class Listed(Folder):
 
 
 def full(root: Path) -> int:
-    """Append until the next part folds all; returns the number of the next week."""
+    """Append until the next part compacts all; returns the number of the next week."""
     history = ActivityHistory(Folder(root))
     number = 0
     while True:
         history.append(US, *week(number))
         number += 1
-        if len(parts_of(history.place)) == most_parts(US):
+        if len(parts_of(history.place)) == max_parts(US):
             return number
 
 
@@ -469,7 +469,7 @@ def test_parts_that_may_not_be_removed_are_told_of_and_count_once(tmp_path, capl
     for later in range(number, number + 3):
         history.append(US, *week(later))
 
-    assert "us: its history grows, and is read ever more slowly" in caplog.text
+    assert "us: cannot compact the activity history (needs s3:DeleteObject); reads will slow down" in caplog.text
     expected = Folder(tmp_path / "other")
     for every in range(number + 3):
         ActivityHistory(expected).append(US, *week(every))
