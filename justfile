@@ -1,14 +1,14 @@
-# Recipes for people and for CI, which calls the same ones.
+# Recipes for developers and CI.
 
 # List the recipes.
 default:
     @just --list
 
-# Install everything, tests and tools included, as locked.
+# Install all dependencies as locked, tests and tools included.
 setup:
     uv sync --locked
 
-# Format, lint, types, import arrows, Dagster definitions.
+# Check format, lint, types, import contracts and Dagster definitions.
 check:
     uv run ruff format --check .
     uv run ruff check .
@@ -24,11 +24,11 @@ test *args:
 test-slow *args:
     uv run pytest -m slow {{args}}
 
-# Kill and break everything, hundreds of times, and count what was lost; writes docs/reliability.md.
+# Inject hundreds of faults and count lost rows; writes docs/reliability.md.
 faults *args:
     uv run python -m tests.faults {{args}}
 
-# Build the documentation into site/; any warning fails it.
+# Build the documentation into site/; fails on any warning.
 docs:
     uv run python docs/build.py
 
@@ -36,17 +36,17 @@ docs:
 reference:
     uv run python docs/generate.py
 
-# Feed every reader ten thousand bad inputs; writes docs/hostile-input.md.
+# Give ten thousand bad inputs to every reader; writes docs/hostile-input.md.
 hostile *args:
     uv run python -m tests.hostile {{args}}
 
-# Known holes, secrets in the repository, dangerous code; fails when it cannot get at its data.
+# Check for known vulnerabilities, secrets and dangerous code; fails when its data is unavailable.
 audit:
     uv run ruff check --select S .
     git ls-files -z | xargs -0 uv run --group audit detect-secrets-hook --no-verify --exclude-files '^(uv\.lock|data/|.*\.(png|svg|ubj|bin))$' --exclude-lines 'noqa: S10[567]|://\w+:(password|hunter2|p)@|"bench"' --exclude-secrets 'hunter2|p@ss'
     bash -o pipefail -c 'uv export --quiet --locked --all-groups --no-emit-project --no-hashes | uv run --group audit pip-audit --strict --disable-pip --no-deps --progress-spinner off -r /dev/stdin'
 
-# What is inside, as CycloneDX.
+# Write a CycloneDX bill of materials to sbom.json.
 sbom:
     bash -o pipefail -c 'uv export --quiet --locked --no-dev --extra kubernetes --no-emit-project --no-hashes | uv run --group audit cyclonedx-py requirements - --output-reproducible --of JSON -o sbom.json'
 
@@ -54,45 +54,45 @@ sbom:
 artifacts:
     uv run python -m churn.samples.artifacts
 
-# Retake the README's screenshots in headless Chromium.
+# Retake the documentation's screenshots in headless Chromium.
 screenshots:
     uv run python docs/screenshots.py
 
-# Compare with the naive way and with the limit; writes benchmarks/RESULTS.md. Half an hour on two cores.
+# Benchmark against the naive way and the limit; writes benchmarks/RESULTS.md. Half an hour on two cores.
 bench *args:
     uv run --group bench python -m benchmarks {{args}}
 
-# Live through a simulated year of 20 variants: triggers, challengers, promotions, rollback; writes benchmarks/YEAR.md.
+# Simulate a year of 20 variants with retraining, promotion and rollback; writes benchmarks/YEAR.md.
 year *args:
     uv run python -m benchmarks.year {{args}}
 
-# Serve both UIs on this machine.
+# Serve the Dagster and MLflow UIs on this machine.
 up:
     uv run churn up
 
-# Write into .env the passwords that docker-compose.yml demands; what is there stays.
+# Write the passwords that docker-compose.yml requires into .env; keeps existing lines.
 env:
     uv run python infra/compose/make_env.py
 
-# Start docker-compose.yml, Prometheus and Grafana included, and wait until all is healthy.
+# Start docker-compose.yml with Prometheus and Grafana, and wait until all services are healthy.
 compose-up *args:
     docker compose --profile monitoring up --detach --wait {{args}}
 
-# The Dockerfile, and docker-compose.yml against Compose's schema; neither needs Docker.
+# Lint the Dockerfile, and check docker-compose.yml against Compose's schema; neither needs Docker.
 lint-docker:
     uv run hadolint Dockerfile
     uv run check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
-# The workflows: GitHub's schema, and the usual holes.
+# Check the workflows against GitHub's schema and for common vulnerabilities.
 lint-workflows:
     uv run check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
     uv run zizmor --offline .
 
-# Build the image of all our services.
+# Build the image that all our services use.
 image tag="churn-scoring:local" *args="--load":
     docker buildx build --build-arg CODE_VERSION="$(git rev-parse HEAD)" --tag {{tag}} {{args}} .
 
-# The Terraform and the Kubernetes files: format, validity, and the usual holes.
+# Check format, validity and security of the Terraform and Kubernetes files.
 infra:
     terraform fmt -check -recursive infra/terraform
     terraform -chdir=infra/terraform init -backend=false -input=false -lockfile=readonly
@@ -100,7 +100,7 @@ infra:
     uvx checkov==3.3.30 -d infra/terraform --framework terraform --quiet --compact --skip-download --var-file infra/terraform/environments/production/values.tfvars
     uvx checkov==3.3.30 -d infra/kubernetes --framework kubernetes --quiet --compact --skip-download
 
-# Deploy an image, by its digest, to staging or production with the AWS role of whoever runs this; CI asks for approval first.
+# Deploy an image by its digest to staging or production with your AWS role; CI requires approval first.
 deploy environment image:
     TF_DATA_DIR="$PWD/infra/terraform/environments/{{environment}}/.terraform" terraform -chdir=infra/terraform init -input=false -lockfile=readonly -backend-config=environments/{{environment}}/backend.hcl
     TF_DATA_DIR="$PWD/infra/terraform/environments/{{environment}}/.terraform" terraform -chdir=infra/terraform apply -input=false -auto-approve -var-file=environments/{{environment}}/values.tfvars -var={{quote("image=" + image)}}

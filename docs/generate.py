@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from churn.cli.main import main as cli
+from churn.cli import main as cli
 from churn.database.connection import create_engine
 from churn.database.embedded import embedded_postgres
 from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
@@ -223,7 +223,7 @@ def _tables(url: sa.URL) -> str:
 def _described(connection: sa.Connection, table: sa.Row[tuple[object, ...]]) -> str:
     grants = [f"`{one.role}`: {one.privileges}" for one in _rows(connection, _GRANTS, table=table.name)]
     is_view = table.kind == "view"
-    meanings = _said_in_readme() if is_view else {}
+    meanings = _columns_for_analysts() if is_view else {}
     columns = [
         (
             f"`{one.name}`",
@@ -238,11 +238,10 @@ def _described(connection: sa.Connection, table: sa.Row[tuple[object, ...]]) -> 
     return f"## {table.name}\n\n{' '.join(said)}\n\n{_table(headings, columns)}"
 
 
-def _said_in_readme() -> dict[str, str]:
-    """Return what each column of the analysts' view means; columns that one row explains together share its words."""
-    section = (
-        (REFERENCE.parents[1] / "README.md").read_text().partition("## What analysts read")[2].partition("\n## ")[0]
-    )
+def _columns_for_analysts() -> dict[str, str]:
+    """Return the meaning of each column of the analysts' view, from the page that describes them."""
+    page = (REFERENCE.parent / "for-analysts.md").read_text()
+    section = page.partition("## Columns of `churn_predictions_current`\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \| .*? \| (.*?) \|$", section, re.MULTILINE)
     return {name: meaning for names, meaning in rows for name in re.findall(r"`(\w+)`", names)}
 

@@ -34,25 +34,29 @@ class Settings(BaseSettings):
 
     mlflow_secret_name: str | None = Field(
         None,
-        description="Secrets Manager secret with username, password and perhaps host, port, dbname.",
+        description="Secrets Manager secret with username and password, optionally host, port and dbname.",
     )
-    mlflow_secret_region: str = Field("us-east-1", description="AWS region of that secret.")
-    mlflow_s3_bucket: str | None = Field(None, description="Bucket of variants' files and MLflow artifacts.")
-    mlflow_db_name: str = Field("mlflow_db", description="MLflow's database.")
-    mlflow_db_host: str = Field("localhost", description="PostgreSQL server; wins over the secret's host.")
-    mlflow_db_port: int = Field(5432, gt=0, lt=65536, description="Its port; wins over the secret's.")
+    mlflow_secret_region: str = Field("us-east-1", description="AWS region of the secret.")
+    mlflow_s3_bucket: str | None = Field(
+        None, description="Bucket of the variants' files and MLflow artifacts; unset: local files."
+    )
+    mlflow_db_name: str = Field("mlflow_db", description="Name of MLflow's database.")
+    mlflow_db_host: str = Field("localhost", description="Host of the PostgreSQL server; overrides the secret's host.")
+    mlflow_db_port: int = Field(
+        5432, gt=0, lt=65536, description="Port of the PostgreSQL server; overrides the secret's port."
+    )
     mlflow_tracking_uri: SecretStr | None = Field(
-        None, description="MLflow server or database; unset: MLflow's database is opened directly."
+        None, description="URI of an MLflow server or database; unset: MLflow's database is opened directly."
     )
     churn_database_url: SecretStr | None = Field(
         None,
-        description="postgresql:// URL of the predictions; unset: CHURN_DB_NAME beside MLflow's database.",
+        description="postgresql:// URL of the predictions database; unset: CHURN_DB_NAME beside MLflow's database.",
     )
-    churn_db_name: str = Field("churn_db", description="Database of the predictions.")
-    churn_dagster_db_name: str = Field("dagster_db", description="Database of Dagster's runs and events.")
+    churn_db_name: str = Field("churn_db", description="Name of the predictions database.")
+    churn_dagster_db_name: str = Field("dagster_db", description="Name of Dagster's database of runs and events.")
     churn_home: Path = Field(
         default_factory=lambda: find_project_root() / ".churn",
-        description="Caches and the embedded PostgreSQL; made when needed.",
+        description="Folder of caches and the embedded PostgreSQL; created when needed.",
     )
     churn_local_root: Path | None = Field(
         None,
@@ -60,25 +64,29 @@ class Settings(BaseSettings):
     )
     churn_local_fallback: Literal["auto", "never"] = Field(
         "auto",
-        description="auto: read the local copy, flagged, when S3 cannot be had; never: fail.",
+        description="auto: read the local copy, flagged, when S3 is unavailable; never: fail.",
     )
     churn_local_max_age: Annotated[timedelta | None, BeforeValidator(_seconds_as_number)] = Field(
         None,
-        description="Oldest local copy that may stand in, as seconds or ISO 8601 (P7D); unset: any.",
+        description="Maximum age of a local copy that replaces S3, in seconds or ISO 8601 (P7D); unset: no limit.",
     )
     churn_max_quarantine_share: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Share of rows that may break the contract before a batch fails.",
+        description="Maximum share of rows that may break the contract; above it the batch fails.",
     )
     churn_variants_per_run: int = Field(
-        500, ge=0, description="Variants that a run of the weekly job scores at most; 0: all in one run."
+        500,
+        ge=0,
+        description="Maximum variants per run of the weekly job; more are split into several runs; 0: all in one run.",
     )
     churn_concurrent_runs: int = Field(
-        2, ge=1, description="Dagster runs of any job at once; others wait. Each keeps connections to PostgreSQL."
+        2,
+        ge=1,
+        description="Maximum Dagster runs of any job at once; others wait. Each uses connections to PostgreSQL.",
     )
-    churn_reasons: bool = Field(default=True, description="Store the contributions behind every prediction.")
+    churn_reasons: bool = Field(default=True, description="Whether the contributions of every prediction are stored.")
     churn_ray_address: str | None = Field(
         None,
         pattern=r"^(auto|(ray://)?[^/@\s]+:\d{1,5})$",
@@ -88,44 +96,53 @@ class Settings(BaseSettings):
         3, ge=1, le=24, description="Months without activity after which a player counts as churned."
     )
     churn_label_lag_days: int = Field(
-        7, ge=0, le=92, description="Days after the horizon by which late activity has come in; labels are used then."
+        7, ge=0, le=92, description="Days to wait for late activity after the horizon; labels are used then."
     )
     churn_min_auc: float = Field(
-        0.6, ge=0.5, lt=1, description="Floor of ROC AUC: for candidates, and for champions that brought no limit."
+        0.6,
+        ge=0.5,
+        lt=1,
+        description="Minimum ROC AUC of a new model, and of champions registered without a limit of their own.",
     )
     churn_max_calibration_error: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="Calibration error a candidate may have; of few accounts, as much more as chance explains.",
+        description="Maximum calibration error of a new model, widened by sampling error when it has few accounts.",
     )
     churn_min_labels: int = Field(
         200,
         ge=50,
-        description="Matured labels of each outcome below which a variant is trained on its parent's activity.",
+        description="Minimum matured labels of each outcome; below it, training uses the fallback variant's activity.",
     )
-    churn_training_trials: int = Field(20, ge=1, description="Sets of parameters that training tries.")
+    churn_training_trials: int = Field(20, ge=1, description="Hyperparameter trials per training run.")
     churn_retrain_after_months: int = Field(
-        3, ge=0, le=60, description="Age of a champion at which training is requested anyway; 0: never."
+        3, ge=0, le=60, description="Age of a champion, in months, at which training is requested; 0: never by age."
     )
     churn_auto_promote: bool = Field(
-        default=False, description="Promote a challenger that has proved better without being asked."
+        default=False, description="Promote a challenger that has proved better without asking a person."
     )
     churn_alert_urls: SecretStr | None = Field(
         None,
-        description="Apprise URLs of who is alerted (Slack, mail, web-hooks), separated by spaces; unset: nobody.",
+        description="Apprise URLs to notify (Slack, mail, webhooks), separated by spaces; unset: no alerts.",
     )
     churn_schedule_grace_hours: int = Field(
-        6, ge=1, le=120, description="Hours after Monday 00:00 UTC by which a week must have been scored."
+        6,
+        ge=1,
+        le=120,
+        description="Hours after Monday 00:00 UTC by which a week must be scored; later it counts as missed.",
     )
     churn_keep_weeks: int = Field(
-        0, ge=0, description="Weeks of predictions that are kept, this one included; 0: all of them."
+        0,
+        ge=0,
+        description="Weeks of predictions to keep, the current one included; older ones are dropped; 0: keep all.",
     )
     churn_mlflow_ui_url: str = Field(
-        "http://127.0.0.1:5000", description="Where people see MLflow; used for links only."
+        "http://127.0.0.1:5000", description="Address of the MLflow UI, used in links only."
     )
     churn_code_version: str | None = Field(
-        None, description="What to record as the code's version; unset: the checkout's commit, else the package's."
+        None,
+        description="Code version to record with each batch; unset: the checkout's commit, else the package's version.",
     )
     churn_postgres_bin: Path | None = Field(
         None,

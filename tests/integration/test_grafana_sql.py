@@ -1,5 +1,5 @@
-"""At stake: dashboards, alert rules and the runbook hold SQL that nobody compiles. A column that a migration renames
-would be an empty panel, or an alert that never comes, on the day it is needed.
+"""At stake: dashboards, alert rules, the runbook and the page for analysts hold SQL that nobody compiles. A column that
+a migration renames would be an empty panel, or an alert that never comes, on the day it is needed.
 """
 
 import json
@@ -25,7 +25,7 @@ RULES = [
     for group in yaml.safe_load(path.read_text())["groups"]
     for rule in group["rules"]
 ]
-RUNBOOK = (ROOT / "docs/runbook.md").read_text()
+PAGES = {page: (ROOT / "docs" / page).read_text() for page in ("runbook.md", "for-analysts.md")}
 
 Row = dict[str, Any]
 
@@ -187,10 +187,11 @@ def test_before_the_first_run_every_statement_runs_too(site: Site) -> None:
     assert answers["fleet: $week"] == [{"to_char": monday().isoformat()}]
 
 
-def test_the_runbooks_sql_runs_as_the_reader(fleet: Fleet) -> None:  # noqa: F811
+def test_the_sql_of_the_pages_runs_as_the_reader(fleet: Fleet) -> None:  # noqa: F811
     grafana = Grafana(fleet.site)
-    blocks = re.findall(r"^```sql\n(.+?)^```$", RUNBOOK, re.MULTILINE | re.DOTALL)
+    for page, least in (("runbook.md", 10), ("for-analysts.md", 5)):
+        blocks = re.findall(r"^```sql\n(.+?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
 
-    assert len(blocks) >= 10
-    for block in blocks:
-        grafana.ask(block)
+        assert len(blocks) >= least
+        for block in blocks:
+            grafana.ask(block)

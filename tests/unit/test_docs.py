@@ -21,6 +21,11 @@ from docs.generate import REFERENCE, SCRIPTS, migrate, pages
 
 PAGES = sorted(places_of())
 WRITTEN = [page for page in PAGES if page.parent != REFERENCE]
+MADE = {"reliability.md", "hostile-input.md", "RESULTS.md", "MONITORING.md", "YEAR.md"}
+"""Pages that a benchmark or a test run writes."""
+OURS = [page for page in WRITTEN if page.name not in MADE]
+CURRENT = [page for page in OURS if page.name != "CHANGELOG.md" and "adr" not in page.parts]
+"""Pages about the code as it is now."""
 OTHER_PROGRAMS = (
     "pip install uv",
     "export CHURN_",
@@ -42,6 +47,12 @@ def commands(page: Path) -> list[str]:
     prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
     quoted = re.findall(r"`(uv run (?:churn|python experiment_tracking/)[^`]+)`", prose)
     return [line for line in [*lines, *quoted] if line and not line.startswith("#")]
+
+
+def prose(page: Path) -> Iterator[str]:
+    """Yield the lines that are wrapped: none of a block, a table, a heading or a picture."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    yield from (line for line in text.splitlines() if not line.lstrip().startswith(("|", "#", "![")))
 
 
 def ours(line: str) -> tuple[argparse.ArgumentParser, list[str]] | None:
@@ -84,6 +95,22 @@ def test_a_flag_that_does_not_exist_would_be_seen():
     assert found is not None
     with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
         found[0].parse_args(found[1])
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *OURS], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_prose_is_wrapped_at_one_width(page: Path):
+    assert [line for line in prose(page) if len(line) > 120 and " " in line.strip(" -")] == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *CURRENT], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_path_that_a_page_names_exists(page: Path):
+    folders = "churn|orchestration|experiment_tracking|infra|tests|docs"
+    named = re.findall(rf"`((?:{folders})/(?:[\w./-]+/|[\w./-]+\.\w+))(?=[`:])", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1300
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
