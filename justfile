@@ -28,6 +28,10 @@ test-slow *args:
 faults *args:
     uv run python -m tests.faults {{args}}
 
+# Write the alert rules of Prometheus, Grafana and CloudWatch from their one source.
+alert-rules:
+    uv run python infra/make_alert_rules.py
+
 # Build the documentation into site/; fails on any warning.
 docs:
     uv run python docs/build.py

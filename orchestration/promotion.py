@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from churn.database.fleet import Fleet
+from churn.database.fleet import FleetTables
 from churn.errors import ChurnError
 from churn.monitoring.conditions import ScoredBatch
 from churn.monitoring.drift import flag_fleet
@@ -129,7 +129,7 @@ def reasons_to_retrain(deployment: "Deployment", today: date, requested: dict[st
     evaluator = deployment.evaluator()
     registry, results = evaluator.registry, evaluator.results
     judged = results.evaluated_champions()
-    drifted = drifted_weeks(Fleet(deployment.database), today)
+    drifted = drifted_weeks(FleetTables(deployment.database), today)
     trained_on = registry.training_dates()
     for variant, aliases in sorted(registry.aliases().items()):
         champion = aliases.get("champion")
@@ -150,7 +150,7 @@ def reasons_to_retrain(deployment: "Deployment", today: date, requested: dict[st
             yield variant.key, reason
 
 
-def drifted_weeks(fleet: Fleet, today: date) -> dict[tuple[Variant, int], dict[date, list[str]]]:
+def drifted_weeks(fleet: FleetTables, today: date) -> dict[tuple[Variant, int], dict[date, list[str]]]:
     """Return what drifted in the last three weeks, false discoveries controlled over the fleet, by model version."""
     found: dict[tuple[Variant, int], dict[date, list[str]]] = {}
     by_week: dict[date, dict[str, ScoredBatch]] = {}

@@ -7,7 +7,7 @@ what the first left.
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from churn.database.predictions import read_current
+from churn.database.published import BatchSummary, HighScore, PublishedPredictions
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.errors import ChurnError
@@ -37,22 +37,7 @@ _FIRST_MONTH, _MONTHS = date(2025, 2, 1), 21
 _SEED = 7
 _BAR_WIDTH = 5
 
-_SUMMARY = """
-SELECT variant, count(*) AS accounts, avg(churn_probability) AS mean, model_version, source,
-       is_foreign_data, fallback_reason, batch_id
-FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
-GROUP BY variant, model_version, source, is_foreign_data, fallback_reason, batch_id
-ORDER BY variant
-"""
-_HIGHEST = """
-SELECT variant, account_id, churn_probability, reason_1, reason_2 FROM churn_predictions_current
-JOIN (
-    SELECT variant, account_id,
-           row_number() OVER (PARTITION BY variant ORDER BY churn_probability DESC, account_id) AS place
-    FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
-) AS ranked USING (variant, account_id)
-WHERE place <= 3 AND scored_week = :week ORDER BY variant, place
-"""
+_HIGHEST_SHOWN = 3
 
 
 def run_demo(week: date) -> None:
@@ -174,25 +159,25 @@ def _write_whole(activity: pl.DataFrame, path: Path) -> None:
 def _show(console: Console, deployment: Deployment, week: date) -> int:
     """Print the tables; returns the account of the base variant most likely to churn."""
     variants = [variant.key for variant in VARIANTS]
-    summary = read_current(deployment.database, _SUMMARY, week=week, variants=variants)
-    highest = read_current(deployment.database, _HIGHEST, week=week, variants=variants)
+    published = PublishedPredictions(deployment.database)
+    batches = published.summarize(week, variants)
+    highest = published.highest(week, variants, _HIGHEST_SHOWN)
     console.print()
     console.print(_predictions_table(highest, week))
-    console.print(_sources_table(summary, deployment))
-    reasons = sorted({reason for reason in summary["fallback_reason"].to_list() if reason})
-    for reason in reasons:
+    console.print(_sources_table(batches, deployment))
+    for reason in sorted({batch.fallback_reason for batch in batches if batch.fallback_reason}):
         console.print(f"[yellow]local[/yellow]: the local copy was read, because {reason}", soft_wrap=True)
-    return int(highest["account_id"][0])
+    return highest[0].account_id
 
 
-def _predictions_table(highest: pl.DataFrame, week: date) -> Table:
+def _predictions_table(highest: Sequence[HighScore], week: date) -> Table:
     table = Table(title=f"Most likely to churn, week of {week}", title_justify="left")
     table.add_column("variant", no_wrap=True)
     table.add_column("account_id", justify="right", no_wrap=True)
     table.add_column("probability", no_wrap=True)
     table.add_column("because, in log-odds", style="dim")
     previous = None
-    for variant, account_id, probability, *reasons in highest.iter_rows():
+    for variant, account_id, probability, *reasons in highest:
         if previous not in (None, variant):
             table.add_section()
         bar = "█" * round(_BAR_WIDTH * probability)
@@ -204,7 +189,7 @@ def _predictions_table(highest: pl.DataFrame, week: date) -> Table:
     return table
 
 
-def _sources_table(summary: pl.DataFrame, deployment: Deployment) -> Table:
+def _sources_table(batches: Sequence[BatchSummary], deployment: Deployment) -> Table:
     table = Table(title=f"Where it came from, in {deployment.database.database}", title_justify="left")
     table.add_column("variant", overflow="fold")
     table.add_column("batch", justify="right")
@@ -212,14 +197,14 @@ def _sources_table(summary: pl.DataFrame, deployment: Deployment) -> Table:
     table.add_column("mean", justify="right")
     table.add_column("model")
     table.add_column("data")
-    for row in summary.iter_rows(named=True):
-        owner = " (the base variant's)" if row["is_foreign_data"] else ""
+    for batch in batches:
+        owner = " (the base variant's)" if batch.is_foreign_data else ""
         table.add_row(
-            row["variant"],
-            str(row["batch_id"]),
-            f"{row['accounts']:,}",
-            f"{row['mean']:.3f}",
-            f"v{row['model_version']}",
-            f"[yellow]{row['source']}[/yellow]{owner}" if row["source"] == "local" else row["source"],
+            batch.variant,
+            str(batch.batch_id),
+            f"{batch.n_accounts:,}",
+            f"{batch.mean_probability:.3f}",
+            f"v{batch.model_version}",
+            f"[yellow]{batch.source}[/yellow]{owner}" if batch.source == "local" else batch.source,
         )
     return table

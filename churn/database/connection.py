@@ -1,11 +1,11 @@
-"""Connections to PostgreSQL: URLs, roles, deadlines, and what its errors mean.
+"""Connections to PostgreSQL: URLs, roles, timeouts, and the translation of its errors.
 
-Three group roles, none of which can log in, are taken on by whoever connects: the owner makes tables, the writer
-publishes batches and reads MLflow's tables, the reader reads. ``experiment_tracking/setup.py`` makes them.
+Every connection acts as one of three group roles, none of which can log in: the owner creates tables, the writer
+publishes batches and reads MLflow's tables, the reader reads. ``experiment_tracking/setup.py`` creates the roles.
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,18 +26,18 @@ from churn.errors import (
 )
 
 ANSWER_WITHIN_S = 600.0
-OF_THREADS = 4
-"""Connections to keep where that many threads work on a fleet: opening one costs the server more than most queries."""
+THREADED_POOL_SIZE = 4
+"""Pool size for objects that several threads share: opening a connection costs the server more than most queries."""
 
-# The server must let go of the locks of a client that vanished; its own default is two hours.
+# The server must release the locks of a client that vanished; its own default is two hours.
 _SERVER_LIMITS = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=60000 "
     "-c client_connection_check_interval=10000"
 )
-# To start a parallel worker, or to compile, takes longer than the queries that threads ask of a variant.
+# Starting a parallel worker or JIT compilation takes longer than the queries that threads run for one variant.
 _SMALL_QUERIES = "-c max_parallel_workers_per_gather=0 -c jit=off"
 OWNER, WRITER, READER = "churn_owner", "churn_writer", "churn_reader"
-# A peer that vanished is noticed within a minute, not two hours.
+# Detects a vanished peer within a minute instead of two hours.
 LIBPQ_LIMITS = {
     "connect_timeout": 5,
     "keepalives_idle": 20,
@@ -57,10 +57,10 @@ _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
 
 
 def parse_database_url(text: str, name: str) -> sa.URL:
-    """Read a ``postgresql://`` URL from a setting; SQLAlchemy's ``+psycopg2`` is added where it is not given.
+    """Parse a ``postgresql://`` URL from a setting, and add SQLAlchemy's ``+psycopg2`` if it is missing.
 
     Raises:
-        UsageError: If it is not such a URL. The text is not repeated, since it may hold a password.
+        UsageError: If the text is not such a URL. The message does not repeat it, since it may hold a password.
     """
     try:
         url = sa.make_url(text)
@@ -75,26 +75,26 @@ def parse_database_url(text: str, name: str) -> sa.URL:
     if "@" in f"{url.host}{url.database}" or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in letters):
         raise UsageError(
             f"{name} holds a character that must be percent-encoded (such as @ in the password) or that "
-            f"PostgreSQL cannot be sent; correct it"
+            f"PostgreSQL does not accept; correct it"
         )
     return url.set(drivername="postgresql+psycopg2")
 
 
 def create_engine(
-    url: sa.URL, *, role: str | None = None, kept: int = 0, answer_within_s: float = ANSWER_WITHIN_S
+    url: sa.URL, *, role: str | None = None, pool_size: int = 0, answer_within_s: float = ANSWER_WITHIN_S
 ) -> sa.Engine:
-    """Make an engine whose connections act as ``role`` and use UTC.
+    """Create an engine whose connections act as ``role`` and use UTC.
 
     Args:
-        role: ``None`` is for set-up, whose statements may take as long as they need.
-        kept: Connections to keep open between uses, each tried before it is used again; 0 keeps none. Several are
-            for threads that ask small queries.
-        answer_within_s: The longest that a statement may take, or PostgreSQL to take a block of COPY; the connection is
-            ended then. What PostgreSQL or the network does not end, a silent peer, ends so.
+        role: ``None`` is for set-up, whose statements have no time limit.
+        pool_size: Connections kept open between uses; each is tested before reuse. 0 disables pooling. More than one
+            is meant for threads that run small queries.
+        answer_within_s: Time limit for each statement and each block of COPY, seconds. At the limit the connection is
+            closed, which also ends the wait for a peer that is connected but silent.
     """
     options = f"-c timezone=UTC {_SERVER_LIMITS}" + (f" -c role={role}" if role else "")
-    options += f" {_SMALL_QUERIES}" if kept > 1 else ""
-    pool: dict[str, Any] = {"pool_size": kept, "pool_pre_ping": True} if kept else {"poolclass": NullPool}
+    options += f" {_SMALL_QUERIES}" if pool_size > 1 else ""
+    pool: dict[str, Any] = {"pool_size": pool_size, "pool_pre_ping": True} if pool_size else {"poolclass": NullPool}
     return sa.create_engine(
         url,
         **pool,
@@ -108,7 +108,7 @@ def create_engine(
 
 
 def require_connection(url: sa.URL, *, role: str | None = None) -> None:
-    """Connect once, so that a wrong host, password or database is told at the start and in seconds.
+    """Connect once, so that a wrong host, password or database is reported at start-up and within seconds.
 
     Raises:
         ChurnError: See :func:`errors_translated`.
@@ -117,54 +117,83 @@ def require_connection(url: sa.URL, *, role: str | None = None) -> None:
         pass
 
 
+class Tables:
+    """Base class of the objects that read and write our tables, each as one role."""
+
+    def __init__(self, url: sa.URL, *, role: str = WRITER, pool_size: int = THREADED_POOL_SIZE) -> None:
+        self._url = url
+        self._engine = create_engine(url, role=role, pool_size=pool_size)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """Open a connection whose work is committed at the end of the block."""
+        with errors_translated(self._url), self._engine.begin() as connection:
+            yield connection
+
+    def _rows(self, query: str | sa.TextClause, **values: object) -> Sequence[sa.Row[Any]]:
+        """Return all rows of a query with ``:name`` parameters."""
+        statement = sa.text(query) if isinstance(query, str) else query
+        with errors_translated(self._url), self._engine.connect() as connection:
+            return connection.execute(statement, values).all()
+
+
+@contextmanager
+def open_snapshot(url: sa.URL, *, answer_within_s: float = ANSWER_WITHIN_S) -> Iterator[sa.Connection]:
+    """Open a read-only connection as the reader role, whose queries all see the same state of the database."""
+    engine = create_engine(url, role=READER, answer_within_s=answer_within_s)
+    snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    with errors_translated(url), snapshot.connect() as connection:
+        yield connection
+
+
 @contextmanager
 def errors_translated(url: sa.URL) -> Iterator[None]:
-    """Turn driver errors into ours; transient ones into :class:`DatabaseUnavailableError`.
+    """Translate driver errors into ours; transient ones into :class:`DatabaseUnavailableError`.
 
     No message repeats a statement, its parameters or the password.
     """
     try:
         yield
     except DBAPIError as error:
-        raise _meaning_of(error.orig or error, url) from error
-    except psycopg2.Error as error:  # COPY goes past SQLAlchemy
-        raise _meaning_of(error, url) from error
+        raise _translate(error.orig or error, url) from error
+    except psycopg2.Error as error:  # COPY bypasses SQLAlchemy
+        raise _translate(error, url) from error
 
 
-def _meaning_of(error: BaseException, url: sa.URL) -> ChurnError:
+def _translate(error: BaseException, url: sa.URL) -> ChurnError:
     where = f"PostgreSQL at {url.host}:{url.port or 5432}, database {url.database!r}"
     state = getattr(error, "pgcode", None) or ""
     text = " ".join(str(error).split()) or type(error).__name__
-    if not state and isinstance(error, _OURS):
-        return StoreError(f"{where} was asked something that cannot be asked: {text}")
-    if not state:
-        return _meaning_of_refusal(text, where, url)
+    if not state and not isinstance(error, _OURS):
+        return _translate_refusal(text, where, url)
     if state.startswith(_TRANSIENT_STATES):
-        return DatabaseUnavailableError(f"{where} could not go on ({text}); try again")
+        return DatabaseUnavailableError(f"{where} hit a transient error ({text}); try again")
     if state == _DENIED:
         is_setup = text.startswith(("permission denied to create", "permission denied to grant"))
         remedy = _SETUP_NEEDS if is_setup else f"{_SETUP}, which grants it"
         return AccessDeniedError(f"{where} denied access to user {url.username!r} ({text}); {remedy}")
     if state in _MISSING:
-        return StoreError(f"{where} lacks what set-up makes ({text}); {_SETUP}")
-    return StoreError(f"{where} refused: {text}")
+        return StoreError(f"{where} has no or an outdated schema ({text}); {_SETUP}")
+    return StoreError(f"{where} rejected the statement: {text}")
 
 
-def _meaning_of_refusal(text: str, where: str, url: sa.URL) -> ChurnError:
-    """Tell apart why a connection was refused: such errors carry no SQLSTATE, only the server's words."""
+def _translate_refusal(text: str, where: str, url: sa.URL) -> ChurnError:
+    """Classify a refused connection by the server's message, since such errors carry no SQLSTATE."""
     if "password authentication failed" in text or "no password supplied" in text:
         return CredentialsError(
             f"{where} refused the password of user {url.username!r}; correct username and password in the secret"
         )
     if "pg_hba.conf" in text:
-        return AccessDeniedError(f"{where} does not let user {url.username!r} in from here; correct its pg_hba.conf")
+        return AccessDeniedError(
+            f"{where} does not admit user {url.username!r} from this host; correct its pg_hba.conf"
+        )
     if any(words in text for words in _UNTRUSTED):
         return StoreError(
-            f"{where} is not trusted ({text}); correct PGSSLMODE and PGSSLROOTCERT, and name the server as its "
-            f"certificate does"
+            f"{where} is not trusted ({text}); correct PGSSLMODE and PGSSLROOTCERT, and use the host name that its "
+            f"certificate holds"
         )
     if "does not exist" in text:
-        return StoreError(f"{where} lacks what set-up makes ({text}); {_SETUP}")
+        return StoreError(f"{where} has no or an outdated schema ({text}); {_SETUP}")
     if "permission denied to set role" in text:
         return AccessDeniedError(f"{where}: user {url.username!r} lacks a role ({text}); {_SETUP}, which grants it")
-    return DatabaseUnavailableError(f"{where} did not answer ({text}); check MLFLOW_DB_HOST, and that it runs")
+    return DatabaseUnavailableError(f"{where} did not answer ({text}); check MLFLOW_DB_HOST, and that the server runs")

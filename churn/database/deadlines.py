@@ -1,8 +1,8 @@
-"""Connections that are ended when their server does not answer in time.
+"""Connections that are closed when their server does not answer in time.
 
-A peer that vanished is noticed by TCP. One that takes what it is sent and says nothing (a stuck pooler, a proxy whose
-other side is gone) is not, nor does ``statement_timeout`` end it, which is the server's. So one thread of the process
-shuts the socket of each connection that is overdue; whoever waits for it gets an error then, as for a lost connection.
+TCP detects a peer that vanished. It does not detect one that accepts what it is sent and never answers (a stuck pooler,
+a proxy whose other side is gone), and ``statement_timeout`` runs on the server. So one thread of the process shuts down
+the socket of each overdue connection. The thread that waits for it then gets the error of a lost connection.
 """
 
 import os
@@ -16,11 +16,11 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 
-_LOOK_EVERY_S = 0.5
+_CHECK_EVERY_S = 0.5
 
 
-class _Watchman:
-    """Knows until when each connection that is waited for may stay silent."""
+class _DeadlineKeeper:
+    """Closes the connections whose server has been silent beyond their deadline."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,8 +28,8 @@ class _Watchman:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def waiting(self, connection: "DeadlineConnection") -> Iterator[None]:
-        self._expect(connection)
+    def limit(self, connection: "DeadlineConnection") -> Iterator[None]:
+        self._start_clock(connection)
         try:
             yield
         finally:
@@ -37,25 +37,25 @@ class _Watchman:
                 self._due.pop(connection, None)
 
     @contextmanager
-    def not_waiting(self, connection: "DeadlineConnection") -> Iterator[None]:
+    def pause(self, connection: "DeadlineConnection") -> Iterator[None]:
         with self._lock:
             self._due.pop(connection, None)
         try:
             yield
         finally:
-            self._expect(connection)
+            self._start_clock(connection)
 
-    def _expect(self, connection: "DeadlineConnection") -> None:
+    def _start_clock(self, connection: "DeadlineConnection") -> None:
         with self._lock:
             self._due[connection] = time.monotonic() + connection.answer_within_s
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._look, name="database watch", daemon=True)
+                self._thread = threading.Thread(target=self._close_overdue, name="database deadlines", daemon=True)
                 self._thread.start()
 
-    def _look(self) -> None:
+    def _close_overdue(self) -> None:
         while True:
-            time.sleep(_LOOK_EVERY_S)
-            with self._lock:  # so that no connection is closed, and its descriptor another's, meanwhile
+            time.sleep(_CHECK_EVERY_S)
+            with self._lock:  # no connection is closed, and its descriptor reused, in between
                 now = time.monotonic()
                 for connection in [connection for connection, due in self._due.items() if now > due]:
                     del self._due[connection]
@@ -63,12 +63,12 @@ class _Watchman:
                         peer.shutdown(socket.SHUT_RDWR)
 
 
-_watchman = _Watchman()
-os.register_at_fork(after_in_child=_watchman.__init__)  # type: ignore[misc] # its thread and lock stay behind
+_keeper = _DeadlineKeeper()
+os.register_at_fork(after_in_child=_keeper.__init__)  # type: ignore[misc] # a fork keeps neither thread nor lock
 
 
 class DeadlineConnection(psycopg2.extensions.connection):  # type: ignore[misc] # psycopg2 is untyped
-    """A connection each of whose statements, and each block of COPY, must be answered in time."""
+    """A connection with a time limit for each statement and each block of COPY."""
 
     def __init__(self, dsn: str, *, answer_within_s: float) -> None:
         super().__init__(dsn)
@@ -76,39 +76,39 @@ class DeadlineConnection(psycopg2.extensions.connection):  # type: ignore[misc] 
         self.cursor_factory = _DeadlineCursor
 
     def commit(self) -> None:
-        with _watchman.waiting(self):
+        with _keeper.limit(self):
             super().commit()
 
     def rollback(self) -> None:
-        with _watchman.waiting(self):
+        with _keeper.limit(self):
             super().rollback()
 
 
 class _DeadlineCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
     def execute(self, *arguments: Any) -> None:
-        with _watchman.waiting(self.connection):
+        with _keeper.limit(self.connection):
             super().execute(*arguments)
 
     def executemany(self, query: Any, rows: Any) -> None:
-        for row in rows:  # each in time, not all together
+        for row in rows:  # the limit is for each row, not for all together
             self.execute(query, row)
 
     def copy_expert(self, sql: str, file: Any, size: int = 8192) -> None:
-        with _watchman.waiting(self.connection):
-            super().copy_expert(sql, _Unhurried(file, self.connection), size)
+        with _keeper.limit(self.connection):
+            super().copy_expert(sql, _CopyFile(file, self.connection), size)
 
 
-class _Unhurried:
-    """A file of COPY whose own time is not the server's."""
+class _CopyFile:
+    """A file for COPY; time spent in its own ``read`` and ``write`` does not count as the server's."""
 
     def __init__(self, file: Any, connection: DeadlineConnection) -> None:
         self._file = file
         self._connection = connection
 
     def read(self, size: int) -> bytes:
-        with _watchman.not_waiting(self._connection):
+        with _keeper.pause(self._connection):
             return bytes(self._file.read(size))
 
     def write(self, block: bytes) -> None:
-        with _watchman.not_waiting(self._connection):
+        with _keeper.pause(self._connection):
             self._file.write(block)

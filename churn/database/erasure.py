@@ -1,6 +1,6 @@
-"""Letting go in PostgreSQL: one account out of every table, and weeks that are too old.
+"""Erasure and retention in PostgreSQL: removes one account from every table, or weeks beyond the retention period.
 
-Both act as the owner role: the writer, as which everything else works, may delete no prediction.
+Both act as the owner role, since the writer role may not delete predictions.
 """
 
 from collections.abc import Callable
@@ -9,36 +9,32 @@ from datetime import date
 import sqlalchemy as sa
 
 from churn.data.erased import Erased, Tombstone, tombstone
-from churn.database.connection import OF_THREADS, OWNER, WRITER, create_engine, errors_translated
+from churn.database.connection import OWNER, Tables, create_engine, errors_translated
 from churn.errors import StoreError
 from churn.variants import Variant
 
-_WAIT = "SET LOCAL lock_timeout = '300s'"  # a batch of many million rows may be on its way
-# Where Dagster keeps what an asset or a run said.
+_WAIT = "SET LOCAL lock_timeout = '300s'"  # a batch of many million rows may be being written
+# Where Dagster stores the metadata and messages of assets and runs.
 _DAGSTER_TEXTS = (("event_logs", "event"), ("asset_keys", "last_materialization"), ("job_ticks", "tick_body"))
 
 
-class Erasures:
-    """What is kept of erased accounts, as the writer role reads it."""
-
-    def __init__(self, url: sa.URL) -> None:
-        self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
+class Erasures(Tables):
+    """The tombstones of erased accounts, read as the writer role."""
 
     def of(self, *variants: Variant) -> Erased:
-        """Return the accounts erased of any of these variants, or of all."""
+        """Return the accounts erased from any of these variants, or from all."""
         with errors_translated(self._url), self._engine.connect() as connection:
             return read_erased(connection, *variants)
 
     def only(self, account_id: int) -> Erased:
-        """Return one account as if it, and no other, were erased."""
+        """Return the state in which only this account is erased."""
         with errors_translated(self._url), self._engine.connect() as connection:
             salt = _salt(connection)
         return Erased(salt, frozenset([tombstone(salt, account_id)]))
 
 
 def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:
-    """Return the accounts erased of any of these variants, or of all, as one transaction sees them."""
+    """Return the accounts erased from any of these variants, or from all, within the caller's transaction."""
     query = sa.text(
         "SELECT salt, (SELECT count(*) FROM erased_accounts) AS n_erasures, code, digest FROM erasure_salt "
         "LEFT JOIN erased_accounts ON variant = '' OR variant = ANY(:variants)"
@@ -49,16 +45,16 @@ def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:
 
 
 def erase_rows(url: sa.URL, account_id: int, variant: Variant | None, *, dry_run: bool) -> dict[str, int]:
-    """Erase an account from the predictions database, and keep it out from now on. Safe to repeat.
+    """Erase an account from the predictions database and block it from later batches. Idempotent.
 
-    Batches being published meanwhile are waited for; their accounts are erased, too.
+    Waits for the batches that are being published, and erases the account from them too.
 
     Args:
-        variant: Of which it is erased; ``None`` for all.
-        dry_run: Undo it at the end.
+        variant: The variant to erase it from; ``None`` for all.
+        dry_run: Roll back at the end.
 
     Returns:
-        Rows removed by place; ``messages`` are those that quoted the account, and now do not.
+        Rows removed by table; ``messages`` counts error messages and alerts from which the account was removed.
     """
     query = sa.text("SELECT place, n_rows FROM erase_account(:account, :variant, :code, :digest)")
     with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
@@ -72,10 +68,10 @@ def erase_rows(url: sa.URL, account_id: int, variant: Variant | None, *, dry_run
 
 
 def erase_from_dagster(url: sa.URL, account_id: int, *, dry_run: bool) -> int:
-    """Take an account out of what Dagster shows: tables of the likeliest to churn, and messages that quote a row.
+    """Erase an account from Dagster's events: from tables of the highest scores, and from messages that quote a row.
 
     Returns:
-        How many texts named it; 0 where Dagster has no tables, or no database, yet.
+        The number of texts that named it; 0 if Dagster's tables or database do not exist yet.
     """
     try:
         with errors_translated(url):
@@ -100,7 +96,7 @@ def _erase_texts(url: sa.URL, account_id: int, *, dry_run: bool) -> int:
             if connection.scalar(sa.text("SELECT to_regclass(:table)"), {"table": table}) is None:
                 continue
             replaced = f"regexp_replace(regexp_replace({column}, :listed, :to_listed, 'g'), :quoted, :to_quoted, 'g')"
-            # The plain search first: it passes over nearly every event, and costs a tenth.
+            # LIKE first: it excludes nearly every event at a tenth of the cost.
             statement = (
                 f"UPDATE {table} SET {column} = {replaced} "  # noqa: S608 Dagster's own names, from above
                 f"WHERE {column} LIKE :named AND ({column} ~ :listed OR {column} ~ :quoted)"
@@ -111,10 +107,10 @@ def _erase_texts(url: sa.URL, account_id: int, *, dry_run: bool) -> int:
 
 
 def drop_weeks(url: sa.URL, before: date, *, dry_run: bool = False) -> list[date]:
-    """Drop the weeks before a day: their partitions, batches, attempts, quarantined rows and judgements.
+    """Drop all weeks before a day: partitions, batches, attempts, quarantined rows and evaluations.
 
     Raises:
-        DatabaseUnavailableError: If somebody is reading the table for longer than five seconds; nothing is dropped.
+        DatabaseUnavailableError: If a reader blocks the table for longer than five seconds; nothing is dropped.
 
     Returns:
         The weeks that had predictions.

@@ -1,6 +1,6 @@
-"""Judged batches: what a batch's scores turned out to be worth once its labels had matured, in all and by segment.
+"""The tables of evaluated batches: the realized performance of published scores, overall and by segment.
 
-Labels come from the activity; here they are only held against what was published.
+:mod:`churn.workflows.evaluate` compares the scores with the labels; this module reads the scores and stores the result.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from churn.database.connection import OF_THREADS, WRITER, create_engine, errors_translated
+from churn.database.connection import Tables, errors_translated
 from churn.database.copy_format import decode_single_fields
 from churn.evaluation.segments import EvaluatedSegment
 from churn.variants import Variant
@@ -41,7 +41,7 @@ _MEASURES = (
     "lift_at_10", "mean_score",
 )  # fmt: skip
 _MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions of accounts
-_MOST_CHARACTERS = 200  # a level is part of a key, and what a file may hold there has no bound
+_MOST_CHARACTERS = 200  # a level is part of a key, and an input file may hold levels of any length
 
 Reliability = Mapping[str, Sequence[float]]
 Scored = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -50,7 +50,7 @@ Scored = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class PublishedBatch:
-    """A current batch of a variant's week; ``mlflow_run_id`` is that of the model version."""
+    """A current batch of a variant's week; ``mlflow_run_id`` is the run of its model version."""
 
     batch_id: int
     variant: Variant
@@ -63,17 +63,17 @@ class PublishedBatch:
 
 @dataclass(frozen=True)
 class EvaluatedBatch:
-    """A batch and what it was worth.
+    """A batch and its realized performance.
 
-    Lists of many are read without ``reliability``, and all without ``segments``.
+    Batches that are read back have no ``segments``; lists of all champions have no ``reliability`` either.
 
     Attributes:
         n_accounts: Accounts scored.
-        n_at_risk: Those of them that had not churned before; only they are judged.
-        auc_limit: What the ROC AUC of its model version must not lie under; ``None`` where none is known.
-        status: ``insufficient`` when too few labels matured for any figure, which are all ``None`` then.
-        measures: By name, as ``churn.evaluation.metrics.Evaluation.metrics`` gives them.
-        reliability: ``n``, ``mean_score`` and ``churned_share`` of bins of about as many accounts, by rising score.
+        n_at_risk: Accounts at risk at the as-of date; only these are evaluated.
+        auc_limit: Minimum ROC AUC of its model version; ``None`` if unknown.
+        status: ``insufficient`` if too few labels matured; ``measures`` is empty then.
+        measures: Values by name, as in ``churn.evaluation.metrics.Evaluation.metrics``.
+        reliability: ``n``, ``mean_score`` and ``churned_share`` of bins of about equal size, by rising score.
     """
 
     batch: PublishedBatch
@@ -92,7 +92,7 @@ class EvaluatedBatch:
 
     @property
     def is_below_limit(self) -> bool:
-        """Whether even the upper end of the AUC's interval lies under the limit."""
+        """Whether the whole confidence interval of the ROC AUC is below the limit."""
         high = self.measures.get("roc_auc_high")
         return self.auc_limit is not None and high is not None and high < self.auc_limit
 
@@ -105,21 +105,17 @@ class Pair:
     challenger: PublishedBatch
 
 
-class Evaluations:
-    """The table ``evaluated_batches`` and the scores it speaks of, as the writer role."""
-
-    def __init__(self, url: sa.URL) -> None:
-        self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
+class Evaluations(Tables):
+    """The tables ``evaluated_batches`` and ``evaluated_segments``, and the published scores, as the writer role."""
 
     def unevaluated(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
-        """Return the current batches that were not judged yet and whose rows name accounts, oldest first.
+        """Return the current batches that were not evaluated yet and whose rows have account ids, oldest first.
 
         Args:
             until: The newest as-of date.
         """
         return self._batches(
-            "LEFT JOIN evaluated_batches AS j USING (batch_id) WHERE j.batch_id IS NULL AND b.is_current "
+            "LEFT JOIN evaluated_batches AS e USING (batch_id) WHERE e.batch_id IS NULL AND b.is_current "
             "AND b.account_ids = 'input' AND b.variant = ANY(:variants) AND b.as_of <= :until "
             "ORDER BY b.scored_week, b.batch_id",
             variants=[variant.key for variant in variants],
@@ -127,7 +123,7 @@ class Evaluations:
         )
 
     def pairs(self, variant: Variant, champion_version: int, challenger_version: int) -> list[Pair]:
-        """Return the weeks that both versions scored in these roles, oldest first."""
+        """Return the batches of the weeks that both versions scored in these roles, oldest first."""
         batches = self._batches(
             "WHERE b.is_current AND b.account_ids = 'input' AND b.variant = :variant AND "
             "(b.role, b.model_version) IN (('champion', :champion), ('challenger', :challenger)) "
@@ -142,7 +138,7 @@ class Evaluations:
         return [Pair(roles[CHAMPION], roles[CHALLENGER]) for roles in by_week.values() if len(roles) == 2]
 
     def scores(self, batches: Sequence[PublishedBatch]) -> Iterator[Scored]:
-        """Read each batch's account ids, ascending, and their churn probabilities; a month's weeks at a time."""
+        """Yield each batch's account ids, ascending, and their churn probabilities; reads five batches at a time."""
         for start in range(0, len(batches), _MOST_AT_ONCE):
             yield from self._scores(batches[start : start + _MOST_AT_ONCE])
 
@@ -162,64 +158,62 @@ class Evaluations:
         found = dict(map(_scored, decode_single_fields(buffer.getbuffer())))
         return [found[one.batch_id] for one in batches]
 
-    def record(self, judged: Sequence[EvaluatedBatch]) -> None:
-        """Keep what batches were worth; one that was judged meanwhile stays as it is."""
-        if not judged:
+    def record(self, evaluated: Sequence[EvaluatedBatch]) -> None:
+        """Store evaluated batches; one that another process stored meanwhile stays as it is."""
+        if not evaluated:
             return
         columns = ", ".join(("batch_id", "evaluated_at", *_COUNTS, *_MEASURES, "reliability"))
         statement = sa.text(
             f"WITH new AS (INSERT INTO evaluated_batches ({columns}) "  # noqa: S608 our own names
-            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::evaluated_batches, CAST(:judged AS jsonb)) "
+            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::evaluated_batches, CAST(:evaluated AS jsonb)) "
             "ON CONFLICT DO NOTHING RETURNING batch_id) "
             "INSERT INTO evaluated_segments "
             "SELECT s.* FROM jsonb_populate_recordset(NULL::evaluated_segments, CAST(:segments AS jsonb)) AS s "
             "JOIN new USING (batch_id) ON CONFLICT DO NOTHING"
         )
         rows = {
-            "judged": json.dumps([_values(one) for one in judged]),
-            "segments": json.dumps([row for one in judged for row in _segment_values(one)]),
+            "evaluated": json.dumps([_values(one) for one in evaluated]),
+            "segments": json.dumps([row for one in evaluated for row in _segment_values(one)]),
         }
-        with errors_translated(self._url), self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(statement, rows)
 
     def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[EvaluatedBatch]:
-        """Return the batches that were judged on a day or later and that MLflow is not known to have, by week."""
-        return self._judged(
-            "b.variant = ANY(:variants) AND j.logged_at IS NULL AND j.labels_as_of >= :since",
-            ", j.reliability",
+        """Return the batches evaluated from ``since`` on that were not logged to MLflow yet, by week."""
+        return self._evaluated(
+            "b.variant = ANY(:variants) AND e.logged_at IS NULL AND e.labels_as_of >= :since",
+            ", e.reliability",
             variants=[variant.key for variant in variants],
             since=since,
         )
 
-    def note_logged(self, judged: Sequence[EvaluatedBatch]) -> None:
-        """Write down that MLflow has the figures of judged batches."""
+    def mark_logged(self, evaluated: Sequence[EvaluatedBatch]) -> None:
+        """Mark evaluated batches as logged to MLflow."""
         statement = sa.text(
             "UPDATE evaluated_batches SET logged_at = clock_timestamp() "
             "WHERE batch_id = ANY(:ids) AND logged_at IS NULL"
         )
-        with errors_translated(self._url), self._engine.begin() as connection:
-            connection.execute(statement, {"ids": [one.batch.batch_id for one in judged]})
+        with self._transaction() as connection:
+            connection.execute(statement, {"ids": [one.batch.batch_id for one in evaluated]})
 
     def evaluated_champions(self) -> dict[Variant, list[EvaluatedBatch]]:
-        """Return the judged batches of all variants' champions, by week."""
+        """Return the evaluated batches of all variants' champions, by week."""
         found: dict[Variant, list[EvaluatedBatch]] = {}
-        for judged in self._judged("b.role = 'champion'"):
-            found.setdefault(judged.batch.variant, []).append(judged)
+        for evaluated in self._evaluated("b.role = 'champion'"):
+            found.setdefault(evaluated.batch.variant, []).append(evaluated)
         return found
 
-    def _judged(self, where: str, more: str = "", **values: object) -> list[EvaluatedBatch]:
+    def _evaluated(self, where: str, more: str = "", **values: object) -> list[EvaluatedBatch]:
         query = (
-            f"SELECT {_OF_BATCH}, {', '.join(f'j.{name}' for name in (*_COUNTS, *_MEASURES))}{more} "  # noqa: S608 ours
-            f"FROM evaluated_batches AS j JOIN scoring_batches AS b USING (batch_id) WHERE {where} "
+            f"SELECT {_OF_BATCH}, {', '.join(f'e.{name}' for name in (*_COUNTS, *_MEASURES))}{more} "  # noqa: S608 ours
+            f"FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id) WHERE {where} "
             "ORDER BY b.scored_week, b.batch_id"
         )
-        with errors_translated(self._url), self._engine.connect() as connection:
-            return [_read(row) for row in connection.execute(sa.text(query), values)]
+        return [_read(row) for row in self._rows(query, **values)]
 
     def _batches(self, rest: str, **values: object) -> list[PublishedBatch]:
         query = f"SELECT {_OF_BATCH} FROM scoring_batches AS b {rest}"  # noqa: S608 our own text
-        with errors_translated(self._url), self._engine.connect() as connection:
-            return [_batch(row) for row in connection.execute(sa.text(query), values)]
+        return [_batch(row) for row in self._rows(query, **values)]
 
 
 def _batch(row: sa.Row[Any]) -> PublishedBatch:
@@ -236,23 +230,23 @@ def _scored(field: memoryview) -> tuple[int, Scored]:
     return batch_id, (rows["id"][order].astype(np.int64), rows["score"][order].astype(np.float32))
 
 
-def _values(judged: EvaluatedBatch) -> dict[str, Any]:
-    counts = {name: getattr(judged, name) for name in _COUNTS}
-    measures = {name: judged.measures.get(name) for name in _MEASURES}
+def _values(evaluated: EvaluatedBatch) -> dict[str, Any]:
+    counts = {name: getattr(evaluated, name) for name in _COUNTS}
+    measures = {name: evaluated.measures.get(name) for name in _MEASURES}
     return {
-        "batch_id": judged.batch.batch_id,
+        "batch_id": evaluated.batch.batch_id,
         "evaluated_at": datetime.now(UTC).isoformat(),
         **counts,
-        "labels_as_of": judged.labels_as_of.isoformat(),
+        "labels_as_of": evaluated.labels_as_of.isoformat(),
         **measures,
-        "reliability": judged.reliability,
+        "reliability": evaluated.reliability,
     }
 
 
-def _segment_values(judged: EvaluatedBatch) -> list[dict[str, Any]]:
+def _segment_values(evaluated: EvaluatedBatch) -> list[dict[str, Any]]:
     return [
         {
-            "batch_id": judged.batch.batch_id,
+            "batch_id": evaluated.batch.batch_id,
             "segment": one.segment,
             "level": one.level.replace("\0", "\ufffd")[:_MOST_CHARACTERS],
             "n_matured": one.n_matured,
@@ -266,7 +260,7 @@ def _segment_values(judged: EvaluatedBatch) -> list[dict[str, Any]]:
             "mean_score": one.mean_score,
             "p_below_limit": one.p_below_limit,
         }
-        for one in judged.segments
+        for one in evaluated.segments
     ]
 
 

@@ -1,7 +1,7 @@
-"""The trail of who was champion when: append-only, one row for each time a variant's aliases moved.
+"""The audit trail of each variant's aliases: append-only, one row for each change.
 
-MLflow's aliases say what scores now; this says what they were, who moved them, why, and on what evidence. A move that
-went past us (MLflow's UI, another tool) is seen later and written down as ``observed``.
+MLflow's aliases hold the current versions. This table holds the earlier ones, who changed them, why, and on what
+evidence. A change made outside this project (in MLflow's UI, by another tool) is recorded later as ``observed``.
 """
 
 import getpass
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from churn.database.connection import OF_THREADS, WRITER, create_engine, errors_translated
+from churn.database.connection import Tables
 from churn.variants import Variant
 
 Action = Literal["observed", "challenged", "promoted", "rolled_back", "shared"]
@@ -29,13 +29,13 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class ModelEvent:
-    """What a variant's aliases were after something happened to them.
+    """A change of a variant's aliases, with the versions that they name after it.
 
     Attributes:
-        champion: The version each alias names; ``None`` where the variant has none.
-        ab_share: Of 10000 accounts, how many are served the challenger's score.
+        champion: The champion's version; ``None`` if the alias is not set. Likewise ``previous`` and ``challenger``.
+        ab_share: The number of accounts per 10,000 that are served the challenger's score.
         is_forced: Whether a person overruled the test or a guardrail.
-        evidence: The figures it was decided on.
+        evidence: The figures behind the decision.
     """
 
     variant: Variant
@@ -51,20 +51,16 @@ class ModelEvent:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ModelEvents:
-    """The table ``model_events``, as the writer role, which may add to it and change nothing."""
-
-    def __init__(self, url: sa.URL) -> None:
-        self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS)
+class ModelEvents(Tables):
+    """The table ``model_events``, as the writer role, which may only add rows."""
 
     @contextmanager
     def recording(self, variant: Variant) -> Iterator[Callable[[ModelEvent], None]]:
-        """Hold the variant's lock, and commit what is recorded in the block when it ends well.
+        """Lock the variant, and commit the events recorded in the block unless it raises.
 
-        Two who move the same variant's aliases wait for each other.
+        Processes that change the aliases of the same variant wait for each other.
         """
-        with errors_translated(self._url), self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             key = {"key": f"model of {variant.key}"}
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), key)
@@ -72,7 +68,8 @@ class ModelEvents:
 
     def latest(self, variant: Variant) -> ModelEvent | None:
         """Return the newest event of a variant."""
-        found = self._select("WHERE variant = :variant ORDER BY occurred_at DESC, event_id DESC LIMIT 1", variant.key)
+        query = "WHERE variant = :variant ORDER BY occurred_at DESC, event_id DESC LIMIT 1"
+        found = self._select(query, variant=variant.key)
         return found[0] if found else None
 
     def latest_of_all(self) -> dict[Variant, ModelEvent]:
@@ -82,20 +79,16 @@ class ModelEvents:
 
     def history(self, variant: Variant) -> list[ModelEvent]:
         """Return a variant's events, oldest first."""
-        return self._select("WHERE variant = :variant ORDER BY occurred_at, event_id", variant.key)
+        return self._select("WHERE variant = :variant ORDER BY occurred_at, event_id", variant=variant.key)
 
     def champion_on(self, variant: Variant, day: date) -> int | None:
         """Return the version that was champion at the end of a day, UTC; ``None`` before the first event."""
-        with errors_translated(self._url), self._engine.connect() as connection:
-            query = sa.text("SELECT champion_on(:variant, :day)")
-            version: int | None = connection.scalar(query, {"variant": variant.key, "day": day})
-        return version
+        ((version,),) = self._rows("SELECT champion_on(:variant, :day)", variant=variant.key, day=day)
+        return version  # type: ignore[no-any-return]
 
-    def _select(self, rest: str, variant: str | None = None, *, first: str = "") -> list[ModelEvent]:
+    def _select(self, rest: str, *, first: str = "", **values: str) -> list[ModelEvent]:
         query = f"SELECT {first}{_COLUMNS} FROM model_events {rest}"  # noqa: S608 our own text
-        with errors_translated(self._url), self._engine.connect() as connection:
-            rows = connection.execute(sa.text(query), {"variant": variant} if variant is not None else {})
-            return [_read(row) for row in rows]
+        return [_read(row) for row in self._rows(query, **values)]
 
 
 def _read(row: sa.Row[Any]) -> ModelEvent:
@@ -134,5 +127,5 @@ def _insert(connection: sa.Connection, event: ModelEvent) -> None:
 
 
 def this_person() -> str:
-    """Return who moves an alias, as far as this machine knows."""
+    """Return user and host, as recorded with each change of an alias."""
     return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -1,15 +1,14 @@
-"""The state of a fleet, read with a few statements however many variants it has; and its drift flags, written.
+"""Reads the state of the whole fleet in a few statements, whatever the number of variants, and writes its drift flags.
 
-What the records mean is for :mod:`churn.monitoring.conditions`.
+:mod:`churn.monitoring.conditions` interprets the records.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import date
-from typing import Any
 
 import sqlalchemy as sa
 
-from churn.database.connection import WRITER, create_engine, errors_translated
+from churn.database.connection import Tables
 from churn.evaluation.metrics import Interval
 from churn.monitoring.conditions import (
     Attempt,
@@ -43,14 +42,14 @@ _ARRIVALS = sa.text(
 )
 _EVALUATED = sa.text(
     "SELECT DISTINCT ON (b.variant, b.model_version) batch_id, b.variant, b.scored_week, b.model_version, "
-    "j.roc_auc, j.roc_auc_low, j.roc_auc_high, j.auc_limit "
-    "FROM evaluated_batches AS j JOIN scoring_batches AS b USING (batch_id) "
-    "WHERE b.role = 'champion' AND j.status = 'ok' AND j.auc_limit IS NOT NULL "
+    "e.roc_auc, e.roc_auc_low, e.roc_auc_high, e.auc_limit "
+    "FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id) "
+    "WHERE b.role = 'champion' AND e.status = 'ok' AND e.auc_limit IS NOT NULL "
     "ORDER BY b.variant, b.model_version, b.scored_week DESC, batch_id DESC"
 )
 _SEGMENTS = sa.text(
-    "SELECT b.variant, s.segment, s.level, s.roc_auc, j.auc_limit, s.p_below_limit "
-    "FROM evaluated_segments AS s JOIN evaluated_batches AS j USING (batch_id) "
+    "SELECT b.variant, s.segment, s.level, s.roc_auc, e.auc_limit, s.p_below_limit "
+    "FROM evaluated_segments AS s JOIN evaluated_batches AS e USING (batch_id) "
     "JOIN scoring_batches AS b USING (batch_id) "
     "WHERE s.batch_id = ANY(:batches) AND s.p_below_limit <= :at_most ORDER BY b.variant, s.p_below_limit"
 )
@@ -63,15 +62,14 @@ _CATEGORIES = sa.text(
 _FLAGS = sa.text("SELECT batch_id, feature, is_confirmed FROM drift_flags WHERE batch_id = ANY(:batches)")
 
 
-class Fleet:
-    """What the predictions database says of all variants at once, as the writer role."""
+class FleetTables(Tables):
+    """Queries over all variants at once, and the table ``drift_flags``, as the writer role."""
 
     def __init__(self, url: sa.URL) -> None:
-        self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=1)
+        super().__init__(url, pool_size=1)
 
     def batches(self, since: date) -> list[ScoredBatch]:
-        """Return the current batches of champions of the weeks since one."""
+        """Return the champions' current batches of the weeks from ``since`` on."""
         return [
             ScoredBatch(
                 batch_id=row.batch_id,
@@ -87,14 +85,14 @@ class Fleet:
         ]
 
     def attempts(self, since: date) -> list[Attempt]:
-        """Return the newest attempt of each variant and role, of the newest week it was tried for since one."""
+        """Return the newest attempt of each variant and role at its newest week from ``since`` on."""
         return [
             Attempt(row.attempt_id, row.variant, row.scored_week, row.role, row.ended_at, row.error, row.is_transient)
             for row in self._rows(_ATTEMPTS, since=since)
         ]
 
     def histories(self, since: date, variants: Collection[str] | None = None) -> dict[str, History]:
-        """Return what each variant's weeks were like since one; of all variants, or of those named."""
+        """Return each variant's row counts and inputs from ``since`` on; of all variants, or of those named."""
         values = {"since": since, "of_all": variants is None, "variants": list(variants or ())}
         inputs = {row.variant: dict(zip(row.digests, row.days, strict=True)) for row in self._rows(_ARRIVALS, **values)}
         return {
@@ -102,8 +100,8 @@ class Fleet:
             for row in self._rows(_HISTORIES, **values)
         }
 
-    def judged(self) -> list[EvaluatedChampion]:
-        """Return the newest batch that labels sufficed to judge, of each variant and version that was champion."""
+    def evaluated(self) -> list[EvaluatedChampion]:
+        """Return the newest batch with enough labels of each variant and version that was champion."""
         return [
             EvaluatedChampion(
                 row.batch_id,
@@ -117,20 +115,20 @@ class Fleet:
         ]
 
     def low_segments(self, batch_ids: Sequence[int], at_most: float) -> tuple[list[LowSegment], int]:
-        """Return the segments of judged batches with a small p-value, and how many have one at all."""
+        """Return the segments with a p-value of at most ``at_most``, and the number of segments that have a p-value."""
         low = [LowSegment(*row) for row in self._rows(_SEGMENTS, batches=list(batch_ids), at_most=at_most)]
         ((n_evaluated,),) = self._rows(_N_SEGMENTS, batches=list(batch_ids))
         return low, n_evaluated
 
     def categories(self, batch_ids: Iterable[int]) -> dict[int, frozenset[str]]:
-        """Return which features of batches are categories, by their models' references."""
+        """Return each batch's categorical features, by its model's reference profile."""
         rows = self._rows(_CATEGORIES, batches=sorted(set(batch_ids)))
         return {batch_id: frozenset(features) for batch_id, features in rows}
 
     def replace_flags(self, batch_ids: Collection[int], flags: Iterable[DriftFlag]) -> None:
-        """Make ``flags`` the only ones of some batches. Idempotent; what is so already is not written."""
+        """Replace all flags of these batches by ``flags``. Idempotent; writes only the batches that change."""
         wanted = {(flag.batch_id, flag.drift.feature, flag.is_confirmed) for flag in flags}
-        with errors_translated(self._url), self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('drift_flags', 0))"))
             held = {tuple(row) for row in connection.execute(_FLAGS, {"batches": list(batch_ids)})}
             changed = {batch_id for batch_id, _, _ in wanted ^ held}
@@ -146,7 +144,3 @@ class Fleet:
             ]
             if rows:
                 connection.execute(sa.text("INSERT INTO drift_flags VALUES (:batch, :feature, :is_confirmed)"), rows)
-
-    def _rows(self, query: sa.TextClause, **values: object) -> Sequence[sa.Row[Any]]:
-        with errors_translated(self._url), self._engine.connect() as connection:
-            return connection.execute(query, values).all()

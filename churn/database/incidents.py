@@ -1,7 +1,7 @@
-"""Incidents, and the alerts about them on their way: what is written down, and who has yet to be told.
+"""The tables of incidents, their alerts, and the delivery of each alert to each receiver.
 
-An incident changes in the same transaction that writes the alerts about it and, for every receiver, that it has yet
-to get them. So what happened and what people are told of it cannot part. How alerts are sent is elsewhere.
+One transaction changes an incident, writes its alerts and queues them for every receiver, so that incidents and alerts
+always agree. :mod:`churn.workflows.alert` sends the alerts.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from churn.database.connection import WRITER, create_engine, errors_translated
+from churn.database.connection import Tables
 from churn.monitoring.incidents import (
     KINDS,
     Change,
@@ -30,8 +30,10 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 15, 900
 
 _LOCK_TIMEOUT = "60s"
 _SENDING_TIMEOUT = "10min"
-_COLUMNS = "incident_id, kind, subject, members, opened_at, updated_at, resolved_at"
-
+_OPEN_INCIDENTS = """
+SELECT incident_id, kind, subject, members, opened_at, updated_at, resolved_at
+FROM incidents WHERE resolved_at IS NULL ORDER BY incident_id
+"""
 _OPEN = """
 INSERT INTO incidents (kind, subject, severity, title, members, opened_at, updated_at)
 VALUES (:kind, :subject, :severity, :title, :members, :now, :now) RETURNING incident_id
@@ -44,7 +46,7 @@ WITH alert AS (
 INSERT INTO alert_deliveries (alert_id, receiver, next_attempt_at)
 SELECT alert_id, receiver, :now FROM alert, unnest(CAST(:receivers AS text[])) AS receiver
 """
-# Of one incident, only the oldest alert that a receiver has not got: whoever sends that one holds back the others.
+# Of each incident only the oldest undelivered alert, so that a receiver gets the alerts of an incident in order.
 _NEXT = """
 SELECT a.alert_id, a.event, a.title, a.body, i.incident_id, i.severity, i.opened_at, d.n_attempts
 FROM alert_deliveries d JOIN alerts a USING (alert_id) JOIN incidents i USING (incident_id)
@@ -56,7 +58,7 @@ WHERE d.receiver = :receiver AND d.delivered_at IS NULL AND d.next_attempt_at <=
 ORDER BY d.next_attempt_at, d.alert_id LIMIT 1
 FOR UPDATE OF d SKIP LOCKED
 """
-_TRIED = """
+_ATTEMPTED = """
 UPDATE alert_deliveries SET n_attempts = n_attempts + 1, last_error = CAST(:error AS text),
     delivered_at = CASE WHEN CAST(:error AS text) IS NULL THEN CAST(:now AS timestamptz) END,
     next_attempt_at = :next_attempt_at
@@ -66,12 +68,7 @@ WHERE alert_id = :alert_id AND receiver = :receiver
 
 @dataclass(frozen=True)
 class Alert:
-    """What one receiver is to be told.
-
-    Attributes:
-        severity: Of the incident.
-        opened_at: When the incident did.
-    """
+    """An alert to send to one receiver; ``severity`` and ``opened_at`` are those of its incident."""
 
     alert_id: int
     incident_id: int
@@ -82,94 +79,79 @@ class Alert:
     opened_at: datetime
 
 
-class Incidents:
+class Incidents(Tables):
     """The tables ``incidents``, ``alerts`` and ``alert_deliveries``, as the writer role."""
 
     def __init__(self, url: sa.URL) -> None:
-        self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=1)
+        super().__init__(url, pool_size=1)
 
     def open(self) -> list[Incident]:
-        """Return the incidents that are not over, oldest first."""
-        with errors_translated(self._url), self._engine.connect() as connection:
-            return _open(connection)
+        """Return the open incidents, oldest first."""
+        return [_read(row) for row in self._rows(_OPEN_INCIDENTS)]
 
-    def recent(self, limit: int) -> list[Incident]:
-        """Return the incidents that opened last, newest first, be they over or not."""
-        query = sa.text(f"SELECT {_COLUMNS} FROM incidents ORDER BY opened_at DESC, incident_id DESC LIMIT :limit")  # noqa: S608 ours
-        with errors_translated(self._url), self._engine.connect() as connection:
-            return [_read(row) for row in connection.execute(query, {"limit": limit})]
-
-    def settle(
-        self, conditions: Sequence[Condition], watched: Collection[str], receivers: Collection[str], now: datetime
+    def reconcile(
+        self, conditions: Sequence[Condition], checked: Collection[str], receivers: Collection[str], now: datetime
     ) -> list[Change]:
-        """Make the incidents what is wrong now, and leave the alerts about it for the receivers; all or nothing.
+        """Open, update and resolve incidents to match ``conditions``, and queue the alerts; one transaction.
 
-        Two that settle at once wait for each other, so both never open the same incident. Called again with the same
-        arguments it changes nothing.
+        Concurrent calls run one after the other, so that no incident opens twice. Idempotent.
 
         Args:
-            conditions: All that is wrong of the watched kinds.
-            watched: The kinds that were looked at.
-            receivers: Who is told. One that is added later gets what happens from then on.
+            conditions: All conditions found of the checked kinds.
+            checked: The kinds that were checked.
+            receivers: Names of the receivers to alert. One that is added later gets later changes only.
 
         Returns:
-            What the receivers are told, each with its incident's number.
+            The changes to alert about, each with its incident's number.
         """
-        with errors_translated(self._url), self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('incidents', 0))")
-            known = _open(connection)
-            now_wrong = remaining(known, conditions, watched)
+            known = [_read(row) for row in connection.execute(sa.text(_OPEN_INCIDENTS))]
+            current = remaining(known, conditions, checked)
             for incident in known:
-                if incident.incident_id in now_wrong:
-                    _write_members(connection, incident, now_wrong[incident.incident_id], now)
-            changes = [_write(connection, change, now) for change in reconcile(known, conditions, watched)]
+                if incident.incident_id in current:
+                    _write_members(connection, incident, current[incident.incident_id], now)
+            changes = [_write(connection, change, now) for change in reconcile(known, conditions, checked)]
             for change in changes:
                 alert = {"incident_id": change.incident_id, "event": change.event, "title": change.title}
                 more = {"body": change.body, "now": now, "receivers": sorted(set(receivers))}
                 connection.execute(sa.text(_ALERT), alert | more)
         return changes
 
-    def hand_over(
+    def deliver_next(
         self, receiver: str, clock: Callable[[], datetime], send: Callable[[Alert], str | None]
     ) -> bool | None:
-        """Send the receiver the alert that is due, and write down how that went.
+        """Send the receiver its next due alert, and record the outcome.
 
-        The delivery stays locked meanwhile, so nobody else sends it; when this process dies, it is anybody's again. One
-        that failed is due again after a random time of at most twice as long as before, up to ``LONGEST_RETRY_S``.
+        The delivery is locked meanwhile, so no other process sends it; the lock ends with this process. A failed
+        delivery is retried after a random pause, whose limit doubles with each attempt up to ``LONGEST_RETRY_S``.
 
         Args:
-            send: Returns what went wrong, in words that hold no secret; ``None`` when the receiver has it. Must not
-                raise.
+            send: Returns what went wrong, without any secret; ``None`` on success. Must not raise.
 
         Returns:
-            Whether the receiver has it; ``None`` when nothing is due that nobody else is sending.
+            Whether the delivery succeeded; ``None`` when none is due, or other processes are sending those that are.
         """
-        with errors_translated(self._url), self._engine.begin() as connection:
-            # Ours, whatever the server's is; and no sender that hangs keeps an alert for ever.
+        with self._transaction() as connection:
+            # Overrides the server's setting, and limits how long a hanging sender holds its alert.
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{_SENDING_TIMEOUT}'")
             row = connection.execute(sa.text(_NEXT), {"receiver": receiver, "now": clock()}).one_or_none()
             if row is None:
                 return None
-            values = row._asdict()
-            n_attempts = values.pop("n_attempts")
-            error = send(Alert(**values))
+            alert = row._asdict()
+            n_attempts = alert.pop("n_attempts")
+            error = send(Alert(**alert))
             now = clock()
-            tried = {"alert_id": row.alert_id, "receiver": receiver, "error": error, "now": now}
-            connection.execute(sa.text(_TRIED), tried | {"next_attempt_at": now + _pause(n_attempts)})
+            values = {"alert_id": row.alert_id, "receiver": receiver, "error": error, "now": now}
+            connection.execute(sa.text(_ATTEMPTED), values | {"next_attempt_at": now + _pause(n_attempts)})
         return error is None
 
-    def waiting(self) -> dict[str, int]:
-        """Return how many alerts each receiver has yet to get; none of those that have all."""
-        query = "SELECT receiver, count(*) AS n FROM alert_deliveries WHERE delivered_at IS NULL GROUP BY receiver"
-        with errors_translated(self._url), self._engine.connect() as connection:
-            return {row.receiver: row.n for row in connection.execute(sa.text(query))}
-
-
-def _open(connection: sa.Connection) -> list[Incident]:
-    query = f"SELECT {_COLUMNS} FROM incidents WHERE resolved_at IS NULL ORDER BY incident_id"  # noqa: S608 ours
-    return [_read(row) for row in connection.execute(sa.text(query))]
+    def count_undelivered(self, receivers: Collection[str]) -> int:
+        """Count the alerts that these receivers have not got yet."""
+        query = "SELECT count(*) FROM alert_deliveries WHERE delivered_at IS NULL AND receiver = ANY(:receivers)"
+        ((n,),) = self._rows(query, receivers=list(receivers))
+        return int(n)
 
 
 def _read(row: sa.Row[Any]) -> Incident:
@@ -177,7 +159,7 @@ def _read(row: sa.Row[Any]) -> Incident:
 
 
 def _write(connection: sa.Connection, change: Change, now: datetime) -> Change:
-    """Write an incident that opens or ends, and return the change with the incident's number."""
+    """Write an incident that opens or is resolved, and return the change with the incident's number."""
     if change.event == "resolved":
         query = "UPDATE incidents SET resolved_at = greatest(opened_at, :now) WHERE incident_id = :incident_id"
         connection.execute(sa.text(query), {"now": now, "incident_id": change.incident_id})
@@ -204,6 +186,6 @@ def _write_members(connection: sa.Connection, incident: Incident, members: Mappi
 
 
 def _pause(n_attempts: int) -> timedelta:
-    """Draw how long to wait after an attempt: of all lengths up to the longest, lest many come at the same time."""
+    """Draw a random pause before the next attempt, so that retries spread out."""
     longest = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** min(n_attempts, 16))
     return timedelta(seconds=random.uniform(0, longest))  # noqa: S311 no secret

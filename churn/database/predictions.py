@@ -25,7 +25,7 @@ import psycopg2
 import sqlalchemy as sa
 
 from churn.data.erased import Erased
-from churn.database.connection import OF_THREADS, READER, WRITER, create_engine, errors_translated
+from churn.database.connection import READER, THREADED_POOL_SIZE, WRITER, create_engine, errors_translated
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
 from churn.database.erasure import read_erased
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
@@ -188,7 +188,7 @@ class PredictionStore:
 
     def __init__(self, url: sa.URL, *, answer_within_s: float = _ANSWER_WITHIN_S) -> None:
         self._url = url
-        self._engine = create_engine(url, role=WRITER, kept=OF_THREADS, answer_within_s=answer_within_s)
+        self._engine = create_engine(url, role=WRITER, pool_size=THREADED_POOL_SIZE, answer_within_s=answer_within_s)
         self._opened: set[date] = set()
 
     def publish(

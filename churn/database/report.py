@@ -1,15 +1,14 @@
-"""What the report is made of, read as the reader role in one snapshot: a few statements for all variants.
+"""Reads the rows of the report, as the reader role in one snapshot: a few statements for all variants.
 
-What the rows mean to a person is for :mod:`churn.report.content`.
+:mod:`churn.report.content` turns the rows into what the page shows.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from datetime import UTC, date, datetime, time, timedelta
 
 import sqlalchemy as sa
 
-from churn.database.connection import READER, create_engine, errors_translated
+from churn.database.connection import open_snapshot
 from churn.database.report_rows import EVALUATED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
 from churn.errors import UsageError
 
@@ -23,7 +22,7 @@ SELECT scored_week FROM scoring_attempts UNION SELECT scored_week FROM scoring_b
 
 
 def _short(table: str, *names: str) -> str:
-    """Select numbers as people read them: six digits, and none where there is none."""
+    """Select columns as 4-byte numbers, with NaN as null, to keep the page small."""
     return ", ".join(f"nullif({table}.{name}, 'NaN')::real AS {name}" for name in names)
 
 
@@ -31,8 +30,8 @@ _BATCHES = f"""
 SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored,
        {_short("b", "mean_probability", "estimated_auc")},
        b.fallback_reason IS NOT NULL AS is_fallback, b.source_variant <> b.variant AS is_foreign_data,
-       j.status, j.n_matured, j.n_churned, {_short("j", *EVALUATED_MEASURES)}
-FROM scoring_batches AS b LEFT JOIN evaluated_batches AS j USING (batch_id)
+       e.status, e.n_matured, e.n_churned, {_short("e", *EVALUATED_MEASURES)}
+FROM scoring_batches AS b LEFT JOIN evaluated_batches AS e USING (batch_id)
 WHERE b.is_current AND b.scored_week BETWEEN :first AND :week
 ORDER BY b.variant, b.scored_week
 """  # noqa: S608 our own text
@@ -53,9 +52,9 @@ ORDER BY b.variant
 """
 
 _NEWEST_EVALUATED = """
-SELECT DISTINCT ON (b.variant) b.variant, b.batch_id, b.scored_week, b.model_version, j.reliability, j.auc_limit
-FROM evaluated_batches AS j JOIN scoring_batches AS b USING (batch_id)
-WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week AND j.status = 'ok'
+SELECT DISTINCT ON (b.variant) b.variant, b.batch_id, b.scored_week, b.model_version, e.reliability, e.auc_limit
+FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id)
+WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week AND e.status = 'ok'
 ORDER BY b.variant, b.scored_week DESC
 """
 
@@ -105,7 +104,7 @@ ORDER BY occurred_at DESC, event_id DESC LIMIT 20
 
 _INCIDENTS = """
 SELECT incident_id, kind, subject, severity, title, members, opened_at, updated_at, resolved_at FROM incidents
-WHERE resolved_at IS NULL OR resolved_at > :lately
+WHERE resolved_at IS NULL OR resolved_at > :resolved_since
 ORDER BY resolved_at IS NOT NULL, severity, opened_at DESC, incident_id
 """
 
@@ -113,7 +112,7 @@ ORDER BY resolved_at IS NOT NULL, severity, opened_at DESC, incident_id
 _QUERIES = {
     "batches": _BATCHES,
     "newest": _NEWEST,
-    "judged": _NEWEST_EVALUATED,
+    "evaluated": _NEWEST_EVALUATED,
     "segments": _SEGMENTS,
     "flags": _FLAGS,
     "attempts": _ATTEMPTS,
@@ -121,41 +120,36 @@ _QUERIES = {
     "changes": _CHANGES,
     "incidents": _INCIDENTS,
 }
-assert {*_QUERIES, "week", "weeks"} == {field.name for field in fields(FleetRows)}  # noqa: S101
+"""Statements by the attribute of ``FleetRows`` that they fill."""
 
 
 def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:
-    """Read what a report of one week needs.
+    """Read the rows of one week's report.
 
     Args:
-        week: A Monday; ``None`` for the newest week that was tried.
+        week: A Monday; ``None`` for the newest week with an attempt.
 
     Raises:
-        UsageError: If nothing was scored or tried in ``week``; names the newest week.
+        UsageError: If ``week`` has neither a batch nor an attempt; names the newest week.
         ChurnError: If the database cannot be read.
     """
-    engine = create_engine(url, role=READER).execution_options(isolation_level="REPEATABLE READ")
-    with errors_translated(url), engine.connect() as connection:
+    with open_snapshot(url) as connection:
         known = list(connection.scalars(sa.text(_WEEKS)))
         if week is not None and week not in known:
             remedy = f"the newest week is {known[0]}" if known else "nothing was scored yet; run churn score"
-            raise UsageError(f"nothing was scored or tried for the week of {week}; {remedy}")
+            raise UsageError(f"the week of {week} has no batch and no attempt; {remedy}")
+        values: dict[str, object] = {"resolved_since": now - _RESOLVED_FOR}
         if not known:
-            return FleetRows(None, incidents=_rows(connection, _INCIDENTS, {"lately": now - _RESOLVED_FOR}))
-        about = week or known[0]
-        shown = sorted(one for one in known if about - timedelta(weeks=WEEKS_SHOWN) < one <= about)
-        values = {
-            "week": about,
-            "first": shown[0],
-            "end": datetime.combine(about, time(), UTC) + timedelta(weeks=1),
-            "lately": now - _RESOLVED_FOR,
-        }
-        return FleetRows(about, shown, **{name: _rows(connection, query, values) for name, query in _QUERIES.items()})
+            return FleetRows(None, incidents=_rows(connection, _INCIDENTS, values))
+        reported = week or known[0]
+        shown = sorted(one for one in known if reported - timedelta(weeks=WEEKS_SHOWN) < one <= reported)
+        end = datetime.combine(reported, time(), UTC) + timedelta(weeks=1)
+        values |= {"week": reported, "first": shown[0], "end": end}
+        return FleetRows(
+            reported, shown, **{name: _rows(connection, query, values) for name, query in _QUERIES.items()}
+        )
 
 
 def _rows(connection: sa.Connection, query: str, values: Mapping[str, object]) -> list[Row]:
-    statement = sa.text(query)
-    wanted = {name: value for name, value in values.items() if f":{name}" in query}
-    result = connection.execute(statement, wanted)
-    names = list(result.keys())
-    return [dict(zip(names, row, strict=True)) for row in result]
+    used = {name: value for name, value in values.items() if f":{name}" in query}
+    return [dict(row) for row in connection.execute(sa.text(query), used).mappings()]

@@ -1,4 +1,4 @@
-"""The rows that a report is made of. Pure."""
+"""The rows of a report. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ SEGMENT_MEASURES = ("roc_auc", "roc_auc_low", "roc_auc_high", "calibration_error
 
 @dataclass(frozen=True)
 class FleetRows:
-    """All that one report shows, as the tables hold it.
+    """The rows of one report, as the tables hold them.
 
     Attributes:
-        week: The week it is about; ``None`` when nothing was ever scored.
-        weeks: Those shown, ascending; the last is ``week``.
-        batches: Current batches of these weeks, both roles, with what they were worth where that is known.
-        newest: Of each variant the champion's newest batch in full.
-        judged: Of each variant the champion's newest batch that could be judged.
-        segments: Of those.
-        flags: What drifted in these weeks.
+        week: The reported week; ``None`` when nothing was ever scored.
+        weeks: The weeks shown, ascending; the last is ``week``.
+        batches: Current batches of these weeks, both roles, with the results of their evaluation if there are any.
+        newest: The champion's newest batch of each variant, with all columns.
+        evaluated: The champion's newest batch of each variant that had enough labels to be evaluated.
+        segments: The segments of the batches in ``evaluated``.
+        flags: Drift flags of these weeks.
         attempts: The last attempt of each variant and role in ``week``.
-        champions: Who was champion and challenger at the end of ``week``, and since when.
+        champions: Each variant's champion and challenger at the end of ``week``, and the champion's first day.
         changes: Promotions and rollbacks in these weeks, the newest first.
-        incidents: Those open now, then those resolved of late.
+        incidents: Open incidents, then recently resolved ones.
     """
 
     week: date | None
     weeks: Sequence[date] = ()
     batches: Sequence[Row] = ()
     newest: Sequence[Row] = ()
-    judged: Sequence[Row] = ()
+    evaluated: Sequence[Row] = ()
     segments: Sequence[Row] = ()
     flags: Sequence[Row] = ()
     attempts: Sequence[Row] = ()

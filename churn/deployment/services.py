@@ -239,14 +239,14 @@ class Deployment:
         Raises:
             ChurnError: If the predictions database cannot be reached or is not set up.
         """
-        from churn.database.fleet import Fleet
+        from churn.database.fleet import FleetTables
         from churn.database.incidents import Incidents
         from churn.database.schema import require_predictions_schema
         from churn.workflows.monitor import Watch
 
         require_predictions_schema(self.database, role=WRITER)
         return Watch(
-            fleet=Fleet(self.database),
+            fleet=FleetTables(self.database),
             incidents=Incidents(self.database),
             champions=self._champions,
             receivers=self.receivers().names,

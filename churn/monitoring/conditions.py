@@ -1,9 +1,9 @@
-"""What is wrong with a fleet now, from plain records of what it did: who failed, who drifts, whose data is old. Pure.
+"""Finds the current problems of the fleet in plain records: failures, drift, stale data, low performance. Pure.
 
-A look is at each variant's newest batch or attempt, of this week or, until that one is done, of the last: so nothing
-ends and begins again at midnight. Over thousands of variants some figure is always odd, so false discoveries are
-controlled over the fleet wherever a figure decides. What follows of a condition is for
-:mod:`churn.monitoring.incidents`.
+Each variant is represented by its newest batch or attempt of this week or, until there is one, of last week, so that no
+condition ends and begins again on Monday at midnight. Some figure is always extreme among thousands of variants, so
+tests control the false discovery rate over the whole fleet. :mod:`churn.monitoring.incidents` turns conditions into
+incidents.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,10 +27,10 @@ from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of
 
 FDR = 0.01
-"""Share of what is named that may be named falsely."""
+"""False discovery rate: the expected share of false findings among all findings."""
 
 MEMORY = timedelta(weeks=40)
-"""How far back it matters what a variant's batches were: nine months of monthly data, twice as much as is used."""
+"""How far back a variant's history is read: nine months of monthly data, twice as much as is used."""
 
 _WEEK = timedelta(weeks=1)
 _TRANSIENT_FOR = timedelta(minutes=10)
@@ -44,8 +44,8 @@ class ScoredBatch:
 
     Attributes:
         data_of: The key of the variant whose data was scored.
-        fallback_reason: ``None`` when the data came from where it should.
-        drifts: By feature, and of the score; none where the model brought no reference.
+        fallback_reason: ``None`` if the data came from the configured source.
+        drifts: One for each feature and one for the score; empty if the model has no reference.
     """
 
     batch_id: int
@@ -60,11 +60,11 @@ class ScoredBatch:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The newest attempt of a variant in a role.
+    """The newest scoring attempt of a variant in a role.
 
     Attributes:
-        number: Grows with time.
-        error: ``None`` when it was published.
+        number: Increases with time.
+        error: ``None`` if the attempt published a batch.
     """
 
     number: int
@@ -78,24 +78,24 @@ class Attempt:
 
 @dataclass(frozen=True)
 class History:
-    """What a variant's earlier weeks were like.
+    """A variant's row counts and inputs over its earlier weeks.
 
     Attributes:
-        n_rows: Rows read for each scored week, of its current batch.
-        inputs: What its own input was, by the bytes' digest, each with the day on which it was new.
+        n_rows: Rows read for the current batch of each week.
+        inputs: The day on which each of its own input files first appeared, by the file's SHA-256.
     """
 
     n_rows: Mapping[date, int]
     inputs: Mapping[str, date] = field(default_factory=dict)
 
     def before(self, week: date) -> list[int]:
-        """Return the rows of the weeks before one, the latest last."""
+        """Return the row counts of the weeks before ``week``, the latest last."""
         return [n for scored, n in sorted(self.n_rows.items()) if scored < week]
 
 
 @dataclass(frozen=True)
 class EvaluatedChampion:
-    """A batch of which enough labels matured; ``limit`` is what its AUC must not lie under."""
+    """A champion's batch with enough matured labels; ``limit`` is the minimum ROC AUC of its model version."""
 
     batch_id: int
     variant: str
@@ -107,7 +107,7 @@ class EvaluatedChampion:
 
 @dataclass(frozen=True)
 class LowSegment:
-    """A part of a judged batch, whose ``p_below_limit``, of an AUC this low were it really ``limit``, is small."""
+    """A segment with low ROC AUC; ``p_below_limit`` is the p-value of one this low if the true one were ``limit``."""
 
     variant: str
     segment: str
@@ -119,10 +119,10 @@ class LowSegment:
 
 @dataclass(frozen=True)
 class FailedRun:
-    """A Dagster run that failed and was not made good by a later one.
+    """A Dagster run that failed, and whose work no later run has completed.
 
     Attributes:
-        names: The variants whose failure failed it, where each leaves an attempt; none when it failed otherwise.
+        names: The variants whose failed attempts made the run fail; empty if it failed for another reason.
     """
 
     job: str
@@ -134,7 +134,7 @@ class FailedRun:
 
 @dataclass(frozen=True)
 class DriftFlag:
-    """A feature, or the score, of a batch that drifted; confirmed where it had the week before, too."""
+    """A feature, or the score, that drifted in a batch; confirmed if it drifted in the week before as well."""
 
     batch_id: int
     variant: str
@@ -144,22 +144,22 @@ class DriftFlag:
 
 
 def read_drifts(recorded: Mapping[str, Mapping[str, Any]] | None) -> list[FeatureDrift]:
-    """Read the measures by feature that a batch's record keeps; none where it was compared with nothing."""
+    """Read the drift measures of a batch's record; empty if the batch was not compared with a reference."""
     return [FeatureDrift(feature, **measures) for feature, measures in (recorded or {}).items()]
 
 
 def newest_batches(batches: Iterable[ScoredBatch], week: date) -> dict[str, ScoredBatch]:
-    """Return each variant's batch of this week or, where that is not scored yet, of the last one."""
+    """Return each variant's batch of ``week`` or, if there is none yet, of the week before."""
     recent = [batch for batch in batches if week - _WEEK <= batch.week <= week]
     return {batch.variant: batch for batch in sorted(recent, key=lambda batch: batch.week)}
 
 
 def flag_drifts(batches: Sequence[ScoredBatch], week: date) -> list[DriftFlag]:
-    """Find what drifted over the whole fleet, in each variant's newest batch.
+    """Find the features and scores that drifted in each variant's newest batch, over the whole fleet.
 
     Args:
-        batches: Of this week and the two before. A week in which another version scored confirms nothing: it was
-            compared with another reference.
+        batches: The batches of ``week`` and of the two weeks before. A batch of another model version cannot confirm a
+            drift, since it was compared with another reference.
     """
     newest = newest_batches(batches, week)
     by_week = {(batch.variant, batch.week): batch for batch in batches}
@@ -183,7 +183,7 @@ def flag_drifts(batches: Sequence[ScoredBatch], week: date) -> list[DriftFlag]:
 
 
 def drifted(flags: Iterable[DriftFlag]) -> list[Condition]:
-    """Tell which variants' inputs and scores drifted two weeks running."""
+    """Return the variants whose inputs, and those whose scores, drifted in two consecutive weeks."""
     inputs: dict[str, list[FeatureDrift]] = {}
     scores: dict[str, list[FeatureDrift]] = {}
     for flag in flags:
@@ -198,13 +198,17 @@ def drifted(flags: Iterable[DriftFlag]) -> list[Condition]:
 
 def _drift_sentence(drifts: Sequence[FeatureDrift]) -> str:
     largest = sorted(drifts, key=lambda drift: -drift.excess_psi)
-    told = [describe_drift(drift) for drift in largest[:_MOST_NAMED]]
-    more = len(largest) - len(told)
-    return f"{', '.join(told)}{f' and {more} more' if more else ''} differ from the model's reference two weeks running"
+    named = _enumerated([describe_drift(drift) for drift in largest])
+    return f"{named} drifted from the model's reference in two consecutive weeks"
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def describe_drift(drift: FeatureDrift) -> str:
-    """Name a drift with its size.
+    """Return the feature's name with the size of its drift.
 
     >>> describe_drift(FeatureDrift("brand_id", 900, 0.31, 0.3, 0.2, 1e-9, 0.12, 0.1, 1e-9))
     'brand_id (PSI 0.31, unknown 12.0 %)'
@@ -214,12 +218,12 @@ def describe_drift(drift: FeatureDrift) -> str:
 
 
 def has_more_unknown(drift: FeatureDrift) -> bool:
-    """Tell whether unknown values are part of a drift that was flagged."""
+    """Return whether the share of unknown values rose in a drift that was flagged."""
     return drift.unknown_rise >= LEAST_UNKNOWN_RISE and drift.unknown_p_value <= FDR
 
 
 def variants_failed(attempts: Iterable[Attempt], batches: Mapping[str, ScoredBatch], now: datetime) -> Condition:
-    """Tell whose newest attempt failed; one that a retry is likely to put right waits for it.
+    """Return the variants whose newest attempt failed; transient errors count only after ten minutes.
 
     Args:
         batches: The newest batch of each variant.
@@ -227,14 +231,14 @@ def variants_failed(attempts: Iterable[Attempt], batches: Mapping[str, ScoredBat
     members: dict[str, str] = {}
     for attempt in attempts:
         if attempt.role == CHAMPION and _has_failed(attempt, now):
-            stands = (batch := batches.get(attempt.variant)) is not None and batch.week == attempt.week
-            rest = " (an earlier batch of the week stands)" if stands else ""
+            has_batch = (batch := batches.get(attempt.variant)) is not None and batch.week == attempt.week
+            rest = " (an earlier batch of the week is still published)" if has_batch else ""
             members[attempt.variant] = f"week of {attempt.week}: {_shortened(str(attempt.error))}{rest}"
     return Condition("variants_failed", members)
 
 
 def challengers_failed(attempts: Sequence[Attempt], now: datetime) -> Condition:
-    """Tell whose challenger failed when the champion was scored last."""
+    """Return the variants whose challenger failed when the champion was last scored."""
     champions = {attempt.variant: attempt.number for attempt in attempts if attempt.role == CHAMPION}
     return Condition(
         "challengers_failed",
@@ -243,7 +247,7 @@ def challengers_failed(attempts: Sequence[Attempt], now: datetime) -> Condition:
             for attempt in attempts
             if attempt.role == CHALLENGER
             and _has_failed(attempt, now)
-            # It is tried after the champion; one that was not tried again is no challenger any more.
+            # The challenger scores after the champion; an older attempt is of a version that is challenger no longer.
             and attempt.number > champions.get(attempt.variant, 0)
         },
     )
@@ -259,63 +263,66 @@ def _shortened(text: str) -> str:
 
 
 def week_due(now: datetime, grace: timedelta) -> date:
-    """Return the newest week that must have been scored: before the grace is over, the last one."""
+    """Return the newest week that should have been scored: the last week until the grace period is over."""
     return monday_of((now - grace).date())
 
 
 def week_missed(
     registered: Iterable[str], histories: Mapping[str, History], attempts: Iterable[Attempt], due: date
 ) -> Condition:
-    """Tell which variants had earlier weeks and have neither a batch nor an attempt of the week that is due."""
+    """Return the variants that have earlier batches or attempts, and neither for the week that is due.
+
+    A registered variant that was never scored or attempted is not included.
+    """
     tried = {attempt.variant: attempt.week for attempt in attempts if attempt.role == CHAMPION}
     members: dict[str, str] = {}
     for key in registered:
         weeks = [*(histories[key].n_rows if key in histories else ()), *([tried[key]] if key in tried else ())]
         if weeks and max(weeks) < due:
-            members[key] = f"nothing was done for the week of {due}; the last one was {max(weeks)}"
+            members[key] = f"not scored for the week of {due}; the last week scored or attempted is {max(weeks)}"
     return Condition("week_missed", members)
 
 
 def data_stale(batches: Iterable[ScoredBatch], histories: Mapping[str, History], today: date) -> Condition:
-    """Tell which variants were scored on a stand-in, or on data older than it usually becomes."""
+    """Return the variants scored from a fallback copy, from another variant's data, or from overdue data."""
     found = {batch.variant: stale_sentence(batch, histories.get(batch.variant), today) for batch in batches}
     return Condition("data_stale", {key: sentence for key, sentence in found.items() if sentence})
 
 
 def stale_sentence(batch: ScoredBatch, history: History | None, today: date) -> str | None:
-    """Say in what way a batch's data is not fresh; ``None`` when it is."""
+    """Return why a batch's data is stale; ``None`` if it is fresh."""
     if batch.fallback_reason is not None:
-        return f"scored on the local copy: {_shortened(batch.fallback_reason)}"
+        return f"scored from the local copy: {_shortened(batch.fallback_reason)}"
     if batch.data_of != batch.variant:
-        return f"scored on the data of {batch.data_of}, having none of its own"
+        return f"scored from the data of {batch.data_of}, since the variant has none of its own"
     arrived_on = [day for day in (history.inputs.values() if history else ()) if day <= today]
     if not arrived_on or not (age := freshness(arrived_on, today)).is_stale:
         return None
-    return f"no new data for {age.age_days} days, since {max(arrived_on)}; after {age.limit_days} it is late"
+    return f"no new data for {age.age_days} days, since {max(arrived_on)}; the limit is {age.limit_days} days"
 
 
 def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, History]) -> Condition:
-    """Tell which variants have far more or fewer rows than they usually have."""
+    """Return the variants with far more or far fewer rows than usual."""
     members: dict[str, str] = {}
     for batch in batches:
         history = histories.get(batch.variant)
         found = volume(batch.n_rows, history.before(batch.week) if history else ())
         if found.status in ("low", "high"):
-            members[batch.variant] = f"{found.n_rows:,} rows in the week of {batch.week}, usually {found.usual:,.0f}"
+            members[batch.variant] = f"{found.n_rows:,} rows in the week of {batch.week}; usual are {found.usual:,.0f}"
     return Condition("volume_unusual", members)
 
 
 def newest_evaluated(
-    judged: Iterable[EvaluatedChampion], champions: Mapping[str, int | None]
+    evaluated: Iterable[EvaluatedChampion], champions: Mapping[str, int | None]
 ) -> dict[str, EvaluatedChampion]:
-    """Return each variant's newest judged batch of the version that is champion now: what another did is over."""
-    by_week = sorted(judged, key=lambda one: (one.week, one.batch_id))
+    """Return each variant's newest evaluated batch of its current champion version."""
+    by_week = sorted(evaluated, key=lambda one: (one.week, one.batch_id))
     return {one.variant: one for one in by_week if champions.get(one.variant) == one.model_version}
 
 
-def performance_low(judged: Iterable[EvaluatedChampion]) -> Condition:
-    """Tell whose AUC lies under its limit beyond what chance brings about in a fleet."""
-    ordered = list(judged)
+def performance_low(evaluated: Iterable[EvaluatedChampion]) -> Condition:
+    """Return the variants whose ROC AUC is significantly below its limit."""
+    ordered = list(evaluated)
     is_low = discoveries([p_at_least(one.roc_auc, one.limit) for one in ordered], FDR)
     return Condition(
         "performance_low",
@@ -329,12 +336,12 @@ def performance_low(judged: Iterable[EvaluatedChampion]) -> Condition:
 
 
 def segment_low(segments: Sequence[LowSegment], n_evaluated: int, known: Collection[str]) -> Condition:
-    """Tell which variants do badly in a part of their accounts.
+    """Return the variants with a segment whose ROC AUC is significantly below the limit.
 
     Args:
-        segments: Those with a p-value of at most ``FDR``; no other can be named.
-        n_evaluated: How many segments of the fleet have a p-value.
-        known: Variants whose performance is low as a whole, which needs no parts to be told.
+        segments: Those with a p-value of at most ``FDR``; no other can be significant.
+        n_evaluated: The number of segments of the fleet that have a p-value.
+        known: Variants to leave out, since their overall performance is low.
     """
     p_values = [segment.p_below_limit for segment in segments]
     is_low = discoveries(p_values, FDR, n_evaluated)
@@ -347,17 +354,16 @@ def segment_low(segments: Sequence[LowSegment], n_evaluated: int, known: Collect
 
 def _segments_sentence(segments: Sequence[LowSegment]) -> str:
     worst = sorted(segments, key=lambda segment: segment.p_below_limit)
-    told = [f"{one.segment} {one.level}: ROC AUC {one.roc_auc:.3f}" for one in worst[:_MOST_NAMED]]
-    more = len(worst) - len(told)
-    return f"{', '.join(told)}{f' and {more} more' if more else ''}; the limit is {worst[0].limit:.3f}"
+    named = _enumerated([f"{one.segment} {one.level}: ROC AUC {one.roc_auc:.3f}" for one in worst])
+    return f"{named}; the limit is {worst[0].limit:.3f}"
 
 
 def runs_failed(runs: Iterable[FailedRun], attempts: Iterable[Attempt]) -> list[Condition]:
-    """Tell which runs failed, a condition for each job; not those of which each failed variant tells itself."""
+    """Return the failed runs by job, except those whose failure shows in the attempts of their variants."""
     newest = {attempt.variant: attempt.ended_at for attempt in attempts if attempt.role == CHAMPION}
     by_job: dict[str, dict[str, str]] = {}
     for run in runs:
-        is_told = run.names and all(key in newest and newest[key] >= run.started_at for key in run.names)
-        if not is_told:
+        is_reported = run.names and all(key in newest and newest[key] >= run.started_at for key in run.names)
+        if not is_reported:
             by_job.setdefault(run.job, {})[run.dagster_run_id] = _shortened(run.sentence)
     return [Condition("run_failed", members, subject=job) for job, members in by_job.items()]

@@ -1,8 +1,8 @@
-"""Drift: whether a batch's inputs and scores still are what the model was made for, over a fleet of variants.
+"""Drift: compares the inputs and scores of a fleet's batches with the references of their models. Pure.
 
-Works on profiles, so that thousands of variants are compared in a second. A limit on an index alone cries wolf in small
-batches and a p-value alone does in large ones, so a drift must be both improbable and large; over the fleet the share
-of false ones is controlled, and what holds for one week only is not reported. Pure.
+Works on profiles, so that thousands of variants are compared in a second. A threshold on an index alone raises false
+alarms in small batches, and one on a p-value alone in large ones, so a drift must be both significant and large. The
+false discovery rate is controlled over the fleet, and a drift of a single week is not reported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,14 +40,14 @@ class FeatureDrift:
     """How one feature, or the score, of a batch differs from the reference.
 
     Attributes:
-        n_rows: Of the batch.
+        n_rows: Rows of the batch.
         psi: Population stability index.
-        excess_psi: What it is above its expectation without drift, (bins - 1) (1/n + 1/m); can be negative.
-        jensen_shannon: Distance, base 2, in [0, 1].
-        p_value: Of a difference this large without drift.
-        unknown_share: Rows with a missing value, or a level the model does not know.
-        unknown_rise: By how much that is more than in the reference; negative where it is less.
-        unknown_p_value: Of a rise this large without drift.
+        excess_psi: PSI minus its expectation without drift, (bins - 1) (1/n + 1/m); can be negative.
+        jensen_shannon: Jensen-Shannon distance, base 2, in [0, 1].
+        p_value: Probability of a difference at least this large without drift.
+        unknown_share: Share of rows with a missing value or a level that the model does not know.
+        unknown_rise: Increase of that share over the reference's; negative if it decreased.
+        unknown_p_value: Probability of an increase at least this large without drift.
     """
 
     feature: str
@@ -85,10 +85,10 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile]]) -> dict[str, 
         profiles: Reference and batch by variant, in the same bins.
 
     Returns:
-        A drift for each of a profile's bins, in its order. An empty batch has no drift.
+        One drift for each feature of a profile, in its order. An empty batch has no drift.
 
     Raises:
-        InputError: If a batch was counted into other bins than its reference has.
+        InputError: If a batch has other bins than its reference.
     """
     for reference, batch in profiles.values():
         require_same_bins(reference, batch)
@@ -172,17 +172,17 @@ def flag_fleet(
     least_psi: float = LEAST_PSI,
     least_unknown_rise: float = LEAST_UNKNOWN_RISE,
 ) -> frozenset[Flag]:
-    """Find what drifted, letting at most a share ``fdr`` of the flags be false, by Benjamini and Hochberg.
+    """Return the features that drifted, at a false discovery rate of ``fdr`` (Benjamini-Hochberg).
 
     Args:
-        drifts: Of the whole fleet: a limit found on a part of it would be another.
-        least_psi: Excess PSI below which a change is too small to matter, however certain.
-        least_unknown_rise: The same for the share of unknown values.
+        drifts: The whole fleet's, since the threshold depends on all p-values.
+        least_psi: Excess PSI below which a change is ignored, however significant.
+        least_unknown_rise: Increase of the unknown share below which it is ignored.
     """
     flags = [Flag(variant, drift.feature) for variant, found in drifts.items() for drift in found]
     if not flags:
         return frozenset()
-    # Small changes leave before the count is taken: many true ones would raise the limit for the false among the large.
+    # Small changes are excluded first: many true ones would loosen the threshold for false ones among the large.
     p_values = [
         (
             drift.p_value if drift.excess_psi >= least_psi else 1.0,
@@ -196,16 +196,16 @@ def flag_fleet(
 
 
 def confirmed(this_week: frozenset[Flag], last_week: frozenset[Flag]) -> list[Flag]:
-    """Return what was flagged two weeks running. A week's faulty extract is gone the week after; a drift is not."""
+    """Return the flags of two consecutive weeks: a faulty extract is gone a week later, a drift is not."""
     return sorted(this_week & last_week)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A batch's number of rows beside what is usual.
+    """A batch's number of rows compared with its history.
 
     Attributes:
-        usual: Median of the batches before; ``None`` where they are too few.
+        usual: Median of the earlier batches; ``None`` if there are too few.
     """
 
     n_rows: int
@@ -214,12 +214,13 @@ class Volume:
 
 
 def volume(n_rows: int, previous: Sequence[int]) -> Volume:
-    """Compare a batch's rows with those of the batches before it.
+    """Compare a batch's number of rows with those of earlier batches.
 
-    Unusual is a change by more than half, in either direction, and by more than four times what the batches vary.
+    A number is unusual if it is more than 1.5 times higher or lower than the median, and by more than four times the
+    spread of the earlier batches.
 
     Args:
-        previous: Rows of earlier batches, the latest last; at least 3 are needed, 8 are used.
+        previous: Rows of earlier batches, the latest last; at least 3 are needed, the last 8 are used.
     """
     if len(previous) < 3:
         return Volume(n_rows, None, "insufficient")
@@ -235,7 +236,7 @@ def volume(n_rows: int, previous: Sequence[int]) -> Volume:
 
 @dataclass(frozen=True)
 class Freshness:
-    """How old a variant's data is, and how old it may become."""
+    """The age of a variant's newest data, and its limit."""
 
     age_days: int
     limit_days: int
@@ -246,10 +247,10 @@ class Freshness:
 
 
 def freshness(arrived_on: Sequence[date], as_of: date) -> Freshness:
-    """Compare the age of the newest data with how often new data came: the usual gap and a week.
+    """Compare the age of the newest data with its limit: the usual gap between new data plus a week.
 
     Args:
-        arrived_on: Days on which the variant's input was new, in any order; later ones than ``as_of`` are left out.
+        arrived_on: Days on which the variant's input was new, in any order; days after ``as_of`` are ignored.
 
     Raises:
         InputError: If nothing had arrived by ``as_of``.
@@ -263,10 +264,10 @@ def freshness(arrived_on: Sequence[date], as_of: date) -> Freshness:
 
 
 def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) -> float:
-    """Estimate the ROC AUC of scores without labels (CBPE): what it is if each score is the probability it claims.
+    """Estimate the ROC AUC of scores without labels (confidence-based performance estimation, CBPE).
 
-    Assumes calibrated scores and no concept drift: when the same inputs begin to mean something else, the estimate does
-    not move. It is no substitute for labels.
+    Assumes calibrated scores and no concept drift: the estimate does not change when the same inputs lead to other
+    outcomes. It does not replace labels.
 
     Args:
         scores: Churn probabilities, shape (n,), or the middles of a histogram's bins.
@@ -276,13 +277,13 @@ def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) 
         In [0.5, 1].
 
     Raises:
-        InputError: If there is no row, or no doubt about any.
+        InputError: If there is no row, or all scores are 0 or all are 1.
     """
     order = np.argsort(-scores)
     p, n = np.asarray(scores[order], dtype=np.float64), np.ones(len(scores)) if counts is None else counts[order]
     hits, false_alarms = (np.concatenate([[0.0], np.cumsum(share * n)]) for share in (p, 1 - p))
     if not hits[-1] * false_alarms[-1] > 0:
         raise InputError(
-            f"{len(scores)} scores leave no churner or no other to tell apart; give scores between 0 and 1"
+            f"{len(scores)} scores leave no expected churner or no expected other; give scores between 0 and 1"
         )
     return float(np.trapezoid(hits, false_alarms) / (hits[-1] * false_alarms[-1]))

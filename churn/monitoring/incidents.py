@@ -1,7 +1,7 @@
-"""What is wrong now, held against what is known to be wrong: which incidents open, change and end. Pure.
+"""Incidents: compares the conditions found now with the open incidents, and returns which open, grow or end. Pure.
 
-An incident is one kind of trouble, whatever the number of variants it has; people are told once when it opens, when
-it reaches variants it did not have, and when it is over. Where incidents are kept and who is told is elsewhere.
+An incident covers all variants with the same kind of problem. People are alerted when it opens, when it reaches further
+variants, and when it is resolved. :mod:`churn.database.incidents` stores incidents and their alerts.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,11 +19,11 @@ MAX_SENTENCE = 300
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of trouble.
+    """A kind of incident.
 
     Attributes:
-        heading: What is wrong, in plain words.
-        noun: What its members are, one of them.
+        heading: The problem in a few words; an alert's title begins with it.
+        noun: What a member is, in the singular.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Kind:
 
     @property
     def runbook(self) -> str:
-        """Its anchor in the runbook."""
+        """The anchor of its section in the runbook."""
         return self.name
 
 
@@ -52,16 +52,16 @@ KINDS: Mapping[str, Kind] = {
         Kind("segment_low", "warning", "Performance of a segment below the limit"),
     )
 }
-"""Every kind by its name, in the order in which changes are told."""
+"""Every kind by its name, in the order in which changes are alerted."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Something is wrong now.
+    """A problem that exists now.
 
     Attributes:
-        members: Who is concerned, by variant key or Dagster run id, each with a sentence of what is wrong.
-        subject: What a kind has one incident for each of: a job's name for ``run_failed``, else empty.
+        members: The affected variants (by key) or runs (by Dagster run id), each with a sentence.
+        subject: The job's name for ``run_failed``, which has one incident for each job; else empty.
     """
 
     kind: str
@@ -71,12 +71,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Incident:
-    """Something that was found wrong.
+    """A stored incident.
 
     Attributes:
-        members: Who is concerned; of a resolved one, who was at the end.
-        updated_at: When ``members`` was written.
-        resolved_at: ``None`` while it is open.
+        members: As in :class:`Condition`; the last ones if it is resolved.
+        updated_at: The time when ``members`` was written.
+        resolved_at: ``None`` while the incident is open.
     """
 
     incident_id: int
@@ -90,11 +90,11 @@ class Incident:
 
 @dataclass(frozen=True)
 class Change:
-    """What people are told of an incident.
+    """A change of an incident that people are alerted about.
 
     Attributes:
-        incident_id: ``None`` for one that opens.
-        members: All who are concerned now; when resolved, who was at the end.
+        incident_id: ``None`` for an incident that opens.
+        members: All current members; the last ones if it is resolved.
         title: One line.
         body: Plain text.
     """
@@ -109,39 +109,39 @@ class Change:
 
 
 def reconcile(
-    open_incidents: Sequence[Incident], conditions: Sequence[Condition], watched: Collection[str]
+    open_incidents: Sequence[Incident], conditions: Sequence[Condition], checked: Collection[str]
 ) -> list[Change]:
-    """Return what people must be told; nothing where nothing got worse and nothing ended.
+    """Return the incidents that open, get further members, or are resolved.
 
-    That some members recovered while others have not is no news; :func:`remaining` has it.
+    There is no change when only some members recover; :func:`remaining` returns the members to store then.
 
     Args:
         open_incidents: At most one of each kind and subject.
-        conditions: All that is wrong of the watched kinds; those of one kind and subject count as one.
-        watched: The kinds that were looked at. Of others nothing opens and nothing ends.
+        conditions: All conditions found of the checked kinds; those of one kind and subject are merged.
+        checked: The kinds that were checked. Incidents of other kinds do not change.
     """
-    known = {(incident.kind, incident.subject): incident for incident in open_incidents if incident.kind in watched}
-    wrong = _by_incident(conditions, watched)
+    known = {(incident.kind, incident.subject): incident for incident in open_incidents if incident.kind in checked}
+    current = _by_incident(conditions, checked)
     order = list(KINDS)
-    keys = sorted(known.keys() | wrong.keys(), key=lambda key: (order.index(key[0]), key[1]))
-    changes = (_change(key, known.get(key), wrong.get(key, {})) for key in keys)
+    keys = sorted(known.keys() | current.keys(), key=lambda key: (order.index(key[0]), key[1]))
+    changes = (_change(key, known.get(key), current.get(key, {})) for key in keys)
     return [change for change in changes if change is not None]
 
 
 def remaining(
-    open_incidents: Sequence[Incident], conditions: Sequence[Condition], watched: Collection[str]
+    open_incidents: Sequence[Incident], conditions: Sequence[Condition], checked: Collection[str]
 ) -> dict[int, Mapping[str, str]]:
-    """Return the members of each open incident that stays open with others than are written down, or other sentences.
+    """Return the current members of each incident that stays open and whose members or sentences changed.
 
     The arguments are those of :func:`reconcile`.
     """
-    wrong = _by_incident(conditions, watched)
-    found = ((incident, wrong.get((incident.kind, incident.subject))) for incident in open_incidents)
+    current = _by_incident(conditions, checked)
+    found = ((incident, current.get((incident.kind, incident.subject))) for incident in open_incidents)
     return {incident.incident_id: now for incident, now in found if now and now != incident.members}
 
 
 def headline(kind: str, subject: str, members: Collection[str]) -> str:
-    """Return what is wrong and with how many, in one line.
+    """Return the problem and the number of members in one line.
 
     >>> headline("run_failed", "churn_prediction_job", ["6f1c", "a0b7"])
     'Job failed (churn_prediction_job): 2 runs'
@@ -149,10 +149,10 @@ def headline(kind: str, subject: str, members: Collection[str]) -> str:
     return f"{_heading(kind, subject)}: {_count(kind, len(members))}"
 
 
-def _by_incident(conditions: Sequence[Condition], watched: Collection[str]) -> dict[tuple[str, str], Mapping[str, str]]:
+def _by_incident(conditions: Sequence[Condition], checked: Collection[str]) -> dict[tuple[str, str], Mapping[str, str]]:
     found: dict[tuple[str, str], Mapping[str, str]] = {}
     for condition in conditions:
-        if condition.kind in watched and condition.members:
+        if condition.kind in checked and condition.members:
             key = (condition.kind, condition.subject)
             sentences = {member: _one_line(sentence) for member, sentence in condition.members.items()}
             found[key] = {**found.get(key, {}), **sentences}
@@ -167,12 +167,12 @@ def _change(key: tuple[str, str], incident: Incident | None, now: Mapping[str, s
     number = incident.incident_id
     if not now:
         title = f"Resolved: {headline(kind, subject, incident.members)}"
-        body = f"Over. It had been open since {incident.opened_at:%Y-%m-%d %H:%M %Z}.\n{_body(kind, incident.members)}"
+        body = f"Resolved; open since {incident.opened_at:%Y-%m-%d %H:%M %Z}.\n{_body(kind, incident.members)}"
         return Change("resolved", kind, subject, number, incident.members, title, body)
     added = {member: sentence for member, sentence in now.items() if member not in incident.members}
     if not added:
         return None
-    title = f"{_heading(kind, subject)}: {_count(kind, len(added))} more, {len(now)} now"
+    title = f"{_heading(kind, subject)}: {_count(kind, len(added), 'more ')}, {len(now):,} in total"
     return Change("updated", kind, subject, number, now, title, _body(kind, added))
 
 
@@ -180,14 +180,14 @@ def _body(kind: str, members: Mapping[str, str]) -> str:
     named = sorted(members)[:MAX_NAMED]
     lines = [f"- {member}: {members[member]}" for member in named]
     if len(members) > len(named):
-        lines.append(f"and {_count(kind, len(members) - len(named))} more")
-    # First, since a receiver may cut long texts.
-    where = f"To see all: churn report. What to do: {RUNBOOK}#{KINDS[kind].runbook}"
+        lines.append(f"and {_count(kind, len(members) - len(named), 'more ')}")
+    # On top, since a receiver may truncate long texts.
+    where = f"Full list: churn report. What to do: {RUNBOOK}#{KINDS[kind].runbook}"
     return "\n".join([where, "", *lines])
 
 
 def _one_line(sentence: str) -> str:
-    # Errors bring what PostgreSQL does not take, such as NUL; no such text may keep all alerts from being written.
+    # An error may hold characters that PostgreSQL does not accept, such as NUL, which would block all alerts.
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in sentence).split())
     return text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE - 1]}…"
 
@@ -196,5 +196,5 @@ def _heading(kind: str, subject: str) -> str:
     return KINDS[kind].heading + (f" ({subject})" if subject else "")
 
 
-def _count(kind: str, number: int) -> str:
-    return f"{number:,} {KINDS[kind].noun}{'' if number == 1 else 's'}"
+def _count(kind: str, number: int, more: str = "") -> str:
+    return f"{number:,} {more}{KINDS[kind].noun}{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Profiles: how many rows of a batch fall into which bin, per feature and for the score. No row can be told from one.
+"""Profiles: histograms of a batch's features and score. They hold no single row. Pure.
 
-A model's reference profile fixes the bins; batches are counted into the same ones, chunk by chunk. What a change of the
-counts means is for :mod:`churn.monitoring.drift`. Pure.
+A model's reference profile defines the bins; batches are counted into the same bins, chunk by chunk.
+:mod:`churn.monitoring.drift` compares the counts.
 """
 
 import json
@@ -18,7 +18,7 @@ from churn.errors import InputError
 
 SCORE = "churn_probability"
 MOST_BINS = 10
-"""Of a number's values; one more counts the rows without a value."""
+"""Maximum number of bins for a numeric feature's values; one more bin counts missing values."""
 
 _HEAVY_SHARE = 0.2  # no more than four values exceed it, so the bins between them stay within MOST_BINS
 _FORMAT = 1
@@ -30,12 +30,12 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Bins:
-    """Where the rows of one feature are counted. The last bin is for what is unknown.
+    """The bins of one feature. The last bin counts unknown values.
 
     Attributes:
-        edges: Of a number: bin i holds ``edges[i - 1] < value <= edges[i]``, the first and the last value bin being
-            open; then comes the bin of missing values. All are exact in float32.
-        levels: Of a category, empty for a number: a bin each, then one for levels the model does not know.
+        edges: For a number: bin i holds ``edges[i - 1] < value <= edges[i]``; the first and the last value bin are
+            open. One more bin counts missing values. All edges are exact in float32.
+        levels: For a category, empty for a number: one bin each, then one for levels that the model does not know.
     """
 
     feature: str
@@ -48,7 +48,7 @@ class Bins:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What each bin holds, for people."""
+        """The label of each bin, as people read it."""
         if self.levels:
             return (*self.levels, "(other)")
         if not self.edges:
@@ -62,11 +62,11 @@ class Bins:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """A batch's rows, counted.
+    """The counts of a batch's rows in each bin.
 
     Attributes:
-        bins: Of each of ``Encoding.source_columns``, in that order, then of the score.
-        counts: Rows in each bin, all features' one after another; shape (sum of n_bins,).
+        bins: Those of each of ``Encoding.source_columns``, in that order, then those of the score.
+        counts: Rows in each bin, feature by feature; shape (sum of n_bins,).
     """
 
     bins: tuple[Bins, ...]
@@ -89,12 +89,12 @@ class Profile:
         return dict(zip((bins.feature for bins in self.bins), np.split(self.counts, ends[:-1]), strict=True))
 
     def __add__(self, other: "Profile") -> "Profile":
-        """Count the rows of both."""
+        """Return the sum of both profiles."""
         require_same_bins(self, other)
         return Profile(self.bins, self.counts + other.counts)
 
     def to_json(self) -> str:
-        """Write the profile down; :meth:`from_json` reads back the same bins and counts."""
+        """Serialize the profile; :meth:`from_json` restores the same bins and counts."""
         counts = self.by_feature()
         features = [
             {
@@ -108,28 +108,32 @@ class Profile:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Profile":
-        """Read what :meth:`to_json` wrote.
+        """Parse a profile written by :meth:`to_json`.
 
         Raises:
-            InputError: If the text is something else.
+            InputError: If the text is not such a profile.
         """
         try:
             read = json.loads(text)
             if read["format"] != _FORMAT:
                 raise InputError(
-                    f"a profile is of format {read['format']!r}; this code reads {_FORMAT}, so profile anew"
+                    f"a profile is of format {read['format']!r}; this code reads {_FORMAT}, so profile the rows again"
                 )
             bins = tuple(_bins_of(item) for item in read["features"])
             per_feature = [np.array(item["counts"]) for item in read["features"]]
             if [(each.n_bins,) for each in bins] != [counts.shape for counts in per_feature]:
-                raise InputError("a profile has features with more or fewer counts than bins; profile anew")
+                raise InputError("a profile has features with more or fewer counts than bins; profile the rows again")
             if any(counts.dtype != np.int64 or counts.min() < 0 or counts.max() > _MAX_COUNT for counts in per_feature):
-                raise InputError(f"a profile has counts that are no whole numbers of 0 to {_MAX_COUNT}; profile anew")
+                raise InputError(
+                    f"a profile has counts that are no whole numbers of 0 to {_MAX_COUNT}; profile the rows again"
+                )
             if len({each.feature for each in bins}) != len(bins):
-                raise InputError("a profile has a feature twice; profile anew")
+                raise InputError("a profile has a feature twice; profile the rows again")
             return cls(bins, np.concatenate(per_feature))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise InputError(f"not a profile in JSON ({type(error).__name__}: {error}); profile anew") from error
+            raise InputError(
+                f"not a profile in JSON ({type(error).__name__}: {error}); profile the rows again"
+            ) from error
 
 
 def _bins_of(item: dict[str, Any]) -> Bins:
@@ -146,7 +150,7 @@ def _bins_of(item: dict[str, Any]) -> Bins:
 
 
 def require_same_bins(first: Profile, second: Profile) -> None:
-    """Refuse profiles whose counts cannot be set against each other.
+    """Raise unless two profiles have the same bins, so that their counts can be compared.
 
     Raises:
         InputError: If the bins differ; names the features.
@@ -160,12 +164,13 @@ def require_same_bins(first: Profile, second: Profile) -> None:
 
 
 def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np.floating]) -> Profile:
-    """Derive a model's bins from rows it should be compared with, and count these rows.
+    """Derive a model's bins from reference rows, and count these rows.
 
-    A number's bins hold about as many rows each; a value on more than a fifth of the rows, such as 0, has its own.
+    The bins of a number hold about equal numbers of rows; a value of more than a fifth of the rows, such as 0, has its
+    own bin.
 
     Args:
-        packed: At best rows that the model was not trained on, since it scores those it knows more boldly.
+        packed: Preferably rows that the model was not trained on, since scores of training rows are more extreme.
         scores: Their churn probabilities, shape (n_rows,).
     """
     numbers = [Bins(name, _edges(values)) for (name, _), values in zip(encoding.numbers, packed.numbers, strict=True)]
@@ -178,9 +183,9 @@ def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np
 
 
 def spliced(inputs: Profile, scores: Profile) -> Profile:
-    """Take the inputs of one profile and the score of another, whose rows may be others.
+    """Combine the features of one profile with the score of another, whose rows may differ.
 
-    Inputs want rows of all seasons; scores want rows that the model was not trained on.
+    A reference needs rows of all seasons for its features, and rows that the model was not trained on for its scores.
     """
     n_of_score = scores.bins[-1].n_bins
     n_of_inputs = len(inputs.counts) - inputs.bins[-1].n_bins
@@ -191,13 +196,13 @@ def spliced(inputs: Profile, scores: Profile) -> Profile:
 
 
 def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
-    """Count a reference's rows by the source columns of another encoding of the same features.
+    """Convert a reference's counts to the source columns of another encoding of the same features.
 
-    Where its rows came encoded and a batch's come raw, it has a number of 0 or 1 for each level of what the batch has
-    as one category; the counts of the one follow from those of the others.
+    A reference of one-hot encoded rows has a number of 0 or 1 for each level of what a batch of raw rows has as one
+    category; the category's counts follow from those of the numbers.
 
     Returns:
-        ``None`` where the encoding has a source column of which the reference does not know.
+        ``None`` if the encoding has a source column that the reference lacks.
     """
     counts = reference.by_feature()
     numbers = {bins.feature: bins for bins in reference.bins if not bins.levels and bins.feature != SCORE}
@@ -221,7 +226,7 @@ def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
 def _count_of_levels(
     group: OneHot, numbers: Mapping[str, Bins], counts: Mapping[str, Counts], n_rows: int
 ) -> Counts | None:
-    """Count each level's rows by its own number of 0 or 1, and those of no level."""
+    """Count each level's rows by its number of 0 or 1, and the rows without any of the levels."""
     names = [f"{group.source_column}_{level}" for level in group.levels]
     if any(name not in numbers for name in names):
         return None
@@ -236,7 +241,7 @@ def _count_above_zero(bins: Bins, counts: Counts) -> int:
 
 
 class ProfileCounter:
-    """Counts the rows of a batch into the bins of a reference. Holds the counts alone; one thread at a time."""
+    """Counts the rows of a batch into the bins of a reference. Holds only the counts. Not thread-safe."""
 
     def __init__(self, reference: Profile) -> None:
         self._bins = reference.bins
@@ -248,11 +253,11 @@ class ProfileCounter:
         """Count one chunk.
 
         Args:
-            packed: Rows of the encoding that the reference was made with.
+            packed: Rows in the encoding of the reference.
             scores: Shape (n_rows,).
 
         Raises:
-            InputError: If these cannot be the rows of that encoding, or there is not a score for each.
+            InputError: If the rows do not fit that encoding, or their number differs from that of the scores.
         """
         given = (len(packed.numbers), len(packed.levels), len(scores))
         needed = (len(self._numbers), len(self._categories), packed.n_rows)
@@ -267,12 +272,12 @@ class ProfileCounter:
         self._counts += np.concatenate([*numbers, *categories, score])
 
     def profile(self) -> Profile:
-        """Return what was counted so far."""
+        """Return the counts so far."""
         return Profile(self._bins, self._counts.copy())
 
 
 def _count_number(values: Values, bins: Bins) -> Counts:
-    # Comparing all values with each edge runs at memory speed; looking up each value's bin is ten times slower.
+    # Comparing all values with each edge runs at memory speed; a binary search for each value is ten times slower.
     at_most = [np.count_nonzero(values <= edge) for edge in bins.edges]
     n_known = len(values) - np.count_nonzero(np.isnan(values))
     up_to = np.array([0, *at_most, n_known, len(values)], dtype=np.int64)
@@ -290,7 +295,7 @@ def _count_levels(levels: npt.NDArray[np.uint16], bins: Bins) -> Counts:
 
 
 def _edges(values: Values) -> tuple[float, ...]:
-    """Cut the values into at most ``MOST_BINS``: heavy values alone, what lies between them by quantiles."""
+    """Split the values into at most ``MOST_BINS`` bins: one for each heavy value, quantiles between them."""
     values = np.sort(values[np.isfinite(values)])
     distinct, counts = np.unique(values, return_counts=True)
     heavy = distinct[counts > _HEAVY_SHARE * len(values)] + np.float32(0)  # makes -0 plain 0
@@ -304,7 +309,7 @@ def _edges(values: Values) -> tuple[float, ...]:
 
 
 def _share_out(n_bins: int, sizes: Sequence[int]) -> list[int]:
-    """Give each stretch of values a bin, and each further bin to the stretch whose bins are fullest."""
+    """Assign one bin to each stretch of values, and each further bin to the stretch whose bins are fullest."""
     shares = [1] * len(sizes)
     for _ in range(n_bins - len(sizes)):
         shares[max(range(len(sizes)), key=lambda i: sizes[i] / shares[i])] += 1

@@ -1,4 +1,4 @@
-"""What the report says, as plain values that its page draws: one part for the fleet, one for each variant. Pure."""
+"""Builds the report's content as plain values: one part for the fleet, one for each variant. Pure."""
 
 import math
 from collections import defaultdict
@@ -74,7 +74,7 @@ class _Grouped:
         self.batches = _by(rows.batches, "variant", "role")
         self.champions_of = _by((row for row in rows.batches if row["role"] == CHAMPION), "scored_week")
         self.newest = {row["variant"]: row for row in rows.newest}
-        self.judged = {row["variant"]: row for row in rows.judged}
+        self.evaluated = {row["variant"]: row for row in rows.evaluated}
         self.segments = _by(rows.segments, "variant")
         self.flags = _by(rows.flags, "variant")
         self.attempts = {(row["variant"], row["role"]): row for row in rows.attempts}
@@ -169,7 +169,7 @@ def _spread(rows: Sequence[Row], name: str) -> list[float] | None:
 
 def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
     """Say of a variant what its own page shows."""
-    newest, judged = of.newest.get(key), of.judged.get(key)
+    newest, evaluated = of.newest.get(key), of.evaluated.get(key)
     flags = of.flags.get(key, ())
     places = {week: place for place, week in enumerate(rows.weeks)}
     return {
@@ -180,8 +180,8 @@ def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
         "importance": plain(newest["importance"]) if newest else None,
         "features": _features(newest) if newest else [],
         "scores": newest["score_counts"] if newest else None,
-        "reliability": plain(judged["reliability"]) if judged else None,
-        "evaluated_week": plain(judged["scored_week"]) if judged else None,
+        "reliability": plain(evaluated["reliability"]) if evaluated else None,
+        "evaluated_week": plain(evaluated["scored_week"]) if evaluated else None,
         "segments": [[row[name] for name in _SEGMENT] for row in of.segments.get(key, ())],
     }
 

@@ -103,14 +103,12 @@ class Delivered:
     Attributes:
         n_sent: Alerts that receivers took.
         n_failed: Attempts that failed; each is made again later.
-        n_waiting: Alerts that receivers have yet to get.
-        n_stranded: Those that wait for receivers that are no longer configured.
+        n_waiting: Alerts that these receivers have not got yet.
     """
 
     n_sent: int
     n_failed: int
     n_waiting: int
-    n_stranded: int
 
 
 def deliver(incidents: Incidents, receivers: Receivers, now: datetime, budget_s: float) -> Delivered:
@@ -134,9 +132,7 @@ def deliver(incidents: Incidents, receivers: Receivers, now: datetime, budget_s:
             sent = pool.map(lambda receiver: _deliver_to(receiver, incidents, clock, until), receivers.each)
             for n_taken, is_failed in sent:
                 n_sent, n_failed = n_sent + n_taken, n_failed + is_failed
-    waiting = incidents.waiting()
-    n_waiting = sum(waiting.get(name, 0) for name in receivers.names)
-    return Delivered(n_sent, n_failed, n_waiting, sum(waiting.values()) - n_waiting)
+    return Delivered(n_sent, n_failed, incidents.count_undelivered(receivers.names))
 
 
 def _deliver_to(
@@ -155,7 +151,7 @@ def _deliver_to(
 
     n_sent = 0
     while clock() < until:
-        is_taken = incidents.hand_over(receiver.name, clock, send)
+        is_taken = incidents.deliver_next(receiver.name, clock, send)
         if not is_taken:
             return n_sent, is_taken is False
         n_sent += 1

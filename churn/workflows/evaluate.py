@@ -177,7 +177,7 @@ class PerformanceEvaluator:
                     "%s: judged, but not in MLflow yet, which the next judging tries again: %s", variant, error
                 )
                 continue
-            self.results.note_logged(lacking)
+            self.results.mark_logged(lacking)
 
     def _judge(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from churn.database.fleet import Fleet
+from churn.database.fleet import FleetTables
 from churn.errors import ChurnError
 from churn.monitoring import conditions as wrong
 from churn.monitoring.conditions import Attempt, DriftFlag, FailedRun, History, ScoredBatch
@@ -78,7 +78,7 @@ class Watch:
         grace: After Monday 00:00 UTC, by when a week must have been scored.
     """
 
-    fleet: Fleet
+    fleet: FleetTables
     incidents: "Incidents"
     champions: Callable[[], Mapping[str, int | None]]
     receivers: Sequence[str]
@@ -122,7 +122,7 @@ class Watch:
             _OF_RUNS if failed_runs is None else set()
         )
         watched = set(KINDS) - not_watched
-        changes = self.incidents.settle(conditions, watched, self.receivers, now)
+        changes = self.incidents.reconcile(conditions, watched, self.receivers, now)
         return Looked(len(registered), conditions, not_watched, changes)
 
     def _champions(self) -> Mapping[str, int | None] | None:
@@ -154,7 +154,7 @@ class Watch:
         return [*conditions, wrong.week_missed(registered, histories, attempts, due)]
 
     def _of_labels(self, champions: Mapping[str, int | None]) -> list[Condition]:
-        judged = wrong.newest_evaluated(self.fleet.judged(), champions)
+        judged = wrong.newest_evaluated(self.fleet.evaluated(), champions)
         low = wrong.performance_low(judged.values())
         segments, n_evaluated = self.fleet.low_segments([one.batch_id for one in judged.values()], wrong.FDR)
         return [low, wrong.segment_low(segments, n_evaluated, low.members)]

@@ -12,7 +12,7 @@ from functools import partial
 
 import dagster as dg
 
-from churn.database.fleet import Fleet
+from churn.database.fleet import FleetTables
 from churn.errors import ChurnError
 from churn.monitoring.conditions import MEMORY, History
 from churn.weeks import parse_week
@@ -105,7 +105,7 @@ def weekly_assets(
             done = scorer.store.published_by(runs_gone_on_from(context), week)
             missing = [key for key in context.partition_keys if key not in done]
             context.log.info("%d variants to score for %s, %d already published", len(missing), week, len(done))
-            histories = Fleet(deployment.database).histories(week - MEMORY, missing)
+            histories = FleetTables(deployment.database).histories(week - MEMORY, missing)
             told = partial(tell, histories=histories, model_link=deployment.model_link)
             asked = FleetRequest.for_week(week, dagster_run_id=context.run.run_id)
             for key, result in score_fleet(scorer, missing, asked, told, deployment.cluster()):

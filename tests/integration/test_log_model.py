@@ -287,7 +287,7 @@ def test_a_bucket_that_is_gone_is_told_in_one_line_and_no_version_is_left(site: 
 
 
 def test_a_deployment_that_was_not_set_up_is_told_in_one_line(bare_site: Site, log_model: Run) -> None:
-    log_model().require_one_line("lacks what set-up makes", bare_site.mlflow, "run experiment_tracking/setup.py")
+    log_model().require_one_line("has no or an outdated schema", bare_site.mlflow, "run experiment_tracking/setup.py")
 
 
 def test_a_booster_that_was_changed_after_it_was_logged_is_not_used(

@@ -66,7 +66,7 @@ def test_a_variant_has_failed_when_its_newest_attempt_did():
 
     assert told.kind == "variants_failed"
     assert told.members == {
-        "us": "week of 2026-11-16: no such file (an earlier batch of the week stands)",
+        "us": "week of 2026-11-16: no such file (an earlier batch of the week is still published)",
         "fr": "week of 2026-11-09: no alias",
     }
 
@@ -117,7 +117,7 @@ def test_a_week_is_missed_by_those_who_had_one_before_and_did_nothing():
     told = week_missed(["missed", "failed", "scored", "new"], histories, attempts, WEEK)
 
     assert set(told.members) == {"missed"}
-    assert "2026-11-16; the last one was 2026-11-09" in told.members["missed"]
+    assert "2026-11-16; the last week scored or attempted is 2026-11-09" in told.members["missed"]
 
 
 def test_a_stand_in_and_old_data_are_stale_and_fresh_data_is_not():
@@ -134,9 +134,9 @@ def test_a_stand_in_and_old_data_are_stale_and_fresh_data_is_not():
     told = data_stale(batches, histories, NOW.date())
 
     assert told.members == {
-        "local": "scored on the local copy: S3 does not answer",
-        "foreign": "scored on the data of base, having none of its own",
-        "old": "no new data for 22 days, since 2026-10-26; after 14 it is late",
+        "local": "scored from the local copy: S3 does not answer",
+        "foreign": "scored from the data of base, since the variant has none of its own",
+        "old": "no new data for 22 days, since 2026-10-26; the limit is 14 days",
     }
 
 
@@ -146,7 +146,7 @@ def test_the_volume_is_told_by_the_weeks_before_alone():
 
     told = volume_unusual([batch("low", n_rows=400), batch("usual"), batch("new", n_rows=400)], histories)
 
-    assert told.members == {"low": "400 rows in the week of 2026-11-16, usually 1,000"}
+    assert told.members == {"low": "400 rows in the week of 2026-11-16; usual are 1,000"}
 
 
 def test_until_a_week_is_scored_the_last_one_stands_for_it():

@@ -16,6 +16,7 @@ import yaml
 
 from churn.cli.main import build_parser
 from churn.monitoring.incidents import KINDS
+from infra.make_alert_rules import files
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAFANA = ROOT / "infra/grafana"
@@ -115,6 +116,11 @@ def test_links_between_dashboards_lead_somewhere() -> None:
         assert found is not None, link
         assert found[1] in variables
         assert found[2] is None or found[2] in variables[found[1]]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.name)
+def test_rules_and_alarms_are_what_their_one_source_writes(path: Path) -> None:
+    assert path.read_text() == files()[path]
 
 
 def test_an_alert_rule_asks_a_provisioned_source_and_shows_a_panel_that_is_there() -> None:

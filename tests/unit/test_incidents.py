@@ -107,7 +107,7 @@ def test_two_thousand_variants_with_one_trouble_are_one_incident_that_names_twen
     assert (opened.event, opened.incident_id) == ("opened", None)
     assert opened.title == "Input drifted: 2,000 variants"
     assert opened.body.count("PSI 0.31 of deposits_30d") == MAX_NAMED
-    assert opened.body.endswith("and 1,980 variants more")
+    assert opened.body.endswith("and 1,980 more variants")
     assert "churn report" in opened.body
     assert "docs/runbook.md#input_drifted" in opened.body
 
@@ -117,7 +117,7 @@ def test_an_update_names_who_joined_and_says_how_many_there_are():
 
     updated = only(changes)
     assert (updated.event, updated.incident_id) == ("updated", 5)
-    assert updated.title == "Input drifted: 1 variant more, 2 now"
+    assert updated.title == "Input drifted: 1 more variant, 2 in total"
     assert "- geography-eu: PSI 0.31 of deposits_30d in geography-eu" in updated.body
     assert "geography-us" not in updated.body
     assert set(updated.members) == {"geography-us", "geography-eu"}

@@ -27,7 +27,7 @@ ALLOWED: Mapping[str, str] = {
     "churn/database/predictions.py:_insert_attempt": OUR_COLUMNS,
     "churn/database/predictions.py:_insert_batch": OUR_COLUMNS,
     "churn/database/evaluations.py:_batches": OUR_TEXT,
-    "churn/database/evaluations.py:_judged": OUR_TEXT,
+    "churn/database/evaluations.py:_evaluated": OUR_TEXT,
     "churn/database/evaluations.py:record": OUR_COLUMNS,
     "churn/database/evaluations.py:_scores": "COPY takes no parameters; integers and dates are put in",
     "churn/database/schema.py:ensure_database": "a database's name cannot be bound; SQLAlchemy quotes it",
