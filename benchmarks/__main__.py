@@ -39,6 +39,7 @@ from churn.database.predictions import read_current
 from churn.deployment.code_version import code_version
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
+from churn.markdown import markdown_table
 from churn.variants import Variant
 from churn.workflows.set_up import set_up_server
 
@@ -412,14 +413,56 @@ def _cluster_lines(cluster: Mapping[str, Any]) -> list[str]:
         "PostgreSQL run as well. Variants a second are counted from the first quarter on: connecting, and the workers' "
         "imports, are paid once a run.",
         "",
-        "| engine | whole run | run of the large one | variants/s | against the local engine |",
-        "|---|---:|---:|---:|---:|",
-        *(
-            f"| {name} | {engine['whole']:.1f} | {engine['large']:.1f} | {engine['rate']:.2f} "
-            f"| {engine['rate'] / engines['local']['rate']:.2f} × |"
-            for name, engine in engines.items()
+        markdown_table(
+            ("engine", "whole run", "run of the large one", "variants/s", "against the local engine"),
+            [
+                (
+                    name,
+                    f"{engine['whole']:.1f}",
+                    f"{engine['large']:.1f}",
+                    f"{engine['rate']:.2f}",
+                    f"{engine['rate'] / engines['local']['rate']:.2f} ×",
+                )
+                for name, engine in engines.items()
+            ],
+            "-rrrr",
         ),
     ]
+
+
+def _fleet_table(fleet: Mapping[str, float], n_variants: int) -> str:
+    one_process, a_process_each = fleet["registration"], fleet["lone_registration"]
+    rows: list[tuple[str, str, str, str, str]] = [
+        (
+            f"{n:,} variants, one run",
+            f"{fleet[name]:.0f}",
+            f"{fleet[f'{name}_run']:.0f}",
+            f"{fleet[name] / n * 1e3:.0f}",
+            f"{fleet[f'{name}_peak_mb']:.0f}",
+        )
+        for name, n in (("whole", n_variants), ("tenth", n_variants // 10))
+    ]
+    lone, lone_run = fleet["lone"], fleet["lone_run"]
+    rows += [
+        (f"a run for one variant, mean of {LONE_RUNS}", f"{lone:.1f}", f"{lone_run:.1f}", f"{lone * 1e3:.0f}", ""),
+        (
+            f"a run of which {fleet['n_spoiled']:.0f} variants failed",
+            f"{fleet['failed']:.0f}",
+            f"{fleet['failed_run']:.0f}",
+            "",
+            "",
+        ),
+        ("resuming it", f"{fleet['resumed']:.0f}", f"{fleet['resumed_run']:.0f}", "", ""),
+        ("registering, one process", f"{one_process * n_variants:.0f}", "", f"{one_process * 1e3:.0f}", ""),
+        (
+            "registering, a process each",
+            f"{a_process_each * n_variants:.0f} (extrapolated)",
+            "",
+            f"{a_process_each * 1e3:.0f}",
+            "",
+        ),
+    ]
+    return markdown_table(("what", "process", "run", "process, ms a variant", "peak MB"), rows, "-rrrr")
 
 
 def write_results(results: Results) -> None:
@@ -433,11 +476,12 @@ def write_results(results: Results) -> None:
         "",
         *(f"- {name}: {how}" for name, how in results.measured.items()),
         "",
-        "| what | target | measured | |",
-        "|---|---|---|---|",
-        *(
-            f"| {target.claim} | {target.needed} | {target.measured} | {'met' if target.is_met else 'not met'} |"
-            for target in targets(results)
+        markdown_table(
+            ("what", "target", "measured", ""),
+            [
+                (target.claim, target.needed, target.measured, "met" if target.is_met else "not met")
+                for target in targets(results)
+            ],
         ),
         "",
         "## One variant: Parquet on S3 to published rows",
@@ -446,11 +490,13 @@ def write_results(results: Results) -> None:
         "other. The naive way is `pandas.read_json`, `get_dummies`, MLflow's pyfunc and `to_sql(append)`, on JSON "
         f"Lines; it was not run above {NAIVE_MOST_ROWS:,} rows, where its frame would not fit the memory.",
         "",
-        "| rows | way | seconds | µs a row | peak MB |",
-        "|---:|---|---:|---:|---:|",
-        *(
-            f"| {one.rows:,} | {one.way} | {one.seconds:.2f} | {one.us_per_row:.2f} | {one.peak_mb:,.0f} |"
-            for one in singles
+        markdown_table(
+            ("rows", "way", "seconds", "µs a row", "peak MB"),
+            [
+                (f"{one.rows:,}", one.way, f"{one.seconds:.2f}", f"{one.us_per_row:.2f}", f"{one.peak_mb:,.0f}")
+                for one in singles
+            ],
+            "r-rrr",
         ),
     ]
     if results.stages:
@@ -458,9 +504,9 @@ def write_results(results: Results) -> None:
             "",
             "Where the time of a million rows goes; each step by itself, where the job does several at once:",
             "",
-            "| step | seconds |",
-            "|---|---:|",
-            *(f"| {step} | {seconds:.3f} |" for step, seconds in results.stages.items()),
+            markdown_table(
+                ("step", "seconds"), [(step, f"{seconds:.3f}") for step, seconds in results.stages.items()], "-r"
+            ),
         ]
     if results.reasons:
         lines += [
@@ -470,12 +516,20 @@ def write_results(results: Results) -> None:
             "From a loaded model and ready rows to contributions by parent feature, all tables built anew. The slow "
             "ways explained fewer rows; shap hands the work to XGBoost.",
             "",
-            "| rows | way | explained | rows/s | peak MB | largest difference from `pred_contribs` |",
-            "|---:|---|---:|---:|---:|---:|",
-            *(
-                f"| {one.rows:,} | {one.way} | {one.explained:,} | {one.rows_per_second:,.0f} | {one.peak_mb:,.0f} "
-                f"| {one.error:.0e} |"
-                for one in results.reasons
+            markdown_table(
+                ("rows", "way", "explained", "rows/s", "peak MB", "largest difference from `pred_contribs`"),
+                [
+                    (
+                        f"{one.rows:,}",
+                        one.way,
+                        f"{one.explained:,}",
+                        f"{one.rows_per_second:,.0f}",
+                        f"{one.peak_mb:,.0f}",
+                        f"{one.error:.0e}",
+                    )
+                    for one in results.reasons
+                ],
+                "r-rrrr",
             ),
         ]
     if fleet:
@@ -485,21 +539,7 @@ def write_results(results: Results) -> None:
             "",
             "With reasons. Seconds of whole processes, imports included, and of the Dagster run within.",
             "",
-            "| what | process | run | process, ms a variant | peak MB |",
-            "|---|---:|---:|---:|---:|",
-            f"| {n_variants:,} variants, one run | {fleet['whole']:.0f} | {fleet['whole_run']:.0f} "
-            f"| {fleet['whole'] / n_variants * 1e3:.0f} | {fleet['whole_peak_mb']:.0f} |",
-            f"| {n_variants // 10:,} variants, one run | {fleet['tenth']:.0f} | {fleet['tenth_run']:.0f} "
-            f"| {fleet['tenth'] / (n_variants // 10) * 1e3:.0f} | {fleet['tenth_peak_mb']:.0f} |",
-            f"| a run for one variant, mean of {LONE_RUNS} | {fleet['lone']:.1f} | {fleet['lone_run']:.1f} "
-            f"| {fleet['lone'] * 1e3:.0f} | |",
-            f"| a run of which {fleet['n_spoiled']:.0f} variants failed | {fleet['failed']:.0f} "
-            f"| {fleet['failed_run']:.0f} | | |",
-            f"| resuming it | {fleet['resumed']:.0f} | {fleet['resumed_run']:.0f} | | |",
-            f"| registering, one process | {fleet['registration'] * n_variants:.0f} "
-            f"| | {fleet['registration'] * 1e3:.0f} | |",
-            f"| registering, a process each | {fleet['lone_registration'] * n_variants:.0f} (extrapolated) "
-            f"| | {fleet['lone_registration'] * 1e3:.0f} | |",
+            _fleet_table(fleet, n_variants),
         ]
     else:
         lines += ["", "The fleet was not measured."]

@@ -38,6 +38,7 @@ from churn.database.connection import OWNER, WRITER, create_engine
 from churn.deployment.code_version import code_version
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
+from churn.markdown import markdown_table
 from churn.report import write_report
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
@@ -257,15 +258,25 @@ def report(month: Month, took_s: float) -> str:
     when, load = datetime.now(UTC), os.getloadavg()[0]
     maturing, ordinary = month.maturing, month.ordinary
 
-    def row(name: str, on_maturing: float, on_ordinary: float) -> str:
+    def row(name: str, on_maturing: float, on_ordinary: float) -> tuple[str, ...]:
         mean = (on_maturing + 3 * on_ordinary) / 4
-        return f"| {name} | {on_ordinary:.1f} | {on_maturing:.1f} | {mean:.1f} |"
+        return name, f"{on_ordinary:.1f}", f"{on_maturing:.1f}", f"{mean:.1f}"
 
     mondays = (maturing, ordinary)
     judging = [one.judging - one.taking_in for one in mondays]
     watching = [month.counting + own + one.looking + one.reporting for own, one in zip(judging, mondays, strict=True)]
     all_in = [own + one.taking_in for own, one in zip(watching, mondays, strict=True)]
-    parts = sorted(month.alone.items(), key=lambda pair: -pair[1])
+    parts = [(name, f"{ms:.1f}") for name, ms in sorted(month.alone.items(), key=lambda pair: -pair[1])]
+    seconds = [
+        row("counting rows into bins, comparing and flagging", month.counting, month.counting),
+        row("judging, and starting the processes for it", *judging),
+        row("looking at the fleet", *(one.looking for one in mondays)),
+        row("writing the report", *(one.reporting for one in mondays)),
+        row("**watching**", *watching),
+        row("**the same, with taking in the extracts**", *all_in),
+        row("processors' time of the judging processes", *(one.processors for one in mondays)),
+    ]
+    columns = ("seconds", "an ordinary Monday", "the Monday on which a month matures", "mean of the four")
     return "\n".join(
         [
             "# Watching a fleet for a month",
@@ -276,15 +287,7 @@ def report(month: Month, took_s: float) -> str:
             f"{maturing.accounts:,.0f} accounts, of which {maturing.matured:,.0f} had a label. Labels are of months: "
             f"all {maturing.n_evaluated:,} batches of one matured on one Monday, none on the three others.",
             "",
-            "| seconds | an ordinary Monday | the Monday on which a month matures | mean of the four |",
-            "|---|---:|---:|---:|",
-            row("counting rows into bins, comparing and flagging", month.counting, month.counting),
-            row("judging, and starting the processes for it", *judging),
-            row("looking at the fleet", *(one.looking for one in mondays)),
-            row("writing the report", *(one.reporting for one in mondays)),
-            row("**watching**", *watching),
-            row("**the same, with taking in the extracts**", *all_in),
-            row("processors' time of the judging processes", *(one.processors for one in mondays)),
+            markdown_table(columns, seconds, "-rrr"),
             "",
             f"Taking in added {ordinary.new_facts:,.0f} and {maturing.new_facts:,.0f} facts to each variant's history, "
             "which training reads too; the judging job does it as it goes. What Dagster writes down of each "
@@ -292,9 +295,7 @@ def report(month: Month, took_s: float) -> str:
             f"{max(one.peak_mb for one in mondays):,.0f} MB. On the Monday on which a month matures, on one thread "
             "with nothing beside it:",
             "",
-            "| part | ms a variant |",
-            "|---|---:|",
-            *(f"| {name} | {ms:.1f} |" for name, ms in parts),
+            markdown_table(("part", "ms a variant"), parts, "-r"),
             "",
         ]
     )

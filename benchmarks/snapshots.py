@@ -14,8 +14,9 @@ import polars as pl
 
 from benchmarks.services import peak_mb
 from churn.data.labels import Horizon
-from churn.data.snapshots import month_ends, snapshots
+from churn.data.snapshots import snapshots
 from churn.samples.simulator import simulate_activity
+from churn.weeks import month_ends
 
 FIRST_MONTH, N_MONTHS = date(2025, 2, 1), 21
 TODAY = date(2026, 11, 20)

@@ -26,6 +26,7 @@ from churn.database.predictions import read_current
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.errors import ChurnError
+from churn.markdown import markdown_table
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.workflows.promote import Promoter
@@ -262,20 +263,20 @@ def report(year: Year) -> str:
         f"{len(year.first_champions)} variants, {year.n_scored} batches, labels of one month. "
         f"For {len(year.twisted)} variants the world changed after their champions were trained.",
         "",
-        "| what | expected | happened |",
-        "|---|---|---|",
-        f"| variants for which training was requested | {_names(year.twisted)} | {_names(year.triggered)} |",
-        f"| challengers promoted | {_names(year.twisted)} | {_names({variant for _, variant in year.promoted})} |",
-        f"| leaks found in {len(year.first_champions) + len(year.trained)} trainings | none | {leaks} |",
-        f"| rollback restores identical scores | yes | {'yes' if year.rollback_is_identical else 'no'} |",
-        f"| batches of which the trail names another champion | 0 | {len(year.wrong_champions)} |",
-        "",
-        "| week | variant | what happened |",
-        "|---|---|---|",
+    ]
+    twisted, promoted = _names(year.twisted), _names({variant for _, variant in year.promoted})
+    outcomes = [
+        ("variants for which training was requested", twisted, _names(year.triggered)),
+        ("challengers promoted", twisted, promoted),
+        (f"leaks found in {len(year.first_champions) + len(year.trained)} trainings", "none", leaks),
+        ("rollback restores identical scores", "yes", "yes" if year.rollback_is_identical else "no"),
+        ("batches of which the trail names another champion", 0, len(year.wrong_champions)),
     ]
     happened = [(week, variant, f"training requested: {why}") for (week, variant), why in year.reasons.items()]
     happened += [(week, variant, f"promoted: {event.reason}") for (week, variant), event in year.promoted.items()]
-    lines += [f"| {week} | {variant} | {what} |" for week, variant, what in sorted(happened, key=lambda row: row[:2])]
+    happened.sort(key=lambda row: row[:2])
+    lines += [markdown_table(("what", "expected", "happened"), outcomes), ""]
+    lines += [markdown_table(("week", "variant", "what happened"), happened)]
     return "\n".join([*lines, "", "![ROC AUC of the champions, week by week](year.png)", ""])
 
 

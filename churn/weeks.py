@@ -1,8 +1,17 @@
-"""Weeks and as-of days. A scored week is named by its Monday, a date, so that a 53rd ISO week needs no care. Pure."""
+"""Weeks, months and as-of days: all arithmetic on dates. Pure.
+
+A scored week is named by its Monday, a date, so that a 53rd ISO week needs no care. A month is named by its first day.
+"""
 
 from datetime import date, timedelta
+from typing import TYPE_CHECKING
 
 from churn.errors import UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_EPOCH = date(1970, 1, 1)
 
 
 def monday_of(day: date) -> date:
@@ -32,3 +41,58 @@ def parse_week(text: str | None, today: date) -> date:
 def default_as_of(week: date, today: date) -> date:
     """Return the last day of the week that has begun: today in the current week, its Sunday in a past one."""
     return min(today, week + timedelta(days=6))
+
+
+def month_number(day: date) -> int:
+    """Return a day's month, counted from January of year 0.
+
+    >>> month_number(date(2025, 3, 1)) - month_number(date(2024, 12, 31))
+    3
+    """
+    return day.year * 12 + day.month - 1
+
+
+def month_numbers(days: "pl.Expr") -> "pl.Expr":
+    """Return :func:`month_number` of a column of days."""
+    return days.dt.year() * 12 + days.dt.month() - 1
+
+
+def month_start(day: date, months_later: int = 0) -> date:
+    """Return the first day of the month so many months after a day's.
+
+    >>> month_start(date(2025, 11, 30), 2), month_start(date(2025, 1, 5), -1)
+    (datetime.date(2026, 1, 1), datetime.date(2024, 12, 1))
+    """
+    year, month = divmod(month_number(day) + months_later, 12)
+    return date(year, month + 1, 1)
+
+
+def month_end(day: date) -> date:
+    """Return the last day of a day's month."""
+    return month_start(day, 1) - timedelta(days=1)
+
+
+def month_ends(first: date, last: date) -> list[date]:
+    """Return the last days of months from ``first`` to ``last``, both included.
+
+    >>> month_ends(date(2025, 1, 31), date(2025, 3, 30))
+    [datetime.date(2025, 1, 31), datetime.date(2025, 2, 28)]
+    """
+    n_months = month_number(last) - month_number(first) + 1
+    ends = (month_end(month_start(first, i)) for i in range(n_months))
+    return [end for end in ends if end <= last]
+
+
+def days_since_epoch(day: date) -> int:
+    """Return the days from 1970-01-01 to a day."""
+    return (day - _EPOCH).days
+
+
+def day_from_epoch(days: int) -> date:
+    """Return the day so many days after 1970-01-01."""
+    return _EPOCH + timedelta(days=days)
+
+
+def day_start_us(day: date) -> int:
+    """Return the beginning of a day, UTC, in microseconds since 1970."""
+    return days_since_epoch(day) * 24 * 60 * 60 * 1_000_000

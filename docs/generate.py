@@ -21,6 +21,7 @@ from churn.database.connection import create_engine
 from churn.database.embedded import embedded_postgres
 from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
 from churn.deployment.settings import Settings
+from churn.markdown import markdown_table
 from experiment_tracking import log_model, promote_model, setup, train_model
 from orchestration.definitions import defs
 
@@ -315,10 +316,7 @@ def _plain(text: str | None) -> str:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "".join(
-        f"| {' | '.join(_plain(str(cell)).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
-    )
+    return markdown_table(headings, rows) + "\n"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from churn.errors import ChurnError, UsageError
 from churn.variants import Variant
 
 if TYPE_CHECKING:
-    from churn.evaluation.metrics import Evaluation, Interval
+    from churn.evaluation.metrics import Evaluation
     from churn.workflows.train import TrainingOutcome
 
 _OUTCOMES = {"holds": "holds", "fails": "FAILS", "skipped": "skipped"}
@@ -118,13 +118,9 @@ def _measures(found: "Evaluation") -> str:
     if found.roc_auc is None or found.log_loss is None:
         return f"nothing can be measured {of}"
     return (
-        f"AUC {_interval(found.roc_auc)}, log loss {_interval(found.log_loss)}, "
+        f"AUC {found.roc_auc:.3f}, log loss {found.log_loss:.3f}, "
         f"calibration error {found.calibration_error:.3f}, lift {found.lift_at_10:.2f} {of}"
     )
-
-
-def _interval(found: "Interval") -> str:
-    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def _count(text: str) -> int:

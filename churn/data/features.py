@@ -6,7 +6,7 @@ and order come from the model. Pure: no files, no settings.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.errors import InputError
-
-DAY_US = 24 * 60 * 60 * 1_000_000
+from churn.weeks import day_from_epoch, day_start_us, days_since_epoch, month_numbers, month_start
 
 Matrix = npt.NDArray[np.float32]
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
@@ -94,10 +93,9 @@ def latest_known(
     Returns:
         Shape (n,), with at most one mark an account.
     """
-    end = (as_of - date(1970, 1, 1)).days
-    known = months <= end
+    known = months <= days_since_epoch(as_of)
     if known_at is not None:
-        known &= known_at < (end + 1) * DAY_US
+        known &= known_at < day_start_us(as_of + timedelta(days=1))
     rows = np.flatnonzero(known)
     keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
     if not are_in_order(key[rows] for key in keys):
@@ -115,19 +113,14 @@ def first_recent_month(months: npt.NDArray[np.int32], n_months: int) -> int:
     Batches and their reference are compared on accounts whose row is of these. Extracts bring the rows of everybody who
     ever played, of whom ever more are long gone.
     """
-    newest = np.datetime64(int(months.max()), "D").astype("M8[M]")
-    return int((newest - (n_months - 1)).astype("M8[D]").astype(np.int64))
+    return days_since_epoch(month_start(day_from_epoch(int(months.max())), 1 - n_months))
 
 
 def derive(rows: pl.DataFrame) -> pl.DataFrame:
     """Add the features that are made of other columns: ``months_active``, where ``ftd_date`` is there to count from."""
     if "ftd_date" not in rows.columns:
         return rows
-    return rows.with_columns(months_active=_month_number("activity_month") - _month_number("ftd_date"))
-
-
-def _month_number(column: str) -> pl.Expr:
-    return pl.col(column).dt.year() * 12 + pl.col(column).dt.month().cast(pl.Int32)
+    return rows.with_columns(months_active=month_numbers(pl.col("activity_month")) - month_numbers(pl.col("ftd_date")))
 
 
 @dataclass(frozen=True)

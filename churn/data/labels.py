@@ -13,14 +13,14 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import KINDS
-from churn.data.features import DAY_US, are_in_order, key_columns
+from churn.data.features import are_in_order, key_columns
+from churn.defaults import HORIZON_MONTHS, LABEL_LAG_DAYS
 from churn.errors import InputError, UsageError
+from churn.weeks import day_from_epoch, day_start_us, days_since_epoch, month_end, month_start
 
 MONEY = tuple(name for name, kind in KINDS.items() if kind in ("money", "balance"))
 
 Ids = npt.NDArray[np.int64]
-
-_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Horizon:
     (datetime.date(2026, 2, 1), datetime.date(2026, 3, 8))
     """
 
-    months: int = 3
-    lag_days: int = 7
+    months: int = HORIZON_MONTHS
+    lag_days: int = LABEL_LAG_DAYS
 
     def __post_init__(self) -> None:
         if self.months < 1 or self.lag_days < 0:
@@ -47,15 +47,15 @@ class Horizon:
 
     def first_month(self, as_of: date) -> date:
         """Return the first day of the horizon."""
-        return _month(as_of, 1)
+        return month_start(as_of, 1)
 
     def last_month(self, as_of: date) -> date:
         """Return the first day of the horizon's last month."""
-        return _month(as_of, self.months)
+        return month_start(as_of, self.months)
 
     def matures_on(self, as_of: date) -> date:
         """Return the first day on which labels of ``as_of`` may be used."""
-        return _month(as_of, self.months + 1) + timedelta(days=self.lag_days)
+        return month_start(as_of, self.months + 1) + timedelta(days=self.lag_days)
 
     def newest_mature(self, today: date) -> date:
         """Return the latest as-of date whose labels may be used today.
@@ -63,7 +63,7 @@ class Horizon:
         >>> Horizon().newest_mature(date(2026, 3, 7)), Horizon().newest_mature(date(2026, 3, 8))
         (datetime.date(2025, 10, 31), datetime.date(2025, 11, 30))
         """
-        return _month(today - timedelta(days=self.lag_days), -self.months) - timedelta(days=1)
+        return month_start(today - timedelta(days=self.lag_days), -self.months) - timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,11 @@ class Labels:
     Attributes:
         account_ids: Those with a mature label, ascending; shape (n,).
         churned: Theirs; shape (n,).
-        n_immature: Accounts whose horizon, with its lag, has not passed.
         n_missing: Accounts whose horizon has passed, but not for the facts, or which were not known at the as-of date.
     """
 
     account_ids: Ids
     churned: npt.NDArray[np.bool_]
-    n_immature: int
     n_missing: int
 
 
@@ -130,13 +128,13 @@ def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horiz
     asked = _distinct(np.sort(account_ids))
     nobody, nothing = asked[:0], np.zeros(0, dtype=np.bool_)
     if today < horizon.matures_on(as_of):
-        return Labels(nobody, nothing, len(asked), 0)
+        return Labels(nobody, nothing, 0)
     if not _reach(reports, horizon.last_month(as_of), today):
-        return Labels(nobody, nothing, 0, len(asked))
+        return Labels(nobody, nothing, len(asked))
     labelled = asked[np.isin(asked, reports.account_ids[_known(reports, as_of)])]
-    active = _active_accounts(reports, _day(horizon.first_month(as_of)), _day(horizon.last_month(as_of)), today)
+    active = _active_accounts(reports, horizon.first_month(as_of), horizon.last_month(as_of), today)
     churned = ~np.isin(labelled, active, assume_unique=True)
-    return Labels(labelled, churned, 0, len(asked) - len(labelled))
+    return Labels(labelled, churned, len(asked) - len(labelled))
 
 
 def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:
@@ -151,16 +149,17 @@ def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:
     months = reports.months[_known(reports, as_of)]
     if not len(months):
         return np.empty(0, dtype=np.int64)
-    newest = _EPOCH + timedelta(days=int(months.max()))
-    is_running = newest == _month(as_of, 0) and (as_of + timedelta(days=1)).day != 1
-    first = _month(newest, -horizon.months + (0 if is_running else 1))
-    return _active_accounts(reports, _day(first), _day(newest), as_of)
+    newest = day_from_epoch(int(months.max()))
+    is_running = newest == month_start(as_of) and as_of != month_end(as_of)
+    first = month_start(newest, -horizon.months + (0 if is_running else 1))
+    return _active_accounts(reports, first, newest, as_of)
 
 
-def _active_accounts(reports: Reports, first_month: int, last_month: int, known_by: date) -> Ids:
+def _active_accounts(reports: Reports, first_month: date, last_month: date, known_by: date) -> Ids:
     """Return the accounts with activity from one month to another, as known at the end of a day; ascending."""
     months = reports.months
-    rows = np.flatnonzero((months >= first_month) & (months <= last_month) & _known_by(reports, known_by))
+    is_within = (months >= days_since_epoch(first_month)) & (months <= days_since_epoch(last_month))
+    rows = np.flatnonzero(is_within & _known_by(reports, known_by))
     accounts, months = reports.account_ids[rows], months[rows]
     counts = np.ones(len(rows), dtype=np.bool_)
     counts[:-1] = (accounts[1:] != accounts[:-1]) | (months[1:] != months[:-1])
@@ -169,12 +168,12 @@ def _active_accounts(reports: Reports, first_month: int, last_month: int, known_
 
 def _known(reports: Reports, as_of: date) -> npt.NDArray[np.bool_]:
     """Mark the reports of months begun by a day that are known at its end."""
-    return (reports.months <= _day(as_of)) & _known_by(reports, as_of)
+    return (reports.months <= days_since_epoch(as_of)) & _known_by(reports, as_of)
 
 
 def _known_by(reports: Reports, day: date) -> npt.NDArray[np.bool_]:
     """Mark the reports that are known at the end of a day."""
-    return reports.known_at < _instant(day + timedelta(days=1))
+    return reports.known_at < day_start_us(day + timedelta(days=1))
 
 
 def _distinct(ordered: Ids) -> Ids:
@@ -188,23 +187,8 @@ def _reach(reports: Reports, last_month: date, today: date) -> bool:
 
     The last instant of the month counts: a backfill is known then that was received later (``churn.storage.history``).
     """
-    is_late = reports.known_at >= _instant(_month(last_month, 1)) - 1
+    is_late = reports.known_at >= day_start_us(month_start(last_month, 1)) - 1
     return bool((is_late & _known_by(reports, today)).any())
-
-
-def _day(day: date) -> int:
-    return (day - _EPOCH).days
-
-
-def _instant(day: date) -> int:
-    """Return the beginning of a day, UTC, in microseconds since 1970."""
-    return _day(day) * DAY_US
-
-
-def _month(day: date, months_later: int) -> date:
-    """Return the first day of the month so many months after a day's."""
-    year, month = divmod(day.year * 12 + day.month - 1 + months_later, 12)
-    return date(year, month + 1, 1)
 
 
 def _require_facts(facts: pl.DataFrame) -> None:

@@ -40,6 +40,7 @@ from churn.data.features import (
     plan_encoding,
 )
 from churn.data.formats import RowFile, open_rows
+from churn.defaults import HORIZON_MONTHS
 from churn.errors import InputError
 
 CHUNK_ROWS = 65_536  # small chunks cost more calls a row; larger ones only cost memory
@@ -100,7 +101,7 @@ def prepare(
     max_quarantine_share: float,
     origin: str,
     *,
-    recent_months: int = 3,
+    recent_months: int = HORIZON_MONTHS,
     erased: Erased | None = None,
 ) -> ScoringRows:
     """Open a file of either shape, and find each account's row.

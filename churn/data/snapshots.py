@@ -7,7 +7,7 @@ day, and a total of the whole month would reach an as-of date within it. ``churn
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 
 import numpy as np
 import numpy.typing as npt
@@ -24,33 +24,17 @@ class Snapshot:
     Attributes:
         rows: What ``features`` gives of the accounts at risk with a mature label, sorted by ``account_id``.
         churned: Their labels; shape (rows.height,).
-        n_immature: Accounts at risk whose horizon has not passed.
-        n_missing: Accounts at risk whose horizon has passed, but not for the facts.
-        n_not_at_risk: Accounts known that had already churned.
     """
 
     as_of: date
     rows: pl.DataFrame
     churned: npt.NDArray[np.bool_]
-    n_immature: int
-    n_missing: int
-    n_not_at_risk: int
-
-
-def month_ends(first: date, last: date) -> list[date]:
-    """Return the last days of months from ``first`` to ``last``, both included.
-
-    >>> month_ends(date(2025, 1, 31), date(2025, 3, 30))
-    [datetime.date(2025, 1, 31), datetime.date(2025, 2, 28)]
-    """
-    days = (first + timedelta(days=i) for i in range((last - first).days + 1))
-    return [day for day in days if (day + timedelta(days=1)).day == 1]
 
 
 def snapshots(facts: pl.DataFrame, as_ofs: Iterable[date], *, today: date, horizon: Horizon) -> list[Snapshot]:
     """Make the training examples of several as-of dates, labelled by what is known at the end of ``today``.
 
-    An as-of date whose labels are immature or missing gives no rows, and says how many accounts wait.
+    An as-of date whose labels are immature or missing gives no rows.
 
     Args:
         facts: A variant's activity with ``known_at``, as its history gives it.
@@ -64,15 +48,7 @@ def snapshots(facts: pl.DataFrame, as_ofs: Iterable[date], *, today: date, horiz
 
 
 def _snapshot(facts: pl.DataFrame, reports: Reports, as_of: date, today: date, horizon: Horizon) -> Snapshot:
-    candidates = at_risk(reports, as_of, horizon)
-    labels = label(reports, candidates, as_of, today=today, horizon=horizon)
+    labels = label(reports, at_risk(reports, as_of, horizon), as_of, today=today, horizon=horizon)
     known = features(facts, as_of)
     is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
-    return Snapshot(
-        as_of=as_of,
-        rows=known.filter(is_labelled),
-        churned=labels.churned,
-        n_immature=labels.n_immature,
-        n_missing=labels.n_missing,
-        n_not_at_risk=known.height - len(candidates),
-    )
+    return Snapshot(as_of, known.filter(is_labelled), labels.churned)

@@ -1,9 +1,10 @@
 """Small pictures as SVG text: drawn in microseconds, so that a fleet can have one for every variant. Pure."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
+
+from churn.evaluation.metrics import wilson_interval
 
 _ROW, _LABELS, _BARS, _FIGURES = 24, 170, 300, 60
 _MOST = 20
@@ -49,11 +50,11 @@ def draw_reliability(bins: Mapping[str, Sequence[float]], title: str, about: str
     """Draw the share that churned against the mean score of each bin, with 95 % intervals; the dashed line is perfect.
 
     Args:
-        bins: ``n``, ``mean_score`` and ``churned_share`` by rising score, as in ``evaluated_batches.reliability``.
+        bins: What :func:`churn.evaluation.metrics.reliability` returns, and ``evaluated_batches.reliability`` holds.
         about: Names the model and the rows; stands below the title.
     """
-    shares = list(zip(bins["n"], bins["mean_score"], bins["churned_share"], strict=True))
-    points = [(score, share, *_wilson(n, share)) for n, score, share in shares]
+    ends = wilson_interval(bins["n"], bins["churned_share"])
+    points = list(zip(bins["mean_score"], bins["churned_share"], *(end.tolist() for end in ends), strict=True))
     top = min(1.0, 1.08 * max([max(score, high) for score, _, _, high in points], default=1.0))
 
     def x(score: float) -> str:
@@ -84,13 +85,6 @@ def draw_reliability(bins: Mapping[str, Sequence[float]], title: str, about: str
         f'<text x="{_LEFT + _SIDE / 2}" y="{_TOP + _SIDE + 32}" text-anchor="middle">mean score</text>'
         f'<text x="{_LEFT}" y="{_TOP - 6}">share that churned</text></svg>'
     )
-
-
-def _wilson(n: float, share: float) -> tuple[float, float]:
-    z = 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - reach, centre + reach
 
 
 def draw_distributions(features: Sequence[Distribution], title: str) -> str:

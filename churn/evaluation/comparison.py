@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from churn.evaluation.metrics import Interval, calibration_error, compare_roc_auc, log_losses
 from churn.evaluation.sequential import PairedSums, confidence_sequence, e_value
+from churn.weeks import month_number
 
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -102,9 +103,8 @@ class Comparison:
         if self.n == 0:
             return "no account that both scored has a matured label yet"
         found = (
-            f"{self.n:,} matured accounts, log-loss better by {self.improvement.value:.4f} "
-            f"({self.improvement.low:.4f} to {self.improvement.high:.4f}), evidence {self.e_value:.3g} "
-            f"of {1 / self.alpha:.0f}"
+            f"{self.n:,} matured accounts, log-loss better by {self.improvement:.4f}, "
+            f"evidence {self.e_value:.3g} of {1 / self.alpha:.0f}"
         )
         if self.broken:
             return f"{found}; not allowed: {'; '.join(guardrail.claim for guardrail in self.broken)}"
@@ -178,11 +178,6 @@ def count_once(cohorts: Sequence[PairedCohort], horizon_months: int) -> list[Pai
                 )
             )
     return kept
-
-
-def month_number(day: date) -> int:
-    """Count months from year 0."""
-    return day.year * 12 + day.month
 
 
 def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits: Limits) -> list[Guardrail]:

@@ -1,16 +1,16 @@
-"""Pictures of how well a model does on held-out rows, as SVG or PNG, through matplotlib's objects. Pure.
+"""Charts of a model's performance on held-out rows, as SVG, by scikit-learn's displays and matplotlib. Pure.
 
-Belongs here: one function a picture. The figures in the titles are those of ``churn.evaluation.metrics``; a picture of
-fewer rows than it asks for is drawn, and says that there is no figure. Not here: the bars of a batch's importances,
-which must cost microseconds (``churn.evaluation.charts``).
+Belongs here: one function per chart. The figures in the titles are those of ``churn.evaluation.metrics``; a chart of
+fewer rows than a figure needs is drawn without it, and says so. Not here: charts of a batch, which must cost
+microseconds (``churn.evaluation.charts``).
 
-Nothing goes through ``pyplot``, and the user's matplotlibrc has no say: the same rows give the same bytes.
+No figure belongs to ``pyplot``, and the user's matplotlibrc is ignored: the same rows give the same bytes.
 """
 
 import io
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +23,12 @@ from churn.evaluation.metrics import (
     NotMeasurableError,
     Outcomes,
     Scores,
-    calibration_bins,
     evaluate,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Format = Literal["svg", "png"]
 
 _INK, _FAINT, _RULE = "#222222", "#6b7280", "#e5e7eb"
 _MODEL, _CHURNED, _STAYED = "#4f6bed", "#d9534f", "#4f6bed"
@@ -44,93 +41,90 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.prop_cycle": f"cycler('color', ['{_MODEL}'])",
     "grid.color": _RULE,
     "grid.linewidth": 0.8,
     "xtick.color": _FAINT,
     "ytick.color": _FAINT,
     "legend.frameon": False,
     "lines.linewidth": 2,
+    "path.simplify_threshold": 0.5,  # in pixels; of many rows, most points show nothing
     "text.parse_math": False,  # a name with two dollar signs is a name
     "svg.fonttype": "none",  # text stays text: searchable, and a tenth of the bytes
-    "svg.hashsalt": "churn",  # else ids are random, and no two pictures of the same rows are equal
+    "svg.hashsalt": "churn",  # else ids are random, and two charts of the same rows differ
 }
 _DOTS_PER_INCH = 120
-_MOST_POINTS = 500
+_CHANCE: Any = {"label": "chance", "color": _FAINT, "linewidth": 1, "linestyle": "--"}
 _MOST_DOTS = 1_000
 _MOST_FEATURES = 15
 _MOST_CHARACTERS = 28
 _TOO_FEW = f"no figure below {MIN_OF_CLASS} rows of an outcome"
 
-# matplotlib's settings belong to the process; two pictures at once would restore each other's.
+# matplotlib's settings belong to the process; two charts at once would restore each other's.
 _settings = threading.Lock()
 
 
-def draw_roc(churned: Outcomes, scores: Scores, about: str, picture: Format = "svg") -> bytes:
-    """Draw how many of those who stayed are flagged for how many of those who churned.
+def draw_roc(churned: Outcomes, scores: Scores, about: str) -> bytes:
+    """Draw the ROC curve.
 
     Args:
         churned: Shape (n,), both outcomes present.
         scores: Churn probabilities, shape (n,).
-        about: Names the model and the rows; stands below the title.
+        about: Names the model and the rows; shown below the title.
 
     Raises:
-        NotMeasurableError: If an outcome is missing, or the two do not fit together. So do the others here.
+        NotMeasurableError: If an outcome is missing, or the arrays do not fit together. So do the other functions here.
     """
     found = _measured(churned, scores)
-    n_churned, n_stayed = _down_the_scores(churned, scores)
-    shown = _thinned(len(n_churned))
 
     def draw(figure: "Figure") -> None:
+        from sklearn.metrics import RocCurveDisplay
+
         axes = figure.subplots()
         _title(figure, f"ROC: {_figure_of('AUC', found.roc_auc)}", about, found)
-        axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle="--", label="chance")
-        x, y = n_stayed[shown] / n_stayed[-1], n_churned[shown] / n_churned[-1]
-        axes.fill_between(x, y, color=_MODEL, alpha=0.08, linewidth=0)
-        axes.plot(x, y, color=_MODEL, label="model")
+        RocCurveDisplay.from_predictions(
+            churned, scores, ax=axes, curve_kwargs={"label": "model"}, plot_chance_level=True, chance_level_kw=_CHANCE
+        )
         _shares(axes, "share of those who stayed that is flagged", "share of those who churned that is flagged")
-        axes.set_aspect("equal")
-        axes.legend(loc="lower right")
 
-    return _render(draw, (5.2, 5.4), picture)
+    return _render(draw, (5.2, 5.4))
 
 
-def draw_precision_recall(churned: Outcomes, scores: Scores, about: str, picture: Format = "svg") -> bytes:
-    """Draw which share of those flagged churned, for each share of the churned that is flagged."""
+def draw_precision_recall(churned: Outcomes, scores: Scores, about: str) -> bytes:
+    """Draw precision against recall."""
     found = _measured(churned, scores)
-    n_churned, n_stayed = _down_the_scores(churned, scores)
-    shown = _thinned(len(n_churned))[1:]
-    base = found.n_churned / found.n
+    chance = _CHANCE | {"label": f"chance: {found.n_churned / found.n:.3f} churned"}
 
     def draw(figure: "Figure") -> None:
+        from sklearn.metrics import PrecisionRecallDisplay, precision_recall_curve
+
         axes = figure.subplots()
         _title(figure, f"Precision: {_figure_of('average', found.average_precision)}", about, found)
-        axes.axhline(base, color=_FAINT, linewidth=1, linestyle="--", label=f"chance: {base:.3f} churned")
-        recall, precision = n_churned[shown] / n_churned[-1], n_churned[shown] / (n_churned[shown] + n_stayed[shown])
-        x, y = np.append(0, recall), np.append(precision[0], precision)
-        axes.plot(x, y, color=_MODEL, drawstyle="steps-pre", label="model")
+        precision, recall, _ = precision_recall_curve(churned, scores, drop_intermediate=True)
+        display = PrecisionRecallDisplay(precision, recall, prevalence_pos_label=found.n_churned / found.n)
+        display.plot(axes, name="model", plot_chance_level=True, chance_level_kw=chance)
+        axes.set_aspect("auto")
         _shares(
             axes, "recall: share of those who churned that is flagged", "precision: share of those flagged that churned"
         )
-        axes.legend(loc="best")
 
-    return _render(draw, (6.4, 4.8), picture)
+    return _render(draw, (6.4, 4.8))
 
 
-def draw_gain(churned: Outcomes, scores: Scores, about: str, picture: Format = "svg") -> bytes:
+def draw_gain(churned: Outcomes, scores: Scores, about: str) -> bytes:
     """Draw which share of those who churned is among the highest scored, for each share of the accounts."""
     found = _measured(churned, scores)
-    n_churned, n_stayed = _down_the_scores(churned, scores)
-    shown = _thinned(len(n_churned))
 
     def draw(figure: "Figure") -> None:
+        from sklearn.metrics import roc_curve
+
         axes = figure.subplots()
-        lift = found.lift_at_10
+        lift, perfect = found.lift_at_10, found.n_churned / found.n
         _title(figure, f"Gain: {_TOO_FEW if lift is None else f'lift {lift:.2f} at 10 %'}", about, found)
-        axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle="--", label="chance")
-        perfect = found.n_churned / found.n
+        axes.plot([0, 1], [0, 1], **_CHANCE)
         axes.plot([0, perfect, 1], [0, 1, 1], color=_FAINT, linewidth=1, linestyle=":", label="perfect")
-        gain = n_churned[shown] / n_churned[-1]
-        axes.plot((n_churned[shown] + n_stayed[shown]) / found.n, gain, color=_MODEL, label="model")
+        of_stayed, of_churned, _ = roc_curve(churned, scores)
+        axes.plot(perfect * of_churned + (1 - perfect) * of_stayed, of_churned, label="model")
         if lift is not None:
             held = lift * LIFT_SHARE
             axes.plot([LIFT_SHARE] * 2, [0, held], color=_CHURNED, linewidth=1)
@@ -145,45 +139,10 @@ def draw_gain(churned: Outcomes, scores: Scores, about: str, picture: Format = "
         _shares(axes, "share of accounts, the highest scored first", "share of those who churned among them")
         axes.legend(loc="lower right")
 
-    return _render(draw, (6.4, 4.8), picture)
+    return _render(draw, (6.4, 4.8))
 
 
-def draw_reliability(churned: Outcomes, scores: Scores, about: str, picture: Format = "svg") -> bytes:
-    """Draw the share that churned against the score, in bins of equally many rows, above the rows of each score."""
-    found = _measured(churned, scores)
-    n, mean_score, share = calibration_bins(churned, scores)
-    low, high = _wilson(n, share)
-    top = min(1.0, 1.08 * float(max(np.max(scores), high.max())))
-
-    def draw(figure: "Figure") -> None:
-        axes, below = figure.subplots(2, sharex=True, height_ratios=[4, 1])
-        error = found.calibration_error
-        _title(figure, f"Calibration: {_TOO_FEW if error is None else f'error {error:.4f}'}", about, found)
-        axes.plot([0, top], [0, top], color=_FAINT, linewidth=1, linestyle="--", label="perfect")
-        axes.errorbar(
-            mean_score,
-            share,
-            yerr=[np.maximum(share - low, 0), np.maximum(high - share, 0)],
-            color=_MODEL,
-            marker="o",
-            markersize=5,
-            linewidth=1.5,
-            elinewidth=1.2,
-            capsize=3,
-            label=f"model, in bins of about {round(n.mean()):,} rows, with 95 % intervals",
-        )
-        axes.set(xlim=(0, top), ylim=(0, top), ylabel="share that churned")
-        axes.legend(loc="best")
-        below.hist(np.asarray(scores, dtype=np.float64), bins=np.linspace(0, top, 41), color=_MODEL, alpha=0.6)
-        below.set(xlabel="score", ylabel="rows")
-        below.yaxis.set_major_formatter("{x:,.0f}")
-        below.locator_params(axis="y", nbins=3)
-        figure.align_ylabels([axes, below])
-
-    return _render(draw, (5.8, 6.2), picture)
-
-
-def draw_scores(churned: Outcomes, scores: Scores, about: str, picture: Format = "svg") -> bytes:
+def draw_scores(churned: Outcomes, scores: Scores, about: str) -> bytes:
     """Draw how the scores of those who churned are spread, and those of the others; each adds up to 1."""
     found = _measured(churned, scores)
     scores = np.asarray(scores, dtype=np.float64)
@@ -204,14 +163,13 @@ def draw_scores(churned: Outcomes, scores: Scores, about: str, picture: Format =
         axes.margins(y=0.25)
         axes.legend(loc="best")
 
-    return _render(draw, (6.4, 4.4), picture)
+    return _render(draw, (6.4, 4.4))
 
 
 def draw_contributions(
     contributions: npt.NDArray[np.floating],
     values: Mapping[str, npt.NDArray[Any]],
     about: str,
-    picture: Format = "svg",
 ) -> bytes:
     """Draw each row's contribution of each feature as a dot, coloured by the feature's value; the widest first.
 
@@ -256,38 +214,14 @@ def draw_contributions(
         axes.spines["left"].set_visible(False)
         _draw_value_scale(figure, axes)
 
-    return _render(draw, (7.2, 1.9 + 0.42 * len(widest)), picture)
+    return _render(draw, (7.2, 1.9 + 0.42 * len(widest)))
 
 
 def _measured(churned: Outcomes, scores: Scores) -> Evaluation:
     found = evaluate(churned, scores)
     if not 0 < found.n_churned < found.n:
-        raise NotMeasurableError(f"{found.n_churned} of {found.n} rows churned; a picture needs rows of both outcomes")
+        raise NotMeasurableError(f"{found.n_churned} of {found.n} rows churned; a chart needs rows of both outcomes")
     return found
-
-
-def _down_the_scores(churned: Outcomes, scores: Scores) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Count churned and stayed rows at or above each distinct score, from none at all to all."""
-    order = np.argsort(-np.asarray(scores, dtype=np.float64))
-    ordered = np.asarray(scores)[order]
-    n_churned = np.cumsum(churned[order])
-    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    return np.append(0, n_churned[last]), np.append(0, last + 1 - n_churned[last])
-
-
-def _thinned(n: int) -> npt.NDArray[np.int64]:
-    """Choose points of a curve of at least two, the ends among them: closer at its start, where it is steep."""
-    even, near_start = np.linspace(0, n - 1, _MOST_POINTS), np.geomspace(1, n - 1, _MOST_POINTS // 2)
-    return np.unique(np.concatenate([even, near_start]).round().astype(np.int64))
-
-
-def _wilson(
-    n: npt.NDArray[np.int64], share: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    z = 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - reach, centre + reach
 
 
 def _swarm(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -363,7 +297,7 @@ def _shortened(name: str) -> str:
 
 
 def _figure_of(name: str, interval: Interval | None) -> str:
-    return _TOO_FEW if interval is None else f"{name} {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    return _TOO_FEW if interval is None else f"{name} {interval:.3f}"
 
 
 def _title(figure: "Figure", title: str, about: str, found: Evaluation) -> None:
@@ -381,16 +315,15 @@ def _shares(axes: "Axes", x: str, y: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x, ylabel=y)
 
 
-def _render(draw: Callable[["Figure"], None], size: tuple[float, float], picture: Format) -> bytes:
+def _render(draw: Callable[["Figure"], None], size: tuple[float, float]) -> bytes:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if picture == "svg" else {"Software": None}
     with _settings, mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
         figure = Figure(figsize=size)
         draw(figure)
-        figure.savefig(buffer, format=picture, dpi=_DOTS_PER_INCH, metadata=metadata)
+        figure.savefig(buffer, format="svg", dpi=_DOTS_PER_INCH, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

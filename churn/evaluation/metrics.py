@@ -27,7 +27,8 @@ LIFT_SHARE = 0.1
 _SMALLEST = float(np.finfo(np.float32).eps)
 
 Outcomes = npt.NDArray[np.bool_]
-Scores = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.float32] | Doubles
 
 
 class NotMeasurableError(ChurnError, ValueError):
@@ -36,11 +37,18 @@ class NotMeasurableError(ChurnError, ValueError):
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its confidence interval."""
+    """An estimate and the ends of its confidence interval.
+
+    >>> f"{Interval(0.7123, 0.6901, 0.7329):.3f}"
+    '0.712 (0.690 to 0.733)'
+    """
 
     value: float
     low: float
     high: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
 
 
 @dataclass(frozen=True)
@@ -235,7 +243,7 @@ def average_precision_interval(churned: Outcomes, scores: Scores, confidence: fl
     return _logit_interval(value, math.sqrt(influence @ influence), confidence)
 
 
-def log_losses(churned: Outcomes, scores: Scores) -> npt.NDArray[np.float64]:
+def log_losses(churned: Outcomes, scores: Scores) -> Doubles:
     """Each row's ``-ln`` of the probability given to what happened, shape (n,); clipped by float32's step."""
     churned, scores = _checked(churned, scores, probabilities=True)
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
@@ -255,7 +263,7 @@ def brier_score(churned: Outcomes, scores: Scores) -> float:
 
 def calibration_bins(
     churned: Outcomes, scores: Scores, n_bins: int = 10
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[npt.NDArray[np.int64], Doubles, Doubles]:
     """Rows, mean score and share churned of bins that hold equally many rows as near as ties let them.
 
     Bins of equal width would leave most of them nearly empty, and to noise: a variant's scores lie close together.
@@ -272,6 +280,20 @@ def calibration_bins(
     n, total, hits = (np.bincount(of_row, weights, n_bins) for weights in (None, scores, churned))
     filled = n > 0
     return n[filled], total[filled] / n[filled], hits[filled] / n[filled]
+
+
+def reliability(churned: Outcomes, scores: Scores) -> dict[str, list[float]]:
+    """Return :func:`calibration_bins` as lists named ``n``, ``mean_score`` and ``churned_share``."""
+    names = ("n", "mean_score", "churned_share")
+    return {name: values.tolist() for name, values in zip(names, calibration_bins(churned, scores), strict=True)}
+
+
+def wilson_interval(n: npt.ArrayLike, share: npt.ArrayLike, confidence: float = 0.95) -> tuple[Doubles, Doubles]:
+    """Return the ends of Wilson's score interval for shares of n rows; shapes as given."""
+    n, share, z = np.asarray(n), np.asarray(share), _quantile(confidence)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return centre - reach, centre + reach
 
 
 def calibration_error(churned: Outcomes, scores: Scores, n_bins: int = 10) -> float:
@@ -298,7 +320,7 @@ def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE) -> float:
     return float(hits / n_top / churned.mean())
 
 
-def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Outcomes, npt.NDArray[np.float64]]:
+def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Outcomes, Doubles]:
     outcomes, numbers = np.asarray(churned), np.asarray(scores, dtype=np.float64)
     if outcomes.ndim != 1 or outcomes.shape != numbers.shape:
         raise NotMeasurableError(f"outcomes of shape {outcomes.shape} do not go with scores of shape {numbers.shape}")
@@ -311,16 +333,14 @@ def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Outcome
     return outcomes, numbers
 
 
-def _both_outcomes(churned: Any, scores: Any) -> tuple[Outcomes, npt.NDArray[np.float64]]:
+def _both_outcomes(churned: Any, scores: Any) -> tuple[Outcomes, Doubles]:
     churned, scores = _checked(churned, scores, probabilities=False)
     if churned.all() or not churned.any():
         raise NotMeasurableError(f"{churned.sum()} of {len(churned)} rows churned; rows of both outcomes are needed")
     return churned, scores
 
 
-def _wins(
-    churned: Outcomes, scores: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _wins(churned: Outcomes, scores: Doubles) -> tuple[Doubles, Doubles]:
     """For each churned row the stayed ones below it, for each stayed row the churned ones above it; ties count half."""
     order = np.argsort(scores)
     ends = _last_of_ties(scores[order]) + 1
@@ -333,9 +353,7 @@ def _wins(
     return below[churned], above[~churned]
 
 
-def _precisions(
-    churned: Outcomes, scores: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _precisions(churned: Outcomes, scores: Doubles) -> tuple[npt.NDArray[np.int64], Doubles, Doubles]:
     """Return the rows by falling score, the precision down to each one's ties, and that of the churned ones alone."""
     order = np.argsort(-scores)
     hits, ends = churned[order], _last_of_ties(scores[order])
@@ -343,7 +361,7 @@ def _precisions(
     return order, precisions, precisions[hits]
 
 
-def _last_of_ties(ordered: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def _last_of_ties(ordered: Doubles) -> npt.NDArray[np.int64]:
     """Return where each value's run of equal ones ends."""
     lasts = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     return np.repeat(lasts, np.diff(lasts, prepend=-1))
@@ -354,22 +372,22 @@ def _first_of_ties(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.repeat(firsts, np.diff(firsts, append=len(ends)))
 
 
-def _sum_from(values: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _sum_from(values: Doubles, ends: npt.NDArray[np.int64]) -> Doubles:
     """Sum the values from the first of each row's ties to the end."""
     return np.cumsum(values[::-1])[::-1][_first_of_ties(ends)]
 
 
-def _mean(values: npt.NDArray[np.float64]) -> float:
+def _mean(values: Doubles) -> float:
     if not len(values):
         raise NotMeasurableError("there are no rows to take the mean of; give at least one")
     return float(values.mean())
 
 
-def _variance_of_mean(values: npt.NDArray[np.float64]) -> float:
+def _variance_of_mean(values: Doubles) -> float:
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
-def _mean_interval(values: npt.NDArray[np.float64], most: float, confidence: float = 0.95) -> Interval:
+def _mean_interval(values: Doubles, most: float, confidence: float = 0.95) -> Interval:
     value, reach = float(values.mean()), _quantile(confidence) * math.sqrt(_variance_of_mean(values))
     return Interval(value, max(value - reach, 0.0), min(value + reach, most))
 

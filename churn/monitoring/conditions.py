@@ -327,8 +327,7 @@ def performance_low(evaluated: Iterable[EvaluatedChampion]) -> Condition:
     return Condition(
         "performance_low",
         {
-            one.variant: f"ROC AUC {one.roc_auc.value:.3f} ({one.roc_auc.low:.3f} to {one.roc_auc.high:.3f}) "
-            f"in the week of {one.week}; the limit is {one.limit:.3f}"
+            one.variant: f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}; the limit is {one.limit:.3f}"
             for one, low in zip(ordered, is_low, strict=True)
             if low
         },

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from churn.defaults import HORIZON_MONTHS, RETRAIN_AFTER_MONTHS
+from churn.weeks import monday_of, month_number
+
 
 @dataclass(frozen=True)
 class EvaluatedCohort:
@@ -39,8 +42,8 @@ class RetrainingPolicy:
         pause_days: For how long a request is not made again.
     """
 
-    horizon_months: int = 3
-    after_months: int = 3
+    horizon_months: int = HORIZON_MONTHS
+    after_months: int = RETRAIN_AFTER_MONTHS
     pause_days: int = 28
 
 
@@ -72,7 +75,7 @@ def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -
         return None
     newest = known[-1]
     for earlier in known[:-1]:
-        if earlier.is_below and _months(earlier.as_of, newest.as_of) >= policy.horizon_months:
+        if earlier.is_below and month_number(newest.as_of) - month_number(earlier.as_of) >= policy.horizon_months:
             return (
                 f"ROC AUC is at most {earlier.roc_auc_high:.3f} as of {earlier.as_of} and {newest.roc_auc_high:.3f} "
                 f"as of {newest.as_of}, under the limit of {newest.limit:.3f}"
@@ -81,7 +84,7 @@ def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -
 
 
 def _drift(drifted: Mapping[date, Sequence[str]], today: date) -> str | None:
-    this_week = today - timedelta(days=today.weekday())
+    this_week = monday_of(today)
     # The newest week may not be scored yet.
     for week in (this_week, this_week - timedelta(weeks=1)):
         both = sorted(set(drifted.get(week, ())) & set(drifted.get(week - timedelta(weeks=1), ())))
@@ -93,9 +96,5 @@ def _drift(drifted: Mapping[date, Sequence[str]], today: date) -> str | None:
 def _age(trained_on: date | None, today: date, policy: RetrainingPolicy) -> str | None:
     if not policy.after_months or trained_on is None:
         return None
-    months = _months(trained_on, today) - (today.day < trained_on.day)
+    months = month_number(today) - month_number(trained_on) - (today.day < trained_on.day)
     return f"trained on {trained_on}, {months} months ago" if months >= policy.after_months else None
-
-
-def _months(earlier: date, later: date) -> int:
-    return (later.year - earlier.year) * 12 + later.month - earlier.month

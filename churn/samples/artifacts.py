@@ -19,12 +19,15 @@ import polars as pl
 import xgboost as xgb
 
 from churn.data.features import encode, features, plan_encoding
+from churn.data.labels import MONEY, Horizon, Reports, label
+from churn.defaults import HORIZON_MONTHS
 from churn.evaluation.metrics import roc_auc
+from churn.markdown import markdown_table
 from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS, simulate_activity
+from churn.weeks import month_end, month_start
 
 FIRST_MONTH = date(2025, 2, 1)
 N_MONTHS = 21
-HORIZON_MONTHS = 3
 ACTIVITY_SEED, N_ACTIVITY_ACCOUNTS = 45, 1_000
 TRAINING_SEED, N_TRAINING_ACCOUNTS = 2025, 40_000
 N_SAMPLE_ROWS = 500
@@ -44,10 +47,10 @@ BOOSTER_PARAMETERS = {
     "nthread": 1,  # several threads may add gradients in another order, and so change the last bits
 }
 
-NUMBERS = ("total_deposit", "total_handle", "total_ngr", "months_active")
+NUMBERS = (*MONEY, "months_active")
 LEVELS = {"brand_id": BRANDS, "ben_login_id": BEN_LOGINS, "player_reg_product": PRODUCTS}
 FEATURE_NAMES = (*NUMBERS, *(f"{column}_{level}" for column, levels in LEVELS.items() for level in levels))
-_MONEY = NUMBERS[:3]
+_HORIZON = Horizon(lag_days=0)  # a simulated month is known at its end
 
 _logger = logging.getLogger(__name__)
 
@@ -126,30 +129,21 @@ def train_model(*, n_accounts: int = N_TRAINING_ACCOUNTS) -> TrainedModel:
 
 def _examples(activity: pl.DataFrame, months: Sequence[int]) -> pl.DataFrame:
     """One row per account and as-of month: the features of that month and whether the account then churned."""
-    month_starts = activity["activity_month"].unique().sort()
-    return pl.concat(
-        _features_at(activity, month).with_columns(
-            churned=~pl.col("account_id").is_in(_active_after(activity, month).implode())
-        )
-        for month in month_starts.gather(list(months))
-    )
+    ends = pl.col("activity_month").dt.month_end().cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    facts = activity.with_columns(known_at=ends + pl.duration(days=1, microseconds=-1))
+    reports = Reports.of(facts)
+    return pl.concat(_examples_of(facts, reports, month_start(FIRST_MONTH, place)) for place in months)
 
 
-def _features_at(activity: pl.DataFrame, month: date) -> pl.DataFrame:
-    """``account_id`` and the 45 columns of those with a row in ``month``, made as scoring makes them."""
-    rows = features(activity.filter(pl.col("activity_month") == month), month)
+def _examples_of(facts: pl.DataFrame, reports: Reports, month: date) -> pl.DataFrame:
+    """``account_id``, the 45 columns of those with a row in ``month``, made as scoring makes them, and ``churned``."""
+    rows = features(facts.filter(pl.col("activity_month") == month), as_of := month_end(month))
+    mature = _HORIZON.matures_on(as_of)
+    labels = label(reports, rows["account_id"].to_numpy(), as_of, today=mature, horizon=_HORIZON)
     matrix = encode(rows, plan_encoding(FEATURE_NAMES, rows.columns))
     flags = pl.DataFrame(matrix, schema=list(FEATURE_NAMES)).drop(NUMBERS).cast(pl.Boolean)
-    numbers = rows.select("account_id", *_MONEY, pl.col("months_active").cast(pl.Float64))
-    return pl.concat([numbers, flags], how="horizontal")
-
-
-def _active_after(activity: pl.DataFrame, month: date) -> pl.Series:
-    """Accounts with money moved in the horizon after ``month``."""
-    number = pl.col("activity_month").dt.year() * 12 + pl.col("activity_month").dt.month().cast(pl.Int32)
-    elapsed = number - (month.year * 12 + month.month)
-    moved = pl.any_horizontal(pl.col(_MONEY).fill_null(0.0) != 0)
-    return activity.filter(elapsed.is_between(1, HORIZON_MONTHS) & moved)["account_id"].unique()
+    numbers = rows.select("account_id", *MONEY, pl.col("months_active").cast(pl.Float64))
+    return pl.concat([numbers, flags, pl.DataFrame({"churned": labels.churned})], how="horizontal")
 
 
 def _matrix(examples: pl.DataFrame) -> xgb.DMatrix:
@@ -247,7 +241,7 @@ def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
         n_features=len(FEATURE_NAMES),
         n_sample=N_SAMPLE_ROWS,
         training_seed=TRAINING_SEED,
-        columns=_table(("column", "type", "meaning"), columns),
+        columns=markdown_table(("column", "type", "meaning"), columns),
     )
 
 
@@ -277,18 +271,14 @@ def _made(**versions: str) -> str:
 
 
 def _month_range(months: range) -> tuple[str, str]:
-    first, last = (np.datetime64(FIRST_MONTH, "M") + months[i] for i in (0, -1))
-    return str(first), str(last)
+    first, last = (f"{month_start(FIRST_MONTH, months[i]):%Y-%m}" for i in (0, -1))
+    return first, last
 
 
 def _file_table(folder: Path, names: Sequence[str]) -> str:
     contents: Mapping[str, bytes] = {name: (folder / name).read_bytes() for name in names}
     rows = [(f"`{name}`", f"{len(raw):,}", f"`{sha256(raw).hexdigest()}`") for name, raw in contents.items()]
-    return _table(("file", "bytes", "sha256"), rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+    return markdown_table(("file", "bytes", "sha256"), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

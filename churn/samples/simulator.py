@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from churn.errors import UsageError
 from churn.variants import Variant
+from churn.weeks import month_number
 
 BRANDS = (
     "AZ", "CA", "CO", "DC", "ER", "GM", "IA", "IN", "IS", "KS", "KY", "LA", "MA", "MD", "MI",
@@ -136,7 +137,7 @@ def simulate_activity(
     rng = np.random.Generator(np.random.PCG64([seed, _stable_number(variant.key)]))
     players = _draw_players(rng, n_accounts, first_month.month, n_months, market)
     if twist is not None:
-        months = (twist.year - first_month.year) * 12 + twist.month - first_month.month
+        months = month_number(twist) - month_number(first_month)
         players = _twist(np.random.Generator(np.random.PCG64([seed, months])), players, months, market)
     rows = _draw_rows(rng, players, n_months)
     deposit, handle, ngr = _draw_money(rng, players, rows, market.log_spend)

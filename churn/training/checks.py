@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from churn.markdown import markdown_table
+
 Outcome = Literal["holds", "fails", "skipped"]
 
 GATE_CHECKS = {
@@ -51,10 +53,10 @@ class Gate:
     def to_markdown(self) -> str:
         """Write the checks as a table."""
         rows = [
-            f"| {check.name} | {check.outcome} | {_figure(check.value)} | {_figure(check.limit)} | {check.sentence} |"
+            (check.name, check.outcome, _figure(check.value), _figure(check.limit), check.sentence)
             for check in self.checks
         ]
-        return "\n".join(["| check | outcome | value | limit | |", "|---|---|---:|---:|---|", *rows])
+        return markdown_table(("check", "outcome", "value", "limit", ""), rows, "--rr")
 
 
 def _figure(value: float | None) -> str:

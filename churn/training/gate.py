@@ -8,7 +8,7 @@ number that gives the future away must not reach the features.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from statistics import median
 
 import numpy as np
@@ -17,12 +17,14 @@ import polars as pl
 
 from churn.data.features import Packed, encode, pack, plan_encoding
 from churn.data.snapshots import Snapshot
+from churn.defaults import MAX_CALIBRATION_ERROR, MIN_AUC
 from churn.errors import InputError
 from churn.evaluation.metrics import Evaluation, Interval, calibration_error, roc_auc_interval
 from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, load_bundle
 from churn.inference.engine import Engine, build_engine
 from churn.training.checks import Gate, GateCheck, Outcome
 from churn.training.train import Trained, fit
+from churn.weeks import day_start_us
 
 Build = Callable[[pl.DataFrame, date], Snapshot]
 """Makes the snapshot of an as-of date from facts, as for training."""
@@ -33,7 +35,6 @@ _CANARY_CONFIDENCE = 0.9999
 _STAYS, _CHURNS = -1.0, 2.0  # outside the noise on either side, so that a leak of one outcome alone shows as well
 _CHANCE = 0.99
 _N_DRAWS = 200
-_DAY_US = 24 * 60 * 60 * 1_000_000
 _TIMED_ROWS = 16_384
 _REPEATS = 7
 _SHUFFLES = 7
@@ -51,8 +52,8 @@ class GateLimits:
             weekly job in all. A first champion may be a few trees, which no better model could keep up with.
     """
 
-    auc_floor: float = 0.6
-    max_calibration_error: float = 0.05
+    auc_floor: float = MIN_AUC
+    max_calibration_error: float = MAX_CALIBRATION_ERROR
     max_slowdown: float = 2.0
     fast_enough_us: float = 1.0
 
@@ -95,7 +96,7 @@ def check_auc(evaluation: Evaluation, limits: GateLimits) -> GateCheck:
     name, floor, auc = "auc_is_above_the_floor", limits.auc_floor, evaluation.roc_auc
     if auc is None:
         return GateCheck(name, None, floor, "fails", _insufficient(evaluation))
-    said = f"AUC {_interval(auc)} on {evaluation.n} held-out accounts; its lower end must be above {floor:g}"
+    said = f"AUC {auc:.4f} on {evaluation.n} held-out accounts; its lower end must be above {floor:g}"
     return GateCheck(name, auc.low, floor, _outcome(holds=auc.low > floor), said)
 
 
@@ -142,7 +143,7 @@ def check_shuffled(trained: Trained, limits: GateLimits) -> GateCheck:
         intervals.append(roc_auc_interval(judged.churned, scores))
     auc = sorted(intervals, key=lambda interval: interval.low)[_SHUFFLES // 2]
     said = (
-        f"trained on shuffled labels, AUC {_interval(auc)}, the middle one of {_SHUFFLES}; its lower end must not be "
+        f"trained on shuffled labels, AUC {auc:.4f}, the middle one of {_SHUFFLES}; its lower end must not be "
         f"above {floor:g}"
     )
     return GateCheck(name, auc.low, floor, _outcome(holds=auc.low <= floor), said)
@@ -163,7 +164,7 @@ def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build
         )
     auc = roc_auc_interval(outcomes, seen, _CANARY_CONFIDENCE)
     said = (
-        f"a number that only the future knows has AUC {_interval(auc)} on {len(seen)} held-out rows; "
+        f"a number that only the future knows has AUC {auc:.4f} on {len(seen)} held-out rows; "
         f"the interval ({_CANARY_CONFIDENCE:.2%}) must contain 0.5"
     )
     return GateCheck(name, auc.value, 0.5, _outcome(holds=auc.low <= 0.5 <= auc.high), said)
@@ -175,7 +176,7 @@ def plant_canary(facts: pl.DataFrame, shot: Snapshot, seed: int) -> pl.DataFrame
     The noise lies between the two labels' numbers, and each as-of date has its own.
     """
     rng = np.random.Generator(np.random.PCG64([seed, shot.as_of.toordinal()]))
-    end = ((shot.as_of - date(1970, 1, 1)).days + 1) * _DAY_US
+    end = day_start_us(shot.as_of + timedelta(days=1))
     is_later = (pl.col("known_at").to_physical() >= end) | (pl.col("activity_month") > shot.as_of)
     coming = pl.DataFrame({"account_id": shot.rows["account_id"], "coming": np.where(shot.churned, _CHURNS, _STAYS)})
     planted = facts.with_columns(noise=pl.Series(rng.random(facts.height))).join(
@@ -252,10 +253,6 @@ def _time(*sides: tuple[Engine, Packed]) -> list[float]:
 
 def _outcome(*, holds: bool) -> Outcome:
     return "holds" if holds else "fails"
-
-
-def _interval(found: Interval) -> str:
-    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
 
 
 def _insufficient(evaluation: Evaluation) -> str:

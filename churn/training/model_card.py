@@ -3,11 +3,11 @@
 Belongs here: the wording, as Markdown that stands beside the model in MLflow. Not here: what is measured and judged.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
 from churn.evaluation.metrics import Evaluation, Interval
+from churn.markdown import markdown_table
 from churn.training.checks import Gate
 from churn.training.train import Part, Trained
 from churn.variants import Variant
@@ -92,7 +92,7 @@ def _data(trained: Trained, lineage: Lineage) -> str:
         f"{whose}; known by the end of {lineage.today}. One row per account and month end at which it had been active "
         f"within the last {trained.plan.horizon.months} months, made from what was known at that day. Time parts the "
         f"rows: every label of a part was known by the first month end of the next.\n\n"
-        f"{_table(('part', 'month ends', 'rows', 'churned', 'share'), rows)}\n\n"
+        f"{markdown_table(('part', 'month ends', 'rows', 'churned', 'share'), rows)}\n\n"
         f"Parameters, rounds and calibration were chosen on the validation rows. The model was then trained on the "
         f"training and validation rows; nothing was chosen on the held-out ones."
     )
@@ -108,12 +108,12 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
     sides = [evaluation, *([against.evaluation] if against else [])]
     names = {"ROC AUC": "roc_auc", "average precision": "average_precision", "log loss": "log_loss"}
     names |= {"Brier score": "brier_score"}
-    rows = [(title, *(_interval(getattr(side, name)) for side in sides)) for title, name in names.items()]
+    rows = [(title, *(_number(getattr(side, name)) for side in sides)) for title, name in names.items()]
     rows.append(("calibration error", *(_number(side.calibration_error) for side in sides)))
     rows.append(("lift of the highest tenth", *(_number(side.lift_at_10) for side in sides)))
     rows.append(("mean score", *(_number(side.mean_score) for side in sides)))
     header = ("", "this model", *(["champion"] if against else []))
-    table = f"{judged}\n\n{_table(header, rows)}"
+    table = f"{judged}\n\n{markdown_table(header, rows)}"
     if against is None:
         return table
     return (
@@ -123,11 +123,13 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
 
 
 def _parameters(trained: Trained) -> str:
-    rows = [*trained.chosen.parameters.items(), ("rounds", trained.chosen.n_rounds)]
+    table = markdown_table(
+        ("parameter", "value"), [*trained.chosen.parameters.items(), ("rounds", trained.chosen.n_rounds)]
+    )
     calibration = trained.calibration
     how = " (only shifted: a fitted slope would have turned the scores round)" if calibration.is_shift else ""
     return (
-        f"{_table(('parameter', 'value'), rows)}\n\nThe best of {len(trained.trials)} sets tried, by a validation log "
+        f"{table}\n\nThe best of {len(trained.trials)} sets tried, by a validation log "
         f"loss of {trained.chosen.log_loss:.4f}. Calibration: {calibration.slope:.4f} times the log-odds, "
         f"{calibration.intercept:+.4f}{how}, folded into the trees."
     )
@@ -163,26 +165,12 @@ def _lineage(trained: Trained, lineage: Lineage) -> str:
         ("seed", str(trained.plan.seed)),
         ("code", lineage.code_version),
     ]
-    return _table(("", ""), rows)
+    return markdown_table(("", ""), rows)
 
 
 def _span(part: Part) -> str:
     return f"{part.as_ofs[0]} to {part.as_ofs[-1]}"
 
 
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
-
-
-def _number(value: float | None) -> str:
+def _number(value: float | Interval | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
-
-
-def _cell(value: object) -> str:
-    """Keep a file's name, say, from ending a cell or the table."""
-    return " ".join(str(value).split()).replace("|", "\\|")

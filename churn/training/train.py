@@ -18,10 +18,11 @@ import xgboost as xgb
 from churn.data.features import Encoding, Matrix, encode, plan_encoding
 from churn.data.labels import Horizon
 from churn.data.snapshots import Snapshot
+from churn.defaults import MIN_LABELS, TRAINING_TRIALS
 from churn.errors import InputError
 from churn.evaluation.metrics import MIN_OF_CLASS
 from churn.inference.bundle import Bundle, read_bundle
-from churn.training.calibration import Calibration, fit_platt, fold_into
+from churn.training.calibration import Calibration, apply_to_booster, fit_platt
 
 if TYPE_CHECKING:
     import optuna
@@ -54,11 +55,11 @@ class TrainingPlan:
     """
 
     horizon: Horizon = field(default_factory=Horizon)
-    n_trials: int = 20
+    n_trials: int = TRAINING_TRIALS
     seed: int = 1
     n_held_out: int = 3
     n_validation: int = 3
-    min_of_class: int = 200
+    min_of_class: int = MIN_LABELS
     max_rounds: int = 200
     patience: int = 20
 
@@ -202,7 +203,7 @@ def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: Tra
     trials, chosen = _search(data, judge, plan)
     unseen = xgb.train(_settings(chosen.parameters, plan), data, chosen.n_rounds)
     calibration = fit_platt(unseen.predict(judge, output_margin=True), validation.churned)
-    booster = fold_into(fit([training, validation], chosen, feature_names, plan), calibration)
+    booster = apply_to_booster(fit([training, validation], chosen, feature_names, plan), calibration)
     return Trained(
         bundle=read_bundle(bytes(booster.save_raw("ubj")), feature_names, "the trained booster"),
         encoding=encoding,

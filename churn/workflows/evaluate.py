@@ -17,15 +17,16 @@ import numpy as np
 import polars as pl
 
 from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
-from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Reliability, Scored
+from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
 from churn.errors import ChurnError
 from churn.evaluation.charts import draw_reliability
-from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare, month_number
-from churn.evaluation.metrics import Scores, calibration_bins, evaluate
+from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare
+from churn.evaluation.metrics import evaluate, reliability
 from churn.evaluation.segments import Levels, evaluate_segments
 from churn.storage.history import ActivityHistory, Appended
 from churn.storage.sources import Sources
 from churn.variants import Variant
+from churn.weeks import month_number
 from churn.workflows.ingest import ingest
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class PerformanceEvaluator:
             status=found.status,
             auc_limit=limit,
             measures=found.metrics(),
-            reliability=None if found.status == "insufficient" else _reliability(labels, scores),
+            reliability=None if found.status == "insufficient" else reliability(labels.churned, scores),
             segments=evaluate_segments(levels, labels.churned, scores, limit),
         )
 
@@ -261,11 +262,6 @@ def newest_of_each_month(items: Iterable[_Item], batch_of: Callable[[_Item], Pub
 def _places(account_ids: np.ndarray, labels: Labels) -> np.ndarray:
     """Say where the labelled accounts stand among ids in ascending order."""
     return np.searchsorted(account_ids, labels.account_ids)
-
-
-def _reliability(labels: Labels, scores: Scores) -> Reliability:
-    n, mean_score, churned_share = calibration_bins(labels.churned, scores)
-    return {"n": n.tolist(), "mean_score": mean_score.tolist(), "churned_share": churned_share.tolist()}
 
 
 def _live_points(judged: Sequence[EvaluatedBatch]) -> list["LivePoint"]:

@@ -32,6 +32,7 @@ from churn.concurrency import CircuitBreaker, in_threads
 from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
 from churn.database.predictions import BatchInProgress, BatchRecord, Challenge, PredictionStore
+from churn.defaults import HORIZON_MONTHS
 from churn.errors import ChurnError, ModelFileError, TransientError
 from churn.evaluation.charts import draw_importance
 from churn.monitoring.profiles import Profile, ProfileCounter, regrouped
@@ -132,7 +133,7 @@ class Scorer:
     code_version: str
     max_quarantine_share: float
     with_reasons: bool = True
-    recent_months: int = 3
+    recent_months: int = HORIZON_MONTHS
     aliases: Mapping[Variant, Mapping[str, int]] | None = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
 

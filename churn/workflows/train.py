@@ -22,9 +22,10 @@ import polars as pl
 from churn.concurrency import in_threads, without_frames
 from churn.data.activity import KINDS, check_activity
 from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, pack_matrix
-from churn.data.snapshots import Snapshot, month_ends, snapshots
+from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import ChurnError, InputError, SourceError, TransientError
-from churn.evaluation.metrics import Evaluation, compare_roc_auc, evaluate
+from churn.evaluation.charts import draw_reliability
+from churn.evaluation.metrics import Evaluation, calibration_error, compare_roc_auc, evaluate, reliability
 from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names
 from churn.inference.explanations import sum_by_source_column
 from churn.monitoring.profiles import Profile, reference_profile, spliced
@@ -36,6 +37,7 @@ from churn.training.model_card import AgainstChampion, Lineage, write_card
 from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
+from churn.weeks import month_ends
 from churn.workflows.evaluate import AUC_LIMIT_TAG
 from churn.workflows.ingest import ForeignActivityError, NoActivityError, read_extract
 
@@ -452,7 +454,6 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
         draw_contributions,
         draw_gain,
         draw_precision_recall,
-        draw_reliability,
         draw_roc,
         draw_scores,
     )
@@ -463,10 +464,13 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
         "roc.svg": draw_roc,
         "precision_recall.svg": draw_precision_recall,
         "gain.svg": draw_gain,
-        "reliability.svg": draw_reliability,
         "scores.svg": draw_scores,
     }
     pictures = {name: draw(judged.churned, scores, about) for name, draw in curves.items()}
+    error = calibration_error(judged.churned, scores)
+    rows = f"{about}: {judged.n:,} held-out rows, {judged.n_churned:,} churned"
+    calibration = draw_reliability(reliability(judged.churned, scores), f"Calibration: error {error:.4f}", rows)
+    pictures["reliability.svg"] = calibration.encode()
     some = judged.matrix[:_EXPLAINED_ROWS]
     contributions = sum_by_source_column(trained.bundle.contributions(some), encoding)
     return pictures | {"reasons.svg": draw_contributions(contributions, _by_source_column(some, encoding), about)}

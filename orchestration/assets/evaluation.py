@@ -14,7 +14,9 @@ import dagster as dg
 
 from churn.concurrency import in_threads, without_frames
 from churn.errors import ChurnError, InputError
+from churn.evaluation.metrics import Interval
 from churn.evaluation.segments import below_limit
+from churn.markdown import markdown_table
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.workflows.evaluate import reliability_picture
@@ -193,18 +195,23 @@ def _check(key: str, name: str, *, passed: bool, metadata: Metadata) -> dg.Asset
 
 def _table(judged: "list[EvaluatedBatch]") -> str:
     rows = [
-        f"| {one.batch.scored_week} | {one.batch.role} v{one.batch.model_version} | {one.n_matured:,} | "
-        f"{one.n_churned:,} | {_interval(one)} | {'' if one.auc_limit is None else f'{one.auc_limit:.3f}'} |"
+        (
+            one.batch.scored_week,
+            f"{one.batch.role} v{one.batch.model_version}",
+            f"{one.n_matured:,}",
+            f"{one.n_churned:,}",
+            _interval(one),
+            "" if one.auc_limit is None else f"{one.auc_limit:.3f}",
+        )
         for one in judged
     ]
-    return "\n".join(["| week | model | matured | churned | ROC AUC | limit |", "|---|---|---:|---:|---|---:|", *rows])
+    return markdown_table(("week", "model", "matured", "churned", "ROC AUC", "limit"), rows, "--rr-r")
 
 
 def _interval(judged: "EvaluatedBatch") -> str:
     if judged.status != "ok":
         return judged.status
-    value, low, high = (judged.measures[name] for name in ("roc_auc", "roc_auc_low", "roc_auc_high"))
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return f"{Interval(*(judged.measures[name] for name in ('roc_auc', 'roc_auc_low', 'roc_auc_high'))):.3f}"
 
 
 def _segment_table(judged: "EvaluatedBatch") -> str:
@@ -212,14 +219,20 @@ def _segment_table(judged: "EvaluatedBatch") -> str:
     measured = [(auc, one) for one in judged.segments if (auc := one.roc_auc) is not None]
     measured.sort(key=lambda pair: pair[0].value)
     rows = [
-        f"| {one.segment} | {one.level.replace('|', '/')} | {one.n_matured:,} | {one.n_churned:,} | "
-        f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f}) | {one.calibration_error:.3f} |"
+        (
+            one.segment,
+            one.level,
+            f"{one.n_matured:,}",
+            f"{one.n_churned:,}",
+            f"{auc:.3f}",
+            f"{one.calibration_error:.3f}",
+        )
         for auc, one in measured[:_MOST_SEGMENTS]
     ]
-    head = ["| segment | level | matured | churned | ROC AUC | calibration error |", "|---|---|---:|---:|---|---:|"]
+    columns = ("segment", "level", "matured", "churned", "ROC AUC", "calibration error")
     limit = "" if judged.auc_limit is None else f", limit {judged.auc_limit:.3f}"
     rest = f"{judged.batch.scored_week}{limit}; {len(judged.segments) - len(measured)} levels with too few labels"
-    return "\n".join([*head, *rows, "", rest])
+    return f"{markdown_table(columns, rows, '--rr-r')}\n\n{rest}"
 
 
 def _promote(context: dg.AssetExecutionContext, promoter: "Promoter", keys: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import dagster as dg
 
 from churn.evaluation.charts import Distribution, draw_distributions, draw_importance
+from churn.markdown import markdown_table
 from churn.monitoring.profiles import SCORE
 from churn.monitoring.summary import ScoreSummary
 from churn.workflows.score import ScoringOutcome
@@ -126,10 +127,10 @@ def histogram(summary: ScoreSummary) -> str:
     longest = max(int(summary.counts.max()), 1)
     width = 1 / len(summary.counts)
     rows = [
-        f"| {i * width:.2f}-{(i + 1) * width:.2f} | {count:,} | {'█' * round(_BAR_WIDTH * count / longest)} |"
+        (f"{i * width:.2f}-{(i + 1) * width:.2f}", f"{count:,}", "█" * round(_BAR_WIDTH * count / longest))
         for i, count in enumerate(summary.counts.tolist())
     ]
-    return "\n".join(["| churn probability | accounts | |", "|---|---:|:---|", *rows])
+    return markdown_table(("churn probability", "accounts", ""), rows, "-rl")
 
 
 def picture(svg: str) -> str:
@@ -139,5 +140,5 @@ def picture(svg: str) -> str:
 
 def preview(summary: ScoreSummary) -> str:
     """Show the accounts most likely to churn as a Markdown table."""
-    rows = [f"| {account_id} | {probability:.3f} |" for probability, account_id in summary.top]
-    return "\n".join(["| account_id | churn_probability |", "|---:|---:|", *rows])
+    rows = [(account_id, f"{probability:.3f}") for probability, account_id in summary.top]
+    return markdown_table(("account_id", "churn_probability"), rows, "rr")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from churn.markdown import markdown_table
 from churn.monitoring.conditions import describe_drift, drifted
 from churn.monitoring.incidents import KINDS, headline
 from orchestration.alerting import failed_runs
@@ -212,7 +213,5 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a Markdown table of at most 50 rows."""
     if not rows:
         return "none"
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows[:_MOST_NAMED]]
-    lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells]]
-    more = len(rows) - len(cells)
-    return "\n".join([*lines, *([f"\nand {more} more"] if more else [])])
+    more = len(rows) - _MOST_NAMED
+    return markdown_table(columns, rows[:_MOST_NAMED]) + (f"\n\nand {more} more" if more > 0 else "")

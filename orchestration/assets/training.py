@@ -14,6 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from churn.errors import ChurnError, UsageError
+from churn.markdown import markdown_table
 from churn.training.checks import GATE_CHECKS, GateCheck
 from churn.versions import CHALLENGER, CHAMPION
 from orchestration.assets.metadata import Metadata, picture
@@ -141,15 +142,13 @@ def describe(outcome: "TrainingOutcome", model_link: Callable[[str, int], str]) 
     metrics = {
         f"held_out_{name}": dg.MetadataValue.float(float(value)) for name, value in outcome.evaluation.metrics().items()
     }
-    parts = [f"| {p.name} | {p.as_ofs[0]} | {p.as_ofs[-1]} | {p.n:,} | {p.n_churned:,} |" for p in trained.parts]
+    parts = [(p.name, p.as_ofs[0], p.as_ofs[-1], f"{p.n:,}", f"{p.n_churned:,}") for p in trained.parts]
     shown = {
         "gate": dg.MetadataValue.md(outcome.gate.to_markdown()),
         "trained_as_of": dg.MetadataValue.text(lineage.today.isoformat()),
         "activity_of": dg.MetadataValue.text(lineage.activity_of.key),
         "why_not_its_own": dg.MetadataValue.text("; ".join(lineage.detours) or "it is its own"),
-        "rows": dg.MetadataValue.md(
-            "\n".join(["| part | first | last | rows | churned |", "|---|---|---|---:|---:|", *parts])
-        ),
+        "rows": dg.MetadataValue.md(markdown_table(("part", "first", "last", "rows", "churned"), parts, "---rr")),
         "parameters": dg.MetadataValue.json({**trained.chosen.parameters, "n_rounds": trained.chosen.n_rounds}),
         "data_sha256": dg.MetadataValue.text(lineage.data_sha256),
         "booster_sha256": dg.MetadataValue.text(trained.bundle.sha256),

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from churn.deployment.code_version import code_version
+from churn.markdown import markdown_table
 from tests.faults.house import ROOT, House, open_house, warmth_of
 from tests.faults.ledger import Tally, execute
 from tests.faults.matrix import ROWS, Row, Stage, open_stage, run_row
@@ -61,16 +62,16 @@ Each time, a variant with a published week gets new input, and a run that publis
 through is run again. All the while a reader looks at the view every 20 ms. Then every score is compared with
 `Booster.predict` on that input. The naive way is pandas, `to_sql(append)` in chunks with a retry, and a local file
 where S3 fails; it meets the same fault before the same judge.
-
-| fault | n | lost | doubled | torn | stale, unflagged | wrong or not whole | what came of it | the naive way |
-|---|---|---|---|---|---|---|---|---|"""
+"""
+_COLUMNS = (
+    "fault", "n", "lost", "doubled", "torn", "stale, unflagged", "wrong or not whole", "what came of it",
+    "the naive way",
+)  # fmt: skip
 _TAIL = """
 Each row is proved in every run of the tests, a few times, by
 `tests/faults/test_matrix.py::test_the_promises_hold[<fault>]`; rows that take long are marked slow. These are proved by
 tests of their own:
-
-| fault | test |
-|---|---|"""
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,12 +176,12 @@ def report(results: list[Result], version: str, seconds: float) -> str:
             ours=ours,
         )
     ]
+    rows = []
     for row, tally, naive in results:
         numbers = (tally.n, tally.lost, tally.doubled, tally.torn, tally.stale, tally.wrong + tally.broken)
-        lines.append(f"| {row.name} | {' | '.join(map(str, numbers))} | {_outcomes(tally)} | {_harm(naive)} |")
-    lines.append(_TAIL)
-    lines += [f"| {fault} | `{test}` |" for fault, test in ALONE.items()]
-    lines.append("")
+        rows.append((row.name, *numbers, _outcomes(tally), _harm(naive)))
+    lines += [markdown_table(_COLUMNS, rows), _TAIL]
+    lines += [markdown_table(("fault", "test"), [(fault, f"`{test}`") for fault, test in ALONE.items()]), ""]
     return "\n".join(lines)
 
 

@@ -1,18 +1,19 @@
 """What a run says to people: the table, and the page of the documents."""
 
 # ruff: noqa: E501
+from churn.markdown import markdown_table
 from tests.hostile.harness import DEADLINE_S, ENDS_BADLY, ENDS_WELL, Tally
 
 
 def table(tally: Tally) -> str:
     """Write inputs by reader and outcome as Markdown."""
     columns = (*ENDS_WELL, *ENDS_BADLY)
-    lines = [f"| reader | inputs | {' | '.join(columns)} |", f"|---|{'---:|' * (1 + len(columns))}"]
     totals = {outcome: sum(counts[outcome] for counts in tally.counts.values()) for outcome in columns}
-    for name, counts in [*tally.counts.items(), ("**all**", totals)]:
-        cells = [f"{sum(counts.values()):,}", *(f"{counts[outcome]:,}" for outcome in columns)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        (name, f"{sum(counts.values()):,}", *(f"{counts[outcome]:,}" for outcome in columns))
+        for name, counts in [*tally.counts.items(), ("**all**", totals)]
+    ]
+    return markdown_table(("reader", "inputs", *columns), rows, "-" + "r" * (1 + len(columns)))
 
 
 def report(tally: Tally) -> str:

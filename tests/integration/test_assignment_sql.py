@@ -1,33 +1,33 @@
-"""At stake: the pipeline chooses in Python who is the challenger's, and views choose in SQL whose score is shown.
-
-One account on which they disagree would show a score of the wrong model, so every one asked here must agree.
+"""At stake: an account must be on the same side of an A/B comparison every week and wherever it is asked, or the two
+models are compared on accounts that both have scored.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from churn.evaluation.assignment import SQL_FUNCTION, is_assigned
+from tests.support.assignment import is_assigned
 
-from .conftest import Site, disconnect, run_sql
+from .conftest import disconnect, run_sql
 
 SALTS = ["us:2026-11", "", "Größe-東京-🎲", 'it\'s 100% a\\b "c" $$', "e\u0301 is not \u00e9", "salt\n"]
 EDGES = [0, 1, -1, 9, 10, 2**31 - 1, 2**31, -(2**31), 2**53 + 1, 2**63 - 1, -(2**63)]
+
+CHOSEN_OF_SIXTY = [13, 19, 20, 36, 39, 44, 47, 55]
+"""By ``md5sum`` of ``us:2026-11:<account>``, its first eight digits modulo 10,000 below 1,000."""
 
 _ASK = "SELECT churn_is_assigned(id, :salt, :share) FROM unnest(CAST(:ids AS bigint[])) WITH ORDINALITY AS u(id, place)"
 
 
 @pytest.fixture(scope="module")
-def database(postgres: sa.URL) -> Iterator[sa.URL]:
-    """A database that holds nothing but the function."""
+def database(postgres: sa.URL, schemas: Mapping[str, str]) -> Iterator[sa.URL]:
+    """A database of predictions as set-up makes it."""
     name = f"assignment_{uuid.uuid4().hex[:8]}"
-    run_sql(postgres, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-    url = postgres.set(database=name)
-    run_sql(url, SQL_FUNCTION)
-    yield url
+    run_sql(postgres, f"CREATE DATABASE {name} TEMPLATE {schemas['churn']}")
+    yield postgres.set(database=name)
     disconnect(postgres, name)
     run_sql(postgres, f"DROP DATABASE {name}")
 
@@ -44,15 +44,41 @@ def ask(url: sa.URL, ids: np.ndarray, salt: str, share: int) -> list[bool]:
 
 @pytest.mark.parametrize("salt", SALTS)
 @pytest.mark.parametrize("share", [0, 1, 777, 5_000, 9_999, 10_000])
-def test_postgresql_assigns_the_very_accounts_that_python_assigns(database, salt, share):
+def test_the_accounts_assigned_are_those_of_the_oracle(database, salt, share):
     ids = account_ids()
     assert ask(database, ids, salt, share) == is_assigned(ids, salt, share).tolist()
 
 
-def test_the_function_that_set_up_installs_assigns_the_same_accounts(site: Site):
-    ids, url = account_ids(), site.server.set(database=site.churn)
-    for salt in SALTS:
-        assert ask(url, ids, salt, 3_000) == is_assigned(ids, salt, 3_000).tolist()
+def chosen(url: sa.URL, n: int, salt: str, share: int) -> np.ndarray:
+    """Whether each of the accounts 0 to n is the challenger's."""
+    return np.array(ask(url, np.arange(n), salt, share))
+
+
+def test_who_is_assigned_never_changes(database):
+    assert np.flatnonzero(chosen(database, 60, "us:2026-11", 1_000)).tolist() == CHOSEN_OF_SIXTY
+
+
+@pytest.mark.parametrize("share_bp", [100, 1_000, 5_000])
+def test_the_share_assigned_is_the_share_asked_for(database, share_bp):
+    share, n = share_bp / 10_000, 40_000
+    error = np.sqrt(share * (1 - share) / n)
+    assert chosen(database, n, "salt", share_bp).mean() == pytest.approx(share, abs=4 * error)
+
+
+def test_none_and_all_are_shares_too(database):
+    assert not chosen(database, 1_000, "salt", 0).any()
+    assert chosen(database, 1_000, "salt", 10_000).all()
+
+
+def test_a_larger_share_keeps_those_a_smaller_one_assigned(database):
+    few, many = (chosen(database, 5_000, "salt", share_bp) for share_bp in (500, 2_000))
+    assert (few <= many).all()
+    assert few.sum() < many.sum()
+
+
+def test_another_salt_assigns_independently(database):
+    first, second = (chosen(database, 40_000, salt, 5_000) for salt in ("one", "two"))
+    assert (first & second).mean() == pytest.approx(0.25, abs=0.01)
 
 
 def test_postgresql_writes_the_function_into_the_query_that_calls_it(database):
@@ -65,8 +91,7 @@ def test_postgresql_writes_the_function_into_the_query_that_calls_it(database):
     assert "churn_is_assigned" not in text, "a call for each row costs several times the hash"
 
 
-def test_the_function_can_be_installed_twice(database):
-    run_sql(database, SQL_FUNCTION)
+def test_the_function_is_immutable_and_may_run_in_parallel(database):
     assert run_sql(database, "SELECT provolatile, proparallel FROM pg_proc WHERE proname = 'churn_is_assigned'") == [
         ("i", "s")
     ]

@@ -15,7 +15,6 @@ from mlflow import MlflowClient
 
 from churn.deployment.services import Deployment
 from churn.errors import PromotionError, UsageError
-from churn.evaluation.assignment import is_assigned
 from churn.evaluation.comparison import Limits
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
@@ -23,6 +22,7 @@ from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 from churn.workflows.promote import Promoter
 from churn.workflows.score import FleetRequest
 from experiment_tracking.promote_model import main as promote_model
+from tests.support.assignment import is_assigned
 
 from .conftest import Run, Site, bundled, put_model_files
 

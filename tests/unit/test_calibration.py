@@ -9,13 +9,14 @@ import pytest
 import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from churn.data.features import pack_matrix, plan_encoded
 from churn.evaluation.metrics import roc_auc
 from churn.inference.bundle import load_bundle, read_bundle
 from churn.inference.engine import build_engine
 from churn.inference.forest import NotCompilableError
-from churn.training.calibration import MIN_SLOPE, Calibration, fit_platt, fold_into, sigmoid
+from churn.training.calibration import MIN_SLOPE, Calibration, apply_to_booster, fit_platt
 
 NAMES = ["a", "b", "c_x", "c_y"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*learner.cc")
@@ -28,7 +29,7 @@ def make_rows(seed: int = 0, n: int = 600) -> tuple[np.ndarray, np.ndarray]:
     levels = rng.integers(0, 3, n)
     matrix = np.column_stack([numbers, levels == 0, levels == 1]).astype(np.float32)
     log_odds = 1.2 * np.nan_to_num(numbers[:, 0]) - 0.5 * (levels == 0) + 0.3
-    return matrix, rng.random(n) < sigmoid(log_odds)
+    return matrix, rng.random(n) < expit(log_odds)
 
 
 def make_booster(seed: int = 0, n_trees: int = 12, **parameters: object) -> tuple[xgb.Booster, xgb.DMatrix]:
@@ -57,9 +58,9 @@ def test_a_folded_boosters_scores_are_the_calibrated_ones(
 ):
     booster, data = make_booster(seed, num_parallel_tree=parallel, **parameters)
 
-    folded = fold_into(booster, calibration)
+    folded = apply_to_booster(booster, calibration)
 
-    expected = calibration.apply(margins(booster, data))
+    expected = expit(calibration.slope * margins(booster, data) + calibration.intercept)
     np.testing.assert_allclose(folded.predict(data), expected, atol=5e-6)  # float32 margins, times the slope
 
 
@@ -67,7 +68,7 @@ def test_folding_keeps_the_order_of_accounts_and_so_the_auc():
     booster, data = make_booster()
     churned = data.get_label().astype(bool)
 
-    folded = fold_into(booster, Calibration(0.37, 1.1))
+    folded = apply_to_booster(booster, Calibration(0.37, 1.1))
 
     before, after = margins(booster, data), margins(folded, data)
     assert roc_auc(churned, after) == pytest.approx(roc_auc(churned, before), abs=1e-7)
@@ -79,7 +80,7 @@ def test_a_folded_boosters_shap_values_are_scaled_and_add_up_to_the_calibrated_l
     booster, data = make_booster(n_trees=20)
     calibration = Calibration(1.7, -0.4)
 
-    folded = fold_into(booster, calibration)
+    folded = apply_to_booster(booster, calibration)
 
     before, after = (one.predict(data, pred_contribs=True) for one in (booster, folded))
     np.testing.assert_allclose(after[:, :-1], calibration.slope * before[:, :-1], atol=1e-5)
@@ -90,7 +91,7 @@ def test_a_folded_boosters_shap_values_are_scaled_and_add_up_to_the_calibrated_l
 def test_a_folded_booster_is_a_native_one_that_compiles_and_whose_golden_rows_hold():
     booster, data = make_booster()
     matrix, _ = make_rows()
-    folded = fold_into(booster, Calibration(0.8, 0.2))
+    folded = apply_to_booster(booster, Calibration(0.8, 0.2))
 
     bundle = read_bundle(bytes(folded.save_raw("ubj")), NAMES, "a folded booster")
     golden = bundle.make_golden(matrix)
@@ -108,7 +109,7 @@ def test_folding_leaves_the_booster_and_its_splits_as_they_were():
     booster, _ = make_booster()
     before = bytes(booster.save_raw("json"))
 
-    folded = fold_into(booster, Calibration(2.0, 0.5))
+    folded = apply_to_booster(booster, Calibration(2.0, 0.5))
 
     assert bytes(booster.save_raw("json")) == before
     for old, new in zip(trees_of(booster), trees_of(folded), strict=True):
@@ -122,14 +123,14 @@ def test_folding_leaves_the_booster_and_its_splits_as_they_were():
 def test_folding_with_nothing_to_change_changes_no_byte_of_the_trees():
     booster, _ = make_booster()
 
-    folded = fold_into(booster, Calibration(1.0, 0.0))
+    folded = apply_to_booster(booster, Calibration(1.0, 0.0))
 
     assert trees_of(folded) == trees_of(booster)
 
 
 def test_folding_twice_gives_the_same_bytes():
     booster, _ = make_booster()
-    first, second = (bytes(fold_into(booster, Calibration(1.3, 0.1)).save_raw("ubj")) for _ in range(2))
+    first, second = (bytes(apply_to_booster(booster, Calibration(1.3, 0.1)).save_raw("ubj")) for _ in range(2))
 
     assert first == second
 
@@ -138,7 +139,7 @@ def test_what_is_no_booster_of_plain_trees_is_not_folded():
     booster, _ = make_booster(booster="gblinear")
 
     with pytest.raises(NotCompilableError, match="gblinear"):
-        fold_into(booster, Calibration(1.0, 0.0))
+        apply_to_booster(booster, Calibration(1.0, 0.0))
 
 
 @given(slope=st.floats(0.3, 3), intercept=st.floats(-1, 1), seed=st.integers(0, 100))
@@ -146,7 +147,7 @@ def test_what_is_no_booster_of_plain_trees_is_not_folded():
 def test_the_slope_and_intercept_that_made_the_outcomes_are_found(slope: float, intercept: float, seed: int):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=20_000)
-    churned = rng.random(x.size) < sigmoid(slope * x + intercept)
+    churned = rng.random(x.size) < expit(slope * x + intercept)
 
     found = fit_platt(x, churned)
 
@@ -159,7 +160,7 @@ def test_the_fit_is_scikit_learns_without_a_penalty():
 
     rng = np.random.default_rng(1)
     x = rng.normal(size=5_000)
-    churned = rng.random(x.size) < sigmoid(0.7 * x - 0.2)
+    churned = rng.random(x.size) < expit(0.7 * x - 0.2)
 
     found = fit_platt(x, churned)
 
@@ -176,19 +177,19 @@ def test_the_mean_of_the_calibrated_scores_is_the_share_that_churned():
 
     calibration = fit_platt(margins(booster, judge), churned)
 
-    assert fold_into(booster, calibration).predict(judge).mean() == pytest.approx(churned.mean(), abs=2e-3)
+    assert apply_to_booster(booster, calibration).predict(judge).mean() == pytest.approx(churned.mean(), abs=2e-3)
 
 
 @pytest.mark.parametrize("slope", [-1.0, 0.0])
 def test_scores_that_would_have_to_be_turned_round_are_only_shifted(slope: float):
     rng = np.random.default_rng(0)
     x = rng.normal(size=4_000)
-    churned = rng.random(x.size) < sigmoid(slope * x + 0.5)
+    churned = rng.random(x.size) < expit(slope * x + 0.5)
 
     found = fit_platt(x, churned)
 
     assert (found.slope, found.is_shift) == (1.0, True)
-    assert found.apply(x).mean() == pytest.approx(churned.mean(), abs=1e-3)
+    assert expit(x + found.intercept).mean() == pytest.approx(churned.mean(), abs=1e-3)
 
 
 def test_scores_that_part_the_outcomes_perfectly_are_not_sent_to_infinity():
@@ -197,7 +198,16 @@ def test_scores_that_part_the_outcomes_perfectly_are_not_sent_to_infinity():
     found = fit_platt(x, x > 0)
 
     assert MIN_SLOPE < found.slope < 10
-    assert 0.5 < found.apply(x).max() < 1
+    assert 0.5 < expit(found.slope * x + found.intercept).max() < 1
+
+
+def test_scores_that_are_all_equal_are_only_shifted():
+    churned = np.arange(500) < 100
+
+    found = fit_platt(np.full(500, 0.7), churned)
+
+    assert found.is_shift
+    assert expit(0.7 + found.intercept) == pytest.approx(0.2, abs=1e-2)
 
 
 @pytest.mark.parametrize("outcome", [True, False])

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import xgboost as xgb
 
-from churn.data.snapshots import Snapshot, month_ends, snapshots
+from churn.data.snapshots import Snapshot, snapshots
 from churn.evaluation.metrics import Evaluation, evaluate
 from churn.inference.bundle import Bundle, load_bundle
 from churn.samples.artifacts import FEATURE_NAMES
@@ -32,6 +32,7 @@ from churn.training.gate import (
     plant_canary,
 )
 from churn.training.train import Trained, TrainingPlan, train
+from churn.weeks import month_ends
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
 PLAN = TrainingPlan(n_trials=2)

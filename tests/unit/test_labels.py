@@ -125,7 +125,7 @@ def test_a_label_is_immature_until_the_horizon_and_the_lag_have_passed():
     facts = facts_to_the_end()
     before = label(Reports.of(facts), np.array([1, 99, 5]), AS_OF, today=MATURE - timedelta(days=1), horizon=HORIZON)
     assert (before.account_ids.tolist(), before.churned.tolist()) == ([], [])
-    assert (before.n_immature, before.n_missing) == (3, 0)
+    assert before.n_missing == 0
     assert churned(facts) == [True]
 
 
@@ -134,8 +134,9 @@ def test_the_lag_is_waited_for_and_no_longer():
     for lag_days in (0, 1, 30):
         horizon = Horizon(3, lag_days)
         first_day = date(2025, 7, 1) + timedelta(days=lag_days)
-        for today, n_immature in ((first_day - timedelta(days=1), 1), (first_day, 0)):
-            assert label(Reports.of(facts), np.array([1]), AS_OF, today=today, horizon=horizon).n_immature == n_immature
+        for today, is_mature in ((first_day - timedelta(days=1), False), (first_day, True)):
+            labels = label(Reports.of(facts), np.array([1]), AS_OF, today=today, horizon=horizon)
+            assert len(labels.account_ids) + labels.n_missing == is_mature
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_the_lag_is_waited_for_and_no_longer():
 def test_labels_are_missing_where_the_facts_known_today_do_not_reach_past_the_horizon(last_known, is_missing):
     facts = facts_of({}, {"account_id": 2, "activity_month": date(2025, 6, 1), "known_at": last_known})
     labels = label(Reports.of(facts), np.array([1]), AS_OF, today=MATURE, horizon=HORIZON)
-    assert (labels.n_missing, len(labels.account_ids), labels.n_immature) == (is_missing, not is_missing, 0)
+    assert (labels.n_missing, len(labels.account_ids)) == (is_missing, not is_missing)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_nobody_asked_for_is_nobody_labelled():
         labels = label(
             Reports.of(facts_to_the_end()), np.array([], dtype=np.int64), AS_OF, today=today, horizon=HORIZON
         )
-        assert (len(labels.account_ids), labels.n_immature, labels.n_missing) == (0, 0, 0)
+        assert (len(labels.account_ids), labels.n_missing) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def latest_reports(facts: pl.DataFrame, day: date) -> dict[tuple[int, date], boo
 def require_same(found, expected) -> None:
     assert found.account_ids.tolist() == expected.account_ids.tolist()
     assert found.churned.tolist() == expected.churned.tolist()
-    assert (found.n_immature, found.n_missing) == (expected.n_immature, expected.n_missing)
+    assert found.n_missing == expected.n_missing
 
 
 @settings(deadline=None, max_examples=100)
@@ -278,8 +279,7 @@ def test_labels_are_what_the_slow_and_plain_way_gives(facts, as_of, today, horiz
     expected = sorted(known) if is_mature and reach else []
     assert labels.account_ids.tolist() == expected
     assert labels.churned.tolist() == [account not in active for account in expected]
-    assert labels.n_immature == (0 if is_mature else len(ACCOUNTS))
-    assert labels.n_immature + labels.n_missing + len(expected) == len(ACCOUNTS)
+    assert labels.n_missing == (len(ACCOUNTS) - len(expected) if is_mature else 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -298,8 +298,7 @@ def test_no_fact_that_becomes_known_after_today_changes_a_label(facts, changed, 
 def test_no_label_is_given_before_it_is_mature(facts, as_of, today, horizon):
     assume(today < horizon.matures_on(as_of))
     labels = label(Reports.of(facts), ACCOUNTS, as_of, today=today, horizon=horizon)
-    assert len(labels.account_ids) == 0
-    assert labels.n_immature == len(ACCOUNTS)
+    assert (len(labels.account_ids), len(labels.churned), labels.n_missing) == (0, 0, 0)
 
 
 @settings(deadline=None, max_examples=30)

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from churn.data.features import encode, features, in_order, plan_encoding, unpack
 from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.data.scoring_rows import prepare
-from churn.data.snapshots import Snapshot, month_ends, snapshots
+from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import InputError
 from churn.samples.simulator import simulate_activity
 from churn.storage.history import new_facts
+from churn.weeks import month_ends
 
 HORIZON = Horizon()
 TODAY = date(2025, 11, 20)
@@ -95,11 +96,6 @@ def require_same(found: list[Snapshot], expected: list[Snapshot]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.rows.equals(other.rows)
         assert one.churned.tolist() == other.churned.tolist()
-        assert (one.n_immature, one.n_missing, one.n_not_at_risk) == (
-            other.n_immature,
-            other.n_missing,
-            other.n_not_at_risk,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -144,19 +140,16 @@ def test_a_snapshot_has_the_accounts_that_could_still_churn_and_whether_they_did
     assert snapshot.as_of == date(2025, 6, 30)
     assert snapshot.rows["account_id"].to_list() == [1, 2]
     assert snapshot.churned.tolist() == [False, True]
-    assert (snapshot.n_immature, snapshot.n_missing, snapshot.n_not_at_risk) == (0, 0, 1)
 
 
-def test_dates_whose_labels_are_immature_or_missing_give_no_examples_and_say_how_many_wait(history):
+def test_dates_whose_labels_are_immature_or_missing_give_no_examples(history):
     early = history.filter(pl.col("known_at") < at(2025, 8, 1))
     made = snapshots(early, AS_OFS, today=TODAY, horizon=HORIZON)
 
     for snapshot in made:
         n_at_risk = len(at_risk(Reports.of(early), snapshot.as_of, HORIZON))
-        is_mature, is_reached = snapshot.as_of <= date(2025, 7, 31), snapshot.as_of <= date(2025, 4, 30)
-        counts = (snapshot.rows.height, snapshot.n_missing, snapshot.n_immature)
-        expected = (n_at_risk, 0, 0) if is_reached else (0, n_at_risk, 0) if is_mature else (0, 0, n_at_risk)
-        assert counts == expected
+        is_reached = snapshot.as_of <= date(2025, 4, 30)  # labels to 2025-07-31 are mature, but the facts end before
+        assert snapshot.rows.height == (n_at_risk if is_reached else 0)
         assert len(snapshot.churned) == snapshot.rows.height
     assert sum(snapshot.rows.height for snapshot in made) > 200
 
@@ -228,8 +221,6 @@ def test_nothing_that_became_known_later_changes_an_example_or_who_is_one(facts,
         (found,) = snapshots(more, [as_of], today=date(2026, 3, 1), horizon=horizon)
         (expected,) = snapshots(known, [as_of], today=date(2026, 3, 1), horizon=horizon)
         assert found.rows.equals(expected.rows)
-        assert found.n_not_at_risk == expected.n_not_at_risk
-        assert found.n_missing == expected.n_missing == 0
 
 
 @settings(deadline=None, max_examples=30)
@@ -247,12 +238,11 @@ def test_no_label_is_used_before_it_is_mature_and_each_is_what_label_says(facts,
     for snapshot in snapshots(facts, AS_OFS[::3], today=today, horizon=horizon):
         accounts = snapshot.rows["account_id"].to_numpy()
         if today < horizon.matures_on(snapshot.as_of):
-            assert len(accounts) == len(snapshot.churned) == snapshot.n_missing == 0
-        labels = label(Reports.of(facts), accounts, snapshot.as_of, today=today, horizon=horizon)
+            assert len(accounts) == len(snapshot.churned) == 0
+        candidates = at_risk(Reports.of(facts), snapshot.as_of, horizon)
+        labels = label(Reports.of(facts), candidates, snapshot.as_of, today=today, horizon=horizon)
         assert labels.account_ids.tolist() == accounts.tolist()
         assert labels.churned.tolist() == snapshot.churned.tolist()
-        n_known = features(facts, snapshot.as_of).height
-        assert len(accounts) + snapshot.n_immature + snapshot.n_missing + snapshot.n_not_at_risk == n_known
 
 
 @settings(deadline=None, max_examples=40)

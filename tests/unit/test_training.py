@@ -13,12 +13,13 @@ import xgboost as xgb
 
 from churn.data.features import encode, features
 from churn.data.labels import Horizon
-from churn.data.snapshots import Snapshot, month_ends, snapshots
+from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import InputError
 from churn.evaluation.metrics import evaluate, log_loss
 from churn.samples.artifacts import FEATURE_NAMES
 from churn.samples.simulator import simulate_activity
 from churn.training.train import Trained, TrainingPlan, fit, shortage, split, train
+from churn.weeks import month_ends
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
 PLAN = TrainingPlan(n_trials=3)
