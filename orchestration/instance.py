@@ -1,13 +1,13 @@
 """The Dagster instance of a deployment: its home folder, its configuration, and the environment that names both."""
 
+import importlib.resources
 import os
 import shutil
 from pathlib import Path
 
 from churn.deployment.services import Deployment
-from churn.deployment.settings import find_project_root
 
-CONFIG = Path("orchestration/config/dagster.yaml")
+CONFIG = Path(str(importlib.resources.files("orchestration"))) / "config"
 
 
 def dagster_environment(deployment: Deployment) -> dict[str, str]:
@@ -15,7 +15,7 @@ def dagster_environment(deployment: Deployment) -> dict[str, str]:
     home = Path(os.environ.get("DAGSTER_HOME") or deployment.settings.churn_home.absolute() / "dagster")
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists() or "DAGSTER_HOME" not in os.environ:
-        shutil.copyfile(find_project_root() / CONFIG, home / "dagster.yaml")
+        shutil.copyfile(CONFIG / "dagster.yaml", home / "dagster.yaml")
     # What a crash of the server itself could lose is the last events of Dagster's log, never a prediction.
     quick = deployment.dagster_database.update_query_dict({"options": "-c synchronous_commit=off"})
     url = quick.set(drivername="postgresql").render_as_string(hide_password=False)

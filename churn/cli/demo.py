@@ -20,7 +20,7 @@ from rich.table import Table
 
 from churn.database.published import BatchSummary, HighScore, PublishedPredictions
 from churn.deployment.services import Deployment, open_deployment
-from churn.deployment.settings import load_settings
+from churn.deployment.settings import find_checkout, load_settings
 from churn.errors import ChurnError
 from churn.samples.simulator import simulate_activity
 from churn.storage.sources import INPUT_FOLDER
@@ -63,10 +63,11 @@ def run_demo(week: date) -> None:
         with _step(console, f"Dagster run of churn_prediction_job for the week of {week}"):
             _say(console, _run_job(deployment, week))
         account = _show(console, deployment, week)
+    run = "uv run " if find_checkout() else ""
     console.print(
         f"\nDone in {time.monotonic() - started:.0f} s. Look at it:\n"
-        f"  [bold]uv run churn explain --account {account}[/bold]   why a player has a score\n"
-        "  [bold]uv run churn up[/bold]"
+        f"  [bold]{run}churn explain --account {account}[/bold]   why a player has a score\n"
+        f"  [bold]{run}churn up[/bold]"
         "   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000",
         soft_wrap=True,
     )

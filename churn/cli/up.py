@@ -13,9 +13,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from churn.deployment.services import Deployment, open_deployment
-from churn.deployment.settings import find_project_root, load_settings
+from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, UsageError
-from orchestration.instance import dagster_environment
+from orchestration.instance import CONFIG, dagster_environment
 
 HOST = "127.0.0.1"
 _READY_WITHIN_S = 120
@@ -70,14 +70,14 @@ def _commands(
         "CHURN_MLFLOW_UI_URL": os.environ.get("CHURN_MLFLOW_UI_URL", f"http://{HOST}:{mlflow_port}"),
     }
     python = [sys.executable, "-m"]
-    # The code location is pyproject.toml's, as for `dg dev`: sensors keep their state under its name.
+    workspace = ["--workspace", str(CONFIG / "workspace.yaml")]
     return {
         "mlflow": (
             [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"],
             mlflow,
         ),
-        "dagster": ([*python, "dagster_webserver", "-h", HOST, "-p", str(dagster_port)], dagster),
-        "daemon": ([*python, "dagster._daemon", "run"], dagster),
+        "dagster": ([*python, "dagster_webserver", "-h", HOST, "-p", str(dagster_port), *workspace], dagster),
+        "daemon": ([*python, "dagster._daemon", "run", *workspace], dagster),
     }
 
 
@@ -95,7 +95,6 @@ class _Server:
             self._process = subprocess.Popen(
                 self._command,
                 env=self._environment,
-                cwd=find_project_root(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

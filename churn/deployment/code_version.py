@@ -4,7 +4,7 @@ import functools
 import importlib.metadata
 import subprocess
 
-from churn.deployment.settings import find_project_root
+from churn.deployment.settings import find_checkout
 
 
 @functools.cache
@@ -14,8 +14,8 @@ def code_version() -> str:
 
 
 def _commit() -> str | None:
-    root = find_project_root()
-    if not (root / ".git").exists():
+    root = find_checkout()
+    if root is None or not (root / ".git").exists():
         return None
     command = ["git", "describe", "--always", "--abbrev=40", "--match=", "--dirty=+dirty"]
     try:

@@ -19,7 +19,7 @@ from churn.database.connection import LIBPQ_LIMITS, WRITER, parse_database_url, 
 from churn.database.predictions import PredictionStore
 from churn.deployment.code_version import code_version
 from churn.deployment.credentials import read_secret
-from churn.deployment.settings import Settings, find_project_root, load_settings
+from churn.deployment.settings import Settings, find_bundled_files, find_project_root, load_settings
 from churn.errors import UsageError
 from churn.storage.places import Bucket, Folder
 from churn.storage.sources import Sources
@@ -359,5 +359,5 @@ def _local_root(settings: Settings, *, is_embedded: bool) -> Path:
     root = settings.churn_home / "local"
     for name in BUNDLED_FILES:
         if not (root / name).exists():
-            shutil.copytree(find_project_root() / name, root / name, dirs_exist_ok=True)
+            shutil.copytree(find_bundled_files() / name, root / name, dirs_exist_ok=True)
     return root

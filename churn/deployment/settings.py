@@ -4,6 +4,7 @@ Field names are the environment variables' names in lower case. Core functions n
 entry points hand it to ``churn.deployment.services``, which hands on plain values.
 """
 
+import importlib.resources
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,11 +24,23 @@ from churn.defaults import (
 )
 from churn.errors import UsageError
 
+_PACKAGE = Path(str(importlib.resources.files("churn"))).resolve()
+_IN_WHEEL = _PACKAGE / "samples" / "bundled"  # pyproject.toml puts data/churn and models/churn there
+
+
+def find_checkout() -> Path | None:
+    """Return the clone that this package runs from, or ``None`` for an installed wheel."""
+    return None if _IN_WHEEL.is_dir() else _PACKAGE.parent
+
+
+def find_bundled_files() -> Path:
+    """Return the folder that holds ``data/churn`` and ``models/churn``, in a clone and in a wheel."""
+    return find_checkout() or _IN_WHEEL
+
 
 def find_project_root() -> Path:
-    """Return the checkout this package runs from, or the working directory for an installed wheel."""
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    """Return the clone that this package runs from, or the working directory for an installed wheel."""
+    return find_checkout() or Path.cwd()
 
 
 def _seconds_as_number(value: object) -> object:

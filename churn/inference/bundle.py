@@ -18,7 +18,7 @@ import xgboost as xgb
 
 from churn.data.features import Matrix
 from churn.errors import ModelFileError
-from churn.inference.forest import Forest, read_forest
+from churn.inference.forest import Forest, booster_kind, read_forest
 from churn.inference.ubjson import parse_ubjson
 
 MAX_MODEL_BYTES = 512 << 20
@@ -256,12 +256,13 @@ def _require_readable_format(data: bytes, origin: str) -> None:
 
 
 def _require_known_version(saved: list[int], origin: str) -> None:
-    running = [int(part) for part in re.findall(r"\d+", xgb.__version__)[:3]]
+    running = [int(part) for part in re.findall(r"\d+", xgb.__version__)[:2]]
     # An older XGBoost reads a newer file without an error and predicts something else.
-    if saved[:2] > running[:2]:
+    if saved[:2] > running:
         raise ModelFileError(
             f"{origin} was saved by XGBoost {'.'.join(map(str, saved))} and this is {xgb.__version__}, which may "
-            f"mis-read it; upgrade xgboost here"
+            f"misread it; use XGBoost {'.'.join(map(str, saved[:2]))} here (newer than 3.2: Python 3.12 or newer), "
+            f"or save the model with XGBoost {'.'.join(map(str, running))} or older"
         )
 
 
@@ -278,7 +279,9 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("its trees belong to outputs that it does not have")
     if "weights" in model:
         _require_weights(np.asarray(model["weights"], dtype=np.float32), n_features, n_outputs)
-    texts = (gradient_booster["name"], learner["objective"]["name"], of_learner["base_score"])
+    if (weights := model.get("weight_drop", gradient_booster.get("weight_drop"))) is not None:
+        _require_tree_weights(np.asarray(weights, dtype=np.float32), len(trees))
+    texts = (booster_kind(gradient_booster), learner["objective"]["name"], of_learner["base_score"])
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("its booster, objective and base score must be texts")
     return {
@@ -326,6 +329,11 @@ def _require_weights(weights: npt.NDArray[np.float32], n_features: int, n_output
         raise ValueError(
             f"it has {weights.size} weights, some perhaps not finite, for {n_features} features and a bias"
         )
+
+
+def _require_tree_weights(weights: npt.NDArray[np.float32], n_trees: int) -> None:
+    if weights.shape != (n_trees,) or not np.isfinite(weights).all():
+        raise ValueError(f"it has {weights.size} weights of trees, some perhaps not finite, for {n_trees} trees")
 
 
 def _require_categories(tree: dict[str, Any], n_nodes: int) -> None:

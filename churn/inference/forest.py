@@ -59,6 +59,11 @@ class Forest:
         return depth
 
 
+def booster_kind(gradient_booster: dict[str, Any]) -> str:
+    """Return the booster's name; XGBoost 3.4 and later write DART as a ``gbtree`` with weights of its trees."""
+    return "dart" if "weight_drop" in gradient_booster.get("model", {}) else gradient_booster["name"]
+
+
 def read_forest(document: dict[str, Any]) -> Forest:
     """Read the trees of a model file that was checked, see :func:`churn.inference.bundle.read_bundle`.
 
@@ -70,8 +75,8 @@ def read_forest(document: dict[str, Any]) -> Forest:
     """
     learner = document["learner"]
     booster = learner["gradient_booster"]
-    if booster["name"] != "gbtree":
-        raise NotCompilableError(f"booster {booster['name']}")
+    if (kind := booster_kind(booster)) != "gbtree":
+        raise NotCompilableError(f"booster {kind}")
     trees = booster["model"]["trees"]
     if not trees:
         raise NotCompilableError("no trees")

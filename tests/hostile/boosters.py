@@ -61,9 +61,10 @@ def _walk(document: Any, matrix: np.ndarray) -> np.ndarray:
         weights = np.asarray(booster["model"]["weights"], dtype=np.float64)
         margins = np.nan_to_num(matrix).astype(np.float64) @ weights[:-1] + weights[-1] + start
     else:
-        inner = booster["gbtree"] if booster["name"] == "dart" else booster
-        trees = inner["model"]["trees"]
-        shares = booster["weight_drop"] if booster["name"] == "dart" else [1.0] * len(trees)
+        model = (booster["gbtree"] if booster["name"] == "dart" else booster)["model"]
+        trees = model["trees"]
+        # Since 3.4, XGBoost writes the weights of DART's trees into the model of a gbtree.
+        shares = model.get("weight_drop", booster.get("weight_drop", [1.0] * len(trees)))
         leaves = [
             [float(share) * _leaf(tree, row) for tree, share in zip(trees, shares, strict=True)] for row in matrix
         ]

@@ -14,6 +14,7 @@ import xgboost as xgb
 
 from churn.errors import ModelFileError
 from churn.inference.bundle import GOLDEN_ROWS, Golden, load_bundle, parse_feature_names, read_bundle
+from churn.inference.forest import NotCompilableError, read_forest
 from churn.inference.ubjson import parse_ubjson
 
 NAMES = tuple("abcdef")
@@ -209,11 +210,58 @@ def test_a_newer_xgboosts_file_is_refused_since_this_one_would_misread_it(docume
     major, minor, patch = document["version"]
     for version in ([major, minor + 1, 0], [major + 1, 0, 0]):
         newer = json.dumps(document | {"version": version}).encode()
-        with pytest.raises(ModelFileError, match=rf"saved by XGBoost {version[0]}\.{version[1]}\.0 .*upgrade xgboost"):
+        remedy = (
+            rf"use XGBoost {version[0]}\.{version[1]} here .*3\.12.*save the model with XGBoost {major}\.{minor} or"
+        )
+        with pytest.raises(ModelFileError, match=rf"saved by XGBoost {version[0]}\.{version[1]}\.0 .*{remedy}"):
             read_bundle(newer, NAMES, "model")
     for version in ([major, minor, patch + 1], [2, 0, 3]):
         older = json.dumps(document | {"version": version}).encode()
         assert read_bundle(older, NAMES, "model").parameters["xgboost_version"] == ".".join(map(str, version))
+
+
+def dart_forms(booster: xgb.Booster) -> dict[str, dict]:
+    """Return a DART booster's document as XGBoost 3.2 and as 3.4 write it."""
+    document = json.loads(saved(booster, "json"))
+    held = document["learner"]["gradient_booster"]
+    model = dict(held["gbtree"]["model"] if held["name"] == "dart" else held["model"])
+    weights = model.pop("weight_drop", held.get("weight_drop"))
+    older = {"name": "dart", "gbtree": {"name": "gbtree", "model": model}, "weight_drop": weights}
+    newer = {"name": "gbtree", "model": model | {"weight_drop": weights}}
+    return {
+        form: document | {"version": version, "learner": document["learner"] | {"gradient_booster": inner}}
+        for form, version, inner in (("older", [3, 2, 0], older), ("newer", document["version"], newer))
+    }
+
+
+def test_dart_that_an_older_xgboost_wrote_predicts_the_same(boosters):
+    older = json.dumps(dart_forms(boosters["dart"])["older"]).encode()
+
+    bundle = read_bundle(older, NAMES, "model")
+
+    assert bundle.parameters["booster"] == "dart"
+    matrix = make_matrix(1)
+    np.testing.assert_array_equal(
+        bundle.booster.predict(xgb.DMatrix(matrix, feature_names=list(NAMES))),
+        boosters["dart"].predict(xgb.DMatrix(matrix)),
+    )
+
+
+@pytest.mark.parametrize("form", ["older", "newer"])
+def test_dart_is_known_by_its_weights_and_is_left_to_xgboost(boosters, form):
+    # XGBoost 3.2 reads the newer form without an error and ignores the weights, as tables without them would.
+    with pytest.raises(NotCompilableError, match="booster dart"):
+        read_forest(dart_forms(boosters["dart"])[form])
+
+
+@pytest.mark.parametrize("form", ["older", "newer"])
+@pytest.mark.parametrize("weights", [[], [1.5], [1.5] * 7, [float("nan")] * 6, [1e39] * 6], ids=range(5))
+def test_weights_that_are_not_of_the_trees_are_refused(boosters, form, weights):
+    document = dart_forms(boosters["dart"])[form]
+    held = document["learner"]["gradient_booster"]
+    (held if form == "older" else held["model"])["weight_drop"] = weights
+    with pytest.raises(ModelFileError, match=r"is damaged: .*weights of trees"):
+        read_bundle(json.dumps(document).encode(), NAMES, "model")
 
 
 @pytest.mark.parametrize("objective", ["reg:squarederror", "binary:logitraw", "binary:hinge", "rank:pairwise"])

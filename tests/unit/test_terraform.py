@@ -365,7 +365,7 @@ def test_a_pod_for_each_run_is_as_closed_as_the_codes_and_has_what_it_has(tmp_pa
 
 def test_the_image_can_launch_pods() -> None:
     versions = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["kubernetes"]
-    steps = re.findall(r"uv sync [^\n]*", (ROOT / "Dockerfile").read_text())
+    steps = re.findall(r"uv export [^\n]*", (ROOT / "Dockerfile").read_text())
 
     assert [package.partition("==")[0] for package in versions] == ["dagster-k8s"]
     assert steps

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,16 @@ def test_ci_tests_by_the_very_command_of_the_readme_and_of_the_gate() -> None:
     command = recipe.removesuffix("{{args}}").strip()
     assert f"```bash\n{command}\n```" in (ROOT / "README.md").read_text()
     assert command in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def test_ci_tests_the_oldest_and_the_newest_python_and_the_image_has_the_newest() -> None:
+    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    oldest, above = map(int, re.fullmatch(r">=3\.(\d+),<3\.(\d+)", allowed).groups())  # type: ignore[union-attr]
+    tested = WORKFLOWS["ci"]["jobs"]["test"]
+    assert tested["strategy"]["matrix"]["python"] == [f"3.{oldest}", f"3.{above - 1}"]
+    assert tested["env"]["UV_PYTHON"] == "${{ matrix.python }}"
+    bases = re.findall(r"^FROM python:(\d+\.\d+)\.", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(bases) == {f"3.{above - 1}"}
 
 
 def test_every_action_is_pinned_to_one_commit_that_names_its_version() -> None:
