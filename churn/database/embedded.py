@@ -1,17 +1,17 @@
-"""The project's own PostgreSQL: made on first use, shared by the processes that run, stopped by the last of them.
+"""The embedded PostgreSQL: created on first use, shared by the running processes, stopped by the last of them.
 
-Belongs here: the server's life: password, port, start, stop, and who may do so when. What is in the server (databases,
-roles, tables) and where settings come from is not known here; callers pass plain values and get the superuser's URL.
-Asking the operating system for programs, an account, a folder and locks is `churn.database.embedded_host`'s.
+This module owns the server's life cycle: password, port, start, stop, and the locks around them. Databases, roles and
+tables are created by :mod:`churn.database.schema`. :mod:`churn.database.embedded_host` finds programs, a user account
+and a folder in the operating system.
 
 ``home/postgres``, or the folder it links to, holds::
 
     cluster/data        PostgreSQL's data folder
     cluster/password    the superuser's password, mode 0600
-    server.log          what every start, and the server, said
-    gate.lock           held for as long as somebody starts or stops the server
+    server.log          output of every start and of the server
+    gate.lock           held while a process starts or stops the server
     users.lock          held, shared, by every process that uses the server
-    server.lock         held by the server's own processes: when it is free, none of them lives
+    server.lock         held by the server's own processes: free when none of them is alive
 
 All locks are ``flock``: the kernel releases them when their holder dies, however it dies.
 """
@@ -50,22 +50,22 @@ _WAIT_SECONDS = 300  # after a power cut, a start replays up to a gigabyte of lo
 
 @contextmanager
 def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterable[int] | None = None) -> Iterator[URL]:
-    """Run, or join, the project's own PostgreSQL for the length of a ``with`` block.
+    """Start, or join, the embedded PostgreSQL for the duration of a ``with`` block.
 
-    The server listens on 127.0.0.1 only. It stops with the last block that uses it, in whichever process; one that
-    outlived a killed process is joined by the next block and stops with it.
+    The server listens on 127.0.0.1 only. It stops at the end of the last block that uses it, in whichever process. The
+    next block joins a server that outlived a killed process, and stops it at its end.
 
     Args:
-        home: The project's state folder; the server keeps to ``home/postgres``.
-        bin_dir: Folder of PostgreSQL's programs; else the wheel's, else the system's, 14 or newer.
-        ports: Ports to try, in order, when the server is to be started; else free ones are picked.
+        home: The project's state folder; the server's files are in ``home/postgres``.
+        bin_dir: Folder of PostgreSQL's programs; by default the wheel's, then the system's, version 14 or newer.
+        ports: Ports to try, in order, if the server has to be started; by default free ones.
 
     Yields:
         The superuser's URL of the database ``postgres``, password included.
 
     Raises:
-        DatabaseUnavailableError: If the server runs and does not answer.
-        StoreError: If it cannot be made or started; the message has the end of its log.
+        DatabaseUnavailableError: If the server is running and does not answer.
+        StoreError: If it cannot be created or started; the message has the end of its log.
     """
     link = home.absolute() / "postgres"
     with ExitStack() as leaving:
@@ -79,7 +79,7 @@ def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterabl
         except OSError as error:
             raise StoreError(
                 f"{link} cannot hold the embedded PostgreSQL: {error}; it must be a folder on a disk with free space "
-                f"that user {os.geteuid()} may write to. Put that right, or move {link} away to begin with an empty one"
+                f"that user {os.geteuid()} may write to. Correct that, or move {link} away to start with an empty one"
             ) from error
         yield url
 
@@ -103,10 +103,10 @@ class _Server:
 
     @contextmanager
     def in_use(self, ports: Iterable[int]) -> Iterator[URL]:
-        """Hold the server: it answers on the way in, and the last one out stops it."""
-        # Nobody may be handed a server that is about to be stopped. So joining users.lock, and trying on the way out
-        # whether one is its last holder, happen behind the gate, which stays shut until the server answers or is gone:
-        # a newcomer waits there, then is counted as a user before it looks for the server.
+        """Use the server: start it if needed, and stop it if this is its last user."""
+        # No process may get a server that is about to stop. So taking users.lock, and the test at the end for other
+        # holders, happen under the gate lock, which is held until the server answers or has stopped. A new process
+        # waits for it, then counts as a user before it checks for the server.
         with opened(self.folder / "users.lock") as users:
             try:
                 with _gate(self.folder):
@@ -123,7 +123,7 @@ class _Server:
     def _join_or_start(self, ports: Iterable[int]) -> URL:
         deadline = time.monotonic() + _WAIT_SECONDS
         with opened(self.folder / "server.lock") as alive:
-            # Held, yet silent: it is starting, recovering or stopping, or was killed and its orphans are ending.
+            # Locked but silent: it is starting, recovering or stopping, or was killed and its orphans are ending.
             while (url := self._answering()) is None and not try_lock(alive):
                 if time.monotonic() > deadline:
                     raise DatabaseUnavailableError(
@@ -145,16 +145,16 @@ class _Server:
         return url
 
     def _answering(self) -> URL | None:
-        """The URL of what listens on the port in the pid file, if that is this very server."""
+        """Return the URL of the server on the port in the pid file, if it is this server."""
         try:
             port = int((self.data / "postmaster.pid").read_bytes().split(b"\n")[3])
             password = (self.cluster / "password").read_text()
         except (FileNotFoundError, IndexError, ValueError):
             return None
-        # The server speaks no TLS, and PGSSLMODE=require, meant for another one, would insist.
+        # The server has no TLS, and PGSSLMODE=require, which is meant for another server, would demand it.
         query = {"sslmode": "disable"}
         url = URL.create("postgresql+psycopg2", "churn", password, "127.0.0.1", port, "postgres", query)
-        # SCRAM makes the server prove that it knows the password. A copied project's does as well: hence the folder.
+        # SCRAM makes the server prove that it knows the password. So can a copied project's server: compare folders.
         options = {"connect_timeout": 10, "require_auth": "scram-sha-256"}
         engine = create_engine(url, poolclass=NullPool, connect_args=options)
         with suppress(OperationalError, OSError), engine.connect() as connection:
@@ -163,7 +163,7 @@ class _Server:
         return None
 
     def _make_cluster(self, alive: int) -> None:
-        """Make data folder and password under another name first: nothing half made is ever taken for whole."""
+        """Create data folder and password under a temporary name, so that an unfinished cluster is never used."""
         unfinished = self.folder / "cluster.new"
         if unfinished.exists():
             shutil.rmtree(unfinished)
@@ -180,8 +180,8 @@ class _Server:
         if made.returncode:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise StoreError(
-                f"{self.programs.folder / 'initdb'} could not make {self.cluster}; it said:\n{_tail(made.stdout)}\n"
-                "Put right what it names and run again; nothing was left behind"
+                f"{self.programs.folder / 'initdb'} could not create {self.cluster}:\n{_tail(made.stdout)}\n"
+                "Correct what it names and run again; nothing was left behind"
             )
         unfinished.rename(self.cluster)
         sync_folder(self.folder)
@@ -192,16 +192,16 @@ class _Server:
             raise StoreError(
                 f"{self.folder} was made by PostgreSQL {needed}, and {self.programs.folder} is {self.programs.major}; "
                 f"point CHURN_POSTGRES_BIN at the programs of PostgreSQL {needed}, or move {self.folder} away "
-                "to begin with an empty server"
+                "to start with an empty server"
             )
 
     def _start(self, alive: int, ports: Iterable[int]) -> None:
         self._drop_foreign_pid()
-        said = "there was no port to try"
+        output = "there was no port to try"
         with os.fdopen(open_private(self.log, os.O_RDWR | os.O_APPEND | os.O_CREAT), "rb") as log:
             for port in ports:
                 before = log.seek(0, os.SEEK_END)
-                # Ten million rows write more than the default gigabyte of log; a checkpoint forced by that writes more.
+                # Ten million rows write more WAL than the default gigabyte, and the forced checkpoints write even more.
                 settings = (
                     f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c max_connections=300 "
                     f"-c max_wal_size=4GB -c checkpoint_timeout=15min"
@@ -211,30 +211,30 @@ class _Server:
                 if started.returncode == 0:
                     return
                 log.seek(before)
-                said = log.read().decode(errors="replace")
-                if "Address already in use" not in said:  # somebody took the port since it was picked
+                output = log.read().decode(errors="replace")
+                if "Address already in use" not in output:  # another process took the port since it was picked
                     break
         raise StoreError(
-            f"the PostgreSQL of {self.folder} did not start; {self.log} ends with:\n{_tail(said)}\n"
-            f"Put right what it names and run again, or move {self.folder} away to begin with an empty server"
+            f"the PostgreSQL of {self.folder} did not start; {self.log} ends with:\n{_tail(output)}\n"
+            f"Correct what it names and run again, or move {self.folder} away to start with an empty server"
         )
 
     def _drop_foreign_pid(self) -> None:
-        """Remove the pid file of a dead server where PostgreSQL would take it for a running one's.
+        """Remove the pid file of a dead server if PostgreSQL would mistake it for a running one's.
 
-        It does so when another process of its user has the pid by now, quite likely after a restart of a container, and
-        when nobody has reaped the dead one.
+        That happens if another process of its user has the same pid, which is likely after a container restarts, or if
+        the dead process was not reaped.
         """
         pid_file = self.data / "postmaster.pid"
         try:
             pid = abs(int(pid_file.read_bytes().split(b"\n")[0]))
             is_foreign = not Path(f"/proc/{pid}/cwd").samefile(self.data)
         except ValueError:
-            is_foreign = True  # cut short by a crash or a full disk
+            is_foreign = True  # truncated by a crash or a full disk
         except FileNotFoundError:
             is_foreign = Path("/proc/self").exists()
         except PermissionError:
-            is_foreign = False  # of another user, which PostgreSQL can tell
+            is_foreign = False  # of another user, which PostgreSQL detects
         if is_foreign:
             pid_file.unlink(missing_ok=True)
 
@@ -245,7 +245,7 @@ class _Server:
             action = ("stop", "-w", "-t", str(_WAIT_SECONDS), "-m", "fast")
             stopped = self.programs.run("pg_ctl", *action, data=self.data)
             if stopped.returncode and not try_lock(alive):
-                # No error: the caller's work is done, and an error here would hide one of its own.
+                # No error: the caller's work is done, and an error here would hide the caller's own.
                 message = "the PostgreSQL of %s did not stop; the next run joins it and tries again: %s"
                 _logger.warning(message, self.folder, _tail(stopped.stdout))
 

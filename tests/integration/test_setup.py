@@ -124,7 +124,9 @@ def test_scoring_refuses_an_older_mlflow_schema_and_leaves_it_as_it_is(site: Sit
     downgrade_mlflow(site)
     before = site.rows(site.mlflow, "SELECT version_num FROM alembic_version")
 
-    with pytest.raises(StoreError, match=r"is at schema \w+ and the MLflow here needs \w+; run experiment_tracking"):
+    with pytest.raises(
+        StoreError, match=r"is at schema \w+ and the installed MLflow needs \w+; run experiment_tracking"
+    ):
         deployment.registry(read_only=True)
 
     assert site.rows(site.mlflow, "SELECT version_num FROM alembic_version") == before
