@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="churn-bench-") as folder:
         Path(folder).chmod(0o755)
         with bench_environment((args.home or Path(folder)) / "home"), open_deployment(load_settings()) as deployment:
-            list(set_up_server(deployment))
+            list(set_up_server(*deployment.databases))
             stages: dict[str, float] = {}
             singles = list(bench_singles(args.rows, stages))
             reasons = list(bench_reasons(args.reasons))

@@ -1,13 +1,12 @@
-"""Watching a fleet, Monday by Monday: ``python -m benchmarks.monitoring``; writes ``benchmarks/MONITORING.md``.
+"""Monitoring a fleet on Mondays: ``python -m benchmarks.monitoring``; writes ``benchmarks/MONITORING.md``.
 
 On a real PostgreSQL, MLflow in it and SeaweedFS on this machine, every variant is registered and a past week of it is
-scored; that batch is then copied into the other weeks. Labels are of months, so what was scored in a month matures on
-one Monday: on that one all its batches are judged, on the others none. Two Mondays are measured, one of each kind. On
-both a new extract has come in, and a process for each core does, over a part of the fleet, what the weekly job does: it
-adds the extract to the history, judges what has matured, and tells MLflow. Then the whole fleet is looked at for drift
-and all else that may be wrong, and the report is written. Before that a few variants go through alone on one thread,
-each service's calls timed; and counting rows for drift, which is part of scoring them, is timed by
-:mod:`benchmarks.drift`.
+scored; that batch is then copied into the other weeks. Labels cover whole months, so what was scored in a month
+matures on one Monday: on that one all its batches are evaluated, on the others none. Two Mondays are measured, one of
+each kind. On both, a new extract has arrived, and a process for each core runs the weekly evaluation over a part of the
+fleet: it ingests the extract, evaluates what has matured, and logs to MLflow. Then the whole fleet is monitored, and
+the report is written. Before that a few variants are evaluated on one thread, each service's calls timed; and counting
+rows for drift, which is part of scoring them, is timed by :mod:`benchmarks.drift`.
 """
 
 import argparse
@@ -31,9 +30,9 @@ import polars as pl
 import sqlalchemy as sa
 
 from benchmarks import drift
-from benchmarks.judging import THREADS, fleet, promoter_of
+from benchmarks.evaluating import fleet
 from benchmarks.services import bench_environment, model_files, parquet_bytes, upload_fleet
-from churn.concurrency import in_threads
+from churn.concurrency import CORES, in_threads
 from churn.database.connection import OWNER, WRITER, create_engine
 from churn.deployment.code_version import code_version
 from churn.deployment.services import Deployment, open_deployment
@@ -43,6 +42,7 @@ from churn.report import write_report
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.workflows.evaluate import evaluate_variant
 from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server
 from experiment_tracking.log_model import log_all
@@ -55,7 +55,7 @@ _ACCOUNTS_PER_ROW = 1.25  # some come only after the week that is scored
 
 
 class Timed:
-    """Stands before a service and sums up the seconds that each of its methods takes."""
+    """Wraps a service and sums the seconds that each of its methods takes."""
 
     def __init__(self, service: Any, seconds: dict[str, float]) -> None:
         self._service, self._seconds = service, seconds
@@ -79,17 +79,17 @@ class Monday:
     """What a Monday's jobs took, in seconds.
 
     Attributes:
-        judging: From the start of the processes to the end of the last one.
-        taking_in: That part of it in which the extracts were added to the histories.
-        processors: What those processes took of the processors' time; the rest is PostgreSQL's, S3's, or nobody's.
+        evaluation: From the start of the processes to the end of the last one.
+        ingestion: That part of it in which the extracts were added to the histories.
+        processors: CPU time of those processes; the rest is PostgreSQL's, S3's, or idle.
         n_evaluated: Batches.
-        new_facts: By variant.
+        new_facts: Per variant.
     """
 
-    judging: float
-    taking_in: float
+    evaluation: float
+    ingestion: float
     processors: float
-    looking: float
+    monitoring: float
     reporting: float
     n_evaluated: int
     accounts: float
@@ -100,7 +100,7 @@ class Monday:
 
 @dataclass(frozen=True)
 class Month:
-    """What a month of watching a fleet took; ``alone`` is milliseconds a variant by part, on one thread."""
+    """What a month of monitoring a fleet took; ``alone`` is milliseconds a variant by part, on one thread."""
 
     variants: int
     processes: int
@@ -111,7 +111,7 @@ class Month:
 
 
 def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, n_processes: int) -> Month:
-    """Register, score, and do what the Mondays of a month do about it."""
+    """Register, score, and run the jobs of a month's Mondays."""
     variants = fleet(n_variants + _ALONE)
     activity = _simulated(n_rows)
     model = model_files()
@@ -126,7 +126,7 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
     alone = _alone(deployment, variants[n_variants:])
     maturing = _monday(deployment, folder, n_variants, n_processes)
     if maturing.n_evaluated != n_variants * len(_PAST_WEEKS):
-        raise RuntimeError(f"{maturing.n_evaluated} batches of {n_variants} variants were judged")
+        raise RuntimeError(f"{maturing.n_evaluated} batches of {n_variants} variants were evaluated")
     bring(
         [
             one.with_columns(total_handle=pl.col("total_handle") + pl.when(is_newest).then(1.0).otherwise(0.0))
@@ -135,7 +135,7 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
     )
     ordinary = _monday(deployment, folder, n_variants, n_processes)
     if ordinary.n_evaluated:
-        raise RuntimeError(f"{ordinary.n_evaluated} batches were judged twice")
+        raise RuntimeError(f"{ordinary.n_evaluated} batches were evaluated twice")
     counted = drift.measure(n_variants, n_rows)
     counting = sum(counted[f"seconds_{part}"] for part in ("read", "profile", "compare"))
     return Month(n_variants, n_processes, counting, maturing, ordinary, alone)
@@ -143,25 +143,25 @@ def measure(deployment: Deployment, folder: Path, n_variants: int, n_rows: int, 
 
 def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: int) -> Monday:
     started, children = time.perf_counter(), os.times()
-    told = _in_processes(["benchmarks.judging"], n_variants, n_processes)
-    judged, ended = time.perf_counter(), os.times()
-    deployment.watch().look(datetime.now(UTC), [])
-    looked = time.perf_counter()
+    parts = _in_processes(["benchmarks.evaluating"], n_variants, n_processes)
+    evaluated, ended = time.perf_counter(), os.times()
+    deployment.fleet_monitor().reconcile(datetime.now(UTC), [])
+    monitored = time.perf_counter()
     write_report(deployment.database, folder / "report.html", week=None, now=datetime.now(UTC), mlflow_ui="")
     reported = time.perf_counter()
-    totals = {name: sum(one[name] for one in told) for name in told[0]}
-    n_evaluated = int(totals["judged"])
+    totals = {name: sum(part[name] for part in parts) for name in parts[0]}
+    n_evaluated = int(totals["evaluated"])
     return Monday(
-        judging=judged - started,
-        taking_in=totals["taking_in"] / n_processes / THREADS,
+        evaluation=evaluated - started,
+        ingestion=totals["ingestion"] / n_processes / CORES,
         processors=sum(getattr(ended, name) - getattr(children, name) for name in ("children_user", "children_system")),
-        looking=looked - judged,
-        reporting=reported - looked,
+        monitoring=monitored - evaluated,
+        reporting=reported - monitored,
         n_evaluated=n_evaluated,
         accounts=totals["accounts"] / (n_evaluated or 1),
         matured=totals["matured"] / (n_evaluated or 1),
         new_facts=totals["new_facts"] / n_variants,
-        peak_mb=max(one["peak_mb"] for one in told),
+        peak_mb=max(part["peak_mb"] for part in parts),
     )
 
 
@@ -177,17 +177,15 @@ def _in_processes(command: Sequence[str], n_variants: int, n_processes: int) -> 
 
 
 def _alone(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
-    promoter = promoter_of(deployment, variants)
+    promoter = deployment.promoter()
+    promoter = promoter.for_fleet(variants, promoter.registry.aliases())
     parts: dict[str, float] = defaultdict(float)
     services = {name: Timed(getattr(promoter.evaluator, name), parts) for name in ("sources", "history", "results")}
     registry = Timed(promoter.registry, parts)
     timed = replace(promoter, evaluator=replace(promoter.evaluator, registry=registry, **services))
-    today = datetime.now(UTC).date()
     started = time.perf_counter()
     for variant in variants:
-        taken = timed.evaluator.ingest(variant)
-        timed.evaluator.evaluate_batches(variant, today, taken)
-        timed.standing(variant, taken)
+        evaluate_variant(timed, variant)
     parts["rest"] = time.perf_counter() - started - sum(parts.values())
     return {name: took * 1e3 / len(variants) for name, took in parts.items()}
 
@@ -201,13 +199,13 @@ def _simulated(n_rows: int) -> list[pl.DataFrame]:
 
 
 def _register_and_score(deployment: Deployment, variants: Sequence[Variant], n_processes: int) -> None:
-    """Register the variants, score a past week, copy it into the others, and take in what there is of activity."""
+    """Register the variants, score a past week, copy it into the others, and ingest all activity."""
     _in_processes(["benchmarks.monitoring", "--prepare"], len(variants), n_processes)
     first, *others = _PAST_WEEKS
     this_week = monday_of(datetime.now(UTC).date())
     for week in [*others, this_week - timedelta(weeks=1), this_week]:
         _copy_week(deployment.database, first, week)
-    list(in_threads(deployment.evaluator().ingest, variants, THREADS))
+    list(in_threads(deployment.evaluator().ingest, variants))
     # What was loaded just now has long been vacuumed when its labels mature; here PostgreSQL would do it meanwhile.
     for url, role in ((deployment.database, OWNER), (deployment.mlflow_database, None)):
         with create_engine(url, role=role).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -263,34 +261,36 @@ def report(month: Month, took_s: float) -> str:
         return name, f"{on_ordinary:.1f}", f"{on_maturing:.1f}", f"{mean:.1f}"
 
     mondays = (maturing, ordinary)
-    judging = [one.judging - one.taking_in for one in mondays]
-    watching = [month.counting + own + one.looking + one.reporting for own, one in zip(judging, mondays, strict=True)]
-    all_in = [own + one.taking_in for own, one in zip(watching, mondays, strict=True)]
+    evaluation = [one.evaluation - one.ingestion for one in mondays]
+    in_all = [
+        month.counting + own + one.monitoring + one.reporting for own, one in zip(evaluation, mondays, strict=True)
+    ]
+    with_ingestion = [own + one.ingestion for own, one in zip(in_all, mondays, strict=True)]
     parts = [(name, f"{ms:.1f}") for name, ms in sorted(month.alone.items(), key=lambda pair: -pair[1])]
     seconds = [
         row("counting rows into bins, comparing and flagging", month.counting, month.counting),
-        row("judging, and starting the processes for it", *judging),
-        row("looking at the fleet", *(one.looking for one in mondays)),
+        row("evaluating, and starting the processes for it", *evaluation),
+        row("detecting drift and problems", *(one.monitoring for one in mondays)),
         row("writing the report", *(one.reporting for one in mondays)),
-        row("**watching**", *watching),
-        row("**the same, with taking in the extracts**", *all_in),
-        row("processors' time of the judging processes", *(one.processors for one in mondays)),
+        row("**in all**", *in_all),
+        row("**the same, with ingesting the extracts**", *with_ingestion),
+        row("CPU time of the evaluating processes", *(one.processors for one in mondays)),
     ]
     columns = ("seconds", "an ordinary Monday", "the Monday on which a month matures", "mean of the four")
     return "\n".join(
         [
-            "# Watching a fleet for a month",
+            "# Monitoring a fleet for a month",
             "",
             f"Written by `python -m benchmarks.monitoring` on {when:%Y-%m-%d %H:%M} UTC, {code_version()}, load "
             f"{load:.1f} at the end of a run of {took_s / 60:.0f} minutes on {os.cpu_count()} cores, which PostgreSQL, "
-            f"S3 and {month.processes} judging processes share: {month.variants:,} variants, their batches of "
-            f"{maturing.accounts:,.0f} accounts, of which {maturing.matured:,.0f} had a label. Labels are of months: "
+            f"S3 and {month.processes} evaluating processes share: {month.variants:,} variants, their batches of "
+            f"{maturing.accounts:,.0f} accounts, of which {maturing.matured:,.0f} had a label. Labels cover months: "
             f"all {maturing.n_evaluated:,} batches of one matured on one Monday, none on the three others.",
             "",
             markdown_table(columns, seconds, "-rrr"),
             "",
-            f"Taking in added {ordinary.new_facts:,.0f} and {maturing.new_facts:,.0f} facts to each variant's history, "
-            "which training reads too; the judging job does it as it goes. What Dagster writes down of each "
+            f"Ingestion added {ordinary.new_facts:,.0f} and {maturing.new_facts:,.0f} facts to each variant's history, "
+            "which training reads too; it is part of the evaluation job. What Dagster logs of each "
             "variant is in none of these figures. No process took more than "
             f"{max(one.peak_mb for one in mondays):,.0f} MB. On the Monday on which a month matures, on one thread "
             "with nothing beside it:",
@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="churn-bench-") as folder:
         Path(folder).chmod(0o755)
         with bench_environment(Path(folder) / "home", "seaweedfs"), open_deployment(load_settings()) as deployment:
-            list(set_up_server(deployment))
+            list(set_up_server(*deployment.databases))
             month = measure(deployment, Path(folder), args.variants, args.rows, args.processes)
     text = report(month, time.monotonic() - started)
     (Path(__file__).parent / "MONITORING.md").write_text(text)

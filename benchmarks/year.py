@@ -1,8 +1,8 @@
 """A year in the life of twenty variants, end to end on real services: ``python -m benchmarks.year``.
 
-Fifty-two Mondays: extracts come in, with late corrections, all variants are scored, batches whose labels have matured
-are judged, champions that do worse than they must are trained anew, challengers score beside them, and those that prove
-better are promoted. For four variants the world changed after their champions were trained. Written to
+Fifty-two Mondays: extracts arrive, with late corrections, all variants are scored, batches whose labels have matured
+are evaluated, underperforming champions are retrained, challengers score beside them, and those that are proven better
+are promoted. For four variants the world changed after their champions were trained. Written to
 ``benchmarks/YEAR.md`` with a picture.
 """
 
@@ -25,15 +25,14 @@ from churn.database.events import ModelEvent
 from churn.database.predictions import read_current
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
-from churn.errors import ChurnError
 from churn.markdown import markdown_table
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
+from churn.workflows.evaluate import evaluate_fleet
 from churn.workflows.promote import Promoter
 from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server
 from churn.workflows.train import TrainingOutcome
-from orchestration.promotion import reasons_to_retrain
 
 FOLDER = Path(__file__).parent
 FIRST_WEEK = date(2025, 11, 3)
@@ -116,7 +115,7 @@ def simulate_year(
     variants = [Variant(company=f"c{i:02}") for i in range(n_variants)]
     year = Year(twisted=variants[:: max(n_variants // N_TWISTED, 1)][:N_TWISTED])
     with bench_environment(home), open_deployment(load_settings()) as deployment:
-        list(set_up_server(deployment))
+        list(set_up_server(*deployment.databases))
         names = (Path(__file__).resolve().parents[1] / NAMES_KEY).read_bytes()
         facts = {variant: _facts(variant, n_accounts, is_twisted=variant in year.twisted) for variant in variants}
         client = boto3.client("s3")
@@ -126,7 +125,7 @@ def simulate_year(
         trainer = deployment.trainer(n_trials=TRIALS)
         for variant in variants:
             year.first_champions[variant] = trainer.train_variant(variant, TRAINED_ON)
-        requested: dict[str, str] = {}
+        requested: dict[str, date] = {}
         for i in range(n_weeks):
             week = FIRST_WEEK + timedelta(weeks=i)
             _live_through(week, deployment, facts, year, requested)
@@ -144,9 +143,9 @@ def simulate_year(
 
 
 def _live_through(
-    week: date, deployment: Deployment, facts: dict[Variant, pl.DataFrame], year: Year, requested: dict[str, str]
+    week: date, deployment: Deployment, facts: dict[Variant, pl.DataFrame], year: Year, requested: dict[str, date]
 ) -> None:
-    changed = _bring(facts, week)
+    _bring(facts, week)
     scorer = deployment.scorer()
     keys = [variant.key for variant in facts]
     for _, result in score_fleet(scorer, keys, FleetRequest.for_week(week), lambda outcome, _: outcome):
@@ -154,14 +153,12 @@ def _live_through(
             raise result
         year.n_scored += 1
     promoter = _promoter(deployment, week)
-    for variant in facts:
-        if variant in changed:
-            promoter.evaluator.ingest(variant)
-        promoter.evaluator.evaluate_batches(variant, week)
-    promoter.observe(promoter.registry.aliases())
+    for _, evaluation in evaluate_fleet(promoter, [variant.key for variant in facts]):
+        if isinstance(evaluation, BaseException):
+            raise evaluation
     _promote(week, promoter, facts, year)
-    for key, reason in reasons_to_retrain(deployment, week, requested):
-        requested[key] = week.isoformat()
+    for key, reason in deployment.retraining_planner().reasons(week, requested):
+        requested[key] = week
         variant = Variant.from_key(key)
         trainer = replace(deployment.trainer(n_trials=TRIALS), challenge=promoter.challenge)
         outcome = trainer.train_variant(variant, week)
@@ -172,7 +169,7 @@ def _live_through(
 
 def _promote(week: date, promoter: Promoter, variants: Iterable[Variant], year: Year) -> None:
     for variant, result in promoter.promote_all(variants).items():
-        if isinstance(result, ChurnError):
+        if isinstance(result, BaseException):
             raise result
         if isinstance(result, ModelEvent):
             year.promoted[week, variant] = result
@@ -205,10 +202,10 @@ def _facts(variant: Variant, n_accounts: int, *, is_twisted: bool) -> pl.DataFra
     return pl.concat([first, corrected]).sort("known_at", "activity_month", "account_id")
 
 
-def _bring(facts: dict[Variant, pl.DataFrame], day: date) -> set[Variant]:
-    """Put the extracts of a day into the bucket: all that is known by its end; returns whose have news since a week."""
+def _bring(facts: dict[Variant, pl.DataFrame], day: date) -> None:
+    """Upload the extracts of a day, which contain all that is known by its end, if anything is new since a week."""
     end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
-    client, changed = boto3.client("s3"), set()
+    client = boto3.client("s3")
     for variant, all_facts in facts.items():
         known = all_facts.filter(pl.col("known_at") < end)
         has_news = not known.filter(pl.col("known_at") >= end - timedelta(weeks=1)).is_empty()
@@ -217,8 +214,6 @@ def _bring(facts: dict[Variant, pl.DataFrame], day: date) -> set[Variant]:
         body = io.BytesIO()
         known.write_parquet(body)
         client.put_object(Bucket=BUCKET, Key=f"{variant.prefix}data/churn/activity.parquet", Body=body.getvalue())
-        changed.add(variant)
-    return changed
 
 
 def _wrong_champions(deployment: Deployment, variants: Sequence[Variant]) -> list[tuple[date, Variant]]:

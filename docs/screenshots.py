@@ -21,6 +21,7 @@ from churn.deployment.settings import load_settings
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.workflows.evaluate import evaluate_fleet
 from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server, set_up_variants
 from tests.e2e.people import ROOT, Project, Served, browsing
@@ -136,7 +137,7 @@ def take_report(project: Project, page: Page, out: Path) -> None:
 
 
 def live_through_half_a_year(home: Path) -> None:
-    """Train, score, judge and watch a small fleet over 26 weeks, with a drift, a change of the world and a bad file.
+    """Train, score, evaluate and monitor a small fleet over 26 weeks, with drift, a changed world and a bad file.
 
     All goes through the project's own functions, each week as if it were that week; S3 is one of this machine.
     """
@@ -144,8 +145,8 @@ def live_through_half_a_year(home: Path) -> None:
     monday = monday_of(datetime.now(UTC).date())
     weeks = [monday - timedelta(weeks=n) for n in reversed(range(26))]
     with bench_environment(home), open_deployment(load_settings()) as deployment:
-        list(set_up_server(deployment))
-        list(set_up_variants(deployment, FLEET))
+        list(set_up_server(*deployment.databases))
+        list(set_up_variants(deployment.registry(read_only=False), deployment.artifact_location, FLEET))
         activity = {variant: played_by(variant, twist=weeks[0].replace(day=1)) for variant in FLEET}
         names = (ROOT / NAMES_KEY).read_bytes()
         for variant in FLEET:
@@ -153,11 +154,8 @@ def live_through_half_a_year(home: Path) -> None:
             deployment.trainer(n_trials=3).train_variant(variant, weeks[0] - timedelta(days=3))
         for n_left, week in zip(reversed(range(26)), weeks, strict=True):
             live_through(week, n_left, deployment, activity)
-        judge = deployment.promoter().evaluator
-        for variant in set(FLEET) - {BROKEN}:
-            judge.ingest(variant)
-            judge.evaluate_batches(variant, monday)
-        deployment.watch().look(datetime.now(UTC), [])
+        list(evaluate_fleet(deployment.promoter(), [variant.key for variant in FLEET]))
+        deployment.fleet_monitor().reconcile(datetime.now(UTC), [])
 
 
 def live_through(week: date, n_left: int, deployment: Deployment, activity: Mapping[Variant, pl.DataFrame]) -> None:
@@ -176,7 +174,7 @@ def live_through(week: date, n_left: int, deployment: Deployment, activity: Mapp
         )
     )
     if n_left < 3:
-        deployment.watch().look(datetime.combine(week, time(9), UTC), [])
+        deployment.fleet_monitor().reconcile(datetime.combine(week, time(9), UTC), [])
 
 
 def played_by(variant: Variant, twist: date) -> pl.DataFrame:

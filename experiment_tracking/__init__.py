@@ -1,1 +1,1 @@
-"""Command-line shells around the core: set up MLflow, log and register models."""
+"""Command-line shells around the core: set up the services; log, train and promote models."""

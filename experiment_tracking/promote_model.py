@@ -1,8 +1,8 @@
-"""Say how a variant's champion and challenger do, promote, roll back, share accounts out, and show the history.
+"""Show a variant's champion and challenger, promote, roll back, share accounts between them, and show the history.
 
-A challenger is promoted when accounts that both scored, and whose labels have matured, show that it is better by a test
-that stays valid however often it is looked at, and no guardrail is broken; --force with --reason overrules both. For a
-fleet (--all, --under) the share of false promotions is controlled over all of its challengers.
+A challenger is promoted if it is better on accounts that both scored and whose labels have matured, by a sequential
+test that may be repeated at any time, and if no guardrail is broken; --force with --reason overrides both. For a fleet
+(--all, --under) the false discovery rate is controlled over all of its challengers.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from churn.variants import Variant
 from churn.workflows.promote import WHOLE, Promoter, VariantStatus
 
 ACTIONS = {
-    "status": "who is champion, previous and challenger, and what the matured labels say",
-    "promote": "make the challenger champion, if it has proved better",
-    "rollback": "make the previous champion champion again",
+    "status": "show champion, previous and challenger, and compare the challenger on matured labels",
+    "promote": "make the challenger the champion, if it is proven better",
+    "rollback": "make the previous champion the champion again",
     "share": "serve the challenger's scores to a share of the accounts (--share)",
-    "history": "every move of the aliases, by whom and why; --on DAY: who was champion then",
+    "history": "show every change of the aliases, by whom and why; --on DAY: the champion on that day",
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser, which documents the flags."""
+    """Build the parser, which documents the flags."""
     actions = "\n".join(f"  {name:9} {meaning}" for name, meaning in ACTIONS.items())
     parser = argparse.ArgumentParser(
         prog="promote_model.py",
@@ -47,13 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_variant_flags(parser)
     parser.add_argument("action", choices=list(ACTIONS), metavar="action", help="|".join(ACTIONS))
-    parser.add_argument("--force", action="store_true", help="promote whatever the test and the guardrails say")
-    parser.add_argument("--reason", default="", help="kept in the history; needed with --force")
+    parser.add_argument("--force", action="store_true", help="promote regardless of the test and the guardrails")
+    parser.add_argument("--reason", default="", help="recorded in the history; required with --force")
     parser.add_argument(
-        "--share", type=float, metavar="PERCENT", help="accounts to serve the challenger's scores, 0-100"
+        "--share",
+        type=float,
+        metavar="PERCENT",
+        help="accounts to serve the challenger's scores, from 0 to 100 percent",
     )
-    parser.add_argument("--on", type=day_of, metavar="DAY", help="a day, as YYYY-MM-DD")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--on", type=day_of, metavar="DAY", help="a day of the history, as YYYY-MM-DD")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, without doing it")
     return parser
 
 
@@ -64,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def promote_models(args: argparse.Namespace) -> None:
-    """Do what is asked for each variant that the flags name, and say what came of it."""
+    """Run the action for each variant that the flags name, and print the results."""
     named = named_variants(args)
     if args.action == "share" and args.share is None:
-        raise UsageError("share needs --share PERCENT, such as --share 20; 0 ends it")
+        raise UsageError("share needs --share PERCENT, such as --share 20; 0 stops it")
     if args.share is not None and not 0 <= args.share <= 100:
-        raise UsageError(f"--share {args.share} is no share of the accounts; from 0 % to 100 % is needed")
+        raise UsageError(f"--share {args.share} is not a share of the accounts; use 0 to 100 percent")
     if args.force and is_fleet(args):
         raise UsageError("--force is for one variant at a time; name it with --geography, --company or --variant")
     with open_deployment(load_settings()) as deployment:
@@ -102,13 +105,13 @@ def _act(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> list
         return _history(promoter, variant, args.on)
     reason = args.reason
     if args.action == "rollback":
-        event = promoter.roll_back(variant, reason or "asked for", dry_run=args.dry_run)
+        event = promoter.roll_back(variant, reason or "requested", dry_run=args.dry_run)
     elif args.action == "share":
         share = round(args.share * WHOLE / 100)
-        event = promoter.share(variant, share, reason or "asked for", dry_run=args.dry_run)
+        event = promoter.share(variant, share, reason or "requested", dry_run=args.dry_run)
     else:
         event, _ = promoter.promote(variant, reason=reason, is_forced=args.force, dry_run=args.dry_run)
-    return [_said(event, is_dry=args.dry_run)]
+    return [_describe_event(event, is_dry=args.dry_run)]
 
 
 def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace) -> list[Variant]:
@@ -116,9 +119,9 @@ def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argpar
     results = promoter.promote_all(variants, reason=args.reason, dry_run=args.dry_run)
     for variant, result in results.items():
         if isinstance(result, ModelEvent):
-            print(_said(result, is_dry=args.dry_run), flush=True)
+            print(_describe_event(result, is_dry=args.dry_run), flush=True)
         elif isinstance(result, Comparison):
-            print(f"{variant}: stays as it is: {result.sentence}", flush=True)
+            print(f"{variant}: not promoted: {result.sentence}", flush=True)
         else:
             failed.append(variant)
             print(f"promote_model.py: {variant}: {result}", file=sys.stderr, flush=True)
@@ -128,7 +131,7 @@ def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argpar
 
 
 def describe(variant: Variant, status: VariantStatus) -> list[str]:
-    """Put a variant's status into lines for a person."""
+    """Describe a variant's status in lines for a person."""
     event = status.event
     shared = f", serving {event.ab_share / WHOLE:.0%} of the accounts" if event.ab_share else ""
     lines = [
@@ -147,12 +150,14 @@ def describe(variant: Variant, status: VariantStatus) -> list[str]:
 def _history(promoter: Promoter, variant: Variant, day: date | None) -> list[str]:
     if day is not None:
         return [f"{variant}: champion at the end of {day} UTC: {_version(promoter.events.champion_on(variant, day))}"]
-    promoter.status(variant)  # says so when there is no such variant
+    promoter.status(variant)  # raises if there is no such variant
     promoter.observe({variant: promoter.registry.aliases_of(variant)})
-    return [f"{event.occurred_at:%Y-%m-%d %H:%M}  {_said(event)}" for event in promoter.events.history(variant)]
+    return [
+        f"{event.occurred_at:%Y-%m-%d %H:%M}  {_describe_event(event)}" for event in promoter.events.history(variant)
+    ]
 
 
-def _said(event: ModelEvent, *, is_dry: bool = False) -> str:
+def _describe_event(event: ModelEvent, *, is_dry: bool = False) -> str:
     forced = " by force" if event.is_forced else ""
     shared = f" at {event.ab_share / WHOLE:.0%}" if event.ab_share else ""
     return (

@@ -1,20 +1,27 @@
 """Set up MLflow's PostgreSQL backend, the predictions database, and a variant's experiment.
 
 Credentials come from the AWS Secrets Manager secret MLFLOW_SECRET_NAME; artifacts go to the bucket MLFLOW_S3_BUCKET.
-With neither set, the embedded PostgreSQL and a local folder are used. Safe to run again.
+If neither is set, the embedded PostgreSQL and a local folder are used. Safe to repeat.
 """
 
 import argparse
 from collections.abc import Sequence
 
-from churn.deployment.command_line import add_variant_flags, named_variants, run_command, with_found
+from churn.deployment.command_line import (
+    add_variant_flags,
+    exit_if_failed,
+    named_variants,
+    print_attempts,
+    run_command,
+    with_found,
+)
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from churn.workflows.set_up import set_up_server, set_up_variants
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser, which documents the flags."""
+    """Build the parser, which documents the flags."""
     parser = argparse.ArgumentParser(prog="setup.py", description=__doc__)
     add_variant_flags(parser)
     return parser
@@ -27,13 +34,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def set_up(args: argparse.Namespace) -> None:
-    """Set up the server, then each variant; a line for each thing done."""
+    """Set up the server, then each variant; prints a line for each step."""
     named = named_variants(args)
     with open_deployment(load_settings()) as deployment:
-        for line in set_up_server(deployment):
+        for line in set_up_server(*deployment.databases):
             print(line, flush=True)
-        for line in set_up_variants(deployment, with_found(named, args, deployment.sources())):
-            print(line, flush=True)
+        variants, registry = with_found(named, args, deployment.sources()), deployment.registry(read_only=False)
+        lines = set_up_variants(registry, deployment.artifact_location, variants)
+        failed = print_attempts("setup.py", lines)
+    exit_if_failed("setup.py", failed, len(variants))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,28 @@
-"""Train a variant on its activity, judge the model by the gate, and register it in MLflow.
+"""Train a variant on its activity, check the model against the gate, and register it in MLflow.
 
-A model that passes the gate becomes the variant's challenger, or its champion where there is none; one that fails is
-registered without an alias, and the gate says why. A variant with too few labels is trained on its parent's activity,
-and says so. --all and --under train a fleet in one process; a variant that fails stops no other.
+A model that passes the gate becomes the variant's challenger, or its champion if there is none; one that fails is
+registered without an alias, and the failed checks are printed. A variant with too few labels is trained on the activity
+of a fallback variant (its geography, else base), which is printed, too. --all and --under train a fleet in one
+process; a variant that fails stops no other.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from churn.deployment.command_line import FAILED, add_variant_flags, day_of, named_variants, run_command, with_found
-from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.command_line import (
+    add_variant_flags,
+    day_of,
+    exit_if_failed,
+    named_variants,
+    print_attempts,
+    run_command,
+    with_found,
+)
+from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
-from churn.errors import ChurnError, UsageError
-from churn.variants import Variant
+from churn.errors import UsageError
 
 if TYPE_CHECKING:
     from churn.evaluation.metrics import Evaluation
@@ -25,17 +32,19 @@ _OUTCOMES = {"holds": "holds", "fails": "FAILS", "skipped": "skipped"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser, which documents the flags."""
+    """Build the parser, which documents the flags."""
     parser = argparse.ArgumentParser(prog="train_model.py", description=__doc__)
     add_variant_flags(parser)
     parser.add_argument(
         "--as-of",
         type=day_of,
         metavar="DAY",
-        help="train as if this day, as YYYY-MM-DD, were today; default: today, UTC",
+        help="the date to train as of, as YYYY-MM-DD; nothing that became known later is used; default: today, UTC",
     )
-    parser.add_argument("--trials", type=_count, metavar="N", help="sets of parameters; default: CHURN_TRAINING_TRIALS")
-    parser.add_argument("--dry-run", action="store_true", help="do everything but write to the history and to MLflow")
+    parser.add_argument(
+        "--trials", type=_count, metavar="N", help="hyperparameter trials; default: CHURN_TRAINING_TRIALS"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="train and check without changing the history or MLflow")
     return parser
 
 
@@ -46,40 +55,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train_models(args: argparse.Namespace) -> None:
-    """Train each variant that the flags name, and say what came of it."""
+    """Train each variant that the flags name, and print the results."""
     named = named_variants(args)
     now = datetime.now(UTC).date()
     today = args.as_of or now
     if today > now:
-        raise UsageError(f"--as-of {today} has not come (today is {now}, UTC); what will be known then is not known")
+        raise UsageError(f"--as-of {today} is in the future (today is {now}, UTC); use today or an earlier date")
     with open_deployment(load_settings()) as deployment:
         variants = with_found(named, args, deployment.sources())
-        failed = train_all(deployment, variants, today, n_trials=args.trials, dry_run=args.dry_run)
-    if failed:
-        if len(variants) > 1:
-            names = ", ".join(map(str, failed))
-            print(f"train_model.py: {len(failed)} of {len(variants)} failed: {names}", file=sys.stderr)
-        sys.exit(FAILED)
+        keys = [variant.key for variant in variants]
+        outcomes = deployment.trainer(n_trials=args.trials).train_fleet(keys, today, dry_run=args.dry_run)
+        failed = print_attempts("train_model.py", ((key, _lines(result)) for key, result in outcomes))
+    exit_if_failed("train_model.py", failed, len(variants))
 
 
-def train_all(
-    deployment: Deployment, variants: Sequence[Variant], today: date, *, n_trials: int | None, dry_run: bool
-) -> list[Variant]:
-    """Train the variants, a few at once; returns those that failed."""
-    trainer = deployment.trainer(n_trials=n_trials)
-    failed: list[Variant] = []
-    for key, result in trainer.train_fleet([variant.key for variant in variants], today, describe, dry_run=dry_run):
-        if isinstance(result, BaseException):
-            failed.append(Variant.from_key(key))
-            said = str(result) if isinstance(result, ChurnError) else repr(result)
-            print(f"train_model.py: {key}: {said}", file=sys.stderr, flush=True)
-        else:
-            print("\n".join(result), flush=True)
-    return failed
+def _lines(result: "TrainingOutcome | BaseException") -> list[str] | BaseException:
+    return result if isinstance(result, BaseException) else describe(result)
 
 
 def describe(outcome: "TrainingOutcome") -> list[str]:
-    """Put what came of a training into lines for a person."""
+    """Describe a training in lines for a person."""
     trained, lineage, gate = outcome.trained, outcome.lineage, outcome.gate
     parts = ", ".join(f"{part.n:,} {part.name.replace('_', ' ')}" for part in trained.parts)
     chosen = ", ".join(f"{name} {value:g}" for name, value in trained.chosen.parameters.items())
@@ -104,7 +99,9 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
 def _registered(outcome: "TrainingOutcome") -> list[str]:
     version, failures = outcome.version, ", ".join(check.name for check in outcome.gate.failures)
     if version is None:
-        return [f"dry run    nothing was written{f'; it would be no challenger: {failures}' if failures else ''}"]
+        return [
+            f"dry run    nothing was changed{f'; the model would not be a challenger: {failures}' if failures else ''}"
+        ]
     lines = [
         f"run id     {version.mlflow_run_id}",
         f"model URI  {version.uri}",
@@ -116,7 +113,7 @@ def _registered(outcome: "TrainingOutcome") -> list[str]:
 def _measures(found: "Evaluation") -> str:
     of = f"of {found.n:,} accounts"
     if found.roc_auc is None or found.log_loss is None:
-        return f"nothing can be measured {of}"
+        return f"too few of one outcome to measure performance {of}"
     return (
         f"AUC {found.roc_auc:.3f}, log loss {found.log_loss:.3f}, "
         f"calibration error {found.calibration_error:.3f}, lift {found.lift_at_10:.2f} {of}"

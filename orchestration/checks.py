@@ -1,170 +1,222 @@
-"""Asset checks: claims about a published batch, evaluated per variant.
+"""Asset checks: their specifications, and the conversion of results into Dagster's events.
 
-A failed check does not unpublish a batch: what must stop one is an error in the core. Checks tell where to look.
+Belongs here: what the UI says of each check, its asset and its severity. Not here: what makes a check pass, which is
+decided in ``churn.monitoring``, ``churn.evaluation``, ``churn.training`` and their workflows.
+
+A failed check does not withdraw a batch: what must stop one is an error in the core.
+https://docs.dagster.io/guides/test/asset-checks
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
-from churn.errors import ChurnError
-from churn.monitoring.conditions import History, ScoredBatch, describe_drift, read_drifts, stale_sentence
-from churn.monitoring.drift import flag_fleet, volume
-from churn.monitoring.profiles import SCORE
-from churn.versions import CHAMPION
-from churn.workflows.score import Scorer, ScoringOutcome
+from churn.monitoring.batch_checks import CheckResult
+from churn.monitoring.conditions import FDR
+from churn.monitoring.drift import LEAST_PSI
+from churn.training.checks import GATE_CHECKS, GateCheck
+from churn.workflows.evaluate import VariantEvaluation
+from orchestration.assets.metadata import Metadata, segment_table, table
 
-_SEVERITY = {
-    "rows_were_scored": dg.AssetCheckSeverity.ERROR,
-    "probabilities_are_valid": dg.AssetCheckSeverity.ERROR,
-    "input_came_from_s3": dg.AssetCheckSeverity.WARN,
-    "quarantine_is_small": dg.AssetCheckSeverity.WARN,
-    "model_is_the_champion": dg.AssetCheckSeverity.WARN,
-    "challenger_was_scored": dg.AssetCheckSeverity.WARN,
-    "row_count_is_usual": dg.AssetCheckSeverity.WARN,
-    "data_is_fresh": dg.AssetCheckSeverity.WARN,
-    "input_matches_its_reference": dg.AssetCheckSeverity.WARN,
-    "scores_match_their_reference": dg.AssetCheckSeverity.WARN,
+EVALUATED, TRAINED = "evaluated_batches", "trained_models"
+DRIFTED, INCIDENTS = "drifted_features", "fleet_incidents"
+
+_FDR = f"at a false discovery rate of {FDR:.0%}"
+_DRIFT = f"beyond sampling error and by an excess population stability index of at least {LEAST_PSI:g}, {_FDR}"
+
+_DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
+    "raw_churn_data": {
+        "input_came_from_s3": "The variant's own input was read from S3, not from a local copy or another variant.",
+        "row_count_is_usual": (
+            "The number of input rows differs from the median of the previous eight weeks by at most half, or by at "
+            "most four times its usual variation."
+        ),
+        "data_is_fresh": (
+            "The input is the variant's own and no older than the usual interval between two inputs plus one week."
+        ),
+    },
+    "transformed_features": {
+        "quarantine_is_small": (
+            "The share of input rows that were quarantined is at most half of CHURN_MAX_QUARANTINE_SHARE, above which "
+            "scoring fails."
+        ),
+        "input_matches_its_reference": f"No input feature has drifted from the model's reference {_DRIFT}.",
+    },
+    "load_model_from_mlflow": {
+        "model_is_the_champion": "The model version that scored the batch is still the variant's champion in MLflow.",
+    },
+    "generate_predictions": {
+        "probabilities_are_valid": "All churn probabilities lie between 0 and 1 and are not all equal.",
+        "challenger_was_scored": "The variant's challenger, if there is one, scored the same rows as the champion.",
+        "scores_match_their_reference": f"The scores have not drifted from the model's reference {_DRIFT}.",
+    },
+    "store_predictions": {
+        "rows_were_scored": (
+            "PostgreSQL holds at least one row of the batch, and exactly as many as accounts were scored."
+        ),
+    },
+    EVALUATED: {
+        "auc_is_not_below_its_limit": (
+            "No evaluated batch of the champion has a ROC AUC whose 95 % confidence interval lies entirely below the "
+            "limit."
+        ),
+        "no_segment_is_below_its_limit": (
+            f"No segment (state, product, source) of a champion's batch has a ROC AUC below the limit, {_FDR} over "
+            "the variant's segments."
+        ),
+    },
+    TRAINED: GATE_CHECKS,
+    DRIFTED: {
+        "no_input_drifts": (
+            "No variant has an input feature that drifted from the model's reference in two consecutive weeks."
+        ),
+        "no_scores_drift": "No variant has scores that drifted from the model's reference in two consecutive weeks.",
+        "missing_values_are_usual": (
+            "No feature of a variant's newest batch has a larger share of missing values than the model's reference."
+        ),
+        "levels_are_known": (
+            "No categorical feature of a variant's newest batch has a larger share of unknown levels than the model's "
+            "reference."
+        ),
+    },
+    INCIDENTS: {
+        "volumes_are_usual": "Every variant's newest batch has about as many rows as its previous batches.",
+        "data_is_fresh": (
+            "Every variant was scored on its own input from S3, no older than the usual interval between two inputs "
+            "plus one week."
+        ),
+        "every_variant_was_scored": (
+            "Every registered variant that was ever scored has a batch of the week that is due, and its last attempt "
+            "succeeded; variants that were never scored are not counted."
+        ),
+        "performance_holds": (
+            f"Every champion's ROC AUC on its newest evaluated batch reaches its limit, {_FDR} over the fleet."
+        ),
+        "segments_hold": (
+            "No segment (state, product, source) of a champion's newest evaluated batch has a ROC AUC below the limit, "
+            f"where the whole batch reaches it, {_FDR} over the fleet."
+        ),
+    },
 }
-_CLAIMS = {
-    "rows_were_scored": ("store_predictions", "PostgreSQL holds as many rows of the batch as accounts were scored."),
-    "probabilities_are_valid": ("generate_predictions", "Scores lie in [0, 1] and are not all the same."),
-    "input_came_from_s3": ("raw_churn_data", "The variant's own data was read from S3, not a local stand-in."),
-    "quarantine_is_small": ("transformed_features", "Fewer than half of the rows allowed to break the contract did."),
-    "model_is_the_champion": ("load_model_from_mlflow", "The version that scored is still the variant's champion."),
-    "challenger_was_scored": ("generate_predictions", "Where there is a challenger, it scored the batch as well."),
-    "row_count_is_usual": ("raw_churn_data", "There are about as many rows as in the weeks before."),
-    "data_is_fresh": ("raw_churn_data", "The data is the variant's own and no older than it usually becomes."),
-    "input_matches_its_reference": (
-        "transformed_features",
-        "No feature is distributed otherwise than in the model's reference, by more than chance and a little.",
-    ),
-    "scores_match_their_reference": ("generate_predictions", "Neither are the scores."),
+_ERRORS = {
+    ("store_predictions", "rows_were_scored"),
+    ("generate_predictions", "probabilities_are_valid"),
+    (INCIDENTS, "every_variant_was_scored"),
+    (INCIDENTS, "performance_holds"),
 }
-CHECKS = [dg.AssetCheckSpec(name, asset=asset, description=claim) for name, (asset, claim) in _CLAIMS.items()]
-SEVERITIES = {(asset, name): _SEVERITY[name] for name, (asset, _) in _CLAIMS.items()}
+_BATCH_ASSETS = (
+    "raw_churn_data",
+    "transformed_features",
+    "load_model_from_mlflow",
+    "generate_predictions",
+    "store_predictions",
+)
+_ASSET_OF = {name: asset for asset in _BATCH_ASSETS for name in _DESCRIPTIONS[asset]}
 
 
-def evaluate(
-    outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[str, History]
-) -> list[dg.AssetCheckEvaluation]:
-    """Evaluate every check for one published variant.
-
-    Args:
-        histories: What the variants' earlier weeks were like, by key.
-    """
-    record, summary = outcome.record, outcome.summary
-    n_stored = scorer.store.count_rows(outcome.batch_id, record.scored_week)
-    low, high = summary.lowest, summary.highest
-    share = record.n_rows_quarantined / record.n_rows_read
-    is_own = outcome.provenance.variant == record.variant
-    champion = _champion_version(outcome, scorer)
+def specs(assets: Iterable[str]) -> list[dg.AssetCheckSpec]:
+    """Return the specifications of some assets' checks."""
     return [
-        _evaluation(
-            outcome,
-            "rows_were_scored",
-            passed=n_stored == record.n_rows_scored > 0,
-            n_stored=n_stored,
-            n_scored=record.n_rows_scored,
-        ),
-        _evaluation(
-            outcome,
-            "probabilities_are_valid",
-            passed=0 <= low <= high <= 1 and (low < high or record.n_rows_scored == 1),
-            lowest=low,
-            highest=high,
-        ),
-        _evaluation(
-            outcome,
-            "input_came_from_s3",
-            passed=record.fallback_reason is None and is_own,
-            source=record.source,
-            reason=record.fallback_reason or "",
-            data_of_variant=outcome.provenance.variant.key,
-        ),
-        _evaluation(
-            outcome,
-            "quarantine_is_small",
-            passed=share <= scorer.max_quarantine_share / 2,
-            share=share,
-            limit=scorer.max_quarantine_share,
-        ),
-        _evaluation(
-            outcome,
-            "model_is_the_champion",
-            passed=champion == outcome.model.version,
-            scored_with=outcome.model.version,
-            champion=champion,
-        ),
-        *_of_challenger(outcome),
-        *_of_history(outcome, histories.get(record.variant.key, History({}))),
-        *_of_reference(outcome),
+        dg.AssetCheckSpec(name, asset=asset, description=text)
+        for asset in assets
+        for name, text in _DESCRIPTIONS[asset].items()
     ]
 
 
-def _of_challenger(outcome: ScoringOutcome) -> list[dg.AssetCheckEvaluation]:
-    version = outcome.challenger_version
-    if version is None:
+def severities(assets: Iterable[str]) -> dict[tuple[str, str], dg.AssetCheckSeverity]:
+    """Return the severity of each check of some assets, by asset and name."""
+    return {(asset, name): _severity(asset, name) for asset in assets for name in _DESCRIPTIONS[asset]}
+
+
+def of_batch(key: str, results: Iterable[CheckResult]) -> list[dg.AssetCheckEvaluation]:
+    """Convert the check results of a published batch."""
+    return [
+        _evaluation(_ASSET_OF[one.name], one.name, key, passed=one.passed, metadata=_metadata(one.values))
+        for one in results
+    ]
+
+
+def of_evaluation(key: str, evaluation: VariantEvaluation) -> list[dg.AssetCheckEvaluation]:
+    """Convert the evaluation of a variant; it has no check where no batch was evaluated."""
+    if not evaluation.batches:
         return []
-    is_scored = outcome.challenger_record is not None
-    return [_evaluation(outcome, "challenger_was_scored", passed=is_scored, challenger=version)]
+    below = [week.isoformat() for week in evaluation.weeks_below_limit]
+    low = [f"{week}: {segment.segment} {segment.level}" for week, segment in evaluation.segments_below_limit]
+    shown: dict[str, dg.MetadataValue] = {"below": dg.MetadataValue.json(low)}
+    if evaluation.of_champion:
+        shown["segments"] = dg.MetadataValue.md(segment_table(evaluation.of_champion[-1]))
+    weeks = {"weeks": dg.MetadataValue.json(below)}
+    return [
+        _evaluation(EVALUATED, "auc_is_not_below_its_limit", key, passed=not below, metadata=weeks),
+        _evaluation(EVALUATED, "no_segment_is_below_its_limit", key, passed=not low, metadata=shown),
+    ]
 
 
-def _of_history(outcome: ScoringOutcome, history: History) -> list[dg.AssetCheckEvaluation]:
-    record = outcome.record
-    rows = volume(record.n_rows_read, history.before(record.scored_week))
-    arrived = {record.source_sha256: record.source_modified_at.date(), **history.inputs}
-    batch = ScoredBatch(
-        batch_id=outcome.batch_id,
-        variant=record.variant.key,
-        week=record.scored_week,
-        model_version=record.model_version,
-        n_rows=record.n_rows_read,
-        data_of=record.source_variant.key,
-        fallback_reason=record.fallback_reason,
-    )
-    stale = stale_sentence(batch, History(history.n_rows, arrived), record.as_of)
+def of_gate(key: str, results: Iterable[GateCheck]) -> list[dg.AssetCheckEvaluation]:
+    """Convert the gate's checks of a trained model."""
     return [
         _evaluation(
-            outcome,
-            "row_count_is_usual",
-            passed=rows.status not in ("low", "high"),
-            n_rows=rows.n_rows,
-            usual="not known yet" if rows.usual is None else rows.usual,
-        ),
-        _evaluation(outcome, "data_is_fresh", passed=stale is None, stale=stale or "no"),
+            TRAINED,
+            one.name,
+            key,
+            passed=one.outcome != "fails",
+            description=one.sentence,
+            metadata=_metadata({"outcome": one.outcome, "value": one.value, "limit": one.limit}),
+        )
+        for one in results
     ]
 
 
-def _of_reference(outcome: ScoringOutcome) -> list[dg.AssetCheckEvaluation]:
-    """Compare with the reference, false discoveries controlled over the variant's own features."""
-    if outcome.record.drift is None:
-        return []
-    found = read_drifts(outcome.record.drift)
-    flagged = {flag.feature for flag in flag_fleet({"": found})}
-    names = {"input_matches_its_reference": flagged - {SCORE}, "scores_match_their_reference": flagged & {SCORE}}
-    told = {drift.feature: describe_drift(drift) for drift in found}
-    return [
-        _evaluation(outcome, name, passed=not features, drifted=", ".join(told[f] for f in sorted(features)) or "none")
-        for name, features in names.items()
-    ]
+def of_fleet(asset: str, members: Mapping[str, Mapping[str, str] | None]) -> list[dg.AssetCheckResult]:
+    """Convert the variants that fail each check of a fleet, by check; ``None`` for one that could not be evaluated."""
+    return [_fleet_result(asset, name, found) for name, found in members.items()]
 
 
-def _champion_version(outcome: ScoringOutcome, scorer: Scorer) -> int:
-    try:
-        return scorer.registry.aliases_of(outcome.record.variant).get(CHAMPION, -1)
-    except ChurnError:
-        return -1
-
-
-def _evaluation(outcome: ScoringOutcome, name: str, *, passed: bool, **values: str | float) -> dg.AssetCheckEvaluation:
-    return dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey(_CLAIMS[name][0]),
+def _fleet_result(asset: str, name: str, members: Mapping[str, str] | None) -> dg.AssetCheckResult:
+    if members is None:  # Dagster requires a result of each check, and one that was not evaluated has not passed
+        return dg.AssetCheckResult(
+            asset_key=dg.AssetKey(asset),
+            check_name=name,
+            passed=False,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="The check was not evaluated, because the MLflow registry did not answer.",
+        )
+    return dg.AssetCheckResult(
+        asset_key=dg.AssetKey(asset),
         check_name=name,
-        passed=passed,
-        severity=_SEVERITY[name],
-        partition=outcome.record.variant.key,
+        passed=not members,
+        severity=_severity(asset, name),
+        description=f"The check failed for {len(members)} variants." if members else None,
         metadata={
-            key: dg.MetadataValue.float(value) if isinstance(value, float) else value for key, value in values.items()
+            "n_variants": dg.MetadataValue.int(len(members)),
+            "variants": dg.MetadataValue.md(table(("variant", "problem"), sorted(members.items()))),
         },
     )
+
+
+def _severity(asset: str, name: str) -> dg.AssetCheckSeverity:
+    return dg.AssetCheckSeverity.ERROR if (asset, name) in _ERRORS else dg.AssetCheckSeverity.WARN
+
+
+def _evaluation(
+    asset: str, name: str, key: str, *, passed: bool, metadata: Metadata, description: str | None = None
+) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(asset),
+        check_name=name,
+        passed=passed,
+        severity=_severity(asset, name),
+        partition=key,
+        description=description,
+        metadata=metadata,
+    )
+
+
+def _metadata(values: Mapping[str, str | float | None]) -> Metadata:
+    return {name: _value(value) for name, value in values.items() if value is not None}
+
+
+def _value(value: str | float) -> dg.MetadataValue:
+    if isinstance(value, str):
+        return dg.MetadataValue.text(value)
+    return dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(value)

@@ -1,23 +1,20 @@
-"""Assembly of the code location: assets, job, schedule, sensors, resources. Nothing is opened while this is loaded."""
+"""Assembly of the code location: assets, jobs, schedules, sensors, resources. Read this first.
+
+Belongs here: what the location consists of. Not here: any definition. Loading it opens nothing.
+"""
 
 import dagster as dg
 
-from orchestration.alerting import incident_sensor
-from orchestration.assets.evaluation import evaluation_assets, evaluation_job, weekly_evaluation_schedule
-from orchestration.assets.monitoring import (
-    drifted_features,
-    fleet_incidents,
-    monitoring_job,
-    weekly_monitoring_schedule,
-)
+from orchestration.assets.evaluation import evaluation_assets
+from orchestration.assets.monitoring import drifted_features, fleet_incidents
 from orchestration.assets.reporting import fleet_report
 from orchestration.assets.scoring import weekly_assets
-from orchestration.assets.training import training_assets, training_job
+from orchestration.assets.training import training_assets
 from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
-from orchestration.maintenance import maintenance_job, maintenance_schedule
-from orchestration.promotion import promotion_job, retraining_sensor
+from orchestration.jobs import evaluation_job, maintenance_job, monitoring_job, promotion_job, training_job
 from orchestration.resources import Services
-from orchestration.sensors import new_data_sensor
+from orchestration.schedules import maintenance_schedule, weekly_evaluation_schedule, weekly_monitoring_schedule
+from orchestration.sensors import incident_sensor, new_data_sensor, retraining_sensor
 
 defs = dg.Definitions(
     assets=[weekly_assets, evaluation_assets, training_assets, drifted_features, fleet_incidents, fleet_report],

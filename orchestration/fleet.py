@@ -1,30 +1,87 @@
-"""What ops over a range of variants have in common: who is left to do, and how failed variants are told.
+"""Ops over a range of variants: which are left to do, logging each variant's report, and failing for those that failed.
 
-Such an op logs what came of each variant when it is done, and raises one failure at the end that names the others.
+Such an op logs each variant's report to Dagster when the variant is done, and at the end raises one failure that names
+the variants that failed. Belongs here: what scoring, evaluation and training share in this. Not here: the loop over the
+variants, which is ``churn.workflows.fleet``.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import dagster as dg
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
+from churn.deployment.services import Deployment
 from churn.errors import ChurnError, TransientError
+from churn.workflows.fleet import Attempts, error_text
+from orchestration import checks
+from orchestration.assets.metadata import Metadata
+from orchestration.resources import Services
 
 RESUME_TAGS = ("dagster/is_resume_retry", "dagster/is_asset_resume_retry")
 MAX_RETRIES = 2
 RETRY_POLICY = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL)
 RUN_TAGS = {"dagster/retry_on_asset_or_op_failure": "false", "dagster/max_runtime": "21600"}
-"""Of jobs over ranges: what ``dagster.yaml`` says, for instances whose configuration cannot (Dagster's chart)."""
+"""Tags of jobs over ranges: the settings of ``dagster.yaml``, for instances that do not use it (Dagster's chart)."""
 
 _NAMED_IN_MESSAGE, _NAMED_IN_CHECK = 20, 50
 
-
-def keep_connections(instance: dg.DagsterInstance) -> None:
-    """Let this process's event log keep its connection, as a webserver's does; by default each event makes three."""
-    instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
+_Out = TypeVar("_Out")
 
 
-def runs_gone_on_from(context: dg.AssetExecutionContext) -> list[str]:
+@dataclass(frozen=True)
+class AssetReport:
+    """What Dagster shows of a variant whose work is done.
+
+    Attributes:
+        metadata: By asset.
+        description: Of each materialization.
+        problem: Why the report is incomplete; ``None`` if it is complete.
+        is_dry_run: Whether nothing was changed; the checks then count, and no event is logged.
+    """
+
+    metadata: Mapping[str, Metadata]
+    checks: Sequence[dg.AssetCheckEvaluation] = ()
+    description: str | None = None
+    problem: str | None = None
+    is_dry_run: bool = False
+
+
+def build_report(assets: Iterable[str], build: Callable[[], AssetReport]) -> AssetReport:
+    """Build a report; if that fails, return one of bare materializations, since the variant's work is done."""
+    try:
+        return build()
+    except Exception as error:  # noqa: BLE001 whatever it is, it must not make a published variant a failed one
+        return AssetReport({asset: {} for asset in assets}, problem=error_text(error))
+
+
+def log_report(context: dg.AssetExecutionContext, key: str, report: AssetReport) -> bool:
+    """Log a variant's materializations and checks to Dagster; returns whether all of them were logged.
+
+    If an event cannot be logged, a warning is, and the remaining assets are materialized without metadata.
+    """
+    problem, left = report.problem, dict(report.metadata)
+    try:
+        for asset, metadata in report.metadata.items():
+            context.log_event(
+                dg.AssetMaterialization(asset, description=report.description, partition=key, metadata=metadata)
+            )
+            del left[asset]
+        for evaluation in report.checks:
+            context.log_event(evaluation)
+    except Exception as error:  # noqa: BLE001 Dagster's storage and its clients raise errors of many kinds
+        problem = error_text(error)
+        for asset in left:
+            context.log_event(dg.AssetMaterialization(asset, partition=key))
+    if problem is not None:
+        context.log.warning("%s is done, but its report is incomplete: %s", key, problem)
+    return problem is None
+
+
+def resumed_runs(context: dg.AssetExecutionContext) -> list[str]:
     """Return the ids of this run and of those that it resumes, by hand or automatically; not of those it repeats."""
     run: dg.DagsterRun | None = context.run
     ids: list[str] = []
@@ -36,118 +93,129 @@ def runs_gone_on_from(context: dg.AssetExecutionContext) -> list[str]:
 
 
 def materialized_by(run_ids: Iterable[str], instance: dg.DagsterInstance) -> set[str]:
-    """Return the variants that some runs have materialized already."""
+    """Return the variants that some runs have already materialized."""
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION
     events = (entry.dagster_event for run_id in run_ids for entry in instance.all_logs(run_id, of_type=kind))
     return {event.partition for event in events if event is not None and event.partition is not None}
 
 
-def mark_failed(context: dg.AssetExecutionContext, keys: Iterable[str], specs: Collection[dg.AssetSpec]) -> None:
-    """Make the UI show the failed variants' partitions as failed.
-
-    Dagster does so for partitions that a failed run planned and did not materialize. Planning each of thousands of
-    partitions costs as much as scoring them, so runs plan ranges (``orchestration.instance``), and only the failed
-    ones are planned one by one, here. It is the only use of an event that Dagster does not document.
-    """
-    for key in keys:
-        for spec in specs:
-            event = DagsterEvent.build_asset_materialization_planned_event(
-                context.job_name,
-                context.op_def.name,
-                AssetMaterializationPlannedData(spec.key, partition=key),
-            )
-            context.instance.report_dagster_event(event, context.run.run_id)
-
-
-def can_retry(failed: Mapping[str, BaseException], context: dg.AssetExecutionContext) -> bool:
-    """Tell whether the op may be tried again by itself: something failed that may pass."""
-    is_transient = any(isinstance(error, TransientError) for error in failed.values())
-    return is_transient and context.retry_number < MAX_RETRIES
-
-
-def failure_of_all(error: BaseException, context: dg.AssetExecutionContext) -> dg.Failure:
-    """Blame one error for every variant of the run."""
-    return failure(dict.fromkeys(context.partition_keys, error), context)
-
-
-def failure(failed: Mapping[str, BaseException], context: dg.AssetExecutionContext) -> dg.Failure:
-    """Name the failed variants with their errors."""
-    n_variants = len(list(context.partition_keys))
-    reasons = {key: str(error) if isinstance(error, ChurnError) else repr(error) for key, error in failed.items()}
-    first = next(iter(reasons.items()))
-    return dg.Failure(
-        f"{len(failed)} of {n_variants} variants failed: {', '.join(list(reasons)[:_NAMED_IN_MESSAGE])}; "
-        f"{first[0]}: {first[1]}",
-        metadata={"failed": dg.MetadataValue.json(reasons)},
-        allow_retries=can_retry(failed, context),
-    )
-
-
-class CheckSummary:
-    """The checks of one run, over its variants: which passed for all of them, and for whom they did not.
+class FleetRun:
+    """An op's run over its variants: it logs each one's report, and collects the errors until all are done.
 
     Args:
-        severities: Of each check, by its asset and name.
+        specs: The assets that the op materializes.
     """
 
-    def __init__(self, severities: Mapping[tuple[str, str], dg.AssetCheckSeverity]) -> None:
-        self._severities = severities
-        self._not_passed: dict[tuple[str, str], list[str]] = {check: [] for check in severities}
-        self._n_variants = 0
+    def __init__(self, context: dg.AssetExecutionContext, specs: Collection[dg.AssetSpec]) -> None:
+        self.context = context
+        self._specs = specs
+        self._severities = checks.severities(spec.key.to_user_string() for spec in specs)
+        self._not_passed: dict[tuple[str, str], list[str]] = {check: [] for check in self._severities}
+        self._failed: dict[str, BaseException] = {}
+        self._n_done = self._n_incomplete = 0
+        # As a webserver does, keep the event log's connection; by default each event opens three.
+        context.instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
 
-    def add(self, key: str, evaluations: Iterable[dg.AssetCheckEvaluation]) -> None:
-        """Take in a variant's checks."""
-        self._n_variants += 1
-        for evaluation in evaluations:
+    @contextmanager
+    def open(self, services: Services) -> Iterator[Deployment]:
+        """Open the deployment; an error that is not of one variant fails all of them."""
+        try:
+            with services.open() as deployment:
+                yield deployment
+        except ChurnError as error:
+            raise self._failure(dict.fromkeys(self.context.partition_keys, error)) from error
+
+    def left(self, done: Collection[str] | None = None) -> list[str]:
+        """Return the run's variants without those that are done.
+
+        Args:
+            done: Default: those that this run, or a run that it resumes, has materialized.
+        """
+        if done is None:
+            done = materialized_by(resumed_runs(self.context), self.context.instance)
+        left = [key for key in dict.fromkeys(self.context.partition_keys) if key not in done]
+        self.context.log.info("%d variants to do, %d already done", len(left), len(done))
+        return left
+
+    def log(self, attempts: Attempts[_Out], build: Callable[[str, _Out], AssetReport]) -> None:
+        """Log the report of each variant that succeeds, and collect the errors of the others.
+
+        Args:
+            build: Builds a variant's report from its key and its result. If it raises, the variant has succeeded
+                nevertheless.
+        """
+        assets = [spec.key.to_user_string() for spec in self._specs]
+        for key, result in attempts:
+            if isinstance(result, BaseException):
+                self._failed[key] = result
+                self.context.log.error("%s: %s", key, result)
+                continue
+            self._log_report(key, build_report(assets, partial(build, key, result)))
+
+    def _log_report(self, key: str, report: AssetReport) -> None:
+        self._n_done += 1
+        if not report.is_dry_run and not log_report(self.context, key, report):
+            self._n_incomplete += 1
+            return
+        for evaluation in report.checks:
             if not evaluation.passed:
                 self._not_passed[evaluation.asset_key.to_user_string(), evaluation.check_name].append(key)
 
-    def results(self) -> Iterator[dg.AssetCheckResult]:
-        """Yield a result for each check, passed when it did for every variant."""
+    def finish(self) -> Iterator[dg.AssetCheckResult]:
+        """Yield a result of each check over all variants, then raise a failure that names the failed ones, if any.
+
+        If the op will be retried, no result is yielded yet.
+        """
+        if self._n_incomplete:
+            self.context.log.warning("%d of %d reports are incomplete", self._n_incomplete, self._n_done)
+        if self._failed and self._can_retry(self._failed):
+            raise self._failure(self._failed)
+        yield from self._check_results()
+        if self._failed:
+            self._mark_failed()
+            raise self._failure(self._failed)
+
+    def _check_results(self) -> Iterator[dg.AssetCheckResult]:
+        n, n_incomplete = self._n_done, self._n_incomplete
+        rest = f"; not evaluated for {n_incomplete}" if n_incomplete else ""
         for (asset, name), keys in self._not_passed.items():
             yield dg.AssetCheckResult(
                 asset_key=dg.AssetKey(asset),
                 check_name=name,
-                passed=not keys,
+                passed=not keys and not n_incomplete,
                 severity=self._severities[asset, name],
-                description=f"passed for {self._n_variants - len(keys)} of {self._n_variants} variants",
+                description=f"passed for {n - len(keys) - n_incomplete} of {n} variants{rest}",
                 metadata={"not_passed": dg.MetadataValue.json(keys[:_NAMED_IN_CHECK])},
             )
 
+    def _mark_failed(self) -> None:
+        """Make the UI show the failed variants' partitions as failed.
 
-class FleetRun:
-    """An op's way over its variants: what failed is kept until all are done.
-
-    Args:
-        specs: The assets that the op makes.
-        severities: Of each check that it evaluates, by its asset and name.
-    """
-
-    def __init__(
-        self,
-        context: dg.AssetExecutionContext,
-        specs: Collection[dg.AssetSpec],
-        severities: Mapping[tuple[str, str], dg.AssetCheckSeverity],
-    ) -> None:
-        self.context = context
-        self.checks = CheckSummary(severities)
-        self.failed: dict[str, BaseException] = {}
-        self._specs = specs
-        keep_connections(context.instance)
-
-    def note_failure(self, key: str, error: BaseException) -> None:
-        """Keep a variant's error, to be told when the others are done."""
-        self.failed[key] = error
-        self.context.log.error("%s: %s", key, error)
-
-    def finish(self) -> Iterator[dg.AssetCheckResult]:
-        """Yield the checks summed up, then raise a failure that names the failed variants, if there are any.
-
-        Where the op will be tried again by itself, nothing is summed up yet.
+        Dagster does so for partitions that a failed run planned and did not materialize. Planning each of thousands of
+        partitions costs as much as scoring them, so runs plan ranges (``orchestration.instance``), and only the failed
+        ones are planned one by one, here. It is the only use of an event that Dagster does not document.
         """
-        if self.failed and can_retry(self.failed, self.context):
-            raise failure(self.failed, self.context)
-        yield from self.checks.results()
-        if self.failed:
-            mark_failed(self.context, self.failed, self._specs)
-            raise failure(self.failed, self.context)
+        for key in self._failed:
+            for spec in self._specs:
+                event = DagsterEvent.build_asset_materialization_planned_event(
+                    self.context.job_name,
+                    self.context.op_def.name,
+                    AssetMaterializationPlannedData(spec.key, partition=key),
+                )
+                self.context.instance.report_dagster_event(event, self.context.run.run_id)
+
+    def _can_retry(self, failed: Mapping[str, BaseException]) -> bool:
+        """Return whether the op can be retried automatically: at least one error is transient."""
+        is_transient = any(isinstance(error, TransientError) for error in failed.values())
+        return is_transient and self.context.retry_number < MAX_RETRIES
+
+    def _failure(self, failed: Mapping[str, BaseException]) -> dg.Failure:
+        n_variants = len(list(self.context.partition_keys))
+        reasons = {key: error_text(error) for key, error in failed.items()}
+        first = next(iter(reasons.items()))
+        return dg.Failure(
+            f"{len(failed)} of {n_variants} variants failed: {', '.join(list(reasons)[:_NAMED_IN_MESSAGE])}; "
+            f"{first[0]}: {first[1]}",
+            metadata={"failed": dg.MetadataValue.json(reasons)},
+            allow_retries=self._can_retry(failed),
+        )

@@ -1,4 +1,4 @@
-"""The Dagster instance of a deployment: its home folder, its configuration, and the environment that names both."""
+"""The Dagster instance of a deployment: its home folder, its configuration, and the environment that points to both."""
 
 import importlib.resources
 import os
@@ -11,12 +11,12 @@ CONFIG = Path(str(importlib.resources.files("orchestration"))) / "config"
 
 
 def dagster_environment(deployment: Deployment) -> dict[str, str]:
-    """Prepare the instance's home, unless ``DAGSTER_HOME`` names one; returns the variables that point to it."""
+    """Prepare the instance's home, unless ``DAGSTER_HOME`` names one; returns the environment variables for it."""
     home = Path(os.environ.get("DAGSTER_HOME") or deployment.settings.churn_home.absolute() / "dagster")
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists() or "DAGSTER_HOME" not in os.environ:
         shutil.copyfile(CONFIG / "dagster.yaml", home / "dagster.yaml")
-    # What a crash of the server itself could lose is the last events of Dagster's log, never a prediction.
+    # If the server itself crashes, the last events of Dagster's log can be lost, but never a prediction.
     quick = deployment.dagster_database.update_query_dict({"options": "-c synchronous_commit=off"})
     url = quick.set(drivername="postgresql").render_as_string(hide_password=False)
     return {

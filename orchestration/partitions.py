@@ -1,6 +1,7 @@
-"""The partition is the variant: one dynamic partition per registered variant, kept equal to the MLflow registry.
+"""Partitions: one dynamic partition per registered variant, kept equal to the MLflow registry.
 
-The week is no dimension: variants times weeks would pass Dagster's limit of keys within a year. It belongs to the run.
+The week is not a dimension, but a tag of the run: variants times weeks would exceed Dagster's limit of keys in a year.
+https://docs.dagster.io/guides/build/partitions-and-backfills
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,19 +19,19 @@ RETRIED_TAG, RETRY_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"
 
 _PARTITION_TAG = "dagster/partition"
 BOUND_TAGS = (RANGE_START_TAG, RANGE_END_TAG, _PARTITION_TAG)
-"""What says of a run which variants it is for: its range, or its one partition."""
+"""Tags that name a run's variants: the bounds of its range, or its one partition."""
 _RETRIED_WITHIN = timedelta(days=1)
 _ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
 
 def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant]) -> list[str]:
-    """Make the partitions equal to the registered variants, but for those that bound a run that is not over.
+    """Make the partitions equal to the registered variants, except for bounds of runs that are not finished.
 
-    A run finds its variants by the first and the last of its range when it starts, which may be long after it was
-    requested. Without one of them it could not, and with one that was added again, at the end, it would take others.
+    A run resolves its range by the first and last key when it starts, which may be long after it was requested. If one
+    of them were missing it would fail, and if one had been added again, at the end, it would resolve to other variants.
 
     Returns:
-        The keys in Dagster's order, which is that of their addition and which ranges follow.
+        The keys in Dagster's order, which is the order of their addition and that of ranges.
     """
     name = str(variants_partitions.name)
     keys = {variant.key for variant in registered}
@@ -45,23 +46,23 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
 
 
 def _bounds(instance: dg.DagsterInstance) -> set[str]:
-    """Return the first and last variants of the runs that are not over, or that Dagster will run again by itself."""
+    """Return the first and last variants of the runs that are not finished, or that Dagster will retry."""
     is_open = dg.RunsFilter(statuses=[status for status in dg.DagsterRunStatus if status not in _ENDED])
     is_retried = dg.RunsFilter(
         statuses=[dg.DagsterRunStatus.FAILURE],
         tags={RETRIED_TAG: "true"},
         created_after=datetime.now(UTC) - _RETRIED_WITHIN,
     )
-    waiting = [run for run in instance.get_runs(is_retried) if RETRY_TAG not in run.tags]
-    runs = [*instance.get_runs(is_open), *waiting]
+    to_retry = [run for run in instance.get_runs(is_retried) if RETRY_TAG not in run.tags]
+    runs = [*instance.get_runs(is_open), *to_retry]
     return {run.tags[tag] for run in runs for tag in BOUND_TAGS if tag in run.tags}
 
 
 def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterator[dict[str, str]]:
-    """Cover the wanted keys, and no other, with ranges of at most ``most`` keys; yields the tags of each.
+    """Cover the wanted keys, and no others, with ranges of at most ``most`` keys; yields the tags of each.
 
     Args:
-        most: 0: any number.
+        most: 0 for any number.
     """
     start, size = None, 0
     for i, key in enumerate(ordered):
@@ -75,7 +76,7 @@ def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterat
 
 
 def span(tags: Mapping[str, str], ordered: Sequence[str]) -> list[str]:
-    """Return the keys of the range, or of the one partition, that a run's tags name; none where a bound is gone.
+    """Return the keys of the range, or of the one partition, named by a run's tags; none if a bound no longer exists.
 
     >>> span({RANGE_START_TAG: "b", RANGE_END_TAG: "c"}, ["a", "b", "c", "d"])
     ['b', 'c']

@@ -1,14 +1,60 @@
-"""What schedules over all registered variants request."""
+"""Schedules, and the run requests for all registered variants.
+
+Belongs here: when jobs run, and for which variants. Not here: the weekly job's schedule (``orchestration.job``).
+https://docs.dagster.io/guides/automate/schedules
+"""
 
 from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
+from orchestration.assets.evaluation import VARIANTS_PER_RUN
+from orchestration.jobs import evaluation_job, maintenance_job, monitoring_job
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions
 from orchestration.resources import Services
 
 TICK_TAG = "churn/tick"
-"""What the runs of one tick have in common, and their retries; filter the list of runs by it."""
+"""Common to the runs of one tick and their retries; filter the list of runs by it."""
+
+
+@dg.schedule(
+    job=evaluation_job,
+    cron_schedule="0 6 * * 1",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Evaluates all registered variants every Monday at 06:00 UTC, after the week was scored.",
+)
+def weekly_evaluation_schedule(
+    context: dg.ScheduleEvaluationContext, services: Services
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Request a run for each chunk of the registered variants."""
+    day = context.scheduled_execution_time.date().isoformat()
+    yield from requests_for_all(context.instance, services, f"evaluate:{day}", most=VARIANTS_PER_RUN)
+
+
+@dg.schedule(
+    job=monitoring_job,
+    cron_schedule="0 7 * * 1",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Monitors the whole fleet every Monday at 07:00 UTC, after the week was scored and past weeks were "
+    "evaluated.",
+)
+def weekly_monitoring_schedule() -> dg.RunRequest:
+    """Request a run."""
+    return dg.RunRequest()
+
+
+@dg.schedule(
+    job=maintenance_job,
+    cron_schedule="0 3 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Maintains the predictions database every night at 03:00 UTC.",
+)
+def maintenance_schedule() -> dg.RunRequest:
+    """Request a run."""
+    return dg.RunRequest()
 
 
 def requests_for_all(
@@ -21,14 +67,14 @@ def requests_for_all(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Yield a request for each chunk of the registered variants.
 
-    A daemon that died between two runs of a tick evaluates it again. What was requested by then is requested as it was,
-    which Dagster knows by the run key, and what is left in chunks of its own: variants that came or went in between
-    would shift all bounds, and others be scored twice.
+    A daemon that died between two runs of a tick evaluates it again. Chunks that were requested by then are requested
+    again unchanged, which Dagster recognizes by the run key, and the remaining variants in chunks of their own:
+    variants added or removed in between would shift all bounds, and some would be scored twice.
 
     Args:
         tick: Begins the run keys, so that a tick evaluated twice requests nothing twice.
-        most: Variants a run; ``None``: what CHURN_VARIANTS_PER_RUN says.
-        tags: For every run.
+        most: Variants per run; ``None`` for CHURN_VARIANTS_PER_RUN.
+        tags: Of every run.
     """
     with services.open() as deployment:
         registered = deployment.registry(read_only=True).variants()
@@ -44,12 +90,12 @@ def requests_for_all(
 
 
 def request(tick: str, chunk: Mapping[str, str], tags: Mapping[str, str]) -> dg.RunRequest:
-    """Request a run for a chunk, which is the tags of a range."""
+    """Request a run for a chunk, which is given by the tags of a range."""
     return dg.RunRequest(run_key=":".join([tick, *chunk.values()]), tags={**chunk, TICK_TAG: tick, **tags})
 
 
 def _requested(instance: dg.DagsterInstance, tick: str) -> list[dict[str, str]]:
-    """Return the chunks that a tick has runs of already, the first first."""
+    """Return the chunks that runs of a tick exist for, the oldest first."""
     runs = instance.get_runs(dg.RunsFilter(tags={TICK_TAG: tick}))
     bounds = dict.fromkeys((run.tags[RANGE_START_TAG], run.tags[RANGE_END_TAG]) for run in reversed(runs))
     return [{RANGE_START_TAG: start, RANGE_END_TAG: end} for start, end in bounds]

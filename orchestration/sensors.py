@@ -1,7 +1,11 @@
-"""Sensors: new data asks for a run of exactly the variants that have some, and partitions follow the registry."""
+"""Sensors: new input requests scoring, a failing champion requests training, and problems become incidents and alerts.
+
+Belongs here: cursors, run requests and skip reasons. Not here: what counts as new, as a reason to retrain, or as a
+problem. https://docs.dagster.io/guides/automate/sensors
+"""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import dagster as dg
 
@@ -10,27 +14,35 @@ from churn.errors import ChurnError
 from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.workflows.alert import deliver
 from orchestration.assets.scoring import WEEK_TAG
+from orchestration.failed_runs import failed_runs
 from orchestration.job import churn_prediction_job
-from orchestration.partitions import ranges, sync_partitions
+from orchestration.jobs import training_job
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, sync_partitions
 from orchestration.resources import Services
 from orchestration.schedules import request
 
-TRIGGER_TAG = "churn/trigger"
+TRIGGER_TAG, REASON_TAG = "churn/trigger", "churn/reason"
 _LISTINGS_AT_ONCE = 16
+_TAG_LENGTH = 250
+_MAX_REQUESTS = 50  # per evaluation; the next one continues
+_DELIVER_FOR_S = 8
+"""A receiver may take 40 s more for an attempt that has begun, and a sensor is killed after 60."""
 
 
 @dg.sensor(
     job=churn_prediction_job,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Keeps the partitions equal to the registered variants, and scores those whose input is new.",
+    description="Scores variants whose input in S3 is new, and keeps Dagster's partitions equal to the variants that "
+    "are registered in MLflow.",
 )
 def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
     """Compare each variant's input version with the one seen last.
 
-    The cursor holds ``{"tick": n, "versions": {key: version}}``. Where it is empty, what was published last stands for
-    what was seen, so that switching the sensor on scores only what was never scored.
+    The cursor is ``{"tick": n, "versions": {key: version}}``. If it is empty, the inputs that were published last count
+    as seen, so that switching the sensor on scores only what was never scored.
     """
     try:
         with services.open() as deployment:
@@ -41,10 +53,10 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
             seen = cursor["versions"] if cursor else deployment.store().latest_inputs()
             current = input_versions(deployment.sources(), registered)
     except ChurnError as error:
-        return dg.SensorResult(skip_reason=f"cannot look for new data: {error}", cursor=context.cursor)
+        return dg.SensorResult(skip_reason=f"cannot check for new data: {error}", cursor=context.cursor)
     new = {key for key, version in current.items() if seen.get(key) != version}
     tick = (cursor["tick"] if cursor else 0) + bool(new)
-    # A variant whose input is gone for the moment keeps its version: the same file coming back is not new.
+    # A variant whose input is missing for the moment keeps its version: the same file coming back is not new.
     known = {key: version for key, version in (seen | current).items() if key in set(keys)}
     week = monday_of(datetime.now(UTC).date()).isoformat()
     requests = [
@@ -63,3 +75,62 @@ def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
     # A listing over all variants would page through every model they ever logged; one each, many at once, does not.
     versions = in_threads(sources.input_version, variants, _LISTINGS_AT_ONCE)
     return {variant.key: version for variant, version in zip(variants, versions, strict=True) if version is not None}
+
+
+@dg.sensor(
+    job=training_job,
+    minimum_interval_seconds=6 * 3600,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Requests retraining when a champion underperforms, its input drifts, or it is too old.",
+)
+def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
+    """Request training for each variant with a reason; the cursor holds the day of each variant's last request."""
+    today = datetime.now(UTC).date()
+    requested: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
+    days = {key: date.fromisoformat(day) for key, day in requested.items()}
+    try:
+        with services.open() as deployment:
+            planner = deployment.retraining_planner()
+            reasons = dict(planner.reasons(today, days))
+            sync_partitions(context.instance, planner.registry.variants())
+    except ChurnError as error:
+        return dg.SensorResult(skip_reason=f"cannot decide which champions to retrain: {error}", cursor=context.cursor)
+    chosen = dict(list(reasons.items())[:_MAX_REQUESTS])
+    requests = [
+        dg.RunRequest(
+            run_key=f"train:{key}:{today}",
+            tags={RANGE_START_TAG: key, RANGE_END_TAG: key, REASON_TAG: reason[:_TAG_LENGTH]},
+        )
+        for key, reason in chosen.items()
+    ]
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else "no champion needs retraining",
+        cursor=json.dumps(requested | dict.fromkeys(chosen, today.isoformat()), sort_keys=True),
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=300,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Opens and resolves incidents for failures, missed weeks, stale data, drift and low performance, and "
+    "sends the alerts.",
+)
+def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipReason:
+    """Reconcile the incidents, and deliver every alert that is due; requests no run.
+
+    It does not depend on the jobs that it monitors, so a run that never started is noticed, too.
+    """
+    now = datetime.now(UTC)
+    with services.open() as deployment:
+        receivers = deployment.receivers()
+        monitor = deployment.fleet_monitor()
+        try:
+            status = monitor.reconcile(now, failed_runs(context.instance, now))
+            changes = ", ".join(f"{change.event}: {change.title}" for change in status.changes) or "no change"
+        except ChurnError as error:
+            changes = f"cannot examine the fleet: {error}"
+        sent = deliver(monitor.incidents, receivers, datetime.now(UTC), _DELIVER_FOR_S)
+    return dg.SkipReason(
+        f"{changes}; {sent.n_sent} alerts sent, {sent.n_failed} attempts failed, {sent.n_waiting} alerts waiting"
+    )

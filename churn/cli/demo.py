@@ -55,7 +55,7 @@ def run_demo(week: date) -> None:
         with _step(console, "Databases, schemas, roles"):
             from churn.workflows.set_up import set_up_server
 
-            _say(console, set_up_server(deployment))
+            _say(console, set_up_server(*deployment.databases))
         with _step(console, "Player activity"):
             _say(console, _provide_inputs(deployment))
         with _step(console, "Experiments and models in MLflow"):
@@ -110,7 +110,10 @@ def _register(deployment: Deployment) -> Iterator[str]:
 
     registry, sources = deployment.registry(read_only=False), deployment.sources()
     registered = set(registry.variants())
-    yield from set_up_variants(deployment, VARIANTS)
+    for _, lines in set_up_variants(registry, deployment.artifact_location, VARIANTS):
+        if isinstance(lines, BaseException):
+            raise lines
+        yield from lines
     for variant in VARIANTS:
         if variant in registered:
             version = registry.resolve(variant)

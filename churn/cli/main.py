@@ -161,12 +161,11 @@ def _erase(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
     from churn.deployment.settings import load_settings
     from churn.variants import Variant
-    from churn.workflows.erase import erase_account
 
     variant = Variant.from_key(args.variant) if args.variant else None
     done = "would be erased" if args.dry_run else "erased"
     with open_deployment(load_settings()) as deployment:
-        for found in erase_account(deployment, args.account, variant, dry_run=args.dry_run):
+        for found in deployment.eraser().erase_account(args.account, variant, dry_run=args.dry_run):
             print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)
             if found.why_left:
                 print(f"       {found.why_left}", flush=True)
@@ -180,7 +179,10 @@ def _retain(args: argparse.Namespace) -> None:
 
     with open_deployment(load_settings()) as deployment:
         today = datetime.now(UTC).date()
-        dropped = drop_old_weeks(deployment, today, n_weeks=args.weeks, dry_run=args.dry_run)
+        n_weeks = deployment.settings.churn_keep_weeks if args.weeks is None else args.weeks
+        dropped = drop_old_weeks(
+            deployment.database, today, n_weeks=n_weeks, horizon=deployment.horizon, dry_run=args.dry_run
+        )
     done = "would be dropped" if args.dry_run else "dropped"
     print(f"{len(dropped)} weeks {done}{': ' if dropped else ''}{', '.join(map(str, dropped))}")
 

@@ -1,16 +1,17 @@
-"""What all command lines share: variant flags, and errors told as one line with the right exit status."""
+"""What the command lines share: variant flags, output for many variants, and errors as one line and an exit status."""
 
 import argparse
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from churn.errors import ChurnError, UsageError
 from churn.variants import Variant
+from churn.workflows.fleet import error_text
 
 if TYPE_CHECKING:
     from churn.storage.sources import Sources
@@ -52,6 +53,26 @@ def run_command(name: str, command: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | BaseException]]) -> list[str]:
+    """Print the lines of each variant that succeeded and the error of each that failed; returns the keys of those."""
+    failed: list[str] = []
+    for key, result in attempts:
+        if isinstance(result, BaseException):
+            failed.append(key)
+            print(f"{name}: {key}: {error_text(result)}", file=sys.stderr, flush=True)
+        else:
+            print("\n".join(result), flush=True)
+    return failed
+
+
+def exit_if_failed(name: str, failed: Sequence[str], n_variants: int) -> None:
+    """Exit with 1 if a variant failed; of many, name those that did."""
+    if failed:
+        if n_variants > 1:
+            print(f"{name}: {len(failed)} of {n_variants} failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
 def named_variants(args: argparse.Namespace) -> list[Variant]:
     """Read the variants that the flags name, each once, in order; call it before anything is opened.
 
@@ -73,7 +94,7 @@ def with_found(named: list[Variant], args: argparse.Namespace, sources: "Sources
 
 
 def is_fleet(args: argparse.Namespace) -> bool:
-    """Tell whether the flags name a fleet, of which what is done already is passed over."""
+    """Return whether the flags name a fleet, whose variants that are done already are skipped."""
     return args.all is not None or args.under is not None
 
 

@@ -27,13 +27,17 @@ from churn.variants import Variant
 from churn.versions import CHAMPION
 
 if TYPE_CHECKING:
+    from churn.data.labels import Horizon
+    from churn.database.fleet import FleetTables
     from churn.registry.registry import Registry
     from churn.storage.history import ActivityHistory
     from churn.workflows.alert import Receivers
+    from churn.workflows.erase import Eraser
     from churn.workflows.evaluate import PerformanceEvaluator
-    from churn.workflows.monitor import Watch
+    from churn.workflows.monitor import FleetMonitor
     from churn.workflows.promote import Promoter
     from churn.workflows.ray_engine import RayCluster
+    from churn.workflows.retrain import RetrainingPlanner
     from churn.workflows.score import Scorer
     from churn.workflows.train import Trainer
 
@@ -61,6 +65,18 @@ class Deployment:
     @property
     def code_version(self) -> str:
         return self.settings.churn_code_version or code_version()
+
+    @property
+    def databases(self) -> tuple[sa.URL, sa.URL, sa.URL | None]:
+        """The databases of predictions, of Dagster and, if this deployment owns it, of MLflow."""
+        return self.database, self.dagster_database, self.mlflow_database
+
+    @property
+    def horizon(self) -> "Horizon":
+        """When labels mature."""
+        from churn.data.labels import Horizon
+
+        return Horizon(self.settings.churn_horizon_months, self.settings.churn_label_lag_days)
 
     def sources(self) -> Sources:
         """Open the bucket, if there is one, and its local copy."""
@@ -155,22 +171,21 @@ class Deployment:
         }
 
     def history(self) -> "ActivityHistory":
-        """Open the histories of activity, which take in nothing of accounts that were erased."""
+        """Open the activity histories, which do not store accounts that were erased."""
         from churn.database.erasure import Erasures
         from churn.storage.history import ActivityHistory
 
         return ActivityHistory(self.sources().own_place, Erasures(self.database).of)
 
     def evaluator(self, registry: "Registry | None" = None) -> "PerformanceEvaluator":
-        """Open all that judging published batches needs.
+        """Open what evaluating published batches needs.
 
         Args:
-            registry: One that is open; ``None`` opens one to read.
+            registry: An open registry; ``None`` opens one read-only.
 
         Raises:
             ChurnError: If the registry or the predictions database cannot be reached or is not set up.
         """
-        from churn.data.labels import Horizon
         from churn.database.evaluations import Evaluations
         from churn.evaluation.comparison import Limits
         from churn.workflows.evaluate import PerformanceEvaluator
@@ -181,14 +196,14 @@ class Deployment:
             history=self.history(),
             registry=registry or self.registry(read_only=True),
             results=Evaluations(self.database),
-            horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
+            horizon=self.horizon,
             limits=Limits(),
             auc_limit=settings.churn_min_auc,
             max_quarantine_share=settings.churn_max_quarantine_share,
         )
 
     def promoter(self) -> "Promoter":
-        """Open all that moving a variant's aliases needs.
+        """Open what moving a variant's aliases needs.
 
         Raises:
             ChurnError: If the registry or the predictions database cannot be reached or is not set up.
@@ -202,22 +217,21 @@ class Deployment:
         return Promoter(registry, ModelEvents(self.database), self.evaluator(registry), this_person())
 
     def trainer(self, *, n_trials: int | None = None) -> "Trainer":
-        """Open all that training needs.
+        """Open what training needs.
 
         Args:
-            n_trials: Sets of parameters that are tried; ``None`` for the usual number.
+            n_trials: Hyperparameter trials; ``None`` for ``CHURN_TRAINING_TRIALS``.
 
         Raises:
             ChurnError: If the registry or the predictions database cannot be reached or is not set up.
         """
-        from churn.data.labels import Horizon
         from churn.training.gate import GateLimits
         from churn.training.train import TrainingPlan
         from churn.workflows.train import Trainer
 
         settings, sources, promoter = self.settings, self.sources(), self.promoter()
         plan = TrainingPlan(
-            horizon=Horizon(settings.churn_horizon_months, settings.churn_label_lag_days),
+            horizon=self.horizon,
             n_trials=n_trials or settings.churn_training_trials,
             min_of_class=settings.churn_min_labels,
         )
@@ -233,31 +247,66 @@ class Deployment:
             limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
         )
 
-    def watch(self) -> "Watch":
-        """Open all that watching the fleet needs; the registry is opened when it is asked.
+    def fleet(self) -> "FleetTables":
+        """Open the state of all variants in the predictions database.
+
+        Raises:
+            ChurnError: If it cannot be reached or is not set up.
+        """
+        from churn.database.fleet import FleetTables
+        from churn.database.schema import require_predictions_schema
+
+        require_predictions_schema(self.database, role=WRITER)
+        return FleetTables(self.database)
+
+    def fleet_monitor(self) -> "FleetMonitor":
+        """Open what monitoring the fleet needs; the registry is opened when it is queried.
 
         Raises:
             ChurnError: If the predictions database cannot be reached or is not set up.
         """
-        from churn.database.fleet import FleetTables
         from churn.database.incidents import Incidents
-        from churn.database.schema import require_predictions_schema
-        from churn.workflows.monitor import Watch
+        from churn.workflows.monitor import FleetMonitor
 
-        require_predictions_schema(self.database, role=WRITER)
-        return Watch(
-            fleet=FleetTables(self.database),
+        return FleetMonitor(
+            fleet=self.fleet(),
             incidents=Incidents(self.database),
             champions=self._champions,
             receivers=self.receivers().names,
             grace=timedelta(hours=self.settings.churn_schedule_grace_hours),
         )
 
-    def receivers(self) -> "Receivers":
-        """Read who is alerted; nobody where nothing is set.
+    def retraining_planner(self) -> "RetrainingPlanner":
+        """Open what deciding which champions are retrained needs.
 
         Raises:
-            UsageError: If ``CHURN_ALERT_URLS`` holds what is no URL to send to.
+            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
+        """
+        from churn.database.evaluations import Evaluations
+        from churn.monitoring.retraining import RetrainingPolicy
+        from churn.workflows.retrain import RetrainingPlanner
+
+        settings = self.settings
+        return RetrainingPlanner(
+            registry=self.registry(read_only=True),
+            results=Evaluations(self.database),
+            fleet=self.fleet(),
+            policy=RetrainingPolicy(settings.churn_horizon_months, settings.churn_retrain_after_months),
+        )
+
+    def eraser(self) -> "Eraser":
+        """Open the places that accounts are erased from."""
+        from churn.workflows.erase import Eraser
+
+        sources = self.sources()
+        places = [place for place in (sources.bucket, sources.local) if place is not None]
+        return Eraser(self.database, self.dagster_database, places)
+
+    def receivers(self) -> "Receivers":
+        """Parse the receivers of alerts; none if ``CHURN_ALERT_URLS`` is not set.
+
+        Raises:
+            UsageError: If ``CHURN_ALERT_URLS`` contains text that is not an Apprise URL.
         """
         from churn.workflows.alert import Receivers
 

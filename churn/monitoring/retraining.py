@@ -1,25 +1,33 @@
-"""When a champion should be trained anew. Pure.
+"""Rules that decide when a champion is retrained. Pure.
 
-Three reasons: its scores did worse than they must on two cohorts whose outcomes have nothing in common, its input or
-scores drifted in two weeks running, or it has grown old. A reason asks for training; whether what is trained becomes
-champion is another question.
+There are three reasons: its ROC AUC was below the limit in two cohorts that share no outcome, its input or scores
+drifted in two consecutive weeks, or it has reached the maximum age. A reason requests training; whether the new model
+becomes champion is decided by promotion.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 from churn.defaults import HORIZON_MONTHS, RETRAIN_AFTER_MONTHS
+from churn.monitoring.conditions import ScoredBatch
+from churn.monitoring.drift import flag_fleet
 from churn.weeks import monday_of, month_number
+
+# Higher than the thresholds that raise an alert: seasons move inputs every year, and need no new model.
+_LEAST_PSI, _LEAST_UNKNOWN_RISE = 0.2, 0.05
+
+DriftedWeeks = Mapping[tuple[str, int], Mapping[date, Sequence[str]]]
+"""The features that drifted, by scored week, of each variant key and model version."""
 
 
 @dataclass(frozen=True)
 class EvaluatedCohort:
-    """A week's batch of the champion, judged.
+    """An evaluated batch of the champion.
 
     Attributes:
-        roc_auc_high: Upper end of the AUC's interval; ``None`` where labels were too few.
-        limit: What the AUC must not lie under; ``None`` where none is known.
+        roc_auc_high: Upper end of the AUC's interval; ``None`` if labels were too few.
+        limit: Minimum AUC of the model version; ``None`` if none is known.
     """
 
     as_of: date
@@ -28,18 +36,18 @@ class EvaluatedCohort:
 
     @property
     def is_below(self) -> bool:
-        """Whether the AUC lies under its limit beyond doubt."""
+        """Whether even the upper end of the AUC's interval is below the limit."""
         return self.roc_auc_high is not None and self.limit is not None and self.roc_auc_high < self.limit
 
 
 @dataclass(frozen=True)
 class RetrainingPolicy:
-    """What is reason enough.
+    """Thresholds for retraining.
 
     Attributes:
-        horizon_months: The label's; cohorts that far apart share no outcome.
-        after_months: Age of a model at which it is trained anew anyway; 0 for never.
-        pause_days: For how long a request is not made again.
+        horizon_months: Horizon of the label; cohorts at least this far apart share no outcome.
+        after_months: Maximum age of a champion; 0 means no maximum.
+        pause_days: Minimum time between two requests for a variant.
     """
 
     horizon_months: int = HORIZON_MONTHS
@@ -54,19 +62,37 @@ def reason_to_retrain(
     today: date,
     policy: RetrainingPolicy,
 ) -> str | None:
-    """Return why a champion should be trained anew, in a sentence; ``None`` when there is no reason.
+    """Return why a champion should be retrained, as a sentence; ``None`` if there is no reason.
 
     Args:
-        cohorts: Of the version that is champion now, in any order.
-        drifted: What drifted, by scored week, of the weeks in which anything did.
-        trained_on: ``None`` when nobody knows.
+        cohorts: Evaluated batches of the current champion version, in any order.
+        drifted: Features that drifted, by scored week; weeks without drift may be missing.
+        trained_on: ``None`` if unknown.
     """
     return _performance(cohorts, policy) or _drift(drifted, today) or _age(trained_on, today, policy)
 
 
 def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
-    """Tell whether training was requested so lately that it is not requested again."""
+    """Return whether the last request for training is too recent for another."""
     return requested_on is not None and today < requested_on + timedelta(days=policy.pause_days)
+
+
+def drifted_weeks(batches: Iterable[ScoredBatch]) -> DriftedWeeks:
+    """Return what drifted in some weeks' batches, with false discoveries controlled over the fleet in each week."""
+    by_week: dict[date, dict[str, ScoredBatch]] = {}
+    for batch in batches:
+        by_week.setdefault(batch.week, {})[batch.variant] = batch
+    found: dict[tuple[str, int], dict[date, list[str]]] = {}
+    for week, of_week in by_week.items():
+        flags = flag_fleet(
+            {key: batch.drifts for key, batch in of_week.items()},
+            least_psi=_LEAST_PSI,
+            least_unknown_rise=_LEAST_UNKNOWN_RISE,
+        )
+        for flag in sorted(flags):
+            version = flag.variant, of_week[flag.variant].model_version
+            found.setdefault(version, {}).setdefault(week, []).append(flag.feature)
+    return found
 
 
 def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -> str | None:
@@ -78,7 +104,7 @@ def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -
         if earlier.is_below and month_number(newest.as_of) - month_number(earlier.as_of) >= policy.horizon_months:
             return (
                 f"ROC AUC is at most {earlier.roc_auc_high:.3f} as of {earlier.as_of} and {newest.roc_auc_high:.3f} "
-                f"as of {newest.as_of}, under the limit of {newest.limit:.3f}"
+                f"as of {newest.as_of}, below the limit of {newest.limit:.3f}"
             )
     return None
 

@@ -8,15 +8,26 @@ from churn.markdown import markdown_table
 Outcome = Literal["holds", "fails", "skipped"]
 
 GATE_CHECKS = {
-    "auc_is_above_the_floor": "The lower end of the held-out AUC's interval is above the floor.",
-    "scores_are_calibrated": "Held-out scores miss what came true by no more than the limit, or than chance explains.",
-    "shuffled_labels_do_not_pass": "The same training on shuffled labels gives a model that the floor stops.",
-    "the_future_does_not_leak": "A number on facts not known yet that gives the label away reaches no feature.",
-    "golden_rows_reproduce": "A saved and loaded model gives its golden rows the same scores.",
-    "trees_compile_to_tables": "The trees compile to the tables that weekly scoring uses.",
-    "scoring_is_no_slower": "Scoring with reasons takes at most so many times as long as the champion's, or little.",
+    "auc_is_above_the_floor": (
+        "The 95 % confidence interval of the model's held-out ROC AUC lies above the minimum, CHURN_MIN_AUC."
+    ),
+    "scores_are_calibrated": (
+        "The model's held-out calibration error is at most CHURN_MAX_CALIBRATION_ERROR, widened by sampling error when "
+        "there are few accounts."
+    ),
+    "shuffled_labels_do_not_pass": (
+        "A model trained in the same way on shuffled labels does not exceed the minimum ROC AUC, CHURN_MIN_AUC."
+    ),
+    "the_future_does_not_leak": (
+        "A planted value that reveals the label, on facts that were not known at the as-of date, reaches no feature."
+    ),
+    "golden_rows_reproduce": "The model, saved and loaded again, gives its golden rows identical scores.",
+    "trees_compile_to_tables": "The model's trees compile to the lookup tables that weekly scoring uses.",
+    "scoring_is_no_slower": (
+        "Scoring with reasons takes at most the allowed multiple of the champion's time, or a negligible time."
+    ),
 }
-"""Every check, in the order in which they are judged."""
+"""Every check with its description, in the order of evaluation."""
 
 
 @dataclass(frozen=True)

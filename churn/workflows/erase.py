@@ -1,8 +1,8 @@
-"""Letting go of what is known of people: one account, everywhere; and weeks that are older than they are kept.
+"""Erasure and retention: erase one account everywhere, and drop weeks older than the retention period.
 
-Erasing is safe to repeat and to break off: first the account is kept out of what is read from now on, then what is
-there goes. The extracts in the bucket are their maker's. They are left as they are, counted, and their rows of the
-account dropped whenever they are read.
+Erasure is safe to repeat and to interrupt: the account is first excluded from everything that is read from now on, and
+then stored data is erased. Extracts in the bucket belong to whoever uploads them. They are not changed: the account's
+rows in them are counted, and dropped whenever an extract is read.
 """
 
 import os
@@ -14,12 +14,12 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import polars as pl
+import sqlalchemy as sa
 
 from churn.data.erased import Erased
 from churn.data.formats import read_frame, sniff
 from churn.data.labels import Horizon
 from churn.database.erasure import Erasures, drop_weeks, erase_from_dagster, erase_rows
-from churn.deployment.services import Deployment
 from churn.errors import InputError, UsageError
 from churn.storage.history import FOLDER, ActivityHistory
 from churn.storage.places import Entry, Folder, Place, persistently
@@ -39,11 +39,11 @@ _MOST_WEEKS = 10_000
 
 @dataclass(frozen=True)
 class Removed:
-    """What one place held of an account.
+    """The data of an account in one place.
 
     Attributes:
         n: Rows, facts or texts.
-        why_left: Empty where they are gone; else why they are still there, or cannot be told.
+        why_left: Why they are still there, or cannot be counted; empty if they were erased.
     """
 
     place: str
@@ -51,31 +51,35 @@ class Removed:
     why_left: str = ""
 
 
-def erase_account(
-    deployment: Deployment, account_id: int, variant: Variant | None, *, dry_run: bool = False
-) -> Iterator[Removed]:
-    """Erase an account: predictions, quarantine, messages, histories, local copies; and keep it out from now on.
+@dataclass(frozen=True)
+class Eraser:
+    """Where accounts are stored: two databases, and the places of files."""
 
-    Args:
-        variant: Of which it is erased; ``None`` for all.
-        dry_run: Only count.
+    database: sa.URL
+    dagster_database: sa.URL
+    places: Sequence[Place]
 
-    Yields:
-        What each place held, as soon as it is done; of files only those that held something.
+    def erase_account(self, account_id: int, variant: Variant | None, *, dry_run: bool = False) -> Iterator[Removed]:
+        """Erase an account from predictions, quarantine, messages, histories and local copies, and exclude it for good.
 
-    Raises:
-        ChurnError: If a place does not answer or refuses. What was yielded is erased; running it again goes on.
-    """
-    database, dagster = deployment.database, deployment.dagster_database
-    # First, so that nothing takes the account in again behind our back.
-    for place, n in erase_rows(database, account_id, variant, dry_run=dry_run).items():
-        yield Removed(f"{database.database}: {place}", n)
-    yield Removed(f"{dagster.database}: what Dagster shows", erase_from_dagster(dagster, account_id, dry_run=dry_run))
-    erased = Erasures(database).only(account_id)
-    sources = deployment.sources()
-    for files in (sources.bucket, sources.local):
-        if files is not None:
-            yield from _erase_files(files, variant, erased, dry_run=dry_run)
+        Args:
+            variant: The variant that it is erased from; ``None`` for all.
+            dry_run: Count only.
+
+        Yields:
+            What each place contained, as soon as it is done; of files only those that contained something.
+
+        Raises:
+            ChurnError: If a place does not answer or refuses. What was yielded is erased; repeat to erase the rest.
+        """
+        # The database first, so that no concurrent ingestion stores the account again.
+        for place, n in erase_rows(self.database, account_id, variant, dry_run=dry_run).items():
+            yield Removed(f"{self.database.database}: {place}", n)
+        texts = erase_from_dagster(self.dagster_database, account_id, dry_run=dry_run)
+        yield Removed(f"{self.dagster_database.database}: what Dagster shows", texts)
+        erased = Erasures(self.database).only(account_id)
+        for place_of_files in self.places:
+            yield from _erase_files(place_of_files, variant, erased, dry_run=dry_run)
 
 
 def _erase_files(place: Place, variant: Variant | None, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
@@ -100,7 +104,7 @@ def _listed(place: Place, prefixes: Sequence[str]) -> list[Entry]:
 
 
 def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
-    """Write a local copy anew; of an extract in the bucket, only say what it holds."""
+    """Rewrite a local copy without the account; of an extract in the bucket, only count its rows."""
     uri = place.uri(entry.key)
     with tempfile.TemporaryDirectory(prefix="churn-erase-") as scratch:
         copy = Path(scratch) / Path(entry.key).name
@@ -114,7 +118,7 @@ def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -
         if frame is None or is_erased is None or not is_erased.any():
             return
         if not isinstance(place, Folder):
-            why = "the extract is its maker's, who must leave the account out; it is dropped at every reading"
+            why = "its maker must remove the account from the extract; until then its rows are dropped at every read"
             yield Removed(uri, int(is_erased.sum()), why)
             return
         if not dry_run:
@@ -138,7 +142,7 @@ def _account_ids(frame: pl.DataFrame) -> pl.Series:
 
 
 def _as_before(frame: pl.DataFrame, like: Path) -> bytes:
-    """Write rows in the format of a file that they were read from."""
+    """Write rows in the format of the file that they were read from."""
     with like.open("rb") as file:
         kind = sniff(file.read(_SNIFFED_BYTES), like.name)
     if kind == "parquet":
@@ -153,7 +157,7 @@ def _as_before(frame: pl.DataFrame, like: Path) -> bytes:
 
 
 def _replace(path: Path, folder: Folder, key: str, content: bytes) -> None:
-    """Put a copy in a copy's place that is as old as it, and as open."""
+    """Replace a local copy, and keep its modification time and permissions."""
     before = path.stat()
     folder.write(key, content)
     path.chmod(before.st_mode & 0o777)
@@ -161,17 +165,17 @@ def _replace(path: Path, folder: Folder, key: str, content: bytes) -> None:
 
 
 def first_kept_week(today: date, n_weeks: int, horizon: Horizon) -> date | None:
-    """Return the Monday of the first week that is kept; ``None`` where all are.
+    """Return the Monday of the first week that is kept; ``None`` if all are.
 
     Raises:
-        UsageError: If weeks would go before their labels have matured, so that none would ever be judged.
+        UsageError: If weeks would be dropped before their labels have matured, so that none would ever be evaluated.
     """
     if not 0 <= n_weeks <= _MOST_WEEKS:
-        raise UsageError(f"{n_weeks} weeks cannot be kept; give 1 to {_MOST_WEEKS}, or 0 for all")
+        raise UsageError(f"{n_weeks} weeks cannot be kept; use 1 to {_MOST_WEEKS}, or 0 to keep all")
     if n_weeks == 0:
         return None
     first = monday_of(today) - timedelta(weeks=n_weeks - 1)
-    # Batches are judged in the week after their labels have matured.
+    # Batches are evaluated in the week after their labels have matured.
     if horizon.matures_on(first - timedelta(days=1)) + timedelta(days=7) > today:
         raise UsageError(
             f"CHURN_KEEP_WEEKS={n_weeks} drops weeks before their labels have matured, {horizon.months} months and "
@@ -181,14 +185,8 @@ def first_kept_week(today: date, n_weeks: int, horizon: Horizon) -> date | None:
 
 
 def drop_old_weeks(
-    deployment: Deployment, today: date, *, n_weeks: int | None = None, dry_run: bool = False
+    database: sa.URL, today: date, *, n_weeks: int, horizon: Horizon, dry_run: bool = False
 ) -> list[date]:
-    """Drop the weeks of predictions that are older than ``CHURN_KEEP_WEEKS``; returns them.
-
-    Args:
-        n_weeks: In place of ``CHURN_KEEP_WEEKS``.
-    """
-    settings = deployment.settings
-    horizon = Horizon(settings.churn_horizon_months, settings.churn_label_lag_days)
-    first = first_kept_week(today, settings.churn_keep_weeks if n_weeks is None else n_weeks, horizon)
-    return [] if first is None else drop_weeks(deployment.database, first, dry_run=dry_run)
+    """Drop the weeks of predictions older than the newest ``n_weeks``, 0 for none; returns the weeks dropped."""
+    first = first_kept_week(today, n_weeks, horizon)
+    return [] if first is None else drop_weeks(database, first, dry_run=dry_run)

@@ -1,8 +1,8 @@
-"""Delayed performance: once labels have matured, what was each batch worth, and is the challenger better?
+"""Evaluation: measure the performance of published batches whose labels have matured, and compare challengers.
 
-The activity that came in since is added to the variant's history, labels are made of it as known today, and batches
-are held against them, in all and by segment. PostgreSQL has the record; MLflow is given what it lacks of it. Knows no
-Dagster; ``orchestration`` tells what came of it.
+:func:`evaluate_fleet` is the whole workflow. For each variant it ingests new activity, builds labels from what is known
+today, evaluates each batch as a whole and by segment, and compares the challenger with the champion. Figures are stored
+in PostgreSQL and logged to MLflow.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -18,28 +18,33 @@ import polars as pl
 
 from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
-from churn.errors import ChurnError
+from churn.errors import ChurnError, InputError
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare
 from churn.evaluation.metrics import evaluate, reliability
-from churn.evaluation.segments import Levels, evaluate_segments
+from churn.evaluation.segments import EvaluatedSegment, Levels, below_limit, evaluate_segments
+from churn.registry import tags as tag
 from churn.storage.history import ActivityHistory, Appended
 from churn.storage.sources import Sources
 from churn.variants import Variant
+from churn.versions import CHAMPION
 from churn.weeks import month_number
+from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant, threads
 from churn.workflows.ingest import ingest
 
 if TYPE_CHECKING:
     from churn.registry.records import LivePoint
     from churn.registry.registry import Registry
+    from churn.workflows.promote import Promoter, VariantStatus
 
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 
-AUC_LIMIT_TAG = "churn.auc_limit"
-"""Of a model version: what its ROC AUC must not lie under, from its own held-out figures."""
+AUTO_PROMOTED = "CHURN_AUTO_PROMOTE"
+"""The reason recorded with a promotion that nobody asked for."""
 
+_THREADS = 2  # more of them wait for one another
 _LOGGED_WITHIN = timedelta(days=60)
 _LIVE_METRICS = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "brier_score", "log_loss", "average_precision", "calibration_error",
@@ -48,13 +53,89 @@ _LIVE_METRICS = (
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """What is to be done about variants.
+class VariantEvaluation:
+    """The result of evaluating a variant.
 
     Attributes:
-        unevaluated: Their current batches that were not judged, of which labels may be used.
-        unlogged: Their batches that were judged, and that MLflow is not known to have.
-        version_tags: Those of all model versions, where they were listed; ``None`` looks up those that are needed.
+        status: The variant's models and their comparison; ``None`` if it could not be evaluated.
+        batches: The batches that were evaluated now, by week.
+        not_evaluated: Why the variant cannot be evaluated; ``None`` if it was.
+    """
+
+    n_new_facts: int = 0
+    batches: Sequence[EvaluatedBatch] = ()
+    status: "VariantStatus | None" = None
+    not_evaluated: str | None = None
+
+    @property
+    def of_champion(self) -> list[EvaluatedBatch]:
+        """The champion's batches among those evaluated."""
+        return [one for one in self.batches if one.batch.role == CHAMPION]
+
+    @property
+    def weeks_below_limit(self) -> list[date]:
+        """Weeks in which the champion's ROC AUC was below its limit, beyond its confidence interval."""
+        return [one.batch.scored_week for one in self.of_champion if one.is_below_limit]
+
+    @property
+    def segments_below_limit(self) -> list[tuple[date, EvaluatedSegment]]:
+        """Segments of the champion's batches below the limit, with false discoveries controlled over the variant."""
+        segments = [(one.batch.scored_week, segment) for one in self.of_champion for segment in one.segments]
+        is_low = below_limit([segment for _, segment in segments])
+        return [pair for pair, low in zip(segments, is_low, strict=True) if low]
+
+
+def evaluate_fleet(
+    promoter: "Promoter", keys: Sequence[str], *, auto_promote: bool = False, log: logging.Logger = logger
+) -> Attempts[VariantEvaluation]:
+    """Evaluate many variants, then promote challengers that are proven better where that is wanted.
+
+    Aliases that were moved outside of this project are recorded first. False promotions are controlled over all of
+    ``keys``, so they should be many. Promotions happen once the last result was consumed.
+
+    Args:
+        keys: The variants' keys.
+        auto_promote: Whether to promote.
+        log: Where promotions are logged.
+
+    Yields:
+        Each key with the evaluation or the error, in the order of ``keys``.
+    """
+    aliases = promoter.registry.aliases()
+    promoter.observe(aliases)
+    wanted = set(keys)
+    together = promoter.for_fleet([variant for variant in aliases if variant.key in wanted], aliases)
+    evaluated: list[Variant] = []
+    engine: FleetEngine[VariantEvaluation] = threads(_THREADS)
+    for key, result in for_each_variant(partial(evaluate_variant, together), keys, engine):
+        if not isinstance(result, BaseException):
+            evaluated.append(Variant.from_key(key))
+        yield key, result
+    if auto_promote:
+        for variant, promoted in promoter.promote_all(evaluated, reason=AUTO_PROMOTED).items():
+            log.info("%s: %s", variant, promoted.sentence if isinstance(promoted, Comparison) else promoted)
+
+
+def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluation:
+    """Ingest a variant's activity, evaluate its batches whose labels have matured, and compare its challenger."""
+    evaluator = promoter.evaluator
+    try:
+        appended = evaluator.ingest(variant)
+    except InputError as error:
+        # Encoded rows or another variant's activity: the variant is scored, and no labels can be built for it.
+        return VariantEvaluation(not_evaluated=str(error))
+    batches = evaluator.evaluate_batches(variant, promoter.today, appended)
+    return VariantEvaluation(appended.n_added, batches, promoter.status(variant, appended))
+
+
+@dataclass(frozen=True)
+class PendingEvaluation:
+    """What remains to be done for some variants.
+
+    Attributes:
+        unevaluated: Their current batches that were not evaluated, and whose labels may be used.
+        unlogged: Their evaluated batches that were not logged to MLflow yet.
+        version_tags: Tags of all model versions, if they were listed; ``None`` looks up those that are needed.
     """
 
     unevaluated: Sequence[PublishedBatch]
@@ -64,12 +145,12 @@ class Waiting:
 
 @dataclass(frozen=True)
 class PerformanceEvaluator:
-    """The services that judging needs, and its limits.
+    """The services and limits of evaluation.
 
     Attributes:
-        auc_limit: For versions that were not trained here and so brought no limit of their own.
+        auc_limit: Minimum ROC AUC of versions that were registered without a limit of their own.
         max_quarantine_share: As for scoring.
-        listed: What waits of variants of a fleet, by one look at all; others are looked up.
+        listed: What is pending for the variants of a fleet, from one query; that of others is queried when needed.
     """
 
     sources: Sources
@@ -80,11 +161,11 @@ class PerformanceEvaluator:
     limits: Limits
     auc_limit: float
     max_quarantine_share: float
-    listed: Mapping[Variant, Waiting] = field(default_factory=dict)
+    listed: Mapping[Variant, PendingEvaluation] = field(default_factory=dict)
 
     def for_fleet(self, variants: Sequence[Variant], today: date) -> "PerformanceEvaluator":
-        """Return one that asks PostgreSQL and the registry once what waits of many variants."""
-        together = self._waiting(variants, today)
+        """Return an evaluator that has queried PostgreSQL and the registry once for what is pending in a fleet."""
+        together = self._pending(variants, today)
         unevaluated: dict[Variant, list[PublishedBatch]] = defaultdict(list)
         unlogged: dict[Variant, list[EvaluatedBatch]] = defaultdict(list)
         for batch in together.unevaluated:
@@ -95,40 +176,41 @@ class PerformanceEvaluator:
         if len(variants) > 1 and (together.unevaluated or together.unlogged):
             tags = self.registry.version_tags()
             self.registry.look_up_locations()
-        return replace(self, listed={one: Waiting(unevaluated[one], unlogged[one], tags) for one in variants})
+        listed = {one: PendingEvaluation(unevaluated[one], unlogged[one], tags) for one in variants}
+        return replace(self, listed=listed)
 
     def ingest(self, variant: Variant) -> Appended:
         """Add the variant's input, as it is now, to its history.
 
         Raises:
-            NoActivityError: If the variant has no raw activity of its own, of which alone labels can be made.
+            NoActivityError: If the variant has no raw activity of its own; labels need it.
         """
         return ingest(self.sources, self.history, variant, self.max_quarantine_share)
 
-    def evaluate_batches(self, variant: Variant, today: date, taken: Appended | None = None) -> list[EvaluatedBatch]:
-        """Judge the variant's current batches whose labels have matured and that were not judged yet.
+    def evaluate_batches(self, variant: Variant, today: date, appended: Appended | None = None) -> list[EvaluatedBatch]:
+        """Evaluate the variant's current batches whose labels have matured and that were not evaluated yet.
 
-        Each is judged once. One whose labels are missing waits for the activity that they need. What MLflow does not
-        take is logged when the variant is judged again, as long as the judging is not older than 60 days.
+        Each is evaluated once. One whose labels are missing is evaluated once the activity that they need has arrived.
+        If MLflow fails, the figures are logged at a later evaluation, for up to 60 days.
 
         Args:
-            taken: What :meth:`ingest` gave, whose facts are the variant's history; ``None`` reads that.
+            appended: The result of :meth:`ingest`, which holds the variant's history; ``None`` reads the history.
         """
-        waiting = self.listed.get(variant) or self._waiting([variant], today)
-        judged: list[EvaluatedBatch] = []
-        if waiting.unevaluated:
-            judged = self._judge_all(waiting, self._facts(variant, taken), today)
-        self.results.record(judged)
-        self._log_live(variant, [*waiting.unlogged, *judged])
-        return judged
+        pending = self.listed.get(variant) or self._pending([variant], today)
+        evaluated: list[EvaluatedBatch] = []
+        if pending.unevaluated:
+            evaluated = self._evaluate_all(pending, self._facts(variant, appended), today)
+        self.results.record(evaluated)
+        self._log_live(variant, [*pending.unlogged, *evaluated])
+        return evaluated
 
     def compare(
-        self, variant: Variant, champion: int, challenger: int, today: date, taken: Appended | None = None
+        self, variant: Variant, champion: int, challenger: int, today: date, appended: Appended | None = None
     ) -> Comparison:
-        """Say what the accounts that both versions scored, and whose labels matured, say of the challenger.
+        """Compare a challenger with the champion on the accounts that both scored and whose labels have matured.
 
         Args:
-            taken: As for :meth:`evaluate_batches`.
+            appended: As for :meth:`evaluate_batches`.
         """
         pairs = [
             pair
@@ -137,50 +219,48 @@ class PerformanceEvaluator:
             )
             if self.horizon.matures_on(pair.champion.as_of) <= today
         ]
-        if not pairs or (taken is None and self.history.version(variant) is None):
+        if not pairs or (appended is None and self.history.version(variant) is None):
             return compare([], self.horizon.months, self.limits)
-        reports = Reports.of(self._facts(variant, taken))
+        reports = Reports.of(self._facts(variant, appended))
         return compare((self._cohort(pair, reports, today) for pair in pairs), self.horizon.months, self.limits)
 
-    def _facts(self, variant: Variant, taken: Appended | None) -> pl.DataFrame:
-        return self.history.read(variant) if taken is None else taken.facts
+    def _facts(self, variant: Variant, appended: Appended | None) -> pl.DataFrame:
+        return self.history.read(variant) if appended is None else appended.facts
 
-    def _waiting(self, variants: Sequence[Variant], today: date) -> Waiting:
-        return Waiting(
+    def _pending(self, variants: Sequence[Variant], today: date) -> PendingEvaluation:
+        return PendingEvaluation(
             self.results.unevaluated(variants, self.horizon.newest_mature(today)),
             self.results.unlogged(variants, today - _LOGGED_WITHIN),
             None,
         )
 
-    def _judge_all(self, waiting: Waiting, facts: pl.DataFrame, today: date) -> list[EvaluatedBatch]:
+    def _evaluate_all(self, pending: PendingEvaluation, facts: pl.DataFrame, today: date) -> list[EvaluatedBatch]:
         known = _Known(Reports.of(facts), Levels(facts), today)
 
         @cache
         def limit_of(variant: Variant, version: int) -> float:
-            listed = waiting.version_tags
+            listed = pending.version_tags
             tags = self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
-            return float(tags.get(AUC_LIMIT_TAG, self.auc_limit))
+            return float(tags.get(tag.AUC_LIMIT, self.auc_limit))
 
-        scored = zip(waiting.unevaluated, self.results.scores(waiting.unevaluated), strict=True)
-        judged = (self._judge(batch, scores, known, limit_of) for batch, scores in scored)
-        return [one for one in judged if one is not None]
+        scored = zip(pending.unevaluated, self.results.scores(pending.unevaluated), strict=True)
+        evaluated = (self._evaluate(batch, scores, known, limit_of) for batch, scores in scored)
+        return [one for one in evaluated if one is not None]
 
-    def _log_live(self, variant: Variant, judged: Iterable[EvaluatedBatch]) -> None:
-        """Give MLflow the weeks that it lacks, each to the run of the version that scored it."""
+    def _log_live(self, variant: Variant, unlogged: Iterable[EvaluatedBatch]) -> None:
+        """Log weeks to MLflow, each to the run of the version that scored it."""
         by_run: dict[str, list[EvaluatedBatch]] = {}
-        for one in judged:
+        for one in unlogged:
             by_run.setdefault(one.batch.mlflow_run_id, []).append(one)
-        for mlflow_run_id, lacking in by_run.items():
+        for mlflow_run_id, of_run in by_run.items():
             try:
-                self.registry.log_live(variant, mlflow_run_id, _live_points(lacking))
+                self.registry.log_live(variant, mlflow_run_id, _live_points(of_run))
             except ChurnError as error:
-                logger.warning(
-                    "%s: judged, but not in MLflow yet, which the next judging tries again: %s", variant, error
-                )
+                logger.warning("%s: evaluated; logging to MLflow failed and will be retried: %s", variant, error)
                 continue
-            self.results.mark_logged(lacking)
+            self.results.mark_logged(of_run)
 
-    def _judge(
+    def _evaluate(
         self,
         batch: PublishedBatch,
         scored: Scored,
@@ -188,16 +268,16 @@ class PerformanceEvaluator:
         limit_of: Callable[[Variant, int], float],
     ) -> EvaluatedBatch | None:
         account_ids, scores = scored
-        watched = self._at_risk(known.reports, account_ids, batch.as_of)
-        labels = label(known.reports, watched, batch.as_of, today=known.today, horizon=self.horizon)
+        candidates = self._at_risk(known.reports, account_ids, batch.as_of)
+        labels = label(known.reports, candidates, batch.as_of, today=known.today, horizon=self.horizon)
         if not len(labels.account_ids):
             logger.warning(
-                "%s, week of %s: of %d accounts, %d of which could still churn, no label is known",
-                batch.variant, batch.scored_week, len(account_ids), len(watched),
+                "%s, week of %s: no label is known for any of %d accounts, of which %d were at risk of churning",
+                batch.variant, batch.scored_week, len(account_ids), len(candidates),
             )  # fmt: skip
             return None
         scores = scores[_places(account_ids, labels)]
-        found = evaluate(labels.churned, scores)
+        evaluation = evaluate(labels.churned, scores)
         limit = limit_of(batch.variant, batch.model_version)
         levels = known.levels.known(labels.account_ids, batch.as_of)
         return EvaluatedBatch(
@@ -205,26 +285,26 @@ class PerformanceEvaluator:
             labels_as_of=known.today,
             horizon_months=self.horizon.months,
             n_accounts=len(account_ids),
-            n_at_risk=len(watched),
+            n_at_risk=len(candidates),
             n_matured=len(labels.account_ids),
             n_missing=labels.n_missing,
             n_churned=int(labels.churned.sum()),
-            status=found.status,
+            status=evaluation.status,
             auc_limit=limit,
-            measures=found.metrics(),
-            reliability=None if found.status == "insufficient" else reliability(labels.churned, scores),
+            measures=evaluation.metrics(),
+            reliability=None if evaluation.status == "insufficient" else reliability(labels.churned, scores),
             segments=evaluate_segments(levels, labels.churned, scores, limit),
         )
 
     def _at_risk(self, reports: Reports, account_ids: Ids, as_of: date) -> Ids:
-        """Leave out the accounts that had churned before they were scored: telling that is no merit."""
+        """Leave out the accounts that had churned before they were scored, which any model could predict."""
         return np.intersect1d(account_ids, at_risk(reports, as_of, self.horizon), assume_unique=True)
 
     def _cohort(self, pair: Pair, reports: Reports, today: date) -> PairedCohort:
         (account_ids, champion), (others, challenger) = self.results.scores([pair.champion, pair.challenger])
         both, first, second = np.intersect1d(account_ids, others, assume_unique=True, return_indices=True)
-        watched = self._at_risk(reports, both, pair.champion.as_of)
-        labels = label(reports, watched, pair.champion.as_of, today=today, horizon=self.horizon)
+        candidates = self._at_risk(reports, both, pair.champion.as_of)
+        labels = label(reports, candidates, pair.champion.as_of, today=today, horizon=self.horizon)
         places = _places(both, labels)
         return PairedCohort(
             as_of=pair.champion.as_of,
@@ -237,40 +317,40 @@ class PerformanceEvaluator:
 
 @dataclass(frozen=True)
 class _Known:
-    """What a variant's history says, and the day on which it is looked at."""
+    """A variant's history, as known on a day."""
 
     reports: Reports
     levels: Levels
     today: date
 
 
-def reliability_picture(judged: EvaluatedBatch) -> str | None:
-    """Draw a judged batch's calibration as SVG; ``None`` where too few labels matured."""
-    if judged.reliability is None:
+def reliability_picture(evaluated: EvaluatedBatch) -> str | None:
+    """Draw an evaluated batch's calibration as SVG; ``None`` if too few labels have matured."""
+    if evaluated.reliability is None:
         return None
-    batch, error = judged.batch, judged.measures["calibration_error"]
-    about = f"{batch.variant} v{batch.model_version}, week of {batch.scored_week}: {judged.n_matured:,} accounts"
-    return draw_reliability(judged.reliability, f"Calibration: error {error:.4f}", about)
+    batch, error = evaluated.batch, evaluated.measures["calibration_error"]
+    about = f"{batch.variant} v{batch.model_version}, week of {batch.scored_week}: {evaluated.n_matured:,} accounts"
+    return draw_reliability(evaluated.reliability, f"Calibration: error {error:.4f}", about)
 
 
 def newest_of_each_month(items: Iterable[_Item], batch_of: Callable[[_Item], PublishedBatch]) -> list[_Item]:
-    """Keep the last scored week of each month: labels are of months, so that a month's weeks have the same ones."""
+    """Return the last scored week of each month: labels cover whole months, so a month's weeks share them."""
     by_week = sorted(items, key=lambda item: batch_of(item).scored_week)
     return list({month_number(batch_of(item).as_of): item for item in by_week}.values())
 
 
 def _places(account_ids: np.ndarray, labels: Labels) -> np.ndarray:
-    """Say where the labelled accounts stand among ids in ascending order."""
+    """Return the positions of the labelled accounts among ids in ascending order."""
     return np.searchsorted(account_ids, labels.account_ids)
 
 
-def _live_points(judged: Sequence[EvaluatedBatch]) -> list["LivePoint"]:
-    """Tell MLflow of each week, with a picture for the last of each month, whose other weeks look nearly the same."""
+def _live_points(evaluated: Sequence[EvaluatedBatch]) -> list["LivePoint"]:
+    """Build the metrics of each week, with a picture for the last of each month; its other weeks look nearly equal."""
     from churn.registry.records import LivePoint
 
-    drawn = {one.batch.batch_id for one in newest_of_each_month(judged, lambda one: one.batch)}
+    drawn = {one.batch.batch_id for one in newest_of_each_month(evaluated, lambda one: one.batch)}
     points = []
-    for one in judged:
+    for one in evaluated:
         picture = reliability_picture(one) if one.batch.batch_id in drawn else None
         artifacts = {} if picture is None else {"reliability.svg": picture}
         metrics = {name: one.measures[name] for name in _LIVE_METRICS if name in one.measures}

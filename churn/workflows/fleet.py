@@ -53,3 +53,8 @@ def _attempt(work: Callable[[Variant], _Out], key: str) -> _Out | BaseException:
         if not isinstance(error, ChurnError):
             logger.exception("%s failed", key)
         return without_frames(error)
+
+
+def error_text(error: BaseException) -> str:
+    """Return what a person is shown of a variant's error: the message of our own errors, the repr of any other."""
+    return str(error) if isinstance(error, ChurnError) else repr(error)

@@ -1,7 +1,6 @@
-"""Watching: look at the whole fleet now, write down what drifts, and settle what is wrong as incidents.
+"""Monitoring: detect drift and other problems over the whole fleet, and reconcile the incidents with them.
 
-Cheap enough to be done every few minutes, and safe to repeat: what did not change writes nothing and tells nobody.
-Knows no Dagster; ``orchestration`` looks, shows, and sends.
+Cheap enough to run every few minutes, and safe to repeat: without a change nothing is written and nobody is alerted.
 """
 
 import logging
@@ -27,39 +26,66 @@ _OF_REGISTRY = frozenset({"week_missed", "performance_low", "segment_low"})
 
 
 @dataclass(frozen=True)
-class Drifts:
-    """What drifts over the fleet.
+class FleetDrift:
+    """The drift of a fleet's newest batches.
 
     Attributes:
         n_compared: Variants whose newest batch could be compared with a reference.
-        unknown: Of the flags, those whose share of unknown values rose.
-        categories: Of the batches with such flags, the features whose unknown values are levels.
+        unknown_levels: Flags of categorical features whose share of unknown levels rose.
+        missing_values: Flags of other features whose share of missing values rose.
     """
 
     n_compared: int
     flags: Sequence[DriftFlag]
-    unknown: Sequence[DriftFlag]
-    categories: Mapping[int, frozenset[str]]
+    unknown_levels: Sequence[DriftFlag]
+    missing_values: Sequence[DriftFlag]
+
+    def by_check(self) -> dict[str, dict[str, str]]:
+        """Return the variants that fail each check, by the check's name, each with a sentence."""
+        inputs, scores = (dict(condition.members) for condition in wrong.drifted(self.flags))
+        return {
+            "no_input_drifts": inputs,
+            "no_scores_drift": scores,
+            "missing_values_are_usual": _sentences(self.missing_values),
+            "levels_are_known": _sentences(self.unknown_levels),
+        }
+
+
+KINDS_OF_CHECK: Mapping[str, Collection[str]] = {
+    "volumes_are_usual": ("volume_unusual",),
+    "data_is_fresh": ("data_stale",),
+    "every_variant_was_scored": ("variants_failed", "week_missed"),
+    "performance_holds": ("performance_low",),
+    "segments_hold": ("segment_low",),
+}
+"""The kinds of incident that fail each check of a fleet's status."""
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a look found.
+class FleetStatus:
+    """The problems of a fleet.
 
     Attributes:
-        n_variants: Whose state was looked at.
-        conditions: What is wrong, those of no member included.
-        not_watched: Kinds that this look could not judge.
-        changes: What people are told of, as it was queued.
+        n_variants: Variants that were examined.
+        conditions: The problems by kind, kinds without a problem included.
+        unavailable_kinds: Kinds that could not be examined, because the registry or Dagster could not be queried.
+        changes: Changes of incidents, for each of which alerts were queued.
     """
 
     n_variants: int
     conditions: Sequence[Condition]
-    not_watched: frozenset[str]
+    unavailable_kinds: frozenset[str]
     changes: Sequence[Change]
 
+    def by_check(self) -> dict[str, dict[str, str] | None]:
+        """Return the variants that fail each check, by the check's name; ``None`` if it could not be evaluated."""
+        return {
+            name: self.members(*kinds) if self.unavailable_kinds.isdisjoint(kinds) else None
+            for name, kinds in KINDS_OF_CHECK.items()
+        }
+
     def members(self, *kinds: str) -> dict[str, str]:
-        """Return who is concerned by some kinds, each with its sentence."""
+        """Return the variants or runs affected by some kinds, each with a sentence."""
         return {
             member: sentence
             for condition in self.conditions
@@ -69,13 +95,13 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Watch:
-    """The services that watching needs, and its limits.
+class FleetMonitor:
+    """The services that monitoring needs.
 
     Attributes:
-        champions: Asks the registry for each registered variant's champion version, by key.
-        receivers: Who is told, by name; without any, incidents are kept all the same.
-        grace: After Monday 00:00 UTC, by when a week must have been scored.
+        champions: Queries the registry for each registered variant's champion version, by key.
+        receivers: Names of those who are alerted; incidents are recorded without any, too.
+        grace: Time after Monday 00:00 UTC by which a week must have been scored.
     """
 
     fleet: FleetTables
@@ -84,27 +110,30 @@ class Watch:
     receivers: Sequence[str]
     grace: timedelta
 
-    def flag(self, now: datetime) -> Drifts:
-        """Find what drifts and write it down; the newest flags of a batch replace its earlier ones."""
+    def flag_drift(self, now: datetime) -> FleetDrift:
+        """Detect drift and store it; the newest flags of a batch replace its earlier ones."""
         week = monday_of(now.date())
         batches = self.fleet.batches(week - timedelta(weeks=2))
         flags = self._flagged(batches, now)
         unknown = [flag for flag in flags if wrong.has_more_unknown(flag.drift)]
-        return Drifts(
+        categories = self.fleet.categories(flag.batch_id for flag in unknown) if unknown else {}
+        levels = [flag for flag in unknown if flag.drift.feature in categories.get(flag.batch_id, ())]
+        return FleetDrift(
             n_compared=sum(bool(batch.drifts) for batch in wrong.newest_batches(batches, week).values()),
             flags=flags,
-            unknown=unknown,
-            categories=self.fleet.categories(flag.batch_id for flag in unknown) if unknown else {},
+            unknown_levels=levels,
+            missing_values=[flag for flag in unknown if flag not in levels],
         )
 
-    def look(self, now: datetime, failed_runs: Sequence[FailedRun] | None) -> Looked:
-        """Find what is wrong and settle it as incidents, with an alert for each receiver where people must be told.
+    def reconcile(self, now: datetime, failed_runs: Sequence[FailedRun] | None) -> FleetStatus:
+        """Detect problems and open, update or resolve incidents; queue an alert for each receiver of a change.
 
         Args:
-            failed_runs: ``None`` when nobody knows.
+            failed_runs: ``None`` if Dagster could not be queried.
 
         Raises:
-            ChurnError: If the predictions database does not answer. Without the registry, what needs it is left alone.
+            ChurnError: If the predictions database does not answer. Without the registry, kinds that need it are left
+                as they are.
         """
         champions = self._champions()
         week = monday_of(now.date())
@@ -116,20 +145,19 @@ class Watch:
             *self._of_scoring(now, registered, batches, attempts),
             *(self._of_labels(champions) if champions is not None else ()),
         ]
-        conditions = [_among(registered, condition) for condition in found]
+        conditions = [_of_registered(registered, condition) for condition in found]
         conditions += wrong.runs_failed(failed_runs or (), attempts)
-        not_watched = (_OF_REGISTRY if champions is None else frozenset()) | (
-            _OF_RUNS if failed_runs is None else set()
+        unavailable = (_OF_REGISTRY if champions is None else frozenset()) | (
+            _OF_RUNS if failed_runs is None else frozenset()
         )
-        watched = set(KINDS) - not_watched
-        changes = self.incidents.reconcile(conditions, watched, self.receivers, now)
-        return Looked(len(registered), conditions, not_watched, changes)
+        changes = self.incidents.reconcile(conditions, set(KINDS) - unavailable, self.receivers, now)
+        return FleetStatus(len(registered), conditions, unavailable, changes)
 
     def _champions(self) -> Mapping[str, int | None] | None:
         try:
             return self.champions()
         except ChurnError as error:
-            logger.warning("the registry cannot be asked, so what needs it is not watched now: %s", error)
+            logger.warning("MLflow registry unavailable: skipped %s: %s", ", ".join(sorted(_OF_REGISTRY)), error)
             return None
 
     def _flagged(self, batches: Sequence[ScoredBatch], now: datetime) -> list[DriftFlag]:
@@ -154,13 +182,20 @@ class Watch:
         return [*conditions, wrong.week_missed(registered, histories, attempts, due)]
 
     def _of_labels(self, champions: Mapping[str, int | None]) -> list[Condition]:
-        judged = wrong.newest_evaluated(self.fleet.evaluated(), champions)
-        low = wrong.performance_low(judged.values())
-        segments, n_evaluated = self.fleet.low_segments([one.batch_id for one in judged.values()], wrong.FDR)
+        evaluated = wrong.newest_evaluated(self.fleet.evaluated(), champions)
+        low = wrong.performance_low(evaluated.values())
+        segments, n_evaluated = self.fleet.low_segments([one.batch_id for one in evaluated.values()], wrong.FDR)
         return [low, wrong.segment_low(segments, n_evaluated, low.members)]
 
 
-def _among(registered: Collection[str], condition: Condition) -> Condition:
-    """Leave out variants that are not registered any more."""
+def _of_registered(registered: Collection[str], condition: Condition) -> Condition:
+    """Leave out variants that are no longer registered."""
     members = {key: sentence for key, sentence in condition.members.items() if key in registered}
     return Condition(condition.kind, members, condition.subject)
+
+
+def _sentences(flags: Sequence[DriftFlag]) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for flag in flags:
+        found.setdefault(flag.variant, []).append(wrong.describe_drift(flag.drift))
+    return {key: ", ".join(sentences) for key, sentences in found.items()}

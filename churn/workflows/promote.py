@@ -1,9 +1,9 @@
-"""Who is champion: challenge, promote, roll back, share accounts out, and keep the trail of it.
+"""Promotion: name challengers, promote, roll back, share accounts between models, and record every change of an alias.
 
-What scores is what MLflow's alias ``champion`` names, and moving it is one atomic call. Each move happens inside an
-open transaction of the trail, under the variant's lock: the trail's row is committed when the alias has moved. Should
-the process die in between, the alias has moved without a row; the next look writes it down as ``observed``, as
-it does when somebody moved an alias past us.
+The version that MLflow's alias ``champion`` names is the one that scores; moving the alias is one atomic call. Each
+move happens inside an open transaction on the table of model events, under the variant's lock, and the event is
+committed once the alias has moved. If the process dies in between, the alias has moved without an event;
+:meth:`Promoter.observe` records it later as ``observed``, as it does for aliases that somebody else moved.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,13 +12,14 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from churn.database.events import Action, ModelEvent, ModelEvents
-from churn.errors import ChurnError, PromotionError, UsageError
+from churn.errors import PromotionError, UsageError
 from churn.evaluation.comparison import Comparison
 from churn.evaluation.sequential import e_benjamini_hochberg
 from churn.storage.history import Appended
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 from churn.workflows.evaluate import PerformanceEvaluator
+from churn.workflows.fleet import for_each_variant
 
 if TYPE_CHECKING:
     from churn.registry.registry import Registry
@@ -29,11 +30,11 @@ WHOLE = 10_000
 
 @dataclass(frozen=True)
 class VariantStatus:
-    """How a variant's models stand.
+    """A variant's champion, previous champion and challenger.
 
     Attributes:
-        event: The newest of the trail; what the aliases are now.
-        comparison: On the challenger; ``None`` when there is none.
+        event: The newest model event, which holds the current aliases.
+        comparison: Challenger against champion; ``None`` unless there are both.
     """
 
     event: ModelEvent
@@ -45,10 +46,10 @@ class Promoter:
     """The services that promotion needs.
 
     Attributes:
-        evaluator: Tells how challengers do.
-        actor: Who moves aliases, for the trail.
-        clock: The time that the trail notes, UTC; labels are those matured on its day.
-        listed: Aliases and newest event of variants of a fleet, by one look at all; others are looked up.
+        evaluator: Compares challengers with champions.
+        actor: Who moves aliases, as recorded in the events.
+        clock: The current time, UTC, as recorded in the events; its day decides which labels have matured.
+        listed: Aliases and newest event of a fleet's variants, from one query; those of others are queried when needed.
     """
 
     registry: "Registry"
@@ -63,9 +64,9 @@ class Promoter:
         return self.clock().date()
 
     def for_fleet(self, variants: Sequence[Variant], aliases: Mapping[Variant, Mapping[str, int]]) -> "Promoter":
-        """Return one for :meth:`status` and judging that asks once for what many variants need.
+        """Return a promoter for evaluating a fleet, which has queried once for what :meth:`status` needs.
 
-        It knows the aliases and the trail as they are now; what moves them asks another.
+        It knows the aliases and events as they are now, so it must not be used to move aliases.
 
         Args:
             aliases: As for :meth:`observe`.
@@ -74,21 +75,20 @@ class Promoter:
         listed = {one: (aliases.get(one, {}), latest.get(one)) for one in variants}
         return replace(self, evaluator=self.evaluator.for_fleet(variants, self.today), listed=listed)
 
-    def status(self, variant: Variant, taken: Appended | None = None) -> VariantStatus:
-        """Say who is champion, previous and challenger, and how the challenger does; writes nothing.
+    def status(self, variant: Variant, appended: Appended | None = None) -> VariantStatus:
+        """Return champion, previous and challenger, and compare the challenger; writes nothing.
 
         Args:
-            taken: What was just taken in of the variant's activity; ``None`` reads its history when that is needed.
+            appended: The variant's history, if it was ingested just now; ``None`` reads it if it is needed.
         """
         event = self._as_it_is(variant, *self.listed[variant]) if variant in self.listed else self._now(variant)
         if event.champion is None or event.challenger is None:
             return VariantStatus(event, None)
-        return VariantStatus(
-            event, self.evaluator.compare(variant, event.champion, event.challenger, self.today, taken)
-        )
+        comparison = self.evaluator.compare(variant, event.champion, event.challenger, self.today, appended)
+        return VariantStatus(event, comparison)
 
     def observe(self, aliases: Mapping[Variant, Mapping[str, int]]) -> list[ModelEvent]:
-        """Write down the aliases that the trail does not know of yet.
+        """Record aliases that were moved without an event.
 
         Args:
             aliases: Of every registered variant, as the registry lists them.
@@ -98,11 +98,11 @@ class Promoter:
         return [event for variant in unseen if (event := self._observe(variant)) is not None]
 
     def challenge(self, variant: Variant, version: int, reason: str) -> ModelEvent:
-        """Make a version the challenger, which scores beside the champion from now on and serves nobody."""
+        """Make a version the challenger: it scores beside the champion from now on and serves no account."""
         return self._move(variant, "challenged", lambda now: replace(now, challenger=version, ab_share=0), reason)
 
     def share(self, variant: Variant, share: int, reason: str, *, dry_run: bool = False) -> ModelEvent:
-        """Serve the challenger's scores to a share of the accounts, in ten-thousandths; 0 ends that.
+        """Serve the challenger's scores to a share of the accounts, in ten-thousandths; 0 stops it.
 
         Raises:
             PromotionError: If there is no challenger.
@@ -119,14 +119,14 @@ class Promoter:
     def promote(
         self, variant: Variant, *, reason: str = "", is_forced: bool = False, dry_run: bool = False
     ) -> tuple[ModelEvent, Comparison]:
-        """Make the challenger the champion, if it has proved to be better.
+        """Make the challenger the champion, if it is proven better.
 
         Args:
-            is_forced: Promote whatever the test and the guardrails say; needs a reason.
-            dry_run: Decide, and move nothing.
+            is_forced: Promote regardless of the test and the guardrails; needs a reason.
+            dry_run: Decide without moving an alias.
 
         Raises:
-            PromotionError: If there is no challenger, or it has not proved to be better; says what the figures are.
+            PromotionError: If there is no challenger, or it is not proven better; with the figures.
             UsageError: If it is forced without a reason.
         """
         if is_forced and not reason.strip():
@@ -146,37 +146,36 @@ class Promoter:
 
     def promote_all(
         self, variants: Iterable[Variant], *, reason: str = "", dry_run: bool = False
-    ) -> dict[Variant, ModelEvent | Comparison | ChurnError]:
-        """Promote the challengers of a fleet that have proved to be better, false discoveries controlled over them all.
+    ) -> dict[Variant, ModelEvent | Comparison | BaseException]:
+        """Promote the challengers of a fleet that are proven better, with false discoveries controlled over all of it.
 
         Returns:
-            By variant that has a challenger: the promotion, or why there was none.
+            For each variant that has a challenger: the promotion, the comparison if there was none, or the error.
         """
-        statuses: dict[Variant, VariantStatus] = {}
-        results: dict[Variant, ModelEvent | Comparison | ChurnError] = {}
-        for variant in variants:
-            try:
-                status = self.status(variant)
-            except ChurnError as error:
-                results[variant] = error
-                continue
-            if status.comparison is not None:
-                statuses[variant] = status
-        e_values = [status.comparison.e_value for status in statuses.values() if status.comparison]
-        chosen = e_benjamini_hochberg(e_values, self.evaluator.limits.alpha)
-        for (variant, status), is_chosen in zip(statuses.items(), chosen, strict=True):
-            assert status.comparison is not None  # noqa: S101 only those were kept
-            results[variant] = status.comparison
-            if is_chosen and not status.comparison.broken:
-                challenger = int(status.event.challenger or 0)
-                try:
-                    results[variant] = self._promote(variant, challenger, status.comparison, reason, dry_run=dry_run)
-                except ChurnError as error:
-                    results[variant] = error
-        return results
+        results: dict[Variant, ModelEvent | Comparison | BaseException] = {}
+        comparisons: dict[Variant, tuple[int, Comparison]] = {}
+        for key, status in for_each_variant(self.status, [variant.key for variant in variants]):
+            variant = Variant.from_key(key)
+            if isinstance(status, BaseException):
+                results[variant] = status
+            elif status.comparison is not None and status.event.challenger is not None:
+                results[variant] = status.comparison
+                comparisons[variant] = status.event.challenger, status.comparison
+        e_values = [comparison.e_value for _, comparison in comparisons.values()]
+        is_chosen = e_benjamini_hochberg(e_values, self.evaluator.limits.alpha)
+        chosen = [
+            variant.key
+            for (variant, (_, comparison)), one in zip(comparisons.items(), is_chosen, strict=True)
+            if one and not comparison.broken
+        ]
+
+        def promote(variant: Variant) -> ModelEvent:
+            return self._promote(variant, *comparisons[variant], reason, dry_run=dry_run)
+
+        return results | {Variant.from_key(key): result for key, result in for_each_variant(promote, chosen)}
 
     def roll_back(self, variant: Variant, reason: str, *, dry_run: bool = False) -> ModelEvent:
-        """Make the previous champion the champion again; what was champion becomes the previous one.
+        """Make the previous champion the champion again; the current champion becomes the previous one.
 
         Raises:
             PromotionError: If there is no previous champion.
@@ -201,7 +200,8 @@ class Promoter:
         def after(now: ModelEvent) -> ModelEvent:
             if now.challenger != challenger:
                 raise PromotionError(
-                    f"the challenger of {variant} is {now.challenger} now, not {challenger}; look again"
+                    f"the challenger of {variant} is {now.challenger} now, not {challenger}; "
+                    "compare it again before promoting"
                 )
             return replace(
                 now, champion=challenger, previous=now.champion, challenger=None, ab_share=0, is_forced=is_forced
@@ -249,7 +249,7 @@ class Promoter:
         return self._as_it_is(variant, self.registry.aliases_of(variant), self.events.latest(variant))
 
     def _as_it_is(self, variant: Variant, held: Mapping[str, int], latest: ModelEvent | None) -> ModelEvent:
-        """Return the newest event if it tells of the aliases there are, else one that says what was observed."""
+        """Return the newest event if it matches the aliases, else an event that records what was observed."""
         if not held:
             raise PromotionError(f"variant {variant} is not registered or has no alias; log or train a model first")
         if latest is not None and not _differs(latest, held):
@@ -274,7 +274,7 @@ def _differs(latest: ModelEvent | None, held: Mapping[str, int]) -> bool:
 
 
 def _moves(before: ModelEvent, after: ModelEvent) -> dict[str, int | None]:
-    """Order the moves so that what is cut off leaves a sound state: ``previous`` is kept before the champion moves."""
+    """Order the moves so that an interruption leaves a sound state: ``previous`` is set before the champion moves."""
     wanted = {PREVIOUS: (before.previous, after.previous), CHAMPION: (before.champion, after.champion),
               CHALLENGER: (before.challenger, after.challenger)}  # fmt: skip
     return {alias: new for alias, (old, new) in wanted.items() if old != new}

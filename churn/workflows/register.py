@@ -23,6 +23,7 @@ from churn.errors import InputError, ModelFileError
 from churn.evaluation.metrics import evaluate
 from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
 from churn.monitoring.profiles import Profile, reference_profile
+from churn.registry import tags as tag
 from churn.registry.records import LoggedRun
 from churn.registry.registry import Registry
 from churn.storage.sources import MODEL_NAMES, SourceFile, Sources
@@ -107,18 +108,18 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
     model, names, sample = (file.provenance for file in candidate.files)
     tags = {
         # A booster may say when it was trained; else the file's date is the nearest thing known.
-        "training_date": bundle.booster.attr("training_date") or model.modified_at.date().isoformat(),
-        "churn.model_uri": model.uri,
-        "churn.model_file_sha256": model.sha256,
-        "churn.feature_names_sha256": names.sha256,
-        "churn.sample_sha256": sample.sha256,
-        "churn.code_version": code_version,
-        "churn.logged_on": datetime.now(UTC).date().isoformat(),
-        "churn.source": model.source,
+        tag.TRAINING_DATE: bundle.booster.attr("training_date") or model.modified_at.date().isoformat(),
+        tag.MODEL_URI: model.uri,
+        tag.MODEL_FILE_SHA256: model.sha256,
+        tag.FEATURE_NAMES_SHA256: names.sha256,
+        tag.SAMPLE_SHA256: sample.sha256,
+        tag.CODE_VERSION: code_version,
+        tag.LOGGED_ON: datetime.now(UTC).date().isoformat(),
+        tag.SOURCE: model.source,
     }
     if model.fallback_reason is not None:
-        tags["churn.fallback_reason"] = model.fallback_reason
-        tags["churn.files_of_variant"] = model.variant.key
+        tags[tag.FALLBACK_REASON] = model.fallback_reason
+        tags[tag.FILES_OF_VARIANT] = model.variant.key
     return LoggedRun(
         bundle=bundle,
         golden=bundle.make_golden(candidate.matrix[:GOLDEN_ROWS]),

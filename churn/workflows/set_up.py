@@ -1,43 +1,47 @@
-"""Set-up of a deployment, said line by line: databases, schemas, roles, and a variant's experiment.
+"""Set-up of databases, schemas, roles and experiments. Safe to repeat, concurrently too, and over an older schema."""
 
-Safe to run twice, by two at once, over an older schema and over a deleted experiment.
-"""
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from collections.abc import Iterator, Sequence
+import sqlalchemy as sa
 
-from churn.concurrency import in_threads
 from churn.database.schema import ensure_database, ensure_roles, migrate_mlflow, migrate_predictions
-from churn.deployment.services import Deployment
 from churn.variants import Variant
+from churn.workflows.fleet import Attempts, for_each_variant
+
+if TYPE_CHECKING:
+    from churn.registry.registry import Registry
 
 
-def set_up_server(deployment: Deployment) -> Iterator[str]:
-    """Make what every variant needs; yields a line per thing done."""
-    databases = [deployment.database, deployment.dagster_database, deployment.mlflow_database]
-    for url in databases:
+def set_up_server(database: sa.URL, dagster_database: sa.URL, mlflow_database: sa.URL | None) -> Iterator[str]:
+    """Create what every variant needs; yields a line for each step.
+
+    Args:
+        database: Of the predictions.
+        mlflow_database: ``None`` if MLflow runs elsewhere, behind a server of its own.
+    """
+    for url in (database, dagster_database, mlflow_database):
         if url is not None:
-            yield f"database {url.database} at {url.host}:{url.port or 5432}: {_made(ensure_database(url))}"
-    made = ensure_roles(deployment.database)
-    yield f"roles: {'created ' + ', '.join(made) if made else 'found'}"
-    if deployment.mlflow_database is not None:
-        yield f"MLflow schema: {_migrated(*migrate_mlflow(deployment.mlflow_database))}"
-    yield f"predictions schema: {_migrated(*migrate_predictions(deployment.database))}"
+            is_new = ensure_database(url)
+            yield f"database {url.database} at {url.host}:{url.port or 5432}: {'created' if is_new else 'found'}"
+    created = ensure_roles(database)
+    yield f"roles: {'created ' + ', '.join(created) if created else 'found'}"
+    if mlflow_database is not None:
+        yield f"MLflow schema: {_migrated(*migrate_mlflow(mlflow_database))}"
+    yield f"predictions schema: {_migrated(*migrate_predictions(database))}"
 
 
-def set_up_variants(deployment: Deployment, variants: Sequence[Variant]) -> Iterator[str]:
-    """Make each variant's experiment; yields a line for each."""
-    registry = deployment.registry(read_only=False)
+def set_up_variants(
+    registry: "Registry", artifact_location: Callable[[Variant], str], variants: Sequence[Variant]
+) -> Attempts[list[str]]:
+    """Create each variant's experiment; yields each key with its lines or the error."""
 
-    def set_up(variant: Variant) -> str:
-        experiment_id, done = registry.ensure_experiment(variant, deployment.artifact_location(variant))
+    def set_up(variant: Variant) -> list[str]:
+        experiment_id, done = registry.ensure_experiment(variant, artifact_location(variant))
         location = registry.artifact_location(experiment_id)
-        return f"experiment {variant.experiment} (id {experiment_id}): {done}, artifacts at {location}"
+        return [f"experiment {variant.experiment} (id {experiment_id}): {done}, artifacts at {location}"]
 
-    yield from in_threads(set_up, variants)
-
-
-def _made(now: bool) -> str:  # noqa: FBT001 a value to be worded, not a switch
-    return "created" if now else "found"
+    yield from for_each_variant(set_up, [variant.key for variant in variants])
 
 
 def _migrated(before: str | None, after: str) -> str:

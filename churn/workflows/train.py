@@ -1,34 +1,33 @@
-"""Training one variant: read its activity, train, judge by the gate, log to MLflow, and name a challenger.
+"""Training: read a variant's activity, train, check the model against the gate, log it to MLflow, name a challenger.
 
-``train_variant`` is the unit of everything larger. The same data train to the same booster, so a repeat adds a version
-with the same bytes and nothing else. Knows no Dagster; ``orchestration`` tells what came of it.
+:meth:`Trainer.train_variant` is the unit of everything larger. The same data train to the same booster, so a repeat
+adds a version with the same bytes and changes nothing else.
 """
 
 import json
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from churn.concurrency import in_threads, without_frames
 from churn.data.activity import KINDS, check_activity
 from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, pack_matrix
 from churn.data.snapshots import Snapshot, snapshots
-from churn.errors import ChurnError, InputError, SourceError, TransientError
+from churn.errors import InputError, SourceError, TransientError
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import Evaluation, calibration_error, compare_roc_auc, evaluate, reliability
 from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names
 from churn.inference.explanations import sum_by_source_column
 from churn.monitoring.profiles import Profile, reference_profile, spliced
+from churn.registry import tags as tag
 from churn.storage.history import ActivityHistory, Appended, new_facts
 from churn.storage.sources import INPUT_FOLDER, Provenance, Sources
 from churn.training.checks import Gate
@@ -38,37 +37,31 @@ from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import month_ends
-from churn.workflows.evaluate import AUC_LIMIT_TAG
+from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.ingest import ForeignActivityError, NoActivityError, read_extract
 
 if TYPE_CHECKING:
     from churn.registry.records import LoggedRun
     from churn.registry.registry import Registry
 
-logger = logging.getLogger(__name__)
-
 CARD_FILE = "model_card.md"
-GATE_TAG = "churn.gate"
-"""Of a model version: ``passed`` or ``failed``."""
 
 _MAX_TAG = 4000
-_SEASONS = 12  # month ends of which a model's reference is made
+_SEASONS = 12  # month ends that a model's reference covers
 _EXPLAINED_ROWS = 1_000
-
-_Then = TypeVar("_Then")
 
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What came of training one variant: everything a person may want to see of it.
+    """The result of training a variant.
 
     Attributes:
-        provenance: Of the variant's own input file; ``None`` when it has none.
-        n_facts_added: New in the histories.
-        against: The champion on the same held-out accounts; ``None`` when there is none.
+        provenance: Of the variant's own input file; ``None`` if it has none.
+        n_facts_added: Facts added to the activity histories.
+        against: The champion on the same held-out accounts; ``None`` if there is none.
         pictures: PNG or SVG by file name.
-        version: ``None`` of a dry run.
-        reference: What the batches that it scores are compared with.
+        version: ``None`` after a dry run.
+        reference: Profile that the batches of this version are compared with.
     """
 
     variant: Variant
@@ -87,12 +80,12 @@ class TrainingOutcome:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The services that training needs, how to train, and what is asked of what was trained.
+    """The services that training needs, the training plan, and the limits of the gate.
 
     Attributes:
-        artifact_location: Where the experiment of a variant keeps its artifacts, should it not exist yet.
-        challenge: Makes a version of a variant the challenger, for a reason.
-        max_months: Month ends that are looked back at most; players of long ago tell little of today's.
+        artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
+        challenge: Makes a version of a variant the challenger, with a reason.
+        max_months: Maximum number of month ends used; older activity says little about today's players.
     """
 
     sources: Sources
@@ -106,55 +99,39 @@ class Trainer:
     limits: GateLimits = field(default_factory=GateLimits)
     max_months: int = 24
 
-    def train_fleet(
-        self, keys: Sequence[str], today: date, then: Callable[[TrainingOutcome], _Then], *, dry_run: bool = False
-    ) -> Iterator[tuple[str, _Then | BaseException]]:
-        """Train many variants, a few at once; a failed one stops no other.
+    def train_fleet(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> Attempts[TrainingOutcome]:
+        """Train many variants, a few at once; yields each key with the outcome or the error, in the order of ``keys``.
 
-        Args:
-            keys: The variants' keys.
-            then: Done with each outcome in the thread that made it.
-
-        Yields:
-            Each key with what ``then`` returned or the error, in the order of ``keys``.
+        An outcome holds the variant's rows, so it should not be kept.
         """
-
-        def attempt(key: str) -> tuple[str, _Then | BaseException]:
-            try:
-                return key, then(self.train_variant(Variant.from_key(key), today, dry_run=dry_run))
-            except (Exception, pl.exceptions.PanicException) as error:
-                if not isinstance(error, ChurnError):
-                    logger.exception("%s failed", key)
-                return key, without_frames(error)
-
-        yield from in_threads(attempt, keys)
+        yield from for_each_variant(lambda variant: self.train_variant(variant, today, dry_run=dry_run), keys)
 
     def train_variant(self, variant: Variant, today: date, *, dry_run: bool = False) -> TrainingOutcome:
         """Train a variant on what was known at the end of ``today``, and register the model.
 
-        A model that passes the gate becomes the challenger, or the champion where the variant has none. One that fails
-        is registered without an alias, with the reasons. A variant with too few labels is trained on its parent's
-        activity, and says so.
+        A model that passes the gate becomes the challenger, or the champion if the variant has none. One that fails is
+        registered without an alias and tagged with the reasons. A variant with too few labels is trained on the
+        activity of a fallback variant, and its version is tagged so.
 
         Args:
-            today: Also names the run; no later fact is used.
-            dry_run: Do everything but write: neither the history nor MLflow is changed.
+            today: Also part of the run's name; no later fact is used.
+            dry_run: Change neither the history nor MLflow.
 
         Raises:
-            InputError: If the input is not raw activity, or nobody up to the base variant has enough labels.
+            InputError: If the input is not raw activity, or no variant up to the base variant has enough labels.
             ChurnError: For any other reason; no version is registered then.
         """
         champion, bundle = self._champion(variant)
         names, names_from = self._feature_names(variant, bundle)
-        material = self._gather(variant, names, today, dry_run=dry_run)
-        trained = train(material.shots, names, self.plan)
+        data = self._training_data(variant, names, today, dry_run=dry_run)
+        trained = train(data.shots, names, self.plan)
         evaluation = evaluate(trained.judged.churned, trained.bundle.predict(trained.judged.matrix))
-        held_out = [shot for shot in material.shots if shot.as_of in trained.held_out.as_ofs]
+        held_out = [shot for shot in data.shots if shot.as_of in trained.held_out.as_ofs]
         build = partial(_snapshot, today=today, plan=self.plan)
         gate = check_gate(
             trained,
             evaluation,
-            facts=material.facts,
+            facts=data.facts,
             held_out=held_out,
             build=build,
             champion=bundle,
@@ -163,11 +140,11 @@ class Trainer:
         against = _against(champion, bundle, trained, evaluation)
         lineage = Lineage(
             variant=variant,
-            activity_of=material.owner,
-            detours=material.detours,
+            activity_of=data.owner,
+            detours=data.detours,
             today=today,
-            sources=tuple((source.uri, source.sha256) for source in material.sources.values()),
-            n_facts=material.facts.height,
+            sources=tuple((source.uri, source.sha256) for source in data.sources.values()),
+            n_facts=data.facts.height,
             data_sha256=trained.data_sha256,
             names_from=names_from,
             code_version=self.code_version,
@@ -175,8 +152,8 @@ class Trainer:
         outcome = TrainingOutcome(
             variant=variant,
             lineage=lineage,
-            provenance=material.sources.get(variant),
-            n_facts_added=material.n_added,
+            provenance=data.sources.get(variant),
+            n_facts_added=data.n_added,
             trained=trained,
             evaluation=evaluation,
             against=against,
@@ -184,7 +161,7 @@ class Trainer:
             card=write_card(trained, evaluation, gate, lineage, against),
             pictures=_pictures(trained, f"{variant}, trained as of {today}"),
             version=None,
-            reference=_reference(trained, material.facts),
+            reference=_reference(trained, data.facts),
         )
         return outcome if dry_run else self._register(outcome)
 
@@ -196,7 +173,7 @@ class Trainer:
         return model.version, model.bundle
 
     def _feature_names(self, variant: Variant, champion: Bundle | None) -> tuple[Sequence[str], str]:
-        """Find the feature names: the champion's, else those of the variant's file, else a parent's; and say whose."""
+        """Return feature names and their origin: the champion's, else the variant's file, else a fallback variant's."""
         from churn.workflows.register import FEATURE_NAMES
 
         if champion is not None:
@@ -208,7 +185,7 @@ class Trainer:
             if (found := self._names_file(owner)) is not None:
                 return found
         raise InputError(
-            f"neither {variant} nor its parents have a champion or a feature names file; put one under "
+            f"neither {variant} nor its fallback variants have a champion or a feature names file; upload one to "
             f"{variant.prefix}{FEATURE_NAMES[0]}"
         )
 
@@ -226,32 +203,32 @@ class Trainer:
                 return None
             return parse_feature_names(file.path.read_bytes(), file.provenance.uri), file.provenance.uri
 
-    def _gather(self, variant: Variant, names: Sequence[str], today: date, *, dry_run: bool) -> "_Material":
-        """Find activity with enough labels: the variant's own, else its parents', each from its own history."""
+    def _training_data(self, variant: Variant, names: Sequence[str], today: date, *, dry_run: bool) -> "TrainingData":
+        """Load activity with enough labels: the variant's own, else that of a fallback variant."""
         detours: list[str] = []
         sources: dict[Variant, Provenance] = {}
         n_added = 0
         for owner in fallback_variants(variant):
-            taken = self._ingest(owner, is_own=owner == variant, dry_run=dry_run)
-            n_added += taken.n_added
-            if taken.provenance is not None:
-                sources[owner] = taken.provenance
-            if taken.facts is None:
-                detours.append(taken.why)
+            activity = self._activity(owner, is_own=owner == variant, dry_run=dry_run)
+            n_added += activity.n_added
+            if activity.provenance is not None:
+                sources[owner] = activity.provenance
+            if activity.facts is None:
+                detours.append(activity.why_none)
                 continue
-            facts = self._with_numbers(taken.facts, names)
+            facts = self._with_numbers(activity.facts, names)
             shots = self._snapshots(facts, today)
             reason = shortage(shots, self.plan)
             if reason is None:
-                return _Material(owner, facts, shots, tuple(detours), sources, n_added)
+                return TrainingData(owner, facts, shots, tuple(detours), sources, n_added)
             detours.append(f"{owner} has {reason}")
         raise InputError(
-            f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; bring activity of more months or "
-            f"more players, under {variant.prefix}{INPUT_FOLDER} or that of a parent"
+            f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; upload activity of more months or "
+            f"more players to {variant.prefix}{INPUT_FOLDER}, or to that folder of a fallback variant"
         )
 
-    def _ingest(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Taken":
-        """Add a variant's input to its history, and read that; in a dry run only as if."""
+    def _activity(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Activity":
+        """Ingest a variant's input and return its history; a dry run returns the same and writes nothing."""
         try:
             extract = read_extract(self.sources, owner, self.max_quarantine_share)
         except TransientError:
@@ -259,7 +236,7 @@ class Trainer:
         except (SourceError, NoActivityError) as error:
             if is_own and not isinstance(error, (SourceError, ForeignActivityError)):
                 raise
-            return _Taken(
+            return _Activity(
                 self._held(owner),
                 f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error),
             )
@@ -268,9 +245,9 @@ class Trainer:
             held = self._held(owner)
             added = new_facts(self.history.erased(owner).without(extract.rows), held, received_at)
             facts = Appended(added.height, [added] if held is None else [held, added]).facts
-            return _Taken(facts, "", extract.provenance, added.height)
+            return _Activity(facts, "", extract.provenance, added.height)
         appended = self.history.append(owner, extract.rows, received_at)
-        return _Taken(appended.facts, "", extract.provenance, appended.n_added)
+        return _Activity(appended.facts, "", extract.provenance, appended.n_added)
 
     def _held(self, owner: Variant) -> pl.DataFrame | None:
         return self.history.read(owner) if self.history.version(owner) is not None else None
@@ -301,18 +278,18 @@ class Trainer:
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """A variant's activity; ``facts`` is ``None`` where it has none, and ``why`` says so."""
+class _Activity:
+    """A variant's activity; ``facts`` is ``None`` if it has none, and ``why_none`` is the reason."""
 
     facts: pl.DataFrame | None
-    why: str
+    why_none: str
     provenance: Provenance | None = None
     n_added: int = 0
 
 
 @dataclass(frozen=True)
-class _Material:
-    """What a variant is trained on, and whose it is."""
+class TrainingData:
+    """The activity that a variant is trained on, and the variant that it belongs to."""
 
     owner: Variant
     facts: pl.DataFrame
@@ -323,19 +300,18 @@ class _Material:
 
 
 def fallback_variants(variant: Variant) -> list[Variant]:
-    """Return a variant and its parents, the nearest first, the base variant last.
+    """Return a variant and its fallback variants, the nearest first, the base variant last.
 
     >>> [str(v) for v in fallback_variants(Variant("EU", "ClientB"))]
     ['geography-eu.company-clientb', 'geography-eu', 'base']
     """
-    parents = [variant, Variant(geography=variant.geography), Variant()]
-    return list(dict.fromkeys(parents))
+    return list(dict.fromkeys([variant, Variant(geography=variant.geography), Variant()]))
 
 
 def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
-    """Count the accounts that would have been scored at past month ends, as batches are counted.
+    """Profile the accounts that would have been scored at past month ends, in the way that batches are profiled.
 
-    Inputs are those of the last twelve month ends, so that seasons are no drift; scores are of the held-out ones.
+    Inputs are those of the last twelve month ends, so that seasons are no drift; scores are those of the held-out ones.
     """
     held_out = trained.held_out.as_ofs
     known = [as_of for part in trained.parts for as_of in part.as_ofs]
@@ -355,7 +331,7 @@ def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> P
 
 
 def describe(outcome: TrainingOutcome) -> "LoggedRun":
-    """Put together what a run records of a trained model."""
+    """Build the MLflow run of a trained model."""
     from churn.registry.records import LoggedDataset, LoggedRun
 
     trained, lineage = outcome.trained, outcome.lineage
@@ -416,24 +392,24 @@ def _metrics(outcome: TrainingOutcome) -> dict[str, float]:
 def _tags(outcome: TrainingOutcome) -> dict[str, str]:
     lineage, gate = outcome.lineage, outcome.gate
     tags = {
-        "training_date": lineage.today.isoformat(),
-        "churn.trained_as_of": lineage.today.isoformat(),
-        "churn.trained_on": lineage.activity_of.key,
-        "churn.data_sha256": lineage.data_sha256,
-        "churn.horizon_months": str(outcome.trained.plan.horizon.months),
-        "churn.code_version": lineage.code_version,
-        "churn.logged_on": datetime.now(UTC).date().isoformat(),
-        GATE_TAG: "passed" if gate.is_passed else "failed",
+        tag.TRAINING_DATE: lineage.today.isoformat(),
+        tag.TRAINED_AS_OF: lineage.today.isoformat(),
+        tag.TRAINED_ON: lineage.activity_of.key,
+        tag.DATA_SHA256: lineage.data_sha256,
+        tag.HORIZON_MONTHS: str(outcome.trained.plan.horizon.months),
+        tag.CODE_VERSION: lineage.code_version,
+        tag.LOGGED_ON: datetime.now(UTC).date().isoformat(),
+        tag.GATE: "passed" if gate.is_passed else "failed",
     }
     if not gate.is_passed:
-        tags["churn.gate_failures"] = "; ".join(f"{check.name}: {check.sentence}" for check in gate.failures)
+        tags[tag.GATE_FAILURES] = "; ".join(f"{check.name}: {check.sentence}" for check in gate.failures)
     if lineage.detours:
-        tags["churn.trained_on_because"] = "; ".join(lineage.detours)
+        tags[tag.TRAINED_ON_BECAUSE] = "; ".join(lineage.detours)
     if outcome.provenance is not None and outcome.provenance.fallback_reason is not None:
-        tags["churn.fallback_reason"] = outcome.provenance.fallback_reason
+        tags[tag.FALLBACK_REASON] = outcome.provenance.fallback_reason
     auc = outcome.evaluation.roc_auc
     if auc is not None:
-        tags[AUC_LIMIT_TAG] = f"{auc.low:.4f}"
+        tags[tag.AUC_LIMIT] = f"{auc.low:.4f}"
     return {name: value[:_MAX_TAG] for name, value in tags.items()}
 
 
@@ -449,7 +425,7 @@ def _against(
 
 
 def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
-    """Draw how the model does on the held-out accounts, and what its scores are made of."""
+    """Draw the model's performance on the held-out accounts, and the contributions to its scores."""
     from churn.evaluation.curves import (  # they bring matplotlib
         draw_contributions,
         draw_gain,
@@ -477,7 +453,7 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
 
 
 def _by_source_column(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
-    """Return what each source column of the features holds: its numbers, or the names of its levels."""
+    """Return the values of each source column of the features: its numbers, or the names of its levels."""
     values: dict[str, npt.NDArray[Any]] = {name: matrix[:, place] for name, place in encoding.numbers}
     levels = pack_matrix(matrix, encoding).levels
     names = (np.array([*group.levels, "none of these"]) for group in encoding.one_hots)

@@ -1,1 +1,1 @@
-"""The assets, a module for each kind of work."""
+"""The assets, one module for each kind of work; ``metadata`` holds what several of them show."""

@@ -1,10 +1,15 @@
-"""What a person sees of a published variant in the Dagster UI: counts, links, a histogram, a preview."""
+"""Metadata of materializations: counts, links, tables and pictures that an asset's page shows.
+
+Belongs here: the metadata of a published batch, and the Markdown that several assets share. Not here: how anything is
+measured.
+"""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
+from churn.database.evaluations import EvaluatedBatch
 from churn.evaluation.charts import Distribution, draw_distributions, draw_importance
 from churn.markdown import markdown_table
 from churn.monitoring.profiles import SCORE
@@ -15,6 +20,7 @@ Metadata = Mapping[str, dg.MetadataValue]
 
 _BAR_WIDTH = 30
 _FEATURES_DRAWN = 2
+_MAX_ROWS, _MAX_SEGMENTS = 50, 20
 
 
 def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> dict[str, Metadata]:
@@ -130,15 +136,48 @@ def histogram(summary: ScoreSummary) -> str:
         (f"{i * width:.2f}-{(i + 1) * width:.2f}", f"{count:,}", "█" * round(_BAR_WIDTH * count / longest))
         for i, count in enumerate(summary.counts.tolist())
     ]
-    return markdown_table(("churn probability", "accounts", ""), rows, "-rl")
-
-
-def picture(svg: str) -> str:
-    """Put a picture into Markdown."""
-    return f"![picture](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+    return table(("churn probability", "accounts", ""), rows, "-rl")
 
 
 def preview(summary: ScoreSummary) -> str:
-    """Show the accounts most likely to churn as a Markdown table."""
+    """Show the accounts with the highest churn probabilities as a Markdown table."""
     rows = [(account_id, f"{probability:.3f}") for probability, account_id in summary.top]
-    return markdown_table(("account_id", "churn_probability"), rows, "rr")
+    return table(("account_id", "churn_probability"), rows, "rr")
+
+
+def segment_table(evaluated: EvaluatedBatch) -> str:
+    """Show a batch's segments that have enough labels, the lowest ROC AUC first, and count the others."""
+    measured = [(auc, one) for one in evaluated.segments if (auc := one.roc_auc) is not None]
+    measured.sort(key=lambda pair: pair[0].value)
+    rows = [
+        (
+            one.segment,
+            one.level,
+            f"{one.n_matured:,}",
+            f"{one.n_churned:,}",
+            f"{auc:.3f}",
+            f"{one.calibration_error:.3f}",
+        )
+        for auc, one in measured[:_MAX_SEGMENTS]
+    ]
+    columns = ("segment", "level", "matured", "churned", "ROC AUC", "calibration error")
+    limit = "" if evaluated.auc_limit is None else f", limit {evaluated.auc_limit:.3f}"
+    rest = f"{evaluated.batch.scored_week}{limit}; {len(evaluated.segments) - len(measured)} levels with too few labels"
+    return f"{table(columns, rows, '--rr-r')}\n\n{rest}"
+
+
+def picture(svg: str) -> str:
+    """Embed a picture in Markdown."""
+    return f"![picture](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> str:
+    """Write a Markdown table of at most 50 rows, and the number of the others; ``none`` without a row.
+
+    Args:
+        align: See :func:`churn.markdown.markdown_table`.
+    """
+    if not rows:
+        return "none"
+    more = len(rows) - _MAX_ROWS
+    return markdown_table(columns, rows[:_MAX_ROWS], align) + (f"\n\nand {more} more" if more > 0 else "")

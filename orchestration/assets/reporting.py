@@ -1,4 +1,4 @@
-"""The report: one HTML file about the fleet, made anew after each look at it."""
+"""The fleet report: an HTML file, written again after each monitoring run. How it is written: ``churn.report``."""
 
 from datetime import UTC, datetime
 
@@ -12,7 +12,7 @@ from orchestration.resources import Services
     deps=["fleet_incidents"],
     kinds={"html"},
     owners=["team:retention"],
-    description="One HTML file for people: what ran and failed, what drifts, who is champion, and a page per variant.",
+    description="An HTML report on the fleet: failures, drift, performance and champions, and a page per variant.",
 )
 def fleet_report(services: Services) -> dg.MaterializeResult[None]:
     """Write the report of the newest week into ``CHURN_HOME``, where ``churn report`` writes it."""
@@ -33,6 +33,6 @@ def fleet_report(services: Services) -> dg.MaterializeResult[None]:
             "link": dg.MetadataValue.url(report.path.as_uri()),
             "size_bytes": dg.MetadataValue.int(report.n_bytes),
             "n_variants": dg.MetadataValue.int(report.n_variants),
-            "week": dg.MetadataValue.text(str(report.week) if report.week else "nothing was scored yet"),
+            "week": dg.MetadataValue.text(str(report.week) if report.week else "no week was scored yet"),
         }
     )

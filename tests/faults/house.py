@@ -128,7 +128,7 @@ def open_house(home: Path) -> Iterator[House]:
         with bench_environment(home) as environment:
             settings = Settings(_env_file=None, churn_home=home, mlflow_s3_bucket=BUCKET)  # type: ignore[call-arg]
             with open_deployment(settings) as deployment:
-                list(set_up_server(deployment))
+                list(set_up_server(*deployment.databases))
                 yield _furnished(deployment, environment)
     finally:
         os.environ.clear()

@@ -36,9 +36,9 @@ from churn.deployment.services import Deployment
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
-from orchestration.alerting import failed_runs
 from orchestration.assets.scoring import SPECS, WEEK_TAG
 from orchestration.definitions import defs
+from orchestration.failed_runs import failed_runs
 from orchestration.job import weekly_churn_prediction_schedule
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, RETRIED_TAG, span, sync_partitions
 from orchestration.resources import Services

@@ -35,7 +35,7 @@ from churn.errors import ClusterError, ClusterUnavailableError, InputError
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest, score_fleet
-from orchestration.assets.scoring import SPECS, tell
+from orchestration.assets.scoring import SPECS, report_batch
 from orchestration.partitions import sync_partitions
 from tests.integration.on_nodes import Placed, die_after_publishing, place, unsendable
 
@@ -368,7 +368,7 @@ def test_a_driver_on_another_machine_reaches_the_cluster_by_its_client_port(
 def test_nothing_that_is_sent_to_a_node_holds_a_password(fleet: Fleet) -> None:
     with open_deployment(load_settings()) as deployment:
         sent = (
-            partial(tell, histories={}, model_link=deployment.model_link),
+            partial(report_batch, histories={}, model_link=deployment.model_link),
             deployment.cluster(),
         )
 

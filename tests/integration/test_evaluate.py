@@ -21,9 +21,10 @@ from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.evaluation.segments import EvaluatedSegment
+from churn.registry.tags import AUC_LIMIT
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
-from churn.workflows.evaluate import AUC_LIMIT_TAG, PerformanceEvaluator, Waiting
+from churn.workflows.evaluate import PerformanceEvaluator, Waiting
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
@@ -76,7 +77,7 @@ def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: P
     judge.evaluate_batches(US, TODAY)
 
     query = (
-        "SELECT b.scored_week, s.segment, s.level, s.n_matured, s.n_churned, s.comparison, s.roc_auc, s.roc_auc_low, "
+        "SELECT b.scored_week, s.segment, s.level, s.n_matured, s.n_churned, s.status, s.roc_auc, s.roc_auc_low, "
         "s.brier_score, s.mean_score, s.p_below_limit FROM evaluated_segments AS s JOIN scoring_batches AS b "
         "USING (batch_id) ORDER BY 1, 2, s.n_matured DESC"
     )
@@ -90,12 +91,12 @@ def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: P
         for segment in ONE_HOT_COLUMNS:
             found = [row[2:] for row in rows if row[:2] == (week, segment)]
             assert sum(n for _, n, *_ in found) == outcomes.height
-            for level, n, n_churned, comparison, auc, low, brier, mean_score, p_value in found:
+            for level, n, n_churned, status, auc, low, brier, mean_score, p_value in found:
                 of_level = outcomes.filter(pl.col(segment) == level)
                 churned, scores = of_level["churned"].to_numpy(), of_level["score"].to_numpy()
                 assert (n, n_churned) == (len(churned), churned.sum())
-                assert (comparison == "ok") == (min(n_churned, n - n_churned) >= 50)
-                if comparison == "insufficient":
+                assert (status == "ok") == (min(n_churned, n - n_churned) >= 50)
+                if status == "insufficient":
                     assert (auc, low, brier, mean_score, p_value) == (None,) * 5
                     continue
                 assert auc == pytest.approx(metrics.roc_auc_score(churned, scores), abs=AGREEMENT)
@@ -103,7 +104,7 @@ def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: P
                 assert mean_score == pytest.approx(scores.mean(), abs=AGREEMENT)
                 assert low < auc
                 assert (p_value < 0.5) == (auc < judge.auc_limit)
-    assert {comparison for *_, comparison, _, _, _, _, _ in rows} == {"ok", "insufficient"}
+    assert {status for *_, status, _, _, _, _, _ in rows} == {"ok", "insufficient"}
 
 
 def _outcomes(site: Site, facts: pl.DataFrame, week: date) -> pl.DataFrame:
@@ -245,7 +246,7 @@ def test_a_level_that_no_database_takes_as_it_is_fails_nobody(site: Site, judge:
 def test_dagster_shows_segments_and_warns_of_those_below_the_limit(
     judge: PerformanceEvaluator, deployment: Deployment, instance: dg.DagsterInstance, limit: str, passed: bool
 ):
-    MlflowClient(deployment.tracking_uri).set_model_version_tag(US.registered_model, "1", AUC_LIMIT_TAG, limit)
+    MlflowClient(deployment.tracking_uri).set_model_version_tag(US.registered_model, "1", AUC_LIMIT, limit)
     sync_partitions(instance, [US])
 
     result = defs.resolve_job_def("evaluation_job").execute_in_process(

@@ -1,5 +1,5 @@
-"""At stake: learning runs by itself as far as it should, and no further. Batches are judged when their labels have
-matured, training is asked for where there is a reason, and champions move on a launch, not on a timer.
+"""At stake: learning is automatic as far as it should be, and no further. Batches are evaluated when their labels have
+matured, training is requested where there is a reason, and champions move on a launch, not on a timer.
 """
 
 import io
@@ -17,8 +17,8 @@ from churn.variants import Variant
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
-from orchestration.promotion import REASON_TAG, retraining_sensor
 from orchestration.resources import Services
+from orchestration.sensors import REASON_TAG, retraining_sensor
 
 from .conftest import Run, Site, put_model_files
 
@@ -44,7 +44,7 @@ def run(instance: dg.DagsterInstance, job: str, **options: object) -> dg.Execute
     return defs.resolve_job_def(job).execute_in_process(instance=instance, raise_on_error=False, **options)
 
 
-def judge(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+def run_evaluation(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
     return run(instance, "evaluation_job", tags={RANGE_START_TAG: KEYS[0], RANGE_END_TAG: KEYS[-1]})
 
 
@@ -55,12 +55,12 @@ def evaluate(instance: dg.DagsterInstance, cursor: str | None = None) -> dg.Sens
     return result
 
 
-def test_judging_tells_what_past_batches_were_worth_and_passes_over_what_cannot_be_judged(
+def test_past_batches_are_evaluated_and_variants_without_activity_are_skipped(
     site: Site, fleet: None, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     deployment.scorer().score_variant(FleetRequest.for_week(WEEK).of(US))
 
-    result = judge(instance)
+    result = run_evaluation(instance)
 
     assert result.success, [event.step_failure_data for event in result.get_step_failure_events()]
     shown = {event.partition: event.metadata for event in result.asset_materializations_for_node("evaluate_batches")}
@@ -70,12 +70,12 @@ def test_judging_tells_what_past_batches_were_worth_and_passes_over_what_cannot_
     assert shown[US.key]["n_new_facts"].value > 1500
     assert 0.6 < shown[US.key]["roc_auc"].value < 1
     assert f"| {WEEK} | champion v1 |" in shown[US.key]["judged"].value
-    rows = site.rows(site.churn, "SELECT n_at_risk, n_matured, comparison FROM evaluated_batches")
-    assert [(at_risk == matured, comparison) for at_risk, matured, comparison in rows] == [(True, "ok")]
+    rows = site.rows(site.churn, "SELECT n_at_risk, n_matured, status FROM evaluated_batches")
+    assert [(at_risk == matured, status) for at_risk, matured, status in rows] == [(True, "ok")]
     actions = site.rows(site.churn, "SELECT variant, action, champion_version FROM model_events ORDER BY variant")
     assert actions == [(EU.key, "observed", 1), (US.key, "observed", 1)]
 
-    again = judge(instance)
+    again = run_evaluation(instance)
     assert again.success
     assert site.rows(site.churn, "SELECT count(*) FROM evaluated_batches") == [(1,)]
 
@@ -88,8 +88,8 @@ def test_a_champion_moves_on_a_launch_and_back_on_another(
     promoter.challenge(US, 2, "a test")
 
     def launch(**config: object) -> dg.ExecuteInProcessResult:
-        told = {"variants": [US.key], **config}
-        return run(instance, "promotion_job", run_config={"ops": {"move_champions": {"config": told}}})
+        full = {"variants": [US.key], **config}
+        return run(instance, "promotion_job", run_config={"ops": {"move_champions": {"config": full}}})
 
     assert not launch().success
     assert promoter.registry.aliases_of(US)["champion"] == 1
@@ -101,8 +101,8 @@ def test_a_champion_moves_on_a_launch_and_back_on_another(
     assert promoter.registry.aliases_of(US) == {"champion": 1, "previous": 2}
 
 
-def judged(variant: Variant, as_of: date, high: float, deployment: Deployment) -> None:
-    """Score a week and write down that its AUC's upper end was ``high``, under a limit of 0.7."""
+def evaluated(variant: Variant, as_of: date, high: float, deployment: Deployment) -> None:
+    """Score a week and record that its AUC's upper end was ``high``, below a limit of 0.7."""
     week = as_of - timedelta(days=as_of.weekday())
     deployment.scorer().score_variant(FleetRequest.for_week(week).of(variant))
     results = deployment.evaluator().results
@@ -118,35 +118,35 @@ def never_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHURN_RETRAIN_AFTER_MONTHS", "0")
 
 
-def test_the_sensor_asks_once_for_training_where_two_disjoint_cohorts_did_badly(
+def test_the_sensor_requests_training_once_where_two_disjoint_cohorts_did_badly(
     fleet: None, never_old: None, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
-    judged(US, date(2026, 1, 28), 0.65, deployment)
+    evaluated(US, date(2026, 1, 28), 0.65, deployment)
     assert evaluate(instance).run_requests == []
-    judged(US, date(2026, 5, 27), 0.66, deployment)
+    evaluated(US, date(2026, 5, 27), 0.66, deployment)
 
     asked = evaluate(instance)
 
     (request,) = asked.run_requests or []
     assert (request.tags[RANGE_START_TAG], request.tags[RANGE_END_TAG]) == (US.key, US.key)
-    assert "under the limit of 0.700" in request.tags[REASON_TAG]
+    assert "below the limit of 0.700" in request.tags[REASON_TAG]
     assert evaluate(instance, asked.cursor).run_requests == []
     long_ago = json.dumps({US.key: (datetime.now(UTC).date() - timedelta(days=28)).isoformat()})
     assert len(evaluate(instance, long_ago).run_requests or []) == 1
 
 
-def test_the_sensor_waits_for_the_verdict_on_a_challenger(
+def test_the_sensor_waits_for_the_comparison_of_a_challenger(
     fleet: None, never_old: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     for as_of in (date(2026, 1, 28), date(2026, 5, 27)):
-        judged(US, as_of, 0.65, deployment)
+        evaluated(US, as_of, 0.65, deployment)
     assert log_model("--variant", US.key).status == 0
     deployment.promoter().challenge(US, 2, "a test")
 
     assert evaluate(instance).run_requests == []
 
 
-def test_the_sensor_asks_where_the_input_drifted_two_weeks_running(
+def test_the_sensor_requests_training_where_the_input_drifted_two_weeks_running(
     site: Site, fleet: None, never_old: None, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     today = datetime.now(UTC).date()
@@ -172,7 +172,9 @@ def test_the_sensor_asks_where_the_input_drifted_two_weeks_running(
     }  # fmt: skip
 
 
-def test_the_sensor_asks_for_old_champions(fleet: None, deployment: Deployment, instance: dg.DagsterInstance) -> None:
+def test_the_sensor_requests_training_of_old_champions(
+    fleet: None, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
     client = deployment.registry(read_only=False)
     assert set(client.training_dates()) == {(EU, 1), (US, 1)}
     from mlflow import MlflowClient

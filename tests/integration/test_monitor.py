@@ -14,12 +14,13 @@ import sqlalchemy as sa
 from churn.database.connection import create_engine
 from churn.deployment.services import Deployment
 from churn.variants import Variant
-from churn.workflows.monitor import Watch
+from churn.workflows.monitor import FleetMonitor
 from churn.workflows.score import FleetRequest
-from orchestration.alerting import failed_runs, incident_sensor
 from orchestration.definitions import defs
+from orchestration.failed_runs import failed_runs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
+from orchestration.sensors import incident_sensor
 
 from .conftest import Run, Site, bundled, put_model_files
 
@@ -76,7 +77,7 @@ def test_a_failed_variant_opens_an_incident_once_and_its_success_ends_it(
     first, second = look(instance), look(instance)
 
     assert "opened: Scoring failed: 1 variant" in first
-    assert "nothing new" in second
+    assert "no change" in second
     assert open_incidents(site) == {"variants_failed": [US]}  # and no run_failed: it failed for this reason alone
     put_input(site, US, bundled("activity.parquet"))
     assert run(instance, "churn_prediction_job").success
@@ -156,10 +157,10 @@ def test_a_missed_week_is_told_after_the_grace_and_a_variant_that_is_gone_is_not
 ) -> None:
     for key in KEYS:
         deployment.scorer().score_variant(FleetRequest.for_week(monday(1)).of(Variant.from_key(key)))
-    watch, week = deployment.watch(), monday()
+    monitor, week = deployment.fleet_monitor(), monday()
 
-    early = watch.look(noon(week) - timedelta(hours=7), [])
-    late = watch.look(noon(week), [])
+    early = monitor.reconcile(noon(week) - timedelta(hours=7), [])
+    late = monitor.reconcile(noon(week), [])
 
     assert not early.members("week_missed")
     assert set(late.members("week_missed")) == set(KEYS)
@@ -168,7 +169,7 @@ def test_a_missed_week_is_told_after_the_grace_and_a_variant_that_is_gone_is_not
     deployment.registry(read_only=False)
     client = MlflowClient(deployment.tracking_uri)
     client.delete_registered_model(Variant.from_key(EU).registered_model)
-    assert set(watch.look(noon(week), []).members("week_missed")) == {US}
+    assert set(monitor.reconcile(noon(week), []).members("week_missed")) == {US}
     (members,) = site.rows(site.churn, "SELECT members FROM incidents WHERE kind = 'week_missed'")[0]
     assert set(members) == {US}
 
@@ -177,7 +178,7 @@ def test_without_the_registry_what_needs_it_neither_opens_nor_ends(
     site: Site, fleet: None, deployment: Deployment, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment.scorer().score_variant(FleetRequest.for_week(monday(1)).of(Variant.from_key(US)))
-    deployment.watch().look(noon(monday()), [])
+    deployment.fleet_monitor().reconcile(noon(monday()), [])
     assert open_incidents(site) == {"week_missed": [US]}
     deployment.store().record_failure(EU, monday(), None, noon(monday()), ValueError("no such file"))
 
@@ -187,7 +188,7 @@ def test_without_the_registry_what_needs_it_neither_opens_nor_ends(
     assert result.success, [event.step_failure_data for event in result.get_step_failure_events()]
     assert open_incidents(site) == {"week_missed": [US], "variants_failed": [EU]}
     not_evaluated = {
-        one.check_name for one in result.get_asset_check_evaluations() if "not judged" in str(one.description)
+        one.check_name for one in result.get_asset_check_evaluations() if "not evaluated" in str(one.description)
     }
     assert not_evaluated == {"every_variant_was_scored", "performance_holds", "segments_hold"}
 
@@ -213,14 +214,14 @@ def test_what_a_champion_was_worth_is_told_until_another_takes_its_place(
     site.rows(site.churn, judge, key=EU, auc=0.8)
     for level, p_value in (("OH", 1e-9), ("PA", 0.5)):
         site.rows(site.churn, segment, key=EU, level=level, p=p_value)
-    watch = deployment.watch()
+    monitor = deployment.fleet_monitor()
 
-    looked = watch.look(datetime.now(UTC), [])
+    status = monitor.reconcile(datetime.now(UTC), [])
 
-    assert set(looked.members("performance_low")) == {US}
-    assert looked.members("segment_low") == {EU: "brand_id OH: ROC AUC 0.500; the limit is 0.700"}
-    promoted = Watch(watch.fleet, watch.incidents, lambda: {US: 2, EU: 1}, (), watch.grace)
-    assert not promoted.look(datetime.now(UTC), []).members("performance_low")
+    assert set(status.members("performance_low")) == {US}
+    assert status.members("segment_low") == {EU: "brand_id OH: ROC AUC 0.500; the limit is 0.700"}
+    promoted = FleetMonitor(monitor.fleet, monitor.incidents, lambda: {US: 2, EU: 1}, (), monitor.grace)
+    assert not promoted.reconcile(datetime.now(UTC), []).members("performance_low")
 
 
 @pytest.fixture
@@ -263,13 +264,13 @@ def thousands(site: Site) -> list[str]:
 def test_a_look_at_two_thousand_variants_takes_less_than_five_seconds(
     thousands: list[str], deployment: Deployment
 ) -> None:
-    watch = deployment.watch()
-    quick = Watch(watch.fleet, watch.incidents, lambda: dict.fromkeys(thousands, 1), (), watch.grace)
+    monitor = deployment.fleet_monitor()
+    quick = FleetMonitor(monitor.fleet, monitor.incidents, lambda: dict.fromkeys(thousands, 1), (), monitor.grace)
 
     started = time.process_time(), time.perf_counter()
-    looked = quick.look(datetime.now(UTC), [])
+    status = quick.reconcile(datetime.now(UTC), [])
     spent = time.process_time() - started[0], time.perf_counter() - started[1]
 
-    assert looked.n_variants == 2000
-    assert not looked.changes
+    assert status.n_variants == 2000
+    assert not status.changes
     assert max(spent) < 5, spent

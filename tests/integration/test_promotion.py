@@ -32,11 +32,11 @@ WEEKS = [date(2026, 2, 23), date(2026, 5, 25)]
 TODAY = datetime(2026, 10, 20, 12, tzinfo=UTC)
 
 
-def blunt_model() -> bytes:
-    """A model that knows nothing: all accounts churn by chance."""
+def misled_model() -> bytes:
+    """Return a model that learned the wrong way round: the more a player handles, the surer it is that they churn."""
     names = json.loads(bundled("feature_names_3.json"))
-    rng = np.random.default_rng(0)
-    data = xgb.DMatrix(rng.random((500, 45)), rng.random(500) < 0.5, feature_names=names)
+    rows = np.random.default_rng(0).random((500, 45)) * 1000
+    data = xgb.DMatrix(rows, rows[:, names.index("total_handle")] > 500, feature_names=names)
     booster = xgb.train({"objective": "binary:logistic", "max_depth": 2, "nthread": 1}, data, 5)
     return bytes(booster.save_raw("ubj"))
 
@@ -53,14 +53,14 @@ def parquet(frame: pl.DataFrame) -> bytes:
 def promoter(deployment: Deployment) -> Promoter:
     opened = deployment.promoter()
     # The bundled model was made for other players than these, so that it is not calibrated for them.
-    lenient = replace(opened.judge, limits=Limits(max_calibration_loss=0.2))
-    return replace(opened, judge=lenient, clock=lambda: TODAY)
+    lenient = replace(opened.evaluator, limits=Limits(max_calibration_loss=0.2))
+    return replace(opened, evaluator=lenient, clock=lambda: TODAY)
 
 
 @pytest.fixture
 def two_models(site: Site, log_model: Run, promoter: Promoter) -> None:
-    """A blunt champion, v1, and the bundled model as its challenger, v2; the variant's activity to score."""
-    put_model_files(site, US.prefix, model=blunt_model())
+    """A misled champion, v1, and the bundled model as its challenger, v2; the variant's activity to score."""
+    put_model_files(site, US.prefix, model=misled_model())
     assert log_model("--geography", "US").status == 0
     put_model_files(site, US.prefix)
     assert log_model("--geography", "US").status == 0
@@ -198,7 +198,7 @@ def test_batches_are_judged_once_when_their_labels_have_matured(
     ]
     assert judge.evaluate_batches(US, TODAY.date()) == []
     for one in judged:
-        assert one.comparison == "ok"
+        assert one.status == "ok"
         assert 0 < one.n_churned < one.n_matured == one.n_at_risk < one.n_accounts
         assert (one.measures["roc_auc"] > 0.7) == (one.batch.role == CHALLENGER)
         assert one.is_below_limit == (one.batch.role == CHAMPION)

@@ -234,7 +234,7 @@ def test_while_s3_is_down_nothing_is_asked_for_and_what_was_seen_is_kept(
         result = look(instance, cursor)
 
     assert not result.run_requests
-    assert "cannot look for new data" in str(result.skip_reason)
+    assert "cannot check for new data" in str(result.skip_reason)
     assert result.cursor == cursor
     site.put("base-is-elsewhere/data/churn/activity.parquet", b"x")  # of no variant
     site.put("data/churn/activity.parquet", b"new")

@@ -23,7 +23,7 @@ from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.variants import Variant
 from churn.workflows.alert import deliver
-from orchestration.alerting import failed_runs
+from orchestration.failed_runs import failed_runs
 from orchestration.partitions import sync_partitions
 
 from .conftest import ROOT, Site, put_model_files, require_no_password, run_script
@@ -130,7 +130,7 @@ def test_a_deployment_at_work_and_in_trouble_shows_no_secret(
 def refuse_an_alert(deployment: Deployment, instance: dg.DagsterInstance) -> None:
     """Find what is wrong with the fleet, and fail to tell it."""
     now = datetime.now(UTC)
-    changes = deployment.watch().look(now, failed_runs(instance, now)).changes
+    changes = deployment.fleet_monitor().reconcile(now, failed_runs(instance, now)).changes
     assert changes
     told = deliver(Incidents(deployment.database), deployment.receivers(), now, 20)
     require_no_secret("deliveries", repr(told) + repr(deployment.receivers()))

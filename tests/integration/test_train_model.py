@@ -153,7 +153,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     said = train_model("--dry-run")
 
     assert said.status == 0, said
-    assert "dry run    nothing was written" in said.out
+    assert "dry run    nothing was changed" in said.out
     assert "auc_is_above_the_floor: AUC" in said.out
     sync_partitions(instance, [Variant()])
     assert run_training(instance, "base", "base", dry_run=True).success
@@ -238,7 +238,7 @@ def test_too_few_labels_anywhere_are_an_error_with_the_counts(site: Site, train_
         "geography-us has",
         "base has",
         "matured labels of churn",
-        "bring activity of more months",
+        "upload activity of more months",
     )
     assert client.search_registered_models() == []
 
@@ -252,7 +252,7 @@ def test_rows_that_came_encoded_cannot_be_trained_on(site: Site, train_model: Ru
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--as-of", "2999-01-01"), "has not come"),
+        (("--as-of", "2999-01-01"), "is in the future"),
         (("--as-of", "soon"), "'soon' is not a day"),
         (("--trials", "0"), "not a number of trials"),
         (("--geography", "U.S."), "did you mean 'u_s'?"),
@@ -270,7 +270,7 @@ def test_what_cannot_be_meant_is_told_before_anything_is_opened(
 def test_the_script_runs_from_its_own_folder() -> None:
     found = run_script("train_model.py", "--as-of", "2999-01-01", folder=ROOT / "experiment_tracking")
 
-    found.require_one_line("train_model.py: --as-of 2999-01-01 has not come", status=2)
+    found.require_one_line("train_model.py: --as-of 2999-01-01 is in the future", status=2)
 
 
 def run_training(instance: dg.DagsterInstance, first: str, last: str, **config: object) -> dg.ExecuteInProcessResult:
@@ -316,7 +316,7 @@ def test_dagster_trains_a_range_and_shows_what_came_of_each_variant(
     assert {key: status[key].value for key in keys} == {"base": "MATERIALIZED", "geography-us": "FAILED"}
 
 
-@pytest.mark.parametrize(("as_of", "said"), [("soon", "'soon' is not a date"), ("2999-01-01", "has not come")])
+@pytest.mark.parametrize(("as_of", "said"), [("soon", "'soon' is not a date"), ("2999-01-01", "is in the future")])
 def test_a_day_that_cannot_be_meant_fails_the_run_at_once(instance: dg.DagsterInstance, as_of: str, said: str) -> None:
     sync_partitions(instance, [Variant()])
 

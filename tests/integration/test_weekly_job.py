@@ -49,7 +49,7 @@ CHECKS = {
     "input_matches_its_reference",
     "scores_match_their_reference",
 }
-WATCHING_CHECKS = {
+MONITORING_CHECKS = {
     "no_input_drifts",
     "no_scores_drift",
     "missing_values_are_usual",
@@ -602,7 +602,7 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         )
         for key, node in ((key, graph.get(key)) for key in graph.get_all_asset_keys())
     }
-    weekly, learning, watching = ((name, ["team:retention"]) for name in ("weekly_scoring", "learning", "monitoring"))
+    weekly, learning, monitoring = ((name, ["team:retention"]) for name in ("weekly_scoring", "learning", "monitoring"))
     assert found == {
         "raw_churn_data": ([], *weekly, ["parquet", "s3"]),
         "transformed_features": (["raw_churn_data"], *weekly, ["polars"]),
@@ -611,12 +611,14 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         "store_predictions": (["generate_predictions"], *weekly, ["postgres", "table"]),
         "evaluated_batches": (["store_predictions"], *learning, ["postgres", "table"]),
         "trained_models": ([], *learning, ["mlflow", "xgboost"]),
-        "drifted_features": (["store_predictions"], *watching, ["postgres", "table"]),
-        "fleet_incidents": (["drifted_features", "evaluated_batches"], *watching, ["postgres", "table"]),
-        "fleet_report": (["fleet_incidents"], *watching, ["html"]),
+        "drifted_features": (["store_predictions"], *monitoring, ["postgres", "table"]),
+        "fleet_incidents": (["drifted_features", "evaluated_batches"], *monitoring, ["postgres", "table"]),
+        "fleet_report": (["fleet_incidents"], *monitoring, ["html"]),
     }
-    judging_checks = {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
-    assert {key.name for key in graph.asset_check_keys} == CHECKS | WATCHING_CHECKS | set(GATE_CHECKS) | judging_checks
+    evaluation_checks = {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
+    assert {key.name for key in graph.asset_check_keys} == CHECKS | MONITORING_CHECKS | set(
+        GATE_CHECKS
+    ) | evaluation_checks
     partitions = {
         graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group != "monitoring"
     }

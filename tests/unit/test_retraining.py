@@ -22,7 +22,7 @@ def reason(*cohorts: EvaluatedCohort, policy: RetrainingPolicy = POLICY) -> str 
 def test_two_cohorts_without_a_common_outcome_under_the_limit_are_reason_enough():
     found = reason(cohort(5, 0.66), cohort(2, 0.65))
 
-    assert found == ("ROC AUC is at most 0.650 as of 2026-02-28 and 0.660 as of 2026-05-28, under the limit of 0.700")
+    assert found == ("ROC AUC is at most 0.650 as of 2026-02-28 and 0.660 as of 2026-05-28, below the limit of 0.700")
 
 
 def test_two_cohorts_that_share_outcomes_are_one_piece_of_news():

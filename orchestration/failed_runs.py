@@ -1,6 +1,6 @@
-"""The sensor that watches: it looks at the fleet every few minutes, and sends what people must be told.
+"""Failed runs: what Dagster's instance says of runs that failed and whose work no later run did.
 
-It runs beside the jobs it watches, so a run that never started is noticed as well.
+Belongs here: reading runs and their events. Not here: which of them open an incident (``churn.monitoring``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,49 +10,23 @@ from typing import Any
 
 import dagster as dg
 
-from churn.errors import ChurnError
 from churn.monitoring.conditions import FailedRun
-from churn.workflows.alert import deliver
 from orchestration.assets.scoring import OP_NAME
 from orchestration.partitions import BOUND_TAGS, RETRIED_TAG, span, variants_partitions
-from orchestration.resources import Services
-
-_DELIVER_FOR_S = 8
-"""A receiver may take 40 s more for what has begun, and a sensor is killed after 60."""
 
 _LOOK_BACK = timedelta(days=7)
-_MOST_RUNS, _MOST_TOLD = 5000, 200
+_MAX_RUNS, _MAX_RETURNED = 5000, 200
 _FAILURES = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
 
 
-@dg.sensor(
-    minimum_interval_seconds=300,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Looks for failures, missed weeks, stale data, drift and low performance, and sends alerts.",
-)
-def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipReason:
-    """Settle what is wrong now as incidents, and deliver every alert that is waiting; requests no run."""
-    now = datetime.now(UTC)
-    with services.open() as deployment:
-        receivers = deployment.receivers()
-        watch = deployment.watch()
-        try:
-            looked = watch.look(now, failed_runs(context.instance, now))
-            told = ", ".join(f"{change.event}: {change.title}" for change in looked.changes) or "nothing new"
-        except ChurnError as error:
-            told = f"could not look: {error}"
-        sent = deliver(watch.incidents, receivers, datetime.now(UTC), _DELIVER_FOR_S)
-    return dg.SkipReason(f"{told}; {sent.n_sent} alerts sent, {sent.n_failed} attempts failed, {sent.n_waiting} wait")
-
-
 def failed_runs(instance: dg.DagsterInstance, now: datetime) -> list[FailedRun]:
-    """Return the runs of the last week that failed, the newest of each job and range that no later ones made good."""
+    """Return the failed runs of the last week whose work no later run did: the newest of each job and range."""
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
     for record in _runs(instance, dg.DagsterRunStatus.FAILURE, now - _LOOK_BACK):
         if record.dagster_run.tags.get(RETRIED_TAG) != "true":
             newest.setdefault(_work(record.dagster_run), record)
-    told = islice(_not_made_good(instance, list(newest.values())), _MOST_TOLD)
-    return [_described(instance, record) for record in told]
+    unrepaired = islice(_unrepaired(instance, list(newest.values())), _MAX_RETURNED)
+    return [_failed_run(instance, record) for record in unrepaired]
 
 
 def _runs(
@@ -60,7 +34,7 @@ def _runs(
 ) -> Sequence[dg.RunRecord]:
     """Return runs, the newest first."""
     wanted = dg.RunsFilter(statuses=[status], created_after=since, job_name=job)
-    return instance.get_run_records(wanted, limit=_MOST_RUNS, order_by="create_timestamp")
+    return instance.get_run_records(wanted, limit=_MAX_RUNS, order_by="create_timestamp")
 
 
 def _kind(run: dg.DagsterRun) -> tuple[Any, ...]:
@@ -68,14 +42,14 @@ def _kind(run: dg.DagsterRun) -> tuple[Any, ...]:
 
 
 def _work(run: dg.DagsterRun) -> tuple[Any, ...]:
-    """Return what a run was for."""
+    """Return the job and the variants of a run."""
     return (*_kind(run), *(run.tags.get(tag) for tag in BOUND_TAGS))
 
 
-def _not_made_good(instance: dg.DagsterInstance, failed: Sequence[dg.RunRecord]) -> Iterator[dg.RunRecord]:
-    """Yield the failed runs whose work no later runs did: one for the same, or several that cover its range.
+def _unrepaired(instance: dg.DagsterInstance, failed: Sequence[dg.RunRecord]) -> Iterator[dg.RunRecord]:
+    """Yield the failed runs whose work no later runs did: one for the same range, or several that cover it.
 
-    Chunks are cut anew when variants come or go, and smaller ones are what helps where one was too large.
+    Chunks have other bounds once variants were added or removed, and smaller ones after one was too large.
     """
     if not failed:
         return
@@ -96,10 +70,10 @@ def _not_made_good(instance: dg.DagsterInstance, failed: Sequence[dg.RunRecord])
             yield record
 
 
-def _described(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
+def _failed_run(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
     run = record.dagster_run
     names: list[str] = []
-    sentence = "it ended without saying why; see its log in Dagster"
+    sentence = "the run ended without an error message; see its log in Dagster"
     for entry in instance.all_logs(run.run_id, of_type=_FAILURES):
         event = entry.dagster_event
         if event is None:
@@ -117,8 +91,8 @@ def _described(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
 
 def _of_step(event: dg.DagsterEvent) -> tuple[str, Mapping[str, Any]]:
     data = event.step_failure_data
-    told = data.user_failure_data
-    if told is not None:
-        return told.description or event.message or "", told.metadata
+    failure = data.user_failure_data
+    if failure is not None:
+        return failure.description or event.message or "", failure.metadata
     error = data.error.cause or data.error if data.error else None
     return (error.message if error else event.message or ""), {}

@@ -1,0 +1,54 @@
+"""Checking a published batch: load what the rules of :mod:`churn.monitoring.batch_checks` compare, and apply them."""
+
+from collections.abc import Mapping
+
+from churn.errors import ChurnError
+from churn.monitoring.batch_checks import BatchFigures, CheckResult, check_batch, with_input
+from churn.monitoring.conditions import History, ScoredBatch, read_drifts
+from churn.versions import CHAMPION
+from churn.workflows.score import Scorer, ScoringOutcome
+
+
+def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[str, History]) -> list[CheckResult]:
+    """Check a published batch.
+
+    Args:
+        histories: The variants' earlier batches and inputs, by key.
+
+    Raises:
+        ChurnError: If PostgreSQL does not answer; the batch stays published.
+    """
+    record, summary = outcome.record, outcome.summary
+    batch = ScoredBatch(
+        batch_id=outcome.batch_id,
+        variant=record.variant.key,
+        week=record.scored_week,
+        model_version=record.model_version,
+        n_rows=record.n_rows_read,
+        data_of=record.source_variant.key,
+        fallback_reason=record.fallback_reason,
+        drifts=read_drifts(record.drift),
+    )
+    figures = BatchFigures(
+        n_read=record.n_rows_read,
+        n_quarantined=record.n_rows_quarantined,
+        n_scored=record.n_rows_scored,
+        n_stored=scorer.store.count_rows(outcome.batch_id, record.scored_week),
+        lowest=summary.lowest,
+        highest=summary.highest,
+        source=record.source,
+        champion=_champion(outcome, scorer),
+        challenger=outcome.challenger_version,
+        is_challenger_scored=outcome.challenger_record is not None,
+        max_quarantine_share=scorer.max_quarantine_share,
+    )
+    history = histories.get(batch.variant, History({}))
+    arrived_on = record.source_modified_at.date()
+    return check_batch(batch, figures, with_input(history, record.source_sha256, arrived_on), record.as_of)
+
+
+def _champion(outcome: ScoringOutcome, scorer: Scorer) -> int | None:
+    try:
+        return scorer.registry.aliases_of(outcome.record.variant).get(CHAMPION)
+    except ChurnError:
+        return None

@@ -1,0 +1,55 @@
+"""Retraining requests: which variants' champions should be retrained, and why.
+
+The rules are in :mod:`churn.monitoring.retraining`; this module loads what they need. Nothing is trained here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import TYPE_CHECKING
+
+from churn.database.evaluations import Evaluations
+from churn.database.fleet import FleetTables
+from churn.monitoring.retraining import EvaluatedCohort, RetrainingPolicy, drifted_weeks, is_paused, reason_to_retrain
+from churn.versions import CHALLENGER, CHAMPION
+from churn.weeks import monday_of
+
+if TYPE_CHECKING:
+    from churn.registry.registry import Registry
+
+
+@dataclass(frozen=True)
+class RetrainingPlanner:
+    """The services and the policy that decide what is retrained."""
+
+    registry: "Registry"
+    results: Evaluations
+    fleet: FleetTables
+    policy: RetrainingPolicy
+
+    def reasons(self, today: date, requested: Mapping[str, date]) -> Iterator[tuple[str, str]]:
+        """Yield the key of each variant whose champion should be retrained, with the reason.
+
+        A variant with a challenger is left out until the challenger is promoted or replaced.
+
+        Args:
+            requested: When training was last requested, by variant key.
+        """
+        evaluated = self.results.evaluated_champions()
+        drifted = drifted_weeks(self.fleet.batches(monday_of(today) - timedelta(weeks=2)))
+        trained_on = self.registry.training_dates()
+        for variant, aliases in sorted(self.registry.aliases().items()):
+            champion = aliases.get(CHAMPION)
+            if champion is None or CHALLENGER in aliases:
+                continue
+            if is_paused(requested.get(variant.key), today, self.policy):
+                continue
+            cohorts = [
+                EvaluatedCohort(one.batch.as_of, one.measures.get("roc_auc_high"), one.auc_limit)
+                for one in evaluated.get(variant, [])
+                if one.batch.model_version == champion
+            ]
+            of_champion = drifted.get((variant.key, champion), {})
+            reason = reason_to_retrain(cohorts, of_champion, trained_on.get((variant, champion)), today, self.policy)
+            if reason is not None:
+                yield variant.key, reason

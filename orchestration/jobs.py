@@ -1,0 +1,132 @@
+"""The jobs beside the weekly one, and the ops of those that materialize no asset.
+
+Belongs here: what a job runs. Not here: the weekly job (``orchestration.job``), and when jobs run (``schedules``,
+``sensors``). https://docs.dagster.io/guides/build/jobs
+"""
+
+from datetime import UTC, date, datetime
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from churn.variants import Variant
+from churn.workflows.erase import drop_old_weeks
+from churn.workflows.fleet import error_text, for_each_variant
+from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS, TRAINED
+from orchestration.fleet import RUN_TAGS
+from orchestration.resources import Services
+
+if TYPE_CHECKING:
+    from churn.database.events import ModelEvent
+    from churn.workflows.promote import Promoter
+
+evaluation_job = dg.define_asset_job(
+    "evaluation_job",
+    selection=dg.AssetSelection.assets(EVALUATED),
+    description="Evaluates published batches whose labels have matured, and compares challengers with champions.",
+    tags=RUN_TAGS,
+)
+
+training_job = dg.define_asset_job(
+    "training_job",
+    selection=dg.AssetSelection.assets(TRAINED),
+    description="Trains a range of variants, checks the models against the gate, and registers them in MLflow.",
+    tags=RUN_TAGS,
+)
+
+monitoring_job = dg.define_asset_job(
+    "monitoring_job",
+    selection=dg.AssetSelection.assets(DRIFTED, INCIDENTS, "fleet_report"),
+    description="Detects drift and other problems over the whole fleet, updates the incidents, and writes the report.",
+)
+
+
+class PromotionAction(Enum):
+    """What to do with each variant."""
+
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
+
+
+class PromotionConfig(dg.Config):
+    """Configuration of a promotion run."""
+
+    variants: list[str] = Field(description="The keys of the variants, such as geography-us.")
+    action: PromotionAction = Field(
+        default=PromotionAction.PROMOTE,
+        description="PROMOTE makes each challenger the champion, ROLLBACK makes each previous champion the champion.",
+    )
+    reason: str = Field(
+        default="", description="The reason, which is recorded with each change; it is required with force."
+    )
+    force: bool = Field(default=False, description="Promote regardless of the test and the guardrails.")
+    dry_run: bool = Field(default=False, description="Decide without moving any alias in MLflow.")
+
+
+@dg.op(description="Promotes challengers that are proven better, or rolls champions back, for the variants configured.")
+def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, services: Services) -> None:
+    """Promote or roll back each variant; one that is refused stops no other, and fails the run at the end."""
+    moved: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    with services.open() as deployment:
+        for key, result in for_each_variant(partial(_move, deployment.promoter(), config), config.variants):
+            if isinstance(result, BaseException):
+                refused[key] = error_text(result)
+                context.log.warning("%s was not changed: %s", key, refused[key])
+            else:
+                moved[key] = f"champion v{result.champion}, previous v{result.previous}: {result.reason}"
+    metadata = {"moved": dg.MetadataValue.json(moved), "is_dry_run": dg.MetadataValue.bool(config.dry_run)}
+    if refused:
+        raise dg.Failure(
+            f"{len(refused)} of {len(config.variants)} variants were not changed: {'; '.join(refused.values())}",
+            metadata={**metadata, "refused": dg.MetadataValue.json(refused)},
+            allow_retries=False,
+        )
+    context.add_output_metadata(metadata)
+
+
+def _move(promoter: "Promoter", config: PromotionConfig, variant: Variant) -> "ModelEvent":
+    if config.action is PromotionAction.ROLLBACK:
+        return promoter.roll_back(variant, config.reason or "requested in Dagster", dry_run=config.dry_run)
+    return promoter.promote(variant, reason=config.reason, is_forced=config.force, dry_run=config.dry_run)[0]
+
+
+@dg.job(description="Promotes the challengers, or rolls back the champions, of the variants in the run configuration.")
+def promotion_job() -> None:
+    """Move champions."""
+    move_champions()
+
+
+@dg.op(description="Indexes the weeks that are over by account, for account look-up and erasure.")
+def index_closed_weeks(context: dg.OpExecutionContext, services: Services) -> None:
+    """Index weeks without an index; once a week is over all its rows are there, and building it is cheapest."""
+    with services.open() as deployment:
+        _log_weeks(context, "indexed", deployment.store().index_closed_weeks(datetime.now(UTC).date()))
+
+
+@dg.op(description="Drops the weeks of predictions that are older than the retention period, CHURN_KEEP_WEEKS.")
+def drop_weeks_not_kept(context: dg.OpExecutionContext, services: Services) -> None:
+    """Drop whole partitions and the records of their batches; nothing if all weeks are kept."""
+    with services.open() as deployment:
+        n_weeks, today = deployment.settings.churn_keep_weeks, datetime.now(UTC).date()
+        _log_weeks(
+            context, "dropped", drop_old_weeks(deployment.database, today, n_weeks=n_weeks, horizon=deployment.horizon)
+        )
+
+
+def _log_weeks(context: dg.OpExecutionContext, done: str, weeks: list[date]) -> None:
+    context.log.info("weeks %s: %s", done, ", ".join(map(str, weeks)) or "none")
+    context.add_output_metadata({"weeks": dg.MetadataValue.json([week.isoformat() for week in weeks])})
+
+
+@dg.job(
+    description="Indexes closed weeks of predictions by account, and drops weeks older than the retention period, "
+    "CHURN_KEEP_WEEKS."
+)
+def maintenance_job() -> None:
+    """Maintain the predictions database."""
+    index_closed_weeks()
+    drop_weeks_not_kept()
