@@ -249,7 +249,7 @@ def _scores(deployment: Deployment, variant: Variant) -> pl.DataFrame:
 
 
 def report(year: Year) -> str:
-    """Tell the year in Markdown."""
+    """Describe the year in Markdown."""
     leaks = "; ".join(year.leaks) or "none"
     lines = [
         "# A simulated year",
@@ -297,7 +297,7 @@ def draw(year: Year, path: Path) -> None:
         axes.plot(rows["scored_week"].to_list(), rows["roc_auc"].to_list(), label=label, **style)
     for week, variant in year.promoted:
         axes.axvline(week, color=colours.get(variant.key, "#bbbbbb"), ls=":", lw=1)
-    axes.set_title("Champions by scored week: found, trained anew, promoted (dotted)", loc="left", fontsize=11)
+    axes.set_title("Champions by scored week: retrained, promoted (dotted)", loc="left", fontsize=11)
     axes.set_ylabel("ROC AUC, once labels had matured")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

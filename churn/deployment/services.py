@@ -1,7 +1,7 @@
-"""Where this process's services are: settings, Secrets Manager and the embedded default made into one set of values.
+"""The services of a deployment, resolved from settings, Secrets Manager and the embedded default.
 
-There is one code path. With nothing set, an embedded PostgreSQL is started and a folder stands in for the bucket; they
-only supply values. Entry points open a deployment; core functions get what they need from it.
+There is one code path. If nothing is set, an embedded PostgreSQL is started and a folder replaces the bucket; they only
+supply values. Entry points open a deployment, and pass workflows the services that they use.
 """
 
 import shutil
@@ -46,11 +46,11 @@ BUNDLED_FILES = ("data/churn", "models/churn")
 
 @dataclass(frozen=True)
 class Deployment:
-    """The services of one deployment, found but not opened.
+    """The services of one deployment, resolved but not opened.
 
     Attributes:
-        mlflow_database: MLflow's database where this deployment owns it; ``None`` behind an MLflow server.
-        tracking_uri: What MLflow clients open; may hold a password.
+        mlflow_database: MLflow's database if this deployment owns it; ``None`` behind an MLflow server.
+        tracking_uri: For MLflow clients; may contain a password.
         is_embedded: Whether the PostgreSQL is the embedded one.
     """
 
@@ -103,7 +103,7 @@ class Deployment:
         """Open MLflow's registry.
 
         Args:
-            read_only: Open its database as a role that may only read; scoring does.
+            read_only: Open its database as a role that may only read, as scoring does.
 
         Raises:
             ChurnError: If it cannot be reached or is not set up; within seconds.
@@ -124,7 +124,7 @@ class Deployment:
         return Registry(uri, self.settings.churn_home / "cache" / "models")
 
     def scorer(self) -> "Scorer":
-        """Open all that scoring needs.
+        """Open what scoring needs.
 
         Raises:
             ChurnError: If the registry or the predictions database cannot be reached or is not set up.
@@ -318,7 +318,7 @@ class Deployment:
         return {variant.key: held.get(CHAMPION) for variant, held in aliases.items()}
 
     def artifact_location(self, variant: Variant) -> str:
-        """Where a variant's experiment keeps its artifacts."""
+        """Return the artifact location of a variant's experiment."""
         bucket = self.settings.mlflow_s3_bucket
         if bucket:
             return f"s3://{bucket}/{variant.prefix}mlflow"
@@ -326,16 +326,16 @@ class Deployment:
 
     @property
     def model_link(self) -> Callable[[str, int], str]:
-        """Tells where a person sees a model version; knows nothing else, so that it may be sent elsewhere."""
+        """Builds MLflow UI links; picklable, contains no secret."""
         return partial(_model_link, self.settings.churn_mlflow_ui_url.rstrip("/"))
 
 
 @contextmanager
 def open_deployment(settings: Settings) -> Iterator[Deployment]:
-    """Find the services; on the embedded default, keep its PostgreSQL running meanwhile.
+    """Resolve the services; on the embedded default, run PostgreSQL while the context lasts.
 
     Raises:
-        ChurnError: If the settings contradict each other, or the credentials cannot be had.
+        ChurnError: If the settings contradict each other, or the credentials cannot be read.
     """
     if settings.mlflow_secret_name is None and settings.mlflow_tracking_uri is None:
         if settings.churn_database_url is not None:
@@ -350,7 +350,7 @@ def open_deployment(settings: Settings) -> Iterator[Deployment]:
         yield _on_server(settings, None, is_embedded=False)
     else:
         raise UsageError(
-            "MLFLOW_TRACKING_URI is set and nothing says where predictions go; "
+            "MLFLOW_TRACKING_URI is set without a database for predictions; "
             "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
         )
 
@@ -363,7 +363,7 @@ def open_node() -> Iterator[tuple[Mapping[str, str], "Scorer"]]:
 
 
 def _on_server(settings: Settings, server: sa.URL | None, *, is_embedded: bool) -> Deployment:
-    """Fill in every URL, from the settings where they say, else from the server."""
+    """Resolve every URL from the settings, else from the server."""
     explicit = settings.churn_database_url
     if explicit is not None:
         database = parse_database_url(explicit.get_secret_value(), "CHURN_DATABASE_URL")

@@ -1,7 +1,7 @@
-"""Sending alerts: from where they wait in PostgreSQL to people, through Apprise.
+"""Alerting: deliver the alerts that are queued in PostgreSQL through Apprise.
 
-A receiver's URL holds secrets. It stays in memory: PostgreSQL and logs have its schema and a fingerprint, and whatever
-Apprise and its HTTP client log is kept back.
+A receiver's URL contains secrets. It stays in memory: PostgreSQL and logs contain its schema and a fingerprint, and
+what Apprise and its HTTP client log is suppressed.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 MAX_THREADS = 8
 URL_DEFAULTS = {"cto": 10, "rto": 30, "overflow": "truncate", "redirect": "no"}
-"""Of Apprise's URL parameters, what holds unless a URL says otherwise: seconds to connect and to wait for an answer;
-no second message for what does not fit; no redirect, which would make an empty GET of the message."""
+"""Defaults of Apprise's URL parameters: timeouts in seconds to connect and to read; no second message for what does not
+fit into one; no redirect, which would turn the message into an empty GET."""
 
 _log = logging.getLogger(__name__)
 _SCHEMA = re.compile(r"[a-z][a-z0-9]{0,19}(?=://)", re.IGNORECASE)
@@ -42,7 +42,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Receiver:
-    """Somebody who is alerted.
+    """A service that alerts are sent to.
 
     Attributes:
         name: Schema and fingerprint of the URL: the same for the same URL, and no secret.
@@ -53,37 +53,37 @@ class Receiver:
     _groups_by_incident: bool = False
 
     def send(self, alert: Alert) -> str | None:
-        """Send one alert; return what went wrong, or ``None`` when it was taken. Never raises.
+        """Send one alert; returns the error, or ``None`` if the service accepted it. Never raises.
 
-        What a receiver gets twice bears the same numbers twice.
+        An alert that a receiver gets twice has the same numbers twice.
         """
         from apprise import NotifyFormat
 
         if self._groups_by_incident:
             key = f"churn incident {alert.incident_id} of {alert.opened_at.isoformat()}"
             self._service.dedup = key  # type: ignore[attr-defined]
-        with _kept_back() as heard:
+        with _suppressed_logs() as messages:
             try:
-                is_taken = self._service.notify(
+                is_accepted = self._service.notify(
                     title=f"[churn] {alert.title}",
                     body=f"Incident {alert.incident_id}, alert {alert.alert_id}\n{alert.body}",
                     notify_type=_colour(alert),
                     body_format=NotifyFormat.TEXT,
                 )
-            except Exception as error:  # noqa: BLE001 over a hundred services' code; what it says may hold the URL
+            except Exception as error:  # noqa: BLE001 over a hundred services' code; its message may contain the URL
                 return f"failed with {type(error).__name__}"
-        return None if is_taken else _reason(heard)
+        return None if is_accepted else _reason(messages)
 
 
 @dataclass(frozen=True)
 class Receivers:
-    """All who are alerted, each once."""
+    """All receivers, each once."""
 
     each: tuple[Receiver, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Receivers":
-        """Read Apprise URLs, separated by white space.
+        """Parse Apprise URLs, separated by white space.
 
         Raises:
             UsageError: If one is not such a URL; names its position and schema, never the URL.
@@ -98,12 +98,12 @@ class Receivers:
 
 @dataclass(frozen=True)
 class Delivered:
-    """How deliveries went.
+    """The result of a delivery.
 
     Attributes:
-        n_sent: Alerts that receivers took.
-        n_failed: Attempts that failed; each is made again later.
-        n_waiting: Alerts that these receivers have not got yet.
+        n_sent: Alerts that receivers accepted.
+        n_failed: Attempts that failed and will be retried.
+        n_waiting: Alerts that configured receivers have not accepted yet.
     """
 
     n_sent: int
@@ -112,13 +112,13 @@ class Delivered:
 
 
 def deliver(incidents: Incidents, receivers: Receivers, now: datetime, budget_s: float) -> Delivered:
-    """Send what is due to every receiver, to each in a thread of its own, so that none waits for a slow one.
+    """Send the alerts that are due, to each receiver in a thread of its own, so that a slow one delays no other.
 
-    Any number of processes may do so at once: no alert is sent by two. A receiver that fails is left alone until
-    the next call.
+    Processes may do so concurrently: no alert is sent by two. A receiver that fails is not tried again until the next
+    call.
 
     Args:
-        budget_s: No attempt begins later; one that has begun takes at most some 40 s more (``URL_DEFAULTS``).
+        budget_s: No attempt begins later; one that has begun takes at most about 40 s more (``URL_DEFAULTS``).
     """
     started = time.monotonic()
 
@@ -130,30 +130,30 @@ def deliver(incidents: Incidents, receivers: Receivers, now: datetime, budget_s:
     if receivers.each:
         with ThreadPoolExecutor(min(MAX_THREADS, len(receivers.each))) as pool:
             sent = pool.map(lambda receiver: _deliver_to(receiver, incidents, clock, until), receivers.each)
-            for n_taken, is_failed in sent:
-                n_sent, n_failed = n_sent + n_taken, n_failed + is_failed
+            for n_accepted, is_failed in sent:
+                n_sent, n_failed = n_sent + n_accepted, n_failed + is_failed
     return Delivered(n_sent, n_failed, incidents.count_undelivered(receivers.names))
 
 
 def _deliver_to(
     receiver: Receiver, incidents: Incidents, clock: Callable[[], datetime], until: datetime
 ) -> tuple[int, bool]:
-    """Return how many alerts one receiver took, and whether it failed to take the last."""
+    """Return how many alerts one receiver accepted, and whether the last attempt failed."""
 
     def send(alert: Alert) -> str | None:
         error = receiver.send(alert)
         what = f"alert {alert.alert_id} of incident {alert.incident_id} ({alert.event})"
         if error is None:
-            _log.info("%s took %s", receiver.name, what)
+            _log.info("%s accepted %s", receiver.name, what)
         else:
-            _log.warning("%s did not take %s: %s; it is tried again", receiver.name, what, error)
+            _log.warning("%s did not accept %s: %s; it will be retried", receiver.name, what, error)
         return error
 
     n_sent = 0
     while clock() < until:
-        is_taken = incidents.deliver_next(receiver.name, clock, send)
-        if not is_taken:
-            return n_sent, is_taken is False
+        is_accepted = incidents.deliver_next(receiver.name, clock, send)
+        if not is_accepted:
+            return n_sent, is_accepted is False
         n_sent += 1
     return n_sent, False
 
@@ -162,12 +162,12 @@ def _open(url: str, position: int) -> Receiver:
     """Open a receiver; nothing is sent."""
     import apprise
 
-    _keep_back()
+    _filter_logs()
     asset = apprise.AppriseAsset(app_id="churn", app_desc="churn scoring", app_url="")
     parts = apprise.plugins.url_to_dict(url)  # type: ignore[no-untyped-call]
     service = None
     if parts:
-        # PagerDuty keeps incidents of its own: tell it which one an alert opens, updates or ends.
+        # PagerDuty has incidents of its own: the key says which one an alert opens, updates or resolves.
         groups = parts["schema"] == "pagerduty" and "dedup" not in parts
         more = {"action": "map"} if groups else {}
         service = apprise.Apprise.instantiate({**URL_DEFAULTS, **more, **parts}, asset=asset)
@@ -190,40 +190,40 @@ def _colour(alert: Alert) -> "NotifyType":
     return NotifyType.FAILURE if alert.severity == "error" else NotifyType.WARNING
 
 
-def _reason(heard: Sequence[str]) -> str:
-    """Tell why an alert was not taken, in words of our own: those of Apprise may hold the URL."""
-    text = "\n".join(heard)
+def _reason(messages: Sequence[str]) -> str:
+    """Return why an alert was not accepted, in words of our own: those of Apprise may contain the URL."""
+    text = "\n".join(messages)
     status = _STATUS.search(text)
     if status:
         return f"HTTP {status[1]}"
-    return next((ours for theirs, ours in _REASONS.items() if theirs in text.lower()), "not taken, for no known reason")
+    return next((ours for theirs, ours in _REASONS.items() if theirs in text.lower()), "not accepted, reason unknown")
 
 
-_heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
+_suppressed: ContextVar[list[str] | None] = ContextVar("suppressed", default=None)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Keep a record from being logged when it may hold a receiver's URL; listen to it instead."""
-    heard, said = _heard.get(), record.getMessage()
-    # Among the rest is the alert's own text, which may name such reasons, too.
-    if heard is not None and (record.levelno >= logging.WARNING or "Exception" in said[:40]):
-        heard.append(said)
-    return heard is None and record.name != "apprise"
+    """Suppress a log record that may contain a receiver's URL, and collect it instead."""
+    messages, message = _suppressed.get(), record.getMessage()
+    # Other records contain the alert's own text, which may name such reasons, too.
+    if messages is not None and (record.levelno >= logging.WARNING or "Exception" in message[:40]):
+        messages.append(message)
+    return messages is None and record.name != "apprise"
 
 
-def _keep_back() -> None:
-    """Put the filter before all that logs URLs; twice is once."""
+def _filter_logs() -> None:
+    """Filter all loggers that log URLs. Idempotent."""
     for name in ("apprise", "urllib3.connectionpool", "urllib3.util.retry"):
         logging.getLogger(name).addFilter(_is_ours)
-    logging.getLogger("apprise").setLevel(logging.DEBUG)  # the reasons for failures are told at that level
+    logging.getLogger("apprise").setLevel(logging.DEBUG)  # the reasons for failures are logged at that level
 
 
 @contextmanager
-def _kept_back() -> Iterator[list[str]]:
+def _suppressed_logs() -> Iterator[list[str]]:
     """Collect what this thread would log of a receiver."""
-    heard: list[str] = []
-    token = _heard.set(heard)
+    messages: list[str] = []
+    token = _suppressed.set(messages)
     try:
-        yield heard
+        yield messages
     finally:
-        _heard.reset(token)
+        _suppressed.reset(token)

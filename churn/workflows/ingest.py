@@ -1,4 +1,4 @@
-"""A variant's own activity, as its newest extract has it: what histories grow by, and so what models learn from."""
+"""Ingestion: read a variant's newest extract, check it against the contract, and append what is new to its history."""
 
 import tempfile
 from dataclasses import dataclass
@@ -15,38 +15,38 @@ from churn.variants import Variant
 
 
 class NoActivityError(InputError):
-    """A variant has rows to score and none to learn from, for they are encoded already."""
+    """A variant's rows can be scored, but no labels can be built from them, since they are already encoded."""
 
 
 class ForeignActivityError(NoActivityError):
-    """What a variant is scored on is another variant's."""
+    """A variant is scored on another variant's rows."""
 
 
 @dataclass(frozen=True)
 class Extract:
-    """Checked raw activity, and where it was read."""
+    """Checked raw activity, and where it was read from."""
 
     rows: pl.DataFrame
     provenance: Provenance
 
 
 def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float) -> Extract:
-    """Read a variant's input and hold it to the contract.
+    """Read a variant's input and check it against the contract.
 
     Raises:
-        NoActivityError: If the input is not raw activity, of which alone labels can be made.
+        NoActivityError: If the input is not raw activity; labels need it.
         ForeignActivityError: If it is not the variant's own.
         QuarantineError: If more rows broke the contract than the limit allows.
         SourceError: If there is none.
     """
-    with tempfile.TemporaryDirectory(prefix="churn-intake-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="churn-ingest-") as scratch:
         raw = sources.fetch_input(variant, Path(scratch))
         if raw.provenance.variant != variant:
             raise ForeignActivityError(f"{variant} has no activity of its own")
         frame = read_frame(raw.path)
     if not is_activity(frame.columns):
         raise NoActivityError(
-            f"{raw.provenance.uri} holds rows already encoded, which have no months and so no labels; bring raw "
+            f"{raw.provenance.uri} contains rows already encoded, which have no months and so no labels; upload raw "
             f"activity (account_id, activity_month, …) of {variant}"
         )
     checked = check_activity(frame)

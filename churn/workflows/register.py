@@ -1,7 +1,7 @@
-"""From a variant's artifact files to a logged, registered model version: find, check, log.
+"""Registration: find a variant's model files, check them, and log them as a registered model version.
 
-The three files are taken from one place together, never mixed from two. What may go wrong with a file is told before
-anything is written to MLflow.
+The three files are read from one place together, never mixed from two. Files are checked before anything is written to
+MLflow.
 """
 
 import json
@@ -33,7 +33,7 @@ from churn.versions import ModelVersion
 FEATURE_NAMES = ("data/churn/feature_names_3.json",)
 SAMPLE_NAMES = ("data/churn/X_test_sample_2.json",)
 LABEL_COLUMN = "churned"
-"""A sample may carry it, 0 or 1; only then are there metrics."""
+"""Optional column of a sample, 0 or 1; without it there are no metrics."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidat
     """Find a variant's model, feature names and sample, and check that they belong together.
 
     Args:
-        folder: An empty folder of the caller's for the files.
+        folder: An empty folder for the files.
 
     Raises:
-        SourceError: If a file cannot be had.
-        ModelFileError: If the booster or the names cannot be used, or a sample row scores to no probability.
-        InputError: If the sample is not rows of the model's features.
+        SourceError: If a file cannot be read.
+        ModelFileError: If the booster or the names cannot be used, or the score of a sample row is not finite.
+        InputError: If the sample does not consist of rows of the model's features.
     """
     files = sources.fetch(variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder)
     model, names, sample = files
@@ -92,8 +92,8 @@ def log_variant(
     """Check a variant's files, log them as a run in its experiment, and register the version.
 
     Args:
-        artifact_location: Where the experiment of a variant keeps its artifacts, should it not exist yet.
-        alias: For the new version; ``None`` gives ``champion`` when the variant has none.
+        artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
+        alias: Of the new version; ``None`` means ``champion`` if the variant has none.
     """
     with tempfile.TemporaryDirectory(prefix="churn-log-") as scratch:
         candidate = read_candidate(sources, variant, Path(scratch))
@@ -103,11 +103,11 @@ def log_variant(
 
 
 def describe(candidate: Candidate, code_version: str) -> LoggedRun:
-    """Put together what a run records of a candidate."""
+    """Build the MLflow run of a candidate."""
     bundle = candidate.bundle
     model, names, sample = (file.provenance for file in candidate.files)
     tags = {
-        # A booster may say when it was trained; else the file's date is the nearest thing known.
+        # A booster may contain its training date; else the file's date is the best estimate.
         tag.TRAINING_DATE: bundle.booster.attr("training_date") or model.modified_at.date().isoformat(),
         tag.MODEL_URI: model.uri,
         tag.MODEL_FILE_SHA256: model.sha256,
@@ -132,7 +132,7 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
 
 
 def reference_of(bundle: Bundle, matrix: Matrix) -> Profile:
-    """Count rows that a model was not trained on, and its scores of them, into bins; batches are compared with it.
+    """Profile rows that a model was not trained on, and their scores; batches are compared with the profile.
 
     Args:
         matrix: Shape (n, n_features), in the model's order.

@@ -385,8 +385,8 @@ def test_no_url_is_in_the_database_nor_in_any_log(
         deliver(incidents, receivers, now, 10)
         deliver(incidents, gone, now, 10)
 
-    assert "did not take alert 1 of incident 1 (opened): HTTP 500; it is tried again" in caplog.text
-    assert "did not take alert 1 of incident 1 (opened): connection refused; it is tried again" in caplog.text
+    assert "did not accept alert 1 of incident 1 (opened): HTTP 500; it will be retried" in caplog.text
+    assert "did not accept alert 1 of incident 1 (opened): connection refused; it will be retried" in caplog.text
     stored = site.rows(site.churn, "SELECT d::text FROM alert_deliveries d UNION SELECT a::text FROM alerts a")
     assert SECRET not in f"{caplog.text}{stored}{receivers!r}"
     assert hook.titles == ["Input drifted: 1 variant"]

@@ -69,7 +69,7 @@ def test_past_batches_are_evaluated_and_variants_without_activity_are_skipped(
     assert shown[US.key]["n_batches_evaluated"].value == 1
     assert shown[US.key]["n_new_facts"].value > 1500
     assert 0.6 < shown[US.key]["roc_auc"].value < 1
-    assert f"| {WEEK} | champion v1 |" in shown[US.key]["judged"].value
+    assert f"| {WEEK} | champion v1 |" in shown[US.key]["evaluated"].value
     rows = site.rows(site.churn, "SELECT n_at_risk, n_matured, status FROM evaluated_batches")
     assert [(at_risk == matured, status) for at_risk, matured, status in rows] == [(True, "ok")]
     actions = site.rows(site.churn, "SELECT variant, action, champion_version FROM model_events ORDER BY variant")

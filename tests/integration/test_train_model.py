@@ -246,7 +246,7 @@ def test_too_few_labels_anywhere_are_an_error_with_the_counts(site: Site, train_
 def test_rows_that_came_encoded_cannot_be_trained_on(site: Site, train_model: Run) -> None:
     put_model_files(site)
 
-    train_model().require_one_line("X_test_sample_2.json holds rows already encoded", "bring raw activity")
+    train_model().require_one_line("X_test_sample_2.json contains rows already encoded", "upload raw activity")
 
 
 @pytest.mark.parametrize(

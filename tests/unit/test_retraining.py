@@ -4,7 +4,15 @@ from datetime import date, timedelta
 
 import pytest
 
-from churn.monitoring.retraining import EvaluatedCohort, RetrainingPolicy, is_paused, reason_to_retrain
+from churn.monitoring.conditions import ScoredBatch
+from churn.monitoring.drift import FeatureDrift
+from churn.monitoring.retraining import (
+    EvaluatedCohort,
+    RetrainingPolicy,
+    drifted_weeks,
+    is_paused,
+    reason_to_retrain,
+)
 
 POLICY = RetrainingPolicy(horizon_months=3, after_months=0)
 TODAY = date(2026, 11, 24)
@@ -83,3 +91,20 @@ def test_a_request_is_not_repeated_for_a_while():
     assert is_paused(TODAY - timedelta(days=27), TODAY, POLICY)
     assert not is_paused(TODAY - timedelta(days=28), TODAY, POLICY)
     assert not is_paused(None, TODAY, POLICY)
+
+
+def test_a_drift_counts_for_the_version_and_the_week_in_which_it_was_seen():
+    large = FeatureDrift("brand_id", 900, 0.4, 0.39, 0.2, 1e-12, 0.0, 0.0, 1.0)
+    small = FeatureDrift(
+        "total_ngr", 900, 0.1, 0.09, 0.1, 1e-12, 0.0, 0.0, 1.0
+    )  # enough for an alert, not for training
+
+    def batch(variant: str, week: date, version: int, *drifts: FeatureDrift) -> ScoredBatch:
+        return ScoredBatch(1, variant, week, version, 900, variant, drifts=drifts)
+
+    last = WEEK - timedelta(weeks=1)
+    found = drifted_weeks(
+        [batch("us", WEEK, 2, large, small), batch("us", last, 1, large), batch("eu", WEEK, 1, small)]
+    )
+
+    assert found == {("us", 2): {WEEK: ["brand_id"]}, ("us", 1): {last: ["brand_id"]}}

@@ -274,7 +274,7 @@ def test_a_database_url_of_another_form_is_refused_by_its_variables_name_and_not
     ("variables", "why"),
     [
         ({"CHURN_DATABASE_URL": "postgresql://u:p@h/d"}, "set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME"),
-        ({"MLFLOW_TRACKING_URI": "http://mlflow.internal"}, "nothing says where predictions go"),
+        ({"MLFLOW_TRACKING_URI": "http://mlflow.internal"}, "without a database for predictions"),
     ],
     ids=["no registry", "no predictions"],
 )

@@ -1,0 +1,83 @@
+"""At stake: a check that passes on a bad batch hides it, and one that fails on a good one is soon ignored."""
+
+from dataclasses import replace
+from datetime import date, timedelta
+
+import pytest
+
+from churn.monitoring.batch_checks import BatchFigures, check_batch, with_input
+from churn.monitoring.conditions import History, ScoredBatch
+from churn.monitoring.drift import FeatureDrift
+from churn.monitoring.profiles import SCORE
+
+WEEK = date(2026, 11, 23)
+AS_OF = WEEK - timedelta(days=1)
+BATCH = ScoredBatch(1, "geography-us", WEEK, 3, 1000, "geography-us")
+FIGURES = BatchFigures(
+    n_read=1000, n_quarantined=10, n_scored=800, n_stored=800, lowest=0.1, highest=0.9, source="s3", champion=3,
+    challenger=None, is_challenger_scored=False, max_quarantine_share=0.1,
+)  # fmt: skip
+HISTORY = History({WEEK - timedelta(weeks=n): 1000 for n in range(1, 9)}, {"abc": AS_OF - timedelta(days=3)})
+
+
+def failed(batch: ScoredBatch = BATCH, figures: BatchFigures = FIGURES, history: History = HISTORY) -> set[str]:
+    return {result.name for result in check_batch(batch, figures, history, AS_OF) if not result.passed}
+
+
+def drift(feature: str, excess_psi: float) -> FeatureDrift:
+    return FeatureDrift(feature, 900, excess_psi + 0.01, excess_psi, 0.1, 1e-12, 0.0, 0.0, 1.0)
+
+
+def test_a_sound_batch_passes_every_check_that_applies():
+    names = [result.name for result in check_batch(BATCH, FIGURES, HISTORY, AS_OF)]
+
+    assert failed() == set()
+    assert names == [
+        "rows_were_scored", "probabilities_are_valid", "input_came_from_s3", "quarantine_is_small",
+        "model_is_the_champion", "row_count_is_usual", "data_is_fresh",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"n_stored": 799}, "rows_were_scored"),
+        ({"n_stored": 0, "n_scored": 0}, "rows_were_scored"),
+        ({"lowest": -0.1}, "probabilities_are_valid"),
+        ({"highest": 1.1}, "probabilities_are_valid"),
+        ({"lowest": 0.5, "highest": 0.5}, "probabilities_are_valid"),
+        ({"n_quarantined": 51}, "quarantine_is_small"),
+        ({"champion": 4}, "model_is_the_champion"),
+        ({"champion": None}, "model_is_the_champion"),
+        ({"challenger": 4}, "challenger_was_scored"),
+    ],
+)
+def test_figures_that_are_wrong_fail_their_check_and_no_other(changes: dict[str, float | None], name: str):
+    assert failed(figures=replace(FIGURES, **changes)) == {name}  # type: ignore[arg-type]
+
+
+def test_one_account_may_have_the_only_score():
+    assert failed(figures=replace(FIGURES, n_scored=1, n_stored=1, lowest=0.5, highest=0.5)) == set()
+
+
+def test_input_that_is_a_copy_or_another_variants_is_neither_from_s3_nor_fresh():
+    copied = replace(BATCH, fallback_reason="S3 could not be reached")
+
+    assert failed(copied) == {"input_came_from_s3", "data_is_fresh"}
+    assert failed(replace(BATCH, data_of="base")) == {"input_came_from_s3", "data_is_fresh"}
+
+
+def test_volume_and_age_are_compared_with_the_weeks_before():
+    old = History(HISTORY.n_rows, {"abc": AS_OF - timedelta(days=60)})
+
+    assert failed(replace(BATCH, n_rows=400)) == {"row_count_is_usual"}
+    assert failed(history=old) == {"data_is_fresh"}
+    assert failed(history=with_input(old, "def", AS_OF)) == set()
+    assert with_input(old, "abc", AS_OF) == old
+
+
+def test_drift_of_inputs_and_of_scores_are_separate_checks():
+    assert failed(replace(BATCH, drifts=(drift("brand_id", 0.3), drift(SCORE, 0.0)))) == {"input_matches_its_reference"}
+    assert failed(replace(BATCH, drifts=(drift("brand_id", 0.0), drift(SCORE, 0.3)))) == {
+        "scores_match_their_reference"
+    }

@@ -1,0 +1,91 @@
+"""At stake: what is shown of a variant must never decide whether it counts as done. A report that fails leaves a
+published variant published, and the others' reports are logged.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from churn.errors import SourceError
+from orchestration import checks
+from orchestration.checks import EVALUATED
+from orchestration.fleet import AssetReport, FleetRun
+
+KEYS = ["company-a", "company-b", "company-c"]
+PARTITIONS = dg.StaticPartitionsDefinition(KEYS)
+UNBUILDABLE, UNLOGGABLE = object(), object()
+SPEC = dg.AssetSpec(EVALUATED, skippable=True)
+
+
+def check(key: str, name: str, *, passed: bool) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(EVALUATED), check_name=name, passed=passed, metadata={}, partition=key
+    )
+
+
+def report(key: str, result: Any) -> AssetReport:
+    if result is UNBUILDABLE:
+        raise ValueError("there is no such figure")
+    evaluations = [
+        check(key, "auc_is_not_below_its_limit", passed=True),
+        check(key, "no_segment_is_below_its_limit", passed=key != "company-c"),
+    ]
+    return AssetReport({EVALUATED: {"figure": result}}, evaluations, f"about {key}")
+
+
+def run(attempts: Mapping[str, Any]) -> tuple[dg.ExecuteInProcessResult, list[str]]:
+    """Run an op over three variants, in which each comes to what is given; returns the warnings, too."""
+    warnings: list[str] = []
+
+    @dg.multi_asset(
+        specs=[SPEC],
+        check_specs=checks.specs([EVALUATED]),
+        partitions_def=PARTITIONS,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def evaluate(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        fleet = FleetRun(context, [SPEC])
+        fleet.log(iter(attempts.items()), report)
+        yield from fleet.finish()
+
+    tags = {"dagster/asset_partition_range_start": KEYS[0], "dagster/asset_partition_range_end": KEYS[-1]}
+    with dg.instance_for_test() as instance:
+        result = dg.materialize([evaluate], instance=instance, tags=tags, raise_on_error=False)
+        warnings += [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level == 30]
+    return result, warnings
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> dict[str, Mapping[str, Any]]:
+    return {str(event.partition): event.metadata for event in result.asset_materializations_for_node("evaluate")}
+
+
+@pytest.mark.parametrize("unreportable", [UNBUILDABLE, UNLOGGABLE], ids=["building", "logging"])
+def test_a_variant_whose_report_fails_is_materialized_and_the_others_are_reported(unreportable: object) -> None:
+    result, warnings = run({"company-a": 1, "company-b": unreportable, "company-c": 3})
+
+    assert result.success
+    shown = materialized(result)
+    assert {key: set(metadata) for key, metadata in shown.items()} == {
+        "company-a": {"figure"}, "company-b": set(), "company-c": {"figure"},
+    }  # fmt: skip
+    assert any("company-b is done, but its report is incomplete" in warning for warning in warnings)
+    assert "1 of 3 reports are incomplete" in warnings
+    summary = {one.check_name: one for one in result.get_asset_check_evaluations() if one.partition is None}
+    described = {name: (one.passed, one.description) for name, one in summary.items()}
+    assert described == {
+        "auc_is_not_below_its_limit": (False, "passed for 2 of 3 variants; not evaluated for 1"),
+        "no_segment_is_below_its_limit": (False, "passed for 1 of 3 variants; not evaluated for 1"),
+    }
+
+
+def test_a_variant_that_failed_is_named_and_not_materialized() -> None:
+    result, _ = run({"company-a": 1, "company-b": SourceError("there is no file"), "company-c": 3})
+
+    assert not result.success
+    assert set(materialized(result)) == {"company-a", "company-c"}
+    (failure,) = (event.step_failure_data.user_failure_data for event in result.get_step_failure_events())
+    assert failure is not None
+    assert failure.metadata["failed"].value == {"company-b": "there is no file"}
+    assert "1 of 3 variants failed: company-b" in str(failure.description)
