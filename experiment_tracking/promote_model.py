@@ -143,7 +143,7 @@ def describe(variant: Variant, status: VariantStatus) -> list[str]:
     if status.comparison is not None:
         lines.append(f"comparison {status.comparison.sentence}")
     if status.comparison is not None and status.comparison.n:
-        lines += [f"  {'holds' if rail.holds else 'BROKEN':7} {rail.claim}" for rail in status.comparison.guardrails]
+        lines += [f"  {'holds' if rail.holds else 'BROKEN':7} {rail.sentence}" for rail in status.comparison.guardrails]
     return lines
 
 

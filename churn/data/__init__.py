@@ -1,1 +1,1 @@
-"""Rows: the contract of activity, file formats, features, labels, training snapshots. Pure: no services."""
+"""Rows: the contract of activity, file formats, features, labels and training snapshots. Pure."""

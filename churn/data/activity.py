@@ -1,4 +1,4 @@
-"""The contract of input rows: which columns, what they may hold, and what happens to a row that breaks it.
+"""The contract of input rows: which columns, which values, and the quarantine of rows that break it. Pure.
 
 A row that breaks a rule is quarantined with the names of the rules it broke; it is never dropped in silence and
 never filled in. The quirks of real extracts (dates out of order, missing deposit dates, a month reported twice)
@@ -68,10 +68,10 @@ Rule = tuple[str, pl.Expr]
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """What came of checking a file's rows.
+    """The result of checking a file's rows.
 
     Attributes:
-        rows: The rows that hold, typed, with ``row_number`` (from 1, as in the file).
+        rows: The rows that break no rule, typed, with ``row_number`` (from 1, as in the file).
         quarantined: ``row_number, account_id (null if unreadable), activity_month (where there is one),
             rules (list of str), row (the original as JSON)``.
         n_read: Rows in the file.
@@ -107,7 +107,7 @@ class CheckedRows:
 
 
 def is_activity(columns: Collection[str]) -> bool:
-    """Tell raw activity from encoded rows by its key columns."""
+    """Return whether columns are raw activity rather than encoded rows: by its key columns."""
     return set(KEY) <= set(columns)
 
 
@@ -133,8 +133,8 @@ def check_encoded(
     """Check rows that are already encoded: one row per account, a column per feature.
 
     Args:
-        frame: Holds ``features``, and ``account_id`` or not; without it the row number stands for the account.
-        repeated: The ids that stand more than once in the file ``frame`` is a chunk of; default: in ``frame``.
+        frame: Has ``features``, and perhaps ``account_id``; without it the row number is the account id.
+        repeated: The ids that occur more than once in the file ``frame`` is a chunk of; default: in ``frame``.
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
 
     Raises:
@@ -159,7 +159,7 @@ def check_encoded(
 
 
 def repeated_ids(chunks: Iterable[pl.Series]) -> pl.Series:
-    """Find the account ids that stand more than once in a column, given chunk by chunk as it was read."""
+    """Find the account ids that occur more than once in a column, given chunk by chunk as it was read."""
     ids = pl.concat([chunk.to_frame().select(_parse(chunk.name, "integer", chunk.dtype)) for chunk in chunks])
     column = ids.to_series().drop_nulls()
     return column.filter(column.is_duplicated()).unique()
@@ -184,7 +184,7 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
 def _check(
     frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Sequence[str], rules: Sequence[Rule], first_row: int
 ) -> CheckedRows:
-    frame = frame.drop("row_number", strict=False)  # a file's own says nothing here, and the name is ours
+    frame = frame.drop("row_number", strict=False)  # a file's own column of that name has no meaning here
     schema = frame.schema
     parsed = frame.with_columns(
         [_parse(name, kind, schema[name]).alias(name) for name, kind in kinds.items()]
@@ -209,7 +209,7 @@ def _all_hold(
     required: Iterable[str],
     rules: Iterable[Rule],
 ) -> bool:
-    """Tell whether no row breaks a rule, which is as usual, in a tenth of the time that finding such rows takes."""
+    """Return whether no row breaks a rule, the usual case, in a tenth of the time that finding such rows takes."""
     n_null, n_null_parsed = (one.null_count().row(0, named=True) for one in (frame, parsed))
     if any(n_null[name] for name in required) or any(n_null_parsed[name] > n_null[name] for name in kinds):
         return False
@@ -233,12 +233,12 @@ def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series) 
 def _as_json(rows: pl.DataFrame) -> pl.Series:
     """Write each row as a JSON object that PostgreSQL's jsonb takes."""
     text = rows.select(_writable(name, dtype).alias(name) for name, dtype in rows.schema.items()).write_ndjson()
-    # Not splitlines, which splits at characters that JSON leaves as they are; and jsonb refuses the character NUL.
+    # Not splitlines, which also splits at characters that JSON does not escape; and jsonb refuses the character NUL.
     return pl.Series(text.removesuffix("\n").replace("\\u0000", "\\ufffd").split("\n"), dtype=pl.String)
 
 
 def _writable(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Put something else where polars would panic: bytes, and dates that no calendar reaches."""
+    """Replace values on which polars would panic: bytes, and dates out of range."""
     column = pl.col(name)
     if "Binary" in str(dtype) or "Object" in str(dtype):
         return pl.lit(f"({dtype})")

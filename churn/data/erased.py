@@ -1,7 +1,7 @@
-"""Accounts that were erased, and how their rows are told when they are delivered again. Pure.
+"""Erased accounts, and how their rows are recognized when they are delivered again. Pure.
 
-No account id is kept. What is kept is a SHA-256 of the deployment's salt and the id, and a code of 20 bits: by the
-code nearly all rows of a file are passed over at a nanosecond each, and only the rest are hashed.
+No account id is stored, but a SHA-256 of the deployment's salt and the id, and a code of 20 bits. By the code
+nearly all rows of a file are skipped at a nanosecond each, and only the rest are hashed.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _CODE_BITS = 20
 
 
 class Tombstone(NamedTuple):
-    """What stands for an erased account."""
+    """The record of an erased account."""
 
     code: int
     digest: bytes
@@ -54,7 +54,7 @@ class Erased:
 
 
 def tombstone(salt: bytes, account_id: int) -> Tombstone:
-    """Make what is kept in an account's place.
+    """Build the record that replaces an account's id.
 
     >>> tombstone(bytes(32), 7) == tombstone(bytes(32), 7) != tombstone(bytes(32), 8)
     True

@@ -1,7 +1,7 @@
 """Features: from activity known at an as-of date to one row per account, and from those to the model's matrix.
 
-One function makes the rows for training and for scoring alike. Nothing here knows a list of features: names, levels
-and order come from the model. Pure: no files, no settings.
+One function makes the rows for training and for scoring. No list of features is written here: names, levels and order
+come from the model. Pure.
 """
 
 from collections.abc import Iterable, Sequence
@@ -63,7 +63,7 @@ def _physical(column: pl.Series) -> pl.Series:
 
 
 def are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:
-    """Tell whether rows stand in the order of their keys, the first key before the others."""
+    """Return whether rows are sorted by their keys, the first key before the others."""
     tied: bool | npt.NDArray[np.bool_] = True
     for key in keys:
         if (tied & (key[:-1] > key[1:])).any():
@@ -73,7 +73,7 @@ def are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:
 
 
 def key_columns(columns: Sequence[str]) -> list[str]:
-    """Return the columns by which :func:`latest_known` tells rows apart, as integers: id, day, and microsecond."""
+    """Return the columns that :func:`latest_known` sorts rows by, as integers: id, day, and microsecond."""
     return ["account_id", "activity_month", *(["known_at"] if "known_at" in columns else [])]
 
 
@@ -110,8 +110,8 @@ def latest_known(
 def first_recent_month(months: npt.NDArray[np.int32], n_months: int) -> int:
     """Return where the newest months begin, as days since 1970: ``n_months`` of them, the newest one included.
 
-    Batches and their reference are compared on accounts whose row is of these. Extracts bring the rows of everybody who
-    ever played, of whom ever more are long gone.
+    Batches and their reference are compared on accounts whose row is of these. Extracts have the rows of everybody who
+    ever played, and a growing share of them left long ago.
     """
     return days_since_epoch(month_start(day_from_epoch(int(months.max())), 1 - n_months))
 
@@ -194,7 +194,7 @@ class Packed:
         levels: Per one-hot source column, the row's level by its place in ``OneHot.levels``, or their count
             where the model does not know it; shape (n source columns, n_rows).
         unknown_levels: ``{source_column: {level: rows}}`` of levels that the model does not know, most frequent first.
-        is_recent: Which rows are of the newest months, shape (n_rows,); ``None`` when nobody can tell, and all count.
+        is_recent: Which rows are of the newest months, shape (n_rows,); ``None`` when unknown, and all count.
     """
 
     numbers: npt.NDArray[np.float32]
@@ -217,7 +217,7 @@ class Packed:
 
 
 def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
-    """Take from rows what the matrix is built of; see :func:`unpack`."""
+    """Pack rows into the arrays that the matrix is built from; see :func:`unpack`."""
     numbers = np.empty((len(encoding.numbers), rows.height), dtype=np.float32)
     for i, (name, _) in enumerate(encoding.numbers):
         numbers[i] = rows[name].cast(pl.Float32).to_numpy()
@@ -234,7 +234,7 @@ def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
 
 
 def pack_matrix(matrix: Matrix, encoding: Encoding) -> Packed:
-    """Take the same from rows that came encoded, whose one-hot columns hold 0 and at most one 1."""
+    """Pack rows that came encoded, whose one-hot columns are 0 and at most one 1."""
     numbers = np.ascontiguousarray(matrix[:, [position for _, position in encoding.numbers]].T)
     levels = np.empty((len(encoding.one_hots), len(matrix)), dtype=np.uint16)
     for i, group in enumerate(encoding.one_hots):

@@ -1,7 +1,7 @@
-"""From a file to a frame, the format told by the content: Parquet, CSV, JSON Lines or a JSON array.
+"""Readers of input files, by content: Parquet, CSV, JSON Lines or a JSON array.
 
-Values are read as they stand; whether they make sense is ``activity``'s business. A file that would take time or memory
-out of all proportion to its size is refused before it does.
+Values are read unchanged; ``churn.data.activity`` checks them. A file that would take time or memory out of all
+proportion to its size is refused before it does.
 """
 
 import csv
@@ -53,7 +53,7 @@ class RowFile(Protocol):
 
 
 def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
-    """Open a file of rows, whatever its suffix: Parquet stays on disk and is read by row group, the rest is held.
+    """Open a file of rows, whatever its suffix: Parquet is read by row group, other formats into memory.
 
     Args:
         positional_names: Column names for a JSON array of arrays; see :func:`read_frame`.
@@ -88,7 +88,7 @@ class _HeldRows:
 class _ParquetRows:
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _damage_told(path), pq.ParquetFile(path) as file:
+        with _damage_translated(path), pq.ParquetFile(path) as file:
             self.columns: list[str] = file.schema_arrow.names
             self.n_rows = int(file.metadata.num_rows)
             self._texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
@@ -99,7 +99,7 @@ class _ParquetRows:
         texts = [name for name in columns if name in self._texts]
         n_read = 0
         with (
-            _damage_told(self._path),
+            _damage_translated(self._path),
             pq.ParquetFile(self._path, read_dictionary=texts, page_checksum_verification=True) as file,
         ):
             for batch in file.iter_batches(size, columns=list(columns), use_threads=False):
@@ -112,7 +112,7 @@ class _ParquetRows:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _damage_translated(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OSError) as error:
@@ -122,7 +122,7 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 
 def _require_short_texts(path: Path, batch: pa.RecordBatch) -> None:
-    """Refuse a text that would take a thousand times its room once each of its rows has a copy."""
+    """Refuse a text that would take a thousand times its size once each of its rows has a copy."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if not pa.types.is_dictionary(column.type) or not _is_text(column.type.value_type):
             continue
@@ -139,7 +139,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _require_modest(path: Path, held: pq.FileMetaData) -> None:
-    """Refuse a small file that says it unpacks into a large one."""
+    """Refuse a small file whose metadata announces a large one."""
     _require_few_columns(path, held.num_columns)
     size = path.stat().st_size
     if held.num_rows > max(size, _MANY_ROWS):
@@ -199,7 +199,7 @@ def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame
 
 
 def sniff(head: bytes, name: str) -> str:
-    """Tell the format from the first bytes: ``parquet``, ``json_array``, ``json_lines`` or ``csv``.
+    """Return the format by the first bytes: ``parquet``, ``json_array``, ``json_lines`` or ``csv``.
 
     Raises:
         InputError: If the bytes are empty or binary but not Parquet.
@@ -386,7 +386,7 @@ def _refuse_constant(constant: str) -> float:
 def _count_keys(path: Path) -> tuple[int, int, int] | None:
     """Count lines, keys and nulls; ``None`` where a value is nested, or a space before a colon could hide a key.
 
-    Text that looks like a key or a null is counted as well, and makes the counts differ from the values'.
+    Text that resembles a key or a null is counted as well, and makes the counts differ from the values'.
     """
     n_lines, n_keys, n_nulls, rest = 1, 0, 0, b""
     with path.open("rb") as file:
@@ -403,7 +403,7 @@ def _count_keys(path: Path) -> tuple[int, int, int] | None:
 
 
 def _is_flat(lines: bytes) -> bool:
-    """Tell whether each line is one object without nested values; deep ones crash polars, and the process with it."""
+    """Return whether each line is one object without nested values; deep ones crash polars and the process."""
     if any(odd in lines for odd in (b"[", b'" ', b'"\t', b'"\r', b'"\n')):
         return False
     return lines.count(b"{") == (b"\n" + lines).count(b"\n{")

@@ -1,8 +1,8 @@
-"""Labels: who churned after an as-of date, and when that may be said. Pure: no files, no settings.
+"""Labels: who churned after an as-of date, and when the label is mature. Pure.
 
-A player churned at an as-of date when no month of the horizon after it has activity: a deposit, a handle or net gaming
-revenue that is not zero. A label is mature only when the whole horizon and the days that late reports need have passed;
-before that nothing is said. What belongs to the features of that date is ``features``' business.
+A player has churned at an as-of date if no month of the horizon after it has activity: a deposit, a handle or net
+gaming revenue that is not zero. A label is mature when the whole horizon and the days that late reports need have
+passed; before that there is none. Not here: the features of that date (``churn.data.features``).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Horizon:
-    """How far after an as-of date churn is looked for, and how long late reports are waited for.
+    """The months after an as-of date that a label covers, and the wait for late reports.
 
     Attributes:
         months: The whole months after the as-of date's month.
@@ -68,7 +68,7 @@ class Horizon:
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of accounts' churn.
+    """Accounts' labels.
 
     Attributes:
         account_ids: Those with a mature label, ascending; shape (n,).
@@ -83,7 +83,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Reports:
-    """What a variant's facts say of accounts' activity, as arrays: many dates are asked of the same reports.
+    """A variant's activity as arrays, from which the labels of many dates are made.
 
     Attributes:
         account_ids: In order of account, month, ``known_at`` and arrival, like the rest; shape (n,).
@@ -99,7 +99,7 @@ class Reports:
 
     @classmethod
     def of(cls, facts: pl.DataFrame) -> "Reports":
-        """Take from facts what labels are made of.
+        """Build from a variant's facts.
 
         Args:
             facts: Checked activity with ``known_at`` (UTC) and at least one money column.
@@ -109,8 +109,8 @@ class Reports:
         """
         _require_facts(facts)
         money = [pl.col(name).fill_null(0.0).ne(0.0) for name in MONEY if name in facts.columns]
-        told = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active=pl.any_horizontal(money))
-        columns = [column.to_numpy() for column in told]
+        selected = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active=pl.any_horizontal(money))
+        columns = [column.to_numpy() for column in selected]
         if are_in_order(columns[:3]):
             return cls(*columns)
         order = np.lexsort(columns[2::-1])
@@ -118,7 +118,7 @@ class Reports:
 
 
 def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horizon: Horizon) -> Labels:
-    """Say which accounts churned at ``as_of``, by what is known at the end of ``today``.
+    """Return which accounts churned at ``as_of``, by what is known at the end of ``today``.
 
     Of the reports of an account's month, the one known last counts, then the one later in the file.
 
@@ -183,7 +183,7 @@ def _distinct(ordered: Ids) -> Ids:
 
 
 def _reach(reports: Reports, last_month: date, today: date) -> bool:
-    """Tell whether the facts known at the end of ``today`` run to the end of a month.
+    """Return whether the facts known at the end of ``today`` reach the end of a month.
 
     The last instant of the month counts: a backfill is known then that was received later (``churn.storage.history``).
     """
@@ -194,7 +194,7 @@ def _reach(reports: Reports, last_month: date, today: date) -> bool:
 def _require_facts(facts: pl.DataFrame) -> None:
     if "known_at" not in facts.columns:
         raise InputError(
-            "the activity has no known_at, so nobody can say what was known at a past date; take it from the variant's "
+            "the activity has no known_at, so it is unknown what was known at a past date; take it from the variant's "
             "history, which gives every fact one"
         )
     if not set(MONEY) & set(facts.columns):

@@ -44,7 +44,7 @@ from churn.defaults import HORIZON_MONTHS
 from churn.errors import InputError
 
 CHUNK_ROWS = 65_536  # small chunks cost more calls a row; larger ones only cost memory
-_LEVELS_TOLD = 20
+_MOST_LEVELS = 20
 
 Chunk = tuple[npt.NDArray[np.int64], Packed]
 """Account ids, shape (n,), and their rows."""
@@ -52,7 +52,7 @@ Chunk = tuple[npt.NDArray[np.int64], Packed]
 
 @dataclass
 class RowCounts:
-    """What became of a file's rows; whole when all chunks were taken.
+    """Counts of a file's rows; complete when all chunks were consumed.
 
     Attributes:
         n_accounts: Rows given to be scored, one an account.
@@ -109,7 +109,7 @@ def prepare(
     Args:
         origin: What to call the file in an error.
         recent_months: How many of the newest months count as recent.
-        erased: Accounts whose rows are dropped as if they were not there, but counted.
+        erased: Accounts whose rows are dropped and counted.
 
     Raises:
         InputError: If the file is not rows, the model's features cannot be made of them, or no account is known.
@@ -163,7 +163,7 @@ class _Activity:
             _add_counts(unknown, packed.unknown_levels)
             n_broken += checked.quarantined.height
             if n_broken > max_quarantine_share * file.n_rows:
-                break  # no need to hold them all
+                break  # the file is refused anyway
         checked = CheckedRows(pl.concat(keys), pl.concat(quarantined), file.n_rows)
         checked.require_share(max_quarantine_share)
         self._marks, n_withheld = _mark(checked, as_of)
@@ -206,7 +206,7 @@ class _Activity:
 
 
 class _Encoded:
-    """Rows that came encoded, checked while they are taken; where they have ids, those that repeat are known first."""
+    """Rows that came encoded, checked as they are consumed; repeated ids are found in a pass before."""
 
     def __init__(
         self, file: RowFile, feature_names: tuple[str, ...], max_quarantine_share: float, *, erased: Erased
@@ -243,7 +243,7 @@ class _Encoded:
     def _check_and_pack(self, chunk: tuple[int, pl.DataFrame]) -> tuple[CheckedRows, Packed]:
         first_row, frame = chunk
         checked = check_encoded(frame, self._names, repeated=self._repeated, first_row=first_row)
-        if self._has_ids:  # else a row's number stands for them
+        if self._has_ids:  # else the row number is the id
             checked = _without(self._erased, checked)
         matrix = checked.rows.select(self._names).cast(pl.Float32).to_numpy()
         return checked, pack_matrix(matrix, self.encoding)
@@ -262,7 +262,7 @@ def numbered(chunks: Iterable[pl.DataFrame]) -> Iterator[tuple[int, pl.DataFrame
 
 
 def stale_accounts(latest: pl.DataFrame, quarantined: pl.DataFrame, as_of: date) -> pl.DataFrame:
-    """Find the accounts whose newest row was quarantined, so that an older one would stand in for it.
+    """Find the accounts whose newest row was quarantined, so that an older row would be scored instead.
 
     Returns:
         ``account_id``, one row each.
@@ -289,7 +289,7 @@ def _mark(checked: CheckedRows, as_of: date) -> tuple[npt.NDArray[np.bool_], int
 
 def _most_frequent(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     return {
-        source_column: dict(sorted(levels.items(), key=lambda pair: -pair[1])[:_LEVELS_TOLD])
+        source_column: dict(sorted(levels.items(), key=lambda pair: -pair[1])[:_MOST_LEVELS])
         for source_column, levels in counts.items()
     }
 

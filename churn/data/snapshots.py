@@ -2,7 +2,7 @@
 
 The rows are what ``features`` gives for that date, by the same function as for scoring, so that a model is trained on
 what it will see. Facts without ``known_at`` are refused: by an extract alone, a month would be known from its first
-day, and a total of the whole month would reach an as-of date within it. ``churn.storage.history`` knows better.
+day, and a total of the whole month would reach an as-of date within it. ``churn.storage.history`` adds ``known_at``.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ class Snapshot:
 
 
 def snapshots(facts: pl.DataFrame, as_ofs: Iterable[date], *, today: date, horizon: Horizon) -> list[Snapshot]:
-    """Make the training examples of several as-of dates, labelled by what is known at the end of ``today``.
+    """Build the training examples of several as-of dates, labelled by what is known at the end of ``today``.
 
     An as-of date whose labels are immature or missing gives no rows.
 

@@ -1,4 +1,4 @@
-"""Small pictures as SVG text: drawn in microseconds, so that a fleet can have one for every variant. Pure."""
+"""Small charts as SVG text, drawn in microseconds, so that every variant of a fleet can have them. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _THIN, _MOST_BINS, _LABEL_LENGTH = 14, 12, 24
 
 @dataclass(frozen=True)
 class Distribution:
-    """A feature's rows, counted in the same bins in a reference and in a batch."""
+    """Row counts of a feature in the same bins of a reference and of a batch."""
 
     name: str
     labels: Sequence[str]
@@ -47,11 +47,11 @@ def draw_importance(importance: Mapping[str, float], title: str) -> str:
 
 
 def draw_reliability(bins: Mapping[str, Sequence[float]], title: str, about: str) -> str:
-    """Draw the share that churned against the mean score of each bin, with 95 % intervals; the dashed line is perfect.
+    """Draw the share that churned against the mean score of each bin, with 95 % intervals.
 
     Args:
-        bins: What :func:`churn.evaluation.metrics.reliability` returns, and ``evaluated_batches.reliability`` holds.
-        about: Names the model and the rows; stands below the title.
+        bins: From :func:`churn.evaluation.metrics.reliability`, or the column ``evaluated_batches.reliability``.
+        about: Names the model and the rows; shown below the title.
     """
     ends = wilson_interval(bins["n"], bins["churned_share"])
     points = list(zip(bins["mean_score"], bins["churned_share"], *(end.tolist() for end in ends), strict=True))
@@ -88,11 +88,7 @@ def draw_reliability(bins: Mapping[str, Sequence[float]], title: str, about: str
 
 
 def draw_distributions(features: Sequence[Distribution], title: str) -> str:
-    """Draw where rows lie, the reference's share of each bin above the batch's; of many bins those that differ most.
-
-    Args:
-        features: One below the other.
-    """
+    """Draw the share of rows in each bin, the reference's above the batch's; of many bins those that differ most."""
     lines, top = [], 2 * _ROW + 8
     for feature in features:
         rows = _most_different(feature)
@@ -127,7 +123,7 @@ def draw_distributions(features: Sequence[Distribution], title: str) -> str:
 
 
 def _most_different(feature: Distribution) -> list[tuple[str, float, float]]:
-    """Return label and shares of the bins to draw, in their order; what is left out comes last, as one."""
+    """Return label and shares of the bins to draw, in their order; the others come last, as one."""
     totals = [sum(counts) or 1 for counts in (feature.reference, feature.batch)]
     shares = [
         (label, before / totals[0], now / totals[1])

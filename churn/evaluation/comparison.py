@@ -1,6 +1,6 @@
-"""Whether a challenger may become champion: a test that stays valid however often one looks, and guardrails. Pure.
+"""Challenger against champion: a sequential test that stays valid at every look, and guardrails. Pure.
 
-Belongs here: what pairs of scored and matured accounts say. Not here: where they come from, and moving the aliases.
+Belongs here: statistics of accounts that both scored and whose labels matured. Not here: reading them, moving aliases.
 """
 
 import math
@@ -29,7 +29,7 @@ class PairedCohort:
         account_ids: Shape (n,), each once.
         champion: Its churn probabilities, shape (n,).
         challenger: Likewise.
-        churned: What happened, shape (n,).
+        churned: The outcomes, shape (n,).
     """
 
     as_of: date
@@ -44,7 +44,7 @@ class Limits:
     """What a promotion needs.
 
     Attributes:
-        alpha: Most that the share of challengers that are no better, and are promoted nevertheless, may ever be.
+        alpha: Maximum share of challengers that are promoted although they are no better.
         tuned_for: Accounts by which an improvement should show; fixed before the first look.
         min_of_class: Matured accounts needed of those that churned, and of those that stayed.
         max_auc_loss: How much of the champion's ROC AUC a better log-loss may cost.
@@ -60,20 +60,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Guardrail:
-    """A claim that must hold whatever the test says.
+    """A condition of promotion besides the test.
 
     Attributes:
-        claim: A sentence with the figure and its limit.
+        sentence: The figure and its limit.
     """
 
     name: str
-    claim: str
+    sentence: str
     holds: bool
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the matured accounts say of a challenger.
+    """The result of comparing a challenger with the champion.
 
     Attributes:
         n: Accounts counted, each once per horizon.
@@ -99,7 +99,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """What a person should know, in one line."""
+        """The result in one line, for a person."""
         if self.n == 0:
             return "no account that both scored has a matured label yet"
         found = (
@@ -107,13 +107,13 @@ class Comparison:
             f"evidence {self.e_value:.3g} of {1 / self.alpha:.0f}"
         )
         if self.broken:
-            return f"{found}; not allowed: {'; '.join(guardrail.claim for guardrail in self.broken)}"
+            return f"{found}; not allowed: {'; '.join(guardrail.sentence for guardrail in self.broken)}"
         if self.is_better:
             return f"{found}: the challenger is better"
-        return f"{found}: {'the challenger is worse' if self.improvement.high < 0 else 'too early to tell'}"
+        return f"{found}: {'the challenger is worse' if self.improvement.high < 0 else 'no decision yet'}"
 
     def evidence(self) -> dict[str, float | int | bool]:
-        """Return the figures to be kept with a promotion."""
+        """Return the figures that are stored with a promotion."""
         values = {
             "n": self.n,
             "n_churned": self.n_churned,
@@ -128,7 +128,7 @@ class Comparison:
 
 
 def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits) -> Comparison:
-    """Hold a challenger against the champion on the accounts of several weeks.
+    """Compare a challenger with the champion on the accounts of several weeks.
 
     Args:
         cohorts: One a month at most; see :func:`newest_of_each_month`.
@@ -186,7 +186,7 @@ def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits:
         return [enough]
     auc = compare_roc_auc(churned, champion, challenger)
     theirs, ours = calibration_error(churned, champion), calibration_error(churned, challenger)
-    # What ten bins of a perfectly calibrated model show by chance.
+    # The expected error of a perfectly calibrated model in ten bins.
     chance = 0.8 * math.sqrt(10 * churned.mean() * (1 - churned.mean()) / len(churned))
     rise = limits.max_calibration_loss + chance
     return [

@@ -1,11 +1,11 @@
-"""How well scores foretold who churned: metrics, each with the interval that the number of rows allows. Pure.
+"""Metrics of how well scores predict churn, with confidence intervals. Pure.
 
 Belongs here: arithmetic on outcomes and scores. Not here: which rows are held out, and what a figure must reach. Every
-interval takes the rows as independent, so pass one row per account: an account that stands in several snapshots
-counts several times and makes the intervals too narrow.
+interval assumes independent rows, so pass one row per account: an account in several snapshots counts several times
+and makes the intervals too narrow.
 
 AUC and its variance: DeLong et al., Biometrics 1988, from ranks as Sun and Xu, IEEE SPL 2014. The intervals of AUC and
-average precision are taken on the logit scale, where they cover what they say near 1 and cannot leave [0, 1].
+average precision are taken on the logit scale, where they have their nominal coverage near 1 and cannot leave [0, 1].
 """
 
 import math
@@ -23,7 +23,7 @@ MIN_OF_CLASS = 50
 
 LIFT_SHARE = 0.1
 
-# Scores are served as float32, so a probability of 1 means "nearer to 1 than float32 can say".
+# Scores are served as float32, so a probability of 1 means "nearer to 1 than float32 resolves".
 _SMALLEST = float(np.finfo(np.float32).eps)
 
 Outcomes = npt.NDArray[np.bool_]
@@ -32,7 +32,7 @@ Scores = npt.NDArray[np.float32] | Doubles
 
 
 class NotMeasurableError(ChurnError, ValueError):
-    """Outcomes and scores of which the figure asked for does not exist; says why."""
+    """The requested figure does not exist for these outcomes and scores."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Evaluation:
     status: Literal["ok", "insufficient"]
 
     def metrics(self) -> dict[str, float]:
-        """Return what there is as flat numbers, for MLflow; interval ends end in ``_low`` and ``_high``."""
+        """Return the figures that exist as flat numbers, for MLflow; interval ends end in ``_low`` and ``_high``."""
         flat: dict[str, float] = {"n": self.n, "n_churned": self.n_churned, "mean_score": self.mean_score}
         for name in ("roc_auc", "average_precision", "log_loss", "brier_score"):
             interval: Interval | None = getattr(self, name)
@@ -98,7 +98,7 @@ class Evaluation:
 
 
 def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
-    """Measure everything, or nothing where either outcome is too rare.
+    """Compute every metric, or none where either outcome is too rare.
 
     Args:
         churned: Shape (n,).
@@ -143,7 +143,7 @@ def roc_auc(churned: Outcomes, scores: Scores) -> float:
 def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
     """AUC with DeLong's variance on the logit scale.
 
-    Where DeLong's variance is 0, it says nothing and a bound stands in for it. When all pairs are ordered rightly, the
+    Where DeLong's variance is 0, a bound replaces it. When all pairs are ordered rightly, the
     lower end is the exact bound from disjoint pairs, of which the rarer outcome has k: all k are right with probability
     AUC to the k. When all placements are equal, as with tied scores, the variance is the largest that any scores
     can have, ``AUC (1 - AUC) / k`` (Birnbaum and Klose, 1957).
@@ -167,7 +167,7 @@ def p_at_least(auc: Interval, limit: float, confidence: float = 0.95) -> float:
     all are, as in :func:`roc_auc_interval`.
 
     Args:
-        auc: As :func:`roc_auc_interval` gives it.
+        auc: From :func:`roc_auc_interval`.
         confidence: That of its interval.
     """
     if auc.value == 1 or limit <= 0:
@@ -201,16 +201,16 @@ def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores) -> AucComp
 
 
 def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.NDArray[np.bool_]:
-    """Tell which hypotheses fall, letting at most a share ``fdr`` of them do so by chance (Benjamini and Hochberg).
+    """Return which null hypotheses are rejected at a false discovery rate ``fdr`` (Benjamini and Hochberg).
 
     Args:
-        p_values: Shape (n,). Give all that are looked at together: a limit found on a part of them would be another.
-        n_tested: How many were looked at where that is more than n; those that are not listed hold.
+        p_values: Shape (n,), of all hypotheses that are tested together.
+        n_tested: How many were tested, where that is more than n; those that are not listed are not rejected.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not len(p):
         return np.zeros(0, dtype=np.bool_)
-    from scipy import stats  # half a second, which scoring need not wait for
+    from scipy import stats  # its import takes half a second
 
     adjusted = stats.false_discovery_control(np.concatenate([p, np.ones(max(n_tested - len(p), 0))]))
     return np.asarray(adjusted[: len(p)] <= fdr)

@@ -1,7 +1,7 @@
-"""Performance by segment: a good total can hide a state, product or source that is scored badly. Pure.
+"""Performance by segment: a good total can hide a state, product or source with bad scores. Pure.
 
-A segment is a categorical column of the activity contract, and a level one of its values, as it was known of an account
-when it was scored. Each level is judged like a whole batch: too few of an outcome give no figure.
+A segment is a categorical column of the activity contract. A level is one of its values, as it was known when an
+account was scored. Each level is evaluated like a whole batch: with too few of an outcome there is no figure.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ MISSING = "(missing)"
 
 @dataclass(frozen=True)
 class EvaluatedSegment:
-    """What scores were worth for the accounts of one level; ``None`` wherever the status is ``insufficient``.
+    """The metrics of one level's accounts; ``None`` wherever the status is ``insufficient``.
 
     Attributes:
-        p_below_limit: Of an AUC this low, were it really the batch's limit; ``None`` where the batch has none.
+        p_below_limit: P-value of an AUC this low if the true one is the batch's limit; ``None`` without a limit.
     """
 
     segment: str
@@ -55,7 +55,7 @@ class Levels:
     """The levels of a variant's accounts, as they were known on any day."""
 
     def __init__(self, facts: pl.DataFrame) -> None:
-        """Take from facts what segments are made of.
+        """Select the segment columns of facts.
 
         Args:
             facts: A history's, in its order, with ``known_at``.
@@ -80,10 +80,10 @@ class Levels:
 def evaluate_segments(
     levels: pl.DataFrame, churned: Outcomes, scores: Scores, auc_limit: float | None
 ) -> list[EvaluatedSegment]:
-    """Judge the 50 largest levels of each segment.
+    """Evaluate the 50 largest levels of each segment.
 
     Args:
-        levels: Shape (n, n_segments), as :meth:`Levels.known` gives it.
+        levels: Shape (n, n_segments), from :meth:`Levels.known`.
         churned: Shape (n,).
         scores: Shape (n,).
 
@@ -91,23 +91,20 @@ def evaluate_segments(
         By segment, the largest level first.
     """
     named = levels.select(pl.all().cast(pl.String).fill_null(MISSING))
-    return [one for column in named for one in _judge_levels(column, churned, scores, auc_limit)]
+    return [one for column in named for one in _evaluate_levels(column, churned, scores, auc_limit)]
 
 
 def below_limit(segments: Sequence[EvaluatedSegment], fdr: float = 0.01) -> list[bool]:
-    """Tell which segments' AUC lies under the limit; at most a share ``fdr`` of those named is so by chance.
-
-    Give all that are looked at together.
-    """
+    """Return which segments' AUC is below the limit, at a false discovery rate ``fdr`` over the segments given."""
     p_values = [1.0 if one.p_below_limit is None else one.p_below_limit for one in segments if one.status == "ok"]
     is_low = iter(discoveries(p_values, fdr).tolist())
     return [one.status == "ok" and next(is_low) for one in segments]
 
 
-def _judge_levels(
+def _evaluate_levels(
     levels: pl.Series, churned: Outcomes, scores: Scores, auc_limit: float | None
 ) -> list[EvaluatedSegment]:
-    # Arrow tells a small batch's levels apart in a quarter of the time that polars and numpy take.
+    # Arrow encodes a small batch's levels in a quarter of the time that polars and numpy take.
     encoded = levels.to_arrow().dictionary_encode()
     of_row, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     n, n_churned = (np.bincount(of_row, weights, len(names)).astype(np.int64) for weights in (None, churned))

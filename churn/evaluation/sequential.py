@@ -1,22 +1,21 @@
-"""Champion against challenger, looked at every week: evidence that stays valid however often one looks. Pure.
+"""Sequential test of challenger against champion: valid at every weekly look. Pure.
 
 The evidence is the differences of paired losses, ``d = loss(champion) - loss(challenger)``, one per account: above 0
-the challenger was nearer to what happened. Only their sums are kept, so a look costs the same after a year as after a
-week.
+the challenger was nearer to the outcome. Only sums are stored, so a look costs the same after a year as after a week.
 
-Why not a z-test: its 5 % are of one look. Looked at weekly and acted on as soon as it is significant, it promotes a
+Why not a z-test: its 5 % are of one look. Applied weekly and acted on as soon as it is significant, it promotes a
 challenger that is no better in about a quarter of all half-years. A confidence sequence covers the true mean at
 all looks together with 95 %, and an e-value has a mean of at most 1 whenever one stops if the challenger is no better,
 so that it ever reaches 20 in at most 5 % (Ville's inequality).
 
-Why increments must not overlap: scores are weekly and a label takes months, so one account's one outcome judges many
-weeks of scores. Those differences are nearly copies: counted each, a dozen weeks would feign twelve times the
+Why increments must not overlap: scores are weekly and a label takes months, so one outcome of an account evaluates many
+weeks of scores. Those differences are nearly copies: counted each, a dozen weeks would look like twelve times the
 evidence. So an account counts once per horizon, and what is added at a look is of outcomes not added before.
 
-Why e-values over a fleet: thousands of variants judged on the same months share every surprise of the season, so their
-tests are dependent in a way that nobody can describe. Benjamini and Hochberg's procedure on p-values needs independence
-or something like it; on e-values it holds the expected share of false promotions under any dependence (Wang and
-Ramdas, JRSS B 2022), because it uses no more than each one's mean.
+Why e-values over a fleet: thousands of variants evaluated on the same months share every surprise of the season, so
+their tests have an unknown dependence. Benjamini and Hochberg's procedure on p-values needs independence or something
+like it; on e-values it bounds the expected share of false promotions under any dependence (Wang and Ramdas, JRSS B
+2022), because it uses no more than each one's mean.
 
 Both are asymptotic: the variance is estimated, as the central limit theorem allows, hence nothing is claimed below
 ``MIN_PAIRS`` (Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence sequences", arXiv
@@ -41,12 +40,12 @@ _LARGEST_E_VALUE = 1e300  # finite, so that sums, means and JSON of e-values sta
 
 
 class EvidenceError(ChurnError, ValueError):
-    """Sums, e-values or a level that no evidence can have; says which."""
+    """Sums, e-values or a level out of range."""
 
 
 @dataclass(frozen=True)
 class PairedSums:
-    """What is kept of paired differences; add those of new accounts with ``+``."""
+    """Sufficient sums of paired differences; add those of new accounts with ``+``."""
 
     n: int = 0
     total: float = 0.0
@@ -90,8 +89,8 @@ def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int
     Two-sided, for display; promotion goes by :func:`e_value`. Below ``MIN_PAIRS`` the interval is the whole line.
 
     Args:
-        tuned_for: Pairs at which it is narrowest. Fix it before the first look: changing it by what is seen voids
-            the promise.
+        tuned_for: Pairs at which it is narrowest. Fix it before the first look: the interval is not valid if it is
+            changed by what is seen.
     """
     _require_level(alpha)
     if sums.n < MIN_PAIRS:

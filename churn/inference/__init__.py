@@ -1,1 +1,1 @@
-"""A model at work: its files, scores and reasons. Pure: bytes and arrays in, arrays out."""
+"""Inference: model files, scores and reasons. Pure: bytes and arrays in, arrays out."""

@@ -1,7 +1,7 @@
 """A model as files: an XGBoost booster, its feature names, and golden rows that prove it still predicts the same.
 
-Only native boosters are read (UBJSON or JSON, told by their first bytes); nothing is unpickled and no code of a file
-runs. Where the files come from is not known here.
+Only native boosters are read: UBJSON or JSON, recognized by their first bytes. Nothing is unpickled and no code of a
+file runs. Not here: where the files come from.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ class Bundle:
 
     Attributes:
         data: The file's bytes.
-        parameters: What the file says of the model; empty when it was loaded without reading that.
+        parameters: The model's parameters as stored in the file; empty when loaded without reading them.
     """
 
     booster: xgb.Booster
@@ -113,7 +113,7 @@ class Bundle:
         return np.asarray(scores, dtype=np.float32)
 
     def contributions(self, matrix: Matrix) -> npt.NDArray[np.float32]:
-        """Explain rows by XGBoost's own exact SHAP values, which takes hundreds of times what their scores take.
+        """Explain rows by XGBoost's own exact SHAP values, hundreds of times slower than scoring.
 
         Returns:
             Log-odds by feature, the bias last, shape (n, len(feature_names) + 1).
@@ -225,7 +225,7 @@ def _parse(data: bytes) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that has a key twice: XGBoost may take the value that was not looked at."""
+    """Refuse an object with a repeated key: XGBoost may take the value that was not checked."""
     held = dict(pairs)
     if len(held) != len(pairs):
         raise ValueError("it has a key twice in one object")
@@ -267,7 +267,7 @@ def _require_known_version(saved: list[int], origin: str) -> None:
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, Any]:
-    """Take from the file what it really holds. Training settings such as eta are not in it, so they are not told."""
+    """Return what the file stores. Training settings such as eta are not in it."""
     learner = document["learner"]
     gradient_booster = learner["gradient_booster"]
     model = gradient_booster.get("model") or gradient_booster.get("gbtree", {}).get("model", {})
@@ -299,7 +299,7 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _depth(tree: dict[str, Any], n_features: int) -> int:
-    """Return a tree's depth, having walked it: XGBoost follows its indices without a look, even out of memory."""
+    """Return a tree's depth and check its indices: XGBoost follows them unchecked, even out of memory."""
     left, right, parents, features = (
         np.asarray(tree[name], dtype=np.int64)
         for name in ("left_children", "right_children", "parents", "split_indices")
@@ -337,7 +337,7 @@ def _require_tree_weights(weights: npt.NDArray[np.float32], n_trees: int) -> Non
 
 
 def _require_categories(tree: dict[str, Any], n_nodes: int) -> None:
-    """Check what XGBoost reads a tree's categorical splits and leaf vectors by, again without a look of its own."""
+    """Check a tree's categorical splits and leaf vectors, which XGBoost reads unchecked."""
     if int(tree["tree_param"].get("size_leaf_vector", 0)) > 1:
         raise ValueError("one of its trees has leaves of several values")
     kinds = np.asarray(tree.get("split_type", []), dtype=np.int64)

@@ -1,6 +1,6 @@
 """Where a row falls between a forest's thresholds: its cells.
 
-All that a tree asks of a row is on which side of some thresholds it is. A number is therefore replaced by the number
+A tree only compares a row with thresholds. A number is therefore replaced by the number
 of the forest's thresholds at or below it, and a categorical value by its level: a few small integers a row, its cells.
 Compiled code then looks answers up instead of comparing. Pure.
 """
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from churn.data.features import Encoding, Packed
 from churn.inference.forest import Forest, NotCompilableError
 
-# Numba leaves this pass of LLVM's out by default; with it, sums over a row's parents take one instruction each.
+# Numba leaves this pass of LLVM's out by default; with it, sums over a row's source columns take one instruction each.
 numba.config.SLP_VECTORIZE = 1
 
 BLOCK = 16_384
@@ -49,13 +49,13 @@ class Splits(NamedTuple):
 
 
 def compiled(function: _Function) -> _Function:
-    """Compile a function on its first call, and keep the machine code beside the module or in the user's cache.
+    """Compile a function on its first call, and cache the machine code beside the module or in the user's cache.
 
-    Where neither can be written, every process compiles anew.
+    Where neither can be written, every process compiles again.
     """
     try:
         return cast("_Function", numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # Numba's word for having nowhere to keep it
+    except RuntimeError:  # Numba has nowhere to cache it
         return cast("_Function", numba.njit(nogil=True)(function))
 
 
@@ -149,7 +149,7 @@ def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
 
 @compiled
 def goes_left(splits: Splits, node: int, n_numbers: int, cell: int, n_cells: int) -> bool:
-    """Tell whether rows in a cell of the node's column go left there; the last cell of a number is "missing"."""
+    """Return whether rows in a cell of the node's column go left there; the last cell of a number is "missing"."""
     if splits.column[node] < n_numbers:
         return bool(splits.beyond[node]) if cell == n_cells - 1 else cell <= splits.cell[node]
     return bool(splits.at[node]) if cell == splits.cell[node] else bool(splits.beyond[node])

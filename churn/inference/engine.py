@@ -1,6 +1,6 @@
-"""How a batch is scored and explained: by tables compiled from the booster's trees, or else by XGBoost itself.
+"""Scoring and explaining a batch: by tables compiled from the booster's trees, or else by XGBoost itself.
 
-The tables give what XGBoost gives, and prove it on rows of each batch before they are believed.
+The tables' results are compared with XGBoost's on rows of each batch before they are used.
 """
 
 import logging
@@ -30,11 +30,11 @@ _REASON_TOLERANCE = 1e-4  # log-odds
 
 @dataclass(frozen=True)
 class Reasons:
-    """What the contributions of a batch are contributions of.
+    """The columns and levels that a batch's contributions belong to.
 
     Attributes:
         source_columns: The features' source columns, in the order of the contributions.
-        levels: The levels of categorical source columns, by the place that stands for them.
+        levels: The levels of categorical source columns, by their code.
         bias: Log-odds that all rows of the model share.
     """
 
@@ -50,8 +50,8 @@ class Engine:
     Attributes:
         score: From rows to churn probabilities, shape (n_rows,), and contributions in log-odds, shape
             (n_rows, n_source_columns), or ``None`` without reasons; safe in several threads.
-        reasons: ``None`` when none are asked for.
-        fallback_reason: Why XGBoost itself does it; ``None`` for the compiled tables.
+        reasons: ``None`` without reasons.
+        fallback_reason: Why XGBoost itself scores; ``None`` for the compiled tables.
     """
 
     score: Callable[[Packed], tuple[Floats, Floats | None]]
@@ -105,7 +105,7 @@ def _reasons(encoding: Encoding, bias: float) -> Reasons:
 
 
 def _differs(ours: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
-    """Tell how an engine's results differ from XGBoost's, or nothing when they don't."""
+    """Return how an engine's results differ from XGBoost's; empty when they do not."""
     some = head.take(slice(_PROVED_SCORES))
     matrix = unpack(some, encoding)
     scores, contributions = ours.score(some)

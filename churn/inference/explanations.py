@@ -1,9 +1,9 @@
-"""Why a row has its score: exact SHAP values in log-odds, summed to the features' source columns, for every row. Pure.
+"""Reasons: exact SHAP values in log-odds for every row, summed by the features' source columns. Pure.
 
-These are the path-dependent TreeSHAP values that ``Booster.predict(pred_contribs=True)`` gives. For a given leaf they
+These are the path-dependent TreeSHAP values of ``Booster.predict(pred_contribs=True)``. For a given leaf they
 depend only on which of the splits above it the row satisfies, so a part of a tree with ``k`` splits in and above it has
 no more than ``2**k`` different answers: these are tabulated once for a model, and a row costs one look-up in each
-table. The margin itself is summed along in a column of its own, in XGBoost's order, so the score is had for nothing.
+table. The margin is summed in a column of its own, in XGBoost's order, so the score needs no further work.
 Method of the values: Lundberg et al., "Consistent Individualized Feature Attribution for Tree Ensembles", 2018.
 """
 

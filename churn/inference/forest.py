@@ -1,7 +1,7 @@
 """A booster's trees as flat arrays, which compiled code can walk. Pure.
 
-Only what a ``gbtree`` booster with plain splits holds is read; for anything else the caller goes on with XGBoost's
-own, slower way. Format: https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html
+Only ``gbtree`` boosters with plain splits are read; for anything else the caller uses XGBoost itself, which is slower.
+Format: https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html
 """
 
 import math
@@ -16,7 +16,7 @@ LEAF = -1
 
 
 class NotCompilableError(ValueError):
-    """The trees are of a kind that only XGBoost itself can walk; says which."""
+    """The trees are of a kind that only XGBoost itself can walk."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Forest:
         left: The child of rows whose value is below the threshold, or ``LEAF``.
         right: The child of the others.
         parents: The node above; of a root, itself.
-        features: The matrix column that a split asks.
+        features: The matrix column of a split.
         values: A split's threshold; a leaf's share of the margin, in log-odds.
         is_default_left: Where a missing value goes.
-        covers: The weight of the training rows that came by.
-        base_margin: What the margin starts from, in log-odds.
+        covers: The weight of the training rows that reached the node.
+        base_margin: The margin before any tree, in log-odds.
     """
 
     starts: npt.NDArray[np.int64]

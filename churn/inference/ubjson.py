@@ -110,7 +110,7 @@ class _Reader:
         held: dict[str, Any] = {}
         while (marker := self.take(1)) != b"}":
             key = self._read_text(marker)
-            if key in held:  # XGBoost may take the value that was not looked at
+            if key in held:  # XGBoost may take the value that was not checked
                 raise ValueError(f"it has the key {key[:60]!r} twice in one object at byte {self.position}")
             held[key] = self.read_value(self.take(1), depth + 1)
         return held

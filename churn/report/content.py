@@ -30,10 +30,10 @@ _LINEAGE = (
 
 
 def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Content, list[Content]]:
-    """Put what was read into the order in which it is shown.
+    """Build the content from the rows that were read.
 
     Args:
-        now: When the report is made.
+        now: When the report is written.
         mlflow_ui: Where people see MLflow, without a slash at the end.
 
     Returns:
@@ -55,7 +55,7 @@ def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Conte
 
 
 def plain(value: Any) -> Any:
-    """Write a value as JSON can hold it: days and times as ISO 8601, numbers to six digits."""
+    """Return a value that JSON can represent: days and times as ISO 8601, numbers to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, datetime | date):
@@ -94,7 +94,7 @@ def _by(rows: Iterable[Row], *names: str) -> Mapping[Any, list[Row]]:
 
 
 def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
-    """Say of a variant what the fleet's table shows."""
+    """Return a variant's row in the fleet's table."""
     batches = {row["scored_week"]: row for row in of.batches.get((key, CHAMPION), ())}
     current = batches.get(rows.week)
     attempt, beside = of.attempts.get((key, CHAMPION)), of.attempts.get((key, CHALLENGER))
@@ -135,7 +135,7 @@ def _auc(measured: Row) -> Content:
 
 
 def _champion(key: str, of: _Grouped, batches: Mapping[date, Row]) -> Content:
-    """Say who is champion by the trail, where that is silent by who scored; since when, by whichever knows longer."""
+    """Return the champion, by the alias events or else by who scored, and the earlier of the two dates since when."""
     event = of.champions.get(key)
     newest = list(batches.values())[-1:]
     champion = event["champion_version"] if event else (newest[0]["model_version"] if newest else None)
@@ -151,7 +151,7 @@ def _champion(key: str, of: _Grouped, batches: Mapping[date, Row]) -> Content:
 
 
 def _trend(batches: Sequence[Row]) -> Content:
-    """Say how a week's champions scored over the fleet, and what their scores were worth."""
+    """Return the distribution of a week's champions' scores and performance over the fleet."""
     return {
         "n": len(batches),
         "accounts": sum(row["n_rows_scored"] for row in batches),
@@ -168,7 +168,7 @@ def _spread(rows: Sequence[Row], name: str) -> list[float] | None:
 
 
 def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
-    """Say of a variant what its own page shows."""
+    """Return the content of a variant's own page."""
     newest, evaluated = of.newest.get(key), of.evaluated.get(key)
     flags = of.flags.get(key, ())
     places = {week: place for place, week in enumerate(rows.weeks)}
@@ -187,14 +187,14 @@ def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
 
 
 def _history(batches: Sequence[Row], places: Mapping[date, int]) -> list[list[Any]]:
-    """Return per batch: place of its week, version, accounts, mean score, estimated AUC, then what it was worth."""
+    """Return per batch: place of its week, version, accounts, mean score, estimated AUC, then its performance."""
     return [[places[row["scored_week"]], *(row[name] for name in _HISTORY)] for row in batches]
 
 
 def _features(newest: Row) -> list[Content]:
-    """Set the newest batch's rows beside the reference's, bin by bin; nothing where there is no reference.
+    """Return the newest batch's and the reference's rows, bin by bin; nothing where there is no reference.
 
-    Nor where the reference was kept of other bins: a version's first batch came encoded, and this one raw.
+    Nor where the reference has other bins: a version's first batch came encoded, and this one raw.
     """
     if newest["reference"] is None or newest["profile_counts"] is None:
         return []

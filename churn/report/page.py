@@ -1,7 +1,7 @@
-"""Renders the report: one HTML file that asks for nothing else, whatever the names and errors in it say. Pure.
+"""Rendering of the report: one HTML file that loads nothing else and is safe with any names and errors. Pure.
 
-All that is data goes in as compressed JSON in base64, which no markup can be in, and the page's script writes it as
-text alone. What belongs to a variant is unpacked when its page is opened.
+Data are embedded as compressed JSON in base64, which cannot contain markup, and the page's script inserts them as text.
+A variant's data are unpacked when its page is opened.
 """
 
 import base64
@@ -19,7 +19,7 @@ _FOLDER = files("churn.report")
 
 
 def render(fleet: Content, variants: Sequence[Content]) -> str:
-    """Write the page.
+    """Return the page's HTML.
 
     Args:
         variants: In the order of the fleet's.

@@ -1,7 +1,7 @@
-"""The bundled sample files and the base model, made from the simulator: ``python -m churn.samples.artifacts``.
+"""The bundled sample files and base model, written from the simulator: ``python -m churn.samples.artifacts``.
 
-Belongs here: what is committed under ``data/churn`` and ``models/churn``, and how to make it again. The same library
-versions give the same bytes, so a reader can check that nothing was touched by hand. Not here: training in production.
+Belongs here: what is committed under ``data/churn`` and ``models/churn``. The same library versions give the same
+bytes, so a reader can check that nothing was edited by hand. Not here: training in production.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ACTIVITY_SEED, N_ACTIVITY_ACCOUNTS = 45, 1_000
 TRAINING_SEED, N_TRAINING_ACCOUNTS = 2025, 40_000
 N_SAMPLE_ROWS = 500
 
-# The last training label is known at the end of the first held-out month, so no label looks past a held-out as-of.
+# The last training label is known at the end of the first held-out month, so that no label leaks into training.
 TRAINING_MONTHS = range(12)
 HELD_OUT_MONTHS = range(14, N_MONTHS - HORIZON_MONTHS)
 
@@ -102,10 +102,10 @@ def write_artifacts(root: Path) -> TrainedModel:
 
 
 def train_model(*, n_accounts: int = N_TRAINING_ACCOUNTS) -> TrainedModel:
-    """Train the base booster on simulated players and judge it on later months. Pure and deterministic.
+    """Train the base booster on simulated players and evaluate it on later months. Pure and deterministic.
 
     Args:
-        n_accounts: Simulated players; other than the default for a quick look only.
+        n_accounts: Simulated players; fewer than the default for tests only.
 
     Returns:
         The booster as trained on ``TRAINING_MONTHS``; its figures are of ``HELD_OUT_MONTHS``.
@@ -282,7 +282,7 @@ def _file_table(folder: Path, names: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the artifacts and say where; the face of ``python -m churn.samples.artifacts``."""
+    """Write the artifacts and log where."""
     parser = argparse.ArgumentParser(prog="artifacts", description=__doc__)
     repository = Path(__file__).resolve().parents[2]
     parser.add_argument("--root", type=Path, default=repository, help="where to write (default: the repository)")

@@ -1,4 +1,4 @@
-"""A seeded stand-in for the affiliate's monthly activity extract.
+"""A seeded simulation of the affiliate's monthly activity extract.
 
 Belongs here: drawing players, their months and their money, with the quirks of the real extract.
 Not here: labels, features, files. One ``PCG64`` stream makes everything, so that a seed gives the
@@ -115,8 +115,8 @@ def simulate_activity(
         n_months: Months in the extract.
         seed: Any non-negative integer.
         variant: Whose players; the base variant if left out.
-        twist: A first of month from which on engaged players leave sooner, where they stayed longer before: who looks
-            the same churns otherwise, which no model trained before can know. ``None`` for never.
+        twist: A first of month from which on engaged players leave sooner, where they stayed longer before: the
+            relation of features to churn changes, which no model trained before can know. ``None`` for never.
 
     Returns:
         Shape (n_rows, 12), sorted by ``activity_month`` and ``account_id``, one row per player and
@@ -218,11 +218,11 @@ def _log_stay(market: _Market, p: _Players, pull: float) -> Floats:
 
 
 def _twist(rng: np.random.Generator, players: _Players, month: int, market: _Market) -> _Players:
-    """Draw anew how long those stay who had not left by a month, engagement now pulling the other way."""
+    """Draw again how long players stay who had not left by a month, with the effect of engagement reversed."""
     log_stay = _log_stay(replace(market, engagement_pull=0.0), players, _TWISTED_PULL)
     stays = _draw_stays(rng, np.exp(log_stay), np.zeros(len(players.start)))
-    anew = np.maximum(players.start, month) + stays
-    return replace(players, leave=np.where(players.leave > month, anew, players.leave))
+    redrawn = np.maximum(players.start, month) + stays
+    return replace(players, leave=np.where(players.leave > month, redrawn, players.leave))
 
 
 def _draw_starts(rng: np.random.Generator, n: int, first_calendar_month: int, n_months: int) -> Floats:

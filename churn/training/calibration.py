@@ -44,7 +44,7 @@ def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_])
     Returns:
         The best fit with a slope of at least ``MIN_SLOPE``; where the best has less, a slope of 1 and its intercept.
     """
-    from sklearn.linear_model import LogisticRegression  # two seconds, which scoring need not wait for
+    from sklearn.linear_model import LogisticRegression  # its import takes two seconds
 
     n_churned = int(churned.sum())
     if not 0 < n_churned < churned.size:

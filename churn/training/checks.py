@@ -1,4 +1,7 @@
-"""Checks that a trained model must pass, and their results. Apart from the gate, which imports XGBoost. Pure."""
+"""The gate checks that a trained model must pass, and their results. Pure.
+
+Not here: how a check is made (``churn.training.gate``), which imports XGBoost.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,35 +11,34 @@ from churn.markdown import markdown_table
 Outcome = Literal["holds", "fails", "skipped"]
 
 GATE_CHECKS = {
-    "auc_is_above_the_floor": (
-        "The 95 % confidence interval of the model's held-out ROC AUC lies above the minimum, CHURN_MIN_AUC."
+    "auc_is_above_minimum": (
+        "The new model's ROC AUC on held-out accounts is above the minimum: the lower end of its 95 % interval counts."
     ),
     "scores_are_calibrated": (
-        "The model's held-out calibration error is at most CHURN_MAX_CALIBRATION_ERROR, widened by sampling error when "
-        "there are few accounts."
+        "The new model's calibration error on held-out accounts is at most the limit, widened by sampling error."
     ),
     "shuffled_labels_do_not_pass": (
-        "A model trained in the same way on shuffled labels does not exceed the minimum ROC AUC, CHURN_MIN_AUC."
+        "A model trained the same way on shuffled labels has no ROC AUC above the minimum, so the gate can reject."
     ),
     "the_future_does_not_leak": (
-        "A planted value that reveals the label, on facts that were not known at the as-of date, reaches no feature."
+        "A marker of the label, planted on facts that were not known at the as-of date, reaches no feature."
     ),
-    "golden_rows_reproduce": "The model, saved and loaded again, gives its golden rows identical scores.",
-    "trees_compile_to_tables": "The model's trees compile to the lookup tables that weekly scoring uses.",
+    "golden_rows_reproduce": "The new model gives its golden rows the same scores after it was saved and loaded.",
+    "trees_compile_to_tables": "The new model's trees compile to the tables that weekly scoring uses.",
     "scoring_is_no_slower": (
-        "Scoring with reasons takes at most the allowed multiple of the champion's time, or a negligible time."
+        "The new model's CPU time per row, reasons included, is at most the allowed multiple of the champion's."
     ),
 }
-"""Every check with its description, in the order of evaluation."""
+"""The description of every check by its name, in the order in which they are made."""
 
 
 @dataclass(frozen=True)
 class GateCheck:
-    """One thing that must hold, and whether it does.
+    """The result of one check.
 
     Attributes:
         value: What was measured; ``None`` when it could not be.
-        limit: What it is held against.
+        limit: What it is compared with.
         sentence: What was found, for a person.
     """
 
@@ -49,7 +51,7 @@ class GateCheck:
 
 @dataclass(frozen=True)
 class Gate:
-    """All checks about one trained model."""
+    """The results of all checks of one trained model."""
 
     checks: tuple[GateCheck, ...]
 
@@ -62,7 +64,7 @@ class Gate:
         return tuple(check for check in self.checks if check.outcome == "fails")
 
     def to_markdown(self) -> str:
-        """Write the checks as a table."""
+        """Return the checks as a Markdown table."""
         rows = [
             (check.name, check.outcome, _figure(check.value), _figure(check.limit), check.sentence)
             for check in self.checks

@@ -1,8 +1,7 @@
-"""The gate: what must hold of a trained model before it may score beside the champion. Pure.
+"""The gate: the checks that a trained model must pass before it is registered as challenger. Pure.
 
-Each check is judged with its value and its limit, and says in a sentence what was found. A gate that anything would
-pass is worth nothing, so two checks are about the gate's own honesty: a model of shuffled labels must not pass, and a
-number that gives the future away must not reach the features.
+Each check returns its value, its limit and a sentence. Two checks test the gate itself: a model of shuffled labels must
+not pass, and a marker of the label on facts of the future must not reach the features.
 """
 
 import time
@@ -27,7 +26,7 @@ from churn.training.train import Trained, fit
 from churn.weeks import day_start_us
 
 Build = Callable[[pl.DataFrame, date], Snapshot]
-"""Makes the snapshot of an as-of date from facts, as for training."""
+"""Builds the snapshot of an as-of date from facts, as for training."""
 
 CANARY = "canary"
 # Thousands of variants are trained again and again, so chance may fool the canary once in 10,000 times.
@@ -42,17 +41,17 @@ _SHUFFLES = 7
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What is asked of a model.
+    """What a model needs to pass.
 
     Attributes:
-        auc_floor: For the lower end of the AUC's 95 % interval.
-        max_calibration_error: What an error may be; of few rows, as much more as chance explains.
+        min_auc: The lower end of the AUC's 95 % interval must be above it.
+        max_calibration_error: Widened by sampling error where there are few rows.
         max_slowdown: Times the champion's time per row.
         fast_enough_us: CPU microseconds a row with reasons that are never too many: a fraction of what a row costs the
-            weekly job in all. A first champion may be a few trees, which no better model could keep up with.
+            weekly job in all. A first champion may be a few trees, and no better model would be as fast.
     """
 
-    auc_floor: float = MIN_AUC
+    min_auc: float = MIN_AUC
     max_calibration_error: float = MAX_CALIBRATION_ERROR
     max_slowdown: float = 2.0
     fast_enough_us: float = 1.0
@@ -71,11 +70,11 @@ def check_gate(
     """Run every gate check on a model.
 
     Args:
-        evaluation: Of ``trained.judged``.
+        evaluation: Of ``trained.held_out_accounts``.
         facts: The activity that the model was trained on.
-        held_out: The snapshots that ``trained.held_out`` was made of.
-        build: What made them.
-        champion: What scores now, to be timed beside the model; ``None`` when nothing does.
+        held_out: The snapshots of ``trained.held_out``.
+        build: Builds them.
+        champion: The current champion, timed beside the model; ``None`` when there is none.
     """
     engine, packed = compile_for(trained.bundle, held_out)
     return Gate(
@@ -92,34 +91,35 @@ def check_gate(
 
 
 def check_auc(evaluation: Evaluation, limits: GateLimits) -> GateCheck:
-    """Hold the held-out AUC against the floor."""
-    name, floor, auc = "auc_is_above_the_floor", limits.auc_floor, evaluation.roc_auc
+    """Compare the held-out AUC with the minimum."""
+    name, minimum, auc = "auc_is_above_minimum", limits.min_auc, evaluation.roc_auc
     if auc is None:
-        return GateCheck(name, None, floor, "fails", _insufficient(evaluation))
-    said = f"AUC {auc:.4f} on {evaluation.n} held-out accounts; its lower end must be above {floor:g}"
-    return GateCheck(name, auc.low, floor, _outcome(holds=auc.low > floor), said)
+        return GateCheck(name, None, minimum, "fails", _insufficient(evaluation))
+    found = f"AUC {auc:.4f} on {evaluation.n} held-out accounts; its lower end must be above {minimum:g}"
+    return GateCheck(name, auc.low, minimum, _outcome(holds=auc.low > minimum), found)
 
 
 def check_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimits) -> GateCheck:
-    """Hold the held-out calibration error against the limit, or else against what chance makes of it.
+    """Compare the held-out calibration error with the limit, widened by sampling error.
 
-    The error is one of the rows there are, and of few rows it is far from 0 for perfectly calibrated scores too. So it
-    fails when it is above the limit beyond doubt: above what 99 of 100 draws of outcomes stay below, from scores that
-    are off by just the limit.
+    Of few rows, the error is far from 0 for perfectly calibrated scores too. So the check fails only when the error is
+    above the 99th percentile of draws of outcomes from scores that are off by just the limit.
     """
     name, limit, error = "scores_are_calibrated", limits.max_calibration_error, evaluation.calibration_error
     if error is None:
         return GateCheck(name, None, limit, "fails", _insufficient(evaluation))
-    said = f"calibration error {error:.4f} on {evaluation.n} held-out accounts; at most {limit:g} is allowed"
+    found = f"calibration error {error:.4f} on {evaluation.n} held-out accounts; at most {limit:g} is allowed"
     if error > limit:
-        by_chance = chance_calibration_error(trained.bundle.predict(trained.judged.matrix), limit, trained.plan.seed)
-        said += f", or the {by_chance:.4f} that scores so far off stay below in 99 of 100 draws of as many rows"
+        by_chance = chance_calibration_error(
+            trained.bundle.predict(trained.held_out_accounts.matrix), limit, trained.plan.seed
+        )
+        found += f", or the {by_chance:.4f} that scores so far off stay below in 99 of 100 draws of as many rows"
         limit = max(limit, by_chance)
-    return GateCheck(name, error, limit, _outcome(holds=error <= limit), said)
+    return GateCheck(name, error, limit, _outcome(holds=error <= limit), found)
 
 
 def chance_calibration_error(scores: npt.NDArray[np.floating], off_by: float, seed: int) -> float:
-    """Return what the error stays below in 99 of 100 draws when the truth lies so far above or below the scores."""
+    """Return the 99th percentile of the error where the true probabilities are ``off_by`` above or below the scores."""
     rng = np.random.Generator(np.random.PCG64(seed))
     truths = [np.clip(scores + side * off_by, 0, 1) for side in (-1, 1)]
     errors = [calibration_error(rng.random(len(scores)) < truths[i % 2], scores) for i in range(_N_DRAWS)]
@@ -127,30 +127,30 @@ def chance_calibration_error(scores: npt.NDArray[np.floating], off_by: float, se
 
 
 def check_shuffled(trained: Trained, limits: GateLimits) -> GateCheck:
-    """Train the chosen parameters on shuffled labels; the floor must stop what comes of it."""
-    name, floor, judged = "shuffled_labels_do_not_pass", limits.auc_floor, trained.judged
-    if not 0 < judged.n_churned < judged.n:
+    """Train the chosen parameters on shuffled labels; the resulting AUC must not be above the minimum."""
+    name, minimum, accounts = "shuffled_labels_do_not_pass", limits.min_auc, trained.held_out_accounts
+    if not 0 < accounts.n_churned < accounts.n:
         return GateCheck(
-            name, None, floor, "fails", "the held-out accounts all had the same outcome; nothing can be told"
+            name, None, minimum, "fails", "the held-out accounts all had the same outcome; nothing can be measured"
         )
     rng = np.random.Generator(np.random.PCG64(trained.plan.seed))
     parts = (trained.training, trained.validation)
     intervals: list[Interval] = []
-    # One such model may rank accounts by what churn does depend on, and by chance the right way round.
+    # By chance, one such model may rank accounts by what churn depends on, and in the right direction.
     for _ in range(_SHUFFLES):
         booster = fit(parts, trained.chosen, trained.feature_names, trained.plan, shuffled_by=rng)
-        scores = booster.inplace_predict(judged.matrix, validate_features=False)
-        intervals.append(roc_auc_interval(judged.churned, scores))
+        scores = booster.inplace_predict(accounts.matrix, validate_features=False)
+        intervals.append(roc_auc_interval(accounts.churned, scores))
     auc = sorted(intervals, key=lambda interval: interval.low)[_SHUFFLES // 2]
-    said = (
+    found = (
         f"trained on shuffled labels, AUC {auc:.4f}, the middle one of {_SHUFFLES}; its lower end must not be "
-        f"above {floor:g}"
+        f"above {minimum:g}"
     )
-    return GateCheck(name, auc.low, floor, _outcome(holds=auc.low <= floor), said)
+    return GateCheck(name, auc.low, minimum, _outcome(holds=auc.low <= minimum), found)
 
 
 def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build, seed: int) -> GateCheck:
-    """Put a number that gives the label away on every fact not known at an as-of date; no feature may show it."""
+    """Plant a marker of the label on every fact not known at an as-of date; no feature may contain it."""
     name = "the_future_does_not_leak"
     churned, values = [], []
     for shot in held_out:
@@ -160,14 +160,14 @@ def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build
     outcomes, seen = np.concatenate(churned), np.concatenate(values)
     if outcomes.all() or not outcomes.any():
         return GateCheck(
-            name, None, 0.5, "fails", "the held-out accounts all had the same outcome; nothing can be told"
+            name, None, 0.5, "fails", "the held-out accounts all had the same outcome; nothing can be measured"
         )
     auc = roc_auc_interval(outcomes, seen, _CANARY_CONFIDENCE)
-    said = (
-        f"a number that only the future knows has AUC {auc:.4f} on {len(seen)} held-out rows; "
+    found = (
+        f"a marker that only the future knows has AUC {auc:.4f} on {len(seen)} held-out rows; "
         f"the interval ({_CANARY_CONFIDENCE:.2%}) must contain 0.5"
     )
-    return GateCheck(name, auc.value, 0.5, _outcome(holds=auc.low <= 0.5 <= auc.high), said)
+    return GateCheck(name, auc.value, 0.5, _outcome(holds=auc.low <= 0.5 <= auc.high), found)
 
 
 def plant_canary(facts: pl.DataFrame, shot: Snapshot, seed: int) -> pl.DataFrame:
@@ -192,12 +192,12 @@ def check_golden(trained: Trained) -> GateCheck:
     golden = Golden.from_json(saved.to_json())
     loaded = load_bundle(trained.bundle.data, None, "the trained model")
     gap = float(np.abs(loaded.predict(golden.matrix) - golden.scores).max(initial=0.0))
-    said = f"loaded again, the model's scores of {len(golden.scores)} golden rows differ by {gap:.2g} at most"
-    return GateCheck("golden_rows_reproduce", gap, GOLDEN_TOLERANCE, _outcome(holds=gap <= GOLDEN_TOLERANCE), said)
+    found = f"after loading, the model's scores of {len(golden.scores)} golden rows differ by {gap:.2g} at most"
+    return GateCheck("golden_rows_reproduce", gap, GOLDEN_TOLERANCE, _outcome(holds=gap <= GOLDEN_TOLERANCE), found)
 
 
 def check_compilation(engine: Engine) -> GateCheck:
-    """Tell whether weekly scoring would use compiled tables."""
+    """Check that weekly scoring would use compiled tables."""
     name, why = "trees_compile_to_tables", engine.fallback_reason
     if why is None:
         return GateCheck(
@@ -209,7 +209,7 @@ def check_compilation(engine: Engine) -> GateCheck:
 def check_speed(
     engine: Engine, packed: Packed, champion: Bundle | None, held_out: Sequence[Snapshot], limits: GateLimits
 ) -> GateCheck:
-    """Time the model and the champion on the same rows, side by side."""
+    """Time the model and the champion on the same rows, alternately."""
     name, limit = "scoring_is_no_slower", limits.max_slowdown
     if champion is None:
         return GateCheck(name, None, limit, "skipped", "there is no champion to compare with")
@@ -219,15 +219,15 @@ def check_speed(
         return GateCheck(name, None, limit, "skipped", f"the champion cannot score these rows: {error}")
     if engine.fallback_reason or of_champion.fallback_reason:
         return GateCheck(
-            name, None, limit, "skipped", "one of the two does not compile, and XGBoost has threads of its own"
+            name, None, limit, "skipped", "one of the two does not compile, and XGBoost uses threads of its own"
         )
     ours, theirs = _time((engine, packed), (of_champion, champions_rows))
-    said = (
+    found = (
         f"{ours:.2f} CPU µs a row with reasons, the champion {theirs:.2f}; {limit:g} times as long is allowed, and "
         f"{limits.fast_enough_us:g} in any case"
     )
     holds = ours <= max(limit * theirs, limits.fast_enough_us)
-    return GateCheck(name, ours / theirs, limit, _outcome(holds=holds), said)
+    return GateCheck(name, ours / theirs, limit, _outcome(holds=holds), found)
 
 
 def compile_for(bundle: Bundle, held_out: Sequence[Snapshot]) -> tuple[Engine, Packed]:
@@ -241,7 +241,7 @@ def compile_for(bundle: Bundle, held_out: Sequence[Snapshot]) -> tuple[Engine, P
 
 
 def _time(*sides: tuple[Engine, Packed]) -> list[float]:
-    """Return each side's median CPU microseconds a row, of turns taken one after the other."""
+    """Return each side's median CPU microseconds per row, over alternating runs."""
     taken: list[list[float]] = [[] for _ in sides]
     for _ in range(_REPEATS):
         for seconds, (engine, packed) in zip(taken, sides, strict=True):
@@ -257,4 +257,4 @@ def _outcome(*, holds: bool) -> Outcome:
 
 def _insufficient(evaluation: Evaluation) -> str:
     n_stayed = evaluation.n - evaluation.n_churned
-    return f"{evaluation.n_churned} held-out accounts churned and {n_stayed} stayed, which is too few to tell"
+    return f"{evaluation.n_churned} held-out accounts churned and {n_stayed} stayed, which is too few to measure"

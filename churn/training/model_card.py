@@ -1,6 +1,6 @@
-"""The model card: what a trained model is, what it was made of, how good it is and where not to trust it. Pure.
+"""The model card: a trained model's data, performance, parameters, limits and lineage. Pure.
 
-Belongs here: the wording, as Markdown that stands beside the model in MLflow. Not here: what is measured and judged.
+Belongs here: the wording, as Markdown that is logged with the model in MLflow. Not here: what is measured.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Lineage:
     """Where a model comes from.
 
     Attributes:
-        activity_of: Whose activity it was trained on: the variant itself, or a parent.
-        detours: Why not the variant's own, a sentence for each step up; empty for its own.
+        activity_of: Whose activity it was trained on: the variant itself, or a fallback variant.
+        detours: Why not the variant's own activity, a sentence per fallback; empty for its own.
         today: The day at whose end everything used was known.
         sources: URI and sha256 of each input file that was read for it.
         n_facts: Rows of activity in the history.
@@ -51,7 +51,7 @@ class AgainstChampion:
 def write_card(
     trained: Trained, evaluation: Evaluation, gate: Gate, lineage: Lineage, against: AgainstChampion | None
 ) -> str:
-    """Write the card."""
+    """Return the card as Markdown."""
     outcome = "It passed the gate." if gate.is_passed else "**It failed the gate and must not score.**"
     sections = [
         f"# Churn model of variant {lineage.variant}\n\n{_summary(trained)} {outcome}",
@@ -90,8 +90,8 @@ def _data(trained: Trained, lineage: Lineage) -> str:
     ]
     return (
         f"{whose}; known by the end of {lineage.today}. One row per account and month end at which it had been active "
-        f"within the last {trained.plan.horizon.months} months, made from what was known at that day. Time parts the "
-        f"rows: every label of a part was known by the first month end of the next.\n\n"
+        f"within the last {trained.plan.horizon.months} months, made from what was known at that day. The split is by "
+        f"time: every label of a part was known by the first month end of the next.\n\n"
         f"{markdown_table(('part', 'month ends', 'rows', 'churned', 'share'), rows)}\n\n"
         f"Parameters, rounds and calibration were chosen on the validation rows. The model was then trained on the "
         f"training and validation rows; nothing was chosen on the held-out ones."
@@ -99,12 +99,12 @@ def _data(trained: Trained, lineage: Lineage) -> str:
 
 
 def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
-    judged = (
+    rows_used = (
         f"On {evaluation.n:,} held-out accounts, one row each ({evaluation.n_churned:,} churned), with 95 % intervals. "
         f"An account's row is of a held-out month end drawn for it, so that the rows are independent."
     )
     if evaluation.status != "ok":
-        return f"{judged} Too few of one outcome to measure anything."
+        return f"{rows_used} Too few of one outcome to measure anything."
     sides = [evaluation, *([against.evaluation] if against else [])]
     names = {"ROC AUC": "roc_auc", "average precision": "average_precision", "log loss": "log_loss"}
     names |= {"Brier score": "brier_score"}
@@ -113,7 +113,7 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
     rows.append(("lift of the highest tenth", *(_number(side.lift_at_10) for side in sides)))
     rows.append(("mean score", *(_number(side.mean_score) for side in sides)))
     header = ("", "this model", *(["champion"] if against else []))
-    table = f"{judged}\n\n{markdown_table(header, rows)}"
+    table = f"{rows_used}\n\n{markdown_table(header, rows)}"
     if against is None:
         return table
     return (
@@ -127,21 +127,21 @@ def _parameters(trained: Trained) -> str:
         ("parameter", "value"), [*trained.chosen.parameters.items(), ("rounds", trained.chosen.n_rounds)]
     )
     calibration = trained.calibration
-    how = " (only shifted: a fitted slope would have turned the scores round)" if calibration.is_shift else ""
+    how = " (only shifted: a fitted slope would have reversed the order of scores)" if calibration.is_shift else ""
     return (
-        f"{table}\n\nThe best of {len(trained.trials)} sets tried, by a validation log "
+        f"{table}\n\nThe best of {len(trained.trials)} trials, by a validation log "
         f"loss of {trained.chosen.log_loss:.4f}. Calibration: {calibration.slope:.4f} times the log-odds, "
-        f"{calibration.intercept:+.4f}{how}, folded into the trees."
+        f"{calibration.intercept:+.4f}{how}, applied to the trees."
     )
 
 
 def _limits(trained: Trained, lineage: Lineage) -> str:
     limits = [
-        f"The newest rows it was trained on are of {trained.validation.as_ofs[-1]}; later ones only judged it, or have "
-        f"no labels yet.",
-        "Accounts that were not active lately are scored as well, and were no training examples.",
-        "It tells who is likely to leave, not who would stay if asked to.",
-        "A level that it does not know counts as none.",
+        f"The newest rows it was trained on are of {trained.validation.as_ofs[-1]}; later rows only evaluate it, "
+        f"or have no labels yet.",
+        "Accounts without recent activity are scored as well, but were not training examples.",
+        "A score says who is likely to leave, not who would stay if contacted.",
+        "A categorical level that the model does not know counts as none.",
     ]
     if lineage.detours:
         limits.insert(

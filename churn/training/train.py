@@ -1,8 +1,8 @@
-"""Training: from snapshots of a variant's activity to a calibrated booster, and what was chosen on the way. Pure.
+"""Training: from snapshots of a variant's activity to a calibrated booster. Pure.
 
-Time is split, never rows: no label of an earlier part looks past the first as-of date of the next. Everything has a
-seed and runs on one thread, so the same data give the same bytes. Not here: where activity comes from, and whether what
-was trained is good enough to be used.
+The split is by time, never by rows: every label of an earlier part is known by the first as-of date of the next.
+Everything has a seed and runs on one thread, so the same data give the same bytes. Not here: where activity comes from,
+and whether the model is good enough to be used (``churn.training.gate``).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import optuna
 
 Parameters = Mapping[str, float | int]
-"""XGBoost's names of what was searched, such as ``max_depth``."""
+"""Hyperparameters by XGBoost's names, such as ``max_depth``."""
 
 _FIRST_TRIAL: Parameters = {
     "max_depth": 4,
@@ -46,8 +46,8 @@ class TrainingPlan:
     """How to train.
 
     Attributes:
-        n_trials: Sets of parameters that are tried.
-        n_held_out: The newest snapshots, on which the model is judged and nothing is chosen.
+        n_trials: Hyperparameter trials.
+        n_held_out: The newest snapshots, on which the model is evaluated and nothing is chosen.
         n_validation: The newest of those before, on which parameters, rounds and calibration are chosen.
         min_of_class: Labels of each outcome that training and validation need together.
         max_rounds: Most boosting rounds; more trees also take longer to score.
@@ -102,7 +102,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Trial:
-    """A set of parameters that was tried."""
+    """A hyperparameter trial."""
 
     parameters: Parameters
     n_rounds: int
@@ -111,14 +111,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model and how it came to be.
+    """A trained model, and the data and choices it was made from.
 
     Attributes:
-        trials: In the order in which they were tried.
+        trials: In the order in which they were run.
         chosen: The trial with the lowest loss on the validation snapshots.
-        calibration: Of the log-odds as trained; it is folded into ``bundle``.
+        calibration: Of the log-odds as trained; it is part of ``bundle``'s trees.
         held_out: All its rows.
-        judged: Of the held-out rows, at most one an account, so that they are independent of each other.
+        held_out_accounts: The rows of evaluation: of the held-out rows at most one per account, so that they are
+            independent of each other.
         data_sha256: Digest of all parts' rows and labels, in hexadecimal.
     """
 
@@ -131,7 +132,7 @@ class Trained:
     training: Part
     validation: Part
     held_out: Part
-    judged: Part
+    held_out_accounts: Part
     data_sha256: str
 
     @property
@@ -155,12 +156,12 @@ def split(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Split:
 
 
 def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
-    """Say what labels there are, to follow "it has", where they are too few to train on; ``None`` where not."""
+    """Return what labels there are, to follow "it has", where they are too few to train on; else ``None``."""
     parts = split(snapshots, plan)
     if not parts.training:
         needed = plan.n_held_out + plan.n_validation + 1
         return (
-            f"matured labels of {sum(len(shot.churned) > 0 for shot in snapshots)} month ends, which cannot be parted "
+            f"matured labels of {sum(len(shot.churned) > 0 for shot in snapshots)} month ends, which cannot be split "
             f"into training, validation and held-out ones ({needed} are needed, and the horizon of "
             f"{plan.horizon.months} months twice between them)"
         )
@@ -172,14 +173,14 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
     ):
         return reason
     churned = np.concatenate([shot.churned for shot in parts.held_out])
-    return _too_few(churned[_one_an_account(parts.held_out, plan.seed)], MIN_OF_CLASS, "to be judged on")
+    return _too_few(churned[_one_an_account(parts.held_out, plan.seed)], MIN_OF_CLASS, "to be evaluated on")
 
 
 def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: TrainingPlan) -> Trained:
     """Choose parameters and rounds, calibrate, and train on all that comes before the held-out snapshots.
 
-    The calibration is fitted on validation scores of a model that never saw the validation snapshots, and is folded
-    into one that was trained on them as well, with as many rounds. Deterministic: same snapshots and plan, same bytes.
+    The calibration is fitted on validation scores of a model that never saw the validation snapshots. It is applied to
+    one trained on them as well, with as many rounds. Deterministic: same snapshots and plan, same bytes.
 
     Args:
         feature_names: In the model's order; each must come from a column of the snapshots' rows.
@@ -199,10 +200,10 @@ def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: Tra
             ("held_out", parts.held_out),
         )
     )
-    data, judge = _dmatrix(training, feature_names), _dmatrix(validation, feature_names)
-    trials, chosen = _search(data, judge, plan)
-    unseen = xgb.train(_settings(chosen.parameters, plan), data, chosen.n_rounds)
-    calibration = fit_platt(unseen.predict(judge, output_margin=True), validation.churned)
+    data, unseen_data = _dmatrix(training, feature_names), _dmatrix(validation, feature_names)
+    trials, chosen = _search(data, unseen_data, plan)
+    provisional = xgb.train(_settings(chosen.parameters, plan), data, chosen.n_rounds)
+    calibration = fit_platt(provisional.predict(unseen_data, output_margin=True), validation.churned)
     booster = apply_to_booster(fit([training, validation], chosen, feature_names, plan), calibration)
     return Trained(
         bundle=read_bundle(bytes(booster.save_raw("ubj")), feature_names, "the trained booster"),
@@ -214,7 +215,7 @@ def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: Tra
         training=training,
         validation=validation,
         held_out=held_out,
-        judged=_take(held_out, _one_an_account(parts.held_out, plan.seed)),
+        held_out_accounts=_take(held_out, _one_an_account(parts.held_out, plan.seed)),
         data_sha256=_digest(feature_names, (training, validation, held_out)),
     )
 
@@ -230,7 +231,7 @@ def fit(
     """Train a trial's parameters and rounds on the rows of some parts; not calibrated.
 
     Args:
-        shuffled_by: Deals the labels out among the rows anew, so that nothing can be learned; ``None`` does not.
+        shuffled_by: Shuffles the labels, so that nothing can be learned; ``None`` does not.
     """
     matrix = np.concatenate([part.matrix for part in parts])
     churned = np.concatenate([part.churned for part in parts])
@@ -254,10 +255,10 @@ def _too_few(churned: npt.NDArray[np.bool_], least: int, what_for: str) -> str |
 
 
 def _one_an_account(held_out: Sequence[Snapshot], seed: int) -> npt.NDArray[np.bool_]:
-    """Mark at most one row an account, by a draw of one held-out snapshot for each account.
+    """Mark at most one row per account, by drawing one held-out snapshot for each account.
 
-    The draw knows nothing of the rows. To choose among those that an account has would favour the accounts that have
-    few, which are the ones about to leave.
+    The draw does not depend on the rows. Choosing among the rows that an account has would favour accounts with few
+    rows, which are the ones about to leave.
     """
     ids = np.concatenate([shot.rows["account_id"].to_numpy() for shot in held_out])
     places = np.repeat(np.arange(len(held_out)), [len(shot.churned) for shot in held_out])
@@ -294,7 +295,7 @@ def _settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:
 
 
 def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> tuple[tuple[Trial, ...], Trial]:
-    """Try sets of parameters by TPE, a sound one first; returns all, and the one with the lowest validation loss."""
+    """Run the trials by TPE, a sound one first; returns all, and the one with the lowest validation loss."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -302,8 +303,8 @@ def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> t
     study.enqueue_trial(dict(_FIRST_TRIAL))
     trials: list[Trial] = []
 
-    def loss_of(asked: "optuna.Trial") -> float:
-        parameters = _suggest(asked)
+    def loss_of(trial: "optuna.Trial") -> float:
+        parameters = _suggest(trial)
         booster = xgb.train(
             {**_settings(parameters, plan), "eval_metric": "logloss"},
             data,
@@ -312,7 +313,7 @@ def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> t
             early_stopping_rounds=plan.patience,
             verbose_eval=False,
         )
-        # The booster holds the rounds after its best one as well; only their number is kept of it.
+        # The booster also has the rounds after its best one, so only the number of rounds is used.
         trials.append(Trial(parameters, int(booster.best_iteration) + 1, float(booster.best_score)))
         return trials[-1].log_loss
 
@@ -321,8 +322,8 @@ def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> t
 
 
 def _suggest(trial: "optuna.Trial") -> Parameters:
-    """Ask for parameters that suit hundreds to hundreds of thousands of rows."""
-    asked = {
+    """Suggest parameters that suit hundreds to hundreds of thousands of rows."""
+    suggested = {
         "max_depth": trial.suggest_int("max_depth", 2, 6),
         "learning_rate": trial.suggest_float("learning_rate", 0.03, 0.3, log=True),
         "min_child_weight": trial.suggest_float("min_child_weight", 1, 100, log=True),
@@ -331,8 +332,8 @@ def _suggest(trial: "optuna.Trial") -> Parameters:
         "reg_lambda": trial.suggest_float("reg_lambda", 0.1, 30, log=True),
         "gamma": trial.suggest_float("gamma", 0, 5),
     }
-    # What is written down is what was used, so it may as well be short.
-    return {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in asked.items()}
+    # Rounded before use, so that the logged value is the one used.
+    return {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in suggested.items()}
 
 
 def _digest(feature_names: Sequence[str], parts: Sequence[Part]) -> str:

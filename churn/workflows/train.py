@@ -125,7 +125,9 @@ class Trainer:
         names, names_from = self._feature_names(variant, bundle)
         data = self._training_data(variant, names, today, dry_run=dry_run)
         trained = train(data.shots, names, self.plan)
-        evaluation = evaluate(trained.judged.churned, trained.bundle.predict(trained.judged.matrix))
+        evaluation = evaluate(
+            trained.held_out_accounts.churned, trained.bundle.predict(trained.held_out_accounts.matrix)
+        )
         held_out = [shot for shot in data.shots if shot.as_of in trained.held_out.as_ofs]
         build = partial(_snapshot, today=today, plan=self.plan)
         gate = check_gate(
@@ -418,7 +420,7 @@ def _against(
 ) -> AgainstChampion | None:
     if champion is None or bundle is None or evaluation.status != "ok":
         return None
-    churned, matrix = trained.judged.churned, trained.judged.matrix
+    churned, matrix = trained.held_out_accounts.churned, trained.held_out_accounts.matrix
     theirs = bundle.predict(matrix)
     compared = compare_roc_auc(churned, theirs, trained.bundle.predict(matrix))
     return AgainstChampion(champion.uri, evaluate(churned, theirs), compared.difference, compared.p_value)
@@ -434,7 +436,7 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
         draw_scores,
     )
 
-    judged, encoding = trained.judged, trained.encoding
+    judged, encoding = trained.held_out_accounts, trained.encoding
     scores = trained.bundle.predict(judged.matrix)
     curves = {
         "roc.svg": draw_roc,

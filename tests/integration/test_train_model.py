@@ -154,7 +154,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
 
     assert said.status == 0, said
     assert "dry run    nothing was changed" in said.out
-    assert "auc_is_above_the_floor: AUC" in said.out
+    assert "auc_is_above_minimum: AUC" in said.out
     sync_partitions(instance, [Variant()])
     assert run_training(instance, "base", "base", dry_run=True).success
     assert instance.get_materialized_partitions(dg.AssetKey("trained_models")) == set()
@@ -216,13 +216,13 @@ def test_a_model_that_fails_the_gate_is_kept_without_an_alias_and_a_failed_varia
     assert "train_model.py: geography-us: activity.parquet is a truncated or damaged Parquet file" in said.err
     assert "train_model.py: 1 of 2 failed: geography-us" in said.err
     assert lines(said)["gate"] == "FAILED"
-    assert "version 1 is not a challenger: auc_is_above_the_floor" in said.out
+    assert "version 1 is not a challenger: auc_is_above_minimum" in said.out
     (model,) = client.search_registered_models()
     assert model.name == "churn-prediction-model"
     assert not model.aliases
     version = client.get_model_version(model.name, "1")
     assert version.tags["churn.gate"] == "failed"
-    assert "auc_is_above_the_floor: AUC" in version.tags["churn.gate_failures"]
+    assert "auc_is_above_minimum: AUC" in version.tags["churn.gate_failures"]
     assert client.get_run(version.run_id).data.params["n_features"] == str(len(NAMES) + 1)
 
 
@@ -304,7 +304,7 @@ def test_dagster_trains_a_range_and_shows_what_came_of_each_variant(
     metadata = materialization.metadata
     assert metadata["alias"].value == "challenger"
     assert metadata["model_version"].value == 2
-    assert "| auc_is_above_the_floor | holds |" in metadata["gate"].value
+    assert "| auc_is_above_minimum | holds |" in metadata["gate"].value
     assert metadata["mlflow"].value.endswith("/#/models/churn-prediction-model/versions/2")
     assert metadata["roc"].value.startswith("![picture](data:image/svg+xml;base64,")
     assert metadata["held_out_roc_auc"].value > 0.6

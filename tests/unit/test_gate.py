@@ -15,7 +15,7 @@ from churn.evaluation.metrics import Evaluation, evaluate
 from churn.inference.bundle import Bundle, load_bundle
 from churn.samples.artifacts import FEATURE_NAMES
 from churn.samples.simulator import simulate_activity
-from churn.training.calibration import Calibration, fold_into
+from churn.training.calibration import Calibration, apply_to_booster
 from churn.training.checks import GATE_CHECKS, Gate, GateCheck
 from churn.training.gate import (
     GateLimits,
@@ -63,7 +63,7 @@ def held_out(facts: pl.DataFrame, trained: Trained) -> list[Snapshot]:
 
 @pytest.fixture(scope="module")
 def evaluation(trained: Trained) -> Evaluation:
-    return evaluate(trained.judged.churned, trained.bundle.predict(trained.judged.matrix))
+    return evaluate(trained.held_out_accounts.churned, trained.bundle.predict(trained.held_out_accounts.matrix))
 
 
 def served(trained: Trained, booster: xgb.Booster) -> Bundle:
@@ -91,7 +91,7 @@ def test_the_floor_is_for_the_lower_end_of_the_interval(evaluation: Evaluation):
     between = (evaluation.roc_auc.low + evaluation.roc_auc.value) / 2
 
     assert check_auc(evaluation, LIMITS).outcome == "holds"
-    assert check_auc(evaluation, replace(LIMITS, auc_floor=between)).outcome == "fails"
+    assert check_auc(evaluation, replace(LIMITS, min_auc=between)).outcome == "fails"
 
 
 def test_too_few_of_an_outcome_hold_nothing():
@@ -104,8 +104,8 @@ def test_too_few_of_an_outcome_hold_nothing():
 
 
 def test_scores_that_mean_something_else_are_not_calibrated(trained: Trained):
-    crooked = replace(trained, bundle=served(trained, fold_into(trained.bundle.booster, Calibration(1.0, 1.5))))
-    found = evaluate(crooked.judged.churned, crooked.bundle.predict(crooked.judged.matrix))
+    crooked = replace(trained, bundle=served(trained, apply_to_booster(trained.bundle.booster, Calibration(1.0, 1.5))))
+    found = evaluate(crooked.held_out_accounts.churned, crooked.bundle.predict(crooked.held_out_accounts.matrix))
 
     check = check_calibration(crooked, found, LIMITS)
 
@@ -117,13 +117,16 @@ def test_scores_that_mean_something_else_are_not_calibrated(trained: Trained):
 
 @pytest.mark.parametrize("off_by", [0.0, 0.05])
 def test_of_few_rows_an_error_that_chance_explains_is_let_pass(trained: Trained, off_by: float):
-    scores = trained.bundle.predict(trained.judged.matrix)
+    scores = trained.bundle.predict(trained.held_out_accounts.matrix)
     limits = replace(LIMITS, max_calibration_error=off_by or 1e-6)
     rng = np.random.default_rng(5)
     verdicts = []
     for _ in range(12):
-        true = replace(trained, judged=replace(trained.judged, churned=rng.random(len(scores)) < scores + off_by))
-        verdicts.append(check_calibration(true, evaluate(true.judged.churned, scores), limits).outcome)
+        true = replace(
+            trained,
+            held_out_accounts=replace(trained.held_out_accounts, churned=rng.random(len(scores)) < scores + off_by),
+        )
+        verdicts.append(check_calibration(true, evaluate(true.held_out_accounts.churned, scores), limits).outcome)
 
     assert verdicts.count("fails") <= 1
 
@@ -139,7 +142,7 @@ def test_what_chance_explains_shrinks_with_the_rows():
 
 def test_shuffled_labels_that_would_pass_are_an_alarm(trained: Trained):
     assert check_shuffled(trained, LIMITS).outcome == "holds"
-    assert check_shuffled(trained, replace(LIMITS, auc_floor=0.05)).outcome == "fails"
+    assert check_shuffled(trained, replace(LIMITS, min_auc=0.05)).outcome == "fails"
 
 
 def latest_of_all(facts: pl.DataFrame, as_of: date) -> Snapshot:
@@ -226,7 +229,7 @@ def test_the_noise_of_one_day_says_nothing_of_anothers(facts: pl.DataFrame, held
 
 
 def test_golden_rows_must_be_the_saved_models_own(trained: Trained):
-    other = served(trained, fold_into(trained.bundle.booster, Calibration(1.0, 0.001)))
+    other = served(trained, apply_to_booster(trained.bundle.booster, Calibration(1.0, 0.001)))
 
     assert check_golden(trained).outcome == "holds"
     assert check_golden(replace(trained, bundle=replace(trained.bundle, data=other.data))).outcome == "fails"

@@ -161,7 +161,7 @@ def test_both_outcomes_are_found_in_simulated_activity(history):
 
 
 def test_facts_without_known_at_are_refused_because_a_month_would_be_known_on_its_first_day(history):
-    with pytest.raises(InputError, match="the activity has no known_at, so nobody can say what was known"):
+    with pytest.raises(InputError, match="the activity has no known_at, so it is unknown what was known"):
         snapshots(history.drop("known_at"), AS_OFS, today=TODAY, horizon=HORIZON)
 
 

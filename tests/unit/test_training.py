@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import xgboost as xgb
+from scipy.special import expit
 
 from churn.data.features import encode, features
 from churn.data.labels import Horizon
@@ -63,18 +64,20 @@ def test_every_label_of_a_part_is_known_by_the_first_day_of_the_next(facts: pl.D
         assert max(horizon.matures_on(shot.as_of) for shot in earlier) <= later[0].as_of
 
 
-def test_the_newest_labels_judge_and_those_before_choose(trained: Trained):
+def test_the_newest_labels_evaluate_and_those_before_choose(trained: Trained):
     assert trained.held_out.as_ofs == (date(2026, 5, 31), date(2026, 6, 30), date(2026, 7, 31))
     assert trained.validation.as_ofs == (date(2025, 11, 30), date(2025, 12, 31), date(2026, 1, 31))
     assert trained.training.as_ofs == tuple(month_ends(date(2025, 2, 1), date(2025, 7, 31)))
 
 
 def test_a_model_learns_what_there_is_to_learn_and_its_scores_are_calibrated(trained: Trained):
-    found = evaluate(trained.judged.churned, trained.bundle.predict(trained.judged.matrix))
+    found = evaluate(trained.held_out_accounts.churned, trained.bundle.predict(trained.held_out_accounts.matrix))
 
     assert found.roc_auc is not None
     assert found.roc_auc.low > 0.65
-    assert found.mean_score == pytest.approx(trained.judged.n_churned / trained.judged.n, abs=0.08)
+    assert found.mean_score == pytest.approx(
+        trained.held_out_accounts.n_churned / trained.held_out_accounts.n, abs=0.08
+    )
 
 
 def test_the_same_data_and_seed_give_the_same_bytes_and_the_same_digest(trained: Trained, shots: list[Snapshot]):
@@ -127,13 +130,14 @@ def test_the_rounds_are_those_up_to_the_best_one_and_the_loss_is_that_of_these_r
     assert log_loss(trained.validation.churned, longer.predict(validation)) > loss
 
 
-def test_what_is_served_is_the_refitted_model_with_its_calibration_folded_in(trained: Trained):
+def test_what_is_served_is_the_refitted_model_with_its_calibration_applied(trained: Trained):
     booster = fit([trained.training, trained.validation], trained.chosen, FEATURE_NAMES, PLAN)
-    judged = xgb.DMatrix(trained.judged.matrix, feature_names=list(FEATURE_NAMES))
+    rows = xgb.DMatrix(trained.held_out_accounts.matrix, feature_names=list(FEATURE_NAMES))
 
-    expected = trained.calibration.apply(booster.predict(judged, output_margin=True))
+    calibration = trained.calibration
+    expected = expit(calibration.slope * booster.predict(rows, output_margin=True) + calibration.intercept)
 
-    np.testing.assert_allclose(trained.bundle.predict(trained.judged.matrix), expected, atol=1e-6)
+    np.testing.assert_allclose(trained.bundle.predict(trained.held_out_accounts.matrix), expected, atol=1e-6)
 
 
 def test_training_rows_are_what_scoring_would_have_made_on_that_day(trained: Trained, facts: pl.DataFrame):
@@ -144,8 +148,8 @@ def test_training_rows_are_what_scoring_would_have_made_on_that_day(trained: Tra
         assert encode(rows, trained.encoding).tobytes() == part.matrix[part.places == place].tobytes()
 
 
-def test_an_account_is_judged_once_at_a_month_end_that_does_not_depend_on_what_it_did(trained: Trained):
-    judged, held_out = trained.judged, trained.held_out
+def test_an_account_is_evaluated_once_at_a_month_end_that_does_not_depend_on_what_it_did(trained: Trained):
+    judged, held_out = trained.held_out_accounts, trained.held_out
 
     assert len(np.unique(judged.account_ids)) == judged.n
     assert judged.n > held_out.n / 4
@@ -210,18 +214,18 @@ def test_too_few_labels_of_an_outcome_are_counted(shots: list[Snapshot], churned
         train(few, FEATURE_NAMES, PLAN)
 
 
-def test_too_few_labels_to_be_judged_on_are_a_shortage_too(shots: list[Snapshot]):
+def test_too_few_labels_to_be_evaluated_on_are_a_shortage_too(shots: list[Snapshot]):
     held_out = split(shots, PLAN).held_out
     few = [*(shot for shot in shots if shot not in held_out), *only(held_out, True, 30)]
 
-    assert "to be judged on, where 50 of each are needed" in str(shortage(few, PLAN))
+    assert "to be evaluated on, where 50 of each are needed" in str(shortage(few, PLAN))
 
 
 def test_a_history_too_short_to_be_parted_says_how_long_it_must_be(facts: pl.DataFrame):
     early = date(2026, 1, 20)
     short = make_snapshots(facts.filter(pl.col("activity_month") < early), today=early)
 
-    assert "month ends, which cannot be parted" in str(shortage(short, PLAN))
+    assert "month ends, which cannot be split" in str(shortage(short, PLAN))
 
 
 def test_without_a_single_label_there_is_a_shortage():
