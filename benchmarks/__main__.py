@@ -24,8 +24,15 @@ from typing import Any
 import boto3
 import sqlalchemy as sa
 
-from benchmarks.nodes import ray_cluster
-from benchmarks.services import (
+from churn.database.predictions import read_current
+from churn.deployment.code_version import code_version
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
+from churn.markdown import markdown_table
+from churn.variants import Variant
+from churn.workflows.set_up import set_up_server
+from tests.support.ray_nodes import ray_cluster
+from tests.support.services import (
     BUCKET,
     WEEK,
     bench_environment,
@@ -35,13 +42,6 @@ from benchmarks.services import (
     upload_fleet,
     upload_variant,
 )
-from churn.database.predictions import read_current
-from churn.deployment.code_version import code_version
-from churn.deployment.services import open_deployment
-from churn.deployment.settings import load_settings
-from churn.markdown import markdown_table
-from churn.variants import Variant
-from churn.workflows.set_up import set_up_server
 
 FOLDER = Path(__file__).parent
 MILLION = 1_000_000

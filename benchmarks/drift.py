@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.services import NAMES_KEY, peak_mb, simulated_rows
 from churn.data.features import Packed, derive, pack, plan_encoding
 from churn.monitoring.drift import compare_fleet, flag_fleet
 from churn.monitoring.profiles import Profile, ProfileCounter, reference_profile
+from tests.support.services import NAMES_KEY, peak_mb, simulated_rows
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DATASETS = 20

@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from benchmarks.services import peak_mb
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.storage.history import Appended
 from churn.variants import Variant
 from churn.workflows.evaluate import PerformanceEvaluator, evaluate_fleet
+from tests.support.services import peak_mb
 
 _ingestions: list[float] = []
 

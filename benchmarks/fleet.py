@@ -22,10 +22,10 @@ def weekly_job() -> object:
 def main() -> None:
     """Run the job and print what it took."""
     first, last, week, *resumed = sys.argv[1:]
-    from benchmarks.services import peak_mb
     from churn.deployment.services import open_deployment
     from churn.deployment.settings import load_settings
     from orchestration.instance import dagster_environment
+    from tests.support.services import peak_mb
 
     with open_deployment(load_settings()) as deployment:
         os.environ.update(dagster_environment(deployment))

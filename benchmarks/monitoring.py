@@ -31,7 +31,6 @@ import sqlalchemy as sa
 
 from benchmarks import drift
 from benchmarks.evaluating import fleet
-from benchmarks.services import bench_environment, model_files, parquet_bytes, upload_fleet
 from churn.concurrency import CORES, in_threads
 from churn.database.connection import OWNER, WRITER, create_engine
 from churn.deployment.code_version import code_version
@@ -46,6 +45,7 @@ from churn.workflows.evaluate import evaluate_variant
 from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server
 from experiment_tracking.log_model import log_all
+from tests.support.services import bench_environment, model_files, parquet_bytes, upload_fleet
 
 _ALONE = 20
 _DATASETS = 20

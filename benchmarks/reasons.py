@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.services import MODEL_KEY, NAMES_KEY, model_files, peak_mb, simulated_rows
 from churn.concurrency import CORES, in_threads
 from churn.data.features import Encoding, Packed, derive, pack, plan_encoding, unpack
 from churn.inference.bundle import Bundle, read_bundle
 from churn.inference.engine import build_engine
 from churn.inference.explanations import sum_by_source_column
+from tests.support.services import MODEL_KEY, NAMES_KEY, model_files, peak_mb, simulated_rows
 
 _CHUNK = 65_536
 _MOST_ROWS = {"pred_contribs": 10_000, "shap": 10_000}

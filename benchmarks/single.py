@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from benchmarks.services import BUCKET, NAMES_KEY, WEEK, peak_mb, simulated_rows
 from churn.concurrency import in_threads
 from churn.data.features import derive, pack, plan_encoding
 from churn.database.connection import create_engine
@@ -29,6 +28,7 @@ from churn.deployment.settings import load_settings
 from churn.inference.bundle import Bundle
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest, Scorer
+from tests.support.services import BUCKET, NAMES_KEY, WEEK, peak_mb, simulated_rows
 
 _JSON_LINES_KEY = "naive/activity.jsonl"
 _CATEGORICAL = ["brand_id", "ben_login_id", "player_reg_product"]

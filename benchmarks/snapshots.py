@@ -12,11 +12,11 @@ from datetime import date
 import numpy as np
 import polars as pl
 
-from benchmarks.services import peak_mb
 from churn.data.labels import Horizon
 from churn.data.snapshots import snapshots
 from churn.samples.simulator import simulate_activity
 from churn.weeks import month_ends
+from tests.support.services import peak_mb
 
 FIRST_MONTH, N_MONTHS = date(2025, 2, 1), 21
 TODAY = date(2026, 11, 20)

@@ -15,7 +15,6 @@ import polars as pl
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from benchmarks.services import NAMES_KEY, bench_environment, upload_variant
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.samples.simulator import simulate_activity
@@ -24,7 +23,8 @@ from churn.weeks import monday_of
 from churn.workflows.evaluate import evaluate_fleet
 from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server, set_up_variants
-from tests.e2e.people import ROOT, Project, Served, browsing
+from tests.support.people import ROOT, Project, Served, browsing
+from tests.support.services import NAMES_KEY, bench_environment, upload_variant
 
 _COLOURS = 256
 _N_ASSETS, _N_MODELS = 5, 4

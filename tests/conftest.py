@@ -14,8 +14,8 @@ from moto.server import ThreadedMotoServer
 
 from churn import MLFLOW_DEFAULTS
 from churn.database.embedded import embedded_postgres
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")
 
 

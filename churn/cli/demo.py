@@ -23,6 +23,7 @@ from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import find_checkout, load_settings
 from churn.errors import ChurnError
 from churn.samples.simulator import simulate_activity
+from churn.signals import sigterm_kept
 from churn.storage.sources import INPUT_FOLDER
 from churn.variants import Variant
 from orchestration.instance import dagster_environment
@@ -140,9 +141,10 @@ def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
         keys = sync_partitions(instance, deployment.registry(read_only=True).variants())
         wanted = {variant.key for variant in VARIANTS}
         for tags in ranges(keys, wanted, len(wanted)):
-            result = job.execute_in_process(
-                instance=instance, tags={**tags, WEEK_TAG: week.isoformat()}, run_config=quiet, raise_on_error=False
-            )
+            with sigterm_kept():
+                result = job.execute_in_process(
+                    instance=instance, tags={**tags, WEEK_TAG: week.isoformat()}, run_config=quiet, raise_on_error=False
+                )
             if not result.success:
                 raise ChurnError(f"the Dagster run {result.run_id} failed: {_reason(result)}; see `churn up`")
             yield f"run {result.run_id}: {' … '.join(tags.values())}"

@@ -1,15 +1,13 @@
 """``churn demo|up|score|explain|report|metrics|erase|retain``: a thin face over functions of the core."""
 
 import argparse
-import signal
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from churn.deployment.command_line import account_of, day_of, port_of, run_command
+from churn.signals import stop_request
 from churn.weeks import parse_week
 
 if TYPE_CHECKING:
@@ -52,14 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too, must leave no server behind
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _as_interrupt)
-    run_command(f"churn {args.command}", lambda: _COMMANDS[args.command](args))
-
-
-def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    run_command(f"churn {args.command}", lambda: _COMMANDS[args.command](args), waits=args.command in _WAITING)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -129,12 +120,9 @@ def _metrics(args: argparse.Namespace) -> None:
         open_deployment(load_settings()) as found,
         metrics_server(found.database, found.code_version, host=args.host, port=args.port) as address,
     ):
-        try:
-            print(f"metrics  {address}\nCtrl-C stops it.", flush=True)  # may be told to stop before it is printed
-            while True:
-                time.sleep(0.5)  # a signal that comes just before an endless wait begins would not end it
-        except KeyboardInterrupt:
-            print("stopping …", flush=True)
+        print(f"metrics  {address}\nCtrl-C stops it.", flush=True)
+        stop_request.wait()
+        print("stopping …", flush=True)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -187,6 +175,7 @@ def _retain(args: argparse.Namespace) -> None:
     print(f"{len(dropped)} weeks {done}{': ' if dropped else ''}{', '.join(map(str, dropped))}")
 
 
+_WAITING = {"up", "metrics"}
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo,
     "up": _up,

@@ -15,6 +15,7 @@ from pathlib import Path
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, UsageError
+from churn.signals import stop_request
 from orchestration.instance import CONFIG, dagster_environment
 
 HOST = "127.0.0.1"
@@ -34,6 +35,7 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
     with ExitStack() as stack:
         deployment = stack.enter_context(open_deployment(load_settings()))
         deployment.registry(read_only=True)  # says at once what set-up is missing
+        stop_request.raise_if_made()
         logs = deployment.settings.churn_home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         servers = {
@@ -45,14 +47,11 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
             print(f"{name:8} starting …", flush=True)
             servers[name].wait_until_ready(f"{address}/{'server_info' if name == 'dagster' else 'health'}")
             print(f"{name:8} {address}", flush=True)
-        try:
-            print(f"logs     {logs}\nCtrl-C stops both.", flush=True)
-            while True:
-                time.sleep(1)
-                for server in servers.values():
-                    server.require_running()
-        except KeyboardInterrupt:
-            print("stopping …", flush=True)
+        print(f"logs     {logs}\nCtrl-C stops both.", flush=True)
+        while not stop_request.wait(1):
+            for server in servers.values():
+                server.require_running()
+        print("stopping …", flush=True)
 
 
 def _commands(
@@ -125,12 +124,13 @@ class _Server:
     def wait_until_ready(self, address: str) -> None:
         deadline = time.monotonic() + _READY_WITHIN_S
         while time.monotonic() < deadline:
+            stop_request.raise_if_made()
             self.require_running()
             try:
                 with urllib.request.urlopen(address, timeout=2):  # noqa: S310 our own loopback address
                     return
             except (urllib.error.URLError, OSError):
-                time.sleep(0.3)
+                stop_request.wait(0.3)
         raise ChurnError(f"{self.name} did not answer at {address} within {_READY_WITHIN_S} s; see {self.log}")
 
 

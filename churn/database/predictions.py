@@ -336,7 +336,7 @@ class PredictionStore:
 
 
 def read_current(url: sa.URL, query: str, **values: object) -> pl.DataFrame:
-    """Run a query as the reader role, for people: ``churn demo`` and tests.
+    """Run any query as the reader role, for notebooks, benchmarks and tests. Product code calls named functions.
 
     Args:
         query: SQL over ``churn_predictions_current`` and ``scoring_batches`` with ``:name`` parameters.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from churn.errors import ChurnError, UsageError
+from churn.signals import signals_handled
 from churn.variants import Variant
 from churn.workflows.fleet import error_text
 
@@ -40,11 +41,16 @@ def add_variant_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_command(name: str, command: Callable[[], None]) -> None:
-    """Run a command; on an error raised on purpose print its one line and exit, 2 for wrong usage, else 1."""
+def run_command(name: str, command: Callable[[], None], *, waits: bool = False) -> None:
+    """Run a command; on an error raised on purpose print its one line and exit, 2 for wrong usage, else 1.
+
+    Args:
+        waits: It serves until ``churn.signals.stop_request`` is made.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
-        command()
+        with signals_handled(waits=waits):
+            command()
     except ChurnError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED)

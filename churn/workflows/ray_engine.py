@@ -9,9 +9,7 @@ import atexit
 import functools
 import logging
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -22,6 +20,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from churn.errors import ChurnError, ClusterError, ClusterUnavailableError, TransientError, UsageError
+from churn.signals import sigterm_kept
 from churn.variants import Variant
 from churn.workflows.fleet import Attempts
 
@@ -231,7 +230,7 @@ def _connected(address: str) -> Iterator[Any]:
     ray = load_ray()
     _require_listener(address)
     try:
-        with _own_sigterm():
+        with sigterm_kept():  # Ray would have the process exit, where Dagster ends a run in order
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except Exception as error:
         ray.shutdown()
@@ -260,14 +259,3 @@ def _unavailable(address: str, said: str) -> ClusterUnavailableError:
         f"the Ray cluster at {address} did not answer ({said}); correct CHURN_RAY_ADDRESS, or find out with "
         f"`ray status` whether it runs. host:6379 and auto are for its own machines, ray://host:10001 for others"
     )
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process's SIGTERM handler: Ray would have it exit, where Dagster ends a run in order."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)

@@ -14,11 +14,10 @@ import pytest
 import sqlalchemy as sa
 from playwright.sync_api import Page, expect
 
-from benchmarks.report import fill, timed_in_chromium, timed_report
 from churn.database.connection import create_engine
 from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
-
-from .people import CHROMIUM, browsing
+from tests.support.fleet_report import fill, timed_in_chromium, timed_report
+from tests.support.people import CHROMIUM, browsing
 
 pytestmark = [
     pytest.mark.browser,

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from churn.database.predictions import read_current
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
-from tests.e2e.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports, materialize
+from tests.support.people import CHROMIUM, ROOT, Project, Served, browsing, eventually, free_ports, materialize
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 FILES = dict(re.findall(r'^```python title="(.*?)"\n(.*?)^```$', TUTORIAL, re.MULTILINE | re.DOTALL))

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from churn.cli.demo import VARIANTS
-from tests.e2e.people import (
+from tests.support.people import (
     CHROMIUM,
     DEMO,
     ROOT,

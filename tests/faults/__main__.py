@@ -21,10 +21,10 @@ from rich.table import Table
 
 from churn.deployment.code_version import code_version
 from churn.markdown import markdown_table
-from tests.faults.house import ROOT, House, open_house, warmth_of
-from tests.faults.ledger import Tally, execute
-from tests.faults.matrix import ROWS, Row, Stage, open_stage, run_row
-from tests.faults.worker import Nursery
+from tests.support.faults.house import ROOT, House, open_house, warmth_of
+from tests.support.faults.ledger import Tally, execute
+from tests.support.faults.matrix import ROWS, Row, Stage, open_stage, run_row
+from tests.support.faults.worker import Nursery
 
 LANES = 2
 REPORT = ROOT / "docs" / "reliability.md"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.house import House, open_house, warmth_of
-from tests.faults.matrix import Stage, open_stage
-from tests.faults.worker import Nursery
+from tests.support.faults.house import House, open_house, warmth_of
+from tests.support.faults.matrix import Stage, open_stage
+from tests.support.faults.worker import Nursery
 
 
 @pytest.fixture(scope="module")

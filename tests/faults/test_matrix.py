@@ -6,7 +6,7 @@ The short form of ``just faults``: each fault of the matrix a few times, where t
 
 import pytest
 
-from tests.faults.matrix import ROWS, SLOW, Row, Stage, run_row
+from tests.support.faults.matrix import ROWS, SLOW, Row, Stage, run_row
 
 
 @pytest.mark.parametrize(

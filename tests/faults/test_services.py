@@ -32,11 +32,11 @@ from churn.storage.places import ATTEMPTS
 from churn.variants import Variant
 from churn.workflows.register import log_variant
 from churn.workflows.score import FleetRequest, Scorer, score_fleet
-from tests.faults.house import LOGIN, VARIANTS, House, week_of
-from tests.faults.ledger import execute
-from tests.faults.matrix import Stage
-from tests.faults.proxy import proxy_to
-from tests.faults.s3 import FaultyHttp, Wrong, faulty_http
+from tests.support.faults.house import LOGIN, VARIANTS, House, week_of
+from tests.support.faults.ledger import execute
+from tests.support.faults.matrix import Stage
+from tests.support.faults.proxy import proxy_to
+from tests.support.faults.s3 import FaultyHttp, Wrong, faulty_http
 
 WEEK = week_of(390)
 KEYS = [variant.key for variant in VARIANTS] * 5

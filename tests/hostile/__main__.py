@@ -1,13 +1,11 @@
 """``python -m tests.hostile``: the full run, its table, and docs/hostile-input.md, which it writes."""
 
-# ruff: noqa: T201
-
 import argparse
 import sys
 
-from tests.hostile.harness import ROOT, run, shares
-from tests.hostile.readers import FAMILIES
-from tests.hostile.report import report, table
+from tests.support.hostile.harness import ROOT, run, shares
+from tests.support.hostile.readers import FAMILIES
+from tests.support.hostile.report import report, table
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
 Every test here failed before the reader was mended.
 """
 
-# Inputs are tables, and letters that look like others are what some of them are for.
 # ruff: noqa: E501, RUF001
+
+# Inputs are tables, and letters that look like others are what some of them are for.
 
 import io
 import json
@@ -32,8 +33,8 @@ from churn.monitoring.profiles import Profile
 from churn.storage.places import Folder
 from churn.workflows.erase import first_kept_week
 from experiment_tracking import promote_model
-from tests.hostile import corpus
-from tests.hostile.harness import require_clear
+from tests.support.hostile import corpus
+from tests.support.hostile.harness import require_clear
 
 NAMES = corpus.feature_names()
 

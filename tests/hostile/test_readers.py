@@ -6,9 +6,9 @@ hunger for memory are seen too. Here the inputs made by hand and some drawn ones
 
 import pytest
 
-from tests.hostile.harness import Tally, run, shares
-from tests.hostile.readers import FAMILIES
-from tests.hostile.report import table
+from tests.support.hostile.harness import Tally, run, shares
+from tests.support.hostile.readers import FAMILIES
+from tests.support.hostile.report import table
 
 SHORT = 500
 

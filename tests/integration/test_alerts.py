@@ -23,8 +23,8 @@ from churn.deployment.services import Deployment
 from churn.errors import UsageError
 from churn.monitoring.incidents import Condition
 from churn.workflows.alert import Delivered, Receivers, deliver
-
-from .conftest import ROOT, Site, wait_until
+from tests.support import ROOT
+from tests.support.site import Site, wait_until
 
 NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)

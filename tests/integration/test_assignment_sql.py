@@ -10,8 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.support.assignment import is_assigned
-
-from .conftest import disconnect, run_sql
+from tests.support.site import disconnect, run_sql
 
 SALTS = ["us:2026-11", "", "Größe-東京-🎲", 'it\'s 100% a\\b "c" $$', "e\u0301 is not \u00e9", "salt\n"]
 EDGES = [0, 1, -1, 9, 10, 2**31 - 1, 2**31, -(2**31), 2**53 + 1, 2**63 - 1, -(2**63)]

@@ -22,10 +22,9 @@ from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from churn.variants import Variant
 from orchestration.partitions import sync_partitions
-
-from .conftest import (
+from tests.support import ROOT
+from tests.support.site import (
     PASSWORD,
-    ROOT,
     Run,
     Site,
     configure,
@@ -70,7 +69,7 @@ def run_as_written(name: str, administrator: sa.URL, site: Site, backup: Path) -
 
 def score_week(expected: int, *resumed: str) -> None:
     """Run the weekly job in a process of its own, over both variants."""
-    script = Path(__file__).with_name("run_job.py")
+    script = ROOT / "tests" / "support" / "run_job.py"
     command = [sys.executable, str(script), "base", "geography-us", WEEK, *resumed]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == expected, done.stderr[-2000:]

@@ -44,9 +44,8 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, RETRIED_TAG
 from orchestration.resources import Services
 from orchestration.schedules import TICK_TAG
 from orchestration.sensors import new_data_sensor
-
-from .conftest import Run, Site, bundled, put_model_files
-from .daemons import daemon, wait_for
+from tests.support.daemons import daemon, wait_for
+from tests.support.site import Run, Site, bundled, put_model_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

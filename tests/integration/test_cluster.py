@@ -26,8 +26,6 @@ import pytest
 import sqlalchemy as sa
 
 import churn.workflows.ray_engine as cluster_module
-from benchmarks.nodes import Cluster, ray_cluster
-from benchmarks.services import parquet_bytes, simulated_rows
 from churn.database.connection import create_engine
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
@@ -37,10 +35,11 @@ from churn.variants import Variant
 from churn.workflows.score import FleetRequest, score_fleet
 from orchestration.assets.scoring import SPECS, report_batch
 from orchestration.partitions import sync_partitions
-from tests.integration.on_nodes import Placed, die_after_publishing, place, unsendable
-
-from .conftest import (
-    ROOT,
+from tests.support import ROOT
+from tests.support.on_nodes import Placed, die_after_publishing, place, unsendable
+from tests.support.ray_nodes import Cluster, ray_cluster
+from tests.support.services import parquet_bytes, simulated_rows
+from tests.support.site import (
     Site,
     configure,
     databases_of,
@@ -56,7 +55,7 @@ LOCAL = 0
 SMALL = [*(f"company-n{i}" for i in range(6)), "company-once", "company-zalways"]
 LARGE, SPOILED = "company-large", "company-spoiled"
 N_LARGE = 150_000
-SCRIPT = Path(__file__).with_name("run_job.py")
+SCRIPT = ROOT / "tests" / "support" / "run_job.py"
 
 _DIFFERING = """
 WITH rows AS (

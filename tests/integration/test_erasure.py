@@ -38,10 +38,9 @@ from churn.workflows.evaluate import PerformanceEvaluator
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
-
-from .conftest import Run, Site, bundled
-from .test_store import NO_ROWS, WEEK, record, scored
-from .test_weekly_job import activity, as_csv, as_json_array, as_json_lines, as_parquet, monday, put_input, register
+from tests.support.batches import NO_ROWS, WEEK, record, scored
+from tests.support.inputs import activity, as_csv, as_json_array, as_json_lines, as_parquet, monday, put_input, register
+from tests.support.site import Run, Site, bundled
 
 US = Variant("us")
 BASE = Variant()

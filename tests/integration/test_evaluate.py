@@ -28,8 +28,7 @@ from churn.workflows.evaluate import PerformanceEvaluator, Waiting
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
-
-from .conftest import Run, Site, put_model_files
+from tests.support.site import Run, Site, put_model_files
 
 US = Variant("us")
 WEEKS = [date(2026, 2, 23), date(2026, 5, 25)]

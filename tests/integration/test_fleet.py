@@ -22,12 +22,12 @@ from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from orchestration.assets.scoring import SPECS
 from orchestration.partitions import sync_partitions, variants_partitions
-
-from .conftest import Run, Site, bundled, put_model_files
+from tests.support import ROOT
+from tests.support.site import Run, Site, bundled, put_model_files
 
 KEYS = [f"company-v{i:02}" for i in range(60)]
 WEEK = "2026-11-16"
-SCRIPT = Path(__file__).with_name("run_job.py")
+SCRIPT = ROOT / "tests" / "support" / "run_job.py"
 
 
 @pytest.fixture

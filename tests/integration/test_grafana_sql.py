@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 import yaml
 
 from churn.database.connection import READER
-
-from .conftest import ROOT, Site, create_login, run_sql
-from .test_metrics import Fleet, fleet, scrape, served  # noqa: F401 a fixture
-from .test_weekly_job import monday
+from churn.deployment.services import Deployment
+from tests.support import ROOT
+from tests.support.inputs import monday
+from tests.support.metrics import Fleet, make_monitored_fleet, scrape, served
+from tests.support.site import Run, Site, create_login, run_sql
 
 GRAFANA = ROOT / "infra/grafana"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
@@ -28,6 +30,11 @@ RULES = [
 PAGES = {page: (ROOT / "docs" / page).read_text() for page in ("runbook.md", "for-analysts.md")}
 
 Row = dict[str, Any]
+
+
+@pytest.fixture
+def fleet(site: Site, log_model: Run, deployment: Deployment) -> Fleet:
+    return make_monitored_fleet(site, log_model, deployment)
 
 
 def expand(statement: str, **variables: str) -> str:
@@ -87,7 +94,7 @@ def test_every_statement_is_found() -> None:
     assert len(found) == written > 30
 
 
-def test_every_statement_runs_as_the_reader_and_panels_show_what_was_published(fleet: Fleet) -> None:  # noqa: F811
+def test_every_statement_runs_as_the_reader_and_panels_show_what_was_published(fleet: Fleet) -> None:
     week, us = fleet.week.isoformat(), "geography-us"
     grafana = Grafana(fleet.site, week=week, variant=us)
 
@@ -147,7 +154,7 @@ def test_every_statement_runs_as_the_reader_and_panels_show_what_was_published(f
     assert not [where for where, rows in answers.items() if not rows]
 
 
-def test_alert_rules_are_quiet_on_a_healthy_fleet_and_each_speaks_up_for_its_own(fleet: Fleet) -> None:  # noqa: F811
+def test_alert_rules_are_quiet_on_a_healthy_fleet_and_each_speaks_up_for_its_own(fleet: Fleet) -> None:
     grafana = Grafana(fleet.site)
     rules = {rule["title"]: rule["data"][0]["model"]["rawSql"] for rule in RULES}
     is_late = datetime.now(UTC) - datetime.combine(fleet.week, datetime.min.time(), UTC) > timedelta(hours=6)
@@ -166,7 +173,7 @@ def test_alert_rules_are_quiet_on_a_healthy_fleet_and_each_speaks_up_for_its_own
     assert fired() == dict.fromkeys(rules, 0)
 
 
-def test_the_fleet_dashboard_and_prometheus_are_told_the_same(fleet: Fleet) -> None:  # noqa: F811
+def test_the_fleet_dashboard_and_prometheus_are_told_the_same(fleet: Fleet) -> None:
     grafana = Grafana(fleet.site, week=fleet.week.isoformat())
     with served(fleet.site.login.set(database=fleet.site.churn)) as address:
         found = scrape(address).samples
@@ -187,7 +194,7 @@ def test_before_the_first_run_every_statement_runs_too(site: Site) -> None:
     assert answers["fleet: $week"] == [{"to_char": monday().isoformat()}]
 
 
-def test_the_sql_of_the_pages_runs_as_the_reader(fleet: Fleet) -> None:  # noqa: F811
+def test_the_sql_of_the_pages_runs_as_the_reader(fleet: Fleet) -> None:
     grafana = Grafana(fleet.site)
     for page, least in (("runbook.md", 10), ("for-analysts.md", 5)):
         blocks = re.findall(r"^```sql\n(.+?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)

@@ -19,8 +19,7 @@ from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import REASON_TAG, retraining_sensor
-
-from .conftest import Run, Site, put_model_files
+from tests.support.site import Run, Site, put_model_files
 
 US, EU = Variant("us"), Variant("eu")
 KEYS = [EU.key, US.key]

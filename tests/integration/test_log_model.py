@@ -16,8 +16,8 @@ import xgboost as xgb
 
 from churn.deployment.services import Deployment
 from churn.variants import Variant
-
-from .conftest import ROOT, Run, Site, bundled, put_model_files, run_script
+from tests.support import ROOT
+from tests.support.site import Run, Site, bundled, put_model_files, run_script
 
 NAMES: list[str] = json.loads(bundled("feature_names_3.json"))
 

@@ -21,8 +21,7 @@ from orchestration.failed_runs import failed_runs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import incident_sensor
-
-from .conftest import Run, Site, bundled, put_model_files
+from tests.support.site import Run, Site, bundled, put_model_files
 
 US, EU = "geography-us", "geography-eu"
 KEYS = [EU, US]

@@ -12,9 +12,9 @@ from nbclient import NotebookClient
 from churn.deployment.services import Deployment
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest
-
-from .conftest import ROOT, Run, Site
-from .test_weekly_job import monday, register_with_input
+from tests.support import ROOT
+from tests.support.inputs import monday, register_with_input
+from tests.support.site import Run, Site
 
 NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
 US, EU = Variant("us"), Variant("eu")

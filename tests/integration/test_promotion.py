@@ -23,8 +23,7 @@ from churn.workflows.promote import Promoter
 from churn.workflows.score import FleetRequest
 from experiment_tracking.promote_model import main as promote_model
 from tests.support.assignment import is_assigned
-
-from .conftest import Run, Site, bundled, put_model_files
+from tests.support.site import Run, Site, bundled, put_model_files
 
 US = Variant("us")
 MODEL = US.registered_model

@@ -17,9 +17,8 @@ from churn.errors import InputError
 from churn.evaluation.charts import draw_importance
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest, score_fleet
-
-from .conftest import Run, Site, bundled, put_model_files
-from .test_weekly_job import NAMES, activity, as_parquet, encoded, monday, put_input
+from tests.support.inputs import NAMES, activity, as_parquet, encoded, monday, put_input
+from tests.support.site import Run, Site, bundled, put_model_files
 
 US = Variant("us")
 SOURCE_COLUMNS = [

@@ -15,7 +15,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from benchmarks.report import fill, timed_report
 from churn.cli.main import main
 from churn.deployment.services import Deployment
 from churn.report import write_report
@@ -24,9 +23,9 @@ from churn.versions import CHALLENGER, CHAMPION
 from churn.workflows.score import FleetRequest, score_fleet
 from orchestration.assets.reporting import fleet_report
 from orchestration.resources import Services
-
-from .conftest import Run, Site
-from .test_weekly_job import monday, put_input, register_with_input
+from tests.support.fleet_report import fill, timed_report
+from tests.support.inputs import monday, put_input, register_with_input
+from tests.support.site import Run, Site
 
 US, EU = Variant("us"), Variant("eu")
 MLFLOW = "http://mlflow.example:5000"

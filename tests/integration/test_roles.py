@@ -11,8 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from churn.database.connection import READER, WRITER, create_engine
 from churn.database.schema import ensure_roles
-
-from .conftest import Site, create_login, run_sql
+from tests.support.site import Site, create_login, run_sql
 
 DENIED = "42501"
 NEVER = ("55000", "42809")  # nobody can change what these views show, nor truncate a view

@@ -24,9 +24,8 @@ from orchestration.job import weekly_churn_prediction_schedule
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor
-
-from .conftest import Run, Site, bundled, put_model_files
-from .daemons import daemon, wait_for
+from tests.support.daemons import daemon, wait_for
+from tests.support.site import Run, Site, bundled, put_model_files
 
 FLEET = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
 

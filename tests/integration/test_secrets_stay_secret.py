@@ -25,9 +25,9 @@ from churn.variants import Variant
 from churn.workflows.alert import deliver
 from orchestration.failed_runs import failed_runs
 from orchestration.partitions import sync_partitions
-
-from .conftest import ROOT, Site, put_model_files, require_no_password, run_script
-from .test_weekly_job import activity, as_parquet, put_input
+from tests.support import ROOT
+from tests.support.inputs import activity, as_parquet, put_input
+from tests.support.site import Site, put_model_files, require_no_password, run_script
 
 TOKEN = "al3rt-t0ken-0f-a-receiver"  # noqa: S105
 AWS_KEY = "aws-s3cret-key-0f-the-r0le"
@@ -112,7 +112,7 @@ def test_a_deployment_at_work_and_in_trouble_shows_no_secret(
         ]
         assert [one.status for one in said] == [0, 0], said
         sync_partitions(instance, [Variant(), Variant("us")])
-        job = [sys.executable, str(Path(__file__).with_name("run_job.py")), "base", "geography-us", "2026-11-16"]
+        job = [sys.executable, str(ROOT / "tests" / "support" / "run_job.py"), "base", "geography-us", "2026-11-16"]
         run = subprocess.run(job, capture_output=True, text=True, check=False, timeout=200)
         assert run.returncode == 1  # one variant's file is damaged
         with open_deployment(load_settings()) as deployment:

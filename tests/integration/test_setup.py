@@ -2,7 +2,6 @@
 at once, after an upgrade, with a wrong secret. It must end in the same deployment each time, or in one clear line.
 """
 
-import json
 import os
 import socket
 import subprocess
@@ -23,8 +22,18 @@ from churn.database.schema import ensure_roles
 from churn.deployment.services import Deployment
 from churn.errors import AccessDeniedError, ChurnError, RegistryError, StoreError
 from churn.variants import Variant
-
-from .conftest import PASSWORD, ROOT, Run, Site, configure, create_login, require_no_password, run_script, run_sql
+from tests.support import ROOT
+from tests.support.site import (
+    PASSWORD,
+    Run,
+    Site,
+    change_secret,
+    configure,
+    create_login,
+    require_no_password,
+    run_script,
+    run_sql,
+)
 
 SETUP = "experiment_tracking/setup.py"
 
@@ -264,12 +273,6 @@ def test_a_wrong_password_is_told_in_one_line_and_nothing_is_written(bare_site: 
     set_up().require_one_line("setup.py: ", "refused the password", str(bare_site.login.username), "in the secret")
 
     assert databases(bare_site) == set()
-
-
-def change_secret(site: Site, **values: object) -> None:
-    secret = {"username": site.login.username, "password": PASSWORD, "host": site.login.host, "port": site.login.port}
-    name = f"churn/{site.churn.removeprefix('churn-')}"
-    boto3.client("secretsmanager").put_secret_value(SecretId=name, SecretString=json.dumps(secret | values))
 
 
 def test_a_server_that_is_down_is_told_in_seconds(bare_site: Site, set_up: Run) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.year import N_TWISTED, N_VARIANTS, N_WEEKS, simulate_year
+from tests.support.year import N_TWISTED, N_VARIANTS, N_WEEKS, simulate_year
 
 
 @pytest.mark.slow

@@ -2,11 +2,10 @@
 killed on the way, a reader must see the old batch or the new one, and never half, both or neither.
 """
 
-import dataclasses
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +18,8 @@ from churn.database.copy_format import ScoredRows
 from churn.database.predictions import BatchInProgress, BatchRecord, PredictionStore, read_current
 from churn.errors import DatabaseUnavailableError, StoreError
 from churn.variants import Variant
-
-from .conftest import Site, run_sql
-
-WEEK = date(2026, 11, 16)
-NO_ROWS = pl.DataFrame(
-    schema={
-        "row_number": pl.UInt32,
-        "account_id": pl.Int64,
-        "activity_month": pl.Date,
-        "rules": pl.List(pl.String),
-        "row": pl.String,
-    }
-)
+from tests.support.batches import NO_ROWS, WEEK, record, scored
+from tests.support.site import Site, run_sql
 
 
 @pytest.fixture
@@ -41,40 +29,6 @@ def store(site: Site) -> PredictionStore:
 
 def publish(store: PredictionStore, record: BatchRecord, rows: Iterable[ScoredRows], quarantined: pl.DataFrame) -> int:
     return store.publish(record.variant, record.scored_week, BatchInProgress(rows, lambda: (record, quarantined)))[0][0]
-
-
-def record(n_rows: int, **changed: object) -> BatchRecord:
-    values = BatchRecord(
-        variant=Variant("us"),
-        scored_week=WEEK,
-        as_of=date(2026, 11, 22),
-        registered_model="churn-prediction-model-us",
-        model_version=1,
-        model_sha256="0" * 64,
-        mlflow_run_id="mlflow-run",
-        dagster_run_id="dagster-run",
-        code_version="test",
-        source="s3",
-        source_uri="s3://bucket/geography-us/data/churn/activity.parquet",
-        source_version="etag",
-        source_sha256="1" * 64,
-        source_modified_at=datetime(2026, 11, 20, tzinfo=UTC),
-        source_variant=Variant("us"),
-        fallback_reason=None,
-        account_ids="input",
-        n_rows_read=n_rows,
-        n_rows_quarantined=0,
-        n_accounts_withheld=0,
-        n_rows_scored=n_rows,
-        unknown_levels={"brand_id": {"XX": 2}},
-        started_at=datetime.now(UTC),
-    )
-    return dataclasses.replace(values, **changed)  # type: ignore[arg-type]
-
-
-def scored(n_rows: int, probability: float = 0.25, *, first_account: int = 1) -> ScoredRows:
-    accounts = np.arange(first_account, first_account + n_rows, dtype=np.int64)
-    return ScoredRows(accounts, np.full(n_rows, probability, dtype=np.float32))
 
 
 def batches(site: Site) -> list[tuple[int, bool]]:

@@ -24,7 +24,8 @@ from moto.server import ThreadedMotoServer
 from churn.database.embedded import embedded_postgres
 from churn.deployment.credentials import read_secret
 from churn.deployment.settings import load_settings
-from tests.conftest import ROOT
+from tests.support import ROOT
+from tests.support.site import run_sql
 
 TERRAFORM = ROOT / "infra" / "terraform"
 DATABASES = TERRAFORM / "modules" / "services" / "databases.py"
@@ -275,7 +276,6 @@ class TestAWholeEnvironment:
 @pytest.fixture(scope="module")
 def administrator(homes: Path) -> Iterator[sa.URL]:
     """The administrator of a server without logins of ours, who may create roles and databases and is no superuser."""
-    from tests.integration.conftest import run_sql
 
     with embedded_postgres(homes / "rds") as embedded:
         # The embedded server's own superuser has the name of a login that is to be made.

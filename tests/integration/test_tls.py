@@ -24,9 +24,7 @@ from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from churn.errors import StoreError, TransientError
 from orchestration.instance import dagster_environment
-
-from .conftest import Run, Site, require_no_password
-from .test_setup import change_secret
+from tests.support.site import Run, Site, change_secret, require_no_password
 
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 

@@ -24,8 +24,8 @@ from churn.training.checks import GATE_CHECKS
 from churn.variants import Variant
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions, variants_partitions
-
-from .conftest import ROOT, Run, Said, Site, bundled, put_model_files, run_script
+from tests.support import ROOT
+from tests.support.site import Run, Said, Site, bundled, put_model_files, run_script
 
 FIRST_MONTH = date(2025, 2, 1)
 NAMES: list[str] = json.loads(bundled("feature_names_3.json"))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -16,10 +17,12 @@ import pytest
 import sqlalchemy as sa
 
 from churn.cli.main import build_parser
-from docs.build import DOCS, ROOT, build, places_of
-from docs.generate import REFERENCE, SCRIPTS, migrate, pages
+from tests.support import ROOT
 
-PAGES = sorted(places_of())
+DOCS = ROOT / "docs"
+BUILD, GENERATE = (runpy.run_path(str(DOCS / name)) for name in ("build.py", "generate.py"))
+REFERENCE, SCRIPTS = GENERATE["REFERENCE"], GENERATE["SCRIPTS"]
+PAGES = sorted(BUILD["places_of"]())
 WRITTEN = [page for page in PAGES if page.parent != REFERENCE]
 MADE = {"reliability.md", "hostile-input.md", "RESULTS.md", "MONITORING.md", "YEAR.md"}
 """Pages that a benchmark or a test run writes."""
@@ -122,7 +125,7 @@ def test_every_file_that_a_page_points_to_is_in_the_repository(page: Path):
 
 
 def test_the_reference_says_what_the_code_says(postgres: sa.URL):
-    made = pages(migrate(postgres.set(database="docs")))
+    made = GENERATE["pages"](GENERATE["migrate"](postgres.set(database="docs")))
 
     for name, text in made.items():
         assert (REFERENCE / name).read_text() == text, f"{name} is behind the code; run: just reference"
@@ -152,7 +155,7 @@ class _Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, _Page]:
     """The pages of the site by their path, built without a warning."""
     folder = tmp_path_factory.mktemp("site")
-    assert build(folder) == 0
+    assert BUILD["build"](folder) == 0
     return {
         f"/{path.relative_to(folder).as_posix().removesuffix('index.html')}": _Page(path.read_text())
         for path in folder.rglob("*.html")

@@ -28,7 +28,7 @@ from churn.monitoring.conditions import (
     volume_unusual,
 )
 from churn.monitoring.incidents import KINDS, Change, Condition, Incident, reconcile, remaining
-from tests.unit.test_drift import Fleet, make_fleet, plant
+from tests.support.drifting import Fleet, make_fleet, plant
 
 N_VARIANTS, N_ROWS, N_WEEKS = 2_000, 1_000, 13
 FIRST = date(2026, 8, 24)

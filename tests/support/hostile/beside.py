@@ -12,9 +12,9 @@ from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.features import pack_matrix, plan_encoded
 from churn.inference.bundle import Golden, parse_feature_names, read_bundle
 from churn.monitoring.profiles import Profile, reference_profile
-from tests.hostile import corpus
-from tests.hostile.boosters import bundle
-from tests.hostile.harness import SAME, require
+from tests.support.hostile import corpus
+from tests.support.hostile.boosters import bundle
+from tests.support.hostile.harness import SAME, require
 
 
 def judge_names(payload: object, folder: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from churn.variants import Variant
-from tests.faults.house import House, Input, week_of
+from tests.support.faults.house import House, Input, week_of
 
 _CURRENT = """
 SELECT v.account_id, v.churn_probability, v.is_fallback, b.source_sha256, b.dagster_run_id

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .conftest import ROOT
+from tests.support import ROOT
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Names of variants, prefixes, weeks, aliases and files of variants."""
 
-# Inputs are tables, and letters that look like others are what some of them are for.
 # ruff: noqa: E501, RUF001
+
+# Inputs are tables, and letters that look like others are what some of them are for.
 
 import argparse
 import contextlib
@@ -10,14 +11,14 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from churn.deployment.services import command_line as arguments
+from churn.deployment import command_line as arguments
 from churn.errors import UsageError
 from churn.storage.places import Folder
 from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.weeks import default_as_of, monday_of, parse_week
-from tests.hostile import corpus
-from tests.hostile.harness import SAME, USAGE, require, require_clear
+from tests.support.hostile import corpus
+from tests.support.hostile.harness import SAME, USAGE, require, require_clear
 
 TODAY = date(2026, 11, 4)
 

@@ -23,8 +23,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 from churn.database.predictions import read_current
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 DEMO = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]

@@ -18,7 +18,6 @@ from pathlib import Path
 import boto3
 import sqlalchemy as sa
 
-from benchmarks.services import BUCKET, bench_environment, parquet_bytes
 from churn.data.features import Encoding
 from churn.data.scoring_rows import Chunk, prepare
 from churn.database.connection import READER, WRITER, create_engine
@@ -32,10 +31,11 @@ from churn.variants import Variant
 from churn.workflows.register import log_variant
 from churn.workflows.score import Scorer
 from churn.workflows.set_up import set_up_server
-from tests.faults.naive import TABLE as NAIVE_TABLE
-from tests.faults.naive import score_naively
+from tests.support import ROOT
+from tests.support.faults.naive import TABLE as NAIVE_TABLE
+from tests.support.faults.naive import score_naively
+from tests.support.services import BUCKET, bench_environment, parquet_bytes
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = tuple(Variant(company=f"f{i}") for i in range(4))
 LOGIN = "faults_login"
 FIRST_WEEK = date(2025, 1, 6)

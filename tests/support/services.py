@@ -24,6 +24,7 @@ from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
+from tests.support import ROOT
 
 BUCKET = "bench"
 WEEK = date(2026, 11, 16)
@@ -34,7 +35,6 @@ SAMPLE_KEY = "data/churn/X_test_sample_2.json"
 TREES, DEPTH = 150, 6
 
 _BELOW = 55_000
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
@@ -108,8 +108,8 @@ def model_files() -> dict[str, bytes]:
     """Train a booster of the size that is customary, on the bundled sample's 45 features; return its artifact files."""
     import xgboost as xgb
 
-    names = json.loads((_ROOT / NAMES_KEY).read_bytes())
-    sample = (_ROOT / SAMPLE_KEY).read_bytes()
+    names = json.loads((ROOT / NAMES_KEY).read_bytes())
+    sample = (ROOT / SAMPLE_KEY).read_bytes()
     rng = np.random.default_rng(1)
     matrix = np.zeros((20_000, len(names)), dtype=np.float32)
     matrix[:, :4] = rng.lognormal(3, 2, (20_000, 4)) * rng.integers(0, 2, (20_000, 4))

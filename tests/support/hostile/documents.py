@@ -1,7 +1,8 @@
 """JSON documents, changed at one place, and UBJSON as XGBoost writes it."""
 
-# Inputs are tables.
 # ruff: noqa: E501
+
+# Inputs are tables.
 
 import json
 import math
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.hostile import corpus
+from tests.support.hostile import corpus
 
 HOSTILE_VALUES: list[Any] = [
     None, True, -1, 0, 1, 2**31 - 1, 2**31, -(2**31), 2**63, -(2**63), 10**30, 1e308, math.inf, -math.inf, math.nan,

@@ -1,7 +1,8 @@
 """The environment, secrets and database URLs."""
 
-# Inputs are tables, and letters that look like others are what some of them are for.
 # ruff: noqa: E501, RUF001
+
+# Inputs are tables, and letters that look like others are what some of them are for.
 
 import contextlib
 import json
@@ -15,10 +16,10 @@ from churn.database.connection import parse_database_url, require_connection
 from churn.deployment.credentials import parse_secret
 from churn.deployment.settings import Settings, load_settings
 from churn.errors import ChurnError, UsageError
-from tests.hostile import corpus
-from tests.hostile.documents import mutate_document
-from tests.hostile.harness import SAME, require, require_clear
-from tests.hostile.words import hostile_text
+from tests.support.hostile import corpus
+from tests.support.hostile.documents import mutate_document
+from tests.support.hostile.harness import SAME, require, require_clear
+from tests.support.hostile.words import hostile_text
 
 SECRET = "hunter2-s3cr3t"  # noqa: S105
 NOWHERE = {

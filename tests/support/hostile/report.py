@@ -1,8 +1,9 @@
 """What a run says to people: the table, and the page of the documents."""
 
 # ruff: noqa: E501
+
 from churn.markdown import markdown_table
-from tests.hostile.harness import DEADLINE_S, ENDS_BADLY, ENDS_WELL, Tally
+from tests.support.hostile.harness import DEADLINE_S, ENDS_BADLY, ENDS_WELL, Tally
 
 
 def table(tally: Tally) -> str:

@@ -31,12 +31,12 @@ from churn.errors import ChurnError, TransientError
 from churn.storage.places import Bucket
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest, Scorer
-from tests.faults.house import BUCKET, INPUT_KEY, LOGIN, VARIANTS, House, Input, through, week_of
-from tests.faults.ledger import Reader, Tally, execute, judge, judge_week
-from tests.faults.naive import publish_naively, score_naively
-from tests.faults.proxy import Fault, Proxy, proxy_to
-from tests.faults.s3 import FaultyHttp, Wrong, faulty_http
-from tests.faults.worker import POINTS, Nursery, Order
+from tests.support.faults.house import BUCKET, INPUT_KEY, LOGIN, VARIANTS, House, Input, through, week_of
+from tests.support.faults.ledger import Reader, Tally, execute, judge, judge_week
+from tests.support.faults.naive import publish_naively, score_naively
+from tests.support.faults.proxy import Fault, Proxy, proxy_to
+from tests.support.faults.s3 import FaultyHttp, Wrong, faulty_http
+from tests.support.faults.worker import POINTS, Nursery, Order
 
 ROUNDS_A_WEEK = 24
 NAIVE_MOST = 10

@@ -7,15 +7,15 @@ import io
 import json
 import time
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 import xgboost as xgb
 
-_ROOT = Path(__file__).resolve().parents[2]
-_NAMES = json.loads((_ROOT / "data/churn/feature_names_3.json").read_bytes())
+from tests.support import ROOT
+
+_NAMES = json.loads((ROOT / "data/churn/feature_names_3.json").read_bytes())
 _LEVELS = ("brand_id", "ben_login_id", "player_reg_product")
 _CHUNK = 50
 _ATTEMPTS = 5
@@ -39,7 +39,7 @@ def score_naively(body: bytes) -> dict[int, float]:
     """Return each account's probability, by ``Booster.predict`` on what a file holds."""
     table = encode(pd.read_parquet(io.BytesIO(body)))
     booster = xgb.Booster()
-    booster.load_model(_ROOT / "models/churn/xgb_churn_model_2.bin")
+    booster.load_model(ROOT / "models/churn/xgb_churn_model_2.bin")
     scores = booster.predict(xgb.DMatrix(table[_NAMES].astype(np.float32), feature_names=_NAMES))
     return dict(zip(table["account_id"].tolist(), scores.tolist(), strict=True))
 

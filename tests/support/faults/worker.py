@@ -25,8 +25,8 @@ from churn.evaluation.charts import draw_importance
 from churn.inference.engine import build_engine
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest, Scorer
-from tests.faults.house import VARIANTS, Warmth, open_scorer
-from tests.faults.naive import publish_naively
+from tests.support.faults.house import VARIANTS, Warmth, open_scorer
+from tests.support.faults.naive import publish_naively
 
 _PREDICTIONS = "churn.database.predictions"
 POINTS: Mapping[str, tuple[str, str, str]] = {

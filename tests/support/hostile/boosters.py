@@ -1,7 +1,8 @@
 """Booster files, and what is right of one that is taken: the scores that a walk of its trees gives."""
 
-# Inputs are tables.
 # ruff: noqa: E501
+
+# Inputs are tables.
 
 import base64
 import json
@@ -21,9 +22,9 @@ from churn.errors import ModelFileError
 from churn.inference.bundle import Bundle, read_bundle
 from churn.inference.engine import build_engine
 from churn.inference.ubjson import parse_ubjson
-from tests.hostile import corpus
-from tests.hostile.documents import mutate_document, to_ubjson
-from tests.hostile.harness import SAME, require
+from tests.support.hostile import corpus
+from tests.support.hostile.documents import mutate_document, to_ubjson
+from tests.support.hostile.harness import SAME, require
 
 
 @cache

@@ -1,7 +1,8 @@
 """Files of rows to score, and what is right of one that is taken: the scores that plain Python gives it."""
 
-# Inputs are tables.
 # ruff: noqa: E501
+
+# Inputs are tables.
 
 import io
 import json
@@ -22,9 +23,9 @@ from churn.data.features import Encoding, pack_matrix
 from churn.data.scoring_rows import prepare
 from churn.errors import QuarantineError
 from churn.inference.engine import Engine, build_engine
-from tests.hostile import corpus, oracle
-from tests.hostile.boosters import bundle
-from tests.hostile.harness import QUARANTINED, SAME, Family, WrongResultError, require, require_clear
+from tests.support.hostile import corpus, oracle
+from tests.support.hostile.boosters import bundle
+from tests.support.hostile.harness import QUARANTINED, SAME, Family, WrongResultError, require, require_clear
 
 AS_OF = date(2026, 10, 31)
 

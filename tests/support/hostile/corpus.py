@@ -1,7 +1,8 @@
 """Bad inputs: valid files to start from, ways to damage them, and bombs and look-alikes made by hand. All seeded."""
 
-# Inputs are tables, and letters that look like others are what some of them are for.
 # ruff: noqa: E501, RUF001
+
+# Inputs are tables, and letters that look like others are what some of them are for.
 
 import gzip
 import io
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import xgboost as xgb
 
-from tests.hostile.harness import ROOT
+from tests.support.hostile.harness import ROOT
 
 MARKER = ROOT / ".churn-hostile-marker"
 """A file that appears only when code out of an input was run."""

@@ -1,7 +1,8 @@
 """The readers under attack, and how many inputs each of them gets."""
 
-# Inputs are tables.
 # ruff: noqa: E501
+
+# Inputs are tables.
 
 import json
 import random
@@ -11,14 +12,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.hostile import corpus
-from tests.hostile.beside import BESIDE, golden, judge_golden, judge_names, judge_profile, profile
-from tests.hostile.boosters import MODELS, judge_model, mutate_model
-from tests.hostile.commands import LINES_OF_COMMANDS, judge_command, mutate_command
-from tests.hostile.documents import mutate_document_text
-from tests.hostile.harness import Family
-from tests.hostile.rows import ROWS, SEEDS
-from tests.hostile.surroundings import (
+from tests.support.hostile import corpus
+from tests.support.hostile.beside import BESIDE, golden, judge_golden, judge_names, judge_profile, profile
+from tests.support.hostile.boosters import MODELS, judge_model, mutate_model
+from tests.support.hostile.commands import LINES_OF_COMMANDS, judge_command, mutate_command
+from tests.support.hostile.documents import mutate_document_text
+from tests.support.hostile.harness import Family
+from tests.support.hostile.rows import ROWS, SEEDS
+from tests.support.hostile.surroundings import (
     SECRETS,
     URLS,
     judge_secret,
@@ -27,7 +28,7 @@ from tests.hostile.surroundings import (
     mutate_secret,
     mutate_settings,
 )
-from tests.hostile.words import (
+from tests.support.hostile.words import (
     DAYS,
     KEYS,
     PARTS,

@@ -1,7 +1,8 @@
 """Command lines of churn and of the four scripts."""
 
-# Inputs are tables.
 # ruff: noqa: E501
+
+# Inputs are tables.
 
 import contextlib
 import io
@@ -11,12 +12,12 @@ from pathlib import Path
 
 from churn.cli.main import main as cli
 from experiment_tracking import log_model, promote_model, setup, train_model
-from tests.hostile.harness import REFUSED, SAME, USAGE, require, require_clear
-from tests.hostile.surroundings import NOWHERE, VALUES, environment, sendable
-from tests.hostile.words import DAYS, PARTS, hostile_text
+from tests.support.hostile.harness import REFUSED, SAME, USAGE, require, require_clear
+from tests.support.hostile.surroundings import NOWHERE, VALUES, environment, sendable
+from tests.support.hostile.words import DAYS, PARTS, hostile_text
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "churn": cli.main, "setup": setup.main, "log": log_model.main, "promote": promote_model.main, "train": train_model.main,
+    "churn": cli, "setup": setup.main, "log": log_model.main, "promote": promote_model.main, "train": train_model.main,
 }  # fmt: skip
 FLAGS = {
     "churn": ["score", "explain", "--week", "--as-of", "--account", "--variant", "--dagster-port", "--mlflow-port"],

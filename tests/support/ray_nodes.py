@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.services import free_port
 from churn.workflows.ray_engine import load_ray
+from tests.support.services import free_port
 
 _COMMON = {"object_store_memory": 80_000_000, "include_log_monitor": False}
 

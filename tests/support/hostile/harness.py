@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
 
 DEADLINE_S = 20.0  # wall clock; a second is much for any one input
 MEMORY_BYTES = 1 << 30
@@ -147,7 +147,8 @@ class _Worker:
         if self._next >= len(self._share):
             return
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hostile.worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "tests.support.hostile.worker"],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         assert self._process.stdin is not None

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from churn.errors import ChurnError
-from tests.hostile.corpus import MARKER
-from tests.hostile.harness import (
+from tests.support.hostile.corpus import MARKER
+from tests.support.hostile.harness import (
     CRASHED,
     ENDS_WELL,
     ESCAPED,
@@ -25,7 +25,7 @@ from tests.hostile.harness import (
     require_clear,
     resident_peak,
 )
-from tests.hostile.readers import FAMILIES, warm_up
+from tests.support.hostile.readers import FAMILIES, warm_up
 
 
 def outcome_of(family: Family, payload: object, folder: Path) -> tuple[str, str]:

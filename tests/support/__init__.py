@@ -1,0 +1,6 @@
+"""What tests, benchmarks and documentation share: services, data, people. It imports none of them."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout."""

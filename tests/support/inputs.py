@@ -1,0 +1,98 @@
+"""Activity of players and models of variants, as tests put them into a bucket, and what they must lead to."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import pandas as pd
+import polars as pl
+import xgboost as xgb
+
+from churn.variants import Variant
+from orchestration.partitions import sync_partitions
+from tests.support import ROOT
+from tests.support.site import Run, Site, bundled, put_model_files
+
+NAMES: list[str] = json.loads(bundled("feature_names_3.json"))
+
+LEVELS = ("brand_id", "ben_login_id", "player_reg_product")
+
+
+def monday(weeks_ago: int = 0) -> date:
+    today = datetime.now(UTC).date()
+    return today - timedelta(days=today.weekday() + 7 * weeks_ago)
+
+
+def activity(seed: int = 0) -> pd.DataFrame:
+    """A part of the bundled activity, another for each seed, in another order than by account."""
+    rows = pd.read_parquet(ROOT / "data/churn/activity.parquet")
+    accounts = rows["account_id"].drop_duplicates().sample(60, random_state=seed)
+    return rows[rows["account_id"].isin(accounts)].reset_index(drop=True)
+
+
+def encoded(rows: pd.DataFrame, as_of: date) -> pd.DataFrame:
+    """One row per account, encoded by pandas alone: the last month known, of a month told twice the later row."""
+    known = rows[pd.to_datetime(rows["activity_month"]) <= pd.Timestamp(as_of)]
+    last = known.sort_values("activity_month", kind="stable").groupby("account_id", as_index=False).tail(1)
+    month, first = pd.to_datetime(last["activity_month"]).dt, pd.to_datetime(last["ftd_date"]).dt
+    last = last.assign(months_active=(month.year - first.year) * 12 + month.month - first.month)
+    dummies = pd.get_dummies(last, columns=list(LEVELS)).reindex(columns=["account_id", *NAMES], fill_value=False)
+    return dummies.sort_values("account_id").reset_index(drop=True)
+
+
+def expected(rows: pd.DataFrame, as_of: date | None = None) -> dict[int, float]:
+    """What ``Booster.predict`` gives each account."""
+    table = encoded(rows, as_of or datetime.now(UTC).date())
+    booster = xgb.Booster()
+    booster.load_model(bytearray(bundled("xgb_churn_model_2.bin")))
+    scores = booster.predict(xgb.DMatrix(table[NAMES].astype("float32"), feature_names=NAMES))
+    return dict(zip(table["account_id"].tolist(), scores.tolist(), strict=True))
+
+
+def as_parquet(rows: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    pl.from_pandas(rows).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def as_json_lines(rows: pd.DataFrame) -> bytes:
+    return pl.from_pandas(rows).write_ndjson().encode()
+
+
+def as_json_array(rows: pd.DataFrame) -> bytes:
+    return b"[" + b",".join(as_json_lines(rows).splitlines()) + b"]"
+
+
+def as_csv(rows: pd.DataFrame) -> bytes:
+    return pl.from_pandas(rows).write_csv().encode()
+
+
+FORMATS: Mapping[str, Callable[[pd.DataFrame], bytes]] = {
+    "activity.parquet": as_parquet,
+    "activity.csv": as_csv,
+    "activity.jsonl": as_json_lines,
+    "activity.json": as_json_array,
+}
+
+
+def register(site: Site, log_model: Run, instance: dg.DagsterInstance, *keys: str) -> None:
+    """Register the bundled model for variants, and give Dagster their partitions."""
+    for key in keys:
+        put_model_files(site, Variant.from_key(key).prefix, sample=bundled("X_test_sample_2.json"))
+    said = log_model(*(word for key in keys for word in ("--variant", key)))
+    assert said.status == 0, said
+    sync_partitions(instance, [Variant.from_key(key) for key in keys])
+
+
+def register_with_input(site: Site, log_model: Run, *variants: Variant) -> None:
+    """Register the bundled model for variants that have activity of their own in S3."""
+    for variant in variants:
+        put_model_files(site, variant.prefix)
+        put_input(site, variant.key, as_parquet(activity()))
+    assert log_model(*(word for variant in variants for word in ("--variant", variant.key))).status == 0
+
+
+def put_input(site: Site, key: str, body: bytes, name: str = "activity.parquet") -> None:
+    site.put(f"{Variant.from_key(key).prefix}data/churn/{name}", body)
