@@ -410,15 +410,15 @@ def _is_flat(lines: bytes) -> bool:
 
 
 def _parse_line(line: bytes) -> Any:
-    return json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_once)
+    return json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=unrepeated)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that has a key twice: which of the values counts, readers do not agree on."""
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; a repeated key raises ``ValueError``, since readers differ on which of its values counts."""
     held = dict(pairs)
     if len(held) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in held if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"key {next(key for key in held if keys.count(key) > 1)[:60]!r} occurs twice in one object")
     return held
 
 

@@ -12,16 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from churn.defaults import (
-    HORIZON_MONTHS,
-    LABEL_LAG_DAYS,
-    MAX_CALIBRATION_ERROR,
-    MAX_QUARANTINE_SHARE,
-    MIN_AUC,
-    MIN_LABELS,
-    RETRAIN_AFTER_MONTHS,
-    TRAINING_TRIALS,
-)
+from churn import defaults
 from churn.errors import UsageError
 
 _PACKAGE = Path(str(importlib.resources.files("churn"))).resolve()
@@ -94,7 +85,7 @@ class Settings(BaseSettings):
         description="Maximum age of a local copy that replaces S3, in seconds or ISO 8601 (P7D); unset: no limit.",
     )
     churn_max_quarantine_share: float = Field(
-        MAX_QUARANTINE_SHARE,
+        defaults.MAX_QUARANTINE_SHARE,
         ge=0,
         le=1,
         description="Maximum share of rows that may break the contract; above it the batch fails.",
@@ -116,10 +107,13 @@ class Settings(BaseSettings):
         description="Ray cluster to score on: auto, host:6379 or ray://host:10001; unset: this process.",
     )
     churn_horizon_months: int = Field(
-        HORIZON_MONTHS, ge=1, le=24, description="Months without activity after which a player counts as churned."
+        defaults.HORIZON_MONTHS,
+        ge=1,
+        le=24,
+        description="Months without activity after which a player counts as churned.",
     )
     churn_label_lag_days: int = Field(
-        LABEL_LAG_DAYS,
+        defaults.LABEL_LAG_DAYS,
         ge=0,
         le=92,
         description="Days to wait for late activity after the horizon; labels are used then.",
@@ -131,19 +125,19 @@ class Settings(BaseSettings):
         description="Minimum ROC AUC of a new model, and of champions registered without a limit of their own.",
     )
     churn_max_calibration_error: float = Field(
-        MAX_CALIBRATION_ERROR,
+        defaults.MAX_CALIBRATION_ERROR,
         gt=0,
         lt=1,
         description="Maximum calibration error of a new model, widened by sampling error when it has few accounts.",
     )
     churn_min_labels: int = Field(
-        MIN_LABELS,
+        defaults.MIN_LABELS,
         ge=50,
         description="Minimum matured labels of each outcome; below it, training uses the fallback variant's activity.",
     )
     churn_training_trials: int = Field(TRAINING_TRIALS, ge=1, description="Hyperparameter trials per training run.")
     churn_retrain_after_months: int = Field(
-        RETRAIN_AFTER_MONTHS,
+        defaults.RETRAIN_AFTER_MONTHS,
         ge=0,
         le=60,
         description="Age of a champion, in months, at which training is requested; 0: never by age.",

@@ -216,14 +216,8 @@ def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.N
     return np.asarray(adjusted[: len(p)] <= fdr)
 
 
-def average_precision(churned: Outcomes, scores: Scores) -> float:
-    """Precision at each distinct score, weighted by the churned rows it adds; as scikit-learn defines it."""
-    churned, scores = _both_outcomes(churned, scores)
-    return float(_precisions(churned, scores)[2].mean())
-
-
 def average_precision_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
-    """Average precision with the infinitesimal jackknife's variance on the logit scale.
+    """Average precision, as scikit-learn defines it, with the infinitesimal jackknife's variance on the logit scale.
 
     That is what a bootstrap tends to with ever more resamples, without drawing any: each row's influence is the
     derivative by its weight, and the variance is the sum of their squares (Efron, JASA 2014).
@@ -250,15 +244,12 @@ def log_losses(churned: Outcomes, scores: Scores) -> Doubles:
     return -np.log(np.where(churned, clipped, 1 - clipped))
 
 
-def log_loss(churned: Outcomes, scores: Scores) -> float:
-    """Mean of :func:`log_losses`."""
-    return _mean(log_losses(churned, scores))
-
-
 def brier_score(churned: Outcomes, scores: Scores) -> float:
     """Mean squared distance of the scores from what happened."""
     churned, scores = _checked(churned, scores, probabilities=True)
-    return _mean((scores - churned) ** 2)
+    if not len(scores):
+        raise NotMeasurableError("there are no rows to take the mean of; give at least one")
+    return float(((scores - churned) ** 2).mean())
 
 
 def calibration_bins(
@@ -375,12 +366,6 @@ def _first_of_ties(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def _sum_from(values: Doubles, ends: npt.NDArray[np.int64]) -> Doubles:
     """Sum the values from the first of each row's ties to the end."""
     return np.cumsum(values[::-1])[::-1][_first_of_ties(ends)]
-
-
-def _mean(values: Doubles) -> float:
-    if not len(values):
-        raise NotMeasurableError("there are no rows to take the mean of; give at least one")
-    return float(values.mean())
 
 
 def _variance_of_mean(values: Doubles) -> float:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import xgboost as xgb
 
 from churn.data.features import Matrix
+from churn.data.formats import unrepeated
 from churn.errors import ModelFileError
 from churn.inference.forest import Forest, booster_kind, read_forest
 from churn.inference.ubjson import parse_ubjson
@@ -221,15 +222,7 @@ def _parse(data: bytes) -> Any:
             f"as JSON it has {len(data)} bytes, {n_values} values and {n_containers} arrays and objects, of which up "
             f"to {MAX_JSON_BYTES}, {_MAX_VALUES} and {_MAX_CONTAINERS} are read; save it as .ubj"
         )
-    return json.loads(data, object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object with a repeated key: XGBoost may take the value that was not checked."""
-    held = dict(pairs)
-    if len(held) != len(pairs):
-        raise ValueError("it has a key twice in one object")
-    return held
+    return json.loads(data, object_pairs_hook=unrepeated)
 
 
 def _require_distinct(names: Sequence[str], origin: str) -> None:

@@ -24,7 +24,7 @@ from churn.evaluation.segments import EvaluatedSegment
 from churn.registry.tags import AUC_LIMIT
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
-from churn.workflows.evaluate import PerformanceEvaluator, Waiting
+from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
@@ -211,7 +211,7 @@ def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(site: Site, judge:
     assert [one.batch.scored_week for one in judged] == WEEKS
     assert [value for *_, value in live("live_roc_auc")] == [one.measures["roc_auc"] for one in judged]
     assert fleet.evaluate_batches(unregistered, TODAY) == []
-    assert judge.for_fleet([US], TODAY).listed[US] == Waiting([], [], None)
+    assert judge.for_fleet([US], TODAY).listed[US] == PendingEvaluation([], [], None)
     first = site.rows(site.churn, "SELECT * FROM evaluated_batches ORDER BY batch_id")
     assert [one.batch for one in fleet.evaluate_batches(US, TODAY)] == [one.batch for one in judged], "as it knew them"
     assert site.rows(site.churn, "SELECT * FROM evaluated_batches ORDER BY batch_id") == first

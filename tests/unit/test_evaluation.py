@@ -17,7 +17,6 @@ from churn.errors import ChurnError
 from churn.evaluation.metrics import (
     MIN_OF_CLASS,
     Interval,
-    average_precision,
     average_precision_interval,
     brier_score,
     calibration_bins,
@@ -25,11 +24,11 @@ from churn.evaluation.metrics import (
     compare_roc_auc,
     evaluate,
     lift,
-    log_loss,
     log_losses,
     p_at_least,
     roc_auc,
     roc_auc_interval,
+    wilson_interval,
 )
 
 AGREEMENT = 1e-6
@@ -60,10 +59,10 @@ def test_metrics_are_scikit_learns(seed, decimals):
     churned, scores = draw(seed, decimals=decimals)
 
     assert roc_auc(churned, scores) == pytest.approx(metrics.roc_auc_score(churned, scores), abs=AGREEMENT)
-    assert average_precision(churned, scores) == pytest.approx(
+    assert average_precision_interval(churned, scores).value == pytest.approx(
         metrics.average_precision_score(churned, scores), abs=AGREEMENT
     )
-    assert log_loss(churned, scores) == pytest.approx(metrics.log_loss(churned, scores), abs=AGREEMENT)
+    assert log_losses(churned, scores).mean() == pytest.approx(metrics.log_loss(churned, scores), abs=AGREEMENT)
     assert brier_score(churned, scores) == pytest.approx(metrics.brier_score_loss(churned, scores), abs=AGREEMENT)
 
 
@@ -97,7 +96,7 @@ def test_the_figures_of_one_hand_made_case():
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
 
     assert roc_auc(churned, scores) == pytest.approx(20 / 21)
-    assert average_precision(churned, scores) == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert average_precision_interval(churned, scores).value == pytest.approx((1 + 1 + 3 / 4) / 3)
     assert lift(churned, scores, 0.1) == pytest.approx(1 / 0.3)
     assert lift(churned, scores, 0.4) == pytest.approx(0.75 / 0.3)
     assert calibration_error(churned, scores, n_bins=2) == pytest.approx((abs(3.5 / 5 - 3 / 5) + abs(1.0 / 5 - 0)) / 2)
@@ -296,7 +295,7 @@ def test_no_rows_at_all_are_insufficient_and_give_no_mean():
         ([1, 0], [0.1, 0.2], "outcomes are int64"),
     ],
 )
-@pytest.mark.parametrize("measure", [roc_auc, roc_auc_interval, average_precision, lift])
+@pytest.mark.parametrize("measure", [roc_auc, roc_auc_interval, average_precision_interval, lift])
 def test_what_cannot_be_measured_is_refused_with_the_reason(measure, churned, scores, match):
     with pytest.raises(ChurnError, match=match):
         measure(np.array(churned), np.array(scores))
@@ -307,7 +306,7 @@ def test_log_odds_are_not_taken_for_probabilities():
         evaluate(np.array([True, False]), np.array([-1.0, 2.0]))
 
 
-@pytest.mark.parametrize("measure", [log_loss, brier_score, calibration_error])
+@pytest.mark.parametrize("measure", [brier_score, calibration_error])
 def test_no_rows_have_no_mean(measure):
     with pytest.raises(ChurnError, match="there are no rows"):
         measure(np.zeros(0, dtype=bool), np.zeros(0))
@@ -327,3 +326,13 @@ def test_fifty_thousand_rows_are_evaluated_in_no_time():
     started = time.process_time()
     evaluate(churned, scores)
     assert time.process_time() - started < 0.25, "it takes 30 ms; the limit leaves room for a busy machine"
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 10), (10, 10), (250, 1_000)])
+def test_the_interval_of_a_share_is_scipys(hits: int, n: int):
+    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson_interval(n, hits / n) == pytest.approx((expected.low, expected.high), abs=AGREEMENT)
+
+
+def test_an_interval_is_written_with_its_ends():
+    assert f"{Interval(0.71234, 0.6901, 0.7329):.3f}" == "0.712 (0.690 to 0.733)"

@@ -76,7 +76,7 @@ def dart(trained: Trained) -> Bundle:
     return served(trained, xgb.train(settings, data, 3))
 
 
-def test_a_sound_model_passes_and_every_claim_is_judged_once(
+def test_a_sound_model_passes_and_every_check_is_made_once(
     facts: pl.DataFrame, trained: Trained, held_out: list[Snapshot], evaluation: Evaluation
 ):
     passed = check_gate(trained, evaluation, facts=facts, held_out=held_out, build=build, champion=None, limits=LIMITS)
@@ -120,15 +120,15 @@ def test_of_few_rows_an_error_that_chance_explains_is_let_pass(trained: Trained,
     scores = trained.bundle.predict(trained.held_out_accounts.matrix)
     limits = replace(LIMITS, max_calibration_error=off_by or 1e-6)
     rng = np.random.default_rng(5)
-    verdicts = []
+    outcomes = []
     for _ in range(12):
         true = replace(
             trained,
             held_out_accounts=replace(trained.held_out_accounts, churned=rng.random(len(scores)) < scores + off_by),
         )
-        verdicts.append(check_calibration(true, evaluate(true.held_out_accounts.churned, scores), limits).outcome)
+        outcomes.append(check_calibration(true, evaluate(true.held_out_accounts.churned, scores), limits).outcome)
 
-    assert verdicts.count("fails") <= 1
+    assert outcomes.count("fails") <= 1
 
 
 def test_what_chance_explains_shrinks_with_the_rows():
@@ -279,7 +279,7 @@ def test_a_champion_of_other_columns_is_not_compared_with(trained: Trained, held
     assert "n_logins" in check.sentence
 
 
-def test_one_failed_claim_fails_the_gate_and_a_skipped_one_does_not():
+def test_one_failed_check_fails_the_gate_and_a_skipped_one_does_not():
     checks = [GateCheck(name, 0.5, 0.6, outcome, name) for name, outcome in (("a", "holds"), ("b", "skipped"))]
     failed = GateCheck("c", None, 0.6, "fails", "it is not so")
 

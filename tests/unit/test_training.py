@@ -16,7 +16,7 @@ from churn.data.features import encode, features
 from churn.data.labels import Horizon
 from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import InputError
-from churn.evaluation.metrics import evaluate, log_loss
+from churn.evaluation.metrics import evaluate, log_losses
 from churn.samples.artifacts import FEATURE_NAMES
 from churn.samples.simulator import simulate_activity
 from churn.training.train import Trained, TrainingPlan, fit, shortage, split, train
@@ -122,12 +122,12 @@ def test_the_rounds_are_those_up_to_the_best_one_and_the_loss_is_that_of_these_r
     alone = fit([trained.training], trained.chosen, FEATURE_NAMES, PLAN)
     validation = xgb.DMatrix(trained.validation.matrix, feature_names=list(FEATURE_NAMES))
 
-    loss = log_loss(trained.validation.churned, alone.predict(validation))
+    loss = log_losses(trained.validation.churned, alone.predict(validation)).mean()
     longer = fit([trained.training], replace(trained.chosen, n_rounds=trained.chosen.n_rounds + 5), FEATURE_NAMES, PLAN)
 
     assert alone.num_boosted_rounds() == trained.chosen.n_rounds == trained.bundle.parameters["n_trees"]
     assert loss == pytest.approx(trained.chosen.log_loss, abs=1e-6)
-    assert log_loss(trained.validation.churned, longer.predict(validation)) > loss
+    assert log_losses(trained.validation.churned, longer.predict(validation)).mean() > loss
 
 
 def test_what_is_served_is_the_refitted_model_with_its_calibration_applied(trained: Trained):
