@@ -119,7 +119,7 @@ class Settings(BaseSettings):
         description="Days to wait for late activity after the horizon; labels are used then.",
     )
     churn_min_auc: float = Field(
-        MIN_AUC,
+        defaults.MIN_AUC,
         ge=0.5,
         lt=1,
         description="Minimum ROC AUC of a new model, and of champions registered without a limit of their own.",
@@ -135,7 +135,9 @@ class Settings(BaseSettings):
         ge=50,
         description="Minimum matured labels of each outcome; below it, training uses the fallback variant's activity.",
     )
-    churn_training_trials: int = Field(TRAINING_TRIALS, ge=1, description="Hyperparameter trials per training run.")
+    churn_training_trials: int = Field(
+        defaults.TRAINING_TRIALS, ge=1, description="Hyperparameter trials per training run."
+    )
     churn_retrain_after_months: int = Field(
         defaults.RETRAIN_AFTER_MONTHS,
         ge=0,
