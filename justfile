@@ -6,7 +6,7 @@ default:
 
 # Install all dependencies as locked, tests and tools included.
 setup:
-    uv sync --locked
+    uv sync --locked --compile-bytecode
 
 # Check format, lint, types, import contracts and Dagster definitions.
 check:
