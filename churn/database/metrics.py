@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -74,39 +74,7 @@ FROM alert_deliveries AS d JOIN alerts AS a USING (alert_id) WHERE d.delivered_a
 """
 
 
-class BatchMetrics(NamedTuple):
-    """A variant's newest current batch; times are seconds, ``week`` since the epoch."""
-
-    variant: str
-    week: float
-    n_rows: int
-    n_quarantined: int
-    mean_probability: float | None
-    duration_s: float
-    is_fallback: int
-    input_age_s: float
-    estimated_auc: float | None
-    largest_psi: float | None
-
-
-class EvaluationMetrics(NamedTuple):
-    """A variant's newest batch with enough labels; ``week`` is in seconds since the epoch."""
-
-    variant: str
-    week: float
-    roc_auc: float
-    roc_auc_low: float
-    roc_auc_high: float
-    auc_limit: float | None
-
-
-class DriftMetrics(NamedTuple):
-    """A feature, or the score, that drifted in a variant's newest batch."""
-
-    variant: str
-    feature: str
-    is_confirmed: bool
-    psi: float | None
+Row = sa.Row[Any]
 
 
 @dataclass(frozen=True)
@@ -116,16 +84,19 @@ class FleetMetrics:
     Attributes:
         n_by_state: The number of expected variants that are published, failed and missing.
         last_published_s: The newest publication, seconds since the epoch; ``None`` before the first.
+        batches: Each variant's newest current batch; times in seconds, ``week`` since the epoch.
+        evaluated: Each variant's newest batch with enough labels; ``week`` in seconds since the epoch.
+        flags: Features, and the score, that drifted in each variant's newest batch.
         n_incidents: Open incidents by kind and severity.
-        n_undelivered: Alerts that a receiver has not got yet.
+        n_undelivered: Alerts not delivered to their receiver yet.
         oldest_undelivered_s: Age of the oldest of these alerts, seconds; 0 if there is none.
     """
 
     n_by_state: Mapping[str, int]
     last_published_s: float | None
-    batches: Sequence[BatchMetrics]
-    evaluated: Sequence[EvaluationMetrics]
-    flags: Sequence[DriftMetrics]
+    batches: Sequence[Row]
+    evaluated: Sequence[Row]
+    flags: Sequence[Row]
     n_incidents: Mapping[tuple[str, str], int]
     n_undelivered: int
     oldest_undelivered_s: float
@@ -140,7 +111,7 @@ def read_metrics(url: sa.URL, week: date) -> FleetMetrics:
     with open_snapshot(url, answer_within_s=_ANSWER_WITHIN_S) as connection:
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT}'")
 
-        def rows(statement: str) -> Sequence[sa.Row[Any]]:
+        def rows(statement: str) -> Sequence[Row]:
             values = {"week": week, "days": EXPECTED_DAYS} if ":week" in statement else {}
             return connection.execute(sa.text(statement), values).all()
 
@@ -148,9 +119,9 @@ def read_metrics(url: sa.URL, week: date) -> FleetMetrics:
         return FleetMetrics(
             n_by_state=dict(row.tuple() for row in rows(STATES)),
             last_published_s=published,
-            batches=[BatchMetrics(*row) for row in rows(_BATCHES)],
-            evaluated=[EvaluationMetrics(*row) for row in rows(_EVALUATED)],
-            flags=[DriftMetrics(*row) for row in rows(_FLAGS)],
+            batches=rows(_BATCHES),
+            evaluated=rows(_EVALUATED),
+            flags=rows(_FLAGS),
             n_incidents={(kind, severity): n for kind, severity, n in rows(_INCIDENTS)},
             n_undelivered=n_undelivered,
             oldest_undelivered_s=oldest,

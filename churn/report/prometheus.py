@@ -6,94 +6,45 @@ succeeds and ``churn_up`` is 0.
 
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
-from typing import NamedTuple
+from datetime import UTC, date, datetime, time
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from churn.database.metrics import BatchMetrics, DriftMetrics, EvaluationMetrics, FleetMetrics, read_metrics
+from churn.database.metrics import FleetMetrics, Row, read_metrics
 from churn.errors import ChurnError, UsageError
 from churn.monitoring.incidents import KINDS
 from churn.weeks import monday_of
 
 logger = logging.getLogger(__name__)
 
-
-class _Gauge(NamedTuple):
-    """A metric with a sample for each variant; ``field`` names the field of the row that holds its value."""
-
-    name: str
-    field: str
-    unit: str
-    help: str
-
-
+# Metrics with a sample for each variant: name, the row's field that holds the value, unit, help.
 _OF_BATCHES = (
-    _Gauge("churn_batch_week", "week", "timestamp_seconds", "Monday of the variant's newest current batch."),
-    _Gauge("churn_batch", "n_rows", "rows", "Accounts scored in the variant's newest current batch."),
-    _Gauge(
-        "churn_batch_quarantined",
-        "n_quarantined",
-        "rows",
-        "Rows of the newest batch's input that were quarantined because they break the data contract.",
-    ),
-    _Gauge(
-        "churn_batch_mean_probability",
-        "mean_probability",
-        "ratio",
-        "Mean churn probability in the variant's newest current batch.",
-    ),
-    _Gauge(
-        "churn_batch_duration",
-        "duration_s",
-        "seconds",
-        "Time from the start of the scoring attempt to the publication of the variant's newest batch.",
-    ),
-    _Gauge(
-        "churn_batch_is_fallback",
-        "is_fallback",
-        "",
-        "1 if the variant's newest batch was scored from the local copy because S3 was not available, else 0.",
-    ),
-    _Gauge(
-        "churn_input_age", "input_age_s", "seconds", "Time since the input of the variant's newest batch was modified."
-    ),
-    _Gauge(
-        "churn_estimated_auc",
-        "estimated_auc",
-        "ratio",
-        "ROC AUC of the newest batch, estimated before labels mature from the scores alone; assumes no concept drift.",
-    ),
-    _Gauge(
-        "churn_psi_max",
-        "largest_psi",
-        "",
-        "Largest population stability index (PSI) over the features and the score of the variant's newest batch.",
-    ),
+    ("churn_batch_week", "week", "timestamp_seconds", "Monday of the variant's newest current batch."),
+    ("churn_batch", "n_rows", "rows", "Accounts scored in the variant's newest batch."),
+    ("churn_batch_quarantined", "n_quarantined", "rows", "Input rows quarantined for breaking the data contract."),
+    ("churn_batch_mean_probability", "mean_probability", "ratio", "Mean churn probability of the newest batch."),
+    ("churn_batch_duration", "duration_s", "seconds", "Time from the start of the attempt to the publication."),
+    ("churn_batch_is_fallback", "is_fallback", "", "1 if scored from the local copy because S3 was unavailable."),
+    ("churn_input_age", "input_age_s", "seconds", "Time since the input of the newest batch was modified."),
+    ("churn_estimated_auc", "estimated_auc", "ratio", "ROC AUC estimated from the scores; assumes no concept drift."),
+    ("churn_psi_max", "largest_psi", "", "Largest population stability index (PSI) of the features and the score."),
 )
 _OF_EVALUATED = (
-    _Gauge(
-        "churn_evaluated_week",
-        "week",
-        "timestamp_seconds",
-        "Monday of the variant's newest batch that was evaluated with matured labels.",
-    ),
-    _Gauge("churn_roc_auc", "roc_auc", "ratio", "ROC AUC of the variant's newest evaluated batch."),
-    _Gauge("churn_roc_auc_low", "roc_auc_low", "ratio", "Lower end of the 95 % confidence interval of churn_roc_auc."),
-    _Gauge(
-        "churn_roc_auc_high", "roc_auc_high", "ratio", "Upper end of the 95 % confidence interval of churn_roc_auc."
-    ),
-    _Gauge("churn_roc_auc_limit", "auc_limit", "ratio", "Minimum ROC AUC required of the evaluated model version."),
+    ("churn_evaluated_week", "week", "timestamp_seconds", "Monday of the variant's newest evaluated batch."),
+    ("churn_roc_auc", "roc_auc", "ratio", "ROC AUC of the variant's newest batch with matured labels."),
+    ("churn_roc_auc_low", "roc_auc_low", "ratio", "Lower end of the 95 % confidence interval of churn_roc_auc."),
+    ("churn_roc_auc_high", "roc_auc_high", "ratio", "Upper end of the 95 % confidence interval of churn_roc_auc."),
+    ("churn_roc_auc_limit", "auc_limit", "ratio", "Minimum ROC AUC required of the evaluated model version."),
 )
 
 
 class FleetCollector(Collector):
-    """Collects the metrics of one scrape. Holds no connection between scrapes."""
+    """Collects the metrics of one scrape. No connection stays open between scrapes."""
 
     def __init__(self, url: sa.URL, code_version: str) -> None:
         self._url = url
@@ -108,83 +59,62 @@ class FleetCollector(Collector):
         except ChurnError as error:
             logger.warning("no metrics: %s", error)
             fleet = None
-        yield _gauge("churn_up", 0 if fleet is None else 1, "1 if the predictions database answered, else 0.")
+        yield _gauge("churn_up", "1 if the predictions database answered, else 0.", fleet is not None)
         if fleet is not None:
             yield from _of_fleet(week, fleet)
             yield from _by_variant(_OF_BATCHES, fleet.batches)
             yield from _by_variant(_OF_EVALUATED, fleet.evaluated)
             yield from _drift(fleet.flags)
-            yield from _incidents(fleet)
 
 
 def _of_fleet(week: date, fleet: FleetMetrics) -> Iterator[Metric]:
-    monday = datetime(week.year, week.month, week.day, tzinfo=UTC)
-    yield _gauge("churn_week", monday.timestamp(), "Monday of the current week.", "timestamp_seconds")
-    variants = GaugeMetricFamily(
-        "churn_variants",
+    monday = datetime.combine(week, time.min, UTC).timestamp()
+    yield _gauge("churn_week", "Monday of the current week.", monday, "timestamp_seconds")
+    text = (
         "Expected variants by state in the current week: published, failed (attempted, nothing published) or missing "
         "(not attempted). Expected are variants attempted in the four weeks up to the last earlier week with attempts; "
-        "variants that were never attempted are not counted.",
-        labels=["state"],
+        "variants that were never attempted are not counted."
     )
-    for state, n in fleet.n_by_state.items():
-        variants.add_metric([state], n)
-    yield variants
+    yield _family("churn_variants", text, ["state"], (([state], n) for state, n in fleet.n_by_state.items()))
     if fleet.last_published_s is not None:
-        published = float(fleet.last_published_s)
-        yield _gauge("churn_last_published", published, "Time of the newest publication.", "timestamp_seconds")
+        text = "Time of the newest publication."
+        yield _gauge("churn_last_published", text, fleet.last_published_s, "timestamp_seconds")
+    incidents = {(kind.name, kind.severity): 0 for kind in KINDS.values()} | dict(fleet.n_incidents)
+    text = "Open incidents by kind and severity."
+    yield _family("churn_open_incidents", text, ["kind", "severity"], incidents.items())
+    yield _gauge("churn_alerts_waiting", "Alerts that were not delivered to their receiver yet.", fleet.n_undelivered)
+    text = "Age of the oldest undelivered alert; 0 if there is none."
+    yield _gauge("churn_alerts_waiting_oldest", text, fleet.oldest_undelivered_s, "seconds")
 
 
-def _by_variant(
-    gauges: Sequence[_Gauge], rows: Sequence[BatchMetrics] | Sequence[EvaluationMetrics]
-) -> Iterator[Metric]:
-    for gauge in gauges:
-        family = GaugeMetricFamily(gauge.name, gauge.help, labels=["variant"], unit=gauge.unit)
-        for row in rows:
-            value = getattr(row, gauge.field)
-            if value is not None:
-                family.add_metric([row.variant], float(value))
-        yield family
+def _by_variant(gauges: Iterable[tuple[str, str, str, str]], rows: Sequence[Row]) -> Iterator[Metric]:
+    for name, field, unit, text in gauges:
+        yield _family(name, text, ["variant"], (([row.variant], getattr(row, field)) for row in rows), unit)
 
 
-def _drift(flags: Sequence[DriftMetrics]) -> Iterator[Metric]:
+def _drift(flags: Sequence[Row]) -> Iterator[Metric]:
     # Only features that drifted: one series for each feature of thousands of variants would be too many.
-    psi = GaugeMetricFamily(
-        "churn_psi",
-        "Population stability index (PSI) of each feature that drifted in the variant's newest batch.",
-        labels=["variant", "feature"],
-    )
-    for flag in flags:
-        if flag.psi is not None:
-            psi.add_metric([flag.variant, flag.feature], flag.psi)
-    yield psi
-    drifted = GaugeMetricFamily(
-        "churn_drifted_variants",
-        "Variants whose newest batch drifted: new (in this batch only) or confirmed (in the week before as well).",
-        labels=["state"],
-    )
+    text = "Population stability index (PSI) of each feature that drifted in the variant's newest batch."
+    yield _family("churn_psi", text, ["variant", "feature"], (([one.variant, one.feature], one.psi) for one in flags))
     confirmed = {flag.variant for flag in flags if flag.is_confirmed}
-    drifted.add_metric(["confirmed"], len(confirmed))
-    drifted.add_metric(["new"], len({flag.variant for flag in flags} - confirmed))
-    yield drifted
+    n_new = len({flag.variant for flag in flags} - confirmed)
+    text = "Variants whose newest batch drifted: new (in this batch only) or confirmed (in the week before as well)."
+    yield _family("churn_drifted_variants", text, ["state"], [(["confirmed"], len(confirmed)), (["new"], n_new)])
 
 
-def _incidents(fleet: FleetMetrics) -> Iterator[Metric]:
-    family = GaugeMetricFamily(
-        "churn_open_incidents", "Open incidents by kind and severity.", labels=["kind", "severity"]
-    )
-    none_open = {(kind.name, kind.severity): 0 for kind in KINDS.values()}
-    for labels, n in (none_open | dict(fleet.n_incidents)).items():
-        family.add_metric(labels, n)
-    yield family
-    yield _gauge("churn_alerts_waiting", fleet.n_undelivered, "Alerts that were not delivered to their receiver yet.")
-    oldest = float(fleet.oldest_undelivered_s)
-    help_text = "Age of the oldest undelivered alert; 0 if there is none."
-    yield _gauge("churn_alerts_waiting_oldest", oldest, help_text, "seconds")
+def _family(
+    name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float | None]], unit: str = ""
+) -> Metric:
+    """Build a metric from its samples, each with its labels' values; ``None`` is no sample."""
+    family = GaugeMetricFamily(name, text, labels=labels, unit=unit)
+    for values, value in samples:
+        if value is not None:
+            family.add_metric(values, float(value))
+    return family
 
 
-def _gauge(name: str, value: float, help_text: str, unit: str = "") -> Metric:
-    return GaugeMetricFamily(name, help_text, value, unit=unit)
+def _gauge(name: str, text: str, value: float, unit: str = "") -> Metric:
+    return GaugeMetricFamily(name, text, float(value), unit=unit)
 
 
 @contextmanager
