@@ -1,4 +1,4 @@
-"""Database credentials from AWS Secrets Manager. What a secret holds reaches no message."""
+"""Database credentials from AWS Secrets Manager. No message repeats a secret's content."""
 
 import json
 import logging
@@ -17,50 +17,44 @@ if TYPE_CHECKING:
 
 _DEADLINE_S = 90.0
 _DENIED = (
-    "AccessDeniedException",
-    "UnrecognizedClientException",
-    "InvalidSignatureException",
-    "ExpiredTokenException",
-    "InvalidClientTokenId",
-    "MissingAuthenticationTokenException",
-)
+    "AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException",
+    "InvalidClientTokenId", "MissingAuthenticationTokenException",
+)  # fmt: skip
 _THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
 
 _KEYS = {"username", "password", "host", "port", "dbname"}
 
 
 def read_secret(settings: Settings) -> sa.URL:
-    """Get the database server and its credentials from Secrets Manager.
+    """Read the database server and its credentials from Secrets Manager.
 
     Returns:
-        A URL whose database is the secret's ``dbname``, or none.
+        A URL with the secret's ``dbname``, else ``postgres``.
 
     Raises:
-        CredentialsError: If there is no such secret, or it does not hold ``username`` and ``password``. No message
-            repeats what it holds.
+        CredentialsError: If there is no such secret, or it lacks ``username`` or ``password``.
     """
     name = str(settings.mlflow_secret_name)
     return parse_secret(_fetch_secret(name, settings.mlflow_secret_region), name, settings)
 
 
 def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
-    """Make a URL of what a secret holds and of the settings that win over it; see :func:`read_secret`."""
+    """Build the URL from a secret and the settings that override it; see :func:`read_secret`."""
     try:
         secret = json.loads(text)
     except (ValueError, RecursionError):
         secret = None
     need = 'a JSON object such as {"username": "…", "password": "…"} is needed'
     if not isinstance(secret, dict):
-        raise CredentialsError(f"secret {name!r} does not hold JSON; {need}")
+        raise CredentialsError(f"secret {name!r} is not a JSON object; {need}")
     missing = [key for key in ("username", "password") if not isinstance(secret.get(key), str) or not secret[key]]
     if missing:
-        held = sorted(_KEYS & secret.keys())  # not the other keys, which could be what should have been a value
-        raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {held}); {need}")
-    odd = [key for key in sorted((_KEYS - {"port"}) & secret.keys()) if not _is_sendable(secret[key])]
-    if odd:
+        present = sorted(_KEYS & secret.keys())  # no other key: it may be a value in the wrong place
+        raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {present}); {need}")
+    invalid = [key for key in sorted((_KEYS - {"port"}) & secret.keys()) if not _is_sendable(secret[key])]
+    if invalid:
         raise CredentialsError(
-            f"secret {name!r} has a {' and a '.join(odd)} that PostgreSQL cannot be sent; text without control "
-            f"characters is needed: correct it"
+            f"secret {name!r} has an invalid {' and '.join(invalid)}; text without control characters is needed"
         )
     return sa.URL.create(
         "postgresql+psycopg2",
@@ -73,14 +67,14 @@ def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
 
 
 def _is_sendable(value: object) -> bool:
-    """Tell whether a value can be part of a connection: a number or nothing, or text that UTF-8 can hold."""
+    """Return whether a value can be part of a connection: a number, nothing, or text that UTF-8 can encode."""
     if not isinstance(value, str):
         return value is None or isinstance(value, int)
     return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value)
 
 
 def _chosen(settings: Settings, field_name: str, in_secret: object) -> str:
-    """Take a setting that is set, else the secret's value, else the setting's default."""
+    """Return a setting that is set, else the secret's value, else the setting's default."""
     setting = getattr(settings, field_name)
     return str(setting if field_name in settings.model_fields_set or not in_secret else in_secret)
 
@@ -96,14 +90,14 @@ def _fetch_secret(name: str, region: str) -> str:
     import botocore.exceptions as aws
     from botocore.config import Config
 
-    logging.getLogger("botocore.parsers").setLevel(logging.INFO)  # at DEBUG it writes down what is answered: the secret
-    # Botocore's standard mode waits with full jitter, and repeats nothing that is permanent.
+    logging.getLogger("botocore.parsers").setLevel(logging.INFO)  # at DEBUG it logs the answer, which is the secret
+    # Botocore's standard mode waits with full jitter, and does not retry permanent errors.
     config = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 4, "mode": "standard"})
     try:
         client = boto3.client("secretsmanager", region_name=region, config=config)
-        held = within(_DEADLINE_S, lambda: client.get_secret_value(SecretId=name))
+        answer = within(_DEADLINE_S, lambda: client.get_secret_value(SecretId=name))
     except aws.ClientError as error:
-        raise _meaning_of(error, name, region) from error
+        raise _translate(error, name, region) from error
     except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
         raise CredentialsError(
             f"no AWS credentials were found to read secret {name!r} with; set AWS_PROFILE or a role"
@@ -114,13 +108,13 @@ def _fetch_secret(name: str, region: str) -> str:
         ) from error
     except (aws.BotoCoreError, OSError) as error:
         raise SecretsUnavailableError(f"Secrets Manager in {region} did not answer ({type(error).__name__})") from error
-    text = held.get("SecretString")
+    text = answer.get("SecretString")
     if text is None:
         raise CredentialsError(f"secret {name!r} is binary; a JSON object with username and password is needed")
     return str(text)
 
 
-def _meaning_of(error: "ClientError", name: str, region: str) -> ChurnError:
+def _translate(error: "ClientError", name: str, region: str) -> ChurnError:
     code = error.response.get("Error", {}).get("Code", "")
     if code == "ResourceNotFoundException":
         return CredentialsError(

@@ -1,7 +1,7 @@
 """Configuration of one process, read once at its entry point from the environment and ``.env``.
 
-Field names are the environment variables' names in lower case. Core functions never see this class:
-entry points hand it to ``churn.deployment.services``, which hands on plain values.
+Field names are the environment variables' names in lower case. Only ``churn.deployment`` and entry points use this
+class; the core gets plain values.
 """
 
 import importlib.resources
@@ -16,7 +16,7 @@ from churn import defaults
 from churn.errors import UsageError
 
 _PACKAGE = Path(str(importlib.resources.files("churn"))).resolve()
-_IN_WHEEL = _PACKAGE / "samples" / "bundled"  # pyproject.toml puts data/churn and models/churn there
+_IN_WHEEL = _PACKAGE / "samples" / "bundled"  # pyproject.toml copies data/churn and models/churn to it
 
 
 def find_checkout() -> Path | None:
@@ -25,7 +25,7 @@ def find_checkout() -> Path | None:
 
 
 def find_bundled_files() -> Path:
-    """Return the folder that holds ``data/churn`` and ``models/churn``, in a clone and in a wheel."""
+    """Return the folder that contains ``data/churn`` and ``models/churn``, in a clone and in a wheel."""
     return find_checkout() or _IN_WHEEL
 
 
@@ -35,20 +35,19 @@ def find_project_root() -> Path:
 
 
 def _seconds_as_number(value: object) -> object:
-    """Pydantic takes a number of seconds for a duration, but not the text of one, which is all a variable can hold."""
+    """Convert digits to a number: Pydantic reads a number as seconds, but rejects the text that a variable contains."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
 class Settings(BaseSettings):
-    """What a deployment can set. With nothing set, an embedded PostgreSQL and local files are used."""
+    """The settings of a deployment. With nothing set, an embedded PostgreSQL and local files are used."""
 
     model_config = SettingsConfigDict(
         env_file=find_project_root() / ".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
     mlflow_secret_name: str | None = Field(
-        None,
-        description="Secrets Manager secret with username and password, optionally host, port and dbname.",
+        None, description="Secrets Manager secret with username and password, optionally host, port and dbname."
     )
     mlflow_secret_region: str = Field("us-east-1", description="AWS region of the secret.")
     mlflow_s3_bucket: str | None = Field(
@@ -56,15 +55,14 @@ class Settings(BaseSettings):
     )
     mlflow_db_name: str = Field("mlflow_db", description="Name of MLflow's database.")
     mlflow_db_host: str = Field("localhost", description="Host of the PostgreSQL server; overrides the secret's host.")
-    mlflow_db_port: int = Field(
-        5432, gt=0, lt=65536, description="Port of the PostgreSQL server; overrides the secret's port."
+    mlflow_db_port: Annotated[int, Field(gt=0, lt=65536)] = Field(
+        5432, description="Port of the PostgreSQL server; overrides the secret's port."
     )
     mlflow_tracking_uri: SecretStr | None = Field(
         None, description="URI of an MLflow server or database; unset: MLflow's database is opened directly."
     )
     churn_database_url: SecretStr | None = Field(
-        None,
-        description="postgresql:// URL of the predictions database; unset: CHURN_DB_NAME beside MLflow's database.",
+        None, description="postgresql:// URL of the predictions database; unset: CHURN_DB_NAME on MLflow's server."
     )
     churn_db_name: str = Field("churn_db", description="Name of the predictions database.")
     churn_dagster_db_name: str = Field("dagster_db", description="Name of Dagster's database of runs and events.")
@@ -73,32 +71,23 @@ class Settings(BaseSettings):
         description="Folder of caches and the embedded PostgreSQL; created when needed.",
     )
     churn_local_root: Path | None = Field(
-        None,
-        description="Local copy of the bucket, same layout; unset: the project, or CHURN_HOME/local when embedded.",
+        None, description="Local copy of the bucket; unset: the project, or CHURN_HOME/local when embedded."
     )
     churn_local_fallback: Literal["auto", "never"] = Field(
-        "auto",
-        description="auto: read the local copy, flagged, when S3 is unavailable; never: fail.",
+        "auto", description="auto: read the local copy, flagged, when S3 is unavailable; never: fail."
     )
     churn_local_max_age: Annotated[timedelta | None, BeforeValidator(_seconds_as_number)] = Field(
-        None,
-        description="Maximum age of a local copy that replaces S3, in seconds or ISO 8601 (P7D); unset: no limit.",
+        None, description="Maximum age of the local copy, in seconds or ISO 8601 (P7D); unset: no limit."
     )
-    churn_max_quarantine_share: float = Field(
+    churn_max_quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
         defaults.MAX_QUARANTINE_SHARE,
-        ge=0,
-        le=1,
         description="Maximum share of rows that may break the contract; above it the batch fails.",
     )
-    churn_variants_per_run: int = Field(
-        500,
-        ge=0,
-        description="Maximum variants per run of the weekly job; more are split into several runs; 0: all in one run.",
+    churn_variants_per_run: Annotated[int, Field(ge=0)] = Field(
+        500, description="Maximum variants per run of the weekly job, which is split into several runs; 0: one run."
     )
-    churn_concurrent_runs: int = Field(
-        2,
-        ge=1,
-        description="Maximum Dagster runs of any job at once; others wait. Each uses connections to PostgreSQL.",
+    churn_concurrent_runs: Annotated[int, Field(ge=1)] = Field(
+        2, description="Maximum Dagster runs of any job at once; others wait. Each uses connections to PostgreSQL."
     )
     churn_reasons: bool = Field(default=True, description="Whether the contributions of every prediction are stored.")
     churn_ray_address: str | None = Field(
@@ -106,72 +95,51 @@ class Settings(BaseSettings):
         pattern=r"^(auto|(ray://)?[^/@\s]+:\d{1,5})$",
         description="Ray cluster to score on: auto, host:6379 or ray://host:10001; unset: this process.",
     )
-    churn_horizon_months: int = Field(
-        defaults.HORIZON_MONTHS,
-        ge=1,
-        le=24,
-        description="Months without activity after which a player counts as churned.",
+    churn_horizon_months: Annotated[int, Field(ge=1, le=24)] = Field(
+        defaults.HORIZON_MONTHS, description="Months without activity after which a player counts as churned."
     )
-    churn_label_lag_days: int = Field(
-        defaults.LABEL_LAG_DAYS,
-        ge=0,
-        le=92,
-        description="Days to wait for late activity after the horizon; labels are used then.",
+    churn_label_lag_days: Annotated[int, Field(ge=0, le=92)] = Field(
+        defaults.LABEL_LAG_DAYS, description="Days after the horizon to wait for late activity before labels are used."
     )
-    churn_min_auc: float = Field(
+    churn_min_auc: Annotated[float, Field(ge=0.5, lt=1)] = Field(
         defaults.MIN_AUC,
-        ge=0.5,
-        lt=1,
         description="Minimum ROC AUC of a new model, and of champions registered without a limit of their own.",
     )
-    churn_max_calibration_error: float = Field(
+    churn_max_calibration_error: Annotated[float, Field(gt=0, lt=1)] = Field(
         defaults.MAX_CALIBRATION_ERROR,
-        gt=0,
-        lt=1,
         description="Maximum calibration error of a new model, widened by sampling error when it has few accounts.",
     )
-    churn_min_labels: int = Field(
+    churn_min_labels: Annotated[int, Field(ge=50)] = Field(
         defaults.MIN_LABELS,
-        ge=50,
         description="Minimum matured labels of each outcome; below it, training uses the fallback variant's activity.",
     )
-    churn_training_trials: int = Field(
-        defaults.TRAINING_TRIALS, ge=1, description="Hyperparameter trials per training run."
+    churn_training_trials: Annotated[int, Field(ge=1)] = Field(
+        defaults.TRAINING_TRIALS, description="Hyperparameter trials per training run."
     )
-    churn_retrain_after_months: int = Field(
+    churn_retrain_after_months: Annotated[int, Field(ge=0, le=60)] = Field(
         defaults.RETRAIN_AFTER_MONTHS,
-        ge=0,
-        le=60,
         description="Age of a champion, in months, at which training is requested; 0: never by age.",
     )
     churn_auto_promote: bool = Field(
-        default=False, description="Promote a challenger that has proved better without asking a person."
+        default=False, description="Promote a challenger that is proven better without a person's approval."
     )
     churn_alert_urls: SecretStr | None = Field(
-        None,
-        description="Apprise URLs to notify (Slack, mail, webhooks), separated by spaces; unset: no alerts.",
+        None, description="Apprise URLs to notify (Slack, mail, webhooks), separated by spaces; unset: no alerts."
     )
-    churn_schedule_grace_hours: int = Field(
-        6,
-        ge=1,
-        le=120,
-        description="Hours after Monday 00:00 UTC by which a week must be scored; later it counts as missed.",
+    churn_schedule_grace_hours: Annotated[int, Field(ge=1, le=120)] = Field(
+        6, description="Hours after Monday 00:00 UTC by which a week must be scored; later it counts as missed."
     )
-    churn_keep_weeks: int = Field(
-        0,
-        ge=0,
-        description="Weeks of predictions to keep, the current one included; older ones are dropped; 0: keep all.",
+    churn_keep_weeks: Annotated[int, Field(ge=0)] = Field(
+        0, description="Weeks of predictions to retain, the current one included; older ones are dropped; 0: all."
     )
     churn_mlflow_ui_url: str = Field(
         "http://127.0.0.1:5000", description="Address of the MLflow UI, used in links only."
     )
     churn_code_version: str | None = Field(
-        None,
-        description="Code version to record with each batch; unset: the checkout's commit, else the package's version.",
+        None, description="Code version to record with each batch; unset: the checkout's commit or package version."
     )
     churn_postgres_bin: Path | None = Field(
-        None,
-        description="Folder with initdb and pg_ctl for the embedded PostgreSQL; unset: the bundled ones.",
+        None, description="Folder with initdb and pg_ctl for the embedded PostgreSQL; unset: the bundled ones."
     )
 
 
@@ -179,7 +147,7 @@ def load_settings() -> Settings:
     """Read the environment.
 
     Raises:
-        UsageError: If a variable does not hold what it should; names each, without its value.
+        UsageError: If a variable's value is invalid; names every such variable, without its value.
     """
     try:
         return Settings()

@@ -244,8 +244,8 @@ def test_nothing_shows_the_password(deployment: Deployment, site: Site) -> None:
     ("held", "parts"),
     [
         (None, ["there is no secret", "us-east-1", "MLFLOW_SECRET_NAME"]),
-        ("postgresql://user:hunter2@host", ["does not hold JSON", "username"]),
-        ('["user", "hunter2"]', ["does not hold JSON", "username"]),
+        ("postgresql://user:hunter2@host", ["is not a JSON object", "username"]),
+        ('["user", "hunter2"]', ["is not a JSON object", "username"]),
         ('{"user": "u", "password": "hunter2"}', ["lacks username", "it has: ['password']"]),
         ('{"username": "u", "password": ""}', ["lacks password"]),
         ('{"username": "u", "password": "hunter2", "port": "five"}', ["a port that is not a number", "1 to 65535"]),

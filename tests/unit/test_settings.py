@@ -160,9 +160,9 @@ def test_a_weird_port_is_refused_without_repeating_it(secret, port):
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("hunter2-plain", "does not hold JSON; a JSON object such as"),
-        ('"hunter2"', "does not hold JSON"),
-        ('["scorer", "hunter2"]', "does not hold JSON"),
+        ("hunter2-plain", "is not a JSON object; a JSON object such as"),
+        ('"hunter2"', "is not a JSON object"),
+        ('["scorer", "hunter2"]', "is not a JSON object"),
         ({"username": "scorer"}, r"lacks password \(it has: \['username'\]\)"),
         ({"password": "hunter2"}, "lacks username"),
         ({"user": "scorer", "pass": "hunter2"}, "lacks username and password"),
