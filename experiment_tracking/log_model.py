@@ -8,29 +8,18 @@ no other.
 import argparse
 from collections.abc import Sequence
 
-from churn.deployment.command_line import (
-    add_variant_flags,
-    alias_of,
-    exit_if_failed,
-    is_fleet,
-    named_variants,
-    print_attempts,
-    run_command,
-    with_found,
-)
+from churn.deployment import command_line
 from churn.deployment.services import Deployment, open_deployment
-from churn.deployment.settings import load_settings
 from churn.variants import Variant
 from churn.workflows.fleet import FleetEngine, for_each_variant, threads
 
-# MLflow's store waits for PostgreSQL more than it computes.
-THREADS = 4
+_THREADS = 4  # MLflow's store waits for PostgreSQL more than it computes
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
     parser = argparse.ArgumentParser(prog="log_model.py", description=__doc__)
-    add_variant_flags(parser)
+    command_line.add_variant_flags(parser)
     parser.add_argument("--alias", help="alias of the new version; default: champion if the variant has none")
     return parser
 
@@ -38,34 +27,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     args = build_parser().parse_args(argv)
-    run_command("log_model.py", lambda: log_models(args))
+    command_line.run_command("log_model.py", lambda: log_models(args))
 
 
 def log_models(args: argparse.Namespace) -> None:
     """Log each variant that the flags name, and print the results."""
-    named, alias = named_variants(args), alias_of(args)
-    with open_deployment(load_settings()) as deployment:
-        variants = with_found(named, args, deployment.sources())
-        if is_fleet(args):
-            variants = without_registered(deployment, variants)
-        failed = log_all(deployment, variants, alias)
-    exit_if_failed("log_model.py", failed, len(variants))
+    named, alias = command_line.parse_variants(args), command_line.parse_alias(args)
+    with open_deployment() as deployment:
+        variants = command_line.add_variants_under(named, args, deployment.sources())
+        if command_line.is_fleet(args):
+            n, registered = len(variants), set(deployment.registry(read_only=False).variants())
+            variants = [variant for variant in variants if variant not in registered]
+            print(f"{n - len(variants)} of {n} variants are registered; logging {len(variants)}", flush=True)
+        if variants:
+            log_variants(deployment, variants, alias)
 
 
-def without_registered(deployment: Deployment, variants: list[Variant]) -> list[Variant]:
-    """Leave out the variants that are registered, and print how many there are."""
-    registered = set(deployment.registry(read_only=False).variants())
-    missing = [variant for variant in variants if variant not in registered]
-    print(
-        f"{len(variants) - len(missing)} of {len(variants)} variants are registered; logging {len(missing)}", flush=True
-    )
-    return missing
-
-
-def log_all(deployment: Deployment, variants: list[Variant], alias: str | None) -> list[str]:
-    """Log the variants, a few at once, and print the results; returns the keys of those that failed."""
-    if not variants:
-        return []
+def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str | None) -> None:
+    """Log the variants, a few at once, and print the results."""
     from churn.workflows.register import log_variant
 
     registry, sources = deployment.registry(read_only=False), deployment.sources()
@@ -84,8 +63,8 @@ def log_all(deployment: Deployment, variants: list[Variant], alias: str | None) 
             f"version   {version.version}{f', alias {version.alias}' if version.alias else ''}",
         ]
 
-    engine: FleetEngine[Sequence[str]] = threads(THREADS)
-    return print_attempts("log_model.py", for_each_variant(log, [variant.key for variant in variants], engine))
+    engine: FleetEngine[Sequence[str]] = threads(_THREADS)
+    command_line.print_attempts("log_model.py", for_each_variant(log, [variant.key for variant in variants], engine))
 
 
 if __name__ == "__main__":

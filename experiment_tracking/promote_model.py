@@ -6,22 +6,12 @@ test that may be repeated at any time, and if no guardrail is broken; --force wi
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 
 from churn.database.events import ModelEvent
-from churn.deployment.command_line import (
-    FAILED,
-    add_variant_flags,
-    day_of,
-    is_fleet,
-    named_variants,
-    run_command,
-    with_found,
-)
+from churn.deployment import command_line
 from churn.deployment.services import open_deployment
-from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, UsageError
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
@@ -45,17 +35,14 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"actions:\n{actions}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_variant_flags(parser)
+    command_line.add_variant_flags(parser)
     parser.add_argument("action", choices=list(ACTIONS), metavar="action", help="|".join(ACTIONS))
     parser.add_argument("--force", action="store_true", help="promote regardless of the test and the guardrails")
     parser.add_argument("--reason", default="", help="recorded in the history; required with --force")
-    parser.add_argument(
-        "--share",
-        type=float,
-        metavar="PERCENT",
-        help="accounts to serve the challenger's scores, from 0 to 100 percent",
-    )
-    parser.add_argument("--on", type=day_of, metavar="DAY", help="a day of the history, as YYYY-MM-DD")
+    share = "accounts to serve the challenger's scores, from 0 to 100 percent"
+    parser.add_argument("--share", type=float, metavar="PERCENT", help=share)
+    on = "a day of the history, as YYYY-MM-DD"
+    parser.add_argument("--on", type=command_line.parse_day, metavar="DAY", help=on)
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, without doing it")
     return parser
 
@@ -63,39 +50,35 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     args = build_parser().parse_args(argv)
-    run_command("promote_model.py", lambda: promote_models(args))
+    command_line.run_command("promote_model.py", lambda: promote_models(args))
 
 
 def promote_models(args: argparse.Namespace) -> None:
     """Run the action for each variant that the flags name, and print the results."""
-    named = named_variants(args)
+    named = command_line.parse_variants(args)
     if args.action == "share" and args.share is None:
         raise UsageError("share needs --share PERCENT, such as --share 20; 0 stops it")
     if args.share is not None and not 0 <= args.share <= 100:
         raise UsageError(f"--share {args.share} is not a share of the accounts; use 0 to 100 percent")
-    if args.force and is_fleet(args):
+    if args.force and command_line.is_fleet(args):
         raise UsageError("--force is for one variant at a time; name it with --geography, --company or --variant")
-    with open_deployment(load_settings()) as deployment:
-        promoter = deployment.promoter()
-        variants = with_found(named, args, deployment.sources())
-        if args.action == "promote" and is_fleet(args):
-            failed = _promote_fleet(promoter, variants, args)
-        else:
-            failed = [variant for variant in variants if not _succeeds(promoter, variant, args)]
-    if failed:
-        sys.exit(FAILED)
+    with open_deployment() as deployment:
+        variants = command_line.add_variants_under(named, args, deployment.sources())
+        is_fleet = args.action == "promote" and command_line.is_fleet(args)
+        attempts = (_promote_fleet if is_fleet else _act_on_each)(deployment.promoter(), variants, args)
+        command_line.print_attempts("promote_model.py", attempts)
 
 
-def _succeeds(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> bool:
-    try:
-        for line in _act(promoter, variant, args):
-            print(line, flush=True)
-    except UsageError:
-        raise
-    except ChurnError as error:
-        print(f"promote_model.py: {error}", file=sys.stderr, flush=True)
-        return False
-    return True
+def _act_on_each(
+    promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace
+) -> Iterator[tuple[str, list[str] | BaseException]]:
+    for variant in variants:
+        try:
+            yield variant.key, _act(promoter, variant, args)
+        except UsageError:
+            raise
+        except ChurnError as error:
+            yield variant.key, error
 
 
 def _act(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> list[str]:
@@ -103,31 +86,29 @@ def _act(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> list
         return describe(variant, promoter.status(variant))
     if args.action == "history":
         return _history(promoter, variant, args.on)
-    reason = args.reason
+    reason, dry_run = args.reason or "requested", args.dry_run
     if args.action == "rollback":
-        event = promoter.roll_back(variant, reason or "requested", dry_run=args.dry_run)
+        event = promoter.roll_back(variant, reason, dry_run=dry_run)
     elif args.action == "share":
-        share = round(args.share * WHOLE / 100)
-        event = promoter.share(variant, share, reason or "requested", dry_run=args.dry_run)
+        event = promoter.share(variant, round(args.share * WHOLE / 100), reason, dry_run=dry_run)
     else:
-        event, _ = promoter.promote(variant, reason=reason, is_forced=args.force, dry_run=args.dry_run)
-    return [_describe_event(event, is_dry=args.dry_run)]
+        event, _ = promoter.promote(variant, reason=args.reason, is_forced=args.force, dry_run=dry_run)
+    return [_describe_event(event, is_dry=dry_run)]
 
 
-def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace) -> list[Variant]:
-    failed: list[Variant] = []
+def _promote_fleet(
+    promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace
+) -> Iterator[tuple[str, list[str] | BaseException]]:
     results = promoter.promote_all(variants, reason=args.reason, dry_run=args.dry_run)
-    for variant, result in results.items():
-        if isinstance(result, ModelEvent):
-            print(_describe_event(result, is_dry=args.dry_run), flush=True)
-        elif isinstance(result, Comparison):
-            print(f"{variant}: not promoted: {result.sentence}", flush=True)
-        else:
-            failed.append(variant)
-            print(f"promote_model.py: {variant}: {result}", file=sys.stderr, flush=True)
     promoted = sum(isinstance(result, ModelEvent) for result in results.values())
     print(f"{promoted} of {len(results)} challengers {'would be ' if args.dry_run else ''}promoted", flush=True)
-    return failed
+    for variant, result in results.items():
+        if isinstance(result, ModelEvent):
+            yield variant.key, [_describe_event(result, is_dry=args.dry_run)]
+        elif isinstance(result, Comparison):
+            yield variant.key, [f"{variant}: not promoted: {result.sentence}"]
+        else:
+            yield variant.key, result
 
 
 def describe(variant: Variant, status: VariantStatus) -> list[str]:
@@ -140,10 +121,10 @@ def describe(variant: Variant, status: VariantStatus) -> list[str]:
         f"previous   {_version(event.previous)}",
         f"challenger {_version(event.challenger)}{shared}",
     ]
-    if status.comparison is not None:
-        lines.append(f"comparison {status.comparison.sentence}")
-    if status.comparison is not None and status.comparison.n:
-        lines += [f"  {'holds' if rail.holds else 'BROKEN':7} {rail.sentence}" for rail in status.comparison.guardrails]
+    if (comparison := status.comparison) is not None:
+        lines.append(f"comparison {comparison.sentence}")
+        rails = comparison.guardrails if comparison.n else ()
+        lines += [f"  {'holds' if rail.holds else 'BROKEN':7} {rail.sentence}" for rail in rails]
     return lines
 
 
@@ -152,9 +133,8 @@ def _history(promoter: Promoter, variant: Variant, day: date | None) -> list[str
         return [f"{variant}: champion at the end of {day} UTC: {_version(promoter.events.champion_on(variant, day))}"]
     promoter.status(variant)  # raises if there is no such variant
     promoter.observe({variant: promoter.registry.aliases_of(variant)})
-    return [
-        f"{event.occurred_at:%Y-%m-%d %H:%M}  {_describe_event(event)}" for event in promoter.events.history(variant)
-    ]
+    events = promoter.events.history(variant)
+    return [f"{event.occurred_at:%Y-%m-%d %H:%M}  {_describe_event(event)}" for event in events]
 
 
 def _describe_event(event: ModelEvent, *, is_dry: bool = False) -> str:

@@ -7,42 +7,34 @@ If neither is set, the embedded PostgreSQL and a local folder are used. Safe to 
 import argparse
 from collections.abc import Sequence
 
-from churn.deployment.command_line import (
-    add_variant_flags,
-    exit_if_failed,
-    named_variants,
-    print_attempts,
-    run_command,
-    with_found,
-)
+from churn.deployment import command_line
 from churn.deployment.services import open_deployment
-from churn.deployment.settings import load_settings
 from churn.workflows.set_up import set_up_server, set_up_variants
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
     parser = argparse.ArgumentParser(prog="setup.py", description=__doc__)
-    add_variant_flags(parser)
+    command_line.add_variant_flags(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     args = build_parser().parse_args(argv)
-    run_command("setup.py", lambda: set_up(args))
+    command_line.run_command("setup.py", lambda: set_up(args))
 
 
 def set_up(args: argparse.Namespace) -> None:
     """Set up the server, then each variant; prints a line for each step."""
-    named = named_variants(args)
-    with open_deployment(load_settings()) as deployment:
+    named = command_line.parse_variants(args)
+    with open_deployment() as deployment:
         for line in set_up_server(*deployment.databases):
             print(line, flush=True)
-        variants, registry = with_found(named, args, deployment.sources()), deployment.registry(read_only=False)
-        lines = set_up_variants(registry, deployment.artifact_location, variants)
-        failed = print_attempts("setup.py", lines)
-    exit_if_failed("setup.py", failed, len(variants))
+        variants = command_line.add_variants_under(named, args, deployment.sources())
+        registry = deployment.registry(read_only=False)
+        attempts = set_up_variants(registry, deployment.artifact_location, variants)
+        command_line.print_attempts("setup.py", attempts)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from churn.deployment.command_line import (
-    add_variant_flags,
-    day_of,
-    exit_if_failed,
-    named_variants,
-    print_attempts,
-    run_command,
-    with_found,
-)
+from churn.deployment import command_line
 from churn.deployment.services import open_deployment
-from churn.deployment.settings import load_settings
 from churn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,16 +25,11 @@ _OUTCOMES = {"holds": "holds", "fails": "FAILS", "skipped": "skipped"}
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
     parser = argparse.ArgumentParser(prog="train_model.py", description=__doc__)
-    add_variant_flags(parser)
-    parser.add_argument(
-        "--as-of",
-        type=day_of,
-        metavar="DAY",
-        help="the date to train as of, as YYYY-MM-DD; nothing that became known later is used; default: today, UTC",
-    )
-    parser.add_argument(
-        "--trials", type=_count, metavar="N", help="hyperparameter trials; default: CHURN_TRAINING_TRIALS"
-    )
+    command_line.add_variant_flags(parser)
+    as_of = "the date to train as of, as YYYY-MM-DD; nothing that became known later is used; default: today, UTC"
+    parser.add_argument("--as-of", type=command_line.parse_day, metavar="DAY", help=as_of)
+    trials = "hyperparameter trials; default: CHURN_TRAINING_TRIALS"
+    parser.add_argument("--trials", type=_parse_count, metavar="N", help=trials)
     parser.add_argument("--dry-run", action="store_true", help="train and check without changing the history or MLflow")
     return parser
 
@@ -51,26 +37,23 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     args = build_parser().parse_args(argv)
-    run_command("train_model.py", lambda: train_models(args))
+    command_line.run_command("train_model.py", lambda: train_models(args))
 
 
 def train_models(args: argparse.Namespace) -> None:
     """Train each variant that the flags name, and print the results."""
-    named = named_variants(args)
+    named = command_line.parse_variants(args)
     now = datetime.now(UTC).date()
     today = args.as_of or now
     if today > now:
         raise UsageError(f"--as-of {today} is in the future (today is {now}, UTC); use today or an earlier date")
-    with open_deployment(load_settings()) as deployment:
-        variants = with_found(named, args, deployment.sources())
-        keys = [variant.key for variant in variants]
+    with open_deployment() as deployment:
+        keys = [variant.key for variant in command_line.add_variants_under(named, args, deployment.sources())]
         outcomes = deployment.trainer(n_trials=args.trials).train_fleet(keys, today, dry_run=args.dry_run)
-        failed = print_attempts("train_model.py", ((key, _lines(result)) for key, result in outcomes))
-    exit_if_failed("train_model.py", failed, len(variants))
-
-
-def _lines(result: "TrainingOutcome | BaseException") -> list[str] | BaseException:
-    return result if isinstance(result, BaseException) else describe(result)
+        attempts = (
+            (key, result if isinstance(result, BaseException) else describe(result)) for key, result in outcomes
+        )
+        command_line.print_attempts("train_model.py", attempts)
 
 
 def describe(outcome: "TrainingOutcome") -> list[str]:
@@ -78,7 +61,7 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
     trained, lineage, gate = outcome.trained, outcome.lineage, outcome.gate
     parts = ", ".join(f"{part.n:,} {part.name.replace('_', ' ')}" for part in trained.parts)
     chosen = ", ".join(f"{name} {value:g}" for name, value in trained.chosen.parameters.items())
-    held_out = f"{trained.held_out.as_ofs[0]} to {trained.held_out.as_ofs[-1]}"
+    as_ofs = trained.held_out.as_ofs
     source = outcome.provenance
     return [
         f"variant    {outcome.variant}",
@@ -88,7 +71,7 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
         *([f"fallback   {source.fallback_reason}"] if source and source.fallback_reason else []),
         f"rows       {parts}",
         f"chosen     {chosen}, {trained.chosen.n_rounds} rounds; the best of {len(trained.trials)}",
-        f"held out   {_measures(outcome.evaluation)}; {held_out}",
+        f"held out   {_measures(outcome.evaluation)}; {as_ofs[0]} to {as_ofs[-1]}",
         *([f"champion   {_measures(outcome.against.evaluation)}; {outcome.against.uri}"] if outcome.against else []),
         f"gate       {'passed' if gate.is_passed else 'FAILED'}",
         *(f"  {_OUTCOMES[check.outcome]:8} {check.name}: {check.sentence}" for check in gate.checks),
@@ -99,28 +82,26 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
 def _registered(outcome: "TrainingOutcome") -> list[str]:
     version, failures = outcome.version, ", ".join(check.name for check in outcome.gate.failures)
     if version is None:
-        return [
-            f"dry run    nothing was changed{f'; the model would not be a challenger: {failures}' if failures else ''}"
-        ]
-    lines = [
+        consequence = f"; the model would not be a challenger: {failures}" if failures else ""
+        return [f"dry run    nothing was changed{consequence}"]
+    return [
         f"run id     {version.mlflow_run_id}",
         f"model URI  {version.uri}",
         f"version    {version.version}{f', alias {version.alias}' if version.alias else ''}",
+        *([f"no alias   version {version.version} is not a challenger: {failures}"] if failures else []),
     ]
-    return [*lines, f"no alias   version {version.version} is not a challenger: {failures}"] if failures else lines
 
 
-def _measures(found: "Evaluation") -> str:
-    of = f"of {found.n:,} accounts"
-    if found.roc_auc is None or found.log_loss is None:
-        return f"too few of one outcome to measure performance {of}"
+def _measures(of: "Evaluation") -> str:
+    if of.roc_auc is None or of.log_loss is None:
+        return f"too few of one outcome to measure performance of {of.n:,} accounts"
     return (
-        f"AUC {found.roc_auc:.3f}, log loss {found.log_loss:.3f}, "
-        f"calibration error {found.calibration_error:.3f}, lift {found.lift_at_10:.2f} {of}"
+        f"AUC {of.roc_auc:.3f}, log loss {of.log_loss:.3f}, calibration error {of.calibration_error:.3f}, "
+        f"lift {of.lift_at_10:.2f} of {of.n:,} accounts"
     )
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of trials; 1 or more is needed")
     return int(text)

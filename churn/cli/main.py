@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn.deployment.command_line import account_of, day_of, port_of, run_command
+from churn.deployment.command_line import parse_account, parse_day, parse_port, run_command
 from churn.signals import stop_request
 from churn.weeks import parse_week
 
@@ -21,21 +21,21 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the whole weekly job for four variants and show what came of it")
     demo.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     up = commands.add_parser("up", help="serve the Dagster and MLflow UIs on this machine until interrupted")
-    up.add_argument("--dagster-port", type=port_of, default=3000, help="default: %(default)s")
-    up.add_argument("--mlflow-port", type=port_of, default=5000, help="default: %(default)s")
+    up.add_argument("--dagster-port", type=parse_port, default=3000, help="default: %(default)s")
+    up.add_argument("--mlflow-port", type=parse_port, default=5000, help="default: %(default)s")
     score = commands.add_parser("score", help="score variants without Dagster")
     score.add_argument("variant", nargs="+", help="base, geography-us, company-clienta, geography-eu.company-clientb")
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
-    score.add_argument("--as-of", type=day_of, help="score as known at the end of this day, YYYY-MM-DD")
+    score.add_argument("--as-of", type=parse_day, help="score as known at the end of this day, YYYY-MM-DD")
     explain = commands.add_parser("explain", help="show why an account has its score")
-    explain.add_argument("--account", type=account_of, required=True, help="the account_id")
+    explain.add_argument("--account", type=parse_account, required=True, help="the account_id")
     explain.add_argument("--variant", default="base", help="its key, or a geography or company; default: %(default)s")
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
     report = commands.add_parser("report", help="write one HTML file about the fleet and each of its variants")
     report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
     report.add_argument("--week", help="the Monday it is about, as YYYY-MM-DD; default: the newest that was scored")
     erase = commands.add_parser("erase", help="erase an account from everything, and keep it out of later extracts")
-    erase.add_argument("--account", type=account_of, required=True, help="the account_id")
+    erase.add_argument("--account", type=parse_account, required=True, help="the account_id")
     erase.add_argument("--variant", metavar="KEY", help="erase it of this variant alone; default: of all")
     erase.add_argument("--dry-run", action="store_true", help="count what there is, and leave it")
     retain = commands.add_parser("retain", help="drop the weeks of predictions that are older than they are kept")
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     retain.add_argument("--dry-run", action="store_true", help="say which, and drop none")
     metrics = commands.add_parser("metrics", help="answer Prometheus with the state of the fleet until interrupted")
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
-    metrics.add_argument("--port", type=port_of, default=9464, help="default: %(default)s")
+    metrics.add_argument("--port", type=parse_port, default=9464, help="default: %(default)s")
     return parser
 
 

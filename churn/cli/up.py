@@ -71,10 +71,7 @@ def _commands(
     python = [sys.executable, "-m"]
     workspace = ["--workspace", str(CONFIG / "workspace.yaml")]
     return {
-        "mlflow": (
-            [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"],
-            mlflow,
-        ),
+        "mlflow": ([*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"], mlflow),
         "dagster": ([*python, "dagster_webserver", "-h", HOST, "-p", str(dagster_port), *workspace], dagster),
         "daemon": ([*python, "dagster._daemon", "run", *workspace], dagster),
     }

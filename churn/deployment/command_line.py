@@ -1,4 +1,4 @@
-"""What the command lines share: variant flags, output for many variants, and errors as one line and an exit status."""
+"""The common part of the command lines: variant flags, output for many variants, exit status, errors as one line."""
 
 import argparse
 import logging
@@ -18,34 +18,26 @@ if TYPE_CHECKING:
     from churn.storage.sources import Sources
 
 FAILED, WRONG_USAGE = 1, 2
-_MAX_KEYS_TEXT = 10_000_000  # a device gives without end
+_MAX_KEYS_TEXT = 10_000_000  # a device file has no end
 _ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE | re.ASCII)
 
 
 def add_variant_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name one variant or many; none means the base variant."""
+    """Add the flags that name one variant or many; without any, the base variant is meant."""
     parser.add_argument("--geography", help="such as US; case does not matter")
     parser.add_argument("--company", help="such as ClientA; case does not matter")
-    parser.add_argument(
-        "--variant",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="base, geography-us, company-clienta or geography-eu.company-clientb; may be repeated",
-    )
+    keys = "base, geography-us, company-clienta or geography-eu.company-clientb; may be repeated"
+    parser.add_argument("--variant", action="append", default=[], metavar="KEY", help=keys)
     parser.add_argument("--all", type=Path, metavar="FILE", help="a file with a variant key on each line")
-    parser.add_argument(
-        "--under",
-        metavar="PREFIX",
-        help="every variant with a model file under this prefix of the bucket, such as geography-",
-    )
+    under = "every variant with a model file under this prefix of the bucket, such as geography-"
+    parser.add_argument("--under", metavar="PREFIX", help=under)
 
 
 def run_command(name: str, command: Callable[[], None], *, waits: bool = False) -> None:
-    """Run a command; on an error raised on purpose print its one line and exit, 2 for wrong usage, else 1.
+    """Run a command; print an error raised on purpose as one line and exit, with 2 for wrong usage, else 1.
 
     Args:
-        waits: It serves until ``churn.signals.stop_request`` is made.
+        waits: Whether it serves until ``churn.signals.stop_request`` is set.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
@@ -55,87 +47,81 @@ def run_command(name: str, command: Callable[[], None], *, waits: bool = False) 
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; run it again to go on", file=sys.stderr)
+        print(f"{name}: interrupted; run it again to continue", file=sys.stderr)
         sys.exit(130)
 
 
-def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | BaseException]]) -> list[str]:
-    """Print the lines of each variant that succeeded and the error of each that failed; returns the keys of those."""
-    failed: list[str] = []
+def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | BaseException]]) -> None:
+    """Print each variant's lines or error as it ends; exit with 1 if one failed, and list those of many that did."""
+    failed, n_variants = [], 0
     for key, result in attempts:
+        n_variants += 1
         if isinstance(result, BaseException):
             failed.append(key)
             print(f"{name}: {key}: {error_text(result)}", file=sys.stderr, flush=True)
         else:
             print("\n".join(result), flush=True)
-    return failed
-
-
-def exit_if_failed(name: str, failed: Sequence[str], n_variants: int) -> None:
-    """Exit with 1 if a variant failed; of many, name those that did."""
     if failed:
         if n_variants > 1:
             print(f"{name}: {len(failed)} of {n_variants} failed: {', '.join(failed)}", file=sys.stderr)
         sys.exit(FAILED)
 
 
-def named_variants(args: argparse.Namespace) -> list[Variant]:
-    """Read the variants that the flags name, each once, in order; call it before anything is opened.
+def parse_variants(args: argparse.Namespace) -> list[Variant]:
+    """Return the variants that the flags name, each once, in order; call it before any service is opened.
 
     Raises:
         UsageError: If a name is not allowed, or the file of ``--all`` cannot be read.
     """
-    many = [Variant.from_key(key) for key in [*args.variant, *_keys_of(args.all)]]
+    many = [Variant.from_key(key) for key in [*args.variant, *_read_keys(args.all)]]
     is_one = bool(args.geography or args.company) or not (many or args.under is not None)
     return list(dict.fromkeys([*([Variant(args.geography, args.company)] if is_one else []), *many]))
 
 
-def with_found(named: list[Variant], args: argparse.Namespace, sources: "Sources") -> list[Variant]:
+def add_variants_under(variants: list[Variant], args: argparse.Namespace, sources: "Sources") -> list[Variant]:
     """Add the variants that ``--under`` finds.
 
     Raises:
         UsageError: If it finds none.
     """
-    return named if args.under is None else list(dict.fromkeys([*named, *_found_under(args.under, sources)]))
+    if args.under is None:
+        return variants
+    found = sources.variants_under(args.under)
+    if not found:
+        raise UsageError(
+            f"--under {args.under!r} finds no model file of a variant; a key prefix such as geography- is needed"
+        )
+    return list(dict.fromkeys([*variants, *found]))
 
 
 def is_fleet(args: argparse.Namespace) -> bool:
-    """Return whether the flags name a fleet, whose variants that are done already are skipped."""
+    """Return whether the flags name a fleet, of which variants that are done already are skipped."""
     return args.all is not None or args.under is not None
 
 
-def day_of(text: str) -> date:
-    """Read a day, for argparse."""
+def parse_day(text: str) -> date:
+    """Parse a day, for argparse."""
     try:
         return date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a day; YYYY-MM-DD is needed") from None
 
 
-def port_of(text: str) -> int:
-    """Read a port, for argparse."""
+def parse_port(text: str) -> int:
+    """Parse a port, for argparse."""
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; a number from 1 to 65535 is needed")
     return int(text)
 
 
-def account_of(text: str) -> int:
-    """Read an account's id, for argparse."""
+def parse_account(text: str) -> int:
+    """Parse an account's id, for argparse."""
     if not re.fullmatch(r"-?[0-9]{1,19}", text) or not -(2**63) <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not an account_id; a whole number of 64 bits is needed")
     return int(text)
 
 
-def _found_under(prefix: str, sources: "Sources") -> list[Variant]:
-    found = sources.variants_under(prefix)
-    if not found:
-        raise UsageError(
-            f"--under {prefix!r} finds no model file of a variant; a key prefix such as geography- is needed"
-        )
-    return found
-
-
-def _keys_of(path: Path | None) -> list[str]:
+def _read_keys(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
@@ -143,21 +129,21 @@ def _keys_of(path: Path | None) -> list[str]:
             text = file.read(_MAX_KEYS_TEXT + 1)
         if len(text) > _MAX_KEYS_TEXT:
             raise ValueError(f"it is longer than {_MAX_KEYS_TEXT} characters")
-        keys = [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--all {path} cannot be read ({error}); a text file with a variant key on each line is needed"
         ) from error
+    keys = [line.strip() for line in text.splitlines() if line.strip()]
     if not keys:
         raise UsageError(f"--all {path} names no variant; a variant key on each line is needed")
     return keys
 
 
-def alias_of(args: argparse.Namespace) -> str | None:
-    """Read the flag ``--alias``.
+def parse_alias(args: argparse.Namespace) -> str | None:
+    """Return the value of ``--alias``.
 
     Raises:
-        UsageError: If MLflow would refuse it, which it does only when the version is registered.
+        UsageError: If MLflow would reject it, which it does only when the version is registered.
     """
     alias: str | None = args.alias
     if alias is not None and not _ALIAS.fullmatch(alias):

@@ -15,38 +15,45 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from churn.data.labels import Horizon
 from churn.database.connection import LIBPQ_LIMITS, WRITER, parse_database_url, require_connection
+from churn.database.embedded import embedded_postgres
+from churn.database.erasure import Erasures
+from churn.database.evaluations import Evaluations
+from churn.database.events import ModelEvents, this_person
+from churn.database.incidents import Incidents
 from churn.database.predictions import PredictionStore
 from churn.deployment.code_version import code_version
 from churn.deployment.credentials import read_secret
 from churn.deployment.settings import Settings, find_bundled_files, find_project_root, load_settings
 from churn.errors import UsageError
+from churn.evaluation.comparison import Limits
+from churn.storage.history import ActivityHistory
 from churn.storage.places import Bucket, Folder
 from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
+from churn.workflows.alert import Receivers
+from churn.workflows.erase import Eraser
+from churn.workflows.evaluate import PerformanceEvaluator
+from churn.workflows.promote import Promoter
+from churn.workflows.ray_engine import RayCluster
 
-if TYPE_CHECKING:
-    from churn.data.labels import Horizon
+if TYPE_CHECKING:  # imported where they are used: MLflow, XGBoost, scikit-learn, SciPy and alembic take a second each
     from churn.database.fleet import FleetTables
     from churn.registry.registry import Registry
-    from churn.storage.history import ActivityHistory
-    from churn.workflows.alert import Receivers
-    from churn.workflows.erase import Eraser
-    from churn.workflows.evaluate import PerformanceEvaluator
     from churn.workflows.monitor import FleetMonitor
-    from churn.workflows.promote import Promoter
-    from churn.workflows.ray_engine import RayCluster
     from churn.workflows.retrain import RetrainingPlanner
     from churn.workflows.score import Scorer
     from churn.workflows.train import Trainer
-
-BUNDLED_FILES = ("data/churn", "models/churn")
 
 
 @dataclass(frozen=True)
 class Deployment:
     """The services of one deployment, resolved but not opened.
+
+    A method that opens a service raises :class:`ChurnError` within seconds if a database or the registry that the
+    service uses cannot be reached or is not set up.
 
     Attributes:
         mlflow_database: MLflow's database if this deployment owns it; ``None`` behind an MLflow server.
@@ -72,10 +79,8 @@ class Deployment:
         return self.database, self.dagster_database, self.mlflow_database
 
     @property
-    def horizon(self) -> "Horizon":
+    def horizon(self) -> Horizon:
         """When labels mature."""
-        from churn.data.labels import Horizon
-
         return Horizon(self.settings.churn_horizon_months, self.settings.churn_label_lag_days)
 
     def sources(self) -> Sources:
@@ -88,33 +93,25 @@ class Deployment:
             max_age=settings.churn_local_max_age,
         )
 
-    def store(self) -> PredictionStore:
-        """Open the predictions database as its writer.
-
-        Raises:
-            ChurnError: If it cannot be reached or is not set up.
-        """
+    def require_schema(self) -> None:
+        """Raise ``ChurnError`` if the predictions database cannot be reached as its writer, or is not set up."""
         from churn.database.schema import require_predictions_schema
 
         require_predictions_schema(self.database, role=WRITER)
+
+    def store(self) -> PredictionStore:
+        """Open the predictions database as its writer."""
+        self.require_schema()
         return PredictionStore(self.database)
 
     def registry(self, *, read_only: bool) -> "Registry":
-        """Open MLflow's registry.
-
-        Args:
-            read_only: Open its database as a role that may only read, as scoring does.
-
-        Raises:
-            ChurnError: If it cannot be reached or is not set up; within seconds.
-        """
-        role = WRITER if read_only else None
+        """Open MLflow's registry; ``read_only`` as a database role that may only read, as scoring does."""
+        role, uri = WRITER if read_only else None, self.tracking_uri
         if self.mlflow_database is not None:
-            require_connection(self.mlflow_database, role=role)
+            require_connection(self.mlflow_database, role=role)  # before MLflow is imported
         from churn.database.schema import require_mlflow_schema
         from churn.registry.registry import Registry
 
-        uri = self.tracking_uri
         if self.mlflow_database is not None:
             require_mlflow_schema(self.mlflow_database, role=role)
             if role is not None:
@@ -124,11 +121,7 @@ class Deployment:
         return Registry(uri, self.settings.churn_home / "cache" / "models")
 
     def scorer(self) -> "Scorer":
-        """Open what scoring needs.
-
-        Raises:
-            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
-        """
+        """Open the services that scoring needs."""
         from churn.workflows.score import Scorer
 
         return Scorer(
@@ -143,18 +136,11 @@ class Deployment:
 
     def cluster(self) -> "RayCluster[Scorer] | None":
         """Return the Ray cluster of ``CHURN_RAY_ADDRESS``; ``None`` to score in this process."""
-        if self.settings.churn_ray_address is None:
-            return None
-        from churn.workflows.ray_engine import RayCluster
-
-        return RayCluster(self.settings.churn_ray_address, open_node, self.fingerprint())
+        address = self.settings.churn_ray_address
+        return None if address is None else RayCluster(address, open_node, self.fingerprint())
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what must be the same wherever a fleet is scored, by the name that a person knows it by; no secret.
-
-        Raises:
-            ChurnError: If the predictions database cannot be reached or is not set up.
-        """
+        """Return the values that must be equal wherever a fleet is scored, by a name for people; contains no secret."""
         settings, mlflow = self.settings, self.mlflow_database
         return {
             "the code": self.code_version,
@@ -170,102 +156,58 @@ class Deployment:
             "CHURN_HORIZON_MONTHS": str(settings.churn_horizon_months),
         }
 
-    def history(self) -> "ActivityHistory":
+    def history(self) -> ActivityHistory:
         """Open the activity histories, which do not store accounts that were erased."""
-        from churn.database.erasure import Erasures
-        from churn.storage.history import ActivityHistory
+        return ActivityHistory(self.sources().primary, Erasures(self.database).of)
 
-        return ActivityHistory(self.sources().own_place, Erasures(self.database).of)
-
-    def evaluator(self, registry: "Registry | None" = None) -> "PerformanceEvaluator":
-        """Open what evaluating published batches needs.
-
-        Args:
-            registry: An open registry; ``None`` opens one read-only.
-
-        Raises:
-            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
-        """
-        from churn.database.evaluations import Evaluations
-        from churn.evaluation.comparison import Limits
-        from churn.workflows.evaluate import PerformanceEvaluator
-
-        settings, sources = self.settings, self.sources()
+    def evaluator(self, registry: "Registry | None" = None) -> PerformanceEvaluator:
+        """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""
         return PerformanceEvaluator(
-            sources=sources,
+            sources=self.sources(),
             history=self.history(),
             registry=registry or self.registry(read_only=True),
             results=Evaluations(self.database),
             horizon=self.horizon,
             limits=Limits(),
-            auc_limit=settings.churn_min_auc,
-            max_quarantine_share=settings.churn_max_quarantine_share,
+            auc_limit=self.settings.churn_min_auc,
+            max_quarantine_share=self.settings.churn_max_quarantine_share,
         )
 
-    def promoter(self) -> "Promoter":
-        """Open what moving a variant's aliases needs.
-
-        Raises:
-            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
-        """
-        from churn.database.events import ModelEvents, this_person
-        from churn.database.schema import require_predictions_schema
-        from churn.workflows.promote import Promoter
-
-        require_predictions_schema(self.database, role=WRITER)
+    def promoter(self) -> Promoter:
+        """Open the services that moving a variant's aliases needs."""
+        self.require_schema()
         registry = self.registry(read_only=False)
         return Promoter(registry, ModelEvents(self.database), self.evaluator(registry), this_person())
 
     def trainer(self, *, n_trials: int | None = None) -> "Trainer":
-        """Open what training needs.
-
-        Args:
-            n_trials: Hyperparameter trials; ``None`` for ``CHURN_TRAINING_TRIALS``.
-
-        Raises:
-            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
-        """
+        """Open the services that training needs; ``n_trials`` ``None`` takes ``CHURN_TRAINING_TRIALS``."""
         from churn.training.gate import GateLimits
         from churn.training.train import TrainingPlan
         from churn.workflows.train import Trainer
 
-        settings, sources, promoter = self.settings, self.sources(), self.promoter()
-        plan = TrainingPlan(
-            horizon=self.horizon,
-            n_trials=n_trials or settings.churn_training_trials,
-            min_of_class=settings.churn_min_labels,
-        )
+        settings, promoter = self.settings, self.promoter()
+        n_trials = n_trials or settings.churn_training_trials
         return Trainer(
-            sources=sources,
+            sources=self.sources(),
             history=self.history(),
             registry=promoter.registry,
             artifact_location=self.artifact_location,
             challenge=promoter.challenge,
             code_version=self.code_version,
             max_quarantine_share=settings.churn_max_quarantine_share,
-            plan=plan,
+            plan=TrainingPlan(horizon=self.horizon, n_trials=n_trials, min_of_class=settings.churn_min_labels),
             limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
         )
 
     def fleet(self) -> "FleetTables":
-        """Open the state of all variants in the predictions database.
-
-        Raises:
-            ChurnError: If it cannot be reached or is not set up.
-        """
+        """Open the state of all variants in the predictions database."""
         from churn.database.fleet import FleetTables
-        from churn.database.schema import require_predictions_schema
 
-        require_predictions_schema(self.database, role=WRITER)
+        self.require_schema()
         return FleetTables(self.database)
 
     def fleet_monitor(self) -> "FleetMonitor":
-        """Open what monitoring the fleet needs; the registry is opened when it is queried.
-
-        Raises:
-            ChurnError: If the predictions database cannot be reached or is not set up.
-        """
-        from churn.database.incidents import Incidents
+        """Open the services that monitoring the fleet needs; the registry is opened when it is queried."""
         from churn.workflows.monitor import FleetMonitor
 
         return FleetMonitor(
@@ -277,45 +219,33 @@ class Deployment:
         )
 
     def retraining_planner(self) -> "RetrainingPlanner":
-        """Open what deciding which champions are retrained needs.
-
-        Raises:
-            ChurnError: If the registry or the predictions database cannot be reached or is not set up.
-        """
-        from churn.database.evaluations import Evaluations
+        """Open the services that deciding which champions are retrained needs."""
         from churn.monitoring.retraining import RetrainingPolicy
         from churn.workflows.retrain import RetrainingPlanner
 
-        settings = self.settings
+        policy = RetrainingPolicy(self.settings.churn_horizon_months, self.settings.churn_retrain_after_months)
         return RetrainingPlanner(
-            registry=self.registry(read_only=True),
-            results=Evaluations(self.database),
-            fleet=self.fleet(),
-            policy=RetrainingPolicy(settings.churn_horizon_months, settings.churn_retrain_after_months),
+            self.registry(read_only=True), results=Evaluations(self.database), fleet=self.fleet(), policy=policy
         )
 
-    def eraser(self) -> "Eraser":
+    def eraser(self) -> Eraser:
         """Open the places that accounts are erased from."""
-        from churn.workflows.erase import Eraser
-
         sources = self.sources()
         places = [place for place in (sources.bucket, sources.local) if place is not None]
         return Eraser(self.database, self.dagster_database, places)
 
-    def receivers(self) -> "Receivers":
+    def receivers(self) -> Receivers:
         """Parse the receivers of alerts; none if ``CHURN_ALERT_URLS`` is not set.
 
         Raises:
             UsageError: If ``CHURN_ALERT_URLS`` contains text that is not an Apprise URL.
         """
-        from churn.workflows.alert import Receivers
-
         urls = self.settings.churn_alert_urls
         return Receivers.parse(urls.get_secret_value() if urls else "")
 
     def _champions(self) -> dict[str, int | None]:
         aliases = self.registry(read_only=True).aliases()
-        return {variant.key: held.get(CHAMPION) for variant, held in aliases.items()}
+        return {variant.key: versions.get(CHAMPION) for variant, versions in aliases.items()}
 
     def artifact_location(self, variant: Variant) -> str:
         """Return the artifact location of a variant's experiment."""
@@ -327,71 +257,67 @@ class Deployment:
     @property
     def model_link(self) -> Callable[[str, int], str]:
         """Builds MLflow UI links; picklable, contains no secret."""
-        return partial(_model_link, self.settings.churn_mlflow_ui_url.rstrip("/"))
+        return partial("{}/#/models/{}/versions/{}".format, self.settings.churn_mlflow_ui_url.rstrip("/"))
 
 
 @contextmanager
-def open_deployment(settings: Settings) -> Iterator[Deployment]:
+def open_deployment(settings: Settings | None = None) -> Iterator[Deployment]:
     """Resolve the services; on the embedded default, run PostgreSQL while the context lasts.
 
-    Raises:
-        ChurnError: If the settings contradict each other, or the credentials cannot be read.
-    """
-    if settings.mlflow_secret_name is None and settings.mlflow_tracking_uri is None:
-        if settings.churn_database_url is not None:
-            raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
-        from churn.database.embedded import embedded_postgres
+    Args:
+        settings: ``None`` reads the environment.
 
-        with embedded_postgres(settings.churn_home, bin_dir=settings.churn_postgres_bin) as server:
-            yield _on_server(settings, server, is_embedded=True)
-    elif settings.mlflow_secret_name is not None:
-        yield _on_server(settings, read_secret(settings), is_embedded=False)
+    Raises:
+        ChurnError: If the settings are wrong or contradict each other, or the credentials cannot be read.
+    """
+    settings = settings or load_settings()
+    if settings.mlflow_secret_name is not None:
+        yield _resolve(settings, read_secret(settings))
+    elif settings.mlflow_tracking_uri is not None:
+        if settings.churn_database_url is None:
+            raise UsageError(
+                "MLFLOW_TRACKING_URI is set without a database for predictions; "
+                "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
+            )
+        yield _resolve(settings, None)
     elif settings.churn_database_url is not None:
-        yield _on_server(settings, None, is_embedded=False)
+        raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
     else:
-        raise UsageError(
-            "MLFLOW_TRACKING_URI is set without a database for predictions; "
-            "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
-        )
+        with embedded_postgres(settings.churn_home, bin_dir=settings.churn_postgres_bin) as server:
+            yield _resolve(settings, server, is_embedded=True)
 
 
 @contextmanager
 def open_node() -> Iterator[tuple[Mapping[str, str], "Scorer"]]:
-    """Open what a node of a Ray cluster scores with, from the node's own environment, with its fingerprint."""
-    with open_deployment(load_settings()) as deployment:
+    """Open a Ray node's services for scoring, from the node's own environment; yields its fingerprint, too."""
+    with open_deployment() as deployment:
         yield deployment.fingerprint(), deployment.scorer()
 
 
-def _on_server(settings: Settings, server: sa.URL | None, *, is_embedded: bool) -> Deployment:
-    """Resolve every URL from the settings, else from the server."""
-    explicit = settings.churn_database_url
+def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = False) -> Deployment:
+    """Resolve every URL from the settings, else from the server, which is only ``None`` if both URLs are set."""
+    explicit, tracking = settings.churn_database_url, settings.mlflow_tracking_uri
     if explicit is not None:
         database = parse_database_url(explicit.get_secret_value(), "CHURN_DATABASE_URL")
     else:
-        assert server is not None  # noqa: S101 open_deployment saw to it
+        assert server is not None  # noqa: S101
         database = server.set(database=settings.churn_db_name)
-    tracking = settings.mlflow_tracking_uri.get_secret_value() if settings.mlflow_tracking_uri else None
+    uri = tracking.get_secret_value() if tracking else ""
     mlflow_database = None
     if tracking is None:
         assert server is not None  # noqa: S101
         mlflow_database = server.set(database=_mlflow_database_name(settings, server))
-    elif tracking.startswith("postgres"):
-        mlflow_database = parse_database_url(tracking, "MLFLOW_TRACKING_URI")
-    if mlflow_database is not None:
-        tracking = mlflow_database.render_as_string(hide_password=False)
+    elif uri.startswith("postgres"):
+        mlflow_database = parse_database_url(uri, "MLFLOW_TRACKING_URI")
     return Deployment(
         settings=settings,
         database=database,
         mlflow_database=mlflow_database,
         dagster_database=database.set(database=settings.churn_dagster_db_name),
-        tracking_uri=tracking or "",
+        tracking_uri=mlflow_database.render_as_string(hide_password=False) if mlflow_database is not None else uri,
         local_root=_local_root(settings, is_embedded=is_embedded),
         is_embedded=is_embedded,
     )
-
-
-def _model_link(ui: str, registered_model: str, version: int) -> str:
-    return f"{ui}/#/models/{registered_model}/versions/{version}"
 
 
 def _mlflow_database_name(settings: Settings, server: sa.URL) -> str:
@@ -406,7 +332,7 @@ def _local_root(settings: Settings, *, is_embedded: bool) -> Path:
     if not is_embedded:
         return find_project_root()
     root = settings.churn_home / "local"
-    for name in BUNDLED_FILES:
+    for name in ("data/churn", "models/churn"):
         if not (root / name).exists():
             shutil.copytree(find_bundled_files() / name, root / name, dirs_exist_ok=True)
     return root

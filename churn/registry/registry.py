@@ -27,10 +27,7 @@ from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.uri import append_to_uri_path
 
-from churn.errors import (
-    ModelFileError,
-    RegistryError,
-)
+from churn.errors import ModelFileError, RegistryError
 from churn.monitoring.profiles import Profile
 from churn.registry import tags
 from churn.registry.errors import AbsentError, errors_translated

@@ -15,43 +15,18 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 import boto3
 import botocore.exceptions as aws
 from botocore.config import Config
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from churn.concurrency import within
-from churn.errors import (
-    AccessDeniedError,
-    ChurnError,
-    InputError,
-    SourceError,
-    SourceUnavailableError,
-    UsageError,
-)
+from churn.errors import AccessDeniedError, ChurnError, InputError, SourceError, SourceUnavailableError, UsageError
 
 FETCH_DEADLINE_S = 300.0  # both by the clock: a whole file, and one request
 ANSWER_DEADLINE_S = 60.0
 ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
-_DENIED = {
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "AllAccessDisabled",
-    "403",
-}
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AllAccessDisabled", "403"}
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
-_PASSING = {
-    "PreconditionFailed",
-    "SlowDown",
-    "RequestTimeout",
-    "Throttling",
-}
+_PASSING = {"PreconditionFailed", "SlowDown", "RequestTimeout", "Throttling"}
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _UNFINISHED = ".unfinished"
 
@@ -265,11 +240,7 @@ class Bucket:
             raise InputError(f"{uri} failed its checksum; upload it again") from error
         except aws.ClientError as error:
             raise _meaning_of(error, uri, needs) from error
-        except (
-            aws.NoCredentialsError,
-            aws.PartialCredentialsError,
-            aws.CredentialRetrievalError,
-        ) as error:
+        except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError) as error:
             raise NotThereError("no AWS credentials were found") from error
         except aws.ParamValidationError as error:
             raise UsageError(f"MLFLOW_S3_BUCKET {self.name!r} cannot be a bucket's name; correct it") from error

@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from churn.concurrency import CircuitBreaker
-from churn.errors import (
-    SourceError,
-    SourceUnavailableError,
-)
+from churn.errors import SourceError, SourceUnavailableError
 from churn.storage.places import Folder, NoSuchKeyError, NotThereError, OpenFile, Place, persistently
 from churn.variants import Variant
 
@@ -26,13 +23,7 @@ logger = logging.getLogger(__name__)
 
 # A variant's input is the first of these that its data folder holds; the content tells the format.
 INPUT_FOLDER = "data/churn/"
-INPUT_NAMES = (
-    "activity.parquet",
-    "activity.csv",
-    "activity.jsonl",
-    "activity.json",
-    "X_test_sample_2.json",
-)
+INPUT_NAMES = ("activity.parquet", "activity.csv", "activity.jsonl", "activity.json", "X_test_sample_2.json")
 
 MODEL_NAMES = ("models/churn/xgb_churn_model_2.bin", "models/churn/xgb_churn_model_2.json")
 _MODEL_KEY = re.compile(
@@ -86,7 +77,7 @@ class Sources:
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
 
     @property
-    def own_place(self) -> Place:
+    def primary(self) -> Place:
         """Where variants' own files are, with no fallback: the bucket, or the local folder when there is none."""
         return self.bucket or self.local
 
@@ -125,7 +116,7 @@ class Sources:
         Raises:
             SourceError: If S3 is configured and does not answer.
         """
-        place = self.own_place
+        place = self.primary
         keys = [variant.prefix + INPUT_FOLDER + name for name in INPUT_NAMES]
         held = {entry.key: entry for entry in place.list(variant.prefix + INPUT_FOLDER)}
         return next((f"{place.uri(key)}@{held[key].version}" for key in keys if key in held), None)
@@ -136,7 +127,7 @@ class Sources:
         Raises:
             SourceError: If S3 is configured and does not answer.
         """
-        matches = (_MODEL_KEY.fullmatch(entry.key) for entry in self.own_place.list(prefix))
+        matches = (_MODEL_KEY.fullmatch(entry.key) for entry in self.primary.list(prefix))
         return list(dict.fromkeys(Variant(match["geography"], match["company"]) for match in matches if match))
 
     def _fetch_local(
@@ -152,12 +143,7 @@ class Sources:
         reason = str(why)
         for file in files:
             self._require_fresh(file.provenance, reason)
-        logger.warning(
-            "%s: read the local copy of %s, because %s",
-            variant,
-            files[0].provenance.variant,
-            reason,
-        )
+        logger.warning("%s: read the local copy of %s, because %s", variant, files[0].provenance.variant, reason)
         return [SourceFile(file.path, replace(file.provenance, fallback_reason=reason)) for file in files]
 
     def _first_owner(self, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
@@ -207,12 +193,6 @@ def _copy(place: Place, variant: Variant, file: OpenFile, into: Path) -> SourceF
     if size != entry.size:
         raise SourceUnavailableError(f"{place.uri(entry.key)} gave {size} of {entry.size} bytes")
     provenance = Provenance(
-        place.uri(entry.key),
-        entry.version,
-        sha256.hexdigest(),
-        size,
-        entry.modified_at,
-        place.source,
-        variant,
+        place.uri(entry.key), entry.version, sha256.hexdigest(), size, entry.modified_at, place.source, variant
     )
     return SourceFile(to, provenance)

@@ -42,7 +42,7 @@ def test_a_demo_interrupted_in_any_step_leaves_no_postgresql_and_goes_on_when_ru
             command.wait_until_printed(f"✓ {step}")
 
             assert command.stop(signal.SIGINT) == 130, command.printed
-            assert "churn demo: interrupted; run it again to go on" in command.printed
+            assert "churn demo: interrupted; run it again to continue" in command.printed
             assert "Traceback" not in command.printed
         assert project.processes() == []
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from churn.data.formats import open_rows, read_frame
 from churn.data.labels import Horizon
 from churn.database.connection import parse_database_url
-from churn.deployment.command_line import account_of, alias_of, port_of
+from churn.deployment.command_line import parse_account, parse_alias, parse_port
 from churn.deployment.credentials import parse_secret
 from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, CredentialsError, InputError, ModelFileError, UsageError
@@ -259,7 +259,7 @@ def test_a_letter_that_only_looks_like_ascii_is_no_letter_of_an_alias():
     import argparse
 
     with pytest.raises(UsageError, match="is not allowed"):
-        alias_of(argparse.Namespace(alias="champion\N{LATIN SMALL LETTER LONG S}"))
+        parse_alias(argparse.Namespace(alias="champion\N{LATIN SMALL LETTER LONG S}"))
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "-1", "９", "1e3", "9" * 5_000, ""])
@@ -267,10 +267,10 @@ def test_a_port_or_account_out_of_range_is_wrong_usage(text):
     import argparse
 
     with pytest.raises(argparse.ArgumentTypeError, match="is not a port"):
-        port_of(text)
+        parse_port(text)
     if text not in ("0", "65536", "-1"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not an account_id"):
-            account_of(text)
+            parse_account(text)
 
 
 @pytest.mark.parametrize("n_weeks", [-1, 10**20])

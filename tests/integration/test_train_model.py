@@ -98,7 +98,7 @@ def test_a_first_model_becomes_champion_and_the_same_data_again_a_challenger_of_
     assert len(keys_under(site, "history/activity/")) == 1
     assert "0 of them new" in said[1].out
     assert "champion   AUC" in said[1].out
-    history = ActivityHistory(deployment.sources().own_place).read(Variant())
+    history = ActivityHistory(deployment.sources().primary).read(Variant())
     assert history["activity_month"].max() == date(2026, 10, 1)
     (event,) = [event for event in deployment.promoter().events.history(Variant()) if event.action == "challenged"]
     assert (event.champion, event.challenger) == (1, 2)

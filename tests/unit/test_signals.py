@@ -55,7 +55,7 @@ def test_a_command_at_work_is_interrupted_wherever_the_signal_strikes(
         run_command("churn score", command)
 
     assert leaving.value.code == 130
-    assert capsys.readouterr().err == "churn score: interrupted; run it again to go on\n"
+    assert capsys.readouterr().err == "churn score: interrupted; run it again to continue\n"
 
 
 @pytest.mark.parametrize("strike", [in_a_finalizer, in_a_callback, in_a_call])

@@ -516,8 +516,8 @@ def test_what_is_written_is_there_whole_under_its_key_and_may_be_written_again(b
 
 def test_a_variants_own_files_are_in_the_bucket_and_without_one_in_the_local_folder(bucket, root):
     s3, local = Bucket(bucket), Folder(root)
-    assert Sources(s3, local).own_place is s3
-    assert Sources(None, local).own_place is local
+    assert Sources(s3, local).primary is s3
+    assert Sources(None, local).primary is local
 
 
 def test_a_local_file_that_is_being_written_is_not_listed_and_leaves_the_old_one_in_place(root, monkeypatch):

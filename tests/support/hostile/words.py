@@ -86,7 +86,7 @@ def judge_under(payload: object, folder: Path) -> str:
 def judge_week(payload: object, folder: Path) -> str:
     assert isinstance(payload, str)
     with contextlib.suppress(argparse.ArgumentTypeError):
-        require(isinstance(arguments.day_of(payload), date), "no day")
+        require(isinstance(arguments.parse_day(payload), date), "no day")
     week = parse_week(payload, TODAY)
     require(week == monday_of(week) and week <= TODAY, "no week that has begun")
     digits = payload.strip()
@@ -98,7 +98,7 @@ def judge_week(payload: object, folder: Path) -> str:
 
 def judge_alias(payload: object, folder: Path) -> str:
     assert isinstance(payload, str)
-    alias = arguments.alias_of(argparse.Namespace(alias=payload))
+    alias = arguments.parse_alias(argparse.Namespace(alias=payload))
     require(alias == payload and alias.isascii() and alias.isprintable(), "an alias that MLflow refuses")
     return SAME
 
@@ -108,7 +108,7 @@ def judge_keys_file(payload: object, folder: Path) -> str:
     path = folder / "keys.txt"
     path.write_bytes(payload)
     args = argparse.Namespace(variant=[], all=path, under=None, geography=None, company=None)
-    found = arguments.named_variants(args)
+    found = arguments.parse_variants(args)
     keys = [line.strip() for line in payload.decode().splitlines() if line.strip()]
     require([variant.key for variant in found] == list(dict.fromkeys(keys)), "other variants")
     return SAME
