@@ -1,9 +1,9 @@
-"""How a command ends when it is told to: SIGINT, SIGTERM and SIGHUP work at any moment, and none is lost.
+"""Signal handling of commands: SIGINT, SIGTERM and SIGHUP work at any moment, and none is lost.
 
 Python calls a signal's handler in the main thread between any two instructions, even inside a finalizer or the callback
 of a weak reference, where an exception is reported to ``sys.unraisablehook`` and dropped. So a command that waits
-(``churn up``, ``churn metrics``) is not interrupted: the handler sets a flag that the command looks at while it waits.
-Any other command is interrupted by ``KeyboardInterrupt``, which is raised again where it was dropped.
+(``churn up``, ``churn metrics``) is not interrupted: the handler sets a flag that the command polls while it waits.
+Any other command is interrupted by ``KeyboardInterrupt``, which is raised again if it was dropped.
 """
 
 import _thread
@@ -15,30 +15,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_LOOK_EVERY_S = 0.1
+_POLL_S = 0.1
 _AGAIN_AFTER_S = 0.05
 
 
 class StopRequest:
-    """Whether this process was told to stop.
+    """Whether this process was asked to stop.
 
-    It is no ``threading.Event``: a handler runs in the thread that may hold the event's lock, and would then wait for
-    itself.
+    It is no ``threading.Event``: a handler may run in the thread that has the event's lock, which would be a deadlock.
     """
 
-    def __init__(self) -> None:
-        self.is_made = False
+    is_set = False
 
     def wait(self, seconds: float = float("inf")) -> bool:
-        """Wait until it is made, or for so long; returns whether it is made."""
+        """Wait until it is set, at most for ``seconds``; returns whether it is set."""
         deadline = time.monotonic() + seconds
-        while not self.is_made and time.monotonic() < deadline:
-            time.sleep(_LOOK_EVERY_S)
-        return self.is_made
+        while not self.is_set and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return self.is_set
 
-    def raise_if_made(self) -> None:
+    def raise_if_set(self) -> None:
         """Raise ``KeyboardInterrupt`` here, where it cannot be dropped."""
-        if self.is_made:
+        if self.is_set:
             raise KeyboardInterrupt
 
 
@@ -47,22 +45,22 @@ stop_request = StopRequest()
 
 @contextmanager
 def signals_handled(*, waits: bool) -> Iterator[None]:
-    """Handle the signals that end a command, for the length of a ``with`` block in the main thread.
+    """Handle the signals that end a command during a ``with`` block in the main thread.
 
     SIGTERM is handled even where it was ignored before. Dagster treats it as SIGINT, which a shell's background job
     ignores, and child processes inherit that.
 
     Args:
-        waits: The first signal only makes ``stop_request``; a second one interrupts what is done about the first.
+        waits: The first signal only sets ``stop_request``; a second one interrupts the orderly stop.
     """
-    stop_request.is_made = False
+    stop_request.is_set = False
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        is_first, stop_request.is_made = not stop_request.is_made, True
+        is_first, stop_request.is_set = not stop_request.is_set, True
         if not (waits and is_first):
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # where Python refuses handlers
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers only there
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -79,7 +77,7 @@ def signals_handled(*, waits: bool) -> Iterator[None]:
 
 
 def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
-    """Raise a ``KeyboardInterrupt`` that was dropped once more, a moment later; report any other error."""
+    """Raise a dropped ``KeyboardInterrupt`` again, a moment later; report any other error."""
     if dropped.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(dropped)
         return
@@ -90,7 +88,7 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Keep what this process does on SIGTERM in spite of a library that changes it, as Dagster and Ray do."""
+    """Restore the handler of SIGTERM after a library replaced it, as Dagster and Ray do."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -1,29 +1,28 @@
-"""``churn demo``: the whole weekly job on what the environment names, or on the embedded default.
+"""``churn demo``: the whole weekly job with the services that the environment names, or with the embedded default.
 
-Each step calls what the scripts and Dagster call; nothing here scores or stores by itself. A second run takes over
-what the first left.
+Each step calls the functions that the scripts and Dagster call. A second run reuses the first one's data and models.
 """
 
+import io
 import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import polars as pl
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from churn.database.published import BatchSummary, HighScore, PublishedPredictions
 from churn.deployment.services import Deployment, open_deployment
-from churn.deployment.settings import find_checkout, load_settings
+from churn.deployment.settings import find_checkout
 from churn.errors import ChurnError
 from churn.samples.simulator import simulate_activity
 from churn.signals import sigterm_kept
+from churn.storage.places import Folder
 from churn.storage.sources import INPUT_FOLDER
 from churn.variants import Variant
 from orchestration.instance import dagster_environment
@@ -36,37 +35,35 @@ VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", 
 _ACCOUNTS = 1000
 _FIRST_MONTH, _MONTHS = date(2025, 2, 1), 21
 _SEED = 7
-_BAR_WIDTH = 5
-
-_HIGHEST_SHOWN = 3
+_BAR_WIDTH, _HIGHEST_SHOWN = 5, 3
 
 
 def run_demo(week: date) -> None:
-    """Set up, register, score through Dagster, and show the predictions and where they came from.
+    """Set up, register, score through Dagster, and show the predictions and their sources.
 
     Raises:
-        ChurnError: If a step fails; says which variants and why.
+        ChurnError: If a step fails; names the variants and the reason.
     """
     console = Console(highlight=False)
-    logging.getLogger("churn").setLevel(logging.ERROR)  # what the warnings say is in the last table
+    logging.getLogger("churn").setLevel(logging.ERROR)  # the last table has the content of the warnings
     started = time.monotonic()
     with ExitStack() as stack:
         with _step(console, "PostgreSQL"):
-            deployment = stack.enter_context(open_deployment(load_settings()))
+            deployment = stack.enter_context(open_deployment())
         with _step(console, "Databases, schemas, roles"):
             from churn.workflows.set_up import set_up_server
 
-            _say(console, set_up_server(*deployment.databases))
+            _print_lines(console, set_up_server(*deployment.databases))
         with _step(console, "Player activity"):
-            _say(console, _provide_inputs(deployment))
+            _print_lines(console, _provide_inputs(deployment))
         with _step(console, "Experiments and models in MLflow"):
-            _say(console, _register(deployment))
+            _print_lines(console, _register(deployment))
         with _step(console, f"Dagster run of churn_prediction_job for the week of {week}"):
-            _say(console, _run_job(deployment, week))
+            _print_lines(console, _run_job(deployment, week))
         account = _show(console, deployment, week)
     run = "uv run " if find_checkout() else ""
     console.print(
-        f"\nDone in {time.monotonic() - started:.0f} s. Look at it:\n"
+        f"\nDone in {time.monotonic() - started:.0f} s. Next:\n"
         f"  [bold]{run}churn explain --account {account}[/bold]   why a player has a score\n"
         f"  [bold]{run}churn up[/bold]"
         "   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000",
@@ -82,25 +79,27 @@ def _step(console: Console, title: str) -> Iterator[None]:
     console.print(f"[green]✓[/green] {title} [dim]{time.monotonic() - started:.1f} s[/dim]")
 
 
-def _say(console: Console, lines: Iterator[str]) -> None:
+def _print_lines(console: Console, lines: Iterator[str]) -> None:
     for line in lines:
         console.print(f"  [dim]{line}[/dim]", soft_wrap=True)
 
 
 def _provide_inputs(deployment: Deployment) -> Iterator[str]:
-    """On the embedded default, simulate the activity of the variants that have none; elsewhere leave data alone."""
+    """On the embedded default, simulate the activity of the variants that have none; otherwise change no data."""
     for variant in VARIANTS:
-        path = deployment.local_root / variant.prefix / INPUT_FOLDER / "activity.parquet"
+        key = f"{variant.prefix}{INPUT_FOLDER}activity.parquet"
+        path = deployment.local_root / key
         if not deployment.is_embedded:
             yield f"{variant}: as found in {deployment.settings.mlflow_s3_bucket or deployment.local_root}"
         elif path.exists():
             yield f"{variant}: {path}"
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
             activity = simulate_activity(
                 n_accounts=_ACCOUNTS, first_month=_FIRST_MONTH, n_months=_MONTHS, seed=_SEED, variant=variant
             )
-            _write_whole(activity, path)
+            body = io.BytesIO()
+            activity.write_parquet(body)
+            Folder(deployment.local_root).write(key, body.getvalue())
             yield f"{variant}: simulated {activity.height} player-months into {path}"
 
 
@@ -109,9 +108,13 @@ def _register(deployment: Deployment) -> Iterator[str]:
     from churn.workflows.register import log_variant
     from churn.workflows.set_up import set_up_variants
 
-    registry, sources = deployment.registry(read_only=False), deployment.sources()
+    registry, sources, location = (
+        deployment.registry(read_only=False),
+        deployment.sources(),
+        deployment.artifact_location,
+    )
     registered = set(registry.variants())
-    for _, lines in set_up_variants(registry, deployment.artifact_location, VARIANTS):
+    for _, lines in set_up_variants(registry, location, VARIANTS):
         if isinstance(lines, BaseException):
             raise lines
         yield from lines
@@ -120,14 +123,12 @@ def _register(deployment: Deployment) -> Iterator[str]:
             version = registry.resolve(variant)
             yield f"{variant}: {version.uri} is its champion"
         else:
-            version, candidate = log_variant(
-                registry, sources, variant, deployment.artifact_location, deployment.code_version
-            )
+            version, candidate = log_variant(registry, sources, variant, location, deployment.code_version)
             yield f"{variant}: registered {version.uri} from {candidate.files[0].provenance.uri}"
 
 
 def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
-    """Run the Dagster job for the demo's variants in this process, on the deployment's own Dagster instance."""
+    """Run the Dagster job for the demo's variants in this process, on the deployment's Dagster instance."""
     os.environ.update(dagster_environment(deployment))
     import dagster as dg
 
@@ -155,13 +156,6 @@ def _reason(result: "dg.ExecuteInProcessResult") -> str:
     return messages[0].splitlines()[0] if messages else "see its events"
 
 
-def _write_whole(activity: pl.DataFrame, path: Path) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    activity.write_parquet(partial)
-    partial.replace(path)
-
-
 def _show(console: Console, deployment: Deployment, week: date) -> int:
     """Print the tables; returns the account of the base variant most likely to churn."""
     variants = [variant.key for variant in VARIANTS]
@@ -177,32 +171,29 @@ def _show(console: Console, deployment: Deployment, week: date) -> int:
 
 
 def _predictions_table(highest: Sequence[HighScore], week: date) -> Table:
-    table = Table(title=f"Most likely to churn, week of {week}", title_justify="left")
-    table.add_column("variant", no_wrap=True)
-    table.add_column("account_id", justify="right", no_wrap=True)
-    table.add_column("probability", no_wrap=True)
-    table.add_column("because, in log-odds", style="dim")
+    account, reasons = (
+        Column("account_id", justify="right", no_wrap=True),
+        Column("main reasons, log-odds", style="dim"),
+    )
+    columns = Column("variant", no_wrap=True), account, Column("probability", no_wrap=True), reasons
+    table = Table(*columns, title=f"Most likely to churn, week of {week}", title_justify="left")
     previous = None
-    for variant, account_id, probability, *reasons in highest:
+    for variant, account_id, probability, *texts in highest:
         if previous not in (None, variant):
             table.add_section()
         bar = "█" * round(_BAR_WIDTH * probability)
-        because = escape("\n".join(reason for reason in reasons if reason))
+        name = variant if variant != previous else ""
         table.add_row(
-            variant if variant != previous else "", str(account_id), f"{probability:.3f} [red]{bar}[/red]", because
+            name, str(account_id), f"{probability:.3f} [red]{bar}[/red]", escape("\n".join(filter(None, texts)))
         )
         previous = variant
     return table
 
 
 def _sources_table(batches: Sequence[BatchSummary], deployment: Deployment) -> Table:
-    table = Table(title=f"Where it came from, in {deployment.database.database}", title_justify="left")
-    table.add_column("variant", overflow="fold")
-    table.add_column("batch", justify="right")
-    table.add_column("accounts", justify="right")
-    table.add_column("mean", justify="right")
-    table.add_column("model")
-    table.add_column("data")
+    numbers = [Column(name, justify="right") for name in ("batch", "accounts", "mean")]
+    title = f"Sources of the predictions in {deployment.database.database}"
+    table = Table(Column("variant", overflow="fold"), *numbers, "model", "data", title=title, title_justify="left")
     for batch in batches:
         owner = " (the base variant's)" if batch.is_foreign_data else ""
         table.add_row(

@@ -6,7 +6,7 @@ from datetime import date
 import sqlalchemy as sa
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from churn.database.published import Prediction, PublishedPredictions
 from churn.errors import UsageError
@@ -31,8 +31,7 @@ def explain_account(url: sa.URL, variant: str, account_id: int, week: date | Non
     if prediction is None:
         when = f"the week of {week}" if week else "any week"
         raise UsageError(
-            f"account {account_id} has no current prediction of {key} for {when}; "
-            f"look for it in churn_predictions_current"
+            f"account {account_id} has no current prediction of {key} for {when}; query churn_predictions_current"
         )
     _print(prediction, console)
 
@@ -44,9 +43,9 @@ def _resolve(name: str, published: Sequence[str]) -> str:
     meant = [one.key for one in parts if name.casefold() in (one.geography, one.company)]
     if len(meant) == 1:
         return meant[0]
-    what = "several variants'" if meant else "no variant with predictions"
+    problem = "is ambiguous" if meant else "has no predictions"
     known = ", ".join((meant or list(published))[:8]) or "none yet; score one with churn score"
-    raise UsageError(f"variant {name!r} is the name of {what}; name one by its key: {known}")
+    raise UsageError(f"variant {name!r} {problem}; name one by its key: {known}")
 
 
 def _print(prediction: Prediction, console: Console) -> None:
@@ -57,13 +56,10 @@ def _print(prediction: Prediction, console: Console) -> None:
         soft_wrap=True,
     )
     if prediction.reasons is None:
-        console.print("Its batch was scored without reasons; set CHURN_REASONS=true and score the variant again.")
+        console.print("The batch was scored without reasons; set CHURN_REASONS=true and score the variant again.")
         return
-    table = Table(title="log-odds: above 0 speaks for churn, below 0 against it", title_justify="left", box=None)
-    for heading in ("feature", "value"):
-        table.add_column(heading)
-    table.add_column("contribution", justify="right")
-    table.add_column("")
+    columns = "feature", "value", Column("contribution", justify="right"), ""
+    table = Table(*columns, title="log-odds: positive raises the churn score", title_justify="left", box=None)
     longest = max(abs(reason["contribution"]) for reason in prediction.reasons) or 1
     for reason in prediction.reasons:
         size = reason["contribution"]
@@ -75,5 +71,5 @@ def _print(prediction: Prediction, console: Console) -> None:
     table.add_row("[bold]sum[/bold]", "", f"[bold]{total:+.3f}[/bold]", f"is {prediction.churn_probability:.3f}")
     console.print(table)
     if prediction.is_fallback or prediction.is_foreign_data:
-        whose = "the base variant's data" if prediction.is_foreign_data else "a local copy of the data"
-        console.print(f"[yellow]It was scored from {whose}.[/yellow]")
+        data = "the base variant's data" if prediction.is_foreign_data else "a local copy of the data"
+        console.print(f"[yellow]The account was scored from {data}.[/yellow]")

@@ -1,12 +1,15 @@
-"""``churn demo|up|score|explain|report|metrics|erase|retain``: a thin face over functions of the core."""
+"""``churn demo|up|score|explain|report|metrics|erase|retain``: a command line over functions of the core.
+
+Each command imports what it needs when it runs, so that ``--help`` and wrong usage are answered at once.
+"""
 
 import argparse
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn.deployment.command_line import parse_account, parse_day, parse_port, run_command
+from churn.deployment.command_line import parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.signals import stop_request
 from churn.weeks import parse_week
 
@@ -15,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser, which documents the commands."""
+    """Build the parser, which documents the commands."""
     parser = argparse.ArgumentParser(prog="churn", description="Weekly churn scores for many model variants.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    demo = commands.add_parser("demo", help="run the whole weekly job for four variants and show what came of it")
+    demo = commands.add_parser("demo", help="run the whole weekly job for four variants and show the results")
     demo.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     up = commands.add_parser("up", help="serve the Dagster and MLflow UIs on this machine until interrupted")
     up.add_argument("--dagster-port", type=parse_port, default=3000, help="default: %(default)s")
@@ -33,15 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
     report = commands.add_parser("report", help="write one HTML file about the fleet and each of its variants")
     report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
-    report.add_argument("--week", help="the Monday it is about, as YYYY-MM-DD; default: the newest that was scored")
-    erase = commands.add_parser("erase", help="erase an account from everything, and keep it out of later extracts")
+    report.add_argument("--week", help="the Monday to report on, as YYYY-MM-DD; default: the newest scored week's")
+    erase = commands.add_parser("erase", help="erase an account everywhere, and exclude it from later extracts")
     erase.add_argument("--account", type=parse_account, required=True, help="the account_id")
-    erase.add_argument("--variant", metavar="KEY", help="erase it of this variant alone; default: of all")
-    erase.add_argument("--dry-run", action="store_true", help="count what there is, and leave it")
-    retain = commands.add_parser("retain", help="drop the weeks of predictions that are older than they are kept")
-    retain.add_argument("--weeks", type=int, help="how many to keep, this one included; default: CHURN_KEEP_WEEKS")
-    retain.add_argument("--dry-run", action="store_true", help="say which, and drop none")
-    metrics = commands.add_parser("metrics", help="answer Prometheus with the state of the fleet until interrupted")
+    erase.add_argument("--variant", metavar="KEY", help="erase it from this variant only; default: from all")
+    erase.add_argument("--dry-run", action="store_true", help="count matches without deleting")
+    retain = commands.add_parser("retain", help="drop predictions older than the retention period")
+    retain.add_argument("--weeks", type=int, help="weeks to retain, this one included; default: CHURN_KEEP_WEEKS")
+    retain.add_argument("--dry-run", action="store_true", help="list the weeks without dropping them")
+    metrics = commands.add_parser("metrics", help="serve the state of the fleet to Prometheus until interrupted")
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
     metrics.add_argument("--port", type=parse_port, default=9464, help="default: %(default)s")
     return parser
@@ -50,13 +53,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    run_command(f"churn {args.command}", lambda: _COMMANDS[args.command](args), waits=args.command in _WAITING)
+    run_command(f"churn {args.command}", lambda: _COMMANDS[args.command](args), waits=args.command in ("up", "metrics"))
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 def _demo(args: argparse.Namespace) -> None:
     from churn.cli.demo import run_demo
 
-    run_demo(parse_week(args.week, datetime.now(UTC).date()))
+    run_demo(parse_week(args.week, _today()))
 
 
 def _up(args: argparse.Namespace) -> None:
@@ -67,36 +74,23 @@ def _up(args: argparse.Namespace) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
-    from churn.deployment.settings import load_settings
-    from churn.errors import ChurnError
     from churn.variants import Variant
     from churn.workflows.score import FleetRequest, score_fleet
 
-    variants = [Variant.from_key(key) for key in args.variant]
-    week = parse_week(args.week, datetime.now(UTC).date())
-    failed: dict[str, BaseException] = {}
-    with open_deployment(load_settings()) as deployment:
-        asked = FleetRequest.for_week(week, as_of=args.as_of)
-        keys = [variant.key for variant in variants]
-        for key, result in score_fleet(deployment.scorer(), keys, asked, _scored, deployment.cluster()):
-            if isinstance(result, BaseException):
-                failed[key] = result
-            else:
-                print(result, flush=True)
-    if len(failed) > 1:
-        told = "; ".join(f"{key}: {error}" for key, error in failed.items())
-        raise ChurnError(f"{len(failed)} of {len(variants)} variants failed: {told}")
-    for error in failed.values():
-        raise error
+    keys = [Variant.from_key(key).key for key in args.variant]
+    request = FleetRequest.for_week(parse_week(args.week, _today()), as_of=args.as_of)
+    with open_deployment() as deployment:
+        attempts = score_fleet(deployment.scorer(), keys, request, _describe_scored, deployment.cluster())
+        print_attempts("churn score", attempts)
 
 
-def _scored(outcome: "ScoringOutcome", _scorer: "Scorer") -> str:
+def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer") -> list[str]:
     record = outcome.record
-    return (
+    return [
         f"{record.variant}: {record.n_rows_scored} accounts scored for {record.scored_week} by "
         f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}), "
         f"batch {outcome.batch_id}"
-    )
+    ]
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -104,21 +98,19 @@ def _explain(args: argparse.Namespace) -> None:
 
     from churn.cli.explain import explain_account
     from churn.deployment.services import open_deployment
-    from churn.deployment.settings import load_settings
 
-    week = parse_week(args.week, datetime.now(UTC).date()) if args.week else None
-    with open_deployment(load_settings()) as deployment:
+    week = parse_week(args.week, _today()) if args.week else None
+    with open_deployment() as deployment:
         explain_account(deployment.database, args.variant, args.account, week, Console(highlight=False))
 
 
 def _metrics(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
-    from churn.deployment.settings import load_settings
     from churn.report.prometheus import metrics_server
 
     with (
-        open_deployment(load_settings()) as found,
-        metrics_server(found.database, found.code_version, host=args.host, port=args.port) as address,
+        open_deployment() as deployment,
+        metrics_server(deployment.database, deployment.code_version, host=args.host, port=args.port) as address,
     ):
         print(f"metrics  {address}\nCtrl-C stops it.", flush=True)
         stop_request.wait()
@@ -127,62 +119,46 @@ def _metrics(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
-    from churn.deployment.settings import load_settings
     from churn.report import write_report
 
     now = datetime.now(UTC)
     week = parse_week(args.week, now.date()) if args.week else None
-    settings = load_settings()
-    with open_deployment(settings) as deployment:
-        written = write_report(
-            deployment.database,
-            args.out or settings.churn_home / "report.html",
-            week=week,
-            now=now,
-            mlflow_ui=settings.churn_mlflow_ui_url,
-        )
+    with open_deployment() as deployment:
+        settings = deployment.settings
+        out = args.out or settings.churn_home / "report.html"
+        written = write_report(deployment.database, out, week=week, now=now, mlflow_ui=settings.churn_mlflow_ui_url)
     about = f"{written.n_variants} variants, week of {written.week}" if written.week else "nothing was scored yet"
     print(f"{written.path} ({about}; {written.n_bytes / 1e6:.1f} MB)")
 
 
 def _erase(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
-    from churn.deployment.settings import load_settings
     from churn.variants import Variant
 
     variant = Variant.from_key(args.variant) if args.variant else None
     done = "would be erased" if args.dry_run else "erased"
-    with open_deployment(load_settings()) as deployment:
+    with open_deployment() as deployment:
         for found in deployment.eraser().erase_account(args.account, variant, dry_run=args.dry_run):
             print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)
             if found.why_left:
                 print(f"       {found.why_left}", flush=True)
-    print(f"account {args.account} {done} of {variant or 'all variants'}")
+    print(f"account {args.account} {done} from {variant or 'all variants'}")
 
 
 def _retain(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
-    from churn.deployment.settings import load_settings
     from churn.workflows.erase import drop_old_weeks
 
-    with open_deployment(load_settings()) as deployment:
-        today = datetime.now(UTC).date()
+    with open_deployment() as deployment:
         n_weeks = deployment.settings.churn_keep_weeks if args.weeks is None else args.weeks
         dropped = drop_old_weeks(
-            deployment.database, today, n_weeks=n_weeks, horizon=deployment.horizon, dry_run=args.dry_run
+            deployment.database, _today(), n_weeks=n_weeks, horizon=deployment.horizon, dry_run=args.dry_run
         )
     done = "would be dropped" if args.dry_run else "dropped"
     print(f"{len(dropped)} weeks {done}{': ' if dropped else ''}{', '.join(map(str, dropped))}")
 
 
-_WAITING = {"up", "metrics"}
-_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "demo": _demo,
-    "up": _up,
-    "score": _score,
-    "explain": _explain,
-    "report": _report,
-    "metrics": _metrics,
-    "erase": _erase,
-    "retain": _retain,
-}
+_COMMANDS = {
+    "demo": _demo, "up": _up, "score": _score, "explain": _explain, "report": _report, "metrics": _metrics,
+    "erase": _erase, "retain": _retain,
+}  # fmt: skip

@@ -13,7 +13,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from churn.deployment.services import Deployment, open_deployment
-from churn.deployment.settings import load_settings
 from churn.errors import ChurnError, UsageError
 from churn.signals import stop_request
 from orchestration.instance import CONFIG, dagster_environment
@@ -24,18 +23,18 @@ _STOP_WITHIN_S = 15
 
 
 def serve(*, dagster_port: int, mlflow_port: int) -> None:
-    """Run MLflow's server, Dagster's webserver and its daemon until interrupted; stop them all then.
+    """Run MLflow's server, Dagster's webserver and its daemon until interrupted, then stop them all.
 
     Raises:
-        UsageError: If a port is taken.
-        ChurnError: If a server does not start, or ends by itself.
+        UsageError: If a port is in use.
+        ChurnError: If a server does not start, or ends.
     """
     for port, flag in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
         _require_free(port, flag)
     with ExitStack() as stack:
-        deployment = stack.enter_context(open_deployment(load_settings()))
-        deployment.registry(read_only=True)  # says at once what set-up is missing
-        stop_request.raise_if_made()
+        deployment = stack.enter_context(open_deployment())
+        deployment.registry(read_only=True)  # fails at once if set-up is missing
+        stop_request.raise_if_set()
         logs = deployment.settings.churn_home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         servers = {
@@ -57,7 +56,7 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
 def _commands(
     deployment: Deployment, dagster_port: int, mlflow_port: int
 ) -> dict[str, tuple[list[str], Mapping[str, str]]]:
-    """Return each server's command line and environment; passwords go by the environment, never by the line."""
+    """Return each server's command line and environment; passwords are only in the environment."""
     mlflow = {
         "MLFLOW_BACKEND_STORE_URI": deployment.tracking_uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -78,7 +77,7 @@ def _commands(
 
 
 class _Server:
-    """One server process: started on entry, stopped with all it started on exit."""
+    """One server process: started on entry; on exit it and its child processes are stopped."""
 
     def __init__(self, name: str, command: list[str], environment: Mapping[str, str], logs: Path) -> None:
         self.name = name
@@ -94,7 +93,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+                start_new_session=True,  # servers are stopped in order, not all at once by Ctrl-C
             )
         return self
 
@@ -103,8 +102,8 @@ class _Server:
         try:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_WITHIN_S)
-        finally:  # also when a second Ctrl-C cuts the wait short
-            self._signal(signal.SIGKILL)  # what it started and left behind
+        finally:  # also when a second Ctrl-C interrupts the wait
+            self._signal(signal.SIGKILL)  # child processes that are still running
             self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -121,7 +120,7 @@ class _Server:
     def wait_until_ready(self, address: str) -> None:
         deadline = time.monotonic() + _READY_WITHIN_S
         while time.monotonic() < deadline:
-            stop_request.raise_if_made()
+            stop_request.raise_if_set()
             self.require_running()
             try:
                 with urllib.request.urlopen(address, timeout=2):  # noqa: S310 our own loopback address

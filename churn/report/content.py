@@ -30,32 +30,31 @@ _LINEAGE = (
 
 
 def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Content, list[Content]]:
-    """Build the content from the rows that were read.
+    """Build the content from the rows of the database.
 
     Args:
-        now: When the report is written.
-        mlflow_ui: Where people see MLflow, without a slash at the end.
+        mlflow_ui: Address of the MLflow UI, without a slash at the end.
 
     Returns:
         The fleet's part, and a part for each of its variants, in the same order.
     """
     grouped = _Grouped(rows)
-    keys = grouped.keys
+    keys = sorted({key for key, _ in grouped.batches} | {key for key, _ in grouped.attempts})
     fleet = {
         "week": plain(rows.week),
-        "weeks": [plain(week) for week in rows.weeks],
+        "weeks": plain(rows.weeks),
         "made_at": plain(now),
         "mlflow_ui": mlflow_ui,
         "variants": [_summary(key, grouped, rows) for key in keys],
         "trend": [_trend(grouped.champions_of[week]) for week in rows.weeks],
-        "incidents": [{name: plain(value) for name, value in row.items()} for row in rows.incidents],
-        "changes": [{name: plain(value) for name, value in row.items()} for row in rows.changes],
+        "incidents": plain(rows.incidents),
+        "changes": plain(rows.changes),
     }
     return fleet, [_details(key, grouped, rows) for key in keys]
 
 
 def plain(value: Any) -> Any:
-    """Return a value that JSON can represent: days and times as ISO 8601, numbers to six digits."""
+    """Return a value that JSON can represent: dates and times as ISO 8601, numbers to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, datetime | date):
@@ -80,11 +79,6 @@ class _Grouped:
         self.attempts = {(row["variant"], row["role"]): row for row in rows.attempts}
         self.champions = {row["variant"]: row for row in rows.champions}
 
-    @property
-    def keys(self) -> list[str]:
-        """Every variant that has a batch in these weeks, or was tried in the last one."""
-        return sorted({key for key, _ in self.batches} | {key for key, _ in self.attempts})
-
 
 def _by(rows: Iterable[Row], *names: str) -> Mapping[Any, list[Row]]:
     groups: dict[Any, list[Row]] = defaultdict(list)
@@ -97,15 +91,14 @@ def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
     """Return a variant's row in the fleet's table."""
     batches = {row["scored_week"]: row for row in of.batches.get((key, CHAMPION), ())}
     current = batches.get(rows.week)
-    attempt, beside = of.attempts.get((key, CHAMPION)), of.attempts.get((key, CHALLENGER))
-    error = _error(attempt)
+    error = _error(of.attempts.get((key, CHAMPION)))
     measured = next((row for row in reversed(list(batches.values())) if row["status"] == "ok"), None)
     flags = [row for row in of.flags.get(key, ()) if row["scored_week"] == rows.week]
     return {
         "key": key,
         "status": "scored" if current else ("failed" if error else "missing"),
         "error": error,
-        "challenger_error": _error(beside),
+        "challenger_error": _error(of.attempts.get((key, CHALLENGER))),
         "accounts": current["n_rows_scored"] if current else None,
         "mean": current["mean_probability"] if current else None,
         "is_fallback": bool(current and current["is_fallback"]),
@@ -135,17 +128,18 @@ def _auc(measured: Row) -> Content:
 
 
 def _champion(key: str, of: _Grouped, batches: Mapping[date, Row]) -> Content:
-    """Return the champion, by the alias events or else by who scored, and the earlier of the two dates since when."""
+    """Return the champion by the alias events, else by the batches, and the earliest date of either for it."""
     event = of.champions.get(key)
     newest = list(batches.values())[-1:]
     champion = event["champion_version"] if event else (newest[0]["model_version"] if newest else None)
     scored = takewhile(lambda row: row["model_version"] == champion, reversed(list(batches.values())))
     days = [row["scored_week"] for row in scored] + ([event["since"].date()] if event else [])
-    beside = [row for row in of.batches.get((key, CHALLENGER), ()) if row["scored_week"] == max(batches, default=None)]
+    last = max(batches, default=None)
+    challengers = [row for row in of.batches.get((key, CHALLENGER), ()) if row["scored_week"] == last]
     return {
         "champion": champion,
         "since": plain(min(days, default=None)),
-        "challenger": event["challenger_version"] if event else (beside[0]["model_version"] if beside else None),
+        "challenger": event["challenger_version"] if event else (challengers[0]["model_version"] if challengers else None),
         "ab_share": event["ab_share"] if event else 0,
     }
 
@@ -162,13 +156,13 @@ def _trend(batches: Sequence[Row]) -> Content:
 
 
 def _spread(rows: Sequence[Row], name: str) -> list[float] | None:
-    """Return the tenth percentile, the median and the ninetieth; ``None`` of nothing."""
+    """Return the 10th, 50th and 90th percentiles of a column; ``None`` if it has no value."""
     values = [row[name] for row in rows if row[name] is not None]
     return plain(np.percentile(values, (10, 50, 90)).tolist()) if values else None
 
 
 def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
-    """Return the content of a variant's own page."""
+    """Return the content of a variant's page."""
     newest, evaluated = of.newest.get(key), of.evaluated.get(key)
     flags = of.flags.get(key, ())
     places = {week: place for place, week in enumerate(rows.weeks)}
@@ -187,20 +181,17 @@ def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
 
 
 def _history(batches: Sequence[Row], places: Mapping[date, int]) -> list[list[Any]]:
-    """Return per batch: place of its week, version, accounts, mean score, estimated AUC, then its performance."""
+    """Return for each batch the index of its week, then the columns of ``_HISTORY``."""
     return [[places[row["scored_week"]], *(row[name] for name in _HISTORY)] for row in batches]
 
 
 def _features(newest: Row) -> list[Content]:
-    """Return the newest batch's and the reference's rows, bin by bin; nothing where there is no reference.
-
-    Nor where the reference has other bins: a version's first batch came encoded, and this one raw.
-    """
+    """Return each feature's counts in the newest batch and in the reference; nothing if there is no reference."""
     if newest["reference"] is None or newest["profile_counts"] is None:
         return []
     reference = Profile.from_json(newest["reference"])
     if len(newest["profile_counts"]) != len(reference.counts):
-        return []
+        return []  # other bins: a version's first batch was encoded, and this one is raw
     batch = Profile(reference.bins, np.asarray(newest["profile_counts"], dtype=np.int64))
     drift, before, now = newest["drift"] or {}, reference.by_feature(), batch.by_feature()
     return [

@@ -1,14 +1,14 @@
 """Rendering of the report: one HTML file that loads nothing else and is safe with any names and errors. Pure.
 
 Data are embedded as compressed JSON in base64, which cannot contain markup, and the page's script inserts them as text.
-A variant's data are unpacked when its page is opened.
+A variant's data are decompressed when its page is opened.
 """
 
 import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 
 from churn.report.content import Content
@@ -19,38 +19,28 @@ _FOLDER = files("churn.report")
 
 
 def render(fleet: Content, variants: Sequence[Content]) -> str:
-    """Return the page's HTML.
-
-    Args:
-        variants: In the order of the fleet's.
-    """
-    style, script = ((_FOLDER / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js"))
-    parts = (_packed(f"part-{i}", part) for i, part in enumerate(_parts(variants)))
+    """Return the page's HTML, from the fleet's part and the variants' parts, in the same order as in the fleet's."""
+    page, style, script = ((_FOLDER / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
+    starts = range(0, len(variants), VARIANTS_PER_PART)
+    parts = (_compress(f"part-{i}", variants[at : at + VARIANTS_PER_PART]) for i, at in enumerate(starts))
     slots = {
         "policy": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
         f"base-uri 'none'; form-action 'none'",
         "style": style,
         "script": script,
         # The script begins before the browser has read the variants' parts.
-        "fleet": _packed("fleet", fleet | {"variants_per_part": VARIANTS_PER_PART}),
+        "fleet": _compress("fleet", fleet | {"variants_per_part": VARIANTS_PER_PART}),
         "parts": "\n".join(parts),
     }
-    page = (_FOLDER / "page.html").read_text(encoding="utf-8")
     for name, text in slots.items():
         page = page.replace(f"[[{name}]]", text)
     return page
 
 
-def _parts(variants: Sequence[Content]) -> Iterator[Sequence[Content]]:
-    for start in range(0, len(variants), VARIANTS_PER_PART):
-        yield variants[start : start + VARIANTS_PER_PART]
-
-
-def _packed(name: str, value: object) -> str:
+def _compress(name: str, value: object) -> str:
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    # No time in it, so that the same content is the same file.
-    packed = gzip.compress(text.encode(), compresslevel=6, mtime=0)
-    return f'<script type="application/gzip" id="{name}">{base64.b64encode(packed).decode()}</script>'
+    data = gzip.compress(text.encode(), compresslevel=6, mtime=0)  # without the time, equal content is an equal file
+    return f'<script type="application/gzip" id="{name}">{base64.b64encode(data).decode()}</script>'
 
 
 def _hash(text: str) -> str:

@@ -77,7 +77,7 @@ def count(project: Project, table: str) -> int:
 
 def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: tuple[Project, str]):
     _, printed = demo
-    predictions, sources = re.split("Where it came from", printed.partition("Most likely to churn")[2])
+    predictions, sources = re.split("Sources of the predictions", printed.partition("Most likely to churn")[2])
 
     for key in DEMO:
         assert re.search(rf"{re.escape(key)} +│ +\d+ │ 0\.\d{{3}} █", predictions)

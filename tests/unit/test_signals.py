@@ -79,7 +79,7 @@ def test_handlers_are_put_back_and_what_was_ignored_on_purpose_stays_so(number: 
     try:
         with signals_handled(waits=True):
             signal.raise_signal(number)
-            assert stop_request.is_made == (number == signal.SIGTERM)
+            assert stop_request.is_set == (number == signal.SIGTERM)
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
