@@ -139,7 +139,9 @@ def _champion(key: str, of: _Grouped, batches: Mapping[date, Row]) -> Content:
     return {
         "champion": champion,
         "since": plain(min(days, default=None)),
-        "challenger": event["challenger_version"] if event else (challengers[0]["model_version"] if challengers else None),
+        "challenger": event["challenger_version"]
+        if event
+        else (challengers[0]["model_version"] if challengers else None),
         "ab_share": event["ab_share"] if event else 0,
     }
 

@@ -22,7 +22,7 @@ from churn.data.labels import Horizon
 from churn.database.erasure import Erasures, drop_weeks, erase_from_dagster, erase_rows
 from churn.errors import InputError, UsageError
 from churn.storage.history import FOLDER, ActivityHistory
-from churn.storage.places import Entry, Folder, Place, persistently
+from churn.storage.places import Entry, Folder, Place, with_retries
 from churn.storage.sources import INPUT_FOLDER, INPUT_NAMES
 from churn.variants import Variant
 from churn.weeks import monday_of
@@ -100,7 +100,7 @@ def _erase_files(place: Place, variant: Variant | None, erased: Erased, *, dry_r
 
 
 def _listed(place: Place, prefixes: Sequence[str]) -> list[Entry]:
-    return persistently(lambda: [entry for prefix in prefixes for entry in place.list(prefix)])
+    return with_retries(lambda: [entry for prefix in prefixes for entry in place.list(prefix)])
 
 
 def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
@@ -108,7 +108,7 @@ def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -
     uri = place.uri(entry.key)
     with tempfile.TemporaryDirectory(prefix="churn-erase-") as scratch:
         copy = Path(scratch) / Path(entry.key).name
-        persistently(lambda: copy.write_bytes(b"".join(place.open(entry.key, entry.version).chunks)))
+        with_retries(lambda: copy.write_bytes(b"".join(place.open(entry.key, entry.version).chunks)))
         try:
             frame = _rows_with_ids(copy)
         except InputError as error:

@@ -174,10 +174,10 @@ def test_the_local_copy_stands_in_and_says_so(site: Site, log_model: Run, client
     said = log_model("--geography", "us")
 
     assert said.status == 0
-    assert f"fallback  local copy of base, because s3://{site.bucket}/geography-us/ holds none of" in said.out
+    assert f"fallback  local copy of base, because s3://{site.bucket}/geography-us/ has none of" in said.out
     tags = client.get_model_version_by_alias("churn-prediction-model-us", "champion").tags
     assert (tags["churn.source"], tags["churn.files_of_variant"]) == ("local", "base")
-    assert "holds none of" in tags["churn.fallback_reason"]
+    assert "has none of" in tags["churn.fallback_reason"]
 
 
 def test_files_are_never_mixed_from_two_places(site: Site, log_model: Run, client: Any) -> None:

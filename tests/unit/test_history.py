@@ -243,7 +243,7 @@ def test_nothing_to_add_writes_nothing(history, place):
 def test_a_variant_without_a_history_is_told_where_there_should_be_one(history):
     history.append(BASE, extract_of({}), FIRST)
     assert history.version(US) is None
-    with pytest.raises(SourceError, match=r"geography-us/history/activity/? holds no activity; append an extract"):
+    with pytest.raises(SourceError, match=r"geography-us/history/activity/? has no activity; append an extract"):
         history.read(US)
 
 
@@ -305,7 +305,7 @@ def test_times_of_any_zone_are_instants_and_none_is_refused(local):
 
 
 def test_rows_that_are_encoded_already_are_no_activity(local):
-    with pytest.raises(InputError, match="a history is of raw activity, with account_id and activity_month"):
+    with pytest.raises(InputError, match="a history needs raw activity, with account_id and activity_month"):
         local.append(US, pl.DataFrame({"account_id": [1], "brand_id_OH": [1.0]}), FIRST)
 
 

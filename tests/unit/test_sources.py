@@ -200,9 +200,7 @@ def test_the_local_copy_is_read_when_the_endpoint_refuses_connections(aws, root,
 
 def test_the_local_copy_is_read_when_the_key_is_missing(bucket, root, into, caplog):
     put(bucket, "data/churn/another.csv", BODY)
-    require_fallback(
-        Sources(Bucket(bucket), Folder(root)), into, f"s3://{bucket}/ holds none of {INPUT_FOLDER}", caplog
-    )
+    require_fallback(Sources(Bucket(bucket), Folder(root)), into, f"s3://{bucket}/ has none of {INPUT_FOLDER}", caplog)
 
 
 def test_the_local_copy_is_read_when_the_bucket_is_missing(aws, root, into, caplog):
@@ -375,12 +373,12 @@ def test_the_base_variants_local_file_stands_in_for_anothers_and_says_whose_it_i
 
 def test_the_base_variants_file_in_s3_never_stands_in_for_anothers(bucket, tmp_path, into):
     put(bucket, KEY, BODY)
-    with pytest.raises(SourceError, match=rf"s3://{bucket}/geography-us/ holds none of .*and there is no local copy"):
+    with pytest.raises(SourceError, match=rf"s3://{bucket}/geography-us/ has none of .*and there is no local copy"):
         Sources(Bucket(bucket), Folder(tmp_path / "nothing")).fetch_input(US, into)
 
 
 def test_a_file_that_is_nowhere_is_told_with_both_places(bucket, tmp_path, into):
-    with pytest.raises(SourceError, match=r"s3://.* holds none of .*there is no local copy: file://.* holds none of"):
+    with pytest.raises(SourceError, match=r"s3://.* has none of .*there is no local copy: file://.* has none of"):
         Sources(Bucket(bucket), Folder(tmp_path)).fetch_input(Variant(), into)
 
 
@@ -411,7 +409,7 @@ def test_an_answer_that_does_not_say_what_it_holds_is_told(s3, root, into):
 
 def test_a_file_where_a_folder_should_be_holds_no_input(tmp_path, into):
     put(tmp_path, "data", BODY)
-    with pytest.raises(SourceError, match=r"there is no local copy: .* holds none of"):
+    with pytest.raises(SourceError, match=r"there is no local copy: .* has none of"):
         Sources(None, Folder(tmp_path)).fetch_input(Variant(), into)
 
 
