@@ -16,13 +16,21 @@ check:
     uv run lint-imports
     uv run dagster definitions validate -m orchestration.definitions
 
-# All tests but the slow ones.
+# Run the tests of README's command: at most six minutes on two cores.
 test *args:
     uv run pytest {{args}}
 
-# The slow ones: faults and scale.
-test-slow *args:
+# Run the tests that README's command leaves out; tests/README.md lists them.
+test-rest *args:
     uv run pytest -m slow {{args}}
+
+# Run all tests.
+test-all *args:
+    uv run pytest -m "" {{args}}
+
+# Run the tests in a random order, which its seed repeats.
+test-shuffled *args:
+    uv run pytest --random-order {{args}}
 
 # Inject hundreds of faults and count lost rows; writes docs/reliability.md.
 faults *args:

@@ -263,7 +263,7 @@ def _dagster() -> str:
         "# What Dagster shows\n\nThe code location `churn`, `orchestration.definitions`. The partitions are the "
         "variants, by key (`base`, `geography-us`, …).\n\n## Assets\n",
         _table(
-            ("asset", "group", "by variant", "made from", "what it is"),
+            ("asset", "group", "by variant", "made from", "description"),
             [
                 (
                     f"`{node.key.to_user_string()}`",
@@ -276,15 +276,15 @@ def _dagster() -> str:
             ],
         ),
         "\n## Asset checks\n",
-        _table(("asset", "check", "what it claims"), checks),
+        _table(("asset", "check", "description"), checks),
         "\n## Jobs\n",
         _table(
-            ("job", "what it does"),
+            ("job", "description"),
             [(f"`{job.name}`", _plain(job.description)) for job in _by_name(repository.get_all_jobs())],
         ),
         "\n## Schedules\n",
         _table(
-            ("schedule", "job", "cron, UTC", "when"),
+            ("schedule", "job", "cron, UTC", "description"),
             [
                 (f"`{one.name}`", f"`{one.job_name}`", f"`{one.cron_schedule}`", _plain(one.description))
                 for one in _by_name(repository.schedule_defs)
@@ -292,7 +292,7 @@ def _dagster() -> str:
         ),
         "\n## Sensors\n",
         _table(
-            ("sensor", "looks every", "launches", "what for"),
+            ("sensor", "interval", "launches", "description"),
             [
                 (
                     f"`{one.name}`",

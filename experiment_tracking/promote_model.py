@@ -59,7 +59,7 @@ def promote_models(args: argparse.Namespace) -> None:
     if args.action == "share" and args.share is None:
         raise UsageError("share needs --share PERCENT, such as --share 20; 0 stops it")
     if args.share is not None and not 0 <= args.share <= 100:
-        raise UsageError(f"--share {args.share} is not a share of the accounts; use 0 to 100 percent")
+        raise UsageError(f"--share {args.share} is not a share of the accounts; use 0 % to 100 %")
     if args.force and command_line.is_fleet(args):
         raise UsageError("--force is for one variant at a time; name it with --geography, --company or --variant")
     with open_deployment() as deployment:

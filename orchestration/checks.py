@@ -13,7 +13,7 @@ import dagster as dg
 
 from churn.monitoring.batch_checks import CheckResult
 from churn.monitoring.conditions import FDR
-from churn.monitoring.drift import LEAST_PSI
+from churn.monitoring.drift import LEAST_PSI, LEAST_UNKNOWN_RISE
 from churn.training.checks import GATE_CHECKS, GateCheck
 from churn.workflows.evaluate import VariantEvaluation
 from orchestration.assets.metadata import Metadata, segment_table, table
@@ -22,7 +22,7 @@ EVALUATED, TRAINED = "evaluated_batches", "trained_models"
 DRIFTED, INCIDENTS = "drifted_features", "fleet_incidents"
 
 _FDR = f"at a false discovery rate of {FDR:.0%}"
-_DRIFT = f"beyond sampling error and by an excess population stability index of at least {LEAST_PSI:g}, {_FDR}"
+_DRIFT = f"by an excess population stability index of at least {LEAST_PSI:g}"
 
 _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     "raw_churn_data": {
@@ -40,7 +40,10 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
             "The share of input rows that were quarantined is at most half of CHURN_MAX_QUARANTINE_SHARE, above which "
             "scoring fails."
         ),
-        "input_matches_its_reference": f"No input feature has drifted from the model's reference {_DRIFT}.",
+        "input_matches_its_reference": (
+            f"No input feature has drifted from the model's reference {_DRIFT}, or by a share of unknown values at "
+            f"least {LEAST_UNKNOWN_RISE:g} higher, {_FDR}."
+        ),
     },
     "load_model_from_mlflow": {
         "model_is_the_champion": "The model version that scored the batch is still the variant's champion in MLflow.",
@@ -48,7 +51,7 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     "generate_predictions": {
         "probabilities_are_valid": "All churn probabilities lie between 0 and 1 and are not all equal.",
         "challenger_was_scored": "The variant's challenger, if there is one, scored the same rows as the champion.",
-        "scores_match_their_reference": f"The scores have not drifted from the model's reference {_DRIFT}.",
+        "scores_match_their_reference": f"The scores have not drifted from the model's reference {_DRIFT}, {_FDR}.",
     },
     "store_predictions": {
         "rows_were_scored": (

@@ -2,21 +2,60 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 import sqlalchemy as sa
 from moto.server import ThreadedMotoServer
+from xdist.scheduler import LoadFileScheduling
 
 from churn import MLFLOW_DEFAULTS
 from churn.database.embedded import embedded_postgres
-from tests.support import ROOT
+
+pytest.register_assert_rewrite("tests.support")  # before it is imported
+
+from tests.support import ROOT  # noqa: E402
+from tests.support.site import Run, Said, require_no_password  # noqa: E402
 
 OURS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")
+TOGETHER = {
+    "tests/e2e/test_readme.py": "the demo",
+    "tests/e2e/test_ui.py": "the demo",
+    "tests/faults/test_matrix.py": "faults",
+    "tests/faults/test_services.py": "faults",
+}
+"""Files that share a deployment that takes long to make."""
+
+
+def pytest_configure() -> None:
+    """Drop the caller's settings, and an ignored SIGINT: a shell's background job has it, and children inherit it."""
+    for name in _ours():
+        del os.environ[name]
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return TogetherScheduling(config, log)
+
+
+class TogetherScheduling(LoadFileScheduling):
+    """Hands out whole files, and those that share something to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return TOGETHER.get(file, file)
+
+
+def _ours() -> list[str]:
+    return [name for name in os.environ if name.startswith(OURS) and name not in MLFLOW_DEFAULTS]
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +67,15 @@ def homes() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, homes: Path) -> None:
-    """No test sees the caller's settings, nor writes to the checkout's ``.churn``."""
-    for name in list(os.environ):
-        if name.startswith(OURS) and name not in MLFLOW_DEFAULTS:
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("CHURN_HOME", str(homes / uuid.uuid4().hex))
-    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")
+def clean_environment(homes: Path) -> Iterator[None]:
+    """No test sees the caller's settings, nor those of another test, nor writes to the checkout's ``.churn``."""
+    before = dict(os.environ)
+    for name in _ours():
+        del os.environ[name]
+    os.environ |= {"CHURN_HOME": str(homes / uuid.uuid4().hex), "DAGSTER_DISABLE_TELEMETRY": "yes"}
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +122,21 @@ def local_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(ROOT / name, root / name)
     monkeypatch.setenv("CHURN_LOCAL_ROOT", str(root))
     return root
+
+
+@pytest.fixture
+def run_main(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Run:
+    """Run a script's ``main`` in this process, which saves the seconds that importing MLflow takes."""
+
+    def run(main: Callable[[Sequence[str]], None], *arguments: str) -> Said:
+        capsys.readouterr()
+        status = 0
+        try:
+            main(arguments)
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        said = capsys.readouterr()
+        require_no_password(said.out, said.err, caplog.text)
+        return Said(status, said.out, said.err)
+
+    return run

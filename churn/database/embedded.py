@@ -40,6 +40,7 @@ from churn.database.embedded_host import (
     server_folder,
     sync_folder,
     try_lock,
+    watch,
 )
 from churn.errors import DatabaseUnavailableError, StoreError
 
@@ -52,8 +53,8 @@ _WAIT_SECONDS = 300  # after a power cut, a start replays up to a gigabyte of lo
 def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterable[int] | None = None) -> Iterator[URL]:
     """Start, or join, the embedded PostgreSQL for the duration of a ``with`` block.
 
-    The server listens on 127.0.0.1 only. It stops at the end of the last block that uses it, in whichever process. The
-    next block joins a server that outlived a killed process, and stops it at its end.
+    The server listens on 127.0.0.1 only. It stops at the end of the last block that uses it, in whichever process, and
+    within seconds if all processes that used it were killed.
 
     Args:
         home: The project's state folder; the server's files are in ``home/postgres``.
@@ -197,6 +198,7 @@ class _Server:
 
     def _start(self, alive: int, ports: Iterable[int]) -> None:
         self._drop_foreign_pid()
+        watch(self.folder)
         output = "there was no port to try"
         with os.fdopen(open_private(self.log, os.O_RDWR | os.O_APPEND | os.O_CREAT), "rb") as log:
             for port in ports:

@@ -255,6 +255,13 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def watch(folder: Path) -> None:
+    """Start the process that stops a server whose users were all killed; without one, the next user does."""
+    program = Path(__file__).with_name("embedded_watch.py")
+    with suppress(OSError):  # who changed its user may have lost the right to run this Python
+        run_as(None, sys.executable, "-I", "-S", program, folder, output=subprocess.DEVNULL)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the folder's entries to disk, so that they survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -3,6 +3,7 @@
 Only set-up creates or alters tables. Every function is idempotent and safe to run in several processes at once.
 """
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
 
 def require_predictions_schema(url: sa.URL, *, role: str) -> None:
     """Raise ``StoreError`` unless the predictions database has the schema that this code needs."""
-    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    head = _predictions_head()
     with errors_translated(url), create_engine(url, role=role).connect() as connection:
         exists = connection.scalar(sa.text("SELECT to_regclass('public.alembic_version')"))
         found = connection.scalar(sa.text("SELECT version_num FROM alembic_version")) if exists else None
@@ -126,10 +127,7 @@ def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
 
 def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
     """Raise ``StoreError`` unless MLflow's database has the installed MLflow's schema: opening it would migrate it."""
-    # There is no public function for this.
-    from mlflow.store.db.utils import _get_latest_schema_revision
-
-    head = _get_latest_schema_revision()
+    head = _mlflow_head()
     with errors_translated(url), create_engine(url, role=role).connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
     if found != head:
@@ -137,6 +135,19 @@ def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
             f"MLflow's database {url.database!r} is at schema {found or 'none'} and the installed MLflow needs {head}; "
             f"run experiment_tracking/setup.py"
         )
+
+
+@functools.cache  # reading all migrations takes a tenth of a second
+def _predictions_head() -> str | None:
+    return ScriptDirectory.from_config(_alembic_config()).get_current_head()
+
+
+@functools.cache
+def _mlflow_head() -> str:
+    # There is no public function for this.
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
 
 
 def _alembic_config() -> Config:

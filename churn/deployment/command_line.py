@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from churn.errors import ChurnError, UsageError
 from churn.signals import signals_handled
 from churn.variants import Variant
-from churn.workflows.fleet import error_text
 
 if TYPE_CHECKING:
     from churn.storage.sources import Sources
@@ -53,6 +52,8 @@ def run_command(name: str, command: Callable[[], None], *, waits: bool = False) 
 
 def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | BaseException]]) -> None:
     """Print each variant's lines or error as it ends; exit with 1 if one failed, and list those of many that did."""
+    from churn.workflows.fleet import error_text  # imports Polars
+
     failed, n_variants = [], 0
     for key, result in attempts:
         n_variants += 1

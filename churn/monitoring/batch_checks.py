@@ -56,58 +56,34 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
         A result for each check that applies: there may be no challenger, and no reference to compare with.
     """
     low, high = figures.lowest, figures.highest
-    share = figures.n_quarantined / figures.n_read
-    return [
-        _result(
-            "rows_were_scored",
-            passed=figures.n_stored == figures.n_scored > 0,
-            n_stored=figures.n_stored,
-            n_scored=figures.n_scored,
-        ),
-        _result(
-            "probabilities_are_valid",
-            passed=0 <= low <= high <= 1 and (low < high or figures.n_scored == 1),
-            lowest=low,
-            highest=high,
-        ),
-        _result(
-            "input_came_from_s3",
-            passed=batch.fallback_reason is None and batch.data_of == batch.variant,
-            source=figures.source,
-            reason=batch.fallback_reason or "",
-            data_of_variant=batch.data_of,
-        ),
-        _result(
-            "quarantine_is_small",
-            passed=share <= figures.max_quarantine_share / 2,
-            share=share,
-            limit=figures.max_quarantine_share,
-        ),
-        _result(
-            "model_is_the_champion",
-            passed=figures.champion == batch.model_version,
-            scored_with=batch.model_version,
-            champion="unknown" if figures.champion is None else figures.champion,
-        ),
-        *_check_challenger(figures),
-        *_check_against_history(batch, history, as_of),
-        *_check_against_reference(batch),
+    n_stored, n_scored = figures.n_stored, figures.n_scored
+    share, limit = figures.n_quarantined / figures.n_read, figures.max_quarantine_share
+    origin = {"source": figures.source, "reason": batch.fallback_reason or "", "data_of_variant": batch.data_of}
+    is_own = batch.fallback_reason is None and batch.data_of == batch.variant
+    is_valid = 0 <= low <= high <= 1 and (low < high or n_scored == 1)
+    is_champion = figures.champion == batch.model_version
+    versions = {"scored_with": batch.model_version, "champion": figures.champion or "unknown"}
+    results = [
+        CheckResult("rows_were_scored", n_stored == n_scored > 0, {"n_stored": n_stored, "n_scored": n_scored}),
+        CheckResult("probabilities_are_valid", is_valid, {"lowest": low, "highest": high}),
+        CheckResult("input_came_from_s3", is_own, origin),
+        CheckResult("quarantine_is_small", share <= limit / 2, {"share": share, "limit": limit}),
+        CheckResult("model_is_the_champion", is_champion, versions),
     ]
-
-
-def _check_challenger(figures: BatchFigures) -> list[CheckResult]:
-    if figures.challenger is None:
-        return []
-    return [_result("challenger_was_scored", passed=figures.is_challenger_scored, challenger=figures.challenger)]
+    if figures.challenger is not None:
+        challenger = {"challenger": figures.challenger}
+        results.append(CheckResult("challenger_was_scored", figures.is_challenger_scored, challenger))
+    return [*results, *_check_against_history(batch, history, as_of), *_check_against_reference(batch)]
 
 
 def _check_against_history(batch: ScoredBatch, history: History, as_of: date) -> list[CheckResult]:
     rows = volume(batch.n_rows, history.before(batch.week))
     stale = stale_sentence(batch, history, as_of)
     usual = "not known yet" if rows.usual is None else rows.usual
+    is_usual = rows.status not in ("low", "high")
     return [
-        _result("row_count_is_usual", passed=rows.status not in ("low", "high"), n_rows=rows.n_rows, usual=usual),
-        _result("data_is_fresh", passed=stale is None, stale=stale or "no"),
+        CheckResult("row_count_is_usual", is_usual, {"n_rows": rows.n_rows, "usual": usual}),
+        CheckResult("data_is_fresh", stale is None, {"stale": stale or "no"}),
     ]
 
 
@@ -116,18 +92,15 @@ def _check_against_reference(batch: ScoredBatch) -> list[CheckResult]:
     if not batch.drifts:
         return []
     flagged = {flag.feature for flag in flag_fleet({batch.variant: batch.drifts})}
-    sentences = {drift.feature: describe_drift(drift) for drift in batch.drifts}
-    names = {"input_matches_its_reference": flagged - {SCORE}, "scores_match_their_reference": flagged & {SCORE}}
+    drifted = {drift.feature: describe_drift(drift) for drift in batch.drifts if drift.feature in flagged}
+    scores = drifted.pop(SCORE, "none")
+    inputs = ", ".join(drifted[feature] for feature in sorted(drifted)) or "none"
     return [
-        _result(name, passed=not features, drifted=", ".join(sentences[one] for one in sorted(features)) or "none")
-        for name, features in names.items()
+        CheckResult("input_matches_its_reference", not drifted, {"drifted": inputs}),
+        CheckResult("scores_match_their_reference", SCORE not in flagged, {"drifted": scores}),
     ]
 
 
 def with_input(history: History, sha256: str, arrived_on: date) -> History:
     """Add a batch's own input to the variant's history, unless it is known already."""
     return replace(history, inputs={sha256: arrived_on, **history.inputs})
-
-
-def _result(name: str, *, passed: bool, **values: str | float) -> CheckResult:
-    return CheckResult(name, passed, values)

@@ -284,8 +284,7 @@ def _file_table(folder: Path, names: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the artifacts and log where."""
     parser = argparse.ArgumentParser(prog="artifacts", description=__doc__)
-    repository = Path(__file__).resolve().parents[2]
-    parser.add_argument("--root", type=Path, default=repository, help="where to write (default: the repository)")
+    parser.add_argument("--root", type=Path, default=Path(), help="where to write (default: the working directory)")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     model = write_artifacts(args.root)

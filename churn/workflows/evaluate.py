@@ -29,7 +29,7 @@ from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import month_number
-from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant, threads
+from churn.workflows.fleet import Attempts, FleetEngine, error_text, for_each_variant, threads
 from churn.workflows.ingest import ingest
 
 if TYPE_CHECKING:
@@ -113,7 +113,12 @@ def evaluate_fleet(
         yield key, result
     if auto_promote:
         for variant, promoted in promoter.promote_all(evaluated, reason=AUTO_PROMOTED).items():
-            log.info("%s: %s", variant, promoted.sentence if isinstance(promoted, Comparison) else promoted)
+            if isinstance(promoted, BaseException):
+                log.error("%s: promotion failed: %s", variant, error_text(promoted))
+            elif isinstance(promoted, Comparison):
+                log.info("%s: not promoted: %s", variant, promoted.sentence)
+            else:
+                log.info("%s: version %s was promoted to champion", variant, promoted.champion)
 
 
 def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluation:

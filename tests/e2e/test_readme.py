@@ -2,25 +2,27 @@
 and the tables of columns list what the view has.
 """
 
+import importlib
 import os
 import re
-import signal
-import socket
+import shlex
 import subprocess
-import sys
-import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from churn.cli.main import main
 from churn.database.embedded_host import find_programs
 from churn.database.predictions import read_current
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
+from tests.support import ROOT
+from tests.support.people import Project, Served
+from tests.support.site import Run
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 ANALYSTS = (ROOT / "docs/for-analysts.md").read_text()
 CONNECT = "<!-- connect -->\n"
@@ -51,66 +53,76 @@ COMMANDS = list(
 """In a reader's order, each once."""
 
 
-@pytest.fixture(scope="module")
-def environment(homes: Path) -> dict[str, str]:
-    """One home for all commands, which follow each other as a reader would type them."""
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "CHURN_", "AWS_"))
-    }
-    return inherited | {"CHURN_HOME": str(homes / "readme"), "UV_NO_SYNC": "1", "COLUMNS": "120"}
+BEFORE = ("uv run churn demo", "uv run churn up")
+"""The fixtures run these; all other commands go on from what the demo left."""
+ELSEWHERE = ("pip install uv", "uv run pytest")
+"""One needs the package index, and has a test that `just test-rest` runs; the other one runs this."""
 
 
-def run(command: str, environment: dict[str, str]) -> str:
+@pytest.fixture
+def environment(project: Project, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a reader, here and for processes; training tries fewer parameters."""
+    monkeypatch.setenv("CHURN_HOME", str(project.home))
+    monkeypatch.setenv("CHURN_TRAINING_TRIALS", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    return project.environment | {"CHURN_TRAINING_TRIALS": "1", "COLUMNS": "120"}
+
+
+def run(command: str, environment: dict[str, str], folder: Path = ROOT) -> str:
     done = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def run_here(command: str, run_main: Run) -> str:
+    """Run one of our commands in this process, as a process of its own takes seconds to import what it needs."""
+    match shlex.split(command):
+        case ["uv", "run", "churn", *arguments]:
+            said = run_main(main, *arguments)
+        case ["uv", "run", "python", script, *arguments]:
+            name = script.removesuffix(".py").replace("/", ".")
+            said = run_main(importlib.import_module(name).main, *arguments)
+        case _:
+            pytest.fail(f"{command} is no command of ours")
+    assert said.status == 0, f"{command}\n{said.out}\n{said.err}"
+    return said.out
+
+
 def test_every_command_of_the_readme_and_of_the_pages_beside_it_runs(
-    command: str, environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], database: sa.URL, run_main: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    if command == "pip install uv":
-        run(f"{sys.executable} -m venv '{tmp_path}/venv' && '{tmp_path}'/venv/bin/{command}", environment)
-        assert (tmp_path / "venv" / "bin" / "uv").exists()
-    elif command.startswith("python3 -m venv ~/"):
-        found = run(f"{command} && command -v uv", environment | {"HOME": str(tmp_path)})
-        assert found.strip().endswith(f"{tmp_path}/.uv/bin/uv")
-    elif command == "uv run churn up":
-        serve_until_ready(command, environment)
-    elif command == "uv run pytest":
-        assert "tests collected" in run(f"{command} --collect-only -q -n 0", environment)
-    else:
-        assert run(command, environment)
+    assert set(BEFORE) <= set(COMMANDS)
+    monkeypatch.chdir(ROOT)
+    for command in COMMANDS:
+        if command in BEFORE or "pip install uv" in command or command in ELSEWHERE:
+            continue
+        if command.startswith("cd "):
+            assert run(command, environment)
+        else:
+            assert run_here(command, run_main)
 
 
-def serve_until_ready(command: str, environment: dict[str, str]) -> None:
-    ports = f"--dagster-port {free_port()} --mlflow-port {free_port()}"
-    with subprocess.Popen(
-        ["bash", "-c", f"exec {command} {ports}"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    ) as served:
-        assert served.stdout is not None
-        deadline = time.monotonic() + 240
-        for line in served.stdout:
-            assert time.monotonic() < deadline
-            if "Ctrl-C" in line:
-                break
-        served.send_signal(signal.SIGINT)
-        assert served.wait(60) == 0
+def test_churn_up_serves_both_uis_where_it_says(served: Served):
+    for address in (served.dagster, served.mlflow):
+        with urllib.request.urlopen(address, timeout=20) as answer:  # noqa: S310 our own loopback address
+            assert answer.status == 200
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.mark.slow  # it needs the package index
+def test_uv_is_installed_as_the_readme_says(tmp_path: Path):
+    [as_usual] = [command for command in COMMANDS if command.startswith("pip install uv")]
+    [where_refused] = [command for command in COMMANDS if command.startswith("python3 -m venv ~/")]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+
+    assert run(f"{where_refused} && command -v uv", environment).strip().endswith(f"{tmp_path}/.uv/bin/uv")
+    run(f"{tmp_path}/.uv/bin/{as_usual}", environment)
 
 
 @pytest.fixture
-def database(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> Iterator[sa.URL]:
+def database(environment: dict[str, str]) -> Iterator[sa.URL]:
     """The predictions database of the commands, which answers for as long as the test runs."""
-    monkeypatch.setenv("CHURN_HOME", environment["CHURN_HOME"])
     with open_deployment(load_settings()) as deployment:
         yield deployment.database
 

@@ -21,13 +21,13 @@ from tests.support.people import (
     CHROMIUM,
     DEMO,
     ROOT,
+    Demo,
     Project,
     Served,
     browsing,
     eventually,
     free_ports,
     materialize,
-    published,
     read,
 )
 
@@ -40,24 +40,6 @@ ASSETS = {
 }
 MODELS = [f"churn-prediction-model{suffix}" for suffix in ("", "-clienta", "-eu-clientb", "-us")]
 GROUP = "locations/churn/asset-groups/weekly_scoring"
-
-
-@pytest.fixture(scope="module")
-def demo(homes: Path) -> tuple[Project, str]:
-    """A project where the demo ran, and what it printed."""
-    project = Project(homes / "ui")
-    return project, project.run("churn", "demo")
-
-
-@pytest.fixture(scope="module")
-def project(demo: tuple[Project, str]) -> Project:
-    return demo[0]
-
-
-@pytest.fixture(scope="class")
-def served(project: Project) -> Iterator[Served]:
-    with project.serving() as served:
-        yield served
 
 
 @pytest.fixture(scope="class")
@@ -75,9 +57,8 @@ def count(project: Project, table: str) -> int:
     return int(read(project, f"SELECT count(*) FROM {table}").item())  # noqa: S608 the test's own
 
 
-def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: tuple[Project, str]):
-    _, printed = demo
-    predictions, sources = re.split("Sources of the predictions", printed.partition("Most likely to churn")[2])
+def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: Demo):
+    predictions, sources = re.split("Sources of the predictions", demo.printed.partition("Most likely to churn")[2])
 
     for key in DEMO:
         assert re.search(rf"{re.escape(key)} +│ +\d+ │ 0\.\d{{3}} █", predictions)
@@ -88,12 +69,9 @@ def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: tuple
     assert sorted(variant.key for variant in VARIANTS) == DEMO
 
 
-def test_the_demos_predictions_are_in_postgresql_and_nothing_is_left_running(demo: tuple[Project, str]):
-    project, _ = demo
-
-    assert project.processes() == []
-    assert published(project) == [(key, 1000, 1000, 1) for key in DEMO]
-    assert project.processes() == []
+def test_the_demos_predictions_are_in_postgresql_and_nothing_is_left_running(demo: Demo):
+    assert demo.published == [(key, 1000, 1000, 1) for key in DEMO]
+    assert demo.left == []
 
 
 @pytest.mark.browser
@@ -129,11 +107,19 @@ def value_of(page: Page, key: str) -> Locator:
     return page.get_by_text(key, exact=True).locator("xpath=ancestor::tr").locator("td").nth(1)
 
 
+@pytest.fixture(scope="module")
+def lone(homes: Path) -> Project:
+    """A project where the demo ran, and nothing is served."""
+    project = Project(homes / "lone")
+    project.run("churn", "demo")
+    return project
+
+
 @pytest.mark.slow  # the README's own test ends it with one SIGINT
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGINT]])
-def test_a_signal_or_an_impatient_second_one_ends_every_server(project: Project, signals: list[signal.Signals]):
-    with project.serving() as served:
-        running = "\n".join(project.processes())
+def test_a_signal_or_an_impatient_second_one_ends_every_server(lone: Project, signals: list[signal.Signals]):
+    with lone.serving() as served:
+        running = "\n".join(lone.processes())
         assert all(
             name in running for name in ("mlflow", "dagster_webserver", "dagster._daemon", "api grpc", "postgres")
         )
@@ -143,17 +129,17 @@ def test_a_signal_or_an_impatient_second_one_ends_every_server(project: Project,
             served.command.process.send_signal(number)
             served.command.wait_until_printed("stopping")
         assert served.command.stop(last) == (130 if patient else 0)
-        assert project.processes() == []
+        assert lone.processes() == []
 
 
 @pytest.mark.slow
-def test_a_terminal_closed_while_the_servers_start_leaves_none_behind(project: Project):
+def test_a_terminal_closed_while_the_servers_start_leaves_none_behind(lone: Project):
     dagster, mlflow = map(str, free_ports(2))
-    with project.running("churn", "up", "--dagster-port", dagster, "--mlflow-port", mlflow) as command:
+    with lone.running("churn", "up", "--dagster-port", dagster, "--mlflow-port", mlflow) as command:
         command.wait_until_printed("starting")
 
         assert command.stop(signal.SIGHUP) == 130
-        assert project.processes() == []
+        assert lone.processes() == []
 
 
 @contextmanager
@@ -197,9 +183,9 @@ STATUS = "query Status($id: ID!) { runOrError(runId: $id) { ... on Run { status 
 
 
 @pytest.mark.slow
-def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(project: Project):
-    n_before = len(batches(project))
-    with dg_dev(project) as address:
+def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(lone: Project):
+    n_before = len(batches(lone))
+    with dg_dev(lone) as address:
         nodes = ask(address, "{ assetNodes { assetKey { path } repository { location { name } } } }")["assetNodes"]
         assert {node["assetKey"]["path"][-1] for node in nodes} >= ASSETS
         assert {node["repository"]["location"]["name"] for node in nodes} == {"churn"}
@@ -222,7 +208,7 @@ def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(pro
 
         eventually(has_ended, "the run to end")
         assert ask(address, STATUS, id=run)["runOrError"]["status"] == "SUCCESS"
-    new = batches(project)[n_before:]
+    new = batches(lone)[n_before:]
     assert [variant for _, variant, _ in new] == ["company-clienta"]
 
 

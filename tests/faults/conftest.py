@@ -1,4 +1,4 @@
-"""The house, furnished once for each module, since a reader looks into it all the while, and the stage in it."""
+"""The house, furnished once for this folder, as a reader looks into it all the while, and the stage in it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +10,15 @@ from tests.support.faults.matrix import Stage, open_stage
 from tests.support.faults.worker import Nursery
 
 
-@pytest.fixture(scope="module")
-def whole_house(homes: Path, request: pytest.FixtureRequest) -> Iterator[House]:
-    home = homes / f"faults-{request.module.__name__.rpartition('.')[2]}"
+@pytest.fixture(scope="package")
+def whole_house(homes: Path) -> Iterator[House]:
+    home = homes / "faults"
     home.mkdir()
     with open_house(home) as house:
         yield house
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def whole_stage(whole_house: House) -> Iterator[Stage]:
     nursery = Nursery(whole_house.environment, whole_house.deployment, warmth_of(whole_house))
     try:

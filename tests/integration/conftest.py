@@ -3,7 +3,7 @@
 Schemas cost seconds to make, so each is made once a session by the code under test, and cloned for every test.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +17,13 @@ from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from tests.support.site import (
     Run,
-    Said,
     Site,
     configure,
+    create_database,
     create_login,
     databases_of,
     disconnect,
     open_instance,
-    require_no_password,
     run_sql,
 )
 
@@ -78,11 +77,20 @@ def site(bare_site: Site, schemas: Mapping[str, str]) -> Iterator[Site]:
 
 
 @pytest.fixture
-def instance(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+def dagster_database(site: Site, schemas: Mapping[str, str]) -> str:
+    """The deployment's Dagster database, which half of the tests do without."""
+    create_database(site, site.dagster, schemas["dagster"])
+    return site.dagster
+
+
+@pytest.fixture
+def instance(
+    site: Site, dagster_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
     """The deployment's Dagster instance, on PostgreSQL."""
     home = tmp_path / "dagster-home"
     home.mkdir()
-    with open_instance(home, site.login.set(database=site.dagster), monkeypatch) as opened:
+    with open_instance(home, site.login.set(database=dagster_database), monkeypatch) as opened:
         yield opened
 
 
@@ -91,24 +99,6 @@ def deployment(site: Site) -> Iterator[Deployment]:
     """The deployment as the entry points open it."""
     with open_deployment(load_settings()) as opened:
         yield opened
-
-
-@pytest.fixture
-def run_main(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Run:
-    """Run a script's ``main`` in this process, which saves the seconds that importing MLflow takes."""
-
-    def run(main: Callable[[Sequence[str]], None], *arguments: str) -> Said:
-        capsys.readouterr()
-        status = 0
-        try:
-            main(arguments)
-        except SystemExit as leaving:
-            status = int(leaving.code or 0)
-        said = capsys.readouterr()
-        require_no_password(said.out, said.err, caplog.text)
-        return Said(status, said.out, said.err)
-
-    return run
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from churn.errors import UsageError
 from churn.monitoring.incidents import Condition
 from churn.workflows.alert import Delivered, Receivers, deliver
 from tests.support import ROOT
+from tests.support.children import bound
 from tests.support.site import Site, wait_until
 
 NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
@@ -285,7 +286,7 @@ def deliverer(deployment: Deployment, port: int) -> Iterator[subprocess.Popen[st
     environment = os.environ | {"CHURN_ALERT_URLS": url_of(port), "CHURN_DATABASE_URL": database}
     command = [sys.executable, "-c", DELIVER]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
+    with subprocess.Popen(bound(command), cwd=ROOT, env=environment, text=True, **pipes) as process:
         try:
             yield process
         finally:

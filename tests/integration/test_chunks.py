@@ -45,7 +45,8 @@ from orchestration.resources import Services
 from orchestration.schedules import TICK_TAG
 from orchestration.sensors import new_data_sensor
 from tests.support.daemons import daemon, wait_for
-from tests.support.site import Run, Site, bundled, put_model_files
+from tests.support.inputs import register_bundled
+from tests.support.site import Run, Site, bundled
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,12 +96,9 @@ def fleet(site: Site, log_model: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
     path = tmp_path / "activity.parquet"
     simulate_activity(n_accounts=40, first_month=date(2025, 2, 1), n_months=21, seed=1).write_parquet(path)
+    register_bundled(site, log_model, *KEYS)
     for key in KEYS:
-        prefix = Variant.from_key(key).prefix
-        put_model_files(site, prefix, sample=bundled("X_test_sample_2.json"))
-        site.put(f"{prefix}data/churn/activity.parquet", path.read_bytes())
-    said = log_model(*(word for key in KEYS for word in ("--variant", key)))
-    assert said.status == 0, said
+        site.put(f"{Variant.from_key(key).prefix}data/churn/activity.parquet", path.read_bytes())
     return KEYS
 
 

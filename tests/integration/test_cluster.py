@@ -36,12 +36,14 @@ from churn.workflows.score import FleetRequest, score_fleet
 from orchestration.assets.scoring import SPECS, report_batch
 from orchestration.partitions import sync_partitions
 from tests.support import ROOT
+from tests.support.children import bound
 from tests.support.on_nodes import Placed, die_after_publishing, place, unsendable
 from tests.support.ray_nodes import Cluster, ray_cluster
 from tests.support.services import parquet_bytes, simulated_rows
 from tests.support.site import (
     Site,
     configure,
+    create_database,
     databases_of,
     open_instance,
     put_model_files,
@@ -54,7 +56,7 @@ FIRST_WEEK = date(2025, 1, 6)
 LOCAL = 0
 SMALL = [*(f"company-n{i}" for i in range(6)), "company-once", "company-zalways"]
 LARGE, SPOILED = "company-large", "company-spoiled"
-N_LARGE = 150_000
+N_LARGE = 110_000
 SCRIPT = ROOT / "tests" / "support" / "run_job.py"
 
 _DIFFERING = """
@@ -158,6 +160,7 @@ def whole_fleet(
         boto3.client("s3").create_bucket(Bucket=settings["MLFLOW_S3_BUCKET"])
         site = configure(postgres, login, settings["MLFLOW_S3_BUCKET"], patch)
         with databases_of(site, schemas):
+            create_database(site, site.dagster, schemas["dagster"])
             register(site, homes)
             with open_deployment(load_settings()) as deployment:
                 asked = FleetRequest.for_week(monday(LOCAL), as_of=AS_OF, dagster_run_id="local")
@@ -307,7 +310,7 @@ def instance(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def start(week: date, *resumed: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(SCRIPT), SMALL[0], SMALL[-1], week.isoformat(), *resumed]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(bound(command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.slow

@@ -226,6 +226,26 @@ def test_a_server_left_by_a_killed_user_is_joined_and_then_stopped(used_home):
     assert not is_listening(killed.port)
 
 
+def test_a_server_whose_users_were_all_killed_stops_and_its_watcher_with_it(used_home):
+    with other_process(used_home) as killed, other_process(used_home) as other:
+        server = server_pid(used_home)
+        (watcher,) = watchers(used_home)
+        killed.kill()
+        time.sleep(3)
+        assert is_listening(other.port)
+        other.kill()
+
+    assert eventually(lambda: is_gone(server) and is_gone(watcher))
+    with embedded_postgres(used_home) as url:
+        assert ask(url, "select n from kept") == 7
+
+
+def watchers(home: Path) -> list[int]:
+    folder = str((home / "postgres").resolve())
+    listed = (line.split(maxsplit=1) for line in ps("-axww", "-o", "pid=,args=").splitlines())
+    return [int(pid) for pid, command in listed if "embedded_watch.py" in command and command.endswith(folder)]
+
+
 def test_what_was_committed_survives_the_kill_of_the_server(used_home):
     with embedded_postgres(used_home) as url:
         ask(url, "insert into kept values (8)")

@@ -28,7 +28,9 @@ from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
-from tests.support.site import Run, Site, put_model_files
+from tests.support.inputs import register_bundled
+from tests.support.site import Run, Site
+from tests.support.templates import made_once
 
 US = Variant("us")
 WEEKS = [date(2026, 2, 23), date(2026, 5, 25)]
@@ -39,15 +41,17 @@ AGREEMENT = 1e-6
 @pytest.fixture
 def judge(site: Site, log_model: Run, deployment: Deployment) -> PerformanceEvaluator:
     """Two weeks of a registered variant are scored, and all its activity is known since."""
-    put_model_files(site, US.prefix)
-    assert log_model("--geography", "US").status == 0
-    activity = simulate_activity(n_accounts=3000, first_month=date(2025, 2, 1), n_months=21, seed=3)
-    site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
-    for week in WEEKS:
-        deployment.scorer().score_variant(FleetRequest.for_week(week).of(US))
-    opened = deployment.promoter().evaluator
-    opened.ingest(US)
-    return opened
+
+    def make() -> None:
+        register_bundled(site, log_model, US.key)
+        activity = simulate_activity(n_accounts=3000, first_month=date(2025, 2, 1), n_months=21, seed=3)
+        site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
+        for week in WEEKS:
+            deployment.scorer().score_variant(FleetRequest.for_week(week).of(US))
+        deployment.evaluator().ingest(US)
+
+    made_once(site, "two scored weeks", make, "mlflow", "churn")
+    return deployment.promoter().evaluator
 
 
 def parquet(frame: pl.DataFrame) -> bytes:
@@ -169,7 +173,7 @@ def test_what_mlflow_refused_is_judged_all_the_same_and_logged_once_the_next_tim
 
     assert len(judged) == 2
     assert site.rows(site.churn, "SELECT count(*) FROM evaluated_batches") == [(2,)]
-    assert "not in MLflow yet" in caplog.text
+    assert "logging to MLflow failed and will be retried" in caplog.text
     assert live("live_n_matured") == []
     assert len(judge.results.unlogged([US])) == 2
 

@@ -23,6 +23,7 @@ from churn.variants import Variant
 from orchestration.assets.scoring import SPECS
 from orchestration.partitions import sync_partitions, variants_partitions
 from tests.support import ROOT
+from tests.support.children import bound
 from tests.support.site import Run, Site, bundled, put_model_files
 
 KEYS = [f"company-v{i:02}" for i in range(60)]
@@ -54,7 +55,7 @@ def fleet(
 
 def start(*resumed: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(SCRIPT), KEYS[0], KEYS[-1], WEEK, *resumed]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(bound(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def newest_run(instance: dg.DagsterInstance) -> dg.DagsterRun:

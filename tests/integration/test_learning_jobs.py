@@ -19,7 +19,8 @@ from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import REASON_TAG, retraining_sensor
-from tests.support.site import Run, Site, put_model_files
+from tests.support.inputs import register_bundled
+from tests.support.site import Run, Site
 
 US, EU = Variant("us"), Variant("eu")
 KEYS = [EU.key, US.key]
@@ -32,10 +33,8 @@ def fleet(site: Site, log_model: Run, instance: dg.DagsterInstance) -> None:
     activity = simulate_activity(n_accounts=1500, first_month=date(2025, 2, 1), n_months=21, seed=3)
     body = io.BytesIO()
     activity.write_parquet(body)
-    for variant in (EU, US):
-        put_model_files(site, variant.prefix)
+    register_bundled(site, log_model, *KEYS)
     site.put(f"{US.prefix}data/churn/activity.parquet", body.getvalue())
-    assert log_model("--variant", EU.key, "--variant", US.key).status == 0
     sync_partitions(instance, [EU, US])
 
 

@@ -17,7 +17,7 @@ import xgboost as xgb
 from churn.deployment.services import Deployment
 from churn.variants import Variant
 from tests.support import ROOT
-from tests.support.site import Run, Site, bundled, put_model_files, run_script
+from tests.support.site import Run, Site, bundled, put_model_files
 
 NAMES: list[str] = json.loads(bundled("feature_names_3.json"))
 
@@ -56,12 +56,12 @@ def left_over(site: Site) -> dict[str, int]:
 NOTHING = {"runs": 0, "logged_models": 0, "registered_models": 0, "model_versions": 0}
 
 
-def test_the_command_registers_the_model_of_the_files_in_s3(site: Site, client: Any) -> None:
+def test_the_command_registers_the_model_of_the_files_in_s3(site: Site, log_model: Run, client: Any) -> None:
     import mlflow
 
     put_model_files(site, "company-clienta/")
 
-    said = run_script("log_model.py", "--company", "ClientA", folder=ROOT / "experiment_tracking")
+    said = log_model("--company", "ClientA")
 
     assert (said.status, said.err) == (0, "")
     assert f"s3://{site.bucket}/company-clienta/models/churn/xgb_churn_model_2.bin" in said.out

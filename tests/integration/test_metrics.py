@@ -21,6 +21,7 @@ from churn.database.connection import READER
 from churn.deployment.services import Deployment
 from churn.monitoring.incidents import KINDS
 from tests.support import ROOT
+from tests.support.children import bound
 from tests.support.inputs import monday
 from tests.support.metrics import Fleet, make_monitored_fleet, scrape, served
 from tests.support.site import PASSWORD, Run, Site, create_login, require_no_password, run_sql
@@ -170,7 +171,7 @@ def test_the_command_serves_on_loopback_until_it_is_told_to_stop(site: Site) -> 
     command = [str(Path(sys.executable).parent / "churn"), "metrics", "--port", port]
     # As a process starts from one where Dagster ran a job while SIGINT was ignored: then SIGTERM is ignored, too.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(bound(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             signal.signal(signal.SIGTERM, before)
             assert process.stdout is not None

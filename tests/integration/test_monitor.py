@@ -21,7 +21,8 @@ from orchestration.failed_runs import failed_runs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import incident_sensor
-from tests.support.site import Run, Site, bundled, put_model_files
+from tests.support.inputs import register_bundled
+from tests.support.site import Run, Site, bundled
 
 US, EU = "geography-us", "geography-eu"
 KEYS = [EU, US]
@@ -39,10 +40,9 @@ def noon(week: date) -> datetime:
 @pytest.fixture
 def fleet(site: Site, log_model: Run, instance: dg.DagsterInstance) -> None:
     """Two registered variants, each with activity in S3."""
+    register_bundled(site, log_model, *KEYS)
     for key in KEYS:
-        put_model_files(site, Variant.from_key(key).prefix)
         put_input(site, key, bundled("activity.parquet"))
-    assert log_model("--variant", EU, "--variant", US).status == 0
     sync_partitions(instance, [Variant.from_key(key) for key in KEYS])
 
 

@@ -19,11 +19,13 @@ from churn.evaluation.comparison import Limits
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
+from churn.workflows.evaluate import evaluate_fleet
 from churn.workflows.promote import Promoter
 from churn.workflows.score import FleetRequest
 from experiment_tracking.promote_model import main as promote_model
 from tests.support.assignment import is_assigned
 from tests.support.site import Run, Site, bundled, put_model_files
+from tests.support.templates import made_once
 
 US = Variant("us")
 MODEL = US.registered_model
@@ -59,13 +61,17 @@ def promoter(deployment: Deployment) -> Promoter:
 @pytest.fixture
 def two_models(site: Site, log_model: Run, promoter: Promoter) -> None:
     """A misled champion, v1, and the bundled model as its challenger, v2; the variant's activity to score."""
-    put_model_files(site, US.prefix, model=misled_model())
-    assert log_model("--geography", "US").status == 0
-    put_model_files(site, US.prefix)
-    assert log_model("--geography", "US").status == 0
-    activity = simulate_activity(n_accounts=1500, first_month=date(2025, 2, 1), n_months=21, seed=3)
-    site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
-    promoter.challenge(US, 2, "a test")
+
+    def make() -> None:
+        put_model_files(site, US.prefix, model=misled_model())
+        assert log_model("--geography", "US").status == 0
+        put_model_files(site, US.prefix)
+        assert log_model("--geography", "US").status == 0
+        activity = simulate_activity(n_accounts=1500, first_month=date(2025, 2, 1), n_months=21, seed=3)
+        site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
+        promoter.challenge(US, 2, "a test")
+
+    made_once(site, "two models", make, "mlflow", "churn")
 
 
 @pytest.fixture
@@ -288,6 +294,29 @@ def test_a_fleet_is_promoted_where_it_is_better_and_the_rest_is_told(
     assert results[US].champion == 2
     assert results[other].n == 0
     assert "not registered" in str(results[Variant("nowhere")])
+
+
+def test_evaluating_a_fleet_keeps_each_error_and_promotes_only_where_that_is_wanted(
+    two_models: None, other: Variant, score: Callable, promoter: Promoter, deployment: Deployment
+):
+    for week in WEEKS:
+        score(week)
+    keys = [US.key, other.key, "no variant"]
+
+    first = dict(evaluate_fleet(promoter, keys))
+
+    assert list(first) == keys
+    assert [one.batch.scored_week for one in first[US.key].of_champion] == WEEKS
+    assert first[US.key].status.comparison.is_better
+    assert "rows already encoded" in str(first[other.key].not_evaluated)
+    assert isinstance(first["no variant"], UsageError)
+    assert aliases(deployment) == {CHAMPION: 1, CHALLENGER: 2}
+
+    again = dict(evaluate_fleet(promoter, keys, auto_promote=True))
+
+    assert not again[US.key].batches
+    assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
+    assert promoter.events.history(US)[-1].reason == "CHURN_AUTO_PROMOTE"
     assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
 
 

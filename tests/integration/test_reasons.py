@@ -17,7 +17,7 @@ from churn.errors import InputError
 from churn.evaluation.charts import draw_importance
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest, score_fleet
-from tests.support.inputs import NAMES, activity, as_parquet, encoded, monday, put_input
+from tests.support.inputs import NAMES, activity, as_parquet, encoded, monday, put_input, register_bundled
 from tests.support.site import Run, Site, bundled, put_model_files
 
 US = Variant("us")
@@ -44,8 +44,7 @@ def expected_reasons(rows: pd.DataFrame) -> pd.DataFrame:
 @pytest.fixture
 def us(site: Site, log_model: Run) -> pd.DataFrame:
     """One variant, registered, with activity in S3 that has a brand the model does not know."""
-    put_model_files(site, US.prefix)
-    assert log_model("--geography", "us").status == 0
+    register_bundled(site, log_model, US.key)
     rows = activity()
     rows.loc[rows.index % 7 == 0, "brand_id"] = "ZZ"
     put_input(site, US.key, as_parquet(rows))

@@ -25,7 +25,8 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor
 from tests.support.daemons import daemon, wait_for
-from tests.support.site import Run, Site, bundled, put_model_files
+from tests.support.inputs import register_bundled
+from tests.support.site import Run, Site, bundled
 
 FLEET = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
 
@@ -39,11 +40,9 @@ def this_week() -> str:
 def fleet(site: Site, log_model: Run) -> list[Variant]:
     """Four registered variants, each with a file in S3."""
     variants = [Variant.from_key(key) for key in FLEET]
+    register_bundled(site, log_model, *FLEET)
     for variant in variants:
-        put_model_files(site, variant.prefix)
         site.put(f"{variant.prefix}data/churn/activity.parquet", bundled("activity.parquet"))
-    said = log_model(*(word for key in FLEET for word in ("--variant", key)))
-    assert said.status == 0, said
     return variants
 
 

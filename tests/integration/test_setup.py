@@ -31,7 +31,6 @@ from tests.support.site import (
     configure,
     create_login,
     require_no_password,
-    run_script,
     run_sql,
 )
 
@@ -80,8 +79,10 @@ def experiments(site: Site) -> dict[str, tuple[str, str]]:
     return {name: (location, stage) for name, location, stage in site.rows(site.mlflow, query)}
 
 
-def test_the_command_makes_a_deployment_of_an_empty_server_and_a_second_run_changes_nothing(empty_site: Site) -> None:
-    first = run_script(SETUP, "--geography", "US")
+def test_the_command_makes_a_deployment_of_an_empty_server_and_a_second_run_changes_nothing(
+    empty_site: Site, set_up: Run
+) -> None:
+    first = set_up("--geography", "US")
 
     assert (first.status, first.err) == (0, "")
     assert experiments(empty_site) == {
@@ -91,7 +92,7 @@ def test_the_command_makes_a_deployment_of_an_empty_server_and_a_second_run_chan
     made = everything(empty_site)
     assert first.out.count("created") == 7  # three databases, the roles, two schemas, the experiment
 
-    second = run_script(SETUP, "--geography", "US")
+    second = set_up("--geography", "US")
 
     assert (second.status, second.err) == (0, "")
     assert everything(empty_site) == made
@@ -99,6 +100,7 @@ def test_the_command_makes_a_deployment_of_an_empty_server_and_a_second_run_chan
     assert (second.out.count("found"), second.out.count("already at")) == (5, 2)
 
 
+@pytest.mark.slow
 def test_two_at_once_on_an_empty_server_both_succeed(empty_site: Site) -> None:
     command = [sys.executable, SETUP, "--company", "ClientA"]
     both = [
@@ -168,7 +170,7 @@ def test_a_deleted_experiment_is_restored(site: Site, set_up: Run) -> None:
 
 
 def test_a_missing_database_is_made_beside_those_that_are_there(site: Site, set_up: Run) -> None:
-    run_sql(site.server, f'DROP DATABASE "{site.dagster}"')
+    assert databases(site) == {site.mlflow, site.churn}
 
     said = set_up()
 

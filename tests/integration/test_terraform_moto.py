@@ -25,7 +25,7 @@ from churn.database.embedded import embedded_postgres
 from churn.deployment.credentials import read_secret
 from churn.deployment.settings import load_settings
 from tests.support import ROOT
-from tests.support.site import run_sql
+from tests.support.site import Run, run_sql
 
 TERRAFORM = ROOT / "infra" / "terraform"
 DATABASES = TERRAFORM / "modules" / "services" / "databases.py"
@@ -76,6 +76,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
 
 @needs_terraform
+@pytest.mark.slow
 def test_the_configuration_is_formatted_and_valid(workplace: tuple[Path, dict[str, str]]) -> None:
     copied, environment = workplace
 
@@ -296,8 +297,7 @@ def make_databases(administrator: sa.URL, suffix: str) -> str:
         "PGPASSWORD": str(administrator.password),
         **{f"{login.upper()}_DB_PASSWORD": f"{login}-{suffix}" for login in LOGINS},
     }
-    command = [sys.executable, "-c", DATABASES.read_text()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, DATABASES], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -314,7 +314,7 @@ def is_let_in(server: sa.URL, login: str, suffix: str, database: str) -> bool:
 
 
 def test_logins_are_made_by_an_administrator_who_is_no_superuser_and_set_up_works_with_them(
-    administrator: sa.URL, tmp_path: Path
+    administrator: sa.URL, set_up: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed = make_databases(administrator, "first")
     assert make_databases(administrator, "second").count("found") == printed.count("\n")
@@ -330,15 +330,8 @@ def test_logins_are_made_by_an_administrator_who_is_no_superuser_and_set_up_work
         made = administrator.set(drivername="postgresql", username=login, password=f"{login}-second", database=database)
         return made.render_as_string(hide_password=False)
 
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "CHURN_HOME": str(tmp_path / "churn"),
-        "CHURN_DATABASE_URL": url("churn", "churn_db"),
-        "MLFLOW_TRACKING_URI": url("mlflow", "mlflow_db"),
-    }
-    for _ in range(2):
-        command = [sys.executable, "-m", "experiment_tracking.setup"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "predictions schema: already at" in done.stdout
+    monkeypatch.setenv("CHURN_DATABASE_URL", url("churn", "churn_db"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url("mlflow", "mlflow_db"))
+    said = [set_up() for _ in range(2)]
+    assert [one.status for one in said] == [0, 0], said
+    assert "predictions schema: already at" in said[1].out

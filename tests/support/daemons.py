@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support import ROOT
+from tests.support.children import bound
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def daemon(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run Dagster's own daemon over the code location, in a process group of its own."""
     command = [sys.executable, "-m", "dagster._daemon", "run", "-m", "orchestration.definitions"]
     with (home / "daemon.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(bound(command), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     try:
         yield process
     finally:

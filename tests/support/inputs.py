@@ -14,6 +14,7 @@ from churn.variants import Variant
 from orchestration.partitions import sync_partitions
 from tests.support import ROOT
 from tests.support.site import Run, Site, bundled, put_model_files
+from tests.support.templates import made_once
 
 NAMES: list[str] = json.loads(bundled("feature_names_3.json"))
 
@@ -77,21 +78,29 @@ FORMATS: Mapping[str, Callable[[pd.DataFrame], bytes]] = {
 }
 
 
+def register_bundled(site: Site, log_model: Run, *keys: str) -> None:
+    """Register the bundled model for variants, whose files are in the bucket."""
+
+    def make() -> None:
+        for key in keys:
+            put_model_files(site, Variant.from_key(key).prefix)
+        said = log_model(*(word for key in keys for word in ("--variant", key)))
+        assert said.status == 0, said
+
+    made_once(site, ("registered", *keys), make)
+
+
 def register(site: Site, log_model: Run, instance: dg.DagsterInstance, *keys: str) -> None:
     """Register the bundled model for variants, and give Dagster their partitions."""
-    for key in keys:
-        put_model_files(site, Variant.from_key(key).prefix, sample=bundled("X_test_sample_2.json"))
-    said = log_model(*(word for key in keys for word in ("--variant", key)))
-    assert said.status == 0, said
+    register_bundled(site, log_model, *keys)
     sync_partitions(instance, [Variant.from_key(key) for key in keys])
 
 
 def register_with_input(site: Site, log_model: Run, *variants: Variant) -> None:
     """Register the bundled model for variants that have activity of their own in S3."""
+    register_bundled(site, log_model, *(variant.key for variant in variants))
     for variant in variants:
-        put_model_files(site, variant.prefix)
         put_input(site, variant.key, as_parquet(activity()))
-    assert log_model(*(word for variant in variants for word in ("--variant", variant.key))).status == 0
 
 
 def put_input(site: Site, key: str, body: bytes, name: str = "activity.parquet") -> None:

@@ -16,8 +16,8 @@ from churn.errors import InputError
 from churn.report.prometheus import metrics_server
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest
-from tests.support.inputs import activity, as_parquet, monday, put_input
-from tests.support.site import Run, Site, put_model_files, run_sql
+from tests.support.inputs import activity, as_parquet, monday, put_input, register_bundled
+from tests.support.site import Run, Site, run_sql
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -116,8 +116,7 @@ def seed_watching(site: Site, batch_id: int, judged_batch_id: int) -> None:
 def make_monitored_fleet(site: Site, log_model: Run, deployment: Deployment) -> Fleet:
     """A fleet in every state: batches scored by the code under test, the rest of what watching keeps by SQL."""
     us, week = Variant("us"), monday()
-    put_model_files(site, us.prefix)
-    assert log_model("--geography", "us").status == 0
+    register_bundled(site, log_model, us.key)
     put_input(site, us.key, as_parquet(activity()))
     scorer = deployment.scorer()
     judged = scorer.score_variant(FleetRequest.for_week(monday(1)).of(us)).batch_id

@@ -24,6 +24,7 @@ from churn.database.predictions import read_current
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from tests.support import ROOT
+from tests.support.children import bound
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -52,7 +53,8 @@ class Project:
     def environment(self) -> dict[str, str]:
         """Nothing set but the home, whatever the caller's settings are."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
-        return inherited | {"CHURN_HOME": str(self.home), "DAGSTER_DISABLE_TELEMETRY": "yes", "VIRTUAL_ENV": sys.prefix}
+        own = {"CHURN_HOME": str(self.home), "DAGSTER_DISABLE_TELEMETRY": "yes", "VIRTUAL_ENV": sys.prefix}
+        return inherited | own | {"UV_NO_SYNC": "1"}
 
     @contextmanager
     def running(self, command: str, *arguments: str) -> Iterator["Command"]:
@@ -61,7 +63,7 @@ class Project:
         log = self.home / f"{command}-{time.monotonic_ns()}.out"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [shutil.which(command, path=Path(sys.executable).parent) or command, *arguments],
+                bound([shutil.which(command, path=Path(sys.executable).parent) or command, *arguments]),
                 cwd=self.root,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -86,10 +88,11 @@ class Project:
             return running.printed
 
     @contextmanager
-    def serving(self) -> Iterator["Served"]:
-        """Run ``churn up`` on free ports, once it is ready."""
+    def serving(self, *up: str) -> Iterator["Served"]:
+        """Run ``churn up``, or ``up``, which is another way to write it, on free ports; yields once it is ready."""
         dagster, mlflow = free_ports(2)
-        with self.running("churn", "up", "--dagster-port", str(dagster), "--mlflow-port", str(mlflow)) as command:
+        ports = ("--dagster-port", str(dagster), "--mlflow-port", str(mlflow))
+        with self.running(*(up or ("churn", "up")), *ports) as command:
             command.wait_until_printed("Ctrl-C")
             yield Served(command, f"http://127.0.0.1:{dagster}", f"http://127.0.0.1:{mlflow}")
 
@@ -133,6 +136,22 @@ class Served:
     command: Command
     dagster: str
     mlflow: str
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A project where the demo ran.
+
+    Attributes:
+        printed: What the demo printed.
+        left: The processes that it left, which are none.
+        published: What was current when it had ended: variant, rows, accounts, newest model version.
+    """
+
+    project: Project
+    printed: str
+    left: list[str]
+    published: list[tuple[str, int, int, int]]
 
 
 def read(project: Project, query: str) -> pl.DataFrame:

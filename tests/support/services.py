@@ -25,6 +25,7 @@ from tenacity import Retrying, stop_after_delay, wait_fixed
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from tests.support import ROOT
+from tests.support.children import bound
 
 BUCKET = "bench"
 WEEK = date(2026, 11, 16)
@@ -50,7 +51,7 @@ def bench_environment(home: Path, s3: Literal["moto", "seaweedfs"] = "moto") -> 
     command = _moto(port) if s3 == "moto" else _seaweedfs(port, home / "s3")
     key = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
     silent = subprocess.DEVNULL
-    with subprocess.Popen(command, env={**os.environ, **key}, stdout=silent, stderr=silent) as server:
+    with subprocess.Popen(bound(command), env={**os.environ, **key}, stdout=silent, stderr=silent) as server:
         _wait_for(endpoint)
         environment = {
             **key,

@@ -1,6 +1,8 @@
 """A deployment of its own for a test: databases, a login with a hostile password, its secret, its bucket."""
 
+import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -58,7 +60,17 @@ class Site:
 
     def put(self, key: str, body: bytes) -> None:
         """Write an object to the bucket."""
-        boto3.client("s3").put_object(Bucket=self.bucket, Key=key, Body=body)
+        client("s3").put_object(Bucket=self.bucket, Key=key, Body=body)
+
+
+def client(service: str) -> Any:
+    """Return the client of an AWS service at the endpoint that is set; making one takes longer than a call does."""
+    return _client(service, os.environ["AWS_ENDPOINT_URL"])
+
+
+@functools.cache
+def _client(service: str, _endpoint: str) -> Any:
+    return boto3.client(service)
 
 
 def run_sql(url: sa.URL, query: str, **values: object) -> list[tuple[Any, ...]]:
@@ -121,7 +133,7 @@ def configure(server: sa.URL, login: sa.URL, bucket: str, patch: pytest.MonkeyPa
     unique = uuid.uuid4().hex[:8]
     site = Site(server, login, f"MLflow-{unique}", f"churn-{unique}", f"dagster_{unique}", bucket)
     secret = {"username": login.username, "password": login.password, "host": login.host, "port": login.port}
-    boto3.client("secretsmanager").create_secret(Name=f"churn/{unique}", SecretString=json.dumps(secret))
+    client("secretsmanager").create_secret(Name=f"churn/{unique}", SecretString=json.dumps(secret))
     patch.setenv("MLFLOW_SECRET_NAME", f"churn/{unique}")
     patch.setenv("MLFLOW_DB_NAME", site.mlflow)
     patch.setenv("CHURN_DB_NAME", site.churn)
@@ -131,14 +143,17 @@ def configure(server: sa.URL, login: sa.URL, bucket: str, patch: pytest.MonkeyPa
 
 @contextmanager
 def databases_of(site: Site, schemas: Mapping[str, str]) -> Iterator[None]:
-    """Make a deployment's databases, and drop them on the way out."""
-    names = {"mlflow": site.mlflow, "churn": site.churn, "dagster": site.dagster}
-    for kind, name in names.items():
-        options = f"TEMPLATE {schemas[kind]} OWNER {site.login.username} STRATEGY FILE_COPY"
-        run_sql(site.server, f'CREATE DATABASE "{name}" {options}')
+    """Make a deployment's databases but Dagster's, and drop all on the way out."""
+    create_database(site, site.mlflow, schemas["mlflow"])
+    create_database(site, site.churn, schemas["churn"])
     yield
-    for name in names.values():  # dozens of them would fill disks, and make the server slow to stop
+    for name in (site.mlflow, site.churn, site.dagster):  # dozens would fill disks, and make the server slow to stop
         run_sql(site.server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def create_database(site: Site, name: str, template: str) -> None:
+    """Make a database as another one is that nobody is connected to."""
+    run_sql(site.server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER {site.login.username}')
 
 
 @dataclass(frozen=True)

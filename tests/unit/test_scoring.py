@@ -94,7 +94,7 @@ def explainer(case: Case, *, large: bool) -> ForestExplainer:
 
 
 @given(cases)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_compiled_scores_are_xgboosts_to_the_bit(case: Case):
     expected = case.bundle.predict(case.matrix)
 
@@ -105,7 +105,7 @@ def test_compiled_scores_are_xgboosts_to_the_bit(case: Case):
 
 
 @given(cases, st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_reasons_are_xgboosts_and_add_up_to_the_margin(case: Case, large: bool):
     expected, bias = case.summed_contributions()
 

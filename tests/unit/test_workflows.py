@@ -78,6 +78,7 @@ def test_ci_tests_the_oldest_and_the_newest_python_and_the_image_has_the_newest(
     assert tested["env"]["UV_PYTHON"] == "${{ matrix.python }}"
     bases = re.findall(r"^FROM python:(\d+\.\d+)\.", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert set(bases) == {f"3.{above - 1}"}
+    assert f"newest=3.{above - 1}" in (ROOT / ".ci/run").read_text().splitlines()
 
 
 def test_every_action_is_pinned_to_one_commit_that_names_its_version() -> None:

@@ -595,7 +595,7 @@ def _mid_copy(kind: str) -> Callable[[], Fault]:
 
 ROWS: tuple[Row, ...] = (
     *(Row(f"worker killed when {point}", at_point(point), 14) for point in POINTS),
-    Row("worker killed at a random instant", at_random, 320, naive_kill, few=6),
+    Row("worker killed at a random instant", at_random, 320, naive_kill, few=3),
     Row("PostgreSQL backend killed", backend_killed, 15, naive_backend_killed),
     Row("PostgreSQL server killed, started again", server_killed, 12, few=1),
     Row("connection reset amid the rows", by_proxy(_mid_copy("reset")), 15,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support import ROOT
+from tests.support.children import bound
 
 DEADLINE_S = 20.0  # wall clock; a second is much for any one input
 MEMORY_BYTES = 1 << 30
@@ -147,7 +148,7 @@ class _Worker:
         if self._next >= len(self._share):
             return
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.hostile.worker"],
+            bound([sys.executable, "-m", "tests.support.hostile.worker"]),
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
