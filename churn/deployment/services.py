@@ -34,15 +34,15 @@ from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.workflows.alert import Receivers
-from churn.workflows.erase import Eraser
-from churn.workflows.evaluate import PerformanceEvaluator
-from churn.workflows.promote import Promoter
 from churn.workflows.ray_engine import RayCluster
 
-if TYPE_CHECKING:  # imported where they are used: MLflow, XGBoost, scikit-learn, SciPy and alembic take a second each
+if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.database.fleet import FleetTables
     from churn.registry.registry import Registry
+    from churn.workflows.erase import Eraser
+    from churn.workflows.evaluate import PerformanceEvaluator
     from churn.workflows.monitor import FleetMonitor
+    from churn.workflows.promote import Promoter
     from churn.workflows.retrain import RetrainingPlanner
     from churn.workflows.score import Scorer
     from churn.workflows.train import Trainer
@@ -160,8 +160,10 @@ class Deployment:
         """Open the activity histories, which do not store accounts that were erased."""
         return ActivityHistory(self.sources().primary, Erasures(self.database).of)
 
-    def evaluator(self, registry: "Registry | None" = None) -> PerformanceEvaluator:
+    def evaluator(self, registry: "Registry | None" = None) -> "PerformanceEvaluator":
         """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""
+        from churn.workflows.evaluate import PerformanceEvaluator
+
         return PerformanceEvaluator(
             sources=self.sources(),
             history=self.history(),
@@ -173,8 +175,10 @@ class Deployment:
             max_quarantine_share=self.settings.churn_max_quarantine_share,
         )
 
-    def promoter(self) -> Promoter:
+    def promoter(self) -> "Promoter":
         """Open the services that moving a variant's aliases needs."""
+        from churn.workflows.promote import Promoter
+
         self.require_schema()
         registry = self.registry(read_only=False)
         return Promoter(registry, ModelEvents(self.database), self.evaluator(registry), this_person())
@@ -228,8 +232,10 @@ class Deployment:
             self.registry(read_only=True), results=Evaluations(self.database), fleet=self.fleet(), policy=policy
         )
 
-    def eraser(self) -> Eraser:
+    def eraser(self) -> "Eraser":
         """Open the places that accounts are erased from."""
+        from churn.workflows.erase import Eraser
+
         sources = self.sources()
         places = [place for place in (sources.bucket, sources.local) if place is not None]
         return Eraser(self.database, self.dagster_database, places)
