@@ -1,4 +1,4 @@
-"""What MLflow's errors, and those of the services behind it, mean: one of ours, with the cause and the next step."""
+"""Translation of errors of MLflow and its services into ours, with the cause and the next step."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
 class AbsentError(RegistryError):
-    """MLflow has no such thing; raised and caught in this folder."""
+    """MLflow has no such object; raised and caught in this folder."""
 
 
 @contextlib.contextmanager
@@ -24,22 +24,22 @@ def errors_translated(doing: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        said = (error.message.splitlines() or [error.error_code])[0]  # a statement and its values follow
+        text = (error.message.splitlines() or [error.error_code])[0]  # the other lines are a statement and its values
         if error.error_code in _ABSENT:
-            raise AbsentError(f"MLflow failed at {doing}: {said}") from error
+            raise AbsentError(f"MLflow failed at {doing}: {text}") from error
         if error.error_code == "PERMISSION_DENIED":
-            raise RegistryError(f"MLflow denied {doing}: {said}") from error
-        if isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or "API request to" in said:
+            raise RegistryError(f"MLflow denied {doing}: {text}") from error
+        if isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or "API request to" in text:
             raise _unavailable(doing, error) from error
-        raise RegistryError(f"MLflow failed at {doing}: {said}") from error
+        raise RegistryError(f"MLflow failed at {doing}: {text}") from error
     except (Boto3Error, aws.BotoCoreError, aws.ClientError) as error:  # first: some are requests' errors as well
-        raise _meaning_of_artifact_error(doing, error) from error
+        raise _translate_artifact_error(doing, error) from error
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
         raise _unavailable(doing, error) from error
 
 
-def _meaning_of_artifact_error(doing: str, error: Exception) -> ChurnError:
-    """Translate S3's answer to MLflow; a failed upload has it only as the context of its error."""
+def _translate_artifact_error(doing: str, error: Exception) -> ChurnError:
+    """Translate S3's error; a failed upload has it only as its context."""
     cause = error.__context__ if isinstance(error, Boto3Error) else error
     what = f"MLflow's artifacts in S3 failed at {doing}"
     if isinstance(cause, (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError)):
@@ -52,7 +52,7 @@ def _meaning_of_artifact_error(doing: str, error: Exception) -> ChurnError:
         return AccessDeniedError(f"{what}: access was denied ({code}); the role needs s3:GetObject and s3:PutObject")
     if status >= 500 or status == 429:
         return RegistryUnavailableError(f"{what}: it kept failing ({code}); try again")
-    return RegistryError(f"{what} ({code}); bring the bucket and its objects back, or log the model again")
+    return RegistryError(f"{what} ({code}); restore the bucket and its objects, or log the model again")
 
 
 def _unavailable(doing: str, error: Exception) -> RegistryUnavailableError:

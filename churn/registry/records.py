@@ -1,4 +1,4 @@
-"""What is recorded in MLflow: a run with its model and data, and the realized performance of a version by week."""
+"""Records for MLflow: a run with its model and data, and the realized performance of a version by week."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from churn.monitoring.profiles import Profile
 from churn.versions import ModelVersion
 
-if TYPE_CHECKING:  # XGBoost takes a second to import, which whoever loads no model need not wait for
+if TYPE_CHECKING:  # importing XGBoost takes a second
     from churn.inference.bundle import Bundle, Golden
 
 _FIRST_MONDAY = date(1970, 1, 5)
-_DIGEST_LENGTH = 36  # MLflow's column holds no more
+_DIGEST_LENGTH = 36  # of MLflow's column
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class OpenModel:
     """A model version that is ready to score.
 
     Attributes:
-        reference: Inputs and scores that its batches are compared with; ``None`` where it was logged without.
+        reference: Inputs and scores that its batches are compared with; ``None`` if none was logged.
     """
 
     version: ModelVersion
@@ -32,45 +32,30 @@ class OpenModel:
     reference: Profile | None
 
 
-@dataclass(frozen=True)
-class LoggedDataset:
-    """The data that a run's model comes from, by what MLflow lists of it.
+def training_data(name: str, *, sha256: str, uri: str, profile: Mapping[str, Any]) -> DatasetInput:
+    """Describe the data that a model was trained on, for MLflow.
 
-    Attributes:
-        sha256: Of the very rows, in hexadecimal.
-        source: Where they were kept.
-        profile: Counts that distinguish one such data set from another.
+    Args:
+        sha256: Of the rows, in hexadecimal.
+        uri: Location of the data.
+        profile: Counts that distinguish the data set from others.
     """
-
-    name: str
-    sha256: str
-    source: str
-    profile: Mapping[str, Any]
-
-    def to_mlflow(self) -> DatasetInput:
-        """Return the entity that MLflow logs."""
-        entity = Dataset(
-            name=self.name,
-            digest=self.sha256[:_DIGEST_LENGTH],
-            source_type="churn",
-            source=json.dumps({"uri": self.source, "sha256": self.sha256}),
-            profile=json.dumps(dict(self.profile)),
-        )
-        return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+    source = json.dumps({"uri": uri, "sha256": sha256})
+    dataset = Dataset(name, sha256[:_DIGEST_LENGTH], "churn", source, profile=json.dumps(dict(profile)))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a new version's run records.
+    """The content of a new version's run.
 
     Attributes:
-        tags: Beside the variant's own, which are always set.
-        metrics: Measured ones only; empty where there are no labels.
+        tags: In addition to the variant's, which are always set.
+        metrics: Measured metrics only; empty without labels.
         artifacts: Texts and pictures by their path, such as ``model_card.md``.
-        name: Of the run; ``None`` for ``log-<variant>``.
-        dataset: ``None`` where it is not known.
-        reference: Inputs and scores that batches are compared with, of rows the model was not trained on; ``None``
-            where there are none.
+        name: Name of the run; ``None`` for ``log-<variant>``.
+        dataset: ``None`` if it is not known.
+        reference: Inputs and scores that batches are compared with, of rows the model was not trained on, if any.
     """
 
     bundle: "Bundle"
@@ -81,7 +66,7 @@ class LoggedRun:
     tags: Mapping[str, str]
     artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
     name: str | None = None
-    dataset: LoggedDataset | None = None
+    dataset: DatasetInput | None = None
     reference: Profile | None = None
 
 
@@ -90,7 +75,7 @@ class LivePoint:
     """The realized performance of a version in one week.
 
     Attributes:
-        n_matured: Accounts with a mature label; logged with every point.
+        n_matured: Accounts with a matured label; logged with every point.
         metrics: By name, without the prefix ``live_``.
         artifacts: Texts by their path below the week's folder.
     """
@@ -102,7 +87,7 @@ class LivePoint:
     artifacts: Mapping[str, str]
 
     def to_mlflow(self) -> list[Metric]:
-        """Return the metrics that MLflow logs: the step is the week counted from 1970-01-05, the time the as-of day."""
+        """Return MLflow metrics; the step is the number of weeks since 1970-01-05, the timestamp the as-of date."""
         step = (self.scored_week - _FIRST_MONDAY).days // 7
         at = int(datetime.combine(self.as_of, time.min, UTC).timestamp() * 1000)
         values = {f"live_{name}": value for name, value in self.metrics.items()} | {"live_n_matured": self.n_matured}

@@ -1,7 +1,7 @@
-"""MLflow's registry: which variants are registered, which version an alias names, and the logging of a new one.
+"""MLflow's registry: lists the registered variants, resolves aliases to versions, and logs new versions.
 
-A variant exists when a registered model carries its tags. A version is resolved once and then named by number. Boosters
-are cached on disk by model id, since a version's files never change.
+A variant exists when a registered model has its tags. A version is resolved once and then named by number. Boosters are
+cached on disk by model id, since a version's files never change.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import pandas as pd
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric, Param, ViewType
+from mlflow.entities import Experiment, LoggedModelOutput, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -35,11 +35,8 @@ from churn.registry.records import LivePoint, LoggedRun, OpenModel
 from churn.variants import Variant, nearest
 from churn.versions import CHAMPION, ModelVersion
 
-if TYPE_CHECKING:  # XGBoost takes a second to import, which whoever loads no model need not wait for
-    pass
-
 logger = logging.getLogger(__name__)
-# A uv environment has no pip, of which MLflow warns for every model.
+# A uv environment has no pip, and MLflow warns about that for every model.
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
 _BOOSTER_FILE = "model.ubj"
@@ -56,40 +53,40 @@ class Registry:
         """Open the registry.
 
         Args:
-            tracking_uri: Server or database; it may hold a password, and is never logged.
-            cache: Folder for boosters by model id; made when needed.
+            tracking_uri: Server or database; it may contain a password, and is never logged.
+            cache: Folder for boosters by model id; created when needed.
         """
         _set_process_uri(tracking_uri)
         with errors_translated("opening the registry"):
             self._client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = cache
-        self._locations: dict[str, str] = {}  # by experiment; MLflow never moves one
+        self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
 
     def variants(self) -> list[Variant]:
-        """Return the variants that are registered, in order of their keys."""
+        """Return the registered variants, in order of their keys."""
         return sorted(self.aliases(), key=lambda variant: variant.key)
 
     def aliases(self) -> dict[Variant, Mapping[str, int]]:
-        """List the registered variants, each with the version that each of its aliases names now."""
+        """Return the version that each alias names now, for every registered variant."""
         with errors_translated("listing the registered models"):
             models = _pages(self._client.search_registered_models, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
             return {variant: _aliases(model) for model in models if (variant := tags.variant_of(model)) is not None}
 
     def aliases_of(self, variant: Variant) -> Mapping[str, int]:
-        """Return the version that each of a variant's aliases names now; none when it is not registered."""
+        """Return the version that each of a variant's aliases names now; none if it is not registered."""
         model = self._registered(variant)
         return {} if model is None else _aliases(model)
 
     def resolve(
         self, variant: Variant, alias: str = CHAMPION, listed: Mapping[Variant, Mapping[str, int]] | None = None
     ) -> ModelVersion:
-        """Find the version that ``alias`` names.
+        """Return the version that ``alias`` names.
 
         Args:
-            listed: What :meth:`aliases` returned, for many look-ups at one moment; ``None`` asks now.
+            listed: The result of :meth:`aliases`, for many look-ups at one moment; ``None`` queries MLflow.
 
         Raises:
-            RegistryError: If the variant is not registered or has no such alias, or another variant holds its name.
+            RegistryError: If the variant is not registered or has no such alias, or another variant has its name.
         """
         name = variant.registered_model
         aliases = self.aliases_of(variant) if listed is None else listed.get(variant, {})
@@ -106,25 +103,20 @@ class Registry:
                 f"variant {variant} is not registered (no model {name!r}){nearest(variant, self.variants())}; "
                 f"log one with experiment_tracking/log_model.py"
             )
-        held = ", ".join(sorted(aliases)) or "none"
+        others = ", ".join(sorted(aliases)) or "none"
         return RegistryError(
-            f"registered model {name!r} has no alias {alias!r} (it has: {held}); "
+            f"registered model {name!r} has no alias {alias!r} (it has: {others}); "
             f"set one with experiment_tracking/log_model.py --alias {alias}"
         )
 
     def open(
         self, variant: Variant, alias: str = CHAMPION, listed: Mapping[Variant, Mapping[str, int]] | None = None
     ) -> OpenModel:
-        """Find the version that ``alias`` names, and load all that scoring with it needs.
-
-        Files come from the cache if they were read before: a version's files never change.
-
-        Args:
-            listed: See :meth:`resolve`.
+        """Resolve a version (see :meth:`resolve`) and load its booster and reference, from the cache if possible.
 
         Raises:
             RegistryError: See :meth:`resolve`.
-            ModelFileError: If its bytes are not those that were logged, or its golden scores differ.
+            ModelFileError: If the booster differs from the one that was logged, or its golden scores differ.
         """
         from churn.inference.bundle import Golden, load_bundle
 
@@ -134,7 +126,7 @@ class Registry:
         if hashlib.sha256(data).hexdigest() != version.sha256:
             shutil.rmtree(folder)
             raise ModelFileError(
-                f"{version.uri} has a booster file whose sha256 is not the one that was logged; log the model again"
+                f"{version.uri} has a booster file with another sha256 than was logged; log the model again"
             )
         bundle = load_bundle(data, None, version.uri)
         bundle.require_golden(Golden.from_json((folder / _GOLDEN_FILE).read_bytes()))
@@ -142,10 +134,9 @@ class Registry:
         return OpenModel(version, bundle, Profile.from_json(profile.read_bytes()) if version.has_reference else None)
 
     def attach(self, version: ModelVersion, path: str, text: str) -> None:
-        """Put a small text file beside what the version's run logged; only the artifact store is written.
+        """Write or replace a text artifact of the version's run, such as ``scoring/2026-11-16/importance.svg``.
 
-        Args:
-            path: Such as ``scoring/2026-11-16/importance.svg``; what is there already is replaced.
+        Only the artifact store is written.
 
         Raises:
             RegistryError: If that fails.
@@ -154,87 +145,85 @@ class Registry:
             self._log_artifacts(version.variant, version.mlflow_run_id, {path: text})
 
     def log_live(self, variant: Variant, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
-        """Add weeks' points to the time series ``live_…`` of a version's run; logging them again changes nothing.
+        """Log the realized performance of weeks as metrics ``live_…`` of a version's run. Safe to repeat.
 
-        The step is the scored week, counted from 1970-01-05, the time the as-of date. Artifacts come first, since all
-        metrics are written in one transaction: a week that has them has everything.
+        Artifacts are logged first, and all metrics in one transaction: a week that has metrics is complete.
 
         Raises:
             RegistryError: If that fails.
         """
         with errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
-            texts = {
-                f"performance/{point.scored_week}/{name}": text
-                for point in points
-                for name, text in point.artifacts.items()
-            }
+            artifacts = ((f"performance/{point.scored_week}", point.artifacts) for point in points)
+            texts = {f"{folder}/{name}": text for folder, of_week in artifacts for name, text in of_week.items()}
             self._log_artifacts(variant, mlflow_run_id, texts)
             metrics = [metric for point in points for metric in point.to_mlflow()]
             if metrics:
                 self._client.log_batch(mlflow_run_id, metrics=metrics)
 
     def look_up_locations(self) -> None:
-        """Ask once where the experiments of all variants keep their artifacts, which :meth:`log_live` has to know."""
+        """Look up the artifact locations of all variants' experiments at once, for :meth:`log_live` and others."""
         search = partial(self._client.search_experiments, ViewType.ALL)
         with errors_translated("listing the experiments"):
             experiments = _pages(search, f"name LIKE '{Variant().experiment}%'")
-            self._locations |= {one.name: one.artifact_location for one in experiments}
+            self._locations |= {experiment.name: experiment.artifact_location for experiment in experiments}
 
-    def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[str, str]:
-        """Make sure that the variant's experiment exists and is active.
-
-        Returns:
-            Its id, and what was done: ``created``, ``restored`` or ``found``.
-        """
+    def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[Experiment, str]:
+        """Ensure that the variant's experiment exists and is active; returns it and ``created|restored|found``."""
         with errors_translated(f"preparing experiment {variant.experiment!r}"):
-            experiment = self._client.get_experiment_by_name(variant.experiment)
+            experiment, done = self._client.get_experiment_by_name(variant.experiment), "found"
             if experiment is None:
-                try:
-                    return self._client.create_experiment(variant.experiment, artifact_location), "created"
-                except MlflowException as error:  # another process was first
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
-                    return self._client.get_experiment_by_name(variant.experiment).experiment_id, "found"
-            if experiment.lifecycle_stage == "deleted":
+                with _existing_ignored():
+                    self._client.create_experiment(variant.experiment, artifact_location)
+                    done = "created"
+                experiment = self._client.get_experiment_by_name(variant.experiment)
+            elif experiment.lifecycle_stage == "deleted":
                 self._client.restore_experiment(experiment.experiment_id)
-                return experiment.experiment_id, "restored"
-            return experiment.experiment_id, "found"
-
-    def artifact_location(self, experiment_id: str) -> str:
-        """Return where an experiment keeps its artifacts."""
-        with errors_translated(f"reading experiment {experiment_id}"):
-            location: str = self._client.get_experiment(experiment_id).artifact_location
-        return location
+                done = "restored"
+            return experiment, done
 
     def log(
-        self, variant: Variant, experiment_id: str, logged: LoggedRun, alias: str | None, *, or_champion: bool = True
+        self,
+        variant: Variant,
+        artifact_location: str,
+        logged: LoggedRun,
+        alias: str | None = None,
+        *,
+        or_champion: bool = True,
     ) -> ModelVersion:
         """Log a run with its model, and register the model as the variant's next version.
 
-        The run ends ``FAILED`` when anything goes wrong on the way, and no version is registered.
+        On any error the run ends ``FAILED``, and no version is registered.
 
         Args:
-            alias: Given to the new version.
-            or_champion: Whether ``alias`` ``None`` gives it ``champion`` when the variant has none.
+            artifact_location: Of the variant's experiment, if the experiment has to be created.
+            alias: Alias of the new version.
+            or_champion: Whether the new version becomes ``champion`` if ``alias`` is ``None`` and the variant has none.
+
+        Raises:
+            RegistryError: If MLflow fails, or another variant has the variant's model name.
         """
+        registered = self._registered(variant)
+        experiment_id = self.ensure_experiment(variant, artifact_location)[0].experiment_id
         with errors_translated(f"logging a model of {variant}"):
-            registered = self._registered(variant)
-            run_tags = tags.tags_of_variant(variant) | dict(logged.tags)
+            variant_tags = tags.tags_of_variant(variant)
+            run_tags = variant_tags | dict(logged.tags)
             run = self._client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=run_tags)
             mlflow_run_id = run.info.run_id
             try:
                 model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
+                has_reference = str(logged.reference is not None).lower()
                 self._log_values(mlflow_run_id, logged)
                 self._log_artifacts(variant, mlflow_run_id, logged.artifacts)
                 if registered is None:
-                    self._register(variant)
+                    with _existing_ignored():
+                        self._client.create_registered_model(variant.registered_model, tags=variant_tags)
+                    self._registered(variant)
                 version = self._client.create_model_version(
                     variant.registered_model,
                     source=f"models:/{model_id}",
                     run_id=mlflow_run_id,
                     model_id=model_id,
-                    tags=run_tags
-                    | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: str(logged.reference is not None).lower()},
+                    tags=run_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference},
                 )
             except BaseException:
                 with contextlib.suppress(MlflowException, requests.RequestException):
@@ -249,7 +238,7 @@ class Registry:
         return ModelVersion(variant, variant.registered_model, number, given, model_id, mlflow_run_id, sha256)
 
     def set_aliases(self, variant: Variant, versions: Mapping[str, int | None]) -> None:
-        """Move a variant's aliases, in the order given; ``None`` takes one away. Each move is atomic, all are not."""
+        """Move a variant's aliases in the given order; ``None`` deletes one. Each move is atomic, not all together."""
         name = variant.registered_model
         with errors_translated(f"moving the aliases of {name!r}"):
             for alias, version in versions.items():
@@ -259,13 +248,13 @@ class Registry:
                     self._client.set_registered_model_alias(name, alias, str(version))
 
     def tags_of(self, variant: Variant, version: int) -> dict[str, str]:
-        """Return what was written down of a version when it was logged."""
+        """Return the tags of a version."""
         name = variant.registered_model
         with errors_translated(f"reading version {version} of {name!r}"):
             return dict(self._client.get_model_version(name, str(version)).tags)
 
     def version_tags(self) -> dict[tuple[Variant, int], Mapping[str, str]]:
-        """Return :meth:`tags_of` every version of every variant."""
+        """Return the tags of every version of every variant."""
         with errors_translated("listing the model versions"):
             versions = _pages(self._client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
             return {
@@ -275,50 +264,36 @@ class Registry:
             }
 
     def training_dates(self) -> dict[tuple[Variant, int], date]:
-        """Return when each version was trained, as far as it was written down, by variant and version."""
-        days = {key: found.get(tags.TRAINING_DATE, "") for key, found in self.version_tags().items()}
+        """Return the training date of each version that has the tag, by variant and version."""
+        days = {key: version_tags.get(tags.TRAINING_DATE, "") for key, version_tags in self.version_tags().items()}
         return {key: date.fromisoformat(day) for key, day in days.items() if _DAY.fullmatch(day)}
 
-    def require_free_or_own(self, variant: Variant) -> None:
-        """Raise ``RegistryError`` when another variant holds this one's model name."""
-        self._registered(variant)
-
     def _registered(self, variant: Variant) -> Any:
-        """Return the variant's registered model, or ``None``."""
+        """Return the variant's registered model or ``None``; raises if the model of that name is another variant's."""
         name = variant.registered_model
         try:
             with errors_translated(f"reading {name!r}"):
                 model = self._client.get_registered_model(name)
         except AbsentError:
             return None
-        holder = tags.variant_of(model)
-        if holder != variant:
+        owner = tags.variant_of(model)
+        if owner != variant:
             raise RegistryError(
-                f"registered model {name!r} belongs to {holder or 'something without our tags'}, and {variant} would "
+                f"registered model {name!r} belongs to {owner or 'a model without our tags'}, and {variant} would "
                 f"have the same name; rename the geography or company of one of them"
             )
         return model
-
-    def _register(self, variant: Variant) -> None:
-        try:
-            self._client.create_registered_model(variant.registered_model, tags=tags.tags_of_variant(variant))
-        except MlflowException as error:  # another process was first: see whose it is
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            self.require_free_or_own(variant)
 
     def _describe(self, variant: Variant, found: Any, alias: str | None) -> ModelVersion:
         model_id = str(found.source).removeprefix("models:/")
         if tags.MODEL_SHA256 not in found.tags or model_id == found.source:
             raise RegistryError(
-                f"version {found.version} of {found.name!r} was not logged by experiment_tracking/log_model.py (no "
-                f"{tags.MODEL_SHA256} tag), so its file cannot be checked; log it again with that script"
+                f"version {found.version} of {found.name!r} has no tag {tags.MODEL_SHA256}, so its file cannot be "
+                f"checked; log it again with experiment_tracking/log_model.py"
             )
-        sha256 = found.tags[tags.MODEL_SHA256]
-        has_reference = found.tags.get(tags.HAS_REFERENCE) == "true"
-        return ModelVersion(
-            variant, found.name, int(found.version), alias, model_id, found.run_id, sha256, has_reference
-        )
+        sha256, has_reference = found.tags[tags.MODEL_SHA256], found.tags.get(tags.HAS_REFERENCE) == "true"
+        number, run_id = int(found.version), found.run_id
+        return ModelVersion(variant, found.name, number, alias, model_id, run_id, sha256, has_reference)
 
     def _fetch(self, version: ModelVersion) -> Path:
         folder = self._cache / version.model_id
@@ -330,7 +305,7 @@ class Registry:
             repository = get_artifact_repository(location)
             for name in (_BOOSTER_FILE, _GOLDEN_FILE, *([_REFERENCE_FILE] if version.has_reference else [])):
                 repository.download_artifacts(name, partial)
-            with contextlib.suppress(OSError):  # another process put the same files there first
+            with contextlib.suppress(OSError):  # another process wrote the same files first
                 Path(partial).rename(folder)
                 Path(partial).mkdir()
         return folder
@@ -340,13 +315,9 @@ class Registry:
         from mlflow.xgboost import save_model
 
         model = self._client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_run_id)
+        model_id, location = model.model_id, model.artifact_location
         scores = pd.Series(logged.golden.scores[:5], name="churn_probability")
-        card = Model(
-            artifact_path=model.artifact_location,
-            run_id=mlflow_run_id,
-            model_uuid=model.model_id,
-            model_id=model.model_id,
-        )
+        card = Model(artifact_path=location, run_id=mlflow_run_id, model_uuid=model_id, model_id=model_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             save_model(
@@ -362,10 +333,10 @@ class Registry:
             if logged.reference is not None:
                 (folder / _REFERENCE_FILE).write_text(logged.reference.to_json())
             sha256 = hashlib.sha256((folder / _BOOSTER_FILE).read_bytes()).hexdigest()
-            self._client.log_model_artifacts(model.model_id, str(folder))
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(mlflow_run_id, models=[LoggedModelOutput(model.model_id, 0)])
-        return model.model_id, sha256
+            self._client.log_model_artifacts(model_id, str(folder))
+        self._client.finalize_logged_model(model_id, "READY")
+        self._client.log_outputs(mlflow_run_id, models=[LoggedModelOutput(model_id, 0)])
+        return model_id, sha256
 
     def _log_values(self, mlflow_run_id: str, logged: LoggedRun) -> None:
         now = int(datetime.now(UTC).timestamp() * 1000)
@@ -375,10 +346,10 @@ class Registry:
             params=[Param(name, str(value)) for name, value in logged.parameters.items()],
         )
         if logged.dataset is not None:
-            self._client.log_inputs(mlflow_run_id, datasets=[logged.dataset.to_mlflow()])
+            self._client.log_inputs(mlflow_run_id, datasets=[logged.dataset])
 
     def _location(self, variant: Variant) -> str | None:
-        """Say where the variant's experiment keeps its artifacts; ``None`` if somebody gave it another name."""
+        """Return the artifact location of the variant's experiment; ``None`` if the experiment was renamed."""
         if variant.experiment not in self._locations:
             experiment = self._client.get_experiment_by_name(variant.experiment)
             if experiment is None:
@@ -387,9 +358,9 @@ class Registry:
         return self._locations[variant.experiment]
 
     def _log_artifacts(self, variant: Variant, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
-        """Put texts and pictures by their path among a run's artifacts, at the place that MLflow gives them.
+        """Write a run's artifacts, by path, to the location that MLflow uses.
 
-        MLflow itself would read all that the run ever logged to find that place; the experiment tells it as well.
+        MLflow would read the whole run to find the location; the experiment has it, too.
         """
         if not artifacts:
             return
@@ -402,25 +373,33 @@ class Registry:
             if location is None:
                 self._client.log_artifacts(mlflow_run_id, scratch)
             else:
-                place = append_to_uri_path(location, mlflow_run_id, "artifacts")
-                get_artifact_repository(place).log_artifacts(scratch)
+                uri = append_to_uri_path(location, mlflow_run_id, "artifacts")
+                get_artifact_repository(uri).log_artifacts(scratch)
 
 
-def _pages(search: Callable[..., Any], wanted: str) -> Iterator[Any]:
-    """Yield all that one of MLflow's searches finds, page by page."""
-    token: str | None = None
-    while True:
-        page = search(filter_string=wanted, max_results=1000, page_token=token)
+@contextlib.contextmanager
+def _existing_ignored() -> Iterator[None]:
+    """Ignore that another process created the same object first."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _pages(search: Callable[..., Any], condition: str) -> Iterator[Any]:
+    """Yield all results of one of MLflow's searches, page by page."""
+    page = search(filter_string=condition, max_results=1000)
+    yield from page
+    while page.token:
+        page = search(filter_string=condition, max_results=1000, page_token=page.token)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _set_process_uri(uri: str) -> None:
-    """Tell MLflow the URI that ``models:/`` sources are resolved through, whatever a client's own is.
+    """Set the URI that MLflow resolves ``models:/`` sources with, in addition to the client's.
 
-    MLflow exports it to child processes too; a URI with a password, and perhaps a lesser role, is not theirs to have.
+    MLflow exports it to child processes, too; that is undone, as it may contain a password or a restricted role.
     """
     exported = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)

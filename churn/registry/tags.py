@@ -1,4 +1,4 @@
-"""The names of the tags on our registered models, model versions and runs, and the variant that they spell."""
+"""The names of the tags of our registered models, model versions and runs, and the variant that they identify."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from churn.variants import Variant
 GEOGRAPHY = "geography"
 COMPANY = "company_id"
 TRAINING_DATE = "training_date"
-"""When the model was trained, as ``YYYY-MM-DD``."""
+"""The day on which the model was trained, as ``YYYY-MM-DD``."""
 
 MODEL_SHA256 = "churn.model_sha256"
-"""Of the booster's bytes as logged; they are checked whenever they are loaded."""
+"""Of the booster's bytes as logged; checked at every load."""
 HAS_REFERENCE = "churn.has_reference"
-"""``true`` where a reference profile was logged with the version."""
+"""``true`` if a reference profile was logged with the version."""
 AUC_LIMIT = "churn.auc_limit"
 """Minimum ROC AUC of the version: the lower end of its own held-out interval."""
 GATE = "churn.gate"
@@ -39,13 +39,13 @@ SAMPLE_SHA256 = "churn.sample_sha256"
 
 
 def tags_of_variant(variant: Variant) -> dict[str, str]:
-    """Return the tags that say which variant a model or a run belongs to; the base variant has none."""
+    """Return the tags that identify the variant of a model or a run; the base variant has none."""
     parts = {GEOGRAPHY: variant.geography, COMPANY: variant.company}
     return {tag: value for tag, value in parts.items() if value is not None}
 
 
 def variant_of(model: Any) -> Variant | None:
-    """Return the variant of a registered model or version by its tags; ``None`` for a model that is none of ours."""
+    """Return the variant of a registered model or version by its tags; ``None`` if the model is not ours."""
     try:
         variant = Variant(model.tags.get(GEOGRAPHY), model.tags.get(COMPANY))
     except UsageError:

@@ -97,9 +97,8 @@ def log_variant(
     """
     with tempfile.TemporaryDirectory(prefix="churn-log-") as scratch:
         candidate = read_candidate(sources, variant, Path(scratch))
-        registry.require_free_or_own(variant)
-        experiment_id, _ = registry.ensure_experiment(variant, artifact_location(variant))
-        return registry.log(variant, experiment_id, describe(candidate, code_version), alias), candidate
+        run = describe(candidate, code_version)
+        return registry.log(variant, artifact_location(variant), run, alias), candidate
 
 
 def describe(candidate: Candidate, code_version: str) -> LoggedRun:

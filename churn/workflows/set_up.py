@@ -37,9 +37,9 @@ def set_up_variants(
     """Create each variant's experiment; yields each key with its lines or the error."""
 
     def set_up(variant: Variant) -> list[str]:
-        experiment_id, done = registry.ensure_experiment(variant, artifact_location(variant))
-        location = registry.artifact_location(experiment_id)
-        return [f"experiment {variant.experiment} (id {experiment_id}): {done}, artifacts at {location}"]
+        experiment, done = registry.ensure_experiment(variant, artifact_location(variant))
+        place = f"artifacts at {experiment.artifact_location}"
+        return [f"experiment {experiment.name} (id {experiment.experiment_id}): {done}, {place}"]
 
     yield from for_each_variant(set_up, [variant.key for variant in variants])
 

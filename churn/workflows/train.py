@@ -271,8 +271,8 @@ class Trainer:
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
-        experiment_id, _ = self.registry.ensure_experiment(variant, self.artifact_location(variant))
-        version = self.registry.log(variant, experiment_id, describe(outcome), None, or_champion=is_passed)
+        location = self.artifact_location(variant)
+        version = self.registry.log(variant, location, describe(outcome), or_champion=is_passed)
         if is_passed and version.alias is None:
             self.challenge(variant, version.version, f"trained as of {outcome.lineage.today}; it passed the gate")
             version = replace(version, alias=CHALLENGER)
@@ -334,7 +334,7 @@ def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> P
 
 def describe(outcome: TrainingOutcome) -> "LoggedRun":
     """Build the MLflow run of a trained model."""
-    from churn.registry.records import LoggedDataset, LoggedRun
+    from churn.registry.records import LoggedRun, training_data
 
     trained, lineage = outcome.trained, outcome.lineage
     rows = trained.held_out.matrix[:GOLDEN_ROWS]
@@ -352,10 +352,10 @@ def describe(outcome: TrainingOutcome) -> "LoggedRun":
         tags=_tags(outcome),
         artifacts=files | {f"pictures/{name}": picture for name, picture in outcome.pictures.items()},
         name=f"train-{outcome.variant.key}-{lineage.today}",
-        dataset=LoggedDataset(
-            name=f"activity of {lineage.activity_of}",
+        dataset=training_data(
+            f"activity of {lineage.activity_of}",
             sha256=lineage.data_sha256,
-            source=", ".join(uri for uri, _ in lineage.sources),
+            uri=", ".join(uri for uri, _ in lineage.sources),
             profile={part.name: {"rows": part.n, "churned": part.n_churned} for part in trained.parts},
         ),
         reference=outcome.reference,
