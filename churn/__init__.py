@@ -1,6 +1,6 @@
-"""Weekly churn scores for many model variants. The core: it knows no Dagster.
+"""Weekly churn scores for many model variants. The core, which does not import Dagster.
 
-MLflow reads its environment when it is imported, so its settings are made here, before any module imports it: a
+MLflow reads its environment when it is imported, so its variables are set here, before any module imports it: a
 registry that is down is reported within seconds, and no telemetry is sent.
 """
 

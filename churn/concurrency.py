@@ -1,4 +1,4 @@
-"""Threads that keep order, timeouts, and a circuit breaker. Retries are where the work is; here is what bounds them."""
+"""An ordered map in threads, a timeout, and a circuit breaker."""
 
 import threading
 import time
@@ -28,33 +28,33 @@ def without_frames(error: BaseException) -> BaseException:
 
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int = CORES) -> Iterator[_Out]:
     """Map in order on a few threads, with bounded read-ahead."""
-    if isinstance(items, Sized) and len(items) == 1:  # starting a thread for it takes longer than small work does
+    if isinstance(items, Sized) and len(items) == 1:  # starting a thread takes longer than a small work
         yield from map(work, items)
         return
     with ThreadPoolExecutor(threads) as pool:
-        begun: deque[Future[_Out]] = deque()
+        started: deque[Future[_Out]] = deque()
         for item in items:
-            begun.append(pool.submit(work, item))
-            if len(begun) > threads:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            started.append(pool.submit(work, item))
+            if len(started) > threads:
+                yield started.popleft().result()
+        while started:
+            yield started.popleft().result()
 
 
 def within(seconds: float, work: Callable[[], _Out]) -> _Out:
-    """Call ``work`` with a timeout by the clock: a peer that sends a byte now and then resets every socket's timeout.
+    """Call ``work`` with a total timeout: a peer that sends a byte now and then resets every socket's timeout.
 
-    Work that hangs stays behind in a daemon thread, so it must do no harm when it goes on: read, not write.
+    Work that hangs continues in a daemon thread, so it may only read, not write.
 
     Raises:
-        TimeoutError: If it is not done in time.
+        TimeoutError: After ``seconds``.
     """
     outcome: Future[_Out] = Future()
 
     def run() -> None:
         try:
             outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001 raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 raised by result()
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="within", daemon=True).start()
@@ -62,10 +62,10 @@ def within(seconds: float, work: Callable[[], _Out]) -> _Out:
 
 
 class CircuitBreaker:
-    """Opens after a few failed calls in a row, lest thousands of variants wait for a service that is down.
+    """Opens after a few failed calls in a row, so that not every variant of a fleet waits for a service that is down.
 
-    While open, calls fail at once with the last error. After the pause one call is let through: its success closes
-    the breaker, its failure starts another pause. Safe to share among threads.
+    While it is open, calls fail at once with the last error. After the pause one call is tried: its success closes the
+    breaker, its failure starts another pause. Thread-safe.
     """
 
     def __init__(self, *, failures: int = FAILURES_IN_A_ROW, pause_s: float = PAUSE_S) -> None:
@@ -80,10 +80,10 @@ class CircuitBreaker:
         """Call ``work``, or fail at once while the breaker is open.
 
         Args:
-            failing: What ``work`` raises when the service is down; other errors leave the breaker as it is.
+            failing: The error that ``work`` raises when the service is down; other errors do not count.
 
         Raises:
-            TransientError: What ``work`` raised, or the kind of error that opened the breaker.
+            TransientError: The error of ``work``, or one of the type that opened the breaker.
         """
         self._require_closed()
         try:
@@ -91,7 +91,7 @@ class CircuitBreaker:
         except failing as error:
             with self._lock:
                 self._failures += 1
-                self._last = type(error)(str(error))  # without the frames, which pin a variant's rows
+                self._last = type(error)(str(error))  # without frames, which pin a variant's rows
                 self._open_until = time.monotonic() + self._pause_s
             raise
         with self._lock:
@@ -103,7 +103,7 @@ class CircuitBreaker:
             if self._last is None or self._failures < self._opens_after:
                 return
             now = time.monotonic()
-            if now >= self._open_until:  # this call tries for all
+            if now >= self._open_until:  # this call is the one that tries
                 self._open_until = now + self._pause_s
                 return
             raise type(self._last)(

@@ -1,31 +1,17 @@
-"""The errors that this package raises on purpose.
+"""The errors that this package raises on purpose; entry points print their message without a traceback.
 
-ChurnError                    base: one clear message, no traceback needed at the entry points
-├── UsageError                invalid argument or setting (exit status 2)
-├── CredentialsError          Secrets Manager or its secret gave no database credentials
-├── AccessDeniedError         access denied; never answered by a fallback
-├── SourceError               a variant's file could not be read, or not whole
-├── InputError                a file was read and its content is invalid
-│   └── QuarantineError       more rows broke the contract than the limit allows
-├── ModelFileError            a booster file or its feature names cannot be used
-├── RegistryError             MLflow's registry lacks what is needed, or contradicts it
-├── PromotionError            a model must not, or cannot, become champion
-├── ClusterError              a Ray cluster could not be reached, or did not score a variant
-└── StoreError                PostgreSQL rejected a statement, or has no or an outdated schema
-    └── DatabaseUnavailableError
-TransientError                mixed in: the same call may succeed later, so it is worth a retry
-
-Every message names the offending value, what was needed, and the next step. None holds a secret.
+Every message names the offending value, what was needed, and the next step. None contains a secret. An error that is
+also a :class:`TransientError` may not occur again, so that a retry makes sense.
 """
 
 _LONGEST, _KEPT = 2_000, 1_400
 
 
 class ChurnError(Exception):
-    """Base of all errors raised on purpose; its text is meant for a person.
+    """Base of all errors raised on purpose.
 
-    It is one line that logs, terminals and PostgreSQL can take, whatever of a foreign file it repeats: what cannot be
-    printed is escaped, and a very long text loses its middle, so that the next step at its end stays.
+    The message is one line that logs, terminals and PostgreSQL accept, whatever a file contained that it quotes:
+    unprintable characters are escaped, and a very long text loses its middle, but not the next step at its end.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -37,10 +23,8 @@ def _printable(text: str) -> str:
         text = f"{text[:_KEPT]} … {text[_KEPT - _LONGEST :]}"
     if text.isprintable():
         return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in " ".join(text.splitlines())
-    )
+    letters = " ".join(text.splitlines())
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in letters)
 
 
 class TransientError(ChurnError):
@@ -48,11 +32,11 @@ class TransientError(ChurnError):
 
 
 class UsageError(ChurnError):
-    """A flag or a setting is not one of the forms allowed."""
+    """Invalid argument or setting; exit status 2."""
 
 
 class CredentialsError(ChurnError):
-    """AWS Secrets Manager, or the secret in it, gave no database credentials."""
+    """AWS Secrets Manager or the secret has no database credentials."""
 
 
 class SecretsUnavailableError(CredentialsError, TransientError):
@@ -64,11 +48,11 @@ class AccessDeniedError(ChurnError):
 
 
 class SourceError(ChurnError):
-    """A variant's file could not be read from S3 nor, where allowed, from the local copy."""
+    """A variant's file could not be read from S3, nor from the local copy if that is allowed."""
 
 
 class SourceUnavailableError(SourceError, TransientError):
-    """The source timed out or kept failing; the local copy was not allowed or not there."""
+    """The source timed out or kept failing; the local copy was not allowed or does not exist."""
 
 
 class InputError(ChurnError):
@@ -84,7 +68,7 @@ class ModelFileError(ChurnError):
 
 
 class RegistryError(ChurnError):
-    """The MLflow registry lacks what is needed, or holds something that contradicts it."""
+    """The MLflow registry lacks an object, or its content contradicts ours."""
 
 
 class RegistryUnavailableError(RegistryError, TransientError):
@@ -92,7 +76,7 @@ class RegistryUnavailableError(RegistryError, TransientError):
 
 
 class PromotionError(ChurnError):
-    """A model has not been shown to be better, or there is none to promote or to roll back to."""
+    """A model is not proven better, or there is none to promote or to roll back to."""
 
 
 class ClusterError(ChurnError):

@@ -8,13 +8,10 @@ _RULES = {"-": "---", "l": ":---", "r": "---:"}
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
     r"""Return a Markdown table without a newline at its end.
 
-    Cells are written on one line, with ``|`` escaped; ``None`` is an empty cell.
+    Line breaks in cells become spaces and ``|`` is escaped; ``None`` is an empty cell.
 
     Args:
-        columns: Headings.
-        rows: As many cells a row as there are columns.
-        align: One character per column: ``-`` for the default, ``l`` left, ``r`` right. Columns beyond its end have the
-            default.
+        align: ``-`` (default), ``l`` or ``r`` for each column; columns beyond its end have the default.
 
     >>> print(markdown_table(("name", "rows"), [("a|b", 2)], "-r"))
     | name | rows |

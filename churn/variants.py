@@ -1,7 +1,7 @@
 """The variant: which geography and company a model, a file and a prediction belong to.
 
-Every name derived from a variant (S3 prefix, experiment, registered model) is made here and nowhere else.
-Which variants exist is not known here: that is what is registered in MLflow.
+Every name derived from a variant (S3 prefix, experiment, registered model) is built here and nowhere else. MLflow's
+registry, not this module, has the list of existing variants.
 """
 
 import re
@@ -15,14 +15,13 @@ BASE_KEY = "base"
 MAX_PART_LENGTH = 64
 
 _PART = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
-_ALLOWED = f"letters, digits and single underscores between them, at most {MAX_PART_LENGTH} characters"
 
 
 @dataclass(frozen=True, order=True)
 class Variant:
     """One model variant; no geography and no company is the base variant.
 
-    Parts are case-folded on the way in, so ``Variant("US")`` equals ``Variant("us")``.
+    Parts are case-folded, so ``Variant("US")`` equals ``Variant("us")``.
 
     Raises:
         UsageError: If a part is not ``[a-z0-9]+(_[a-z0-9]+)*`` of at most 64 characters after folding.
@@ -67,18 +66,14 @@ class Variant:
 
     @classmethod
     def from_key(cls, key: str) -> "Variant":
-        """Read :attr:`key` back.
+        """Return the variant of a :attr:`key`.
 
         Raises:
-            UsageError: If ``key`` is not one that :attr:`key` writes.
+            UsageError: If ``key`` is not the key of a variant.
         """
-        fields: dict[str, str] = {}
-        if key != BASE_KEY:
-            for part in key.split("."):
-                label, _, value = part.partition("-")
-                fields[label] = value
-        known = fields.keys() <= {"geography", "company"}
-        variant = cls(**fields) if known else None
+        parts = (part.partition("-") for part in key.split(".")) if key != BASE_KEY else ()
+        fields = {label: value for label, _, value in parts}
+        variant = cls(**fields) if fields.keys() <= {"geography", "company"} else None
         if variant is None or variant.key != key:
             raise UsageError(
                 f"variant key {key!r} is not one of base, geography-<g>, company-<c> or geography-<g>.company-<c>"
@@ -93,14 +88,15 @@ def _fold(part: str, value: str | None) -> str | None:
     if value is None:
         return None
     folded = value.casefold()
-    # Folding makes ASCII of some other letters, such as the long s: a look-alike must not be taken for a name.
+    # Folding turns some other letters, such as the long s, into ASCII: a look-alike must not be accepted.
     if value.isascii() and len(folded) <= MAX_PART_LENGTH and _PART.fullmatch(folded):
         return folded
-    raise UsageError(f"{part} {value!r} is not allowed: {_ALLOWED}{_hint(folded)}")
+    allowed = f"letters, digits and single underscores between them, at most {MAX_PART_LENGTH} characters"
+    raise UsageError(f"{part} {value!r} is not allowed: {allowed}{_hint(folded)}")
 
 
 def _hint(folded: str) -> str:
-    """Name the nearest allowed spelling, where there is one."""
+    """Suggest the nearest allowed spelling, if any."""
     ascii_only = folded.encode("ascii", "ignore").decode()
     meant = re.sub(r"[^a-z0-9]+", "_", ascii_only).strip("_")[:MAX_PART_LENGTH].strip("_")
     return f"; did you mean {meant!r}?" if meant else ""

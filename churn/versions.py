@@ -1,22 +1,17 @@
-"""What a model version is called, for those who name one and need not load MLflow for it."""
+"""Model versions and the names of aliases; does not import MLflow."""
 
 from dataclasses import dataclass
 
 from churn.variants import Variant
 
-CHAMPION = "champion"
-"""The alias of the version that scores."""
-
-CHALLENGER = "challenger"
-"""The alias of the version that scores beside the champion, to be compared."""
-
-PREVIOUS = "previous"
-"""The alias of the champion before, which rollback returns to."""
+CHAMPION = "champion"  # the version that scores
+CHALLENGER = "challenger"  # the version that also scores every batch, to be compared with the champion
+PREVIOUS = "previous"  # the previous champion, which a rollback returns to
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a variant's registered model, as an alias named it at one moment."""
+    """One version of a variant's registered model, and the alias that it was resolved from."""
 
     variant: Variant
     registered_model: str

@@ -1,6 +1,6 @@
-"""Weeks, months and as-of days: all arithmetic on dates. Pure.
+"""Weeks, months and as-of dates: all arithmetic on dates. Pure.
 
-A scored week is named by its Monday, a date, so that a 53rd ISO week needs no care. A month is named by its first day.
+A scored week is named by its Monday, so that a 53rd ISO week is no special case. A month is named by its first day.
 """
 
 from datetime import date, timedelta
@@ -20,10 +20,10 @@ def monday_of(day: date) -> date:
 
 
 def parse_week(text: str | None, today: date) -> date:
-    """Read the week to score: a Monday as ``YYYY-MM-DD``, or ``None`` for this week's.
+    """Parse the Monday of the week to score, as ``YYYY-MM-DD``; ``None`` is this week's.
 
     Raises:
-        UsageError: If it is not a date, not a Monday, or has not begun.
+        UsageError: If it is not a date, not a Monday, or in the future.
     """
     if text is None:
         return monday_of(today)
@@ -39,12 +39,12 @@ def parse_week(text: str | None, today: date) -> date:
 
 
 def default_as_of(week: date, today: date) -> date:
-    """Return the last day of the week that has begun: today in the current week, its Sunday in a past one."""
+    """Return today for the current week, and the Sunday of a past week."""
     return min(today, week + timedelta(days=6))
 
 
 def month_number(day: date) -> int:
-    """Return a day's month, counted from January of year 0.
+    """Return the number of months from January of year 0 to a day's month.
 
     >>> month_number(date(2025, 3, 1)) - month_number(date(2024, 12, 31))
     3
@@ -53,12 +53,12 @@ def month_number(day: date) -> int:
 
 
 def month_numbers(days: "pl.Expr") -> "pl.Expr":
-    """Return :func:`month_number` of a column of days."""
+    """Return :func:`month_number` of a column of dates."""
     return days.dt.year() * 12 + days.dt.month() - 1
 
 
 def month_start(day: date, months_later: int = 0) -> date:
-    """Return the first day of the month so many months after a day's.
+    """Return the first day of the month that is ``months_later`` months after a day's.
 
     >>> month_start(date(2025, 11, 30), 2), month_start(date(2025, 1, 5), -1)
     (datetime.date(2026, 1, 1), datetime.date(2024, 12, 1))
@@ -89,7 +89,7 @@ def days_since_epoch(day: date) -> int:
 
 
 def day_from_epoch(days: int) -> date:
-    """Return the day so many days after 1970-01-01."""
+    """Return the day that is ``days`` days after 1970-01-01."""
     return _EPOCH + timedelta(days=days)
 
 

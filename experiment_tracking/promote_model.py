@@ -6,7 +6,7 @@ test that may be repeated at any time, and if no guardrail is broken; --force wi
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 
 from churn.database.events import ModelEvent
@@ -15,6 +15,7 @@ from churn.deployment.services import open_deployment
 from churn.errors import ChurnError, UsageError
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
+from churn.workflows.fleet import Attempts
 from churn.workflows.promote import WHOLE, Promoter, VariantStatus
 
 ACTIONS = {
@@ -69,9 +70,7 @@ def promote_models(args: argparse.Namespace) -> None:
         command_line.print_attempts("promote_model.py", attempts)
 
 
-def _act_on_each(
-    promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace
-) -> Iterator[tuple[str, list[str] | BaseException]]:
+def _act_on_each(promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace) -> Attempts[list[str]]:
     for variant in variants:
         try:
             yield variant.key, _act(promoter, variant, args)
@@ -96,9 +95,7 @@ def _act(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> list
     return [_describe_event(event, is_dry=dry_run)]
 
 
-def _promote_fleet(
-    promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace
-) -> Iterator[tuple[str, list[str] | BaseException]]:
+def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace) -> Attempts[list[str]]:
     results = promoter.promote_all(variants, reason=args.reason, dry_run=args.dry_run)
     promoted = sum(isinstance(result, ModelEvent) for result in results.values())
     print(f"{promoted} of {len(results)} challengers {'would be ' if args.dry_run else ''}promoted", flush=True)

@@ -50,16 +50,18 @@ def run_demo(week: date) -> None:
     with ExitStack() as stack:
         with _step(console, "PostgreSQL"):
             deployment = stack.enter_context(open_deployment())
-        with _step(console, "Databases, schemas, roles"):
-            from churn.workflows.set_up import set_up_server
+        from churn.workflows.set_up import set_up_server
 
-            _print_lines(console, set_up_server(*deployment.databases))
-        with _step(console, "Player activity"):
-            _print_lines(console, _provide_inputs(deployment))
-        with _step(console, "Experiments and models in MLflow"):
-            _print_lines(console, _register(deployment))
-        with _step(console, f"Dagster run of churn_prediction_job for the week of {week}"):
-            _print_lines(console, _run_job(deployment, week))
+        steps = {
+            "Databases, schemas, roles": set_up_server(*deployment.databases),
+            "Player activity": _provide_inputs(deployment),
+            "Experiments and models in MLflow": _register(deployment),
+            f"Dagster run of churn_prediction_job for the week of {week}": _run_job(deployment, week),
+        }
+        for title, lines in steps.items():
+            with _step(console, title):
+                for line in lines:
+                    console.print(f"  [dim]{line}[/dim]", soft_wrap=True)
         account = _show(console, deployment, week)
     run = "uv run " if find_checkout() else ""
     console.print(
@@ -77,11 +79,6 @@ def _step(console: Console, title: str) -> Iterator[None]:
     with console.status(f"{title} …"):
         yield
     console.print(f"[green]✓[/green] {title} [dim]{time.monotonic() - started:.1f} s[/dim]")
-
-
-def _print_lines(console: Console, lines: Iterator[str]) -> None:
-    for line in lines:
-        console.print(f"  [dim]{line}[/dim]", soft_wrap=True)
 
 
 def _provide_inputs(deployment: Deployment) -> Iterator[str]:
@@ -171,21 +168,18 @@ def _show(console: Console, deployment: Deployment, week: date) -> int:
 
 
 def _predictions_table(highest: Sequence[HighScore], week: date) -> Table:
-    account, reasons = (
-        Column("account_id", justify="right", no_wrap=True),
-        Column("main reasons, log-odds", style="dim"),
-    )
-    columns = Column("variant", no_wrap=True), account, Column("probability", no_wrap=True), reasons
-    table = Table(*columns, title=f"Most likely to churn, week of {week}", title_justify="left")
+    account = Column("account_id", justify="right", no_wrap=True)
+    columns = Column("variant", no_wrap=True), account, Column("probability", no_wrap=True)
+    title = f"Most likely to churn, week of {week}"
+    table = Table(*columns, Column("main reasons, log-odds", style="dim"), title=title, title_justify="left")
     previous = None
     for variant, account_id, probability, *texts in highest:
         if previous not in (None, variant):
             table.add_section()
         bar = "█" * round(_BAR_WIDTH * probability)
         name = variant if variant != previous else ""
-        table.add_row(
-            name, str(account_id), f"{probability:.3f} [red]{bar}[/red]", escape("\n".join(filter(None, texts)))
-        )
+        reasons = escape("\n".join(filter(None, texts)))
+        table.add_row(name, str(account_id), f"{probability:.3f} [red]{bar}[/red]", reasons)
         previous = variant
     return table
 
@@ -196,12 +190,7 @@ def _sources_table(batches: Sequence[BatchSummary], deployment: Deployment) -> T
     table = Table(Column("variant", overflow="fold"), *numbers, "model", "data", title=title, title_justify="left")
     for batch in batches:
         owner = " (the base variant's)" if batch.is_foreign_data else ""
-        table.add_row(
-            batch.variant,
-            str(batch.batch_id),
-            f"{batch.n_accounts:,}",
-            f"{batch.mean_probability:.3f}",
-            f"v{batch.model_version}",
-            f"[yellow]{batch.source}[/yellow]{owner}" if batch.source == "local" else batch.source,
-        )
+        source = f"[yellow]{batch.source}[/yellow]{owner}" if batch.source == "local" else batch.source
+        figures = str(batch.batch_id), f"{batch.n_accounts:,}", f"{batch.mean_probability:.3f}"
+        table.add_row(batch.variant, *figures, f"v{batch.model_version}", source)
     return table

@@ -30,7 +30,12 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
         ChurnError: If a server does not start, or ends.
     """
     for port, flag in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
-        _require_free(port, flag)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except (OSError, OverflowError) as error:
+                raise UsageError(f"{flag} {port} cannot be used ({error}); use another port") from None
     with ExitStack() as stack:
         deployment = stack.enter_context(open_deployment())
         deployment.registry(read_only=True)  # fails at once if set-up is missing
@@ -128,12 +133,3 @@ class _Server:
             except (urllib.error.URLError, OSError):
                 stop_request.wait(0.3)
         raise ChurnError(f"{self.name} did not answer at {address} within {_READY_WITHIN_S} s; see {self.log}")
-
-
-def _require_free(port: int, flag: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            raise UsageError(f"{flag} {port} cannot be used ({error}); name another port") from None

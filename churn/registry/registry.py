@@ -90,24 +90,20 @@ class Registry:
         """
         name = variant.registered_model
         aliases = self.aliases_of(variant) if listed is None else listed.get(variant, {})
-        if alias not in aliases:
-            raise self._unresolved(variant, alias, aliases)
-        with errors_translated(f"reading {name!r}"):
-            found = self._client.get_model_version(name, str(aliases[alias]))
-        return self._describe(variant, found, alias)
-
-    def _unresolved(self, variant: Variant, alias: str, aliases: Mapping[str, int]) -> RegistryError:
-        name = variant.registered_model
         if not aliases and self._registered(variant) is None:
-            return RegistryError(
+            raise RegistryError(
                 f"variant {variant} is not registered (no model {name!r}){nearest(variant, self.variants())}; "
                 f"log one with experiment_tracking/log_model.py"
             )
-        others = ", ".join(sorted(aliases)) or "none"
-        return RegistryError(
-            f"registered model {name!r} has no alias {alias!r} (it has: {others}); "
-            f"set one with experiment_tracking/log_model.py --alias {alias}"
-        )
+        if alias not in aliases:
+            others = ", ".join(sorted(aliases)) or "none"
+            raise RegistryError(
+                f"registered model {name!r} has no alias {alias!r} (it has: {others}); "
+                f"set one with experiment_tracking/log_model.py --alias {alias}"
+            )
+        with errors_translated(f"reading {name!r}"):
+            found = self._client.get_model_version(name, str(aliases[alias]))
+        return self._describe(variant, found, alias)
 
     def open(
         self, variant: Variant, alias: str = CHAMPION, listed: Mapping[Variant, Mapping[str, int]] | None = None

@@ -7,29 +7,20 @@ from churn.variants import Variant
 
 GEOGRAPHY = "geography"
 COMPANY = "company_id"
-TRAINING_DATE = "training_date"
-"""The day on which the model was trained, as ``YYYY-MM-DD``."""
-
-MODEL_SHA256 = "churn.model_sha256"
-"""Of the booster's bytes as logged; checked at every load."""
-HAS_REFERENCE = "churn.has_reference"
-"""``true`` if a reference profile was logged with the version."""
-AUC_LIMIT = "churn.auc_limit"
-"""Minimum ROC AUC of the version: the lower end of its own held-out interval."""
-GATE = "churn.gate"
-"""``passed`` or ``failed``."""
+TRAINING_DATE = "training_date"  # of the model, as YYYY-MM-DD
+MODEL_SHA256 = "churn.model_sha256"  # of the booster's bytes as logged; checked at every load
+HAS_REFERENCE = "churn.has_reference"  # true if a reference profile was logged with the version
+AUC_LIMIT = "churn.auc_limit"  # minimum ROC AUC of the version: the lower end of its held-out interval
+GATE = "churn.gate"  # passed or failed
 GATE_FAILURES = "churn.gate_failures"
 TRAINED_AS_OF = "churn.trained_as_of"
-TRAINED_ON = "churn.trained_on"
-"""Key of the variant whose activity the model was trained on."""
-TRAINED_ON_BECAUSE = "churn.trained_on_because"
-"""Why it is not the variant's own activity."""
+TRAINED_ON = "churn.trained_on"  # key of the variant with the training activity
+TRAINED_ON_BECAUSE = "churn.trained_on_because"  # why it is not the variant's own activity
 DATA_SHA256 = "churn.data_sha256"
 HORIZON_MONTHS = "churn.horizon_months"
 CODE_VERSION = "churn.code_version"
 LOGGED_ON = "churn.logged_on"
-SOURCE = "churn.source"
-"""``s3`` or ``local``."""
+SOURCE = "churn.source"  # s3 or local
 FALLBACK_REASON = "churn.fallback_reason"
 FILES_OF_VARIANT = "churn.files_of_variant"
 MODEL_URI = "churn.model_uri"

@@ -91,14 +91,14 @@ def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
     """Return a variant's row in the fleet's table."""
     batches = {row["scored_week"]: row for row in of.batches.get((key, CHAMPION), ())}
     current = batches.get(rows.week)
-    error = _error(of.attempts.get((key, CHAMPION)))
+    error, challenger_error = (of.attempts.get((key, role), {}).get("error") for role in (CHAMPION, CHALLENGER))
     measured = next((row for row in reversed(list(batches.values())) if row["status"] == "ok"), None)
     flags = [row for row in of.flags.get(key, ()) if row["scored_week"] == rows.week]
     return {
         "key": key,
         "status": "scored" if current else ("failed" if error else "missing"),
         "error": error,
-        "challenger_error": _error(of.attempts.get((key, CHALLENGER))),
+        "challenger_error": challenger_error,
         "accounts": current["n_rows_scored"] if current else None,
         "mean": current["mean_probability"] if current else None,
         "is_fallback": bool(current and current["is_fallback"]),
@@ -109,10 +109,6 @@ def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
         "new": [row["feature"] for row in flags if not row["is_confirmed"]],
         **_champion(key, of, batches),
     }
-
-
-def _error(attempt: Row | None) -> str | None:
-    return attempt["error"] if attempt and attempt["outcome"] == "failed" else None
 
 
 def _auc(measured: Row) -> Content:

@@ -25,7 +25,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,6 @@ _READS_AT_ONCE = 8  # a part is small: reading it is mostly waiting
 _LISTINGS = 5  # compaction and erasure need a second from writing the successor to deleting the predecessors
 _INSTANT = pl.Datetime("us", "UTC")
 _NO_PREDECESSOR = -1
-
-Positions = npt.NDArray[np.int64]
-Marks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class ActivityHistory:
         written = _once(erased.without(in_order(_stack([*read, added])))) if compacted else added
         content = _as_parquet(written)
         key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(compacted))
-        with_retries(lambda: self.place.write(key, content))
+        with_retries(partial(self.place.write, key, content))
         self._delete(variant, compacted)
         at = bisect([part.key for part in parts], key)
         by_part = [written] if compacted else [*read[:at], added, *read[at:]]
@@ -127,7 +124,7 @@ class ActivityHistory:
         """Delete the parts that were compacted; if that is denied, facts are stored in two parts and count once."""
         try:
             for part in compacted:
-                with_retries(lambda part=part: self.place.delete(part.key))  # type: ignore[misc]
+                with_retries(partial(self.place.delete, part.key))
         except AccessDeniedError as error:
             message = "%s: cannot compact the activity history (needs s3:DeleteObject); reads will slow down: %s"
             logger.warning(message, variant, error)
@@ -153,8 +150,8 @@ class ActivityHistory:
         if not kept.is_empty():
             content = _as_parquet(kept)
             key = f"{part.key.rpartition('-')[0]}-{hashlib.sha256(content).hexdigest()}.parquet"
-            with_retries(lambda: self.place.write(key, content))
-        with_retries(lambda: self.place.delete(part.key))
+            with_retries(partial(self.place.write, key, content))
+        with_retries(partial(self.place.delete, part.key))
         return n_removed
 
     def read(self, variant: Variant) -> pl.DataFrame:
@@ -292,7 +289,7 @@ def _date_contradictions(facts: pl.DataFrame, stored: pl.DataFrame, received_at:
     return dated.filter(~(contradicts & is_superseded))
 
 
-def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[Positions, Marks]:
+def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Find each fact's predecessor of its account and month, and whether the two differ.
 
     Returns:
@@ -315,7 +312,7 @@ def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[Positions, Mark
     return predecessors, differs
 
 
-def _follow(keys: Iterable[npt.NDArray[Any]]) -> Marks:
+def _follow(keys: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
     """Mark the rows that are followed by a row with the same keys; shape (n - 1,)."""
     return np.asarray(np.logical_and.reduce([key[:-1] == key[1:] for key in keys]))
 
