@@ -28,7 +28,7 @@ def without_frames(error: BaseException) -> BaseException:
 
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int = CORES) -> Iterator[_Out]:
     """Map in order on a few threads, with bounded read-ahead."""
-    if isinstance(items, Sized) and len(items) == 1:  # starting a thread takes longer than a small work
+    if isinstance(items, Sized) and len(items) == 1:  # starting a thread takes longer than a small task
         yield from map(work, items)
         return
     with ThreadPoolExecutor(threads) as pool:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from churn.evaluation.metrics import Evaluation
     from churn.workflows.train import TrainingOutcome
 
-_OUTCOMES = {"holds": "holds", "fails": "FAILS", "skipped": "skipped"}
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
@@ -74,7 +72,7 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
         f"held out   {_measures(outcome.evaluation)}; {as_ofs[0]} to {as_ofs[-1]}",
         *([f"champion   {_measures(outcome.against.evaluation)}; {outcome.against.uri}"] if outcome.against else []),
         f"gate       {'passed' if gate.is_passed else 'FAILED'}",
-        *(f"  {_OUTCOMES[check.outcome]:8} {check.name}: {check.sentence}" for check in gate.checks),
+        *(f"  {check.outcome.replace('fails', 'FAILS'):8} {check.name}: {check.sentence}" for check in gate.checks),
         *_registered(outcome),
     ]
 

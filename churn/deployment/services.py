@@ -85,13 +85,9 @@ class Deployment:
 
     def sources(self) -> Sources:
         """Open the bucket, if there is one, and its local copy."""
-        settings = self.settings
-        return Sources(
-            Bucket(settings.mlflow_s3_bucket) if settings.mlflow_s3_bucket else None,
-            Folder(self.local_root),
-            fallback=settings.churn_local_fallback == "auto",
-            max_age=settings.churn_local_max_age,
-        )
+        name, fallback = self.settings.mlflow_s3_bucket, self.settings.churn_local_fallback == "auto"
+        bucket, local = Bucket(name) if name else None, Folder(self.local_root)
+        return Sources(bucket, local, fallback=fallback, max_age=self.settings.churn_local_max_age)
 
     def require_schema(self) -> None:
         """Raise ``ChurnError`` if the predictions database cannot be reached as its writer, or is not set up."""

@@ -178,20 +178,14 @@ class Registry:
             return experiment, done
 
     def log(
-        self,
-        variant: Variant,
-        artifact_location: str,
-        logged: LoggedRun,
-        alias: str | None = None,
-        *,
-        or_champion: bool = True,
+        self, variant: Variant, location: str, logged: LoggedRun, alias: str | None = None, *, or_champion: bool = True
     ) -> ModelVersion:
         """Log a run with its model, and register the model as the variant's next version.
 
         On any error the run ends ``FAILED``, and no version is registered.
 
         Args:
-            artifact_location: Of the variant's experiment, if the experiment has to be created.
+            location: Artifact location of the variant's experiment, if the experiment has to be created.
             alias: Alias of the new version.
             or_champion: Whether the new version becomes ``champion`` if ``alias`` is ``None`` and the variant has none.
 
@@ -199,7 +193,7 @@ class Registry:
             RegistryError: If MLflow fails, or another variant has the variant's model name.
         """
         registered = self._registered(variant)
-        experiment_id = self.ensure_experiment(variant, artifact_location)[0].experiment_id
+        experiment_id = self.ensure_experiment(variant, location)[0].experiment_id
         with errors_translated(f"logging a model of {variant}"):
             variant_tags = tags.tags_of_variant(variant)
             run_tags = variant_tags | dict(logged.tags)

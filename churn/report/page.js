@@ -1,5 +1,5 @@
 "use strict";
-// Whatever comes from the data is written as text, never as markup.
+// All data is inserted as text, never as markup.
 
 const PAGE_ROWS = 50;
 const NAMED = 12;
@@ -62,7 +62,7 @@ const section = (title, ...children) => {
   return h("section", { "aria-labelledby": id }, h("h2", { id }, title), ...children);
 };
 
-/** Names variants: the first few at once, the rest on demand. */
+/** Lists variants: the first few at once, the rest on demand. */
 function names(keys) {
   const first = h("div", { class: "names" }, keys.slice(0, NAMED).map(variantLink));
   if (keys.length <= NAMED) return first;
@@ -93,7 +93,7 @@ const urgency = (v) =>
 
 // ---- charts
 
-/** A box that draws anew whenever its width changes, so that letters keep their size. */
+/** A box that is redrawn whenever its width changes, so that the size of letters stays the same. */
 function chart(label, draw) {
   const box = h("div", { class: "chart" });
   let last = 0;
@@ -125,8 +125,8 @@ const path = (points) => {
 };
 
 /**
- * Draws values by week. Each series is a list of a value per week, null where there is none; `band` one of [low, high],
- * `dots` values with intervals, `turns` places of weeks at which something changed.
+ * Draws values by week. A series has a value or null for each week; an item of `band` is [low, high], an item of `dots` a
+ * value with its interval; `turns` are the indices of weeks in which the model changed.
  */
 function timeChart(label, { line, dashed, band, dots, hollow, limit, turns = [] }) {
   const all = [...(line || []), ...(dashed || []), ...(limit || []), ...(band || []).flatMap((b) => b || []),
@@ -180,7 +180,7 @@ function timeChart(label, { line, dashed, band, dots, hollow, limit, turns = [] 
   });
 }
 
-/** Places of values without a neighbour, which no line shows. */
+/** Indices of values without a neighbour, which no line connects. */
 const alone = (values) => values.flatMap((v, i) => (known(v) && !known(values[i - 1]) && !known(values[i + 1]) ? [i] : []));
 const tip = (i, text) => s("title", {}, `week of ${onDay(fleet.weeks[i])}: ${text}`);
 
@@ -208,7 +208,7 @@ function spark(values, width = 96, height = 22) {
     s("path", { class: "line", d: path(at) }), s("circle", { class: "dot", cx: last[0], cy: last[1], r: 3 }));
 }
 
-/** Draws a row per bin: a bar for the batch, a stroke where the reference was. */
+/** Draws a row per bin: a bar for the batch, a mark for the reference. */
 function distribution(f) {
   const total = (counts) => counts.reduce((a, b) => a + b, 0) || 1;
   const n = total(f.batch), m = total(f.reference);
@@ -239,7 +239,7 @@ function distribution(f) {
     return { height: bins.length * row, content };
   });
 }
-/** Writes the numbers of a bin's label as short as they can be told apart. */
+/** Shortens the numbers of a bin's label to three digits. */
 const readable = (label) =>
   label.replace(/^over (.*) to /, "$1 to ").replace(/-?\d[\d.]*(e[+-]?\d+)?/g, (number) =>
     Math.abs(number) < 1e-30 && Number(number) ? "below 0" : String(Number(Number(number).toPrecision(3)))).replace("up to below", "below").replace("to below", "to");
@@ -289,7 +289,7 @@ function whisker(segment, limit) {
     s("circle", { class: "dot", cx: x(segment.roc_auc), cy: 9, r: 4 }));
 }
 
-/** A table for those who cannot see a chart, or want its figures. */
+/** A table with the figures of a chart, for readers who cannot see it, too. */
 const figures = (headings, rows) =>
   h("details", {}, h("summary", {}, "Figures"), h("div", { class: "frame" }, h("table", {},
     h("thead", {}, h("tr", {}, headings.map((text, i) => h("th", { scope: "col", class: i ? "n" : "" }, text)))),
@@ -305,7 +305,7 @@ const FILTERS = {
   drift: ["Drifting", (v) => v.confirmed.length + v.new.length > 0],
   low: ["AUC below its limit", (v) => Boolean(v.auc && v.auc.is_below)],
   challenger: ["Has a challenger", (v) => known(v.challenger)],
-  stand_in: ["Scored from stand-in data", (v) => v.is_fallback || v.is_foreign_data],
+  stand_in: ["Scored from fallback data", (v) => v.is_fallback || v.is_foreign_data],
 };
 const COLUMNS = [
   ["Variant", (v) => v.key, ""],
@@ -327,7 +327,7 @@ function matching() {
   const found = fleet.variants.filter((v) => wanted(v) && words.every((word) => v.key.includes(word)));
   return found.sort((a, b) => {
     const [x, y] = [value(a), value(b)];
-    if (known(x) !== known(y)) return known(x) ? -1 : 1; // what is not known comes last either way
+    if (known(x) !== known(y)) return known(x) ? -1 : 1; // unknown values come last in both directions
     const order = x < y ? -1 : x > y ? 1 : 0;
     return (state.descending ? -order : order) || (a.key < b.key ? -1 : 1);
   });
@@ -351,7 +351,7 @@ function tableRow(v) {
 
 function variantsTable() {
   const body = h("tbody", { role: "rowgroup" });
-  const said = h("span", { role: "status" });
+  const range = h("span", { role: "status" });
   const turn = (step) => h("button", { class: "button", type: "button", click: () => { state.page += step; drawTable(); } }, step < 0 ? "Previous" : "Next");
   const [back, on] = [turn(-1), turn(1)];
   const heads = COLUMNS.map(([name, value, kind], i) =>
@@ -368,8 +368,8 @@ function variantsTable() {
     state.page = Math.min(Math.max(state.page, 0), last);
     const from = state.page * PAGE_ROWS, rows = shown.slice(from, from + PAGE_ROWS);
     body.replaceChildren(...rows.map(tableRow));
-    if (!rows.length) body.append(h("tr", { role: "row" }, h("td", { role: "cell", colspan: COLUMNS.length, class: "quiet" }, "No variant is like that.")));
-    said.textContent = rows.length ? `${whole.format(from + 1)} to ${whole.format(from + rows.length)} of ${plural(shown.length, "variant")}` : "0 variants";
+    if (!rows.length) body.append(h("tr", { role: "row" }, h("td", { role: "cell", colspan: COLUMNS.length, class: "quiet" }, "No variant matches.")));
+    range.textContent = rows.length ? `${whole.format(from + 1)} to ${whole.format(from + rows.length)} of ${plural(shown.length, "variant")}` : "0 variants";
     [back.disabled, on.disabled] = [state.page === 0, state.page === last];
     heads.forEach((head, i) => {
       const button = head.querySelector("button");
@@ -396,7 +396,7 @@ function variantsTable() {
       h("div", { class: "narrow" }, h("label", { for: "order" }, "Sort by"), order)),
     h("div", { class: "frame" }, h("table", { class: "stacks", role: "table", "aria-label": "Variants" },
       h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, heads)), body)),
-    h("nav", { class: "pager", "aria-label": "Pages of the table" }, back, on, said));
+    h("nav", { class: "pager", "aria-label": "Pages of the table" }, back, on, range));
 }
 
 function tile(number, text, kind, filter) {
@@ -436,15 +436,15 @@ function grouped(pairs) {
 
 function failures() {
   const failed = fleet.variants.filter((v) => v.error);
-  const beside = fleet.variants.filter((v) => v.challenger_error);
+  const challengers = fleet.variants.filter((v) => v.challenger_error);
   const missing = fleet.variants.filter((v) => v.status === "missing");
-  if (!failed.length && !beside.length && !missing.length) return null;
+  if (!failed.length && !challengers.length && !missing.length) return null;
   const item = (note) => ([error, keys]) => h("li", {}, h("p", { class: "error" }, error),
     (note || keys.length > 3) && h("p", { class: "quiet small" }, `${plural(keys.length, "variant")}${note}`), names(keys));
-  return section("What failed", h("div", { class: "card" }, h("ul", { class: "list" },
+  return section("Failures", h("div", { class: "card" }, h("ul", { class: "list" },
     grouped(failed.map((v) => [v.error, v.key])).map(item("")),
-    grouped(beside.map((v) => [v.challenger_error, v.key])).map(item("; its challenger, the champion scored")),
-    missing.length ? h("li", {}, h("h3", {}, "Not scored this week, and no attempt was made"), names(missing.map((v) => v.key))) : null)));
+    grouped(challengers.map((v) => [v.challenger_error, v.key])).map(item("; only the challenger failed")),
+    missing.length ? h("li", {}, h("h3", {}, "Not scored this week; there was no attempt"), names(missing.map((v) => v.key))) : null)));
 }
 
 function drifting() {
@@ -452,8 +452,8 @@ function drifting() {
   const [confirmed, fresh] = [of("confirmed"), of("new")];
   const features = [...new Set([...confirmed.keys(), ...fresh.keys()])];
   if (!features.length) return null;
-  return section("What drifts",
-    h("p", { class: "quiet" }, "Differences from the models’ references that are both improbable and large, false discoveries controlled over the fleet. Confirmed: also in the week before."),
+  return section("Drift",
+    h("p", { class: "quiet" }, "Features that differ significantly and strongly from the model’s reference; the false discovery rate is controlled over the fleet. Confirmed: also drifted in the week before."),
     h("div", { class: "frame" }, h("table", { class: "stacks", role: "table", "aria-label": "Drift by feature" },
       h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["Feature", "▲ Confirmed", "△ New this week"].map((text) => h("th", { scope: "col", role: "columnheader" }, text)))),
       h("tbody", { role: "rowgroup" }, features.map((feature) => h("tr", { role: "row" }, h("th", { scope: "row", role: "rowheader" }, feature),
@@ -493,7 +493,7 @@ function fleetPage() {
   return h("div", {},
     h("h1", {}, `Week of ${onDay(fleet.week)}`),
     h("p", { class: "lead" }, `${scored === total ? `All ${plural(total, "variant")}` : `${whole.format(scored)} of ${plural(total, "variant")}`} scored, ${plural(accounts, "account")}. `,
-      troubles.length ? `${troubles.join(", ")}.` : "Nothing failed and nothing drifts."),
+      troubles.length ? `${troubles.join(", ")}.` : "No failures and no drift."),
     h("ul", { class: "tiles", "aria-label": "At a glance" }, tile(scored, "scored", "", "all"), tile(failed, "failed", "bad", "failed"),
       tile(missing, "not scored", "bad", "missing"), tile(drift, "drifting", "warn", "drift"), tile(low, "AUC below limit", "bad", "low"), tile(open.length, "open incidents", "bad")),
     open.length ? section("Open incidents", h("div", { class: "card" }, h("ul", { class: "list" }, open.map(incidentItem)))) : null,
@@ -505,10 +505,10 @@ function emptyPage() {
   const open = fleet.incidents.filter((i) => !i.resolved_at);
   return h("div", {},
     h("h1", {}, "Nothing was scored yet"),
-    h("p", { class: "lead" }, "This report fills itself from the predictions database, which holds no batch so far. To have something to look at:"),
+    h("p", { class: "lead" }, "The predictions database has no batch yet. To score one:"),
     section("On this machine, with simulated players", h("pre", {}, h("code", {}, "uv run churn demo\nuv run churn report"))),
     section("With your own variants", h("pre", {}, h("code", {}, "uv run python experiment_tracking/log_model.py --geography US\nuv run churn score geography-us\nuv run churn report")),
-      h("p", { class: "quiet" }, "Or let Dagster do it: every Monday the weekly schedule scores all registered variants.")),
+      h("p", { class: "quiet" }, "Or use Dagster: every Monday the weekly schedule scores all registered variants.")),
     open.length ? section("Open incidents", h("div", { class: "card" }, h("ul", { class: "list" }, open.map(incidentItem)))) : null);
 }
 
@@ -535,11 +535,11 @@ function overTime(d) {
     row[H.status] === "insufficient" ? "too few labels" : fixed(row[H.auc]), interval(row[H.low], row[H.high]), fixed(row[H.calibration]), fixed(row[H.lift], 2)]);
   return section("Over time", h("div", { class: "two" },
     (has(dots) || has(estimated)) && h("div", { class: "card" }, h("h3", {}, "ROC AUC"),
-      legend(has(dots) && ["dot", "once labels had matured, with its 95 % interval"], has(limit) && ["limit", "its limit"], has(hollow) && ["hollow", "challenger"],
+      legend(has(dots) && ["dot", "with matured labels and 95 % interval"], has(limit) && ["limit", "limit"], has(hollow) && ["hollow", "challenger"],
         has(estimated) && ["dashed", "estimated before labels: assumes no concept drift"]),
       timeChart("ROC AUC by week, with interval and limit", { dots, limit, hollow, dashed: estimated, turns }),
       !has(dots) && h("p", { class: "quiet small" }, "No week has matured labels yet."),
-      insufficient > 0 && h("p", { class: "quiet small" }, `${plural(insufficient, "week")} with too few labels for a figure.`)),
+      insufficient > 0 && h("p", { class: "quiet small" }, `${plural(insufficient, "week")} with too few labels to measure performance.`)),
     has(byWeek(champion, "mean")) && h("div", { class: "card" }, h("h3", {}, "Mean churn probability"), legend(["line", "champion"], has(byWeek(challenger, "mean")) && ["dashed", "challenger"]),
       timeChart("Mean churn probability by week", { line: byWeek(champion, "mean"), dashed: byWeek(challenger, "mean"), turns }))),
     figures(["week", "model", "accounts", "mean score", "estimated AUC", "ROC AUC", "95 % interval", "calibration error", "lift at 10 %"], rows.reverse()));
@@ -548,25 +548,25 @@ function overTime(d) {
 function distributions(v, d) {
   if (!d.lineage) return null;
   const title = "Scores and inputs against the reference";
-  if (!d.features.length) return section(title, h("p", { class: "quiet" }, "The model that scored has no reference to compare with; log or train it again to have one."));
+  if (!d.features.length) return section(title, h("p", { class: "quiet" }, "The model has no reference to compare with; log or train it again to create one."));
   const isStale = d.lineage.scored_week !== fleet.week;
   const [inputs, scores] = [d.features.slice(0, -1), d.features.slice(-1)];
   const weeks = (feature) => d.flags.filter(([, name]) => name === feature).length;
   const mark = (f) => (isStale ? null : v.confirmed.includes(f.feature) ? badge("warn", "▲", "drift confirmed") : v.new.includes(f.feature) ? badge("warn", "△", "drift new") : null);
   return section(title,
-    h("p", { class: "quiet" }, `Shares of accounts in the batch of ${onDay(d.lineage.scored_week)}, beside those in the rows that model v${d.lineage.model_version} is compared with.`),
+    h("p", { class: "quiet" }, `Shares of accounts in the batch of ${onDay(d.lineage.scored_week)} and in the reference of model v${d.lineage.model_version}.`),
     legend(["bar", "this batch"], ["was", "reference"]),
     h("div", { class: "many" }, [...scores, ...inputs].map((f) => h("div", { class: "card" }, h("h3", {}, f.feature, " ", mark(f)),
-      h("p", { class: "quiet small" }, known(f.psi) ? `PSI ${fixed(f.psi)}; ${fixed(Math.max(f.excess_psi, 0))} above what chance gives` : "not compared",
+      h("p", { class: "quiet small" }, known(f.psi) ? `PSI ${fixed(f.psi)}; ${fixed(Math.max(f.excess_psi, 0))} above sampling error` : "not compared",
         weeks(f.feature) ? `; flagged in ${weeks(f.feature)} of ${plural(fleet.weeks.length, "week")}` : ""),
       distribution(f)))));
 }
 
-function worth(d, limit) {
+function performance(d, limit) {
   if (!d.reliability && !d.segments.length) return null;
   const r = d.reliability;
-  return section(`What the scores of ${onDay(d.evaluated_week)} were worth`, h("div", { class: "two tops" },
-    r && h("div", { class: "card" }, h("h3", {}, "Reliability"), h("p", { class: "quiet small" }, "Of the accounts scored alike, the share that churned. On the diagonal a score is the probability it claims."),
+  return section(`Performance of the scores of ${onDay(d.evaluated_week)}`, h("div", { class: "two tops" },
+    r && h("div", { class: "card" }, h("h3", {}, "Reliability"), h("p", { class: "quiet small" }, "Share of accounts that churned, by mean score. Scores on the diagonal are calibrated."),
       legend(["line", "this batch"], ["dashed", "perfectly calibrated"]), reliability(r),
       figures(["accounts", "mean score", "churned"], r.n.map((n, i) => [count(n), fixed(r.mean_score[i]), fixed(r.churned_share[i])]))),
     d.importance && reasons(d)), d.segments.length ? segments(d, limit) : null);
@@ -595,7 +595,7 @@ function segments(d, limit) {
           h("td", { role: "cell", "data-label": "" }, whisker(one, limit)),
           cell("Accounts", count(one.n)), cell("Churned", percent(one.churned / one.n)), cell("Mean score", percent(one.mean_score)), cell("Calibration error", fixed(one.calibration_error)));
       })))) : null,
-    few.levels ? h("p", { class: "quiet small" }, `${plural(few.levels, "further segment")} with ${plural(few.n, "account")} in all had too few labels for a figure.`) : null);
+    few.levels ? h("p", { class: "quiet small" }, `${plural(few.levels, "further segment")} with ${plural(few.n, "account")} in total had too few labels to measure performance.`) : null);
 }
 
 function lineage(d) {
@@ -607,15 +607,15 @@ function lineage(d) {
   const model = encodeURIComponent(l.registered_model);
   const entries = [
     ["Batch", `${l.batch_id}, published ${atTime(l.published_at)}`],
-    ["Known by the end of", onDay(l.as_of)],
+    ["As of the end of", onDay(l.as_of)],
     ["Model", link(`models/${model}/versions/${l.model_version}`, `${l.registered_model} v${l.model_version}`)],
     ["MLflow run", link(`runs/${encodeURIComponent(l.mlflow_run_id)}`, l.mlflow_run_id)],
     ["Model’s sha256", code(l.model_sha256)],
     ["Data", code(l.source_uri)],
     ["Data’s version", `${l.source_version}, modified ${atTime(l.source_modified_at)}`],
     ["Data’s sha256", code(l.source_sha256)],
-    l.source_variant !== d.key && ["Whose data", `of ${l.source_variant}, because this variant has none`],
-    l.fallback_reason && ["Local copy, because", l.fallback_reason],
+    l.source_variant !== d.key && ["Data of variant", `${l.source_variant}, because this variant has no data`],
+    l.fallback_reason && ["Reason for the local copy", l.fallback_reason],
     ["Rows", `${count(l.n_rows_read)} read, ${count(l.n_rows_quarantined)} quarantined, ${count(l.n_accounts_withheld)} accounts withheld, ${count(l.n_rows_scored)} scored`],
     ["Dagster run", l.dagster_run_id ? code(l.dagster_run_id) : "none: scored without Dagster"],
     ["Code version", code(l.code_version)],
@@ -629,7 +629,7 @@ function variantPage(v, d) {
   const fact = (name, value, more) => [h("div", {}, h("dt", {}, name), h("dd", {}, value, more ? h("div", { class: "quiet" }, more) : null))];
   const errors = [v.error, v.challenger_error && `Challenger: ${v.challenger_error}`].filter(Boolean);
   const concerned = fleet.incidents.filter((i) => !i.resolved_at && Object.hasOwn(i.members, v.key));
-  const judgedPart = worth(d, v.auc && v.auc.limit);
+  const evaluated = performance(d, v.auc && v.auc.limit);
   return h("div", {},
     h("nav", { class: "pager", "aria-label": "Variants" }, h("a", { href: "#/" }, "← All variants"), neighbour(-1, "Previous"), neighbour(1, "Next")),
     h("h1", {}, v.key), statusBadges(v),
@@ -638,13 +638,13 @@ function variantPage(v, d) {
       fact("ROC AUC", v.auc ? fixed(v.auc.value) : "–", v.auc ? `${interval(v.auc.low, v.auc.high)}, week of ${onDay(v.auc.week)}` : "no matured labels"),
       fact("Champion", known(v.champion) ? `v${v.champion}` : "–", known(v.champion) ? `since ${onDay(v.since)}` : null),
       fact("Challenger", known(v.challenger) ? `v${v.challenger}` : "none", v.ab_share ? `serves ${v.ab_share / 100} % of accounts` : null)),
-    errors.length ? section("What failed", h("div", { class: "card" }, errors.map((text) => h("p", { class: "error" }, text)))) : null,
+    errors.length ? section("Failures", h("div", { class: "card" }, errors.map((text) => h("p", { class: "error" }, text)))) : null,
     concerned.length ? section("Open incidents", h("div", { class: "card" }, h("ul", { class: "list" }, concerned.map((i) =>
       h("li", {}, h("h3", {}, i.title), h("p", {}, i.members[v.key]), h("p", { class: "quiet small" }, `open since ${atTime(i.opened_at)}`)))))) : null,
-    overTime(d), judgedPart, !judgedPart && d.importance ? section("Why", reasons(d)) : null, distributions(v, d), lineage(d));
+    overTime(d), evaluated, !evaluated && d.importance ? section("Explanation", reasons(d)) : null, distributions(v, d), lineage(d));
 }
 
-// ---- finding the way
+// ---- navigation
 
 let fleetScroll = 0;
 let here = null;
@@ -665,8 +665,8 @@ async function show() {
   } else {
     const v = variants.get(key);
     const page = v ? variantPage(v, await detailsOf(key))
-      : h("div", {}, h("h1", {}, "No such variant"), h("p", {}, `This report knows no ${key}. `, h("a", { href: "#/" }, "All variants")));
-    if (here !== key) return; // gone on meanwhile
+      : h("div", {}, h("h1", {}, "No such variant"), h("p", {}, `The report has no variant ${key}. `, h("a", { href: "#/" }, "All variants")));
+    if (here !== key) return; // the user opened another page
     main.replaceChildren(page);
     document.title = `${key} · churn`;
     scrollTo({ top: 0, behavior: "instant" });
@@ -676,14 +676,14 @@ async function show() {
 
 async function start() {
   if (!("DecompressionStream" in window)) {
-    document.getElementById("waiting").textContent = "This browser is too old for the report; one of 2023 or newer is needed.";
+    document.getElementById("waiting").textContent = "This browser is too old for the report; a browser of 2023 or newer is needed.";
     return;
   }
   fleet = await unpack("fleet");
   variants = new Map(fleet.variants.map((v) => [v.key, v]));
   shown = fleet.variants;
-  document.getElementById("top").append(h("a", { href: "#/" }, "Churn fleet"), h("span", {}, `made ${atTime(fleet.made_at)}`));
-  document.getElementById("foot").append("Read from the predictions database. Made by ", h("code", {}, "churn report"), "; it asks for nothing from the network.");
+  document.getElementById("top").append(h("a", { href: "#/" }, "Churn fleet"), h("span", {}, `created ${atTime(fleet.made_at)}`));
+  document.getElementById("foot").append("Created from the predictions database by ", h("code", {}, "churn report"), "; loads nothing from the network.");
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); document.getElementById("main").focus(); });
   addEventListener("hashchange", show);
   await show();

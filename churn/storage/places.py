@@ -154,14 +154,10 @@ class Bucket:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        # Our retries cover request and body together, which botocore's do not.
-        config = Config(
-            connect_timeout=3,
-            read_timeout=20,
-            retries={"total_max_attempts": 1},
-            max_pool_connections=16,
-            user_agent="churn",  # boto3 composes its default for every request, which takes a tenth of the request
-        )
+        # Our retries cover request and body together, which botocore's do not. boto3 composes the default user agent
+        # for every request, which takes a tenth of the request.
+        limits = {"connect_timeout": 3, "read_timeout": 20, "max_pool_connections": 16}
+        config = Config(**limits, retries={"total_max_attempts": 1}, user_agent="churn")
         try:
             self._client: Any = boto3.client("s3", config=config)
         except (aws.BotoCoreError, ValueError) as error:

@@ -114,7 +114,7 @@ def test_the_fleet_is_told_at_a_glance_with_its_failures_drift_and_incidents(bro
 
     expect(page.get_by_role("heading", level=1)).to_have_text("Week of 23 Nov 2026")
     expect(page.get_by_text(f"119 of {N_VARIANTS + 1} variants scored")).to_be_visible()
-    for title in ("Open incidents", "What failed", "What drifts", "Scores and AUC over time", "Variants"):
+    for title in ("Open incidents", "Failures", "Drift", "Scores and AUC over time", "Variants"):
         expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
     expect(page.get_by_text("activity.parquet is no Parquet file")).to_be_visible()
     expect(page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="brand_id"))).to_contain_text("19")
@@ -170,7 +170,7 @@ def test_a_variant_is_found_by_search_by_filter_by_order_and_by_page(browser: Br
     expect(rows.first).to_have_text("company-c0019")
 
     page.get_by_label("Search by name").fill("no such")
-    expect(page.get_by_text("No variant is like that.")).to_be_visible()
+    expect(page.get_by_text("No variant matches.")).to_be_visible()
     page.get_by_label("Search by name").fill("")
     page.get_by_role("button", name="failed", exact=False).click()
     expect(rows).to_have_count(2)
