@@ -67,7 +67,7 @@ def main() -> None:
 
 def take_graph(served: Served, page: Page, out: Path) -> None:
     """The five assets, their kinds, what was materialized and what was checked."""
-    page.set_viewport_size({"width": 1180, "height": 510})
+    page.set_viewport_size({"width": 1340, "height": 510})
     page.goto(f"{served.dagster}/locations/churn/asset-groups/weekly_scoring")
     expect(page.get_by_text("100% filled")).to_have_count(_N_ASSETS)
     save(page, out / "dagster-graph.png")

@@ -1,13 +1,11 @@
 """Asset checks: their specifications, and the conversion of results into Dagster's events.
 
-Belongs here: what the UI says of each check, its asset and its severity. Not here: what makes a check pass, which is
-decided in ``churn.monitoring``, ``churn.evaluation``, ``churn.training`` and their workflows.
-
-A failed check does not withdraw a batch: what must stop one is an error in the core.
-https://docs.dagster.io/guides/test/asset-checks
+Belongs here: the description, asset and severity of each check. Not here: the rules, which are in ``churn.monitoring``,
+``churn.evaluation`` and ``churn.training``. https://docs.dagster.io/guides/test/asset-checks
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import dagster as dg
 
@@ -101,20 +99,10 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         ),
     },
 }
-_ERRORS = {
-    ("store_predictions", "rows_were_scored"),
-    ("generate_predictions", "probabilities_are_valid"),
-    (INCIDENTS, "every_variant_was_scored"),
-    (INCIDENTS, "performance_holds"),
-}
-_BATCH_ASSETS = (
-    "raw_churn_data",
-    "transformed_features",
-    "load_model_from_mlflow",
-    "generate_predictions",
-    "store_predictions",
-)
-_ASSET_OF = {name: asset for asset in _BATCH_ASSETS for name in _DESCRIPTIONS[asset]}
+_ERRORS = {"rows_were_scored", "probabilities_are_valid", "every_variant_was_scored", "performance_holds"}
+_FLEET_ASSETS = (EVALUATED, TRAINED, DRIFTED, INCIDENTS)
+_ASSET_OF = {name: asset for asset in _DESCRIPTIONS if asset not in _FLEET_ASSETS for name in _DESCRIPTIONS[asset]}
+"""The asset of each check of a published batch."""
 
 
 def specs(assets: Iterable[str]) -> list[dg.AssetCheckSpec]:
@@ -128,30 +116,26 @@ def specs(assets: Iterable[str]) -> list[dg.AssetCheckSpec]:
 
 def severities(assets: Iterable[str]) -> dict[tuple[str, str], dg.AssetCheckSeverity]:
     """Return the severity of each check of some assets, by asset and name."""
-    return {(asset, name): _severity(asset, name) for asset in assets for name in _DESCRIPTIONS[asset]}
+    return {(asset, name): _severity(name) for asset in assets for name in _DESCRIPTIONS[asset]}
 
 
 def of_batch(key: str, results: Iterable[CheckResult]) -> list[dg.AssetCheckEvaluation]:
     """Convert the check results of a published batch."""
-    return [
-        _evaluation(_ASSET_OF[one.name], one.name, key, passed=one.passed, metadata=_metadata(one.values))
-        for one in results
-    ]
+    return [_evaluation(_ASSET_OF[one.name], one.name, key, one.values, passed=one.passed) for one in results]
 
 
 def of_evaluation(key: str, evaluation: VariantEvaluation) -> list[dg.AssetCheckEvaluation]:
-    """Convert the evaluation of a variant; it has no check where no batch was evaluated."""
+    """Convert the evaluation of a variant; it has no check if no batch was evaluated."""
     if not evaluation.batches:
         return []
-    below = [week.isoformat() for week in evaluation.weeks_below_limit]
+    weeks = [week.isoformat() for week in evaluation.weeks_below_limit]
     low = [f"{week}: {segment.segment} {segment.level}" for week, segment in evaluation.segments_below_limit]
-    shown: dict[str, dg.MetadataValue] = {"below": dg.MetadataValue.json(low)}
+    figures: dict[str, object] = {"below": low}
     if evaluation.of_champion:
-        shown["segments"] = dg.MetadataValue.md(segment_table(evaluation.of_champion[-1]))
-    weeks = {"weeks": dg.MetadataValue.json(below)}
+        figures["segments"] = segment_table(evaluation.of_champion[-1])
     return [
-        _evaluation(EVALUATED, "auc_is_not_below_its_limit", key, passed=not below, metadata=weeks),
-        _evaluation(EVALUATED, "no_segment_is_below_its_limit", key, passed=not low, metadata=shown),
+        _evaluation(EVALUATED, "auc_is_not_below_its_limit", key, {"weeks": weeks}, passed=not weeks),
+        _evaluation(EVALUATED, "no_segment_is_below_its_limit", key, figures, passed=not low),
     ]
 
 
@@ -162,9 +146,9 @@ def of_gate(key: str, results: Iterable[GateCheck]) -> list[dg.AssetCheckEvaluat
             TRAINED,
             one.name,
             key,
+            {"outcome": one.outcome, "value": one.value, "limit": one.limit},
             passed=one.outcome != "fails",
             description=one.sentence,
-            metadata=_metadata({"outcome": one.outcome, "value": one.value, "limit": one.limit}),
         )
         for one in results
     ]
@@ -176,50 +160,30 @@ def of_fleet(asset: str, members: Mapping[str, Mapping[str, str] | None]) -> lis
 
 
 def _fleet_result(asset: str, name: str, members: Mapping[str, str] | None) -> dg.AssetCheckResult:
+    result = partial(dg.AssetCheckResult, asset_key=asset, check_name=name, passed=members is not None and not members)
     if members is None:  # Dagster requires a result of each check, and one that was not evaluated has not passed
-        return dg.AssetCheckResult(
-            asset_key=dg.AssetKey(asset),
-            check_name=name,
-            passed=False,
-            severity=dg.AssetCheckSeverity.WARN,
-            description="The check was not evaluated, because the MLflow registry did not answer.",
-        )
-    return dg.AssetCheckResult(
-        asset_key=dg.AssetKey(asset),
-        check_name=name,
-        passed=not members,
-        severity=_severity(asset, name),
+        description = "The check was not evaluated, because the MLflow registry did not answer."
+        return result(severity=dg.AssetCheckSeverity.WARN, description=description)
+    return result(
+        severity=_severity(name),
         description=f"The check failed for {len(members)} variants." if members else None,
-        metadata={
-            "n_variants": dg.MetadataValue.int(len(members)),
-            "variants": dg.MetadataValue.md(table(("variant", "problem"), sorted(members.items()))),
-        },
+        metadata={"n_variants": len(members), "variants": table(("variant", "problem"), sorted(members.items()))},
     )
 
 
-def _severity(asset: str, name: str) -> dg.AssetCheckSeverity:
-    return dg.AssetCheckSeverity.ERROR if (asset, name) in _ERRORS else dg.AssetCheckSeverity.WARN
+def _severity(name: str) -> dg.AssetCheckSeverity:
+    return dg.AssetCheckSeverity.ERROR if name in _ERRORS else dg.AssetCheckSeverity.WARN
 
 
 def _evaluation(
-    asset: str, name: str, key: str, *, passed: bool, metadata: Metadata, description: str | None = None
+    asset: str, name: str, key: str, metadata: Metadata, *, passed: bool, description: str | None = None
 ) -> dg.AssetCheckEvaluation:
     return dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(asset),
         check_name=name,
         passed=passed,
-        severity=_severity(asset, name),
+        severity=_severity(name),
         partition=key,
         description=description,
-        metadata=metadata,
+        metadata={label: value for label, value in metadata.items() if value is not None},
     )
-
-
-def _metadata(values: Mapping[str, str | float | None]) -> Metadata:
-    return {name: _value(value) for name, value in values.items() if value is not None}
-
-
-def _value(value: str | float) -> dg.MetadataValue:
-    if isinstance(value, str):
-        return dg.MetadataValue.text(value)
-    return dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(value)

@@ -1,9 +1,9 @@
-"""Failed runs: what Dagster's instance says of runs that failed and whose work no later run did.
+"""Failed runs in Dagster's instance that no later run has made up for.
 
 Belongs here: reading runs and their events. Not here: which of them open an incident (``churn.monitoring``).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -20,13 +20,12 @@ _FAILURES = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
 
 
 def failed_runs(instance: dg.DagsterInstance, now: datetime) -> list[FailedRun]:
-    """Return the failed runs of the last week whose work no later run did: the newest of each job and range."""
+    """Return the last week's failed runs that no later run has made up for, the newest of each job and range."""
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
     for record in _runs(instance, dg.DagsterRunStatus.FAILURE, now - _LOOK_BACK):
         if record.dagster_run.tags.get(RETRIED_TAG) != "true":
             newest.setdefault(_work(record.dagster_run), record)
-    unrepaired = islice(_unrepaired(instance, list(newest.values())), _MAX_RETURNED)
-    return [_failed_run(instance, record) for record in unrepaired]
+    return [_failed_run(instance, record) for record in islice(_unrepaired(instance, newest.values()), _MAX_RETURNED)]
 
 
 def _runs(
@@ -46,8 +45,8 @@ def _work(run: dg.DagsterRun) -> tuple[Any, ...]:
     return (*_kind(run), *(run.tags.get(tag) for tag in BOUND_TAGS))
 
 
-def _unrepaired(instance: dg.DagsterInstance, failed: Sequence[dg.RunRecord]) -> Iterator[dg.RunRecord]:
-    """Yield the failed runs whose work no later runs did: one for the same range, or several that cover it.
+def _unrepaired(instance: dg.DagsterInstance, failed: Collection[dg.RunRecord]) -> Iterator[dg.RunRecord]:
+    """Yield the failed runs that no later run for the same range has made up for, nor several that cover it.
 
     Chunks have other bounds once variants were added or removed, and smaller ones after one was too large.
     """
@@ -73,26 +72,24 @@ def _unrepaired(instance: dg.DagsterInstance, failed: Sequence[dg.RunRecord]) ->
 def _failed_run(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
     run = record.dagster_run
     names: list[str] = []
-    sentence = "the run ended without an error message; see its log in Dagster"
-    for entry in instance.all_logs(run.run_id, of_type=_FAILURES):
-        event = entry.dagster_event
-        if event is None:
-            continue
-        if not event.is_step_failure:
-            sentence = event.message or sentence
-            continue
-        sentence, metadata = _of_step(event)
-        if event.step_key == OP_NAME and "failed" in metadata:
+    entries = instance.all_logs(run.run_id, of_type=_FAILURES)
+    events = [entry.dagster_event for entry in entries if entry.dagster_event is not None]
+    steps = [event for event in events if event.is_step_failure]
+    if steps:
+        sentence, metadata = _step_failure(steps[0])
+        if steps[0].step_key == OP_NAME and "failed" in metadata:
             names = list(metadata["failed"].value)
-        break
+    else:
+        messages = [event.message for event in events if event.message]
+        sentence = messages[-1] if messages else "the run ended without an error message; see its log in Dagster"
     started_at = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else record.create_timestamp
     return FailedRun(run.job_name, run.run_id, started_at, sentence, names)
 
 
-def _of_step(event: dg.DagsterEvent) -> tuple[str, Mapping[str, Any]]:
+def _step_failure(event: dg.DagsterEvent) -> tuple[str, Mapping[str, Any]]:
+    """Return a failed step's message and metadata."""
     data = event.step_failure_data
-    failure = data.user_failure_data
-    if failure is not None:
-        return failure.description or event.message or "", failure.metadata
-    error = data.error.cause or data.error if data.error else None
+    if data.user_failure_data is not None:
+        return data.user_failure_data.description or event.message or "", data.user_failure_data.metadata
+    error = data.error and (data.error.cause or data.error)
     return (error.message if error else event.message or ""), {}

@@ -1,14 +1,14 @@
-"""Ops over a range of variants: which are left to do, logging each variant's report, and failing for those that failed.
+"""Ops over a range of variants, as scoring, evaluation and training share them.
 
 Such an op logs each variant's report to Dagster when the variant is done, and at the end raises one failure that names
-the variants that failed. Belongs here: what scoring, evaluation and training share in this. Not here: the loop over the
-variants, which is ``churn.workflows.fleet``.
+the variants that failed. Not here: the loop over the variants, which is ``churn.workflows.fleet``.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TypeVar
 
 import dagster as dg
@@ -19,11 +19,11 @@ from churn.errors import ChurnError, TransientError
 from churn.workflows.fleet import Attempts, error_text
 from orchestration import checks
 from orchestration.assets.metadata import Metadata
+from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
 RESUME_TAGS = ("dagster/is_resume_retry", "dagster/is_asset_resume_retry")
 MAX_RETRIES = 2
-RETRY_POLICY = dg.RetryPolicy(max_retries=MAX_RETRIES, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL)
 RUN_TAGS = {"dagster/retry_on_asset_or_op_failure": "false", "dagster/max_runtime": "21600"}
 """Tags of jobs over ranges: the settings of ``dagster.yaml``, for instances that do not use it (Dagster's chart)."""
 
@@ -50,6 +50,24 @@ class AssetReport:
     is_dry_run: bool = False
 
 
+def fleet_assets(
+    name: str, specs: Sequence[dg.AssetSpec], *, backfill_variants: int
+) -> Callable[[Callable[..., Iterator[dg.AssetCheckResult]]], dg.AssetsDefinition]:
+    """Return the decorator of an op that materializes assets for a range of variants.
+
+    Args:
+        backfill_variants: Variants per run of a backfill.
+    """
+    return dg.multi_asset(
+        name=name,
+        specs=specs,
+        check_specs=checks.specs(spec.key.to_user_string() for spec in specs),
+        partitions_def=variants_partitions,
+        backfill_policy=dg.BackfillPolicy.multi_run(backfill_variants),
+        retry_policy=dg.RetryPolicy(MAX_RETRIES, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL),
+    )
+
+
 def build_report(assets: Iterable[str], build: Callable[[], AssetReport]) -> AssetReport:
     """Build a report; if that fails, return one of bare materializations, since the variant's work is done."""
     try:
@@ -63,13 +81,11 @@ def log_report(context: dg.AssetExecutionContext, key: str, report: AssetReport)
 
     If an event cannot be logged, a warning is, and the remaining assets are materialized without metadata.
     """
-    problem, left = report.problem, dict(report.metadata)
+    problem, left = report.problem, list(report.metadata)
     try:
         for asset, metadata in report.metadata.items():
-            context.log_event(
-                dg.AssetMaterialization(asset, description=report.description, partition=key, metadata=metadata)
-            )
-            del left[asset]
+            context.log_event(dg.AssetMaterialization(asset, report.description, metadata, partition=key))
+            left.remove(asset)
         for evaluation in report.checks:
             context.log_event(evaluation)
     except Exception as error:  # noqa: BLE001 Dagster's storage and its clients raise errors of many kinds
@@ -92,13 +108,6 @@ def resumed_runs(context: dg.AssetExecutionContext) -> list[str]:
     return ids
 
 
-def materialized_by(run_ids: Iterable[str], instance: dg.DagsterInstance) -> set[str]:
-    """Return the variants that some runs have already materialized."""
-    kind = dg.DagsterEventType.ASSET_MATERIALIZATION
-    events = (entry.dagster_event for run_id in run_ids for entry in instance.all_logs(run_id, of_type=kind))
-    return {event.partition for event in events if event is not None and event.partition is not None}
-
-
 class FleetRun:
     """An op's run over its variants: it logs each one's report, and collects the errors until all are done.
 
@@ -108,8 +117,8 @@ class FleetRun:
 
     def __init__(self, context: dg.AssetExecutionContext, specs: Collection[dg.AssetSpec]) -> None:
         self.context = context
-        self._specs = specs
-        self._severities = checks.severities(spec.key.to_user_string() for spec in specs)
+        self._assets = [spec.key.to_user_string() for spec in specs]
+        self._severities = checks.severities(self._assets)
         self._not_passed: dict[tuple[str, str], list[str]] = {check: [] for check in self._severities}
         self._failed: dict[str, BaseException] = {}
         self._n_done = self._n_incomplete = 0
@@ -132,7 +141,9 @@ class FleetRun:
             done: Default: those that this run, or a run that it resumes, has materialized.
         """
         if done is None:
-            done = materialized_by(resumed_runs(self.context), self.context.instance)
+            kind, instance = dg.DagsterEventType.ASSET_MATERIALIZATION, self.context.instance
+            entries = (entry for run_id in resumed_runs(self.context) for entry in instance.all_logs(run_id, kind))
+            done = {event.partition for entry in entries if (event := entry.dagster_event) and event.partition}
         left = [key for key in dict.fromkeys(self.context.partition_keys) if key not in done]
         self.context.log.info("%d variants to do, %d already done", len(left), len(done))
         return left
@@ -144,13 +155,12 @@ class FleetRun:
             build: Builds a variant's report from its key and its result. If it raises, the variant has succeeded
                 nevertheless.
         """
-        assets = [spec.key.to_user_string() for spec in self._specs]
         for key, result in attempts:
             if isinstance(result, BaseException):
                 self._failed[key] = result
                 self.context.log.error("%s: %s", key, result)
-                continue
-            self._log_report(key, build_report(assets, partial(build, key, result)))
+            else:
+                self._log_report(key, build_report(self._assets, partial(build, key, result)))
 
     def _log_report(self, key: str, report: AssetReport) -> None:
         self._n_done += 1
@@ -168,24 +178,24 @@ class FleetRun:
         """
         if self._n_incomplete:
             self.context.log.warning("%d of %d reports are incomplete", self._n_incomplete, self._n_done)
-        if self._failed and self._can_retry(self._failed):
-            raise self._failure(self._failed)
-        yield from self._check_results()
-        if self._failed:
+        failure = self._failure(self._failed) if self._failed else None
+        if failure is None or not failure.allow_retries:
+            yield from self._check_results()
             self._mark_failed()
-            raise self._failure(self._failed)
+        if failure is not None:
+            raise failure
 
     def _check_results(self) -> Iterator[dg.AssetCheckResult]:
         n, n_incomplete = self._n_done, self._n_incomplete
         rest = f"; not evaluated for {n_incomplete}" if n_incomplete else ""
         for (asset, name), keys in self._not_passed.items():
             yield dg.AssetCheckResult(
-                asset_key=dg.AssetKey(asset),
+                asset_key=asset,
                 check_name=name,
                 passed=not keys and not n_incomplete,
                 severity=self._severities[asset, name],
                 description=f"passed for {n - len(keys) - n_incomplete} of {n} variants{rest}",
-                metadata={"not_passed": dg.MetadataValue.json(keys[:_NAMED_IN_CHECK])},
+                metadata={"not_passed": keys[:_NAMED_IN_CHECK]},
             )
 
     def _mark_failed(self) -> None:
@@ -195,27 +205,23 @@ class FleetRun:
         partitions costs as much as scoring them, so runs plan ranges (``orchestration.instance``), and only the failed
         ones are planned one by one, here. It is the only use of an event that Dagster does not document.
         """
-        for key in self._failed:
-            for spec in self._specs:
-                event = DagsterEvent.build_asset_materialization_planned_event(
-                    self.context.job_name,
-                    self.context.op_def.name,
-                    AssetMaterializationPlannedData(spec.key, partition=key),
-                )
-                self.context.instance.report_dagster_event(event, self.context.run.run_id)
-
-    def _can_retry(self, failed: Mapping[str, BaseException]) -> bool:
-        """Return whether the op can be retried automatically: at least one error is transient."""
-        is_transient = any(isinstance(error, TransientError) for error in failed.values())
-        return is_transient and self.context.retry_number < MAX_RETRIES
+        context = self.context
+        for key, asset in product(self._failed, self._assets):
+            planned = AssetMaterializationPlannedData(dg.AssetKey.from_user_string(asset), partition=key)
+            event = DagsterEvent.build_asset_materialization_planned_event(
+                context.job_name, context.op_def.name, planned
+            )
+            context.instance.report_dagster_event(event, context.run.run_id)
 
     def _failure(self, failed: Mapping[str, BaseException]) -> dg.Failure:
+        """Build the run's failure; the op can be retried automatically if at least one error is transient."""
         n_variants = len(list(self.context.partition_keys))
         reasons = {key: error_text(error) for key, error in failed.items()}
-        first = next(iter(reasons.items()))
+        first, reason = next(iter(reasons.items()))
+        is_transient = any(isinstance(error, TransientError) for error in failed.values())
         return dg.Failure(
             f"{len(failed)} of {n_variants} variants failed: {', '.join(list(reasons)[:_NAMED_IN_MESSAGE])}; "
-            f"{first[0]}: {first[1]}",
-            metadata={"failed": dg.MetadataValue.json(reasons)},
-            allow_retries=self._can_retry(failed),
+            f"{first}: {reason}",
+            metadata={"failed": reasons},
+            allow_retries=is_transient and self.context.retry_number < MAX_RETRIES,
         )

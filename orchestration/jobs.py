@@ -1,13 +1,12 @@
-"""The jobs beside the weekly one, and the ops of those that materialize no asset.
+"""All jobs except the weekly one (``orchestration.job``), and the ops of those that materialize no asset.
 
-Belongs here: what a job runs. Not here: the weekly job (``orchestration.job``), and when jobs run (``schedules``,
-``sensors``). https://docs.dagster.io/guides/build/jobs
+Not here: when jobs run (``schedules``, ``sensors``). https://docs.dagster.io/guides/build/jobs
 """
 
 from datetime import UTC, date, datetime
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
@@ -69,8 +68,7 @@ class PromotionConfig(dg.Config):
 @dg.op(description="Promotes challengers that are proven better, or rolls champions back, for the variants configured.")
 def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, services: Services) -> None:
     """Promote or roll back each variant; one that is refused stops no other, and fails the run at the end."""
-    moved: dict[str, str] = {}
-    refused: dict[str, str] = {}
+    moved, refused = {}, {}
     with services.open() as deployment:
         for key, result in for_each_variant(partial(_move, deployment.promoter(), config), config.variants):
             if isinstance(result, BaseException):
@@ -78,11 +76,11 @@ def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, serv
                 context.log.warning("%s was not changed: %s", key, refused[key])
             else:
                 moved[key] = f"champion v{result.champion}, previous v{result.previous}: {result.reason}"
-    metadata = {"moved": dg.MetadataValue.json(moved), "is_dry_run": dg.MetadataValue.bool(config.dry_run)}
+    metadata: dict[str, Any] = {"moved": moved, "is_dry_run": config.dry_run}
     if refused:
         raise dg.Failure(
             f"{len(refused)} of {len(config.variants)} variants were not changed: {'; '.join(refused.values())}",
-            metadata={**metadata, "refused": dg.MetadataValue.json(refused)},
+            metadata={**metadata, "refused": refused},
             allow_retries=False,
         )
     context.add_output_metadata(metadata)
@@ -102,7 +100,7 @@ def promotion_job() -> None:
 
 @dg.op(description="Indexes the weeks that are over by account, for account look-up and erasure.")
 def index_closed_weeks(context: dg.OpExecutionContext, services: Services) -> None:
-    """Index weeks without an index; once a week is over all its rows are there, and building it is cheapest."""
+    """Index each week once: building the index is cheapest when all rows of the week are there."""
     with services.open() as deployment:
         _log_weeks(context, "indexed", deployment.store().index_closed_weeks(datetime.now(UTC).date()))
 
@@ -111,15 +109,14 @@ def index_closed_weeks(context: dg.OpExecutionContext, services: Services) -> No
 def drop_weeks_not_kept(context: dg.OpExecutionContext, services: Services) -> None:
     """Drop whole partitions and the records of their batches; nothing if all weeks are kept."""
     with services.open() as deployment:
-        n_weeks, today = deployment.settings.churn_keep_weeks, datetime.now(UTC).date()
-        _log_weeks(
-            context, "dropped", drop_old_weeks(deployment.database, today, n_weeks=n_weeks, horizon=deployment.horizon)
-        )
+        database, n_weeks, today = deployment.database, deployment.settings.churn_keep_weeks, datetime.now(UTC).date()
+        weeks = drop_old_weeks(database, today, n_weeks=n_weeks, horizon=deployment.horizon)
+        _log_weeks(context, "dropped", weeks)
 
 
 def _log_weeks(context: dg.OpExecutionContext, done: str, weeks: list[date]) -> None:
     context.log.info("weeks %s: %s", done, ", ".join(map(str, weeks)) or "none")
-    context.add_output_metadata({"weeks": dg.MetadataValue.json([week.isoformat() for week in weeks])})
+    context.add_output_metadata({"weeks": [week.isoformat() for week in weeks]})
 
 
 @dg.job(

@@ -6,6 +6,7 @@ https://docs.dagster.io/guides/build/partitions-and-backfills
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 
 import dagster as dg
 
@@ -34,13 +35,12 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
         The keys in Dagster's order, which is the order of their addition and that of ranges.
     """
     name = str(variants_partitions.name)
-    keys = {variant.key for variant in registered}
-    held = instance.get_dynamic_partitions(name)
-    gone = set(held) - keys
-    for key in gone - _bounds(instance) if gone else ():
+    keys = [variant.key for variant in registered]
+    existing = set(instance.get_dynamic_partitions(name))
+    obsolete = existing.difference(keys)
+    for key in obsolete - _bounds(instance) if obsolete else ():
         instance.delete_dynamic_partition(name, key)
-    missing = [variant.key for variant in registered if variant.key not in set(held)]
-    if missing:
+    if missing := [key for key in keys if key not in existing]:
         instance.add_dynamic_partitions(name, missing)
     return list(instance.get_dynamic_partitions(name))
 
@@ -54,8 +54,7 @@ def _bounds(instance: dg.DagsterInstance) -> set[str]:
         created_after=datetime.now(UTC) - _RETRIED_WITHIN,
     )
     to_retry = [run for run in instance.get_runs(is_retried) if RETRY_TAG not in run.tags]
-    runs = [*instance.get_runs(is_open), *to_retry]
-    return {run.tags[tag] for run in runs for tag in BOUND_TAGS if tag in run.tags}
+    return {run.tags[tag] for run in [*instance.get_runs(is_open), *to_retry] for tag in BOUND_TAGS if tag in run.tags}
 
 
 def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterator[dict[str, str]]:
@@ -64,15 +63,11 @@ def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterat
     Args:
         most: 0 for any number.
     """
-    start, size = None, 0
-    for i, key in enumerate(ordered):
-        if key not in wanted:
-            continue
-        start, size = start or key, size + 1
-        is_last = i + 1 == len(ordered) or ordered[i + 1] not in wanted
-        if is_last or size == most:
-            yield {RANGE_START_TAG: start, RANGE_END_TAG: key}
-            start, size = None, 0
+    for is_wanted, group in groupby(ordered, lambda key: key in wanted):
+        keys = list(group) if is_wanted else []
+        size = most or len(keys) or 1
+        for i in range(0, len(keys), size):
+            yield {RANGE_START_TAG: keys[i], RANGE_END_TAG: keys[i : i + size][-1]}
 
 
 def span(tags: Mapping[str, str], ordered: Sequence[str]) -> list[str]:

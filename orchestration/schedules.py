@@ -32,7 +32,8 @@ def weekly_evaluation_schedule(
     yield from requests_for_all(context.instance, services, f"evaluate:{day}", most=VARIANTS_PER_RUN)
 
 
-@dg.schedule(
+weekly_monitoring_schedule = dg.ScheduleDefinition(
+    name="weekly_monitoring_schedule",
     job=monitoring_job,
     cron_schedule="0 7 * * 1",
     execution_timezone="UTC",
@@ -40,21 +41,15 @@ def weekly_evaluation_schedule(
     description="Monitors the whole fleet every Monday at 07:00 UTC, after the week was scored and past weeks were "
     "evaluated.",
 )
-def weekly_monitoring_schedule() -> dg.RunRequest:
-    """Request a run."""
-    return dg.RunRequest()
 
-
-@dg.schedule(
+maintenance_schedule = dg.ScheduleDefinition(
+    name="maintenance_schedule",
     job=maintenance_job,
     cron_schedule="0 3 * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Maintains the predictions database every night at 03:00 UTC.",
 )
-def maintenance_schedule() -> dg.RunRequest:
-    """Request a run."""
-    return dg.RunRequest()
 
 
 def requests_for_all(
@@ -67,14 +62,13 @@ def requests_for_all(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Yield a request for each chunk of the registered variants.
 
-    A daemon that died between two runs of a tick evaluates it again. Chunks that were requested by then are requested
-    again unchanged, which Dagster recognizes by the run key, and the remaining variants in chunks of their own:
-    variants added or removed in between would shift all bounds, and some would be scored twice.
+    A daemon that died between two runs of a tick evaluates it again. Chunks already requested are then requested again
+    unchanged, which Dagster recognizes by the run key, and the remaining variants in separate chunks: variants added or
+    removed in between would shift all bounds, and some would be scored twice.
 
     Args:
-        tick: Begins the run keys, so that a tick evaluated twice requests nothing twice.
+        tick: The beginning of the run keys.
         most: Variants per run; ``None`` for CHURN_VARIANTS_PER_RUN.
-        tags: Of every run.
     """
     with services.open() as deployment:
         registered = deployment.registry(read_only=True).variants()

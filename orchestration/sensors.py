@@ -1,11 +1,11 @@
 """Sensors: new input requests scoring, a failing champion requests training, and problems become incidents and alerts.
 
-Belongs here: cursors, run requests and skip reasons. Not here: what counts as new, as a reason to retrain, or as a
-problem. https://docs.dagster.io/guides/automate/sensors
+Belongs here: cursors, run requests and skip reasons. Not here: the rules. https://docs.dagster.io/guides/automate/sensors
 """
 
 import json
 from datetime import UTC, date, datetime
+from itertools import islice
 
 import dagster as dg
 
@@ -39,10 +39,10 @@ _DELIVER_FOR_S = 8
     "are registered in MLflow.",
 )
 def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
-    """Compare each variant's input version with the one seen last.
+    """Compare each variant's input version with the previous one.
 
-    The cursor is ``{"tick": n, "versions": {key: version}}``. If it is empty, the inputs that were published last count
-    as seen, so that switching the sensor on scores only what was never scored.
+    The cursor is ``{"tick": n, "versions": {key: version}}``. If it is empty, the inputs of the last published batches
+    are the previous ones, so that switching the sensor on scores only inputs that were never scored.
     """
     try:
         with services.open() as deployment:
@@ -50,19 +50,16 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
             registered = deployment.registry(read_only=True).variants()
             keys = sync_partitions(context.instance, registered)
             cursor = json.loads(context.cursor) if context.cursor else None
-            seen = cursor["versions"] if cursor else deployment.store().latest_inputs()
+            previous = cursor["versions"] if cursor else deployment.store().latest_inputs()
             current = input_versions(deployment.sources(), registered)
     except ChurnError as error:
         return dg.SensorResult(skip_reason=f"cannot check for new data: {error}", cursor=context.cursor)
-    new = {key for key, version in current.items() if seen.get(key) != version}
+    new = {key for key, version in current.items() if previous.get(key) != version}
     tick = (cursor["tick"] if cursor else 0) + bool(new)
-    # A variant whose input is missing for the moment keeps its version: the same file coming back is not new.
-    known = {key: version for key, version in (seen | current).items() if key in set(keys)}
-    week = monday_of(datetime.now(UTC).date()).isoformat()
-    requests = [
-        request(f"new-data:{tick}", chunk, {WEEK_TAG: week, TRIGGER_TAG: "new data"})
-        for chunk in ranges(keys, new, most)
-    ]
+    # Inputs that are missing now stay in the cursor: the same file, when it reappears, is not new.
+    known = {key: version for key, version in (previous | current).items() if key in set(keys)}
+    tags = {WEEK_TAG: monday_of(datetime.now(UTC).date()).isoformat(), TRIGGER_TAG: "new data"}
+    requests = [request(f"new-data:{tick}", chunk, tags) for chunk in ranges(keys, new, most)]
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else f"no new input for any of {len(registered)} variants",
@@ -72,7 +69,7 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
 
 def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
     """Return the version of each variant's own input, by key, for those that have one."""
-    # A listing over all variants would page through every model they ever logged; one each, many at once, does not.
+    # One listing per variant: a listing over all of them would page through every model ever logged.
     versions = in_threads(sources.input_version, variants, _LISTINGS_AT_ONCE)
     return {variant.key: version for variant, version in zip(variants, versions, strict=True) if version is not None}
 
@@ -84,29 +81,25 @@ def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
     description="Requests retraining when a champion underperforms, its input drifts, or it is too old.",
 )
 def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
-    """Request training for each variant with a reason; the cursor holds the day of each variant's last request."""
+    """Request training for each variant with a reason; the cursor is the day of each variant's last request."""
     today = datetime.now(UTC).date()
     requested: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
     days = {key: date.fromisoformat(day) for key, day in requested.items()}
     try:
         with services.open() as deployment:
             planner = deployment.retraining_planner()
-            reasons = dict(planner.reasons(today, days))
+            reasons = dict(islice(planner.reasons(today, days), _MAX_REQUESTS))
             sync_partitions(context.instance, planner.registry.variants())
     except ChurnError as error:
         return dg.SensorResult(skip_reason=f"cannot decide which champions to retrain: {error}", cursor=context.cursor)
-    chosen = dict(list(reasons.items())[:_MAX_REQUESTS])
-    requests = [
-        dg.RunRequest(
-            run_key=f"train:{key}:{today}",
-            tags={RANGE_START_TAG: key, RANGE_END_TAG: key, REASON_TAG: reason[:_TAG_LENGTH]},
-        )
-        for key, reason in chosen.items()
-    ]
+    requests = []
+    for key, reason in reasons.items():
+        tags = {RANGE_START_TAG: key, RANGE_END_TAG: key, REASON_TAG: reason[:_TAG_LENGTH]}
+        requests.append(dg.RunRequest(run_key=f"train:{key}:{today}", tags=tags))
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else "no champion needs retraining",
-        cursor=json.dumps(requested | dict.fromkeys(chosen, today.isoformat()), sort_keys=True),
+        cursor=json.dumps(requested | dict.fromkeys(reasons, today.isoformat()), sort_keys=True),
     )
 
 
@@ -123,8 +116,7 @@ def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
     """
     now = datetime.now(UTC)
     with services.open() as deployment:
-        receivers = deployment.receivers()
-        monitor = deployment.fleet_monitor()
+        receivers, monitor = deployment.receivers(), deployment.fleet_monitor()
         try:
             status = monitor.reconcile(now, failed_runs(context.instance, now))
             changes = ", ".join(f"{change.event}: {change.title}" for change in status.changes) or "no change"

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from churn.database.published import BatchSummary, HighScore, PublishedPredictions
+from churn.database.published import PublishedPredictions, Row
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import find_checkout
 from churn.errors import ChurnError
@@ -164,10 +164,10 @@ def _show(console: Console, deployment: Deployment, week: date) -> int:
     console.print(_sources_table(batches, deployment))
     for reason in sorted({batch.fallback_reason for batch in batches if batch.fallback_reason}):
         console.print(f"[yellow]local[/yellow]: the local copy was read, because {reason}", soft_wrap=True)
-    return highest[0].account_id
+    return int(highest[0].account_id)
 
 
-def _predictions_table(highest: Sequence[HighScore], week: date) -> Table:
+def _predictions_table(highest: Sequence[Row], week: date) -> Table:
     account = Column("account_id", justify="right", no_wrap=True)
     columns = Column("variant", no_wrap=True), account, Column("probability", no_wrap=True)
     title = f"Most likely to churn, week of {week}"
@@ -184,7 +184,7 @@ def _predictions_table(highest: Sequence[HighScore], week: date) -> Table:
     return table
 
 
-def _sources_table(batches: Sequence[BatchSummary], deployment: Deployment) -> Table:
+def _sources_table(batches: Sequence[Row], deployment: Deployment) -> Table:
     numbers = [Column(name, justify="right") for name in ("batch", "accounts", "mean")]
     title = f"Sources of the predictions in {deployment.database.database}"
     table = Table(Column("variant", overflow="fold"), *numbers, "model", "data", title=title, title_justify="left")

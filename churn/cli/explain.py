@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from churn.database.published import Prediction, PublishedPredictions
+from churn.database.published import PublishedPredictions, Row
 from churn.errors import UsageError
 from churn.variants import Variant
 
@@ -48,7 +48,7 @@ def _resolve(name: str, published: Sequence[str]) -> str:
     raise UsageError(f"variant {name!r} {problem}; name one by its key: {known}")
 
 
-def _print(prediction: Prediction, console: Console) -> None:
+def _print(prediction: Row, console: Console) -> None:
     console.print(
         f"[bold]account {prediction.account_id}[/bold] of {prediction.variant}, week of {prediction.scored_week}: "
         f"churn probability [bold]{prediction.churn_probability:.3f}[/bold]  "

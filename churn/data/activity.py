@@ -1,12 +1,12 @@
 """The contract of input rows: which columns, which values, and the quarantine of rows that break it. Pure.
 
-A row that breaks a rule is quarantined with the names of the rules it broke; it is never dropped in silence and
-never filled in. The quirks of real extracts (dates out of order, missing deposit dates, a month reported twice)
-are data and pass. Columns, units and quirks: README, "The input files".
+A row that breaks a rule is quarantined with the names of the broken rules. It is never dropped silently and never
+filled in. The quirks of real extracts (dates out of order, missing deposit dates, a month reported twice) are valid
+data. Columns, units and quirks: README, "The input files".
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Literal
@@ -17,33 +17,17 @@ from churn.errors import InputError, QuarantineError
 
 Kind = Literal["integer", "date", "instant", "text", "number", "money", "balance"]
 
-_NUMBER = pl.Float64()
 _DTYPES: Mapping[Kind, pl.DataType] = {
-    "integer": pl.Int64(),
-    "date": pl.Date(),
-    "instant": pl.Datetime("us", "UTC"),
-    "text": pl.String(),
-    "number": _NUMBER,
-    "money": _NUMBER,
-    "balance": _NUMBER,
-}
+    "integer": pl.Int64(), "date": pl.Date(), "instant": pl.Datetime("us", "UTC"), "text": pl.String(),
+    "number": pl.Float64(), "money": pl.Float64(), "balance": pl.Float64(),
+}  # fmt: skip
 
-# balance: money that may be negative. Columns a model uses beyond these are numbers.
+# balance: money that may be negative. Further columns that a model uses are numbers.
 KINDS: Mapping[str, Kind] = {
-    "account_id": "integer",
-    "activity_month": "date",
-    "known_at": "instant",
-    "brand_id": "text",
-    "reg_date": "date",
-    "ftd_date": "date",
-    "qp_date": "date",
-    "ben_login_id": "text",
-    "tracker_id": "integer",
-    "player_reg_product": "text",
-    "total_deposit": "money",
-    "total_handle": "money",
-    "total_ngr": "balance",
-}
+    "account_id": "integer", "activity_month": "date", "known_at": "instant", "brand_id": "text",
+    "reg_date": "date", "ftd_date": "date", "qp_date": "date", "ben_login_id": "text", "tracker_id": "integer",
+    "player_reg_product": "text", "total_deposit": "money", "total_handle": "money", "total_ngr": "balance",
+}  # fmt: skip
 MAY_BE_MISSING = frozenset({"ftd_date", "qp_date", "total_handle"})
 KEY = ("account_id", "activity_month")
 ONE_HOT_COLUMNS = ("brand_id", "ben_login_id", "player_reg_product")
@@ -55,12 +39,9 @@ _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
 _MAX_EXACT = 2.0**53  # above it, neighbouring account ids are one and the same float
 
 _QUARANTINED: Mapping[str, pl.DataType] = {
-    "row_number": pl.UInt32(),
-    "account_id": pl.Int64(),
-    "activity_month": pl.Date(),
-    "rules": pl.List(pl.String()),
+    "row_number": pl.UInt32(), "account_id": pl.Int64(), "activity_month": pl.Date(), "rules": pl.List(pl.String()),
     "row": pl.String(),
-}
+}  # fmt: skip
 
 Rule = tuple[str, pl.Expr]
 """A rule's name and where it is broken."""
@@ -72,9 +53,8 @@ class CheckedRows:
 
     Attributes:
         rows: The rows that break no rule, typed, with ``row_number`` (from 1, as in the file).
-        quarantined: ``row_number, account_id (null if unreadable), activity_month (where there is one),
+        quarantined: ``row_number, account_id (null if unreadable), activity_month (null if unreadable or absent),
             rules (list of str), row (the original as JSON)``.
-        n_read: Rows in the file.
     """
 
     rows: pl.DataFrame
@@ -82,21 +62,16 @@ class CheckedRows:
     n_read: int
 
     def counts_by_rule(self) -> dict[str, int]:
-        """Rows per broken rule, most frequent first; a row that broke two counts twice."""
-        counts = self.quarantined["rules"].explode(empty_as_null=False).value_counts(sort=True)
-        return dict(counts.iter_rows())
+        """Return the rows per broken rule, most frequent first; a row that breaks two counts twice."""
+        return dict(self.quarantined["rules"].explode(empty_as_null=False).value_counts(sort=True).iter_rows())
 
     def require_share(self, limit: float) -> None:
-        """Refuse the file when more than ``limit`` of its rows broke the contract.
-
-        Raises:
-            QuarantineError: Naming the rules and the first rows that broke them.
-        """
+        """Raise ``QuarantineError``, naming rules and rows, when more than ``limit`` of the rows break the contract."""
         share = self.quarantined.height / self.n_read
         if share <= limit and not self.rows.is_empty():
             return
         examples = [
-            f"row {number} broke {', '.join(rules)}"  # not what it holds: messages reach logs and chat rooms
+            f"row {number} broke {', '.join(rules)}"  # not the row's values: messages reach logs and chat rooms
             for number, rules in self.quarantined.select("row_number", "rules").head(2).iter_rows()
         ]
         raise QuarantineError(
@@ -107,7 +82,7 @@ class CheckedRows:
 
 
 def is_activity(columns: Collection[str]) -> bool:
-    """Return whether columns are raw activity rather than encoded rows: by its key columns."""
+    """Return whether columns include the key of raw activity; encoded rows have none."""
     return set(KEY) <= set(columns)
 
 
@@ -115,7 +90,7 @@ def check_activity(frame: pl.DataFrame, numbers: Collection[str] = (), *, first_
     """Check raw activity: one row per account and active month.
 
     Args:
-        frame: Columns of the contract, all or some; ``account_id`` and ``activity_month`` at least. Others pass.
+        frame: Has ``account_id``, ``activity_month`` and perhaps other columns of the contract; the rest is unchecked.
         numbers: Further columns that a model uses as numbers.
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
     """
@@ -130,11 +105,11 @@ def check_activity(frame: pl.DataFrame, numbers: Collection[str] = (), *, first_
 def check_encoded(
     frame: pl.DataFrame, features: Sequence[str], *, repeated: pl.Series | None = None, first_row: int = 1
 ) -> CheckedRows:
-    """Check rows that are already encoded: one row per account, a column per feature.
+    """Check encoded rows: one row per account, a column per feature.
 
     Args:
         frame: Has ``features``, and perhaps ``account_id``; without it the row number is the account id.
-        repeated: The ids that occur more than once in the file ``frame`` is a chunk of; default: in ``frame``.
+        repeated: The ids that occur more than once in the file of which ``frame`` is a chunk; default: in ``frame``.
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
 
     Raises:
@@ -148,25 +123,24 @@ def check_encoded(
     rules.append(("row_empty", pl.all_horizontal(pl.col(features).is_null())))
     if "account_id" in frame.columns:
         kinds["account_id"] = "integer"
-        # Which of two rows is the account's is not ours to guess.
+        # Nothing shows which of two rows is the right one.
         if repeated is None:
             repeated = repeated_ids([frame["account_id"]])
         rules.append(("account_id_duplicated", pl.col("account_id").is_in(repeated.implode())))
         return _check(frame, kinds, ["account_id"], rules, first_row)
     checked = _check(frame, kinds, [], rules, first_row)
-    numbered = checked.rows.with_columns(account_id=pl.col("row_number").cast(pl.Int64))
-    return CheckedRows(numbered, checked.quarantined, checked.n_read)
+    return replace(checked, rows=checked.rows.with_columns(account_id=pl.col("row_number").cast(pl.Int64)))
 
 
 def repeated_ids(chunks: Iterable[pl.Series]) -> pl.Series:
-    """Find the account ids that occur more than once in a column, given chunk by chunk as it was read."""
-    ids = pl.concat([chunk.to_frame().select(_parse(chunk.name, "integer", chunk.dtype)) for chunk in chunks])
-    column = ids.to_series().drop_nulls()
-    return column.filter(column.is_duplicated()).unique()
+    """Return the account ids that occur more than once in a column, given as unparsed chunks."""
+    parsed = [chunk.to_frame().select(_parse(chunk.name, "integer", chunk.dtype)) for chunk in chunks]
+    ids = pl.concat(parsed).to_series().drop_nulls()
+    return ids.filter(ids.is_duplicated()).unique()
 
 
 def require_features(columns: Collection[str], features: Sequence[str]) -> None:
-    """Raise ``InputError`` naming the features that neither input shape would give."""
+    """Raise ``InputError`` naming the features that are missing from encoded rows."""
     missing = [name for name in features if name not in set(columns)]
     if not missing:
         return
@@ -186,30 +160,25 @@ def _check(
 ) -> CheckedRows:
     frame = frame.drop("row_number", strict=False)  # a file's own column of that name has no meaning here
     schema = frame.schema
-    parsed = frame.with_columns(
-        [_parse(name, kind, schema[name]).alias(name) for name, kind in kinds.items()]
-    ).with_row_index("row_number", offset=first_row)
-    if _all_hold(frame, parsed, kinds, required, rules):
+    columns = [_parse(name, kind, schema[name]).alias(name) for name, kind in kinds.items()]
+    parsed = frame.with_columns(columns).with_row_index("row_number", offset=first_row)
+    if _is_valid(frame, parsed, kinds, required, rules):
         return CheckedRows(parsed, pl.DataFrame(schema=_QUARANTINED), frame.height)
     was_null = frame.select(pl.col(kinds.keys()).is_null())
     missing = [(f"{name}_missing", pl.lit(was_null[name])) for name in required]
     unreadable = [(f"{name}_unreadable", pl.col(name).is_null() & ~pl.lit(was_null[name])) for name in kinds]
     broken = {name: where.fill_null(value=False) for name, where in [*missing, *unreadable, *rules]}
-    holds = parsed.select(~pl.any_horizontal(*broken.values())).to_series()
+    is_valid = parsed.select(~pl.any_horizontal(*broken.values())).to_series()
     masks = parsed.select(pl.when(where).then(pl.lit(name)).alias(name) for name, where in broken.items())
-    names = masks.filter(~holds).select(rules=pl.concat_list(pl.all()).list.drop_nulls())["rules"]
-    quarantined = _quarantine(parsed.filter(~holds), frame.filter(~holds), names)
-    return CheckedRows(parsed.filter(holds), quarantined, frame.height)
+    names = masks.filter(~is_valid).select(rules=pl.concat_list(pl.all()).list.drop_nulls())["rules"]
+    quarantined = _quarantine(parsed.filter(~is_valid), frame.filter(~is_valid), names)
+    return CheckedRows(parsed.filter(is_valid), quarantined, frame.height)
 
 
-def _all_hold(
-    frame: pl.DataFrame,
-    parsed: pl.DataFrame,
-    kinds: Collection[str],
-    required: Iterable[str],
-    rules: Iterable[Rule],
+def _is_valid(
+    frame: pl.DataFrame, parsed: pl.DataFrame, kinds: Collection[str], required: Sequence[str], rules: Sequence[Rule]
 ) -> bool:
-    """Return whether no row breaks a rule, the usual case, in a tenth of the time that finding such rows takes."""
+    """Return whether no row breaks a rule. It takes a tenth of the time of finding such rows, which are rare."""
     n_null, n_null_parsed = (one.null_count().row(0, named=True) for one in (frame, parsed))
     if any(n_null[name] for name in required) or any(n_null_parsed[name] > n_null[name] for name in kinds):
         return False
@@ -217,21 +186,20 @@ def _all_hold(
 
 
 def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series) -> pl.DataFrame:
-    empty = pl.lit(None)
     month = pl.col("activity_month")
-    # A month beyond these is as good as none, and may be one that Python has no date for.
+    # A month out of this range is treated as missing; Python may have no date for it.
     month = pl.when(month.is_between(_EARLIEST, _LATEST)).then(month)
     return parsed.select(
         "row_number",
-        account_id=pl.col("account_id") if "account_id" in parsed.columns else empty.cast(pl.Int64),
-        activity_month=month if parsed.schema.get("activity_month") == pl.Date else empty.cast(pl.Date),
+        account_id=pl.col("account_id") if "account_id" in parsed.columns else pl.lit(None, dtype=pl.Int64),
+        activity_month=month if parsed.schema.get("activity_month") == pl.Date else pl.lit(None, dtype=pl.Date),
         rules=rules,
         row=_as_json(original),
     )
 
 
 def _as_json(rows: pl.DataFrame) -> pl.Series:
-    """Write each row as a JSON object that PostgreSQL's jsonb takes."""
+    """Write each row as a JSON object that PostgreSQL's jsonb accepts."""
     text = rows.select(_writable(name, dtype).alias(name) for name, dtype in rows.schema.items()).write_ndjson()
     # Not splitlines, which also splits at characters that JSON does not escape; and jsonb refuses the character NUL.
     return pl.Series(text.removesuffix("\n").replace("\\u0000", "\\ufffd").split("\n"), dtype=pl.String)
@@ -254,50 +222,44 @@ def _writable(name: str, dtype: pl.DataType) -> pl.Expr:
 @lru_cache(1024)
 def _column_rules(name: str, kind: Kind) -> tuple[Rule, ...]:
     column = pl.col(name)
-    rules: list[Rule] = []
-    if kind in ("number", "money", "balance"):
-        # The model sees float32, in which 1e39 is infinite.
-        rules.append((f"{name}_not_finite", ~column.cast(pl.Float32).is_finite()))
-    if kind in ("money", "balance"):
-        rules.append((f"{name}_absurd", column.is_finite() & (column.abs() > MAX_MONEY)))
-    if kind == "money":
-        rules.append((f"{name}_negative", column < 0))
-    if kind == "date":
-        rules.append((f"{name}_out_of_range", ~column.is_between(_EARLIEST, _LATEST)))
-    return tuple(rules)
+    rules = [
+        # The model uses float32, in which 1e39 is infinite.
+        ("not_finite", ("number", "money", "balance"), ~column.cast(pl.Float32).is_finite()),
+        ("absurd", ("money", "balance"), column.is_finite() & (column.abs() > MAX_MONEY)),
+        ("negative", ("money",), column < 0),
+        ("out_of_range", ("date",), ~column.is_between(_EARLIEST, _LATEST)),
+    ]
+    return tuple((f"{name}_{rule}", where) for rule, kinds, where in rules if kind in kinds)
 
 
 def _one_hot_rules(features: Sequence[str]) -> list[Rule]:
     rules: list[Rule] = []
     for source_column in ONE_HOT_COLUMNS:
-        group = [pl.col(name) for name in features if name.startswith(f"{source_column}_")]
-        if group:
+        if group := [pl.col(name) for name in features if name.startswith(f"{source_column}_")]:
             flags = pl.any_horizontal([~column.is_in([0.0, 1.0]).fill_null(value=False) for column in group])
             rules.append((f"{source_column}_not_one_hot", flags | (pl.sum_horizontal(group) > 1)))
     return rules
 
 
 def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
-    """Turn a column as read into its kind; what cannot be turned becomes null, which a rule then catches."""
+    """Cast a column to its kind; a value that cannot be cast becomes null, which a rule then reports."""
     column = pl.col(name)
     if kind == "text" and dtype == pl.Categorical:
         return column
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return _parse_text(column.cast(pl.String), kind)
-    to = _DTYPES[kind]
-    # A number is no date: days since 1970, a year or 20250101 could be meant.
-    if not (dtype in (pl.Date, pl.Datetime) if kind in ("date", "instant") else _is_number(dtype)):
-        return pl.lit(None, dtype=to)
-    if kind == "integer":
-        return _parse_integer(column, dtype)
+    is_number = dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
+    # A number is no date: days since 1970, a year or 20250101 could be meant. A truth value is no id.
+    is_readable = dtype in (pl.Date, pl.Datetime) if kind in ("date", "instant") else is_number
+    if not is_readable or (kind == "integer" and dtype == pl.Boolean):
+        return pl.lit(None, dtype=_DTYPES[kind])
+    if kind == "integer" and (dtype.is_float() or dtype.is_decimal()):
+        number = column.cast(pl.Float64)
+        column = pl.when((number == number.round()) & (number.abs() < _MAX_EXACT)).then(column)
     if kind == "instant" and dtype == pl.Date:
-        near = pl.when(column.is_between(_EARLIEST, _LATEST)).then(column)
-        return near.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return column.cast(to, strict=False)
-
-
-def _is_number(dtype: pl.DataType) -> bool:
-    return dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
+        in_range = pl.when(column.is_between(_EARLIEST, _LATEST)).then(column)
+        return in_range.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return column.cast(_DTYPES[kind], strict=False)
 
 
 def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
@@ -311,12 +273,3 @@ def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
     if kind == "integer":
         return stripped.cast(pl.Int64, strict=False)
     return stripped.str.to_lowercase().replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
-
-
-def _parse_integer(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype.is_float() or dtype.is_decimal():
-        number = column.cast(pl.Float64)
-        return (
-            pl.when((number == number.round()) & (number.abs() < _MAX_EXACT)).then(column).cast(pl.Int64, strict=False)
-        )
-    return column.cast(pl.Int64, strict=False) if dtype != pl.Boolean else pl.lit(None, dtype=pl.Int64)

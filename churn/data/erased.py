@@ -1,7 +1,7 @@
 """Erased accounts, and how their rows are recognized when they are delivered again. Pure.
 
-No account id is stored, but a SHA-256 of the deployment's salt and the id, and a code of 20 bits. By the code
-nearly all rows of a file are skipped at a nanosecond each, and only the rest are hashed.
+No account id is stored. A tombstone is a SHA-256 of the deployment's salt and the id, and a code of 20 bits. The code
+rules out nearly all rows of a file at a nanosecond each, and only the rest are hashed.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ class Erased:
     """The erased accounts of some variants.
 
     Attributes:
-        salt: 32 bytes; empty where nothing was ever erased.
-        n_erasures: How many erasures the deployment had when this was read, of all variants.
+        salt: 32 bytes; empty if nothing was ever erased.
+        n_erasures: The number of erasures in the deployment when this was read, of all variants.
     """
 
     salt: bytes = b""
@@ -36,7 +36,7 @@ class Erased:
     n_erasures: int = 0
 
     def marks(self, account_ids: pl.Series) -> npt.NDArray[np.bool_]:
-        """Mark the erased among account ids, which may be missing; shape (n,)."""
+        """Mark the erased accounts; ids may be missing. Shape (n,)."""
         if not self.tombstones:
             return np.zeros(len(account_ids), dtype=np.bool_)
         ids = account_ids.fill_null(0).to_numpy()
@@ -46,7 +46,7 @@ class Erased:
         return np.asarray(np.isin(ids, erased) & account_ids.is_not_null().to_numpy())
 
     def without(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Leave out the rows of erased accounts; the very same frame where there are none."""
+        """Drop the rows of erased accounts; returns the same frame if it has none."""
         if not self.tombstones or "account_id" not in rows.columns:
             return rows
         marks = self.marks(rows["account_id"])

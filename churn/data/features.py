@@ -1,7 +1,7 @@
 """Features: from activity known at an as-of date to one row per account, and from those to the model's matrix.
 
-One function makes the rows for training and for scoring. No list of features is written here: names, levels and order
-come from the model. Pure.
+Training and scoring build their rows with the same function. Names, levels and order of features come from the model.
+Pure.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,51 +19,44 @@ from churn.weeks import day_from_epoch, day_start_us, days_since_epoch, month_nu
 Matrix = npt.NDArray[np.float32]
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
 
+_PHYSICAL = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
+
 
 def features(activity: pl.DataFrame, as_of: date) -> pl.DataFrame:
-    """Make one row per account from what was known at the end of ``as_of``.
+    """Build one row per account from the activity known at the end of ``as_of``.
 
     An account's row is its latest active month; of a month reported more than once, the report known last, then the
     one later in the file. ``months_active`` counts whole months from the first deposit's month to that month, and is
     missing where the first deposit is; extracts date some deposits later, so it can be negative.
 
-    Without ``known_at`` a month counts as known from its first day. That is right for scoring, where the extract in
-    hand runs to today, and wrong at a past date, where the month's total would be known before the month was over.
-    Training therefore takes its facts from :mod:`churn.storage.history`, which gives each one a ``known_at``.
+    Without ``known_at`` a month counts as known from its first day. That is right for scoring, where the extract ends
+    today, and wrong at a past date, where the month's total would be known before the month was over. Training
+    therefore reads its facts from :mod:`churn.storage.history`, which adds a ``known_at`` to each.
 
     Args:
         activity: Checked rows with ``account_id``, ``activity_month`` and perhaps ``known_at`` (UTC), ``ftd_date``.
 
     Returns:
-        The rows of ``activity``'s columns and ``months_active``, sorted by ``account_id``, one per account known.
+        ``activity``'s columns and ``months_active``, sorted by ``account_id``.
     """
     return derive(activity.filter(latest_known(as_of, *keys_of(activity)))).sort("account_id")
 
 
 def in_order(activity: pl.DataFrame) -> pl.DataFrame:
-    """Sort rows by account, month and, where they have it, ``known_at``; equals stay in the file's order.
-
-    The same features come of them, sooner: :func:`latest_known` need not sort what is in order.
-    """
+    """Sort rows by account, month and ``known_at`` if present, stably; :func:`features` are then faster, and equal."""
     keys = keys_of(activity)
     return activity if are_in_order(keys) else activity[np.lexsort(keys[::-1])]
 
 
 def keys_of(activity: pl.DataFrame) -> list[npt.NDArray[Any]]:
     """Return the columns that :func:`key_columns` names, shape (activity.height,) each."""
-    # Column by column: an expression over all of them takes 15 times as long, more than all else done with small ones.
-    return [_physical(activity.get_column(name)).to_numpy() for name in key_columns(activity.columns)]
-
-
-def _physical(column: pl.Series) -> pl.Series:
-    """Return days as int32 and instants as int64, which they are underneath; anything else as it is."""
-    kinds = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
-    kind = kinds.get(column.dtype.base_type())
-    return column if kind is None else column.cast(kind)
+    # Column by column: an expression over all of them takes 15 times as long, more than the rest of small batches.
+    columns = (activity.get_column(name) for name in key_columns(activity.columns))
+    return [column.cast(_PHYSICAL.get(column.dtype.base_type(), column.dtype)).to_numpy() for column in columns]
 
 
 def are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:
-    """Return whether rows are sorted by their keys, the first key before the others."""
+    """Return whether rows are sorted by their keys, the first key first."""
     tied: bool | npt.NDArray[np.bool_] = True
     for key in keys:
         if (tied & (key[:-1] > key[1:])).any():
@@ -100,7 +93,7 @@ def latest_known(
     keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
     if not are_in_order(key[rows] for key in keys):
         if pl.Series(account_ids[rows]).n_unique() == len(rows):
-            return known  # as in most weekly files; finding that out takes a tenth of what ordering does
+            return known  # as in most weekly files; this check takes a tenth of the time of sorting
         rows = rows[np.lexsort([key[rows] for key in reversed(keys)])]  # stable: equals stay in the file's order
     accounts = account_ids[rows]
     known[rows[:-1][accounts[1:] == accounts[:-1]]] = False
@@ -108,16 +101,16 @@ def latest_known(
 
 
 def first_recent_month(months: npt.NDArray[np.int32], n_months: int) -> int:
-    """Return where the newest months begin, as days since 1970: ``n_months`` of them, the newest one included.
+    """Return the first of the newest ``n_months`` months, as days since 1970.
 
-    Batches and their reference are compared on accounts whose row is of these. Extracts have the rows of everybody who
-    ever played, and a growing share of them left long ago.
+    Batches and their reference are compared on accounts whose row is of these months. Extracts have rows of everyone
+    who ever played, and a growing share of them left long ago.
     """
     return days_since_epoch(month_start(day_from_epoch(int(months.max())), 1 - n_months))
 
 
 def derive(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add the features that are made of other columns: ``months_active``, where ``ftd_date`` is there to count from."""
+    """Add ``months_active``, the feature that is derived from other columns, if ``ftd_date`` is present."""
     if "ftd_date" not in rows.columns:
         return rows
     return rows.with_columns(months_active=month_numbers(pl.col("activity_month")) - month_numbers(pl.col("ftd_date")))
@@ -134,7 +127,7 @@ class OneHot:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a model's features come from a frame's columns: numbers as they are, levels one-hot."""
+    """How a frame's columns become a model's features: numbers unchanged, levels one-hot."""
 
     n_features: int
     numbers: tuple[tuple[str, int], ...]
@@ -142,15 +135,24 @@ class Encoding:
 
     @property
     def source_columns(self) -> tuple[str, ...]:
-        """What the features come from: the numbers, then the one-hot source columns."""
+        """The columns that features come from: the numbers, then the one-hot source columns."""
         return (*(name for name, _ in self.numbers), *(group.source_column for group in self.one_hots))
+
+    @property
+    def column_of_feature(self) -> npt.NDArray[np.int32]:
+        """The index of each feature's source column in ``source_columns``, shape (n_features,)."""
+        columns = np.empty(self.n_features, dtype=np.int32)
+        positions = [(position,) for _, position in self.numbers] + [group.positions for group in self.one_hots]
+        for i, features_of_column in enumerate(positions):
+            columns[list(features_of_column)] = i
+        return columns
 
 
 def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encoding:
-    """Find where each feature comes from: a column of its name, else ``<column>_<level>`` of the longest such column.
+    """Find each feature's source: a column of its name, else ``<column>_<level>`` of the longest such column.
 
     Raises:
-        InputError: If a feature comes from no column; names them.
+        InputError: Naming the features that come from no column.
     """
     available = set(columns)
     numbers: list[tuple[str, int]] = []
@@ -166,16 +168,14 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
     if unexplained:
         raise InputError(
             f"the activity has columns {sorted(columns)}, from which {len(unexplained)} of the model's features cannot "
-            f"be made: {', '.join(unexplained[:8])}; add the columns or correct the variant's feature names"
+            f"be built: {', '.join(unexplained[:8])}; add the columns or correct the variant's feature names"
         )
-    one_hots = tuple(
-        OneHot(source_column, *map(tuple, zip(*pairs, strict=True))) for source_column, pairs in groups.items()
-    )
-    return Encoding(len(feature_names), tuple(numbers), one_hots)
+    one_hots = (OneHot(column, *map(tuple, zip(*pairs, strict=True))) for column, pairs in groups.items())
+    return Encoding(len(feature_names), tuple(numbers), tuple(one_hots))
 
 
 def plan_encoded(feature_names: Sequence[str], source_columns: Sequence[str]) -> Encoding:
-    """Plan for rows that came encoded: ``<source column>_<level>`` are the one-hot columns of these source columns."""
+    """Plan for encoded rows: ``<source column>_<level>`` are the one-hot columns of these source columns."""
     plain = [name for name in feature_names if _source_column_of(name, set(source_columns)) is None]
     return plan_encoding(feature_names, [*plain, *source_columns])
 
@@ -187,14 +187,14 @@ def _source_column_of(name: str, available: set[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows as a model sees them, in a tenth of the matrix's room.
+    """A model's input rows, in a tenth of the matrix's memory.
 
     Attributes:
         numbers: Shape (n numbers, n_rows), in the encoding's order.
-        levels: Per one-hot source column, the row's level by its place in ``OneHot.levels``, or their count
-            where the model does not know it; shape (n source columns, n_rows).
+        levels: Per one-hot source column, the index of the row's level in ``OneHot.levels``, or their count if the
+            model does not know the level; shape (n source columns, n_rows).
         unknown_levels: ``{source_column: {level: rows}}`` of levels that the model does not know, most frequent first.
-        is_recent: Which rows are of the newest months, shape (n_rows,); ``None`` when unknown, and all count.
+        is_recent: Which rows are of the newest months, shape (n_rows,); ``None`` if unknown: then all count.
     """
 
     numbers: npt.NDArray[np.float32]
@@ -208,7 +208,7 @@ class Packed:
 
     @property
     def values(self) -> npt.NDArray[np.float32]:
-        """Each source column's values, a level by its place; shape (n source columns, n_rows)."""
+        """Each source column's values, a level by its index; shape (n source columns, n_rows)."""
         return np.concatenate([self.numbers, self.levels.astype(np.float32)])
 
     def take(self, rows: slice | npt.NDArray[np.bool_]) -> "Packed":
@@ -217,7 +217,7 @@ class Packed:
 
 
 def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
-    """Pack rows into the arrays that the matrix is built from; see :func:`unpack`."""
+    """Pack rows into the arrays from which :func:`unpack` builds the matrix."""
     numbers = np.empty((len(encoding.numbers), rows.height), dtype=np.float32)
     for i, (name, _) in enumerate(encoding.numbers):
         numbers[i] = rows[name].cast(pl.Float32).to_numpy()
@@ -227,14 +227,13 @@ def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
         codes = _codes(rows, group)
         levels[i] = codes.fill_null(len(group.levels)).to_numpy()
         if codes.null_count():
-            unknown[group.source_column] = _count_levels(
-                rows[group.source_column].cast(pl.String).filter(codes.is_null())
-            )
+            levels_of_rows = rows[group.source_column].cast(pl.String)
+            unknown[group.source_column] = _count_levels(levels_of_rows.filter(codes.is_null()))
     return Packed(numbers, levels, unknown)
 
 
 def pack_matrix(matrix: Matrix, encoding: Encoding) -> Packed:
-    """Pack rows that came encoded, whose one-hot columns are 0 and at most one 1."""
+    """Pack encoded rows, whose one-hot columns are 0 except for at most one 1."""
     numbers = np.ascontiguousarray(matrix[:, [position for _, position in encoding.numbers]].T)
     levels = np.empty((len(encoding.one_hots), len(matrix)), dtype=np.uint16)
     for i, group in enumerate(encoding.one_hots):
@@ -244,11 +243,7 @@ def pack_matrix(matrix: Matrix, encoding: Encoding) -> Packed:
 
 
 def unpack(packed: Packed, encoding: Encoding) -> Matrix:
-    """Build the matrix, in the model's order. A level the model does not know sets no column.
-
-    Returns:
-        Shape (n_rows, encoding.n_features).
-    """
+    """Build the matrix, in the model's order. A level that the model does not know sets no column."""
     matrix = np.zeros((packed.n_rows, encoding.n_features), dtype=np.float32)
     for values, (_, position) in zip(packed.numbers, encoding.numbers, strict=True):
         matrix[:, position] = values
@@ -260,22 +255,17 @@ def unpack(packed: Packed, encoding: Encoding) -> Matrix:
 
 
 def encode(rows: pl.DataFrame, encoding: Encoding) -> Matrix:
-    """Build the matrix of a frame's rows.
-
-    Returns:
-        Shape (rows.height, encoding.n_features).
-    """
+    """Build the matrix of a frame's rows, in the model's order."""
     return unpack(pack(rows, encoding), encoding)
 
 
 def _count_levels(unknown: pl.Series) -> dict[str, int]:
-    # The character NUL has no place in PostgreSQL's jsonb, where these counts go.
+    # PostgreSQL's jsonb, where these counts are stored, rejects the character NUL.
     shown = unknown.fill_null("(missing)").str.replace_all("\0", "\ufffd", literal=True)
     return dict(shown.value_counts(sort=True).iter_rows())
 
 
 def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
-    levels = pl.Enum(list(group.levels))
     column = rows[group.source_column]
     text = column if column.dtype in (pl.String, pl.Categorical) else column.cast(pl.String)
-    return text.cast(levels, strict=False).to_physical()
+    return text.cast(pl.Enum(group.levels), strict=False).to_physical()

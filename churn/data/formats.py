@@ -1,18 +1,18 @@
 """Readers of input files, by content: Parquet, CSV, JSON Lines or a JSON array.
 
-Values are read unchanged; ``churn.data.activity`` checks them. A file that would take time or memory out of all
-proportion to its size is refused before it does.
+Values are read unchanged; ``churn.data.activity`` checks them. A file that would take far more time or memory than its
+size suggests is rejected first.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -31,25 +31,23 @@ MAX_COLUMNS = 5_000
 MAX_ARRAY_BYTES = 256 << 20
 _MANY_CELLS, _MANY_ROWS = 50_000_000, 1_000_000
 _LONGEST_TEXT = 1_000
+_DAMAGE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OSError)
+_NOT_CSV = (pl.exceptions.PolarsError, OSError, ValueError, csv.Error, StopIteration)
 _MANY_BYTES, _MOST_PACKED = 64 << 20, 50  # money and ids pack a few times
 
 
-class RowFile(Protocol):
-    """A file of rows that can be read again and again, some columns and a chunk at a time."""
+@dataclass(frozen=True)
+class RowFile:
+    """A file of rows that can be read repeatedly, some columns and a chunk at a time.
 
-    @property
-    def columns(self) -> list[str]: ...
+    Attributes:
+        chunks: From columns and a size to frames of at most so many rows, in file order. Raises ``InputError`` if the
+            file turns out to be damaged.
+    """
 
-    @property
-    def n_rows(self) -> int: ...
-
-    def chunks(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
-        """Yield frames of at most ``size`` rows, in file order.
-
-        Raises:
-            InputError: If the file turns out to be damaged.
-        """
-        ...
+    columns: list[str]
+    n_rows: int
+    chunks: Callable[[Sequence[str], int], Iterator[pl.DataFrame]]
 
 
 def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
@@ -63,73 +61,60 @@ def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
     """
     with path.open("rb") as file:
         is_parquet = file.read(len(_PARQUET)) == _PARQUET
-    rows = _ParquetRows(path) if is_parquet else _HeldRows(read_frame(path, positional_names))
+    if not is_parquet:
+        frame = read_frame(path, positional_names)
+        return RowFile(frame.columns, frame.height, lambda columns, size: frame.select(columns).iter_slices(size))
+    rows = _open_parquet(path)
     if not rows.n_rows:
         raise _no_rows(path.name)
     return rows
 
 
-@dataclass(frozen=True)
-class _HeldRows:
-    frame: pl.DataFrame
-
-    @property
-    def columns(self) -> list[str]:
-        return self.frame.columns
-
-    @property
-    def n_rows(self) -> int:
-        return self.frame.height
-
-    def chunks(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
-        yield from self.frame.select(columns).iter_slices(size)
+@contextmanager
+def _input_error(problem: str, *errors: type[BaseException], remedy: str = "") -> Iterator[None]:
+    """Translate errors into an ``InputError`` of the problem, the cause and the remedy."""
+    try:
+        yield
+    except errors as error:
+        raise InputError(f"{problem} ({_short(error)}){remedy}") from error
 
 
-class _ParquetRows:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with _damage_translated(path), pq.ParquetFile(path) as file:
-            self.columns: list[str] = file.schema_arrow.names
-            self.n_rows = int(file.metadata.num_rows)
-            self._texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
-            _require_modest(path, file.metadata)
+def _open_parquet(path: Path) -> RowFile:
+    problem, remedy = f"{path.name} is a truncated or damaged Parquet file", "; write it again"
+    with _input_error(problem, *_DAMAGE, remedy=remedy), pq.ParquetFile(path) as file:
+        _require_modest(path, file.metadata)
+        names: list[str] = file.schema_arrow.names
+        n_rows = int(file.metadata.num_rows)
+        texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
 
-    def chunks(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
-        # A level is then compared once a chunk, not once a row, and a text that repeats is held once.
-        texts = [name for name in columns if name in self._texts]
+    def chunks(columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
+        # As a dictionary, a level is compared once a chunk, not once a row, and a repeated text is stored once.
+        as_dictionary = [name for name in columns if name in texts]
         n_read = 0
         with (
-            _damage_translated(self._path),
-            pq.ParquetFile(self._path, read_dictionary=texts, page_checksum_verification=True) as file,
+            _input_error(problem, *_DAMAGE, remedy=remedy),
+            pq.ParquetFile(path, read_dictionary=as_dictionary, page_checksum_verification=True) as file,
         ):
             for batch in file.iter_batches(size, columns=list(columns), use_threads=False):
                 batch.validate(full=True)
-                _require_short_texts(self._path, batch)
+                _require_short_texts(path, batch)
                 n_read += batch.num_rows
                 yield pl.DataFrame(pl.from_arrow(batch)).select(columns)
-            if n_read != self.n_rows:
-                raise ValueError(f"it has {n_read} rows and says {self.n_rows}")
+            if n_read != n_rows:
+                raise ValueError(f"it has {n_read} rows and its metadata {n_rows}")
 
-
-@contextmanager
-def _damage_translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OSError) as error:
-        raise InputError(
-            f"{path.name} is a truncated or damaged Parquet file ({_short(error)}); write it again"
-        ) from error
+    return RowFile(names, n_rows, chunks)
 
 
 def _require_short_texts(path: Path, batch: pa.RecordBatch) -> None:
-    """Refuse a text that would take a thousand times its size once each of its rows has a copy."""
+    """Reject a text that would take a thousand times its size once each of its rows has a copy."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if not pa.types.is_dictionary(column.type) or not _is_text(column.type.value_type):
             continue
         longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
         if longest > _LONGEST_TEXT:
             raise InputError(
-                f"{path.name} holds a text of {longest} bytes in column {name!r}, and up to {_LONGEST_TEXT} are read; "
+                f"{path.name} has a text of {longest} bytes in column {name!r}, and up to {_LONGEST_TEXT} are read; "
                 f"correct the extract"
             )
 
@@ -138,17 +123,17 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _require_modest(path: Path, held: pq.FileMetaData) -> None:
-    """Refuse a small file whose metadata announces a large one."""
-    _require_few_columns(path, held.num_columns)
+def _require_modest(path: Path, metadata: pq.FileMetaData) -> None:
+    """Reject a small file whose metadata announces a large one."""
+    _require_few_columns(path, metadata.num_columns)
     size = path.stat().st_size
-    if held.num_rows > max(size, _MANY_ROWS):
+    if metadata.num_rows > max(size, _MANY_ROWS):
         raise InputError(
-            f"{path.name} says that its {size} bytes hold {held.num_rows} rows, less than a byte each; rows of many "
+            f"{path.name} declares {metadata.num_rows} rows in {size} bytes, less than a byte each; rows of many "
             f"accounts are needed: write the extract again"
         )
-    # Not column by column: to ask for a damaged column's sizes ends the process.
-    unpacked = sum(held.row_group(i).total_byte_size for i in range(held.num_row_groups))
+    # Not column by column: reading the sizes of a damaged column ends the process.
+    unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     if unpacked > max(_MANY_BYTES, _MOST_PACKED * size):
         raise InputError(
             f"{path.name} packs {unpacked} bytes into {size}, which no extract of many accounts does; write it again"
@@ -164,17 +149,17 @@ def _require_few_columns(path: Path, n_columns: int) -> None:
 
 
 def _require_few_gaps(path: Path, n_rows: int, n_columns: int, n_values: int) -> None:
-    """Refuse rows that hardly share a key: a table of them is mostly gaps, and many times as large as the file."""
+    """Reject rows that hardly share a key: a table of them is mostly gaps, and many times as large as the file."""
     _require_few_columns(path, n_columns)
     if n_rows * n_columns > max(_MANY_CELLS, 8 * n_values):
         raise InputError(
-            f"{path.name} holds {n_values} values in {n_rows} rows of {n_columns} different keys; rows that have their "
+            f"{path.name} has {n_values} values in {n_rows} rows of {n_columns} different keys; rows that have their "
             f"keys in common are needed"
         )
 
 
 def _no_rows(name: str) -> InputError:
-    return InputError(f"{name} holds no rows; at least one is needed: check the extract that wrote it")
+    return InputError(f"{name} has no rows; at least one is needed: check the extract that wrote it")
 
 
 def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame:
@@ -217,21 +202,18 @@ def sniff(head: bytes, name: str) -> str:
 
 
 def _read_parquet(path: Path, _: Sequence[str]) -> pl.DataFrame:
-    # Not polars' own reader, which aborts the process on some damaged files.
-    rows = _ParquetRows(path)
-    frames = list(rows.chunks(rows.columns, _BATCH_LINES))
-    whole = frames[0] if len(frames) == 1 else pl.concat(frames or [pl.DataFrame()])
+    # Not by polars' reader, which aborts the process on some damaged files.
+    rows = _open_parquet(path)
+    whole = pl.concat(list(rows.chunks(rows.columns, _BATCH_LINES)) or [pl.DataFrame()])
     return whole.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
 
 def _read_csv(path: Path, _: Sequence[str]) -> pl.DataFrame:
     header = _read_header(path)
-    try:
+    with _input_error(f"{path.name} cannot be read as CSV with a header", *_NOT_CSV):
         # Strings only: the contract parses them, so that a bad value is quarantined with its row.
         frame = pl.read_csv(path, infer_schema=False, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{path.name} cannot be read as CSV with a header ({_short(error)})") from error
-    has_quotes = _require_whole_rows(path, len(header), frame.height)
+        has_quotes = _require_whole_rows(path, len(header), frame.height)
     # Some writers put quotes around everything, the missing values too.
     return frame.with_columns(pl.all().replace("", None)) if has_quotes else frame
 
@@ -239,19 +221,17 @@ def _read_csv(path: Path, _: Sequence[str]) -> pl.DataFrame:
 def _read_header(path: Path) -> list[str]:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("utf-8-sig", "replace")
-    try:
-        # Lines end with a line feed alone, as for polars; any other reading of the header is no header.
+    with _input_error(f"{path.name} cannot be read as CSV with a header", *_NOT_CSV):
+        # Lines end with a line feed alone, as for polars; read otherwise, the header would differ.
         header = next(csv.reader(io.StringIO(head.lstrip("\r\n"), newline="\n")))
-    except (csv.Error, StopIteration) as error:
-        raise InputError(f"{path.name} cannot be read as CSV with a header ({_short(error)})") from error
     _require_few_columns(path, len(header))
     if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise InputError(f"{path.name} has columns of one name: {repeated[:8]}; each may stand once in a CSV's header")
+        raise InputError(f"{path.name} has repeated columns: {repeated[:8]}; each may occur once in a CSV's header")
     return header
 
 
 def _require_whole_rows(path: Path, n_columns: int, n_rows: int) -> bool:
-    """Refuse rows with fewer fields than the header, which polars fills up as if they were missing values.
+    """Reject rows with fewer fields than the header, which polars would pad with nulls.
 
     Returns:
         Whether there are quotes in the file.
@@ -265,23 +245,19 @@ def _require_whole_rows(path: Path, n_columns: int, n_rows: int) -> bool:
         return False
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines)
-        try:
-            for fields in reader:
-                if fields and len(fields) != n_columns:
-                    raise InputError(
-                        f"{path.name} has {len(fields)} fields in the row that ends on line {reader.line_num}, and "
-                        f"its header {n_columns}; is the file cut off? Write it again"
-                    )
-        except (csv.Error, ValueError) as error:
-            raise InputError(f"{path.name} cannot be read as CSV with a header ({_short(error)})") from error
+        for fields in reader:
+            if fields and len(fields) != n_columns:
+                raise InputError(
+                    f"{path.name} has {len(fields)} fields in the row that ends on line {reader.line_num}, and "
+                    f"its header {n_columns}; is the file cut off? Write it again"
+                )
     return has_quotes
 
 
 def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
-    frame = _read_even_lines(path)
-    if frame is not None:
+    if (frame := _read_even_lines(path)) is not None:
         return frame
-    # Slower, but names the line that is not JSON, and keeps values of another kind for the contract to refuse.
+    # Slower, but names the line that is not JSON, and keeps values of another kind, which the contract quarantines.
     frames, names, n_rows, n_values = [], set[str](), 0, 0
     lines = _parse_lines(path)
     while batch := list(islice(lines, _BATCH_LINES)):
@@ -291,21 +267,18 @@ def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
             _require_few_columns(path, len(names))
         n_rows += len(batch)
         _require_few_gaps(path, n_rows, len(names), n_values)
-        frames.append(_from_records(path.name, batch, None))
-    try:
+        frames.append(_from_records(path.name, batch))
+    with _input_error(f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
         return pl.concat(frames, how="diagonal_relaxed")
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path.name} mixes kinds of values in one column ({_short(error)})") from error
 
 
 def _read_even_lines(path: Path) -> pl.DataFrame | None:
     """Read lines whose keys and kinds of values are all among those of the first; ``None`` when some are not.
 
-    Polars drops keys that its schema lacks, and one of two equal keys, without a word. As many values and nulls as
-    keys in the file say that it dropped none.
+    Polars silently drops keys that its schema lacks, and one of two equal keys. It dropped none if there are as many
+    values and nulls as keys in the file.
     """
-    counted = _count_keys(path)
-    if counted is None:
+    if (counted := _count_keys(path)) is None:
         return None
     n_lines, n_keys, n_nulls = counted
     try:
@@ -330,20 +303,15 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
             f"{path.name} is one JSON array of {size} bytes, and up to {MAX_ARRAY_BYTES} are read; write Parquet or "
             f"JSON Lines"
         )
-    try:
+    with _input_error(f"{path.name} is not valid JSON", ValueError, RecursionError, remedy="; it may be truncated"):
         rows = _parse_line(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} is not valid JSON ({_short(error)}); it may be truncated") from error
     if not rows:
         return pl.DataFrame()
     if all(isinstance(row, dict) for row in rows):
-        n_names, n_values = len({name for row in rows for name in row}), sum(map(len, rows))
-        _require_few_gaps(path, len(rows), n_names, n_values)
-        return _from_records(path.name, rows, None)
+        _require_few_gaps(path, len(rows), len({name for row in rows for name in row}), sum(map(len, rows)))
+        return _from_records(path.name, rows)
     if not all(isinstance(row, list) for row in rows):
-        raise InputError(
-            f"{path.name} is a JSON array of neither objects nor arrays alone; rows of one kind are needed"
-        )
+        raise InputError(f"{path.name} is a JSON array of mixed values; either objects or arrays are needed")
     widths = sorted({len(row) for row in rows})
     if widths != [len(names)]:
         raise InputError(
@@ -352,20 +320,19 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
     return _from_records(path.name, rows, list(names))
 
 
-def _from_records(name: str, rows: list[Any], names: list[str] | None) -> pl.DataFrame:
-    try:
+def _from_records(name: str, rows: list[Any], names: list[str] | None = None) -> pl.DataFrame:
+    errors = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, RecursionError)
+    with _input_error(f"{name} has values that make no table", *errors):
         if names is None:
-            odd = _mixed(rows)
-            flat = [{key: _flat(value, key in odd) for key, value in row.items()} for row in rows]
+            mixed = _mixed_columns(rows)
+            flat = [{key: _flat(value, is_mixed=key in mixed) for key, value in row.items()} for row in rows]
             return pl.from_dicts(flat, infer_schema_length=None)
         flat_rows = [[_flat(value, is_mixed=False) for value in row] for row in rows]
         return pl.DataFrame(flat_rows, schema=names, orient="row", infer_schema_length=None, strict=False)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"{name} holds values that make no table ({_short(error)})") from error
 
 
-def _mixed(rows: list[dict[str, Any]]) -> set[str]:
-    """Name the columns that hold truth values and others: beside numbers, polars would make ``true`` the number 1."""
+def _mixed_columns(rows: list[dict[str, Any]]) -> set[str]:
+    """Return the columns with truth values and others: among numbers, polars would make ``true`` the number 1."""
     kinds: dict[bool, set[str]] = {True: set(), False: set()}
     for row in rows:
         for name, value in row.items():
@@ -374,8 +341,8 @@ def _mixed(rows: list[dict[str, Any]]) -> set[str]:
     return kinds[True] & kinds[False]
 
 
-def _flat(value: object, is_mixed: bool) -> object:  # noqa: FBT001
-    """Keep a nested value as its text: beside an object, polars would make a number null without a word."""
+def _flat(value: object, *, is_mixed: bool) -> object:
+    """Write a nested value as text: in a column with objects, polars would silently make a number null."""
     return json.dumps(value) if isinstance(value, dict | list) or (is_mixed and isinstance(value, bool)) else value
 
 
@@ -386,7 +353,7 @@ def _refuse_constant(constant: str) -> float:
 def _count_keys(path: Path) -> tuple[int, int, int] | None:
     """Count lines, keys and nulls; ``None`` where a value is nested, or a space before a colon could hide a key.
 
-    Text that resembles a key or a null is counted as well, and makes the counts differ from the values'.
+    Text that resembles a key or a null is counted as well; the counts then differ from those of the values.
     """
     n_lines, n_keys, n_nulls, rest = 1, 0, 0, b""
     with path.open("rb") as file:
@@ -415,32 +382,32 @@ def _parse_line(line: bytes) -> Any:
 
 def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object; a repeated key raises ``ValueError``, since readers differ on which of its values counts."""
-    held = dict(pairs)
-    if len(held) != len(pairs):
+    record = dict(pairs)
+    if len(record) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in held if keys.count(key) > 1)[:60]!r} occurs twice in one object")
-    return held
+        raise ValueError(f"key {next(key for key in record if keys.count(key) > 1)[:60]!r} occurs twice in one object")
+    return record
 
 
 def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path.name} cannot be read as JSON Lines: line {number}"
             shown = repr(line.strip()[:60].decode(errors="replace"))
             try:
-                record = _parse_line(line) if line.strip() else None
+                record = _parse_line(line)
             except (ValueError, RecursionError) as error:
                 if _is_one_object(path):
                     raise InputError(
                         f"{path.name} is a single JSON object; JSON Lines (an object a line) or a JSON array of rows "
                         f"is needed"
                     ) from error
-                raise InputError(
-                    f"{path.name} cannot be read as JSON Lines: line {number} is not JSON ({_short(error)}): {shown}"
-                ) from error
-            if isinstance(record, dict):
-                yield record
-            elif line.strip():
-                raise InputError(f"{path.name} cannot be read as JSON Lines: line {number} is not an object: {shown}")
+                raise InputError(f"{where} is not JSON ({_short(error)}): {shown}") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{where} is not an object: {shown}")
+            yield record
 
 
 def _is_one_object(path: Path) -> bool:
@@ -454,9 +421,4 @@ def _short(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-_READERS = {
-    "parquet": _read_parquet,
-    "csv": _read_csv,
-    "json_lines": _read_json_lines,
-    "json_array": _read_json_array,
-}
+_READERS = {"parquet": _read_parquet, "csv": _read_csv, "json_lines": _read_json_lines, "json_array": _read_json_array}

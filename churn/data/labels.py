@@ -1,8 +1,8 @@
 """Labels: who churned after an as-of date, and when the label is mature. Pure.
 
 A player has churned at an as-of date if no month of the horizon after it has activity: a deposit, a handle or net
-gaming revenue that is not zero. A label is mature when the whole horizon and the days that late reports need have
-passed; before that there is none. Not here: the features of that date (``churn.data.features``).
+gaming revenue that is not zero. A label exists once it is mature: when the whole horizon and the days that late reports
+need have passed. Not here: the features of that date (``churn.data.features``).
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Horizon:
 
     Attributes:
         months: The whole months after the as-of date's month.
-        lag_days: Days after the last of them until its reports are in.
+        lag_days: Days after the last of them until its reports have arrived.
 
     >>> Horizon().last_month(date(2025, 11, 30)), Horizon().matures_on(date(2025, 11, 30))
     (datetime.date(2026, 2, 1), datetime.date(2026, 3, 8))
@@ -41,7 +41,7 @@ class Horizon:
     def __post_init__(self) -> None:
         if self.months < 1 or self.lag_days < 0:
             raise UsageError(
-                f"a horizon of {self.months} months with {self.lag_days} days of lag cannot be; give at least 1 month "
+                f"a horizon of {self.months} months with {self.lag_days} days of lag is invalid; give at least 1 month "
                 f"and 0 days"
             )
 
@@ -72,8 +72,9 @@ class Labels:
 
     Attributes:
         account_ids: Those with a mature label, ascending; shape (n,).
-        churned: Theirs; shape (n,).
-        n_missing: Accounts whose horizon has passed, but not for the facts, or which were not known at the as-of date.
+        churned: Their labels; shape (n,).
+        n_missing: Accounts without a label although the horizon has passed, because the facts do not reach its end or
+            because the account was not known at the as-of date.
     """
 
     account_ids: Ids
@@ -83,13 +84,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class Reports:
-    """A variant's activity as arrays, from which the labels of many dates are made.
+    """A variant's activity as arrays of shape (n,), sorted by account, month, ``known_at`` and arrival.
 
     Attributes:
-        account_ids: In order of account, month, ``known_at`` and arrival, like the rest; shape (n,).
-        months: Days since 1970; shape (n,).
-        known_at: Microseconds since 1970, UTC; shape (n,).
-        is_active: Whether any money moved, missing money being none; shape (n,).
+        months: Days since 1970.
+        known_at: Microseconds since 1970, UTC.
+        is_active: Whether any money column is neither missing nor zero.
     """
 
     account_ids: Ids
@@ -99,16 +99,18 @@ class Reports:
 
     @classmethod
     def of(cls, facts: pl.DataFrame) -> "Reports":
-        """Build from a variant's facts.
-
-        Args:
-            facts: Checked activity with ``known_at`` (UTC) and at least one money column.
-
-        Raises:
-            InputError: If ``facts`` lack ``known_at`` or every money column.
-        """
-        _require_facts(facts)
+        """Build from checked activity; raises ``InputError`` if it lacks ``known_at`` or every money column."""
+        if "known_at" not in facts.columns:
+            raise InputError(
+                "the activity has no known_at, so it is unknown what was known at a past date; read it from the "
+                "variant's history, which adds known_at to every fact"
+            )
         money = [pl.col(name).fill_null(0.0).ne(0.0) for name in MONEY if name in facts.columns]
+        if not money:
+            raise InputError(
+                f"the activity has columns {sorted(facts.columns)}, none of which measures activity; at least one of "
+                f"{', '.join(MONEY)} is needed"
+            )
         selected = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active=pl.any_horizontal(money))
         columns = [column.to_numpy() for column in selected]
         if are_in_order(columns[:3]):
@@ -118,33 +120,29 @@ class Reports:
 
 
 def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horizon: Horizon) -> Labels:
-    """Return which accounts churned at ``as_of``, by what is known at the end of ``today``.
+    """Return which accounts churned at ``as_of``, by the facts known at the end of ``today``.
 
     Of the reports of an account's month, the one known last counts, then the one later in the file.
 
     Args:
         account_ids: Shape (n,), in any order.
     """
-    asked = _distinct(np.sort(account_ids))
-    nobody, nothing = asked[:0], np.zeros(0, dtype=np.bool_)
-    if today < horizon.matures_on(as_of):
-        return Labels(nobody, nothing, 0)
-    if not _reach(reports, horizon.last_month(as_of), today):
-        return Labels(nobody, nothing, len(asked))
-    labelled = asked[np.isin(asked, reports.account_ids[_known(reports, as_of)])]
-    active = _active_accounts(reports, horizon.first_month(as_of), horizon.last_month(as_of), today)
+    requested = _distinct(np.sort(account_ids))
+    first_month, last_month = horizon.first_month(as_of), horizon.last_month(as_of)
+    is_mature = today >= horizon.matures_on(as_of)
+    if not is_mature or not _reach(reports, last_month, today):
+        return Labels(requested[:0], np.zeros(0, dtype=np.bool_), len(requested) if is_mature else 0)
+    labelled = requested[np.isin(requested, reports.account_ids[_known(reports, as_of)])]
+    active = _active_accounts(reports, first_month, last_month, today)
     churned = ~np.isin(labelled, active, assume_unique=True)
-    return Labels(labelled, churned, len(asked) - len(labelled))
+    return Labels(labelled, churned, len(requested) - len(labelled))
 
 
 def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:
-    """Find the accounts that can still churn at ``as_of``; the others have already, by the same horizon.
+    """Return the ids of accounts that can still churn at ``as_of``, ascending; the others already have.
 
-    Those are at risk that have activity, as known at the end of ``as_of``, in the last ``horizon.months`` months that
-    were over by then, or since. Where data come in late, the months are counted back from the newest one known.
-
-    Returns:
-        Ids, ascending.
+    Accounts are at risk if they have activity, as known at the end of ``as_of``, in the last ``horizon.months`` months
+    that were over by then, or since. When data arrive late, the months are counted back from the newest one known.
     """
     months = reports.months[_known(reports, as_of)]
     if not len(months):
@@ -156,7 +154,7 @@ def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:
 
 
 def _active_accounts(reports: Reports, first_month: date, last_month: date, known_by: date) -> Ids:
-    """Return the accounts with activity from one month to another, as known at the end of a day; ascending."""
+    """Return the ids of accounts with activity from one month to another, as known at the end of a day; ascending."""
     months = reports.months
     is_within = (months >= days_since_epoch(first_month)) & (months <= days_since_epoch(last_month))
     rows = np.flatnonzero(is_within & _known_by(reports, known_by))
@@ -167,7 +165,7 @@ def _active_accounts(reports: Reports, first_month: date, last_month: date, know
 
 
 def _known(reports: Reports, as_of: date) -> npt.NDArray[np.bool_]:
-    """Mark the reports of months begun by a day that are known at its end."""
+    """Mark the reports, known at the end of a day, of months that have begun by then."""
     return (reports.months <= days_since_epoch(as_of)) & _known_by(reports, as_of)
 
 
@@ -185,20 +183,7 @@ def _distinct(ordered: Ids) -> Ids:
 def _reach(reports: Reports, last_month: date, today: date) -> bool:
     """Return whether the facts known at the end of ``today`` reach the end of a month.
 
-    The last instant of the month counts: a backfill is known then that was received later (``churn.storage.history``).
+    The last instant of the month counts: ``churn.storage.history`` dates a backfill then, though it was received later.
     """
     is_late = reports.known_at >= day_start_us(month_start(last_month, 1)) - 1
     return bool((is_late & _known_by(reports, today)).any())
-
-
-def _require_facts(facts: pl.DataFrame) -> None:
-    if "known_at" not in facts.columns:
-        raise InputError(
-            "the activity has no known_at, so it is unknown what was known at a past date; take it from the variant's "
-            "history, which gives every fact one"
-        )
-    if not set(MONEY) & set(facts.columns):
-        raise InputError(
-            f"the activity has columns {sorted(facts.columns)}, none of which tells activity; at least one of "
-            f"{', '.join(MONEY)} is needed"
-        )

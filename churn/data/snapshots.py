@@ -1,8 +1,8 @@
 """Training examples: for each as-of date, the accounts that could still churn, and whether they did. Pure.
 
-The rows are what ``features`` gives for that date, by the same function as for scoring, so that a model is trained on
-what it will see. Facts without ``known_at`` are refused: by an extract alone, a month would be known from its first
-day, and a total of the whole month would reach an as-of date within it. ``churn.storage.history`` adds ``known_at``.
+The rows are built by ``features``, as for scoring, so that a model is trained on what it will score. Facts without
+``known_at`` are rejected: from an extract alone, a month would be known from its first day, and the whole month's total
+would leak into an as-of date within it. ``churn.storage.history`` adds ``known_at``.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ class Snapshot:
     """The examples of one as-of date.
 
     Attributes:
-        rows: What ``features`` gives of the accounts at risk with a mature label, sorted by ``account_id``.
+        rows: The ``features`` of the accounts at risk with a mature label, sorted by ``account_id``.
         churned: Their labels; shape (rows.height,).
     """
 
@@ -32,23 +32,23 @@ class Snapshot:
 
 
 def snapshots(facts: pl.DataFrame, as_ofs: Iterable[date], *, today: date, horizon: Horizon) -> list[Snapshot]:
-    """Build the training examples of several as-of dates, labelled by what is known at the end of ``today``.
+    """Build the training examples of several as-of dates, labelled by the facts known at the end of ``today``.
 
     An as-of date whose labels are immature or missing gives no rows.
 
     Args:
-        facts: A variant's activity with ``known_at``, as its history gives it.
+        facts: A variant's activity with ``known_at``, from its history.
 
     Raises:
         InputError: If ``facts`` lack ``known_at`` or every money column.
     """
     ordered = in_order(facts)  # once for all dates
     reports = Reports.of(ordered)
-    return [_snapshot(ordered, reports, as_of, today, horizon) for as_of in as_ofs]
 
+    def build(as_of: date) -> Snapshot:
+        labels = label(reports, at_risk(reports, as_of, horizon), as_of, today=today, horizon=horizon)
+        known = features(ordered, as_of)
+        is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
+        return Snapshot(as_of, known.filter(is_labelled), labels.churned)
 
-def _snapshot(facts: pl.DataFrame, reports: Reports, as_of: date, today: date, horizon: Horizon) -> Snapshot:
-    labels = label(reports, at_risk(reports, as_of, horizon), as_of, today=today, horizon=horizon)
-    known = features(facts, as_of)
-    is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
-    return Snapshot(as_of, known.filter(is_labelled), labels.churned)
+    return [build(as_of) for as_of in as_ofs]

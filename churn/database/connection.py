@@ -5,7 +5,7 @@ publishes batches and reads MLflow's tables, the reader reads. ``experiment_trac
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ ANSWER_WITHIN_S = 600.0
 THREADED_POOL_SIZE = 4
 """Pool size for objects that several threads share: opening a connection costs the server more than most queries."""
 
-# The server must release the locks of a client that vanished; its own default is two hours.
+# The server must release the locks of a client that vanished; its default is two hours.
 _SERVER_LIMITS = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=60000 "
     "-c client_connection_check_interval=10000"
@@ -39,17 +39,17 @@ _SMALL_QUERIES = "-c max_parallel_workers_per_gather=0 -c jit=off"
 OWNER, WRITER, READER = "churn_owner", "churn_writer", "churn_reader"
 # Detects a vanished peer within a minute instead of two hours.
 LIBPQ_LIMITS = {
-    "connect_timeout": 5,
-    "keepalives_idle": 20,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
+    "connect_timeout": 5, "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
-}
+}  # fmt: skip
 _SETUP = "run experiment_tracking/setup.py"
 
 # Connection, serialization, resources, shutdown, cancelled or timed out, lock timeout.
 _TRANSIENT_STATES = ("08", "40", "53", "57P", "57014", "25P03", "25P04", "55P03")
 _OURS = (psycopg2.ProgrammingError, psycopg2.DataError, psycopg2.IntegrityError, psycopg2.NotSupportedError)
+_WRONG_PASSWORD = ("password authentication failed", "no password supplied")
+_NO_ROLE = ("permission denied to set role",)
+_TRUST = "correct PGSSLMODE and PGSSLROOTCERT, and use the host name in its certificate"
 _UNTRUSTED = ("server certificate for", "certificate verify failed", "root certificate", "support SSL", "sslmode")
 _DENIED = "42501"
 _SETUP_NEEDS = "set-up needs a login with CREATEDB, CREATEROLE and, once they exist, ADMIN OPTION on the churn roles"
@@ -60,7 +60,7 @@ def parse_database_url(text: str, name: str) -> sa.URL:
     """Parse a ``postgresql://`` URL from a setting, and add SQLAlchemy's ``+psycopg2`` if it is missing.
 
     Raises:
-        UsageError: If the text is not such a URL. The message does not repeat it, since it may hold a password.
+        UsageError: If the text is not such a URL. The message does not repeat it: it may contain a password.
     """
     try:
         url = sa.make_url(text)
@@ -74,8 +74,8 @@ def parse_database_url(text: str, name: str) -> sa.URL:
     letters = {letter for part in parts if part for letter in part}
     if "@" in f"{url.host}{url.database}" or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in letters):
         raise UsageError(
-            f"{name} holds a character that must be percent-encoded (such as @ in the password) or that "
-            f"PostgreSQL does not accept; correct it"
+            f"{name} contains a character that must be percent-encoded (such as @ in the password) or that PostgreSQL "
+            "does not accept; correct it"
         )
     return url.set(drivername="postgresql+psycopg2")
 
@@ -95,24 +95,14 @@ def create_engine(
     options = f"-c timezone=UTC {_SERVER_LIMITS}" + (f" -c role={role}" if role else "")
     options += f" {_SMALL_QUERIES}" if pool_size > 1 else ""
     pool: dict[str, Any] = {"pool_size": pool_size, "pool_pre_ping": True} if pool_size else {"poolclass": NullPool}
-    return sa.create_engine(
-        url,
-        **pool,
-        connect_args={
-            **LIBPQ_LIMITS,
-            "application_name": "churn",
-            "options": options,
-            **({"connection_factory": partial(DeadlineConnection, answer_within_s=answer_within_s)} if role else {}),
-        },
-    )
+    arguments = {**LIBPQ_LIMITS, "application_name": "churn", "options": options}
+    if role:
+        arguments["connection_factory"] = partial(DeadlineConnection, answer_within_s=answer_within_s)
+    return sa.create_engine(url, **pool, connect_args=arguments)
 
 
 def require_connection(url: sa.URL, *, role: str | None = None) -> None:
-    """Connect once, so that a wrong host, password or database is reported at start-up and within seconds.
-
-    Raises:
-        ChurnError: See :func:`errors_translated`.
-    """
+    """Connect once, so that a wrong host, password or database is reported at start-up and within seconds."""
     with errors_translated(url), create_engine(url, role=role).connect():
         pass
 
@@ -120,26 +110,45 @@ def require_connection(url: sa.URL, *, role: str | None = None) -> None:
 class Tables:
     """Base class of the objects that read and write our tables, each as one role."""
 
-    def __init__(self, url: sa.URL, *, role: str = WRITER, pool_size: int = THREADED_POOL_SIZE) -> None:
+    role, pool_size = WRITER, THREADED_POOL_SIZE
+
+    def __init__(self, url: sa.URL, *, answer_within_s: float = ANSWER_WITHIN_S) -> None:
         self._url = url
-        self._engine = create_engine(url, role=role, pool_size=pool_size)
+        self._engine = create_engine(url, role=self.role, pool_size=self.pool_size, answer_within_s=answer_within_s)
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        """Open a connection whose work is committed at the end of the block."""
+        """Open a connection, and commit at the end of the block."""
         with errors_translated(self._url), self._engine.begin() as connection:
             yield connection
 
-    def _rows(self, query: str | sa.TextClause, **values: object) -> Sequence[sa.Row[Any]]:
+    def _rows(self, query: str, **values: object) -> Sequence[sa.Row[Any]]:
         """Return all rows of a query with ``:name`` parameters."""
-        statement = sa.text(query) if isinstance(query, str) else query
         with errors_translated(self._url), self._engine.connect() as connection:
-            return connection.execute(statement, values).all()
+            return connection.execute(sa.text(query), values).all()
+
+
+def lock(connection: sa.Connection, key: str, timeout: str | None = None) -> None:
+    """Wait for the exclusive advisory lock of ``key``, which the transaction then owns until it ends."""
+    if timeout:
+        connection.execute(sa.text("SELECT set_config('lock_timeout', :timeout, true)"), {"timeout": timeout})
+    connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
+
+
+def insert(connection: sa.Connection, table: str, *rows: Mapping[str, object], **computed: str) -> None:
+    """Insert rows of the same columns; ``computed`` has SQL expressions by column, for all rows."""
+    if not rows:
+        return
+    names = ", ".join((*rows[0], *computed))
+    slots = ", ".join((*(f":{name}" for name in rows[0]), *computed.values()))
+    # A batch's number is drawn before its row is inserted.
+    statement = f"INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({slots})"  # noqa: S608 our own names
+    connection.execute(sa.text(statement), list(rows))
 
 
 @contextmanager
 def open_snapshot(url: sa.URL, *, answer_within_s: float = ANSWER_WITHIN_S) -> Iterator[sa.Connection]:
-    """Open a read-only connection as the reader role, whose queries all see the same state of the database."""
+    """Open a read-only connection as the reader role; all its queries see the same state of the database."""
     engine = create_engine(url, role=READER, answer_within_s=answer_within_s)
     snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     with errors_translated(url), snapshot.connect() as connection:
@@ -179,21 +188,19 @@ def _translate(error: BaseException, url: sa.URL) -> ChurnError:
 
 def _translate_refusal(text: str, where: str, url: sa.URL) -> ChurnError:
     """Classify a refused connection by the server's message, since such errors carry no SQLSTATE."""
-    if "password authentication failed" in text or "no password supplied" in text:
-        return CredentialsError(
-            f"{where} refused the password of user {url.username!r}; correct username and password in the secret"
-        )
-    if "pg_hba.conf" in text:
-        return AccessDeniedError(
-            f"{where} does not admit user {url.username!r} from this host; correct its pg_hba.conf"
-        )
-    if any(words in text for words in _UNTRUSTED):
-        return StoreError(
-            f"{where} is not trusted ({text}); correct PGSSLMODE and PGSSLROOTCERT, and use the host name that its "
-            f"certificate holds"
-        )
-    if "does not exist" in text:
-        return StoreError(f"{where} has no or an outdated schema ({text}); {_SETUP}")
-    if "permission denied to set role" in text:
-        return AccessDeniedError(f"{where}: user {url.username!r} lacks a role ({text}); {_SETUP}, which grants it")
+    user = f"user {url.username!r}"
+    refusals: Sequence[tuple[Sequence[str], type[ChurnError], str]] = (
+        (
+            _WRONG_PASSWORD,
+            CredentialsError,
+            f" refused the password of {user}; correct username and password in the secret",
+        ),
+        (["pg_hba.conf"], AccessDeniedError, f" rejects {user} from this host; correct its pg_hba.conf"),
+        (_UNTRUSTED, StoreError, f" is not trusted ({text}); {_TRUST}"),
+        (["does not exist"], StoreError, f" has no or an outdated schema ({text}); {_SETUP}"),
+        (_NO_ROLE, AccessDeniedError, f": {user} lacks a role ({text}); {_SETUP}, which grants it"),
+    )
+    for words, error, message in refusals:
+        if any(word in text for word in words):
+            return error(f"{where}{message}")
     return DatabaseUnavailableError(f"{where} did not answer ({text}); check MLFLOW_DB_HOST, and that the server runs")

@@ -23,18 +23,18 @@ _REAL_OID = 700
 SOURCE_COLUMNS = (
     "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
 )  # fmt: skip
-"""Source columns whose contributions have table columns of their own; those of all others share two array columns."""
+"""Source columns with table columns for their contributions; those of all others share two array columns."""
 
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Some of a batch's rows.
+    """A chunk of a batch's rows.
 
     Attributes:
         account_ids: Shape (n,), unique over the whole batch.
         probabilities: Shape (n,), in [0, 1].
         contributions: Log-odds by source column, shape (n, n_source_columns); ``None`` without reasons.
-        values: Values of those source columns, a level by its place, NaN for missing; shape (n_source_columns, n).
+        values: Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n).
     """
 
     account_ids: npt.NDArray[np.int64]
@@ -45,10 +45,10 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class CopyLayout:
-    """Which columns the rows of one batch have, and what is the same in all of them.
+    """The columns of one batch's rows, and the values that all of them share.
 
     Attributes:
-        source_columns: What the rows' contributions are of; none without reasons.
+        source_columns: The source columns of the rows' contributions; empty without reasons.
     """
 
     week: date
@@ -56,8 +56,8 @@ class CopyLayout:
     source_columns: tuple[str, ...] = ()
 
     @property
-    def own(self) -> list[str]:
-        """The source columns with table columns of their own."""
+    def separate(self) -> list[str]:
+        """The source columns with table columns for their contributions."""
         return [name for name in self.source_columns if name in SOURCE_COLUMNS]
 
     @property
@@ -68,55 +68,55 @@ class CopyLayout:
     @property
     def columns(self) -> list[str]:
         """The table columns written, in the fields' order."""
-        reals = [f"{name}_{part}" for name in self.own for part in ("contribution", "value")]
+        reals = [f"{name}_{part}" for name in self.separate for part in ("contribution", "value")]
         arrays = ["other_contributions", "other_values"] if self.other else []
         return ["scored_week", "batch_id", "account_id", "churn_probability", *reals, *arrays]
 
     def blank_row(self) -> npt.NDArray[np.void]:
-        """Return one row, shape (1,), with all that is the same for every row of the batch."""
+        """Return one row, shape (1,), with the values that all rows of the batch share."""
         n_other = len(self.other)
         element = np.dtype([("size", ">i4"), ("value", ">f4")])
         array = np.dtype([("n_dims", ">i4"), ("nulls", ">i4"), ("oid", ">i4"), ("length", ">i4"), ("lower", ">i4"),
                           ("elements", element, (n_other,))])  # fmt: skip
-        kinds: dict[str, Any] = {"scored_week": ">i4", "batch_id": ">i8", "account_id": ">i8"}
-        kinds |= dict.fromkeys(("other_contributions", "other_values"), array)
-        fields = [(f"{name}|size", ">i4", kinds.get(name, ">f4")) for name in self.columns]
-        pairs = [pair for sized, size, kind in fields for pair in ((sized, size), (sized.removesuffix("|size"), kind))]
-        row = np.zeros(1, dtype=[("n_fields", ">i2"), *pairs])
+        types: dict[str, Any] = {"scored_week": ">i4", "batch_id": ">i8", "account_id": ">i8"}
+        types |= dict.fromkeys(("other_contributions", "other_values"), array)
+        fields = [(name, [("size", ">i4"), ("value", types.get(name, ">f4"))]) for name in self.columns]
+        row = np.zeros(1, dtype=[("n_fields", ">i2"), *fields])
         row["n_fields"] = len(self.columns)
         for name in self.columns:
-            row[f"{name}|size"] = row.dtype[name].itemsize
+            value = row[name]["value"]
+            row[name]["size"] = value.dtype.itemsize
             if name.startswith("other_"):
-                row[name]["oid"], row[name]["length"], row[name]["lower"] = _REAL_OID, n_other, 1
-                row[name]["n_dims"] = 1
-                row[name]["elements"]["size"] = 4
-        row["scored_week"], row["batch_id"] = (self.week - _POSTGRES_EPOCH).days, self.batch_id
+                value["n_dims"], value["oid"], value["length"], value["lower"] = 1, _REAL_OID, n_other, 1
+                value["elements"]["size"] = 4
+        row["scored_week"]["value"] = (self.week - _POSTGRES_EPOCH).days
+        row["batch_id"]["value"] = self.batch_id
         return row
 
 
 def encode_rows(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[bytes]:
-    """Encode rows for ``COPY … FROM STDIN``, a block of bytes for each chunk."""
+    """Encode rows for ``COPY … FROM STDIN``, one block of bytes for each chunk."""
     yield _HEADER
     blank = layout.blank_row()
     others = [layout.source_columns.index(name) for name in layout.other]
     for chunk in rows:
         block = np.repeat(blank, len(chunk.account_ids))
-        block["account_id"] = chunk.account_ids
-        block["churn_probability"] = chunk.probabilities
+        block["account_id"]["value"] = chunk.account_ids
+        block["churn_probability"]["value"] = chunk.probabilities
         if chunk.contributions is not None and chunk.values is not None:
-            for name in layout.own:
+            for name in layout.separate:
                 i = layout.source_columns.index(name)
-                block[f"{name}_contribution"] = chunk.contributions[:, i]
-                block[f"{name}_value"] = chunk.values[i]
+                block[f"{name}_contribution"]["value"] = chunk.contributions[:, i]
+                block[f"{name}_value"]["value"] = chunk.values[i]
             if others:
-                block["other_contributions"]["elements"]["value"] = chunk.contributions[:, others]
-                block["other_values"]["elements"]["value"] = chunk.values[others].T
+                block["other_contributions"]["value"]["elements"]["value"] = chunk.contributions[:, others]
+                block["other_values"]["value"]["elements"]["value"] = chunk.values[others].T
         yield block.tobytes()
     yield _TRAILER
 
 
 def decode_single_fields(content: memoryview) -> Sequence[memoryview]:
-    """Decode what ``COPY (SELECT one_column …) TO STDOUT`` gave: the one field of each row."""
+    """Decode the output of ``COPY (SELECT one_column …) TO STDOUT``: the one field of each row."""
     fields, start = [], len(_HEADER)
     while start < len(content) - len(_TRAILER):
         _, size = _FIELD.unpack_from(content, start)
@@ -127,10 +127,10 @@ def decode_single_fields(content: memoryview) -> Sequence[memoryview]:
 
 
 class PulledStream(io.RawIOBase):
-    """A readable file over blocks of bytes that are made when psycopg2's COPY reads them.
+    """A readable file over blocks of bytes, which are computed when psycopg2's COPY reads them.
 
     Attributes:
-        error: What making a block raised; psycopg2 replaces it with an error of its own.
+        error: The error raised by a block's computation, which psycopg2 replaces by another.
     """
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
@@ -151,5 +151,5 @@ class PulledStream(io.RawIOBase):
             if block is None:
                 return b""
             self._rest = memoryview(block)
-        taken, self._rest = self._rest[:size], self._rest[size:]
-        return bytes(taken)
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(part)

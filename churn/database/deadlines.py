@@ -1,8 +1,8 @@
 """Connections that are closed when their server does not answer in time.
 
-TCP detects a peer that vanished. It does not detect one that accepts what it is sent and never answers (a stuck pooler,
-a proxy whose other side is gone), and ``statement_timeout`` runs on the server. So one thread of the process shuts down
-the socket of each overdue connection. The thread that waits for it then gets the error of a lost connection.
+TCP detects a peer that vanished, but not one that accepts data and never answers (a stuck pooler, a proxy that has lost
+its server), and ``statement_timeout`` runs on the server. So one thread of the process shuts down the socket of each
+overdue connection. The thread that waits for it then gets the error of a lost connection.
 """
 
 import os
@@ -19,8 +19,8 @@ import psycopg2.extensions
 _CHECK_EVERY_S = 0.5
 
 
-class _DeadlineKeeper:
-    """Closes the connections whose server has been silent beyond their deadline."""
+class _Watchdog:
+    """Closes overdue connections."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -33,17 +33,19 @@ class _DeadlineKeeper:
         try:
             yield
         finally:
-            with self._lock:
-                self._due.pop(connection, None)
+            self._stop_clock(connection)
 
     @contextmanager
     def pause(self, connection: "DeadlineConnection") -> Iterator[None]:
-        with self._lock:
-            self._due.pop(connection, None)
+        self._stop_clock(connection)
         try:
             yield
         finally:
             self._start_clock(connection)
+
+    def _stop_clock(self, connection: "DeadlineConnection") -> None:
+        with self._lock:
+            self._due.pop(connection, None)
 
     def _start_clock(self, connection: "DeadlineConnection") -> None:
         with self._lock:
@@ -63,8 +65,8 @@ class _DeadlineKeeper:
                         peer.shutdown(socket.SHUT_RDWR)
 
 
-_keeper = _DeadlineKeeper()
-os.register_at_fork(after_in_child=_keeper.__init__)  # type: ignore[misc] # a fork keeps neither thread nor lock
+_watchdog = _Watchdog()
+os.register_at_fork(after_in_child=_watchdog.__init__)  # type: ignore[misc] # a child has no thread
 
 
 class DeadlineConnection(psycopg2.extensions.connection):  # type: ignore[misc] # psycopg2 is untyped
@@ -76,17 +78,17 @@ class DeadlineConnection(psycopg2.extensions.connection):  # type: ignore[misc] 
         self.cursor_factory = _DeadlineCursor
 
     def commit(self) -> None:
-        with _keeper.limit(self):
+        with _watchdog.limit(self):
             super().commit()
 
     def rollback(self) -> None:
-        with _keeper.limit(self):
+        with _watchdog.limit(self):
             super().rollback()
 
 
 class _DeadlineCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
     def execute(self, *arguments: Any) -> None:
-        with _keeper.limit(self.connection):
+        with _watchdog.limit(self.connection):
             super().execute(*arguments)
 
     def executemany(self, query: Any, rows: Any) -> None:
@@ -94,21 +96,21 @@ class _DeadlineCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
             self.execute(query, row)
 
     def copy_expert(self, sql: str, file: Any, size: int = 8192) -> None:
-        with _keeper.limit(self.connection):
+        with _watchdog.limit(self.connection):
             super().copy_expert(sql, _CopyFile(file, self.connection), size)
 
 
 class _CopyFile:
-    """A file for COPY; time spent in its own ``read`` and ``write`` does not count as the server's."""
+    """A file for COPY; time spent in its ``read`` and ``write`` does not count as the server's."""
 
     def __init__(self, file: Any, connection: DeadlineConnection) -> None:
         self._file = file
         self._connection = connection
 
     def read(self, size: int) -> bytes:
-        with _keeper.pause(self._connection):
+        with _watchdog.pause(self._connection):
             return bytes(self._file.read(size))
 
     def write(self, block: bytes) -> None:
-        with _keeper.pause(self._connection):
+        with _watchdog.pause(self._connection):
             self._file.write(block)

@@ -4,16 +4,16 @@ This module owns the server's life cycle: password, port, start, stop, and the l
 tables are created by :mod:`churn.database.schema`. :mod:`churn.database.embedded_host` finds programs, a user account
 and a folder in the operating system.
 
-``home/postgres``, or the folder it links to, holds::
+``home/postgres``, or the folder it links to, contains::
 
     cluster/data        PostgreSQL's data folder
     cluster/password    the superuser's password, mode 0600
     server.log          output of every start and of the server
-    gate.lock           held while a process starts or stops the server
-    users.lock          held, shared, by every process that uses the server
-    server.lock         held by the server's own processes: free when none of them is alive
+    gate.lock           locked while a process starts or stops the server
+    users.lock          locked, shared, by every process that uses the server
+    server.lock         locked by the server's processes: free when none of them is alive
 
-All locks are ``flock``: the kernel releases them when their holder dies, however it dies.
+All locks are ``flock``: the kernel releases them when their owner dies, however it dies.
 """
 
 import fcntl
@@ -25,7 +25,6 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import URL, NullPool, create_engine
@@ -35,10 +34,9 @@ from churn.database.embedded_host import (
     Programs,
     account_for,
     find_programs,
+    open_file,
     open_private,
-    opened,
     server_folder,
-    sync_folder,
     try_lock,
     watch,
 )
@@ -69,46 +67,34 @@ def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterabl
         StoreError: If it cannot be created or started; the message has the end of its log.
     """
     link = home.absolute() / "postgres"
-    with ExitStack() as leaving:
+    with ExitStack() as stack:
         try:
             account = account_for(link / "cluster")
             folder = server_folder(link, account)
             with _gate(folder):
                 programs = find_programs(bin_dir, account, copies=folder)
             server = _Server(folder, programs)
-            url = leaving.enter_context(server.in_use(ports or _free_ports()))
+            url = stack.enter_context(server.in_use(ports or _free_ports()))
         except OSError as error:
             raise StoreError(
-                f"{link} cannot hold the embedded PostgreSQL: {error}; it must be a folder on a disk with free space "
-                f"that user {os.geteuid()} may write to. Correct that, or move {link} away to start with an empty one"
+                f"{link} cannot contain the embedded PostgreSQL: {error}. User {os.geteuid()} needs write access, "
+                f"and its disk free space; correct that, or move {link} away to start with an empty folder"
             ) from error
         yield url
 
 
-@dataclass(frozen=True)
 class _Server:
-    folder: Path
-    programs: Programs
-
-    @property
-    def cluster(self) -> Path:
-        return self.folder / "cluster"
-
-    @property
-    def data(self) -> Path:
-        return self.cluster / "data"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "server.log"
+    def __init__(self, folder: Path, programs: Programs) -> None:
+        self.folder, self.programs = folder, programs
+        self.cluster, self.data, self.log = folder / "cluster", folder / "cluster" / "data", folder / "server.log"
 
     @contextmanager
     def in_use(self, ports: Iterable[int]) -> Iterator[URL]:
         """Use the server: start it if needed, and stop it if this is its last user."""
-        # No process may get a server that is about to stop. So taking users.lock, and the test at the end for other
-        # holders, happen under the gate lock, which is held until the server answers or has stopped. A new process
-        # waits for it, then counts as a user before it checks for the server.
-        with opened(self.folder / "users.lock") as users:
+        # No process may get a server that is about to stop. So users.lock is acquired, and at the end tested for other
+        # users, under the gate lock, which is released when the server answers or has stopped. A new process waits for
+        # it, then counts as a user before it checks for the server.
+        with open_file(self.folder / "users.lock") as users:
             try:
                 with _gate(self.folder):
                     fcntl.flock(users, fcntl.LOCK_SH)
@@ -118,34 +104,34 @@ class _Server:
                 with _gate(self.folder):
                     if try_lock(users):
                         self._stop()
-                    # A forked child has the same open file, and would hold the lock beyond our closing it.
+                    # Closing is not enough: a forked child has the same open file, and with it the lock.
                     fcntl.flock(users, fcntl.LOCK_UN)
 
     def _join_or_start(self, ports: Iterable[int]) -> URL:
         deadline = time.monotonic() + _WAIT_SECONDS
-        with opened(self.folder / "server.lock") as alive:
+        with open_file(self.folder / "server.lock") as alive:
             # Locked but silent: it is starting, recovering or stopping, or was killed and its orphans are ending.
-            while (url := self._answering()) is None and not try_lock(alive):
+            while (url := self._find_url()) is None and not try_lock(alive):
                 if time.monotonic() > deadline:
                     raise DatabaseUnavailableError(
-                        f"the PostgreSQL of {self.folder} gave no answer for {_WAIT_SECONDS} s; "
-                        f"see {self.log}, then end the process that {self.data / 'postmaster.pid'} names"
+                        f"the PostgreSQL of {self.folder} has not answered for {_WAIT_SECONDS} s; "
+                        f"see {self.log}, then end the process named in {self.data / 'postmaster.pid'}"
                     )
                 time.sleep(0.05)
             if url is None:
                 if self.cluster.exists():
-                    self._refuse_other_version()
+                    self._require_same_version()
                 else:
-                    self._make_cluster(alive)
+                    self._create_cluster(alive)
                 self._start(alive, ports)
-                url = self._answering()
+                url = self._find_url()
         if url is None:
             raise DatabaseUnavailableError(
                 f"the PostgreSQL of {self.folder} started and does not answer; see {self.log} and run again"
             )
         return url
 
-    def _answering(self) -> URL | None:
+    def _find_url(self) -> URL | None:
         """Return the URL of the server on the port in the pid file, if it is this server."""
         try:
             port = int((self.data / "postmaster.pid").read_bytes().split(b"\n")[3])
@@ -163,7 +149,7 @@ class _Server:
             return url if served.samefile(self.data) else None
         return None
 
-    def _make_cluster(self, alive: int) -> None:
+    def _create_cluster(self, alive: int) -> None:
         """Create data folder and password under a temporary name, so that an unfinished cluster is never used."""
         unfinished = self.folder / "cluster.new"
         if unfinished.exists():
@@ -177,29 +163,30 @@ class _Server:
             os.chown(unfinished, *self.programs.account)
         options = ["--username=churn", f"--pwfile={password}", "--auth=scram-sha-256"]
         options += ["--encoding=UTF8", "--no-locale", "--no-instructions"]
-        made = self.programs.run("initdb", *options, data=unfinished / "data", keep=alive)
-        if made.returncode:
+        initdb = self.programs.run("initdb", *options, data=unfinished / "data", inherit=[alive])
+        if initdb.returncode:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise StoreError(
-                f"{self.programs.folder / 'initdb'} could not create {self.cluster}:\n{_tail(made.stdout)}\n"
-                "Correct what it names and run again; nothing was left behind"
+                f"{self.programs.folder / 'initdb'} could not create {self.cluster}:\n{_tail(initdb.stdout)}\n"
+                "Correct the cause and run again; no files were left behind"
             )
         unfinished.rename(self.cluster)
-        sync_folder(self.folder)
+        with open_file(self.folder, os.O_RDONLY) as folder:
+            os.fsync(folder)  # so that the renaming survives a power cut
 
-    def _refuse_other_version(self) -> None:
+    def _require_same_version(self) -> None:
         needed = (self.data / "PG_VERSION").read_text().strip()
         if needed != str(self.programs.major):
             raise StoreError(
-                f"{self.folder} was made by PostgreSQL {needed}, and {self.programs.folder} is {self.programs.major}; "
-                f"point CHURN_POSTGRES_BIN at the programs of PostgreSQL {needed}, or move {self.folder} away "
-                "to start with an empty server"
+                f"{self.folder} was created by PostgreSQL {needed}, and {self.programs.folder} is of version "
+                f"{self.programs.major}; point CHURN_POSTGRES_BIN at the programs of PostgreSQL {needed}, or move "
+                f"{self.folder} away to start with an empty server"
             )
 
     def _start(self, alive: int, ports: Iterable[int]) -> None:
         self._drop_foreign_pid()
         watch(self.folder)
-        output = "there was no port to try"
+        output = "no port to try"
         with os.fdopen(open_private(self.log, os.O_RDWR | os.O_APPEND | os.O_CREAT), "rb") as log:
             for port in ports:
                 before = log.seek(0, os.SEEK_END)
@@ -209,16 +196,16 @@ class _Server:
                     f"-c max_wal_size=4GB -c checkpoint_timeout=15min"
                 )
                 action = ("start", "-w", "-t", str(_WAIT_SECONDS), "-o", settings)
-                started = self.programs.run("pg_ctl", *action, data=self.data, keep=alive, output=log.fileno())
-                if started.returncode == 0:
+                start = self.programs.run("pg_ctl", *action, data=self.data, inherit=[alive], output=log.fileno())
+                if start.returncode == 0:
                     return
                 log.seek(before)
                 output = log.read().decode(errors="replace")
-                if "Address already in use" not in output:  # another process took the port since it was picked
+                if "Address already in use" not in output:  # else another process has bound the port since
                     break
         raise StoreError(
             f"the PostgreSQL of {self.folder} did not start; {self.log} ends with:\n{_tail(output)}\n"
-            f"Correct what it names and run again, or move {self.folder} away to start with an empty server"
+            f"Correct the cause and run again, or move {self.folder} away to start with an empty server"
         )
 
     def _drop_foreign_pid(self) -> None:
@@ -241,15 +228,15 @@ class _Server:
             pid_file.unlink(missing_ok=True)
 
     def _stop(self) -> None:
-        with opened(self.folder / "server.lock") as alive:
+        with open_file(self.folder / "server.lock") as alive:
             if try_lock(alive):
                 return
             action = ("stop", "-w", "-t", str(_WAIT_SECONDS), "-m", "fast")
-            stopped = self.programs.run("pg_ctl", *action, data=self.data)
-            if stopped.returncode and not try_lock(alive):
-                # No error: the caller's work is done, and an error here would hide the caller's own.
+            stop = self.programs.run("pg_ctl", *action, data=self.data)
+            if stop.returncode and not try_lock(alive):
+                # No error: the caller's work is done, and an error here would hide an error of the caller.
                 message = "the PostgreSQL of %s did not stop; the next run joins it and tries again: %s"
-                _logger.warning(message, self.folder, _tail(stopped.stdout))
+                _logger.warning(message, self.folder, _tail(stop.stdout))
 
 
 def _free_ports() -> Iterator[int]:
@@ -262,7 +249,7 @@ def _free_ports() -> Iterator[int]:
 
 @contextmanager
 def _gate(folder: Path) -> Iterator[None]:
-    with opened(folder / "gate.lock") as gate:
+    with open_file(folder / "gate.lock") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         try:
             yield

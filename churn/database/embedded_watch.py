@@ -1,7 +1,7 @@
-"""Stop an embedded PostgreSQL whose users were all killed: ``embedded_watch.py FOLDER``, run by :mod:`.embedded`.
+"""Stops an embedded PostgreSQL after all its users were killed: ``embedded_watch.py FOLDER``, run by :mod:`.embedded`.
 
-A user that ends in order stops the server itself if it is the last one. This program is started with every server, in a
-process that outlives its starter, and ends with the server. It imports nothing of ours, so that it takes few resources.
+The last user that exits normally stops the server itself. This program is started with every server, in a process that
+outlives its starter, and ends with the server. It imports no module of the project, to use few resources.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ _INTERVAL_S = 2
 
 
 def main() -> None:
-    """Leave the caller's process, then look every two seconds whether anybody uses the server."""
+    """Detach from the caller, then check every two seconds whether a process uses the server."""
     folder = Path(sys.argv[1])
     gate, users, alive = (os.open(folder / f"{name}.lock", os.O_RDWR) for name in ("gate", "users", "server"))
     if os.fork():
@@ -23,14 +23,14 @@ def main() -> None:
     is_stopping = False
     while not is_stopping:
         time.sleep(_INTERVAL_S)
-        fcntl.flock(gate, fcntl.LOCK_EX)  # as whoever joins, starts or leaves does
+        fcntl.flock(gate, fcntl.LOCK_EX)  # like every process that joins, starts or stops the server
         if _lock(alive):
             return
         is_stopping = _lock(users) and _interrupt(folder / "cluster" / "data" / "postmaster.pid")
         fcntl.flock(users, fcntl.LOCK_UN)
         if not is_stopping:
             fcntl.flock(gate, fcntl.LOCK_UN)
-    fcntl.flock(alive, fcntl.LOCK_EX)  # nobody may join before it has stopped
+    fcntl.flock(alive, fcntl.LOCK_EX)  # no process may join before it has stopped
 
 
 def _lock(file: int) -> bool:
@@ -42,7 +42,7 @@ def _lock(file: int) -> bool:
 
 
 def _interrupt(pid_file: Path) -> bool:
-    """Ask the server for a fast shutdown; returns whether there is one to ask."""
+    """Signal a fast shutdown to the server; returns whether it is running."""
     try:
         os.kill(int(pid_file.read_bytes().split(b"\n")[0]), signal.SIGINT)
     except (OSError, ValueError):

@@ -26,22 +26,15 @@ _ID = struct.Struct(">q")
 _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
 _OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
 _COUNTS = (
-    "labels_as_of",
-    "horizon_months",
-    "n_accounts",
-    "n_at_risk",
-    "n_matured",
-    "n_missing",
-    "n_churned",
-    "status",
+    "labels_as_of", "horizon_months", "n_accounts", "n_at_risk", "n_matured", "n_missing", "n_churned", "status",
     "auc_limit",
-)
+)  # fmt: skip
 _MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "brier_score", "calibration_error",
     "lift_at_10", "mean_score",
 )  # fmt: skip
 _MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions of accounts
-_MOST_CHARACTERS = 200  # a level is part of a key, and an input file may hold levels of any length
+_MOST_CHARACTERS = 200  # a level is part of a key, and an input file may contain levels of any length
 
 Reliability = Mapping[str, Sequence[float]]
 Scored = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -109,11 +102,7 @@ class Evaluations(Tables):
     """The tables ``evaluated_batches`` and ``evaluated_segments``, and the published scores, as the writer role."""
 
     def unevaluated(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
-        """Return the current batches that were not evaluated yet and whose rows have account ids, oldest first.
-
-        Args:
-            until: The newest as-of date.
-        """
+        """Return the current batches with account ids, as of ``until`` or earlier, not evaluated yet; oldest first."""
         return self._batches(
             "LEFT JOIN evaluated_batches AS e USING (batch_id) WHERE e.batch_id IS NULL AND b.is_current "
             "AND b.account_ids = 'input' AND b.variant = ANY(:variants) AND b.as_of <= :until "
@@ -143,7 +132,7 @@ class Evaluations(Tables):
             yield from self._scores(batches[start : start + _MOST_AT_ONCE])
 
     def _scores(self, batches: Sequence[PublishedBatch]) -> list[Scored]:
-        # A batch in one field: psycopg2 hands COPY's rows over one by one, which takes longer than judging them does.
+        # A batch in one field: psycopg2 passes COPY's rows one by one, which takes longer than evaluating them.
         query = " UNION ALL ".join(
             f"SELECT int8send({one.batch_id:d}) || "  # noqa: S608 our own numbers
             "coalesce(string_agg(int8send(account_id) || float4send(churn_probability), ''), '') "
@@ -155,11 +144,11 @@ class Evaluations(Tables):
             cursor: Any = connection.connection.cursor()
             with closing(cursor):
                 cursor.copy_expert(f"COPY ({query}) TO STDOUT WITH (FORMAT binary)", buffer)
-        found = dict(map(_scored, decode_single_fields(buffer.getbuffer())))
-        return [found[one.batch_id] for one in batches]
+        by_id = dict(map(_decode_scores, decode_single_fields(buffer.getbuffer())))
+        return [by_id[one.batch_id] for one in batches]
 
     def record(self, evaluated: Sequence[EvaluatedBatch]) -> None:
-        """Store evaluated batches; one that another process stored meanwhile stays as it is."""
+        """Store evaluated batches, except those that another process has stored meanwhile."""
         if not evaluated:
             return
         columns = ", ".join(("batch_id", "evaluated_at", *_COUNTS, *_MEASURES, "reliability"))
@@ -172,8 +161,8 @@ class Evaluations(Tables):
             "JOIN new USING (batch_id) ON CONFLICT DO NOTHING"
         )
         rows = {
-            "evaluated": json.dumps([_values(one) for one in evaluated]),
-            "segments": json.dumps([row for one in evaluated for row in _segment_values(one)]),
+            "evaluated": json.dumps([_columns(one) for one in evaluated], default=str),
+            "segments": json.dumps([_segment_columns(one, level) for one in evaluated for level in one.segments]),
         }
         with self._transaction() as connection:
             connection.execute(statement, rows)
@@ -198,10 +187,10 @@ class Evaluations(Tables):
 
     def evaluated_champions(self) -> dict[Variant, list[EvaluatedBatch]]:
         """Return the evaluated batches of all variants' champions, by week."""
-        found: dict[Variant, list[EvaluatedBatch]] = {}
+        by_variant: dict[Variant, list[EvaluatedBatch]] = {}
         for evaluated in self._evaluated("b.role = 'champion'"):
-            found.setdefault(evaluated.batch.variant, []).append(evaluated)
-        return found
+            by_variant.setdefault(evaluated.batch.variant, []).append(evaluated)
+        return by_variant
 
     def _evaluated(self, where: str, more: str = "", **values: object) -> list[EvaluatedBatch]:
         query = (
@@ -217,51 +206,31 @@ class Evaluations(Tables):
 
 
 def _batch(row: sa.Row[Any]) -> PublishedBatch:
-    variant = Variant.from_key(row.variant)
-    return PublishedBatch(
-        row.batch_id, variant, row.scored_week, row.as_of, row.model_version, row.role, row.mlflow_run_id
-    )
+    return PublishedBatch(row.batch_id, Variant.from_key(row.variant), *row[2:7])
 
 
-def _scored(field: memoryview) -> tuple[int, Scored]:
+def _decode_scores(field: memoryview) -> tuple[int, Scored]:
     (batch_id,) = _ID.unpack_from(field)
     rows = np.frombuffer(field[_ID.size :], dtype=_ROW)
     order = np.argsort(rows["id"], kind="stable")
     return batch_id, (rows["id"][order].astype(np.int64), rows["score"][order].astype(np.float32))
 
 
-def _values(evaluated: EvaluatedBatch) -> dict[str, Any]:
-    counts = {name: getattr(evaluated, name) for name in _COUNTS}
-    measures = {name: evaluated.measures.get(name) for name in _MEASURES}
-    return {
+def _columns(evaluated: EvaluatedBatch) -> dict[str, Any]:
+    values = {name: getattr(evaluated, name) for name in (*_COUNTS, "reliability")}
+    batch = {"batch_id": evaluated.batch.batch_id, "evaluated_at": datetime.now(UTC)}
+    return {name: evaluated.measures.get(name) for name in _MEASURES} | values | batch
+
+
+def _segment_columns(evaluated: EvaluatedBatch, segment: EvaluatedSegment) -> dict[str, Any]:
+    auc = segment.roc_auc
+    return vars(segment) | {
         "batch_id": evaluated.batch.batch_id,
-        "evaluated_at": datetime.now(UTC).isoformat(),
-        **counts,
-        "labels_as_of": evaluated.labels_as_of.isoformat(),
-        **measures,
-        "reliability": evaluated.reliability,
+        "level": segment.level.replace("\0", "\ufffd")[:_MOST_CHARACTERS],
+        "roc_auc": auc and auc.value,
+        "roc_auc_low": auc and auc.low,
+        "roc_auc_high": auc and auc.high,
     }
-
-
-def _segment_values(evaluated: EvaluatedBatch) -> list[dict[str, Any]]:
-    return [
-        {
-            "batch_id": evaluated.batch.batch_id,
-            "segment": one.segment,
-            "level": one.level.replace("\0", "\ufffd")[:_MOST_CHARACTERS],
-            "n_matured": one.n_matured,
-            "n_churned": one.n_churned,
-            "status": one.status,
-            "roc_auc": one.roc_auc and one.roc_auc.value,
-            "roc_auc_low": one.roc_auc and one.roc_auc.low,
-            "roc_auc_high": one.roc_auc and one.roc_auc.high,
-            "brier_score": one.brier_score,
-            "calibration_error": one.calibration_error,
-            "mean_score": one.mean_score,
-            "p_below_limit": one.p_below_limit,
-        }
-        for one in evaluated.segments
-    ]
 
 
 def _read(row: sa.Row[Any]) -> EvaluatedBatch:

@@ -1,6 +1,6 @@
 """The audit trail of each variant's aliases: append-only, one row for each change.
 
-MLflow's aliases hold the current versions. This table holds the earlier ones, who changed them, why, and on what
+MLflow's aliases name the current versions. This table has the earlier ones, who changed them, why, and on what
 evidence. A change made outside this project (in MLflow's UI, by another tool) is recorded later as ``observed``.
 """
 
@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal
 
-import sqlalchemy as sa
-
-from churn.database.connection import Tables
+from churn.database.connection import Tables, insert, lock
 from churn.variants import Variant
 
 Action = Literal["observed", "challenged", "promoted", "rolled_back", "shared"]
 
 _LOCK_TIMEOUT = "60s"
+# In the order of the fields of ModelEvent.
 _COLUMNS = (
-    "occurred_at, variant, action, champion_version, previous_version, challenger_version, ab_share, "
-    "is_forced, reason, actor, evidence"
+    "variant, action, champion_version, previous_version, challenger_version, reason, actor, occurred_at, ab_share, "
+    "is_forced, evidence"
 )
 
 
@@ -61,16 +60,13 @@ class ModelEvents(Tables):
         Processes that change the aliases of the same variant wait for each other.
         """
         with self._transaction() as connection:
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-            key = {"key": f"model of {variant.key}"}
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), key)
-            yield lambda event: _insert(connection, event)
+            lock(connection, f"model of {variant.key}", _LOCK_TIMEOUT)
+            yield lambda event: insert(connection, "model_events", _columns(event))
 
     def latest(self, variant: Variant) -> ModelEvent | None:
         """Return the newest event of a variant."""
         query = "WHERE variant = :variant ORDER BY occurred_at DESC, event_id DESC LIMIT 1"
-        found = self._select(query, variant=variant.key)
-        return found[0] if found else None
+        return next(iter(self._select(query, variant=variant.key)), None)
 
     def latest_of_all(self) -> dict[Variant, ModelEvent]:
         """Return the newest event of every variant that has one."""
@@ -88,42 +84,14 @@ class ModelEvents(Tables):
 
     def _select(self, rest: str, *, first: str = "", **values: str) -> list[ModelEvent]:
         query = f"SELECT {first}{_COLUMNS} FROM model_events {rest}"  # noqa: S608 our own text
-        return [_read(row) for row in self._rows(query, **values)]
+        return [ModelEvent(Variant.from_key(row.variant), *row[1:]) for row in self._rows(query, **values)]
 
 
-def _read(row: sa.Row[Any]) -> ModelEvent:
-    return ModelEvent(
-        variant=Variant.from_key(row.variant),
-        action=row.action,
-        champion=row.champion_version,
-        previous=row.previous_version,
-        challenger=row.challenger_version,
-        reason=row.reason,
-        actor=row.actor,
-        occurred_at=row.occurred_at,
-        ab_share=row.ab_share,
-        is_forced=row.is_forced,
-        evidence=row.evidence,
-    )
-
-
-def _insert(connection: sa.Connection, event: ModelEvent) -> None:
-    values = {
-        "occurred_at": event.occurred_at,
-        "variant": event.variant.key,
-        "registered_model": event.variant.registered_model,
-        "action": event.action,
-        "champion_version": event.champion,
-        "previous_version": event.previous,
-        "challenger_version": event.challenger,
-        "ab_share": event.ab_share,
-        "is_forced": event.is_forced,
-        "reason": event.reason,
-        "actor": event.actor,
-        "evidence": json.dumps(event.evidence),
-    }
-    names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
-    connection.execute(sa.text(f"INSERT INTO model_events ({names}) VALUES ({slots})"), values)  # noqa: S608 ours
+def _columns(event: ModelEvent) -> dict[str, object]:
+    columns = {"champion": "champion_version", "previous": "previous_version", "challenger": "challenger_version"}
+    values = {columns.get(name, name): value for name, value in vars(event).items()}
+    variant = {"variant": event.variant.key, "registered_model": event.variant.registered_model}
+    return values | variant | {"evidence": json.dumps(event.evidence)}
 
 
 def this_person() -> str:

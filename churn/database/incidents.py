@@ -9,11 +9,10 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
 
-from churn.database.connection import Tables
+from churn.database.connection import Tables, lock
 from churn.monitoring.incidents import (
     KINDS,
     Change,
@@ -82,12 +81,11 @@ class Alert:
 class Incidents(Tables):
     """The tables ``incidents``, ``alerts`` and ``alert_deliveries``, as the writer role."""
 
-    def __init__(self, url: sa.URL) -> None:
-        super().__init__(url, pool_size=1)
+    pool_size = 1
 
     def open(self) -> list[Incident]:
         """Return the open incidents, oldest first."""
-        return [_read(row) for row in self._rows(_OPEN_INCIDENTS)]
+        return [Incident(*row) for row in self._rows(_OPEN_INCIDENTS)]
 
     def reconcile(
         self, conditions: Sequence[Condition], checked: Collection[str], receivers: Collection[str], now: datetime
@@ -97,17 +95,15 @@ class Incidents(Tables):
         Concurrent calls run one after the other, so that no incident opens twice. Idempotent.
 
         Args:
-            conditions: All conditions found of the checked kinds.
-            checked: The kinds that were checked.
+            conditions: All current conditions of the ``checked`` kinds.
             receivers: Names of the receivers to alert. One that is added later gets later changes only.
 
         Returns:
             The changes to alert about, each with its incident's number.
         """
         with self._transaction() as connection:
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('incidents', 0))")
-            known = [_read(row) for row in connection.execute(sa.text(_OPEN_INCIDENTS))]
+            lock(connection, "incidents", _LOCK_TIMEOUT)
+            known = [Incident(*row) for row in connection.execute(sa.text(_OPEN_INCIDENTS))]
             current = remaining(known, conditions, checked)
             for incident in known:
                 if incident.incident_id in current:
@@ -125,16 +121,16 @@ class Incidents(Tables):
         """Send the receiver its next due alert, and record the outcome.
 
         The delivery is locked meanwhile, so no other process sends it; the lock ends with this process. A failed
-        delivery is retried after a random pause, whose limit doubles with each attempt up to ``LONGEST_RETRY_S``.
+        delivery is retried after a random pause; its limit doubles with each attempt up to ``LONGEST_RETRY_S``.
 
         Args:
             send: Returns what went wrong, without any secret; ``None`` on success. Must not raise.
 
         Returns:
-            Whether the delivery succeeded; ``None`` when none is due, or other processes are sending those that are.
+            Whether the delivery succeeded; ``None`` if none is due, or other processes are sending all due alerts.
         """
         with self._transaction() as connection:
-            # Overrides the server's setting, and limits how long a hanging sender holds its alert.
+            # Overrides the server's setting, and limits how long a hanging sender locks its alert.
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{_SENDING_TIMEOUT}'")
             row = connection.execute(sa.text(_NEXT), {"receiver": receiver, "now": clock()}).one_or_none()
             if row is None:
@@ -148,14 +144,10 @@ class Incidents(Tables):
         return error is None
 
     def count_undelivered(self, receivers: Collection[str]) -> int:
-        """Count the alerts that these receivers have not got yet."""
+        """Count the alerts that these receivers have not received yet."""
         query = "SELECT count(*) FROM alert_deliveries WHERE delivered_at IS NULL AND receiver = ANY(:receivers)"
         ((n,),) = self._rows(query, receivers=list(receivers))
         return int(n)
-
-
-def _read(row: sa.Row[Any]) -> Incident:
-    return Incident(**row._asdict())
 
 
 def _write(connection: sa.Connection, change: Change, now: datetime) -> Change:
@@ -166,20 +158,16 @@ def _write(connection: sa.Connection, change: Change, now: datetime) -> Change:
     if change.incident_id is not None:
         return change
     values = {
-        "kind": change.kind,
-        "subject": change.subject,
-        "severity": KINDS[change.kind].severity,
-        "title": change.title,
-        "members": json.dumps(change.members),
-        "now": now,
-    }
+        "kind": change.kind, "subject": change.subject, "severity": KINDS[change.kind].severity,
+        "title": change.title, "members": json.dumps(change.members), "now": now,
+    }  # fmt: skip
     return replace(change, incident_id=connection.execute(sa.text(_OPEN), values).scalar_one())
 
 
 def _write_members(connection: sa.Connection, incident: Incident, members: Mapping[str, str], now: datetime) -> None:
-    query = """
-        UPDATE incidents SET members = :members, title = :title, updated_at = :now WHERE incident_id = :incident_id
-    """
+    query = (
+        "UPDATE incidents SET members = :members, title = :title, updated_at = :now WHERE incident_id = :incident_id"
+    )
     title = headline(incident.kind, incident.subject, members)
     values = {"members": json.dumps(members), "title": title, "now": now, "incident_id": incident.incident_id}
     connection.execute(sa.text(query), values)

@@ -117,7 +117,7 @@ def read_metrics(url: sa.URL, week: date) -> FleetMetrics:
 
         ((published,),), ((n_undelivered, oldest),) = rows(_PUBLISHED), rows(_ALERTS)
         return FleetMetrics(
-            n_by_state=dict(row.tuple() for row in rows(STATES)),
+            n_by_state=dict(map(tuple, rows(STATES))),
             last_published_s=published,
             batches=rows(_BATCHES),
             evaluated=rows(_EVALUATED),

@@ -1,12 +1,14 @@
 """Reads published predictions through ``churn_predictions_current``, as the reader role, for the command line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
 from churn.database.connection import READER, Tables
+
+Row = sa.Row[Any]
 
 _VARIANTS = "SELECT DISTINCT variant FROM scoring_batches WHERE is_current ORDER BY variant"
 _PREDICTION = """
@@ -34,64 +36,23 @@ WHERE place <= :n AND scored_week = :week ORDER BY variant, place
 """
 
 
-class Prediction(NamedTuple):
-    """An account's prediction; ``reasons`` is ``None`` if the batch was scored without reasons."""
-
-    variant: str
-    scored_week: date
-    account_id: int
-    churn_probability: float
-    bias: float | None
-    reasons: Sequence[Mapping[str, Any]] | None
-    registered_model: str
-    model_version: int
-    is_fallback: bool
-    is_foreign_data: bool
-    batch_id: int
-
-
-class BatchSummary(NamedTuple):
-    """A variant's predictions of one week, and the provenance of their input."""
-
-    variant: str
-    batch_id: int
-    n_accounts: int
-    mean_probability: float
-    model_version: int
-    source: str
-    is_foreign_data: bool
-    fallback_reason: str | None
-
-
-class HighScore(NamedTuple):
-    """One of a variant's highest scores, with its two largest reasons."""
-
-    variant: str
-    account_id: int
-    churn_probability: float
-    reason_1: str | None
-    reason_2: str | None
-
-
 class PublishedPredictions(Tables):
-    """The current predictions, as the reader role."""
+    """The current predictions, as the reader role. The statements define the fields of the rows."""
 
-    def __init__(self, url: sa.URL) -> None:
-        super().__init__(url, role=READER, pool_size=0)
+    role, pool_size = READER, 0
 
     def variants(self) -> list[str]:
         """Return the keys of the variants with a current batch."""
         return [row.variant for row in self._rows(_VARIANTS)]
 
-    def prediction(self, variant: str, account_id: int, week: date | None) -> Prediction | None:
-        """Return an account's prediction of ``week``, or of its newest week."""
-        rows = self._rows(_PREDICTION, variant=variant, account=account_id, week=week)
-        return Prediction(*rows[0]) if rows else None
+    def prediction(self, variant: str, account_id: int, week: date | None) -> Row | None:
+        """Return an account's prediction of ``week``, or of its newest week; reasons are null if none were computed."""
+        return next(iter(self._rows(_PREDICTION, variant=variant, account=account_id, week=week)), None)
 
-    def summarize(self, week: date, variants: Sequence[str]) -> list[BatchSummary]:
-        """Return a summary of the week's predictions of each of these variants."""
-        return [BatchSummary(*row) for row in self._rows(_BATCHES, week=week, variants=list(variants))]
+    def summarize(self, week: date, variants: Sequence[str]) -> Sequence[Row]:
+        """Return a summary of the week's predictions of each of these variants, with the provenance of their input."""
+        return self._rows(_BATCHES, week=week, variants=list(variants))
 
-    def highest(self, week: date, variants: Sequence[str], n: int) -> list[HighScore]:
-        """Return each variant's ``n`` accounts with the highest scores, highest first."""
-        return [HighScore(*row) for row in self._rows(_HIGHEST, week=week, variants=list(variants), n=n)]
+    def highest(self, week: date, variants: Sequence[str], n: int) -> Sequence[Row]:
+        """Return each variant's ``n`` accounts with the highest scores and their two largest reasons, highest first."""
+        return self._rows(_HIGHEST, week=week, variants=list(variants), n=n)

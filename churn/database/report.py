@@ -3,15 +3,22 @@
 :mod:`churn.report.content` turns the rows into what the page shows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
 from churn.database.connection import open_snapshot
-from churn.database.report_rows import EVALUATED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
 from churn.errors import UsageError
 
+Row = Mapping[str, Any]
+
+EVALUATED_MEASURES = (
+    "roc_auc", "roc_auc_low", "roc_auc_high", "auc_limit", "brier_score", "calibration_error", "lift_at_10",
+)  # fmt: skip
+SEGMENT_MEASURES = ("roc_auc", "roc_auc_low", "roc_auc_high", "calibration_error", "mean_score")
 WEEKS_SHOWN = 26
 _LONGEST_ERROR = 2000
 _RESOLVED_FOR = timedelta(days=14)
@@ -26,7 +33,16 @@ def _short(table: str, *names: str) -> str:
     return ", ".join(f"nullif({table}.{name}, 'NaN')::real AS {name}" for name in names)
 
 
-_BATCHES = f"""
+_NEWEST_EVALUATED = """
+SELECT DISTINCT ON (b.variant) b.variant, b.batch_id, b.scored_week, b.model_version, e.reliability, e.auc_limit
+FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id)
+WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week AND e.status = 'ok'
+ORDER BY b.variant, b.scored_week DESC
+"""
+
+# By the attribute of FleetRows.
+_QUERIES = {
+    "batches": f"""
 SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored,
        {_short("b", "mean_probability", "estimated_auc")},
        b.fallback_reason IS NOT NULL AS is_fallback, b.source_variant <> b.variant AS is_foreign_data,
@@ -34,9 +50,8 @@ SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored,
 FROM scoring_batches AS b LEFT JOIN evaluated_batches AS e USING (batch_id)
 WHERE b.is_current AND b.scored_week BETWEEN :first AND :week
 ORDER BY b.variant, b.scored_week
-"""  # noqa: S608 our own text
-
-_NEWEST = """
+""",  # noqa: S608 our own text
+    "newest": """
 SELECT b.variant, b.batch_id, b.scored_week, b.as_of, b.registered_model, b.model_version, b.mlflow_run_id,
        b.model_sha256, b.dagster_run_id, b.code_version, b.source, b.source_uri, b.source_version, b.source_sha256,
        b.source_modified_at, b.source_variant, b.fallback_reason, b.n_rows_read, b.n_rows_quarantined,
@@ -49,35 +64,25 @@ FROM (
 ) AS b
 LEFT JOIN model_references AS r USING (registered_model, model_version)
 ORDER BY b.variant
-"""
-
-_NEWEST_EVALUATED = """
-SELECT DISTINCT ON (b.variant) b.variant, b.batch_id, b.scored_week, b.model_version, e.reliability, e.auc_limit
-FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id)
-WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week AND e.status = 'ok'
-ORDER BY b.variant, b.scored_week DESC
-"""
-
-_SEGMENTS = f"""
+""",
+    "evaluated": _NEWEST_EVALUATED,
+    "segments": f"""
 SELECT newest.variant, s.segment, s.level, s.n_matured, s.n_churned, {_short("s", *SEGMENT_MEASURES)}
 FROM evaluated_segments AS s JOIN ({_NEWEST_EVALUATED}) AS newest USING (batch_id)
 ORDER BY newest.variant, s.segment, s.n_matured DESC, s.level
-"""  # noqa: S608 our own text
-
-_FLAGS = """
+""",  # noqa: S608 our own text
+    "flags": """
 SELECT b.variant, b.scored_week, f.feature, f.is_confirmed
 FROM drift_flags AS f JOIN scoring_batches AS b USING (batch_id)
 WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week
 ORDER BY b.variant, b.scored_week, f.feature
-"""
-
-_ATTEMPTS = f"""
+""",
+    "attempts": f"""
 SELECT DISTINCT ON (variant, role) variant, role, outcome, error_type, left(error, {_LONGEST_ERROR}) AS error, ended_at
 FROM scoring_attempts WHERE scored_week = :week
 ORDER BY variant, role, attempt_id DESC
-"""  # noqa: S608 a number
-
-_CHAMPIONS = """
+""",  # noqa: S608 a number
+    "champions": """
 WITH events AS (
     SELECT variant, champion_version, challenger_version, ab_share, occurred_at,
            row_number() OVER newest_first AS place,
@@ -94,33 +99,49 @@ SELECT e.variant, max(champion_now) AS champion_version, min(e.occurred_at) AS s
 FROM events AS e LEFT JOIN changed AS c USING (variant)
 WHERE c.place IS NULL OR e.place < c.place
 GROUP BY e.variant
-"""
-
-_CHANGES = """
+""",
+    "changes": """
 SELECT variant, occurred_at, action, champion_version, previous_version, reason, actor FROM model_events
 WHERE action IN ('promoted', 'rolled_back') AND occurred_at >= :first AND occurred_at < :end
 ORDER BY occurred_at DESC, event_id DESC LIMIT 20
-"""
-
-_INCIDENTS = """
+""",
+    "incidents": """
 SELECT incident_id, kind, subject, severity, title, members, opened_at, updated_at, resolved_at FROM incidents
 WHERE resolved_at IS NULL OR resolved_at > :resolved_since
 ORDER BY resolved_at IS NOT NULL, severity, opened_at DESC, incident_id
-"""
-
-
-_QUERIES = {
-    "batches": _BATCHES,
-    "newest": _NEWEST,
-    "evaluated": _NEWEST_EVALUATED,
-    "segments": _SEGMENTS,
-    "flags": _FLAGS,
-    "attempts": _ATTEMPTS,
-    "champions": _CHAMPIONS,
-    "changes": _CHANGES,
-    "incidents": _INCIDENTS,
+""",
 }
-"""Statements by the attribute of ``FleetRows`` that they fill."""
+
+
+@dataclass(frozen=True)
+class FleetRows:
+    """The rows of one report.
+
+    Attributes:
+        week: The reported week; ``None`` if nothing was ever scored.
+        weeks: The weeks shown, ascending; the last is ``week``.
+        batches: Current batches of these weeks, both roles, with the results of their evaluation if there are any.
+        newest: The champion's newest batch of each variant, with all columns.
+        evaluated: The champion's newest batch of each variant that had enough labels to be evaluated.
+        segments: The segments of the batches in ``evaluated``.
+        flags: Drift flags of these weeks.
+        attempts: The last attempt of each variant and role in ``week``.
+        champions: Each variant's champion and challenger at the end of ``week``, and the champion's first day.
+        changes: Promotions and rollbacks in these weeks, newest first.
+        incidents: Open incidents, then recently resolved ones.
+    """
+
+    week: date | None
+    weeks: Sequence[date] = ()
+    batches: Sequence[Row] = ()
+    newest: Sequence[Row] = ()
+    evaluated: Sequence[Row] = ()
+    segments: Sequence[Row] = ()
+    flags: Sequence[Row] = ()
+    attempts: Sequence[Row] = ()
+    champions: Sequence[Row] = ()
+    changes: Sequence[Row] = ()
+    incidents: Sequence[Row] = ()
 
 
 def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:
@@ -140,7 +161,7 @@ def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:
             raise UsageError(f"the week of {week} has no batch and no attempt; {remedy}")
         values: dict[str, object] = {"resolved_since": now - _RESOLVED_FOR}
         if not known:
-            return FleetRows(None, incidents=_rows(connection, _INCIDENTS, values))
+            return FleetRows(None, incidents=_rows(connection, _QUERIES["incidents"], values))
         reported = week or known[0]
         shown = sorted(one for one in known if reported - timedelta(weeks=WEEKS_SHOWN) < one <= reported)
         end = datetime.combine(reported, time(), UTC) + timedelta(weeks=1)

@@ -24,11 +24,7 @@ _ALREADY = ("42P04", "42710", "23505")  # duplicate database, duplicate object, 
 
 
 def ensure_database(url: sa.URL) -> bool:
-    """Create the database that ``url`` names, if it is missing.
-
-    Returns:
-        Whether it was created now.
-    """
+    """Create the database of ``url`` if it is missing; returns whether it was."""
     try:
         with errors_translated(url), create_engine(url).connect():
             return False
@@ -38,41 +34,29 @@ def ensure_database(url: sa.URL) -> bool:
     maintenance = url.set(database="postgres")
     engine = create_engine(maintenance).execution_options(isolation_level="AUTOCOMMIT")
     with errors_translated(maintenance), engine.connect() as connection:
-        return _execute_unless_exists(connection, f"CREATE DATABASE {_quoted(connection, url.database or '')}")
+        name = connection.dialect.identifier_preparer.quote_identifier(url.database or "")
+        return _execute_unless_exists(connection, f"CREATE DATABASE {name}")
 
 
 def ensure_roles(url: sa.URL) -> list[str]:
-    """Create the group roles and grant each of them to the current user.
-
-    Returns:
-        The roles created now.
-    """
+    """Create the missing group roles, grant all of them to the current user, and return those created."""
     created: list[str] = []
     engine = create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
     with errors_translated(url), engine.connect() as connection, _set_up_lock(connection):
+        # Since version 16 the creator of a role may grant it, but not act as it.
+        privilege = "SET" if (connection.dialect.server_version_info or (0,)) >= (16,) else "MEMBER"
+        may_act = sa.text("SELECT pg_has_role(current_user, :role, :privilege)")
         for role in (OWNER, WRITER, READER):
             known = connection.scalar(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
             if not known and _execute_unless_exists(connection, f"CREATE ROLE {role} NOLOGIN"):
                 created.append(role)
-            if not _may_act_as(connection, role):
+            if not connection.scalar(may_act, {"role": role, "privilege": privilege}):
                 connection.exec_driver_sql(f"GRANT {role} TO CURRENT_USER")
     return created
 
 
-def _may_act_as(connection: sa.Connection, role: str) -> bool:
-    # Since version 16 the creator of a role may grant it, but not act as it.
-    version = connection.dialect.server_version_info or (0,)
-    privilege = "SET" if version >= (16,) else "MEMBER"
-    query = sa.text("SELECT pg_has_role(current_user, :role, :privilege)")
-    return bool(connection.scalar(query, {"role": role, "privilege": privilege}))
-
-
 def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
-    """Migrate the predictions database to the newest schema, owned by the owner role.
-
-    Returns:
-        The revisions before (``None`` for an empty database) and after.
-    """
+    """Migrate the predictions database as the owner role; returns the revisions before, if any, and after."""
     config = _alembic_config()
     with errors_translated(url), create_engine(url).connect() as connection, _set_up_lock(connection):
         connection.exec_driver_sql(f"GRANT USAGE, CREATE ON SCHEMA public TO {OWNER}")
@@ -89,26 +73,10 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
     return before, str(after)
 
 
-def require_predictions_schema(url: sa.URL, *, role: str) -> None:
-    """Raise ``StoreError`` unless the predictions database has the schema that this code needs."""
-    head = _predictions_head()
-    with errors_translated(url), create_engine(url, role=role).connect() as connection:
-        exists = connection.scalar(sa.text("SELECT to_regclass('public.alembic_version')"))
-        found = connection.scalar(sa.text("SELECT version_num FROM alembic_version")) if exists else None
-    if found != head:
-        raise StoreError(
-            f"database {url.database!r} is at schema {found or 'none'} and this code needs {head}; "
-            f"run experiment_tracking/setup.py"
-        )
-
-
 def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
-    """Migrate MLflow's database to the schema of the installed MLflow, and grant the writer role read access.
+    """Migrate MLflow's database, and grant the writer role read access; returns the revisions before and after.
 
-    MLflow's own migration crashes when two processes start it at once, so it runs under our lock.
-
-    Returns:
-        The revisions before (``None`` for an empty database) and after.
+    MLflow's migration crashes when two processes start it at once, so it runs under our lock.
     """
     from mlflow.db import upgrade
 
@@ -125,15 +93,23 @@ def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
     return before, str(after)
 
 
+def require_predictions_schema(url: sa.URL, *, role: str) -> None:
+    """Raise ``StoreError`` unless the predictions database has the schema that this code needs."""
+    _require_revision(url, role, _predictions_head(), "database", "this code")
+
+
 def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
     """Raise ``StoreError`` unless MLflow's database has the installed MLflow's schema: opening it would migrate it."""
-    head = _mlflow_head()
+    _require_revision(url, role, _mlflow_head(), "MLflow's database", "the installed MLflow")
+
+
+def _require_revision(url: sa.URL, role: str | None, head: str | None, database: str, user: str) -> None:
     with errors_translated(url), create_engine(url, role=role).connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    if found != head:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    if revision != head:
         raise StoreError(
-            f"MLflow's database {url.database!r} is at schema {found or 'none'} and the installed MLflow needs {head}; "
-            f"run experiment_tracking/setup.py"
+            f"{database} {url.database!r} is at schema {revision or 'none'} and {user} needs {head}; "
+            "run experiment_tracking/setup.py"
         )
 
 
@@ -159,7 +135,7 @@ def _alembic_config() -> Config:
 
 @contextmanager
 def _set_up_lock(connection: sa.Connection) -> Iterator[None]:
-    """Hold a session-level lock, which ends with the connection in any case."""
+    """Own a session-level lock during the block; it ends with the connection in any case."""
     connection.exec_driver_sql(_LOCK)
     if connection.get_isolation_level() != "AUTOCOMMIT":
         connection.commit()
@@ -179,7 +155,3 @@ def _execute_unless_exists(connection: sa.Connection, statement: str) -> bool:
             return False
         raise
     return True
-
-
-def _quoted(connection: sa.Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote_identifier(name)

@@ -1,6 +1,6 @@
-"""A model as files: an XGBoost booster, its feature names, and golden rows that prove it still predicts the same.
+"""A model as files: an XGBoost booster, its feature names, and golden rows that prove that its scores are unchanged.
 
-Only native boosters are read: UBJSON or JSON, recognized by their first bytes. Nothing is unpickled and no code of a
+Only native boosters are read: UBJSON or JSON, recognized by their first bytes. Nothing is unpickled, and no code in a
 file runs. Not here: where the files come from.
 """
 
@@ -23,9 +23,9 @@ from churn.inference.forest import Forest, booster_kind, read_forest
 from churn.inference.ubjson import parse_ubjson
 
 MAX_MODEL_BYTES = 512 << 20
-MAX_JSON_BYTES = 64 << 20  # parsed, text takes many times its room
+MAX_JSON_BYTES = 64 << 20  # parsed, text takes many times its size
 _MAX_CONTAINERS, _MAX_VALUES = 1_000_000, 4_000_000
-_MAX_CATEGORY = 1 << 24  # XGBoost's own
+_MAX_CATEGORY = 1 << 24  # XGBoost's limit
 GOLDEN_ROWS = 64
 GOLDEN_TOLERANCE = 1e-5  # float32 sums in another order differ by less; a wrongly read model by much more
 _NAMES_SHOWN = 5
@@ -34,7 +34,7 @@ _NO_CHILD = -1
 
 @dataclass(frozen=True)
 class Golden:
-    """Rows and the probabilities the model gave them when it was logged.
+    """Rows and their scores from when the model was logged.
 
     Attributes:
         matrix: Shape (n, n_features), in the model's order.
@@ -45,27 +45,23 @@ class Golden:
     scores: npt.NDArray[np.float32]
 
     def to_json(self) -> str:
-        """Write as JSON; a missing value is ``null``, and every float32 comes back the same."""
+        """Write as JSON; a missing value is ``null``, and every float32 is read back unchanged."""
         rows = [[None if np.isnan(value) else float(value) for value in row] for row in self.matrix]
         return json.dumps({"rows": rows, "scores": [float(score) for score in self.scores]})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Golden":
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            ModelFileError: If it is something else, or holds no row, which would prove nothing.
-        """
+        """Read the output of :meth:`to_json`; raises ``ModelFileError`` if it is damaged or has no row."""
         try:
-            held = json.loads(text)
-            rows, scores = np.array(held["rows"], dtype=np.float32), np.array(held["scores"], dtype=np.float32)
+            document = json.loads(text)
+            rows, scores = (np.array(document[name], dtype=np.float32) for name in ("rows", "scores"))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ModelFileError(
                 f"the golden rows are damaged ({type(error).__name__}: {error}); log the model again"
             ) from error
         if rows.ndim != 2 or not len(rows) or scores.shape != (len(rows),) or not ((scores >= 0) & (scores <= 1)).all():
             raise ModelFileError(
-                f"the golden rows have shape {rows.shape} and their scores {scores.shape}, or scores that are no "
+                f"the golden rows have shape {rows.shape} and their scores {scores.shape}, or scores that are not "
                 f"probabilities; rows with a probability each are needed: log the model again"
             )
         return cls(rows, scores)
@@ -91,18 +87,11 @@ class Bundle:
         return hashlib.sha256(self.data).hexdigest()
 
     def read_forest(self) -> Forest:
-        """Read the trees; raises what :func:`churn.inference.forest.read_forest` does."""
+        """Read the trees; see :func:`churn.inference.forest.read_forest`."""
         return read_forest(_parse(self.data))
 
     def predict(self, matrix: Matrix) -> npt.NDArray[np.float32]:
-        """Score rows in the model's order.
-
-        Args:
-            matrix: Shape (n, len(feature_names)), NaN for missing.
-
-        Returns:
-            Churn probabilities, shape (n,), what ``Booster.predict`` gives for the same rows.
-        """
+        """Return the churn probabilities of ``Booster.predict``, shape (n,), of rows of shape (n, n_features)."""
         if matrix.shape[1] != len(self.feature_names):
             raise ModelFileError(f"the matrix has {matrix.shape[1]} columns; the model needs {len(self.feature_names)}")
         if not len(matrix):
@@ -114,25 +103,20 @@ class Bundle:
         return np.asarray(scores, dtype=np.float32)
 
     def contributions(self, matrix: Matrix) -> npt.NDArray[np.float32]:
-        """Explain rows by XGBoost's own exact SHAP values, hundreds of times slower than scoring.
+        """Explain rows by XGBoost's exact SHAP values, hundreds of times slower than scoring.
 
         Returns:
-            Log-odds by feature, the bias last, shape (n, len(feature_names) + 1).
+            Log-odds by feature, the bias last, shape (n, n_features + 1).
         """
         data = xgb.DMatrix(matrix, feature_names=list(self.feature_names))
         return np.asarray(self.booster.predict(data, pred_contribs=True), dtype=np.float32)
 
     def make_golden(self, matrix: Matrix) -> Golden:
-        """Keep the first rows of ``matrix`` with their scores."""
-        rows = matrix[:GOLDEN_ROWS]
-        return Golden(rows, self.predict(rows))
+        """Score the first rows of ``matrix``."""
+        return Golden(matrix[:GOLDEN_ROWS], self.predict(matrix[:GOLDEN_ROWS]))
 
     def require_golden(self, golden: Golden) -> None:
-        """Check that this runtime gives the scores that were logged.
-
-        Raises:
-            ModelFileError: If any differs by more than ``GOLDEN_TOLERANCE``.
-        """
+        """Raise ``ModelFileError`` if any score differs from the logged one by more than ``GOLDEN_TOLERANCE``."""
         difference = np.abs(self.predict(golden.matrix) - golden.scores).max(initial=0.0)
         if not difference <= GOLDEN_TOLERANCE:
             raise ModelFileError(
@@ -142,12 +126,12 @@ class Bundle:
 
 
 def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -> Bundle:
-    """Read a booster from outside and check it against its feature names.
+    """Read an untrusted booster and check it against its feature names.
 
     Args:
         data: The file's bytes.
-        feature_names: The names in the model's order; ``None`` to take those the booster carries.
-        origin: What to call the file in an error.
+        feature_names: The names in the model's order; ``None`` for those stored in the booster.
+        origin: The name of the file in an error.
 
     Raises:
         ModelFileError: If the file is not a whole UBJSON or JSON model, was saved by a newer XGBoost than this one,
@@ -155,7 +139,7 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
     """
     _require_readable_format(data, origin)
     try:
-        # XGBoost's own reader can crash on a file that is cut off, so the whole of it is walked first.
+        # XGBoost's reader can crash on a truncated file, so the whole file is parsed first.
         document = _parse(data)
         parameters = _parameters(document)
         version = [int(part) for part in document["version"]]
@@ -167,7 +151,7 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
         ) from error
     _require_known_version(version, origin)
     if parameters.pop("n_outputs") > 1:
-        raise ModelFileError(f"{origin} gives several scores a row; one churn probability is needed")
+        raise ModelFileError(f"{origin} has several scores per row; one churn probability is needed")
     if parameters["objective"] != "binary:logistic":
         raise ModelFileError(
             f"{origin} has objective {parameters['objective']!r}; churn probabilities need binary:logistic"
@@ -178,26 +162,24 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
 def load_bundle(
     data: bytes, feature_names: Sequence[str] | None, origin: str, parameters: dict[str, Any] | None = None
 ) -> Bundle:
-    """Load a booster whose bytes were checked before, such as a logged one; see :func:`read_bundle`."""
+    """Load a booster that was checked before, such as a logged one; see :func:`read_bundle`."""
     booster = xgb.Booster()
     try:
         booster.load_model(bytearray(data))
     except xgb.core.XGBoostError as error:
-        raise ModelFileError(f"{origin} is damaged: {_first_line(error)}; save the model again") from error
+        lines = [line for line in str(error).splitlines() if line.strip()] or ["unreadable"]
+        cause = re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0])[:200]
+        raise ModelFileError(f"{origin} is damaged: {cause}; save the model again") from error
     names = _agreed_names(booster, feature_names, origin)
     try:
         booster.feature_names = list(names)
     except ValueError as error:
-        raise ModelFileError(f"{origin} has feature names that XGBoost refuses ({error}); rename them") from error
+        raise ModelFileError(f"{origin} has feature names that XGBoost rejects ({error}); rename them") from error
     return Bundle(booster, names, data, parameters or {})
 
 
 def parse_feature_names(data: bytes, origin: str) -> list[str]:
-    """Read a JSON array of feature names.
-
-    Raises:
-        ModelFileError: If it is anything else, or names repeat.
-    """
+    """Read a JSON array of distinct feature names; raises ``ModelFileError`` if it is anything else."""
     try:
         names = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -205,8 +187,7 @@ def parse_feature_names(data: bytes, origin: str) -> list[str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ModelFileError(f'{origin} is not a JSON array of feature names, such as ["total_deposit", …]')
     # XGBoost ends a name at the character NUL, and two names could become one.
-    odd = [name for name in names if not name.isprintable()]
-    if odd:
+    if odd := [name for name in names if not name.isprintable()]:
         raise ModelFileError(f"{origin} has names that cannot be printed: {odd[:_NAMES_SHOWN]}; rename the features")
     _require_distinct(names, origin)
     return names
@@ -215,20 +196,18 @@ def parse_feature_names(data: bytes, origin: str) -> list[str]:
 def _parse(data: bytes) -> Any:
     if data.startswith(b"{L"):
         return parse_ubjson(data)
-    n_containers = data.count(b"[") + data.count(b"{")
-    n_values = data.count(b",")
+    n_containers, n_values = data.count(b"[") + data.count(b"{"), data.count(b",")
     if len(data) > MAX_JSON_BYTES or n_containers > _MAX_CONTAINERS or n_values > _MAX_VALUES:
         raise ValueError(
-            f"as JSON it has {len(data)} bytes, {n_values} values and {n_containers} arrays and objects, of which up "
-            f"to {MAX_JSON_BYTES}, {_MAX_VALUES} and {_MAX_CONTAINERS} are read; save it as .ubj"
+            f"as JSON it has {len(data)} bytes, {n_values} values and {n_containers} arrays and objects; the limits "
+            f"are {MAX_JSON_BYTES}, {_MAX_VALUES} and {_MAX_CONTAINERS}; save it as .ubj"
         )
     return json.loads(data, object_pairs_hook=unrepeated)
 
 
 def _require_distinct(names: Sequence[str], origin: str) -> None:
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise ModelFileError(f"{origin} names features twice: {repeated[:_NAMES_SHOWN]}; each may stand once")
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ModelFileError(f"{origin} has repeated feature names: {repeated[:_NAMES_SHOWN]}; each may occur once")
 
 
 def _require_readable_format(data: bytes, origin: str) -> None:
@@ -260,7 +239,7 @@ def _require_known_version(saved: list[int], origin: str) -> None:
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, Any]:
-    """Return what the file stores. Training settings such as eta are not in it."""
+    """Check the model and return its parameters; training settings such as eta are not stored in the file."""
     learner = document["learner"]
     gradient_booster = learner["gradient_booster"]
     model = gradient_booster.get("model") or gradient_booster.get("gbtree", {}).get("model", {})
@@ -270,10 +249,8 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
     n_outputs = max(int(of_learner.get("num_target", 1)), int(of_learner["num_class"]), 1)
     if n_outputs == 1 and [int(group) for group in model.get("tree_info", [])] != [0] * len(trees):
         raise ValueError("its trees belong to outputs that it does not have")
-    if "weights" in model:
-        _require_weights(np.asarray(model["weights"], dtype=np.float32), n_features, n_outputs)
-    if (weights := model.get("weight_drop", gradient_booster.get("weight_drop"))) is not None:
-        _require_tree_weights(np.asarray(weights, dtype=np.float32), len(trees))
+    _require_weights(model.get("weights"), (n_features + 1) * n_outputs, "features and biases")
+    _require_weights(model.get("weight_drop", gradient_booster.get("weight_drop")), len(trees), "trees")
     texts = (booster_kind(gradient_booster), learner["objective"]["name"], of_learner["base_score"])
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("its booster, objective and base score must be texts")
@@ -291,66 +268,64 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _require_weights(weights: Any, n: int, what: str) -> None:
+    numbers = np.asarray(weights if weights is not None else np.zeros(n), dtype=np.float32)
+    if numbers.shape != (n,) or not np.isfinite(numbers).all():
+        raise ValueError(f"it has {numbers.size} weights of {what}, and {n} finite ones are needed")
+
+
+def _require_tree(holds: object, problem: str) -> None:
+    if not holds:
+        raise ValueError(f"one of its trees has {problem}")
+
+
 def _depth(tree: dict[str, Any], n_features: int) -> int:
     """Return a tree's depth and check its indices: XGBoost follows them unchecked, even out of memory."""
     left, right, parents, features = (
         np.asarray(tree[name], dtype=np.int64)
         for name in ("left_children", "right_children", "parents", "split_indices")
     )
-    others = (len(tree["split_conditions"]), len(tree["default_left"]))
-    if not left.size or {right.size, parents.size, features.size, *others} != {left.size}:
-        raise ValueError("one of its trees has arrays of different lengths")
-    if not np.isfinite(np.asarray(tree["split_conditions"], dtype=np.float32)).all():
-        raise ValueError("one of its trees has thresholds or leaves that are not finite")
-    _require_categories(tree, left.size)
+    n_nodes = left.size
+    sizes = {right.size, parents.size, features.size, len(tree["split_conditions"]), len(tree["default_left"])}
+    _require_tree(n_nodes and sizes == {n_nodes}, "arrays of different lengths")
+    values = np.asarray(tree["split_conditions"], dtype=np.float32)
+    _require_tree(np.isfinite(values).all(), "thresholds or leaves that are not finite")
+    _require_categories(tree, n_nodes)
     depth, n_seen, level = 0, 1, np.zeros(1, dtype=np.int64)
     while (inner := level[left[level] != _NO_CHILD]).size:
         children = np.concatenate([left[inner], right[inner]])
         n_seen += children.size
-        if n_seen > left.size or children.min() < 0 or children.max() >= left.size:
-            raise ValueError("one of its trees has children that are not its nodes")
-        if (parents[children] != np.concatenate([inner, inner])).any():
-            raise ValueError("one of its trees has nodes that disagree about their parents")
-        if features[inner].min() < 0 or features[inner].max() >= n_features:
-            raise ValueError(f"one of its trees asks for features beyond its {n_features}")
+        is_node = n_seen <= n_nodes and children.min() >= 0 and children.max() < n_nodes
+        _require_tree(is_node, "children that are not its nodes")
+        _require_tree((parents[children] == np.tile(inner, 2)).all(), "nodes that disagree about their parents")
+        is_feature = features[inner].min() >= 0 and features[inner].max() < n_features
+        _require_tree(is_feature, f"splits on features that are not among its {n_features}")
         depth, level = depth + 1, children
     return depth
 
 
-def _require_weights(weights: npt.NDArray[np.float32], n_features: int, n_outputs: int) -> None:
-    if weights.shape != ((n_features + 1) * n_outputs,) or not np.isfinite(weights).all():
-        raise ValueError(
-            f"it has {weights.size} weights, some perhaps not finite, for {n_features} features and a bias"
-        )
-
-
-def _require_tree_weights(weights: npt.NDArray[np.float32], n_trees: int) -> None:
-    if weights.shape != (n_trees,) or not np.isfinite(weights).all():
-        raise ValueError(f"it has {weights.size} weights of trees, some perhaps not finite, for {n_trees} trees")
-
-
 def _require_categories(tree: dict[str, Any], n_nodes: int) -> None:
     """Check a tree's categorical splits and leaf vectors, which XGBoost reads unchecked."""
-    if int(tree["tree_param"].get("size_leaf_vector", 0)) > 1:
-        raise ValueError("one of its trees has leaves of several values")
-    kinds = np.asarray(tree.get("split_type", []), dtype=np.int64)
-    nodes, segments, sizes, categories = (
-        np.asarray(tree.get(f"categories{name}", []), dtype=np.int64) for name in ("_nodes", "_segments", "_sizes", "")
+    _require_tree(int(tree["tree_param"].get("size_leaf_vector", 0)) <= 1, "leaves of several values")
+    kinds, nodes, segments, sizes, categories = (
+        np.asarray(tree.get(name, []), dtype=np.int64)
+        for name in ("split_type", "categories_nodes", "categories_segments", "categories_sizes", "categories")
     )
-    if not {nodes.size} == {segments.size, sizes.size} or kinds.size not in (0, n_nodes):
-        raise ValueError("one of its trees has categories of different lengths")
-    if not np.isin(kinds, (0, 1)).all() or not np.array_equal(np.flatnonzero(kinds), nodes):
-        raise ValueError("one of its trees has categorical splits without categories")
-    all_of_it = np.concatenate([segments, sizes, categories])
-    if (all_of_it < 0).any() or (segments + sizes > categories.size).any() or (categories >= _MAX_CATEGORY).any():
-        raise ValueError("one of its trees has categories that are not its own")
+    has_lengths = {nodes.size} == {segments.size, sizes.size} and kinds.size in (0, n_nodes)
+    _require_tree(has_lengths, "categories of different lengths")
+    has_categories = np.isin(kinds, (0, 1)).all() and np.array_equal(np.flatnonzero(kinds), nodes)
+    _require_tree(has_categories, "categorical splits without categories")
+    is_positive = (np.concatenate([segments, sizes, categories]) >= 0).all()
+    is_within = (segments + sizes <= categories.size).all() and (categories < _MAX_CATEGORY).all()
+    _require_tree(is_positive and is_within, "categories out of range")
 
 
 def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str) -> tuple[str, ...]:
-    carried = booster.feature_names
-    names = list(given) if given is not None else carried
+    """Return the feature names, which must be those stored in the booster, if any."""
+    stored = booster.feature_names
+    names = list(given) if given is not None else stored
     if names is None:
-        raise ModelFileError(f"{origin} carries no feature names and none were given; add its feature names file")
+        raise ModelFileError(f"{origin} has no feature names and none were given; add its feature names file")
     n_features = booster.num_features()
     if len(names) != n_features:
         raise ModelFileError(
@@ -358,20 +333,13 @@ def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str
             f"export both from the same training run"
         )
     _require_distinct(names, origin)
-    if carried is not None and list(carried) != names:
-        if len(carried) != len(names):
-            raise ModelFileError(
-                f"{origin} carries {len(carried)} feature names for its {n_features} features; train it again"
-            )
-        differing = [(i, a, b) for i, (a, b) in enumerate(zip(carried, names, strict=True)) if a != b]
+    if stored is not None and len(stored) != len(names):
+        raise ModelFileError(f"{origin} has {len(stored)} feature names for its {n_features} features; train it again")
+    pairs = enumerate(zip(stored or names, names, strict=True))
+    if differing := [(i, a, b) for i, (a, b) in pairs if a != b]:
         shown = ", ".join(f"{i}: {a!r} against {b!r}" for i, a, b in differing[:_NAMES_SHOWN])
         raise ModelFileError(
             f"{origin} and its feature names file disagree at {len(differing)} positions ({shown}); "
             f"export both from the same training run"
         )
     return tuple(names)
-
-
-def _first_line(error: Exception) -> str:
-    lines: list[str] = [line for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0])[:200] if lines else "unreadable"

@@ -1,13 +1,12 @@
 """Where a row falls between a forest's thresholds: its cells.
 
-A tree only compares a row with thresholds. A number is therefore replaced by the number
-of the forest's thresholds at or below it, and a categorical value by its level: a few small integers a row, its cells.
-Compiled code then looks answers up instead of comparing. Pure.
+A tree only compares a row with thresholds. A number is therefore replaced by the number of the forest's thresholds at
+or below it, and a categorical value by its level: a few small integers a row, its cells. Compiled code then looks
+answers up instead of comparing. Pure.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
@@ -21,7 +20,7 @@ from churn.inference.forest import Forest, NotCompilableError
 numba.config.SLP_VECTORIZE = 1
 
 BLOCK = 16_384
-"""Rows that go through all trees together: enough that a tree's tables are loaded seldom."""
+"""Rows that go through all trees together: enough that each tree's tables are loaded rarely."""
 
 WORD_BITS = 64
 _MAX_CELLS = 1 << 16
@@ -33,7 +32,7 @@ Cells = npt.NDArray[np.uint16]
 
 
 class Splits(NamedTuple):
-    """What each node asks of which column; see :func:`goes_left`. Shape (n_nodes,) each.
+    """Each node's comparison; see :func:`goes_left`. Shape (n_nodes,) each.
 
     Attributes:
         column: The encoding's column.
@@ -49,9 +48,9 @@ class Splits(NamedTuple):
 
 
 def compiled(function: _Function) -> _Function:
-    """Compile a function on its first call, and cache the machine code beside the module or in the user's cache.
+    """Compile a function on its first call, and cache the machine code next to the module or in the user's cache.
 
-    Where neither can be written, every process compiles again.
+    If neither is writable, every process compiles again.
     """
     try:
         return cast("_Function", numba.njit(nogil=True, cache=True)(function))
@@ -59,8 +58,21 @@ def compiled(function: _Function) -> _Function:
         return cast("_Function", numba.njit(nogil=True)(function))
 
 
-@dataclass(frozen=True)
-class CellPlan:
+class Words(NamedTuple):
+    """Answers to 64 yes-or-no questions at a time: the OR of a word's bits over the cells of a row.
+
+    Attributes:
+        bits: Shape (n_words, n_cells).
+        columns: The columns with bits in each word, then the others; shape (n_words, n_columns).
+        n_columns: The number of columns with bits in each word, shape (n_words,).
+    """
+
+    bits: npt.NDArray[np.uint64]
+    columns: npt.NDArray[np.int32]
+    n_columns: npt.NDArray[np.int32]
+
+
+class CellPlan(NamedTuple):
     """How rows of one encoding become cells of one forest.
 
     Attributes:
@@ -82,91 +94,60 @@ class CellPlan:
         cells[self.n_numbers :] = packed.levels
         return cells
 
-
-class Words(NamedTuple):
-    """Answers to 64 yes-or-no questions at a time: OR a word's bits of all cells of a row, and its answers are there.
-
-    Attributes:
-        bits: Shape (n_words, n_cells).
-        columns: The columns that have a say in each word; shape (n_words, n_columns), as many as ``n_columns`` says.
-        n_columns: Shape (n_words,).
-    """
-
-    bits: npt.NDArray[np.uint64]
-    columns: npt.NDArray[np.int32]
-    n_columns: npt.NDArray[np.int32]
-
-
-def blank_words(n_words: int, plan: CellPlan) -> Words:
-    """Return words that answer no to everything, in which no column has a say yet."""
-    n_columns, n_cells = len(plan.starts) - 1, int(plan.starts[-1])
-    return Words(
-        np.zeros((n_words, n_cells), dtype=np.uint64),
-        np.zeros((n_words, n_columns), dtype=np.int32),
-        np.zeros(n_words, dtype=np.int32),
-    )
+    def build_words(self, bits: npt.NDArray[np.uint64]) -> Words:
+        """Find the columns that each word depends on; ``bits`` has shape (n_words, n_cells)."""
+        has_bits = np.logical_or.reduceat(bits, self.starts[:-1], axis=1)
+        columns = np.argsort(~has_bits, axis=1, kind="stable").astype(np.int32)
+        return Words(bits, columns, has_bits.sum(axis=1, dtype=np.int32))
 
 
 def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
-    """Cut each column at the thresholds that the forest asks of it.
+    """Cut each column at the thresholds with which the forest compares it.
 
     Raises:
         NotCompilableError: If a column has more cells than 16 bits can number.
     """
-    asked = ~forest.is_leaf
-    column, cell = np.zeros((2, encoding.n_features), dtype=np.int32)
-    is_number = np.zeros(encoding.n_features, dtype=np.bool_)
+    n_numbers = len(encoding.numbers)
+    level_of_feature = np.zeros(encoding.n_features, dtype=np.int32)
+    for group in encoding.one_hots:
+        level_of_feature[list(group.positions)] = range(len(group.positions))
+    column = encoding.column_of_feature[forest.features]
+    is_number = column < n_numbers
+    cell = level_of_feature[forest.features]
     thresholds: list[npt.NDArray[np.float32]] = []
-    for i, (_, position) in enumerate(encoding.numbers):
-        column[position], is_number[position] = i, True
-        thresholds.append(np.unique(forest.values[asked & (forest.features == position)]))
-    for i, group in enumerate(encoding.one_hots):
-        positions = list(group.positions)
-        column[positions], cell[positions] = len(encoding.numbers) + i, range(len(positions))
+    for i in range(n_numbers):
+        splits = ~forest.is_leaf & (column == i)
+        thresholds.append(np.unique(forest.values[splits]))
+        cell[splits] = np.searchsorted(thresholds[i], forest.values[splits])
     n_cells = [len(cuts) + 2 for cuts in thresholds] + [len(group.levels) + 1 for group in encoding.one_hots]
     if max(n_cells) > _MAX_CELLS:
         raise NotCompilableError(f"{max(n_cells)} thresholds of one feature")
-
-    of_node, numeric = column[forest.features], is_number[forest.features]
-    cells = cell[forest.features]
-    for i, cuts in enumerate(thresholds):
-        here = asked & numeric & (of_node == i)
-        cells[here] = np.searchsorted(cuts, forest.values[here])
-    splits = Splits(
-        column=of_node,
-        cell=cells,
-        at=numeric | (forest.values > 1),
-        beyond=np.where(numeric, forest.is_default_left, forest.values > 0),
-    )
     return CellPlan(
-        n_numbers=len(thresholds),
+        n_numbers=n_numbers,
         thresholds=np.concatenate([*thresholds, np.empty(0, dtype=np.float32)]),
         threshold_starts=np.cumsum([0, *map(len, thresholds)]),
         starts=np.cumsum([0, *n_cells]),
-        splits=splits,
+        splits=Splits(
+            column=column,
+            cell=cell,
+            at=is_number | (forest.values > 1),
+            beyond=np.where(is_number, forest.is_default_left, forest.values > 0),
+        ),
     )
 
 
 @compiled
-def goes_left(splits: Splits, node: int, n_numbers: int, cell: int, n_cells: int) -> bool:
+def goes_left(plan: CellPlan, node: int, cell: int, n_cells: int) -> bool:
     """Return whether rows in a cell of the node's column go left there; the last cell of a number is "missing"."""
-    if splits.column[node] < n_numbers:
+    splits = plan.splits
+    if splits.column[node] < plan.n_numbers:
         return bool(splits.beyond[node]) if cell == n_cells - 1 else cell <= splits.cell[node]
     return bool(splits.at[node]) if cell == splits.cell[node] else bool(splits.beyond[node])
 
 
 @compiled
-def give_say(words: Words, word: int, has_say: npt.NDArray[np.bool_]) -> None:
-    """Note the columns that have a say in a word; ``has_say`` has shape (n_columns,)."""
-    for column in range(len(has_say)):
-        if has_say[column]:
-            words.columns[word, words.n_columns[word]] = column
-            words.n_columns[word] += 1
-
-
-@compiled
 def gather(words: Words, word: int, starts: npt.NDArray[np.int64], cells: Cells, into: npt.NDArray[np.uint64]) -> None:
-    """OR one word's bits over the columns that have a say, for each row. Four columns at a time, to spare passes."""
+    """OR one word's bits over its columns, for each row. Four columns at a time, to save passes."""
     bits, columns, n = words.bits[word], words.columns[word], words.n_columns[word]
     n_rows = cells.shape[1]
     into[:n_rows] = 0
@@ -187,10 +168,7 @@ def gather(words: Words, word: int, starts: npt.NDArray[np.int64], cells: Cells,
 
 @compiled
 def _locate(
-    numbers: npt.NDArray[np.float32],
-    thresholds: npt.NDArray[np.float32],
-    starts: npt.NDArray[np.int64],
-    into: Cells,
+    numbers: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float32], starts: npt.NDArray[np.int64], into: Cells
 ) -> None:
     for number in range(len(starts) - 1):
         cuts = thresholds[starts[number] : starts[number + 1]]

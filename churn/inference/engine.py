@@ -1,4 +1,4 @@
-"""Scoring and explaining a batch: by tables compiled from the booster's trees, or else by XGBoost itself.
+"""Scoring and explaining a batch: by tables compiled from the booster's trees, or otherwise by XGBoost itself.
 
 The tables' results are compared with XGBoost's on rows of each batch before they are used.
 """
@@ -24,18 +24,18 @@ Floats = npt.NDArray[np.float32]
 _LARGE_BATCH = 100_000
 _PROVED_SCORES = 256
 _PROVED_REASONS = 4
-_SCORE_TOLERANCE = 1e-6  # the same bits are expected; another C library may round the last one of an exponential
+_SCORE_TOLERANCE = 1e-6  # equal bits are expected, but C libraries may round an exponential's last bit differently
 _REASON_TOLERANCE = 1e-4  # log-odds
 
 
 @dataclass(frozen=True)
 class Reasons:
-    """The columns and levels that a batch's contributions belong to.
+    """What a batch's contributions refer to.
 
     Attributes:
         source_columns: The features' source columns, in the order of the contributions.
         levels: The levels of categorical source columns, by their code.
-        bias: Log-odds that all rows of the model share.
+        bias: Log-odds that are the same for all rows of the model.
     """
 
     source_columns: tuple[str, ...]
@@ -49,8 +49,7 @@ class Engine:
 
     Attributes:
         score: From rows to churn probabilities, shape (n_rows,), and contributions in log-odds, shape
-            (n_rows, n_source_columns), or ``None`` without reasons; safe in several threads.
-        reasons: ``None`` without reasons.
+            (n_rows, n_source_columns), or ``None`` without reasons; thread-safe.
         fallback_reason: Why XGBoost itself scores; ``None`` for the compiled tables.
     """
 
@@ -64,31 +63,28 @@ def build_engine(bundle: Bundle, encoding: Encoding, head: Packed, *, n_rows: in
 
     Args:
         head: Some rows of the batch.
-        n_rows: About as many rows as there are in the batch.
+        n_rows: The approximate number of rows in the batch.
     """
-    ours = _compiled(bundle, encoding, is_large_batch=n_rows >= _LARGE_BATCH, with_reasons=with_reasons)
-    if isinstance(ours, str):
-        return _of_xgboost(bundle, encoding, ours, with_reasons=with_reasons)
-    if difference := _differs(ours, bundle, encoding, head):
-        logger.warning("compiled scores differ from XGBoost's (%s); XGBoost scores this batch", difference)
-        return _of_xgboost(bundle, encoding, difference, with_reasons=with_reasons)
-    return ours
-
-
-def _compiled(bundle: Bundle, encoding: Encoding, *, is_large_batch: bool, with_reasons: bool) -> Engine | str:
-    """Return an engine of compiled tables, or why there is none."""
     try:
-        forest = bundle.read_forest()
-        if not with_reasons:
-            scorer = build_scorer(forest, encoding)
-            return Engine(lambda packed: (scorer.score(packed), None), None)
-        explainer = build_explainer(forest, encoding, is_large_batch=is_large_batch)
+        compiled = _compile(bundle, encoding, is_large_batch=n_rows >= _LARGE_BATCH, with_reasons=with_reasons)
     except NotCompilableError as error:
-        return str(error)
-    return Engine(explainer.explain, _reasons(encoding, explainer.bias))
+        return _use_xgboost(bundle, encoding, str(error), with_reasons=with_reasons)
+    if difference := _compare(compiled, bundle, encoding, head):
+        logger.warning("compiled scores differ from XGBoost's (%s); XGBoost scores this batch", difference)
+        return _use_xgboost(bundle, encoding, difference, with_reasons=with_reasons)
+    return compiled
 
 
-def _of_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: bool) -> Engine:
+def _compile(bundle: Bundle, encoding: Encoding, *, is_large_batch: bool, with_reasons: bool) -> Engine:
+    forest = bundle.read_forest()
+    if with_reasons:
+        explainer = build_explainer(forest, encoding, is_large_batch=is_large_batch)
+        return Engine(explainer.explain, _reasons(encoding, explainer.bias))
+    scorer = build_scorer(forest, encoding)
+    return Engine(lambda packed: (scorer.score(packed), None), None)
+
+
+def _use_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: bool) -> Engine:
     if not with_reasons:
         return Engine(lambda packed: (bundle.predict(unpack(packed, encoding)), None), None, why)
 
@@ -104,31 +100,27 @@ def _reasons(encoding: Encoding, bias: float) -> Reasons:
     return Reasons(encoding.source_columns, {group.source_column: group.levels for group in encoding.one_hots}, bias)
 
 
-def _differs(ours: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
-    """Return how an engine's results differ from XGBoost's; empty when they do not."""
+def _compare(engine: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
+    """Return how an engine's results differ from XGBoost's; empty if they do not."""
     some = head.take(slice(_PROVED_SCORES))
     matrix = unpack(some, encoding)
-    scores, contributions = ours.score(some)
+    scores, contributions = engine.score(some)
     gap = float(np.abs(scores - bundle.predict(matrix)).max())
     if not gap <= _SCORE_TOLERANCE:
         return f"scores by {gap:.2g}"
-    if contributions is not None and ours.reasons is not None:
+    if contributions is not None and engine.reasons is not None:
         by_feature = bundle.contributions(matrix[:_PROVED_REASONS])
-        theirs, bias = sum_by_source_column(by_feature, encoding), float(by_feature[0, -1])
-        gap = max(float(np.abs(contributions[:_PROVED_REASONS] - theirs).max()), abs(bias - ours.reasons.bias))
+        expected, bias = sum_by_source_column(by_feature, encoding), float(by_feature[0, -1])
+        gap = max(float(np.abs(contributions[:_PROVED_REASONS] - expected).max()), abs(bias - engine.reasons.bias))
         if not gap <= _REASON_TOLERANCE:
             return f"contributions by {gap:.2g}"
     return ""
 
 
 def require_sums(scores: Floats, contributions: Floats, bias: float, origin: str) -> None:
-    """Check that each row's contributions and the bias add up to its margin.
-
-    Raises:
-        ModelFileError: If they don't, to within what float32 can hold of sums of that size.
-    """
+    """Raise ``ModelFileError`` unless each row's contributions and the bias add up to its margin, within tolerance."""
     margins = contributions.sum(axis=1, dtype=np.float64) + bias
-    # Compared as probabilities, since a margin cannot be had back from a score that is nearly 0 or 1.
+    # Compared as probabilities, since a margin cannot be recovered from a score near 0 or 1.
     gap = float(np.abs(1 / (1 + np.exp(-margins)) - scores).max(initial=0.0))
     if not gap <= _REASON_TOLERANCE:
         raise ModelFileError(f"{origin} gave rows reasons that miss their scores by {gap:.2g}; nothing was published")

@@ -2,9 +2,9 @@
 
 These are the path-dependent TreeSHAP values of ``Booster.predict(pred_contribs=True)``. For a given leaf they
 depend only on which of the splits above it the row satisfies, so a part of a tree with ``k`` splits in and above it has
-no more than ``2**k`` different answers: these are tabulated once for a model, and a row costs one look-up in each
-table. The margin is summed in a column of its own, in XGBoost's order, so the score needs no further work.
-Method of the values: Lundberg et al., "Consistent Individualized Feature Attribution for Tree Ensembles", 2018.
+at most ``2**k`` different results: these are tabulated once for a model, and a row costs one look-up in each table. The
+margin is summed in a separate column, in XGBoost's order, so the score needs no further work. Method of the values:
+Lundberg et al., "Consistent Individualized Feature Attribution for Tree Ensembles", 2018.
 """
 
 from dataclasses import dataclass
@@ -14,37 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from churn.data.features import Encoding, Packed
-from churn.inference.cells import (
-    BLOCK,
-    WORD_BITS,
-    CellPlan,
-    Cells,
-    Splits,
-    Words,
-    blank_words,
-    compiled,
-    gather,
-    give_say,
-    goes_left,
-    plan_cells,
-)
+from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, compiled, gather, goes_left, plan_cells
 from churn.inference.forest import LEAF, Forest, NotCompilableError
 from churn.inference.scoring import probability
 
-_LANES = 8  # a row of a table is a multiple of it, which is what one instruction adds
+_LANES = 8  # a row of a table is a multiple of it: one instruction adds so many floats
 _MOST_SPLITS = 12
 _MAX_TABLE_BYTES = 256 << 20
 _AFFORDABLE_TABLE_BYTES = 64 << 20
 
 
 class Parts(NamedTuple):
-    """Trees cut into parts of few splits; shape (n_parts,) each.
-
-    Attributes:
-        tree: The part's tree.
-        root: The part's topmost node.
-        n_splits: Splits above and in the part.
-    """
+    """Trees cut into parts of few splits: each one's tree, topmost node, and splits above and in it."""
 
     tree: npt.NDArray[np.int64]
     root: npt.NDArray[np.int64]
@@ -57,7 +38,7 @@ class Tables(NamedTuple):
     Attributes:
         rows: Log-odds by source column, the margin last, padded to ``_LANES``; shape (patterns of all parts, n_lanes).
         starts: Each part's first row; shape (n_parts,).
-        shifts: Where the part's pattern begins in its word; shape (n_parts,).
+        shifts: The part's first bit in its word; shape (n_parts,).
         masks: The pattern's bits, shifted down; shape (n_parts,).
         word_starts: Each word's first part, and the count of parts; shape (n_words + 1,).
     """
@@ -102,7 +83,7 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
     """Tabulate the contributions.
 
     Args:
-        is_large_batch: Whether larger tables, which take longer to build and less to use, will pay.
+        is_large_batch: Whether to build larger tables, which take longer to build and less time to use.
 
     Raises:
         NotCompilableError: If the trees are too deep or too many for tables.
@@ -110,13 +91,13 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
     plan = plan_cells(forest, encoding)
     depth = forest.depth
     if not (forest.covers > 0).all():
-        raise NotCompilableError("nodes that no training row came by")
+        raise NotCompilableError("nodes that no training row reached")
     n_source_columns = len(encoding.source_columns)
     n_lanes = -(-(n_source_columns + 1) // _LANES) * _LANES
     parts = _cut(forest, depth, 10 if is_large_batch else 7, n_lanes)
     shifts, word_of = _pack_words(parts.n_splits)
     n_words = int(word_of[-1]) + 1
-    words = blank_words(n_words, plan)
+    bits = np.zeros((n_words, plan.starts[-1]), dtype=np.uint64)
     sizes = 1 << parts.n_splits
     starts = np.cumsum([0, *sizes])
     tables = Tables(
@@ -126,34 +107,20 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
         masks=(sizes - 1).astype(np.uint64),
         word_starts=np.searchsorted(word_of, np.arange(n_words + 1)),
     )
-    bias = _tabulate(
-        forest.starts, forest.left, forest.right, forest.parents, forest.features, forest.values, forest.covers,
-        plan.splits, plan.starts, plan.n_numbers, feature_source_columns(encoding), _weights(depth), parts, word_of,
-        words, tables, depth,
-    )  # fmt: skip
-    return ForestExplainer(plan, words, tables, n_source_columns, float(forest.base_margin) + bias, forest.base_margin)
-
-
-def feature_source_columns(encoding: Encoding) -> npt.NDArray[np.int32]:
-    """Return the place of each feature's source column in ``Encoding.source_columns``, shape (n_features,)."""
-    source_columns = np.zeros(encoding.n_features, dtype=np.int32)
-    for i, (_, position) in enumerate(encoding.numbers):
-        source_columns[position] = i
-    for i, group in enumerate(encoding.one_hots):
-        source_columns[list(group.positions)] = len(encoding.numbers) + i
-    return source_columns
+    bias = _tabulate(forest, plan, _weights(depth), parts, word_of, bits, tables, depth) + float(forest.base_margin)
+    return ForestExplainer(plan, plan.build_words(bits), tables, n_source_columns, bias, forest.base_margin)
 
 
 def sum_by_source_column(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
     """Sum contributions by feature, shape (n, at least n_features), by source column, (n, n_source_columns)."""
     sums = np.zeros((len(values), len(encoding.source_columns)), dtype=np.float32)
-    for feature, source_column in enumerate(feature_source_columns(encoding)):
+    for feature, source_column in enumerate(encoding.column_of_feature):
         sums[:, source_column] += values[:, feature]
     return sums
 
 
 def _weights(depth: int) -> npt.NDArray[np.float64]:
-    """Shapley's weights: ``[u, k]`` is that of a coalition of ``k`` out of the ``u - 1`` other features."""
+    """Return Shapley's weights: ``[u, k]`` is that of a coalition of ``k`` out of the ``u - 1`` other features."""
     weights = np.zeros((depth + 1, depth + 1))
     for u in range(1, depth + 1):
         weights[u, 0] = 1 / u
@@ -163,11 +130,11 @@ def _weights(depth: int) -> npt.NDArray[np.float64]:
 
 
 def _cut(forest: Forest, depth: int, n_splits: int, n_lanes: int) -> Parts:
-    """Cut the trees into parts of at most ``n_splits`` splits, or as many fewer as memory asks for."""
+    """Cut the trees into parts of at most ``n_splits`` splits, or fewer if the tables would take too much memory."""
     if depth > _MOST_SPLITS:
         raise NotCompilableError(f"trees of depth {depth}")
     for most in range(max(n_splits, depth), max(depth, 1) - 1, -1):
-        parts = Parts(*_cut_trees(forest.starts, forest.left, forest.right, most))
+        parts = _cut_trees(forest.starts, forest.left, forest.right, most)
         n_bytes = int((1 << parts.n_splits).sum()) * n_lanes * 4
         if n_bytes <= _AFFORDABLE_TABLE_BYTES:
             return parts
@@ -177,7 +144,7 @@ def _cut(forest: Forest, depth: int, n_splits: int, n_lanes: int) -> Parts:
 
 
 def _pack_words(n_splits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Place the parts' patterns one after another into words; returns each one's shift and word."""
+    """Place the parts' patterns one after another into words; return each one's shift and word."""
     shifts, word_of = np.zeros_like(n_splits), np.zeros_like(n_splits)
     word, used = 0, 0
     for part, n in enumerate(n_splits.tolist()):
@@ -191,12 +158,9 @@ def _pack_words(n_splits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64],
 @compiled
 def _cut_trees(
     starts: npt.NDArray[np.int64], left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], most: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    n_nodes = starts[-1]
-    below = np.zeros(n_nodes, dtype=np.int64)  # splits at and below a node
-    above = np.zeros(n_nodes, dtype=np.int64)
-    order = np.zeros(n_nodes, dtype=np.int64)
-    tree_of, root, n_splits = np.zeros((3, n_nodes), dtype=np.int64)
+) -> Parts:
+    below, above, order = np.zeros((3, len(left)), dtype=np.int64)  # splits at and below a node, and above it
+    tree_of, root, n_splits = np.zeros((3, len(left)), dtype=np.int64)
     n_parts = 0
     for tree in range(len(starts) - 1):
         order[0] = starts[tree]
@@ -223,53 +187,42 @@ def _cut_trees(
             else:
                 order[n_open], order[n_open + 1] = right[node], left[node]
                 n_open += 2
-    return tree_of[:n_parts].copy(), root[:n_parts].copy(), n_splits[:n_parts].copy()
+    return Parts(tree_of[:n_parts].copy(), root[:n_parts].copy(), n_splits[:n_parts].copy())
 
 
 @compiled
 def _tabulate(
-    tree_starts: npt.NDArray[np.int64],
-    left: npt.NDArray[np.int32],
-    right: npt.NDArray[np.int32],
-    source_columns: npt.NDArray[np.int32],
-    features: npt.NDArray[np.int32],
-    values: npt.NDArray[np.float32],
-    covers: npt.NDArray[np.float32],
-    splits: Splits,
-    starts: npt.NDArray[np.int64],
-    n_numbers: int,
-    source_column_of_feature: npt.NDArray[np.int32],
+    forest: Forest,
+    plan: CellPlan,
     weights: npt.NDArray[np.float64],
     parts: Parts,
     word_of: npt.NDArray[np.int64],
-    words: Words,
+    bits: npt.NDArray[np.uint64],
     tables: Tables,
     depth: int,
 ) -> float:
-    """Fill ``words`` and ``tables``; returns the mean of the trees' margins over their training rows."""
+    """Fill ``bits``, shape (n_words, n_cells), and ``tables``; return the trees' mean margin over the training rows."""
+    left, above, features, covers = forest.left, forest.parents, forest.features, forest.covers
     n_lanes = tables.rows.shape[1]
     most = 1 << (parts.n_splits.max() if len(parts.n_splits) else 0)
     sums = np.zeros((most, n_lanes))
     of_leaf = np.zeros((1 << depth, n_lanes))
     place = np.zeros(len(left), dtype=np.int64)  # of a split in its part's pattern
     stack = np.zeros(len(left) + 1, dtype=np.int64)
-    asked, lanes = np.zeros((2, depth + 1), dtype=np.int64)
-    splits_of, goes = np.zeros((2, depth + 1), dtype=np.int64)
+    used, lanes, splits_of, goes = np.zeros((4, depth + 1), dtype=np.int64)
     shares, polynomial = np.zeros((2, depth + 2))
-    has_say = np.zeros((len(words.n_columns), len(starts) - 1), dtype=np.bool_)
     bias = 0.0
     for part in range(len(parts.root)):
-        top, root, word = tree_starts[parts.tree[part]], parts.root[part], word_of[part]
+        top, root, word = forest.starts[parts.tree[part]], parts.root[part], bits[word_of[part]]
         n_patterns = 1 << parts.n_splits[part]
         sums[:n_patterns] = 0.0
 
         n_placed = 0
         node = root
         while node != top:
-            node = source_columns[node]
+            node = above[node]
             place[node] = n_placed
-            shift = tables.shifts[part] + np.uint64(n_placed)
-            _answer(words, word, node, shift, splits, starts, n_numbers, has_say)
+            _set_bits(plan, node, tables.shifts[part] + np.uint64(n_placed), word)
             n_placed += 1
         stack[0] = root
         n_open = 1
@@ -278,33 +231,33 @@ def _tabulate(
             leaf = stack[n_open]
             if left[leaf] != LEAF:
                 place[leaf] = n_placed
-                shift = tables.shifts[part] + np.uint64(n_placed)
-                _answer(words, word, leaf, shift, splits, starts, n_numbers, has_say)
+                _set_bits(plan, leaf, tables.shifts[part] + np.uint64(n_placed), word)
                 n_placed += 1
-                stack[n_open], stack[n_open + 1] = right[leaf], left[leaf]
+                stack[n_open], stack[n_open + 1] = forest.right[leaf], left[leaf]
                 n_open += 2
                 continue
-            n_asked = 0
+            n_used = 0
             node = leaf
             while node != top:
-                above = source_columns[node]
+                split = above[node]
                 i = 0
-                while i < n_asked and asked[i] != features[above]:
+                while i < n_used and used[i] != features[split]:
                     i += 1
-                if i == n_asked:
-                    asked[i], lanes[i] = features[above], source_column_of_feature[features[above]]
+                if i == n_used:
+                    used[i], lanes[i] = features[split], plan.splits.column[split]
                     splits_of[i], goes[i], shares[i] = 0, 0, 1.0
-                    n_asked += 1
-                splits_of[i] |= 1 << place[above]
-                if left[above] == node:
-                    goes[i] |= 1 << place[above]
-                shares[i] *= np.float64(covers[node]) / np.float64(covers[above])
-                node = above
-            bias += np.float64(values[leaf]) * np.prod(shares[:n_asked])
-            _tabulate_leaf(n_asked, shares, lanes, np.float64(values[leaf]), weights, of_leaf, polynomial)
+                    n_used += 1
+                splits_of[i] |= 1 << place[split]
+                if left[split] == node:
+                    goes[i] |= 1 << place[split]
+                shares[i] *= np.float64(covers[node]) / np.float64(covers[split])
+                node = split
+            value = np.float64(forest.values[leaf])
+            bias += value * np.prod(shares[:n_used])
+            _tabulate_leaf(n_used, shares, lanes, value, weights, of_leaf, polynomial)
             for pattern in range(n_patterns):
                 satisfied = 0
-                for i in range(n_asked):
+                for i in range(n_used):
                     if pattern & splits_of[i] == goes[i]:
                         satisfied |= 1 << i
                 for lane in range(n_lanes):
@@ -313,29 +266,17 @@ def _tabulate(
         for pattern in range(n_patterns):
             for lane in range(n_lanes):
                 tables.rows[first + pattern, lane] = sums[pattern, lane]
-    for word in range(len(words.n_columns)):
-        give_say(words, word, has_say[word])
     return bias
 
 
 @compiled
-def _answer(
-    words: Words,
-    word: int,
-    node: int,
-    shift: np.uint64,
-    splits: Splits,
-    starts: npt.NDArray[np.int64],
-    n_numbers: int,
-    has_say: npt.NDArray[np.bool_],
-) -> None:
+def _set_bits(plan: CellPlan, node: int, shift: np.uint64, word: npt.NDArray[np.uint64]) -> None:
     """Set a bit of the word in the cells that go left at a split."""
-    column = splits.column[node]
-    has_say[word, column] = True
-    n_cells = starts[column + 1] - starts[column]
-    for cell in range(n_cells):
-        if goes_left(splits, node, n_numbers, cell, n_cells):
-            words.bits[word, starts[column] + cell] |= np.uint64(1) << shift
+    column = plan.splits.column[node]
+    first, end = plan.starts[column], plan.starts[column + 1]
+    for cell in range(end - first):
+        if goes_left(plan, node, cell, end - first):
+            word[first + cell] |= np.uint64(1) << shift
 
 
 @compiled
@@ -348,7 +289,7 @@ def _tabulate_leaf(
     into: npt.NDArray[np.float64],
     polynomial: npt.NDArray[np.float64],
 ) -> None:
-    """Give each set of satisfied features a leaf's SHAP values, and its value where all are satisfied.
+    """Compute a leaf's SHAP values for each set of satisfied features, and its value if all are satisfied.
 
     A feature's value sums over the coalitions of the others. Coalitions with an unsatisfied member are worth nothing;
     those of ``k`` satisfied ones have the coefficient of ``x**k`` in the product of ``(x + share)`` over the
@@ -356,7 +297,7 @@ def _tabulate_leaf(
 
     Args:
         n: Distinct features above the leaf.
-        shares: Of the training rows that each lets through; shape (n,).
+        shares: The share of training rows that satisfy each; shape (n,).
         lanes: Each feature's column in ``into``; shape (n,).
         into: Shape (at least 2**n, n_lanes).
     """

@@ -1,13 +1,11 @@
 """A booster's trees as flat arrays, which compiled code can walk. Pure.
 
-Only ``gbtree`` boosters with plain splits are read; for anything else the caller uses XGBoost itself, which is slower.
+Only ``gbtree`` boosters with plain splits are read; for all others the caller uses XGBoost itself, which is slower.
 Format: https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +17,7 @@ class NotCompilableError(ValueError):
     """The trees are of a kind that only XGBoost itself can walk."""
 
 
-@dataclass(frozen=True)
-class Forest:
+class Forest(NamedTuple):
     """Trees node after node, a tree's root first. All but ``starts`` have shape (n_nodes,).
 
     Attributes:
@@ -47,12 +44,11 @@ class Forest:
 
     @property
     def is_leaf(self) -> npt.NDArray[np.bool_]:
-        is_leaf: npt.NDArray[np.bool_] = self.left == LEAF
-        return is_leaf
+        return np.equal(self.left, LEAF)
 
     @property
     def depth(self) -> int:
-        """The splits above the deepest leaf."""
+        """The number of splits above the deepest leaf."""
         depth, level = 0, self.starts[:-1]
         while (inner := level[self.left[level] != LEAF]).size:
             depth, level = depth + 1, np.concatenate([self.left[inner], self.right[inner]])
@@ -65,10 +61,7 @@ def booster_kind(gradient_booster: dict[str, Any]) -> str:
 
 
 def read_forest(document: dict[str, Any]) -> Forest:
-    """Read the trees of a model file that was checked, see :func:`churn.inference.bundle.read_bundle`.
-
-    Args:
-        document: The file as parsed.
+    """Read the trees of a parsed model file that :func:`churn.inference.bundle.read_bundle` has checked.
 
     Raises:
         NotCompilableError: If it is not a ``gbtree`` booster of plain splits.
@@ -82,28 +75,27 @@ def read_forest(document: dict[str, Any]) -> Forest:
         raise NotCompilableError("no trees")
     if any(np.asarray(tree["split_type"]).any() for tree in trees):
         raise NotCompilableError("categorical splits")
+
+    def join(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        return np.concatenate([np.asarray(tree[name]) for tree in trees]).astype(dtype)
+
     starts = np.cumsum([0, *(len(tree["left_children"]) for tree in trees)])
     first = np.repeat(starts[:-1], np.diff(starts)).astype(np.int32)
-    left, right = (_joined(trees, name, np.int32) for name in ("left_children", "right_children"))
+    left = join("left_children", np.int32)
     is_leaf = left == LEAF
-    parents = _joined(trees, "parents", np.int64)
-    is_root = np.zeros(starts[-1], dtype=np.bool_)
-    is_root[starts[:-1]] = True
+    parents = join("parents", np.int64) + first
+    parents[starts[:-1]] = starts[:-1]
     return Forest(
         starts=starts,
         left=np.where(is_leaf, LEAF, left + first),
-        right=np.where(is_leaf, LEAF, right + first),
-        parents=np.where(is_root, first, parents + first).astype(np.int32),
-        features=np.where(is_leaf, 0, _joined(trees, "split_indices", np.int32)),  # a leaf's says nothing
-        values=_joined(trees, "split_conditions", np.float32),
-        is_default_left=_joined(trees, "default_left", np.bool_),
-        covers=_joined(trees, "sum_hessian", np.float32),
+        right=np.where(is_leaf, LEAF, join("right_children", np.int32) + first),
+        parents=parents.astype(np.int32),
+        features=np.where(is_leaf, 0, join("split_indices", np.int32)),  # a leaf's has no meaning
+        values=join("split_conditions", np.float32),
+        is_default_left=join("default_left", np.bool_),
+        covers=join("sum_hessian", np.float32),
         base_margin=_base_margin(str(learner["learner_model_param"]["base_score"])),
     )
-
-
-def _joined(trees: Sequence[dict[str, Any]], name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    return np.concatenate([np.asarray(tree[name]) for tree in trees]).astype(dtype)
 
 
 def _base_margin(base_score: str) -> np.float32:

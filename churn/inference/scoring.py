@@ -1,8 +1,8 @@
 """Scores of a forest by table look-ups: the same bits as ``Booster.predict``, in a quarter of its time. Pure.
 
 Each tree's leaves are numbered from the left. A split that sends a row right rules out the leaves below its left
-child, and the row ends in the leftmost leaf that no split ruled out; which leaves a column's cell rules out is
-known beforehand. So a tree costs one look-up for each column it asks, however deep it is. Method: Lucchese et al.,
+child, and the row ends in the leftmost leaf that no split ruled out. Which leaves a column's cell rules out is known
+beforehand, so a tree costs one look-up for each column it uses, however deep it is. Method: Lucchese et al.,
 "QuickScorer", SIGIR 2015, with look-ups in place of its comparisons.
 """
 
@@ -13,24 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from churn.data.features import Encoding, Packed
-from churn.inference.cells import (
-    BLOCK,
-    WORD_BITS,
-    CellPlan,
-    Cells,
-    Splits,
-    Words,
-    blank_words,
-    compiled,
-    gather,
-    give_say,
-    goes_left,
-    plan_cells,
-)
+from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, compiled, gather, goes_left, plan_cells
 from churn.inference.forest import LEAF, Forest, NotCompilableError
 
 _MAX_TABLE_BYTES = 256 << 20
-_DE_BRUIJN = 0x03F79D71B4CB0A89  # each run of six of its bits is another, so that a product tells which bit was set
+_DE_BRUIJN = (
+    0x03F79D71B4CB0A89  # each run of six of its bits is different, so a product identifies the bit that was set
+)
 
 _BIT_OF = np.zeros(64, dtype=np.int64)
 for _bit in range(64):
@@ -62,10 +51,10 @@ class ForestScorer:
 
 
 def build_scorer(forest: Forest, encoding: Encoding) -> ForestScorer:
-    """Work out what each cell of each column rules out.
+    """Tabulate the leaves that each cell of each column rules out.
 
     Raises:
-        NotCompilableError: If that takes too much memory.
+        NotCompilableError: If the tables take too much memory.
     """
     plan = plan_cells(forest, encoding)
     n_leaves = np.add.reduceat(forest.is_leaf, forest.starts[:-1], dtype=np.int64)
@@ -73,18 +62,15 @@ def build_scorer(forest: Forest, encoding: Encoding) -> ForestScorer:
     n_words, n_cells = int(word_starts[-1]), int(plan.starts[-1])
     if n_words * n_cells * 8 > _MAX_TABLE_BYTES:
         raise NotCompilableError(f"{n_words} words of leaves by {n_cells} cells")
-    words = blank_words(n_words, plan)
+    bits = np.zeros((n_words, n_cells), dtype=np.uint64)
     leaves = np.zeros((n_words, WORD_BITS), dtype=np.float32)
-    _rule_out(
-        forest.starts, forest.left, forest.right, forest.values, plan.splits, plan.starts, plan.n_numbers,
-        word_starts, words, leaves,
-    )  # fmt: skip
-    return ForestScorer(plan, words, word_starts, leaves, forest.base_margin)
+    _rule_out(forest, plan, word_starts, bits, leaves)
+    return ForestScorer(plan, plan.build_words(bits), word_starts, leaves, forest.base_margin)
 
 
 @compiled
 def probability(margin: np.float32) -> np.float32:
-    """Turn log-odds into a probability, to the bit as XGBoost does."""
+    """Turn log-odds into a probability, bit for bit as XGBoost does."""
     return np.float32(1) / (np.float32(1) + np.float32(math.exp(min(-margin, np.float32(88.7)))))
 
 
@@ -96,53 +82,42 @@ def _first_bit(bits: np.uint64) -> int:
 
 @compiled
 def _rule_out(
-    tree_starts: npt.NDArray[np.int64],
-    left: npt.NDArray[np.int32],
-    right: npt.NDArray[np.int32],
-    values: npt.NDArray[np.float32],
-    splits: Splits,
-    starts: npt.NDArray[np.int64],
-    n_numbers: int,
+    forest: Forest,
+    plan: CellPlan,
     word_starts: npt.NDArray[np.int64],
-    words: Words,
+    bits: npt.NDArray[np.uint64],
     leaves: npt.NDArray[np.float32],
 ) -> None:
-    n_nodes = tree_starts[-1]
-    first_leaf = np.zeros(n_nodes, dtype=np.int64)
-    end_leaf = np.zeros(n_nodes, dtype=np.int64)
-    visits = np.zeros(n_nodes, dtype=np.int8)
-    stack = np.zeros(n_nodes + 1, dtype=np.int64)
-    has_say = np.zeros(len(starts) - 1, dtype=np.bool_)
-    for tree in range(len(tree_starts) - 1):
-        first_word, end_word = word_starts[tree], word_starts[tree + 1]
-        has_say[:] = False
-        stack[0] = tree_starts[tree]
+    left, starts = forest.left, plan.starts
+    first_leaf, end_leaf = np.zeros((2, len(left)), dtype=np.int64)
+    visits = np.zeros(len(left), dtype=np.int8)
+    stack = np.zeros(len(left) + 1, dtype=np.int64)
+    for tree in range(len(word_starts) - 1):
+        first_word = word_starts[tree]
+        stack[0] = forest.starts[tree]
         depth, n_leaves = 1, 0
         while depth:
             node = stack[depth - 1]
             visits[node] += 1
             if left[node] == LEAF:
-                leaves[first_word + n_leaves // 64, n_leaves % 64] = values[node]
+                leaves[first_word + n_leaves // 64, n_leaves % 64] = forest.values[node]
                 first_leaf[node] = n_leaves
                 n_leaves += 1
                 end_leaf[node] = n_leaves
                 depth -= 1
             elif visits[node] < 3:
-                stack[depth] = left[node] if visits[node] == 1 else right[node]
+                stack[depth] = left[node] if visits[node] == 1 else forest.right[node]
                 depth += 1
             else:
                 depth -= 1
-                first_leaf[node], end_leaf[node] = first_leaf[left[node]], end_leaf[right[node]]
-                column = splits.column[node]
-                has_say[column] = True
+                first_leaf[node], end_leaf[node] = first_leaf[left[node]], end_leaf[forest.right[node]]
+                column = plan.splits.column[node]
                 n_cells = starts[column + 1] - starts[column]
                 for cell in range(n_cells):
-                    if not goes_left(splits, node, n_numbers, cell, n_cells):
+                    if not goes_left(plan, node, cell, n_cells):
                         for leaf in range(first_leaf[left[node]], end_leaf[left[node]]):
                             bit = np.uint64(1) << np.uint64(leaf % 64)
-                            words.bits[first_word + leaf // 64, starts[column] + cell] |= bit
-        for word in range(first_word, end_word):
-            give_say(words, word, has_say)
+                            bits[first_word + leaf // 64, starts[column] + cell] |= bit
 
 
 @compiled

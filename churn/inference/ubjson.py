@@ -1,7 +1,7 @@
 """A bounds-checked reader of the UBJSON that XGBoost writes.
 
-XGBoost's own reader trusts lengths in the file: a truncated one can crash the process or ask for all memory. Files
-from outside are therefore walked here first. Format: https://ubjson.org, with XGBoost's 64-bit lengths and its typed
+XGBoost's reader trusts the lengths in a file: a truncated one can crash the process or exhaust memory. Untrusted files
+are therefore parsed here first. Format: https://ubjson.org, with XGBoost's 64-bit lengths and its typed
 arrays (``[$<type>#<length>``), which become numpy arrays over the file's bytes, not copies.
 """
 
@@ -11,16 +11,8 @@ from typing import Any
 import numpy as np
 
 _MAX_DEPTH = 64
-_MAX_VALUES = 500_000  # beside typed arrays; one of a byte in the file takes many in memory
-_SCALARS = {
-    b"i": ">b",
-    b"U": ">B",
-    b"I": ">h",
-    b"l": ">i",
-    b"L": ">q",
-    b"d": ">f",
-    b"D": ">d",
-}  # struct and numpy agree
+_MAX_VALUES = 500_000  # besides typed arrays; a value of one byte takes many in memory
+_SCALARS = {b"i": ">b", b"U": ">B", b"I": ">h", b"l": ">i", b"L": ">q", b"d": ">f", b"D": ">d"}  # for struct and numpy
 _CONSTANTS = {b"T": True, b"F": False, b"Z": None}
 
 
@@ -28,7 +20,7 @@ def parse_ubjson(data: bytes) -> Any:
     """Read one UBJSON value that fills ``data``.
 
     Raises:
-        ValueError: If the bytes end early, go on after the value, or hold an unknown marker; says where.
+        ValueError: If the bytes end early, continue after the value, or have an unknown marker; gives the position.
     """
     reader = _Reader(data)
     value = reader.read_value(reader.take(1), depth=0)
@@ -46,10 +38,9 @@ class _Reader:
     def take(self, size: int) -> bytes:
         end = self.position + size
         if size < 0 or end > len(self.data):
-            raise ValueError(f"it is cut off: byte {self.position} asks for {size} more, of {len(self.data)} in all")
-        taken = self.data[self.position : end]
-        self.position = end
-        return taken
+            raise ValueError(f"it is cut off: {size} bytes are needed at byte {self.position} of {len(self.data)}")
+        start, self.position = self.position, end
+        return self.data[start:end]
 
     def read_value(self, marker: bytes, depth: int) -> Any:
         if depth > _MAX_DEPTH:
@@ -70,8 +61,8 @@ class _Reader:
         raise ValueError(f"it has the unknown marker {marker!r} at byte {self.position - 1}")
 
     def _read_scalar(self, marker: bytes) -> int | float:
-        code = _SCALARS[marker]
-        value: int | float = struct.unpack(code, self.take(struct.calcsize(code)))[0]
+        code = struct.Struct(_SCALARS[marker])
+        value: int | float = code.unpack(self.take(code.size))[0]
         return value
 
     def _read_length(self, marker: bytes) -> int:
@@ -90,8 +81,7 @@ class _Reader:
         if marker == b"$":
             return self._read_typed_array()
         if marker == b"#":
-            length = self._read_length(self.take(1))
-            return [self.read_value(self.take(1), depth + 1) for _ in range(length)]
+            return [self.read_value(self.take(1), depth + 1) for _ in range(self._read_length(self.take(1)))]
         items = []
         while marker != b"]":
             items.append(self.read_value(marker, depth + 1))
@@ -107,10 +97,10 @@ class _Reader:
         return np.frombuffer(self.take(length * dtype.itemsize), dtype=dtype)
 
     def _read_object(self, depth: int) -> dict[str, Any]:
-        held: dict[str, Any] = {}
+        items: dict[str, Any] = {}
         while (marker := self.take(1)) != b"}":
             key = self._read_text(marker)
-            if key in held:  # XGBoost may take the value that was not checked
+            if key in items:  # XGBoost may use the value that was not checked
                 raise ValueError(f"it has the key {key[:60]!r} twice in one object at byte {self.position}")
-            held[key] = self.read_value(self.take(1), depth + 1)
-        return held
+            items[key] = self.read_value(self.take(1), depth + 1)
+        return items

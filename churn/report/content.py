@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from churn.database.report_rows import EVALUATED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
+from churn.database.report import EVALUATED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
 from churn.monitoring.profiles import Bins, Profile
 from churn.versions import CHALLENGER, CHAMPION
 

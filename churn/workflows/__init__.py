@@ -1,1 +1,1 @@
-"""What the system does, one verb a module. Workflows take the services that they use and know no Dagster."""
+"""The workflows, one module each, such as scoring and training. They take the services that they use; no Dagster."""

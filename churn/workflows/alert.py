@@ -20,24 +20,22 @@ from churn.database.incidents import Alert, Incidents
 from churn.errors import UsageError
 
 if TYPE_CHECKING:
-    from apprise import NotifyBase, NotifyType
+    from apprise import NotifyBase
 
 MAX_THREADS = 8
 URL_DEFAULTS = {"cto": 10, "rto": 30, "overflow": "truncate", "redirect": "no"}
-"""Defaults of Apprise's URL parameters: timeouts in seconds to connect and to read; no second message for what does not
-fit into one; no redirect, which would turn the message into an empty GET."""
+"""Defaults of Apprise's URL parameters: timeouts in seconds to connect and to read; a text that does not fit into one
+message is truncated; no redirect, which would turn the message into an empty GET."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
 _SCHEMA = re.compile(r"[a-z][a-z0-9]{0,19}(?=://)", re.IGNORECASE)
 _STATUS = re.compile(r"\berror=(\d{3})\b")
 _REASONS = {
-    "timed out": "no answer in time",
-    "refused": "connection refused",
-    "failed to resolve": "host name not found",
-    "certificate": "certificate not accepted",
-    "connection aborted": "connection broken off",
+    "timed out": "no answer in time", "refused": "connection refused", "failed to resolve": "host name not found",
+    "certificate": "certificate not accepted", "connection aborted": "connection broken off",
     "authenticat": "login refused",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,18 @@ class Receiver:
 
         An alert that a receiver gets twice has the same numbers twice.
         """
-        from apprise import NotifyFormat
+        from apprise import NotifyFormat, NotifyType
 
         if self._groups_by_incident:
             key = f"churn incident {alert.incident_id} of {alert.opened_at.isoformat()}"
             self._service.dedup = key  # type: ignore[attr-defined]
+        colour = NotifyType.FAILURE if alert.severity == "error" else NotifyType.WARNING
         with _suppressed_logs() as messages:
             try:
                 is_accepted = self._service.notify(
                     title=f"[churn] {alert.title}",
                     body=f"Incident {alert.incident_id}, alert {alert.alert_id}\n{alert.body}",
-                    notify_type=_colour(alert),
+                    notify_type=NotifyType.SUCCESS if alert.event == "resolved" else colour,
                     body_format=NotifyFormat.TEXT,
                 )
             except Exception as error:  # noqa: BLE001 over a hundred services' code; its message may contain the URL
@@ -112,10 +111,9 @@ class Delivered:
 
 
 def deliver(incidents: Incidents, receivers: Receivers, now: datetime, budget_s: float) -> Delivered:
-    """Send the alerts that are due, to each receiver in a thread of its own, so that a slow one delays no other.
+    """Send the alerts that are due, to each receiver in a separate thread, so that a slow one delays no other.
 
-    Processes may do so concurrently: no alert is sent by two. A receiver that fails is not tried again until the next
-    call.
+    Safe in concurrent processes: no alert is sent by two. A receiver that fails is not tried again until the next call.
 
     Args:
         budget_s: No attempt begins later; one that has begun takes at most about 40 s more (``URL_DEFAULTS``).
@@ -126,12 +124,9 @@ def deliver(incidents: Incidents, receivers: Receivers, now: datetime, budget_s:
         return now + timedelta(seconds=time.monotonic() - started)
 
     until = now + timedelta(seconds=budget_s)
-    n_sent = n_failed = 0
-    if receivers.each:
-        with ThreadPoolExecutor(min(MAX_THREADS, len(receivers.each))) as pool:
-            sent = pool.map(lambda receiver: _deliver_to(receiver, incidents, clock, until), receivers.each)
-            for n_accepted, is_failed in sent:
-                n_sent, n_failed = n_sent + n_accepted, n_failed + is_failed
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        results = list(pool.map(lambda receiver: _deliver_to(receiver, incidents, clock, until), receivers.each))
+    n_sent, n_failed = sum(n for n, _ in results), sum(is_failed for _, is_failed in results)
     return Delivered(n_sent, n_failed, incidents.count_undelivered(receivers.names))
 
 
@@ -142,11 +137,11 @@ def _deliver_to(
 
     def send(alert: Alert) -> str | None:
         error = receiver.send(alert)
-        what = f"alert {alert.alert_id} of incident {alert.incident_id} ({alert.event})"
+        name = f"alert {alert.alert_id} of incident {alert.incident_id} ({alert.event})"
         if error is None:
-            _log.info("%s accepted %s", receiver.name, what)
+            logger.info("%s accepted %s", receiver.name, name)
         else:
-            _log.warning("%s did not accept %s: %s; it will be retried", receiver.name, what, error)
+            logger.warning("%s did not accept %s: %s; it will be retried", receiver.name, name, error)
         return error
 
     n_sent = 0
@@ -167,7 +162,7 @@ def _open(url: str, position: int) -> Receiver:
     parts = apprise.plugins.url_to_dict(url)  # type: ignore[no-untyped-call]
     service = None
     if parts:
-        # PagerDuty has incidents of its own: the key says which one an alert opens, updates or resolves.
+        # PagerDuty manages incidents itself: the key names the one that an alert opens, updates or resolves.
         groups = parts["schema"] == "pagerduty" and "dedup" not in parts
         more = {"action": "map"} if groups else {}
         service = apprise.Apprise.instantiate({**URL_DEFAULTS, **more, **parts}, asset=asset)
@@ -176,36 +171,27 @@ def _open(url: str, position: int) -> Receiver:
         kind = f"of schema {schema[0].lower()!r}" if schema else "without a schema"
         raise UsageError(
             f"CHURN_ALERT_URLS: number {position}, {kind}, is not a URL that Apprise can send to (it is not repeated "
-            "here, since it may hold a secret); https://appriseit.com/services lists their forms"
+            "here, since it may contain a secret); https://appriseit.com/services lists their forms"
         )
     fingerprint = hashlib.sha256(url.encode()).hexdigest()[:12]
     return Receiver(f"{parts['schema']}-{fingerprint}", service, _groups_by_incident=groups)
 
 
-def _colour(alert: Alert) -> "NotifyType":
-    from apprise import NotifyType
-
-    if alert.event == "resolved":
-        return NotifyType.SUCCESS
-    return NotifyType.FAILURE if alert.severity == "error" else NotifyType.WARNING
-
-
 def _reason(messages: Sequence[str]) -> str:
-    """Return why an alert was not accepted, in words of our own: those of Apprise may contain the URL."""
+    """Return why an alert was not accepted, without quoting Apprise, whose messages may contain the URL."""
     text = "\n".join(messages)
-    status = _STATUS.search(text)
-    if status:
+    if status := _STATUS.search(text):
         return f"HTTP {status[1]}"
-    return next((ours for theirs, ours in _REASONS.items() if theirs in text.lower()), "not accepted, reason unknown")
+    return next((reason for part, reason in _REASONS.items() if part in text.lower()), "not accepted, reason unknown")
 
 
 _suppressed: ContextVar[list[str] | None] = ContextVar("suppressed", default=None)
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
+def _is_loggable(record: logging.LogRecord) -> bool:
     """Suppress a log record that may contain a receiver's URL, and collect it instead."""
     messages, message = _suppressed.get(), record.getMessage()
-    # Other records contain the alert's own text, which may name such reasons, too.
+    # Other records contain the alert's text, which may name such reasons, too.
     if messages is not None and (record.levelno >= logging.WARNING or "Exception" in message[:40]):
         messages.append(message)
     return messages is None and record.name != "apprise"
@@ -214,13 +200,13 @@ def _is_ours(record: logging.LogRecord) -> bool:
 def _filter_logs() -> None:
     """Filter all loggers that log URLs. Idempotent."""
     for name in ("apprise", "urllib3.connectionpool", "urllib3.util.retry"):
-        logging.getLogger(name).addFilter(_is_ours)
+        logging.getLogger(name).addFilter(_is_loggable)
     logging.getLogger("apprise").setLevel(logging.DEBUG)  # the reasons for failures are logged at that level
 
 
 @contextmanager
 def _suppressed_logs() -> Iterator[list[str]]:
-    """Collect what this thread would log of a receiver."""
+    """Collect this thread's log records of a receiver instead of logging them."""
     messages: list[str] = []
     token = _suppressed.set(messages)
     try:

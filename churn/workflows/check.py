@@ -1,4 +1,4 @@
-"""Checking a published batch: load what the rules of :mod:`churn.monitoring.batch_checks` compare, and apply them."""
+"""Checks of a published batch: load its figures and apply the rules of :mod:`churn.monitoring.batch_checks`."""
 
 from collections.abc import Mapping
 

@@ -1,8 +1,8 @@
 """Erasure and retention: erase one account everywhere, and drop weeks older than the retention period.
 
 Erasure is safe to repeat and to interrupt: the account is first excluded from everything that is read from now on, and
-then stored data is erased. Extracts in the bucket belong to whoever uploads them. They are not changed: the account's
-rows in them are counted, and dropped whenever an extract is read.
+then stored data is erased. Extracts in the bucket are not changed, since they belong to the team that uploads them: the
+account's rows in them are counted, and dropped whenever an extract is read.
 """
 
 import os
@@ -76,7 +76,7 @@ class Eraser:
         for place, n in erase_rows(self.database, account_id, variant, dry_run=dry_run).items():
             yield Removed(f"{self.database.database}: {place}", n)
         texts = erase_from_dagster(self.dagster_database, account_id, dry_run=dry_run)
-        yield Removed(f"{self.dagster_database.database}: what Dagster shows", texts)
+        yield Removed(f"{self.dagster_database.database}: texts in Dagster", texts)
         erased = Erasures(self.database).only(account_id)
         for place_of_files in self.places:
             yield from _erase_files(place_of_files, variant, erased, dry_run=dry_run)
@@ -85,22 +85,18 @@ class Eraser:
 def _erase_files(place: Place, variant: Variant | None, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
     prefixes = _PREFIXES if variant is None else [variant.prefix + folder for folder in (FOLDER, INPUT_FOLDER)]
     with_history: set[Variant] = set()
-    for entry in _listed(place, prefixes):
-        match = _KEY.match(entry.key)
-        owner = Variant(match["geography"], match["company"]) if match else None
-        if match is None or owner is None or (variant is not None and owner != variant):
+    for entry in with_retries(lambda: [file for prefix in prefixes for file in place.list(prefix)]):
+        if (match := _KEY.match(entry.key)) is None:
+            continue
+        owner = Variant(match["geography"], match["company"])
+        if variant not in (None, owner):
             continue
         if not match["history"]:
             yield from _erase_input(place, entry, erased, dry_run=dry_run)
         elif owner not in with_history:
             with_history.add(owner)
-            n = ActivityHistory(place).erase(owner, erased, dry_run=dry_run)
-            if n:
+            if n := ActivityHistory(place).erase(owner, erased, dry_run=dry_run):
                 yield Removed(place.uri(owner.prefix + FOLDER), n)
-
-
-def _listed(place: Place, prefixes: Sequence[str]) -> list[Entry]:
-    return with_retries(lambda: [entry for prefix in prefixes for entry in place.list(prefix)])
 
 
 def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
@@ -110,44 +106,47 @@ def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -
         copy = Path(scratch) / Path(entry.key).name
         with_retries(lambda: copy.write_bytes(b"".join(place.open(entry.key, entry.version).chunks)))
         try:
-            frame = _rows_with_ids(copy)
+            frame = _read_rows(copy)
         except InputError as error:
             yield Removed(uri, 0, f"it cannot be read: {error}")
             return
-        is_erased = erased.marks(_account_ids(frame)) if frame is not None else None
-        if frame is None or is_erased is None or not is_erased.any():
+        if frame is None or not (is_erased := erased.marks(_account_ids(frame))).any():
             return
+        n = int(is_erased.sum())
         if not isinstance(place, Folder):
-            why = "its maker must remove the account from the extract; until then its rows are dropped at every read"
-            yield Removed(uri, int(is_erased.sum()), why)
+            reason = "the account must be removed at the source; until then its rows are dropped at every read"
+            yield Removed(uri, n, reason)
             return
         if not dry_run:
-            _replace(place.root / entry.key, place, entry.key, _as_before(frame.filter(pl.Series(~is_erased)), copy))
-        yield Removed(uri, int(is_erased.sum()))
+            content = _serialize(frame.filter(pl.Series(~is_erased)), copy)
+            _replace(place.root / entry.key, place, entry.key, content)
+        yield Removed(uri, n)
 
 
-def _rows_with_ids(path: Path) -> pl.DataFrame | None:
-    """Read a file of rows; ``None`` where they have no account ids."""
-    with path.open("rb") as file:
-        if _ARRAYS.match(file.read(_SNIFFED_BYTES)):
-            return None
+def _read_rows(path: Path) -> pl.DataFrame | None:
+    """Read a file of rows; ``None`` if they have no account ids."""
+    if _ARRAYS.match(_first_bytes(path)):
+        return None
     frame = read_frame(path)
     return frame if "account_id" in frame.columns else None
 
 
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_SNIFFED_BYTES)
+
+
 def _account_ids(frame: pl.DataFrame) -> pl.Series:
-    ids = frame["account_id"]
-    text = ids.cast(pl.String, strict=False).str.strip_chars().str.replace(r"\.0+$", "")
+    text = frame["account_id"].cast(pl.String, strict=False).str.strip_chars().str.replace(r"\.0+$", "")
     return text.cast(pl.Int64, strict=False)
 
 
-def _as_before(frame: pl.DataFrame, like: Path) -> bytes:
+def _serialize(frame: pl.DataFrame, source: Path) -> bytes:
     """Write rows in the format of the file that they were read from."""
-    with like.open("rb") as file:
-        kind = sniff(file.read(_SNIFFED_BYTES), like.name)
+    kind = sniff(_first_bytes(source), source.name)
     if kind == "parquet":
-        frame.write_parquet(like, compression="zstd")
-        return like.read_bytes()
+        frame.write_parquet(source, compression="zstd")
+        return source.read_bytes()
     if kind == "csv":
         return frame.write_csv().encode()
     lines = frame.write_ndjson()
@@ -157,7 +156,7 @@ def _as_before(frame: pl.DataFrame, like: Path) -> bytes:
 
 
 def _replace(path: Path, folder: Folder, key: str, content: bytes) -> None:
-    """Replace a local copy, and keep its modification time and permissions."""
+    """Replace a local copy, and restore its modification time and permissions."""
     before = path.stat()
     folder.write(key, content)
     path.chmod(before.st_mode & 0o777)

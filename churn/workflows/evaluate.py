@@ -1,8 +1,8 @@
 """Evaluation: measure the performance of published batches whose labels have matured, and compare challengers.
 
-:func:`evaluate_fleet` is the whole workflow. For each variant it ingests new activity, builds labels from what is known
-today, evaluates each batch as a whole and by segment, and compares the challenger with the champion. Figures are stored
-in PostgreSQL and logged to MLflow.
+For each variant, :func:`evaluate_fleet` ingests new activity, builds labels from what is known today, evaluates each
+batch as a whole and by segment, and compares the challenger with the champion. Figures are stored in PostgreSQL and
+logged to MLflow.
 """
 
 import logging
@@ -41,9 +41,7 @@ logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 
-AUTO_PROMOTED = "CHURN_AUTO_PROMOTE"
-"""The reason recorded with a promotion that nobody asked for."""
-
+_AUTO_PROMOTED = "CHURN_AUTO_PROMOTE"  # the reason recorded with an automatic promotion
 _THREADS = 2  # more of them wait for one another
 _LOGGED_WITHIN = timedelta(days=60)
 _LIVE_METRICS = (
@@ -57,8 +55,8 @@ class VariantEvaluation:
     """The result of evaluating a variant.
 
     Attributes:
-        status: The variant's models and their comparison; ``None`` if it could not be evaluated.
         batches: The batches that were evaluated now, by week.
+        status: The variant's models and their comparison; ``None`` if it could not be evaluated.
         not_evaluated: Why the variant cannot be evaluated; ``None`` if it was.
     """
 
@@ -88,14 +86,13 @@ class VariantEvaluation:
 def evaluate_fleet(
     promoter: "Promoter", keys: Sequence[str], *, auto_promote: bool = False, log: logging.Logger = logger
 ) -> Attempts[VariantEvaluation]:
-    """Evaluate many variants, then promote challengers that are proven better where that is wanted.
+    """Evaluate many variants, then promote challengers that are proven better if ``auto_promote``.
 
     Aliases that were moved outside of this project are recorded first. False promotions are controlled over all of
     ``keys``, so they should be many. Promotions happen once the last result was consumed.
 
     Args:
         keys: The variants' keys.
-        auto_promote: Whether to promote.
         log: Where promotions are logged.
 
     Yields:
@@ -103,16 +100,16 @@ def evaluate_fleet(
     """
     aliases = promoter.registry.aliases()
     promoter.observe(aliases)
-    wanted = set(keys)
-    together = promoter.for_fleet([variant for variant in aliases if variant.key in wanted], aliases)
+    requested = set(keys)
+    of_fleet = promoter.for_fleet([variant for variant in aliases if variant.key in requested], aliases)
     evaluated: list[Variant] = []
     engine: FleetEngine[VariantEvaluation] = threads(_THREADS)
-    for key, result in for_each_variant(partial(evaluate_variant, together), keys, engine):
+    for key, result in for_each_variant(partial(evaluate_variant, of_fleet), keys, engine):
         if not isinstance(result, BaseException):
             evaluated.append(Variant.from_key(key))
         yield key, result
     if auto_promote:
-        for variant, promoted in promoter.promote_all(evaluated, reason=AUTO_PROMOTED).items():
+        for variant, promoted in promoter.promote_all(evaluated, reason=_AUTO_PROMOTED).items():
             if isinstance(promoted, BaseException):
                 log.error("%s: promotion failed: %s", variant, error_text(promoted))
             elif isinstance(promoted, Comparison):
@@ -127,7 +124,7 @@ def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluatio
     try:
         appended = evaluator.ingest(variant)
     except InputError as error:
-        # Encoded rows or another variant's activity: the variant is scored, and no labels can be built for it.
+        # Encoded rows or another variant's activity: the variant is scored, but no labels can be built for it.
         return VariantEvaluation(not_evaluated=str(error))
     batches = evaluator.evaluate_batches(variant, promoter.today, appended)
     return VariantEvaluation(appended.n_added, batches, promoter.status(variant, appended))
@@ -135,17 +132,17 @@ def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluatio
 
 @dataclass(frozen=True)
 class PendingEvaluation:
-    """What remains to be done for some variants.
+    """The pending work of some variants.
 
     Attributes:
         unevaluated: Their current batches that were not evaluated, and whose labels may be used.
         unlogged: Their evaluated batches that were not logged to MLflow yet.
-        version_tags: Tags of all model versions, if they were listed; ``None`` looks up those that are needed.
+        version_tags: Tags of all model versions, if they were listed; ``None`` queries those that are needed.
     """
 
     unevaluated: Sequence[PublishedBatch]
     unlogged: Sequence[EvaluatedBatch]
-    version_tags: Mapping[tuple[Variant, int], Mapping[str, str]] | None
+    version_tags: Mapping[tuple[Variant, int], Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,15 +167,15 @@ class PerformanceEvaluator:
 
     def for_fleet(self, variants: Sequence[Variant], today: date) -> "PerformanceEvaluator":
         """Return an evaluator that has queried PostgreSQL and the registry once for what is pending in a fleet."""
-        together = self._pending(variants, today)
+        pending = self._pending(variants, today)
         unevaluated: dict[Variant, list[PublishedBatch]] = defaultdict(list)
         unlogged: dict[Variant, list[EvaluatedBatch]] = defaultdict(list)
-        for batch in together.unevaluated:
+        for batch in pending.unevaluated:
             unevaluated[batch.variant].append(batch)
-        for one in together.unlogged:
+        for one in pending.unlogged:
             unlogged[one.batch.variant].append(one)
         tags = None
-        if len(variants) > 1 and (together.unevaluated or together.unlogged):
+        if len(variants) > 1 and (pending.unevaluated or pending.unlogged):
             tags = self.registry.version_tags()
             self.registry.look_up_locations()
         listed = {one: PendingEvaluation(unevaluated[one], unlogged[one], tags) for one in variants}
@@ -199,12 +196,10 @@ class PerformanceEvaluator:
         If MLflow fails, the figures are logged at a later evaluation, for up to 60 days.
 
         Args:
-            appended: The result of :meth:`ingest`, which holds the variant's history; ``None`` reads the history.
+            appended: The result of :meth:`ingest`, which contains the variant's history; ``None`` reads the history.
         """
         pending = self.listed.get(variant) or self._pending([variant], today)
-        evaluated: list[EvaluatedBatch] = []
-        if pending.unevaluated:
-            evaluated = self._evaluate_all(pending, self._facts(variant, appended), today)
+        evaluated = self._evaluate_all(pending, self._facts(variant, appended), today) if pending.unevaluated else []
         self.results.record(evaluated)
         self._log_live(variant, [*pending.unlogged, *evaluated])
         return evaluated
@@ -217,13 +212,8 @@ class PerformanceEvaluator:
         Args:
             appended: As for :meth:`evaluate_batches`.
         """
-        pairs = [
-            pair
-            for pair in newest_of_each_month(
-                self.results.pairs(variant, champion, challenger), lambda pair: pair.champion
-            )
-            if self.horizon.matures_on(pair.champion.as_of) <= today
-        ]
+        pairs = newest_of_each_month(self.results.pairs(variant, champion, challenger), lambda pair: pair.champion)
+        pairs = [pair for pair in pairs if self.horizon.matures_on(pair.champion.as_of) <= today]
         if not pairs or (appended is None and self.history.version(variant) is None):
             return compare([], self.horizon.months, self.limits)
         reports = Reports.of(self._facts(variant, appended))
@@ -233,14 +223,11 @@ class PerformanceEvaluator:
         return self.history.read(variant) if appended is None else appended.facts
 
     def _pending(self, variants: Sequence[Variant], today: date) -> PendingEvaluation:
-        return PendingEvaluation(
-            self.results.unevaluated(variants, self.horizon.newest_mature(today)),
-            self.results.unlogged(variants, today - _LOGGED_WITHIN),
-            None,
-        )
+        unevaluated = self.results.unevaluated(variants, self.horizon.newest_mature(today))
+        return PendingEvaluation(unevaluated, self.results.unlogged(variants, today - _LOGGED_WITHIN))
 
     def _evaluate_all(self, pending: PendingEvaluation, facts: pl.DataFrame, today: date) -> list[EvaluatedBatch]:
-        known = _Known(Reports.of(facts), Levels(facts), today)
+        reports, levels = Reports.of(facts), Levels(facts)
 
         @cache
         def limit_of(variant: Variant, version: int) -> float:
@@ -249,14 +236,14 @@ class PerformanceEvaluator:
             return float(tags.get(tag.AUC_LIMIT, self.auc_limit))
 
         scored = zip(pending.unevaluated, self.results.scores(pending.unevaluated), strict=True)
-        evaluated = (self._evaluate(batch, scores, known, limit_of) for batch, scores in scored)
+        evaluated = (self._evaluate(*pair, reports, levels, today, limit_of=limit_of) for pair in scored)
         return [one for one in evaluated if one is not None]
 
     def _log_live(self, variant: Variant, unlogged: Iterable[EvaluatedBatch]) -> None:
         """Log weeks to MLflow, each to the run of the version that scored it."""
-        by_run: dict[str, list[EvaluatedBatch]] = {}
+        by_run: dict[str, list[EvaluatedBatch]] = defaultdict(list)
         for one in unlogged:
-            by_run.setdefault(one.batch.mlflow_run_id, []).append(one)
+            by_run[one.batch.mlflow_run_id].append(one)
         for mlflow_run_id, of_run in by_run.items():
             try:
                 self.registry.log_live(variant, mlflow_run_id, _live_points(of_run))
@@ -269,12 +256,15 @@ class PerformanceEvaluator:
         self,
         batch: PublishedBatch,
         scored: Scored,
-        known: "_Known",
+        reports: Reports,
+        levels: Levels,
+        today: date,
+        *,
         limit_of: Callable[[Variant, int], float],
     ) -> EvaluatedBatch | None:
         account_ids, scores = scored
-        candidates = self._at_risk(known.reports, account_ids, batch.as_of)
-        labels = label(known.reports, candidates, batch.as_of, today=known.today, horizon=self.horizon)
+        candidates = self._at_risk(reports, account_ids, batch.as_of)
+        labels = label(reports, candidates, batch.as_of, today=today, horizon=self.horizon)
         if not len(labels.account_ids):
             logger.warning(
                 "%s, week of %s: no label is known for any of %d accounts, of which %d were at risk of churning",
@@ -284,10 +274,9 @@ class PerformanceEvaluator:
         scores = scores[_places(account_ids, labels)]
         evaluation = evaluate(labels.churned, scores)
         limit = limit_of(batch.variant, batch.model_version)
-        levels = known.levels.known(labels.account_ids, batch.as_of)
         return EvaluatedBatch(
             batch=batch,
-            labels_as_of=known.today,
+            labels_as_of=today,
             horizon_months=self.horizon.months,
             n_accounts=len(account_ids),
             n_at_risk=len(candidates),
@@ -298,11 +287,11 @@ class PerformanceEvaluator:
             auc_limit=limit,
             measures=evaluation.metrics(),
             reliability=None if evaluation.status == "insufficient" else reliability(labels.churned, scores),
-            segments=evaluate_segments(levels, labels.churned, scores, limit),
+            segments=evaluate_segments(levels.known(labels.account_ids, batch.as_of), labels.churned, scores, limit),
         )
 
     def _at_risk(self, reports: Reports, account_ids: Ids, as_of: date) -> Ids:
-        """Leave out the accounts that had churned before they were scored, which any model could predict."""
+        """Exclude the accounts that had churned before they were scored, which any model could predict."""
         return np.intersect1d(account_ids, at_risk(reports, as_of, self.horizon), assume_unique=True)
 
     def _cohort(self, pair: Pair, reports: Reports, today: date) -> PairedCohort:
@@ -311,22 +300,8 @@ class PerformanceEvaluator:
         candidates = self._at_risk(reports, both, pair.champion.as_of)
         labels = label(reports, candidates, pair.champion.as_of, today=today, horizon=self.horizon)
         places = _places(both, labels)
-        return PairedCohort(
-            as_of=pair.champion.as_of,
-            account_ids=labels.account_ids,
-            champion=champion[first][places],
-            challenger=challenger[second][places],
-            churned=labels.churned,
-        )
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A variant's history, as known on a day."""
-
-    reports: Reports
-    levels: Levels
-    today: date
+        champion, challenger = champion[first][places], challenger[second][places]
+        return PairedCohort(pair.champion.as_of, labels.account_ids, champion, challenger, labels.churned)
 
 
 def reliability_picture(evaluated: EvaluatedBatch) -> str | None:
@@ -350,7 +325,7 @@ def _places(account_ids: np.ndarray, labels: Labels) -> np.ndarray:
 
 
 def _live_points(evaluated: Sequence[EvaluatedBatch]) -> list["LivePoint"]:
-    """Build the metrics of each week, with a picture for the last of each month; its other weeks look nearly equal."""
+    """Build the metrics of each week, with a picture only for the last of each month: its weeks are nearly equal."""
     from churn.registry.records import LivePoint
 
     drawn = {one.batch.batch_id for one in newest_of_each_month(evaluated, lambda one: one.batch)}

@@ -1,4 +1,4 @@
-"""The loop over many variants: try each, keep its error, go on. Every workflow over a fleet uses it."""
+"""The loop over many variants, which goes on if one fails. Every workflow over a fleet uses it."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 _Out = TypeVar("_Out")
 
 Attempts = Iterator[tuple[str, _Out | BaseException]]
-"""Each variant's key with what its work returned, or the error."""
+"""Each variant's key with the result of its work, or the error."""
 FleetEngine = Callable[[Callable[[str], "_Out | BaseException"], Sequence[str]], Attempts[_Out]]
-"""Where the work is done: calls the function with each key, and yields each key with what the function returned."""
+"""Runs the work somewhere: calls the function with each key, and yields each key with the function's result."""
 
 
 def for_each_variant(
@@ -27,12 +27,12 @@ def for_each_variant(
     """Do some work for many variants, several at once; one that fails stops no other.
 
     Args:
-        work: For an engine of other processes it must be picklable, and so must what it returns.
-        keys: The variants' keys; a key that names no variant is an error like any other.
-        engine: Default: threads of this process.
+        work: For an engine of other processes it must be picklable, and so must its result.
+        keys: The variants' keys; an invalid key is an error like any other.
+        engine: Default: threads of this process, which keep the order of ``keys``.
 
     Yields:
-        Each key with what ``work`` returned or the error: in the order of ``keys`` by threads.
+        Each key with the result of ``work`` or the error.
     """
     yield from (engine or threads())(partial(_attempt, work), keys)
 
@@ -56,5 +56,5 @@ def _attempt(work: Callable[[Variant], _Out], key: str) -> _Out | BaseException:
 
 
 def error_text(error: BaseException) -> str:
-    """Return what a person is shown of a variant's error: the message of our own errors, the repr of any other."""
+    """Return the text that people see of a variant's error: the message of a ``ChurnError``, the repr of any other."""
     return str(error) if isinstance(error, ChurnError) else repr(error)

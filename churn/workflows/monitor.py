@@ -1,18 +1,19 @@
 """Monitoring: detect drift and other problems over the whole fleet, and reconcile the incidents with them.
 
-Cheap enough to run every few minutes, and safe to repeat: without a change nothing is written and nobody is alerted.
+Cheap enough to run every few minutes, and safe to repeat: without a change nothing is written and no alert is queued.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from churn.database.fleet import FleetTables
 from churn.errors import ChurnError
-from churn.monitoring import conditions as wrong
-from churn.monitoring.conditions import Attempt, DriftFlag, FailedRun, History, ScoredBatch
+from churn.monitoring import conditions
+from churn.monitoring.conditions import Attempt, DriftFlag, FailedRun, ScoredBatch
 from churn.monitoring.incidents import KINDS, Change, Condition
 from churn.weeks import monday_of
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OF_RUNS = frozenset({"run_failed"})
-_OF_REGISTRY = frozenset({"week_missed", "performance_low", "segment_low"})
+_RUN_KINDS = frozenset({"run_failed"})
+_REGISTRY_KINDS = frozenset({"week_missed", "performance_low", "segment_low"})
+_WEEK = timedelta(weeks=1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class FleetDrift:
 
     def by_check(self) -> dict[str, dict[str, str]]:
         """Return the variants that fail each check, by the check's name, each with a sentence."""
-        inputs, scores = (dict(condition.members) for condition in wrong.drifted(self.flags))
+        inputs, scores = (dict(condition.members) for condition in conditions.drifted(self.flags))
         return {
             "no_input_drifts": inputs,
             "no_scores_drift": scores,
@@ -51,7 +53,7 @@ class FleetDrift:
         }
 
 
-KINDS_OF_CHECK: Mapping[str, Collection[str]] = {
+_KINDS_OF_CHECK: Mapping[str, Collection[str]] = {
     "volumes_are_usual": ("volume_unusual",),
     "data_is_fresh": ("data_stale",),
     "every_variant_was_scored": ("variants_failed", "week_missed"),
@@ -81,17 +83,13 @@ class FleetStatus:
         """Return the variants that fail each check, by the check's name; ``None`` if it could not be evaluated."""
         return {
             name: self.members(*kinds) if self.unavailable_kinds.isdisjoint(kinds) else None
-            for name, kinds in KINDS_OF_CHECK.items()
+            for name, kinds in _KINDS_OF_CHECK.items()
         }
 
     def members(self, *kinds: str) -> dict[str, str]:
         """Return the variants or runs affected by some kinds, each with a sentence."""
-        return {
-            member: sentence
-            for condition in self.conditions
-            if condition.kind in kinds
-            for member, sentence in condition.members.items()
-        }
+        affected = [one.members for one in self.conditions if one.kind in kinds]
+        return {member: sentence for members in affected for member, sentence in members.items()}
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class FleetMonitor:
 
     Attributes:
         champions: Queries the registry for each registered variant's champion version, by key.
-        receivers: Names of those who are alerted; incidents are recorded without any, too.
+        receivers: Names of the receivers of alerts; incidents are recorded without any, too.
         grace: Time after Monday 00:00 UTC by which a week must have been scored.
     """
 
@@ -113,17 +111,14 @@ class FleetMonitor:
     def flag_drift(self, now: datetime) -> FleetDrift:
         """Detect drift and store it; the newest flags of a batch replace its earlier ones."""
         week = monday_of(now.date())
-        batches = self.fleet.batches(week - timedelta(weeks=2))
-        flags = self._flagged(batches, now)
-        unknown = [flag for flag in flags if wrong.has_more_unknown(flag.drift)]
+        batches = self.fleet.batches(week - 2 * _WEEK)
+        newest = conditions.newest_batches(batches, week)
+        flags = self._store_flags(batches, newest, week)
+        unknown = [flag for flag in flags if conditions.has_more_unknown(flag.drift)]
         categories = self.fleet.categories(flag.batch_id for flag in unknown) if unknown else {}
         levels = [flag for flag in unknown if flag.drift.feature in categories.get(flag.batch_id, ())]
-        return FleetDrift(
-            n_compared=sum(bool(batch.drifts) for batch in wrong.newest_batches(batches, week).values()),
-            flags=flags,
-            unknown_levels=levels,
-            missing_values=[flag for flag in unknown if flag not in levels],
-        )
+        n_compared = sum(bool(batch.drifts) for batch in newest.values())
+        return FleetDrift(n_compared, flags, levels, [flag for flag in unknown if flag not in levels])
 
     def reconcile(self, now: datetime, failed_runs: Sequence[FailedRun] | None) -> FleetStatus:
         """Detect problems and open, update or resolve incidents; queue an alert for each receiver of a change.
@@ -137,65 +132,61 @@ class FleetMonitor:
         """
         champions = self._champions()
         week = monday_of(now.date())
-        batches = self.fleet.batches(week - timedelta(weeks=2))
-        attempts = self.fleet.attempts(week - timedelta(weeks=1))
+        batches, attempts = self.fleet.batches(week - 2 * _WEEK), self.fleet.attempts(week - _WEEK)
+        newest = conditions.newest_batches(batches, week)
         registered = {attempt.variant for attempt in attempts} if champions is None else set(champions)
-        found = [
-            *wrong.drifted(self._flagged(batches, now)),
-            *self._of_scoring(now, registered, batches, attempts),
-            *(self._of_labels(champions) if champions is not None else ()),
+        problems = [
+            *conditions.drifted(self._store_flags(batches, newest, week)),
+            *self._scoring_problems(now, registered, newest, attempts),
+            *(self._performance_problems(champions) if champions is not None else ()),
         ]
-        conditions = [_of_registered(registered, condition) for condition in found]
-        conditions += wrong.runs_failed(failed_runs or (), attempts)
-        unavailable = (_OF_REGISTRY if champions is None else frozenset()) | (
-            _OF_RUNS if failed_runs is None else frozenset()
+        # Variants that are no longer registered have no incidents.
+        found = [
+            replace(one, members={key: text for key, text in one.members.items() if key in registered})
+            for one in problems
+        ]
+        found += conditions.runs_failed(failed_runs or (), attempts)
+        unavailable: frozenset[str] = frozenset().union(
+            _REGISTRY_KINDS if champions is None else (), _RUN_KINDS if failed_runs is None else ()
         )
-        changes = self.incidents.reconcile(conditions, set(KINDS) - unavailable, self.receivers, now)
-        return FleetStatus(len(registered), conditions, unavailable, changes)
+        changes = self.incidents.reconcile(found, set(KINDS) - unavailable, self.receivers, now)
+        return FleetStatus(len(registered), found, unavailable, changes)
 
     def _champions(self) -> Mapping[str, int | None] | None:
         try:
             return self.champions()
         except ChurnError as error:
-            logger.warning("MLflow registry unavailable: skipped %s: %s", ", ".join(sorted(_OF_REGISTRY)), error)
+            logger.warning("MLflow registry unavailable: skipped %s: %s", ", ".join(sorted(_REGISTRY_KINDS)), error)
             return None
 
-    def _flagged(self, batches: Sequence[ScoredBatch], now: datetime) -> list[DriftFlag]:
-        week = monday_of(now.date())
-        flags = wrong.flag_drifts(batches, week)
-        newest = wrong.newest_batches(batches, week)
+    def _store_flags(
+        self, batches: Sequence[ScoredBatch], newest: Mapping[str, ScoredBatch], week: date
+    ) -> list[DriftFlag]:
+        flags = conditions.flag_drifts(batches, week)
         self.fleet.replace_flags([batch.batch_id for batch in newest.values()], flags)
         return flags
 
-    def _of_scoring(
-        self, now: datetime, registered: Collection[str], batches: Sequence[ScoredBatch], attempts: Sequence[Attempt]
+    def _scoring_problems(
+        self, now: datetime, registered: Collection[str], newest: Mapping[str, ScoredBatch], attempts: Sequence[Attempt]
     ) -> list[Condition]:
-        histories: Mapping[str, History] = self.fleet.histories(now.date() - wrong.MEMORY)
-        newest = wrong.newest_batches(batches, monday_of(now.date()))
-        conditions = [
-            wrong.variants_failed(attempts, newest, now),
-            wrong.challengers_failed(attempts, now),
-            wrong.data_stale(newest.values(), histories, now.date()),
-            wrong.volume_unusual(newest.values(), histories),
+        histories = self.fleet.histories(now.date() - conditions.MEMORY)
+        return [
+            conditions.variants_failed(attempts, newest, now),
+            conditions.challengers_failed(attempts, now),
+            conditions.data_stale(newest.values(), histories, now.date()),
+            conditions.volume_unusual(newest.values(), histories),
+            conditions.week_missed(registered, histories, attempts, conditions.week_due(now, self.grace)),
         ]
-        due = wrong.week_due(now, self.grace)
-        return [*conditions, wrong.week_missed(registered, histories, attempts, due)]
 
-    def _of_labels(self, champions: Mapping[str, int | None]) -> list[Condition]:
-        evaluated = wrong.newest_evaluated(self.fleet.evaluated(), champions)
-        low = wrong.performance_low(evaluated.values())
-        segments, n_evaluated = self.fleet.low_segments([one.batch_id for one in evaluated.values()], wrong.FDR)
-        return [low, wrong.segment_low(segments, n_evaluated, low.members)]
-
-
-def _of_registered(registered: Collection[str], condition: Condition) -> Condition:
-    """Leave out variants that are no longer registered."""
-    members = {key: sentence for key, sentence in condition.members.items() if key in registered}
-    return Condition(condition.kind, members, condition.subject)
+    def _performance_problems(self, champions: Mapping[str, int | None]) -> list[Condition]:
+        evaluated = conditions.newest_evaluated(self.fleet.evaluated(), champions)
+        low = conditions.performance_low(evaluated.values())
+        segments, n_evaluated = self.fleet.low_segments([one.batch_id for one in evaluated.values()], conditions.FDR)
+        return [low, conditions.segment_low(segments, n_evaluated, low.members)]
 
 
 def _sentences(flags: Sequence[DriftFlag]) -> dict[str, str]:
-    found: dict[str, list[str]] = {}
+    by_variant: dict[str, list[str]] = defaultdict(list)
     for flag in flags:
-        found.setdefault(flag.variant, []).append(wrong.describe_drift(flag.drift))
-    return {key: ", ".join(sentences) for key, sentences in found.items()}
+        by_variant[flag.variant].append(conditions.describe_drift(flag.drift))
+    return {key: ", ".join(sentences) for key, sentences in by_variant.items()}

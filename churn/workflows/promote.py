@@ -2,8 +2,8 @@
 
 The version that MLflow's alias ``champion`` names is the one that scores; moving the alias is one atomic call. Each
 move happens inside an open transaction on the table of model events, under the variant's lock, and the event is
-committed once the alias has moved. If the process dies in between, the alias has moved without an event;
-:meth:`Promoter.observe` records it later as ``observed``, as it does for aliases that somebody else moved.
+committed once the alias has moved. If the process dies in between, :meth:`Promoter.observe` records the move later as
+``observed``, as it does for aliases that were moved outside this project.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,10 +66,7 @@ class Promoter:
     def for_fleet(self, variants: Sequence[Variant], aliases: Mapping[Variant, Mapping[str, int]]) -> "Promoter":
         """Return a promoter for evaluating a fleet, which has queried once for what :meth:`status` needs.
 
-        It knows the aliases and events as they are now, so it must not be used to move aliases.
-
-        Args:
-            aliases: As for :meth:`observe`.
+        Its aliases and events are those of now, so it must not be used to move aliases.
         """
         latest = self.events.latest_of_all()
         listed = {one: (aliases.get(one, {}), latest.get(one)) for one in variants}
@@ -81,7 +78,7 @@ class Promoter:
         Args:
             appended: The variant's history, if it was ingested just now; ``None`` reads it if it is needed.
         """
-        event = self._as_it_is(variant, *self.listed[variant]) if variant in self.listed else self._now(variant)
+        event = self._reconciled(variant, *self.listed[variant]) if variant in self.listed else self._current(variant)
         if event.champion is None or event.challenger is None:
             return VariantStatus(event, None)
         comparison = self.evaluator.compare(variant, event.champion, event.challenger, self.today, appended)
@@ -94,11 +91,11 @@ class Promoter:
             aliases: Of every registered variant, as the registry lists them.
         """
         latest = self.events.latest_of_all()
-        unseen = [variant for variant, held in aliases.items() if _differs(latest.get(variant), held)]
-        return [event for variant in unseen if (event := self._observe(variant)) is not None]
+        moved = [variant for variant, versions in aliases.items() if _differs(latest.get(variant), versions)]
+        return [event for variant in moved if (event := self._observe(variant)) is not None]
 
     def challenge(self, variant: Variant, version: int, reason: str) -> ModelEvent:
-        """Make a version the challenger: it scores beside the champion from now on and serves no account."""
+        """Make a version the challenger: it scores the same rows as the champion and serves no account."""
         return self._move(variant, "challenged", lambda now: replace(now, challenger=version, ab_share=0), reason)
 
     def share(self, variant: Variant, share: int, reason: str, *, dry_run: bool = False) -> ModelEvent:
@@ -130,7 +127,7 @@ class Promoter:
             UsageError: If it is forced without a reason.
         """
         if is_forced and not reason.strip():
-            raise UsageError("--force needs --reason, which is kept with the promotion")
+            raise UsageError("--force needs --reason, which is recorded with the promotion")
         status = self.status(variant)
         challenger = _require(status.event.challenger, f"{variant} has no challenger to promote; train one")
         comparison = status.comparison
@@ -153,24 +150,19 @@ class Promoter:
             For each variant that has a challenger: the promotion, the comparison if there was none, or the error.
         """
         results: dict[Variant, ModelEvent | Comparison | BaseException] = {}
-        comparisons: dict[Variant, tuple[int, Comparison]] = {}
+        compared: dict[str, tuple[int, Comparison]] = {}
         for key, status in for_each_variant(self.status, [variant.key for variant in variants]):
-            variant = Variant.from_key(key)
             if isinstance(status, BaseException):
-                results[variant] = status
+                results[Variant.from_key(key)] = status
             elif status.comparison is not None and status.event.challenger is not None:
-                results[variant] = status.comparison
-                comparisons[variant] = status.event.challenger, status.comparison
-        e_values = [comparison.e_value for _, comparison in comparisons.values()]
+                results[Variant.from_key(key)] = status.comparison
+                compared[key] = status.event.challenger, status.comparison
+        e_values = [comparison.e_value for _, comparison in compared.values()]
         is_chosen = e_benjamini_hochberg(e_values, self.evaluator.limits.alpha)
-        chosen = [
-            variant.key
-            for (variant, (_, comparison)), one in zip(comparisons.items(), is_chosen, strict=True)
-            if one and not comparison.broken
-        ]
+        chosen = [key for key, one in zip(compared, is_chosen, strict=True) if one and not compared[key][1].broken]
 
         def promote(variant: Variant) -> ModelEvent:
-            return self._promote(variant, *comparisons[variant], reason, dry_run=dry_run)
+            return self._promote(variant, *compared[variant.key], reason, is_forced=False, dry_run=dry_run)
 
         return results | {Variant.from_key(key): result for key, result in for_each_variant(promote, chosen)}
 
@@ -188,14 +180,7 @@ class Promoter:
         return self._move(variant, "rolled_back", after, reason, dry_run=dry_run)
 
     def _promote(
-        self,
-        variant: Variant,
-        challenger: int,
-        comparison: Comparison,
-        reason: str,
-        *,
-        is_forced: bool = False,
-        dry_run: bool = False,
+        self, variant: Variant, challenger: int, comparison: Comparison, reason: str, *, is_forced: bool, dry_run: bool
     ) -> ModelEvent:
         def after(now: ModelEvent) -> ModelEvent:
             if now.challenger != challenger:
@@ -207,8 +192,8 @@ class Promoter:
                 now, champion=challenger, previous=now.champion, challenger=None, ab_share=0, is_forced=is_forced
             )
 
-        why = reason or comparison.sentence
-        return self._move(variant, "promoted", after, why, evidence=comparison.evidence(), dry_run=dry_run)
+        reason = reason or comparison.sentence
+        return self._move(variant, "promoted", after, reason, evidence=comparison.evidence(), dry_run=dry_run)
 
     def _move(
         self,
@@ -220,47 +205,42 @@ class Promoter:
         evidence: Mapping[str, Any] | None = None,
         dry_run: bool = False,
     ) -> ModelEvent:
+        fields: dict[str, Any] = {"action": action, "reason": reason, "evidence": evidence or {}, "actor": self.actor}
         if dry_run:
-            now = self._now(variant)
-            return self._event(after(now), action, reason, evidence)
+            return replace(after(self._current(variant)), **fields, occurred_at=self.clock())
         self._observe(variant)
         with self.events.recording(variant) as record:
-            now = self._now(variant)
-            event = self._event(after(now), action, reason, evidence)
+            now = self._current(variant)
+            event = replace(after(now), **fields, occurred_at=self.clock())
             record(event)
             self.registry.set_aliases(variant, _moves(now, event))
         return event
 
-    def _event(self, event: ModelEvent, action: Action, reason: str, evidence: Mapping[str, Any] | None) -> ModelEvent:
-        return replace(
-            event, action=action, reason=reason, evidence=evidence or {}, actor=self.actor, occurred_at=self.clock()
-        )
-
     def _observe(self, variant: Variant) -> ModelEvent | None:
         with self.events.recording(variant) as record:
-            latest, held = self.events.latest(variant), self.registry.aliases_of(variant)
-            if not held or not _differs(latest, held):
+            latest, aliases = self.events.latest(variant), self.registry.aliases_of(variant)
+            if not aliases or not _differs(latest, aliases):
                 return None
-            event = self._as_it_is(variant, held, latest)
+            event = self._reconciled(variant, aliases, latest)
             record(event)
         return event
 
-    def _now(self, variant: Variant) -> ModelEvent:
-        return self._as_it_is(variant, self.registry.aliases_of(variant), self.events.latest(variant))
+    def _current(self, variant: Variant) -> ModelEvent:
+        return self._reconciled(variant, self.registry.aliases_of(variant), self.events.latest(variant))
 
-    def _as_it_is(self, variant: Variant, held: Mapping[str, int], latest: ModelEvent | None) -> ModelEvent:
+    def _reconciled(self, variant: Variant, aliases: Mapping[str, int], latest: ModelEvent | None) -> ModelEvent:
         """Return the newest event if it matches the aliases, else an event that records what was observed."""
-        if not held:
+        if not aliases:
             raise PromotionError(f"variant {variant} is not registered or has no alias; log or train a model first")
-        if latest is not None and not _differs(latest, held):
+        if latest is not None and not _differs(latest, aliases):
             return replace(latest, is_forced=False)
-        is_same = latest is not None and latest.challenger == held.get(CHALLENGER)
+        is_same = latest is not None and latest.challenger == aliases.get(CHALLENGER)
         return ModelEvent(
             variant=variant,
             action="observed",
-            champion=held.get(CHAMPION),
-            previous=held.get(PREVIOUS),
-            challenger=held.get(CHALLENGER),
+            champion=aliases.get(CHAMPION),
+            previous=aliases.get(PREVIOUS),
+            challenger=aliases.get(CHALLENGER),
             reason="the aliases in MLflow",
             actor=self.actor,
             occurred_at=self.clock(),
@@ -268,16 +248,16 @@ class Promoter:
         )
 
 
-def _differs(latest: ModelEvent | None, held: Mapping[str, int]) -> bool:
-    known = None if latest is None else (latest.champion, latest.previous, latest.challenger)
-    return known != (held.get(CHAMPION), held.get(PREVIOUS), held.get(CHALLENGER))
+def _differs(latest: ModelEvent | None, aliases: Mapping[str, int]) -> bool:
+    recorded = None if latest is None else (latest.champion, latest.previous, latest.challenger)
+    return recorded != (aliases.get(CHAMPION), aliases.get(PREVIOUS), aliases.get(CHALLENGER))
 
 
 def _moves(before: ModelEvent, after: ModelEvent) -> dict[str, int | None]:
     """Order the moves so that an interruption leaves a sound state: ``previous`` is set before the champion moves."""
-    wanted = {PREVIOUS: (before.previous, after.previous), CHAMPION: (before.champion, after.champion),
-              CHALLENGER: (before.challenger, after.challenger)}  # fmt: skip
-    return {alias: new for alias, (old, new) in wanted.items() if old != new}
+    versions = {PREVIOUS: (before.previous, after.previous), CHAMPION: (before.champion, after.champion),
+                CHALLENGER: (before.challenger, after.challenger)}  # fmt: skip
+    return {alias: new for alias, (old, new) in versions.items() if old != new}
 
 
 def _require(version: int | None, message: str) -> int:

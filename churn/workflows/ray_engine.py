@@ -1,8 +1,7 @@
-"""The engine that does a fleet's work on a Ray cluster: one task for each variant.
+"""The engine that runs a fleet's work on a Ray cluster: one task for each variant.
 
-A node opens its services from its own environment, so nothing that is sent holds a secret. What a killed worker or node
-had begun is begun again elsewhere; a batch is published in one transaction, so nothing of it was half there. Placing
-tasks, noticing the dead and starting again are Ray's.
+Each node opens its services from the node's environment, so no secret is sent. Ray restarts the tasks of a worker or
+node that died elsewhere; a batch is published in one transaction, so no half of one remains.
 """
 
 import atexit
@@ -28,29 +27,29 @@ _Out = TypeVar("_Out")
 _Services = TypeVar("_Services")
 
 OpenServices = Callable[[], AbstractContextManager[tuple[Mapping[str, str], _Services]]]
-"""Opens a node's services from its own environment, with their fingerprint; pickled by its name."""
+"""Opens a node's services, with their fingerprint, from the node's environment; pickled by its name."""
 
 MAX_RETRIES = 3
-"""How often Ray begins a variant again whose worker died; the job's own retries come on top."""
-_LISTENS_WITHIN_S = 5.0
-_NODES_WITHIN_S = 120.0
-_COUNT_EVERY_S = 2.0
-_BEGUN_PER_CPU = 2  # one at work, one queued
+"""How often Ray restarts a task whose worker died, in addition to the retries of the job."""
+_CONNECT_TIMEOUT_S = 5.0
+_NODES_TIMEOUT_S = 120.0
+_POLL_INTERVAL_S = 2.0
+_TASKS_PER_CPU = 2  # one runs, one is queued
 
 _RAY_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # or a driver under `uv run` sends its folder to the nodes, .env included
     "RAY_NUM_REDIS_GET_RETRIES": "1",  # a cluster that does not answer is waited for 40 s, not 14 minutes
-    "RAY_task_oom_retries": str(MAX_RETRIES),  # or a variant that fits no node is begun for ever
+    "RAY_task_oom_retries": str(MAX_RETRIES),  # or a variant that fits no node is restarted for ever
 }
 
 
 @dataclass(frozen=True)
 class RayCluster(Generic[_Services]):
-    """A cluster, and what its nodes need to know; holds no secret.
+    """A cluster and the way its nodes open their services; contains no secret.
 
     Attributes:
-        fingerprint: What must be the same on every node, by the name that a person knows it by.
+        fingerprint: The settings that must be the same on every node, by their names for people.
     """
 
     address: str
@@ -63,35 +62,34 @@ class UnfitNodeError(ClusterError):
 
 
 class _NodeUnavailableError(ClusterUnavailableError):
-    """A node could not open its services now, so the work was not begun."""
+    """A node could not open its services now, so the work did not start."""
 
 
 @dataclass(frozen=True)
 class OnNode(Generic[_Services, _Out]):
-    """Work on a variant with the services of the node that it runs on; picklable if ``work`` is."""
+    """Work on a variant with the services of the node that it runs on; picklable if ``work`` is.
+
+    Raises:
+        UnfitNodeError: If this node's fingerprint differs from the one needed.
+        ClusterUnavailableError: If its services cannot be opened now.
+    """
 
     cluster: RayCluster[_Services]
     work: Callable[[_Services, Variant], _Out]
 
     def __call__(self, variant: Variant) -> _Out:
-        """Do the work.
-
-        Raises:
-            UnfitNodeError: If this node's fingerprint differs from the one needed.
-            ClusterUnavailableError: If its services cannot be opened now.
-        """
         return self.work(self._services(), variant)
 
     def _services(self) -> _Services:
         try:
-            found, services = cast("tuple[Mapping[str, str], _Services]", _open_once(self.cluster.open_services))
+            actual, services = cast("tuple[Mapping[str, str], _Services]", _open_once(self.cluster.open_services))
         except TransientError as error:
             raise _NodeUnavailableError(str(error)) from error
         except ChurnError as error:
             raise UnfitNodeError(f"node {_node()} of the Ray cluster cannot open its services: {error}") from error
-        needed = self.cluster.fingerprint
-        differing = [f"{name} is {found[name]} there and {needed[name]} here" for name in needed
-                     if needed[name] != found[name]]  # fmt: skip
+        needed = self.cluster.fingerprint.items()
+        differing = [f"{name} is {actual[name]} there and {value} here" for name, value in needed
+                     if value != actual[name]]  # fmt: skip
         if differing:
             raise UnfitNodeError(
                 f"node {_node()} of the Ray cluster differs from this process: {'; '.join(differing)}. Start its "
@@ -103,10 +101,10 @@ class OnNode(Generic[_Services, _Out]):
 @functools.cache
 def _open_once(open_services: OpenServices[Any]) -> tuple[Mapping[str, str], Any]:
     """Open this worker's services, for as long as the worker lives."""
-    with ExitStack() as opened:
-        found = opened.enter_context(open_services())
-        atexit.register(opened.pop_all().close)
-    return found
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_services())
+        atexit.register(stack.pop_all().close)
+    return opened
 
 
 @dataclass(frozen=True)
@@ -114,19 +112,19 @@ class RayEngine:
     """Runs attempts as tasks of a Ray cluster; see :data:`churn.workflows.fleet.FleetEngine`.
 
     Attributes:
-        record_lost: Called with the key, the start and the error of an attempt of which the work could record nothing
-            itself: its worker died too often, or no node could begin it.
+        record_lost: Called with the key, the start and the error of an attempt that could not record its failure: its
+            worker died too often, or no node could start it.
     """
 
     address: str
     record_lost: Callable[[str, datetime, BaseException], None]
 
     def __call__(self, attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:
-        """Keep every node busy until all is done; yields the results as they come.
+        """Run an attempt for each key on all nodes; yields the results as they complete.
 
         Raises:
-            ClusterError: If the cluster does not answer, a node is unfit, or there has been none for a while; what was
-                begun is given up.
+            ClusterError: If the cluster does not answer, a node is unfit, or the cluster has had no node for a while;
+                running tasks are cancelled.
         """
         with _connected(self.address) as ray:
             yield from _Tasks(ray, self, attempt).run(keys)
@@ -137,51 +135,51 @@ class _Tasks:
 
     def __init__(self, ray: Any, engine: RayEngine, attempt: Callable[[str], Any]) -> None:
         self._ray, self._engine, self._attempt = ray, engine, attempt
-        self._n_cpus, self._counted_at = 0, -_COUNT_EVERY_S
-        self._seen_at = time.monotonic()
+        self._n_cpus, self._counted_at = 0, -_POLL_INTERVAL_S
+        self._available_at = time.monotonic()
 
     def run(self, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
-        sent = self._ray.put(self._attempt)
+        attempt = self._ray.put(self._attempt)
         task = self._ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=False)(_run_attempt)
-        left = iter(keys)
-        begun: dict[Future[Any], tuple[str, datetime, object]] = {}
+        queue = iter(keys)
+        running: dict[Future[Any], tuple[str, datetime, object]] = {}
         while True:
-            for key in islice(left, max(self._room() - len(begun), 0)):
-                reference = task.options(name=key).remote(sent, key)
-                # Waited for as a future: in Ray's own wait, what a signal raises becomes another error.
-                begun[reference.future()] = key, datetime.now(UTC), reference
-            if not begun:
+            for key in islice(queue, max(self._capacity() - len(running), 0)):
+                reference = task.options(name=key).remote(attempt, key)
+                # Waited for as a future: Ray's wait would turn an exception of a signal handler into another error.
+                running[reference.future()] = key, datetime.now(UTC), reference
+            if not running:
                 return
-            for future in wait(begun, _COUNT_EVERY_S, FIRST_COMPLETED).done:
-                key, started_at, _ = begun.pop(future)
+            for future in wait(running, _POLL_INTERVAL_S, FIRST_COMPLETED).done:
+                key, started_at, _ = running.pop(future)
                 yield key, self._result(key, started_at, future)
 
-    def _room(self) -> int:
-        """Return how many variants may be begun at once: nodes come and go, so they are counted now and then."""
+    def _capacity(self) -> int:
+        """Return how many tasks may run or be queued; counts the CPUs every few seconds, since nodes come and go."""
         now = time.monotonic()
-        if now - self._counted_at >= _COUNT_EVERY_S:
+        if now - self._counted_at >= _POLL_INTERVAL_S:
             self._n_cpus, self._counted_at = int(self._ray.cluster_resources().get("CPU", 0)), now
         if self._n_cpus:
-            self._seen_at = now
-        elif now - self._seen_at > _NODES_WITHIN_S:
+            self._available_at = now
+        elif now - self._available_at > _NODES_TIMEOUT_S:
             raise ClusterUnavailableError(
-                f"the Ray cluster at {self._engine.address} has had no CPU for {_NODES_WITHIN_S:.0f} s; start a node "
-                f"with `ray start`, or find out why its nodes are gone"
+                f"the Ray cluster at {self._engine.address} has had no CPU for {_NODES_TIMEOUT_S:.0f} s; start a node "
+                f"with `ray start`, or find out why its nodes stopped"
             )
-        return _BEGUN_PER_CPU * max(self._n_cpus, 1)
+        return _TASKS_PER_CPU * max(self._n_cpus, 1)
 
     def _result(self, key: str, started_at: datetime, future: Future[Any]) -> Any:
         errors = self._ray.exceptions
         try:
             result = future.result()
-        except errors.RayTaskError as error:  # not of the work, of which every error is returned
+        except errors.RayTaskError as error:  # not of the work, whose errors are returned
             result = RuntimeError(f"Ray could not run the task or send its result: {error.cause!r}")
         except errors.RayError as error:
-            said = str(error).strip().partition("\n")[0][:400]
+            reason = f"{type(error).__name__}: {_first_line(error)[:400]}"
             result = ClusterUnavailableError(
-                f"Ray gave the variant up after {MAX_RETRIES + 1} tries ({type(error).__name__}: {said}); nothing "
-                f"of it is half published. See `ray status` and the nodes' logs, perhaps it needs a node with "
-                f"more memory; then score it again"
+                f"Ray gave the variant up after {MAX_RETRIES + 1} tries ({reason}); its batch was published either "
+                f"entirely or not at all. See `ray status` and the nodes' logs, perhaps it needs "
+                f"a node with more memory; then score it again"
             )
         else:
             if isinstance(result, UnfitNodeError):
@@ -196,8 +194,12 @@ def _run_attempt(attempt: Callable[[str], Any], key: str) -> Any:
     """Run an attempt on this node; returns its result or error."""
     result = attempt(key)
     if isinstance(result, BaseException) and not isinstance(result, ChurnError):
-        return RuntimeError(f"{type(result).__name__}: {result}")  # another kind need not survive pickling
+        return RuntimeError(f"{type(result).__name__}: {result}")  # other errors may not be picklable
     return result
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _node() -> str:
@@ -207,7 +209,7 @@ def _node() -> str:
 
 
 def load_ray() -> Any:
-    """Import Ray, with our settings in its environment, which it reads then.
+    """Import Ray, which reads the environment then, with our defaults.
 
     Raises:
         UsageError: If it is not installed.
@@ -226,17 +228,17 @@ def load_ray() -> Any:
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Connect this process to a cluster; on the way out, its tasks that still run there end."""
+    """Connect this process to a cluster; leaving the context cancels its tasks."""
     ray = load_ray()
     _require_listener(address)
     try:
-        with sigterm_kept():  # Ray would have the process exit, where Dagster ends a run in order
+        with sigterm_kept():  # Ray's handler exits at once, Dagster's ends the run in order
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except Exception as error:
         ray.shutdown()
         if "ersion mismatch" in str(error):
             raise ClusterError(f"the Ray cluster at {address} is of another version ({error}); use the same") from error
-        raise _unavailable(address, str(error).strip().partition("\n")[0]) from error
+        raise _unavailable(address, _first_line(error)) from error
     try:
         yield ray
     finally:
@@ -244,18 +246,18 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def _require_listener(address: str) -> None:
-    """Fail in seconds where nobody listens; Ray itself would try for minutes."""
+    """Fail in seconds if no process listens; Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENS_WITHIN_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise _unavailable(address, str(error)) from error
 
 
-def _unavailable(address: str, said: str) -> ClusterUnavailableError:
+def _unavailable(address: str, reason: str) -> ClusterUnavailableError:
     return ClusterUnavailableError(
-        f"the Ray cluster at {address} did not answer ({said}); correct CHURN_RAY_ADDRESS, or find out with "
-        f"`ray status` whether it runs. host:6379 and auto are for its own machines, ray://host:10001 for others"
+        f"the Ray cluster at {address} did not answer ({reason}); correct CHURN_RAY_ADDRESS, or check with "
+        f"`ray status` whether it runs. host:6379 and auto are for the cluster's machines, ray://host:10001 for others"
     )

@@ -20,9 +20,9 @@ from churn.data.activity import ONE_HOT_COLUMNS, check_encoded
 from churn.data.features import Matrix, pack_matrix, plan_encoded
 from churn.data.formats import read_frame
 from churn.errors import InputError, ModelFileError
-from churn.evaluation.metrics import evaluate
+from churn.evaluation.metrics import Scores, evaluate
 from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
-from churn.monitoring.profiles import Profile, reference_profile
+from churn.monitoring.profiles import reference_profile
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun
 from churn.registry.registry import Registry
@@ -35,15 +35,16 @@ SAMPLE_NAMES = ("data/churn/X_test_sample_2.json",)
 LABEL_COLUMN = "churned"
 """Optional column of a sample, 0 or 1; without it there are no metrics."""
 
+Labels = npt.NDArray[np.int8]
+
 
 @dataclass(frozen=True)
 class Candidate:
     """A model and its sample rows, checked against each other and ready to be logged."""
 
-    variant: Variant
     bundle: Bundle
     matrix: Matrix
-    labels: npt.NDArray[np.int8] | None
+    labels: Labels | None
     files: tuple[SourceFile, ...]
 
     @property
@@ -62,8 +63,7 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidat
         ModelFileError: If the booster or the names cannot be used, or the score of a sample row is not finite.
         InputError: If the sample does not consist of rows of the model's features.
     """
-    files = sources.fetch(variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder)
-    model, names, sample = files
+    model, names, sample = files = sources.fetch(variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder)
     feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
     bundle = read_bundle(model.path.read_bytes(), feature_names, model.provenance.uri)
     frame = read_frame(sample.path, feature_names)
@@ -71,13 +71,13 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidat
     if not checked.quarantined.is_empty():
         checked.require_share(0.0)
     matrix = np.ascontiguousarray(checked.rows.select(feature_names).cast(pl.Float32).to_numpy())
-    scores = bundle.predict(matrix)
-    if not np.isfinite(scores).all():
+    is_finite = np.isfinite(bundle.predict(matrix))
+    if not is_finite.all():
         raise ModelFileError(
-            f"{model.provenance.uri} gives {int((~np.isfinite(scores)).sum())} of {len(scores)} sample rows no finite "
-            f"score; train it again"
+            f"{model.provenance.uri} gives {int((~is_finite).sum())} of {len(matrix)} sample rows no finite score; "
+            "train it again"
         )
-    return Candidate(variant, bundle, matrix, _read_labels(frame), tuple(files))
+    return Candidate(bundle, matrix, _read_labels(frame), tuple(files))
 
 
 def log_variant(
@@ -119,41 +119,33 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
     if model.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = model.fallback_reason
         tags[tag.FILES_OF_VARIANT] = model.variant.key
+    encoding, scores = plan_encoded(bundle.feature_names, ONE_HOT_COLUMNS), bundle.predict(candidate.matrix)
+    golden_rows = candidate.matrix[:GOLDEN_ROWS]
     return LoggedRun(
         bundle=bundle,
-        golden=bundle.make_golden(candidate.matrix[:GOLDEN_ROWS]),
-        sample=pd.DataFrame(candidate.matrix[:GOLDEN_ROWS], columns=list(bundle.feature_names)),
+        golden=bundle.make_golden(golden_rows),
+        sample=pd.DataFrame(golden_rows, columns=list(bundle.feature_names)),
         parameters=bundle.parameters,
-        metrics=_metrics(candidate),
+        metrics=_metrics(candidate.labels, scores),
         tags=tags,
-        reference=reference_of(bundle, candidate.matrix),
+        reference=reference_profile(pack_matrix(candidate.matrix, encoding), encoding, scores),
     )
 
 
-def reference_of(bundle: Bundle, matrix: Matrix) -> Profile:
-    """Profile rows that a model was not trained on, and their scores; batches are compared with the profile.
-
-    Args:
-        matrix: Shape (n, n_features), in the model's order.
-    """
-    encoding = plan_encoded(bundle.feature_names, ONE_HOT_COLUMNS)
-    return reference_profile(pack_matrix(matrix, encoding), encoding, bundle.predict(matrix))
-
-
-def _metrics(candidate: Candidate) -> dict[str, float]:
-    scores = candidate.bundle.predict(candidate.matrix)
+def _metrics(labels: Labels | None, scores: Scores) -> dict[str, float]:
     metrics = {"sample_rows": float(len(scores)), "sample_mean_churn_probability": float(scores.mean())}
-    if candidate.labels is None:
+    if labels is None:
         return metrics
-    found = evaluate(candidate.labels == 1, scores).metrics()
-    return metrics | {name.replace("average_precision", "pr_auc"): value for name, value in found.items()}
+    measured = evaluate(labels == 1, scores).metrics()
+    return metrics | {name.replace("average_precision", "pr_auc"): value for name, value in measured.items()}
 
 
-def _read_labels(frame: pl.DataFrame) -> npt.NDArray[np.int8] | None:
+def _read_labels(frame: pl.DataFrame) -> Labels | None:
     if LABEL_COLUMN not in frame.columns:
         return None
     labels = frame[LABEL_COLUMN].cast(pl.Float64, strict=False)
-    if labels.is_null().any() or not labels.is_in([0.0, 1.0]).all():
-        wrong = frame[LABEL_COLUMN].filter(~labels.is_in([0.0, 1.0]).fill_null(value=False)).head(3).to_list()
-        raise InputError(f"the sample's {LABEL_COLUMN} holds {json.dumps(wrong, default=str)}; each must be 0 or 1")
+    is_valid = labels.is_in([0.0, 1.0]).fill_null(value=False)
+    if not is_valid.all():
+        wrong = frame[LABEL_COLUMN].filter(~is_valid).head(3).to_list()
+        raise InputError(f"the sample's {LABEL_COLUMN} contains {json.dumps(wrong, default=str)}; each must be 0 or 1")
     return labels.cast(pl.Int8).to_numpy()

@@ -1,7 +1,4 @@
-"""Retraining requests: which variants' champions should be retrained, and why.
-
-The rules are in :mod:`churn.monitoring.retraining`; this module loads what they need. Nothing is trained here.
-"""
+"""Retraining requests: load the data of the rules in :mod:`churn.monitoring.retraining` and apply them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,9 +25,9 @@ class RetrainingPlanner:
     policy: RetrainingPolicy
 
     def reasons(self, today: date, requested: Mapping[str, date]) -> Iterator[tuple[str, str]]:
-        """Yield the key of each variant whose champion should be retrained, with the reason.
+        """Yield the key of each variant to retrain, with the reason.
 
-        A variant with a challenger is left out until the challenger is promoted or replaced.
+        A variant with a challenger is excluded until the challenger is promoted or replaced.
 
         Args:
             requested: When training was last requested, by variant key.
@@ -40,9 +37,8 @@ class RetrainingPlanner:
         trained_on = self.registry.training_dates()
         for variant, aliases in sorted(self.registry.aliases().items()):
             champion = aliases.get(CHAMPION)
-            if champion is None or CHALLENGER in aliases:
-                continue
-            if is_paused(requested.get(variant.key), today, self.policy):
+            is_waiting = CHALLENGER in aliases or is_paused(requested.get(variant.key), today, self.policy)
+            if champion is None or is_waiting:
                 continue
             cohorts = [
                 EvaluatedCohort(one.batch.as_of, one.measures.get("roc_auc_high"), one.auc_limit)

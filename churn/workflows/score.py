@@ -1,10 +1,9 @@
-"""Score a variant for a week: open its model, read its rows, score them, publish the batch.
+"""Score a variant for a week: load its model, read its rows, score them, publish the batch.
 
 PostgreSQL pulls the rows. ``PredictionStore.publish`` opens the transaction and starts COPY; chunks of rows are scored,
-by a few threads, only when COPY reads from the :class:`BatchInProgress` made here. So a batch of any size needs little
-memory, an error while scoring rolls everything back, and in a stack trace the model runs below ``publish``.
-
-Safe to repeat: the newest batch of a variant's week is the current one. Knows no Dagster.
+by a few threads, only when COPY reads from the :class:`BatchInProgress` that this module creates. So a batch of any
+size needs little memory, an error while scoring rolls everything back, and in a stack trace the model runs below
+``publish``. Safe to repeat: the newest batch of a variant's week is the current one.
 """
 
 import logging
@@ -15,13 +14,13 @@ from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
 from tenacity import (
-    RetryCallState,
     Retrying,
+    before_sleep_log,
     retry_if_exception_type,
     stop_after_attempt,
     stop_after_delay,
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Out = TypeVar("_Out")
+_Aliases = Mapping[Variant, Mapping[str, int]]
 
 _ATTEMPTS = 8
 _RETRY_FOR_S = 90
@@ -59,11 +59,11 @@ _RETRY_FOR_S = 90
 
 @dataclass(frozen=True)
 class FleetRequest:
-    """What is asked of many variants.
+    """The request to score many variants.
 
     Attributes:
         week: The Monday of the scored week.
-        as_of: The day at whose end things must have been known.
+        as_of: Facts that became known after the end of this day are not used.
     """
 
     week: date
@@ -72,17 +72,17 @@ class FleetRequest:
 
     @classmethod
     def for_week(cls, week: date, *, as_of: date | None = None, dagster_run_id: str | None = None) -> "FleetRequest":
-        """Fill in the as-of day: see :func:`churn.weeks.default_as_of`."""
+        """Return the request for a week; the as-of day defaults to :func:`churn.weeks.default_as_of`."""
         return cls(week, as_of or default_as_of(week, datetime.now(UTC).date()), dagster_run_id)
 
     def of(self, variant: Variant) -> "ScoringRequest":
-        """Return what is asked of one of them."""
+        """Return the request to score one of them."""
         return ScoringRequest(variant, self.week, self.as_of, self.dagster_run_id)
 
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """What is asked of one variant; see :class:`FleetRequest`. Made once and handed on."""
+    """The request to score one variant; see :class:`FleetRequest`."""
 
     variant: Variant
     week: date
@@ -93,11 +93,11 @@ class ScoringRequest:
 
 @dataclass(frozen=True)
 class ScoringOutcome:
-    """A variant's published week: everything a person may want to see of it.
+    """A variant's published week.
 
     Attributes:
-        challenger_version: The challenger there is; ``None`` when there is none.
-        challenger_record: Of the challenger's batch; ``None`` when there is none, or it failed.
+        challenger_version: ``None`` if the variant has no challenger.
+        challenger_record: Of the challenger's batch; ``None`` if there is none or it failed.
     """
 
     record: BatchRecord
@@ -113,7 +113,7 @@ class ScoringOutcome:
 
 
 Report = Callable[[ScoringOutcome, "Scorer"], _Out]
-"""Makes what is returned of a published variant, where it was scored. An outcome holds rows, so it stays there."""
+"""Builds the result of a published variant where it was scored: an outcome contains rows, so it is not sent."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class Scorer:
 
     Attributes:
         with_reasons: Whether each row's contributions are stored.
-        recent_months: Accounts with a row of this many newest months are compared with the model's reference.
-        aliases: The registry's aliases as listed once for a fleet; ``None`` looks them up variant by variant.
-        circuit: Opens while a service is down, so that a fleet waits for it a few times and not once a variant.
+        recent_months: Only accounts with a row in this many newest months are compared with the model's reference.
+        aliases: The registry's aliases as listed once for a fleet; ``None`` queries them variant by variant.
+        circuit: Opens while a service is down, so that a fleet waits for it a few times and not once per variant.
     """
 
     sources: Sources
@@ -134,47 +134,44 @@ class Scorer:
     max_quarantine_share: float
     with_reasons: bool = True
     recent_months: int = HORIZON_MONTHS
-    aliases: Mapping[Variant, Mapping[str, int]] | None = None
+    aliases: _Aliases | None = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
 
     def score_variant(self, request: ScoringRequest) -> ScoringOutcome:
         """Score a variant's week and publish the batch.
 
         Raises:
-            ChurnError: With the reason. Nothing is published then; transient errors were retried first, unless the
-                circuit breaker is open.
+            ChurnError: Nothing is published then. Transient errors were retried first, unless the circuit breaker is
+                open.
         """
-        return self.circuit.call(lambda: self._score_with_retries(request), TransientError)
-
-    def record_failure(
-        self, key: str, asked: FleetRequest | ScoringRequest, started_at: datetime, error: BaseException
-    ) -> None:
-        """Record an attempt that published nothing; where that fails, log a warning."""
-        try:
-            self.store.record_failure(key, asked.week, asked.dagster_run_id, started_at, error)
-        except ChurnError as unrecorded:
-            logger.warning("%s: its failure could not be recorded: %s", key, unrecorded)
-
-    def _score_with_retries(self, request: ScoringRequest) -> ScoringOutcome:
-        for attempt in Retrying(
+        retry = Retrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_attempt(_ATTEMPTS) | stop_after_delay(_RETRY_FOR_S),
             wait=wait_random_exponential(multiplier=0.5, max=15),
-            before_sleep=_log_retry,
+            before_sleep=before_sleep_log(logger, logging.WARNING),
             reraise=True,
-        ):
-            with attempt, tempfile.TemporaryDirectory(prefix="churn-score-") as scratch:
-                return self._score(replace(request, started_at=datetime.now(UTC)), Path(scratch))
-        raise AssertionError  # Retrying reraises
+        )
+        return self.circuit.call(lambda: retry(self._score, request), TransientError)
 
-    def _score(self, request: ScoringRequest, scratch: Path) -> ScoringOutcome:
+    def record_failure(
+        self, request: FleetRequest | ScoringRequest, key: str, started_at: datetime, error: BaseException
+    ) -> None:
+        """Record an attempt that published nothing; if that fails, log a warning."""
+        try:
+            self.store.record_failure(key, request.week, request.dagster_run_id, started_at, error)
+        except ChurnError as unrecorded:
+            logger.warning("%s: its failure could not be recorded: %s", key, unrecorded)
+
+    def _score(self, request: ScoringRequest) -> ScoringOutcome:
+        request = replace(request, started_at=datetime.now(UTC))
         variant = request.variant
         aliases = self.aliases if self.aliases is not None else {variant: self.registry.aliases_of(variant)}
         model = self.registry.open(variant, CHAMPION, aliases)
-        raw = self.sources.fetch_input(variant, scratch)
-        champion = self._begin(request, model, raw, CHAMPION)
-        challenge = self._challenge(request, raw, aliases)
-        published = self.store.publish(variant, request.week, champion.batch, challenge)
+        with tempfile.TemporaryDirectory(prefix="churn-score-") as scratch:
+            raw = self.sources.fetch_input(variant, Path(scratch))
+            batch, scoring = self._begin(request, model, raw, CHAMPION)
+            challenge = self._challenge(request, raw, aliases)
+            published = self.store.publish(variant, request.week, batch, challenge)
         batch_id, record = published[0]
         if record.importance:
             self._attach_importance(record, model.version)
@@ -183,32 +180,31 @@ class Scorer:
             batch_id=batch_id,
             provenance=raw.provenance,
             model=model.version,
-            counts=champion.counts,
+            counts=scoring.counts,
             feature_names=model.bundle.feature_names,
-            summary=champion.summary,
-            engine=champion.engine,
+            summary=scoring.summary,
+            engine=scoring.engine,
             challenger_version=challenge.version if challenge else None,
             challenger_record=published[1][1] if len(published) > 1 else None,
         )
 
-    def _challenge(
-        self, request: ScoringRequest, raw: SourceFile, aliases: Mapping[Variant, Mapping[str, int]]
-    ) -> Challenge | None:
-        """Prepare the challenger's batch, where there is a challenger; it is begun after the champion's."""
-        version = aliases[request.variant].get(CHALLENGER)
+    def _challenge(self, request: ScoringRequest, raw: SourceFile, aliases: _Aliases) -> Challenge | None:
+        """Prepare the challenger's batch, if there is a challenger; it begins after the champion's."""
+        variant, version = request.variant, aliases[request.variant].get(CHALLENGER)
         if version is None:
             return None
 
         def begin() -> BatchInProgress:
-            model = self.registry.open(request.variant, CHALLENGER, aliases)
-            return self._begin(request, model, raw, CHALLENGER).batch
+            return self._begin(request, self.registry.open(variant, CHALLENGER, aliases), raw, CHALLENGER)[0]
 
-        share = self.store.ab_share(request.variant, version)
-        return Challenge(begin, version, share, ab_salt(request.variant, version))
+        # The salt decides which accounts a challenger serves: always the same ones while it is challenger.
+        return Challenge(begin, version, self.store.ab_share(variant, version), salt=f"{variant.key}:{version}")
 
-    def _begin(self, request: ScoringRequest, model: "OpenModel", raw: SourceFile, role: str) -> "_Begun":
+    def _begin(
+        self, request: ScoringRequest, model: "OpenModel", raw: SourceFile, role: str
+    ) -> tuple[BatchInProgress, "_Scoring"]:
         """Read and check the rows, compile the model for them, and begin a batch that COPY can pull."""
-        from churn.inference.engine import build_engine  # not when it is only declared: it brings XGBoost and Numba
+        from churn.inference.engine import build_engine  # imports XGBoost and Numba
 
         erased = self.store.erased(request.variant, raw.provenance.variant)
         rows = prepare(
@@ -220,7 +216,7 @@ class Scorer:
             recent_months=self.recent_months,
             erased=erased,
         )
-        counts = rows.counts  # not the rows, whose memory is freed as they are taken
+        counts = rows.counts  # not the rows, whose memory is freed as they are consumed
         chunks = rows.chunks()
         first = next(chunks)
         engine = build_engine(
@@ -228,41 +224,49 @@ class Scorer:
         )
         reference = None if model.reference is None else regrouped(model.reference, rows.encoding)
         summary = ScoreSummary(reference=reference)
-
-        def make_record() -> tuple[BatchRecord, pl.DataFrame]:
-            record = self._record(
-                request,
-                model.version,
-                role,
-                provenance=raw.provenance,
-                counts=counts,
-                summary=summary,
-                engine=engine,
-            )
-            return record, counts.quarantined
-
+        scoring = _Scoring(request, model.version, role, raw.provenance, self.code_version, counts, engine, summary)
         batch = BatchInProgress(
             score_rows(chain([first], chunks), engine, model.version, summary),
-            make_record,
+            lambda: (scoring.record(), counts.quarantined),
             source_columns=engine.reasons.source_columns if engine.reasons else (),
             reference=reference.to_json() if reference else None,
             n_erasures=erased.n_erasures,
         )
-        return _Begun(batch, counts, summary, engine)
+        return batch, scoring
 
-    def _record(
-        self,
-        request: ScoringRequest,
-        model: ModelVersion,
-        role: str,
-        *,
-        provenance: Provenance,
-        counts: RowCounts,
-        summary: ScoreSummary,
-        engine: "Engine",
-    ) -> BatchRecord:
-        reasons = engine.reasons
-        columns = reasons.source_columns if reasons else ()
+    def _attach_importance(self, record: BatchRecord, model: ModelVersion) -> None:
+        """Log the picture of the batch's importances to MLflow; if that fails, the batch stays published."""
+        title = f"{record.variant}, week of {record.scored_week}: mean |log-odds|"
+        picture = draw_importance(record.importance or {}, title)
+        try:
+            self.registry.attach(model, f"scoring/{record.scored_week}/{record.variant}.svg", picture)
+        except ChurnError as error:
+            logger.warning("%s: the picture of its importances is not in MLflow: %s", record.variant, error)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """The scoring of one batch; ``counts`` and ``summary`` grow while PostgreSQL pulls the rows."""
+
+    request: ScoringRequest
+    model: ModelVersion
+    role: str
+    provenance: Provenance
+    code_version: str
+    counts: RowCounts
+    engine: "Engine"
+    summary: ScoreSummary
+
+    def record(self) -> BatchRecord:
+        request, model, provenance, counts = self.request, self.model, self.provenance, self.counts
+        explanation: dict[str, Any] = {}
+        if (reasons := self.engine.reasons) is not None:
+            explanation = {
+                "bias": reasons.bias,
+                "other_source_columns": [name for name in reasons.source_columns if name not in SOURCE_COLUMNS],
+                "levels": reasons.levels,
+                "importance": self.summary.importance(reasons.source_columns),
+            }
         return BatchRecord(
             variant=request.variant,
             scored_week=request.week,
@@ -288,39 +292,17 @@ class Scorer:
             n_rows_erased=counts.n_erased,
             unknown_levels=counts.unknown_levels,
             started_at=request.started_at,
-            scored_by="xgboost" if engine.fallback_reason else "tables",
-            bias=reasons.bias if reasons else None,
-            other_source_columns=[name for name in columns if name not in SOURCE_COLUMNS] if reasons else None,
-            levels=reasons.levels if reasons else None,
-            importance=summary.importance(columns) if reasons else None,
-            role=role,
-            **summary.record_fields(),
+            scored_by="xgboost" if self.engine.fallback_reason else "tables",
+            role=self.role,
+            **explanation,
+            **self.summary.record_fields(),
         )
-
-    def _attach_importance(self, record: BatchRecord, model: ModelVersion) -> None:
-        """Log the picture of the batch's importances to MLflow; the batch is published with or without it."""
-        title = f"{record.variant}, week of {record.scored_week}: mean |log-odds|"
-        picture = draw_importance(record.importance or {}, title)
-        try:
-            self.registry.attach(model, f"scoring/{record.scored_week}/{record.variant}.svg", picture)
-        except ChurnError as error:
-            logger.warning("%s: the picture of its importances is not in MLflow: %s", record.variant, error)
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A batch in progress, and what its rows are counted into while PostgreSQL pulls them."""
-
-    batch: BatchInProgress
-    counts: RowCounts
-    summary: ScoreSummary
-    engine: "Engine"
 
 
 def score_fleet(
     scorer: Scorer,
     keys: Sequence[str],
-    asked: FleetRequest,
+    request: FleetRequest,
     report: Report[_Out],
     cluster: RayCluster[Scorer] | None = None,
 ) -> Attempts[_Out]:
@@ -328,66 +310,52 @@ def score_fleet(
 
     Args:
         keys: The variants' keys.
-        report: Called with each outcome where it was made, in a thread or on a node, after it was published: an error
-            of it is the variant's result and is not recorded as a failed attempt. For a cluster, it and what it
-            returns are pickled: neither may hold a scorer, a deployment or an outcome.
+        report: Called with each outcome after it was published, in the thread or on the node that scored it: an error
+            of it is the variant's result and is not recorded as a failed attempt. For a cluster, ``report`` and its
+            result are pickled: neither may contain a scorer, a deployment or an outcome.
         cluster: Where to score; ``None`` for threads of this process.
 
     Yields:
-        Each key with what ``report`` returned or the error: as they come from a cluster, else in the order of ``keys``.
+        Each key with the result of ``report`` or the error: as they complete on a cluster, else in the order of
+        ``keys``.
 
     Raises:
         ChurnError: If the cluster cannot be reached, has no node, or has one whose settings differ from this process's.
     """
     if not keys:
         return
-    # A fleet's aliases and locations are listed once; a lone variant looks up its own.
-    listed = scorer.registry.aliases() if len(keys) > 1 else None
-    work = partial(_score_and_report, asked=asked, report=report)
+    # A fleet's aliases and locations are listed once; those of a single variant are queried.
+    aliases = scorer.registry.aliases() if len(keys) > 1 else None
+    if aliases is not None and cluster is None:
+        scorer.registry.look_up_locations()
+    elif aliases is not None:
+        requested = set(keys)
+        aliases = {variant: versions for variant, versions in aliases.items() if variant.key in requested}
+    work = partial(_score_and_report, aliases=aliases, request=request, report=report)
     if cluster is None:
-        if listed is not None:
-            scorer.registry.look_up_locations()
-        yield from for_each_variant(partial(work, replace(scorer, aliases=listed)), keys)
-        return
-    wanted = set(keys)
-    aliases = None if listed is None else {variant: held for variant, held in listed.items() if variant.key in wanted}
-
-    def record_lost(key: str, started_at: datetime, error: BaseException) -> None:
-        scorer.record_failure(key, asked, started_at, error)
-
-    on_node: OnNode[Scorer, _Out] = OnNode(cluster, partial(_with_aliases, work, aliases))
-    engine: FleetEngine[_Out] = RayEngine(cluster.address, record_lost)
-    yield from for_each_variant(on_node, keys, engine)
+        yield from for_each_variant(partial(work, scorer), keys)
+    else:
+        on_node: OnNode[Scorer, _Out] = OnNode(cluster, work)
+        engine: FleetEngine[_Out] = RayEngine(cluster.address, partial(scorer.record_failure, request))
+        yield from for_each_variant(on_node, keys, engine)
 
 
-def _score_and_report(scorer: Scorer, variant: Variant, *, asked: FleetRequest, report: Report[_Out]) -> _Out:
-    request = asked.of(variant)
+def _score_and_report(
+    scorer: Scorer, variant: Variant, *, aliases: _Aliases | None, request: FleetRequest, report: Report[_Out]
+) -> _Out:
+    scorer, of_variant = replace(scorer, aliases=aliases), request.of(variant)
     try:
-        outcome = scorer.score_variant(request)
+        outcome = scorer.score_variant(of_variant)
     except (Exception, pl.exceptions.PanicException) as error:
-        scorer.record_failure(variant.key, request, request.started_at, error)
+        scorer.record_failure(of_variant, variant.key, of_variant.started_at, error)
         raise
     return report(outcome, scorer)
-
-
-def _with_aliases(
-    work: Callable[[Scorer, Variant], _Out],
-    aliases: Mapping[Variant, Mapping[str, int]] | None,
-    scorer: Scorer,
-    variant: Variant,
-) -> _Out:
-    return work(replace(scorer, aliases=aliases), variant)
-
-
-def ab_salt(variant: Variant, challenger_version: int) -> str:
-    """Return the salt that decides which accounts a challenger serves: always the same ones while it is challenger."""
-    return f"{variant.key}:{challenger_version}"
 
 
 def score_rows(
     chunks: Iterable[Chunk], engine: "Engine", model: ModelVersion, summary: ScoreSummary
 ) -> Iterator[ScoredRows]:
-    """Score every account, a few chunks ahead of what is taken, and count the scores into ``summary``.
+    """Score every account, with bounded read-ahead, and count the scores into ``summary``.
 
     Raises:
         ModelFileError: If a score is not a probability, or its reasons do not add up to it.
@@ -416,14 +384,8 @@ def _score_chunk(
         scored = replace(scored, contributions=contributions, values=packed.values)
     if reference is None:
         return scored, None
-    counter = ProfileCounter(reference)
-    if packed.is_recent is None:
-        counter.add(packed, probabilities)
-    else:
-        counter.add(packed.take(packed.is_recent), probabilities[packed.is_recent])
+    counter, is_recent = ProfileCounter(reference), packed.is_recent
+    if is_recent is not None:
+        packed, probabilities = packed.take(is_recent), probabilities[is_recent]
+    counter.add(packed, probabilities)
     return scored, counter.profile()
-
-
-def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    logger.warning("attempt %d failed and will be repeated: %s", state.attempt_number, error)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def set_up_server(database: sa.URL, dagster_database: sa.URL, mlflow_database: sa.URL | None) -> Iterator[str]:
-    """Create what every variant needs; yields a line for each step.
+    """Create databases, schemas and roles; yields a line for each step.
 
     Args:
         database: Of the predictions.
-        mlflow_database: ``None`` if MLflow runs elsewhere, behind a server of its own.
+        mlflow_database: ``None`` if MLflow runs behind its server elsewhere.
     """
     for url in (database, dagster_database, mlflow_database):
         if url is not None:

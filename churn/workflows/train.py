@@ -1,7 +1,6 @@
 """Training: read a variant's activity, train, check the model against the gate, log it to MLflow, name a challenger.
 
-:meth:`Trainer.train_variant` is the unit of everything larger. The same data train to the same booster, so a repeat
-adds a version with the same bytes and changes nothing else.
+The same data train to the same booster, so a repeat adds a version with the same bytes and changes nothing else.
 """
 
 import json
@@ -9,9 +8,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +20,15 @@ from churn.data.activity import KINDS, check_activity
 from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, pack_matrix
 from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import InputError, SourceError, TransientError
+from churn.evaluation import curves
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import Evaluation, calibration_error, compare_roc_auc, evaluate, reliability
-from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names
+from churn.inference.bundle import GOLDEN_ROWS, parse_feature_names
 from churn.inference.explanations import sum_by_source_column
 from churn.monitoring.profiles import Profile, reference_profile, spliced
 from churn.registry import tags as tag
+from churn.registry.records import LoggedRun, OpenModel, training_data
+from churn.registry.registry import Registry
 from churn.storage.history import ActivityHistory, Appended, new_facts
 from churn.storage.sources import INPUT_FOLDER, Provenance, Sources
 from churn.training.checks import Gate
@@ -39,12 +40,7 @@ from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import month_ends
 from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.ingest import ForeignActivityError, NoActivityError, read_extract
-
-if TYPE_CHECKING:
-    from churn.registry.records import LoggedRun
-    from churn.registry.registry import Registry
-
-CARD_FILE = "model_card.md"
+from churn.workflows.register import FEATURE_NAMES
 
 _MAX_TAG = 4000
 _SEASONS = 12  # month ends that a model's reference covers
@@ -59,9 +55,9 @@ class TrainingOutcome:
         provenance: Of the variant's own input file; ``None`` if it has none.
         n_facts_added: Facts added to the activity histories.
         against: The champion on the same held-out accounts; ``None`` if there is none.
-        pictures: PNG or SVG by file name.
-        version: ``None`` after a dry run.
+        pictures: SVG by file name.
         reference: Profile that the batches of this version are compared with.
+        version: ``None`` after a dry run.
     """
 
     variant: Variant
@@ -74,8 +70,8 @@ class TrainingOutcome:
     gate: Gate
     card: str
     pictures: dict[str, bytes]
-    version: ModelVersion | None
     reference: Profile
+    version: ModelVersion | None = None
 
 
 @dataclass(frozen=True)
@@ -85,12 +81,12 @@ class Trainer:
     Attributes:
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         challenge: Makes a version of a variant the challenger, with a reason.
-        max_months: Maximum number of month ends used; older activity says little about today's players.
+        max_months: Maximum number of month ends used; older activity predicts little about today's players.
     """
 
     sources: Sources
     history: ActivityHistory
-    registry: "Registry"
+    registry: Registry
     artifact_location: Callable[[Variant], str]
     challenge: Callable[[Variant, int, str], object]
     code_version: str
@@ -102,7 +98,7 @@ class Trainer:
     def train_fleet(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> Attempts[TrainingOutcome]:
         """Train many variants, a few at once; yields each key with the outcome or the error, in the order of ``keys``.
 
-        An outcome holds the variant's rows, so it should not be kept.
+        An outcome contains the variant's rows, so callers should drop it soon.
         """
         yield from for_each_variant(lambda variant: self.train_variant(variant, today, dry_run=dry_run), keys)
 
@@ -114,32 +110,28 @@ class Trainer:
         activity of a fallback variant, and its version is tagged so.
 
         Args:
-            today: Also part of the run's name; no later fact is used.
             dry_run: Change neither the history nor MLflow.
 
         Raises:
             InputError: If the input is not raw activity, or no variant up to the base variant has enough labels.
             ChurnError: For any other reason; no version is registered then.
         """
-        champion, bundle = self._champion(variant)
-        names, names_from = self._feature_names(variant, bundle)
+        champion = self._champion(variant)
+        names, names_from = self._feature_names(variant, champion)
         data = self._training_data(variant, names, today, dry_run=dry_run)
-        trained = train(data.shots, names, self.plan)
-        evaluation = evaluate(
-            trained.held_out_accounts.churned, trained.bundle.predict(trained.held_out_accounts.matrix)
-        )
-        held_out = [shot for shot in data.shots if shot.as_of in trained.held_out.as_ofs]
-        build = partial(_snapshot, today=today, plan=self.plan)
+        trained = train(data.snapshots, names, self.plan)
+        accounts = trained.held_out_accounts
+        evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix))
         gate = check_gate(
             trained,
             evaluation,
             facts=data.facts,
-            held_out=held_out,
-            build=build,
-            champion=bundle,
+            held_out=[shot for shot in data.snapshots if shot.as_of in trained.held_out.as_ofs],
+            build=lambda facts, as_of: snapshots(facts, [as_of], today=today, horizon=self.plan.horizon)[0],
+            champion=champion.bundle if champion else None,
             limits=self.limits,
         )
-        against = _against(champion, bundle, trained, evaluation)
+        against = _compare(champion, trained, evaluation) if champion else None
         lineage = Lineage(
             variant=variant,
             activity_of=data.owner,
@@ -162,38 +154,28 @@ class Trainer:
             gate=gate,
             card=write_card(trained, evaluation, gate, lineage, against),
             pictures=_pictures(trained, f"{variant}, trained as of {today}"),
-            version=None,
             reference=_reference(trained, data.facts),
         )
         return outcome if dry_run else self._register(outcome)
 
-    def _champion(self, variant: Variant) -> tuple[ModelVersion, Bundle] | tuple[None, None]:
+    def _champion(self, variant: Variant) -> OpenModel | None:
         aliases = self.registry.aliases_of(variant)
-        if CHAMPION not in aliases:
-            return None, None
-        model = self.registry.open(variant, CHAMPION, {variant: aliases})
-        return model.version, model.bundle
+        return self.registry.open(variant, CHAMPION, {variant: aliases}) if CHAMPION in aliases else None
 
-    def _feature_names(self, variant: Variant, champion: Bundle | None) -> tuple[Sequence[str], str]:
+    def _feature_names(self, variant: Variant, champion: OpenModel | None) -> tuple[Sequence[str], str]:
         """Return feature names and their origin: the champion's, else the variant's file, else a fallback variant's."""
-        from churn.workflows.register import FEATURE_NAMES
-
-        if champion is not None:
-            return champion.feature_names, f"the champion of {variant}"
         for owner in fallback_variants(variant):
-            _, bundle = self._champion(owner) if owner != variant else (None, None)
-            if bundle is not None:
-                return bundle.feature_names, f"the champion of {owner}"
-            if (found := self._names_file(owner)) is not None:
-                return found
+            model = champion if owner == variant else self._champion(owner)
+            if model is not None:
+                return model.bundle.feature_names, f"the champion of {owner}"
+            if (names := self._names_file(owner)) is not None:
+                return names
         raise InputError(
             f"neither {variant} nor its fallback variants have a champion or a feature names file; upload one to "
             f"{variant.prefix}{FEATURE_NAMES[0]}"
         )
 
     def _names_file(self, owner: Variant) -> tuple[Sequence[str], str] | None:
-        from churn.workflows.register import FEATURE_NAMES
-
         with tempfile.TemporaryDirectory(prefix="churn-train-") as scratch:
             try:
                 (file,) = self.sources.fetch(owner, [FEATURE_NAMES], Path(scratch))
@@ -205,7 +187,7 @@ class Trainer:
                 return None
             return parse_feature_names(file.path.read_bytes(), file.provenance.uri), file.provenance.uri
 
-    def _training_data(self, variant: Variant, names: Sequence[str], today: date, *, dry_run: bool) -> "TrainingData":
+    def _training_data(self, variant: Variant, names: Sequence[str], today: date, *, dry_run: bool) -> "_TrainingData":
         """Load activity with enough labels: the variant's own, else that of a fallback variant."""
         detours: list[str] = []
         sources: dict[Variant, Provenance] = {}
@@ -220,9 +202,8 @@ class Trainer:
                 continue
             facts = self._with_numbers(activity.facts, names)
             shots = self._snapshots(facts, today)
-            reason = shortage(shots, self.plan)
-            if reason is None:
-                return TrainingData(owner, facts, shots, tuple(detours), sources, n_added)
+            if (reason := shortage(shots, self.plan)) is None:
+                return _TrainingData(owner, facts, shots, tuple(detours), sources, n_added)
             detours.append(f"{owner} has {reason}")
         raise InputError(
             f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; upload activity of more months or "
@@ -238,24 +219,22 @@ class Trainer:
         except (SourceError, NoActivityError) as error:
             if is_own and not isinstance(error, (SourceError, ForeignActivityError)):
                 raise
-            return _Activity(
-                self._held(owner),
-                f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error),
-            )
+            reason = f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error)
+            return _Activity(self._stored(owner), reason)
         received_at = extract.provenance.modified_at
         if dry_run:
-            held = self._held(owner)
-            added = new_facts(self.history.erased(owner).without(extract.rows), held, received_at)
-            facts = Appended(added.height, [added] if held is None else [held, added]).facts
-            return _Activity(facts, "", extract.provenance, added.height)
-        appended = self.history.append(owner, extract.rows, received_at)
+            stored = self._stored(owner)
+            added = new_facts(self.history.erased(owner).without(extract.rows), stored, received_at)
+            appended = Appended(added.height, [added] if stored is None else [stored, added])
+        else:
+            appended = self.history.append(owner, extract.rows, received_at)
         return _Activity(appended.facts, "", extract.provenance, appended.n_added)
 
-    def _held(self, owner: Variant) -> pl.DataFrame | None:
+    def _stored(self, owner: Variant) -> pl.DataFrame | None:
         return self.history.read(owner) if self.history.version(owner) is not None else None
 
     def _with_numbers(self, facts: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """Read the columns beyond the contract that the model uses as numbers."""
+        """Convert the columns beyond the contract that the model uses to numbers."""
         numbers = [name for name in names if name in facts.columns and name not in KINDS]
         if not numbers:
             return facts
@@ -290,12 +269,12 @@ class _Activity:
 
 
 @dataclass(frozen=True)
-class TrainingData:
+class _TrainingData:
     """The activity that a variant is trained on, and the variant that it belongs to."""
 
     owner: Variant
     facts: pl.DataFrame
-    shots: list[Snapshot]
+    snapshots: list[Snapshot]
     detours: tuple[str, ...]
     sources: dict[Variant, Provenance]
     n_added: int
@@ -316,8 +295,8 @@ def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
     Inputs are those of the last twelve month ends, so that seasons are no drift; scores are those of the held-out ones.
     """
     held_out = trained.held_out.as_ofs
-    known = [as_of for part in trained.parts for as_of in part.as_ofs]
-    year = month_ends(min(known), held_out[-1])[-_SEASONS:]
+    first = min(as_of for part in trained.parts for as_of in part.as_ofs)
+    year = month_ends(first, held_out[-1])[-_SEASONS:]
     return spliced(_profile(trained, facts, year), _profile(trained, facts, held_out))
 
 
@@ -332,14 +311,12 @@ def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> P
     return reference_profile(pack_matrix(matrix, trained.encoding), trained.encoding, trained.bundle.predict(matrix))
 
 
-def describe(outcome: TrainingOutcome) -> "LoggedRun":
+def describe(outcome: TrainingOutcome) -> LoggedRun:
     """Build the MLflow run of a trained model."""
-    from churn.registry.records import LoggedRun, training_data
-
     trained, lineage = outcome.trained, outcome.lineage
     rows = trained.held_out.matrix[:GOLDEN_ROWS]
     files = {
-        CARD_FILE: outcome.card,
+        "model_card.md": outcome.card,
         "gate.json": json.dumps([asdict(check) for check in outcome.gate.checks], indent=2),
         "trials.json": json.dumps([asdict(trial) for trial in trained.trials], indent=2),
     }
@@ -363,9 +340,9 @@ def describe(outcome: TrainingOutcome) -> "LoggedRun":
 
 
 def _parameters(outcome: TrainingOutcome) -> dict[str, object]:
-    trained, lineage = outcome.trained, outcome.lineage
-    plan = trained.plan
-    chosen = {
+    trained, lineage, plan = outcome.trained, outcome.lineage, outcome.trained.plan
+    parameters = {
+        **trained.bundle.parameters,
         **trained.chosen.parameters,
         "n_rounds": trained.chosen.n_rounds,
         "n_trials": len(trained.trials),
@@ -378,15 +355,14 @@ def _parameters(outcome: TrainingOutcome) -> dict[str, object]:
         "feature_names_from": lineage.names_from,
     }
     for part in trained.parts:
-        chosen |= {f"{part.name}_month_ends": " ".join(map(str, part.as_ofs)), f"{part.name}_rows": part.n}
-    return {**trained.bundle.parameters, **chosen}
+        parameters |= {f"{part.name}_month_ends": " ".join(map(str, part.as_ofs)), f"{part.name}_rows": part.n}
+    return parameters
 
 
 def _metrics(outcome: TrainingOutcome) -> dict[str, float]:
     metrics = outcome.evaluation.metrics() | {"validation_log_loss": outcome.trained.chosen.log_loss}
     if outcome.against is not None:
-        of_champion = outcome.against.evaluation.metrics()
-        metrics |= {f"champion_{name}": value for name, value in of_champion.items()}
+        metrics |= {f"champion_{name}": value for name, value in outcome.against.evaluation.metrics().items()}
         metrics["auc_less_champions"] = outcome.against.auc_difference
     return metrics
 
@@ -409,49 +385,37 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
         tags[tag.TRAINED_ON_BECAUSE] = "; ".join(lineage.detours)
     if outcome.provenance is not None and outcome.provenance.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = outcome.provenance.fallback_reason
-    auc = outcome.evaluation.roc_auc
-    if auc is not None:
-        tags[tag.AUC_LIMIT] = f"{auc.low:.4f}"
+    if outcome.evaluation.roc_auc is not None:
+        tags[tag.AUC_LIMIT] = f"{outcome.evaluation.roc_auc.low:.4f}"
     return {name: value[:_MAX_TAG] for name, value in tags.items()}
 
 
-def _against(
-    champion: ModelVersion | None, bundle: Bundle | None, trained: Trained, evaluation: Evaluation
-) -> AgainstChampion | None:
-    if champion is None or bundle is None or evaluation.status != "ok":
+def _compare(champion: OpenModel, trained: Trained, evaluation: Evaluation) -> AgainstChampion | None:
+    if evaluation.status != "ok":
         return None
     churned, matrix = trained.held_out_accounts.churned, trained.held_out_accounts.matrix
-    theirs = bundle.predict(matrix)
-    compared = compare_roc_auc(churned, theirs, trained.bundle.predict(matrix))
-    return AgainstChampion(champion.uri, evaluate(churned, theirs), compared.difference, compared.p_value)
+    scores = champion.bundle.predict(matrix)
+    compared = compare_roc_auc(churned, scores, trained.bundle.predict(matrix))
+    return AgainstChampion(champion.version.uri, evaluate(churned, scores), compared.difference, compared.p_value)
 
 
 def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
     """Draw the model's performance on the held-out accounts, and the contributions to its scores."""
-    from churn.evaluation.curves import (  # they bring matplotlib
-        draw_contributions,
-        draw_gain,
-        draw_precision_recall,
-        draw_roc,
-        draw_scores,
-    )
-
-    judged, encoding = trained.held_out_accounts, trained.encoding
-    scores = trained.bundle.predict(judged.matrix)
-    curves = {
-        "roc.svg": draw_roc,
-        "precision_recall.svg": draw_precision_recall,
-        "gain.svg": draw_gain,
-        "scores.svg": draw_scores,
+    accounts, encoding = trained.held_out_accounts, trained.encoding
+    churned, scores = accounts.churned, trained.bundle.predict(accounts.matrix)
+    error = calibration_error(churned, scores)
+    rows = f"{about}: {accounts.n:,} held-out rows, {accounts.n_churned:,} churned"
+    calibration = draw_reliability(reliability(churned, scores), f"Calibration: error {error:.4f}", rows)
+    explained = accounts.matrix[:_EXPLAINED_ROWS]
+    contributions = sum_by_source_column(trained.bundle.contributions(explained), encoding)
+    return {
+        "roc.svg": curves.draw_roc(churned, scores, about),
+        "precision_recall.svg": curves.draw_precision_recall(churned, scores, about),
+        "gain.svg": curves.draw_gain(churned, scores, about),
+        "scores.svg": curves.draw_scores(churned, scores, about),
+        "reliability.svg": calibration.encode(),
+        "reasons.svg": curves.draw_contributions(contributions, _by_source_column(explained, encoding), about),
     }
-    pictures = {name: draw(judged.churned, scores, about) for name, draw in curves.items()}
-    error = calibration_error(judged.churned, scores)
-    rows = f"{about}: {judged.n:,} held-out rows, {judged.n_churned:,} churned"
-    calibration = draw_reliability(reliability(judged.churned, scores), f"Calibration: error {error:.4f}", rows)
-    pictures["reliability.svg"] = calibration.encode()
-    some = judged.matrix[:_EXPLAINED_ROWS]
-    contributions = sum_by_source_column(trained.bundle.contributions(some), encoding)
-    return pictures | {"reasons.svg": draw_contributions(contributions, _by_source_column(some, encoding), about)}
 
 
 def _by_source_column(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
@@ -461,7 +425,3 @@ def _by_source_column(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArr
     names = (np.array([*group.levels, "none of these"]) for group in encoding.one_hots)
     source_columns = (group.source_column for group in encoding.one_hots)
     return values | {column: of[codes] for column, of, codes in zip(source_columns, names, levels, strict=True)}
-
-
-def _snapshot(facts: pl.DataFrame, as_of: date, today: date, plan: TrainingPlan) -> Snapshot:
-    return snapshots(facts, [as_of], today=today, horizon=plan.horizon)[0]

@@ -11,11 +11,11 @@ import dagster as dg
 from churn.database.evaluations import EvaluatedBatch
 from churn.evaluation.metrics import Interval
 from churn.workflows.evaluate import VariantEvaluation, evaluate_fleet, reliability_picture
+from churn.workflows.promote import VariantStatus
 from orchestration import checks
 from orchestration.assets.metadata import Metadata, picture, table
 from orchestration.checks import EVALUATED
-from orchestration.fleet import RETRY_POLICY, AssetReport, FleetRun
-from orchestration.partitions import variants_partitions
+from orchestration.fleet import AssetReport, FleetRun, fleet_assets
 from orchestration.resources import Services
 
 VARIANTS_PER_RUN = 1_000
@@ -33,78 +33,57 @@ SPEC = dg.AssetSpec(
 )
 
 
-@dg.multi_asset(
-    name="evaluate_batches",
-    specs=[SPEC],
-    check_specs=checks.specs([EVALUATED]),
-    partitions_def=variants_partitions,
-    backfill_policy=dg.BackfillPolicy.multi_run(VARIANTS_PER_RUN),
-    retry_policy=RETRY_POLICY,
-)
+@fleet_assets("evaluate_batches", [SPEC], backfill_variants=VARIANTS_PER_RUN)
 def evaluation_assets(context: dg.AssetExecutionContext, services: Services) -> Iterator[dg.AssetCheckResult]:
     """Evaluate every variant of the run's partitions that this run, or one that it resumes, has not evaluated."""
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:
-        auto_promote = deployment.settings.churn_auto_promote
-        promoter, keys = deployment.promoter(), run.left()
-        run.log(evaluate_fleet(promoter, keys, auto_promote=auto_promote, log=context.log), _report)
+        auto_promote, promoter = deployment.settings.churn_auto_promote, deployment.promoter()
+        run.log(evaluate_fleet(promoter, run.left(), auto_promote=auto_promote, log=context.log), _report)
     yield from run.finish()
 
 
 def _report(key: str, evaluation: VariantEvaluation) -> AssetReport:
     if evaluation.status is None:
         reason = str(evaluation.not_evaluated)
-        metadata = {EVALUATED: {"not_evaluated": dg.MetadataValue.text(reason)}}
-        return AssetReport(metadata, description=f"The variant was not evaluated: {reason}")
+        return AssetReport({EVALUATED: {"not_evaluated": reason}}, (), f"The variant was not evaluated: {reason}")
     comparison = evaluation.status.comparison
     sentence = f"{evaluation.n_new_facts} new facts, {len(evaluation.batches)} batches evaluated"
     return AssetReport(
-        {EVALUATED: _metadata(evaluation)},
+        {EVALUATED: _metadata(evaluation, evaluation.status)},
         checks.of_evaluation(key, evaluation),
         f"{sentence}; {comparison.sentence}" if comparison else sentence,
     )
 
 
-def _metadata(evaluation: VariantEvaluation) -> Metadata:
-    status = evaluation.status
-    metadata: dict[str, dg.MetadataValue] = {
-        "n_new_facts": dg.MetadataValue.int(evaluation.n_new_facts),
-        "n_batches_evaluated": dg.MetadataValue.int(len(evaluation.batches)),
+def _metadata(evaluation: VariantEvaluation, status: VariantStatus) -> Metadata:
+    """Show the evaluated batches, the newest one's figures and calibration, and the comparison."""
+    metadata: dict[str, object] = {
+        "n_new_facts": evaluation.n_new_facts,
+        "n_batches_evaluated": len(evaluation.batches),
+        "champion": str(status.event.champion),
     }
     if evaluation.batches:
-        metadata["evaluated"] = dg.MetadataValue.md(_table(evaluation.batches))
+        metadata["evaluated"] = _table(evaluation.batches)
     if evaluation.of_champion:
-        metadata |= _of_newest(evaluation.of_champion[-1])
-    if status is not None:
-        metadata["champion"] = dg.MetadataValue.text(str(status.event.champion))
-    if status is not None and status.comparison is not None:
-        metadata["challenger"] = dg.MetadataValue.text(str(status.event.challenger))
-        metadata["comparison"] = dg.MetadataValue.text(status.comparison.sentence)
-        metadata["e_value"] = dg.MetadataValue.float(status.comparison.e_value)
+        newest = evaluation.of_champion[-1]
+        metadata |= {name: float(value) for name, value in newest.measures.items()}
+        if (drawn := reliability_picture(newest)) is not None:
+            metadata["reliability"] = picture(drawn)
+    if status.comparison is not None:
+        metadata["challenger"] = str(status.event.challenger)
+        metadata["comparison"] = status.comparison.sentence
+        metadata["e_value"] = status.comparison.e_value
     return metadata
 
 
-def _of_newest(evaluated: EvaluatedBatch) -> Metadata:
-    """Show the figures of the newest batch, and its calibration."""
-    shown = {name: dg.MetadataValue.float(float(value)) for name, value in evaluated.measures.items()}
-    drawn = reliability_picture(evaluated)
-    return shown if drawn is None else shown | {"reliability": dg.MetadataValue.md(picture(drawn))}
-
-
-def _table(evaluated: Sequence[EvaluatedBatch]) -> str:
+def _table(evaluated: Sequence[EvaluatedBatch]) -> dg.MarkdownMetadataValue:
     rows = [
-        (
-            str(one.batch.scored_week),
-            f"{one.batch.role} v{one.batch.model_version}",
-            f"{one.n_matured:,}",
-            f"{one.n_churned:,}",
-            _roc_auc(one),
-            "" if one.auc_limit is None else f"{one.auc_limit:.3f}",
-        )
+        (one.batch.scored_week, f"{one.batch.role} v{one.batch.model_version}", f"{one.n_matured:,}",
+         f"{one.n_churned:,}", _roc_auc(one), "" if one.auc_limit is None else f"{one.auc_limit:.3f}")
         for one in evaluated
-    ]
-    columns = ("week", "model", "matured", "churned", "ROC AUC", "limit")
-    return table(columns, rows, "--rr-r")
+    ]  # fmt: skip
+    return table(("week", "model", "matured", "churned", "ROC AUC", "limit"), rows, "--rr-r")
 
 
 def _roc_auc(evaluated: EvaluatedBatch) -> str:

@@ -1,7 +1,7 @@
-"""Monitoring of the fleet: what drifts, and which problems are open, with checks whose history the UI shows.
+"""Monitoring of the fleet: drifted features and open incidents, with checks.
 
-The assets are not partitioned, since drift is decided over all variants. The incident sensor does the same more often
-and sends the alerts. Belongs here: the assets and what they show. Not here: what a problem is.
+The assets are not partitioned, since drift is decided over all variants. The incident sensor reconciles the incidents
+more often and sends the alerts. Belongs here: the assets and what they show. Not here: what a problem is.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ def drifted_features(services: Services) -> dg.MaterializeResult:
         drift = deployment.fleet_monitor().flag_drift(datetime.now(UTC))
     return dg.MaterializeResult(
         metadata={
-            "dagster/row_count": dg.MetadataValue.int(len(drift.flags)),
-            "dagster/relation_identifier": dg.MetadataValue.text("drift_flags"),
-            "n_variants_compared": dg.MetadataValue.int(drift.n_compared),
-            "n_confirmed": dg.MetadataValue.int(sum(flag.is_confirmed for flag in drift.flags)),
-            "drifts": dg.MetadataValue.md(_drift_table(drift.flags)),
+            "dagster/row_count": len(drift.flags),
+            "dagster/relation_identifier": "drift_flags",
+            "n_variants_compared": drift.n_compared,
+            "n_confirmed": sum(flag.is_confirmed for flag in drift.flags),
+            "drifts": _drift_table(drift.flags),
         },
         check_results=checks.of_fleet(DRIFTED, drift.by_check()),
     )
@@ -69,40 +69,29 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
         context.log.warning("%s: %s", change.event, change.title)
     return dg.MaterializeResult(
         metadata={
-            "dagster/row_count": dg.MetadataValue.int(len(incidents)),
-            "dagster/relation_identifier": dg.MetadataValue.text("incidents"),
-            "n_variants": dg.MetadataValue.int(status.n_variants),
-            "open": dg.MetadataValue.md(_incident_table(incidents)),
-            "unavailable_kinds": dg.MetadataValue.json(sorted(status.unavailable_kinds)),
+            "dagster/row_count": len(incidents),
+            "dagster/relation_identifier": "incidents",
+            "n_variants": status.n_variants,
+            "open": _incident_table(incidents),
+            "unavailable_kinds": sorted(status.unavailable_kinds),
         },
         check_results=checks.of_fleet(INCIDENTS, status.by_check()),
     )
 
 
-def _drift_table(flags: Sequence["DriftFlag"]) -> str:
-    ordered = sorted(flags, key=lambda flag: (not flag.is_confirmed, -flag.drift.excess_psi))
+def _drift_table(flags: Sequence["DriftFlag"]) -> dg.MarkdownMetadataValue:
     rows = [
-        (
-            flag.variant,
-            str(flag.week),
-            flag.drift.feature,
-            f"{flag.drift.psi:.3f}",
-            f"{100 * flag.drift.unknown_share:.1f} %",
-            "yes" if flag.is_confirmed else "no",
-        )
-        for flag in ordered
-    ]
+        (flag.variant, flag.week, flag.drift.feature, f"{flag.drift.psi:.3f}",
+         f"{100 * flag.drift.unknown_share:.1f} %", "yes" if flag.is_confirmed else "no")
+        for flag in sorted(flags, key=lambda flag: (not flag.is_confirmed, -flag.drift.excess_psi))
+    ]  # fmt: skip
     return table(("variant", "week", "feature", "PSI", "unknown", "two consecutive weeks"), rows)
 
 
-def _incident_table(incidents: Sequence["Incident"]) -> str:
+def _incident_table(incidents: Sequence["Incident"]) -> dg.MarkdownMetadataValue:
     rows = [
-        (
-            str(one.incident_id),
-            headline(one.kind, one.subject, one.members),
-            KINDS[one.kind].severity,
-            f"{one.opened_at:%Y-%m-%d %H:%M}",
-        )
+        (one.incident_id, headline(one.kind, one.subject, one.members), KINDS[one.kind].severity,
+         f"{one.opened_at:%Y-%m-%d %H:%M}")
         for one in incidents
-    ]
+    ]  # fmt: skip
     return table(("incident", "problem", "severity", "since"), rows)

@@ -1,4 +1,4 @@
-"""The fleet report: an HTML file, written again after each monitoring run. How it is written: ``churn.report``."""
+"""The fleet report, an HTML file that each monitoring run writes. Not here: its content (``churn.report``)."""
 
 from datetime import UTC, datetime
 
@@ -19,20 +19,14 @@ def fleet_report(services: Services) -> dg.MaterializeResult[None]:
     from churn.report import write_report  # not when it is only declared
 
     with services.open() as deployment:
-        settings = deployment.settings
-        report = write_report(
-            deployment.database,
-            settings.churn_home / "report.html",
-            week=None,
-            now=datetime.now(UTC),
-            mlflow_ui=settings.churn_mlflow_ui_url,
-        )
+        path, mlflow_ui = deployment.settings.churn_home / "report.html", deployment.settings.churn_mlflow_ui_url
+        report = write_report(deployment.database, path, week=None, now=datetime.now(UTC), mlflow_ui=mlflow_ui)
     return dg.MaterializeResult(
         metadata={
-            "path": dg.MetadataValue.path(report.path),
+            "path": report.path,
             "link": dg.MetadataValue.url(report.path.as_uri()),
-            "size_bytes": dg.MetadataValue.int(report.n_bytes),
-            "n_variants": dg.MetadataValue.int(report.n_variants),
-            "week": dg.MetadataValue.text(str(report.week) if report.week else "no week was scored yet"),
+            "size_bytes": report.n_bytes,
+            "n_variants": report.n_variants,
+            "week": str(report.week or "no week was scored yet"),
         }
     )

@@ -1,7 +1,7 @@
 """The weekly graph: input and model become features, predictions, and rows in PostgreSQL.
 
-One op materializes the five assets for a range of variants, in its own process or on a Ray cluster. A published variant
-gets its five materializations and its checks together; those that fail are named at the end, when all others are done.
+One op materializes the five assets for a range of variants, in its process or on a Ray cluster. A published variant
+gets its five materializations and its checks together; variants that failed are named once all others are done.
 Belongs here: the assets and what Dagster logs of a batch. Not here: how a variant is scored.
 """
 
@@ -18,59 +18,46 @@ from churn.workflows.check import check_published
 from churn.workflows.score import FleetRequest, Scorer, ScoringOutcome, score_fleet
 from orchestration import checks
 from orchestration.assets.metadata import describe
-from orchestration.fleet import RETRY_POLICY, AssetReport, FleetRun, build_report, resumed_runs
-from orchestration.partitions import variants_partitions
+from orchestration.fleet import AssetReport, FleetRun, build_report, fleet_assets, resumed_runs
 from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
 OP_NAME = "score_variants"
 
-
-def _spec(name: str, description: str, kinds: set[str], deps: list[str]) -> dg.AssetSpec:
-    return dg.AssetSpec(
-        name,
-        description=description,
-        kinds=kinds,
-        deps=deps,
-        group_name="weekly_scoring",
-        owners=["team:retention"],
-        skippable=True,
-    )
-
+_spec = partial(dg.AssetSpec, group_name="weekly_scoring", owners=["team:retention"], skippable=True)
 
 SPECS = [
     _spec(
         "raw_churn_data",
-        "The variant's input file as read from S3 or, flagged, from its local copy: player-month activity, or rows "
-        "that are already encoded.",
-        {"s3", "parquet"},
-        [],
+        kinds={"s3", "parquet"},
+        description="The variant's input file as read from S3 or, flagged, from its local copy: player-month activity, "
+        "or rows that are already encoded.",
     ),
     _spec(
         "transformed_features",
-        "One row of model features per account, computed from what was known at the end of the as-of date; rows that "
-        "break the data contract are quarantined.",
-        {"polars"},
-        ["raw_churn_data"],
+        deps=["raw_churn_data"],
+        kinds={"polars"},
+        description="One row of model features per account, computed from what was known at the end of the as-of date; "
+        "rows that break the data contract are quarantined.",
     ),
     _spec(
         "load_model_from_mlflow",
-        "The variant's champion model, resolved to one version per run, with its checksum and golden scores verified.",
-        {"mlflow", "xgboost"},
-        [],
+        kinds={"mlflow", "xgboost"},
+        description="The variant's champion model, resolved to one version per run, with its checksum and golden "
+        "scores verified.",
     ),
     _spec(
         "generate_predictions",
-        "The probability that each account churns within the label's horizon.",
-        {"xgboost"},
-        ["transformed_features", "load_model_from_mlflow"],
+        deps=["transformed_features", "load_model_from_mlflow"],
+        kinds={"xgboost"},
+        description="The probability that each account churns within the label's horizon.",
     ),
     _spec(
         "store_predictions",
-        "The scored batch, published to PostgreSQL in one transaction; analysts read it in the view "
+        deps=["generate_predictions"],
+        kinds={"postgres", "table"},
+        description="The scored batch, published to PostgreSQL in one transaction; analysts read it in the view "
         "churn_predictions_current.",
-        {"postgres", "table"},
-        ["generate_predictions"],
     ),
 ]
 ASSETS = [spec.key.to_user_string() for spec in SPECS]
@@ -86,14 +73,7 @@ class WeeklyConfig(dg.Config):
     )
 
 
-@dg.multi_asset(
-    name=OP_NAME,
-    specs=SPECS,
-    check_specs=checks.specs(ASSETS),
-    partitions_def=variants_partitions,
-    backfill_policy=dg.BackfillPolicy.multi_run(500),
-    retry_policy=RETRY_POLICY,
-)
+@fleet_assets(OP_NAME, SPECS, backfill_variants=500)
 def weekly_assets(
     context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services
 ) -> Iterator[dg.AssetCheckResult]:
@@ -105,15 +85,15 @@ def weekly_assets(
         keys = run.left(scorer.store.published_by(resumed_runs(context), week))
         histories = deployment.fleet().histories(week - MEMORY, keys)
         report = partial(report_batch, histories=histories, model_link=deployment.model_link)
-        asked = FleetRequest.for_week(week, dagster_run_id=context.run.run_id)
-        run.log(score_fleet(scorer, keys, asked, report, deployment.cluster()), lambda _, finished: finished)
+        request = FleetRequest.for_week(week, dagster_run_id=context.run.run_id)
+        run.log(score_fleet(scorer, keys, request, report, deployment.cluster()), lambda _, finished: finished)
     yield from run.finish()
 
 
 def report_batch(
     outcome: ScoringOutcome, scorer: Scorer, *, histories: Mapping[str, History], model_link: Callable[[str, int], str]
 ) -> AssetReport:
-    """Describe and check a published batch in the process that scored it: what is returned is small and picklable."""
+    """Describe and check a published batch in the process that scored it; the report is small and picklable."""
 
     def build() -> AssetReport:
         results = check_published(outcome, scorer, histories)

@@ -14,18 +14,14 @@ import dagster as dg
 from pydantic import Field
 
 from churn.errors import UsageError
-from churn.versions import CHALLENGER, CHAMPION
 from orchestration import checks
 from orchestration.assets.metadata import Metadata, picture, table
 from orchestration.checks import TRAINED
-from orchestration.fleet import RETRY_POLICY, AssetReport, FleetRun
-from orchestration.partitions import variants_partitions
+from orchestration.fleet import AssetReport, FleetRun, fleet_assets
 from orchestration.resources import Services
 
 if TYPE_CHECKING:
     from churn.workflows.train import TrainingOutcome
-
-OP_NAME = "train_variants"
 
 SPEC = dg.AssetSpec(
     TRAINED,
@@ -58,14 +54,7 @@ class TrainingConfig(dg.Config):
     )
 
 
-@dg.multi_asset(
-    name=OP_NAME,
-    specs=[SPEC],
-    check_specs=checks.specs([TRAINED]),
-    partitions_def=variants_partitions,
-    backfill_policy=dg.BackfillPolicy.multi_run(100),
-    retry_policy=RETRY_POLICY,
-)
+@fleet_assets("train_variants", [SPEC], backfill_variants=100)
 def training_assets(
     context: dg.AssetExecutionContext, config: TrainingConfig, services: Services
 ) -> Iterator[dg.AssetCheckResult]:
@@ -73,8 +62,7 @@ def training_assets(
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:
         today = parse_day(config.as_of, datetime.now(UTC).date())
-        keys, trainer = run.left(), deployment.trainer(n_trials=config.trials)
-        outcomes = trainer.train_fleet(keys, today, dry_run=config.dry_run)
+        outcomes = deployment.trainer(n_trials=config.trials).train_fleet(run.left(), today, dry_run=config.dry_run)
         run.log(outcomes, partial(_report, context.log, deployment.model_link))
     yield from run.finish()
 
@@ -101,12 +89,9 @@ def _report(
 ) -> AssetReport:
     sentence = _sentence(outcome)
     log.info("%s: %s", key, sentence)
-    return AssetReport(
-        {TRAINED: _metadata(outcome, model_link)},
-        checks.of_gate(key, outcome.gate.checks),
-        sentence,
-        is_dry_run=outcome.version is None,
-    )
+    evaluations = checks.of_gate(key, outcome.gate.checks)
+    is_dry_run = outcome.version is None
+    return AssetReport({TRAINED: _metadata(outcome, model_link)}, evaluations, sentence, is_dry_run=is_dry_run)
 
 
 def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str]) -> Metadata:
@@ -115,45 +100,38 @@ def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str])
     links: Metadata = {}
     if version is not None:
         links = {
-            "registered_model": dg.MetadataValue.text(version.registered_model),
-            "model_version": dg.MetadataValue.int(version.version),
-            "alias": dg.MetadataValue.text(version.alias or "none"),
+            "registered_model": version.registered_model,
+            "model_version": version.version,
+            "alias": version.alias or "none",
             "mlflow": dg.MetadataValue.url(model_link(version.registered_model, version.version)),
-            "mlflow_run_id": dg.MetadataValue.text(version.mlflow_run_id),
+            "mlflow_run_id": version.mlflow_run_id,
         }
     rows = [
-        (part.name, str(part.as_ofs[0]), str(part.as_ofs[-1]), f"{part.n:,}", f"{part.n_churned:,}")
-        for part in trained.parts
+        (part.name, part.as_ofs[0], part.as_ofs[-1], f"{part.n:,}", f"{part.n_churned:,}") for part in trained.parts
     ]
     pictures = {
-        name.removesuffix(".svg"): dg.MetadataValue.md(picture(outcome.pictures[name].decode()))
+        name.removesuffix(".svg"): picture(outcome.pictures[name].decode())
         for name in _SHOWN_PICTURES
         if len(outcome.pictures[name]) <= _MAX_PICTURE_BYTES
-    }
-    metrics = {
-        f"held_out_{name}": dg.MetadataValue.float(float(value)) for name, value in outcome.evaluation.metrics().items()
     }
     return {
         **links,
         "gate": dg.MetadataValue.md(outcome.gate.to_markdown()),
-        "trained_as_of": dg.MetadataValue.text(lineage.today.isoformat()),
-        "activity_of": dg.MetadataValue.text(lineage.activity_of.key),
-        "why_fallback_variant": dg.MetadataValue.text(
-            "; ".join(lineage.detours) or "the activity is the variant's own"
-        ),
-        "rows": dg.MetadataValue.md(table(("rows for", "first as-of", "last as-of", "rows", "churned"), rows, "---rr")),
-        "parameters": dg.MetadataValue.json({**trained.chosen.parameters, "n_rounds": trained.chosen.n_rounds}),
-        "data_sha256": dg.MetadataValue.text(lineage.data_sha256),
-        "booster_sha256": dg.MetadataValue.text(trained.bundle.sha256),
+        "trained_as_of": lineage.today.isoformat(),
+        "activity_of": lineage.activity_of.key,
+        "why_fallback_variant": "; ".join(lineage.detours) or "the activity is the variant's own",
+        "rows": table(("rows for", "first as-of", "last as-of", "rows", "churned"), rows, "---rr"),
+        "parameters": {**trained.chosen.parameters, "n_rounds": trained.chosen.n_rounds},
+        "data_sha256": lineage.data_sha256,
+        "booster_sha256": trained.bundle.sha256,
         **pictures,
-        **metrics,
+        **{f"held_out_{name}": float(value) for name, value in outcome.evaluation.metrics().items()},
     }
 
 
 def _sentence(outcome: "TrainingOutcome") -> str:
     version, failures = outcome.version, ", ".join(check.name for check in outcome.gate.failures)
-    subject = "The dry run's model" if version is None else f"Version {version.version}"
+    subject = f"Version {version.version}" if version else "The dry run's model"
     if failures:
         return f"{subject} failed the gate: {failures}"
-    alias = None if version is None else version.alias
-    return f"{subject} passed the gate{f' and is the {alias}' if alias in (CHAMPION, CHALLENGER) else ''}"
+    return f"{subject} passed the gate{f' and is the {version.alias}' if version and version.alias else ''}"

@@ -381,7 +381,7 @@ def test_nothing_that_is_sent_to_a_node_holds_a_password(fleet: Fleet) -> None:
 def test_what_cannot_be_sent_back_is_told_and_no_password_is_in_what_ray_writes_down(fleet: Fleet) -> None:
     results = fleet.score(SMALL[:1], monday(6), "unsendable", unsendable)
 
-    assert "Ray could not run the task or send what came of it: TypeError" in str(results[SMALL[0]])
+    assert "Ray could not run the task or send its result: TypeError" in str(results[SMALL[0]])
     assert fleet.batches(monday(6)) == {SMALL[0]: (1, 1)}
     texts = [path.read_text(errors="replace") for path in fleet.cluster.folder.rglob("*") if path.is_file()]
     assert any("Traceback" in text or "worker" in text for text in texts)

@@ -449,7 +449,7 @@ def test_a_server_that_cannot_start_says_why_and_what_to_do(used_home):
 def test_data_of_another_major_version_is_left_alone_and_named(used_home):
     (pid_file(used_home).parent / "PG_VERSION").write_text("12\n")
 
-    with pytest.raises(StoreError, match="made by PostgreSQL 12") as refused, embedded_postgres(used_home):
+    with pytest.raises(StoreError, match="created by PostgreSQL 12") as refused, embedded_postgres(used_home):
         pass
     assert f"move {used_home / 'postgres'} away" in str(refused.value)
 

@@ -247,7 +247,7 @@ BAD_FILES = {
     "sample lacks a feature": ({"sample": without("brand_id_OH")}, ["lack 1 of", "brand_id_OH"]),
     "sample empty": ({"sample": b""}, ["X_test_sample_2.json is empty"]),
     "sample not JSON": ({"sample": b"{not json"}, ["X_test_sample_2.json", "JSON Lines"]),
-    "sample of nothing": ({"sample": b"[]"}, ["holds no rows"]),
+    "sample of nothing": ({"sample": b"[]"}, ["has no rows"]),
     "sample with an absurd row": ({"sample": bundled("X_test_sample_2.json") + b'{"total_deposit":-5}'}, ["broke"]),
 }
 

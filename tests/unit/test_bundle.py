@@ -274,7 +274,7 @@ def test_another_objective_is_refused(objective):
 def test_a_model_of_several_outputs_is_refused(strategy):
     labels = np.random.default_rng(3).integers(0, 2, (400, 2))
     booster = train(TREES | {"multi_strategy": strategy, "tree_method": "hist"}, labels=labels)
-    with pytest.raises(ModelFileError, match="several scores a row; one churn probability is needed"):
+    with pytest.raises(ModelFileError, match="several scores per row; one churn probability is needed"):
         read_bundle(saved(booster), NAMES, "model")
 
 
@@ -284,7 +284,7 @@ def test_a_model_of_several_outputs_is_refused(strategy):
         (list("abcde"), r"trained on 6 features and its feature names file has 5"),
         (list("abcdefg"), r"trained on 6 features and its feature names file has 7"),
         ([], r"trained on 6 features and its feature names file has 0"),
-        (list("abcdea"), r"names features twice: \['a'\]"),
+        (list("abcdea"), r"has repeated feature names: \['a'\]"),
         (list("abdcef"), r"disagree at 2 positions \(2: 'c' against 'd', 3: 'd' against 'c'\)"),
         (list("ABCDEF"), r"disagree at 6 positions"),
         (["a", "b", "c", "d", "e", "\ud800"], r"."),
@@ -299,7 +299,7 @@ def test_names_that_are_not_the_models_are_refused(names, why):
 
 def test_a_booster_that_carries_its_names_needs_no_file_of_them():
     assert read_bundle(saved(train(names=list(NAMES))), None, "model").feature_names == NAMES
-    with pytest.raises(ModelFileError, match="carries no feature names and none were given"):
+    with pytest.raises(ModelFileError, match="has no feature names and none were given"):
         read_bundle(saved(train()), None, "model")
 
 
@@ -326,7 +326,7 @@ def test_a_feature_names_file_is_an_array_of_names(text):
         (b'["a", 1]', "is not a JSON array of feature names"),
         (b'["a", ""]', "is not a JSON array of feature names"),
         (b'["a", null]', "is not a JSON array of feature names"),
-        (b'["b", "a", "b", "a", "c"]', r"names features twice: \['a', 'b'\]"),
+        (b'["b", "a", "b", "a", "c"]', r"has repeated feature names: \['a', 'b'\]"),
     ],
     ids=range(11),
 )

@@ -251,7 +251,7 @@ def test_a_model_with_other_features_in_another_order_works():
 
 
 def test_features_that_no_column_gives_are_refused_with_their_names():
-    with pytest.raises(InputError, match=r"2 of the model's features cannot be made: age, city_Oslo; add the columns"):
+    with pytest.raises(InputError, match=r"2 of the model's features cannot be built: age, city_Oslo; add the columns"):
         plan_encoding(("age", "brand_id_OH", "city_Oslo"), ["brand_id"])
 
 

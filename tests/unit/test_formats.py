@@ -99,7 +99,7 @@ def test_an_empty_file_is_refused(read, content):
 
 @pytest.mark.parametrize("content", [b"[]", b"[{}]", b"{}\n{}", b"a,b\n", b"[[]]"])
 def test_a_file_without_rows_is_refused(read, content):
-    with pytest.raises(InputError, match="holds no rows; at least one is needed"):
+    with pytest.raises(InputError, match="has no rows; at least one is needed"):
         read(content)
 
 
@@ -153,7 +153,7 @@ def test_a_truncated_array_is_refused(read):
 
 @pytest.mark.parametrize("content", [b"[1, 2]", b'[{"a": 1}, [1]]', b'["a"]', b"[null]"])
 def test_an_array_of_anything_but_rows_of_one_kind_is_refused(read, content):
-    with pytest.raises(InputError, match="neither objects nor arrays alone"):
+    with pytest.raises(InputError, match="JSON array of mixed values"):
         read(content)
 
 
@@ -272,11 +272,11 @@ def test_a_file_opened_for_reading_in_chunks_gives_the_same_rows_again_and_again
 @pytest.mark.parametrize("content", [b"", b"[]", b"a,b\n", parquet()[:50], b"PAR1", b"\0"])
 def test_what_holds_no_rows_cannot_be_opened(tmp_path, content):
     (tmp_path / "any").write_bytes(content)
-    with pytest.raises(InputError, match=r"any (is|holds) "):
+    with pytest.raises(InputError, match=r"any (is|has) "):
         open_rows(tmp_path / "any")
 
 
 def test_a_parquet_file_without_rows_cannot_be_opened(tmp_path):
     pl.DataFrame(ROWS).clear().write_parquet(tmp_path / "any")
-    with pytest.raises(InputError, match="any holds no rows"):
+    with pytest.raises(InputError, match="any has no rows"):
         open_rows(tmp_path / "any")

@@ -67,7 +67,7 @@ def test_the_horizon_is_the_whole_months_after_the_as_of_dates_month(as_of, firs
 
 @pytest.mark.parametrize(("months", "lag_days"), [(0, 7), (-1, 7), (3, -1)])
 def test_a_horizon_that_cannot_be_is_refused(months, lag_days):
-    with pytest.raises(UsageError, match=f"{months} months with {lag_days} days of lag cannot be; give at least 1"):
+    with pytest.raises(UsageError, match=f"{months} months with {lag_days} days of lag is invalid; give at least 1"):
         Horizon(months, lag_days)
 
 
@@ -109,7 +109,7 @@ def test_one_money_column_is_enough(column):
     ("missing", "why"),
     [
         (MONEY, "at least one of total_deposit, total_handle, total_ngr is needed"),
-        (["known_at"], "the activity has no known_at, .*take it from the variant's history"),
+        (["known_at"], "the activity has no known_at, .*read it from the variant's history"),
     ],
     ids=["money", "known_at"],
 )

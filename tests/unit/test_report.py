@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from churn.database.report_rows import FleetRows
+from churn.database.report import FleetRows
 from churn.report.content import build_content, plain
 from churn.report.page import VARIANTS_PER_PART, render
 from churn.versions import CHALLENGER, CHAMPION

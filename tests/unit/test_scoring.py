@@ -1,7 +1,7 @@
 """Compiled scores and reasons: an analyst acts on them, so they must be XGBoost's own, for any booster there may be."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from churn.inference import engine as engine_module
 from churn.inference.bundle import Bundle, load_bundle, read_bundle
 from churn.inference.cells import compiled
 from churn.inference.engine import build_engine, require_sums
-from churn.inference.explanations import ForestExplainer, build_explainer, feature_source_columns
+from churn.inference.explanations import ForestExplainer, build_explainer
 from churn.inference.forest import Forest, NotCompilableError, read_forest
 from churn.inference.scoring import build_scorer
 
@@ -39,7 +39,7 @@ class Case:
     def summed_contributions(self) -> tuple[np.ndarray, float]:
         values = self.bundle.contributions(self.matrix).astype(np.float64)
         sums = np.zeros((self.packed.n_rows, len(self.encoding.source_columns)))
-        for feature, parent in enumerate(feature_source_columns(self.encoding)):
+        for feature, parent in enumerate(self.encoding.column_of_feature):
             sums[:, parent] += values[:, feature]
         return sums, float(values[0, -1])
 
@@ -212,7 +212,7 @@ def test_categorical_splits_are_left_to_xgboost():
 def test_tables_that_disagree_with_xgboost_are_not_believed(monkeypatch: pytest.MonkeyPatch):
     case = make_case()
     wrong = case.bundle.read_forest()
-    wrong = replace(wrong, base_margin=np.float32(wrong.base_margin + 0.01))
+    wrong = wrong._replace(base_margin=np.float32(wrong.base_margin + 0.01))
     monkeypatch.setattr(engine_module.Bundle, "read_forest", lambda _: wrong)
 
     for with_reasons in (True, False):
@@ -235,7 +235,7 @@ def test_the_forest_of_a_model_saved_as_text_is_that_of_the_binary_one():
     case = make_case()
     as_text = read_forest(json.loads(bytes(case.bundle.booster.save_raw("json"))))
 
-    for name in Forest.__dataclass_fields__:
+    for name in Forest._fields:
         np.testing.assert_array_equal(getattr(as_text, name), getattr(case.bundle.read_forest(), name))
 
 

@@ -640,7 +640,7 @@ def open_stage(house: House, nursery: Nursery | None, lane: int = 0, lanes: int 
 def _noting_retries(stage: Stage) -> Iterator[None]:
     class Noting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "will be repeated" in record.msg:
+            if record.msg.startswith("Retrying"):
                 stage.retries.append(record.getMessage())
 
     handler, logger = Noting(), logging.getLogger("churn.workflows.score")

@@ -34,7 +34,7 @@ POINTS: Mapping[str, tuple[str, str, str]] = {
     "the input is read": ("churn.storage.sources", "Sources.fetch_input", "left"),
     "the model is loaded": ("churn.registry.registry", "Registry.open", "left"),
     "the week is open": (_PREDICTIONS, "PredictionStore._open_week", "left"),
-    "the lock is held": (_PREDICTIONS, "_lock", "left"),
+    "the lock is held": (_PREDICTIONS, "lock", "left"),
     "a batch id is taken": (_PREDICTIONS, "_next_batch_id", "left"),
     "rows are half sent": ("churn.database.copy_format", "PulledStream.read", "left"),
     "rows are all sent": (_PREDICTIONS, "_copy", "left"),

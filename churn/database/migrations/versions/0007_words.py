@@ -1,4 +1,4 @@
-"""Renames tables and columns to the field's words, and describes them. Rows and grants are kept."""
+"""Renames tables and columns to the field's words, and describes them. Rows and grants stay."""
 
 from alembic import op
 
@@ -7,32 +7,24 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-_TABLES = """
-ALTER TABLE judged_batches RENAME TO evaluated_batches;
-ALTER TABLE evaluated_batches RENAME COLUMN judged_at TO evaluated_at;
-ALTER TABLE evaluated_batches RENAME COLUMN verdict TO status;
-ALTER TABLE judged_segments RENAME TO evaluated_segments;
-ALTER TABLE evaluated_segments RENAME COLUMN verdict TO status;
-ALTER TABLE scoring_batches RENAME COLUMN other_parents TO other_source_columns;
-ALTER INDEX judged_batches_unlogged RENAME TO evaluated_batches_unlogged;
-"""
-_BACK = """
-ALTER INDEX evaluated_batches_unlogged RENAME TO judged_batches_unlogged;
-ALTER TABLE scoring_batches RENAME COLUMN other_source_columns TO other_parents;
-ALTER TABLE evaluated_segments RENAME COLUMN status TO verdict;
-ALTER TABLE evaluated_segments RENAME TO judged_segments;
-ALTER TABLE evaluated_batches RENAME COLUMN status TO verdict;
-ALTER TABLE evaluated_batches RENAME COLUMN evaluated_at TO judged_at;
-ALTER TABLE evaluated_batches RENAME TO judged_batches;
-"""
+# In the order of an upgrade; the names before and after it.
+_RENAMINGS = (
+    ("ALTER TABLE {} RENAME TO {}", "judged_batches", "evaluated_batches"),
+    ("ALTER TABLE evaluated_batches RENAME COLUMN {} TO {}", "judged_at", "evaluated_at"),
+    ("ALTER TABLE evaluated_batches RENAME COLUMN {} TO {}", "verdict", "status"),
+    ("ALTER TABLE {} RENAME TO {}", "judged_segments", "evaluated_segments"),
+    ("ALTER TABLE evaluated_segments RENAME COLUMN {} TO {}", "verdict", "status"),
+    ("ALTER TABLE scoring_batches RENAME COLUMN {} TO {}", "other_parents", "other_source_columns"),
+    ("ALTER INDEX {} RENAME TO {}", "judged_batches_unlogged", "evaluated_batches_unlogged"),
+)
 # The names in these comments change with the tables.
 _COMMENTS = """
 COMMENT ON COLUMN churn_predictions.other_contributions IS
-    'Contributions of the source columns without a column of their own, in the order of scoring_batches.{other}.';
-COMMENT ON COLUMN {segments}.p_below_limit IS
-    'p-value of a ROC AUC this low if the true one were {batches}.auc_limit.';
+    'Contributions of the source columns without separate columns, in the order of scoring_batches.{other}.';
+COMMENT ON COLUMN {after}_segments.p_below_limit IS
+    'p-value of a ROC AUC this low if the true one were {after}_batches.auc_limit.';
 """
-# These hold before and after, so a downgrade leaves them.
+# Valid before and after, so a downgrade leaves them.
 _DESCRIPTIONS = {
     "VIEW churn_predictions_current": "One row for each variant, week and account: the score to use.",
     "VIEW churn_predictions_by_role": "One row for each role, variant, week and account.",
@@ -49,7 +41,7 @@ _DESCRIPTIONS = {
     "TABLE model_references": "Reference counts of each feature and the score by bin, for each model version.",
     "TABLE drift_flags": "Features and scores that drifted; the false discovery rate is controlled over the fleet.",
     "TABLE erasure_salt": "The secret salt of the tombstones. With it, erased account ids can be found by trial.",
-    "TABLE erased_accounts": "Tombstones of erased accounts, whose rows are dropped on read: salted hashes, no ids.",
+    "TABLE erased_accounts": "Tombstones of erased accounts: salted hashes, no ids. Their rows are dropped on read.",
     "COLUMN drift_flags.is_confirmed": "Whether the feature drifted in the week before as well.",
     "COLUMN erased_accounts.variant": "The variant that the account was erased from; empty for all.",
     "COLUMN evaluated_batches.n_at_risk": "Scored accounts at risk at the as-of date; only these are evaluated.",
@@ -59,7 +51,7 @@ _DESCRIPTIONS = {
     "COLUMN evaluated_batches.logged_at": "When the figures were logged to MLflow; null before.",
     "COLUMN evaluated_segments.status": "ok, or insufficient if too few labels matured: all measures are null then.",
     "COLUMN incidents.members": "The affected variants or runs, each with a sentence.",
-    "COLUMN alert_deliveries.receiver": "Kind and fingerprint of the receiver''s URL, which holds secrets.",
+    "COLUMN alert_deliveries.receiver": "Kind and fingerprint of the receiver''s URL, which contains secrets.",
     "COLUMN churn_predictions.brand_id_value": "Index of the level in scoring_batches.levels; past the end if unknown.",
     "COLUMN scoring_batches.ab_share": "Accounts per 10,000 served the challenger''s score; 0 without a test.",
     "COLUMN scoring_batches.ab_salt": "Salt of the hash that assigns accounts to the challenger.",
@@ -73,52 +65,43 @@ _DESCRIPTIONS = {
     "FUNCTION index_closed_weeks": "Indexes by account the partitions of weeks that are over.",
     "FUNCTION open_week": "Creates the partition of a week if it is missing.",
 }
-# A renaming keeps the names of constraints and their indexes, which error messages show.
 _CONSTRAINTS = """
-DO $$
-DECLARE
-    old record;
-BEGIN
-    FOR old IN
-        SELECT conname, conrelid::regclass AS owner,
-               replace(replace(conname, '{before}_', '{after}_'), '_{was}_', '_{is_now}_') AS renamed
-        FROM pg_constraint
-        WHERE conrelid IN ('{after}_batches'::regclass, '{after}_segments'::regclass)
-          AND conname LIKE '{before}\\_%' AND contype <> 'n'
-    LOOP
-        EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', old.owner, old.conname, old.renamed);
-    END LOOP;
-END $$;
+SELECT conrelid::regclass, conname FROM pg_constraint
+WHERE conrelid IN ('{after}_batches'::regclass, '{after}_segments'::regclass) AND conname LIKE '{before}#_%%' ESCAPE '#'
+  AND contype <> 'n'
 """
-_BODY = """
-SELECT pg_get_functiondef('churn_reasons(churn_predictions, scoring_batches)'::regprocedure)
-"""
+_BODY = "SELECT pg_get_functiondef('churn_reasons(churn_predictions, scoring_batches)'::regprocedure)"
 
 
-def _rename_in_reasons(before: str, after: str) -> None:
-    """Replace a column's name in the body of ``churn_reasons``, which a renaming does not change."""
+def _rename(**names: str) -> None:
+    """Rename the constraints, and the column in two comments and in the body of ``churn_reasons``."""
+    # Error messages show the names of constraints, which are not renamed with their tables and columns.
+    for table, old in op.get_bind().exec_driver_sql(_CONSTRAINTS.format(**names)).all():
+        new = old.replace("{before}_".format(**names), "{after}_".format(**names))
+        new = new.replace("_{was}_".format(**names), "_{is_now}_".format(**names))
+        _execute(f"ALTER TABLE {table} RENAME CONSTRAINT {old} TO {new}")
+    _execute(_COMMENTS.format(**names))
     definition = op.get_bind().exec_driver_sql(_BODY).scalar_one()
-    op.get_bind().exec_driver_sql(definition.replace(before, after).replace("%", "%%"))
+    _execute(definition.replace("batch.{was_other}".format(**names), "batch.{other}".format(**names)))
+
+
+def _execute(statement: str) -> None:
+    op.get_bind().exec_driver_sql(statement.replace("%", "%%"))
 
 
 def upgrade() -> None:
     """Rename tables, columns and constraints; grants and rows stay with them."""
-    for statements in (
-        _TABLES,
-        _CONSTRAINTS.format(before="judged", after="evaluated", was="verdict", is_now="status"),
-        _COMMENTS.format(other="other_source_columns", segments="evaluated_segments", batches="evaluated_batches"),
-        "".join(f"COMMENT ON {name} IS '{text}';" for name, text in _DESCRIPTIONS.items()),
-    ):
-        op.get_bind().exec_driver_sql(statements.replace("%", "%%"))
-    _rename_in_reasons("batch.other_parents", "batch.other_source_columns")
+    for statement, before, after in _RENAMINGS:
+        _execute(statement.format(before, after))
+    other = {"was_other": "other_parents", "other": "other_source_columns"}
+    _rename(before="judged", after="evaluated", was="verdict", is_now="status", **other)
+    for name, text in _DESCRIPTIONS.items():
+        _execute(f"COMMENT ON {name} IS '{text}'")
 
 
 def downgrade() -> None:
     """Restore the old names."""
-    for statements in (
-        _BACK,
-        _CONSTRAINTS.format(before="evaluated", after="judged", was="status", is_now="verdict"),
-        _COMMENTS.format(other="other_parents", segments="judged_segments", batches="judged_batches"),
-    ):
-        op.get_bind().exec_driver_sql(statements.replace("%", "%%"))
-    _rename_in_reasons("batch.other_source_columns", "batch.other_parents")
+    for statement, before, after in reversed(_RENAMINGS):
+        _execute(statement.format(after, before))
+    other = {"was_other": "other_source_columns", "other": "other_parents"}
+    _rename(before="evaluated", after="judged", was="status", is_now="verdict", **other)

@@ -1,0 +1,54 @@
+"""At stake: whoever runs a release must be able to install the next one over it. What was published, who is champion,
+what is known of players and what Dagster shows must all be there afterwards, and the next week must be scored.
+"""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from churn.deployment.services import open_deployment
+from churn.deployment.settings import load_settings
+from churn.workflows.score import FleetRequest, score_fleet
+from experiment_tracking.setup import main as set_up
+from orchestration.instance import dagster_environment
+from orchestration.partitions import variants_partitions
+from tests.support.release import DATA, VARIANTS, WEEK, published, restore
+
+RELEASES = sorted(DATA.glob("release_*.tar.gz"))
+KEYS = [variant.key for variant in VARIANTS]
+
+
+@pytest.mark.parametrize("archive", RELEASES, ids=lambda path: path.name.removesuffix(".tar.gz"))
+def test_a_data_directory_of_a_release_is_upgraded_and_goes_on(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, homes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = homes / archive.name.removesuffix(".tar.gz")
+    expected = restore(archive, home)
+    monkeypatch.setenv("CHURN_HOME", str(home))
+
+    set_up([])
+
+    assert len(re.findall(r"schema: (?:already at|migrated from \S+ to)", capsys.readouterr().out)) == 2
+    with open_deployment(load_settings()) as deployment:
+        assert published(deployment) == expected
+        assert len(expected) > 100
+        registry = deployment.registry(read_only=True)
+        champions = {variant.key: held["champion"] for variant, held in registry.aliases().items()}
+        assert champions == dict.fromkeys(KEYS, 1)
+        assert {variant.key: deployment.history().read(variant).is_empty() for variant in VARIANTS} == dict.fromkeys(
+            KEYS, False
+        )
+
+        asked = FleetRequest.for_week(WEEK + timedelta(weeks=1), as_of=WEEK + timedelta(days=6))
+        scored = dict(score_fleet(deployment.scorer(), KEYS, asked, lambda outcome, _: outcome.record.n_rows_scored))
+
+        per_variant = {key: sum(row[0] == key for row in expected) for key in KEYS}
+        assert scored == per_variant
+        for name, value in dagster_environment(deployment).items():
+            monkeypatch.setenv(name, value)
+        with dg.DagsterInstance.get() as instance:
+            assert sorted(instance.get_dynamic_partitions(str(variants_partitions.name))) == sorted(KEYS)
+            assert instance.get_materialized_partitions(dg.AssetKey("store_predictions")) == set(KEYS)
