@@ -2,6 +2,6 @@
 
 import os
 
-# Threads of ours have a variant each, and their frames are small: polars' own threads would only be in the way. Polars
-# reads this when it is imported; a value that was given stays.
+# Each of our threads scores one variant with small frames, which polars' threads would only slow down. Polars reads
+# this when it is imported; a value from the environment has precedence.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")

@@ -25,23 +25,16 @@ _DRIFT = f"by an excess population stability index of at least {LEAST_PSI:g}"
 _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     "raw_churn_data": {
         "input_came_from_s3": "The variant's own input was read from S3, not from a local copy or another variant.",
-        "row_count_is_usual": (
-            "The number of input rows differs from the median of the previous eight weeks by at most half, or by at "
-            "most four times its usual variation."
-        ),
-        "data_is_fresh": (
-            "The input is the variant's own and no older than the usual interval between two inputs plus one week."
-        ),
+        "row_count_is_usual": "The number of input rows differs from the median of the previous eight weeks by at "
+        "most half, or by at most four times its usual variation.",
+        "data_is_fresh": "The input is the variant's own and no older than the usual interval between two inputs "
+        "plus one week.",
     },
     "transformed_features": {
-        "quarantine_is_small": (
-            "The share of input rows that were quarantined is at most half of CHURN_MAX_QUARANTINE_SHARE, above which "
-            "scoring fails."
-        ),
-        "input_matches_its_reference": (
-            f"No input feature has drifted from the model's reference {_DRIFT}, or by a share of unknown values at "
-            f"least {LEAST_UNKNOWN_RISE:g} higher, {_FDR}."
-        ),
+        "quarantine_is_small": "The share of input rows that were quarantined is at most half of "
+        "CHURN_MAX_QUARANTINE_SHARE, above which scoring fails.",
+        "input_matches_its_reference": f"No input feature has drifted from the model's reference {_DRIFT}, or by a "
+        f"share of unknown values at least {LEAST_UNKNOWN_RISE:g} higher, {_FDR}.",
     },
     "load_model_from_mlflow": {
         "model_is_the_champion": "The model version that scored the batch is still the variant's champion in MLflow.",
@@ -52,51 +45,35 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "scores_match_their_reference": f"The scores have not drifted from the model's reference {_DRIFT}, {_FDR}.",
     },
     "store_predictions": {
-        "rows_were_scored": (
-            "PostgreSQL holds at least one row of the batch, and exactly as many as accounts were scored."
-        ),
+        "rows_were_scored": "PostgreSQL holds at least one row of the batch, and exactly as many as accounts were "
+        "scored.",
     },
     EVALUATED: {
-        "auc_is_not_below_its_limit": (
-            "No evaluated batch of the champion has a ROC AUC whose 95 % confidence interval lies entirely below the "
-            "limit."
-        ),
-        "no_segment_is_below_its_limit": (
-            f"No segment (state, product, source) of a champion's batch has a ROC AUC below the limit, {_FDR} over "
-            "the variant's segments."
-        ),
+        "auc_is_not_below_its_limit": "No evaluated batch of the champion has a ROC AUC whose 95 % confidence "
+        "interval lies entirely below the limit.",
+        "no_segment_is_below_its_limit": "No segment (state, product, source) of a champion's batch has a ROC AUC "
+        f"below the limit, {_FDR} over the variant's segments.",
     },
     TRAINED: GATE_CHECKS,
     DRIFTED: {
-        "no_input_drifts": (
-            "No variant has an input feature that drifted from the model's reference in two consecutive weeks."
-        ),
+        "no_input_drifts": "No variant has an input feature that drifted from the model's reference in two "
+        "consecutive weeks.",
         "no_scores_drift": "No variant has scores that drifted from the model's reference in two consecutive weeks.",
-        "missing_values_are_usual": (
-            "No feature of a variant's newest batch has a larger share of missing values than the model's reference."
-        ),
-        "levels_are_known": (
-            "No categorical feature of a variant's newest batch has a larger share of unknown levels than the model's "
-            "reference."
-        ),
+        "missing_values_are_usual": "No feature of a variant's newest batch has a larger share of missing values "
+        "than the model's reference.",
+        "levels_are_known": "No categorical feature of a variant's newest batch has a larger share of unknown levels "
+        "than the model's reference.",
     },
     INCIDENTS: {
         "volumes_are_usual": "Every variant's newest batch has about as many rows as its previous batches.",
-        "data_is_fresh": (
-            "Every variant was scored on its own input from S3, no older than the usual interval between two inputs "
-            "plus one week."
-        ),
-        "every_variant_was_scored": (
-            "Every registered variant that was ever scored has a batch of the week that is due, and its last attempt "
-            "succeeded; variants that were never scored are not counted."
-        ),
-        "performance_holds": (
-            f"Every champion's ROC AUC on its newest evaluated batch reaches its limit, {_FDR} over the fleet."
-        ),
-        "segments_hold": (
-            "No segment (state, product, source) of a champion's newest evaluated batch has a ROC AUC below the limit, "
-            f"where the whole batch reaches it, {_FDR} over the fleet."
-        ),
+        "data_is_fresh": "Every variant was scored on its own input from S3, no older than the usual interval "
+        "between two inputs plus one week.",
+        "every_variant_was_scored": "Every registered variant that was ever scored has a batch of the week that is "
+        "due, and its last attempt succeeded; variants that were never scored are not counted.",
+        "performance_holds": f"Every champion's ROC AUC on its newest evaluated batch reaches its limit, {_FDR} over "
+        "the fleet.",
+        "segments_hold": "No segment (state, product, source) of a champion's newest evaluated batch has a ROC AUC "
+        f"below the limit, where the whole batch reaches it, {_FDR} over the fleet.",
     },
 }
 _ERRORS = {"rows_were_scored", "probabilities_are_valid", "every_variant_was_scored", "performance_holds"}

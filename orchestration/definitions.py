@@ -1,6 +1,6 @@
 """Assembly of the code location: assets, jobs, schedules, sensors, resources. Read this first.
 
-Belongs here: what the location consists of. Not here: any definition. Loading it opens nothing.
+Not here: any definition. Loading it opens no service.
 """
 
 import dagster as dg

@@ -37,8 +37,6 @@ class AssetReport:
     """What Dagster shows of a variant whose work is done.
 
     Attributes:
-        metadata: By asset.
-        description: Of each materialization.
         problem: Why the report is incomplete; ``None`` if it is complete.
         is_dry_run: Whether nothing was changed; the checks then count, and no event is logged.
     """
@@ -53,11 +51,7 @@ class AssetReport:
 def fleet_assets(
     name: str, specs: Sequence[dg.AssetSpec], *, backfill_variants: int
 ) -> Callable[[Callable[..., Iterator[dg.AssetCheckResult]]], dg.AssetsDefinition]:
-    """Return the decorator of an op that materializes assets for a range of variants.
-
-    Args:
-        backfill_variants: Variants per run of a backfill.
-    """
+    """Return the decorator of an op that materializes assets for a range of variants."""
     return dg.multi_asset(
         name=name,
         specs=specs,
@@ -72,7 +66,7 @@ def build_report(assets: Iterable[str], build: Callable[[], AssetReport]) -> Ass
     """Build a report; if that fails, return one of bare materializations, since the variant's work is done."""
     try:
         return build()
-    except Exception as error:  # noqa: BLE001 whatever it is, it must not make a published variant a failed one
+    except Exception as error:  # noqa: BLE001 no error here may make a published variant a failed one
         return AssetReport({asset: {} for asset in assets}, problem=error_text(error))
 
 
@@ -109,11 +103,7 @@ def resumed_runs(context: dg.AssetExecutionContext) -> list[str]:
 
 
 class FleetRun:
-    """An op's run over its variants: it logs each one's report, and collects the errors until all are done.
-
-    Args:
-        specs: The assets that the op materializes.
-    """
+    """A run of an op that materializes ``specs``: logs each variant's report, and collects the errors until the end."""
 
     def __init__(self, context: dg.AssetExecutionContext, specs: Collection[dg.AssetSpec]) -> None:
         self.context = context
@@ -122,7 +112,7 @@ class FleetRun:
         self._not_passed: dict[tuple[str, str], list[str]] = {check: [] for check in self._severities}
         self._failed: dict[str, BaseException] = {}
         self._n_done = self._n_incomplete = 0
-        # As a webserver does, keep the event log's connection; by default each event opens three.
+        # Reuse the event log's connection, as a webserver does; by default each event opens three.
         context.instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
 
     @contextmanager
@@ -135,10 +125,9 @@ class FleetRun:
             raise self._failure(dict.fromkeys(self.context.partition_keys, error)) from error
 
     def left(self, done: Collection[str] | None = None) -> list[str]:
-        """Return the run's variants without those that are done.
+        """Return the run's variants without those that are ``done``.
 
-        Args:
-            done: Default: those that this run, or a run that it resumes, has materialized.
+        By default these are the ones that this run, or a run that it resumes, has materialized.
         """
         if done is None:
             kind, instance = dg.DagsterEventType.ASSET_MATERIALIZATION, self.context.instance
@@ -151,9 +140,7 @@ class FleetRun:
     def log(self, attempts: Attempts[_Out], build: Callable[[str, _Out], AssetReport]) -> None:
         """Log the report of each variant that succeeds, and collect the errors of the others.
 
-        Args:
-            build: Builds a variant's report from its key and its result. If it raises, the variant has succeeded
-                nevertheless.
+        A variant has succeeded even if ``build``, which gets its key and its result, raises an error.
         """
         for key, result in attempts:
             if isinstance(result, BaseException):

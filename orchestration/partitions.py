@@ -58,11 +58,7 @@ def _bounds(instance: dg.DagsterInstance) -> set[str]:
 
 
 def ranges(ordered: Sequence[str], wanted: Collection[str], most: int) -> Iterator[dict[str, str]]:
-    """Cover the wanted keys, and no others, with ranges of at most ``most`` keys; yields the tags of each.
-
-    Args:
-        most: 0 for any number.
-    """
+    """Cover the wanted keys, and no others, with ranges of at most ``most`` keys (0: any); yields the tags of each."""
     for is_wanted, group in groupby(ordered, lambda key: key in wanted):
         keys = list(group) if is_wanted else []
         size = most or len(keys) or 1

@@ -1,1 +1,1 @@
-"""What may be wrong with a fleet: profiles, drift, conditions, incidents, and reasons to retrain. Pure."""
+"""Monitoring of a fleet: profiles, drift, conditions, incidents, and reasons to retrain. Pure."""

@@ -1,7 +1,7 @@
 """Rules that a published batch is checked by. Pure.
 
-A failed check does not withdraw a batch: what must stop one is an error in the scoring workflow. The names are those of
-the asset checks in Dagster, where ``orchestration.checks`` describes each.
+A failed check does not withdraw a batch; problems that must prevent one are errors in the scoring workflow. The names
+are those of the asset checks in Dagster, where ``orchestration.checks`` describes each.
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,11 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class BatchFigures:
-    """What the checks compare, beside the batch itself.
+    """The figures that the checks compare, in addition to the batch.
 
     Attributes:
         n_stored: Rows of the batch in PostgreSQL.
-        lowest: Lowest churn probability.
         champion: The model version that is champion now; ``None`` if the registry could not be queried.
-        challenger: The challenger's version; ``None`` if there is none.
     """
 
     n_read: int
@@ -47,13 +45,9 @@ class BatchFigures:
 
 
 def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_of: date) -> list[CheckResult]:
-    """Check a published batch.
+    """Check a published batch; returns a result for each check that applies.
 
-    Args:
-        history: The variant's earlier batches and inputs; it may or may not contain this batch.
-
-    Returns:
-        A result for each check that applies: there may be no challenger, and no reference to compare with.
+    ``challenger_was_scored`` needs a challenger, and the checks of drift a reference.
     """
     low, high = figures.lowest, figures.highest
     n_stored, n_scored = figures.n_stored, figures.n_scored
@@ -102,5 +96,5 @@ def _check_against_reference(batch: ScoredBatch) -> list[CheckResult]:
 
 
 def with_input(history: History, sha256: str, arrived_on: date) -> History:
-    """Add a batch's own input to the variant's history, unless it is known already."""
+    """Add a batch's input to the variant's history, unless it is there already."""
     return replace(history, inputs={sha256: arrived_on, **history.inputs})

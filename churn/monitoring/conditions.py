@@ -1,26 +1,18 @@
 """Finds the current problems of the fleet in plain records: failures, drift, stale data, low performance. Pure.
 
 Each variant is represented by its newest batch or attempt of this week or, until there is one, of last week, so that no
-condition ends and begins again on Monday at midnight. Some figure is always extreme among thousands of variants, so
-tests control the false discovery rate over the whole fleet. :mod:`churn.monitoring.incidents` turns conditions into
-incidents.
+condition ends and begins again on Monday at midnight. Among thousands of variants some figure is always extreme, so
+tests control the false discovery rate over the whole fleet.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from itertools import compress
 from typing import Any
 
 from churn.evaluation.metrics import Interval, discoveries, p_at_least
-from churn.monitoring.drift import (
-    LEAST_UNKNOWN_RISE,
-    FeatureDrift,
-    Flag,
-    confirmed,
-    flag_fleet,
-    freshness,
-    volume,
-)
+from churn.monitoring.drift import LEAST_UNKNOWN_RISE, FeatureDrift, Flag, confirmed, flag_fleet, freshness, volume
 from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
@@ -60,12 +52,7 @@ class ScoredBatch:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The newest scoring attempt of a variant in a role.
-
-    Attributes:
-        number: Increases with time.
-        error: ``None`` if the attempt published a batch.
-    """
+    """The newest scoring attempt of a variant in a role; ``error`` is ``None`` if it published a batch."""
 
     number: int
     variant: str
@@ -82,7 +69,7 @@ class History:
 
     Attributes:
         n_rows: Rows read for the current batch of each week.
-        inputs: The day on which each of its own input files first appeared, by the file's SHA-256.
+        inputs: The day on which each input file of the variant first appeared, by the file's SHA-256.
     """
 
     n_rows: Mapping[date, int]
@@ -119,11 +106,7 @@ class LowSegment:
 
 @dataclass(frozen=True)
 class FailedRun:
-    """A Dagster run that failed, and whose work no later run has completed.
-
-    Attributes:
-        names: The variants whose failed attempts made the run fail; empty if it failed for another reason.
-    """
+    """A failed Dagster run that no later run has made up for; ``names`` are the variants that failed in it, if any."""
 
     job: str
     dagster_run_id: str
@@ -162,16 +145,10 @@ def flag_drifts(batches: Sequence[ScoredBatch], week: date) -> list[DriftFlag]:
             drift, since it was compared with another reference.
     """
     newest = newest_batches(batches, week)
-    by_week = {(batch.variant, batch.week): batch for batch in batches}
-    before = {key: by_week.get((key, batch.week - _WEEK)) for key, batch in newest.items()}
+    before = {(one.variant, one.week + _WEEK, one.model_version): one.drifts for one in batches}
     flags = flag_fleet({key: batch.drifts for key, batch in newest.items()}, fdr=FDR)
     earlier = flag_fleet(
-        {
-            key: batch.drifts
-            for key, batch in before.items()
-            if batch is not None and batch.model_version == newest[key].model_version
-        },
-        fdr=FDR,
+        {key: before.get((key, batch.week, batch.model_version), ()) for key, batch in newest.items()}, fdr=FDR
     )
     both = set(confirmed(flags, earlier))
     return [
@@ -183,16 +160,15 @@ def flag_drifts(batches: Sequence[ScoredBatch], week: date) -> list[DriftFlag]:
 
 
 def drifted(flags: Iterable[DriftFlag]) -> list[Condition]:
-    """Return the variants whose inputs, and those whose scores, drifted in two consecutive weeks."""
-    inputs: dict[str, list[FeatureDrift]] = {}
-    scores: dict[str, list[FeatureDrift]] = {}
+    """Return the variants with drifted inputs, and those with drifted scores, in two consecutive weeks."""
+    drifts: dict[str, dict[str, list[FeatureDrift]]] = {"input_drifted": {}, "scores_drifted": {}}
     for flag in flags:
         if flag.is_confirmed:
-            into = scores if flag.drift.feature == SCORE else inputs
-            into.setdefault(flag.variant, []).append(flag.drift)
+            kind = "scores_drifted" if flag.drift.feature == SCORE else "input_drifted"
+            drifts[kind].setdefault(flag.variant, []).append(flag.drift)
     return [
-        Condition("input_drifted", {key: _drift_sentence(found) for key, found in inputs.items()}),
-        Condition("scores_drifted", {key: _drift_sentence(found) for key, found in scores.items()}),
+        Condition(kind, {key: _drift_sentence(of_variant) for key, of_variant in by_variant.items()})
+        for kind, by_variant in drifts.items()
     ]
 
 
@@ -223,38 +199,29 @@ def has_more_unknown(drift: FeatureDrift) -> bool:
 
 
 def variants_failed(attempts: Iterable[Attempt], batches: Mapping[str, ScoredBatch], now: datetime) -> Condition:
-    """Return the variants whose newest attempt failed; transient errors count only after ten minutes.
-
-    Args:
-        batches: The newest batch of each variant.
-    """
+    """Return the variants whose newest attempt failed; transient errors count only after ten minutes."""
     members: dict[str, str] = {}
-    for attempt in attempts:
-        if attempt.role == CHAMPION and _has_failed(attempt, now):
-            has_batch = (batch := batches.get(attempt.variant)) is not None and batch.week == attempt.week
-            rest = " (an earlier batch of the week is still published)" if has_batch else ""
-            members[attempt.variant] = f"week of {attempt.week}: {_shortened(str(attempt.error))}{rest}"
+    for attempt, sentence in _failures(attempts, CHAMPION, now):
+        has_batch = (batch := batches.get(attempt.variant)) is not None and batch.week == attempt.week
+        rest = " (an earlier batch of the week is still published)" if has_batch else ""
+        members[attempt.variant] = sentence + rest
     return Condition("variants_failed", members)
 
 
 def challengers_failed(attempts: Sequence[Attempt], now: datetime) -> Condition:
     """Return the variants whose challenger failed when the champion was last scored."""
     champions = {attempt.variant: attempt.number for attempt in attempts if attempt.role == CHAMPION}
-    return Condition(
-        "challengers_failed",
-        {
-            attempt.variant: f"week of {attempt.week}: {_shortened(str(attempt.error))}"
-            for attempt in attempts
-            if attempt.role == CHALLENGER
-            and _has_failed(attempt, now)
-            # The challenger scores after the champion; an older attempt is of a version that is challenger no longer.
-            and attempt.number > champions.get(attempt.variant, 0)
-        },
-    )
+    # The challenger scores after the champion; an older attempt is of a version that is no longer the challenger.
+    failures = _failures(attempts, CHALLENGER, now)
+    members = {one.variant: sentence for one, sentence in failures if one.number > champions.get(one.variant, 0)}
+    return Condition("challengers_failed", members)
 
 
-def _has_failed(attempt: Attempt, now: datetime) -> bool:
-    return attempt.error is not None and not (attempt.is_transient and now - attempt.ended_at < _TRANSIENT_FOR)
+def _failures(attempts: Iterable[Attempt], role: str, now: datetime) -> Iterator[tuple[Attempt, str]]:
+    for one in attempts:
+        is_recent = one.is_transient and now - one.ended_at < _TRANSIENT_FOR
+        if one.role == role and one.error is not None and not is_recent:
+            yield one, f"week of {one.week}: {_shortened(one.error)}"
 
 
 def _shortened(text: str) -> str:
@@ -274,19 +241,19 @@ def week_missed(
 
     A registered variant that was never scored or attempted is not included.
     """
-    tried = {attempt.variant: attempt.week for attempt in attempts if attempt.role == CHAMPION}
-    members: dict[str, str] = {}
-    for key in registered:
-        weeks = [*(histories[key].n_rows if key in histories else ()), *([tried[key]] if key in tried else ())]
-        if weeks and max(weeks) < due:
-            members[key] = f"not scored for the week of {due}; the last week scored or attempted is {max(weeks)}"
-    return Condition("week_missed", members)
+    weeks = {key: list(history.n_rows) for key, history in histories.items()}
+    for attempt in attempts:
+        if attempt.role == CHAMPION:
+            weeks.setdefault(attempt.variant, []).append(attempt.week)
+    last = {key: max(weeks[key]) for key in registered if weeks.get(key)}
+    text = f"not scored for the week of {due}; the last week scored or attempted is"
+    return Condition("week_missed", {key: f"{text} {week}" for key, week in last.items() if week < due})
 
 
 def data_stale(batches: Iterable[ScoredBatch], histories: Mapping[str, History], today: date) -> Condition:
     """Return the variants scored from a fallback copy, from another variant's data, or from overdue data."""
-    found = {batch.variant: stale_sentence(batch, histories.get(batch.variant), today) for batch in batches}
-    return Condition("data_stale", {key: sentence for key, sentence in found.items() if sentence})
+    stale = {batch.variant: stale_sentence(batch, histories.get(batch.variant), today) for batch in batches}
+    return Condition("data_stale", {key: sentence for key, sentence in stale.items() if sentence})
 
 
 def stale_sentence(batch: ScoredBatch, history: History | None, today: date) -> str | None:
@@ -294,7 +261,7 @@ def stale_sentence(batch: ScoredBatch, history: History | None, today: date) -> 
     if batch.fallback_reason is not None:
         return f"scored from the local copy: {_shortened(batch.fallback_reason)}"
     if batch.data_of != batch.variant:
-        return f"scored from the data of {batch.data_of}, since the variant has none of its own"
+        return f"scored from the data of {batch.data_of}, since the variant has no input"
     arrived_on = [day for day in (history.inputs.values() if history else ()) if day <= today]
     if not arrived_on or not (age := freshness(arrived_on, today)).is_stale:
         return None
@@ -306,9 +273,9 @@ def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, Histo
     members: dict[str, str] = {}
     for batch in batches:
         history = histories.get(batch.variant)
-        found = volume(batch.n_rows, history.before(batch.week) if history else ())
-        if found.status in ("low", "high"):
-            members[batch.variant] = f"{found.n_rows:,} rows in the week of {batch.week}; usual are {found.usual:,.0f}"
+        rows = volume(batch.n_rows, history.before(batch.week) if history else ())
+        if rows.status in ("low", "high"):
+            members[batch.variant] = f"{rows.n_rows:,} rows in the week of {batch.week}; usual are {rows.usual:,.0f}"
     return Condition("volume_unusual", members)
 
 
@@ -321,34 +288,30 @@ def newest_evaluated(
 
 
 def performance_low(evaluated: Iterable[EvaluatedChampion]) -> Condition:
-    """Return the variants whose ROC AUC is significantly below its limit."""
+    """Return the variants with a ROC AUC significantly below its limit."""
     ordered = list(evaluated)
     is_low = discoveries([p_at_least(one.roc_auc, one.limit) for one in ordered], FDR)
-    return Condition(
-        "performance_low",
-        {
-            one.variant: f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}; the limit is {one.limit:.3f}"
-            for one, low in zip(ordered, is_low, strict=True)
-            if low
-        },
-    )
+    members = {
+        one.variant: f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}; the limit is {one.limit:.3f}"
+        for one in compress(ordered, is_low)
+    }
+    return Condition("performance_low", members)
 
 
-def segment_low(segments: Sequence[LowSegment], n_evaluated: int, known: Collection[str]) -> Condition:
-    """Return the variants with a segment whose ROC AUC is significantly below the limit.
+def segment_low(segments: Sequence[LowSegment], n_evaluated: int, excluded: Collection[str]) -> Condition:
+    """Return the variants with a segment that has a ROC AUC significantly below the limit.
 
     Args:
         segments: Those with a p-value of at most ``FDR``; no other can be significant.
         n_evaluated: The number of segments of the fleet that have a p-value.
-        known: Variants to leave out, since their overall performance is low.
+        excluded: Variants with low overall performance.
     """
-    p_values = [segment.p_below_limit for segment in segments]
-    is_low = discoveries(p_values, FDR, n_evaluated)
+    is_low = discoveries([segment.p_below_limit for segment in segments], FDR, n_evaluated)
     low: dict[str, list[LowSegment]] = {}
-    for segment, found in zip(segments, is_low, strict=True):
-        if found and segment.variant not in known:
+    for segment in compress(segments, is_low):
+        if segment.variant not in excluded:
             low.setdefault(segment.variant, []).append(segment)
-    return Condition("segment_low", {key: _segments_sentence(found) for key, found in low.items()})
+    return Condition("segment_low", {key: _segments_sentence(of_variant) for key, of_variant in low.items()})
 
 
 def _segments_sentence(segments: Sequence[LowSegment]) -> str:
@@ -358,7 +321,7 @@ def _segments_sentence(segments: Sequence[LowSegment]) -> str:
 
 
 def runs_failed(runs: Iterable[FailedRun], attempts: Iterable[Attempt]) -> list[Condition]:
-    """Return the failed runs by job, except those whose failure shows in the attempts of their variants."""
+    """Return the failed runs by job, except those with failures that show in the attempts of their variants."""
     newest = {attempt.variant: attempt.ended_at for attempt in attempts if attempt.role == CHAMPION}
     by_job: dict[str, dict[str, str]] = {}
     for run in runs:

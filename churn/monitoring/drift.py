@@ -40,7 +40,6 @@ class FeatureDrift:
     """How one feature, or the score, of a batch differs from the reference.
 
     Attributes:
-        n_rows: Rows of the batch.
         psi: Population stability index.
         excess_psi: PSI minus its expectation without drift, (bins - 1) (1/n + 1/m); can be negative.
         jensen_shannon: Jensen-Shannon distance, base 2, in [0, 1].
@@ -76,16 +75,13 @@ def compare(reference: Profile, batch: Profile) -> list[FeatureDrift]:
 def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile]]) -> dict[str, list[FeatureDrift]]:
     """Compare each variant's batch with its model's reference, feature by feature, all at once.
 
-    Bins of which either side expects fewer than 5 rows are counted as one; the two samples together decide that, so it
-    favours no outcome. In a PSI a bin empty on one side holds half a row. The p-value is the likelihood ratio test's,
-    whose statistic 2 (n + m) JS, JS weighted by the samples' sizes, equals PSI / (1/n + 1/m) for small differences but
-    keeps to its chi-squared distribution in the tails, where a fleet needs it: PSI's own exceeds it tenfold.
+    Bins with fewer than 5 expected rows on either side are merged; the two samples together decide that, so it favours
+    no outcome. In a PSI a bin empty on one side counts half a row. The p-value is that of the likelihood ratio test.
+    Its statistic 2 (n + m) JS, JS weighted by the samples' sizes, equals PSI / (1/n + 1/m) for small differences, but
+    follows its chi-squared distribution in the tails as well, where PSI exceeds it tenfold.
 
     Args:
-        profiles: Reference and batch by variant, in the same bins.
-
-    Returns:
-        One drift for each feature of a profile, in its order. An empty batch has no drift.
+        profiles: Reference and batch by variant, in the same bins; an empty batch has no drift.
 
     Raises:
         InputError: If a batch has other bins than its reference.
@@ -97,19 +93,16 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile]]) -> dict[str, 
         return {variant: [] for variant in profiles}
     before = _padded([reference.counts for reference, _ in profiles.values()], n_bins)
     now = _padded([batch.counts for _, batch in profiles.values()], n_bins)
-    measures = zip(
-        *(values.tolist() for values in (*_differences(now, before), *_unknown(now, before, n_bins))), strict=True
-    )
+    columns = (values.tolist() for values in (*_differences(now, before), *_unknown(now, before, n_bins)))
+    rows = zip(*columns, strict=True)
     return {
-        variant: [
-            FeatureDrift(bins.feature, *measured) for bins, measured in zip(reference.bins, measures, strict=False)
-        ]
+        variant: [FeatureDrift(bins.feature, *next(rows)) for bins in reference.bins]
         for variant, (reference, _) in profiles.items()
     }
 
 
 def _padded(counts: Sequence[Ints], n_bins: Ints) -> Ints:
-    """Lay the features' counts below each other, shape (n features, most bins), zeros to the right."""
+    """Stack the features' counts, shape (n features, most bins), with zeros to the right."""
     padded = np.zeros((len(n_bins), n_bins.max()), dtype=np.int64)
     padded[np.arange(n_bins.max()) < n_bins[:, None]] = np.concatenate(counts)
     return padded
@@ -128,7 +121,7 @@ def _differences(now: Ints, before: Ints) -> tuple[Ints, Floats, Floats, Floats,
     p, q = now / n, before / m
     both = (now + before) / (n + m)
     divergences = special.rel_entr(now, n * both) + special.rel_entr(before, m * both)
-    statistic = 2 * np.maximum(divergences.sum(axis=1), 0)  # rounding may leave less than nothing
+    statistic = 2 * np.maximum(divergences.sum(axis=1), 0)  # rounding may make it negative
     p_value = np.where(freedom > 0, special.chdtrc(np.maximum(freedom, 1), statistic), 1.0)
     halfway = (p + q) / 2
     divergence = (special.rel_entr(p, halfway) + special.rel_entr(q, halfway)).sum(axis=1) / 2 / np.log(2)
@@ -137,14 +130,14 @@ def _differences(now: Ints, before: Ints) -> tuple[Ints, Floats, Floats, Floats,
 
 
 def _merge_sparse(now: Ints, before: Ints) -> tuple[Ints, Ints]:
-    """Count the sparse bins of each feature as one, in a column more; too sparse itself, it joins the next sparsest."""
+    """Merge the sparse bins of each feature into one, in a new last column or, if too sparse, in the next sparsest."""
     n, m = now.sum(axis=1, keepdims=True), before.sum(axis=1, keepdims=True)
     expected = np.minimum(n, m) * (now + before) / np.maximum(n + m, 1)
     is_kept = expected >= _LEAST_EXPECTED
     rest = np.where(is_kept, 0, expected).sum(axis=1)
     sparsest = np.where(is_kept, expected, np.inf).argmin(axis=1)
-    stands_alone = (rest >= _LEAST_EXPECTED) | ~is_kept.any(axis=1)
-    place = np.where(stands_alone, now.shape[1], sparsest)
+    is_separate = (rest >= _LEAST_EXPECTED) | ~is_kept.any(axis=1)
+    place = np.where(is_separate, now.shape[1], sparsest)
 
     def merged(counts: Ints) -> Ints:
         wider = np.pad(np.where(is_kept, counts, 0), ((0, 0), (0, 1)))
@@ -179,34 +172,26 @@ def flag_fleet(
         least_psi: Excess PSI below which a change is ignored, however significant.
         least_unknown_rise: Increase of the unknown share below which it is ignored.
     """
-    flags = [Flag(variant, drift.feature) for variant, found in drifts.items() for drift in found]
-    if not flags:
-        return frozenset()
-    # Small changes are excluded first: many true ones would loosen the threshold for false ones among the large.
-    p_values = [
-        (
-            drift.p_value if drift.excess_psi >= least_psi else 1.0,
-            drift.unknown_p_value if drift.unknown_rise >= least_unknown_rise else 1.0,
-        )
-        for found in drifts.values()
-        for drift in found
-    ]
-    is_found = discoveries(np.ravel(p_values), fdr).reshape(-1, 2).tolist()
-    return frozenset(flag for flag, found in zip(flags, is_found, strict=True) if any(found))
+    flags: list[Flag] = []
+    p_values: list[float] = []
+    for variant, of_variant in drifts.items():
+        for drift in of_variant:
+            flags.append(Flag(variant, drift.feature))
+            # Small changes are excluded: many true ones would loosen the threshold for false ones among the large.
+            p_values.append(drift.p_value if drift.excess_psi >= least_psi else 1.0)
+            p_values.append(drift.unknown_p_value if drift.unknown_rise >= least_unknown_rise else 1.0)
+    is_drift = discoveries(p_values, fdr).reshape(-1, 2).tolist()
+    return frozenset(flag for flag, either in zip(flags, is_drift, strict=True) if any(either))
 
 
 def confirmed(this_week: frozenset[Flag], last_week: frozenset[Flag]) -> list[Flag]:
-    """Return the flags of two consecutive weeks: a faulty extract is gone a week later, a drift is not."""
+    """Return the flags of two consecutive weeks: unlike a drift, a faulty extract does not last."""
     return sorted(this_week & last_week)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A batch's number of rows compared with its history.
-
-    Attributes:
-        usual: Median of the earlier batches; ``None`` if there are too few.
-    """
+    """A batch's number of rows and the median of the earlier batches; ``None`` if there are too few."""
 
     n_rows: int
     usual: float | None
@@ -264,17 +249,14 @@ def freshness(arrived_on: Sequence[date], as_of: date) -> Freshness:
 
 
 def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) -> float:
-    """Estimate the ROC AUC of scores without labels (confidence-based performance estimation, CBPE).
+    """Estimate the ROC AUC of scores, in [0.5, 1], without labels (confidence-based performance estimation, CBPE).
 
     Assumes calibrated scores and no concept drift: the estimate does not change when the same inputs lead to other
     outcomes. It does not replace labels.
 
     Args:
         scores: Churn probabilities, shape (n,), or the middles of a histogram's bins.
-        counts: Rows at each score, shape (n,); one each if left out.
-
-    Returns:
-        In [0.5, 1].
+        counts: Rows at each score, shape (n,); by default one each.
 
     Raises:
         InputError: If there is no row, or all scores are 0 or all are 1.
@@ -283,7 +265,5 @@ def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) 
     p, n = np.asarray(scores[order], dtype=np.float64), np.ones(len(scores)) if counts is None else counts[order]
     hits, false_alarms = (np.concatenate([[0.0], np.cumsum(share * n)]) for share in (p, 1 - p))
     if not hits[-1] * false_alarms[-1] > 0:
-        raise InputError(
-            f"{len(scores)} scores leave no expected churner or no expected other; give scores between 0 and 1"
-        )
+        raise InputError(f"{len(scores)} scores are all 0 or all 1, or there is none; give scores between 0 and 1")
     return float(np.trapezoid(hits, false_alarms) / (hits[-1] * false_alarms[-1]))

@@ -1,4 +1,4 @@
-"""Incidents: compares the conditions found now with the open incidents, and returns which open, grow or end. Pure.
+"""Incidents: compares the current conditions with the open incidents, and returns which open, grow or end. Pure.
 
 An incident covers all variants with the same kind of problem. People are alerted when it opens, when it reaches further
 variants, and when it is resolved. :mod:`churn.database.incidents` stores incidents and their alerts.
@@ -19,22 +19,12 @@ MAX_SENTENCE = 300
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of incident.
-
-    Attributes:
-        heading: The problem in a few words; an alert's title begins with it.
-        noun: What a member is, in the singular.
-    """
+    """A kind of incident; alert titles begin with ``heading``, and ``noun`` names a member in the singular."""
 
     name: str
     severity: Severity
     heading: str
     noun: str = "variant"
-
-    @property
-    def runbook(self) -> str:
-        """The anchor of its section in the runbook."""
-        return self.name
 
 
 KINDS: Mapping[str, Kind] = {
@@ -71,13 +61,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Incident:
-    """A stored incident.
-
-    Attributes:
-        members: As in :class:`Condition`; the last ones if it is resolved.
-        updated_at: The time when ``members`` was written.
-        resolved_at: ``None`` while the incident is open.
-    """
+    """A stored incident; ``members`` was written at ``updated_at`` and is final once the incident is resolved."""
 
     incident_id: int
     kind: str
@@ -90,14 +74,7 @@ class Incident:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of an incident that people are alerted about.
-
-    Attributes:
-        incident_id: ``None`` for an incident that opens.
-        members: All current members; the last ones if it is resolved.
-        title: One line.
-        body: Plain text.
-    """
+    """A change that people are alerted about; ``incident_id`` is ``None`` for an incident that opens."""
 
     event: Event
     kind: str
@@ -136,8 +113,8 @@ def remaining(
     The arguments are those of :func:`reconcile`.
     """
     current = _by_incident(conditions, checked)
-    found = ((incident, current.get((incident.kind, incident.subject))) for incident in open_incidents)
-    return {incident.incident_id: now for incident, now in found if now and now != incident.members}
+    pairs = ((incident, current.get((incident.kind, incident.subject))) for incident in open_incidents)
+    return {incident.incident_id: now for incident, now in pairs if now and now != incident.members}
 
 
 def headline(kind: str, subject: str, members: Collection[str]) -> str:
@@ -149,21 +126,19 @@ def headline(kind: str, subject: str, members: Collection[str]) -> str:
     return f"{_heading(kind, subject)}: {_count(kind, len(members))}"
 
 
-def _by_incident(conditions: Sequence[Condition], checked: Collection[str]) -> dict[tuple[str, str], Mapping[str, str]]:
-    found: dict[tuple[str, str], Mapping[str, str]] = {}
+def _by_incident(conditions: Sequence[Condition], checked: Collection[str]) -> dict[tuple[str, str], dict[str, str]]:
+    members: dict[tuple[str, str], dict[str, str]] = {}
     for condition in conditions:
         if condition.kind in checked and condition.members:
-            key = (condition.kind, condition.subject)
             sentences = {member: _one_line(sentence) for member, sentence in condition.members.items()}
-            found[key] = {**found.get(key, {}), **sentences}
-    return found
+            members.setdefault((condition.kind, condition.subject), {}).update(sentences)
+    return members
 
 
 def _change(key: tuple[str, str], incident: Incident | None, now: Mapping[str, str]) -> Change | None:
     kind, subject = key
     if incident is None:
-        body = _body(kind, now)
-        return Change("opened", kind, subject, None, now, headline(kind, subject, now), body)
+        return Change("opened", kind, subject, None, now, headline(kind, subject, now), _body(kind, now))
     number = incident.incident_id
     if not now:
         title = f"Resolved: {headline(kind, subject, incident.members)}"
@@ -181,13 +156,13 @@ def _body(kind: str, members: Mapping[str, str]) -> str:
     lines = [f"- {member}: {members[member]}" for member in named]
     if len(members) > len(named):
         lines.append(f"and {_count(kind, len(members) - len(named), 'more ')}")
-    # On top, since a receiver may truncate long texts.
-    where = f"Full list: churn report. What to do: {RUNBOOK}#{KINDS[kind].runbook}"
-    return "\n".join([where, "", *lines])
+    # First, since a receiver may truncate long texts.
+    links = f"Full list: churn report. What to do: {RUNBOOK}#{kind}"
+    return "\n".join([links, "", *lines])
 
 
 def _one_line(sentence: str) -> str:
-    # An error may hold characters that PostgreSQL does not accept, such as NUL, which would block all alerts.
+    # An error may contain characters that PostgreSQL does not accept, such as NUL, which would block all alerts.
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in sentence).split())
     return text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE - 1]}…"
 

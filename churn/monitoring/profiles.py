@@ -1,4 +1,4 @@
-"""Profiles: histograms of a batch's features and score. They hold no single row. Pure.
+"""Profiles: histograms of a batch's features and score. They contain no single row. Pure.
 
 A model's reference profile defines the bins; batches are counted into the same bins, chunk by chunk.
 :mod:`churn.monitoring.drift` compares the counts.
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from churn.data.features import Encoding, OneHot, Packed
+from churn.data.features import Encoding, Packed
 from churn.errors import InputError
 
 SCORE = "churn_probability"
 MOST_BINS = 10
 """Maximum number of bins for a numeric feature's values; one more bin counts missing values."""
 
-_HEAVY_SHARE = 0.2  # no more than four values exceed it, so the bins between them stay within MOST_BINS
+_FREQUENT_SHARE = 0.2  # no more than four values exceed it, so the bins between them stay within MOST_BINS
 _FORMAT = 1
 _MAX_COUNT = 2**53
 
@@ -33,9 +33,9 @@ class Bins:
     """The bins of one feature. The last bin counts unknown values.
 
     Attributes:
-        edges: For a number: bin i holds ``edges[i - 1] < value <= edges[i]``; the first and the last value bin are
+        edges: For a number: bin i counts ``edges[i - 1] < value <= edges[i]``; the first and the last value bin are
             open. One more bin counts missing values. All edges are exact in float32.
-        levels: For a category, empty for a number: one bin each, then one for levels that the model does not know.
+        levels: For a category, empty for a number: one bin each, then one for levels unknown to the model.
     """
 
     feature: str
@@ -53,10 +53,10 @@ class Bins:
             return (*self.levels, "(other)")
         if not self.edges:
             return ("any value", "(missing)")
-        between = (
+        between = [
             f"= {high:g}" if low == _just_below(high) else f"over {low:g} to {high:g}"
             for low, high in pairwise(self.edges)
-        )
+        ]
         return (f"up to {self.edges[0]:g}", *between, f"over {self.edges[-1]:g}", "(missing)")
 
 
@@ -95,48 +95,38 @@ class Profile:
 
     def to_json(self) -> str:
         """Serialize the profile; :meth:`from_json` restores the same bins and counts."""
-        counts = self.by_feature()
-        features = [
-            {
-                "feature": bins.feature,
-                **({"levels": bins.levels} if bins.levels else {"edges": bins.edges}),
-                "counts": counts[bins.feature].tolist(),
-            }
-            for bins in self.bins
-        ]
+        features = []
+        for bins, counts in zip(self.bins, self.by_feature().values(), strict=True):
+            values = {"levels": bins.levels} if bins.levels else {"edges": bins.edges}
+            features.append({"feature": bins.feature, **values, "counts": counts.tolist()})
         return json.dumps({"format": _FORMAT, "features": features}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Profile":
-        """Parse a profile written by :meth:`to_json`.
-
-        Raises:
-            InputError: If the text is not such a profile.
-        """
+        """Parse a profile written by :meth:`to_json`; raises an ``InputError`` for any other text."""
         try:
-            read = json.loads(text)
-            if read["format"] != _FORMAT:
+            parsed = json.loads(text)
+            if parsed["format"] != _FORMAT:
                 raise InputError(
-                    f"a profile is of format {read['format']!r}; this code reads {_FORMAT}, so profile the rows again"
+                    f"a profile is of format {parsed['format']!r}; this code reads {_FORMAT}, so profile the rows again"
                 )
-            bins = tuple(_bins_of(item) for item in read["features"])
-            per_feature = [np.array(item["counts"]) for item in read["features"]]
-            if [(each.n_bins,) for each in bins] != [counts.shape for counts in per_feature]:
+            bins = tuple(_parse_bins(item) for item in parsed["features"])
+            counts = [np.array(item["counts"]) for item in parsed["features"]]
+            if [(each.n_bins,) for each in bins] != [array.shape for array in counts]:
                 raise InputError("a profile has features with more or fewer counts than bins; profile the rows again")
-            if any(counts.dtype != np.int64 or counts.min() < 0 or counts.max() > _MAX_COUNT for counts in per_feature):
+            if any(array.dtype != np.int64 or array.min() < 0 or array.max() > _MAX_COUNT for array in counts):
                 raise InputError(
                     f"a profile has counts that are no whole numbers of 0 to {_MAX_COUNT}; profile the rows again"
                 )
             if len({each.feature for each in bins}) != len(bins):
                 raise InputError("a profile has a feature twice; profile the rows again")
-            return cls(bins, np.concatenate(per_feature))
+            return cls(bins, np.concatenate(counts))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise InputError(
-                f"not a profile in JSON ({type(error).__name__}: {error}); profile the rows again"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"not a profile in JSON ({reason}); profile the rows again") from error
 
 
-def _bins_of(item: dict[str, Any]) -> Bins:
+def _parse_bins(item: dict[str, Any]) -> Bins:
     feature, edges, levels = item["feature"], item.get("edges", []), item.get("levels", [])
     if not isinstance(edges, list) or not isinstance(levels, list):
         raise TypeError("edges and levels must be arrays")
@@ -150,11 +140,7 @@ def _bins_of(item: dict[str, Any]) -> Bins:
 
 
 def require_same_bins(first: Profile, second: Profile) -> None:
-    """Raise unless two profiles have the same bins, so that their counts can be compared.
-
-    Raises:
-        InputError: If the bins differ; names the features.
-    """
+    """Raise an ``InputError`` that names the features unless two profiles have the same bins."""
     if first.bins != second.bins:
         odd = sorted({bins.feature for bins in set(first.bins) ^ set(second.bins)})
         raise InputError(
@@ -166,8 +152,8 @@ def require_same_bins(first: Profile, second: Profile) -> None:
 def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np.floating]) -> Profile:
     """Derive a model's bins from reference rows, and count these rows.
 
-    The bins of a number hold about equal numbers of rows; a value of more than a fifth of the rows, such as 0, has its
-    own bin.
+    The bins of a number contain about equal numbers of rows; a value of more than a fifth of the rows, such as 0, has a
+    separate bin.
 
     Args:
         packed: Preferably rows that the model was not trained on, since scores of training rows are more extreme.
@@ -183,65 +169,52 @@ def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np
 
 
 def spliced(inputs: Profile, scores: Profile) -> Profile:
-    """Combine the features of one profile with the score of another, whose rows may differ.
+    """Combine the features of one profile with the score of another, which may have other rows.
 
     A reference needs rows of all seasons for its features, and rows that the model was not trained on for its scores.
     """
-    n_of_score = scores.bins[-1].n_bins
-    n_of_inputs = len(inputs.counts) - inputs.bins[-1].n_bins
-    return Profile(
-        (*inputs.bins[:-1], scores.bins[-1]),
-        np.concatenate([inputs.counts[:n_of_inputs], scores.counts[-n_of_score:]]),
-    )
+    of_inputs, of_score = inputs.counts[: -inputs.bins[-1].n_bins], scores.counts[-scores.bins[-1].n_bins :]
+    return Profile((*inputs.bins[:-1], scores.bins[-1]), np.concatenate([of_inputs, of_score]))
 
 
 def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
     """Convert a reference's counts to the source columns of another encoding of the same features.
 
-    A reference of one-hot encoded rows has a number of 0 or 1 for each level of what a batch of raw rows has as one
-    category; the category's counts follow from those of the numbers.
+    A reference of one-hot encoded rows has a number of 0 or 1 for each level of a category of raw rows; the category's
+    counts follow from those of the numbers.
 
     Returns:
         ``None`` if the encoding has a source column that the reference lacks.
     """
     counts = reference.by_feature()
     numbers = {bins.feature: bins for bins in reference.bins if not bins.levels and bins.feature != SCORE}
-    categories = {(bins.feature, bins.levels): bins for bins in reference.bins if bins.levels}
-    found: list[tuple[Bins, Counts]] = []
-    for name, _ in encoding.numbers:
-        if name not in numbers:
-            return None
-        found.append((numbers[name], counts[name]))
+    categories = {bins for bins in reference.bins if bins.levels}
+    if any(name not in numbers for name, _ in encoding.numbers):
+        return None
+    converted = [(numbers[name], counts[name]) for name, _ in encoding.numbers]
     for group in encoding.one_hots:
-        if (group.source_column, group.levels) in categories:
-            found.append((categories[group.source_column, group.levels], counts[group.source_column]))
-        elif (counted := _count_of_levels(group, numbers, counts, reference.n_rows)) is not None:
-            found.append((Bins(group.source_column, levels=group.levels), counted))
-        else:
+        bins = Bins(group.source_column, levels=group.levels)
+        level_counts = counts[bins.feature] if bins in categories else _level_counts(bins, numbers, reference)
+        if level_counts is None:
             return None
-    bins, parts = zip(*found, (reference.bins[-1], counts[SCORE]), strict=True)
-    return Profile(bins, np.concatenate(parts))
+        converted.append((bins, level_counts))
+    all_bins, parts = zip(*converted, (reference.bins[-1], counts[SCORE]), strict=True)
+    return Profile(all_bins, np.concatenate(parts))
 
 
-def _count_of_levels(
-    group: OneHot, numbers: Mapping[str, Bins], counts: Mapping[str, Counts], n_rows: int
-) -> Counts | None:
+def _level_counts(category: Bins, numbers: Mapping[str, Bins], reference: Profile) -> Counts | None:
     """Count each level's rows by its number of 0 or 1, and the rows without any of the levels."""
-    names = [f"{group.source_column}_{level}" for level in group.levels]
+    names, counts = [f"{category.feature}_{level}" for level in category.levels], reference.by_feature()
     if any(name not in numbers for name in names):
         return None
-    of_levels = [_count_above_zero(numbers[name], counts[name]) for name in names]
-    n_other = n_rows - sum(of_levels)
-    return np.array([*of_levels, n_other], dtype=np.int64) if n_other >= 0 else None
-
-
-def _count_above_zero(bins: Bins, counts: Counts) -> int:
-    is_above = np.array([-np.inf, *bins.edges]) >= 0
-    return int(counts[:-1][is_above].sum())
+    is_positive = [np.array([-np.inf, *numbers[name].edges]) >= 0 for name in names]
+    n_rows = [int(counts[name][:-1][above].sum()) for name, above in zip(names, is_positive, strict=True)]
+    n_other = reference.n_rows - sum(n_rows)
+    return np.array([*n_rows, n_other], dtype=np.int64) if n_other >= 0 else None
 
 
 class ProfileCounter:
-    """Counts the rows of a batch into the bins of a reference. Holds only the counts. Not thread-safe."""
+    """Counts the rows of a batch into the bins of a reference. Not thread-safe."""
 
     def __init__(self, reference: Profile) -> None:
         self._bins = reference.bins
@@ -250,11 +223,7 @@ class ProfileCounter:
         self._counts = np.zeros_like(reference.counts)
 
     def add(self, packed: Packed, scores: npt.NDArray[np.floating]) -> None:
-        """Count one chunk.
-
-        Args:
-            packed: Rows in the encoding of the reference.
-            scores: Shape (n_rows,).
+        """Count one chunk of rows in the encoding of the reference, with their scores, shape (n_rows,).
 
         Raises:
             InputError: If the rows do not fit that encoding, or their number differs from that of the scores.
@@ -288,23 +257,23 @@ def _count_levels(levels: npt.NDArray[np.uint16], bins: Bins) -> Counts:
     counts = np.bincount(levels, minlength=bins.n_bins)
     if len(counts) > bins.n_bins:
         raise InputError(
-            f"{bins.feature} has a level in place {len(counts) - 1}, the reference has {len(bins.levels)} levels; "
+            f"{bins.feature} has a level with index {len(counts) - 1}, the reference has {len(bins.levels)} levels; "
             f"count it into the reference of the model that scored it"
         )
     return counts
 
 
 def _edges(values: Values) -> tuple[float, ...]:
-    """Split the values into at most ``MOST_BINS`` bins: one for each heavy value, quantiles between them."""
+    """Split the values into at most ``MOST_BINS`` bins: one for each frequent value, quantiles between them."""
     values = np.sort(values[np.isfinite(values)])
     distinct, counts = np.unique(values, return_counts=True)
-    heavy = distinct[counts > _HEAVY_SHARE * len(values)] + np.float32(0)  # makes -0 plain 0
-    light = values[~np.isin(values, heavy)]
-    stretches = np.split(light, np.searchsorted(light, heavy))
-    shares = _share_out(MOST_BINS - len(heavy), [len(stretch) for stretch in stretches])
+    frequent = distinct[counts > _FREQUENT_SHARE * len(values)] + np.float32(0)  # makes -0 plain 0
+    rest = values[~np.isin(values, frequent)]
+    stretches = np.split(rest, np.searchsorted(rest, frequent))
+    shares = _share_out(MOST_BINS - len(frequent), [len(stretch) for stretch in stretches])
     cuts = [_quantile_cuts(*pair) for pair in zip(stretches, shares, strict=True)]
-    below = [_just_below(value) for value in heavy.tolist()]
-    edges = np.unique(np.concatenate([below, heavy.astype(np.float64), *cuts]))
+    below = [_just_below(value) for value in frequent.tolist()]
+    edges = np.unique(np.concatenate([below, frequent.astype(np.float64), *cuts]))
     return tuple(edges[np.isfinite(edges)].tolist())
 
 

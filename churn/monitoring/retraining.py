@@ -1,8 +1,7 @@
 """Rules that decide when a champion is retrained. Pure.
 
 There are three reasons: its ROC AUC was below the limit in two cohorts that share no outcome, its input or scores
-drifted in two consecutive weeks, or it has reached the maximum age. A reason requests training; whether the new model
-becomes champion is decided by promotion.
+drifted in two consecutive weeks, or it has reached the maximum age.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,18 +16,10 @@ from churn.weeks import monday_of, month_number
 # Higher than the thresholds that raise an alert: seasons move inputs every year, and need no new model.
 _LEAST_PSI, _LEAST_UNKNOWN_RISE = 0.2, 0.05
 
-DriftedWeeks = Mapping[tuple[str, int], Mapping[date, Sequence[str]]]
-"""The features that drifted, by scored week, of each variant key and model version."""
-
 
 @dataclass(frozen=True)
 class EvaluatedCohort:
-    """An evaluated batch of the champion.
-
-    Attributes:
-        roc_auc_high: Upper end of the AUC's interval; ``None`` if labels were too few.
-        limit: Minimum AUC of the model version; ``None`` if none is known.
-    """
+    """An evaluated batch of the champion; the end of its AUC's interval is ``None`` if labels were too few."""
 
     as_of: date
     roc_auc_high: float | None
@@ -66,8 +57,7 @@ def reason_to_retrain(
 
     Args:
         cohorts: Evaluated batches of the current champion version, in any order.
-        drifted: Features that drifted, by scored week; weeks without drift may be missing.
-        trained_on: ``None`` if unknown.
+        drifted: Features that drifted, by scored week.
     """
     return _performance(cohorts, policy) or _drift(drifted, today) or _age(trained_on, today, policy)
 
@@ -77,22 +67,21 @@ def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) 
     return requested_on is not None and today < requested_on + timedelta(days=policy.pause_days)
 
 
-def drifted_weeks(batches: Iterable[ScoredBatch]) -> DriftedWeeks:
-    """Return what drifted in some weeks' batches, with false discoveries controlled over the fleet in each week."""
+def drifted_weeks(batches: Iterable[ScoredBatch]) -> dict[tuple[str, int], dict[date, list[str]]]:
+    """Return the drifted features by scored week, of each variant key and model version.
+
+    False discoveries are controlled over the fleet in each week.
+    """
     by_week: dict[date, dict[str, ScoredBatch]] = {}
     for batch in batches:
         by_week.setdefault(batch.week, {})[batch.variant] = batch
-    found: dict[tuple[str, int], dict[date, list[str]]] = {}
+    features: dict[tuple[str, int], dict[date, list[str]]] = {}
     for week, of_week in by_week.items():
-        flags = flag_fleet(
-            {key: batch.drifts for key, batch in of_week.items()},
-            least_psi=_LEAST_PSI,
-            least_unknown_rise=_LEAST_UNKNOWN_RISE,
-        )
-        for flag in sorted(flags):
+        drifts = {key: batch.drifts for key, batch in of_week.items()}
+        for flag in sorted(flag_fleet(drifts, least_psi=_LEAST_PSI, least_unknown_rise=_LEAST_UNKNOWN_RISE)):
             version = flag.variant, of_week[flag.variant].model_version
-            found.setdefault(version, {}).setdefault(week, []).append(flag.feature)
-    return found
+            features.setdefault(version, {}).setdefault(week, []).append(flag.feature)
+    return features
 
 
 def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -> str | None:
@@ -110,12 +99,11 @@ def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -
 
 
 def _drift(drifted: Mapping[date, Sequence[str]], today: date) -> str | None:
-    this_week = monday_of(today)
+    this_week, one_week = monday_of(today), timedelta(weeks=1)
     # The newest week may not be scored yet.
-    for week in (this_week, this_week - timedelta(weeks=1)):
-        both = sorted(set(drifted.get(week, ())) & set(drifted.get(week - timedelta(weeks=1), ())))
-        if both:
-            return f"{', '.join(both)} drifted in the weeks of {week - timedelta(weeks=1)} and {week}"
+    for week in (this_week, this_week - one_week):
+        if both := sorted(set(drifted.get(week, ())).intersection(drifted.get(week - one_week, ()))):
+            return f"{', '.join(both)} drifted in the weeks of {week - one_week} and {week}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What people and later weeks see of a batch's scores, counted while they stream by. Pure."""
+"""Summary of a batch's scores, for people and later weeks, accumulated chunk by chunk. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,8 +22,8 @@ class ScoreSummary:
         fine_counts: Accounts per thousandth of [0, 1], shape (1000,).
         top: ``(probability, account id)`` of the highest, in falling order.
         absolute: Sums of the contributions' absolute values, by source column; ``None`` without reasons.
-        reference: What the rows are compared with; ``None`` where the model brought nothing.
-        profile: The rows counted into the bins of the model's reference; ``None`` without one.
+        reference: The model's reference profile; ``None`` if the model has none.
+        profile: The rows counted into the bins of the reference; ``None`` without one.
     """
 
     n: int = 0
@@ -68,34 +68,33 @@ class ScoreSummary:
         """Count a chunk of scored rows.
 
         Args:
-            account_ids: Shape (n,).
-            probabilities: Shape (n,).
+            account_ids: Shape (n,), as ``probabilities``.
             contributions: Shape (n, n_source_columns); ``None`` without reasons.
             profile: The chunk counted into the reference's bins; ``None`` without one.
         """
         if profile is not None:
             self.profile = profile if self.profile is None else self.profile + profile
+        if contributions is not None:
+            sums = np.abs(contributions).sum(axis=0, dtype=np.float64)
+            self.absolute = sums if self.absolute is None else self.absolute + sums
         self.n += probabilities.size
         self.total += float(probabilities.sum(dtype=np.float64))
         self.lowest = min(self.lowest, float(probabilities.min()))
         self.highest = max(self.highest, float(probabilities.max()))
         self.fine_counts += np.histogram(probabilities, bins=_FINE_BINS, range=(0, 1))[0]
         best = np.argpartition(-probabilities, min(_TOP, probabilities.size) - 1)[:_TOP]
-        found = [(float(probabilities[i]), int(account_ids[i])) for i in best]
-        if contributions is not None:
-            sums = np.abs(contributions).sum(axis=0, dtype=np.float64)
-            self.absolute = sums if self.absolute is None else self.absolute + sums
-        self.top = sorted([*self.top, *found], key=lambda pair: (-pair[0], pair[1]))[:_TOP]
+        highest = [(float(probabilities[i]), int(account_ids[i])) for i in best]
+        self.top = sorted([*self.top, *highest], key=lambda pair: (-pair[0], pair[1]))[:_TOP]
 
     def drift(self) -> dict[str, dict[str, float]] | None:
-        """Return how the rows differ from the reference, by feature; ``None`` without one."""
+        """Return the drift measures by feature; ``None`` without a reference."""
         if self.reference is None or self.profile is None:
             return None
-        measured = [asdict(drift) for drift in compare(self.reference, self.profile)]
-        return {str(drift.pop("feature")): drift for drift in measured}
+        measures = [asdict(drift) for drift in compare(self.reference, self.profile)]
+        return {str(drift.pop("feature")): drift for drift in measures}
 
     def record_fields(self) -> dict[str, Any]:
-        """Return what the batch's record stores of its scores, to be drawn and compared later."""
+        """Return the fields of the batch's record that describe its scores."""
         return {
             "drift": self.drift(),
             "mean_probability": self.mean,

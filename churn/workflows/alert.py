@@ -40,11 +40,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Receiver:
-    """A service that alerts are sent to.
-
-    Attributes:
-        name: Schema and fingerprint of the URL: the same for the same URL, and no secret.
-    """
+    """A service that alerts are sent to; its name is the schema and fingerprint of the URL, which are no secret."""
 
     name: str
     _service: "NotifyBase" = field(repr=False)
@@ -97,13 +93,7 @@ class Receivers:
 
 @dataclass(frozen=True)
 class Delivered:
-    """The result of a delivery.
-
-    Attributes:
-        n_sent: Alerts that receivers accepted.
-        n_failed: Attempts that failed and will be retried.
-        n_waiting: Alerts that configured receivers have not accepted yet.
-    """
+    """The numbers of alerts that were sent, of attempts that failed and will be retried, and of alerts still queued."""
 
     n_sent: int
     n_failed: int

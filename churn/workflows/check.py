@@ -10,25 +10,16 @@ from churn.workflows.score import Scorer, ScoringOutcome
 
 
 def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[str, History]) -> list[CheckResult]:
-    """Check a published batch.
-
-    Args:
-        histories: The variants' earlier batches and inputs, by key.
+    """Check a published batch, with the variants' earlier batches and inputs by key.
 
     Raises:
         ChurnError: If PostgreSQL does not answer; the batch stays published.
     """
     record, summary = outcome.record, outcome.summary
     batch = ScoredBatch(
-        batch_id=outcome.batch_id,
-        variant=record.variant.key,
-        week=record.scored_week,
-        model_version=record.model_version,
-        n_rows=record.n_rows_read,
-        data_of=record.source_variant.key,
-        fallback_reason=record.fallback_reason,
-        drifts=read_drifts(record.drift),
-    )
+        outcome.batch_id, record.variant.key, record.scored_week, record.model_version, record.n_rows_read,
+        data_of=record.source_variant.key, fallback_reason=record.fallback_reason, drifts=read_drifts(record.drift),
+    )  # fmt: skip
     figures = BatchFigures(
         n_read=record.n_rows_read,
         n_quarantined=record.n_rows_quarantined,

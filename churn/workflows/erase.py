@@ -67,7 +67,7 @@ class Eraser:
             dry_run: Count only.
 
         Yields:
-            What each place contained, as soon as it is done; of files only those that contained something.
+            The account's data in each place once it is erased; files without any are omitted.
 
         Raises:
             ChurnError: If a place does not answer or refuses. What was yielded is erased; repeat to erase the rest.

@@ -89,11 +89,7 @@ def evaluate_fleet(
     """Evaluate many variants, then promote challengers that are proven better if ``auto_promote``.
 
     Aliases that were moved outside of this project are recorded first. False promotions are controlled over all of
-    ``keys``, so they should be many. Promotions happen once the last result was consumed.
-
-    Args:
-        keys: The variants' keys.
-        log: Where promotions are logged.
+    ``keys``, so they should be many. Promotions happen, and are logged to ``log``, once the last result was consumed.
 
     Yields:
         Each key with the evaluation or the error, in the order of ``keys``.
@@ -151,8 +147,7 @@ class PerformanceEvaluator:
 
     Attributes:
         auc_limit: Minimum ROC AUC of versions that were registered without a limit of their own.
-        max_quarantine_share: As for scoring.
-        listed: What is pending for the variants of a fleet, from one query; that of others is queried when needed.
+        listed: The pending work of a fleet's variants, from one query; that of others is queried when needed.
     """
 
     sources: Sources
@@ -166,7 +161,7 @@ class PerformanceEvaluator:
     listed: Mapping[Variant, PendingEvaluation] = field(default_factory=dict)
 
     def for_fleet(self, variants: Sequence[Variant], today: date) -> "PerformanceEvaluator":
-        """Return an evaluator that has queried PostgreSQL and the registry once for what is pending in a fleet."""
+        """Return an evaluator that has queried PostgreSQL and the registry once for a fleet's pending work."""
         pending = self._pending(variants, today)
         unevaluated: dict[Variant, list[PublishedBatch]] = defaultdict(list)
         unlogged: dict[Variant, list[EvaluatedBatch]] = defaultdict(list)
@@ -182,11 +177,7 @@ class PerformanceEvaluator:
         return replace(self, listed=listed)
 
     def ingest(self, variant: Variant) -> Appended:
-        """Add the variant's input, as it is now, to its history.
-
-        Raises:
-            NoActivityError: If the variant has no raw activity of its own; labels need it.
-        """
+        """Add the variant's current input to its history; raises a ``NoActivityError`` if it is not raw activity."""
         return ingest(self.sources, self.history, variant, self.max_quarantine_share)
 
     def evaluate_batches(self, variant: Variant, today: date, appended: Appended | None = None) -> list[EvaluatedBatch]:
@@ -207,11 +198,7 @@ class PerformanceEvaluator:
     def compare(
         self, variant: Variant, champion: int, challenger: int, today: date, appended: Appended | None = None
     ) -> Comparison:
-        """Compare a challenger with the champion on the accounts that both scored and whose labels have matured.
-
-        Args:
-            appended: As for :meth:`evaluate_batches`.
-        """
+        """Compare a challenger with the champion on the accounts that both scored and whose labels have matured."""
         pairs = newest_of_each_month(self.results.pairs(variant, champion, challenger), lambda pair: pair.champion)
         pairs = [pair for pair in pairs if self.horizon.matures_on(pair.champion.as_of) <= today]
         if not pairs or (appended is None and self.history.version(variant) is None):

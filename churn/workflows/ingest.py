@@ -1,4 +1,4 @@
-"""Ingestion: read a variant's newest extract, check it against the contract, and append what is new to its history."""
+"""Ingestion: read a variant's newest extract, check it by the contract, and append its new facts to the history."""
 
 import tempfile
 from dataclasses import dataclass
@@ -55,6 +55,6 @@ def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float
 
 
 def ingest(sources: Sources, history: ActivityHistory, variant: Variant, max_quarantine_share: float) -> Appended:
-    """Add what is new in a variant's input to its history. Safe to repeat."""
+    """Append the new facts of a variant's input to its history. Safe to repeat."""
     extract = read_extract(sources, variant, max_quarantine_share)
     return history.append(variant, extract.rows, extract.provenance.modified_at)

@@ -68,10 +68,8 @@ class FleetStatus:
     """The problems of a fleet.
 
     Attributes:
-        n_variants: Variants that were examined.
         conditions: The problems by kind, kinds without a problem included.
         unavailable_kinds: Kinds that could not be examined, because the registry or Dagster could not be queried.
-        changes: Changes of incidents, for each of which alerts were queued.
     """
 
     n_variants: int

@@ -30,12 +30,7 @@ WHOLE = 10_000
 
 @dataclass(frozen=True)
 class VariantStatus:
-    """A variant's champion, previous champion and challenger.
-
-    Attributes:
-        event: The newest model event, which holds the current aliases.
-        comparison: Challenger against champion; ``None`` unless there are both.
-    """
+    """A variant's aliases, as its newest model event, and the comparison if it has a champion and a challenger."""
 
     event: ModelEvent
     comparison: Comparison | None
@@ -46,7 +41,6 @@ class Promoter:
     """The services that promotion needs.
 
     Attributes:
-        evaluator: Compares challengers with champions.
         actor: Who moves aliases, as recorded in the events.
         clock: The current time, UTC, as recorded in the events; its day decides which labels have matured.
         listed: Aliases and newest event of a fleet's variants, from one query; those of others are queried when needed.
@@ -75,8 +69,7 @@ class Promoter:
     def status(self, variant: Variant, appended: Appended | None = None) -> VariantStatus:
         """Return champion, previous and challenger, and compare the challenger; writes nothing.
 
-        Args:
-            appended: The variant's history, if it was ingested just now; ``None`` reads it if it is needed.
+        ``appended`` is the variant's history if it was ingested just now; ``None`` reads it if it is needed.
         """
         event = self._reconciled(variant, *self.listed[variant]) if variant in self.listed else self._current(variant)
         if event.champion is None or event.challenger is None:
@@ -85,11 +78,7 @@ class Promoter:
         return VariantStatus(event, comparison)
 
     def observe(self, aliases: Mapping[Variant, Mapping[str, int]]) -> list[ModelEvent]:
-        """Record aliases that were moved without an event.
-
-        Args:
-            aliases: Of every registered variant, as the registry lists them.
-        """
+        """Record the aliases, of all registered variants, that were moved without an event."""
         latest = self.events.latest_of_all()
         moved = [variant for variant, versions in aliases.items() if _differs(latest.get(variant), versions)]
         return [event for variant in moved if (event := self._observe(variant)) is not None]
@@ -99,11 +88,7 @@ class Promoter:
         return self._move(variant, "challenged", lambda now: replace(now, challenger=version, ab_share=0), reason)
 
     def share(self, variant: Variant, share: int, reason: str, *, dry_run: bool = False) -> ModelEvent:
-        """Serve the challenger's scores to a share of the accounts, in ten-thousandths; 0 stops it.
-
-        Raises:
-            PromotionError: If there is no challenger.
-        """
+        """Serve the challenger's scores to a share of the accounts, in ten-thousandths; 0 stops it."""
         if not 0 <= share <= WHOLE:
             raise UsageError(f"share {share / WHOLE:.2%} is not between 0 % and 100 %")
 
@@ -167,11 +152,7 @@ class Promoter:
         return results | {Variant.from_key(key): result for key, result in for_each_variant(promote, chosen)}
 
     def roll_back(self, variant: Variant, reason: str, *, dry_run: bool = False) -> ModelEvent:
-        """Make the previous champion the champion again; the current champion becomes the previous one.
-
-        Raises:
-            PromotionError: If there is no previous champion.
-        """
+        """Make the previous champion the champion again; the current champion becomes the previous one."""
 
         def after(now: ModelEvent) -> ModelEvent:
             previous = _require(now.previous, f"{variant} has no previous champion to return to")
@@ -229,7 +210,7 @@ class Promoter:
         return self._reconciled(variant, self.registry.aliases_of(variant), self.events.latest(variant))
 
     def _reconciled(self, variant: Variant, aliases: Mapping[str, int], latest: ModelEvent | None) -> ModelEvent:
-        """Return the newest event if it matches the aliases, else an event that records what was observed."""
+        """Return the newest event if it matches the aliases, else an event that records the aliases as observed."""
         if not aliases:
             raise PromotionError(f"variant {variant} is not registered or has no alias; log or train a model first")
         if latest is not None and not _differs(latest, aliases):

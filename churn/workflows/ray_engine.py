@@ -46,11 +46,7 @@ _RAY_DEFAULTS = {
 
 @dataclass(frozen=True)
 class RayCluster(Generic[_Services]):
-    """A cluster and the way its nodes open their services; contains no secret.
-
-    Attributes:
-        fingerprint: The settings that must be the same on every node, by their names for people.
-    """
+    """A cluster, and the settings that must be the same on every node, by their names for people; no secret."""
 
     address: str
     open_services: OpenServices[_Services]
@@ -209,11 +205,7 @@ def _node() -> str:
 
 
 def load_ray() -> Any:
-    """Import Ray, which reads the environment then, with our defaults.
-
-    Raises:
-        UsageError: If it is not installed.
-    """
+    """Import Ray, which then reads our defaults from the environment; raises a ``UsageError`` if it is missing."""
     for name, value in _RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:

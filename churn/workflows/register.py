@@ -1,7 +1,6 @@
 """Registration: find a variant's model files, check them, and log them as a registered model version.
 
-The three files are read from one place together, never mixed from two. Files are checked before anything is written to
-MLflow.
+The three files are read from one place, never from two. They are checked before anything is written to MLflow.
 """
 
 import json
@@ -47,16 +46,9 @@ class Candidate:
     labels: Labels | None
     files: tuple[SourceFile, ...]
 
-    @property
-    def fallback_reason(self) -> str | None:
-        return self.files[0].provenance.fallback_reason
-
 
 def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidate:
-    """Find a variant's model, feature names and sample, and check that they belong together.
-
-    Args:
-        folder: An empty folder for the files.
+    """Download a variant's model, feature names and sample into a folder, and check that they belong together.
 
     Raises:
         SourceError: If a file cannot be read.

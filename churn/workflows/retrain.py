@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RetrainingPlanner:
-    """The services and the policy that decide what is retrained."""
+    """The services and the policy of retraining requests."""
 
     registry: "Registry"
     results: Evaluations

@@ -18,14 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_random_exponential,
-)
+import tenacity
 
 from churn.concurrency import CircuitBreaker, in_threads
 from churn.data.scoring_rows import Chunk, RowCounts, prepare
@@ -144,11 +137,11 @@ class Scorer:
             ChurnError: Nothing is published then. Transient errors were retried first, unless the circuit breaker is
                 open.
         """
-        retry = Retrying(
-            retry=retry_if_exception_type(TransientError),
-            stop=stop_after_attempt(_ATTEMPTS) | stop_after_delay(_RETRY_FOR_S),
-            wait=wait_random_exponential(multiplier=0.5, max=15),
-            before_sleep=before_sleep_log(logger, logging.WARNING),
+        retry = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS) | tenacity.stop_after_delay(_RETRY_FOR_S),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
+            before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
             reraise=True,
         )
         return self.circuit.call(lambda: retry(self._score, request), TransientError)
@@ -309,7 +302,6 @@ def score_fleet(
     """Score many variants, several at once; one that fails stops no other, and its attempt is recorded.
 
     Args:
-        keys: The variants' keys.
         report: Called with each outcome after it was published, in the thread or on the node that scored it: an error
             of it is the variant's result and is not recorded as a failed attempt. For a cluster, ``report`` and its
             result are pickled: neither may contain a scorer, a deployment or an outcome.

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 def set_up_server(database: sa.URL, dagster_database: sa.URL, mlflow_database: sa.URL | None) -> Iterator[str]:
     """Create databases, schemas and roles; yields a line for each step.
 
-    Args:
-        database: Of the predictions.
-        mlflow_database: ``None`` if MLflow runs behind its server elsewhere.
+    ``mlflow_database`` is ``None`` if MLflow runs behind its server elsewhere.
     """
     for url in (database, dagster_database, mlflow_database):
         if url is not None:

@@ -53,10 +53,7 @@ class TrainingOutcome:
 
     Attributes:
         provenance: Of the variant's own input file; ``None`` if it has none.
-        n_facts_added: Facts added to the activity histories.
         against: The champion on the same held-out accounts; ``None`` if there is none.
-        pictures: SVG by file name.
-        reference: Profile that the batches of this version are compared with.
         version: ``None`` after a dry run.
     """
 
@@ -211,7 +208,7 @@ class Trainer:
         )
 
     def _activity(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Activity":
-        """Ingest a variant's input and return its history; a dry run returns the same and writes nothing."""
+        """Ingest a variant's input and return its history; a dry run returns the same history and writes nothing."""
         try:
             extract = read_extract(self.sources, owner, self.max_quarantine_share)
         except TransientError:

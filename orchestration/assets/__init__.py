@@ -1,1 +1,1 @@
-"""The assets, one module for each kind of work; ``metadata`` holds what several of them show."""
+"""The assets, one module for each kind of work; ``metadata`` builds the metadata that several of them share."""

@@ -1,7 +1,7 @@
 """Evaluated batches: the realized performance of published batches whose labels have matured.
 
-One op evaluates a range of variants. Belongs here: the asset and what Dagster logs of an evaluation. Not here: the
-evaluation, which also compares and promotes challengers (``churn.workflows.evaluate``).
+One op evaluates a range of variants. Not here: the evaluation, which also compares and promotes challengers
+(``churn.workflows.evaluate``).
 """
 
 from collections.abc import Iterator, Sequence

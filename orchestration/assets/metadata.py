@@ -1,7 +1,6 @@
 """Metadata of materializations: counts, links, tables and pictures that an asset's page shows.
 
-Belongs here: the metadata of a published batch, and the Markdown that several assets share. Not here: how anything is
-measured.
+Belongs here: the metadata of a published batch, and the Markdown that several assets share.
 """
 
 import base64
@@ -148,11 +147,7 @@ def picture(svg: str) -> dg.MarkdownMetadataValue:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], align: str = "", note: str = ""
 ) -> dg.MarkdownMetadataValue:
-    """Write a Markdown table of at most 50 rows, the number of the others, and a note; ``none`` without a row.
-
-    Args:
-        align: See :func:`churn.markdown.markdown_table`.
-    """
+    """Write a Markdown table of at most 50 rows, the number of the others, and a note; ``none`` without a row."""
     more = len(rows) - _MAX_ROWS
     text = markdown_table(columns, rows[:_MAX_ROWS], align) if rows else "none"
     return dg.MetadataValue.md("\n\n".join(filter(None, (text, f"and {more} more" if more > 0 else "", note))))

@@ -1,7 +1,7 @@
 """Monitoring of the fleet: drifted features and open incidents, with checks.
 
 The assets are not partitioned, since drift is decided over all variants. The incident sensor reconciles the incidents
-more often and sends the alerts. Belongs here: the assets and what they show. Not here: what a problem is.
+more often and sends the alerts. Not here: the rules (``churn.monitoring``).
 """
 
 from collections.abc import Sequence

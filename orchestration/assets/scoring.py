@@ -1,8 +1,8 @@
 """The weekly graph: input and model become features, predictions, and rows in PostgreSQL.
 
 One op materializes the five assets for a range of variants, in its process or on a Ray cluster. A published variant
-gets its five materializations and its checks together; variants that failed are named once all others are done.
-Belongs here: the assets and what Dagster logs of a batch. Not here: how a variant is scored.
+gets its five materializations and its checks together; variants that failed are named once all others are done. Not
+here: how a variant is scored (``churn.workflows.score``).
 """
 
 from collections.abc import Callable, Iterator, Mapping

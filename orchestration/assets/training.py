@@ -1,8 +1,7 @@
 """Trained models: a challenger for each variant, or a champion if it has none, checked against the gate.
 
 One op trains a range of variants in one process. A failed gate does not fail the run: the model is registered without
-an alias, and the failed checks say why. Belongs here: the asset and what Dagster logs of a training. Not here: how a
-variant is trained.
+an alias, and the failed checks give the reasons. Not here: how a variant is trained (``churn.workflows.train``).
 """
 
 from collections.abc import Callable, Iterator
@@ -68,11 +67,7 @@ def training_assets(
 
 
 def parse_day(text: str | None, today: date) -> date:
-    """Parse the date to train as of.
-
-    Raises:
-        UsageError: If it is not a date, or is in the future.
-    """
+    """Parse the date to train as of; raises a ``UsageError`` if it is not a date or is in the future."""
     if text is None:
         return today
     try:

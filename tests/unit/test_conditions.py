@@ -135,7 +135,7 @@ def test_a_stand_in_and_old_data_are_stale_and_fresh_data_is_not():
 
     assert told.members == {
         "local": "scored from the local copy: S3 does not answer",
-        "foreign": "scored from the data of base, since the variant has none of its own",
+        "foreign": "scored from the data of base, since the variant has no input",
         "old": "no new data for 22 days, since 2026-10-26; the limit is 14 days",
     }
 
@@ -214,11 +214,11 @@ def test_a_segment_is_told_unless_its_whole_is():
     low = [LowSegment("us", "brand_id", "OH", 0.55, 0.7, 1e-9), LowSegment("eu", "brand_id", "PA", 0.5, 0.7, 1e-9)]
     chance = LowSegment("fr", "brand_id", "PA", 0.66, 0.7, 0.005)
 
-    told = segment_low([*low, chance], n_evaluated=5000, known={"eu"})
+    told = segment_low([*low, chance], n_evaluated=5000, excluded={"eu"})
 
     assert told.members == {"us": "brand_id OH: ROC AUC 0.550; the limit is 0.700"}
-    assert set(segment_low([chance], n_evaluated=1, known=()).members) == {"fr"}
-    assert not segment_low([], n_evaluated=0, known=()).members
+    assert set(segment_low([chance], n_evaluated=1, excluded=()).members) == {"fr"}
+    assert not segment_low([], n_evaluated=0, excluded=()).members
 
 
 def test_a_run_is_told_unless_each_variant_that_failed_it_tells_itself():

@@ -247,7 +247,7 @@ def test_rows_of_another_encoding_are_refused():
         counter.add(packed, scores[:1])
     with pytest.raises(InputError, match="1 numbers"):
         counter.add(Packed(packed.numbers[:1], packed.levels), scores)
-    with pytest.raises(InputError, match="brand_id has a level in place 9"):
+    with pytest.raises(InputError, match="brand_id has a level with index 9"):
         counter.add(*rows([1.0], brand=[9]))
     assert counter.profile().n_rows == 0
 
