@@ -14,7 +14,7 @@ _THIN, _MOST_BINS, _LABEL_LENGTH = 14, 12, 24
 
 @dataclass(frozen=True)
 class Distribution:
-    """Row counts of a feature in the same bins of a reference and of a batch."""
+    """Row counts of a feature in the same bins, of a reference and of a batch."""
 
     name: str
     labels: Sequence[str]
@@ -30,20 +30,15 @@ def draw_importance(importance: Mapping[str, float], title: str) -> str:
     """
     shown = list(importance.items())[:_MOST]
     longest = max([size for _, size in shown], default=0) or 1
-    width, height = _LABELS + _BARS + _FIGURES, _ROW * (len(shown) + 1) + 8
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        f'font-size="13"><rect width="100%" height="100%" fill="white"/>'
-        f'<text x="8" y="18" font-weight="bold" fill="#222">{escape(title)}</text>'
-    ]
+    bars = []
     for i, (feature, size) in enumerate(shown, start=1):
         top, length = _ROW * i + 4, max(_BARS * size / longest, 1)
-        lines.append(
-            f'<text x="{_LABELS - 8}" y="{top + 15}" text-anchor="end" fill="#222">{escape(feature)}</text>'
+        bars.append(
+            f'<text x="{_LABELS - 8}" y="{top + 15}" text-anchor="end">{escape(feature)}</text>'
             f'<rect x="{_LABELS}" y="{top + 3}" width="{length:.1f}" height="{_ROW - 8}" fill="#4f6bed"/>'
-            f'<text x="{_LABELS + length + 6:.1f}" y="{top + 15}" fill="#222">{size:.3f}</text>'
+            f'<text x="{_LABELS + length + 6:.1f}" y="{top + 15}">{size:.3f}</text>'
         )
-    return "\n".join([*lines, "</svg>"])
+    return _svg(_LABELS + _BARS + _FIGURES, _ROW * (len(shown) + 1) + 8, title, "", bars)
 
 
 def draw_reliability(bins: Mapping[str, Sequence[float]], title: str, about: str) -> str:
@@ -74,56 +69,59 @@ def draw_reliability(bins: Mapping[str, Sequence[float]], title: str, about: str
         f'<text x="{_LEFT - 6}" y="{_TOP + _SIDE * (1 - part) + 4}" text-anchor="end">{top * part:.2f}</text>'
         for part in (0, 0.5, 1)
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _SIDE + 24}" height="{_TOP + _SIDE + 40}" '
-        f'font-family="sans-serif" font-size="12" fill="#6b7280"><rect width="100%" height="100%" fill="white"/>'
-        f'<text x="8" y="18" font-size="13" font-weight="bold" fill="#222">{escape(title)}</text>'
-        f'<text x="8" y="36">{escape(about)}</text>'
+    chart = (
+        f'<g font-size="12" fill="#6b7280">'
         f'<rect x="{_LEFT}" y="{_TOP}" width="{_SIDE}" height="{_SIDE}" fill="none" stroke="#e5e7eb"/>'
         f'<path d="M{x(0)} {y(0)}L{x(top)} {y(top)}" stroke="#6b7280" stroke-dasharray="5 4"/>'
         f'<polyline points="{line}" fill="none" stroke="#4f6bed" stroke-width="1.5"/>{marks}{ticks}'
         f'<text x="{_LEFT + _SIDE / 2}" y="{_TOP + _SIDE + 32}" text-anchor="middle">mean score</text>'
-        f'<text x="{_LEFT}" y="{_TOP - 6}">share that churned</text></svg>'
+        f'<text x="{_LEFT}" y="{_TOP - 6}">share that churned</text></g>'
     )
+    return _svg(_LEFT + _SIDE + 24, _TOP + _SIDE + 40, title, about, [chart])
 
 
 def draw_distributions(features: Sequence[Distribution], title: str) -> str:
-    """Draw the share of rows in each bin, the reference's above the batch's; of many bins those that differ most."""
+    """Draw the share of rows per bin, the reference's above the batch's; of many bins those that differ most."""
     lines, top = [], 2 * _ROW + 8
     for feature in features:
-        rows = _most_different(feature)
-        longest = max([max(before, now) for _, before, now in rows], default=0) or 1
+        names, *shares = zip(*_most_different(feature), strict=True) if feature.labels else ((), (), ())
+        longest = max([*shares[0], *shares[1]], default=0) or 1
         lines.append(f'<text x="8" y="{top + 2}" font-weight="bold">{escape(feature.name)}</text>')
         before, now = (
             "".join(
                 f"M{_LABELS} {top + 10 + _THIN * i + offset}h{_BARS * share / longest:.1f}v5H{_LABELS}z"
-                for i, share in enumerate(shares)
+                for i, share in enumerate(side)
             )
-            for offset, shares in ((0, [row[1] for row in rows]), (5, [row[2] for row in rows]))
+            for offset, side in zip((0, 5), shares, strict=True)
         )
-        names = "".join(
-            f'<tspan x="{_LABELS - 8}" y="{top + 19 + _THIN * i}">{escape(label[:_LABEL_LENGTH])}</tspan>'
-            for i, (label, _, _) in enumerate(rows)
+        labels = "".join(
+            f'<tspan x="{_LABELS - 8}" y="{top + 19 + _THIN * i}">{escape(name[:_LABEL_LENGTH])}</tspan>'
+            for i, name in enumerate(names)
         )
         lines.append(
             f'<path d="{before}" fill="#c4c9d4"/><path d="{now}" fill="#4f6bed"/>'
-            f'<text text-anchor="end" font-size="11">{names}</text>'
+            f'<text text-anchor="end" font-size="11">{labels}</text>'
         )
-        top += _THIN * len(rows) + 2 * _ROW
+        top += _THIN * len(names) + 2 * _ROW
+    about = "grey: the reference; blue: this batch"
+    return _svg(_LABELS + _BARS + 16, top - _ROW, title, about, lines)
+
+
+def _svg(width: int, height: int, title: str, about: str, marks: Sequence[str]) -> str:
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LABELS + _BARS + 16}" height="{top - _ROW}" '
-            f'font-family="sans-serif" font-size="13" fill="#222"><rect width="100%" height="100%" fill="white"/>'
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+            f'font-size="13" fill="#222"><rect width="100%" height="100%" fill="white"/>'
             f'<text x="8" y="18" font-weight="bold">{escape(title)}</text>'
-            f'<text x="8" y="34" font-size="11" fill="#6b7280">grey: the reference; blue: this batch</text>',
-            *lines,
+            f'<text x="8" y="36" font-size="12" fill="#6b7280">{escape(about)}</text>',
+            *marks,
             "</svg>",
         ]
     )
 
 
 def _most_different(feature: Distribution) -> list[tuple[str, float, float]]:
-    """Return label and shares of the bins to draw, in their order; the others come last, as one."""
+    """Return label and shares of the bins to draw, in order; the others follow as one."""
     totals = [sum(counts) or 1 for counts in (feature.reference, feature.batch)]
     shares = [
         (label, before / totals[0], now / totals[1])

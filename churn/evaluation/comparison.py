@@ -1,6 +1,7 @@
-"""Challenger against champion: a sequential test that stays valid at every look, and guardrails. Pure.
+"""Challenger against champion: a sequential test that is valid at every look, and guardrails. Pure.
 
-Belongs here: statistics of accounts that both scored and whose labels matured. Not here: reading them, moving aliases.
+Belongs here: statistics of accounts that both models scored and that have matured labels. Not here: reading them, or
+moving aliases.
 """
 
 import math
@@ -9,27 +10,20 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
-import numpy.typing as npt
 
-from churn.evaluation.metrics import Interval, calibration_error, compare_roc_auc, log_losses
+from churn.data.labels import Ids
+from churn.evaluation.metrics import Interval, Outcomes, Scores, calibration_error, compare_roc_auc, log_losses
 from churn.evaluation.sequential import PairedSums, confidence_sequence, e_value
 from churn.weeks import month_number
-
-Ids = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]
-Outcomes = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class PairedCohort:
-    """Accounts that both models scored in one week and whose labels have matured.
+    """Accounts with matured labels that both models scored in one week, each once; arrays of shape (n,).
 
     Attributes:
-        as_of: The day as of which both scored.
-        account_ids: Shape (n,), each once.
-        champion: Its churn probabilities, shape (n,).
-        challenger: Likewise.
-        churned: The outcomes, shape (n,).
+        champion: The champion's churn probabilities.
+        challenger: The challenger's.
     """
 
     as_of: date
@@ -41,14 +35,14 @@ class PairedCohort:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a promotion needs.
+    """The conditions of promotion.
 
     Attributes:
-        alpha: Maximum share of challengers that are promoted although they are no better.
-        tuned_for: Accounts by which an improvement should show; fixed before the first look.
-        min_of_class: Matured accounts needed of those that churned, and of those that stayed.
-        max_auc_loss: How much of the champion's ROC AUC a better log-loss may cost.
-        max_calibration_loss: By how much more than the champion's the calibration error may be, beyond chance.
+        alpha: Maximum share of promotions among challengers that are no better.
+        tuned_for: Accounts by which an improvement should be detected; fixed before the first look.
+        min_of_class: Minimum matured accounts of each outcome.
+        max_auc_loss: Maximum decrease of ROC AUC that is accepted for a better log-loss.
+        max_calibration_loss: Maximum increase of the calibration error, beyond chance.
     """
 
     alpha: float = 0.05
@@ -60,11 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Guardrail:
-    """A condition of promotion besides the test.
-
-    Attributes:
-        sentence: The figure and its limit.
-    """
+    """A condition of promotion besides the test; ``sentence`` gives the figure and its limit."""
 
     name: str
     sentence: str
@@ -77,8 +67,8 @@ class Comparison:
 
     Attributes:
         n: Accounts counted, each once per horizon.
-        improvement: Mean log-loss that the challenger saves, with an interval valid at all looks.
-        e_value: The evidence that it is better; promotion by itself needs ``1 / alpha``.
+        improvement: Mean decrease of log-loss, with an interval valid at all looks.
+        e_value: The evidence that the challenger is better; ``1 / alpha`` is needed.
     """
 
     n: int
@@ -101,7 +91,7 @@ class Comparison:
     def sentence(self) -> str:
         """The result in one line, for a person."""
         if self.n == 0:
-            return "no account that both scored has a matured label yet"
+            return "no account that both models scored has a matured label yet"
         found = (
             f"{self.n:,} matured accounts, log-loss better by {self.improvement:.4f}, "
             f"evidence {self.e_value:.3g} of {1 / self.alpha:.0f}"
@@ -123,8 +113,8 @@ class Comparison:
             "e_value": self.e_value,
             "alpha": self.alpha,
         }
-        kept = {name: value for name, value in values.items() if np.isfinite(value)}
-        return kept | {guardrail.name: guardrail.holds for guardrail in self.guardrails}
+        finite = {name: value for name, value in values.items() if np.isfinite(value)}
+        return finite | {guardrail.name: guardrail.holds for guardrail in self.guardrails}
 
 
 def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits) -> Comparison:
@@ -135,12 +125,12 @@ def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits
         horizon_months: The label's; an account counts again only when its outcomes do not overlap.
     """
     counted = count_once(sorted(cohorts, key=lambda cohort: cohort.as_of), horizon_months)
-    churned = np.concatenate([cohort.churned for cohort in counted] or [np.empty(0, dtype=np.bool_)])
-    champion = np.concatenate([cohort.champion for cohort in counted] or [np.empty(0, dtype=np.float32)])
-    challenger = np.concatenate([cohort.challenger for cohort in counted] or [np.empty(0, dtype=np.float32)])
-    if not len(churned):
-        nothing = Interval(0.0, -np.inf, np.inf)
-        return Comparison(0, 0, nothing, 1.0, (_enough_labels(churned, limits),), limits.alpha)
+    if not counted:
+        unknown = Interval(0.0, -np.inf, np.inf)
+        return Comparison(0, 0, unknown, 1.0, (_enough_labels(np.zeros(0, dtype=np.bool_), limits),), limits.alpha)
+    churned = np.concatenate([cohort.churned for cohort in counted])
+    champion = np.concatenate([cohort.champion for cohort in counted])
+    challenger = np.concatenate([cohort.challenger for cohort in counted])
     sums = PairedSums.of(log_losses(churned, champion), log_losses(churned, challenger))
     return Comparison(
         n=sums.n,
@@ -153,31 +143,22 @@ def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits
 
 
 def count_once(cohorts: Sequence[PairedCohort], horizon_months: int) -> list[PairedCohort]:
-    """Leave out the accounts whose outcome overlaps with one that was counted before.
+    """Drop the accounts with an outcome that overlaps one counted before.
 
     Args:
         cohorts: By as-of date, oldest first.
     """
     counted_in: dict[int, int] = {}
-    kept: list[PairedCohort] = []
+    counted: list[PairedCohort] = []
     for cohort in cohorts:
-        month = month_number(cohort.as_of)
-        ids = cohort.account_ids.tolist()
-        is_new = np.array(
-            [month - counted_in.get(i, month - horizon_months) >= horizon_months for i in ids], dtype=bool
-        )
-        counted_in.update(dict.fromkeys(cohort.account_ids[is_new].tolist(), month))
+        latest = month_number(cohort.as_of) - horizon_months  # month in which an account may have counted before
+        is_new = np.array([counted_in.get(i, latest) <= latest for i in cohort.account_ids.tolist()], dtype=bool)
+        columns = (cohort.account_ids, cohort.champion, cohort.challenger, cohort.churned)
+        new = PairedCohort(cohort.as_of, *(column[is_new] for column in columns))
+        counted_in.update(dict.fromkeys(new.account_ids.tolist(), latest + horizon_months))
         if is_new.any():
-            kept.append(
-                PairedCohort(
-                    cohort.as_of,
-                    cohort.account_ids[is_new],
-                    cohort.champion[is_new],
-                    cohort.challenger[is_new],
-                    cohort.churned[is_new],
-                )
-            )
-    return kept
+            counted.append(new)
+    return counted
 
 
 def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits: Limits) -> list[Guardrail]:
@@ -185,7 +166,7 @@ def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits:
     if not enough.holds:
         return [enough]
     auc = compare_roc_auc(churned, champion, challenger)
-    theirs, ours = calibration_error(churned, champion), calibration_error(churned, challenger)
+    before, after = calibration_error(churned, champion), calibration_error(churned, challenger)
     # The expected error of a perfectly calibrated model in ten bins.
     chance = 0.8 * math.sqrt(10 * churned.mean() * (1 - churned.mean()) / len(churned))
     rise = limits.max_calibration_loss + chance
@@ -198,18 +179,13 @@ def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits:
         ),
         Guardrail(
             "calibration_holds",
-            f"calibration error goes from {theirs:.4f} to {ours:.4f}, and may rise by {rise:.4f}",
-            ours <= theirs + rise,
+            f"calibration error goes from {before:.4f} to {after:.4f}, and may rise by {rise:.4f}",
+            after <= before + rise,
         ),
     ]
 
 
 def _enough_labels(churned: Outcomes, limits: Limits) -> Guardrail:
-    n_churned = int(churned.sum())
-    least = min(n_churned, len(churned) - n_churned)
-    return Guardrail(
-        "labels_are_enough",
-        f"{n_churned} matured accounts churned and {len(churned) - n_churned} stayed; {limits.min_of_class} of each "
-        f"are needed",
-        least >= limits.min_of_class,
-    )
+    n_churned, n_stayed = int(churned.sum()), int((~churned).sum())
+    sentence = f"{n_churned} matured accounts churned and {n_stayed} stayed; {limits.min_of_class} of each are needed"
+    return Guardrail("labels_are_enough", sentence, min(n_churned, n_stayed) >= limits.min_of_class)

@@ -1,10 +1,10 @@
 """Charts of a model's performance on held-out rows, as SVG, by scikit-learn's displays and matplotlib. Pure.
 
-Belongs here: one function per chart. The figures in the titles are those of ``churn.evaluation.metrics``; a chart of
-fewer rows than a figure needs is drawn without it, and says so. Not here: charts of a batch, which must cost
-microseconds (``churn.evaluation.charts``).
+Belongs here: one function per chart. The numbers in the titles are those of ``churn.evaluation.metrics``; the title of
+a chart of fewer rows than they need states that. Not here: charts of a batch, which must cost microseconds
+(``churn.evaluation.charts``).
 
-No figure belongs to ``pyplot``, and the user's matplotlibrc is ignored: the same rows give the same bytes.
+``pyplot`` is not used, and the user's matplotlibrc is ignored: the same rows give the same bytes.
 """
 
 import io
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from churn.evaluation import metrics
 from churn.evaluation.metrics import (
     LIFT_SHARE,
     MIN_OF_CLASS,
@@ -23,12 +24,10 @@ from churn.evaluation.metrics import (
     NotMeasurableError,
     Outcomes,
     Scores,
-    evaluate,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _INK, _FAINT, _RULE = "#222222", "#6b7280", "#e5e7eb"
 _MODEL, _CHURNED, _STAYED = "#4f6bed", "#d9534f", "#4f6bed"
@@ -48,10 +47,10 @@ _STYLE: Any = {
     "ytick.color": _FAINT,
     "legend.frameon": False,
     "lines.linewidth": 2,
-    "path.simplify_threshold": 0.5,  # in pixels; of many rows, most points show nothing
+    "path.simplify_threshold": 0.5,  # in pixels; most points of many rows are invisible
     "text.parse_math": False,  # a name with two dollar signs is a name
     "svg.fonttype": "none",  # text stays text: searchable, and a tenth of the bytes
-    "svg.hashsalt": "churn",  # else ids are random, and two charts of the same rows differ
+    "svg.hashsalt": "churn",  # otherwise ids are random, and two charts of the same rows differ
 }
 _DOTS_PER_INCH = 120
 _CHANCE: Any = {"label": "chance", "color": _FAINT, "linewidth": 1, "linestyle": "--"}
@@ -60,7 +59,7 @@ _MOST_FEATURES = 15
 _MOST_CHARACTERS = 28
 _TOO_FEW = f"no figure below {MIN_OF_CLASS} rows of an outcome"
 
-# matplotlib's settings belong to the process; two charts at once would restore each other's.
+# matplotlib's settings are global to the process; two charts at once would restore each other's.
 _settings = threading.Lock()
 
 
@@ -73,85 +72,80 @@ def draw_roc(churned: Outcomes, scores: Scores, about: str) -> bytes:
         about: Names the model and the rows; shown below the title.
 
     Raises:
-        NotMeasurableError: If an outcome is missing, or the arrays do not fit together. So do the other functions here.
+        NotMeasurableError: If an outcome is missing, or the arrays do not fit together; likewise for the other charts.
     """
-    found = _measured(churned, scores)
+    evaluation = _evaluate(churned, scores)
 
-    def draw(figure: "Figure") -> None:
+    def draw(axes: "Axes") -> None:
         from sklearn.metrics import RocCurveDisplay
 
-        axes = figure.subplots()
-        _title(figure, f"ROC: {_figure_of('AUC', found.roc_auc)}", about, found)
         RocCurveDisplay.from_predictions(
             churned, scores, ax=axes, curve_kwargs={"label": "model"}, plot_chance_level=True, chance_level_kw=_CHANCE
         )
-        _shares(axes, "share of those who stayed that is flagged", "share of those who churned that is flagged")
+        _label_shares(axes, "share of those who stayed that is flagged", "share of those who churned that is flagged")
 
-    return _render(draw, (5.2, 5.4))
+    title = f"ROC: {_format('AUC', evaluation.roc_auc)}"
+    return _render(draw, (5.2, 5.4), title, _subtitle(about, evaluation))
 
 
 def draw_precision_recall(churned: Outcomes, scores: Scores, about: str) -> bytes:
     """Draw precision against recall."""
-    found = _measured(churned, scores)
-    chance = _CHANCE | {"label": f"chance: {found.n_churned / found.n:.3f} churned"}
+    evaluation = _evaluate(churned, scores)
+    share = evaluation.n_churned / evaluation.n
+    chance = _CHANCE | {"label": f"chance: {share:.3f} churned"}
 
-    def draw(figure: "Figure") -> None:
+    def draw(axes: "Axes") -> None:
         from sklearn.metrics import PrecisionRecallDisplay, precision_recall_curve
 
-        axes = figure.subplots()
-        _title(figure, f"Precision: {_figure_of('average', found.average_precision)}", about, found)
         precision, recall, _ = precision_recall_curve(churned, scores, drop_intermediate=True)
-        display = PrecisionRecallDisplay(precision, recall, prevalence_pos_label=found.n_churned / found.n)
+        display = PrecisionRecallDisplay(precision, recall, prevalence_pos_label=share)
         display.plot(axes, name="model", plot_chance_level=True, chance_level_kw=chance)
         axes.set_aspect("auto")
-        _shares(
-            axes, "recall: share of those who churned that is flagged", "precision: share of those flagged that churned"
-        )
+        recall_label = "recall: share of those who churned that is flagged"
+        _label_shares(axes, recall_label, "precision: share of those flagged that churned")
 
-    return _render(draw, (6.4, 4.8))
+    title = f"Precision: {_format('average', evaluation.average_precision)}"
+    return _render(draw, (6.4, 4.8), title, _subtitle(about, evaluation))
 
 
 def draw_gain(churned: Outcomes, scores: Scores, about: str) -> bytes:
-    """Draw which share of those who churned is among the highest scored, for each share of the accounts."""
-    found = _measured(churned, scores)
+    """Draw the share of those who churned that is among the highest scored, for each share of the accounts."""
+    evaluation = _evaluate(churned, scores)
+    lift, perfect = evaluation.lift_at_10, evaluation.n_churned / evaluation.n
 
-    def draw(figure: "Figure") -> None:
+    def draw(axes: "Axes") -> None:
         from sklearn.metrics import roc_curve
 
-        axes = figure.subplots()
-        lift, perfect = found.lift_at_10, found.n_churned / found.n
-        _title(figure, f"Gain: {_TOO_FEW if lift is None else f'lift {lift:.2f} at 10 %'}", about, found)
         axes.plot([0, 1], [0, 1], **_CHANCE)
         axes.plot([0, perfect, 1], [0, 1, 1], color=_FAINT, linewidth=1, linestyle=":", label="perfect")
         of_stayed, of_churned, _ = roc_curve(churned, scores)
         axes.plot(perfect * of_churned + (1 - perfect) * of_stayed, of_churned, label="model")
         if lift is not None:
-            held = lift * LIFT_SHARE
-            axes.plot([LIFT_SHARE] * 2, [0, held], color=_CHURNED, linewidth=1)
-            axes.plot([LIFT_SHARE], [held], "o", color=_CHURNED, markersize=6)
+            gain = lift * LIFT_SHARE
+            axes.plot([LIFT_SHARE] * 2, [0, gain], color=_CHURNED, linewidth=1)
+            axes.plot([LIFT_SHARE], [gain], "o", color=_CHURNED, markersize=6)
             axes.annotate(
-                f"the highest 10 % hold\n{100 * held:.0f} % of those who churned",
-                (LIFT_SHARE, held),
+                f"the highest 10 % include\n{100 * gain:.0f} % of those who churned",
+                (LIFT_SHARE, gain),
                 xytext=(0.34, 0.07),
                 color=_CHURNED,
                 arrowprops={"arrowstyle": "-", "color": _CHURNED, "linewidth": 0.8},
             )
-        _shares(axes, "share of accounts, the highest scored first", "share of those who churned among them")
+        _label_shares(axes, "share of accounts, the highest scored first", "share of those who churned among them")
         axes.legend(loc="lower right")
 
-    return _render(draw, (6.4, 4.8))
+    title = f"Gain: {_TOO_FEW if lift is None else f'lift {lift:.2f} at 10 %'}"
+    return _render(draw, (6.4, 4.8), title, _subtitle(about, evaluation))
 
 
 def draw_scores(churned: Outcomes, scores: Scores, about: str) -> bytes:
-    """Draw how the scores of those who churned are spread, and those of the others; each adds up to 1."""
-    found = _measured(churned, scores)
+    """Draw the histograms of the scores of those who churned and of the others; each adds up to 1."""
+    evaluation = _evaluate(churned, scores)
     scores = np.asarray(scores, dtype=np.float64)
     groups = {"churned": (scores[churned], _CHURNED), "stayed": (scores[~churned], _STAYED)}
     means = ", ".join(f"{of_group.mean():.3f} where {name}" for name, (of_group, _) in groups.items())
 
-    def draw(figure: "Figure") -> None:
-        axes = figure.subplots()
-        _title(figure, f"Scores: mean {means}", about, found)
+    def draw(axes: "Axes") -> None:
         edges = np.linspace(0, min(1.0, 1.05 * float(scores.max()) or 1.0), 41).tolist()
         for name, (of_group, colour) in groups.items():
             weights = np.full(len(of_group), 1 / len(of_group))
@@ -163,69 +157,60 @@ def draw_scores(churned: Outcomes, scores: Scores, about: str) -> bytes:
         axes.margins(y=0.25)
         axes.legend(loc="best")
 
-    return _render(draw, (6.4, 4.4))
+    return _render(draw, (6.4, 4.4), f"Scores: mean {means}", _subtitle(about, evaluation))
 
 
 def draw_contributions(
-    contributions: npt.NDArray[np.floating],
-    values: Mapping[str, npt.NDArray[Any]],
-    about: str,
+    contributions: npt.NDArray[np.floating], values: Mapping[str, npt.NDArray[Any]], about: str
 ) -> bytes:
     """Draw each row's contribution of each feature as a dot, coloured by the feature's value; the widest first.
 
-    At most 15 features, and of more than 1,000 rows as many, spread evenly.
+    At most 15 features and 1,000 rows, spread evenly.
 
     Args:
         contributions: SHAP values in log-odds, shape (n, n_features).
         values: The rows' values by feature, in the order of the contributions, shape (n,) each. Numbers are coloured by
-            rank; whatever is no number, and missing values, are grey.
+            rank; other and missing values are grey.
     """
     contributions = np.asarray(contributions, dtype=np.float64)
     n, features = len(contributions), list(values)
     if contributions.ndim != 2 or contributions.shape[1] != len(features) or not contributions.size:
-        raise NotMeasurableError(
-            f"contributions of shape {contributions.shape} do not go with {len(features)} features"
-        )
+        raise NotMeasurableError(f"contributions of shape {contributions.shape} do not match {len(features)} features")
     if wrong := [name for name in features if np.shape(values[name]) != (n,)]:
-        raise NotMeasurableError(f"values of {wrong} do not go with {n} rows of contributions")
+        raise NotMeasurableError(f"values of {wrong} do not match {n} rows of contributions")
     sizes = np.abs(contributions).mean(axis=0)
     widest = np.argsort(-sizes, kind="stable")[:_MOST_FEATURES]
     some = np.linspace(0, n - 1, min(n, _MOST_DOTS)).round().astype(np.int64)
 
-    def draw(figure: "Figure") -> None:
-        axes = figure.subplots()
-        first, size = widest[0], sizes[widest[0]]
-        _heading(
-            figure,
-            f"Reasons: {_shortened(features[first])} first, {size:.2f} on average",
-            f"{about}: {n:,} rows; grey: a category, or missing",
-        )
+    def draw(axes: "Axes") -> None:
         axes.axvline(0, color=_FAINT, linewidth=1)
         for place, feature in enumerate(widest):
             x, of_feature = contributions[some, feature], np.asarray(values[features[feature]])
-            colours = _value_colours()(_shades(of_feature)[some])
+            colours = _value_colours()(_ranks(of_feature)[some])
             axes.scatter(x, place + _swarm(x), s=7, c=colours, linewidths=0, rasterized=True)
             _name_extremes(axes, place, x, of_feature[some], 0.06 * float(np.ptp(contributions[some])))
-        axes.set_yticks(range(len(widest)), [f"{_shortened(features[i])}  {sizes[i]:.2f}" for i in widest], color=_INK)
-        axes.set(ylim=(len(widest) - 0.4, -0.6), xlabel="contribution in log-odds; above 0 speaks for churn")
+        axes.set_yticks(range(len(widest)), [f"{_shorten(features[i])}  {sizes[i]:.2f}" for i in widest], color=_INK)
+        axes.set(ylim=(len(widest) - 0.4, -0.6), xlabel="contribution in log-odds; above 0: towards churn")
         axes.margins(x=0.14)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        _draw_value_scale(figure, axes)
+        _draw_value_scale(axes)
 
-    return _render(draw, (7.2, 1.9 + 0.42 * len(widest)))
+    title = f"Reasons: {_shorten(features[widest[0]])} first, {sizes[widest[0]]:.2f} on average"
+    below = f"{about}: {n:,} rows; grey: a category, or missing"
+    return _render(draw, (7.2, 1.9 + 0.42 * len(widest)), title, below)
 
 
-def _measured(churned: Outcomes, scores: Scores) -> Evaluation:
-    found = evaluate(churned, scores)
-    if not 0 < found.n_churned < found.n:
-        raise NotMeasurableError(f"{found.n_churned} of {found.n} rows churned; a chart needs rows of both outcomes")
-    return found
+def _evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
+    result = metrics.evaluate(churned, scores)
+    if not 0 < result.n_churned < result.n:
+        raise NotMeasurableError(f"{result.n_churned} of {result.n} rows churned; a chart needs rows of both outcomes")
+    return result
 
 
 def _swarm(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return how far from its line each dot lies, within 0.38, so that dots of like contribution lie side by side."""
+    """Return each dot's offset from its line, within 0.38, so that dots of similar contribution are side by side."""
     span = float(np.ptp(x))
     of_dot = np.zeros(len(x), dtype=np.int64) if span == 0 else np.rint((x - x.min()) / span * 80).astype(np.int64)
     order = np.argsort(of_dot, kind="stable")
@@ -236,44 +221,31 @@ def _swarm(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return 0.38 * np.where(place % 2, steps, -steps) / max(int(steps.max()), 12)
 
 
-def _shades(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return each value's rank from 0 to 1, ties alike; NaN of what has none."""
-    if values.dtype.kind not in "iuf":
-        return np.full(len(values), np.nan)
-    known = np.isfinite(values)
-    shades = np.full(len(values), np.nan)
-    distinct, of_value, n = np.unique(values[known], return_inverse=True, return_counts=True)
-    if len(distinct):
-        middle = np.cumsum(n) - (n + 1) / 2
-        shades[known] = (middle / max(known.sum() - 1, 1))[of_value]
-    return shades
+def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return each value's rank from 0 to 1, equal for ties; NaN for missing values and categories."""
+    ranks = np.full(len(values), np.nan)
+    if values.dtype.kind in "iuf":
+        known = np.isfinite(values)
+        _, of_value, n = np.unique(values[known], return_inverse=True, return_counts=True)
+        ranks[known] = ((np.cumsum(n) - (n + 1) / 2) / max(known.sum() - 1, 1))[of_value]
+    return ranks
 
 
 def _name_extremes(
     axes: "Axes", place: int, x: npt.NDArray[np.float64], values: npt.NDArray[Any], least: float
 ) -> None:
-    """Name the categories that speak most against churn and most for it, where they lie at least so far apart."""
+    """Name the categories that contribute most against churn and most towards it, if they are at least so far apart."""
     if values.dtype.kind in "iuf":
         return
     levels, of_row, n = np.unique(values.astype(str), return_inverse=True, return_counts=True)
     means = np.bincount(of_row, x) / n
-    often = np.flatnonzero(n >= len(x) / 100)
-    if not len(often):
+    frequent = np.flatnonzero(n >= len(x) / 100)
+    if not len(frequent) or np.ptp(means[frequent]) < least:
         return
-    low, high = (often[pick(means[often])] for pick in (np.argmin, np.argmax))
-    if means[high] - means[low] < least:
-        return
+    low, high = (frequent[pick(means[frequent])] for pick in (np.argmin, np.argmax))
     for level, end, aside, side in ((low, x.min(), -7, "right"), (high, x.max(), 7, "left")):
-        axes.annotate(
-            _shortened(str(levels[level])),
-            (end, place),
-            xytext=(aside, 0),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            fontsize=8,
-            color=_FAINT,
-        )
+        style: Any = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "color": _FAINT}
+        axes.annotate(_shorten(str(levels[level])), (end, place), xytext=(aside, 0), **style)
 
 
 def _value_colours() -> Any:
@@ -283,39 +255,32 @@ def _value_colours() -> Any:
     return colours.with_extremes(bad="#9ca3af")
 
 
-def _draw_value_scale(figure: "Figure", axes: "Axes") -> None:
+def _draw_value_scale(axes: "Axes") -> None:
     from matplotlib.cm import ScalarMappable
 
-    scale = figure.colorbar(ScalarMappable(cmap=_value_colours()), ax=axes, aspect=30, shrink=0.6, pad=0.02)
+    scale = axes.figure.colorbar(ScalarMappable(cmap=_value_colours()), ax=axes, aspect=30, shrink=0.6, pad=0.02)
     scale.set_ticks([0, 1], labels=["low value", "high value"])
     scale.ax.tick_params(length=0)
     scale.outline.set_visible(False)
 
 
-def _shortened(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= _MOST_CHARACTERS else f"{name[: _MOST_CHARACTERS - 1]}…"
 
 
-def _figure_of(name: str, interval: Interval | None) -> str:
+def _format(name: str, interval: Interval | None) -> str:
     return _TOO_FEW if interval is None else f"{name} {interval:.3f}"
 
 
-def _title(figure: "Figure", title: str, about: str, found: Evaluation) -> None:
-    _heading(figure, title, f"{about}: {found.n:,} held-out rows, {found.n_churned:,} churned")
+def _subtitle(about: str, evaluation: Evaluation) -> str:
+    return f"{about}: {evaluation.n:,} held-out rows, {evaluation.n_churned:,} churned"
 
 
-def _heading(figure: "Figure", title: str, below: str) -> None:
-    height = figure.get_figheight()
-    figure.text(0.015, 1 - 0.10 / height, title, va="top", fontsize=12, fontweight="bold")
-    figure.text(0.015, 1 - 0.36 / height, below, va="top", color=_FAINT)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.58 / height))
-
-
-def _shares(axes: "Axes", x: str, y: str) -> None:
+def _label_shares(axes: "Axes", x: str, y: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x, ylabel=y)
 
 
-def _render(draw: Callable[["Figure"], None], size: tuple[float, float]) -> bytes:
+def _render(draw: Callable[["Axes"], None], size: tuple[float, float], title: str, below: str) -> bytes:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -324,6 +289,10 @@ def _render(draw: Callable[["Figure"], None], size: tuple[float, float]) -> byte
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
         figure = Figure(figsize=size)
-        draw(figure)
+        axes = figure.subplots()
+        figure.text(0.015, 1 - 0.10 / size[1], title, va="top", fontsize=12, fontweight="bold")
+        figure.text(0.015, 1 - 0.36 / size[1], below, va="top", color=_FAINT)
+        figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.58 / size[1]))
+        draw(axes)
         figure.savefig(buffer, format="svg", dpi=_DOTS_PER_INCH, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -1,11 +1,11 @@
 """Metrics of how well scores predict churn, with confidence intervals. Pure.
 
-Belongs here: arithmetic on outcomes and scores. Not here: which rows are held out, and what a figure must reach. Every
+Belongs here: arithmetic on outcomes and scores. Not here: which rows are held out, and the limits of the metrics. Every
 interval assumes independent rows, so pass one row per account: an account in several snapshots counts several times
 and makes the intervals too narrow.
 
 AUC and its variance: DeLong et al., Biometrics 1988, from ranks as Sun and Xu, IEEE SPL 2014. The intervals of AUC and
-average precision are taken on the logit scale, where they have their nominal coverage near 1 and cannot leave [0, 1].
+average precision are computed on the logit scale, where they have their nominal coverage near 1 and stay in [0, 1].
 """
 
 import math
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from churn.errors import ChurnError
 
 MIN_OF_CLASS = 50
-"""Rows of each outcome below which no figure is given: its interval would span most of what is possible."""
+"""Rows of each outcome below which no metric is computed: its interval would span most of the possible range."""
 
 LIFT_SHARE = 0.1
 
@@ -32,7 +32,7 @@ Scores = npt.NDArray[np.float32] | Doubles
 
 
 class NotMeasurableError(ChurnError, ValueError):
-    """The requested figure does not exist for these outcomes and scores."""
+    """The requested metric does not exist for these outcomes and scores."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class AucComparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's figures on rows it was not trained on; None wherever the status is ``insufficient``.
+    """A model's metrics on rows it was not trained on; ``None`` if the status is ``insufficient``.
 
     Attributes:
         mean_score: NaN of no rows.
-        status: ``insufficient`` where fewer than ``MIN_OF_CLASS`` rows churned, or fewer did not.
+        status: ``insufficient`` if fewer than ``MIN_OF_CLASS`` rows churned, or fewer did not.
     """
 
     n: int
@@ -86,26 +86,25 @@ class Evaluation:
     status: Literal["ok", "insufficient"]
 
     def metrics(self) -> dict[str, float]:
-        """Return the figures that exist as flat numbers, for MLflow; interval ends end in ``_low`` and ``_high``."""
-        flat: dict[str, float] = {"n": self.n, "n_churned": self.n_churned, "mean_score": self.mean_score}
-        for name in ("roc_auc", "average_precision", "log_loss", "brier_score"):
-            interval: Interval | None = getattr(self, name)
-            if interval is not None:
-                flat |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        singles = {"calibration_error": self.calibration_error, "lift_at_10": self.lift_at_10}
-        flat |= {name: value for name, value in singles.items() if value is not None}
-        return {name: value for name, value in flat.items() if not math.isnan(value)}
+        """Return the metrics that exist as flat numbers, for MLflow; interval ends end in ``_low`` and ``_high``."""
+        flat: dict[str, float] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Interval):
+                flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+            elif isinstance(value, int | float) and not math.isnan(value):
+                flat[name] = value
+        return flat
 
 
 def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
-    """Compute every metric, or none where either outcome is too rare.
+    """Compute every metric, or none if either outcome is too rare.
 
     Args:
         churned: Shape (n,).
         scores: Churn probabilities, shape (n,), in [0, 1].
 
     Raises:
-        NotMeasurableError: If the shapes differ or a score is no probability.
+        NotMeasurableError: If the shapes differ or a score is not a probability.
     """
     churned, scores = _checked(churned, scores, probabilities=True)
     n, n_churned = len(churned), int(churned.sum())
@@ -126,8 +125,13 @@ def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
     )
 
 
-def roc_auc(churned: Outcomes, scores: Scores) -> float:
-    """Chance that a churned row scores above one that stayed, ties counting half.
+def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
+    """Return the AUC, ties counting half, with DeLong's variance on the logit scale.
+
+    A bound replaces a DeLong variance of 0. If all pairs are ordered correctly, the lower end is the exact bound from
+    disjoint pairs, of which the rarer outcome has k: all k are correct with probability AUC to the k. If all placements
+    are equal, as with tied scores, the variance is the largest possible, ``AUC (1 - AUC) / k`` (Birnbaum and Klose,
+    1957).
 
     Args:
         churned: Shape (n,), both outcomes present.
@@ -136,23 +140,10 @@ def roc_auc(churned: Outcomes, scores: Scores) -> float:
     Raises:
         NotMeasurableError: If an outcome is missing, the shapes differ or a score is not finite.
     """
-    wins = _wins(*_both_outcomes(churned, scores))[0]
-    return float(wins.sum() / (len(wins) * (len(churned) - len(wins))))
-
-
-def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
-    """AUC with DeLong's variance on the logit scale.
-
-    Where DeLong's variance is 0, a bound replaces it. When all pairs are ordered rightly, the
-    lower end is the exact bound from disjoint pairs, of which the rarer outcome has k: all k are right with probability
-    AUC to the k. When all placements are equal, as with tied scores, the variance is the largest that any scores
-    can have, ``AUC (1 - AUC) / k`` (Birnbaum and Klose, 1957).
-    """
     churned, scores = _both_outcomes(churned, scores)
     wins, losses = _wins(churned, scores)
-    n_churned, n_stayed = len(wins), len(losses)
+    n_churned, n_stayed, fewest = len(wins), len(losses), min(len(wins), len(losses))
     value = float(wins.sum() / (n_churned * n_stayed))
-    fewest = min(n_churned, n_stayed)
     if value in {0.0, 1.0}:
         far = ((1 - confidence) / 2) ** (1 / fewest)
         return Interval(1.0, far, 1.0) if value else Interval(0.0, 0.0, 1 - far)
@@ -161,10 +152,10 @@ def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95
 
 
 def p_at_least(auc: Interval, limit: float, confidence: float = 0.95) -> float:
-    """One-sided p-value that an AUC is at least ``limit``: by the same standard error and scale as its interval.
+    """Return the one-sided p-value that an AUC is at least ``limit``, by the standard error and scale of its interval.
 
-    Where every pair was ordered wrongly there is no standard error; then it is the chance that as many disjoint pairs
-    all are, as in :func:`roc_auc_interval`.
+    If every pair was ordered wrongly there is no standard error; then it is the chance that as many disjoint pairs all
+    are, as in :func:`roc_auc_interval`.
 
     Args:
         auc: From :func:`roc_auc_interval`.
@@ -184,7 +175,7 @@ def p_at_least(auc: Interval, limit: float, confidence: float = 0.95) -> float:
 def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores) -> AucComparison:
     """Compare two models on the same rows: DeLong's paired test.
 
-    Where the variance of the difference is 0 and the difference is not, as between a constant and a perfect model, the
+    If the variance of the difference is 0 and the difference is not, as between a constant and a perfect model, the
     p-value is Hoeffding's bound over disjoint pairs of a churned row and one that stayed.
     """
     of_first, of_second = (_wins(*_both_outcomes(churned, scores)) for scores in (first, second))
@@ -205,7 +196,7 @@ def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.N
 
     Args:
         p_values: Shape (n,), of all hypotheses that are tested together.
-        n_tested: How many were tested, where that is more than n; those that are not listed are not rejected.
+        n_tested: The number tested, if more than n; those that are not listed are not rejected.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not len(p):
@@ -217,35 +208,34 @@ def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.N
 
 
 def average_precision_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
-    """Average precision, as scikit-learn defines it, with the infinitesimal jackknife's variance on the logit scale.
+    """Return average precision, as scikit-learn defines it, with the infinitesimal jackknife's variance on logit scale.
 
-    That is what a bootstrap tends to with ever more resamples, without drawing any: each row's influence is the
-    derivative by its weight, and the variance is the sum of their squares (Efron, JASA 2014).
+    A bootstrap converges to it with more resamples: each row's influence is the derivative by its weight, and the
+    variance is the sum of their squares (Efron, JASA 2014).
     """
     churned, scores = _both_outcomes(churned, scores)
-    order, precisions, of_churned = _precisions(churned, scores)
-    value = float(of_churned.mean())
+    order = np.argsort(-scores)
+    hits, (starts, ends) = churned[order], _ties(scores[order])
+    precisions = np.cumsum(hits)[ends - 1] / ends
+    value, n_churned = float(precisions[hits].mean()), int(hits.sum())
     if value == 1:
-        fewest = min(len(of_churned), len(churned) - len(of_churned))
+        fewest = min(n_churned, len(churned) - n_churned)
         return Interval(1.0, ((1 - confidence) / 2) ** (1 / fewest), 1.0)
-    hits, ends = churned[order], _last_of_ties(scores[order])
-    place = np.arange(1, len(order) + 1)[ends]  # rows at or above a row's score
     # A row at or above a churned one moves that one's precision: by 1/n if it churned, all less precision/n.
-    gained = _sum_from(hits / place, ends)
-    lost = _sum_from(hits * precisions / place, ends)
-    influence = (hits * (precisions + gained - value) - lost) / len(of_churned)
+    gained, lost = (np.cumsum(moves[::-1])[::-1][starts] for moves in (hits / ends, hits * precisions / ends))
+    influence = (hits * (precisions + gained - value) - lost) / n_churned
     return _logit_interval(value, math.sqrt(influence @ influence), confidence)
 
 
 def log_losses(churned: Outcomes, scores: Scores) -> Doubles:
-    """Each row's ``-ln`` of the probability given to what happened, shape (n,); clipped by float32's step."""
+    """Return each row's ``-ln`` of the probability of its outcome, shape (n,), clipped by float32's resolution."""
     churned, scores = _checked(churned, scores, probabilities=True)
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
     return -np.log(np.where(churned, clipped, 1 - clipped))
 
 
 def brier_score(churned: Outcomes, scores: Scores) -> float:
-    """Mean squared distance of the scores from what happened."""
+    """Return the mean squared distance of the scores from the outcomes."""
     churned, scores = _checked(churned, scores, probabilities=True)
     if not len(scores):
         raise NotMeasurableError("there are no rows to take the mean of; give at least one")
@@ -255,10 +245,10 @@ def brier_score(churned: Outcomes, scores: Scores) -> float:
 def calibration_bins(
     churned: Outcomes, scores: Scores, n_bins: int = 10
 ) -> tuple[npt.NDArray[np.int64], Doubles, Doubles]:
-    """Rows, mean score and share churned of bins that hold equally many rows as near as ties let them.
+    """Return rows, mean score and share churned of bins that have as equal numbers of rows as ties allow.
 
-    Bins of equal width would leave most of them nearly empty, and to noise: a variant's scores lie close together.
-    Equal scores share a bin, so the order of rows does not matter.
+    Most bins of equal width would be nearly empty and noisy, since a variant's scores are close together. Equal scores
+    share a bin, so the order of rows does not matter.
 
     Returns:
         Three arrays by rising score; empty bins are left out.
@@ -288,22 +278,22 @@ def wilson_interval(n: npt.ArrayLike, share: npt.ArrayLike, confidence: float = 
 
 
 def calibration_error(churned: Outcomes, scores: Scores, n_bins: int = 10) -> float:
-    """Mean distance of score and share churned over :func:`calibration_bins`, weighted by rows.
+    """Return the mean distance of score and share churned over :func:`calibration_bins`, weighted by rows.
 
-    Chance alone makes some: about ``0.8 sqrt(n_bins p (1 - p) / n)`` for a share p of n rows, 0.014 of 5,000 at 0.2.
+    By chance alone it is about ``0.8 sqrt(n_bins p (1 - p) / n)`` for a share p of n rows: 0.014 of 5,000 at 0.2.
     """
     n, mean_score, share = calibration_bins(churned, scores, n_bins)
     return float(n @ np.abs(mean_score - share) / n.sum())
 
 
 def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE) -> float:
-    """How many times likelier than all rows the highest scored ``share`` of them were to churn.
+    """Return how many times likelier than all rows the highest scored ``share`` of them were to churn.
 
-    Rows tied at the cut count by their mean, as if it fell among them at random. A share of a row counts whole.
+    Rows tied at the cut count by their mean, as if it fell among them at random. A fraction of a row counts as a row.
     """
     churned, scores = _both_outcomes(churned, scores)
     if not 0 < share <= 1:
-        raise NotMeasurableError(f"lift of the highest {share} of the rows was asked for; the share must be in (0, 1]")
+        raise NotMeasurableError(f"lift of the highest {share} of the rows is undefined; the share must be in (0, 1]")
     n_top = math.ceil(round(share * len(scores), 6))
     cut = np.partition(scores, -n_top)[-n_top]
     above, tied = scores > cut, scores == cut
@@ -314,7 +304,7 @@ def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE) -> float:
 def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Outcomes, Doubles]:
     outcomes, numbers = np.asarray(churned), np.asarray(scores, dtype=np.float64)
     if outcomes.ndim != 1 or outcomes.shape != numbers.shape:
-        raise NotMeasurableError(f"outcomes of shape {outcomes.shape} do not go with scores of shape {numbers.shape}")
+        raise NotMeasurableError(f"outcomes of shape {outcomes.shape} do not match scores of shape {numbers.shape}")
     if outcomes.dtype != np.bool_:
         raise NotMeasurableError(f"outcomes are {outcomes.dtype}; give bool, true where the account churned")
     if not np.isfinite(numbers).all():
@@ -332,10 +322,9 @@ def _both_outcomes(churned: Any, scores: Any) -> tuple[Outcomes, Doubles]:
 
 
 def _wins(churned: Outcomes, scores: Doubles) -> tuple[Doubles, Doubles]:
-    """For each churned row the stayed ones below it, for each stayed row the churned ones above it; ties count half."""
+    """Count the stayed rows below each churned row, and the churned rows above each stayed row; ties count half."""
     order = np.argsort(scores)
-    ends = _last_of_ties(scores[order]) + 1
-    starts = _first_of_ties(ends)
+    starts, ends = _ties(scores[order])
     n_stayed = np.append(0, np.cumsum(~churned[order]))  # of the first so many
     below = np.empty(len(scores))
     below[order] = (n_stayed[starts] + n_stayed[ends]) / 2
@@ -344,36 +333,19 @@ def _wins(churned: Outcomes, scores: Doubles) -> tuple[Doubles, Doubles]:
     return below[churned], above[~churned]
 
 
-def _precisions(churned: Outcomes, scores: Doubles) -> tuple[npt.NDArray[np.int64], Doubles, Doubles]:
-    """Return the rows by falling score, the precision down to each one's ties, and that of the churned ones alone."""
-    order = np.argsort(-scores)
-    hits, ends = churned[order], _last_of_ties(scores[order])
-    precisions = np.cumsum(hits)[ends] / (ends + 1)
-    return order, precisions, precisions[hits]
-
-
-def _last_of_ties(ordered: Doubles) -> npt.NDArray[np.int64]:
-    """Return where each value's run of equal ones ends."""
-    lasts = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    return np.repeat(lasts, np.diff(lasts, prepend=-1))
-
-
-def _first_of_ties(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    firsts = np.flatnonzero(np.append(True, ends[1:] != ends[:-1]))
-    return np.repeat(firsts, np.diff(firsts, append=len(ends)))
-
-
-def _sum_from(values: Doubles, ends: npt.NDArray[np.int64]) -> Doubles:
-    """Sum the values from the first of each row's ties to the end."""
-    return np.cumsum(values[::-1])[::-1][_first_of_ties(ends)]
+def _ties(ordered: Doubles) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return for each value where its run of equal ones begins and ends."""
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    n = np.diff(starts, append=len(ordered))
+    return np.repeat(starts, n), np.repeat(starts + n, n)
 
 
 def _variance_of_mean(values: Doubles) -> float:
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
-def _mean_interval(values: Doubles, most: float, confidence: float = 0.95) -> Interval:
-    value, reach = float(values.mean()), _quantile(confidence) * math.sqrt(_variance_of_mean(values))
+def _mean_interval(values: Doubles, most: float) -> Interval:
+    value, reach = float(values.mean()), _quantile(0.95) * math.sqrt(_variance_of_mean(values))
     return Interval(value, max(value - reach, 0.0), min(value + reach, most))
 
 
@@ -391,7 +363,7 @@ def _expit(log_odds: float) -> float:
 
 
 def _quantile(confidence: float) -> float:
-    """Return how many standard errors reach to either side."""
+    """Return the half-width of an interval in standard errors."""
     if not 0 < confidence < 1:
         raise NotMeasurableError(f"confidence {confidence} is not between 0 and 1; the usual is 0.95")
     return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,7 +1,7 @@
 """Performance by segment: a good total can hide a state, product or source with bad scores. Pure.
 
 A segment is a categorical column of the activity contract. A level is one of its values, as it was known when an
-account was scored. Each level is evaluated like a whole batch: with too few of an outcome there is no figure.
+account was scored. Each level is evaluated like a whole batch: with too few of an outcome it has no metrics.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,8 @@ import polars as pl
 
 from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.features import keys_of, latest_known
-from churn.evaluation.metrics import (
-    MIN_OF_CLASS,
-    Interval,
-    Outcomes,
-    Scores,
-    brier_score,
-    calibration_error,
-    discoveries,
-    p_at_least,
-    roc_auc_interval,
-)
+from churn.evaluation import metrics
+from churn.evaluation.metrics import Interval, Outcomes, Scores
 
 MOST_LEVELS = 50
 MISSING = "(missing)"
@@ -33,7 +24,7 @@ MISSING = "(missing)"
 
 @dataclass(frozen=True)
 class EvaluatedSegment:
-    """The metrics of one level's accounts; ``None`` wherever the status is ``insufficient``.
+    """The metrics of one level's accounts; ``None`` if the status is ``insufficient``.
 
     Attributes:
         p_below_limit: P-value of an AUC this low if the true one is the batch's limit; ``None`` without a limit.
@@ -52,14 +43,9 @@ class EvaluatedSegment:
 
 
 class Levels:
-    """The levels of a variant's accounts, as they were known on any day."""
+    """The levels of a variant's accounts, as they were known on any day, from the ordered facts of its history."""
 
     def __init__(self, facts: pl.DataFrame) -> None:
-        """Select the segment columns of facts.
-
-        Args:
-            facts: A history's, in its order, with ``known_at``.
-        """
         self._keys = keys_of(facts)
         self._levels = facts[[name for name in ONE_HOT_COLUMNS if name in facts.columns]]
 
@@ -70,7 +56,7 @@ class Levels:
             account_ids: Shape (n,); each has a fact known by then.
 
         Returns:
-            Shape (n, n_segments); a segment whose column the facts lack is not there.
+            Shape (n, n_segments), without segments that the facts lack.
         """
         accounts, months, known_at = self._keys
         rows = np.flatnonzero(latest_known(as_of, accounts, months, known_at))
@@ -97,28 +83,28 @@ def evaluate_segments(
 def below_limit(segments: Sequence[EvaluatedSegment], fdr: float = 0.01) -> list[bool]:
     """Return which segments' AUC is below the limit, at a false discovery rate ``fdr`` over the segments given."""
     p_values = [1.0 if one.p_below_limit is None else one.p_below_limit for one in segments if one.status == "ok"]
-    is_low = iter(discoveries(p_values, fdr).tolist())
+    is_low = iter(metrics.discoveries(p_values, fdr).tolist())
     return [one.status == "ok" and next(is_low) for one in segments]
 
 
 def _evaluate_levels(
     levels: pl.Series, churned: Outcomes, scores: Scores, auc_limit: float | None
 ) -> list[EvaluatedSegment]:
-    # Arrow encodes a small batch's levels in a quarter of the time that polars and numpy take.
+    # Arrow encodes a small batch's levels in a quarter of the time of polars and numpy.
     encoded = levels.to_arrow().dictionary_encode()
     of_row, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     n, n_churned = (np.bincount(of_row, weights, len(names)).astype(np.int64) for weights in (None, churned))
     largest = sorted(range(len(names)), key=lambda i: (-n[i], names[i]))[:MOST_LEVELS]
     return [
         _measure(levels.name, names[i], churned[of_row == i], scores[of_row == i], auc_limit)
-        if min(n_churned[i], n[i] - n_churned[i]) >= MIN_OF_CLASS
+        if min(n_churned[i], n[i] - n_churned[i]) >= metrics.MIN_OF_CLASS
         else EvaluatedSegment(levels.name, names[i], int(n[i]), int(n_churned[i]), "insufficient")
         for i in largest
     ]
 
 
 def _measure(segment: str, level: str, churned: Outcomes, scores: Scores, auc_limit: float | None) -> EvaluatedSegment:
-    auc = roc_auc_interval(churned, scores)
+    auc = metrics.roc_auc_interval(churned, scores)
     return EvaluatedSegment(
         segment=segment,
         level=level,
@@ -126,8 +112,8 @@ def _measure(segment: str, level: str, churned: Outcomes, scores: Scores, auc_li
         n_churned=int(churned.sum()),
         status="ok",
         roc_auc=auc,
-        brier_score=brier_score(churned, scores),
-        calibration_error=calibration_error(churned, scores),
+        brier_score=metrics.brier_score(churned, scores),
+        calibration_error=metrics.calibration_error(churned, scores),
         mean_score=float(scores.mean(dtype=np.float64)),
-        p_below_limit=None if auc_limit is None else p_at_least(auc, auc_limit),
+        p_below_limit=None if auc_limit is None else metrics.p_at_least(auc, auc_limit),
     )

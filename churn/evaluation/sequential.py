@@ -4,20 +4,20 @@ The evidence is the differences of paired losses, ``d = loss(champion) - loss(ch
 the challenger was nearer to the outcome. Only sums are stored, so a look costs the same after a year as after a week.
 
 Why not a z-test: its 5 % are of one look. Applied weekly and acted on as soon as it is significant, it promotes a
-challenger that is no better in about a quarter of all half-years. A confidence sequence covers the true mean at
-all looks together with 95 %, and an e-value has a mean of at most 1 whenever one stops if the challenger is no better,
-so that it ever reaches 20 in at most 5 % (Ville's inequality).
+challenger that is no better in about a quarter of all half-years. A confidence sequence covers the true mean at all
+looks together with 95 %. An e-value has a mean of at most 1 at any stopping time if the challenger is no better, so it
+ever reaches 20 in at most 5 % of cases (Ville's inequality).
 
 Why increments must not overlap: scores are weekly and a label takes months, so one outcome of an account evaluates many
-weeks of scores. Those differences are nearly copies: counted each, a dozen weeks would look like twelve times the
-evidence. So an account counts once per horizon, and what is added at a look is of outcomes not added before.
+weeks of scores. Those differences are nearly copies: a dozen weeks would look like twelve times the evidence. So an
+account counts once per horizon, and each look adds only outcomes that were not added before.
 
 Why e-values over a fleet: thousands of variants evaluated on the same months share every surprise of the season, so
-their tests have an unknown dependence. Benjamini and Hochberg's procedure on p-values needs independence or something
-like it; on e-values it bounds the expected share of false promotions under any dependence (Wang and Ramdas, JRSS B
-2022), because it uses no more than each one's mean.
+their tests have an unknown dependence. Benjamini and Hochberg's procedure on p-values needs near independence; on
+e-values it bounds the expected share of false promotions under any dependence (Wang and Ramdas, JRSS B 2022), because
+it uses only each one's mean.
 
-Both are asymptotic: the variance is estimated, as the central limit theorem allows, hence nothing is claimed below
+Both are asymptotic: the variance is estimated, as the central limit theorem allows, so there is no evidence below
 ``MIN_PAIRS`` (Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence sequences", arXiv
 2103.06476).
 """
@@ -33,10 +33,10 @@ from churn.errors import ChurnError
 from churn.evaluation.metrics import Interval
 
 MIN_PAIRS = 100
-"""Pairs below which there is no evidence: of few heavy-tailed differences the variance mostly seems too small."""
+"""Pairs below which there is no evidence: the variance of few heavy-tailed differences is mostly underestimated."""
 
 _TUNED_ALPHA = 0.05
-_LARGEST_E_VALUE = 1e300  # finite, so that sums, means and JSON of e-values stay what they should be
+_LARGEST_E_VALUE = 1e300  # finite, for the sums, means and JSON of e-values
 
 
 class EvidenceError(ChurnError, ValueError):
@@ -53,16 +53,11 @@ class PairedSums:
 
     @classmethod
     def of(cls, champion_losses: npt.NDArray[np.float64], challenger_losses: npt.NDArray[np.float64]) -> "PairedSums":
-        """Sum up accounts that both scored.
-
-        Args:
-            champion_losses: Shape (n,), one row an account.
-            challenger_losses: Shape (n,), of the same accounts in the same order.
-        """
+        """Sum up accounts that both models scored: losses of shape (n,), in the same order."""
         same_shape = champion_losses.shape == challenger_losses.shape
         if not same_shape or not np.isfinite(differences := champion_losses - challenger_losses).all():
             raise EvidenceError(
-                f"losses of shapes {champion_losses.shape} and {challenger_losses.shape} are no finite pairs; "
+                f"losses of shapes {champion_losses.shape} and {challenger_losses.shape} are not finite pairs; "
                 f"give one loss of each model per account"
             )
         return cls(len(differences), float(differences.sum()), float(differences @ differences))
@@ -84,13 +79,13 @@ class PairedSums:
 
 
 def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int = 2000) -> Interval:
-    """Mean difference with an interval that covers the true one at all looks together, with 1 - alpha.
+    """Return the mean difference with an interval that covers the true one at all looks together, with 1 - alpha.
 
-    Two-sided, for display; promotion goes by :func:`e_value`. Below ``MIN_PAIRS`` the interval is the whole line.
+    Two-sided, for display; promotion uses :func:`e_value`. Below ``MIN_PAIRS`` the interval is unbounded.
 
     Args:
-        tuned_for: Pairs at which it is narrowest. Fix it before the first look: the interval is not valid if it is
-            changed by what is seen.
+        tuned_for: Pairs at which it is narrowest. Fix it before the first look: an interval is not valid if this
+            depends on the data.
     """
     _require_level(alpha)
     if sums.n < MIN_PAIRS:
@@ -102,7 +97,7 @@ def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int
 
 
 def e_value(sums: PairedSums, *, tuned_for: int = 2000) -> float:
-    """Evidence that the challenger is better: at most 1 on average, at any stopping, if it is not.
+    """Return the evidence that the challenger is better: at most 1 on average, at any stopping time, if it is not.
 
     With differences standardised to unit variance and sum s, the likelihood ratio of a mean m against 0 is
     ``exp(m s - m² n / 2)``; this is its mean over m from a half-normal distribution, so that only improvements count.
@@ -111,11 +106,11 @@ def e_value(sums: PairedSums, *, tuned_for: int = 2000) -> float:
         tuned_for: Pairs at which it grows soonest; fixed beforehand, see :func:`confidence_sequence`.
 
     Returns:
-        Between 0 and 1e300; 1, no evidence either way, below ``MIN_PAIRS`` and where all differences are equal, since
-        nothing then says how much they vary.
+        Between 0 and 1e300; 1, no evidence either way, below ``MIN_PAIRS`` and if all differences are equal, since
+        their variation is then unknown.
     """
     rho_squared = _mixture_variance(2 * _TUNED_ALPHA, tuned_for)
-    # Sums of squares leave a rounding error where the variance is none.
+    # Sums of squares leave a rounding error where the variance is 0.
     if sums.n < MIN_PAIRS or sums.variance <= 1e-12 * sums.total_squares / sums.n:
         return 1.0
     spread = sums.n * rho_squared + 1
@@ -128,10 +123,7 @@ def e_benjamini_hochberg(e_values: Sequence[float], alpha: float) -> list[bool]:
     """Choose which null hypotheses to reject so that the false ones' expected share is at most alpha.
 
     The k largest are rejected, k being the most for which the k-th largest is at least ``len(e_values) / (alpha k)``.
-    Holds under any dependence. Count every hypothesis looked at, those without evidence as 1.
-
-    Returns:
-        True where the hypothesis is rejected, in the order given.
+    Valid under any dependence. Include every hypothesis tested, those without evidence as 1. Results keep the order.
     """
     _require_level(alpha)
     values = np.asarray(e_values, dtype=np.float64)

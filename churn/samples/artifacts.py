@@ -21,7 +21,7 @@ import xgboost as xgb
 from churn.data.features import encode, features, plan_encoding
 from churn.data.labels import MONEY, Horizon, Reports, label
 from churn.defaults import HORIZON_MONTHS
-from churn.evaluation.metrics import roc_auc
+from churn.evaluation.metrics import roc_auc_interval
 from churn.markdown import markdown_table
 from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS, simulate_activity
 from churn.weeks import month_end, month_start
@@ -120,7 +120,7 @@ def train_model(*, n_accounts: int = N_TRAINING_ACCOUNTS) -> TrainedModel:
         booster=booster,
         n_training_rows=training.height,
         n_held_out_rows=held_out.height,
-        auc=roc_auc(churned, probability),
+        auc=roc_auc_interval(churned, probability).value,
         mean_probability=float(probability.mean(dtype=np.float64)),
         churned_share=float(churned.mean()),
         sample=held_out[np.sort(chosen[:N_SAMPLE_ROWS])].select(FEATURE_NAMES),

@@ -171,7 +171,7 @@ def test_a_challenger_is_promoted_on_matured_labels_and_not_before(
         score(week)
     promoter.evaluator.ingest(US)
     early = replace(promoter, clock=lambda: datetime(2026, 5, 31, tzinfo=UTC))
-    with pytest.raises(PromotionError, match="no account that both scored has a matured label yet"):
+    with pytest.raises(PromotionError, match="no account that both models scored has a matured label yet"):
         early.promote(US)
     assert aliases(deployment) == {CHAMPION: 1, CHALLENGER: 2}
 
@@ -330,7 +330,7 @@ def test_the_script_shows_promotes_rolls_back_and_remembers(two_models: None, pr
     assert (status.status, status.err) == (0, "")
     assert "champion   v1" in status.out
     assert "challenger v2" in status.out
-    assert "no account that both scored has a matured label yet" in status.out
+    assert "no account that both models scored has a matured label yet" in status.out
 
     promote("--geography", "US", "promote").require_one_line("version 2", "--force")
     dry = promote("--geography", "US", "promote", "--force", "--reason", "a drill", "--dry-run")

@@ -54,7 +54,7 @@ def test_without_matured_accounts_it_is_too_early():
     comparison = compare([], 3, LIMITS)
 
     assert (comparison.n, comparison.is_better) == (0, False)
-    assert comparison.sentence == "no account that both scored has a matured label yet"
+    assert comparison.sentence == "no account that both models scored has a matured label yet"
 
 
 def test_few_labels_break_a_guardrail_whatever_the_test_says():

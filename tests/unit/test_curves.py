@@ -226,9 +226,9 @@ def test_one_row_of_one_feature_has_a_picture():
 @pytest.mark.parametrize(
     ("shape", "n_values", "match"),
     [
-        ((5, 2), 5, "do not go with 1 features"),
-        ((0, 1), 0, "do not go with 1 features"),
-        ((5, 1), 4, "do not go with 5"),
+        ((5, 2), 5, "do not match 1 features"),
+        ((0, 1), 0, "do not match 1 features"),
+        ((5, 1), 4, "do not match 5"),
     ],
     ids=["another feature", "no rows", "other rows"],
 )

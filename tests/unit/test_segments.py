@@ -17,7 +17,7 @@ from sklearn.calibration import calibration_curve
 
 from churn.data.activity import ONE_HOT_COLUMNS
 from churn.evaluation.charts import draw_reliability
-from churn.evaluation.metrics import MIN_OF_CLASS, calibration_bins, roc_auc
+from churn.evaluation.metrics import MIN_OF_CLASS, calibration_bins, roc_auc_interval
 from churn.evaluation.segments import MISSING, MOST_LEVELS, EvaluatedSegment, Levels, below_limit, evaluate_segments
 
 AGREEMENT = 1e-6
@@ -67,7 +67,7 @@ def test_a_good_total_does_not_hide_a_level_whose_players_do_the_opposite():
     levels, churned, scores = draw(1, n=6_000)
     is_turned = (levels["brand_id"] == "MI").to_numpy()
     churned = np.where(is_turned, ~churned, churned)
-    assert roc_auc(churned, scores) > 0.65
+    assert roc_auc_interval(churned, scores).value > 0.65
 
     segments = evaluate_segments(levels, churned, scores, 0.65)
 
@@ -178,7 +178,7 @@ def test_the_reliability_picture_shows_each_bin_with_its_interval_and_escapes_it
     picture = ET.fromstring(draw_reliability(bins, "<a> & b", "c"))  # noqa: S314 our own text
 
     inside = "{http://www.w3.org/2000/svg}"
-    circles = picture.findall(f"{inside}circle")
+    circles = picture.findall(f".//{inside}circle")
     assert len(circles) == len(n)
     heights = [float(circle.get("cy")) for circle in circles]
     assert np.argsort(heights).tolist() == np.argsort(-share, kind="stable").tolist()
@@ -188,5 +188,5 @@ def test_the_reliability_picture_shows_each_bin_with_its_interval_and_escapes_it
 def test_a_reliability_picture_of_certain_bins_stays_within_its_frame():
     bins = {"n": [100, 100], "mean_score": [0.0, 1.0], "churned_share": [0.0, 1.0]}
     picture = ET.fromstring(draw_reliability(bins, "certain", "two bins"))  # noqa: S314 our own text
-    circles = picture.findall("{http://www.w3.org/2000/svg}circle")
+    circles = picture.findall(".//{http://www.w3.org/2000/svg}circle")
     assert [(circle.get("cx"), circle.get("cy")) for circle in circles] == [("48.0", "322.0"), ("308.0", "62.0")]
