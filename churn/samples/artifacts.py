@@ -5,6 +5,7 @@ bytes, so a reader can check that nothing was edited by hand. Not here: training
 """
 
 import argparse
+import importlib.resources
 import json
 import logging
 import platform
@@ -151,35 +152,6 @@ def _matrix(examples: pl.DataFrame) -> xgb.DMatrix:
     return xgb.DMatrix(values, label=examples["churned"].to_numpy(), feature_names=list(FEATURE_NAMES), nthread=1)
 
 
-_MADE = """Nothing here comes from a real player. The program `churn/samples/artifacts.py` drew the players with our own
-simulator (`churn/samples/simulator.py`) and wrote these files, this page included:
-
-    uv run python -m churn.samples.artifacts
-
-The same versions write the same bytes. These were written by {versions}.
-"""
-
-_DATA_README = """# Bundled sample data
-
-{made}
-## Files
-
-{files}
-
-- `activity.parquet`, `activity.jsonl`: the same {n_rows:,} rows of raw activity, {n_accounts:,} players of the base
-  variant (seed {seed}), {first} to {last}. One row per player and month; {n_repeats} pairs of player and month occur
-  twice, as in real extracts. JSON has dates as `YYYY-MM-DD` and missing values as `null`.
-- `feature_names_3.json`: the model's {n_features} feature names, in model order.
-- `X_test_sample_2.json`: {n_sample} held-out rows of the model's simulation (seed {training_seed}), encoded, one JSON
-  object per line in model order: numbers (`null` where missing), then `true`/`false` for each level.
-
-## Columns of the raw activity
-
-{columns}
-
-`months_active`, made from these, is whole months from the month of `ftd_date` to `activity_month`.
-"""
-
 _COLUMNS = {
     "activity_month": ("date", "first day of the month that the row sums up"),
     "account_id": ("int64", "the player"),
@@ -195,39 +167,15 @@ _COLUMNS = {
     "total_ngr": ("float64", "net gaming revenue of the month, currency units; negative where players won"),
 }
 
-_MODEL_README = """# Bundled base model
 
-{made}
-## Files
-
-{files}
-
-Both files hold the same XGBoost booster, `.bin` as UBJSON: {n_trees} trees of depth {depth} at most,
-`binary:logistic`, {n_features} named features in the order of `data/churn/feature_names_3.json`. Its output is the
-probability that the player churns: no row with activity (deposit, handle or ngr not zero) in the {horizon} months
-after the as-of month.
-
-## Training and how well it does
-
-{n_accounts:,} simulated players of the base variant (seed {seed}), others than those of `data/churn/activity.*`. One
-example per player and as-of month with a row in that month.
-
-| examples | as-of months | rows |
-|---|---|---:|
-| trained on | {training_months} | {n_training_rows:,} |
-| held out | {held_out_months} | {n_held_out_rows:,} |
-
-Every training label was known by the end of the first held-out month. Players may occur on both sides, as they do in
-weekly scoring. On the held-out months the AUC is **{auc:.4f}**; the mean probability is {mean_probability:.4f} and the
-share that churned {churned_share:.4f}. No setting of the booster was chosen by these figures. How plainly churn shows
-was chosen when the simulator was written, so they say that the pipeline works, not how well it does on real players.
-"""
+def _template(name: str) -> str:
+    return (importlib.resources.files("churn.samples") / f"{name}.md").read_text()
 
 
 def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
     keys = activity.select("account_id", "activity_month")
     columns = [(f"`{name}`", activity_type, meaning) for name, (activity_type, meaning) in _COLUMNS.items()]
-    return _DATA_README.format(
+    return _template("data_readme").format(
         made=_made(polars=pl.__version__, numpy=np.__version__),
         files=_file_table(
             folder, ("activity.parquet", "activity.jsonl", "feature_names_3.json", "X_test_sample_2.json")
@@ -246,7 +194,7 @@ def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
 
 
 def _model_readme(folder: Path, model: TrainedModel) -> str:
-    return _MODEL_README.format(
+    return _template("model_readme").format(
         made=_made(xgboost=xgb.__version__, polars=pl.__version__, numpy=np.__version__),
         files=_file_table(folder, ("xgb_churn_model_2.bin", "xgb_churn_model_2.json")),
         n_trees=N_TREES,
@@ -267,7 +215,9 @@ def _model_readme(folder: Path, model: TrainedModel) -> str:
 
 def _made(**versions: str) -> str:
     python = ".".join(platform.python_version_tuple()[:2])
-    return _MADE.format(versions=", ".join(f"{name} {v}" for name, v in {"Python": python, **versions}.items()))
+    return _template("made").format(
+        versions=", ".join(f"{name} {v}" for name, v in {"Python": python, **versions}.items())
+    )
 
 
 def _month_range(months: range) -> tuple[str, str]:
