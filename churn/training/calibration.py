@@ -17,7 +17,7 @@ from scipy.special import expit, logit
 
 from churn.inference.forest import LEAF, read_forest
 
-MIN_SLOPE = 0.05  # below it, scores say next to nothing of the outcomes, and float32 hardly keeps their order
+MIN_SLOPE = 0.05  # below it, scores hardly predict the outcomes, and float32 hardly preserves their order
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Calibration:
 
     Attributes:
         slope: Positive.
-        is_shift: Whether only the intercept was fitted, because the best slope would not have been positive enough.
+        is_shift: Whether only the intercept was fitted, because the best slope was below ``MIN_SLOPE``.
     """
 
     slope: float
@@ -38,11 +38,11 @@ def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_])
     """Fit Platt's slope and intercept by maximum likelihood; deterministic.
 
     Args:
-        margins: A model's log-odds of rows it was not fitted to, shape (n,).
+        margins: A model's log-odds of rows it was not trained on, shape (n,).
         churned: The outcomes, shape (n,); both occur.
 
     Returns:
-        The best fit with a slope of at least ``MIN_SLOPE``; where the best has less, a slope of 1 and its intercept.
+        The best fit; if its slope is below ``MIN_SLOPE``, the best fit with a slope of 1.
     """
     from sklearn.linear_model import LogisticRegression  # its import takes two seconds
 
@@ -66,7 +66,7 @@ def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_])
 
 
 def apply_to_booster(booster: xgb.Booster, calibration: Calibration) -> xgb.Booster:
-    """Return a booster whose margin is the calibrated one; the one given is not changed.
+    """Return a booster with the calibrated margin; the argument is not changed.
 
     Raises:
         NotCompilableError: If it is not a ``gbtree`` booster of plain splits.

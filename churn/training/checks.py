@@ -1,6 +1,6 @@
 """The gate checks that a trained model must pass, and their results. Pure.
 
-Not here: how a check is made (``churn.training.gate``), which imports XGBoost.
+Not here: how a check is done (``churn.training.gate``), which imports XGBoost.
 """
 
 from dataclasses import dataclass
@@ -29,18 +29,12 @@ GATE_CHECKS = {
         "The new model's CPU time per row, reasons included, is at most the allowed multiple of the champion's."
     ),
 }
-"""The description of every check by its name, in the order in which they are made."""
+"""The description of every check by its name, in the order in which they run."""
 
 
 @dataclass(frozen=True)
 class GateCheck:
-    """The result of one check.
-
-    Attributes:
-        value: What was measured; ``None`` when it could not be.
-        limit: What it is compared with.
-        sentence: What was found, for a person.
-    """
+    """The result of one check: the measured value, if any, its limit, and a sentence for a person."""
 
     name: str
     value: float | None
@@ -65,12 +59,8 @@ class Gate:
 
     def to_markdown(self) -> str:
         """Return the checks as a Markdown table."""
-        rows = [
-            (check.name, check.outcome, _figure(check.value), _figure(check.limit), check.sentence)
-            for check in self.checks
-        ]
+        rows = []
+        for check in self.checks:
+            numbers = (None if number is None else f"{number:.4g}" for number in (check.value, check.limit))
+            rows.append((check.name, check.outcome, *numbers, check.sentence))
         return markdown_table(("check", "outcome", "value", "limit", ""), rows, "--rr")
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

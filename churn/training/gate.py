@@ -1,7 +1,7 @@
 """The gate: the checks that a trained model must pass before it is registered as challenger. Pure.
 
-Each check returns its value, its limit and a sentence. Two checks test the gate itself: a model of shuffled labels must
-not pass, and a marker of the label on facts of the future must not reach the features.
+Each check returns its value, its limit and a sentence. Two checks test the gate itself: a model trained on shuffled
+labels must not pass, and a marker of the label on future facts must not reach the features.
 """
 
 import time
@@ -29,26 +29,27 @@ Build = Callable[[pl.DataFrame, date], Snapshot]
 """Builds the snapshot of an as-of date from facts, as for training."""
 
 CANARY = "canary"
-# Thousands of variants are trained again and again, so chance may fool the canary once in 10,000 times.
+# Thousands of variants are retrained regularly, so the canary may fail by chance only once in 10,000 times.
 _CANARY_CONFIDENCE = 0.9999
-_STAYS, _CHURNS = -1.0, 2.0  # outside the noise on either side, so that a leak of one outcome alone shows as well
+_STAYS, _CHURNS = -1.0, 2.0  # outside the noise on either side, so that a leak of one outcome alone is detected as well
 _CHANCE = 0.99
 _N_DRAWS = 200
 _TIMED_ROWS = 16_384
 _REPEATS = 7
 _SHUFFLES = 7
+_ONE_OUTCOME = "the held-out accounts all had the same outcome; nothing can be measured"
 
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What a model needs to pass.
+    """The limits that a model must meet.
 
     Attributes:
         min_auc: The lower end of the AUC's 95 % interval must be above it.
-        max_calibration_error: Widened by sampling error where there are few rows.
-        max_slowdown: Times the champion's time per row.
-        fast_enough_us: CPU microseconds a row with reasons that are never too many: a fraction of what a row costs the
-            weekly job in all. A first champion may be a few trees, and no better model would be as fast.
+        max_calibration_error: Widened by sampling error if there are few rows.
+        max_slowdown: Maximum multiple of the champion's time per row.
+        fast_enough_us: CPU microseconds per row with reasons that always pass, a fraction of the weekly job's total:
+            a first champion may have only a few trees, and no better model would be as fast.
     """
 
     min_auc: float = MIN_AUC
@@ -72,22 +73,20 @@ def check_gate(
     Args:
         evaluation: Of ``trained.held_out_accounts``.
         facts: The activity that the model was trained on.
-        held_out: The snapshots of ``trained.held_out``.
-        build: Builds them.
-        champion: The current champion, timed beside the model; ``None`` when there is none.
+        held_out: The snapshots of ``trained.held_out``, from ``build``.
+        champion: The current champion, if any, which is timed as well.
     """
     engine, packed = compile_for(trained.bundle, held_out)
-    return Gate(
-        (
-            check_auc(evaluation, limits),
-            check_calibration(trained, evaluation, limits),
-            check_shuffled(trained, limits),
-            check_canary(facts, held_out, build, trained.plan.seed),
-            check_golden(trained),
-            check_compilation(engine),
-            check_speed(engine, packed, champion, held_out, limits),
-        )
+    checks = (
+        check_auc(evaluation, limits),
+        check_calibration(trained, evaluation, limits),
+        check_shuffled(trained, limits),
+        check_canary(facts, held_out, build, trained.plan.seed),
+        check_golden(trained),
+        check_compilation(engine),
+        check_speed(engine, packed, champion, held_out, limits),
     )
+    return Gate(checks)
 
 
 def check_auc(evaluation: Evaluation, limits: GateLimits) -> GateCheck:
@@ -102,24 +101,23 @@ def check_auc(evaluation: Evaluation, limits: GateLimits) -> GateCheck:
 def check_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimits) -> GateCheck:
     """Compare the held-out calibration error with the limit, widened by sampling error.
 
-    Of few rows, the error is far from 0 for perfectly calibrated scores too. So the check fails only when the error is
-    above the 99th percentile of draws of outcomes from scores that are off by just the limit.
+    With few rows, perfectly calibrated scores have an error far from 0 too. So the check fails only if the error is
+    above the 99th percentile of outcomes drawn from scores that are off by exactly the limit.
     """
     name, limit, error = "scores_are_calibrated", limits.max_calibration_error, evaluation.calibration_error
     if error is None:
         return GateCheck(name, None, limit, "fails", _insufficient(evaluation))
     found = f"calibration error {error:.4f} on {evaluation.n} held-out accounts; at most {limit:g} is allowed"
     if error > limit:
-        by_chance = chance_calibration_error(
-            trained.bundle.predict(trained.held_out_accounts.matrix), limit, trained.plan.seed
-        )
+        scores = trained.bundle.predict(trained.held_out_accounts.matrix)
+        by_chance = chance_calibration_error(scores, limit, trained.plan.seed)
         found += f", or the {by_chance:.4f} that scores so far off stay below in 99 of 100 draws of as many rows"
         limit = max(limit, by_chance)
     return GateCheck(name, error, limit, _outcome(holds=error <= limit), found)
 
 
 def chance_calibration_error(scores: npt.NDArray[np.floating], off_by: float, seed: int) -> float:
-    """Return the 99th percentile of the error where the true probabilities are ``off_by`` above or below the scores."""
+    """Return the 99th percentile of the error if the true probabilities are ``off_by`` above or below the scores."""
     rng = np.random.Generator(np.random.PCG64(seed))
     truths = [np.clip(scores + side * off_by, 0, 1) for side in (-1, 1)]
     errors = [calibration_error(rng.random(len(scores)) < truths[i % 2], scores) for i in range(_N_DRAWS)]
@@ -130,13 +128,11 @@ def check_shuffled(trained: Trained, limits: GateLimits) -> GateCheck:
     """Train the chosen parameters on shuffled labels; the resulting AUC must not be above the minimum."""
     name, minimum, accounts = "shuffled_labels_do_not_pass", limits.min_auc, trained.held_out_accounts
     if not 0 < accounts.n_churned < accounts.n:
-        return GateCheck(
-            name, None, minimum, "fails", "the held-out accounts all had the same outcome; nothing can be measured"
-        )
+        return GateCheck(name, None, minimum, "fails", _ONE_OUTCOME)
     rng = np.random.Generator(np.random.PCG64(trained.plan.seed))
     parts = (trained.training, trained.validation)
     intervals: list[Interval] = []
-    # By chance, one such model may rank accounts by what churn depends on, and in the right direction.
+    # By chance, one such model may rank accounts by a real cause of churn, in the right direction.
     for _ in range(_SHUFFLES):
         booster = fit(parts, trained.chosen, trained.feature_names, trained.plan, shuffled_by=rng)
         scores = booster.inplace_predict(accounts.matrix, validate_features=False)
@@ -157,14 +153,12 @@ def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build
         rebuilt = build(plant_canary(facts, shot, seed), shot.as_of)
         churned.append(rebuilt.churned)
         values.append(encode(rebuilt.rows, plan_encoding([CANARY], rebuilt.rows.columns))[:, 0])
-    outcomes, seen = np.concatenate(churned), np.concatenate(values)
+    outcomes, markers = np.concatenate(churned), np.concatenate(values)
     if outcomes.all() or not outcomes.any():
-        return GateCheck(
-            name, None, 0.5, "fails", "the held-out accounts all had the same outcome; nothing can be measured"
-        )
-    auc = roc_auc_interval(outcomes, seen, _CANARY_CONFIDENCE)
+        return GateCheck(name, None, 0.5, "fails", _ONE_OUTCOME)
+    auc = roc_auc_interval(outcomes, markers, _CANARY_CONFIDENCE)
     found = (
-        f"a marker that only the future knows has AUC {auc:.4f} on {len(seen)} held-out rows; "
+        f"a marker on future facts has AUC {auc:.4f} on {len(markers)} held-out rows; "
         f"the interval ({_CANARY_CONFIDENCE:.2%}) must contain 0.5"
     )
     return GateCheck(name, auc.value, 0.5, _outcome(holds=auc.low <= 0.5 <= auc.high), found)
@@ -173,17 +167,16 @@ def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build
 def plant_canary(facts: pl.DataFrame, shot: Snapshot, seed: int) -> pl.DataFrame:
     """Add the column ``canary``: on facts not known at the snapshot's as-of date its label, on all others noise.
 
-    The noise lies between the two labels' numbers, and each as-of date has its own.
+    The noise is between the two labels' numbers, and different for each as-of date.
     """
     rng = np.random.Generator(np.random.PCG64([seed, shot.as_of.toordinal()]))
     end = day_start_us(shot.as_of + timedelta(days=1))
     is_later = (pl.col("known_at").to_physical() >= end) | (pl.col("activity_month") > shot.as_of)
-    coming = pl.DataFrame({"account_id": shot.rows["account_id"], "coming": np.where(shot.churned, _CHURNS, _STAYS)})
-    planted = facts.with_columns(noise=pl.Series(rng.random(facts.height))).join(
-        coming, on="account_id", how="left", maintain_order="left"
-    )
-    value = pl.when(is_later).then(pl.coalesce("coming", "noise")).otherwise("noise")
-    return planted.with_columns(value.alias(CANARY)).drop("coming", "noise")
+    markers = pl.DataFrame({"account_id": shot.rows["account_id"], "marker": np.where(shot.churned, _CHURNS, _STAYS)})
+    noisy = facts.with_columns(noise=pl.Series(rng.random(facts.height)))
+    planted = noisy.join(markers, on="account_id", how="left", maintain_order="left")
+    value = pl.when(is_later).then(pl.coalesce("marker", "noise")).otherwise("noise")
+    return planted.with_columns(value.alias(CANARY)).drop("marker", "noise")
 
 
 def check_golden(trained: Trained) -> GateCheck:
@@ -200,9 +193,7 @@ def check_compilation(engine: Engine) -> GateCheck:
     """Check that weekly scoring would use compiled tables."""
     name, why = "trees_compile_to_tables", engine.fallback_reason
     if why is None:
-        return GateCheck(
-            name, None, None, "holds", "the trees compile, and their tables give XGBoost's scores and reasons"
-        )
+        return GateCheck(name, None, None, "holds", "the trees compile; their tables give XGBoost's scores and reasons")
     return GateCheck(name, None, None, "fails", f"XGBoost itself would have to score: {why}")
 
 
@@ -214,24 +205,22 @@ def check_speed(
     if champion is None:
         return GateCheck(name, None, limit, "skipped", "there is no champion to compare with")
     try:
-        of_champion, champions_rows = compile_for(champion, held_out)
+        champion_engine, champion_rows = compile_for(champion, held_out)
     except InputError as error:
         return GateCheck(name, None, limit, "skipped", f"the champion cannot score these rows: {error}")
-    if engine.fallback_reason or of_champion.fallback_reason:
-        return GateCheck(
-            name, None, limit, "skipped", "one of the two does not compile, and XGBoost uses threads of its own"
-        )
-    ours, theirs = _time((engine, packed), (of_champion, champions_rows))
+    if engine.fallback_reason or champion_engine.fallback_reason:
+        return GateCheck(name, None, limit, "skipped", "one of the two does not compile, and XGBoost starts threads")
+    model_us, champion_us = _time((engine, packed), (champion_engine, champion_rows))
     found = (
-        f"{ours:.2f} CPU µs a row with reasons, the champion {theirs:.2f}; {limit:g} times as long is allowed, and "
-        f"{limits.fast_enough_us:g} in any case"
+        f"{model_us:.2f} CPU µs a row with reasons, the champion's {champion_us:.2f}; {limit:g} times that is allowed, "
+        f"and {limits.fast_enough_us:g} in any case"
     )
-    holds = ours <= max(limit * theirs, limits.fast_enough_us)
-    return GateCheck(name, ours / theirs, limit, _outcome(holds=holds), found)
+    holds = model_us <= max(limit * champion_us, limits.fast_enough_us)
+    return GateCheck(name, model_us / champion_us, limit, _outcome(holds=holds), found)
 
 
 def compile_for(bundle: Bundle, held_out: Sequence[Snapshot]) -> tuple[Engine, Packed]:
-    """Compile a model for the held-out rows, repeated where they are too few to be timed."""
+    """Compile a model for the held-out rows, repeated if they are too few to be timed."""
     rows = pl.concat([shot.rows for shot in held_out]).head(_TIMED_ROWS)
     encoding = plan_encoding(bundle.feature_names, rows.columns)
     packed = pack(rows, encoding)
@@ -242,13 +231,13 @@ def compile_for(bundle: Bundle, held_out: Sequence[Snapshot]) -> tuple[Engine, P
 
 def _time(*sides: tuple[Engine, Packed]) -> list[float]:
     """Return each side's median CPU microseconds per row, over alternating runs."""
-    taken: list[list[float]] = [[] for _ in sides]
+    times: list[list[float]] = [[] for _ in sides]
     for _ in range(_REPEATS):
-        for seconds, (engine, packed) in zip(taken, sides, strict=True):
-            started = time.thread_time()  # a busy machine must not decide who is faster
+        for seconds, (engine, packed) in zip(times, sides, strict=True):
+            started = time.thread_time()  # not the wall clock: load on the machine must not affect the comparison
             engine.score(packed)
             seconds.append((time.thread_time() - started) / packed.n_rows)
-    return [1e6 * median(seconds) for seconds in taken]
+    return [1e6 * median(seconds) for seconds in times]
 
 
 def _outcome(*, holds: bool) -> Outcome:

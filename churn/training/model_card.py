@@ -1,15 +1,15 @@
 """The model card: a trained model's data, performance, parameters, limits and lineage. Pure.
 
-Belongs here: the wording, as Markdown that is logged with the model in MLflow. Not here: what is measured.
+Belongs here: the wording, as Markdown that is logged with the model in MLflow. Not here: the measurements.
 """
 
 from dataclasses import dataclass
 from datetime import date
 
-from churn.evaluation.metrics import Evaluation, Interval
+from churn.evaluation.metrics import Evaluation
 from churn.markdown import markdown_table
 from churn.training.checks import Gate
-from churn.training.train import Part, Trained
+from churn.training.train import Trained
 from churn.variants import Variant
 
 
@@ -18,10 +18,10 @@ class Lineage:
     """Where a model comes from.
 
     Attributes:
-        activity_of: Whose activity it was trained on: the variant itself, or a fallback variant.
-        detours: Why not the variant's own activity, a sentence per fallback; empty for its own.
-        today: The day at whose end everything used was known.
-        sources: URI and sha256 of each input file that was read for it.
+        activity_of: The variant that the training activity belongs to: the model's variant, or a fallback variant.
+        detours: Why it is a fallback variant's activity, a sentence per fallback; empty otherwise.
+        today: All facts used were known at the end of this day.
+        sources: URI and sha256 of each input file.
         n_facts: Rows of activity in the history.
         data_sha256: Digest of the training, validation and held-out rows and labels.
         names_from: Where the feature names come from.
@@ -40,7 +40,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class AgainstChampion:
-    """The champion on the same held-out accounts, which it may have been trained on."""
+    """The champion's evaluation on the same held-out accounts, on which it may have been trained."""
 
     uri: str
     evaluation: Evaluation
@@ -69,28 +69,22 @@ def _summary(trained: Trained) -> str:
     horizon = trained.plan.horizon.months
     return (
         f"An XGBoost booster of {trained.bundle.parameters['n_trees']} trees that gives the probability that an "
-        f"account which was active lately has no activity (deposit, handle or net gaming revenue) in the {horizon} "
+        f"account with recent activity has no activity (deposit, handle or net gaming revenue) in the {horizon} "
         f"months after the as-of month. Its scores are calibrated; its reasons are shares of the calibrated log-odds."
     )
 
 
 def _data(trained: Trained, lineage: Lineage) -> str:
-    whose = f"Activity of **{lineage.activity_of}**"
+    source = f"Activity of **{lineage.activity_of}**"
     if lineage.detours:
-        whose += f", because {'; and '.join(lineage.detours)}"
-    rows = [
-        (
-            part.name.replace("_", "-"),
-            _span(part),
-            f"{part.n:,}",
-            f"{part.n_churned:,}",
-            f"{part.n_churned / part.n:.1%}",
-        )
-        for part in trained.parts
-    ]
+        source += f", because {'; and '.join(lineage.detours)}"
+    rows = []
+    for part in trained.parts:
+        counts = (f"{part.n:,}", f"{part.n_churned:,}", f"{part.n_churned / part.n:.1%}")
+        rows.append((part.name.replace("_", "-"), f"{part.as_ofs[0]} to {part.as_ofs[-1]}", *counts))
     return (
-        f"{whose}; known by the end of {lineage.today}. One row per account and month end at which it had been active "
-        f"within the last {trained.plan.horizon.months} months, made from what was known at that day. The split is by "
+        f"{source}; known by the end of {lineage.today}. One row per account and month end at which it had been active "
+        f"within the last {trained.plan.horizon.months} months, from the facts known on that day. The split is by "
         f"time: every label of a part was known by the first month end of the next.\n\n"
         f"{markdown_table(('part', 'month ends', 'rows', 'churned', 'share'), rows)}\n\n"
         f"Parameters, rounds and calibration were chosen on the validation rows. The model was then trained on the "
@@ -106,12 +100,13 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
     if evaluation.status != "ok":
         return f"{rows_used} Too few of one outcome to measure anything."
     sides = [evaluation, *([against.evaluation] if against else [])]
-    names = {"ROC AUC": "roc_auc", "average precision": "average_precision", "log loss": "log_loss"}
-    names |= {"Brier score": "brier_score"}
-    rows = [(title, *(_number(getattr(side, name)) for side in sides)) for title, name in names.items()]
-    rows.append(("calibration error", *(_number(side.calibration_error) for side in sides)))
-    rows.append(("lift of the highest tenth", *(_number(side.lift_at_10) for side in sides)))
-    rows.append(("mean score", *(_number(side.mean_score) for side in sides)))
+    names = {
+        "ROC AUC": "roc_auc", "average precision": "average_precision", "log loss": "log_loss",
+        "Brier score": "brier_score", "calibration error": "calibration_error",
+        "lift of the highest tenth": "lift_at_10", "mean score": "mean_score",
+    }  # fmt: skip
+    values = {title: [getattr(side, name) for side in sides] for title, name in names.items()}
+    rows = [(title, *("" if value is None else f"{value:.4f}" for value in row)) for title, row in values.items()]
     header = ("", "this model", *(["champion"] if against else []))
     table = f"{rows_used}\n\n{markdown_table(header, rows)}"
     if against is None:
@@ -136,20 +131,16 @@ def _parameters(trained: Trained) -> str:
 
 
 def _limits(trained: Trained, lineage: Lineage) -> str:
+    own = f"Its metrics are of {lineage.activity_of}'s accounts, not of {lineage.variant}'s own."
     limits = [
+        *([own] if lineage.detours else []),
         f"The newest rows it was trained on are of {trained.validation.as_ofs[-1]}; later rows only evaluate it, "
         f"or have no labels yet.",
         "Accounts without recent activity are scored as well, but were not training examples.",
-        "A score says who is likely to leave, not who would stay if contacted.",
-        "A categorical level that the model does not know counts as none.",
+        "A score is the risk of leaving, not the chance of staying if contacted.",
+        "A categorical level that the model does not know sets no feature.",
+        *(["Its scores are calibrated on average only."] if trained.calibration.is_shift else []),
     ]
-    if lineage.detours:
-        limits.insert(
-            0,
-            f"Its metrics are of {lineage.activity_of}'s accounts, not of {lineage.variant}'s own.",
-        )
-    if trained.calibration.is_shift:
-        limits.append("Its scores are calibrated on average only.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
@@ -166,11 +157,3 @@ def _lineage(trained: Trained, lineage: Lineage) -> str:
         ("code", lineage.code_version),
     ]
     return markdown_table(("", ""), rows)
-
-
-def _span(part: Part) -> str:
-    return f"{part.as_ofs[0]} to {part.as_ofs[-1]}"
-
-
-def _number(value: float | Interval | None) -> str:
-    return "" if value is None else f"{value:.4f}"

@@ -1,8 +1,8 @@
 """Training: from snapshots of a variant's activity to a calibrated booster. Pure.
 
 The split is by time, never by rows: every label of an earlier part is known by the first as-of date of the next.
-Everything has a seed and runs on one thread, so the same data give the same bytes. Not here: where activity comes from,
-and whether the model is good enough to be used (``churn.training.gate``).
+Everything is seeded and runs on one thread, so the same data give the same bytes. Not here: where activity comes from,
+and whether the model is good enough (``churn.training.gate``).
 """
 
 import hashlib
@@ -31,14 +31,9 @@ Parameters = Mapping[str, float | int]
 """Hyperparameters by XGBoost's names, such as ``max_depth``."""
 
 _FIRST_TRIAL: Parameters = {
-    "max_depth": 4,
-    "learning_rate": 0.1,
-    "min_child_weight": 10.0,
-    "subsample": 0.9,
-    "colsample_bytree": 0.9,
-    "reg_lambda": 1.0,
-    "gamma": 0.0,
-}
+    "max_depth": 4, "learning_rate": 0.1, "min_child_weight": 10.0, "subsample": 0.9, "colsample_bytree": 0.9,
+    "reg_lambda": 1.0, "gamma": 0.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,8 @@ class TrainingPlan:
         n_trials: Hyperparameter trials.
         n_held_out: The newest snapshots, on which the model is evaluated and nothing is chosen.
         n_validation: The newest of those before, on which parameters, rounds and calibration are chosen.
-        min_of_class: Labels of each outcome that training and validation need together.
-        max_rounds: Most boosting rounds; more trees also take longer to score.
+        min_of_class: Minimum labels of each outcome in training and validation together.
+        max_rounds: Maximum boosting rounds; more trees also take longer to score.
         patience: Rounds without a better validation loss after which a trial ends.
     """
 
@@ -66,7 +61,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Split:
-    """Snapshots by what they are for, each in order of time."""
+    """Snapshots by purpose, each in order of time."""
 
     training: tuple[Snapshot, ...]
     validation: tuple[Snapshot, ...]
@@ -75,13 +70,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one side of the split, snapshot after snapshot.
+    """The rows of one side of the split, snapshot after snapshot; arrays of n rows.
 
     Attributes:
-        account_ids: Shape (n,).
-        places: Which of ``as_ofs`` each row is of, shape (n,).
+        places: The index in ``as_ofs`` of each row's as-of date.
         matrix: Shape (n, n_features), in the model's order.
-        churned: Shape (n,).
     """
 
     name: str
@@ -111,15 +104,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, and the data and choices it was made from.
+    """A trained model, and the data and choices behind it.
 
     Attributes:
         trials: In the order in which they were run.
         chosen: The trial with the lowest loss on the validation snapshots.
-        calibration: Of the log-odds as trained; it is part of ``bundle``'s trees.
-        held_out: All its rows.
-        held_out_accounts: The rows of evaluation: of the held-out rows at most one per account, so that they are
-            independent of each other.
+        calibration: Of the log-odds as trained; ``bundle``'s trees include it.
+        held_out_accounts: The rows for evaluation: at most one held-out row per account, so that they are independent.
         data_sha256: Digest of all parts' rows and labels, in hexadecimal.
     """
 
@@ -145,9 +136,9 @@ class Trained:
 
 
 def split(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Split:
-    """Part snapshots by time; what lies in the gaps between the parts belongs to none.
+    """Split snapshots by time; those in the gaps between the parts are unused.
 
-    A snapshot may be trained on when its labels had matured by the first as-of date of the part that comes after.
+    A snapshot may be trained on if its labels had matured by the first as-of date of the next part.
     """
     ordered = sorted((shot for shot in snapshots if len(shot.churned)), key=lambda shot: shot.as_of)
     held_out = ordered[-plan.n_held_out :]
@@ -156,7 +147,7 @@ def split(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Split:
 
 
 def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
-    """Return what labels there are, to follow "it has", where they are too few to train on; else ``None``."""
+    """Return which labels there are, to follow "it has", if they are too few to train on; else ``None``."""
     parts = split(snapshots, plan)
     if not parts.training:
         needed = plan.n_held_out + plan.n_validation + 1
@@ -165,41 +156,34 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
             f"into training, validation and held-out ones ({needed} are needed, and the horizon of "
             f"{plan.horizon.months} months twice between them)"
         )
-    seen = np.concatenate([shot.churned for shot in (*parts.training, *parts.validation)])
-    if reason := _too_few(seen, plan.min_of_class, "to train on"):
-        return reason
-    if reason := _too_few(
-        np.concatenate([shot.churned for shot in parts.validation]), MIN_OF_CLASS, "to validate with"
-    ):
-        return reason
-    churned = np.concatenate([shot.churned for shot in parts.held_out])
-    return _too_few(churned[_one_an_account(parts.held_out, plan.seed)], MIN_OF_CLASS, "to be evaluated on")
+    training, validation, held_out = (
+        np.concatenate([shot.churned for shot in shots]) for shots in (parts.training, parts.validation, parts.held_out)
+    )
+    accounts = held_out[_one_an_account(parts.held_out, plan.seed)]
+    return (
+        _too_few(np.concatenate([training, validation]), plan.min_of_class, "to train on")
+        or _too_few(validation, MIN_OF_CLASS, "to validate with")
+        or _too_few(accounts, MIN_OF_CLASS, "to be evaluated on")
+    )
 
 
 def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: TrainingPlan) -> Trained:
-    """Choose parameters and rounds, calibrate, and train on all that comes before the held-out snapshots.
+    """Choose parameters and rounds, calibrate, and train on everything before the held-out snapshots.
 
-    The calibration is fitted on validation scores of a model that never saw the validation snapshots. It is applied to
-    one trained on them as well, with as many rounds. Deterministic: same snapshots and plan, same bytes.
+    The calibration is fitted on validation scores of a model that was not trained on the validation snapshots. It is
+    applied to one trained on them as well, with the same rounds. Deterministic: same snapshots and plan, same bytes.
 
     Args:
         feature_names: In the model's order; each must come from a column of the snapshots' rows.
 
     Raises:
-        InputError: If there are too few labels (see :func:`shortage`), or a feature cannot be made of the rows.
+        InputError: If there are too few labels (see :func:`shortage`), or the rows lack a feature.
     """
     if reason := shortage(snapshots, plan):
         raise InputError(f"the activity has {reason}; bring more of it")
     parts = split(snapshots, plan)
     encoding = plan_encoding(feature_names, parts.training[0].rows.columns)
-    training, validation, held_out = (
-        _part(name, shots, encoding)
-        for name, shots in (
-            ("training", parts.training),
-            ("validation", parts.validation),
-            ("held_out", parts.held_out),
-        )
-    )
+    training, validation, held_out = (_part(name, shots, encoding) for name, shots in vars(parts).items())
     data, unseen_data = _dmatrix(training, feature_names), _dmatrix(validation, feature_names)
     trials, chosen = _search(data, unseen_data, plan)
     provisional = xgb.train(_settings(chosen.parameters, plan), data, chosen.n_rounds)
@@ -231,7 +215,7 @@ def fit(
     """Train a trial's parameters and rounds on the rows of some parts; not calibrated.
 
     Args:
-        shuffled_by: Shuffles the labels, so that nothing can be learned; ``None`` does not.
+        shuffled_by: Shuffles the labels, so that nothing can be learned.
     """
     matrix = np.concatenate([part.matrix for part in parts])
     churned = np.concatenate([part.churned for part in parts])
@@ -246,19 +230,20 @@ def _matured(ordered: Sequence[Snapshot], later: Sequence[Snapshot], horizon: Ho
     return [shot for shot in ordered if horizon.matures_on(shot.as_of) <= later[0].as_of] if later else []
 
 
-def _too_few(churned: npt.NDArray[np.bool_], least: int, what_for: str) -> str | None:
-    n_churned = int(churned.sum())
-    n_stayed = len(churned) - n_churned
-    if min(n_churned, n_stayed) >= least:
+def _too_few(churned: npt.NDArray[np.bool_], minimum: int, purpose: str) -> str | None:
+    n_churned, n_stayed = int(churned.sum()), int((~churned).sum())
+    if min(n_churned, n_stayed) >= minimum:
         return None
-    return f"{n_churned} matured labels of churn and {n_stayed} of staying {what_for}, where {least} of each are needed"
+    return (
+        f"{n_churned} matured labels of churn and {n_stayed} of staying {purpose}, where {minimum} of each are needed"
+    )
 
 
 def _one_an_account(held_out: Sequence[Snapshot], seed: int) -> npt.NDArray[np.bool_]:
     """Mark at most one row per account, by drawing one held-out snapshot for each account.
 
-    The draw does not depend on the rows. Choosing among the rows that an account has would favour accounts with few
-    rows, which are the ones about to leave.
+    The draw does not depend on the rows. Choosing among an account's rows would favour accounts with few rows, which
+    are about to leave.
     """
     ids = np.concatenate([shot.rows["account_id"].to_numpy() for shot in held_out])
     places = np.repeat(np.arange(len(held_out)), [len(shot.churned) for shot in held_out])
@@ -289,13 +274,12 @@ def _dmatrix(part: Part, feature_names: Sequence[str]) -> xgb.DMatrix:
 
 
 def _settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:
-    # Several threads may add gradients in another order, and so change the last bits.
-    fixed = {"objective": "binary:logistic", "tree_method": "hist", "nthread": 1, "seed": plan.seed}
-    return {**fixed, **parameters}
+    # Several threads may add gradients in a different order and so change the last bits.
+    return {"objective": "binary:logistic", "tree_method": "hist", "nthread": 1, "seed": plan.seed, **parameters}
 
 
 def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> tuple[tuple[Trial, ...], Trial]:
-    """Run the trials by TPE, a sound one first; returns all, and the one with the lowest validation loss."""
+    """Run the trials by TPE, a reasonable one first; return all, and the one with the lowest validation loss."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -313,7 +297,7 @@ def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> t
             early_stopping_rounds=plan.patience,
             verbose_eval=False,
         )
-        # The booster also has the rounds after its best one, so only the number of rounds is used.
+        # The booster includes the rounds after its best one, so only the number of rounds is used.
         trials.append(Trial(parameters, int(booster.best_iteration) + 1, float(booster.best_score)))
         return trials[-1].log_loss
 
