@@ -37,7 +37,7 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         f"share of unknown values at least {LEAST_UNKNOWN_RISE:g} higher, {_FDR}.",
     },
     "load_model_from_mlflow": {
-        "model_is_the_champion": "The model version that scored the batch is still the variant's champion in MLflow.",
+        "model_is_the_champion": "The model version that scored the batch is still the variant's champion in MLflow."
     },
     "generate_predictions": {
         "probabilities_are_valid": "All churn probabilities lie between 0 and 1 and are not all equal.",
@@ -46,7 +46,7 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "store_predictions": {
         "rows_were_scored": "PostgreSQL holds at least one row of the batch, and exactly as many as accounts were "
-        "scored.",
+        "scored."
     },
     EVALUATED: {
         "auc_is_not_below_its_limit": "No evaluated batch of the champion has a ROC AUC whose 95 % confidence "

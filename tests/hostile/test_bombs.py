@@ -238,10 +238,7 @@ def test_the_keys_of_a_secret_that_are_not_ours_are_not_repeated():
     assert "['host']" in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["postgresql://u:%00@h/db", "postgresql://u:pa@ss@h/db", "postgresql://u:\udcff@h/db"],
-)
+@pytest.mark.parametrize("url", ["postgresql://u:%00@h/db", "postgresql://u:pa@ss@h/db", "postgresql://u:\udcff@h/db"])
 def test_a_database_url_that_cannot_be_sent_is_refused_without_its_password(url):
     with pytest.raises(UsageError, match="percent-encoded") as refused:
         parse_database_url(url, "CHURN_DATABASE_URL")

@@ -136,11 +136,7 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def whole_fleet(
-    postgres: sa.URL,
-    login: sa.URL,
-    schemas: Mapping[str, str],
-    aws_endpoint: str,
-    homes: Path,
+    postgres: sa.URL, login: sa.URL, schemas: Mapping[str, str], aws_endpoint: str, homes: Path
 ) -> Iterator[Fleet]:
     settings = {
         "AWS_ENDPOINT_URL": aws_endpoint,
@@ -369,10 +365,7 @@ def test_a_driver_on_another_machine_reaches_the_cluster_by_its_client_port(
 
 def test_nothing_that_is_sent_to_a_node_holds_a_password(fleet: Fleet) -> None:
     with open_deployment(load_settings()) as deployment:
-        sent = (
-            partial(report_batch, histories={}, model_link=deployment.model_link),
-            deployment.cluster(),
-        )
+        sent = (partial(report_batch, histories={}, model_link=deployment.model_link), deployment.cluster())
 
     require_no_password(pickle.dumps(sent, protocol=0).decode("latin-1"), repr(sent))
 

@@ -106,9 +106,7 @@ def evaluated(variant: Variant, as_of: date, high: float, deployment: Deployment
     results = deployment.evaluator().results
     (batch,) = [one for one in results.unevaluated([variant]) if one.scored_week == week]
     measures = {"roc_auc": high - 0.05, "roc_auc_low": high - 0.1, "roc_auc_high": high}
-    results.record(
-        [EvaluatedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures)],
-    )
+    results.record([EvaluatedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures)])
 
 
 @pytest.fixture

@@ -112,10 +112,7 @@ def test_a_deployment_at_work_and_in_trouble_shows_no_secret(  # noqa: PLR0917 f
     caplog.set_level(logging.DEBUG)
     lines = CommandLines()
     with lines.watched():
-        said = [
-            set_up("--geography", "us"),
-            log_model("--variant", "base", "--variant", "geography-us"),
-        ]
+        said = [set_up("--geography", "us"), log_model("--variant", "base", "--variant", "geography-us")]
         assert [one.status for one in said] == [0, 0], said
         sync_partitions(instance, [Variant(), Variant("us")])
         job = [sys.executable, str(ROOT / "tests" / "support" / "run_job.py"), "base", "geography-us", "2026-11-16"]

@@ -23,16 +23,7 @@ from churn.deployment.services import Deployment
 from churn.errors import AccessDeniedError, ChurnError, RegistryError, StoreError
 from churn.variants import Variant
 from tests.support import ROOT
-from tests.support.site import (
-    PASSWORD,
-    Run,
-    Site,
-    change_secret,
-    configure,
-    create_login,
-    require_no_password,
-    run_sql,
-)
+from tests.support.site import PASSWORD, Run, Site, change_secret, configure, create_login, require_no_password, run_sql
 
 SETUP = "experiment_tracking/setup.py"
 

@@ -82,11 +82,7 @@ def test_variants_and_weeks_do_not_touch_each_other(site: Site, store: Predictio
     publish(store, record(1, variant=Variant(company="us")), [scored(1, 0.75)], NO_ROWS)
 
     counts = site.current().group_by("variant", "scored_week").len().sort("variant", "scored_week").rows()
-    assert counts == [
-        ("company-us", WEEK, 1),
-        ("geography-us", date(2026, 11, 9), 2),
-        ("geography-us", WEEK, 3),
-    ]
+    assert counts == [("company-us", WEEK, 1), ("geography-us", date(2026, 11, 9), 2), ("geography-us", WEEK, 3)]
 
 
 @pytest.mark.parametrize("n_told", [2, 4])

@@ -82,10 +82,7 @@ def broken_rules(checked) -> dict[int, list[str]]:
         ({"ftd_date": date(2200, 1, 2)}, ["ftd_date_out_of_range"]),
         ({"activity_month": date(9999, 1, 1)}, ["activity_month_out_of_range"]),
         ({"activity_month": date(2025, 3, 2)}, ["activity_month_not_first_of_month"]),
-        (
-            {"activity_month": date(1970, 1, 2)},
-            ["activity_month_out_of_range", "activity_month_not_first_of_month"],
-        ),
+        ({"activity_month": date(1970, 1, 2)}, ["activity_month_out_of_range", "activity_month_not_first_of_month"]),
     ],
     ids=str,
 )
@@ -177,10 +174,7 @@ def test_a_column_that_only_the_model_names_is_held_to_be_a_number_and_may_be_mi
     frame = activity({}, {}, {}).with_columns(
         sessions=pl.Series(["3", "many", None, "1e39"]), campaign=pl.Series(["a", "b", None, "c"])
     )
-    assert broken_rules(check_activity(frame, ["sessions"])) == {
-        2: ["sessions_unreadable"],
-        4: ["sessions_not_finite"],
-    }
+    assert broken_rules(check_activity(frame, ["sessions"])) == {2: ["sessions_unreadable"], 4: ["sessions_not_finite"]}
 
 
 @pytest.mark.parametrize(
@@ -306,21 +300,12 @@ def test_encoded_rows_keep_the_account_ids_they_carry():
 
 def test_of_encoded_rows_of_one_account_none_is_chosen():
     frame = encoded({}, {}).with_columns(account_id=pl.Series([30, 10, 30]))
-    assert broken_rules(check_encoded(frame, FEATURES)) == {
-        1: ["account_id_duplicated"],
-        3: ["account_id_duplicated"],
-    }
+    assert broken_rules(check_encoded(frame, FEATURES)) == {1: ["account_id_duplicated"], 3: ["account_id_duplicated"]}
 
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"brand_id_PA": True},
-        {"brand_id_OH": None},
-        {"brand_id_OH": 0.5},
-        {"brand_id_OH": 2},
-        {"brand_id_OH": -1},
-    ],
+    [{"brand_id_PA": True}, {"brand_id_OH": None}, {"brand_id_OH": 0.5}, {"brand_id_OH": 2}, {"brand_id_OH": -1}],
     ids=str,
 )
 def test_flags_that_are_not_one_hot_are_quarantined(change):

@@ -14,22 +14,11 @@ import numpy as np
 import pytest
 
 from churn.errors import ChurnError
-from churn.evaluation.curves import (
-    draw_contributions,
-    draw_gain,
-    draw_precision_recall,
-    draw_roc,
-    draw_scores,
-)
+from churn.evaluation.curves import draw_contributions, draw_gain, draw_precision_recall, draw_roc, draw_scores
 from churn.evaluation.metrics import evaluate
 
 ABOUT = "geography-us, version 3"
-CURVES = {
-    "roc": draw_roc,
-    "precision": draw_precision_recall,
-    "gain": draw_gain,
-    "scores": draw_scores,
-}
+CURVES = {"roc": draw_roc, "precision": draw_precision_recall, "gain": draw_gain, "scores": draw_scores}
 each_curve = pytest.mark.parametrize("name", CURVES)
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -160,11 +149,7 @@ def test_too_few_rows_are_drawn_without_a_figure(name, rows):
         assert not any(re.match(r"(ROC|Precision|Gain): .*\d\.\d", text) for text in texts)
 
 
-@pytest.mark.parametrize(
-    ("name", "scores"),
-    [*((name, [0.5, 0.5]) for name in CURVES), ("scores", [0, 0])],
-    ids=str,
-)
+@pytest.mark.parametrize(("name", "scores"), [*((name, [0.5, 0.5]) for name in CURVES), ("scores", [0, 0])], ids=str)
 def test_a_row_of_each_outcome_is_enough_to_draw(name, scores):
     assert words(CURVES[name](np.array([True, False]), np.array(scores), ABOUT))
 
@@ -225,11 +210,7 @@ def test_one_row_of_one_feature_has_a_picture():
 
 @pytest.mark.parametrize(
     ("shape", "n_values", "match"),
-    [
-        ((5, 2), 5, "do not match 1 features"),
-        ((0, 1), 0, "do not match 1 features"),
-        ((5, 1), 4, "do not match 5"),
-    ],
+    [((5, 2), 5, "do not match 1 features"), ((0, 1), 0, "do not match 1 features"), ((5, 1), 4, "do not match 5")],
     ids=["another feature", "no rows", "other rows"],
 )
 def test_contributions_that_do_not_fit_their_values_are_refused(shape, n_values, match):

@@ -97,8 +97,7 @@ def test_an_account_without_a_month_yet_has_no_row(as_of, known):
 
 def test_a_late_correction_does_not_reach_an_earlier_as_of_date():
     activity = rows(
-        {"total_ngr": 1.0, "known_at": at(2025, 4, 2)},
-        {"total_ngr": 99.0, "known_at": at(2025, 5, 10, 23, 59, 59)},
+        {"total_ngr": 1.0, "known_at": at(2025, 4, 2)}, {"total_ngr": 99.0, "known_at": at(2025, 5, 10, 23, 59, 59)}
     )
     scored = {day: features(activity, date(2025, 5, day))["total_ngr"].to_list() for day in (9, 10, 11)}
     assert scored == {9: [1.0], 10: [99.0], 11: [99.0]}

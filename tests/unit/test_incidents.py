@@ -6,16 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from churn.monitoring.incidents import (
-    KINDS,
-    MAX_NAMED,
-    MAX_SENTENCE,
-    Change,
-    Condition,
-    Incident,
-    reconcile,
-    remaining,
-)
+from churn.monitoring.incidents import KINDS, MAX_NAMED, MAX_SENTENCE, Change, Condition, Incident, reconcile, remaining
 
 MONDAY = datetime(2026, 3, 2, 6, tzinfo=UTC)
 DRIFTED = "input_drifted"

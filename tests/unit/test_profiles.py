@@ -11,17 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from churn.data.features import (
-    Encoding,
-    OneHot,
-    Packed,
-    derive,
-    encode,
-    pack,
-    pack_matrix,
-    plan_encoded,
-    plan_encoding,
-)
+from churn.data.features import Encoding, OneHot, Packed, derive, encode, pack, pack_matrix, plan_encoded, plan_encoding
 from churn.errors import InputError
 from churn.monitoring.profiles import (
     MOST_BINS,

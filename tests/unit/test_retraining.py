@@ -6,13 +6,7 @@ import pytest
 
 from churn.monitoring.conditions import ScoredBatch
 from churn.monitoring.drift import FeatureDrift
-from churn.monitoring.retraining import (
-    EvaluatedCohort,
-    RetrainingPolicy,
-    drifted_weeks,
-    is_paused,
-    reason_to_retrain,
-)
+from churn.monitoring.retraining import EvaluatedCohort, RetrainingPolicy, drifted_weeks, is_paused, reason_to_retrain
 
 POLICY = RetrainingPolicy(horizon_months=3, after_months=0)
 TODAY = date(2026, 11, 24)
@@ -74,12 +68,7 @@ def test_different_features_in_two_weeks_are_not_one_drift():
 
 @pytest.mark.parametrize(
     ("trained_on", "after", "is_reason"),
-    [
-        (date(2026, 8, 24), 3, True),
-        (date(2026, 8, 25), 3, False),
-        (date(2020, 1, 1), 0, False),
-        (None, 3, False),
-    ],
+    [(date(2026, 8, 24), 3, True), (date(2026, 8, 25), 3, False), (date(2020, 1, 1), 0, False), (None, 3, False)],
 )
 def test_age_counts_in_whole_months(trained_on: date | None, after: int, is_reason: bool):
     found = reason_to_retrain([], {}, trained_on, TODAY, RetrainingPolicy(after_months=after))

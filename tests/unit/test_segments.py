@@ -165,7 +165,7 @@ def test_segments_are_the_contracts_categories():
             "activity_month": [date(2026, 1, 1)] * n,
             "known_at": [datetime(2026, 1, 2, tzinfo=UTC)] * n,
         }
-        | {name: ["x"] * n for name in (*ONE_HOT_COLUMNS, "tracker_id")},
+        | {name: ["x"] * n for name in (*ONE_HOT_COLUMNS, "tracker_id")}
     )
     assert Levels(facts).known(np.arange(n), date(2026, 2, 1)).columns == list(ONE_HOT_COLUMNS)
 

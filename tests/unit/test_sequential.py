@@ -13,13 +13,7 @@ from scipy import integrate, optimize, stats
 
 from churn.errors import ChurnError
 from churn.evaluation.metrics import log_losses
-from churn.evaluation.sequential import (
-    MIN_PAIRS,
-    PairedSums,
-    confidence_sequence,
-    e_benjamini_hochberg,
-    e_value,
-)
+from churn.evaluation.sequential import MIN_PAIRS, PairedSums, confidence_sequence, e_benjamini_hochberg, e_value
 
 N_HALF_YEARS, N_LOOKS, N_PER_LOOK = 200, 26, 300
 ALPHA = 0.05

@@ -27,11 +27,7 @@ MONTHS_ACTIVE = (pl.col("activity_month").dt.year() - pl.col("ftd_date").dt.year
 
 def simulate(n_accounts: int = 400, *, seed: int = 0, n_months: int = 21, variant: str = "base") -> pl.DataFrame:
     return simulate_activity(
-        n_accounts=n_accounts,
-        first_month=FIRST_MONTH,
-        n_months=n_months,
-        seed=seed,
-        variant=Variant.from_key(variant),
+        n_accounts=n_accounts, first_month=FIRST_MONTH, n_months=n_months, seed=seed, variant=Variant.from_key(variant)
     )
 
 
@@ -157,8 +153,7 @@ def test_about_a_thousand_trackers_each_belong_to_one_of_the_affiliates_brands(e
 
 
 @pytest.mark.parametrize(
-    ("column", "levels"),
-    [("brand_id", BRANDS), ("ben_login_id", BEN_LOGINS), ("player_reg_product", PRODUCTS)],
+    ("column", "levels"), [("brand_id", BRANDS), ("ben_login_id", BEN_LOGINS), ("player_reg_product", PRODUCTS)]
 )
 def test_every_level_occurs_and_no_other(extract, column, levels):
     assert set(extract[column].unique()) == set(levels)
@@ -227,10 +222,7 @@ def test_a_frame_does_not_depend_on_the_process_that_draws_it():
     )
     drawn = {
         subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": salt},
-            capture_output=True,
-            check=True,
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": salt}, capture_output=True, check=True
         ).stdout
         for salt in ("1", "2")
     }

@@ -83,11 +83,7 @@ class Quarter:
     def look(self, week: date, of_labels: Sequence[Condition] = ()) -> None:
         histories = {key: History(rows) for key, rows in self.rows.items()}
         newest = newest_batches(self.batches, week)
-        conditions = [
-            *drifted(flag_drifts(self.batches, week)),
-            volume_unusual(newest.values(), histories),
-            *of_labels,
-        ]
+        conditions = [*drifted(flag_drifts(self.batches, week)), volume_unusual(newest.values(), histories), *of_labels]
         self.desk.settle(conditions, datetime(week.year, week.month, week.day, 7, tzinfo=UTC))
 
 

@@ -21,13 +21,7 @@ variants = st.builds(Variant, st.none() | parts, st.none() | parts)
     ("variant", "key", "prefix", "experiment", "registered_model"),
     [
         (Variant(), "base", "", "churn_prediction", "churn-prediction-model"),
-        (
-            Variant("US"),
-            "geography-us",
-            "geography-us/",
-            "churn_prediction-geography-us",
-            "churn-prediction-model-us",
-        ),
+        (Variant("US"), "geography-us", "geography-us/", "churn_prediction-geography-us", "churn-prediction-model-us"),
         (
             Variant(company="ClientA"),
             "company-clienta",

@@ -15,12 +15,7 @@ from psycopg2.extensions import connection, encrypt_password
 
 GROUPS = ("churn_owner", "churn_writer", "churn_reader")
 # A login may do what those named beside it may: docs/adr/0006, infra/compose/databases.sql.
-LOGINS = {
-    "dagster": (),
-    "mlflow": ("churn_writer",),
-    "churn": (*GROUPS, "dagster"),
-    "watch": ("churn_reader",),
-}
+LOGINS = {"dagster": (), "mlflow": ("churn_writer",), "churn": (*GROUPS, "dagster"), "watch": ("churn_reader",)}
 DATABASES = {"churn_db": "churn", "mlflow_db": "mlflow", "dagster_db": "dagster"}
 
 
