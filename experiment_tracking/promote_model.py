@@ -8,14 +8,15 @@ test that may be repeated at any time, and if no guardrail is broken; --force wi
 import argparse
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 
 from churn.database.events import ModelEvent
 from churn.deployment import command_line
 from churn.deployment.services import open_deployment
-from churn.errors import ChurnError, UsageError
+from churn.errors import UsageError
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
-from churn.workflows.fleet import Attempts
+from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant, threads
 from churn.workflows.promote import WHOLE, Promoter, VariantStatus
 
 ACTIONS = {
@@ -71,16 +72,15 @@ def promote_models(args: argparse.Namespace) -> None:
 
 
 def _act_on_each(promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace) -> Attempts[list[str]]:
-    for variant in variants:
-        try:
-            yield variant.key, _act(promoter, variant, args)
-        except UsageError:
-            raise
-        except ChurnError as error:
-            yield variant.key, error
+    keys = [variant.key for variant in variants]
+    one_by_one: FleetEngine[list[str]] = threads(1)
+    for key, result in for_each_variant(partial(_act, promoter, args), keys, one_by_one):
+        if isinstance(result, UsageError):
+            raise result
+        yield key, result
 
 
-def _act(promoter: Promoter, variant: Variant, args: argparse.Namespace) -> list[str]:
+def _act(promoter: Promoter, args: argparse.Namespace, variant: Variant) -> list[str]:
     if args.action == "status":
         return describe(variant, promoter.status(variant))
     if args.action == "history":

@@ -152,29 +152,12 @@ def _matrix(examples: pl.DataFrame) -> xgb.DMatrix:
     return xgb.DMatrix(values, label=examples["churned"].to_numpy(), feature_names=list(FEATURE_NAMES), nthread=1)
 
 
-_COLUMNS = {
-    "activity_month": ("date", "first day of the month that the row sums up"),
-    "account_id": ("int64", "the player"),
-    "brand_id": ("string", "the player's state or brand"),
-    "reg_date": ("date", "registered; the feed dates some later than `activity_month`"),
-    "ftd_date": ("date or null", "first deposit; some lie before `reg_date` or after `activity_month`"),
-    "qp_date": ("date or null", "first cash bet"),
-    "ben_login_id": ("string", "which of the affiliate's brands the player came from"),
-    "tracker_id": ("int64", "the ad placement"),
-    "player_reg_product": ("string", "product first played"),
-    "total_deposit": ("float64", "deposited in the month, currency units"),
-    "total_handle": ("float64 or null", "wagered in the month, currency units"),
-    "total_ngr": ("float64", "net gaming revenue of the month, currency units; negative where players won"),
-}
-
-
 def _template(name: str) -> str:
     return (importlib.resources.files("churn.samples") / f"{name}.md").read_text()
 
 
 def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
     keys = activity.select("account_id", "activity_month")
-    columns = [(f"`{name}`", activity_type, meaning) for name, (activity_type, meaning) in _COLUMNS.items()]
     return _template("data_readme").format(
         made=_made(polars=pl.__version__, numpy=np.__version__),
         files=_file_table(
@@ -189,7 +172,6 @@ def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
         n_features=len(FEATURE_NAMES),
         n_sample=N_SAMPLE_ROWS,
         training_seed=TRAINING_SEED,
-        columns=markdown_table(("column", "type", "meaning"), columns),
     )
 
 
