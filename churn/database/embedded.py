@@ -30,16 +30,7 @@ from pathlib import Path
 from sqlalchemy import URL, NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
-from churn.database.embedded_host import (
-    Programs,
-    account_for,
-    find_programs,
-    open_file,
-    open_private,
-    server_folder,
-    try_lock,
-    watch,
-)
+from churn.database import embedded_host as host
 from churn.errors import DatabaseUnavailableError, StoreError
 
 _logger = logging.getLogger(__name__)
@@ -69,10 +60,10 @@ def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterabl
     link = home.absolute() / "postgres"
     with ExitStack() as stack:
         try:
-            account = account_for(link / "cluster")
-            folder = server_folder(link, account)
+            account = host.account_for(link / "cluster")
+            folder = host.server_folder(link, account)
             with _gate(folder):
-                programs = find_programs(bin_dir, account, copies=folder)
+                programs = host.find_programs(bin_dir, account, copies=folder)
             server = _Server(folder, programs)
             url = stack.enter_context(server.in_use(ports or _free_ports()))
         except OSError as error:
@@ -84,7 +75,7 @@ def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterabl
 
 
 class _Server:
-    def __init__(self, folder: Path, programs: Programs) -> None:
+    def __init__(self, folder: Path, programs: host.Programs) -> None:
         self.folder, self.programs = folder, programs
         self.cluster, self.data, self.log = folder / "cluster", folder / "cluster" / "data", folder / "server.log"
 
@@ -94,7 +85,7 @@ class _Server:
         # No process may get a server that is about to stop. So users.lock is acquired, and at the end tested for other
         # users, under the gate lock, which is released when the server answers or has stopped. A new process waits for
         # it, then counts as a user before it checks for the server.
-        with open_file(self.folder / "users.lock") as users:
+        with host.open_file(self.folder / "users.lock") as users:
             try:
                 with _gate(self.folder):
                     fcntl.flock(users, fcntl.LOCK_SH)
@@ -102,16 +93,16 @@ class _Server:
                 yield url
             finally:
                 with _gate(self.folder):
-                    if try_lock(users):
+                    if host.try_lock(users):
                         self._stop()
                     # Closing is not enough: a forked child has the same open file, and with it the lock.
                     fcntl.flock(users, fcntl.LOCK_UN)
 
     def _join_or_start(self, ports: Iterable[int]) -> URL:
         deadline = time.monotonic() + _WAIT_SECONDS
-        with open_file(self.folder / "server.lock") as alive:
+        with host.open_file(self.folder / "server.lock") as alive:
             # Locked but silent: it is starting, recovering or stopping, or was killed and its orphans are ending.
-            while (url := self._find_url()) is None and not try_lock(alive):
+            while (url := self._find_url()) is None and not host.try_lock(alive):
                 if time.monotonic() > deadline:
                     raise DatabaseUnavailableError(
                         f"the PostgreSQL of {self.folder} has not answered for {_WAIT_SECONDS} s; "
@@ -156,7 +147,7 @@ class _Server:
             shutil.rmtree(unfinished)
         unfinished.mkdir(mode=0o700)
         password = unfinished / "password"
-        with os.fdopen(open_private(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
+        with os.fdopen(host.open_private(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
             file.write(secrets.token_hex(32))
         if self.programs.account:
             os.chown(password, *self.programs.account)
@@ -171,7 +162,7 @@ class _Server:
                 "Correct the cause and run again; no files were left behind"
             )
         unfinished.rename(self.cluster)
-        with open_file(self.folder, os.O_RDONLY) as folder:
+        with host.open_file(self.folder, os.O_RDONLY) as folder:
             os.fsync(folder)  # so that the renaming survives a power cut
 
     def _require_same_version(self) -> None:
@@ -185,9 +176,9 @@ class _Server:
 
     def _start(self, alive: int, ports: Iterable[int]) -> None:
         self._drop_foreign_pid()
-        watch(self.folder)
+        host.watch(self.folder)
         output = "no port to try"
-        with os.fdopen(open_private(self.log, os.O_RDWR | os.O_APPEND | os.O_CREAT), "rb") as log:
+        with os.fdopen(host.open_private(self.log, os.O_RDWR | os.O_APPEND | os.O_CREAT), "rb") as log:
             for port in ports:
                 before = log.seek(0, os.SEEK_END)
                 # Ten million rows write more WAL than the default gigabyte, and the forced checkpoints write even more.
@@ -228,12 +219,12 @@ class _Server:
             pid_file.unlink(missing_ok=True)
 
     def _stop(self) -> None:
-        with open_file(self.folder / "server.lock") as alive:
-            if try_lock(alive):
+        with host.open_file(self.folder / "server.lock") as alive:
+            if host.try_lock(alive):
                 return
             action = ("stop", "-w", "-t", str(_WAIT_SECONDS), "-m", "fast")
             stop = self.programs.run("pg_ctl", *action, data=self.data)
-            if stop.returncode and not try_lock(alive):
+            if stop.returncode and not host.try_lock(alive):
                 # No error: the caller's work is done, and an error here would hide an error of the caller.
                 message = "the PostgreSQL of %s did not stop; the next run joins it and tries again: %s"
                 _logger.warning(message, self.folder, _tail(stop.stdout))
@@ -249,7 +240,7 @@ def _free_ports() -> Iterator[int]:
 
 @contextmanager
 def _gate(folder: Path) -> Iterator[None]:
-    with open_file(folder / "gate.lock") as gate:
+    with host.open_file(folder / "gate.lock") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         try:
             yield

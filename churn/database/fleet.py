@@ -10,15 +10,7 @@ import sqlalchemy as sa
 
 from churn.database.connection import Tables, insert, lock
 from churn.evaluation.metrics import Interval
-from churn.monitoring.conditions import (
-    Attempt,
-    DriftFlag,
-    EvaluatedChampion,
-    History,
-    LowSegment,
-    ScoredBatch,
-    read_drifts,
-)
+from churn.monitoring import conditions
 
 _BATCHES = (
     "SELECT batch_id, variant, scored_week AS week, model_version, n_rows_read AS n_rows, source_variant AS data_of, "
@@ -68,32 +60,32 @@ class FleetTables(Tables):
 
     pool_size = 1
 
-    def batches(self, since: date) -> list[ScoredBatch]:
+    def batches(self, since: date) -> list[conditions.ScoredBatch]:
         """Return the champions' current batches of the weeks from ``since`` on."""
-        rows = self._rows(_BATCHES, since=since)
-        return [ScoredBatch(**row._asdict() | {"drifts": read_drifts(row.drifts)}) for row in rows]
+        rows = (row._asdict() for row in self._rows(_BATCHES, since=since))
+        return [conditions.ScoredBatch(**row | {"drifts": conditions.read_drifts(row["drifts"])}) for row in rows]
 
-    def attempts(self, since: date) -> list[Attempt]:
+    def attempts(self, since: date) -> list[conditions.Attempt]:
         """Return the newest attempt of each variant and role at its newest week from ``since`` on."""
-        return [Attempt(*row) for row in self._rows(_ATTEMPTS, since=since)]
+        return [conditions.Attempt(*row) for row in self._rows(_ATTEMPTS, since=since)]
 
-    def histories(self, since: date, variants: Collection[str] | None = None) -> dict[str, History]:
+    def histories(self, since: date, variants: Collection[str] | None = None) -> dict[str, conditions.History]:
         """Return each variant's row counts and inputs from ``since`` on; of all variants, or of those named."""
         values = {"since": since, "of_all": variants is None, "variants": list(variants or ())}
         inputs = {row.variant: dict(zip(row.digests, row.days, strict=True)) for row in self._rows(_ARRIVALS, **values)}
         return {
-            row.variant: History(dict(zip(row.weeks, row.n_rows, strict=True)), inputs.get(row.variant, {}))
+            row.variant: conditions.History(dict(zip(row.weeks, row.n_rows, strict=True)), inputs.get(row.variant, {}))
             for row in self._rows(_HISTORIES, **values)
         }
 
-    def evaluated(self) -> list[EvaluatedChampion]:
+    def evaluated(self) -> list[conditions.EvaluatedChampion]:
         """Return the newest batch with enough labels of each variant and version that was champion."""
         rows = self._rows(_EVALUATED)
-        return [EvaluatedChampion(**row._asdict() | {"roc_auc": Interval(*row.roc_auc)}) for row in rows]
+        return [conditions.EvaluatedChampion(**row._asdict() | {"roc_auc": Interval(*row.roc_auc)}) for row in rows]
 
-    def low_segments(self, batch_ids: Sequence[int], at_most: float) -> tuple[list[LowSegment], int]:
+    def low_segments(self, batch_ids: Sequence[int], at_most: float) -> tuple[list[conditions.LowSegment], int]:
         """Return the segments with a p-value of at most ``at_most``, and the number of segments that have a p-value."""
-        low = [LowSegment(*row) for row in self._rows(_SEGMENTS, batches=list(batch_ids), at_most=at_most)]
+        low = [conditions.LowSegment(*row) for row in self._rows(_SEGMENTS, batches=list(batch_ids), at_most=at_most)]
         ((n_evaluated,),) = self._rows(_N_SEGMENTS, batches=list(batch_ids))
         return low, n_evaluated
 
@@ -102,7 +94,7 @@ class FleetTables(Tables):
         rows = self._rows(_CATEGORIES, batches=sorted(set(batch_ids)))
         return {batch_id: frozenset(features) for batch_id, features in rows}
 
-    def replace_flags(self, batch_ids: Collection[int], flags: Iterable[DriftFlag]) -> None:
+    def replace_flags(self, batch_ids: Collection[int], flags: Iterable[conditions.DriftFlag]) -> None:
         """Replace all flags of these batches by ``flags``. Idempotent; writes only the batches that change."""
         wanted = {(flag.batch_id, flag.drift.feature, flag.is_confirmed) for flag in flags}
         with self._transaction() as connection:

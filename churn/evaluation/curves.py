@@ -10,54 +10,27 @@ a chart of fewer rows than they need states that. Not here: charts of a batch, w
 import io
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from churn.evaluation import metrics
-from churn.evaluation.metrics import (
-    LIFT_SHARE,
-    MIN_OF_CLASS,
-    Evaluation,
-    Interval,
-    NotMeasurableError,
-    Outcomes,
-    Scores,
-)
+from churn.evaluation.metrics import Evaluation, Interval, NotMeasurableError, Outcomes, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _FAINT, _RULE = "#222222", "#6b7280", "#e5e7eb"
-_MODEL, _CHURNED, _STAYED = "#4f6bed", "#d9534f", "#4f6bed"
-_STYLE: Any = {
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": "#9ca3af",
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.prop_cycle": f"cycler('color', ['{_MODEL}'])",
-    "grid.color": _RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "path.simplify_threshold": 0.5,  # in pixels; most points of many rows are invisible
-    "text.parse_math": False,  # a name with two dollar signs is a name
-    "svg.fonttype": "none",  # text stays text: searchable, and a tenth of the bytes
-    "svg.hashsalt": "churn",  # otherwise ids are random, and two charts of the same rows differ
-}
+_STYLE = Path(__file__).with_name("curves.mplstyle")
+_INK, _FAINT = "#222222", "#6b7280"
+_CHURNED, _STAYED = "#d9534f", "#4f6bed"
 _DOTS_PER_INCH = 120
 _CHANCE: Any = {"label": "chance", "color": _FAINT, "linewidth": 1, "linestyle": "--"}
 _MOST_DOTS = 1_000
 _MOST_FEATURES = 15
 _MOST_CHARACTERS = 28
-_TOO_FEW = f"no figure below {MIN_OF_CLASS} rows of an outcome"
+_TOO_FEW = f"no figure below {metrics.MIN_OF_CLASS} rows of an outcome"
 
 # matplotlib's settings are global to the process; two charts at once would restore each other's.
 _settings = threading.Lock()
@@ -121,12 +94,12 @@ def draw_gain(churned: Outcomes, scores: Scores, about: str) -> bytes:
         of_stayed, of_churned, _ = roc_curve(churned, scores)
         axes.plot(perfect * of_churned + (1 - perfect) * of_stayed, of_churned, label="model")
         if lift is not None:
-            gain = lift * LIFT_SHARE
-            axes.plot([LIFT_SHARE] * 2, [0, gain], color=_CHURNED, linewidth=1)
-            axes.plot([LIFT_SHARE], [gain], "o", color=_CHURNED, markersize=6)
+            gain = lift * metrics.LIFT_SHARE
+            axes.plot([metrics.LIFT_SHARE] * 2, [0, gain], color=_CHURNED, linewidth=1)
+            axes.plot([metrics.LIFT_SHARE], [gain], "o", color=_CHURNED, markersize=6)
             axes.annotate(
                 f"the highest 10 % include\n{100 * gain:.0f} % of those who churned",
-                (LIFT_SHARE, gain),
+                (metrics.LIFT_SHARE, gain),
                 xytext=(0.34, 0.07),
                 color=_CHURNED,
                 arrowprops={"arrowstyle": "-", "color": _CHURNED, "linewidth": 0.8},
@@ -287,7 +260,7 @@ def _render(draw: Callable[["Axes"], None], size: tuple[float, float], title: st
     buffer = io.BytesIO()
     with _settings, mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(mpl.rc_params_from_file(_STYLE, use_default_template=False))
         figure = Figure(figsize=size)
         axes = figure.subplots()
         figure.text(0.015, 1 - 0.10 / size[1], title, va="top", fontsize=12, fontweight="bold")

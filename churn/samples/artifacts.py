@@ -51,6 +51,7 @@ BOOSTER_PARAMETERS = {
 NUMBERS = (*MONEY, "months_active")
 LEVELS = {"brand_id": BRANDS, "ben_login_id": BEN_LOGINS, "player_reg_product": PRODUCTS}
 FEATURE_NAMES = (*NUMBERS, *(f"{column}_{level}" for column, levels in LEVELS.items() for level in levels))
+_DATA_FILES = ("activity.parquet", "activity.jsonl", "feature_names_3.json", "X_test_sample_2.json")
 _HORIZON = Horizon(lag_days=0)  # a simulated month is known at its end
 
 _logger = logging.getLogger(__name__)
@@ -160,9 +161,7 @@ def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
     keys = activity.select("account_id", "activity_month")
     return _template("data_readme").format(
         made=_made(polars=pl.__version__, numpy=np.__version__),
-        files=_file_table(
-            folder, ("activity.parquet", "activity.jsonl", "feature_names_3.json", "X_test_sample_2.json")
-        ),
+        files=_file_table(folder, _DATA_FILES),
         n_rows=activity.height,
         n_accounts=N_ACTIVITY_ACCOUNTS,
         seed=ACTIVITY_SEED,
@@ -196,10 +195,8 @@ def _model_readme(folder: Path, model: TrainedModel) -> str:
 
 
 def _made(**versions: str) -> str:
-    python = ".".join(platform.python_version_tuple()[:2])
-    return _template("made").format(
-        versions=", ".join(f"{name} {v}" for name, v in {"Python": python, **versions}.items())
-    )
+    versions = {"Python": ".".join(platform.python_version_tuple()[:2]), **versions}
+    return _template("made").format(versions=", ".join(f"{name} {number}" for name, number in versions.items()))
 
 
 def _month_range(months: range) -> tuple[str, str]:
