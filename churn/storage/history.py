@@ -267,7 +267,7 @@ def _known_at(received_at: datetime, *, is_backfill: bool) -> pl.Expr:
 
 
 def _keep_last(facts: pl.DataFrame) -> pl.DataFrame:
-    """Keep the last of ordered rows that share account, month and ``known_at``."""
+    """Return the last of ordered rows that share account, month and ``known_at``."""
     is_last = np.ones(facts.height, dtype=np.bool_)
     is_last[:-1] = ~_follow(keys_of(facts))
     return facts if is_last.all() else facts.filter(is_last)

@@ -66,7 +66,7 @@ def n_rows_naming(site: Site, database: str, account: int) -> dict[str, int]:
 
 
 def names(content: bytes, account: int) -> bool:
-    """Tell whether a file names an account, as text or in a Parquet column."""
+    """Return whether a file names an account, as text or in a Parquet column."""
     if content.startswith(b"PAR1"):
         frame = pl.read_parquet(content)
         return "account_id" in frame.columns and account in frame["account_id"].to_list()

@@ -27,7 +27,7 @@ def test_that_never_ends(homes, postgres):
 
 
 def belongs_to(folder: Path) -> Callable[[psutil.Process], bool]:
-    """Tell whether a process names a folder: in its arguments, its environment or its working directory."""
+    """Return whether a process names a folder: in its arguments, its environment or its working directory."""
 
     def belongs(process: psutil.Process) -> bool:
         with suppress(psutil.Error):

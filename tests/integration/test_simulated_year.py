@@ -1,4 +1,4 @@
-"""At stake: the whole circle. Over a year, the variants for which the world changed are found, trained anew and
+"""At stake: the whole circle. Over a year, the variants for which the world changed are found, retrained and
 promoted, the others are left alone, nothing leaks from the future, and what was promoted can be taken back.
 """
 

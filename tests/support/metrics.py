@@ -1,4 +1,4 @@
-"""A fleet in every state that monitoring knows, and what Prometheus is told of it."""
+"""A fleet in every state that monitoring knows, and its metrics."""
 
 import time
 import urllib.request

@@ -190,7 +190,7 @@ def bundled(name: str) -> bytes:
 
 
 def put_model_files(site: Site, prefix: str = "", **replaced: bytes | None) -> None:
-    """Put a variant's three files into the bucket: the bundled ones, or those given; ``None`` leaves one out."""
+    """Upload a variant's three files to the bucket: the bundled ones, or those given; ``None`` leaves one out."""
     files = {
         "model": ("models/churn/xgb_churn_model_2.bin", bundled("xgb_churn_model_2.bin")),
         "names": ("data/churn/feature_names_3.json", bundled("feature_names_3.json")),

@@ -1,8 +1,8 @@
 """A year in the life of twenty variants, end to end on real services.
 
 Fifty-two Mondays: extracts come in, with late corrections, all variants are scored, batches whose labels have matured
-are judged, champions that do worse than they must are trained anew, challengers score beside them, and those that prove
-better are promoted. For four variants the world changed after their champions were trained.
+are evaluated, champions below their limit are retrained, challengers score beside them, and those proven better are
+promoted. For four variants the world changed after their champions were trained.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""At stake: a model that has gone bad is trained anew, and one bad week, or old labels told twice, train nothing."""
+"""At stake: a model that has gone bad is retrained, and one bad week, or old labels reported twice, train nothing."""
 
 from datetime import date, timedelta
 

@@ -129,7 +129,7 @@ def single(value: float) -> float:
 
 
 def breaks_activity(row: Row) -> bool:
-    """Tell whether a row, with a value or ``None`` for each column of its file, breaks the contract of raw activity."""
+    """Return whether a row, with a value or ``None`` for each column, breaks the contract of raw activity."""
     return any(_breaks(name, row[name]) for name in KNOWN if name in row)
 
 
