@@ -269,7 +269,9 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_weights(weights: Any, n: int, what: str) -> None:
-    numbers = np.asarray(weights if weights is not None else np.zeros(n), dtype=np.float32)
+    if weights is None:
+        return
+    numbers = np.asarray(weights, dtype=np.float32)
     if numbers.shape != (n,) or not np.isfinite(numbers).all():
         raise ValueError(f"it has {numbers.size} weights of {what}, and {n} finite ones are needed")
 

@@ -281,7 +281,7 @@ def test_a_share_that_is_none_is_wrong_usage(share, capsys):
     with pytest.raises(SystemExit) as end:
         promote_model.main(["share", f"--share={share}"])
     assert end.value.code == 2
-    assert "from 0 % to 100 % is needed" in capsys.readouterr().err
+    assert "use 0 % to 100 %" in capsys.readouterr().err
 
 
 def test_a_file_of_variants_without_end_is_refused(capsys):

@@ -242,7 +242,7 @@ BAD_FILES = {
     "another objective": ({"model": regressor()}, ["reg:squarederror", "binary:logistic"]),
     "a name too few": ({"names": json.dumps(NAMES[:-1]).encode()}, ["45 features", "has 44"]),
     "names in another order": ({"names": json.dumps(NAMES[::-1]).encode()}, ["disagree at", "same training run"]),
-    "names twice": ({"names": json.dumps([NAMES[0], *NAMES[:-1]]).encode()}, ["twice", NAMES[0]]),
+    "names twice": ({"names": json.dumps([NAMES[0], *NAMES[:-1]]).encode()}, ["repeated feature names", NAMES[0]]),
     "names not JSON": ({"names": b"total_deposit,total_handle"}, ["feature_names_3.json is not JSON"]),
     "sample lacks a feature": ({"sample": without("brand_id_OH")}, ["lack 1 of", "brand_id_OH"]),
     "sample empty": ({"sample": b""}, ["X_test_sample_2.json is empty"]),

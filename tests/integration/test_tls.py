@@ -152,6 +152,7 @@ def verifying(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> Callable
     return ask
 
 
+@pytest.mark.usefixtures("dagster_database")
 def test_every_connection_of_a_deployment_is_encrypted_to_the_server_that_was_asked_for(
     site: Site, front: TlsFront, verifying: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_server_without_tls_gets_nothing(site: Site, verifying: Callable[[Path
     set_up().require_one_line("is not trusted", "server does not support SSL")
 
 
+@pytest.mark.usefixtures("dagster_database")
 def test_a_url_of_the_predictions_says_it_for_all_its_databases(
     site: Site, front: TlsFront, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("churn", "orchestration", "experiment_tracking")
 DATABASE = ROOT / "churn/database"
 MIGRATIONS = "".join(path.read_text() for path in sorted((DATABASE / "migrations/versions").glob("*.py")))
-TABLES = set(re.findall(r"CREATE (?:TABLE|VIEW) (\w+)|RENAME TO (\w+)", MIGRATIONS))
+TABLES = set(re.findall(r'CREATE (?:TABLE|VIEW) (\w+)|ALTER TABLE {} RENAME TO {}", "\w+", "(\w+)"', MIGRATIONS))
 NAMES = "|".join(sorted({name for pair in TABLES for name in pair if name}))
 SQL = re.compile(
     rf"\b(?:FROM|JOIN|INTO|UPDATE|TABLE|COPY|USING)\s+(?:ONLY\s+)?(?:public\.)?(?:{NAMES})\b", re.IGNORECASE
