@@ -51,6 +51,8 @@ from tests.support.site import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow  # Ray takes half a minute to start its nodes
+
 AS_OF = date(2026, 11, 15)
 FIRST_WEEK = date(2025, 1, 6)
 LOCAL = 0
@@ -208,7 +210,6 @@ def test_two_nodes_score_what_the_local_engine_does_to_the_bit_and_a_bad_variant
     assert fleet.attempts(week) == sorted([(SPOILED, "failed"), *((key, "published") for key in results)])
 
 
-@pytest.mark.slow
 def test_workers_killed_with_all_rows_written_and_nothing_committed_lose_and_double_nothing(fleet: Fleet) -> None:
     week, killed = monday(2), []
 
@@ -227,7 +228,6 @@ def test_workers_killed_with_all_rows_written_and_nothing_committed_lose_and_dou
     assert fleet.attempts(week) == [(key, "published") for key in SMALL]
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_after_the_commit_leaves_one_current_batch_and_one_that_always_dies_is_given_up(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +246,6 @@ def test_a_worker_that_dies_after_the_commit_leaves_one_current_batch_and_one_th
     assert fleet.attempts(week).count((SMALL[-1], "failed")) == 1
 
 
-@pytest.mark.slow
 def test_a_node_killed_with_all_rows_written_and_nothing_committed_loses_and_doubles_nothing(fleet: Fleet) -> None:
     week, busy = monday(4), []
     head, other = fleet.cluster.nodes[0], fleet.cluster.nodes[-1]
@@ -269,7 +268,6 @@ def test_a_node_killed_with_all_rows_written_and_nothing_committed_loses_and_dou
     assert fleet.attempts(week) == [(key, "published") for key in SMALL]
 
 
-@pytest.mark.slow
 def test_a_node_that_is_set_otherwise_is_refused_and_nothing_is_scored(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,7 +307,6 @@ def start(week: date, *resumed: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(bound(command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("number", "week"), [(signal.SIGKILL, monday(8)), (signal.SIGTERM, monday(9))])
 def test_a_run_that_is_ended_ends_its_tasks_and_the_next_one_scores_what_is_missing(
@@ -350,7 +347,6 @@ def test_a_run_that_is_ended_ends_its_tasks_and_the_next_one_scores_what_is_miss
     assert sorted(key for key in passed if key is not None) == SMALL
 
 
-@pytest.mark.slow
 def test_a_driver_on_another_machine_reaches_the_cluster_by_its_client_port(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,7 +366,6 @@ def test_nothing_that_is_sent_to_a_node_holds_a_password(fleet: Fleet) -> None:
     require_no_password(pickle.dumps(sent, protocol=0).decode("latin-1"), repr(sent))
 
 
-@pytest.mark.slow
 def test_what_cannot_be_sent_back_is_told_and_no_password_is_in_what_ray_writes_down(fleet: Fleet) -> None:
     results = fleet.score(SMALL[:1], monday(6), "unsendable", unsendable)
 
