@@ -96,7 +96,7 @@ def _predictions(outcome: ScoringOutcome) -> Metadata:
         else "tables compiled from its trees",
     }
     if summary.estimated_auc is not None:
-        scores["estimated_auc_assuming_no_concept_drift"] = summary.estimated_auc
+        scores["estimated_auc_if_calibrated"] = summary.estimated_auc
     if challenger is not None:
         result = "scored the same rows" if outcome.challenger_record else "could not score"
         scores["challenger"] = f"version {challenger} {result}"
