@@ -17,11 +17,11 @@ MAX_PART_LENGTH = 64
 _PART = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Variant:
     """One model variant; no geography and no company is the base variant.
 
-    Parts are case-folded, so ``Variant("US")`` equals ``Variant("us")``.
+    Parts are case-folded, so ``Variant("US")`` equals ``Variant("us")``. Sort by ``key``: a part may be ``None``.
 
     Raises:
         UsageError: If a part is not ``[a-z0-9]+(_[a-z0-9]+)*`` of at most 64 characters after folding.

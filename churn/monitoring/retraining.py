@@ -58,6 +58,7 @@ def reason_to_retrain(
     Args:
         cohorts: Evaluated batches of the current champion version, in any order.
         drifted: Features that drifted, by scored week.
+        trained_on: The champion's training date; ``None`` if it is unknown or its age does not count.
     """
     return _performance(cohorts, policy) or _drift(drifted, today) or _age(trained_on, today, policy)
 
@@ -65,6 +66,11 @@ def reason_to_retrain(
 def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
     """Return whether the last request for training is too recent for another."""
     return requested_on is not None and today < requested_on + timedelta(days=policy.pause_days)
+
+
+def is_stale(trained_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
+    """Return whether a challenger is so old that labels of a whole horizon have matured since it was trained."""
+    return trained_on is None or _months_since(trained_on, today) >= policy.horizon_months
 
 
 def drifted_weeks(batches: Iterable[ScoredBatch]) -> dict[tuple[str, int], dict[date, list[str]]]:
@@ -110,5 +116,9 @@ def _drift(drifted: Mapping[date, Sequence[str]], today: date) -> str | None:
 def _age(trained_on: date | None, today: date, policy: RetrainingPolicy) -> str | None:
     if not policy.after_months or trained_on is None:
         return None
-    months = month_number(today) - month_number(trained_on) - (today.day < trained_on.day)
+    months = _months_since(trained_on, today)
     return f"trained on {trained_on}, {months} months ago" if months >= policy.after_months else None
+
+
+def _months_since(day: date, today: date) -> int:
+    return month_number(today) - month_number(day) - (today.day < day.day)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from churn.database.evaluations import Evaluations
 from churn.database.fleet import FleetTables
-from churn.monitoring.retraining import EvaluatedCohort, RetrainingPolicy, drifted_weeks, is_paused, reason_to_retrain
+from churn.monitoring.retraining import (
+    EvaluatedCohort,
+    RetrainingPolicy,
+    drifted_weeks,
+    is_paused,
+    is_stale,
+    reason_to_retrain,
+)
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of
 
@@ -27,7 +34,8 @@ class RetrainingPlanner:
     def reasons(self, today: date, requested: Mapping[str, date]) -> Iterator[tuple[str, str]]:
         """Yield the key of each variant to retrain, with the reason.
 
-        A variant with a challenger is excluded until the challenger is promoted or replaced.
+        A variant with a recent challenger is excluded. A stale challenger is replaced if the champion underperforms or
+        its input drifted, not because of the champion's age.
 
         Args:
             requested: When training was last requested, by variant key.
@@ -35,10 +43,11 @@ class RetrainingPlanner:
         evaluated = self.results.evaluated_champions()
         drifted = drifted_weeks(self.fleet.batches(monday_of(today) - timedelta(weeks=2)))
         trained_on = self.registry.training_dates()
-        for variant, aliases in sorted(self.registry.aliases().items()):
-            champion = aliases.get(CHAMPION)
-            is_waiting = CHALLENGER in aliases or is_paused(requested.get(variant.key), today, self.policy)
-            if champion is None or is_waiting:
+        for variant, aliases in sorted(self.registry.aliases().items(), key=lambda item: item[0].key):
+            champion, challenger = aliases.get(CHAMPION), aliases.get(CHALLENGER)
+            if champion is None or is_paused(requested.get(variant.key), today, self.policy):
+                continue
+            if challenger is not None and not is_stale(trained_on.get((variant, challenger)), today, self.policy):
                 continue
             cohorts = [
                 EvaluatedCohort(one.batch.as_of, one.measures.get("roc_auc_high"), one.auc_limit)
@@ -46,6 +55,7 @@ class RetrainingPlanner:
                 if one.batch.model_version == champion
             ]
             of_champion = drifted.get((variant.key, champion), {})
-            reason = reason_to_retrain(cohorts, of_champion, trained_on.get((variant, champion)), today, self.policy)
+            aged_since = trained_on.get((variant, champion)) if challenger is None else None
+            reason = reason_to_retrain(cohorts, of_champion, aged_since, today, self.policy)
             if reason is not None:
                 yield variant.key, reason

@@ -104,7 +104,8 @@ def evaluated(variant: Variant, as_of: date, high: float, deployment: Deployment
     week = as_of - timedelta(days=as_of.weekday())
     deployment.scorer().score_variant(FleetRequest.for_week(week).of(variant))
     results = deployment.evaluator().results
-    (batch,) = [one for one in results.unevaluated([variant]) if one.scored_week == week]
+    of_week = [one for one in results.unevaluated([variant]) if one.scored_week == week]
+    (batch,) = [one for one in of_week if one.role == "champion"]
     measures = {"roc_auc": high - 0.05, "roc_auc_low": high - 0.1, "roc_auc_high": high}
     results.record([EvaluatedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures)])
 
@@ -140,6 +141,27 @@ def test_the_sensor_waits_for_the_comparison_of_a_challenger(
     deployment.promoter().challenge(US, 2, "a test")
 
     assert evaluate(instance).run_requests == []
+
+
+def test_the_sensor_replaces_a_stale_challenger_of_a_champion_that_underperforms(
+    fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    assert log_model("--variant", US.key).status == 0
+    deployment.promoter().challenge(US, 2, "a test")
+    from mlflow import MlflowClient
+
+    old = datetime.now(UTC).date() - timedelta(days=100)
+    for version in ("1", "2"):
+        MlflowClient(deployment.tracking_uri).set_model_version_tag(
+            US.registered_model, version, "training_date", old.isoformat()
+        )
+    assert evaluate(instance).run_requests == []  # the champion's age alone replaces no challenger
+    for as_of in (date(2026, 1, 28), date(2026, 5, 27)):
+        evaluated(US, as_of, 0.65, deployment)
+
+    (request,) = evaluate(instance).run_requests or []
+
+    assert "below the limit of 0.700" in request.tags[REASON_TAG]
 
 
 def test_the_sensor_requests_training_where_the_input_drifted_two_weeks_running(

@@ -80,6 +80,36 @@ def test_a_tick_asks_for_the_week_that_begins_and_for_every_variant(
     assert instance.get_dynamic_partitions("variants") == FLEET
 
 
+@pytest.mark.parametrize("sensor", defs.get_repository_def().sensor_defs, ids=lambda sensor: sensor.name)
+def test_every_sensor_runs_over_variants_with_and_without_a_geography(
+    fleet: list[Variant], instance: dg.DagsterInstance, sensor: dg.SensorDefinition
+) -> None:
+    repository = defs.get_repository_def()
+    with dg.build_sensor_context(
+        instance=instance, repository_def=repository, resources={"services": Services()}
+    ) as context:
+        data = sensor.evaluate_tick(context)
+
+    assert data.skip_message or data.run_requests
+    assert "cannot" not in (data.skip_message or "")
+
+
+@pytest.mark.parametrize("schedule", defs.get_repository_def().schedule_defs, ids=lambda schedule: schedule.name)
+def test_every_schedule_runs_over_variants_with_and_without_a_geography(
+    fleet: list[Variant], instance: dg.DagsterInstance, schedule: dg.ScheduleDefinition
+) -> None:
+    at = datetime(2026, 12, 28, tzinfo=UTC)
+    with dg.build_schedule_context(
+        instance=instance,
+        repository_def=defs.get_repository_def(),
+        scheduled_execution_time=at,
+        resources={"services": Services()},
+    ) as context:
+        data = schedule.evaluate_tick(context)
+
+    assert data.run_requests
+
+
 def test_a_late_tick_still_asks_for_the_week_of_its_monday(fleet: list[Variant], instance: dg.DagsterInstance) -> None:
     """A daemon that was down evaluates the missed tick later, with the time it was meant for."""
     requests = tick(instance, datetime(2026, 12, 28, tzinfo=UTC))

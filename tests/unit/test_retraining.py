@@ -6,7 +6,14 @@ import pytest
 
 from churn.monitoring.conditions import ScoredBatch
 from churn.monitoring.drift import FeatureDrift
-from churn.monitoring.retraining import EvaluatedCohort, RetrainingPolicy, drifted_weeks, is_paused, reason_to_retrain
+from churn.monitoring.retraining import (
+    EvaluatedCohort,
+    RetrainingPolicy,
+    drifted_weeks,
+    is_paused,
+    is_stale,
+    reason_to_retrain,
+)
 
 POLICY = RetrainingPolicy(horizon_months=3, after_months=0)
 TODAY = date(2026, 11, 24)
@@ -97,3 +104,10 @@ def test_a_drift_counts_for_the_version_and_the_week_in_which_it_was_seen():
     )
 
     assert found == {("us", 2): {WEEK: ["brand_id"]}, ("us", 1): {last: ["brand_id"]}}
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "stale"), [(None, True), (date(2026, 8, 24), True), (date(2026, 8, 25), False), (TODAY, False)]
+)
+def test_a_challenger_is_stale_once_labels_of_a_horizon_have_matured_since(trained_on: date | None, stale: bool):
+    assert is_stale(trained_on, TODAY, POLICY) == stale
