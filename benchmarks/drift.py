@@ -15,7 +15,7 @@ import numpy as np
 from churn.data.features import Packed, derive, pack, plan_encoding
 from churn.monitoring.drift import compare_fleet, flag_fleet
 from churn.monitoring.profiles import Profile, ProfileCounter, reference_profile
-from tests.support.services import NAMES_KEY, peak_mb, simulated_rows
+from tests.support.services import NAMES_KEY, WEEK, peak_mb, simulated_rows
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DATASETS = 20
@@ -26,7 +26,7 @@ _LARGE_ROWS, _CHUNK = 1_000_000, 65_536
 def measure(n_variants: int, n_rows: int) -> dict[str, float]:
     """Profile, compare and flag a fleet; ``us_large`` is a row and parent feature of one batch of a million rows."""
     names = json.loads((_ROOT / NAMES_KEY).read_bytes())
-    frame = derive(simulated_rows(_REFERENCE_ROWS))
+    frame = derive(simulated_rows(_REFERENCE_ROWS), WEEK)
     encoding = plan_encoding(names, frame.columns)
     sample = pack(frame, encoding)
     stored = reference_profile(sample, encoding, _scores(sample, seed=0)).to_json()
@@ -44,7 +44,7 @@ def measure(n_variants: int, n_rows: int) -> dict[str, float]:
     flags = flag_fleet(compare_fleet(profiles))
     compared = time.perf_counter()
 
-    n_counted = len(encoding.source_columns) + 1
+    n_counted = len(encoding.columns) + 1
     return {
         "variants": n_variants,
         "rows": n_rows,

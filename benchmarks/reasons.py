@@ -16,8 +16,8 @@ from churn.concurrency import CORES, in_threads
 from churn.data.features import Encoding, Packed, derive, pack, plan_encoding, unpack
 from churn.inference.bundle import Bundle, read_bundle
 from churn.inference.engine import build_engine
-from churn.inference.explanations import sum_by_source_column
-from tests.support.services import MODEL_KEY, NAMES_KEY, model_files, peak_mb, simulated_rows
+from churn.inference.explanations import sum_by_column
+from tests.support.services import MODEL_KEY, NAMES_KEY, WEEK, model_files, peak_mb, simulated_rows
 
 _CHUNK = 65_536
 _MOST_ROWS = {"pred_contribs": 10_000, "shap": 10_000}
@@ -36,14 +36,14 @@ def ours(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
 def pred_contribs(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
     """XGBoost's own, on all cores."""
     bundle.booster.set_param({"nthread": CORES})
-    return sum_by_source_column(bundle.contributions(unpack(packed, encoding)), encoding)
+    return sum_by_column(bundle.contributions(unpack(packed, encoding)), encoding)
 
 
 def shap_package(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
     """The shap package, which hands the work to XGBoost."""
     import shap
 
-    return sum_by_source_column(shap.TreeExplainer(bundle.booster).shap_values(unpack(packed, encoding)), encoding)
+    return sum_by_column(shap.TreeExplainer(bundle.booster).shap_values(unpack(packed, encoding)), encoding)
 
 
 def woodelf(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
@@ -52,7 +52,7 @@ def woodelf(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
     from woodelf import WoodelfExplainer
 
     matrix = pd.DataFrame(unpack(packed, encoding), columns=list(bundle.feature_names))
-    return sum_by_source_column(np.asarray(WoodelfExplainer(bundle.booster).shap_values(matrix)), encoding)
+    return sum_by_column(np.asarray(WoodelfExplainer(bundle.booster).shap_values(matrix)), encoding)
 
 
 WAYS: dict[str, Explain] = {"ours": ours, "pred_contribs": pred_contribs, "shap": shap_package, "woodelf": woodelf}
@@ -64,7 +64,7 @@ def main() -> None:
     n_explained = min(n_rows, _MOST_ROWS.get(way, n_rows))
     files = model_files()
     bundle = read_bundle(files[MODEL_KEY], json.loads(files[NAMES_KEY]), "the model")
-    rows = derive(simulated_rows(n_explained))
+    rows = derive(simulated_rows(n_explained), WEEK)
     encoding = plan_encoding(bundle.feature_names, rows.columns)
     packed = pack(rows, encoding)
     WAYS[way](bundle, encoding, packed.take(slice(100)))

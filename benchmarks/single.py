@@ -132,7 +132,7 @@ def _ready_scorer(deployment: Deployment, *, with_reasons: bool) -> tuple[Scorer
 
     scorer = replace(deployment.scorer(), with_reasons=with_reasons)
     bundle = scorer.registry.open(Variant()).bundle
-    few = derive(simulated_rows(1_000))
+    few = derive(simulated_rows(1_000), WEEK)
     encoding = plan_encoding(bundle.feature_names, few.columns)
     packed = pack(few, encoding)
     build_engine(bundle, encoding, packed, n_rows=packed.n_rows, with_reasons=with_reasons).score(packed)

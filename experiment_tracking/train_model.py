@@ -7,17 +7,19 @@ process; a variant that fails stops no other.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from churn.deployment import command_line
 from churn.deployment.services import open_deployment
-from churn.errors import UsageError
+from churn.errors import ChurnError, UsageError
 
 if TYPE_CHECKING:
     from churn.evaluation.metrics import Evaluation
-    from churn.workflows.train import TrainingOutcome
+    from churn.workflows.train import FeatureNames, TrainingOutcome
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--as-of", type=command_line.parse_day, metavar="DAY", help=as_of)
     trials = "hyperparameter trials; default: CHURN_TRAINING_TRIALS"
     parser.add_argument("--trials", type=_parse_count, metavar="N", help=trials)
+    features = (
+        "features in place of the variant's own: a JSON file of names, names separated by commas, or default; default: "
+        "those of the champion, else of the variant's feature names file, else the default set"
+    )
+    parser.add_argument("--features", type=_parse_features, metavar="NAMES", help=features)
     parser.add_argument("--dry-run", action="store_true", help="train and check without changing the history or MLflow")
     return parser
 
@@ -47,7 +54,8 @@ def train_models(args: argparse.Namespace) -> None:
         raise UsageError(f"--as-of {today} is in the future (today is {now}, UTC); use today or an earlier date")
     with open_deployment() as deployment:
         keys = [variant.key for variant in command_line.add_variants_under(named, args, deployment.sources())]
-        outcomes = deployment.trainer(n_trials=args.trials).train_fleet(keys, today, dry_run=args.dry_run)
+        trainer = deployment.trainer(n_trials=args.trials, features=args.features)
+        outcomes = trainer.train_fleet(keys, today, dry_run=args.dry_run)
         attempts = (
             (key, result if isinstance(result, BaseException) else describe(result)) for key, result in outcomes
         )
@@ -67,6 +75,7 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
         f"known by {lineage.today}",
         *(f"because    {why}" for why in lineage.detours),
         *([f"fallback   {source.fallback_reason}"] if source and source.fallback_reason else []),
+        f"features   {len(trained.feature_names)} of {lineage.names_from}",
         f"rows       {parts}",
         f"chosen     {chosen}, {trained.chosen.n_rounds} rounds; the best of {len(trained.trials)}",
         f"held out   {_measures(outcome.evaluation)}; {as_ofs[0]} to {as_ofs[-1]}",
@@ -97,6 +106,23 @@ def _measures(of: "Evaluation") -> str:
         f"AUC {of.roc_auc:.3f}, log loss {of.log_loss:.3f}, calibration error {of.calibration_error:.3f}, "
         f"lift {of.lift_at_10:.2f} of {of.n:,} accounts"
     )
+
+
+def _parse_features(text: str) -> "FeatureNames":
+    from churn.inference.bundle import parse_feature_names
+    from churn.training.default_features import DEFAULT_SET
+    from churn.workflows.train import FeatureNames
+
+    if text == "default":
+        return FeatureNames(DEFAULT_SET)
+    path = Path(text)
+    try:
+        content = (
+            path.read_bytes() if path.is_file() else json.dumps([name.strip() for name in text.split(",")]).encode()
+        )
+        return FeatureNames("--features", parse_feature_names(content, f"--features {text}"))
+    except (OSError, ChurnError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _parse_count(text: str) -> int:

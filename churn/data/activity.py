@@ -28,6 +28,9 @@ KINDS: Mapping[str, Kind] = {
     "reg_date": "date", "ftd_date": "date", "qp_date": "date", "ben_login_id": "text", "tracker_id": "integer",
     "player_reg_product": "text", "total_deposit": "money", "total_handle": "money", "total_ngr": "balance",
 }  # fmt: skip
+MONEY = tuple(name for name, kind in KINDS.items() if kind in ("money", "balance"))
+"""The columns in which a value other than 0 is activity."""
+
 MAY_BE_MISSING = frozenset({"ftd_date", "qp_date", "total_handle"})
 KEY = ("account_id", "activity_month")
 ONE_HOT_COLUMNS = ("brand_id", "ben_login_id", "player_reg_product")
@@ -86,19 +89,23 @@ def is_activity(columns: Collection[str]) -> bool:
     return set(KEY) <= set(columns)
 
 
-def check_activity(frame: pl.DataFrame, numbers: Collection[str] = (), *, first_row: int = 1) -> CheckedRows:
+def check_activity(
+    frame: pl.DataFrame, numbers: Collection[str] = (), *, dates: Collection[str] = (), first_row: int = 1
+) -> CheckedRows:
     """Check raw activity: one row per account and active month.
 
     Args:
         frame: Has ``account_id``, ``activity_month`` and perhaps other columns of the contract; the rest is unchecked.
         numbers: Further columns that a model uses as numbers.
+        dates: Further columns that a model uses as dates.
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
     """
     kinds = {name: KINDS[name] for name in frame.columns if name in KINDS}
     kinds |= {name: "number" for name in numbers if name in frame.columns and name not in KINDS}
+    kinds |= {name: "date" for name in dates if name in frame.columns and name not in KINDS}
     rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind)]
     rules.append(("activity_month_not_first_of_month", pl.col("activity_month").dt.day() != 1))
-    required = [name for name, kind in kinds.items() if kind != "number" and name not in MAY_BE_MISSING]
+    required = [name for name, kind in kinds.items() if kind != "number" and name not in {*MAY_BE_MISSING, *dates}]
     return _check(frame, kinds, required, rules, first_row)
 
 

@@ -1,9 +1,10 @@
 """Features: from activity known at an as-of date to one row per account, and from those to the model's matrix.
 
-Training and scoring build their rows with the same function. Names, levels and order of features come from the model.
-Pure.
+Training and scoring build their rows with the same functions. Names, levels and order of features come from the model.
+Pure. Not here: features over several months (``churn.data.windows``).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -13,21 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from churn.data.activity import KINDS, MONEY
+from churn.data.windows import ACTIVITY, KnownRows, Window, compute, looks_like_window, not_windows, parse, windows_of
 from churn.errors import InputError
-from churn.weeks import day_from_epoch, day_start_us, days_since_epoch, month_numbers, month_start
+from churn.weeks import day_from_epoch, day_start_us, days_since_epoch, month_number, month_numbers, month_start
 
 Matrix = npt.NDArray[np.float32]
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
 
+MAX_OF_COLUMN = 256
+"""Maximum number of features of one source column, since a byte stores which of them is shown."""
+
 _PHYSICAL = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
 
 
-def features(activity: pl.DataFrame, as_of: date) -> pl.DataFrame:
+def features(
+    activity: pl.DataFrame, as_of: date, names: Sequence[str] = (), money: Sequence[str] = MONEY
+) -> pl.DataFrame:
     """Build one row per account from the activity known at the end of ``as_of``.
 
     An account's row is its latest active month; of a month reported more than once, the report known last, then the
     one later in the file. ``months_active`` counts whole months from the first deposit's month to that month, and is
-    missing where the first deposit is; extracts date some deposits later, so it can be negative.
+    missing where the first deposit is, or lies after ``as_of``, as in some real extracts.
 
     Without ``known_at`` a month counts as known from its first day. That is right for scoring, where the extract ends
     today, and wrong at a past date, where the month's total would be known before the month was over. Training
@@ -35,11 +43,44 @@ def features(activity: pl.DataFrame, as_of: date) -> pl.DataFrame:
 
     Args:
         activity: Checked rows with ``account_id``, ``activity_month`` and perhaps ``known_at`` (UTC), ``ftd_date``.
+        names: The model's feature names; those that are windows are computed, see :mod:`churn.data.windows`.
+        money: The columns in which a value other than 0 is activity.
 
     Returns:
-        ``activity``'s columns and ``months_active``, sorted by ``account_id``.
+        ``activity``'s columns, ``months_active`` and the windows, sorted by ``account_id``.
+
+    Raises:
+        InputError: If a name looks like a window and is none.
     """
-    return derive(activity.filter(latest_known(as_of, *keys_of(activity)))).sort("account_id")
+    windows = windows_of(names, activity.columns)
+    over_months = [window for window in windows if not window.is_of_row]
+    keys = keys_of(activity)
+    if not over_months:
+        return derive(activity.filter(latest_known(as_of, *keys)), as_of, windows).sort("account_id")
+    known = known_rows(as_of, *keys)
+
+    def column(name: str) -> npt.NDArray[Any]:
+        values = is_active(activity, money) if name == ACTIVITY else activity[name].cast(pl.Float32)
+        return values.to_numpy()
+
+    computed = compute(over_months, known, as_of, column)
+    columns = [pl.Series(window.name, values) for window, values in zip(over_months, computed, strict=True)]
+    return derive(activity[known.latest], as_of, windows).with_columns(columns)
+
+
+def is_active(activity: pl.DataFrame, money: Sequence[str] = MONEY) -> pl.Series:
+    """Return whether each row has activity: a money column that is neither missing nor 0.
+
+    Raises:
+        InputError: If the rows lack every money column.
+    """
+    columns = [pl.col(name).fill_null(0.0).ne(0.0) for name in money if name in activity.columns]
+    if not columns:
+        raise InputError(
+            f"the activity has columns {sorted(activity.columns)}, none of which measures activity; at least one of "
+            f"{', '.join(money)} is needed"
+        )
+    return activity.select(is_active=pl.any_horizontal(columns)).to_series()
 
 
 def in_order(activity: pl.DataFrame) -> pl.DataFrame:
@@ -86,9 +127,7 @@ def latest_known(
     Returns:
         Shape (n,), with at most one mark an account.
     """
-    known = months <= days_since_epoch(as_of)
-    if known_at is not None:
-        known &= known_at < day_start_us(as_of + timedelta(days=1))
+    known = _is_known(as_of, months, known_at)
     rows = np.flatnonzero(known)
     keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
     if not are_in_order(key[rows] for key in keys):
@@ -100,6 +139,45 @@ def latest_known(
     return known
 
 
+def _is_known(
+    as_of: date, months: npt.NDArray[np.int32], known_at: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.bool_]:
+    known = months <= days_since_epoch(as_of)
+    if known_at is not None:
+        known &= known_at < day_start_us(as_of + timedelta(days=1))
+    return known
+
+
+def known_rows(
+    as_of: date,
+    account_ids: npt.NDArray[np.int64],
+    months: npt.NDArray[np.int32],
+    known_at: npt.NDArray[np.int64] | None = None,
+) -> KnownRows:
+    """Find the report that counts of each account and month, by the rules of :func:`features`; see its arguments."""
+    rows = np.flatnonzero(_is_known(as_of, months, known_at))
+    keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
+    if not are_in_order(key[rows] for key in keys):
+        rows = rows[np.lexsort([key[rows] for key in reversed(keys)])]
+    accounts, days = account_ids[rows], months[rows]
+    is_last_report = np.append((accounts[1:] != accounts[:-1]) | (days[1:] != days[:-1]), True)[: len(rows)]
+    if not is_last_report.all():
+        rows, accounts, days = rows[is_last_report], accounts[is_last_report], days[is_last_report]
+    is_latest = np.append(accounts[1:] != accounts[:-1], True)[: len(rows)]
+    account = np.cumsum(is_latest, dtype=np.int32)
+    account -= is_latest
+    return KnownRows(rows, account, _month_numbers(days), rows[is_latest])
+
+
+def _month_numbers(days: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the month numbers of days since 1970, by a table: converting each takes ten times as long."""
+    if not len(days):
+        return days
+    first = int(days.min())
+    table = np.arange(first, int(days.max()) + 1).astype("M8[D]").astype("M8[M]").astype(np.int32)
+    return np.asarray(table[days - first] + month_number(day_from_epoch(0)), dtype=np.int32)
+
+
 def first_recent_month(months: npt.NDArray[np.int32], n_months: int) -> int:
     """Return the first of the newest ``n_months`` months, as days since 1970.
 
@@ -109,11 +187,22 @@ def first_recent_month(months: npt.NDArray[np.int32], n_months: int) -> int:
     return days_since_epoch(month_start(day_from_epoch(int(months.max())), 1 - n_months))
 
 
-def derive(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add ``months_active``, the feature that is derived from other columns, if ``ftd_date`` is present."""
-    if "ftd_date" not in rows.columns:
-        return rows
-    return rows.with_columns(months_active=month_numbers(pl.col("activity_month")) - month_numbers(pl.col("ftd_date")))
+def derive(rows: pl.DataFrame, as_of: date, windows: Sequence[Window] = ()) -> pl.DataFrame:
+    """Set dates after ``as_of`` to null, and add the features that follow from a row's dates.
+
+    These are ``months_active``, if ``ftd_date`` is present, and the windows ``months_since_<date column>``.
+    """
+    since = [window for window in windows if window.is_of_row]
+    dates = {name for name, kind in KINDS.items() if kind == "date"} - {"activity_month"}
+    dates |= {window.column for window in since}
+    rows = rows.with_columns(
+        pl.when(pl.col(name) <= as_of).then(pl.col(name)).alias(name) for name in rows.columns if name in dates
+    )
+    months = [(month_number(as_of) - month_numbers(pl.col(window.column))).alias(window.name) for window in since]
+    if "ftd_date" in rows.columns:
+        of_deposit = month_numbers(pl.col("activity_month")) - month_numbers(pl.col("ftd_date"))
+        months.append(of_deposit.alias("months_active"))
+    return rows.with_columns(months)
 
 
 @dataclass(frozen=True)
@@ -127,20 +216,41 @@ class OneHot:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a frame's columns become a model's features: numbers unchanged, levels one-hot."""
+    """How a frame's columns become a model's features: numbers unchanged, levels one-hot.
+
+    Attributes:
+        windows: The numbers that are windows, each with the source column that it is computed from.
+    """
 
     n_features: int
     numbers: tuple[tuple[str, int], ...]
     one_hots: tuple[OneHot, ...]
+    windows: tuple[tuple[str, str], ...] = ()
 
     @property
-    def source_columns(self) -> tuple[str, ...]:
-        """The columns that features come from: the numbers, then the one-hot source columns."""
+    def columns(self) -> tuple[str, ...]:
+        """The columns of packed rows: the numbers, then the one-hot source columns."""
         return (*(name for name, _ in self.numbers), *(group.source_column for group in self.one_hots))
 
     @property
+    def source_columns(self) -> tuple[str, ...]:
+        """The columns that features come from, by which reasons are summed."""
+        return tuple(dict.fromkeys(self._sources))
+
+    @property
+    def source_of_column(self) -> npt.NDArray[np.int64]:
+        """The index in ``source_columns`` of each of ``columns``."""
+        place = {name: i for i, name in enumerate(self.source_columns)}
+        return np.array([place[name] for name in self._sources], dtype=np.int64)
+
+    @property
+    def _sources(self) -> list[str]:
+        windows = dict(self.windows)
+        return [windows.get(name, name) for name in self.columns]
+
+    @property
     def column_of_feature(self) -> npt.NDArray[np.int32]:
-        """The index of each feature's source column in ``source_columns``, shape (n_features,)."""
+        """The index of each feature's column in ``columns``, shape (n_features,)."""
         columns = np.empty(self.n_features, dtype=np.int32)
         positions = [(position,) for _, position in self.numbers] + [group.positions for group in self.one_hots]
         for i, features_of_column in enumerate(positions):
@@ -149,17 +259,18 @@ class Encoding:
 
 
 def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encoding:
-    """Find each feature's source: a column of its name, else ``<column>_<level>`` of the longest such column.
+    """Find each feature's source: a column of its name, a window, else ``<column>_<level>`` of the longest such column.
 
     Raises:
-        InputError: Naming the features that come from no column.
+        InputError: Naming the features that come from no column, or that look like windows and are none.
     """
     available = set(columns)
+    windows = {window.name for window in windows_of(feature_names, available)}
     numbers: list[tuple[str, int]] = []
     groups: dict[str, list[tuple[str, int]]] = {}
     unexplained: list[str] = []
     for position, name in enumerate(feature_names):
-        if name in available:
+        if name in available or name in windows:
             numbers.append((name, position))
         elif source_column := _source_column_of(name, available):
             groups.setdefault(source_column, []).append((name.removeprefix(f"{source_column}_"), position))
@@ -171,7 +282,13 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
             f"be built: {', '.join(unexplained[:8])}; add the columns or correct the variant's feature names"
         )
     one_hots = (OneHot(column, *map(tuple, zip(*pairs, strict=True))) for column, pairs in groups.items())
-    return Encoding(len(feature_names), tuple(numbers), tuple(one_hots))
+    # Encoded rows have windows as columns, and lack the columns that these were computed from.
+    parsed = (parse(name, available | KINDS.keys()) for name, _ in numbers)
+    sources = tuple((window.name, window.column) for window in parsed if window)
+    most = max(Counter(column for _, column in sources).values(), default=0)
+    if most >= MAX_OF_COLUMN:
+        raise InputError(f"a column has {most} windows; use fewer than {MAX_OF_COLUMN}")
+    return Encoding(len(feature_names), tuple(numbers), tuple(one_hots), sources)
 
 
 def plan_encoded(feature_names: Sequence[str], source_columns: Sequence[str]) -> Encoding:
@@ -208,7 +325,7 @@ class Packed:
 
     @property
     def values(self) -> npt.NDArray[np.float32]:
-        """Each source column's values, a level by its index; shape (n source columns, n_rows)."""
+        """Each column's values, a level by its index; shape (n columns, n_rows)."""
         return np.concatenate([self.numbers, self.levels.astype(np.float32)])
 
     def take(self, rows: slice | npt.NDArray[np.bool_]) -> "Packed":
@@ -267,5 +384,9 @@ def _count_levels(unknown: pl.Series) -> dict[str, int]:
 
 def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
     column = rows[group.source_column]
+    if column.dtype.is_numeric() and column.name not in KINDS:
+        names = [f"{column.name}_{level}" for level in group.levels]
+        if wrong := [name for name in names if looks_like_window(name, ())]:
+            raise not_windows(wrong, rows.columns)
     text = column if column.dtype in (pl.String, pl.Categorical) else column.cast(pl.String)
     return text.cast(pl.Enum(group.levels), strict=False).to_physical()

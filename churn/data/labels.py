@@ -5,6 +5,7 @@ gaming revenue that is not zero. A label exists once it is mature: when the whol
 need have passed. Not here: the features of that date (``churn.data.features``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -12,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.data.activity import KINDS
-from churn.data.features import are_in_order, key_columns
+from churn.data.activity import MONEY
+from churn.data.features import are_in_order, is_active, key_columns
 from churn.defaults import HORIZON_MONTHS, LABEL_LAG_DAYS
 from churn.errors import InputError, UsageError
 from churn.weeks import day_from_epoch, day_start_us, days_since_epoch, month_end, month_start
-
-MONEY = tuple(name for name, kind in KINDS.items() if kind in ("money", "balance"))
 
 Ids = npt.NDArray[np.int64]
 
@@ -98,20 +97,14 @@ class Reports:
     is_active: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, facts: pl.DataFrame) -> "Reports":
+    def of(cls, facts: pl.DataFrame, money: Sequence[str] = MONEY) -> "Reports":
         """Build from checked activity; raises ``InputError`` if it lacks ``known_at`` or every money column."""
         if "known_at" not in facts.columns:
             raise InputError(
                 "the activity has no known_at, so it is unknown what was known at a past date; read it from the "
                 "variant's history, which adds known_at to every fact"
             )
-        money = [pl.col(name).fill_null(0.0).ne(0.0) for name in MONEY if name in facts.columns]
-        if not money:
-            raise InputError(
-                f"the activity has columns {sorted(facts.columns)}, none of which measures activity; at least one of "
-                f"{', '.join(MONEY)} is needed"
-            )
-        selected = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active=pl.any_horizontal(money))
+        selected = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active(facts, money))
         columns = [column.to_numpy() for column in selected]
         if are_in_order(columns[:3]):
             return cls(*columns)

@@ -21,6 +21,7 @@ from churn.data.activity import CheckedRows
 from churn.data.erased import Erased
 from churn.data.features import Encoding, Packed
 from churn.data.formats import RowFile, open_rows
+from churn.data.windows import ACTIVITY, KnownRows, Window, compute, count_short, windows_of
 from churn.defaults import HORIZON_MONTHS
 from churn.errors import InputError
 
@@ -42,6 +43,7 @@ class RowCounts:
         quarantined: ``row_number, account_id, activity_month, rules, row``.
         unknown_levels: ``{source_column: {level: rows}}`` of the valid rows; the most frequent levels of each.
         n_erased: Rows dropped because their account was erased.
+        n_short_windows: Features over more months than the activity has.
     """
 
     n_read: int
@@ -52,6 +54,7 @@ class RowCounts:
     quarantined: pl.DataFrame
     unknown_levels: dict[str, dict[str, int]]
     n_erased: int = 0
+    n_short_windows: int = 0
 
     @property
     def quarantined_by_rule(self) -> dict[str, int]:
@@ -71,6 +74,72 @@ class ScoringRows:
     counts: RowCounts
     encoding: Encoding
     chunks: Callable[[], Iterator[Chunk]]
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How raw activity becomes a model's rows: what is packed of each row, and what is computed from several.
+
+    Attributes:
+        encoding: Of the model's rows.
+        packed: Of the file's rows: the features that follow from one row, and the columns of the windows.
+        of_row: The windows that follow from one row.
+        windows: The others, computed for all accounts at once.
+    """
+
+    encoding: Encoding
+    packed: Encoding
+    of_row: tuple[Window, ...]
+    windows: tuple[Window, ...]
+
+    @property
+    def needs_activity(self) -> bool:
+        return any(window.column == ACTIVITY for window in self.windows)
+
+    def known_rows(self, keys: pl.DataFrame, as_of: date) -> KnownRows | None:
+        """Return the reports that count; ``None`` if no window is computed, for which the latest are enough."""
+        return features.known_rows(as_of, *features.keys_of(keys)) if self.windows else None
+
+    def column(self, packed: Sequence[Packed], name: str) -> npt.NDArray[np.float32]:
+        """Return a packed column of all rows; of activity, whether there is any."""
+        place = self.packed.columns.index(name)
+        values = np.concatenate([part.numbers[place] for part in packed])
+        return values == 1 if name == ACTIVITY else values
+
+    def with_windows(
+        self, chunks: Iterator[Chunk], accounts: npt.NDArray[np.int64], computed: npt.NDArray[np.float32]
+    ) -> Iterator[Chunk]:
+        """Replace the columns of the windows in chunks by the windows.
+
+        Args:
+            accounts: In rising order, shape (n,).
+            computed: Shape (n windows, n).
+        """
+        places = {name: i for i, (name, _) in enumerate(self.packed.numbers)}
+        places |= {window.name: len(places) + i for i, window in enumerate(self.windows)}
+        order = [places[name] for name, _ in self.encoding.numbers]
+        for account_ids, packed in chunks:
+            of_row, places_of = packed.numbers, np.searchsorted(accounts, account_ids)
+            numbers = [of_row[i] if i < len(of_row) else computed[i - len(of_row), places_of] for i in order]
+            yield account_ids, replace(packed, numbers=np.stack(numbers))
+
+
+def plan_rows(feature_names: Sequence[str], columns: Sequence[str]) -> RowPlan:
+    """Plan the rows of activity with these columns.
+
+    Raises:
+        InputError: Naming the features that come from no column, or that look like windows and are none.
+    """
+    encoding = features.plan_encoding(feature_names, columns)
+    windows = windows_of(feature_names, columns)
+    over_months = tuple(window for window in windows if not window.is_of_row)
+    if not over_months:
+        return RowPlan(encoding, encoding, windows, ())
+    names = {window.name for window in over_months}
+    kept = [name for name, _ in encoding.numbers if name not in names]
+    numbers = dict.fromkeys([*kept, *(window.column for window in over_months)])
+    packed = replace(encoding, numbers=tuple((name, 0) for name in numbers), windows=())
+    return RowPlan(encoding, packed, tuple(window for window in windows if window.is_of_row), over_months)
 
 
 def prepare(
@@ -116,14 +185,18 @@ def _read_activity(
 ) -> ScoringRows:
     """Check and pack raw activity."""
     derived = ["months_active"] if "ftd_date" in file.columns else []
-    encoding = features.plan_encoding(feature_names, [*file.columns, *derived])
-    numbers = [name for name, _ in encoding.numbers]
+    plan = plan_rows(feature_names, [*file.columns, *derived])
+    numbers = [name for name, _ in plan.packed.numbers]
+    dates = [window.column for window in plan.of_row]
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
-        checked = _without(erased, activity.check_activity(frame, numbers, first_row=first_row))
-        return checked, features.pack(features.derive(checked.rows), encoding)
+        checked = _without(erased, activity.check_activity(frame, numbers, dates=dates, first_row=first_row))
+        rows = features.derive(checked.rows, as_of, plan.of_row)
+        if plan.needs_activity:
+            rows = rows.with_columns(features.is_active(rows).alias(ACTIVITY))
+        return checked, features.pack(rows, plan.packed)
 
-    needed = {*activity.KINDS, *encoding.source_columns}
+    needed = {*activity.KINDS, *plan.packed.columns, *dates}
     columns = [name for name in file.columns if name in needed]
     keys: list[pl.DataFrame] = []
     quarantined: list[pl.DataFrame] = []
@@ -135,7 +208,8 @@ def _read_activity(
         for name, levels in packed_part.unknown_levels.items():
             unknown[name].update(levels)
     checked = CheckedRows(pl.concat(keys), pl.concat(quarantined), file.n_rows)
-    marks, n_withheld = _mark(checked, as_of)
+    known = plan.known_rows(checked.rows, as_of)
+    marks, n_withheld = _mark(checked, as_of, known)
     month = checked.rows["activity_month"]
     if not marks.any():
         raise InputError(
@@ -153,9 +227,15 @@ def _read_activity(
         quarantined=checked.quarantined,
         unknown_levels={name: dict(levels.most_common(_MOST_LEVELS)) for name, levels in unknown.items()},
         n_erased=file.n_rows - checked.rows.height - checked.quarantined.height,
+        n_short_windows=0 if known is None else count_short(plan.windows, known, as_of),
     )
     account_ids = checked.rows["account_id"].to_numpy()
-    return ScoringRows(counts, encoding, partial(_marked_chunks, packed, account_ids, marks, is_recent))
+    chunks = partial(_marked_chunks, packed, account_ids, marks, is_recent)
+    if known is None:
+        return ScoringRows(counts, plan.encoding, chunks)
+    computed = compute(plan.windows, known, as_of, partial(plan.column, packed))
+    accounts = account_ids[known.latest]
+    return ScoringRows(counts, plan.encoding, lambda: plan.with_windows(chunks(), accounts, computed))
 
 
 def _marked_chunks(
@@ -243,9 +323,13 @@ def _without(erased: Erased, checked: CheckedRows) -> CheckedRows:
     return replace(checked, rows=erased.without(checked.rows), quarantined=erased.without(checked.quarantined))
 
 
-def _mark(checked: CheckedRows, as_of: date) -> tuple[npt.NDArray[np.bool_], int]:
+def _mark(checked: CheckedRows, as_of: date, known: KnownRows | None) -> tuple[npt.NDArray[np.bool_], int]:
     """Mark the rows to score, and count the accounts withheld."""
-    marks = features.latest_known(as_of, *(column.to_physical().to_numpy() for column in checked.rows))
+    if known is None:
+        marks = features.latest_known(as_of, *features.keys_of(checked.rows))
+    else:
+        marks = np.zeros(checked.rows.height, dtype=np.bool_)
+        marks[known.latest] = True
     if checked.quarantined.is_empty():
         return marks, 0
     withheld = _stale_accounts(checked.rows.filter(pl.Series(marks)), checked.quarantined, as_of)

@@ -5,7 +5,7 @@ The rows are built by ``features``, as for scoring, so that a model is trained o
 would leak into an as-of date within it. ``churn.storage.history`` adds ``known_at``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from churn.data.activity import MONEY
 from churn.data.features import features, in_order
 from churn.data.labels import Horizon, Reports, at_risk, label
 
@@ -31,23 +32,33 @@ class Snapshot:
     churned: npt.NDArray[np.bool_]
 
 
-def snapshots(facts: pl.DataFrame, as_ofs: Iterable[date], *, today: date, horizon: Horizon) -> list[Snapshot]:
+def snapshots(
+    facts: pl.DataFrame,
+    as_ofs: Iterable[date],
+    *,
+    today: date,
+    horizon: Horizon,
+    names: Sequence[str] = (),
+    money: Sequence[str] = MONEY,
+) -> list[Snapshot]:
     """Build the training examples of several as-of dates, labelled by the facts known at the end of ``today``.
 
     An as-of date whose labels are immature or missing gives no rows.
 
     Args:
         facts: A variant's activity with ``known_at``, from its history.
+        names: The feature names, of which those that are windows are computed.
+        money: The columns in which a value other than 0 is activity.
 
     Raises:
-        InputError: If ``facts`` lack ``known_at`` or every money column.
+        InputError: If ``facts`` lack ``known_at`` or every money column, or a name looks like a window and is none.
     """
     ordered = in_order(facts)  # once for all dates
-    reports = Reports.of(ordered)
+    reports = Reports.of(ordered, money)
 
     def build(as_of: date) -> Snapshot:
         labels = label(reports, at_risk(reports, as_of, horizon), as_of, today=today, horizon=horizon)
-        known = features(ordered, as_of)
+        known = features(ordered, as_of, names, money)
         is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
         return Snapshot(as_of, known.filter(is_labelled), labels.churned)
 

@@ -35,12 +35,14 @@ class ScoredRows:
         probabilities: Shape (n,), in [0, 1].
         contributions: Log-odds by source column, shape (n, n_source_columns); ``None`` without reasons.
         values: Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n).
+        shown: Of each source column with windows, the index of the feature whose value that is; shape (n, n of these).
     """
 
     account_ids: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
     contributions: npt.NDArray[np.float32] | None = None
     values: npt.NDArray[np.float32] | None = None
+    shown: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)

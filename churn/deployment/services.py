@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.workflows.promote import Promoter
     from churn.workflows.retrain import RetrainingPlanner
     from churn.workflows.score import Scorer
-    from churn.workflows.train import Trainer
+    from churn.workflows.train import FeatureNames, Trainer
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,13 @@ class Deployment:
         registry = self.registry(read_only=False)
         return Promoter(registry, ModelEvents(self.database), self.evaluator(registry), this_person())
 
-    def trainer(self, *, n_trials: int | None = None) -> "Trainer":
-        """Open the services that training needs; ``n_trials`` ``None`` takes ``CHURN_TRAINING_TRIALS``."""
+    def trainer(self, *, n_trials: int | None = None, features: "FeatureNames | None" = None) -> "Trainer":
+        """Open the services that training needs.
+
+        Args:
+            n_trials: ``None`` takes ``CHURN_TRAINING_TRIALS``.
+            features: In place of each variant's own; ``None`` for these.
+        """
         from churn.training.gate import GateLimits
         from churn.training.train import TrainingPlan
         from churn.workflows.train import Trainer
@@ -197,6 +202,7 @@ class Deployment:
             max_quarantine_share=settings.churn_max_quarantine_share,
             plan=TrainingPlan(horizon=self.horizon, n_trials=n_trials, min_of_class=settings.churn_min_labels),
             limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
+            features=features,
         )
 
     def fleet(self) -> "FleetTables":

@@ -13,7 +13,13 @@ import numpy.typing as npt
 from churn.data.features import Encoding, Packed, unpack
 from churn.errors import ModelFileError
 from churn.inference.bundle import Bundle
-from churn.inference.explanations import build_explainer, sum_by_source_column
+from churn.inference.explanations import (
+    SummedReasons,
+    build_explainer,
+    features_of_windows,
+    sum_by_column,
+    sum_by_source_column,
+)
 from churn.inference.forest import NotCompilableError
 from churn.inference.scoring import build_scorer
 
@@ -33,14 +39,31 @@ class Reasons:
     """What a batch's contributions refer to.
 
     Attributes:
-        source_columns: The features' source columns, in the order of the contributions.
-        levels: The levels of categorical source columns, by their code.
+        encoding: Of the rows; the contributions are in the order of its columns.
         bias: Log-odds that are the same for all rows of the model.
     """
 
-    source_columns: tuple[str, ...]
-    levels: Mapping[str, tuple[str, ...]]
+    encoding: Encoding
     bias: float
+
+    @property
+    def source_columns(self) -> tuple[str, ...]:
+        """The columns by which contributions are summed."""
+        return self.encoding.source_columns
+
+    @property
+    def levels(self) -> Mapping[str, tuple[str, ...]]:
+        """The levels of categorical source columns, by their code."""
+        return {group.source_column: group.levels for group in self.encoding.one_hots}
+
+    @property
+    def windows(self) -> Mapping[str, tuple[str, ...]]:
+        """The features of the source columns that have windows, by their index in :attr:`SummedReasons.shown`."""
+        return features_of_windows(self.encoding)
+
+    def sum_up(self, contributions: Floats, packed: Packed) -> SummedReasons:
+        """Sum rows' contributions by source column."""
+        return sum_by_source_column(contributions, packed.values, self.encoding)
 
 
 @dataclass(frozen=True)
@@ -49,7 +72,7 @@ class Engine:
 
     Attributes:
         score: From rows to churn probabilities, shape (n_rows,), and contributions in log-odds, shape
-            (n_rows, n_source_columns), or ``None`` without reasons; thread-safe.
+            (n_rows, n_columns), or ``None`` without reasons; thread-safe.
         fallback_reason: Why XGBoost itself scores; ``None`` for the compiled tables.
     """
 
@@ -79,7 +102,7 @@ def _compile(bundle: Bundle, encoding: Encoding, *, is_large_batch: bool, with_r
     forest = bundle.read_forest()
     if with_reasons:
         explainer = build_explainer(forest, encoding, is_large_batch=is_large_batch)
-        return Engine(explainer.explain, _reasons(encoding, explainer.bias))
+        return Engine(explainer.explain, Reasons(encoding, explainer.bias))
     scorer = build_scorer(forest, encoding)
     return Engine(lambda packed: (scorer.score(packed), None), None)
 
@@ -90,14 +113,10 @@ def _use_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: 
 
     def score(packed: Packed) -> tuple[Floats, Floats]:
         matrix = unpack(packed, encoding)
-        return bundle.predict(matrix), sum_by_source_column(bundle.contributions(matrix), encoding)
+        return bundle.predict(matrix), sum_by_column(bundle.contributions(matrix), encoding)
 
     bias = float(bundle.contributions(np.zeros((1, encoding.n_features), dtype=np.float32))[0, -1])
-    return Engine(score, _reasons(encoding, bias), why)
-
-
-def _reasons(encoding: Encoding, bias: float) -> Reasons:
-    return Reasons(encoding.source_columns, {group.source_column: group.levels for group in encoding.one_hots}, bias)
+    return Engine(score, Reasons(encoding, bias), why)
 
 
 def _compare(engine: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
@@ -110,7 +129,7 @@ def _compare(engine: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -
         return f"scores by {gap:.2g}"
     if contributions is not None and engine.reasons is not None:
         by_feature = bundle.contributions(matrix[:_PROVED_REASONS])
-        expected, bias = sum_by_source_column(by_feature, encoding), float(by_feature[0, -1])
+        expected, bias = sum_by_column(by_feature, encoding), float(by_feature[0, -1])
         gap = max(float(np.abs(contributions[:_PROVED_REASONS] - expected).max()), abs(bias - engine.reasons.bias))
         if not gap <= _REASON_TOLERANCE:
             return f"contributions by {gap:.2g}"

@@ -1,4 +1,4 @@
-"""Reasons: exact SHAP values in log-odds for every row, summed by the features' source columns. Pure.
+"""Reasons: exact SHAP values in log-odds for every row, summed by the columns of packed rows. Pure.
 
 These are the path-dependent TreeSHAP values of ``Booster.predict(pred_contribs=True)``. For a given leaf they
 depend only on which of the splits above it the row satisfies, so a part of a tree with ``k`` splits in and above it has
@@ -36,7 +36,7 @@ class Tables(NamedTuple):
     """What each pattern of a part's splits contributes.
 
     Attributes:
-        rows: Log-odds by source column, the margin last, padded to ``_LANES``; shape (patterns of all parts, n_lanes).
+        rows: Log-odds by column, the margin last, padded to ``_LANES``; shape (patterns of all parts, n_lanes).
         starts: Each part's first row; shape (n_parts,).
         shifts: The part's first bit in its word; shape (n_parts,).
         masks: The pattern's bits, shifted down; shape (n_parts,).
@@ -61,7 +61,7 @@ class ForestExplainer:
     plan: CellPlan
     words: Words
     tables: Tables
-    n_source_columns: int
+    n_columns: int
     bias: float
     base_margin: np.float32
 
@@ -69,14 +69,14 @@ class ForestExplainer:
         """Score and explain rows.
 
         Returns:
-            Churn probabilities, shape (n_rows,), and contributions by source column in log-odds, shape
-            (n_rows, n_source_columns), in the order of ``Encoding.source_columns``; with ``bias`` they are the margin.
+            Churn probabilities, shape (n_rows,), and contributions by column in log-odds, shape (n_rows, n_columns),
+            in the order of ``Encoding.columns``; with ``bias`` they are the margin.
         """
         sums = np.zeros((packed.n_rows, self.tables.rows.shape[1]), dtype=np.float32)
         scores = np.empty(packed.n_rows, dtype=np.float32)
         sums[:, -1] = self.base_margin
         _explain(self.plan.locate(packed), self.plan.starts, self.words, self.tables, sums, scores)
-        return scores, sums[:, : self.n_source_columns]
+        return scores, sums[:, : self.n_columns]
 
 
 def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool) -> ForestExplainer:
@@ -92,8 +92,8 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
     depth = forest.depth
     if not (forest.covers > 0).all():
         raise NotCompilableError("nodes that no training row reached")
-    n_source_columns = len(encoding.source_columns)
-    n_lanes = -(-(n_source_columns + 1) // _LANES) * _LANES
+    n_columns = len(encoding.columns)
+    n_lanes = -(-(n_columns + 1) // _LANES) * _LANES
     parts = _cut(forest, depth, 10 if is_large_batch else 7, n_lanes)
     shifts, word_of = _pack_words(parts.n_splits)
     n_words = int(word_of[-1]) + 1
@@ -108,15 +108,69 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
         word_starts=np.searchsorted(word_of, np.arange(n_words + 1)),
     )
     bias = _tabulate(forest, plan, _weights(depth), parts, word_of, bits, tables, depth) + float(forest.base_margin)
-    return ForestExplainer(plan, plan.build_words(bits), tables, n_source_columns, bias, forest.base_margin)
+    return ForestExplainer(plan, plan.build_words(bits), tables, n_columns, bias, forest.base_margin)
 
 
-def sum_by_source_column(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
-    """Sum contributions by feature, shape (n, at least n_features), by source column, (n, n_source_columns)."""
-    sums = np.zeros((len(values), len(encoding.source_columns)), dtype=np.float32)
-    for feature, source_column in enumerate(encoding.column_of_feature):
-        sums[:, source_column] += values[:, feature]
+def sum_by_column(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
+    """Sum contributions by feature, shape (n, at least n_features), by column, (n, n_columns)."""
+    sums = np.zeros((len(values), len(encoding.columns)), dtype=np.float32)
+    for feature, column in enumerate(encoding.column_of_feature):
+        sums[:, column] += values[:, feature]
     return sums
+
+
+@dataclass(frozen=True)
+class SummedReasons:
+    """Contributions by source column, and what is shown beside them.
+
+    Attributes:
+        contributions: Log-odds, shape (n_rows, n_source_columns).
+        values: The value of each source column's feature with the largest contribution; shape (n_source_columns,
+            n_rows).
+        shown: The index of that feature among the source column's features, of source columns with windows only;
+            shape (n_rows, n of these).
+    """
+
+    contributions: npt.NDArray[np.float32]
+    values: npt.NDArray[np.float32]
+    shown: npt.NDArray[np.uint8]
+
+
+def features_of_windows(encoding: Encoding) -> dict[str, tuple[str, ...]]:
+    """Return the features of each source column that has a window."""
+    features: dict[str, list[str]] = {}
+    for name, source in zip(encoding.columns, encoding.source_of_column, strict=True):
+        features.setdefault(encoding.source_columns[source], []).append(name)
+    return {source: tuple(names) for source, names in features.items() if names != [source]}
+
+
+def sum_by_source_column(
+    contributions: npt.NDArray[np.float32], values: npt.NDArray[np.float32], encoding: Encoding
+) -> SummedReasons:
+    """Sum contributions by column by source column, and find the feature to show.
+
+    Args:
+        contributions: Shape (n_rows, n_columns).
+        values: Shape (n_columns, n_rows).
+    """
+    source_columns, windowed = encoding.source_columns, features_of_windows(encoding)
+    if not windowed:
+        return SummedReasons(contributions, values, np.empty((len(contributions), 0), dtype=np.uint8))
+    n_rows, rows = len(contributions), np.arange(len(contributions))
+    sums = np.empty((n_rows, len(source_columns)), dtype=np.float32)
+    of_shown = np.empty((len(source_columns), n_rows), dtype=np.float32)
+    shown = np.empty((n_rows, len(windowed)), dtype=np.uint8)
+    n_windowed = 0
+    for i, source in enumerate(source_columns):
+        columns = np.flatnonzero(encoding.source_of_column == i)
+        of_source = contributions[:, columns]
+        largest = np.abs(of_source).argmax(axis=1)
+        sums[:, i] = of_source.sum(axis=1)
+        of_shown[i] = values[columns[largest], rows]
+        if source in windowed:
+            shown[:, n_windowed] = largest
+            n_windowed += 1
+    return SummedReasons(sums, of_shown, shown)
 
 
 def _weights(depth: int) -> npt.NDArray[np.float64]:

@@ -65,7 +65,7 @@ class Profile:
     """The counts of a batch's rows in each bin.
 
     Attributes:
-        bins: Those of each of ``Encoding.source_columns``, in that order, then those of the score.
+        bins: Those of each of ``Encoding.columns``, in that order, then those of the score.
         counts: Rows in each bin, feature by feature; shape (sum of n_bins,).
     """
 
@@ -178,13 +178,13 @@ def spliced(inputs: Profile, scores: Profile) -> Profile:
 
 
 def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
-    """Convert a reference's counts to the source columns of another encoding of the same features.
+    """Convert a reference's counts to the columns of another encoding of the same features.
 
     A reference of one-hot encoded rows has a number of 0 or 1 for each level of a category of raw rows; the category's
     counts follow from those of the numbers.
 
     Returns:
-        ``None`` if the encoding has a source column that the reference lacks.
+        ``None`` if the encoding has a column that the reference lacks.
     """
     counts = reference.by_feature()
     numbers = {bins.feature: bins for bins in reference.bins if not bins.levels and bins.feature != SCORE}

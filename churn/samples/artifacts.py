@@ -19,8 +19,9 @@ import numpy as np
 import polars as pl
 import xgboost as xgb
 
-from churn.data.features import encode, features, plan_encoding
-from churn.data.labels import MONEY, Horizon, Reports, label
+from churn.data.activity import MONEY
+from churn.data.features import derive, encode, keys_of, latest_known, plan_encoding
+from churn.data.labels import Horizon, Reports, label
 from churn.defaults import HORIZON_MONTHS
 from churn.evaluation.metrics import roc_auc_interval
 from churn.markdown import markdown_table
@@ -139,7 +140,10 @@ def _examples(activity: pl.DataFrame, months: Sequence[int]) -> pl.DataFrame:
 
 def _examples_of(facts: pl.DataFrame, reports: Reports, month: date) -> pl.DataFrame:
     """``account_id``, the 45 columns of those with a row in ``month``, made as scoring makes them, and ``churned``."""
-    rows = features(facts.filter(pl.col("activity_month") == month), as_of := month_end(month))
+    as_of, of_month = month_end(month), facts.filter(pl.col("activity_month") == month)
+    # Not features(): the committed model was trained with first deposits dated after the as-of day. Use features() when
+    # the model is written anew.
+    rows = derive(of_month.filter(latest_known(as_of, *keys_of(of_month))), date.max).sort("account_id")
     mature = _HORIZON.matures_on(as_of)
     labels = label(reports, rows["account_id"].to_numpy(), as_of, today=mature, horizon=_HORIZON)
     matrix = encode(rows, plan_encoding(FEATURE_NAMES, rows.columns))

@@ -373,7 +373,8 @@ def _score_chunk(
     scored = ScoredRows(account_ids, probabilities)
     if contributions is not None and engine.reasons is not None:
         require_sums(probabilities, contributions, engine.reasons.bias, model.uri)
-        scored = replace(scored, contributions=contributions, values=packed.values)
+        reasons = engine.reasons.sum_up(contributions, packed)
+        scored = replace(scored, contributions=reasons.contributions, values=reasons.values, shown=reasons.shown)
     if reference is None:
         return scored, None
     counter, is_recent = ProfileCounter(reference), packed.is_recent

@@ -17,14 +17,15 @@ import pandas as pd
 import polars as pl
 
 from churn.data.activity import KINDS, check_activity
-from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, pack_matrix
+from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, pack_matrix, plan_encoding
 from churn.data.snapshots import Snapshot, snapshots
+from churn.data.windows import windows_of
 from churn.errors import InputError, SourceError, TransientError
 from churn.evaluation import curves
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import Evaluation, calibration_error, compare_roc_auc, evaluate, reliability
 from churn.inference.bundle import GOLDEN_ROWS, parse_feature_names
-from churn.inference.explanations import sum_by_source_column
+from churn.inference.explanations import sum_by_column
 from churn.monitoring.profiles import Profile, reference_profile, spliced
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun, OpenModel, training_data
@@ -32,6 +33,7 @@ from churn.registry.registry import Registry
 from churn.storage.history import ActivityHistory, Appended, new_facts
 from churn.storage.sources import INPUT_FOLDER, Provenance, Sources
 from churn.training.checks import Gate
+from churn.training.default_features import DEFAULT_SET, default_feature_names
 from churn.training.gate import GateLimits, check_gate
 from churn.training.model_card import AgainstChampion, Lineage, write_card
 from churn.training.train import Trained, TrainingPlan, shortage, train
@@ -78,6 +80,7 @@ class Trainer:
     Attributes:
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         challenge: Makes a version of a variant the challenger, with a reason.
+        features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
         max_months: Maximum number of month ends used; older activity predicts little about today's players.
     """
 
@@ -90,6 +93,7 @@ class Trainer:
     max_quarantine_share: float
     plan: TrainingPlan = field(default_factory=TrainingPlan)
     limits: GateLimits = field(default_factory=GateLimits)
+    features: "FeatureNames | None" = None
     max_months: int = 24
 
     def train_fleet(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> Attempts[TrainingOutcome]:
@@ -114,9 +118,10 @@ class Trainer:
             ChurnError: For any other reason; no version is registered then.
         """
         champion = self._champion(variant)
-        names, names_from = self._feature_names(variant, champion)
-        data = self._training_data(variant, names, today, dry_run=dry_run)
-        trained = train(data.snapshots, names, self.plan)
+        requested = self.features or self._own_names(variant, champion)
+        also = champion.bundle.feature_names if champion else ()
+        data = self._training_data(variant, requested, also, today, dry_run=dry_run)
+        trained = train(data.snapshots, data.names, self.plan)
         accounts = trained.held_out_accounts
         evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix))
         gate = check_gate(
@@ -124,11 +129,13 @@ class Trainer:
             evaluation,
             facts=data.facts,
             held_out=[shot for shot in data.snapshots if shot.as_of in trained.held_out.as_ofs],
-            build=lambda facts, as_of: snapshots(facts, [as_of], today=today, horizon=self.plan.horizon)[0],
+            build=lambda facts, as_of: snapshots(
+                facts, [as_of], today=today, horizon=self.plan.horizon, names=data.names
+            )[0],
             champion=champion.bundle if champion else None,
             limits=self.limits,
         )
-        against = _compare(champion, trained, evaluation) if champion else None
+        against = _compare(champion, trained, evaluation, data.snapshots) if champion else None
         lineage = Lineage(
             variant=variant,
             activity_of=data.owner,
@@ -137,7 +144,7 @@ class Trainer:
             sources=tuple((source.uri, source.sha256) for source in data.sources.values()),
             n_facts=data.facts.height,
             data_sha256=trained.data_sha256,
-            names_from=names_from,
+            names_from=requested.origin,
             code_version=self.code_version,
         )
         outcome = TrainingOutcome(
@@ -159,20 +166,13 @@ class Trainer:
         aliases = self.registry.aliases_of(variant)
         return self.registry.open(variant, CHAMPION, {variant: aliases}) if CHAMPION in aliases else None
 
-    def _feature_names(self, variant: Variant, champion: OpenModel | None) -> tuple[Sequence[str], str]:
-        """Return feature names and their origin: the champion's, else the variant's file, else a fallback variant's."""
-        for owner in fallback_variants(variant):
-            model = champion if owner == variant else self._champion(owner)
-            if model is not None:
-                return model.bundle.feature_names, f"the champion of {owner}"
-            if (names := self._names_file(owner)) is not None:
-                return names
-        raise InputError(
-            f"neither {variant} nor its fallback variants have a champion or a feature names file; upload one to "
-            f"{variant.prefix}{FEATURE_NAMES[0]}"
-        )
+    def _own_names(self, variant: Variant, champion: OpenModel | None) -> "FeatureNames":
+        """Return the names of a variant's champion, else those of its file, else the default set."""
+        if champion is not None:
+            return FeatureNames(f"the champion of {variant}", champion.bundle.feature_names)
+        return self._names_file(variant) or FeatureNames(DEFAULT_SET)
 
-    def _names_file(self, owner: Variant) -> tuple[Sequence[str], str] | None:
+    def _names_file(self, owner: Variant) -> "FeatureNames | None":
         with tempfile.TemporaryDirectory(prefix="churn-train-") as scratch:
             try:
                 (file,) = self.sources.fetch(owner, [FEATURE_NAMES], Path(scratch))
@@ -182,10 +182,16 @@ class Trainer:
                 return None
             if file.provenance.variant != owner:
                 return None
-            return parse_feature_names(file.path.read_bytes(), file.provenance.uri), file.provenance.uri
+            return FeatureNames(file.provenance.uri, parse_feature_names(file.path.read_bytes(), file.provenance.uri))
 
-    def _training_data(self, variant: Variant, names: Sequence[str], today: date, *, dry_run: bool) -> "_TrainingData":
-        """Load activity with enough labels: the variant's own, else that of a fallback variant."""
+    def _training_data(
+        self, variant: Variant, requested: "FeatureNames", also: Sequence[str], today: date, *, dry_run: bool
+    ) -> "_TrainingData":
+        """Load activity with enough labels: the variant's own, else that of a fallback variant.
+
+        Args:
+            also: Further features that the snapshots need, those of a champion to compare with.
+        """
         detours: list[str] = []
         sources: dict[Variant, Provenance] = {}
         n_added = 0
@@ -197,10 +203,12 @@ class Trainer:
             if activity.facts is None:
                 detours.append(activity.why_none)
                 continue
-            facts = self._with_numbers(activity.facts, names)
-            shots = self._snapshots(facts, today)
+            names = requested.of(activity.facts)
+            computed = [*names, *(name for name in also if name not in names)]
+            facts = self._with_numbers(activity.facts, computed)
+            shots = self._snapshots(facts, today, computed)
             if (reason := shortage(shots, self.plan)) is None:
-                return _TrainingData(owner, facts, shots, tuple(detours), sources, n_added)
+                return _TrainingData(owner, names, facts, shots, tuple(detours), sources, n_added)
             detours.append(f"{owner} has {reason}")
         raise InputError(
             f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; upload activity of more months or "
@@ -231,19 +239,21 @@ class Trainer:
         return self.history.read(owner) if self.history.version(owner) is not None else None
 
     def _with_numbers(self, facts: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """Convert the columns beyond the contract that the model uses to numbers."""
-        numbers = [name for name in names if name in facts.columns and name not in KINDS]
-        if not numbers:
+        """Convert the columns beyond the contract that the model uses to numbers and dates."""
+        windows = windows_of(names, facts.columns)
+        dates = {window.column for window in windows if window.is_of_row} - KINDS.keys()
+        numbers = {*names, *(window.column for window in windows)} & set(facts.columns) - KINDS.keys() - dates
+        if not numbers and not dates:
             return facts
-        checked = check_activity(facts, numbers)
+        checked = check_activity(facts, numbers, dates=dates)
         checked.require_share(self.max_quarantine_share)
         return checked.rows.drop("row_number")
 
-    def _snapshots(self, facts: pl.DataFrame, today: date) -> list[Snapshot]:
+    def _snapshots(self, facts: pl.DataFrame, today: date, names: Sequence[str]) -> list[Snapshot]:
         horizon = self.plan.horizon
         ends = month_ends(facts["activity_month"].min(), today)  # type: ignore[arg-type]  # a column of dates
         matured = [day for day in ends if horizon.matures_on(day) <= today]
-        return snapshots(facts, matured[-self.max_months :], today=today, horizon=horizon)
+        return snapshots(facts, matured[-self.max_months :], today=today, horizon=horizon, names=names)
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
@@ -253,6 +263,22 @@ class Trainer:
             self.challenge(variant, version.version, f"trained as of {outcome.lineage.today}; it passed the gate")
             version = replace(version, alias=CHALLENGER)
         return replace(outcome, version=version)
+
+
+@dataclass(frozen=True)
+class FeatureNames:
+    """The features of a new model: ``names``, or the default set if they are ``None``.
+
+    Attributes:
+        origin: Where they come from, for people.
+    """
+
+    origin: str
+    names: Sequence[str] | None = None
+
+    def of(self, facts: pl.DataFrame) -> Sequence[str]:
+        """Return the names for a variant's activity."""
+        return default_feature_names(facts) if self.names is None else self.names
 
 
 @dataclass(frozen=True)
@@ -270,6 +296,7 @@ class _TrainingData:
     """The activity that a variant is trained on, and the variant that it belongs to."""
 
     owner: Variant
+    names: Sequence[str]
     facts: pl.DataFrame
     snapshots: list[Snapshot]
     detours: tuple[str, ...]
@@ -301,7 +328,7 @@ def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> P
     n_months = trained.plan.horizon.months
     matrices = []
     for as_of in as_ofs:
-        rows = features(facts, as_of)
+        rows = features(facts, as_of, trained.feature_names)
         months = rows["activity_month"].to_physical().to_numpy()
         matrices.append(encode(rows.filter(months >= first_recent_month(months, n_months)), trained.encoding))
     matrix = np.concatenate(matrices)
@@ -387,13 +414,34 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
     return {name: value[:_MAX_TAG] for name, value in tags.items()}
 
 
-def _compare(champion: OpenModel, trained: Trained, evaluation: Evaluation) -> AgainstChampion | None:
+def _compare(
+    champion: OpenModel, trained: Trained, evaluation: Evaluation, shots: Sequence[Snapshot]
+) -> AgainstChampion | None:
+    """Compare with the champion on the held-out accounts; ``None`` if they are too few, or lack its features."""
     if evaluation.status != "ok":
         return None
-    churned, matrix = trained.held_out_accounts.churned, trained.held_out_accounts.matrix
-    scores = champion.bundle.predict(matrix)
-    compared = compare_roc_auc(churned, scores, trained.bundle.predict(matrix))
-    return AgainstChampion(champion.version.uri, evaluate(churned, scores), compared.difference, compared.p_value)
+    accounts, matrix = trained.held_out_accounts, trained.held_out_accounts.matrix
+    try:
+        scores = champion.bundle.predict(_matrix_for(champion, trained, shots))
+    except InputError:
+        return None
+    compared = compare_roc_auc(accounts.churned, scores, trained.bundle.predict(matrix))
+    evaluated = evaluate(accounts.churned, scores)
+    return AgainstChampion(champion.version.uri, evaluated, compared.difference, compared.p_value)
+
+
+def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]) -> Matrix:
+    """Build the champion's matrix of the held-out accounts' rows."""
+    accounts, names = trained.held_out_accounts, champion.bundle.feature_names
+    if names == trained.feature_names:
+        return accounts.matrix
+    by_day = {shot.as_of: shot.rows for shot in shots}
+    matrices = []
+    for place, as_of in enumerate(accounts.as_ofs):
+        rows = by_day[as_of]
+        chosen = rows.filter(pl.col("account_id").is_in(accounts.account_ids[accounts.places == place]))
+        matrices.append(encode(chosen, plan_encoding(names, rows.columns)))
+    return np.concatenate(matrices)
 
 
 def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
@@ -404,19 +452,19 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
     rows = f"{about}: {accounts.n:,} held-out rows, {accounts.n_churned:,} churned"
     calibration = draw_reliability(reliability(churned, scores), f"Calibration: error {error:.4f}", rows)
     explained = accounts.matrix[:_EXPLAINED_ROWS]
-    contributions = sum_by_source_column(trained.bundle.contributions(explained), encoding)
+    contributions = sum_by_column(trained.bundle.contributions(explained), encoding)
     return {
         "roc.svg": curves.draw_roc(churned, scores, about),
         "precision_recall.svg": curves.draw_precision_recall(churned, scores, about),
         "gain.svg": curves.draw_gain(churned, scores, about),
         "scores.svg": curves.draw_scores(churned, scores, about),
         "reliability.svg": calibration.encode(),
-        "reasons.svg": curves.draw_contributions(contributions, _by_source_column(explained, encoding), about),
+        "reasons.svg": curves.draw_contributions(contributions, _by_column(explained, encoding), about),
     }
 
 
-def _by_source_column(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
-    """Return the values of each source column of the features: its numbers, or the names of its levels."""
+def _by_column(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
+    """Return the values of each column of the features: its numbers, or the names of its levels."""
     values: dict[str, npt.NDArray[Any]] = {name: matrix[:, place] for name, place in encoding.numbers}
     levels = pack_matrix(matrix, encoding).levels
     names = (np.array([*group.levels, "none of these"]) for group in encoding.one_hots)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def random_rows(seed: int, n: int) -> tuple[Packed, np.ndarray]:
 
 
 def test_a_profile_has_the_parents_in_the_encodings_order_and_then_the_score():
-    assert [bins.feature for bins in reference([1.0, 2.0]).bins] == [*ENCODING.source_columns, SCORE]
+    assert [bins.feature for bins in reference([1.0, 2.0]).bins] == [*ENCODING.columns, SCORE]
 
 
 def test_a_heavy_value_is_alone_in_its_bin_and_the_others_fill_theirs_evenly():
@@ -84,14 +85,14 @@ def test_a_heavy_value_is_alone_in_its_bin_and_the_others_fill_theirs_evenly():
 
 
 def test_the_bundled_activitys_zeros_are_told_from_small_amounts():
-    frame = derive(pl.read_parquet(DATA / "activity.parquet"))
+    frame = derive(pl.read_parquet(DATA / "activity.parquet"), date(2026, 10, 31))
     names = json.loads((DATA / "feature_names_3.json").read_text())
     encoding = plan_encoding(names, frame.columns)
     packed = pack(frame, encoding)
 
     profile = reference_profile(packed, encoding, np.full(frame.height, 0.5))
 
-    bins = profile.bins[encoding.source_columns.index("total_deposit")]
+    bins = profile.bins[encoding.columns.index("total_deposit")]
     counts = dict(zip(bins.labels, profile.by_feature()["total_deposit"].tolist(), strict=True))
     assert counts["= 0"] == (frame["total_deposit"] == 0).sum()
     missing = profile.by_feature()["months_active"][-1]

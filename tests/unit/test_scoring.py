@@ -38,7 +38,7 @@ class Case:
 
     def summed_contributions(self) -> tuple[np.ndarray, float]:
         values = self.bundle.contributions(self.matrix).astype(np.float64)
-        sums = np.zeros((self.packed.n_rows, len(self.encoding.source_columns)))
+        sums = np.zeros((self.packed.n_rows, len(self.encoding.columns)))
         for feature, parent in enumerate(self.encoding.column_of_feature):
             sums[:, parent] += values[:, feature]
         return sums, float(values[0, -1])

@@ -1,0 +1,273 @@
+"""Features over several months: training and scoring must compute the same bytes, and what the names say.
+
+At stake: a model that was trained on other numbers than it scores, or on what was not known yet.
+"""
+
+import tempfile
+from collections import defaultdict
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from churn.data.features import encode, features, plan_encoding, unpack
+from churn.data.scoring_rows import prepare
+from churn.data.windows import GRAMMAR, Window, parse
+from churn.errors import InputError
+from churn.weeks import month_number, month_start
+
+MONEY = ("total_deposit", "total_handle", "total_ngr")
+COLUMNS = (*MONEY, "brand_id", "ftd_date", "reg_date", "visits")
+NAMES = (
+    "total_handle", "total_handle_sum_1m", "total_ngr_sum_3m", "total_handle_mean_4m", "total_ngr_max_2m",
+    "total_deposit_count_6m", "total_handle_trend_3m", "total_ngr_rate_2m", "visits_sum_2m", "months_since_active",
+    "active_months_5m", "months_since_ftd_date", "months_active", "brand_id_OH",
+)  # fmt: skip
+FIRST = date(2025, 1, 1)
+AS_OFS = (date(2025, 5, 1), date(2025, 5, 20), date(2025, 6, 30), date(2025, 9, 3))
+AMOUNTS = st.sampled_from([0.0, 0.1, 1 / 3, 2.5, 1e7, 12345.678])
+
+
+@st.composite
+def activities(draw: st.DrawFn) -> pl.DataFrame:
+    """Rows of a few accounts in any order, with repeats, corrections that came later, and missing values."""
+    rows = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "account_id": st.integers(1, 4),
+                    "month": st.integers(0, 7),
+                    "days_late": st.integers(0, 70),
+                    "total_deposit": AMOUNTS,
+                    "total_handle": st.none() | AMOUNTS,
+                    "total_ngr": AMOUNTS.map(lambda amount: -amount) | AMOUNTS,
+                    "visits": st.integers(0, 9),
+                    "ftd_date": st.none() | st.dates(date(2024, 12, 1), date(2025, 10, 1)),
+                    "brand_id": st.sampled_from(["OH", "PA"]),
+                }
+            ),
+            min_size=1,
+            max_size=25,
+        )
+    )
+    frame = pl.DataFrame(
+        rows, schema_overrides={"total_handle": pl.Float64, "ftd_date": pl.Date}, infer_schema_length=None
+    )
+    months = [month_start(FIRST, row["month"]) for row in rows]
+    known_at = [
+        datetime(month.year, month.month, 1, tzinfo=UTC) + timedelta(days=row["days_late"])
+        for month, row in zip(months, rows, strict=True)
+    ]
+    return frame.drop("month", "days_late").with_columns(
+        activity_month=pl.Series(months, dtype=pl.Date),
+        known_at=pl.Series(known_at, dtype=pl.Datetime("us", "UTC")),
+        reg_date=pl.lit(date(2024, 12, 5)),
+        ben_login_id=pl.lit("actionnetwork"),
+        player_reg_product=pl.lit("BETTING"),
+        tracker_id=pl.lit(1000),
+    )
+
+
+def scored(activity: pl.DataFrame, as_of: date, names=NAMES) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return account ids and the matrix in their order as scoring builds them from a file, and the short windows."""
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+        activity.write_parquet(file.name)
+        rows = prepare(Path(file.name), tuple(names), as_of, 0.0, "the file")
+        chunks = [(ids, unpack(packed, rows.encoding)) for ids, packed in rows.chunks()]
+    ids = np.concatenate([ids for ids, _ in chunks])
+    order = np.argsort(ids)
+    return ids[order], np.concatenate([matrix for _, matrix in chunks])[order], rows.counts.n_short_windows
+
+
+def trained(activity: pl.DataFrame, as_of: date, names=NAMES) -> tuple[np.ndarray, np.ndarray]:
+    """Return account ids and the matrix as training builds them."""
+    rows = features(activity, as_of, names)
+    return rows["account_id"].to_numpy(), encode(rows, plan_encoding(names, rows.columns))
+
+
+def slowly(activity: pl.DataFrame, as_of: date) -> dict[int, list[float | None]]:
+    """Compute ``NAMES`` by the words of the grammar, one account and month after another."""
+    end_of_day = datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC) + timedelta(days=1)
+    reports: dict[int, dict[int, dict]] = defaultdict(dict)
+    in_order = sorted(activity.iter_rows(named=True), key=lambda row: row["known_at"])
+    for row in in_order:
+        if row["known_at"] < end_of_day and row["activity_month"] <= as_of:
+            reports[row["account_id"]][month_number(row["activity_month"])] = row
+    running = month_number(as_of)
+    all_months = {month for months in reports.values() for month in months}
+    end = running - 1 if running - 1 in all_months else running - 2
+    elapsed = as_of.day if running in all_months else 0
+
+    def of(account: int) -> list[float | None]:
+        months = reports[account]
+        latest = months[max(months)]
+
+        def values(column: str, n: int) -> list[float]:
+            return [float(np.float32(months.get(end - lag, {}).get(column) or 0)) for lag in range(n)]
+
+        def is_active(month: int) -> bool:
+            return any(months.get(month, {}).get(name) for name in MONEY)
+
+        def days(n: int) -> int:
+            first = month_start(as_of, end - running - n + 1)
+            return (month_start(as_of, end - running + 1) - first).days
+
+        ftd = latest["ftd_date"]
+        ftd = ftd if ftd is not None and ftd <= as_of else None
+        active = [month for month in months if month <= end and is_active(month)]
+        handles = values("total_handle", 3)
+        return [
+            latest["total_handle"],
+            sum(values("total_handle", 1)),
+            sum(values("total_ngr", 3)),
+            sum(values("total_handle", 4)) / 4,
+            max(values("total_ngr", 2)),
+            sum(value != 0 for value in values("total_deposit", 6)),
+            float(np.polyfit([0, -1, -2], handles, 1)[0]),
+            (sum(values("total_ngr", 2)) + float(months.get(running, {}).get("total_ngr") or 0)) / (days(2) + elapsed),
+            sum(values("visits", 2)),
+            end - max(active) if active else None,
+            sum(is_active(end - lag) for lag in range(5)),
+            None if ftd is None else running - month_number(ftd),
+            None if ftd is None else month_number(latest["activity_month"]) - month_number(ftd),
+            float(latest["brand_id"] == "OH"),
+        ]
+
+    return {account: of(account) for account in sorted(reports)}
+
+
+@given(activities(), st.sampled_from(AS_OFS), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_training_and_scoring_compute_the_same_bytes_and_what_the_names_say(activity, as_of, chance):
+    expected = slowly(activity, as_of)
+    if not expected:
+        return
+    ids, matrix = trained(activity, as_of)
+    assert ids.tolist() == list(expected)
+    wanted = np.array([[np.nan if value is None else value for value in row] for row in expected.values()])
+    np.testing.assert_allclose(matrix, wanted, rtol=1e-5, atol=1e-2)
+    ids_scored, matrix_scored, _ = scored(activity, as_of)
+    assert ids_scored.tolist() == ids.tolist()
+    assert matrix_scored.tobytes() == matrix.tobytes()
+    # The order of rows matters only between reports of the same account, month and time.
+    keyed = activity.unique(["account_id", "activity_month", "known_at"], keep="last", maintain_order=True)
+    order = list(range(keyed.height))
+    chance.shuffle(order)
+    assert trained(keyed[order], as_of)[1].tobytes() == matrix.tobytes()
+
+
+@given(activities(), st.sampled_from(AS_OFS))
+@settings(max_examples=30, deadline=None)
+def test_a_late_correction_reaches_only_later_as_of_days(activity, as_of):
+    known = activity.filter(pl.col("known_at").dt.date() <= as_of)
+    if not slowly(known, as_of):
+        return
+    assert trained(activity, as_of)[1].tobytes() == trained(known, as_of)[1].tobytes()
+
+
+def test_an_account_is_computed_from_its_rows_alone():
+    activity = pl.concat([row_of(account, month, 10.0 * account) for account in (1, 2, 3) for month in (3, 4, 5)])
+    ids, together = trained(activity, date(2025, 6, 9))
+    for account, expected in zip(ids, together, strict=True):
+        alone = trained(activity.filter(pl.col("account_id") == account), date(2025, 6, 9))[1][0]
+        assert alone.tobytes() == expected.tobytes()
+
+
+def row_of(account: int, month: int, handle: float) -> pl.DataFrame:
+    """Return one checked row of 2025, known on the last day of its month."""
+    first = date(2025, month, 1)
+    known_at = datetime.combine(month_start(first, 1), datetime.min.time(), UTC) - timedelta(hours=1)
+    return pl.DataFrame(
+        {
+            "account_id": [account], "activity_month": [first], "known_at": [known_at], "total_deposit": [0.0],
+            "total_handle": [handle], "total_ngr": [0.0], "brand_id": ["OH"], "reg_date": [date(2025, 1, 1)],
+            "ftd_date": [date(2025, 1, 2)], "ben_login_id": ["actionnetwork"], "player_reg_product": ["BETTING"],
+            "tracker_id": [1000], "visits": [1],
+        }
+    )  # fmt: skip
+
+
+def test_a_window_does_not_change_with_the_day_of_the_month_and_a_rate_counts_the_days():
+    names = ["total_handle_sum_2m", "months_since_active", "total_handle_rate_1m"]
+    activity = pl.concat([row_of(1, 4, 30.0), row_of(1, 5, 31.0), row_of(1, 6, 60.0)])
+    month_to_date = activity.with_columns(
+        known_at=pl.when(pl.col("activity_month") == date(2025, 6, 1))
+        .then(pl.lit(datetime(2025, 6, 2, tzinfo=UTC)))
+        .otherwise("known_at")
+    )
+    for day in (2, 9, 30):
+        assert trained(month_to_date, date(2025, 6, day), names)[1][0].tolist() == pytest.approx(
+            [61.0, 0.0, 91.0 / (31 + day)]
+        )
+    # Extracts of whole months say nothing of June before it is over, so that its days do not count.
+    assert trained(activity, date(2025, 6, 20), names)[1][0].tolist() == [61.0, 0.0, 1.0]
+
+
+def test_while_the_last_month_has_not_arrived_windows_end_a_month_earlier():
+    names = ["total_handle_sum_1m", "months_since_active"]
+    activity = pl.concat([row_of(1, 4, 30.0), row_of(2, 3, 5.0)])
+    assert trained(activity, date(2025, 6, 3), names)[1].tolist() == [[30.0, 0.0], [0.0, 1.0]]
+    # An older extract gives no activity in the window, and the months since then.
+    assert trained(activity, date(2025, 9, 3), names)[1].tolist() == [[0.0, 3.0], [0.0, 4.0]]
+
+
+def test_windows_longer_than_the_history_are_served_and_counted():
+    names = ["total_handle_sum_2m", "total_handle_sum_3m", "active_months_12m"]
+    activity = pl.concat([row_of(1, 4, 30.0), row_of(1, 5, 31.0)])
+    _, matrix, n_short = scored(activity, date(2025, 6, 9), names)
+    assert matrix.tolist() == [[61.0, 61.0, 2.0]]
+    assert n_short == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "total_handle_sum_0m", "total_handle_sum_03m", "total_handle_sum_121m", "total_handle_trend_1m",
+        "total_handle_median_3m", "total_handle_sum_3", "total_handle_sum", "total_wagers_sum_3m", "brand_id_sum_3m",
+        "ftd_date_mean_3m", "account_id_sum_3m", "months_since_brand_id", "months_since_birthday", "active_months_0m",
+        "months_since_", "active_months_m",
+    ],
+)  # fmt: skip
+def test_a_name_that_looks_like_a_window_and_is_none_is_refused_with_the_grammar(name):
+    with pytest.raises(InputError) as refused:
+        plan_encoding(["total_deposit", name], [*COLUMNS, "account_id"])
+    assert repr(name) in str(refused.value)
+    assert GRAMMAR in str(refused.value)
+
+
+def test_an_unknown_aggregate_of_a_column_of_numbers_is_refused_when_its_rows_are_seen():
+    activity = row_of(1, 5, 31.0)
+    with pytest.raises(InputError, match="'visits_median_3m' look like windows"):
+        trained(activity, date(2025, 6, 9), ["visits_median_3m"])
+
+
+def test_levels_and_columns_that_look_like_windows_are_levels_and_columns():
+    encoding = plan_encoding(["plan_gold_12m", "x_sum_3m"], ["plan", "x_sum_3m"])
+    assert encoding.one_hots[0].levels == ("gold_12m",)
+    assert encoding.source_columns == ("x_sum_3m", "plan")
+
+
+def test_windows_are_grouped_by_their_source_column_in_raw_and_encoded_rows():
+    names = ["total_handle", "total_handle_sum_3m", "months_since_active", "active_months_3m", "months_since_ftd_date"]
+    expected = ("total_handle", "activity", "ftd_date")
+    assert plan_encoding(names, COLUMNS).source_columns == expected
+    assert plan_encoding(names, names).source_columns == expected
+    assert parse("total_handle_sum_3m", COLUMNS) == Window("total_handle_sum_3m", "total_handle", "sum", 3)
+
+
+def test_windows_over_activity_need_a_column_of_money():
+    activity = row_of(1, 5, 31.0).drop(MONEY)
+    with pytest.raises(InputError, match="none of which measures activity"):
+        features(activity, date(2025, 6, 9), ["months_since_active"])
+
+
+def test_dates_after_the_as_of_day_are_missing_in_training_and_scoring():
+    activity = row_of(1, 5, 31.0).with_columns(ftd_date=pl.lit(date(2025, 6, 10)), signup=pl.lit(date(2025, 6, 11)))
+    names = ["months_active", "months_since_ftd_date", "months_since_signup"]
+    for as_of, expected in ((date(2025, 6, 9), [np.nan] * 3), (date(2025, 6, 11), [-1.0, 0.0, 0.0])):
+        np.testing.assert_array_equal(trained(activity, as_of, names)[1][0], expected)
+        np.testing.assert_array_equal(scored(activity, as_of, names)[1][0], expected)
