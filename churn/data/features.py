@@ -63,7 +63,7 @@ def features(
         values = is_active(activity, money) if name == ACTIVITY else activity[name].cast(pl.Float32)
         return values.to_numpy()
 
-    computed = compute(over_months, known, as_of, column)
+    computed = compute(over_months, known, column)
     columns = [pl.Series(window.name, values) for window, values in zip(over_months, computed, strict=True)]
     return derive(activity[known.latest], as_of, windows).with_columns(columns)
 
@@ -154,28 +154,15 @@ def known_rows(
     months: npt.NDArray[np.int32],
     known_at: npt.NDArray[np.int64] | None = None,
 ) -> KnownRows:
-    """Find the report that counts of each account and month, by the rules of :func:`features`; see its arguments."""
+    """Order the reports known at the end of ``as_of``, for windows; arguments as in :func:`latest_known`."""
     rows = np.flatnonzero(_is_known(as_of, months, known_at))
     keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
     if not are_in_order(key[rows] for key in keys):
-        rows = rows[np.lexsort([key[rows] for key in reversed(keys)])]
-    accounts, days = account_ids[rows], months[rows]
-    is_last_report = np.append((accounts[1:] != accounts[:-1]) | (days[1:] != days[:-1]), True)[: len(rows)]
-    if not is_last_report.all():
-        rows, accounts, days = rows[is_last_report], accounts[is_last_report], days[is_last_report]
-    is_latest = np.append(accounts[1:] != accounts[:-1], True)[: len(rows)]
-    account = np.cumsum(is_latest, dtype=np.int32)
-    account -= is_latest
-    return KnownRows(rows, account, _month_numbers(days), rows[is_latest])
-
-
-def _month_numbers(days: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Return the month numbers of days since 1970, by a table: converting each takes ten times as long."""
-    if not len(days):
-        return days
-    first = int(days.min())
-    table = np.arange(first, int(days.max()) + 1).astype("M8[D]").astype("M8[M]").astype(np.int32)
-    return np.asarray(table[days - first] + month_number(day_from_epoch(0)), dtype=np.int32)
+        rows = rows[np.lexsort([key[rows] for key in reversed(keys)])]  # stable: equals stay in the file's order
+    accounts = account_ids[rows]
+    is_latest = np.ones(len(rows), dtype=np.bool_)
+    is_latest[:-1] = accounts[1:] != accounts[:-1]
+    return KnownRows(account_ids, months, rows, rows[is_latest], as_of)
 
 
 def first_recent_month(months: npt.NDArray[np.int32], n_months: int) -> int:

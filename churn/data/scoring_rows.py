@@ -227,13 +227,13 @@ def _read_activity(
         quarantined=checked.quarantined,
         unknown_levels={name: dict(levels.most_common(_MOST_LEVELS)) for name, levels in unknown.items()},
         n_erased=file.n_rows - checked.rows.height - checked.quarantined.height,
-        n_short_windows=0 if known is None else count_short(plan.windows, known, as_of),
+        n_short_windows=0 if known is None else count_short(plan.windows, known),
     )
     account_ids = checked.rows["account_id"].to_numpy()
     chunks = partial(_marked_chunks, packed, account_ids, marks, is_recent)
     if known is None:
         return ScoringRows(counts, plan.encoding, chunks)
-    computed = compute(plan.windows, known, as_of, partial(plan.column, packed))
+    computed = compute(plan.windows, known, partial(plan.column, packed))
     accounts = account_ids[known.latest]
     return ScoringRows(counts, plan.encoding, lambda: plan.with_windows(chunks(), accounts, computed))
 

@@ -4,15 +4,16 @@ A window is computed from all of an account's months that were known at the as-o
 over arrays. Training and scoring call the same :func:`compute`, so their values are the same bytes. Not here: which
 reports were known (``churn.data.features``), nor which windows a new model uses (``churn.training.default_features``).
 
-The last month of a window is the last complete month before the as-of day's month or, while no account's row of it is
-known, the month before that. Months without a row count as 0, those before an account's first row included. The running
-month enters only as a rate a day, so that scores do not change with the day of the month.
+The last month of a window is the last month that is over at the end of the as-of day or, while no account's row of it
+is known, the month before that. Months without a row count as 0, those before an account's first row included. The
+running month enters only as a rate a day, so that scores do not change with the day of the month.
 """
 
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from churn.data.activity import KINDS
 from churn.errors import InputError
-from churn.weeks import month_number, month_start
+from churn.weeks import day_from_epoch, days_since_epoch, month_start
 
 ACTIVITY = "activity"
 """The source column, in reasons, of the windows over activity in any money column."""
@@ -66,19 +67,31 @@ class Window:
 
 @dataclass(frozen=True)
 class KnownRows:
-    """The reports that count at an as-of day, one for each account and month, in order of both.
+    """The reports that were known at the end of an as-of day.
 
     Attributes:
-        rows: Their positions in the file, shape (n,).
-        account: Each one's index among the accounts in rising order of id, shape (n,).
-        month: Each one's month number, shape (n,).
-        latest: The position in the file of each account's latest row, shape (n_accounts,).
+        account_ids: Of the whole file, shape (n,).
+        months: Likewise, days since 1970.
+        rows: The positions of the known reports, in order of account, month and time.
+        latest: The position of each account's latest row, in order of account; shape (n_accounts,).
     """
 
+    account_ids: npt.NDArray[np.int64]
+    months: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int64]
-    account: npt.NDArray[np.int32]
-    month: npt.NDArray[np.int32]
     latest: npt.NDArray[np.int64]
+    as_of: date
+
+    def has_month(self, month: date) -> bool:
+        """Return whether any report is of a month."""
+        is_of_month = self.months == days_since_epoch(month)
+        return bool(is_of_month.any() and is_of_month[self.rows].any())
+
+    @cached_property
+    def last_month(self) -> date:
+        """The month with which windows end."""
+        last = month_start(self.as_of + timedelta(days=1), -1)
+        return last if self.has_month(last) else month_start(last, -1)
 
 
 def parse(name: str, columns: Collection[str]) -> Window | None:
@@ -140,9 +153,9 @@ def not_windows(names: Sequence[str], columns: Collection[str]) -> InputError:
 
 
 def compute(
-    windows: Sequence[Window], known: KnownRows, as_of: date, column: Callable[[str], npt.NDArray[Any]]
+    windows: Sequence[Window], known: KnownRows, column: Callable[[str], npt.NDArray[Any]]
 ) -> npt.NDArray[np.float32]:
-    """Compute windows for all accounts at once, month by month.
+    """Compute windows for all accounts at once.
 
     The sums are made in the same order whatever the order of the file, so equal facts give equal bytes.
 
@@ -153,89 +166,51 @@ def compute(
     Returns:
         Shape (len(windows), n_accounts), in the order of ``windows``.
     """
-    end, longest = last_month(known, as_of), max((window.months for window in windows), default=0)
-    places = [_place(known, end - lag) for lag in range(longest)]
-    running = _place(known, month_number(as_of))
+    from churn.data.aggregates import aggregate  # imports Numba
+
+    first, lags = _lags(known)
     computed = np.empty((len(windows), len(known.latest)), dtype=np.float32)
     for source_column in dict.fromkeys(window.column for window in windows):
-        values = column(source_column)
         chosen = [i for i, window in enumerate(windows) if window.column == source_column]
-        sums = _sum_up([windows[i] for i in chosen], values, places, len(known.latest))
-        for i, total in zip(chosen, sums, strict=True):
-            match windows[i].aggregate:
-                case "rate":
-                    days = _days(end, windows[i].months, as_of, has_running=len(running[0]) > 0)
-                    computed[i] = (total + _spread(values, running, len(total))) / days
-                case "since":
-                    computed[i] = _months_since(known, values, end)
-                case _:
-                    computed[i] = total
+        kinds, weights = _plan([windows[i] for i in chosen], known)
+        into, values = np.empty((len(chosen), len(known.latest)), dtype=np.float32), column(source_column)
+        aggregate(known.account_ids, known.months, known.rows, values, first, lags, kinds, weights, into)
+        computed[chosen] = into
     return computed
 
 
-def last_month(known: KnownRows, as_of: date) -> int:
-    """Return the number of the month with which windows end."""
-    last = month_number(as_of) - 1
-    return last if (known.month == last).any() else last - 1
+def _plan(windows: Sequence[Window], known: KnownRows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return what each window is, and its weights, for :func:`churn.data.aggregates.aggregate`."""
+    from churn.data.aggregates import COUNT, MAX, SINCE, WEIGHTED_SUM
+
+    tomorrow, end = known.as_of + timedelta(days=1), known.last_month
+    days_of_running = tomorrow.day - 1 if known.has_month(month_start(tomorrow)) else 0
+    weights = np.zeros((len(windows), max(window.months for window in windows) + 1))
+    for window, of_lag in zip(windows, weights, strict=True):
+        n = window.months
+        match window.aggregate:
+            case "sum":
+                of_lag[1 : n + 1] = 1
+            case "mean":
+                of_lag[1 : n + 1] = 1 / n
+            case "rate":
+                of_lag[: n + 1] = 1 / ((month_start(end, 1) - month_start(end, 1 - n)).days + days_of_running)
+            case "trend":  # least squares over months that are evenly spaced
+                of_lag[1 : n + 1] = ((n - 1) / 2 - np.arange(n)) / (n * (n * n - 1) / 12)
+    kinds = {"count": COUNT, "max": MAX, "since": SINCE}
+    plan = [(kinds.get(window.aggregate, WEIGHTED_SUM), window.months) for window in windows]
+    return np.array(plan, dtype=np.int64), weights
 
 
-def count_short(windows: Sequence[Window], known: KnownRows, as_of: date) -> int:
+def count_short(windows: Sequence[Window], known: KnownRows) -> int:
     """Count the windows that begin before the first month of the activity."""
-    first, end = int(known.month.min()), last_month(known, as_of)
-    return sum(end - window.months + 1 < first for window in windows)
+    first, end = day_from_epoch(int(known.months[known.rows].min())), known.last_month
+    return sum(month_start(end, 1 - window.months) < month_start(first) for window in windows)
 
 
-def _place(known: KnownRows, month: int) -> _Place:
-    chosen = np.flatnonzero(known.month == month)
-    return known.account[chosen], known.rows[chosen]
-
-
-def _spread(values: npt.NDArray[Any], place: _Place, n_accounts: int) -> npt.NDArray[np.float64]:
-    """Return each account's value in a month, 0 without one."""
-    accounts, rows = place
-    month = np.zeros(n_accounts)
-    month[accounts] = np.nan_to_num(values[rows])
-    return month
-
-
-def _sum_up(
-    windows: Sequence[Window], values: npt.NDArray[Any], places: Sequence[_Place], n_accounts: int
-) -> npt.NDArray[np.float64]:
-    """Aggregate the complete months of windows over one column, the newest first; shape (len(windows), n_accounts)."""
-    totals = np.zeros((len(windows), n_accounts))
-    for lag in range(max(window.months for window in windows)):
-        month = _spread(values, places[lag], n_accounts)
-        for total, window in zip(totals, windows, strict=True):
-            if lag < window.months:
-                _add(total, window, lag, month)
-    return totals
-
-
-def _add(total: npt.NDArray[np.float64], window: Window, lag: int, month: npt.NDArray[np.float64]) -> None:
-    n = window.months
-    match window.aggregate:
-        case "sum" | "rate":
-            total += month
-        case "mean":
-            total += month / n
-        case "count":
-            total += month != 0
-        case "max":
-            np.maximum(total, month, out=total) if lag else np.copyto(total, month)
-        case "trend":  # least squares over months that are evenly spaced
-            total += ((n - 1) / 2 - lag) / (n * (n * n - 1) / 12) * month
-
-
-def _days(end: int, n_months: int, as_of: date, *, has_running: bool) -> int:
-    """Return the days of the window's complete months, and those of the running month so far if it has rows."""
-    last = month_start(as_of, end - month_number(as_of))
-    n_days = (month_start(last, 1) - month_start(last, 1 - n_months)).days
-    return n_days + (as_of - month_start(as_of) + timedelta(days=1)).days * has_running
-
-
-def _months_since(known: KnownRows, is_active: npt.NDArray[np.bool_], end: int) -> npt.NDArray[np.float64]:
-    """Return the months from each account's last active month to the windows' end; NaN if there is none by then."""
-    rows = np.flatnonzero(is_active[known.rows] & (known.month <= end))
-    last = np.full(len(known.latest), np.nan)
-    last[known.account[rows]] = known.month[rows]  # in rising order, so the last one stays
-    return end - last
+def _lags(known: KnownRows) -> tuple[int, npt.NDArray[np.int64]]:
+    """Return the first day of any month, and by day from then the months to the windows' last month; -1 after it."""
+    first = int(known.months.min())
+    months = np.arange(first, int(known.months.max()) + 1).astype("M8[D]").astype("M8[M]")
+    end = np.datetime64(known.last_month, "M")
+    return first, np.maximum((end - months).astype(np.int64), -1)

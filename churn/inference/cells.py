@@ -6,13 +6,13 @@ answers up instead of comparing. Pure.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
 from churn.inference.forest import Forest, NotCompilableError
 
@@ -24,8 +24,6 @@ BLOCK = 16_384
 
 WORD_BITS = 64
 _MAX_CELLS = 1 << 16
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 Cells = npt.NDArray[np.uint16]
 """Shape (n_columns, n_rows): per column of the encoding, numbers first, the cell of each row."""
@@ -45,17 +43,6 @@ class Splits(NamedTuple):
     cell: npt.NDArray[np.int32]
     at: npt.NDArray[np.bool_]
     beyond: npt.NDArray[np.bool_]
-
-
-def compiled(function: _Function) -> _Function:
-    """Compile a function on its first call, and cache the machine code next to the module or in the user's cache.
-
-    If neither is writable, every process compiles again.
-    """
-    try:
-        return cast("_Function", numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # Numba has nowhere to cache it
-        return cast("_Function", numba.njit(nogil=True)(function))
 
 
 class Words(NamedTuple):

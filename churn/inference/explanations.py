@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
-from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, compiled, gather, goes_left, plan_cells
+from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
 from churn.inference.forest import LEAF, Forest, NotCompilableError
 from churn.inference.scoring import probability
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
-from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, compiled, gather, goes_left, plan_cells
+from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
 from churn.inference.forest import LEAF, Forest, NotCompilableError
 
 _MAX_TABLE_BYTES = 256 << 20

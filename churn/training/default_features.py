@@ -18,7 +18,7 @@ MAX_LEVELS = 60
 
 _OF_MONEY = ("sum_1m", "sum_3m", "sum_12m", "count_6m", "trend_6m", "rate_1m")
 _OF_ACTIVITY = ("months_since_active", "active_months_3m", "active_months_6m", "active_months_12m")
-_DATES = ("reg_date", "ftd_date")
+_DATES = ("reg_date", "ftd_date", "qp_date")
 
 
 def default_feature_names(

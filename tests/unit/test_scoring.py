@@ -10,11 +10,11 @@ import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from churn.compiled import compiled
 from churn.data.features import Encoding, OneHot, Packed, pack_matrix, plan_encoded, unpack
 from churn.errors import ModelFileError
 from churn.inference import engine as engine_module
 from churn.inference.bundle import Bundle, load_bundle, read_bundle
-from churn.inference.cells import compiled
 from churn.inference.engine import build_engine, require_sums
 from churn.inference.explanations import ForestExplainer, build_explainer
 from churn.inference.forest import Forest, NotCompilableError, read_forest

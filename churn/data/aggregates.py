@@ -1,0 +1,69 @@
+"""The loop that aggregates the months of all accounts, compiled; :mod:`churn.data.windows` calls it. Pure."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from churn.compiled import compiled
+
+WEIGHTED_SUM, COUNT, MAX, SINCE = range(4)
+
+
+@compiled
+def aggregate(
+    account_ids: npt.NDArray[np.int64],
+    months: npt.NDArray[np.int32],
+    rows: npt.NDArray[np.int64],
+    values: npt.NDArray[Any],
+    first_day: int,
+    lags: npt.NDArray[np.int64],
+    windows: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float64],
+    into: npt.NDArray[np.float32],
+) -> None:
+    """Aggregate one column over several windows, one account after another.
+
+    Args:
+        rows: The reports that were known, in order of account, month and time; of one month's reports the last counts.
+        first_day: The first day that ``lags`` has.
+        lags: Months from a row's month to the windows' last one, by day; -1 in the running month, the only later one
+            with reports.
+        windows: What each is, and its months; shape (n_windows, 2).
+        weights: Of weighted sums, by lag from -1; shape (n_windows, at least most months + 1).
+        into: Shape (n_windows, n_accounts).
+    """
+    n = len(rows)
+    of_lag = np.zeros(windows[:, 1].max() + 1)  # an account's values, from the running month back
+    account, last_active = 0, -1
+    for i in range(n):
+        row = rows[i]
+        is_last = i + 1 == n or account_ids[rows[i + 1]] != account_ids[row]
+        if is_last or months[rows[i + 1]] != months[row]:
+            lag = lags[months[row] - first_day]
+            value = 0.0 if math.isnan(values[row]) else np.float64(values[row])
+            if lag + 1 < len(of_lag):
+                of_lag[lag + 1] = value
+            if value != 0 and lag >= 0:
+                last_active = lag
+        if not is_last:
+            continue
+        for w in range(len(windows)):
+            kind, end = windows[w, 0], windows[w, 1] + 1
+            total = 0.0
+            if kind == WEIGHTED_SUM:
+                for k in range(end):
+                    total += weights[w, k] * of_lag[k]
+            elif kind == COUNT:
+                for k in range(1, end):
+                    total += of_lag[k] != 0
+            elif kind == MAX:
+                total = of_lag[1]
+                for k in range(2, end):
+                    total = max(total, of_lag[k])
+            else:
+                total = np.float64(last_active) if last_active >= 0 else np.nan
+            into[w, account] = total
+        of_lag[:] = 0.0
+        account, last_active = account + 1, -1
