@@ -65,7 +65,8 @@ def _print(prediction: Row, console: Console) -> None:
         size = reason["contribution"]
         bar = "█" * max(round(_BAR_WIDTH * abs(size) / longest), 1)
         colour = "red" if size > 0 else "green"
-        table.add_row(reason["feature"], escape(reason["value"]), f"{size:+.3f}", f"[{colour}]{bar}[/{colour}]")
+        name = reason.get("window", reason["feature"])  # the feature of the source column that the value is of
+        table.add_row(name, escape(reason["value"]), f"{size:+.3f}", f"[{colour}]{bar}[/{colour}]")
     total = prediction.bias + sum(reason["contribution"] for reason in prediction.reasons)
     table.add_row("[dim]every account[/dim]", "", f"{prediction.bias:+.3f}", "")
     table.add_row("[bold]sum[/bold]", "", f"[bold]{total:+.3f}[/bold]", f"is {prediction.churn_probability:.3f}")

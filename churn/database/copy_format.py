@@ -51,11 +51,13 @@ class CopyLayout:
 
     Attributes:
         source_columns: The source columns of the rows' contributions; empty without reasons.
+        n_shown: The number of them with windows, of which the index of the shown feature is stored.
     """
 
     week: date
     batch_id: int
     source_columns: tuple[str, ...] = ()
+    n_shown: int = 0
 
     @property
     def separate(self) -> list[str]:
@@ -72,6 +74,7 @@ class CopyLayout:
         """The table columns written, in the fields' order."""
         reals = [f"{name}_{part}" for name in self.separate for part in ("contribution", "value")]
         arrays = ["other_contributions", "other_values"] if self.other else []
+        arrays += ["shown_features"] if self.n_shown else []
         return ["scored_week", "batch_id", "account_id", "churn_probability", *reals, *arrays]
 
     def blank_row(self) -> npt.NDArray[np.void]:
@@ -82,12 +85,13 @@ class CopyLayout:
                           ("elements", element, (n_other,))])  # fmt: skip
         types: dict[str, Any] = {"scored_week": ">i4", "batch_id": ">i8", "account_id": ">i8"}
         types |= dict.fromkeys(("other_contributions", "other_values"), array)
+        types["shown_features"] = ("u1", (self.n_shown,))
         fields = [(name, [("size", ">i4"), ("value", types.get(name, ">f4"))]) for name in self.columns]
         row = np.zeros(1, dtype=[("n_fields", ">i2"), *fields])
         row["n_fields"] = len(self.columns)
         for name in self.columns:
             value = row[name]["value"]
-            row[name]["size"] = value.dtype.itemsize
+            row[name]["size"] = value.nbytes
             if name.startswith("other_"):
                 value["n_dims"], value["oid"], value["length"], value["lower"] = 1, _REAL_OID, n_other, 1
                 value["elements"]["size"] = 4
@@ -113,6 +117,8 @@ def encode_rows(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[byte
             if others:
                 block["other_contributions"]["value"]["elements"]["value"] = chunk.contributions[:, others]
                 block["other_values"]["value"]["elements"]["value"] = chunk.values[others].T
+            if layout.n_shown:
+                block["shown_features"]["value"] = chunk.shown
         yield block.tobytes()
     yield _TRAILER
 

@@ -38,7 +38,7 @@ _LOCK_TIMEOUT, _WEEK_LOCK_TIMEOUT = "45s", "10s"
 _ANSWER_WITHIN_S, _INDEX_WITHIN_S = 60.0, 3600.0
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-_JSON_COLUMNS = ("unknown_levels", "levels", "importance", "drift")
+_JSON_COLUMNS = ("unknown_levels", "levels", "importance", "drift", "window_features")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class BatchRecord:
     profile_counts: Sequence[int] | None = None
     estimated_auc: float | None = None
     n_rows_erased: int = 0
+    window_features: Mapping[str, Any] | None = None
+    n_short_windows: int = 0
 
     def columns(self) -> dict[str, Any]:
         """Return the values by column, in the types that PostgreSQL accepts."""
@@ -104,6 +106,7 @@ class BatchInProgress:
         make_record: Returns the record, which has the number of rows scored, and the quarantined rows with the columns
             ``row_number, account_id, rules, row``. Called after the last chunk.
         source_columns: The source columns of the rows' contributions, in order; empty without reasons.
+        n_shown: The number of them with windows.
         reference: The profile that the batch is compared with, as JSON; ``None`` if its model has none.
         n_erasures: The number of erasures when its rows were read; a later erasure prevents its publication.
     """
@@ -111,6 +114,7 @@ class BatchInProgress:
     chunks: Iterable[ScoredRows]
     make_record: Callable[[], tuple[BatchRecord, pl.DataFrame]]
     source_columns: Sequence[str] = ()
+    n_shown: int = 0
     reference: str | None = None
     n_erasures: int = 0
     _account_ids: list[npt.NDArray[np.int64]] = field(default_factory=list, init=False)
@@ -321,7 +325,7 @@ def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> Non
 def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
     _require_no_newer_erasure(connection, batch.n_erasures)
     batch_id = _next_batch_id(connection)
-    n_stored = _copy(connection, CopyLayout(week, batch_id, tuple(batch.source_columns)), batch.rows())
+    n_stored = _copy(connection, CopyLayout(week, batch_id, tuple(batch.source_columns), batch.n_shown), batch.rows())
     record, quarantined = batch.finish(n_stored)
     _insert_batch(connection, record, batch_id)
     _insert_reference(connection, record, batch.reference)

@@ -222,6 +222,7 @@ class Scorer:
             score_rows(chain([first], chunks), engine, model.version, summary),
             lambda: (scoring.record(), counts.quarantined),
             source_columns=engine.reasons.source_columns if engine.reasons else (),
+            n_shown=len(engine.reasons.windows) if engine.reasons else 0,
             reference=reference.to_json() if reference else None,
             n_erasures=erased.n_erasures,
         )
@@ -258,6 +259,11 @@ class _Scoring:
                 "bias": reasons.bias,
                 "other_source_columns": [name for name in reasons.source_columns if name not in SOURCE_COLUMNS],
                 "levels": reasons.levels,
+                "window_features": {
+                    column: {"place": place, "features": names}
+                    for place, (column, names) in enumerate(reasons.windows.items())
+                }
+                or None,
                 "importance": self.summary.importance(reasons.source_columns),
             }
         return BatchRecord(
@@ -283,6 +289,7 @@ class _Scoring:
             n_accounts_withheld=counts.n_withheld,
             n_rows_scored=counts.n_accounts,
             n_rows_erased=counts.n_erased,
+            n_short_windows=counts.n_short_windows,
             unknown_levels=counts.unknown_levels,
             started_at=request.started_at,
             scored_by="xgboost" if self.engine.fallback_reason else "tables",

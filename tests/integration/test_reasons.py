@@ -1,6 +1,9 @@
 """At stake: analysts act on "why". Every stored reason must be XGBoost's own exact value and say what it is about."""
 
+import io
 import json
+import re
+from datetime import UTC, datetime
 from functools import partial
 
 import mlflow
@@ -11,10 +14,13 @@ import pytest
 import xgboost as xgb
 
 from churn.cli.main import main
+from churn.data.activity import check_activity
+from churn.data.features import encode, features, plan_encoding
 from churn.deployment.services import Deployment
 from churn.errors import InputError
 from churn.evaluation.charts import draw_importance
 from churn.variants import Variant
+from churn.weeks import default_as_of
 from churn.workflows.score import FleetRequest, score_fleet
 from tests.support.inputs import NAMES, activity, as_parquet, encoded, monday, put_input, register_bundled
 from tests.support.site import Run, Site, bundled, put_model_files
@@ -135,6 +141,61 @@ def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
     printed = churn("explain", "--account", "7", "--variant", "us")
     assert printed.status == 0, printed
     assert "spend (eur)" in printed.out
+
+
+@pytest.mark.parametrize("booster_name", ["gbtree", "dart"])
+def test_windows_are_summed_by_source_column_and_the_largest_is_shown_by_name(
+    site: Site, log_model: Run, deployment: Deployment, churn: Run, booster_name: str
+) -> None:
+    names = [
+        "total_handle", "total_handle_sum_3m", "total_ngr_mean_6m", "months_since_active", "active_months_3m",
+        "months_since_reg_date", "brand_id_OH", "brand_id_PA", "total_handle_sum_120m",
+    ]  # fmt: skip
+    groups = {
+        "total_handle": [0, 1, 8], "total_ngr": [2], "activity": [3, 4], "reg_date": [5], "brand_id": [6, 7],
+    }  # fmt: skip
+    rows, as_of = pl.read_parquet(io.BytesIO(as_parquet(activity()))), default_as_of(monday(), datetime.now(UTC).date())
+    made = features(check_activity(rows).rows, as_of, names)
+    matrix = encode(made, plan_encoding(names, made.columns))
+    label = np.nan_to_num(matrix[:, 1]) < np.median(np.nan_to_num(matrix[:, 1])) + matrix[:, 6]
+    data = xgb.DMatrix(matrix, label, feature_names=names)
+    parameters = {"objective": "binary:logistic", "booster": booster_name, "max_depth": 3, "min_child_weight": 0.1}
+    booster = xgb.train(parameters, data, 6)
+    sample = pl.DataFrame(matrix, schema=names).head(5).to_dicts()
+    put_model_files(
+        site,
+        US.prefix,
+        model=bytes(booster.save_raw("ubj")),
+        names=json.dumps(names).encode(),
+        sample=json.dumps(sample).replace("NaN", "null").encode(),
+    )
+    put_input(site, US.key, as_parquet(activity()))
+    assert log_model("--geography", "us").status == 0
+
+    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+
+    assert outcome.record.n_short_windows == 1
+    assert outcome.record.scored_by == ("tables" if booster_name == "gbtree" else "xgboost")
+    values, place = booster.predict(data, pred_contribs=True), {id_: i for i, id_ in enumerate(made["account_id"])}
+    for row in site.current().iter_rows(named=True):
+        i = place[row["account_id"]]
+        assert row["churn_probability"] == pytest.approx(booster.inplace_predict(matrix[i : i + 1])[0], abs=1e-6)
+        for reason in row["reasons"]:
+            of_column = groups[reason["feature"]]
+            assert reason["contribution"] == pytest.approx(values[i, of_column].sum(), abs=1e-4)
+            if reason["feature"] == "brand_id":
+                assert reason["window"] is None
+                continue
+            shown = names.index(reason["window"] or reason["feature"])
+            assert shown in of_column
+            assert abs(values[i, shown]) >= np.abs(values[i, of_column]).max() - 1e-4
+            stored = np.nan if reason["value"] == "(missing)" else np.float32(reason["value"])
+            np.testing.assert_equal(stored, matrix[i, shown])
+        first = row["reasons"][0]
+        assert row["reason_1"].startswith(f"{first['window'] or first['feature']} = {first['value']} (")
+    row = next(row for row in site.current().iter_rows(named=True) if row["reasons"][0]["window"])
+    printed = churn("explain", "--account", str(row["account_id"]), "--variant", "us")
+    assert re.search(rf"{row['reasons'][0]['window']} +{row['reasons'][0]['value']}", printed.out)
 
 
 def test_without_reasons_a_batch_has_none_and_says_how_to_get_them(
