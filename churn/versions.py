@@ -11,7 +11,11 @@ PREVIOUS = "previous"  # the previous champion, which a rollback returns to
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a variant's registered model, and the alias that it was resolved from."""
+    """One version of a variant's registered model, and the alias that it was resolved from.
+
+    Attributes:
+        is_calibrated: Whether its scores were calibrated, so that they are probabilities.
+    """
 
     variant: Variant
     registered_model: str
@@ -21,6 +25,7 @@ class ModelVersion:
     mlflow_run_id: str
     sha256: str
     has_reference: bool = False
+    is_calibrated: bool = False
 
     @property
     def uri(self) -> str:

@@ -67,6 +67,18 @@ def month_start(day: date, months_later: int = 0) -> date:
     return date(year, month + 1, 1)
 
 
+def at_risk_since(as_of: date, horizon_months: int) -> date:
+    """Return the first month in which activity puts an account at risk of churning at ``as_of``.
+
+    It is ``horizon_months`` months before the as-of day's month. The column ``scoring_batches.at_risk_since`` has the
+    same rule in SQL.
+
+    >>> at_risk_since(date(2025, 11, 30), 3)
+    datetime.date(2025, 8, 1)
+    """
+    return month_start(as_of, -horizon_months)
+
+
 def month_end(day: date) -> date:
     """Return the last day of a day's month."""
     return month_start(day, 1) - timedelta(days=1)

@@ -17,13 +17,16 @@ import polars as pl
 from churn.data.activity import KINDS, MONEY
 from churn.data.windows import ACTIVITY, KnownRows, Window, compute, looks_like_window, not_windows, parse, windows_of
 from churn.errors import InputError
-from churn.weeks import day_from_epoch, day_start_us, days_since_epoch, month_number, month_numbers, month_start
+from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
 
 Matrix = npt.NDArray[np.float32]
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
 
 MAX_OF_COLUMN = 256
 """Maximum number of features of one source column, since a byte stores which of them is shown."""
+
+NEVER = np.iinfo(np.int32).min
+"""Last active month of an account without activity; the bits of PostgreSQL's date ``-infinity``."""
 
 _PHYSICAL = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
 
@@ -127,16 +130,9 @@ def latest_known(
     Returns:
         Shape (n,), with at most one mark an account.
     """
-    known = _is_known(as_of, months, known_at)
-    rows = np.flatnonzero(known)
-    keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
-    if not are_in_order(key[rows] for key in keys):
-        if pl.Series(account_ids[rows]).n_unique() == len(rows):
-            return known  # as in most weekly files; this check takes a tenth of the time of sorting
-        rows = rows[np.lexsort([key[rows] for key in reversed(keys)])]  # stable: equals stay in the file's order
-    accounts = account_ids[rows]
-    known[rows[:-1][accounts[1:] == accounts[:-1]]] = False
-    return known
+    marks = np.zeros(len(months), dtype=np.bool_)
+    marks[known_rows(as_of, account_ids, months, known_at, by_account=False).latest] = True
+    return marks
 
 
 def _is_known(
@@ -153,11 +149,21 @@ def known_rows(
     account_ids: npt.NDArray[np.int64],
     months: npt.NDArray[np.int32],
     known_at: npt.NDArray[np.int64] | None = None,
+    *,
+    by_account: bool = True,
 ) -> KnownRows:
-    """Order the reports known at the end of ``as_of``, for windows; arguments as in :func:`latest_known`."""
+    """Return the reports known at the end of ``as_of``; arguments as in :func:`latest_known`.
+
+    Args:
+        by_account: Whether accounts must be in order, as for windows. Otherwise those with one report each stay as they
+            are.
+    """
     rows = np.flatnonzero(_is_known(as_of, months, known_at))
     keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
     if not are_in_order(key[rows] for key in keys):
+        if not by_account and pl.Series(account_ids[rows]).n_unique() == len(rows):
+            # As in most weekly files; this check takes a tenth of the time of sorting.
+            return KnownRows(account_ids, months, rows, rows, as_of)
         rows = rows[np.lexsort([key[rows] for key in reversed(keys)])]  # stable: equals stay in the file's order
     accounts = account_ids[rows]
     is_latest = np.ones(len(rows), dtype=np.bool_)
@@ -165,13 +171,22 @@ def known_rows(
     return KnownRows(account_ids, months, rows, rows[is_latest], as_of)
 
 
-def first_recent_month(months: npt.NDArray[np.int32], n_months: int) -> int:
-    """Return the first of the newest ``n_months`` months, as days since 1970.
+def last_active_months(known: KnownRows, is_active: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Return each account's newest month with activity.
 
-    Batches and their reference are compared on accounts whose row is of these months. Extracts have rows of everyone
-    who ever played, and a growing share of them left long ago.
+    Args:
+        is_active: Of each row of the file, shape (n,).
+
+    Returns:
+        Days since 1970, ``NEVER`` where no month has activity, in the order of ``known.latest``.
     """
-    return days_since_epoch(month_start(day_from_epoch(int(months.max())), 1 - n_months))
+    rows = known.rows
+    accounts, months = known.account_ids[rows], known.months[rows]
+    is_first = np.ones(len(rows), dtype=np.bool_)
+    is_first[1:] = accounts[1:] != accounts[:-1]
+    counts = is_active[rows]  # of the reports of a month, the last one counts
+    counts[:-1] &= is_first[1:] | (months[1:] != months[:-1])
+    return np.maximum.reduceat(np.where(counts, months, NEVER), np.flatnonzero(is_first)).astype(np.int32)
 
 
 def derive(rows: pl.DataFrame, as_of: date, windows: Sequence[Window] = ()) -> pl.DataFrame:
@@ -298,13 +313,16 @@ class Packed:
         levels: Per one-hot source column, the index of the row's level in ``OneHot.levels``, or their count if the
             model does not know the level; shape (n source columns, n_rows).
         unknown_levels: ``{source_column: {level: rows}}`` of levels that the model does not know, most frequent first.
-        is_recent: Which rows are of the newest months, shape (n_rows,); ``None`` if unknown: then all count.
+        last_active_months: Each account's newest month with activity as days since 1970, ``NEVER`` without one; shape
+            (n_rows,). ``None`` if unknown.
+        is_at_risk: Which accounts are at risk of churning, shape (n_rows,). ``None`` if unknown: then all count.
     """
 
     numbers: npt.NDArray[np.float32]
     levels: npt.NDArray[np.uint16]
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
-    is_recent: npt.NDArray[np.bool_] | None = None
+    last_active_months: npt.NDArray[np.int32] | None = None
+    is_at_risk: npt.NDArray[np.bool_] | None = None
 
     @property
     def n_rows(self) -> int:

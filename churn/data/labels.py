@@ -17,7 +17,7 @@ from churn.data.activity import MONEY
 from churn.data.features import are_in_order, is_active, key_columns
 from churn.defaults import HORIZON_MONTHS, LABEL_LAG_DAYS
 from churn.errors import InputError, UsageError
-from churn.weeks import day_from_epoch, day_start_us, days_since_epoch, month_end, month_start
+from churn.weeks import at_risk_since, day_start_us, days_since_epoch, month_start
 
 Ids = npt.NDArray[np.int64]
 
@@ -132,18 +132,12 @@ def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horiz
 
 
 def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:
-    """Return the ids of accounts that can still churn at ``as_of``, ascending; the others already have.
+    """Return the ids of accounts at risk at ``as_of``, ascending: those that can still churn; the others already have.
 
-    Accounts are at risk if they have activity, as known at the end of ``as_of``, in the last ``horizon.months`` months
-    that were over by then, or since. When data arrive late, the months are counted back from the newest one known.
+    They have activity, as known at the end of ``as_of``, in or after the month :func:`churn.weeks.at_risk_since`. Where
+    no month that new is known, nobody is returned, since it is unknown who is at risk.
     """
-    months = reports.months[_known(reports, as_of)]
-    if not len(months):
-        return np.empty(0, dtype=np.int64)
-    newest = day_from_epoch(int(months.max()))
-    is_running = newest == month_start(as_of) and as_of != month_end(as_of)
-    first = month_start(newest, -horizon.months + (0 if is_running else 1))
-    return _active_accounts(reports, first, newest, as_of)
+    return _active_accounts(reports, at_risk_since(as_of, horizon.months), month_start(as_of), as_of)
 
 
 def _active_accounts(reports: Reports, first_month: date, last_month: date, known_by: date) -> Ids:

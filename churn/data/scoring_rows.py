@@ -24,6 +24,7 @@ from churn.data.formats import RowFile, open_rows
 from churn.data.windows import ACTIVITY, KnownRows, Window, compute, count_short, windows_of
 from churn.defaults import HORIZON_MONTHS
 from churn.errors import InputError
+from churn.weeks import at_risk_since, days_since_epoch
 
 CHUNK_ROWS = 65_536  # small chunks cost more calls a row; larger ones only cost memory
 _MOST_LEVELS = 20
@@ -44,6 +45,9 @@ class RowCounts:
         unknown_levels: ``{source_column: {level: rows}}`` of the valid rows; the most frequent levels of each.
         n_erased: Rows dropped because their account was erased.
         n_short_windows: Features over more months than the activity has.
+        horizon_months: The horizon by which accounts are at risk.
+        first_month: The first month known at the as-of day; ``None`` of encoded rows, as the next.
+        newest_month: The newest month known at the as-of day.
     """
 
     n_read: int
@@ -55,6 +59,9 @@ class RowCounts:
     unknown_levels: dict[str, dict[str, int]]
     n_erased: int = 0
     n_short_windows: int = 0
+    horizon_months: int = HORIZON_MONTHS
+    first_month: date | None = None
+    newest_month: date | None = None
 
     @property
     def quarantined_by_rule(self) -> dict[str, int]:
@@ -96,9 +103,9 @@ class RowPlan:
     def needs_activity(self) -> bool:
         return any(window.column == ACTIVITY for window in self.windows)
 
-    def known_rows(self, keys: pl.DataFrame, as_of: date) -> KnownRows | None:
-        """Return the reports that count; ``None`` if no window is computed, for which the latest are enough."""
-        return features.known_rows(as_of, *features.keys_of(keys)) if self.windows else None
+    def known_rows(self, keys: pl.DataFrame, as_of: date) -> KnownRows:
+        """Return the reports that count."""
+        return features.known_rows(as_of, *features.keys_of(keys), by_account=bool(self.windows))
 
     def column(self, packed: Sequence[Packed], name: str) -> npt.NDArray[np.float32]:
         """Return a packed column of all rows; of activity, whether there is any."""
@@ -149,14 +156,14 @@ def prepare(
     max_quarantine_share: float,
     origin: str,
     *,
-    recent_months: int = HORIZON_MONTHS,
+    horizon_months: int = HORIZON_MONTHS,
     erased: Erased | None = None,
 ) -> ScoringRows:
     """Open a file of raw activity or encoded rows, and find each account's row.
 
     Args:
         origin: The name of the file in an error.
-        recent_months: How many of the newest months count as recent.
+        horizon_months: The horizon by which accounts are at risk.
         erased: Accounts whose rows are dropped and counted.
 
     Raises:
@@ -167,7 +174,13 @@ def prepare(
     erased = erased or Erased()
     if activity.is_activity(file.columns):
         return _read_activity(
-            file, feature_names, as_of, max_quarantine_share, origin=origin, recent_months=recent_months, erased=erased
+            file,
+            feature_names,
+            as_of,
+            max_quarantine_share,
+            origin=origin,
+            horizon_months=horizon_months,
+            erased=erased,
         )
     activity.require_features(file.columns, feature_names)
     return _open_encoded(file, feature_names, max_quarantine_share, erased)
@@ -180,7 +193,7 @@ def _read_activity(
     max_quarantine_share: float,
     *,
     origin: str,
-    recent_months: int,
+    horizon_months: int,
     erased: Erased,
 ) -> ScoringRows:
     """Check and pack raw activity."""
@@ -203,7 +216,7 @@ def _read_activity(
     packed: list[Packed] = []
     unknown: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for part, packed_part in _check_chunks(file, columns, check, max_quarantine_share, quarantined):
-        keys.append(part.rows.select(features.key_columns(part.rows.columns)))
+        keys.append(_keys(part.rows))
         packed.append(packed_part)
         for name, levels in packed_part.unknown_levels.items():
             unknown[name].update(levels)
@@ -216,8 +229,10 @@ def _read_activity(
             f"no account of {origin} was known at {as_of}: its months run from {month.min()!s} to {month.max()!s}; "
             f"score a later week or bring an earlier extract"
         )
-    months = month.to_physical().to_numpy()
-    is_recent = months >= features.first_recent_month(months[marks], recent_months)
+    last_active = None
+    if "is_active" in checked.rows.columns:
+        last_active = np.full(len(marks), features.NEVER, dtype=np.int32)
+        last_active[known.latest] = features.last_active_months(known, checked.rows["is_active"].to_numpy())
     counts = RowCounts(
         n_read=file.n_rows,
         n_accounts=int(marks.sum()),
@@ -227,11 +242,14 @@ def _read_activity(
         quarantined=checked.quarantined,
         unknown_levels={name: dict(levels.most_common(_MOST_LEVELS)) for name, levels in unknown.items()},
         n_erased=file.n_rows - checked.rows.height - checked.quarantined.height,
-        n_short_windows=0 if known is None else count_short(plan.windows, known),
+        n_short_windows=count_short(plan.windows, known) if plan.windows else 0,
+        horizon_months=horizon_months,
+        first_month=known.first_month,
+        newest_month=known.newest_month,
     )
     account_ids = checked.rows["account_id"].to_numpy()
-    chunks = partial(_marked_chunks, packed, account_ids, marks, is_recent)
-    if known is None:
+    chunks = partial(_marked_chunks, packed, account_ids, marks, last_active, _at_risk_since(known, horizon_months))
+    if not plan.windows:
         return ScoringRows(counts, plan.encoding, chunks)
     computed = compute(plan.windows, known, partial(plan.column, packed))
     accounts = account_ids[known.latest]
@@ -242,7 +260,8 @@ def _marked_chunks(
     packed: Sequence[Packed],
     account_ids: npt.NDArray[np.int64],
     marks: npt.NDArray[np.bool_],
-    is_recent: npt.NDArray[np.bool_],
+    last_active: npt.NDArray[np.int32] | None,
+    at_risk_since: int | None,
 ) -> Iterator[Chunk]:
     end = 0
     for part in packed:
@@ -250,7 +269,25 @@ def _marked_chunks(
         rows = marks[start:end]
         if rows.any():
             chosen = part if rows.all() else part.take(rows)
-            yield account_ids[start:end][rows], replace(chosen, is_recent=is_recent[start:end][rows])
+            if last_active is not None:
+                months = last_active[start:end][rows]
+                is_at_risk = None if at_risk_since is None else months >= at_risk_since
+                chosen = replace(chosen, last_active_months=months, is_at_risk=is_at_risk)
+            yield account_ids[start:end][rows], chosen
+
+
+def _keys(rows: pl.DataFrame) -> pl.DataFrame:
+    """Select what is needed of all rows at once, and whether each has activity, if the file has a column of it."""
+    keys = rows.select(features.key_columns(rows.columns))
+    if any(name in rows.columns for name in activity.MONEY):
+        keys = keys.with_columns(is_active=features.is_active(rows))
+    return keys
+
+
+def _at_risk_since(known: KnownRows, horizon_months: int) -> int | None:
+    """Return the first month that puts an account at risk, in days since 1970; ``None`` if no such month is known."""
+    first = at_risk_since(known.as_of, horizon_months)
+    return None if known.newest_month < first else days_since_epoch(first)
 
 
 def _open_encoded(
@@ -323,13 +360,10 @@ def _without(erased: Erased, checked: CheckedRows) -> CheckedRows:
     return replace(checked, rows=erased.without(checked.rows), quarantined=erased.without(checked.quarantined))
 
 
-def _mark(checked: CheckedRows, as_of: date, known: KnownRows | None) -> tuple[npt.NDArray[np.bool_], int]:
+def _mark(checked: CheckedRows, as_of: date, known: KnownRows) -> tuple[npt.NDArray[np.bool_], int]:
     """Mark the rows to score, and count the accounts withheld."""
-    if known is None:
-        marks = features.latest_known(as_of, *features.keys_of(checked.rows))
-    else:
-        marks = np.zeros(checked.rows.height, dtype=np.bool_)
-        marks[known.latest] = True
+    marks = np.zeros(checked.rows.height, dtype=np.bool_)
+    marks[known.latest] = True
     if checked.quarantined.is_empty():
         return marks, 0
     withheld = _stale_accounts(checked.rows.filter(pl.Series(marks)), checked.quarantined, as_of)

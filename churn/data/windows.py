@@ -88,6 +88,16 @@ class KnownRows:
         return bool(is_of_month.any() and is_of_month[self.rows].any())
 
     @cached_property
+    def first_month(self) -> date:
+        """The first month known; there must be one."""
+        return day_from_epoch(int(self.months[self.rows].min()))
+
+    @cached_property
+    def newest_month(self) -> date:
+        """The newest month known; there must be one."""
+        return day_from_epoch(int(self.months[self.rows].max()))
+
+    @cached_property
     def last_month(self) -> date:
         """The month with which windows end."""
         last = month_start(self.as_of + timedelta(days=1), -1)

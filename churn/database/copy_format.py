@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from churn.data.features import NEVER
+
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _FIELD = struct.Struct(">hi")  # a row's number of fields, and the size of its first one
 _POSTGRES_EPOCH = date(2000, 1, 1)
+_EPOCHS_APART = (_POSTGRES_EPOCH - date(1970, 1, 1)).days
 _REAL_OID = 700
 
 SOURCE_COLUMNS = (
@@ -33,6 +36,7 @@ class ScoredRows:
     Attributes:
         account_ids: Shape (n,), unique over the whole batch.
         probabilities: Shape (n,), in [0, 1].
+        last_active_months: Days since 1970, ``NEVER`` for accounts without activity, shape (n,); ``None`` if unknown.
         contributions: Log-odds by source column, shape (n, n_source_columns); ``None`` without reasons.
         values: Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n).
         shown: Of each source column with windows, the index of the feature whose value that is; shape (n, n of these).
@@ -40,6 +44,7 @@ class ScoredRows:
 
     account_ids: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
+    last_active_months: npt.NDArray[np.int32] | None = None
     contributions: npt.NDArray[np.float32] | None = None
     values: npt.NDArray[np.float32] | None = None
     shown: npt.NDArray[np.uint8] | None = None
@@ -52,12 +57,14 @@ class CopyLayout:
     Attributes:
         source_columns: The source columns of the rows' contributions; empty without reasons.
         n_shown: The number of them with windows, of which the index of the shown feature is stored.
+        has_last_active_month: Whether it is known when accounts were last active.
     """
 
     week: date
     batch_id: int
     source_columns: tuple[str, ...] = ()
     n_shown: int = 0
+    has_last_active_month: bool = False
 
     @property
     def separate(self) -> list[str]:
@@ -75,7 +82,8 @@ class CopyLayout:
         reals = [f"{name}_{part}" for name in self.separate for part in ("contribution", "value")]
         arrays = ["other_contributions", "other_values"] if self.other else []
         arrays += ["shown_features"] if self.n_shown else []
-        return ["scored_week", "batch_id", "account_id", "churn_probability", *reals, *arrays]
+        months = ["last_active_month"] if self.has_last_active_month else []
+        return ["scored_week", "batch_id", "account_id", "churn_probability", *months, *reals, *arrays]
 
     def blank_row(self) -> npt.NDArray[np.void]:
         """Return one row, shape (1,), with the values that all rows of the batch share."""
@@ -84,6 +92,7 @@ class CopyLayout:
         array = np.dtype([("n_dims", ">i4"), ("nulls", ">i4"), ("oid", ">i4"), ("length", ">i4"), ("lower", ">i4"),
                           ("elements", element, (n_other,))])  # fmt: skip
         types: dict[str, Any] = {"scored_week": ">i4", "batch_id": ">i8", "account_id": ">i8"}
+        types["last_active_month"] = ">i4"
         types |= dict.fromkeys(("other_contributions", "other_values"), array)
         types["shown_features"] = ("u1", (self.n_shown,))
         fields = [(name, [("size", ">i4"), ("value", types.get(name, ">f4"))]) for name in self.columns]
@@ -109,6 +118,8 @@ def encode_rows(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[byte
         block = np.repeat(blank, len(chunk.account_ids))
         block["account_id"]["value"] = chunk.account_ids
         block["churn_probability"]["value"] = chunk.probabilities
+        if layout.has_last_active_month and (months := chunk.last_active_months) is not None:
+            block["last_active_month"]["value"] = np.where(months == NEVER, NEVER, months - _EPOCHS_APART)
         if chunk.contributions is not None and chunk.values is not None:
             for name in layout.separate:
                 i = layout.source_columns.index(name)

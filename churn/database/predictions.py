@@ -80,6 +80,10 @@ class BatchRecord:
     profile_counts: Sequence[int] | None = None
     estimated_auc: float | None = None
     n_rows_erased: int = 0
+    horizon_months: int | None = None
+    first_month: date | None = None
+    newest_month: date | None = None
+    n_at_risk: int | None = None
     window_features: Mapping[str, Any] | None = None
     n_short_windows: int = 0
 
@@ -107,6 +111,7 @@ class BatchInProgress:
             ``row_number, account_id, rules, row``. Called after the last chunk.
         source_columns: The source columns of the rows' contributions, in order; empty without reasons.
         n_shown: The number of them with windows.
+        has_last_active_month: Whether it is known when accounts were last active.
         reference: The profile that the batch is compared with, as JSON; ``None`` if its model has none.
         n_erasures: The number of erasures when its rows were read; a later erasure prevents its publication.
     """
@@ -115,6 +120,7 @@ class BatchInProgress:
     make_record: Callable[[], tuple[BatchRecord, pl.DataFrame]]
     source_columns: Sequence[str] = ()
     n_shown: int = 0
+    has_last_active_month: bool = False
     reference: str | None = None
     n_erasures: int = 0
     _account_ids: list[npt.NDArray[np.int64]] = field(default_factory=list, init=False)
@@ -325,7 +331,10 @@ def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> Non
 def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
     _require_no_newer_erasure(connection, batch.n_erasures)
     batch_id = _next_batch_id(connection)
-    n_stored = _copy(connection, CopyLayout(week, batch_id, tuple(batch.source_columns), batch.n_shown), batch.rows())
+    layout = CopyLayout(
+        week, batch_id, tuple(batch.source_columns), batch.n_shown, has_last_active_month=batch.has_last_active_month
+    )
+    n_stored = _copy(connection, layout, batch.rows())
     record, quarantined = batch.finish(n_stored)
     _insert_batch(connection, record, batch_id)
     _insert_reference(connection, record, batch.reference)

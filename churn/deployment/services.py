@@ -127,7 +127,7 @@ class Deployment:
             code_version=self.code_version,
             max_quarantine_share=self.settings.churn_max_quarantine_share,
             with_reasons=self.settings.churn_reasons,
-            recent_months=self.settings.churn_horizon_months,
+            horizon_months=self.settings.churn_horizon_months,
         )
 
     def cluster(self) -> "RayCluster[Scorer] | None":

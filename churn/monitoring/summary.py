@@ -1,8 +1,11 @@
-"""Summary of a batch's scores, for people and later weeks, accumulated chunk by chunk. Pure."""
+"""Summary of a batch's scores, for people and later weeks, accumulated chunk by chunk. Pure.
+
+It is about the accounts at risk, as the performance of a model is. Where it is unknown who is at risk, it is about all.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +17,31 @@ _BINS, _FINE_BINS = 20, 1000
 _TOP = 10
 
 
+class Scores(Protocol):
+    """The scores of a chunk of a batch.
+
+    Attributes:
+        account_ids: Shape (n,), as ``probabilities``.
+        contributions: Shape (n, n_source_columns); ``None`` without reasons.
+    """
+
+    @property
+    def account_ids(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def contributions(self) -> npt.NDArray[np.float32] | None: ...
+
+
 @dataclass
 class ScoreSummary:
     """Counts and extremes of a batch's scores.
 
     Attributes:
+        n: Accounts summarized.
+        n_scored: Accounts scored, those not at risk included.
+        is_at_risk_known: Whether the accounts summarized are those at risk; ``False`` if they are all.
+        is_calibrated: Whether the scores are probabilities.
         fine_counts: Accounts per thousandth of [0, 1], shape (1000,).
         top: ``(probability, account id)`` of the highest, in falling order.
         absolute: Sums of the contributions' absolute values, by source column; ``None`` without reasons.
@@ -27,6 +50,9 @@ class ScoreSummary:
     """
 
     n: int = 0
+    n_scored: int = 0
+    is_at_risk_known: bool = False
+    is_calibrated: bool = False
     total: float = 0.0
     lowest: float = 1.0
     highest: float = 0.0
@@ -42,9 +68,14 @@ class ScoreSummary:
 
     @property
     def estimated_auc(self) -> float | None:
-        """Expected ROC AUC if each score is a calibrated probability; assumes no concept drift."""
+        """Expected ROC AUC, assuming no concept drift; ``None`` if the scores are not calibrated probabilities."""
         middles = (np.arange(_FINE_BINS) + 0.5) / _FINE_BINS
-        return estimated_auc(middles, self.fine_counts) if self.n else None
+        return estimated_auc(middles, self.fine_counts) if self.n and self.is_calibrated else None
+
+    @property
+    def population(self) -> str:
+        """The accounts summarized, in words."""
+        return "accounts at risk" if self.is_at_risk_known else "all accounts, since it is unknown who is at risk"
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -55,28 +86,27 @@ class ScoreSummary:
         """Return the mean absolute contribution of each source column in log-odds, the largest first."""
         if self.absolute is None:
             return {}
-        means = dict(zip(source_columns, (self.absolute / self.n).tolist(), strict=True))
+        means = dict(zip(source_columns, (self.absolute / max(self.n, 1)).tolist(), strict=True))
         return dict(sorted(means.items(), key=lambda pair: (-pair[1], pair[0])))
 
-    def add(
-        self,
-        account_ids: npt.NDArray[np.int64],
-        probabilities: npt.NDArray[np.float32],
-        contributions: npt.NDArray[np.float32] | None = None,
-        profile: Profile | None = None,
-    ) -> None:
+    def add(self, scored: Scores, is_at_risk: npt.NDArray[np.bool_] | None, profile: Profile | None = None) -> None:
         """Count a chunk of scored rows.
 
         Args:
-            account_ids: Shape (n,), as ``probabilities``.
-            contributions: Shape (n, n_source_columns); ``None`` without reasons.
-            profile: The chunk counted into the reference's bins; ``None`` without one.
+            is_at_risk: Shape (n,); ``None`` if unknown.
+            profile: The chunk's accounts at risk, counted into the reference's bins; ``None`` without one.
         """
+        self.n_scored += scored.probabilities.size
+        self.is_at_risk_known = is_at_risk is not None
+        counted = slice(None) if is_at_risk is None else np.flatnonzero(is_at_risk)
+        probabilities, account_ids = scored.probabilities[counted], scored.account_ids[counted]
         if profile is not None:
             self.profile = profile if self.profile is None else self.profile + profile
-        if contributions is not None:
-            sums = np.abs(contributions).sum(axis=0, dtype=np.float64)
+        if scored.contributions is not None:
+            sums = np.abs(scored.contributions[counted]).sum(axis=0, dtype=np.float64)
             self.absolute = sums if self.absolute is None else self.absolute + sums
+        if not probabilities.size:
+            return
         self.n += probabilities.size
         self.total += float(probabilities.sum(dtype=np.float64))
         self.lowest = min(self.lowest, float(probabilities.min()))
@@ -97,7 +127,8 @@ class ScoreSummary:
         """Return the fields of the batch's record that describe its scores."""
         return {
             "drift": self.drift(),
-            "mean_probability": self.mean,
+            "n_at_risk": self.n if self.is_at_risk_known else None,
+            "mean_probability": self.mean if self.n else None,
             "score_counts": self.counts.tolist(),
             "profile_counts": None if self.profile is None else self.profile.counts.tolist(),
             "estimated_auc": self.estimated_auc,

@@ -281,9 +281,17 @@ class Registry:
                 f"version {found.version} of {found.name!r} has no tag {tags.MODEL_SHA256}, so its file cannot be "
                 f"checked; log it again with experiment_tracking/log_model.py"
             )
-        sha256, has_reference = found.tags[tags.MODEL_SHA256], found.tags.get(tags.HAS_REFERENCE) == "true"
-        number, run_id = int(found.version), found.run_id
-        return ModelVersion(variant, found.name, number, alias, model_id, run_id, sha256, has_reference)
+        return ModelVersion(
+            variant=variant,
+            registered_model=found.name,
+            version=int(found.version),
+            alias=alias,
+            model_id=model_id,
+            mlflow_run_id=found.run_id,
+            sha256=found.tags[tags.MODEL_SHA256],
+            has_reference=found.tags.get(tags.HAS_REFERENCE) == "true",
+            is_calibrated=found.tags.get(tags.IS_CALIBRATED) == "true",
+        )
 
     def _fetch(self, version: ModelVersion) -> Path:
         folder = self._cache / version.model_id

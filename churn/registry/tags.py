@@ -10,6 +10,7 @@ COMPANY = "company_id"
 TRAINING_DATE = "training_date"  # of the model, as YYYY-MM-DD
 MODEL_SHA256 = "churn.model_sha256"  # of the booster's bytes as logged; checked at every load
 HAS_REFERENCE = "churn.has_reference"  # true if a reference profile was logged with the version
+IS_CALIBRATED = "churn.is_calibrated"  # true if the scores were calibrated in training
 AUC_LIMIT = "churn.auc_limit"  # minimum ROC AUC of the version: the lower end of its held-out interval
 GATE = "churn.gate"  # passed or failed
 GATE_FAILURES = "churn.gate_failures"

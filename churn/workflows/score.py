@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import tenacity
 
@@ -115,7 +116,8 @@ class Scorer:
 
     Attributes:
         with_reasons: Whether each row's contributions are stored.
-        recent_months: Only accounts with a row in this many newest months are compared with the model's reference.
+        horizon_months: The horizon by which accounts are at risk; only these are summarized and compared with the
+            model's reference.
         aliases: The registry's aliases as listed once for a fleet; ``None`` queries them variant by variant.
         circuit: Opens while a service is down, so that a fleet waits for it a few times and not once per variant.
     """
@@ -126,7 +128,7 @@ class Scorer:
     code_version: str
     max_quarantine_share: float
     with_reasons: bool = True
-    recent_months: int = HORIZON_MONTHS
+    horizon_months: int = HORIZON_MONTHS
     aliases: _Aliases | None = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
 
@@ -206,7 +208,7 @@ class Scorer:
             request.as_of,
             self.max_quarantine_share,
             origin=raw.provenance.uri,
-            recent_months=self.recent_months,
+            horizon_months=self.horizon_months,
             erased=erased,
         )
         counts = rows.counts  # not the rows, whose memory is freed as they are consumed
@@ -216,12 +218,13 @@ class Scorer:
             model.bundle, rows.encoding, first[1], n_rows=counts.n_read, with_reasons=self.with_reasons
         )
         reference = None if model.reference is None else regrouped(model.reference, rows.encoding)
-        summary = ScoreSummary(reference=reference)
+        summary = ScoreSummary(reference=reference, is_calibrated=model.version.is_calibrated)
         scoring = _Scoring(request, model.version, role, raw.provenance, self.code_version, counts, engine, summary)
         batch = BatchInProgress(
             score_rows(chain([first], chunks), engine, model.version, summary),
             lambda: (scoring.record(), counts.quarantined),
             source_columns=engine.reasons.source_columns if engine.reasons else (),
+            has_last_active_month=first[1].last_active_months is not None,
             n_shown=len(engine.reasons.windows) if engine.reasons else 0,
             reference=reference.to_json() if reference else None,
             n_erasures=erased.n_erasures,
@@ -288,6 +291,9 @@ class _Scoring:
             n_rows_quarantined=counts.quarantined.height,
             n_accounts_withheld=counts.n_withheld,
             n_rows_scored=counts.n_accounts,
+            horizon_months=counts.horizon_months,
+            first_month=counts.first_month,
+            newest_month=counts.newest_month,
             n_rows_erased=counts.n_erased,
             n_short_windows=counts.n_short_windows,
             unknown_levels=counts.unknown_levels,
@@ -359,14 +365,14 @@ def score_rows(
     Raises:
         ModelFileError: If a score is not a probability, or its reasons do not add up to it.
     """
-    for scored, profile in in_threads(partial(_score_chunk, engine, model, summary.reference), chunks):
-        summary.add(scored.account_ids, scored.probabilities, scored.contributions, profile)
+    for scored, is_at_risk, profile in in_threads(partial(_score_chunk, engine, model, summary.reference), chunks):
+        summary.add(scored, is_at_risk, profile)
         yield scored
 
 
 def _score_chunk(
     engine: "Engine", model: ModelVersion, reference: Profile | None, chunk: Chunk
-) -> tuple[ScoredRows, Profile | None]:
+) -> tuple[ScoredRows, npt.NDArray[np.bool_] | None, Profile | None]:
     from churn.inference.engine import require_sums
 
     account_ids, packed = chunk
@@ -377,15 +383,16 @@ def _score_chunk(
             f"{model.uri} gave {wrong.size} of {probabilities.size} rows no probability "
             f"(first: {probabilities[wrong[0]]}); nothing was published: log the model again"
         )
-    scored = ScoredRows(account_ids, probabilities)
+    scored = ScoredRows(account_ids, probabilities, last_active_months=packed.last_active_months)
     if contributions is not None and engine.reasons is not None:
         require_sums(probabilities, contributions, engine.reasons.bias, model.uri)
         reasons = engine.reasons.sum_up(contributions, packed)
         scored = replace(scored, contributions=reasons.contributions, values=reasons.values, shown=reasons.shown)
+    is_at_risk = packed.is_at_risk
     if reference is None:
-        return scored, None
-    counter, is_recent = ProfileCounter(reference), packed.is_recent
-    if is_recent is not None:
-        packed, probabilities = packed.take(is_recent), probabilities[is_recent]
+        return scored, is_at_risk, None
+    counter = ProfileCounter(reference)
+    if is_at_risk is not None:
+        packed, probabilities = packed.take(is_at_risk), probabilities[is_at_risk]
     counter.add(packed, probabilities)
-    return scored, counter.profile()
+    return scored, is_at_risk, counter.profile()

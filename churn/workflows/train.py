@@ -17,7 +17,8 @@ import pandas as pd
 import polars as pl
 
 from churn.data.activity import KINDS, check_activity
-from churn.data.features import Encoding, Matrix, encode, features, first_recent_month, pack_matrix, plan_encoding
+from churn.data.features import Encoding, Matrix, encode, features, pack_matrix, plan_encoding
+from churn.data.labels import Reports, at_risk
 from churn.data.snapshots import Snapshot, snapshots
 from churn.data.windows import windows_of
 from churn.errors import InputError, SourceError, TransientError
@@ -325,12 +326,12 @@ def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
 
 
 def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> Profile:
-    n_months = trained.plan.horizon.months
+    reports = Reports.of(facts)
     matrices = []
     for as_of in as_ofs:
         rows = features(facts, as_of, trained.feature_names)
-        months = rows["activity_month"].to_physical().to_numpy()
-        matrices.append(encode(rows.filter(months >= first_recent_month(months, n_months)), trained.encoding))
+        is_at_risk = rows["account_id"].is_in(pl.Series(at_risk(reports, as_of, trained.plan.horizon)).implode())
+        matrices.append(encode(rows.filter(is_at_risk), trained.encoding))
     matrix = np.concatenate(matrices)
     return reference_profile(pack_matrix(matrix, trained.encoding), trained.encoding, trained.bundle.predict(matrix))
 
@@ -402,6 +403,7 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
         tag.CODE_VERSION: lineage.code_version,
         tag.LOGGED_ON: datetime.now(UTC).date().isoformat(),
         tag.GATE: "passed" if gate.is_passed else "failed",
+        tag.IS_CALIBRATED: "true",
     }
     if not gate.is_passed:
         tags[tag.GATE_FAILURES] = "; ".join(f"{check.name}: {check.sentence}" for check in gate.failures)

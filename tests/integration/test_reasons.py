@@ -5,13 +5,14 @@ import json
 import re
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 import xgboost as xgb
+from mlflow import MlflowClient
 
 from churn.cli.main import main
 from churn.data.activity import check_activity
@@ -20,9 +21,9 @@ from churn.deployment.services import Deployment
 from churn.errors import InputError
 from churn.evaluation.charts import draw_importance
 from churn.variants import Variant
-from churn.weeks import default_as_of
+from churn.weeks import default_as_of, month_start
 from churn.workflows.score import FleetRequest, score_fleet
-from tests.support.inputs import NAMES, activity, as_parquet, encoded, monday, put_input, register_bundled
+from tests.support.inputs import NAMES, activity, as_parquet, encoded, last_active, monday, put_input, register_bundled
 from tests.support.site import Run, Site, bundled, put_model_files
 
 US = Variant("us")
@@ -98,7 +99,9 @@ def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
 ) -> None:
     outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
 
-    means = expected_reasons(us).drop(columns="bias").abs().mean().to_dict()
+    since = month_start(outcome.record.as_of, -3)
+    at_risk = [account for account, month in last_active(us, outcome.record.as_of).items() if month >= since]
+    means = expected_reasons(us).drop(columns="bias").loc[at_risk].abs().mean().to_dict()
     ((importance, bias, other),) = site.rows(
         site.churn, "SELECT importance, bias, other_source_columns FROM scoring_batches"
     )
@@ -107,8 +110,8 @@ def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
     assert bias == pytest.approx(expected_reasons(us)["bias"].iloc[0], abs=1e-4)
     assert other == []
     path = f"scoring/{monday()}/{US}.svg"
-    mlflow.set_tracking_uri(deployment.tracking_uri)
-    picture = mlflow.artifacts.load_text(f"runs:/{outcome.model.mlflow_run_id}/{path}")
+    client = MlflowClient(deployment.tracking_uri)
+    picture = Path(client.download_artifacts(outcome.model.mlflow_run_id, path)).read_text()
     assert picture == draw_importance(outcome.record.importance or {}, f"{US}, week of {monday()}: mean |log-odds|")
     assert all(parent in picture for parent in SOURCE_COLUMNS)
 

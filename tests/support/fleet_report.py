@@ -102,7 +102,7 @@ def _looks() -> list[dict[str, object]]:
     names = json.loads((ROOT / NAMES_KEY).read_bytes())
     made = []
     for look in range(_LOOKS):
-        frame = derive(simulated_rows(_ROWS, seed=look))
+        frame = derive(simulated_rows(_ROWS, seed=look), date.max)
         encoding = plan_encoding(names, frame.columns)
         packed = pack(frame, encoding)
         scores = np.random.default_rng(look).beta(2, 4, packed.n_rows).astype(np.float32)

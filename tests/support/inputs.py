@@ -37,10 +37,20 @@ def encoded(rows: pd.DataFrame, as_of: date) -> pd.DataFrame:
     """One row per account, encoded by pandas alone: the last month known, of a month told twice the later row."""
     known = rows[pd.to_datetime(rows["activity_month"]) <= pd.Timestamp(as_of)]
     last = known.sort_values("activity_month", kind="stable").groupby("account_id", as_index=False).tail(1)
-    month, first = pd.to_datetime(last["activity_month"]).dt, pd.to_datetime(last["ftd_date"]).dt
+    month, deposit = pd.to_datetime(last["activity_month"]).dt, pd.to_datetime(last["ftd_date"])
+    first = deposit.where(deposit <= pd.Timestamp(as_of)).dt  # a date to come would tell the future
     last = last.assign(months_active=(month.year - first.year) * 12 + month.month - first.month)
     dummies = pd.get_dummies(last, columns=list(LEVELS)).reindex(columns=["account_id", *NAMES], fill_value=False)
     return dummies.sort_values("account_id").reset_index(drop=True)
+
+
+def last_active(rows: pd.DataFrame, as_of: date) -> dict[int, date]:
+    """Each account's last month with activity, of those that have one; by pandas alone."""
+    known = rows[pd.to_datetime(rows["activity_month"]) <= pd.Timestamp(as_of)]
+    known = known.groupby(["account_id", "activity_month"], as_index=False).tail(1)
+    active = known[(known[["total_deposit", "total_handle", "total_ngr"]].fillna(0) != 0).any(axis=1)]
+    months = pd.to_datetime(active.groupby("account_id")["activity_month"].max()).dt.date
+    return dict(zip(months.index.tolist(), months.tolist(), strict=True))
 
 
 def expected(rows: pd.DataFrame, as_of: date | None = None) -> dict[int, float]:

@@ -203,14 +203,16 @@ def test_nobody_asked_for_is_nobody_labelled():
 @pytest.mark.parametrize(
     ("as_of", "months"),
     [
-        (date(2025, 6, 30), [4, 5, 6]),
-        (date(2025, 6, 29), [3, 4, 5, 6]),
+        (date(2025, 7, 1), [4, 5, 6, 7]),
+        (date(2025, 6, 30), [3, 4, 5, 6]),
         (date(2025, 6, 1), [3, 4, 5, 6]),
-        (date(2025, 5, 31), [3, 4, 5]),
+        (date(2025, 5, 31), [2, 3, 4, 5]),
+        (date(2025, 10, 31), [7, 8]),
+        (date(2025, 12, 1), []),
     ],
     ids=str,
 )
-def test_those_are_at_risk_that_were_active_in_the_last_months_that_are_over_or_since(as_of, months):
+def test_those_are_at_risk_that_were_active_in_the_months_of_the_horizon_before_the_as_of_month_or_since(as_of, months):
     # Account n was active in month n, and had a report of nothing in the month after.
     active = [{"account_id": n, "activity_month": date(2025, n, 1), "known_at": at(2025, n, 1)} for n in range(1, 9)]
     quiet = [
@@ -219,11 +221,11 @@ def test_those_are_at_risk_that_were_active_in_the_last_months_that_are_over_or_
     assert at_risk(Reports.of(facts_of(*active, *quiet)), as_of, HORIZON).tolist() == months
 
 
-def test_where_reports_come_in_late_the_months_are_counted_from_the_newest_known():
+def test_where_reports_come_in_late_the_months_are_still_counted_from_the_as_of_day():
     late = [{"account_id": n, "activity_month": date(2025, n, 1), "known_at": at(2025, n + 1, 5)} for n in range(1, 9)]
 
     assert at_risk(Reports.of(facts_of(*late)), date(2025, 6, 30), HORIZON).tolist() == [3, 4, 5]
-    assert at_risk(Reports.of(facts_of(*late)), date(2025, 7, 4), HORIZON).tolist() == [3, 4, 5]
+    assert at_risk(Reports.of(facts_of(*late)), date(2025, 7, 4), HORIZON).tolist() == [4, 5]
     assert at_risk(Reports.of(facts_of(*late)), date(2025, 7, 5), HORIZON).tolist() == [4, 5, 6]
 
 
@@ -304,15 +306,11 @@ def test_no_label_is_given_before_it_is_mature(facts, as_of, today, horizon):
 @settings(deadline=None, max_examples=30)
 @given(facts=tables, changed=tables, as_of=as_ofs, horizon=horizons)
 def test_who_is_at_risk_is_what_the_plain_way_gives_and_nothing_known_later_changes_it(facts, changed, as_of, horizon):
-    months = [month for _, month in latest_reports(facts, as_of) if month <= as_of]
-    newest = max(months, default=as_of)
-    is_over = newest < as_of.replace(day=1) or (as_of + timedelta(days=1)).day == 1
-    n_months = horizon.months + (0 if is_over else 1)
-    last = newest.year * 12 + newest.month
+    last = as_of.year * 12 + as_of.month
     active = {
         account
         for (account, month), is_active in latest_reports(facts, as_of).items()
-        if is_active and last - n_months < month.year * 12 + month.month <= last
+        if is_active and last - horizon.months <= month.year * 12 + month.month <= last
     }
     later = changed.filter(pl.col("known_at").dt.date() > as_of)
     for table in (facts, pl.concat([later, facts]), pl.concat([facts, later])):

@@ -170,7 +170,7 @@ def warmth_of(house: House) -> Warmth:
         path = Path(folder) / "activity.parquet"
         path.write_bytes(house.inputs[0].body)
         names = json.loads((ROOT / _FILES[1]).read_bytes())
-        rows = prepare(path, names, FIRST_WEEK, 0.05, origin="warmth", recent_months=3)
+        rows = prepare(path, names, FIRST_WEEK, 0.05, origin="warmth", horizon_months=3)
         return Warmth(next(rows.chunks()), rows.encoding)
 
 
