@@ -45,14 +45,14 @@ _STORED = ", ".join(f"('{name}', p.{name}_contribution, p.{name}_value)" for nam
 
 # An aggregate is one row, so that a query without reasons leaves the join out, and one with several sorts them once.
 _REASONS = f"""
-    SELECT jsonb_agg(reason) AS reasons,
-           array_agg(format(
-               '%s = %s (%s)', coalesce(reason ->> 'window', reason ->> 'feature'), reason ->> 'value',
-               to_char((reason ->> 'contribution')::numeric, 'FMSG990.00')
-           )) AS texts
+    SELECT jsonb_agg(reason) AS reasons
     FROM (
-        SELECT jsonb_build_object('feature', feature, 'value', shown, 'contribution', contribution)
-               || CASE WHEN name <> feature THEN jsonb_build_object('window', name) ELSE '{{}}' END AS reason
+        SELECT CASE WHEN name <> feature
+                    THEN jsonb_build_object(
+                        'feature', feature, 'value', shown, 'contribution', contribution, 'window', name
+                    )
+                    ELSE jsonb_build_object('feature', feature, 'value', shown, 'contribution', contribution)
+               END AS reason
         FROM (
             SELECT feature, contribution, name,
                    CASE WHEN value = 'NaN' THEN '(missing)'
@@ -76,11 +76,22 @@ _REASONS = f"""
         ORDER BY abs(contribution) DESC, feature
     ) AS sorted
 """  # noqa: S608 our own column names
+
+
+def _text(place: int) -> str:
+    reason = f"(r.reasons -> {place})"
+    return f"""CASE WHEN {reason} IS NOT NULL THEN format(
+           '%s = %s (%s)', coalesce({reason} ->> 'window', {reason} ->> 'feature'), {reason} ->> 'value',
+           to_char(({reason} ->> 'contribution')::numeric, 'FMSG990.00')
+       ) END AS reason_{place + 1}"""
+
+
 _BY_ROLE = f"""
 SELECT b.variant, b.geography, b.company, p.scored_week, p.account_id, p.churn_probability,
        nullif(p.last_active_month, '-infinity') AS last_active_month,
        p.last_active_month >= b.at_risk_since AS is_at_risk,
-       r.texts[1] AS reason_1, r.texts[2] AS reason_2, r.texts[3] AS reason_3, r.reasons, b.bias, b.role,
+       {_text(0)}, {_text(1)}, {_text(2)},
+       r.reasons, b.bias, b.role,
        b.registered_model, b.model_version, b.published_at AS scored_at, b.as_of, b.newest_month,
        b.source, b.fallback_reason IS NOT NULL AS is_fallback, b.fallback_reason,
        b.source_variant <> b.variant AS is_foreign_data, b.source_uri, b.source_modified_at,
