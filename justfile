@@ -78,6 +78,10 @@ bench *args:
 year *args:
     uv run python -m benchmarks.year {{args}}
 
+# Measure the quality of the scores and the cost of the features against their targets; writes benchmarks/QUALITY.md.
+quality *args:
+    uv run --group bench python -m benchmarks.quality {{args}}
+
 # Serve the Dagster and MLflow UIs on this machine.
 up:
     uv run churn up

@@ -31,8 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     trials = "hyperparameter trials; default: CHURN_TRAINING_TRIALS"
     parser.add_argument("--trials", type=_parse_count, metavar="N", help=trials)
     features = (
-        "features in place of the variant's own: a JSON file of names, names separated by commas, or default; default: "
-        "those of the champion, else of the variant's feature names file, else the default set"
+        "features in place of the variant's own: a .json file of names, names separated by commas, or default; without "
+        "it, those of the champion, else of the variant's feature names file, else the default set"
     )
     parser.add_argument("--features", type=_parse_features, metavar="NAMES", help=features)
     parser.add_argument("--dry-run", action="store_true", help="train and check without changing the history or MLflow")
@@ -115,12 +115,10 @@ def _parse_features(text: str) -> "FeatureNames":
 
     if text == "default":
         return FeatureNames(DEFAULT_SET)
-    path = Path(text)
+    names = json.dumps([name.strip() for name in text.split(",")])
     try:
-        content = (
-            path.read_bytes() if path.is_file() else json.dumps([name.strip() for name in text.split(",")]).encode()
-        )
-        return FeatureNames("--features", parse_feature_names(content, f"--features {text}"))
+        content = Path(text).read_bytes() if text.endswith(".json") else names.encode()
+        return FeatureNames("--features", parse_feature_names(content, "--features"))
     except (OSError, ChurnError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

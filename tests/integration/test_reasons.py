@@ -146,7 +146,7 @@ def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
     assert "spend (eur)" in printed.out
 
 
-@pytest.mark.parametrize("booster_name", ["gbtree", "dart"])
+@pytest.mark.parametrize("booster_name", ["gbtree", pytest.param("dart", marks=pytest.mark.slow)])
 def test_windows_are_summed_by_source_column_and_the_largest_is_shown_by_name(
     site: Site, log_model: Run, deployment: Deployment, churn: Run, booster_name: str
 ) -> None:

@@ -105,6 +105,44 @@ def test_a_first_model_becomes_champion_and_the_same_data_again_a_challenger_of_
     assert event.reason == "trained as of 2026-09-30; it passed the gate"
 
 
+@pytest.mark.slow
+def test_a_new_variant_takes_the_default_set_and_a_champion_of_other_features_is_compared_on_the_same_accounts(
+    site: Site, train_model: Run, client: Any, deployment: Deployment
+) -> None:
+    us = Variant("us")
+    put_activity(site, us.key)
+    names = ["total_handle_sum_3m", "months_since_active", *NAMES[3:]]
+
+    said = [
+        train_model("--geography", "us", "--as-of", "2026-09-30", *more)
+        for more in ((), ("--features", ",".join(names)))
+    ]
+
+    assert [one.status for one in said] == [0, 0], said
+    registry = deployment.registry(read_only=True)
+    default = registry.open(us, "champion").bundle.feature_names
+    assert {"total_handle_sum_3m", "months_since_active", "total_ngr_rate_1m", "brand_id_OH"} <= set(default)
+    assert not set(default) & set(NAMES[:4])
+    assert list(registry.open(us, "challenger").bundle.feature_names) == names
+    origins = [
+        client.get_run(client.get_model_version("churn-prediction-model-us", number).run_id).data.params
+        for number in ("1", "2")
+    ]
+    assert [one["feature_names_from"] for one in origins] == ["the default set, version 1", "--features"]
+    # The champion's held-out figures are those that it had itself, on the same accounts.
+    assert lines(said[1])["champion"].startswith(lines(said[0])["held"].removeprefix("out ").split(";")[0].strip())
+
+
+def test_names_that_are_no_windows_and_unreadable_files_are_refused(site: Site, train_model: Run) -> None:
+    put_activity(site)
+    said = train_model("--as-of", "2026-09-30", "--features", "total_handle_sum_0m")
+    assert said.status == 1
+    assert "'total_handle_sum_0m' look like windows over past months and are none" in said.err
+    said = train_model("--features", "total_handle,total_handle")
+    assert said.status == 2
+    assert "repeated feature names: ['total_handle']" in said.err
+
+
 def require_remakable(client: Any, version: Any, code_version: str) -> None:
     """Fail unless a version and its run say what was trained, on what, how and how well."""
     run = client.get_run(version.run_id)
