@@ -121,14 +121,14 @@ def test_of_few_rows_an_error_that_chance_explains_is_let_pass(trained: Trained,
     limits = replace(LIMITS, max_calibration_error=off_by or 1e-6)
     rng = np.random.default_rng(5)
     outcomes = []
-    for _ in range(12):
+    for _ in range(60):
         true = replace(
             trained,
             held_out_accounts=replace(trained.held_out_accounts, churned=rng.random(len(scores)) < scores + off_by),
         )
         outcomes.append(check_calibration(true, evaluate(true.held_out_accounts.churned, scores), limits).outcome)
 
-    assert outcomes.count("fails") <= 1
+    assert outcomes.count("fails") <= 4  # about one in a hundred is expected
 
 
 def test_what_chance_explains_shrinks_with_the_rows():
