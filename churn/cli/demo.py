@@ -154,23 +154,26 @@ def _reason(result: "dg.ExecuteInProcessResult") -> str:
 
 
 def _show(console: Console, deployment: Deployment, week: date) -> int:
-    """Print the tables; returns the account of the base variant most likely to churn."""
+    """Print the tables; returns the account at risk of the base variant most likely to churn."""
     variants = [variant.key for variant in VARIANTS]
     published = PublishedPredictions(deployment.database)
     batches = published.summarize(week, variants)
     highest = published.highest(week, variants, _HIGHEST_SHOWN)
     console.print()
-    console.print(_predictions_table(highest, week))
+    unknown = [batch.variant for batch in batches if not batch.is_at_risk_known]
+    console.print(_predictions_table(highest, week, unknown))
     console.print(_sources_table(batches, deployment))
     for reason in sorted({batch.fallback_reason for batch in batches if batch.fallback_reason}):
         console.print(f"[yellow]local[/yellow]: the local copy was read, because {reason}", soft_wrap=True)
     return int(highest[0].account_id)
 
 
-def _predictions_table(highest: Sequence[Row], week: date) -> Table:
+def _predictions_table(highest: Sequence[Row], week: date, unknown: Sequence[str]) -> Table:
     account = Column("account_id", justify="right", no_wrap=True)
     columns = Column("variant", no_wrap=True), account, Column("probability", no_wrap=True)
-    title = f"Most likely to churn, week of {week}"
+    title = f"Accounts at risk that are most likely to churn, week of {week}"
+    if unknown:
+        title += f"; of {', '.join(unknown)} it is unknown who is at risk, so all accounts are ranked"
     table = Table(*columns, Column("main reasons, log-odds", style="dim"), title=title, title_justify="left")
     previous = None
     for variant, account_id, probability, *texts in highest:
@@ -185,12 +188,16 @@ def _predictions_table(highest: Sequence[Row], week: date) -> Table:
 
 
 def _sources_table(batches: Sequence[Row], deployment: Deployment) -> Table:
-    numbers = [Column(name, justify="right") for name in ("batch", "accounts", "mean")]
+    numbers = [Column(name, justify="right") for name in ("batch", "accounts", "at risk", "mean")]
     title = f"Sources of the predictions in {deployment.database.database}"
     table = Table(Column("variant", overflow="fold"), *numbers, "model", "data", title=title, title_justify="left")
     for batch in batches:
         owner = " (the base variant's)" if batch.is_foreign_data else ""
         source = f"[yellow]{batch.source}[/yellow]{owner}" if batch.source == "local" else batch.source
-        figures = str(batch.batch_id), f"{batch.n_accounts:,}", f"{batch.mean_probability:.3f}"
+        figures = str(batch.batch_id), f"{batch.n_accounts:,}", _at_risk(batch), f"{batch.mean_probability:.3f}"
         table.add_row(batch.variant, *figures, f"v{batch.model_version}", source)
     return table
+
+
+def _at_risk(batch: Row) -> str:
+    return f"{batch.n_at_risk:,}" if batch.is_at_risk_known else "unknown"

@@ -55,6 +55,7 @@ def _print(prediction: Row, console: Console) -> None:
         f"[dim]{prediction.registered_model} v{prediction.model_version}, batch {prediction.batch_id}[/dim]",
         soft_wrap=True,
     )
+    console.print(_describe_risk(prediction), soft_wrap=True)
     if prediction.reasons is None:
         console.print("The batch was scored without reasons; set CHURN_REASONS=true and score the variant again.")
         return
@@ -74,3 +75,14 @@ def _print(prediction: Row, console: Console) -> None:
     if prediction.is_fallback or prediction.is_foreign_data:
         data = "the base variant's data" if prediction.is_foreign_data else "a local copy of the data"
         console.print(f"[yellow]The account was scored from {data}.[/yellow]")
+
+
+def _describe_risk(prediction: Row) -> str:
+    """Say whether the account can still churn; lists and figures are of accounts that can."""
+    month = prediction.last_active_month
+    since = "no known activity" if month is None else f"last active in {month:%Y-%m}"
+    if prediction.is_at_risk is None:
+        return f"{since}; it is unknown whether the account is at risk, since its input has no recent months"
+    return (
+        f"{since}; at risk" if prediction.is_at_risk else f"{since}; [yellow]not at risk: it has already left[/yellow]"
+    )

@@ -14,7 +14,7 @@ from churn.monitoring import conditions
 
 _BATCHES = (
     "SELECT batch_id, variant, scored_week AS week, model_version, n_rows_read AS n_rows, source_variant AS data_of, "
-    "fallback_reason, drift AS drifts "
+    "fallback_reason, drift AS drifts, as_of, newest_month "
     "FROM scoring_batches WHERE is_current AND role = 'champion' AND scored_week >= :since"
 )
 _ATTEMPTS = (

@@ -12,14 +12,16 @@ Row = sa.Row[Any]
 
 _VARIANTS = "SELECT DISTINCT variant FROM scoring_batches WHERE is_current ORDER BY variant"
 _PREDICTION = """
-SELECT variant, scored_week, account_id, churn_probability, bias, reasons,
+SELECT variant, scored_week, account_id, churn_probability, last_active_month, is_at_risk, bias, reasons,
        registered_model, model_version, is_fallback, is_foreign_data, batch_id
 FROM churn_predictions_current
 WHERE variant = :variant AND account_id = :account AND (:week IS NULL OR scored_week = CAST(:week AS date))
 ORDER BY scored_week DESC LIMIT 1
 """
 _BATCHES = """
-SELECT variant, batch_id, count(*) AS n_accounts, avg(churn_probability) AS mean_probability, model_version, source,
+SELECT variant, batch_id, count(*) AS n_accounts, count(*) FILTER (WHERE is_at_risk) AS n_at_risk,
+       bool_or(is_at_risk IS NOT NULL) AS is_at_risk_known,
+       avg(churn_probability) FILTER (WHERE is_at_risk IS NOT FALSE) AS mean_probability, model_version, source,
        is_foreign_data, fallback_reason
 FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
 GROUP BY variant, batch_id, model_version, source, is_foreign_data, fallback_reason
@@ -30,7 +32,8 @@ SELECT variant, account_id, churn_probability, reason_1, reason_2 FROM churn_pre
 JOIN (
     SELECT variant, account_id,
            row_number() OVER (PARTITION BY variant ORDER BY churn_probability DESC, account_id) AS place
-    FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
+    FROM churn_predictions_current
+    WHERE scored_week = :week AND variant = ANY(:variants) AND is_at_risk IS NOT FALSE
 ) AS ranked USING (variant, account_id)
 WHERE place <= :n AND scored_week = :week ORDER BY variant, place
 """
@@ -50,9 +53,15 @@ class PublishedPredictions(Tables):
         return next(iter(self._rows(_PREDICTION, variant=variant, account=account_id, week=week)), None)
 
     def summarize(self, week: date, variants: Sequence[str]) -> Sequence[Row]:
-        """Return a summary of the week's predictions of each of these variants, with the provenance of their input."""
+        """Return a summary of the week's predictions of each of these variants, with the provenance of their input.
+
+        The mean is over the accounts at risk, or over all where it is unknown who is.
+        """
         return self._rows(_BATCHES, week=week, variants=list(variants))
 
     def highest(self, week: date, variants: Sequence[str], n: int) -> Sequence[Row]:
-        """Return each variant's ``n`` accounts with the highest scores and their two largest reasons, highest first."""
+        """Return each variant's ``n`` accounts at risk with the highest scores and their two largest reasons.
+
+        Where it is unknown who is at risk, all accounts of the variant are ranked.
+        """
         return self._rows(_HIGHEST, week=week, variants=list(variants), n=n)

@@ -43,7 +43,7 @@ ORDER BY b.variant, b.scored_week DESC
 # By the attribute of FleetRows.
 _QUERIES = {
     "batches": f"""
-SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored,
+SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored, b.n_at_risk,
        {_short("b", "mean_probability", "estimated_auc")},
        b.fallback_reason IS NOT NULL AS is_fallback, b.source_variant <> b.variant AS is_foreign_data,
        e.status, e.n_matured, e.n_churned, {_short("e", *EVALUATED_MEASURES)}
@@ -55,7 +55,8 @@ ORDER BY b.variant, b.scored_week
 SELECT b.variant, b.batch_id, b.scored_week, b.as_of, b.registered_model, b.model_version, b.mlflow_run_id,
        b.model_sha256, b.dagster_run_id, b.code_version, b.source, b.source_uri, b.source_version, b.source_sha256,
        b.source_modified_at, b.source_variant, b.fallback_reason, b.n_rows_read, b.n_rows_quarantined,
-       b.n_accounts_withheld, b.n_rows_scored, b.published_at, b.scored_by, b.score_counts, b.profile_counts,
+       b.n_accounts_withheld, b.n_rows_scored, b.n_at_risk,
+       b.first_month, b.newest_month, b.published_at, b.scored_by, b.score_counts, b.profile_counts,
        b.drift, b.importance, r.profile::text AS reference
 FROM (
     SELECT DISTINCT ON (variant) * FROM scoring_batches

@@ -11,12 +11,13 @@ from datetime import date, datetime, timedelta
 from itertools import compress
 from typing import Any
 
+from churn.defaults import LABEL_LAG_DAYS
 from churn.evaluation.metrics import Interval, discoveries, p_at_least
 from churn.monitoring.drift import LEAST_UNKNOWN_RISE, FeatureDrift, Flag, confirmed, flag_fleet, freshness, volume
 from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
-from churn.weeks import monday_of
+from churn.weeks import monday_of, month_start
 
 FDR = 0.01
 """False discovery rate: the expected share of false findings among all findings."""
@@ -38,6 +39,8 @@ class ScoredBatch:
         data_of: The key of the variant whose data was scored.
         fallback_reason: ``None`` if the data came from the configured source.
         drifts: One for each feature and one for the score; empty if the model has no reference.
+        as_of: The batch's as-of day; ``None`` if unknown.
+        newest_month: The newest month known then; ``None`` of encoded rows.
     """
 
     batch_id: int
@@ -48,6 +51,8 @@ class ScoredBatch:
     data_of: str
     fallback_reason: str | None = None
     drifts: Sequence[FeatureDrift] = ()
+    as_of: date | None = None
+    newest_month: date | None = None
 
 
 @dataclass(frozen=True)
@@ -262,10 +267,20 @@ def stale_sentence(batch: ScoredBatch, history: History | None, today: date) -> 
         return f"scored from the local copy: {_shortened(batch.fallback_reason)}"
     if batch.data_of != batch.variant:
         return f"scored from the data of {batch.data_of}, since the variant has no input"
+    if (missing := _missing_month(batch)) is not None:
+        return f"the newest month of the data is {batch.newest_month:%Y-%m}; {missing:%Y-%m} should have arrived"
     arrived_on = [day for day in (history.inputs.values() if history else ()) if day <= today]
     if not arrived_on or not (age := freshness(arrived_on, today)).is_stale:
         return None
     return f"no new data for {age.age_days} days, since {max(arrived_on)}; the limit is {age.limit_days} days"
+
+
+def _missing_month(batch: ScoredBatch) -> date | None:
+    """Return the month that a batch's data should reach: the last one whose late reports are due by the as-of day."""
+    if batch.as_of is None or batch.newest_month is None:
+        return None
+    due = month_start(batch.as_of - timedelta(days=LABEL_LAG_DAYS), -1)
+    return due if batch.newest_month < due else None
 
 
 def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, History]) -> Condition:

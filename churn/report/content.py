@@ -25,7 +25,7 @@ _LINEAGE = (
     "batch_id", "scored_week", "as_of", "published_at", "registered_model", "model_version", "mlflow_run_id",
     "model_sha256", "dagster_run_id", "code_version", "source", "source_uri", "source_version", "source_sha256",
     "source_modified_at", "source_variant", "fallback_reason", "n_rows_read", "n_rows_quarantined",
-    "n_accounts_withheld", "n_rows_scored", "scored_by",
+    "n_accounts_withheld", "n_rows_scored", "n_at_risk", "first_month", "newest_month", "scored_by",
 )  # fmt: skip
 
 
@@ -100,6 +100,7 @@ def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
         "error": error,
         "challenger_error": challenger_error,
         "accounts": current["n_rows_scored"] if current else None,
+        "at_risk": current["n_at_risk"] if current else None,
         "mean": current["mean_probability"] if current else None,
         "is_fallback": bool(current and current["is_fallback"]),
         "is_foreign_data": bool(current and current["is_foreign_data"]),

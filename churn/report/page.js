@@ -310,7 +310,7 @@ const FILTERS = {
 const COLUMNS = [
   ["Variant", (v) => v.key, ""],
   ["Status", urgency, ""],
-  ["Accounts", (v) => v.accounts, "n"],
+  ["At risk", (v) => v.at_risk, "n"],
   ["Mean score", (v) => v.mean, "n"],
   ["ROC AUC", (v) => v.auc && v.auc.value, "n"],
   ["AUC by week", null, ""],
@@ -340,7 +340,7 @@ function tableRow(v) {
   return h("tr", { role: "row" },
     h("th", { scope: "row", role: "rowheader" }, variantLink(v.key)),
     cell("Status", "", statusBadges(v)),
-    cell("Accounts", "n", known(v.accounts) ? count(v.accounts) : null),
+    cell("At risk", "n", known(v.accounts) ? h("div", {}, known(v.at_risk) ? count(v.at_risk) : "unknown", h("div", { class: "quiet" }, `of ${count(v.accounts)}`)) : null),
     cell("Mean score", "n", known(v.mean) ? fixed(v.mean) : null),
     cell("ROC AUC", "n", v.auc ? h("div", {}, fixed(v.auc.value), h("div", { class: "quiet" }, interval(v.auc.low, v.auc.high))) : null),
     cell("AUC by week", "", spark(v.aucs)),
@@ -467,10 +467,10 @@ function trends() {
   const rows = fleet.trend.map((t, i) => [onDay(fleet.weeks[i]), count(t.n), count(t.accounts), fixed(t.mean && t.mean[1]), fixed(t.auc && t.auc[1]), fixed(t.estimated && t.estimated[1])]);
   const has = (name) => fleet.trend.some((t) => t[name]);
   return section("Scores and AUC over time", h("div", { class: "two" },
-    has("mean") && h("div", { class: "card" }, h("h3", {}, "Mean churn probability"), legend(["line", "median variant"], ["band", "middle 80 % of variants"]),
+    has("mean") && h("div", { class: "card" }, h("h3", {}, "Mean churn probability of accounts at risk"), legend(["line", "median variant"], ["band", "middle 80 % of variants"]),
       timeChart("Mean churn probability of the variants by week", { line: pick("mean", 1), band: band("mean") })),
     (has("auc") || has("estimated")) && h("div", { class: "card" }, h("h3", {}, "ROC AUC"),
-      legend(has("auc") && ["line", "median variant, labels matured"], has("auc") && ["band", "middle 80 %"], has("estimated") && ["dashed", "estimated before labels: assumes no concept drift"]),
+      legend(has("auc") && ["line", "median variant, labels matured"], has("auc") && ["band", "middle 80 %"], has("estimated") && ["dashed", "estimated before labels of calibrated models: assumes no concept drift"]),
       timeChart("ROC AUC of the variants by week", { line: pick("auc", 1), band: band("auc"), dashed: pick("estimated", 1) }))),
     figures(["week", "variants", "accounts", "mean score", "ROC AUC", "estimated AUC"], rows.reverse()));
 }
@@ -536,11 +536,11 @@ function overTime(d) {
   return section("Over time", h("div", { class: "two" },
     (has(dots) || has(estimated)) && h("div", { class: "card" }, h("h3", {}, "ROC AUC"),
       legend(has(dots) && ["dot", "with matured labels and 95 % interval"], has(limit) && ["limit", "limit"], has(hollow) && ["hollow", "challenger"],
-        has(estimated) && ["dashed", "estimated before labels: assumes no concept drift"]),
+        has(estimated) && ["dashed", "estimated before labels of calibrated models: assumes no concept drift"]),
       timeChart("ROC AUC by week, with interval and limit", { dots, limit, hollow, dashed: estimated, turns }),
       !has(dots) && h("p", { class: "quiet small" }, "No week has matured labels yet."),
       insufficient > 0 && h("p", { class: "quiet small" }, `${plural(insufficient, "week")} with too few labels to measure performance.`)),
-    has(byWeek(champion, "mean")) && h("div", { class: "card" }, h("h3", {}, "Mean churn probability"), legend(["line", "champion"], has(byWeek(challenger, "mean")) && ["dashed", "challenger"]),
+    has(byWeek(champion, "mean")) && h("div", { class: "card" }, h("h3", {}, "Mean churn probability of accounts at risk"), legend(["line", "champion"], has(byWeek(challenger, "mean")) && ["dashed", "challenger"]),
       timeChart("Mean churn probability by week", { line: byWeek(champion, "mean"), dashed: byWeek(challenger, "mean"), turns }))),
     figures(["week", "model", "accounts", "mean score", "estimated AUC", "ROC AUC", "95 % interval", "calibration error", "lift at 10 %"], rows.reverse()));
 }
@@ -616,7 +616,8 @@ function lineage(d) {
     ["Data’s sha256", code(l.source_sha256)],
     l.source_variant !== d.key && ["Data of variant", `${l.source_variant}, because this variant has no data`],
     l.fallback_reason && ["Reason for the local copy", l.fallback_reason],
-    ["Rows", `${count(l.n_rows_read)} read, ${count(l.n_rows_quarantined)} quarantined, ${count(l.n_accounts_withheld)} accounts withheld, ${count(l.n_rows_scored)} scored`],
+    ["Rows", `${count(l.n_rows_read)} read, ${count(l.n_rows_quarantined)} quarantined, ${count(l.n_accounts_withheld)} accounts withheld, ${count(l.n_rows_scored)} scored, ${known(l.n_at_risk) ? count(l.n_at_risk) : "unknown how many"} at risk`],
+    ["Months", known(l.newest_month) ? `${l.first_month.slice(0, 7)} to ${l.newest_month.slice(0, 7)}` : "none: the rows were already encoded"],
     ["Dagster run", l.dagster_run_id ? code(l.dagster_run_id) : "none: scored without Dagster"],
     ["Code version", code(l.code_version)],
   ].filter(Boolean);
@@ -634,7 +635,8 @@ function variantPage(v, d) {
     h("nav", { class: "pager", "aria-label": "Variants" }, h("a", { href: "#/" }, "← All variants"), neighbour(-1, "Previous"), neighbour(1, "Next")),
     h("h1", {}, v.key), statusBadges(v),
     h("dl", { class: "facts" },
-      fact("Accounts", count(v.accounts)), fact("Mean score", fixed(v.mean)),
+      fact("At risk", known(v.at_risk) ? count(v.at_risk) : "unknown", `of ${count(v.accounts)} accounts`),
+      fact("Mean score", fixed(v.mean), known(v.at_risk) ? "of accounts at risk" : "of all accounts"),
       fact("ROC AUC", v.auc ? fixed(v.auc.value) : "–", v.auc ? `${interval(v.auc.low, v.auc.high)}, week of ${onDay(v.auc.week)}` : "no matured labels"),
       fact("Champion", known(v.champion) ? `v${v.champion}` : "–", known(v.champion) ? `since ${onDay(v.since)}` : null),
       fact("Challenger", known(v.challenger) ? `v${v.challenger}` : "none", v.ab_share ? `serves ${v.ab_share / 100} % of accounts` : null)),

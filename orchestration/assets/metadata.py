@@ -88,22 +88,25 @@ def _distributions(outcome: ScoringOutcome) -> Metadata:
 def _predictions(outcome: ScoringOutcome) -> Metadata:
     summary, engine, challenger = outcome.summary, outcome.engine, outcome.challenger_version
     scores = {
-        "dagster/row_count": summary.n,
+        "dagster/row_count": summary.n_scored,
+        "accounts_at_risk": summary.n if summary.is_at_risk_known else "unknown",
         "mean_churn_probability": summary.mean,
         "histogram": histogram(summary),
         "scored_by": f"XGBoost itself: {engine.fallback_reason}"
         if engine.fallback_reason
         else "tables compiled from its trees",
     }
-    if summary.estimated_auc is not None:
-        scores["estimated_auc_if_calibrated"] = summary.estimated_auc
+    if (estimated := summary.estimated_auc) is not None or not summary.is_calibrated:
+        scores["estimated_auc"] = estimated or "not estimated, since the model's scores are not calibrated"
     if challenger is not None:
         result = "scored the same rows" if outcome.challenger_record else "could not score"
         scores["challenger"] = f"version {challenger} {result}"
     if engine.reasons is not None:
         importance = summary.importance(engine.reasons.source_columns)
         scores["bias"] = engine.reasons.bias
-        scores["importance"] = picture(draw_importance(importance, "mean |contribution|, log-odds"))
+        scores["importance"] = picture(
+            draw_importance(importance, f"mean |contribution|, log-odds, {summary.population}")
+        )
     return scores
 
 
@@ -115,13 +118,13 @@ def histogram(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
         (f"{i * width:.2f}-{(i + 1) * width:.2f}", f"{count:,}", "█" * round(_BAR_WIDTH * count / longest))
         for i, count in enumerate(summary.counts.tolist())
     ]
-    return table(("churn probability", "accounts", ""), rows, "-rl")
+    return table(("churn probability", "accounts", ""), rows, "-rl", note=f"Counts {summary.population}.")
 
 
 def _preview(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
-    """Show the accounts with the highest churn probabilities."""
+    """Show the accounts at risk with the highest churn probabilities."""
     rows = [(account_id, f"{probability:.3f}") for probability, account_id in summary.top]
-    return table(("account_id", "churn_probability"), rows, "rr")
+    return table(("account_id", "churn_probability"), rows, "rr", note=f"Ranked among {summary.population}.")
 
 
 def segment_table(evaluated: EvaluatedBatch) -> dg.MarkdownMetadataValue:
