@@ -46,16 +46,17 @@ def test_the_notebook_runs_and_shows_what_the_tables_hold(
     ).execute()
 
     _, batches, scores, importance, effect, moves, _ = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    ((n_us, mean),) = site.rows(
+    ((n_us, n_at_risk, mean),) = site.rows(
         site.churn,
-        "SELECT count(*), avg(churn_probability) FROM churn_predictions_current "
+        "SELECT count(*), count(*) FILTER (WHERE is_at_risk), avg(churn_probability) FILTER (WHERE is_at_risk) "
+        "FROM churn_predictions_current "
         "WHERE variant = 'geography-us' AND scored_week = :week",
         week=monday(),
     )
-    assert re.search(rf"geography-us ┆ {monday()} *┆ {n_us} *┆ {mean:.5f}", texts(batches))
+    assert re.search(rf"geography-us ┆ {monday()} *┆ {n_us} *┆ {n_at_risk} *┆ {mean:.5f}", texts(batches))
     assert all("image/png" in cell.outputs[-1].data for cell in (scores, effect))
     assert "total_handle" in texts(importance)
-    assert re.search(rf"{monday()} ┆ 0 *┆ 0 *┆ {n_us} ", texts(moves))
+    assert re.search(rf"{monday()} ┆ 0 *┆ 0 *┆ {n_at_risk} ", texts(moves))
 
 
 def test_it_is_kept_without_outputs():

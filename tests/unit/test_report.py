@@ -31,6 +31,7 @@ def batch(variant: str, week: date, *, version: int = 1, role: str = CHAMPION, *
         "role": role,
         "model_version": version,
         "n_rows_scored": 100,
+        "n_at_risk": 60,
         "mean_probability": 0.4,
         "is_fallback": False,
         "is_foreign_data": False,
