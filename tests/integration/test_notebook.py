@@ -53,7 +53,7 @@ def test_the_notebook_runs_and_shows_what_the_tables_hold(
         "WHERE variant = 'geography-us' AND scored_week = :week",
         week=monday(),
     )
-    assert re.search(rf"geography-us ┆ {monday()} *┆ {n_us} *┆ {n_at_risk} *┆ {mean:.5f}", texts(batches))
+    assert re.search(rf"geography-us ┆ {monday()} *┆ {n_us} *┆ {n_at_risk} *┆ {mean:.6f}", texts(batches))
     assert all("image/png" in cell.outputs[-1].data for cell in (scores, effect))
     assert "total_handle" in texts(importance)
     assert re.search(rf"{monday()} ┆ 0 *┆ 0 *┆ {n_at_risk} ", texts(moves))
