@@ -10,7 +10,7 @@ from tests.support.hostile.harness import Tally, run, shares
 from tests.support.hostile.readers import FAMILIES
 from tests.support.hostile.report import table
 
-SHORT = 300
+SHORT = 150
 
 
 def require_all_end_well(tally: Tally) -> None:

@@ -404,6 +404,7 @@ def test_a_removed_alias_fails_with_the_remedy(
     assert "log_model.py --alias champion" in said
 
 
+@pytest.mark.slow
 def test_every_format_of_either_shape_gives_the_same_scores(
     site: Site, log_model: Run, instance: dg.DagsterInstance, execute: Execute
 ) -> None:

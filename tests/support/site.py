@@ -65,11 +65,11 @@ class Site:
 
 def client(service: str) -> Any:
     """Return the client of an AWS service at the endpoint that is set; making one takes longer than a call does."""
-    return _client(service, os.environ["AWS_ENDPOINT_URL"])
+    return _client(service, os.environ["AWS_ENDPOINT_URL"], os.environ.get("AWS_ENDPOINT_URL_S3"))
 
 
 @functools.cache
-def _client(service: str, _endpoint: str) -> Any:
+def _client(service: str, _endpoint: str, _endpoint_of_s3: str | None) -> Any:
     return boto3.client(service)
 
 
