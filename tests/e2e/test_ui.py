@@ -212,6 +212,7 @@ def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(lon
     assert [variant for _, variant, _ in new] == ["company-clienta"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["dg check defs", "dagster definitions validate"])
 def test_the_definitions_load_from_the_root_with_nothing_set(homes: Path, command: str):
     project = Project(homes / "never-set-up")

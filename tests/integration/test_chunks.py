@@ -48,6 +48,8 @@ from tests.support.daemons import daemon, wait_for
 from tests.support.inputs import register_bundled
 from tests.support.site import Run, Site, bundled
 
+pytestmark = pytest.mark.slow  # daemons and runs of their own
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -314,7 +316,6 @@ def launch_at_once(home: Path) -> None:
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_chunks_wait_in_the_queue_for_their_turn(
     site: Site, fleet: list[str], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
@@ -330,7 +331,6 @@ def test_chunks_wait_in_the_queue_for_their_turn(
     assert published(site) == dict.fromkeys(fleet, (1, 0))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("is_queued", [True, False], ids=["queued", "at-once"])
 def test_twelve_variants_in_three_runs_are_each_published_once(
@@ -349,7 +349,6 @@ def test_twelve_variants_in_three_runs_are_each_published_once(
     assert published(site) == dict.fromkeys(fleet, (1, 0))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_goes_on_alone_and_the_others_are_left_alone(
     site: Site, fleet: list[str], instance: dg.DagsterInstance

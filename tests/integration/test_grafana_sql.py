@@ -19,6 +19,8 @@ from tests.support.inputs import monday
 from tests.support.metrics import Fleet, make_monitored_fleet, scrape, served
 from tests.support.site import Run, Site, create_login, run_sql
 
+pytestmark = pytest.mark.slow
+
 GRAFANA = ROOT / "infra/grafana"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
 RULES = [

@@ -34,6 +34,7 @@ def texts(cell: nbformat.NotebookNode) -> str:
     return "\n".join(output.get("data", {}).get("text/plain", "") for output in cell.outputs)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_what_the_tables_hold(
     site: Site, fleet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -615,7 +615,17 @@ ROWS: tuple[Row, ...] = (
     Row("MLflow slow", by_proxy(lambda: Fault("slow", times=40), "mlflow"), 3),
     Row("MLflow's connection reset", by_proxy(lambda: Fault("reset", 300, b"registered_models", 2), "mlflow"), 5),
 )  # fmt: skip
-SLOW = {"week's table locked for 12 s", "S3 answers 503 for long, no local copy allowed"}
+SLOW = {
+    "week's table locked for 12 s", "S3 answers 503 for long, no local copy allowed",
+    # One of each kind is enough for README's command.
+    *(f"worker killed when {point}" for point in (
+        "the input is read", "the model is loaded", "the week is open", "the lock is held", "a batch id is taken",
+        "the batch is recorded", "the attempt is recorded", "the old batch is put aside",
+    )),
+    "rows sent into a black hole", "too many connections", "serialization failure", "S3 drips a byte now and then",
+    "S3 takes the request and says nothing", "MLflow slow",
+}  # fmt: skip
+"""Left out of README's command."""
 
 
 @contextmanager
