@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from churn.deployment.command_line import parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.signals import stop_request
-from churn.weeks import parse_week
+from churn.weeks import monday_of, parse_week
 
 if TYPE_CHECKING:
     from churn.workflows.score import Scorer, ScoringOutcome
@@ -30,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("variant", nargs="+", help="base, geography-us, company-clienta, geography-eu.company-clientb")
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     score.add_argument("--as-of", type=parse_day, help="score as known at the end of this day, YYYY-MM-DD")
+    score.add_argument("--corrected", action="store_true", help="score a past day from today's extract")
+    score.add_argument("--force", action="store_true", help="allow an as-of day outside the week; not made current")
     explain = commands.add_parser("explain", help="show why an account has its score")
     explain.add_argument("--account", type=parse_account, required=True, help="the account_id")
     explain.add_argument("--variant", default="base", help="its key, or a geography or company; default: %(default)s")
@@ -78,7 +80,9 @@ def _score(args: argparse.Namespace) -> None:
     from churn.workflows.score import FleetRequest, score_fleet
 
     keys = [Variant.from_key(key).key for key in args.variant]
-    request = FleetRequest.for_week(parse_week(args.week, _today()), as_of=args.as_of)
+    today = _today()
+    week = parse_week(args.week, today)
+    request = FleetRequest.as_known(week, today=today, as_of=args.as_of, corrected=args.corrected, force=args.force)
     with open_deployment() as deployment:
         attempts = score_fleet(deployment.scorer(), keys, request, _describe_scored, deployment.cluster())
         print_attempts("churn score", attempts)
@@ -86,10 +90,15 @@ def _score(args: argparse.Namespace) -> None:
 
 def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer") -> list[str]:
     record = outcome.record
+    months = (
+        "" if record.newest_month is None else f", months {record.first_month:%Y-%m} to {record.newest_month:%Y-%m}"
+    )
+    at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk} at risk"
+    kept = "" if monday_of(record.as_of) == record.scored_week else "; stored, not made current"
     return [
-        f"{record.variant}: {record.n_rows_scored} accounts scored for {record.scored_week} by "
-        f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}), "
-        f"batch {outcome.batch_id}"
+        f"{record.variant}: {record.n_rows_scored} accounts ({at_risk}) scored for {record.scored_week} by "
+        f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}{months}), "
+        f"batch {outcome.batch_id}{kept}"
     ]
 
 

@@ -31,6 +31,7 @@ _ARRIVALS = (
     "SELECT variant, array_agg(source_sha256) AS digests, array_agg(arrived_on) AS days FROM ("
     "SELECT variant, source_sha256, min(source_modified_at)::date AS arrived_on FROM scoring_batches "
     "WHERE role = 'champion' AND scored_week >= :since AND fallback_reason IS NULL AND source_variant = variant "
+    "AND scored_from <> 'history' "
     "AND (:of_all OR variant = ANY(:variants)) GROUP BY variant, source_sha256) AS inputs GROUP BY variant"
 )
 _EVALUATED = (

@@ -84,6 +84,7 @@ class BatchRecord:
     first_month: date | None = None
     newest_month: date | None = None
     n_at_risk: int | None = None
+    scored_from: str = "extract"
     window_features: Mapping[str, Any] | None = None
     n_short_windows: int = 0
 
@@ -184,9 +185,17 @@ class PredictionStore(Tables):
         self._opened: set[date] = set()
 
     def publish(
-        self, variant: Variant, week: date, champion: BatchInProgress, challenge: Challenge | None = None
+        self,
+        variant: Variant,
+        week: date,
+        champion: BatchInProgress,
+        challenge: Challenge | None = None,
+        *,
+        make_current: bool = True,
     ) -> list[tuple[int, BatchRecord]]:
         """Write the batches of a variant and week and make them the current ones, in one transaction.
+
+        Without ``make_current`` they are stored beside the current ones, and readers do not see them.
 
         If the challenger fails, its rows are rolled back and its attempt is recorded as failed. Returns batch id and
         record of the champion's batch and, if it succeeded, of the challenger's.
@@ -200,7 +209,8 @@ class PredictionStore(Tables):
         with self._transaction() as connection:
             lock(connection, f"{variant.key}|{week.isoformat()}", _LOCK_TIMEOUT)
             published = [_write_batch(connection, week, champion)]
-            _make_current(connection, variant, week, published[0][0])
+            if make_current:
+                _make_current(connection, variant, week, published[0][0])
             if challenge is not None:
                 published += self._publish_challenger(connection, *published[0], challenge)
         return published
@@ -278,7 +288,7 @@ class PredictionStore(Tables):
         """Return the input of each variant's newest batch as ``uri@version``, by variant key."""
         query = (
             "SELECT DISTINCT ON (variant) variant, source_uri || '@' || source_version "
-            "FROM scoring_batches ORDER BY variant, batch_id DESC"
+            "FROM scoring_batches WHERE scored_from <> 'history' ORDER BY variant, batch_id DESC"
         )
         return dict(map(tuple, self._rows(query)))
 

@@ -122,6 +122,7 @@ class Deployment:
 
         return Scorer(
             sources=self.sources(),
+            history=self.history(),
             registry=self.registry(read_only=True),
             store=self.store(),
             code_version=self.code_version,

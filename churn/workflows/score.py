@@ -10,11 +10,11 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +26,17 @@ from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
 from churn.database.predictions import BatchInProgress, BatchRecord, Challenge, PredictionStore
 from churn.defaults import HORIZON_MONTHS
-from churn.errors import ChurnError, ModelFileError, TransientError
+from churn.errors import ChurnError, ModelFileError, TransientError, UsageError
 from churn.evaluation.charts import draw_importance
 from churn.monitoring.profiles import Profile, ProfileCounter, regrouped
 from churn.monitoring.summary import ScoreSummary
+from churn.storage.history import ActivityHistory
 from churn.storage.sources import Provenance, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
-from churn.weeks import default_as_of
+from churn.weeks import default_as_of, monday_of
 from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant
+from churn.workflows.ingest import fetch_known
 from churn.workflows.ray_engine import OnNode, RayCluster, RayEngine
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 _Out = TypeVar("_Out")
 _Aliases = Mapping[Variant, Mapping[str, int]]
+ScoredFrom = Literal["extract", "history", "corrected extract"]
 
 _ATTEMPTS = 8
 _RETRY_FOR_S = 90
@@ -58,20 +61,57 @@ class FleetRequest:
     Attributes:
         week: The Monday of the scored week.
         as_of: Facts that became known after the end of this day are not used.
+        scored_from: ``extract``, the current one; ``history``, what was known at the as-of day; or
+            ``corrected extract``, the current one for a day that is past.
     """
 
     week: date
     as_of: date
     dagster_run_id: str | None = None
+    scored_from: ScoredFrom = "extract"
 
     @classmethod
     def for_week(cls, week: date, *, as_of: date | None = None, dagster_run_id: str | None = None) -> "FleetRequest":
-        """Return the request for a week; the as-of day defaults to :func:`churn.weeks.default_as_of`."""
+        """Return the request to score a week from the current extract.
+
+        The as-of day defaults to :func:`churn.weeks.default_as_of`.
+        """
         return cls(week, as_of or default_as_of(week, datetime.now(UTC).date()), dagster_run_id)
+
+    @classmethod
+    def as_known(
+        cls,
+        week: date,
+        *,
+        today: date,
+        as_of: date | None = None,
+        corrected: bool = False,
+        force: bool = False,
+        dagster_run_id: str | None = None,
+    ) -> "FleetRequest":
+        """Return the request to score a week as it was known then: a day that is past from the history.
+
+        Args:
+            corrected: Score a past day from today's extract instead.
+            force: Allow an as-of day outside the week; such a batch is stored and does not become current.
+
+        Raises:
+            UsageError: If the as-of day is in the future or, without ``force``, outside the week.
+        """
+        day = as_of or default_as_of(week, today)
+        if day > today:
+            raise UsageError(f"as-of day {day} is in the future (today is {today}); give a day up to today")
+        if monday_of(day) != week and not force:
+            raise UsageError(
+                f"as-of day {day} is outside the week of {week}; give a day from {week} to "
+                f"{week + timedelta(days=6)}, or --force to store a batch that does not become current"
+            )
+        past: ScoredFrom = "corrected extract" if corrected else "history"
+        return cls(week, day, dagster_run_id, past if day < today else "extract")
 
     def of(self, variant: Variant) -> "ScoringRequest":
         """Return the request to score one of them."""
-        return ScoringRequest(variant, self.week, self.as_of, self.dagster_run_id)
+        return ScoringRequest(variant, self.week, self.as_of, self.dagster_run_id, self.scored_from)
 
 
 @dataclass(frozen=True)
@@ -82,7 +122,13 @@ class ScoringRequest:
     week: date
     as_of: date
     dagster_run_id: str | None = None
+    scored_from: ScoredFrom = "extract"
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
+
+    @property
+    def is_of_its_week(self) -> bool:
+        """Whether the as-of day lies in the week; otherwise the batch never becomes current."""
+        return monday_of(self.as_of) == self.week
 
 
 @dataclass(frozen=True)
@@ -123,6 +169,7 @@ class Scorer:
     """
 
     sources: Sources
+    history: ActivityHistory
     registry: "Registry"
     store: PredictionStore
     code_version: str
@@ -163,10 +210,11 @@ class Scorer:
         aliases = self.aliases if self.aliases is not None else {variant: self.registry.aliases_of(variant)}
         model = self.registry.open(variant, CHAMPION, aliases)
         with tempfile.TemporaryDirectory(prefix="churn-score-") as scratch:
-            raw = self.sources.fetch_input(variant, Path(scratch))
+            raw = self._fetch(request, Path(scratch))
             batch, scoring = self._begin(request, model, raw, CHAMPION)
-            challenge = self._challenge(request, raw, aliases)
-            published = self.store.publish(variant, request.week, batch, challenge)
+            is_current = request.is_of_its_week
+            challenge = self._challenge(request, raw, aliases) if is_current else None
+            published = self.store.publish(variant, request.week, batch, challenge, make_current=is_current)
         batch_id, record = published[0]
         if record.importance:
             self._attach_importance(record, model.version)
@@ -182,6 +230,11 @@ class Scorer:
             challenger_version=challenge.version if challenge else None,
             challenger_record=published[1][1] if len(published) > 1 else None,
         )
+
+    def _fetch(self, request: ScoringRequest, into: Path) -> SourceFile:
+        if request.scored_from == "history":
+            return fetch_known(self.history, request.variant, request.as_of, into)
+        return self.sources.fetch_input(request.variant, into)
 
     def _challenge(self, request: ScoringRequest, raw: SourceFile, aliases: _Aliases) -> Challenge | None:
         """Prepare the challenger's batch, if there is a challenger; it begins after the champion's."""
@@ -298,6 +351,7 @@ class _Scoring:
             n_short_windows=counts.n_short_windows,
             unknown_levels=counts.unknown_levels,
             started_at=request.started_at,
+            scored_from=request.scored_from,
             scored_by="xgboost" if self.engine.fallback_reason else "tables",
             role=self.role,
             **explanation,

@@ -69,7 +69,10 @@ class WeeklyConfig(dg.Config):
     week: str | None = Field(
         default=None,
         description="The Monday of the week to score, as YYYY-MM-DD; by default that of the run's tag churn/week, else "
-        "of this week.",
+        "of this week. A past week is scored as it was known then, from the activity history.",
+    )
+    corrected: bool = Field(
+        default=False, description="Whether a past week is scored from today's extract, with what became known since."
     )
 
 
@@ -80,12 +83,15 @@ def weekly_assets(
     """Score every variant of the run's partitions that this run, or one that it resumes, has not published."""
     run = FleetRun(context, SPECS)
     with run.open(services) as deployment:
-        week = parse_week(config.week or context.run.tags.get(WEEK_TAG), datetime.now(UTC).date())
+        today = datetime.now(UTC).date()
+        week = parse_week(config.week or context.run.tags.get(WEEK_TAG), today)
         scorer = deployment.scorer()
         keys = run.left(scorer.store.published_by(resumed_runs(context), week))
         histories = deployment.fleet().histories(week - MEMORY, keys)
         report = partial(report_batch, histories=histories, model_link=deployment.model_link)
-        request = FleetRequest.for_week(week, dagster_run_id=context.run.run_id)
+        request = FleetRequest.as_known(
+            week, today=today, corrected=config.corrected, dagster_run_id=context.run.run_id
+        )
         run.log(score_fleet(scorer, keys, request, report, deployment.cluster()), lambda _, finished: finished)
     yield from run.finish()
 

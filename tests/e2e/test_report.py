@@ -133,7 +133,7 @@ def test_a_variants_page_has_all_that_is_known_of_it(browser: Browser, report: P
         "churn_prob",
     ):
         expect(page.get_by_role("img", name=picture).first).to_be_visible()
-    expect(page.get_by_text("estimated before labels: assumes no concept drift")).to_be_visible()
+    expect(page.get_by_text("estimated before labels of calibrated models: assumes no concept drift")).to_be_visible()
     expect(page.get_by_role("table", name="Performance by segment").get_by_role("row")).to_have_count(42)
     expect(page.get_by_text("s3://bench/company-c0007/data/churn/activity.parquet")).to_be_visible()
     link = page.get_by_role("link", name=f"churn-prediction-model-{SHOWN} v1")

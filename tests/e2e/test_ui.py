@@ -58,7 +58,7 @@ def count(project: Project, table: str) -> int:
 
 
 def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: Demo):
-    predictions, sources = re.split("Sources of the predictions", demo.printed.partition("Most likely to churn")[2])
+    predictions, sources = re.split("Sources of the predictions", demo.printed.partition("most likely to churn")[2])
 
     for key in DEMO:
         assert re.search(rf"{re.escape(key)} +│ +\d+ │ 0\.\d{{3}} █", predictions)

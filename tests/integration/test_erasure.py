@@ -121,7 +121,9 @@ def player(
     put_input(site, "base", as_parquet(rows))
     put_input(site, "geography-us", as_parquet(rows))
     score(instance, "base", "geography-us")
-    likeliest = "SELECT account_id FROM churn_predictions ORDER BY churn_probability DESC LIMIT 1"
+    likeliest = (
+        "SELECT account_id FROM churn_predictions_latest WHERE is_at_risk ORDER BY churn_probability DESC LIMIT 1"
+    )
     ((account,),) = site.rows(site.churn, likeliest)
     own = rows[rows["account_id"] == account]
     before = own["activity_month"].min() - pd.offsets.MonthBegin(1)

@@ -37,6 +37,7 @@ MAY_WRITE: Mapping[str, set[str]] = {
     "erased_accounts": {READ},
     "churn_predictions_current": {READ},
     "churn_predictions_by_role": {READ},
+    "churn_predictions_latest": {READ},
 }
 """All that the writer may do: what is not named is denied."""
 

@@ -318,7 +318,7 @@ def _naive_while(attempt: Try, strike: Callable[[], bool], url: sa.URL | None = 
 
 
 def server_killed(attempt: Try) -> str | None:
-    stage, delay = attempt.stage, attempt.stage.rng.uniform(0, 0.5)
+    stage, delay = attempt.stage, attempt.stage.rng.uniform(0, 0.1)  # a warm run is over soon
     home = stage.house.deployment.settings.churn_home
     started = time.monotonic()
 

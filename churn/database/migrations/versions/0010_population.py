@@ -1,4 +1,4 @@
-"""Who is at risk: each account's last active month, and views that read it and the reasons once a row."""
+"""Who is at risk, what a past week was scored from, and views that compute a row's reasons once."""
 
 from alembic import op
 
@@ -15,7 +15,9 @@ ALTER TABLE scoring_batches
     ADD COLUMN horizon_months integer CHECK (horizon_months >= 1),
     ADD COLUMN first_month date,
     ADD COLUMN newest_month date,
-    ADD COLUMN n_at_risk bigint;
+    ADD COLUMN n_at_risk bigint,
+    ADD COLUMN scored_from text NOT NULL DEFAULT 'extract'
+        CHECK (scored_from IN ('extract', 'history', 'corrected extract'));
 ALTER TABLE scoring_batches
     -- The rule of churn.weeks.at_risk_since.
     ADD COLUMN at_risk_since date GENERATED ALWAYS AS (
@@ -25,6 +27,9 @@ ALTER TABLE scoring_batches
 COMMENT ON COLUMN scoring_batches.horizon_months IS 'Horizon by which accounts are at risk, in months.';
 COMMENT ON COLUMN scoring_batches.first_month IS 'First month known at the as-of day; null of encoded rows.';
 COMMENT ON COLUMN scoring_batches.newest_month IS 'Newest month known at the as-of day; null of encoded rows.';
+COMMENT ON COLUMN scoring_batches.scored_from IS
+    'extract: the newest one when the week was scored; history: what was known at the as-of day; '
+    'corrected extract: a later one, with what became known since.';
 COMMENT ON COLUMN scoring_batches.n_at_risk IS 'Scored accounts at risk; null if unknown.';
 COMMENT ON COLUMN scoring_batches.at_risk_since IS
     'First month in which activity puts an account at risk; null if no month that new is known.';
@@ -93,7 +98,7 @@ SELECT b.variant, b.geography, b.company, p.scored_week, p.account_id, p.churn_p
        {_text(0)}, {_text(1)}, {_text(2)},
        r.reasons, b.bias, b.role,
        b.registered_model, b.model_version, b.published_at AS scored_at, b.as_of, b.newest_month,
-       b.source, b.fallback_reason IS NOT NULL AS is_fallback, b.fallback_reason,
+       b.scored_from, b.source, b.fallback_reason IS NOT NULL AS is_fallback, b.fallback_reason,
        b.source_variant <> b.variant AS is_foreign_data, b.source_uri, b.source_modified_at,
        b.account_ids, p.batch_id
 FROM churn_predictions AS p
@@ -156,7 +161,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the columns; the functions of the old views are still there."""
-    batch = ("at_risk_since", "horizon_months", "first_month", "newest_month", "n_at_risk")
+    batch = ("at_risk_since", "horizon_months", "first_month", "newest_month", "n_at_risk", "scored_from")
     _execute(
         "DROP VIEW churn_predictions_latest, churn_predictions_current, churn_predictions_by_role",
         f"ALTER TABLE scoring_batches {', '.join(f'DROP COLUMN {name}' for name in batch)}",
