@@ -91,7 +91,9 @@ def objects_naming(site: Site, account: int) -> set[str]:
 
 
 def score(instance: dg.DagsterInstance, first: str, last: str, *, week: date | None = None) -> None:
-    config = {"ops": {"score_variants": {"config": {"week": str(week) if week else None}}}}
+    config = {
+        "ops": {"score_variants": {"config": {"week": str(week) if week else None, "corrected": week is not None}}}
+    }
     tags = {RANGE_START_TAG: first, RANGE_END_TAG: last}
     job = defs.resolve_job_def("churn_prediction_job")
     assert job.execute_in_process(instance=instance, tags=tags, run_config=config).success
