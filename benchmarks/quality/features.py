@@ -1,6 +1,7 @@
 """Features over months: what they are worth and what they cost, against the 45 features of one month.
 
-Worth: boosters of fixed parameters, trained and evaluated on the same rows of 60 simulated variants. Cost: building the
+Worth: boosters of fixed parameters, trained and evaluated on the same rows of 60 simulated variants, at month ends; on
+Mondays within a month the gain is smaller, see docs/adr/0024-features-over-months.md. Cost: building the
 features of a million accounts with 24 months each, for training and for scoring, in processes of their own.
 """
 
