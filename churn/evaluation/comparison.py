@@ -69,6 +69,7 @@ class Comparison:
         n: Accounts counted, each once per horizon.
         improvement: Mean decrease of log-loss, with an interval valid at all looks.
         e_value: The evidence that the challenger is better; ``1 / alpha`` is needed.
+        after: Only later as-of days count, since one of the models was trained on outcomes up to then.
     """
 
     n: int
@@ -77,6 +78,7 @@ class Comparison:
     e_value: float
     guardrails: tuple[Guardrail, ...]
     alpha: float
+    after: date | None = None
 
     @property
     def is_better(self) -> bool:
@@ -91,7 +93,8 @@ class Comparison:
     def sentence(self) -> str:
         """The result in one line, for a person."""
         if self.n == 0:
-            return "no account that both models scored has a matured label yet"
+            since = f"; as-of days after {self.after} count, since the models were trained before" if self.after else ""
+            return f"no account that both models scored has a matured label yet{since}"
         found = (
             f"{self.n:,} matured accounts, log-loss better by {self.improvement:.4f}, "
             f"evidence {self.e_value:.3g} of {1 / self.alpha:.0f}"

@@ -8,11 +8,10 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,6 @@ _BOOSTER_FILE = "model.ubj"
 _GOLDEN_FILE = "golden_rows.json"
 _REFERENCE_FILE = "reference_profile.json"
 _MODEL_NAME_PREFIX = Variant().registered_model
-_DAY = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 
 
 class Registry:
@@ -238,25 +236,20 @@ class Registry:
                     self._client.set_registered_model_alias(name, alias, str(version))
 
     def tags_of(self, variant: Variant, version: int) -> dict[str, str]:
-        """Return the tags of a version."""
+        """Return the tags of a version, with the day of its registration if it has no such tag."""
         name = variant.registered_model
         with errors_translated(f"reading version {version} of {name!r}"):
-            return dict(self._client.get_model_version(name, str(version)).tags)
+            return _tags(self._client.get_model_version(name, str(version)))
 
     def version_tags(self) -> dict[tuple[Variant, int], Mapping[str, str]]:
-        """Return the tags of every version of every variant."""
+        """Return the tags of every version of every variant, as :meth:`tags_of` does."""
         with errors_translated("listing the model versions"):
             versions = _pages(self._client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
             return {
-                (variant, int(version.version)): version.tags
+                (variant, int(version.version)): _tags(version)
                 for version in versions
                 if (variant := tags.variant_of(version)) is not None
             }
-
-    def training_dates(self) -> dict[tuple[Variant, int], date]:
-        """Return the training date of each version that has the tag, by variant and version."""
-        days = {key: version_tags.get(tags.TRAINING_DATE, "") for key, version_tags in self.version_tags().items()}
-        return {key: date.fromisoformat(day) for key, day in days.items() if _DAY.fullmatch(day)}
 
     def _registered(self, variant: Variant) -> Any:
         """Return the variant's registered model or ``None``; raises if the model of that name is another variant's."""
@@ -406,6 +399,11 @@ def _set_process_uri(uri: str) -> None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         os.environ["MLFLOW_TRACKING_URI"] = exported
+
+
+def _tags(version: Any) -> dict[str, str]:
+    registered = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).date()
+    return {tags.LOGGED_ON: registered.isoformat()} | dict(version.tags)
 
 
 def _aliases(model: Any) -> dict[str, int]:

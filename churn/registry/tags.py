@@ -1,5 +1,7 @@
 """The names of the tags of our registered models, model versions and runs, and the variant that they identify."""
 
+from collections.abc import Mapping
+from datetime import date, timedelta
 from typing import Any
 
 from churn.errors import UsageError
@@ -14,6 +16,7 @@ IS_CALIBRATED = "churn.is_calibrated"  # true if the scores were calibrated in t
 AUC_LIMIT = "churn.auc_limit"  # minimum ROC AUC of the version: the lower end of its held-out interval
 GATE = "churn.gate"  # passed or failed
 GATE_FAILURES = "churn.gate_failures"
+EVIDENCE_AFTER = "churn.evidence_after"  # last day of the outcomes that the version has seen, as YYYY-MM-DD
 TRAINED_AS_OF = "churn.trained_as_of"
 TRAINED_ON = "churn.trained_on"  # key of the variant with the training activity
 TRAINED_ON_BECAUSE = "churn.trained_on_because"  # why it is not the variant's own activity
@@ -34,6 +37,28 @@ def tags_of_variant(variant: Variant) -> dict[str, str]:
     """Return the tags that identify the variant of a model or a run; the base variant has none."""
     parts = {GEOGRAPHY: variant.geography, COMPANY: variant.company}
     return {tag: value for tag, value in parts.items() if value is not None}
+
+
+def evidence_after(tags: Mapping[str, str]) -> date:
+    """Return the last as-of day that is no evidence about a version, by the version's tags.
+
+    It is the last day of the outcomes that the version was fitted, tuned, calibrated or checked on. Of a version
+    without that tag, no day before its registration is evidence; without either tag, no day is.
+
+    >>> evidence_after({LOGGED_ON: "2026-11-30"})
+    datetime.date(2026, 11, 29)
+    """
+    registered = day_of(tags, LOGGED_ON)
+    before = date.max if registered is None else registered - timedelta(days=1)
+    return day_of(tags, EVIDENCE_AFTER) or before
+
+
+def day_of(tags: Mapping[str, str], name: str) -> date | None:
+    """Return the day in a tag; ``None`` if it is missing or no day."""
+    try:
+        return date.fromisoformat(tags.get(name, ""))
+    except ValueError:
+        return None
 
 
 def variant_of(model: Any) -> Variant | None:

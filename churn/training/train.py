@@ -23,6 +23,7 @@ from churn.errors import InputError
 from churn.evaluation.metrics import MIN_OF_CLASS
 from churn.inference.bundle import Bundle, read_bundle
 from churn.training.calibration import Calibration, apply_to_booster, fit_platt
+from churn.weeks import month_end
 
 if TYPE_CHECKING:
     import optuna
@@ -133,6 +134,11 @@ class Trained:
     @property
     def parts(self) -> tuple[Part, Part, Part]:
         return self.training, self.validation, self.held_out
+
+    @property
+    def evidence_after(self) -> date:
+        """The last day of the outcomes that the model was fitted, tuned, calibrated or checked on."""
+        return month_end(self.plan.horizon.last_month(max(as_of for part in self.parts for as_of in part.as_ofs)))
 
 
 def split(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Split:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
+TagsOf = Callable[[Variant, int], Mapping[str, str]]
+"""Returns the tags of a variant's model version."""
 
 _AUTO_PROMOTED = "CHURN_AUTO_PROMOTE"  # the reason recorded with an automatic promotion
 _THREADS = 2  # more of them wait for one another
@@ -183,14 +185,19 @@ class PerformanceEvaluator:
     def evaluate_batches(self, variant: Variant, today: date, appended: Appended | None = None) -> list[EvaluatedBatch]:
         """Evaluate the variant's current batches whose labels have matured and that were not evaluated yet.
 
-        Each is evaluated once. One whose labels are missing is evaluated once the activity that they need has arrived.
-        If MLflow fails, the figures are logged at a later evaluation, for up to 60 days.
+        Each is evaluated once. A week with outcomes that its model has seen is not evaluated (see
+        :func:`churn.registry.tags.evidence_after`). One whose labels are missing is evaluated once the activity that
+        they need has arrived. If MLflow fails, the figures are logged at a later evaluation, for up to 60 days.
 
         Args:
             appended: The result of :meth:`ingest`, which contains the variant's history; ``None`` reads the history.
         """
         pending = self.listed.get(variant) or self._pending([variant], today)
-        evaluated = self._evaluate_all(pending, self._facts(variant, appended), today) if pending.unevaluated else []
+        tags_of = cache(partial(self._tags_of, pending))
+        batches = [
+            one for one in pending.unevaluated if one.as_of > tag.evidence_after(tags_of(variant, one.model_version))
+        ]
+        evaluated = self._evaluate_all(batches, self._facts(variant, appended), today, tags_of) if batches else []
         self.results.record(evaluated)
         self._log_live(variant, [*pending.unlogged, *evaluated])
         return evaluated
@@ -203,8 +210,11 @@ class PerformanceEvaluator:
         pairs = [pair for pair in pairs if self.horizon.matures_on(pair.champion.as_of) <= today]
         if not pairs or (appended is None and self.history.version(variant) is None):
             return compare([], self.horizon.months, self.limits)
-        reports = Reports.of(self._facts(variant, appended))
-        return compare((self._cohort(pair, reports, today) for pair in pairs), self.horizon.months, self.limits)
+        after = max(tag.evidence_after(self.registry.tags_of(variant, one)) for one in (champion, challenger))
+        pairs = [pair for pair in pairs if pair.champion.as_of > after]
+        reports = Reports.of(self._facts(variant, appended)) if pairs else None
+        cohorts = (self._cohort(pair, reports, today) for pair in pairs) if reports else ()
+        return replace(compare(cohorts, self.horizon.months, self.limits), after=after)
 
     def _facts(self, variant: Variant, appended: Appended | None) -> pl.DataFrame:
         return self.history.read(variant) if appended is None else appended.facts
@@ -213,16 +223,19 @@ class PerformanceEvaluator:
         unevaluated = self.results.unevaluated(variants, self.horizon.newest_mature(today))
         return PendingEvaluation(unevaluated, self.results.unlogged(variants, today - _LOGGED_WITHIN))
 
-    def _evaluate_all(self, pending: PendingEvaluation, facts: pl.DataFrame, today: date) -> list[EvaluatedBatch]:
+    def _tags_of(self, pending: PendingEvaluation, variant: Variant, version: int) -> Mapping[str, str]:
+        listed = pending.version_tags
+        return self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
+
+    def _evaluate_all(
+        self, batches: Sequence[PublishedBatch], facts: pl.DataFrame, today: date, tags_of: TagsOf
+    ) -> list[EvaluatedBatch]:
         reports, levels = Reports.of(facts), Levels(facts)
 
-        @cache
         def limit_of(variant: Variant, version: int) -> float:
-            listed = pending.version_tags
-            tags = self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
-            return float(tags.get(tag.AUC_LIMIT, self.auc_limit))
+            return float(tags_of(variant, version).get(tag.AUC_LIMIT, self.auc_limit))
 
-        scored = zip(pending.unevaluated, self.results.scores(pending.unevaluated), strict=True)
+        scored = zip(batches, self.results.scores(batches), strict=True)
         evaluated = (self._evaluate(*pair, reports, levels, today, limit_of=limit_of) for pair in scored)
         return [one for one in evaluated if one is not None]
 

@@ -108,6 +108,9 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         tag.LOGGED_ON: datetime.now(UTC).date().isoformat(),
         tag.SOURCE: model.source,
     }
+    # A booster from elsewhere may name the last day of the outcomes that it was trained on, or when it was trained.
+    if seen := bundle.booster.attr("evidence_after") or bundle.booster.attr("training_date"):
+        tags[tag.EVIDENCE_AFTER] = seen
     if model.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = model.fallback_reason
         tags[tag.FILES_OF_VARIANT] = model.variant.key

@@ -15,6 +15,7 @@ from churn.monitoring.retraining import (
     is_stale,
     reason_to_retrain,
 )
+from churn.registry.tags import TRAINING_DATE, day_of, evidence_after
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of
 
@@ -42,7 +43,9 @@ class RetrainingPlanner:
         """
         evaluated = self.results.evaluated_champions()
         drifted = drifted_weeks(self.fleet.batches(monday_of(today) - timedelta(weeks=2)))
-        trained_on = self.registry.training_dates()
+        tags = self.registry.version_tags()
+        days = {key: day_of(of_version, TRAINING_DATE) for key, of_version in tags.items()}
+        trained_on = {key: day for key, day in days.items() if day is not None}
         for variant, aliases in sorted(self.registry.aliases().items(), key=lambda item: item[0].key):
             champion, challenger = aliases.get(CHAMPION), aliases.get(CHALLENGER)
             if champion is None or is_paused(requested.get(variant.key), today, self.policy):
@@ -53,6 +56,7 @@ class RetrainingPlanner:
                 EvaluatedCohort(one.batch.as_of, one.measures.get("roc_auc_high"), one.auc_limit)
                 for one in evaluated.get(variant, [])
                 if one.batch.model_version == champion
+                and one.batch.as_of > evidence_after(tags.get((variant, champion), {}))
             ]
             of_champion = drifted.get((variant.key, champion), {})
             aged_since = trained_on.get((variant, champion)) if challenger is None else None

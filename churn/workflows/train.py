@@ -397,6 +397,7 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
     tags = {
         tag.TRAINING_DATE: lineage.today.isoformat(),
         tag.TRAINED_AS_OF: lineage.today.isoformat(),
+        tag.EVIDENCE_AFTER: outcome.trained.evidence_after.isoformat(),
         tag.TRAINED_ON: lineage.activity_of.key,
         tag.DATA_SHA256: lineage.data_sha256,
         tag.HORIZON_MONTHS: str(outcome.trained.plan.horizon.months),

@@ -28,7 +28,7 @@ from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
-from tests.support.inputs import register_bundled
+from tests.support.inputs import register_bundled, trained_until
 from tests.support.site import Run, Site
 from tests.support.templates import made_once
 
@@ -44,6 +44,7 @@ def judge(site: Site, log_model: Run, deployment: Deployment) -> PerformanceEval
 
     def make() -> None:
         register_bundled(site, log_model, US.key)
+        trained_until(site, US, 1)
         activity = simulate_activity(n_accounts=3000, first_month=date(2025, 2, 1), n_months=21, seed=3)
         site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
         for week in WEEKS:
@@ -202,6 +203,15 @@ def test_a_week_whose_picture_was_refused_is_logged_whole_the_next_time(
     assert len(live("live_n_matured")) == 2
     written = [one.key for one in boto3.resource("s3").Bucket(site.bucket).objects.all()]
     assert sorted(key.partition("performance/")[2] for key in written) == [f"{week}/reliability.svg" for week in WEEKS]
+
+
+@pytest.mark.parametrize(("seen_until", "expected"), [(date(2026, 3, 1), WEEKS[1:]), (None, [])])
+def test_only_weeks_after_what_their_model_has_seen_are_evaluated(
+    site: Site, judge: PerformanceEvaluator, seen_until: date | None, expected: list[date]
+):
+    trained_until(site, US, 1, day=seen_until)
+
+    assert [one.batch.scored_week for one in judge.evaluate_batches(US, TODAY)] == expected
 
 
 def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(site: Site, judge: PerformanceEvaluator, live: Callable):

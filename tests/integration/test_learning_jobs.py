@@ -19,7 +19,7 @@ from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import REASON_TAG, retraining_sensor
-from tests.support.inputs import register_bundled
+from tests.support.inputs import register_bundled, trained_until
 from tests.support.site import Run, Site
 
 US, EU = Variant("us"), Variant("eu")
@@ -34,6 +34,7 @@ def fleet(site: Site, log_model: Run, instance: dg.DagsterInstance) -> None:
     body = io.BytesIO()
     activity.write_parquet(body)
     register_bundled(site, log_model, *KEYS)
+    trained_until(site, US, 1)
     site.put(f"{US.prefix}data/churn/activity.parquet", body.getvalue())
     sync_partitions(instance, [EU, US])
 
@@ -193,8 +194,7 @@ def test_the_sensor_requests_training_where_the_input_drifted_two_weeks_running(
 def test_the_sensor_requests_training_of_old_champions(
     fleet: None, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
-    client = deployment.registry(read_only=False)
-    assert set(client.training_dates()) == {(EU, 1), (US, 1)}
+    assert set(deployment.registry(read_only=False).version_tags()) == {(EU, 1), (US, 1)}
     from mlflow import MlflowClient
 
     old = datetime.now(UTC).date() - timedelta(days=100)

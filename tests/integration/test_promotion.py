@@ -24,6 +24,7 @@ from churn.workflows.promote import Promoter
 from churn.workflows.score import FleetRequest
 from experiment_tracking.promote_model import main as promote_model
 from tests.support.assignment import is_assigned
+from tests.support.inputs import trained_until
 from tests.support.site import Run, Site, bundled, put_model_files
 from tests.support.templates import made_once
 
@@ -69,6 +70,7 @@ def two_models(site: Site, log_model: Run, promoter: Promoter) -> None:
         assert log_model("--geography", "US").status == 0
         activity = simulate_activity(n_accounts=1500, first_month=date(2025, 2, 1), n_months=21, seed=3)
         site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
+        trained_until(site, US, 1, 2)
         promoter.challenge(US, 2, "a test")
 
     made_once(site, "two models", make, "mlflow", "churn")
@@ -185,6 +187,21 @@ def test_a_challenger_is_promoted_on_matured_labels_and_not_before(
     assert (dry.champion, dry.action) == (event.champion, event.action)
     assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
     assert promoter.events.history(US)[-1].evidence["n"] == comparison.n
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.usefixtures("two_models")
+def test_weeks_that_either_model_has_seen_the_outcomes_of_are_no_evidence(
+    site: Site, score: Callable, promoter: Promoter, version: int
+):
+    for week in WEEKS:
+        score(week)
+    promoter.evaluator.ingest(US)
+    for day, counts_after in ((date(2026, 5, 31), "2026-05-31"), (None, r"20\d\d-\d\d-\d\d")):
+        trained_until(site, US, version, day=day)
+
+        with pytest.raises(PromotionError, match=f"as-of days after {counts_after} count"):
+            promoter.promote(US, dry_run=True)
 
 
 def test_batches_are_judged_once_when_their_labels_have_matured(

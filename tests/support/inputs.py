@@ -10,6 +10,7 @@ import pandas as pd
 import polars as pl
 import xgboost as xgb
 
+from churn.registry.tags import EVIDENCE_AFTER
 from churn.variants import Variant
 from orchestration.partitions import sync_partitions
 from tests.support import ROOT
@@ -98,6 +99,21 @@ def register_bundled(site: Site, log_model: Run, *keys: str) -> None:
         assert said.status == 0, said
 
     made_once(site, ("registered", *keys), make)
+
+
+def trained_until(site: Site, variant: Variant, *versions: int, day: date | None = date(2025, 1, 1)) -> None:
+    """Note that versions were trained on outcomes up to a day only, so that later weeks are evidence about them.
+
+    Args:
+        day: ``None`` removes the note.
+    """
+    of = {"key": EVIDENCE_AFTER, "name": variant.registered_model}
+    for version in versions:
+        delete = "DELETE FROM model_version_tags WHERE key = :key AND name = :name AND version = :version"
+        site.rows(site.mlflow, delete, **of, version=version)
+        if day is not None:
+            insert = "INSERT INTO model_version_tags (key, name, version, value) VALUES (:key, :name, :version, :day)"
+            site.rows(site.mlflow, insert, **of, version=version, day=str(day))
 
 
 def register(site: Site, log_model: Run, instance: dg.DagsterInstance, *keys: str) -> None:
