@@ -63,12 +63,14 @@ class FleetRequest:
         as_of: Facts that became known after the end of this day are not used.
         scored_from: ``extract``, the current one; ``history``, what was known at the as-of day; or
             ``corrected extract``, the current one for a day that is past.
+        make_current: Whether the batches replace the week's current ones.
     """
 
     week: date
     as_of: date
     dagster_run_id: str | None = None
     scored_from: ScoredFrom = "extract"
+    make_current: bool = True
 
     @classmethod
     def for_week(cls, week: date, *, as_of: date | None = None, dagster_run_id: str | None = None) -> "FleetRequest":
@@ -101,17 +103,18 @@ class FleetRequest:
         day = as_of or default_as_of(week, today)
         if day > today:
             raise UsageError(f"as-of day {day} is in the future (today is {today}); give a day up to today")
-        if monday_of(day) != week and not force:
+        is_of_week = monday_of(day) == week
+        if not is_of_week and not force:
             raise UsageError(
                 f"as-of day {day} is outside the week of {week}; give a day from {week} to "
                 f"{week + timedelta(days=6)}, or --force to store a batch that does not become current"
             )
         past: ScoredFrom = "corrected extract" if corrected else "history"
-        return cls(week, day, dagster_run_id, past if day < today else "extract")
+        return cls(week, day, dagster_run_id, past if day < today else "extract", is_of_week)
 
     def of(self, variant: Variant) -> "ScoringRequest":
         """Return the request to score one of them."""
-        return ScoringRequest(variant, self.week, self.as_of, self.dagster_run_id, self.scored_from)
+        return ScoringRequest(variant, self.week, self.as_of, self.dagster_run_id, self.scored_from, self.make_current)
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,8 @@ class ScoringRequest:
     as_of: date
     dagster_run_id: str | None = None
     scored_from: ScoredFrom = "extract"
+    make_current: bool = True
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
-
-    @property
-    def is_of_its_week(self) -> bool:
-        """Whether the as-of day lies in the week; otherwise the batch never becomes current."""
-        return monday_of(self.as_of) == self.week
 
 
 @dataclass(frozen=True)
@@ -212,9 +211,8 @@ class Scorer:
         with tempfile.TemporaryDirectory(prefix="churn-score-") as scratch:
             raw = self._fetch(request, Path(scratch))
             batch, scoring = self._begin(request, model, raw, CHAMPION)
-            is_current = request.is_of_its_week
-            challenge = self._challenge(request, raw, aliases) if is_current else None
-            published = self.store.publish(variant, request.week, batch, challenge, make_current=is_current)
+            challenge = self._challenge(request, raw, aliases) if request.make_current else None
+            published = self.store.publish(variant, request.week, batch, challenge, make_current=request.make_current)
         batch_id, record = published[0]
         if record.importance:
             self._attach_importance(record, model.version)

@@ -459,7 +459,7 @@ def lock_timeout(attempt: Try) -> str | None:
 def _of_another_week(attempt: Try, said: str) -> str:
     tally = Tally()
     judge(attempt.stage.house, tally, attempt.variant, attempt.week, attempt.meant)
-    assert not tally.harm, tally
+    assert not tally.harm, (tally, said)
     assert attempt.stage.retries, "the fault was not met"
     return f"{said} (in a week of its own)"
 
