@@ -1,7 +1,8 @@
 """Labels: who churned after an as-of date, and when the label is mature. Pure.
 
-A player has churned at an as-of date if no month of the horizon after it has activity: a deposit, a handle or net
-gaming revenue that is not zero. A label exists once it is mature: when the whole horizon and the days that late reports
+A player has churned at an as-of date if no month of its horizon has activity: a deposit, a handle or net gaming revenue
+that is not zero. The horizon is whole calendar months, beginning with the one after the as-of date's month: activity is
+known by the month, so the days left in the as-of date's month count for neither side. A label exists once it is mature: when the whole horizon and the days that late reports
 need have passed. Not here: the features of that date (``churn.data.features``).
 """
 
@@ -27,7 +28,7 @@ class Horizon:
     """The months after an as-of date that a label covers, and the wait for late reports.
 
     Attributes:
-        months: The whole months after the as-of date's month.
+        months: The whole calendar months after the as-of date's month.
         lag_days: Days after the last of them until its reports have arrived.
 
     >>> Horizon().last_month(date(2025, 11, 30)), Horizon().matures_on(date(2025, 11, 30))

@@ -96,7 +96,8 @@ class Settings(BaseSettings):
         description="Ray cluster to score on: auto, host:6379 or ray://host:10001; unset: this process.",
     )
     churn_horizon_months: Annotated[int, Field(ge=1, le=24)] = Field(
-        defaults.HORIZON_MONTHS, description="Months without activity after which a player counts as churned."
+        defaults.HORIZON_MONTHS,
+        description="Whole calendar months after the as-of day's month; a player without activity in them has churned.",
     )
     churn_label_lag_days: Annotated[int, Field(ge=0, le=92)] = Field(
         defaults.LABEL_LAG_DAYS, description="Days after the horizon to wait for late activity before labels are used."
