@@ -1,8 +1,8 @@
-"""A seeded simulation of the affiliate's monthly activity extract.
+"""A seeded simulation of the affiliate's monthly activity extract, complete and on time.
 
-Belongs here: drawing players, their months and their money, with the quirks of the real extract.
-Not here: labels, features, files. One ``PCG64`` stream makes everything, so that a seed gives the
-same frame on every machine.
+Belongs here: drawing players, their months and their money, with the quirks of the real extract. Not here: what
+changes or hides those months (``churn.samples.world``), labels, features, files. One ``PCG64`` stream makes everything,
+so that a seed gives the same frame on every machine.
 
 A player has a latent engagement. It stretches the stay, raises the stakes and the odds of paying
 in, and fades as the end comes near. That is all a model can learn from, and why it cannot learn
@@ -71,7 +71,7 @@ class _Market:
 
 
 @dataclass(frozen=True)
-class _Players:
+class Players:
     """One element per player; ``start`` and ``leave`` are months since the extract began."""
 
     account_id: Ints
@@ -127,14 +127,20 @@ def simulate_activity(
         UsageError: If a count is below 1, the seed is negative or ``first_month`` is not the
             first of a month.
     """
+    return draw_activity(n_accounts, first_month, n_months, seed, variant=variant or Variant(), twist=twist)[1]
+
+
+def draw_activity(
+    n_accounts: int, first_month: date, n_months: int, seed: int, *, variant: Variant, twist: date | None = None
+) -> tuple[Players, pl.DataFrame]:
+    """Return the players, in account order, beside the frame that :func:`simulate_activity` returns."""
     if min(n_accounts, n_months) < 1 or seed < 0 or first_month.day != 1:
         raise UsageError(
             f"cannot simulate {n_accounts=}, {n_months=}, {seed=} from {first_month}; give counts "
             f"of at least 1, a seed of at least 0 and the first day of a month"
         )
-    variant = variant or Variant()
     market = _market(variant)
-    rng = np.random.Generator(np.random.PCG64([seed, _stable_number(variant.key)]))
+    rng = random_stream(seed, variant.key)
     players = _draw_players(rng, n_accounts, first_month.month, n_months, market)
     if twist is not None:
         months = month_number(twist) - month_number(first_month)
@@ -159,7 +165,24 @@ def simulate_activity(
             "total_ngr": ngr,
         }
     )
-    return _with_repeats(rng, frame)
+    return players, _with_repeats(rng, frame)
+
+
+def draw_stays_again(
+    rng: np.random.Generator, players: Players, n_months: int, variant: Variant
+) -> tuple[Ints, Ints, tuple[Floats, Floats, Floats]]:
+    """Return further rows of players whose ``start`` and ``leave`` are those of a further stay.
+
+    Returns:
+        The index of each row's player, its month since the extract began, and deposit, handle and net gaming revenue.
+    """
+    rows = _draw_rows(rng, players, n_months)
+    return rows.player, rows.month, _draw_money(rng, players, rows, _market(variant).log_spend)
+
+
+def random_stream(seed: int, *names: str) -> np.random.Generator:
+    """Return a generator that depends on nothing but a seed and names."""
+    return np.random.Generator(np.random.PCG64([seed, *map(_stable_number, names)]))
 
 
 def _stable_number(text: str) -> int:
@@ -181,7 +204,7 @@ def _market(variant: Variant) -> _Market:
 
 def _draw_players(
     rng: np.random.Generator, n: int, first_calendar_month: int, n_months: int, market: _Market
-) -> _Players:
+) -> Players:
     brand, ben_login, product = (
         rng.choice(len(mix), n, p=mix) for mix in (market.brands, market.ben_logins, market.products)
     )
@@ -189,7 +212,7 @@ def _draw_players(
     engagement = rng.standard_normal(n)
     deposits = rng.random(n) < _logistic(1.4 + 0.5 * engagement)
     start = _draw_starts(rng, n, first_calendar_month, n_months)
-    came = _Players(
+    came = Players(
         account_id=10_000_000 + np.cumsum(rng.integers(1, 1_000, n)),
         brand=brand,
         ben_login=ben_login,
@@ -204,7 +227,7 @@ def _draw_players(
     return replace(came, leave=start + stays)
 
 
-def _log_stay(market: _Market, p: _Players, pull: float) -> Floats:
+def _log_stay(market: _Market, p: Players, pull: float) -> Floats:
     """Return the logarithm of how long players tend to stay, in months; ``pull`` is that of engagement."""
     return np.asarray(
         0.59
@@ -217,7 +240,7 @@ def _log_stay(market: _Market, p: _Players, pull: float) -> Floats:
     )
 
 
-def _twist(rng: np.random.Generator, players: _Players, month: int, market: _Market) -> _Players:
+def _twist(rng: np.random.Generator, players: Players, month: int, market: _Market) -> Players:
     """Draw again how long players stay who had not left by a month, with the effect of engagement reversed."""
     log_stay = _log_stay(replace(market, engagement_pull=0.0), players, _TWISTED_PULL)
     stays = _draw_stays(rng, np.exp(log_stay), np.zeros(len(players.start)))
@@ -239,7 +262,7 @@ def _draw_stays(rng: np.random.Generator, scale: Floats, at_least: Floats) -> Fl
     return np.asarray(scale * hazard ** (1 / _STAY_SHAPE))
 
 
-def _draw_rows(rng: np.random.Generator, players: _Players, n_months: int) -> _Rows:
+def _draw_rows(rng: np.random.Generator, players: Players, n_months: int) -> _Rows:
     """Decide who has a row in which month, month by month and players in order.
 
     Staying players skip a month now and then; those who left may trail a row or two of zeros.
@@ -257,7 +280,7 @@ def _draw_rows(rng: np.random.Generator, players: _Players, n_months: int) -> _R
 
 
 def _draw_money(
-    rng: np.random.Generator, players: _Players, rows: _Rows, log_spend: float
+    rng: np.random.Generator, players: Players, rows: _Rows, log_spend: float
 ) -> tuple[Floats, Floats, Floats]:
     """Draw deposit, handle and net gaming revenue of each row, in cents' precision."""
     n = len(rows.player)
@@ -289,7 +312,7 @@ def _draw_ngr(rng: np.random.Generator, handle: Floats, pays: Bools) -> Floats:
 
 
 def _draw_dates(
-    rng: np.random.Generator, players: _Players, first_month: np.datetime64, n_months: int
+    rng: np.random.Generator, players: Players, first_month: np.datetime64, n_months: int
 ) -> tuple[Days, Days, Days]:
     """Draw registration, first deposit and first cash bet of each player, with the feed's slips.
 
