@@ -2,8 +2,9 @@
 
 A player has churned at an as-of date if no month of its horizon has activity: a deposit, a handle or net gaming revenue
 that is not zero. The horizon is whole calendar months, beginning with the one after the as-of date's month: activity is
-known by the month, so the days left in the as-of date's month count for neither side. A label exists once it is mature: when the whole horizon and the days that late reports
-need have passed. Not here: the features of that date (``churn.data.features``).
+known by the month, so the days left in the as-of date's month count for neither side. A label exists once it is mature:
+when the whole horizon and the days that late reports need have passed. Not here: the features of that date
+(``churn.data.features``).
 """
 
 from collections.abc import Sequence
@@ -16,11 +17,14 @@ import polars as pl
 
 from churn.data.activity import MONEY
 from churn.data.features import are_in_order, is_active, key_columns
+from churn.data.observed import are_observed, count_rows
 from churn.defaults import HORIZON_MONTHS, LABEL_LAG_DAYS
 from churn.errors import InputError, UsageError
 from churn.weeks import at_risk_since, day_start_us, days_since_epoch, month_start
 
 Ids = npt.NDArray[np.int64]
+_GROUP = "brand_id"
+_MONTHS_BEFORE = 6  # up to the as-of date's, with which the months of the horizon are compared
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,9 @@ class Labels:
     Attributes:
         account_ids: Those with a mature label, ascending; shape (n,).
         churned: Their labels; shape (n,).
-        n_missing: Accounts without a label although the horizon has passed, because the facts do not reach its end or
-            because the account was not known at the as-of date.
+        n_missing: Accounts without a label although the horizon has passed, because the facts do not reach its end,
+            because the account was not known at the as-of date, or because it has no activity in the horizon and a
+            month of it was not observed (:mod:`churn.data.observed`).
     """
 
     account_ids: Ids
@@ -90,12 +95,14 @@ class Reports:
         months: Days since 1970.
         known_at: Microseconds since 1970, UTC.
         is_active: Whether any money column is neither missing nor zero.
+        groups: The number of the account's brand, by which :mod:`churn.data.observed` compares months; 0 without one.
     """
 
     account_ids: Ids
     months: npt.NDArray[np.int32]
     known_at: npt.NDArray[np.int64]
     is_active: npt.NDArray[np.bool_]
+    groups: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, facts: pl.DataFrame, money: Sequence[str] = MONEY) -> "Reports":
@@ -105,7 +112,12 @@ class Reports:
                 "the activity has no known_at, so it is unknown what was known at a past date; read it from the "
                 "variant's history, which adds known_at to every fact"
             )
-        selected = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active(facts, money))
+        group = pl.col(_GROUP).cast(pl.String).rank("dense").fill_null(0) if _GROUP in facts.columns else pl.lit(0)
+        selected = facts.select(
+            pl.col(key_columns(facts.columns)).to_physical(),
+            is_active(facts, money),
+            groups=group.cast(pl.Int64) + pl.repeat(0, pl.len(), dtype=pl.Int64),
+        )
         columns = [column.to_numpy() for column in selected]
         if are_in_order(columns[:3]):
             return cls(*columns)
@@ -129,7 +141,25 @@ def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horiz
     labelled = requested[np.isin(requested, reports.account_ids[_known(reports, as_of)])]
     active = _active_accounts(reports, first_month, last_month, today)
     churned = ~np.isin(labelled, active, assume_unique=True)
+    is_observed = ~churned | _are_observed(reports, labelled, as_of, today, horizon)
+    labelled, churned = labelled[is_observed], churned[is_observed]
     return Labels(labelled, churned, len(requested) - len(labelled))
+
+
+def _are_observed(
+    reports: Reports, account_ids: Ids, as_of: date, today: date, horizon: Horizon
+) -> npt.NDArray[np.bool_]:
+    """Return whether all months of the horizon were observed for accounts known at ``as_of``; ids ascending."""
+    months = [days_since_epoch(month_start(as_of, i)) for i in range(1 - _MONTHS_BEFORE, horizon.months + 1)]
+    known_today = np.flatnonzero(_known_by(reports, today))
+    n_groups = int(reports.groups.max(initial=0)) + 1
+    volumes = count_rows(reports.groups[known_today], reports.months[known_today], n_groups, months)
+    is_observed = np.logical_and.reduce(are_observed(volumes)[:, _MONTHS_BEFORE:], axis=1)
+    if is_observed.all():
+        return np.ones(len(account_ids), dtype=np.bool_)
+    known = np.flatnonzero(_known(reports, as_of))
+    last = np.searchsorted(reports.account_ids[known], account_ids, side="right") - 1
+    return np.asarray(is_observed[reports.groups[known[last]]])
 
 
 def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:

@@ -70,7 +70,8 @@ def _summary(trained: Trained) -> str:
     return (
         f"An XGBoost booster of {trained.bundle.parameters['n_trees']} trees that gives the probability that an "
         f"account with recent activity has no activity (deposit, handle or net gaming revenue) in the {horizon} "
-        f"whole calendar months after the month of the as-of date. Its scores are calibrated; its reasons are shares of the calibrated log-odds."
+        f"whole calendar months after the month of the as-of date. Its scores are calibrated; its reasons are shares "
+        f"of the calibrated log-odds."
     )
 
 

@@ -315,3 +315,35 @@ def test_who_is_at_risk_is_what_the_plain_way_gives_and_nothing_known_later_chan
     later = changed.filter(pl.col("known_at").dt.date() > as_of)
     for table in (facts, pl.concat([later, facts]), pl.concat([facts, later])):
         assert at_risk(Reports.of(table), as_of, horizon).tolist() == sorted(active)
+
+
+def feed(*, gone: tuple[str, ...] = (), only: int | None = None) -> pl.DataFrame:
+    """Two brands of 100 players each who stay, from January to July; what is ``gone`` has no rows after March."""
+    months = [date(2025, month, 1) for month in range(1, 8)]
+    facts = facts_of(*({"account_id": i, "activity_month": month} for i in range(1, 201) for month in months))
+    facts = facts.with_columns(brand_id=pl.when(pl.col("account_id") <= 100).then(pl.lit("NJ")).otherwise(pl.lit("NY")))
+    is_late = pl.col("activity_month") > AS_OF
+    is_lost = pl.col("brand_id").is_in(list(gone)) if only is None else pl.col("account_id") != only
+    return facts.filter(~(is_late & is_lost))
+
+
+def labels_of(facts: pl.DataFrame) -> tuple[list[int], int, int]:
+    labels = label(Reports.of(facts), np.arange(1, 201), AS_OF, today=date(2025, 8, 1), horizon=HORIZON)
+    return labels.account_ids.tolist(), int(labels.churned.sum()), labels.n_missing
+
+
+def test_a_brand_that_left_the_feed_is_unknown_and_not_churned():
+    assert labels_of(feed()) == (list(range(1, 201)), 0, 0)
+    assert labels_of(feed(gone=("NJ",))) == (list(range(101, 201)), 0, 100)
+
+
+def test_a_feed_of_one_row_tells_about_one_account():
+    assert labels_of(feed(only=7)) == ([7], 0, 199)
+
+
+def test_a_brand_whose_players_leave_over_the_months_has_churned():
+    left = {i: date(2025, 4 + i % 3, 1) for i in range(1, 91)}  # a third of 90 of its 100 players a month
+    facts = feed().filter(
+        pl.col("activity_month") < pl.col("account_id").replace_strict(left, default=date(2026, 1, 1))
+    )
+    assert labels_of(facts) == (list(range(1, 201)), 30, 0)
