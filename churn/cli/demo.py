@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import date
 from typing import TYPE_CHECKING
 
+import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -25,6 +26,7 @@ from churn.signals import sigterm_kept
 from churn.storage.places import Folder
 from churn.storage.sources import INPUT_FOLDER
 from churn.variants import Variant
+from churn.weeks import month_start
 from orchestration.instance import dagster_environment
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", "clientb"))
 
 _ACCOUNTS = 1000
-_FIRST_MONTH, _MONTHS = date(2025, 2, 1), 21
+_MONTHS = 21
 _SEED = 7
 _BAR_WIDTH, _HIGHEST_SHOWN = 5, 3
 
@@ -54,7 +56,7 @@ def run_demo(week: date) -> None:
 
         steps = {
             "Databases, schemas, roles": set_up_server(*deployment.databases),
-            "Player activity": _provide_inputs(deployment),
+            "Player activity": _provide_inputs(deployment, week),
             "Experiments and models in MLflow": _register(deployment),
             f"Dagster run of churn_prediction_job for the week of {week}": _run_job(deployment, week),
         }
@@ -81,7 +83,18 @@ def _step(console: Console, title: str) -> Iterator[None]:
     console.print(f"[green]✓[/green] {title} [dim]{time.monotonic() - started:.1f} s[/dim]")
 
 
-def _provide_inputs(deployment: Deployment) -> Iterator[str]:
+def demo_activity(variant: Variant, week: date) -> pl.DataFrame:
+    """Return a variant's simulated activity up to the month before a week, so that players are at risk in any year.
+
+    It is of the plain world: see :data:`churn.samples.world.PLAIN_WORLD`.
+    """
+    first_month = month_start(week, -_MONTHS)
+    return simulate_activity(
+        n_accounts=_ACCOUNTS, first_month=first_month, n_months=_MONTHS, seed=_SEED, variant=variant
+    )
+
+
+def _provide_inputs(deployment: Deployment, week: date) -> Iterator[str]:
     """On the embedded default, simulate the activity of the variants that have none; otherwise change no data."""
     for variant in VARIANTS:
         key = f"{variant.prefix}{INPUT_FOLDER}activity.parquet"
@@ -91,9 +104,7 @@ def _provide_inputs(deployment: Deployment) -> Iterator[str]:
         elif path.exists():
             yield f"{variant}: {path}"
         else:
-            activity = simulate_activity(
-                n_accounts=_ACCOUNTS, first_month=_FIRST_MONTH, n_months=_MONTHS, seed=_SEED, variant=variant
-            )
+            activity = demo_activity(variant, week)
             body = io.BytesIO()
             activity.write_parquet(body)
             Folder(deployment.local_root).write(key, body.getvalue())

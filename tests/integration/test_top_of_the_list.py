@@ -1,0 +1,78 @@
+"""At stake: analysts act on the top of the list, so nobody there may have left already.
+
+What an account did is read from the rows of the extract, not from ``is_at_risk``, which is what is tested.
+"""
+
+import io
+from datetime import date, timedelta
+
+import polars as pl
+import pytest
+
+from churn.cli.demo import VARIANTS, demo_activity
+from churn.data.activity import MONEY
+from churn.database.published import PublishedPredictions
+from churn.defaults import HORIZON_MONTHS
+from churn.deployment.services import Deployment
+from churn.samples.world import World, simulate_world
+from churn.variants import Variant
+from churn.weeks import month_start
+from churn.workflows.score import FleetRequest, score_fleet
+from tests.support.inputs import put_input, register_bundled
+from tests.support.site import Run, Site
+
+FIRST_WEEK, N_WEEKS, N_TOP = date(2026, 4, 27), 26, 100
+KEYS = [variant.key for variant in VARIANTS]
+
+
+@pytest.mark.slow
+def test_nobody_in_the_top_100_of_26_weeks_had_left(site: Site, log_model: Run, deployment: Deployment) -> None:
+    register_bundled(site, log_model, *KEYS)
+    worlds = {
+        key: simulate_world(
+            World(), n_accounts=2_500, first_month=date(2025, 2, 1), n_months=21, seed=7, variant=Variant.from_key(key)
+        )
+        for key in KEYS
+    }
+    published = PublishedPredictions(deployment.database)
+    n_gone = 0
+    for week in (FIRST_WEEK + timedelta(weeks=i) for i in range(N_WEEKS)):
+        as_of = week + timedelta(days=6)
+        extracts = {key: world.extract_on(as_of + timedelta(days=1)) for key, world in worlds.items()}
+        for key, extract in extracts.items():
+            put_input(site, key, as_parquet(extract))
+        outcomes = dict(score_fleet(deployment.scorer(), KEYS, FleetRequest.for_week(week), lambda *_: None))
+        assert outcomes == dict.fromkeys(KEYS), week
+        highest = published.highest(week, KEYS, N_TOP)
+        for key, extract in extracts.items():
+            there = active_accounts(extract, as_of)
+            top = [int(row.account_id) for row in highest if row.variant == key]
+            assert len(top) == N_TOP
+            assert set(top) <= there, f"{week}, {key}: {set(top) - there} had left"
+            n_gone += extract["account_id"].n_unique() - len(there)
+    assert n_gone > N_WEEKS * len(KEYS) * N_TOP, "most accounts of an extract have left, so the list could hold them"
+
+
+@pytest.mark.parametrize("week", [date(2026, 11, 30), date(2031, 3, 3)])
+def test_the_demo_of_any_year_has_more_players_at_risk_than_it_shows(week: date) -> None:
+    for key in KEYS:
+        activity = demo_activity(Variant.from_key(key), week)
+        assert activity["activity_month"].max() == month_start(week, -1)
+        assert len(active_accounts(activity, week)) > N_TOP
+
+
+def active_accounts(extract: pl.DataFrame, as_of: date) -> set[int]:
+    """Return the accounts with money moved in the months of the horizon before the as-of day's month, or since."""
+    moved = pl.any_horizontal(pl.col(name).fill_null(0.0) != 0 for name in MONEY)
+    since = pl.col("activity_month") >= month_start(as_of, -HORIZON_MONTHS)
+    return set(
+        extract.unique(["account_id", "activity_month"], keep="last", maintain_order=True).filter(moved, since)[
+            "account_id"
+        ]
+    )
+
+
+def as_parquet(extract: pl.DataFrame) -> bytes:
+    body = io.BytesIO()
+    extract.write_parquet(body)
+    return body.getvalue()
