@@ -95,6 +95,20 @@ def month_ends(first: date, last: date) -> list[date]:
     return [end for end in ends if end <= last]
 
 
+def training_days(first: date, last: date) -> list[date]:
+    """Return a Monday of each month from ``first`` to ``last``: its first to fourth in turn.
+
+    Scoring happens on Mondays, so a model sees the phases of a month that it will score, at the cost of a day a month.
+
+    >>> training_days(date(2025, 1, 1), date(2025, 3, 30))
+    [datetime.date(2025, 1, 6), datetime.date(2025, 2, 10), datetime.date(2025, 3, 17)]
+    """
+    months = (month_start(first, i) for i in range(month_number(last) - month_number(first) + 1))
+    first_mondays = (month + timedelta(days=-month.weekday() % 7) for month in months)
+    mondays = (monday + timedelta(weeks=month_number(monday) % 4) for monday in first_mondays)
+    return [monday for monday in mondays if first <= monday <= last]
+
+
 def days_since_epoch(day: date) -> int:
     """Return the days from 1970-01-01 to a day."""
     return (day - _EPOCH).days

@@ -84,10 +84,10 @@ def _data(trained: Trained, lineage: Lineage) -> str:
         counts = (f"{part.n:,}", f"{part.n_churned:,}", f"{part.n_churned / part.n:.1%}")
         rows.append((part.name.replace("_", "-"), f"{part.as_ofs[0]} to {part.as_ofs[-1]}", *counts))
     return (
-        f"{source}; known by the end of {lineage.today}. One row per account and month end at which it had been active "
+        f"{source}; known by the end of {lineage.today}. One row per account and as-of day at which it had been active "
         f"within the last {trained.plan.horizon.months} months, from the facts known on that day. The split is by "
-        f"time: every label of a part was known by the first month end of the next.\n\n"
-        f"{markdown_table(('part', 'month ends', 'rows', 'churned', 'share'), rows)}\n\n"
+        f"time: every label of a part was known by the first day of the next.\n\n"
+        f"{markdown_table(('part', 'days', 'rows', 'churned', 'share'), rows)}\n\n"
         f"Parameters, rounds and calibration were chosen on the validation rows. The model was then trained on the "
         f"training and validation rows; nothing was chosen on the held-out ones."
     )
@@ -96,7 +96,7 @@ def _data(trained: Trained, lineage: Lineage) -> str:
 def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
     rows_used = (
         f"On {evaluation.n:,} held-out accounts, one row each ({evaluation.n_churned:,} churned), with 95 % intervals. "
-        f"An account's row is of a held-out month end drawn for it, so that the rows are independent."
+        f"An account's row is of a held-out day drawn for it, so that the rows are independent."
     )
     if evaluation.status != "ok":
         return f"{rows_used} Too few of one outcome to measure anything."

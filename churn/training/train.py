@@ -158,7 +158,7 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
     if not parts.training:
         needed = plan.n_held_out + plan.n_validation + 1
         return (
-            f"matured labels of {sum(len(shot.churned) > 0 for shot in snapshots)} month ends, which cannot be split "
+            f"matured labels of {sum(len(shot.churned) > 0 for shot in snapshots)} as-of days, which cannot be split "
             f"into training, validation and held-out ones ({needed} are needed, and the horizon of "
             f"{plan.horizon.months} months twice between them)"
         )

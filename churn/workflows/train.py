@@ -40,13 +40,13 @@ from churn.training.model_card import AgainstChampion, Lineage, write_card
 from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
-from churn.weeks import month_ends
+from churn.weeks import training_days
 from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.ingest import ForeignActivityError, NoActivityError, read_extract
 from churn.workflows.register import FEATURE_NAMES
 
 _MAX_TAG = 4000
-_SEASONS = 12  # month ends that a model's reference covers
+_SEASONS = 12  # Mondays, one a month, that a model's reference covers
 _EXPLAINED_ROWS = 1_000
 
 
@@ -82,7 +82,7 @@ class Trainer:
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         challenge: Makes a version of a variant the challenger, with a reason.
         features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
-        max_months: Maximum number of month ends used; older activity predicts little about today's players.
+        max_months: Maximum number of months used, a Monday of each; older activity predicts little about today's players.
     """
 
     sources: Sources
@@ -252,8 +252,8 @@ class Trainer:
 
     def _snapshots(self, facts: pl.DataFrame, today: date, names: Sequence[str]) -> list[Snapshot]:
         horizon = self.plan.horizon
-        ends = month_ends(facts["activity_month"].min(), today)  # type: ignore[arg-type]  # a column of dates
-        matured = [day for day in ends if horizon.matures_on(day) <= today]
+        days = training_days(facts["activity_month"].min(), today)  # type: ignore[arg-type]  # a column of dates
+        matured = [day for day in days if horizon.matures_on(day) <= today]
         return snapshots(facts, matured[-self.max_months :], today=today, horizon=horizon, names=names)
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
@@ -315,13 +315,13 @@ def fallback_variants(variant: Variant) -> list[Variant]:
 
 
 def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
-    """Profile the accounts that would have been scored at past month ends, in the way that batches are profiled.
+    """Profile the accounts that would have been scored on past Mondays, in the way that batches are profiled.
 
-    Inputs are those of the last twelve month ends, so that seasons are no drift; scores are those of the held-out ones.
+    Inputs are of twelve Mondays, one a month, so that seasons are no drift; scores are of the held-out ones.
     """
     held_out = trained.held_out.as_ofs
     first = min(as_of for part in trained.parts for as_of in part.as_ofs)
-    year = month_ends(first, held_out[-1])[-_SEASONS:]
+    year = training_days(first, held_out[-1])[-_SEASONS:]
     return spliced(_profile(trained, facts, year), _profile(trained, facts, held_out))
 
 
@@ -380,7 +380,7 @@ def _parameters(outcome: TrainingOutcome) -> dict[str, object]:
         "feature_names_from": lineage.names_from,
     }
     for part in trained.parts:
-        parameters |= {f"{part.name}_month_ends": " ".join(map(str, part.as_ofs)), f"{part.name}_rows": part.n}
+        parameters |= {f"{part.name}_days": " ".join(map(str, part.as_ofs)), f"{part.name}_rows": part.n}
     return parameters
 
 

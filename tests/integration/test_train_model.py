@@ -158,7 +158,7 @@ def require_remakable(client: Any, version: Any, code_version: str) -> None:
     params, metrics = run.data.params, run.data.metrics
     assert 0.6 < metrics["roc_auc_low"] < metrics["roc_auc"] < metrics["roc_auc_high"] < 1
     assert {"log_loss", "calibration_error", "lift_at_10", "average_precision_low"} <= set(metrics)
-    assert params["held_out_month_ends"] == "2026-03-31 2026-04-30 2026-05-31"
+    assert params["held_out_days"] == "2026-03-16 2026-04-27 2026-05-04"
     assert {"max_depth", "n_rounds", "calibration_slope", "seed", "horizon_months"} <= set(params)
     (dataset,) = run.inputs.dataset_inputs
     assert version.tags["churn.data_sha256"].startswith(dataset.dataset.digest)

@@ -225,8 +225,8 @@ def test_a_history_too_short_to_be_parted_says_how_long_it_must_be(facts: pl.Dat
     early = date(2026, 1, 20)
     short = make_snapshots(facts.filter(pl.col("activity_month") < early), today=early)
 
-    assert "month ends, which cannot be split" in str(shortage(short, PLAN))
+    assert "as-of days, which cannot be split" in str(shortage(short, PLAN))
 
 
 def test_without_a_single_label_there_is_a_shortage():
-    assert "matured labels of 0 month ends" in str(shortage([], PLAN))
+    assert "matured labels of 0 as-of days" in str(shortage([], PLAN))
