@@ -82,7 +82,7 @@ class Trainer:
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         challenge: Makes a version of a variant the challenger, with a reason.
         features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
-        max_months: Maximum number of months used, a Monday of each; older activity predicts little about today's players.
+        max_months: Maximum number of months used (a Monday each); older activity predicts little about today.
     """
 
     sources: Sources
