@@ -199,16 +199,17 @@ def _predictions_table(highest: Sequence[Row], week: date, unknown: Sequence[str
 
 
 def _sources_table(batches: Sequence[Row], deployment: Deployment) -> Table:
-    numbers = [Column(name, justify="right") for name in ("batch", "accounts", "at risk", "mean")]
+    numbers = [Column(name, justify="right") for name in ("batch", "at risk", "mean")]
     title = f"Sources of the predictions in {deployment.database.database}"
     table = Table(Column("variant", overflow="fold"), *numbers, "model", "data", title=title, title_justify="left")
     for batch in batches:
         owner = " (the base variant's)" if batch.is_foreign_data else ""
         source = f"[yellow]{batch.source}[/yellow]{owner}" if batch.source == "local" else batch.source
-        figures = str(batch.batch_id), f"{batch.n_accounts:,}", _at_risk(batch), f"{batch.mean_probability:.3f}"
+        figures = str(batch.batch_id), _at_risk(batch), f"{batch.mean_probability:.3f}"
         table.add_row(batch.variant, *figures, f"v{batch.model_version}", source)
     return table
 
 
 def _at_risk(batch: Row) -> str:
-    return f"{batch.n_at_risk:,}" if batch.is_at_risk_known else "unknown"
+    at_risk = f"{batch.n_at_risk:,}" if batch.is_at_risk_known else "unknown"
+    return f"{at_risk} of {batch.n_accounts:,}"

@@ -62,7 +62,7 @@ def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: Demo)
 
     for key in DEMO:
         assert re.search(rf"{re.escape(key)} +│ +\d+ │ 0\.\d{{3}} █", predictions)
-        assert re.search(rf"{re.escape(key)} +│ +\d+ │ +1,000 │ 0\.\d{{3}} │ v1 +│ local", sources)
+        assert re.search(rf"{re.escape(key)} +│ +\d+ │ +\d+ of 1,000 │ 0\.\d{{3}} │ v1 +│ local", sources)
     assert "because S3 is not configured (MLFLOW_S3_BUCKET)" in sources
     assert re.search(r"uv run churn up .*http://127.0.0.1:3000.*http://127.0.0.1:5000\n", sources)
     assert max(map(len, sources.splitlines())) <= 110

@@ -17,6 +17,7 @@ def require_all_end_well(tally: Tally) -> None:
     assert not tally.bad, f"{table(tally)}\n{tally.bad}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_bad_inputs_are_refused_quarantined_or_read_as_what_they_say():
     chosen = list(shares(FAMILIES, SHORT))

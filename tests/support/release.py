@@ -82,7 +82,7 @@ def _live(home: Path) -> list[list[object]]:
     import dagster as dg
 
     from experiment_tracking import log_model, setup
-    from orchestration.assets.scoring import WEEK_TAG
+    from orchestration.assets.scoring import OP_NAME
     from orchestration.definitions import defs
     from orchestration.instance import dagster_environment
     from orchestration.partitions import ranges, sync_partitions
@@ -101,7 +101,8 @@ def _live(home: Path) -> list[list[object]]:
         with dg.DagsterInstance.get() as instance:
             keys = sync_partitions(instance, list(VARIANTS))
             for tags in ranges(keys, {variant.key for variant in VARIANTS}, len(VARIANTS)):
-                assert job.execute_in_process(instance=instance, tags={**tags, WEEK_TAG: WEEK.isoformat()}).success
+                config = {"ops": {OP_NAME: {"config": {"week": WEEK.isoformat(), "corrected": True}}}}
+                assert job.execute_in_process(instance=instance, tags=tags, run_config=config).success
         for _, result in evaluate_fleet(deployment.promoter(), [variant.key for variant in VARIANTS]):
             assert not isinstance(result, BaseException), result
         return published(deployment)
