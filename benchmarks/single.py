@@ -111,10 +111,10 @@ def stages(deployment: Deployment) -> dict[str, float]:
         with timed("score and explain, two threads"):
             results = list(in_threads(engine.score, (packed for _, packed in chunks)))
     scored = [
-        ScoredRows(ids, probabilities, contributions, packed.values)
+        ScoredRows(ids, probabilities, packed.last_active_months, contributions, packed.values)
         for (ids, packed), (probabilities, contributions) in zip(chunks, results, strict=True)
     ]
-    layout = CopyLayout(WEEK, 1, rows.encoding.source_columns)
+    layout = CopyLayout(WEEK, 1, rows.encoding.source_columns, has_last_active_month=True)
     with timed("lay out for COPY"):
         blocks = b"".join(encode_rows(layout, scored))
     engine_of_store = create_engine(deployment.database)

@@ -3,7 +3,9 @@
 Limits that no deployment can set are in the module that applies them.
 """
 
-HORIZON_MONTHS = 3  # without activity, after which a player has churned; also the newest months that count as recent
+HORIZON_MONTHS = (
+    3  # without activity, after which a player has churned; also before the as-of month, for who is at risk
+)
 LABEL_LAG_DAYS = 7  # after the horizon, until late reports of activity have arrived
 MIN_AUC = 0.6  # ROC AUC of a new model, and of champions registered without a limit of their own
 MAX_CALIBRATION_ERROR = 0.05  # of a new model

@@ -79,6 +79,15 @@ def at_risk_since(as_of: date, horizon_months: int) -> date:
     return month_start(as_of, -horizon_months)
 
 
+def newest_month_due(day: date, lag_days: int) -> date:
+    """Return the newest month whose reports should have arrived by a day, ``lag_days`` days after the month's end.
+
+    >>> newest_month_due(date(2026, 11, 7), 7), newest_month_due(date(2026, 11, 8), 7)
+    (datetime.date(2026, 9, 1), datetime.date(2026, 10, 1))
+    """
+    return month_start(day - timedelta(days=lag_days), -1)
+
+
 def month_end(day: date) -> date:
     """Return the last day of a day's month."""
     return month_start(day, 1) - timedelta(days=1)

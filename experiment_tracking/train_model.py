@@ -64,15 +64,19 @@ def train_models(args: argparse.Namespace) -> None:
 
 def describe(outcome: "TrainingOutcome") -> list[str]:
     """Describe a training in lines for a person."""
+    from churn.workflows.train import describe_months
+
     trained, lineage, gate = outcome.trained, outcome.lineage, outcome.gate
     parts = ", ".join(f"{part.n:,} {part.name.replace('_', ' ')}" for part in trained.parts)
     chosen = ", ".join(f"{name} {value:g}" for name, value in trained.chosen.parameters.items())
     as_ofs = trained.held_out.as_ofs
     source = outcome.provenance
+    months = describe_months(lineage.months, lineage.today, trained.plan.horizon)
     return [
         f"variant    {outcome.variant}",
         f"activity   of {lineage.activity_of}: {lineage.n_facts:,} facts, {outcome.n_facts_added:,} of them new; "
         f"known by {lineage.today}",
+        f"months     {months}",
         *(f"because    {why}" for why in lineage.detours),
         *([f"fallback   {source.fallback_reason}"] if source and source.fallback_reason else []),
         f"features   {len(trained.feature_names)} of {lineage.names_from}",

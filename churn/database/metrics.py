@@ -43,7 +43,7 @@ _BATCHES = f"""
 {_EXPECTED}
 SELECT b.variant,
        extract(epoch FROM b.scored_week::timestamp AT TIME ZONE 'UTC') AS week,
-       b.n_rows_scored AS n_rows, b.n_rows_quarantined AS n_quarantined, b.mean_probability,
+       b.n_rows_scored AS n_rows, b.n_at_risk, b.n_rows_quarantined AS n_quarantined, b.mean_probability,
        extract(epoch FROM b.published_at - b.started_at) AS duration_s,
        (b.fallback_reason IS NOT NULL)::integer AS is_fallback,
        extract(epoch FROM now() - b.source_modified_at) AS input_age_s,

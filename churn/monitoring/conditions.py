@@ -17,7 +17,7 @@ from churn.monitoring.drift import LEAST_UNKNOWN_RISE, FeatureDrift, Flag, confi
 from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
-from churn.weeks import monday_of, month_start
+from churn.weeks import monday_of, newest_month_due
 
 FDR = 0.01
 """False discovery rate: the expected share of false findings among all findings."""
@@ -279,7 +279,7 @@ def _missing_month(batch: ScoredBatch) -> date | None:
     """Return the month that a batch's data should reach: the last one whose late reports are due by the as-of day."""
     if batch.as_of is None or batch.newest_month is None:
         return None
-    due = month_start(batch.as_of - timedelta(days=LABEL_LAG_DAYS), -1)
+    due = newest_month_due(batch.as_of, LABEL_LAG_DAYS)
     return due if batch.newest_month < due else None
 
 

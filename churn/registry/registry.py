@@ -283,7 +283,8 @@ class Registry:
             mlflow_run_id=found.run_id,
             sha256=found.tags[tags.MODEL_SHA256],
             has_reference=found.tags.get(tags.HAS_REFERENCE) == "true",
-            is_calibrated=found.tags.get(tags.IS_CALIBRATED) == "true",
+            # Of those trained before the tag, the gate's tells it: training calibrates every model.
+            is_calibrated=found.tags.get(tags.IS_CALIBRATED) == "true" or tags.GATE in found.tags,
         )
 
     def _fetch(self, version: ModelVersion) -> Path:

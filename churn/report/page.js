@@ -467,7 +467,7 @@ function trends() {
   const rows = fleet.trend.map((t, i) => [onDay(fleet.weeks[i]), count(t.n), count(t.accounts), fixed(t.mean && t.mean[1]), fixed(t.auc && t.auc[1]), fixed(t.estimated && t.estimated[1])]);
   const has = (name) => fleet.trend.some((t) => t[name]);
   return section("Scores and AUC over time", h("div", { class: "two" },
-    has("mean") && h("div", { class: "card" }, h("h3", {}, "Mean churn probability of accounts at risk"), legend(["line", "median variant"], ["band", "middle 80 % of variants"]),
+    has("mean") && h("div", { class: "card" }, h("h3", {}, "Mean churn probability of accounts at risk"), legend(["line", "median variant, of all accounts where it is unknown who is at risk"], ["band", "middle 80 % of variants"]),
       timeChart("Mean churn probability of the variants by week", { line: pick("mean", 1), band: band("mean") })),
     (has("auc") || has("estimated")) && h("div", { class: "card" }, h("h3", {}, "ROC AUC"),
       legend(has("auc") && ["line", "median variant, labels matured"], has("auc") && ["band", "middle 80 %"], has("estimated") && ["dashed", "estimated before labels of calibrated models: assumes no concept drift"]),
@@ -514,6 +514,8 @@ function emptyPage() {
 
 // ---- one variant
 
+const populationOf = (batch) => (known(batch.n_at_risk) ? "accounts at risk" : "all accounts, since it is unknown who is at risk");
+
 const H = { week: 0, version: 1, accounts: 2, mean: 3, estimated: 4, status: 5, matured: 6, churned: 7, auc: 8, low: 9, high: 10, limit: 11, brier: 12, calibration: 13, lift: 14 };
 
 function byWeek(rows, name) {
@@ -534,13 +536,14 @@ function overTime(d) {
   const rows = champion.map((row) => [onDay(fleet.weeks[row[H.week]]), `v${row[H.version]}`, count(row[H.accounts]), fixed(row[H.mean]), fixed(row[H.estimated]),
     row[H.status] === "insufficient" ? "too few labels" : fixed(row[H.auc]), interval(row[H.low], row[H.high]), fixed(row[H.calibration]), fixed(row[H.lift], 2)]);
   return section("Over time", h("div", { class: "two" },
-    (has(dots) || has(estimated)) && h("div", { class: "card" }, h("h3", {}, "ROC AUC"),
+    h("div", { class: "card" }, h("h3", {}, "ROC AUC of accounts at risk"),
       legend(has(dots) && ["dot", "with matured labels and 95 % interval"], has(limit) && ["limit", "limit"], has(hollow) && ["hollow", "challenger"],
         has(estimated) && ["dashed", "estimated before labels of calibrated models: assumes no concept drift"]),
-      timeChart("ROC AUC by week, with interval and limit", { dots, limit, hollow, dashed: estimated, turns }),
+      (has(dots) || has(estimated)) && timeChart("ROC AUC by week, with interval and limit", { dots, limit, hollow, dashed: estimated, turns }),
       !has(dots) && h("p", { class: "quiet small" }, "No week has matured labels yet."),
+      !known(champion.at(-1)[H.estimated]) && h("p", { class: "quiet small" }, "The newest week has no estimate: the model’s scores are not calibrated."),
       insufficient > 0 && h("p", { class: "quiet small" }, `${plural(insufficient, "week")} with too few labels to measure performance.`)),
-    has(byWeek(champion, "mean")) && h("div", { class: "card" }, h("h3", {}, "Mean churn probability of accounts at risk"), legend(["line", "champion"], has(byWeek(challenger, "mean")) && ["dashed", "challenger"]),
+    has(byWeek(champion, "mean")) && h("div", { class: "card" }, h("h3", {}, `Mean churn probability of ${populationOf(d.lineage || {})}`), legend(["line", "champion"], has(byWeek(challenger, "mean")) && ["dashed", "challenger"]),
       timeChart("Mean churn probability by week", { line: byWeek(champion, "mean"), dashed: byWeek(challenger, "mean"), turns }))),
     figures(["week", "model", "accounts", "mean score", "estimated AUC", "ROC AUC", "95 % interval", "calibration error", "lift at 10 %"], rows.reverse()));
 }
@@ -554,7 +557,7 @@ function distributions(v, d) {
   const weeks = (feature) => d.flags.filter(([, name]) => name === feature).length;
   const mark = (f) => (isStale ? null : v.confirmed.includes(f.feature) ? badge("warn", "▲", "drift confirmed") : v.new.includes(f.feature) ? badge("warn", "△", "drift new") : null);
   return section(title,
-    h("p", { class: "quiet" }, `Shares of accounts in the batch of ${onDay(d.lineage.scored_week)} and in the reference of model v${d.lineage.model_version}.`),
+    h("p", { class: "quiet" }, `Shares of ${populationOf(d.lineage)} in the batch of ${onDay(d.lineage.scored_week)}, and of accounts at risk in the reference of model v${d.lineage.model_version}.`),
     legend(["bar", "this batch"], ["was", "reference"]),
     h("div", { class: "many" }, [...scores, ...inputs].map((f) => h("div", { class: "card" }, h("h3", {}, f.feature, " ", mark(f)),
       h("p", { class: "quiet small" }, known(f.psi) ? `PSI ${fixed(f.psi)}; ${fixed(Math.max(f.excess_psi, 0))} above sampling error` : "not compared",
@@ -566,7 +569,7 @@ function performance(d, limit) {
   if (!d.reliability && !d.segments.length) return null;
   const r = d.reliability;
   return section(`Performance of the scores of ${onDay(d.evaluated_week)}`, h("div", { class: "two tops" },
-    r && h("div", { class: "card" }, h("h3", {}, "Reliability"), h("p", { class: "quiet small" }, "Share of accounts that churned, by mean score. Scores on the diagonal are calibrated."),
+    r && h("div", { class: "card" }, h("h3", {}, "Reliability"), h("p", { class: "quiet small" }, "Share of accounts at risk that churned, by mean score. Scores on the diagonal are calibrated."),
       legend(["line", "this batch"], ["dashed", "perfectly calibrated"]), reliability(r),
       figures(["accounts", "mean score", "churned"], r.n.map((n, i) => [count(n), fixed(r.mean_score[i]), fixed(r.churned_share[i])]))),
     d.importance && reasons(d)), d.segments.length ? segments(d, limit) : null);
@@ -574,7 +577,7 @@ function performance(d, limit) {
 
 function reasons(d) {
   const entries = Object.entries(d.importance).sort((a, b) => b[1] - a[1]).slice(0, 20);
-  return h("div", { class: "card" }, h("h3", {}, "Reasons"), h("p", { class: "quiet small" }, `Mean absolute contribution to the scores of ${onDay(d.lineage.scored_week)}, in log-odds.`),
+  return h("div", { class: "card" }, h("h3", {}, "Reasons"), h("p", { class: "quiet small" }, `Mean absolute contribution to the scores of ${onDay(d.lineage.scored_week)}, in log-odds, of ${populationOf(d.lineage)}.`),
     bars(entries, `Reasons: ${entries.map(([name, size]) => `${name} ${fixed(size)}`).join("; ")}`));
 }
 

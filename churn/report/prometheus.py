@@ -26,12 +26,13 @@ logger = logging.getLogger(__name__)
 _OF_BATCHES = (
     ("churn_batch_week", "week", "timestamp_seconds", "Monday of the variant's newest current batch."),
     ("churn_batch", "n_rows", "rows", "Accounts scored in the variant's newest batch."),
+    ("churn_batch_at_risk", "n_at_risk", "rows", "Accounts at risk in it; absent if it is unknown who is at risk."),
     ("churn_batch_quarantined", "n_quarantined", "rows", "Input rows quarantined for breaking the data contract."),
     (
         "churn_batch_mean_probability",
         "mean_probability",
         "ratio",
-        "Mean churn probability of the accounts at risk in the newest batch.",
+        "Mean churn probability of the accounts at risk in the newest batch; of all without churn_batch_at_risk_rows.",
     ),
     ("churn_batch_duration", "duration_s", "seconds", "Time from the start of the attempt to the publication."),
     ("churn_batch_is_fallback", "is_fallback", "", "1 if scored from the local copy because S3 was unavailable."),
@@ -40,7 +41,7 @@ _OF_BATCHES = (
         "churn_estimated_auc",
         "estimated_auc",
         "ratio",
-        "ROC AUC estimated from the calibrated scores of accounts at risk; assumes no concept drift.",
+        "ROC AUC estimated from the scores of accounts at risk; assumes no concept drift. Absent if not calibrated.",
     ),
     ("churn_psi_max", "largest_psi", "", "Largest population stability index (PSI) of the features and the score."),
 )

@@ -23,6 +23,7 @@ class Lineage:
         today: All facts used were known at the end of this day.
         sources: URI and sha256 of each input file.
         n_facts: Rows of activity in the history.
+        months: The first and the newest month of them.
         data_sha256: Digest of the training, validation and held-out rows and labels.
         names_from: Where the feature names come from.
     """
@@ -33,6 +34,7 @@ class Lineage:
     today: date
     sources: tuple[tuple[str, str], ...]
     n_facts: int
+    months: tuple[date, date]
     data_sha256: str
     names_from: str
     code_version: str
@@ -149,7 +151,7 @@ def _lineage(trained: Trained, lineage: Lineage) -> str:
     rows = [
         ("trained as of", str(lineage.today)),
         ("activity of", lineage.activity_of.key),
-        ("facts in its history", f"{lineage.n_facts:,}"),
+        ("facts in its history", f"{lineage.n_facts:,}, of {lineage.months[0]:%Y-%m} to {lineage.months[1]:%Y-%m}"),
         *((f"input {uri}", f"sha256 {sha256}") for uri, sha256 in lineage.sources),
         ("rows and labels", f"sha256 {lineage.data_sha256}"),
         ("feature names", f"{len(trained.feature_names)} of {lineage.names_from}"),

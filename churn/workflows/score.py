@@ -284,7 +284,8 @@ class Scorer:
 
     def _attach_importance(self, record: BatchRecord, model: ModelVersion) -> None:
         """Log the picture of the batch's importances to MLflow; if that fails, the batch stays published."""
-        title = f"{record.variant}, week of {record.scored_week}: mean |log-odds|"
+        population = "all accounts" if record.n_at_risk is None else "accounts at risk"
+        title = f"{record.variant}, week of {record.scored_week}: mean |log-odds| of {population}"
         picture = draw_importance(record.importance or {}, title)
         try:
             self.registry.attach(model, f"scoring/{record.scored_week}/{record.variant}.svg", picture)

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import polars as pl
 
 from churn.data.activity import KINDS, check_activity
 from churn.data.features import Encoding, Matrix, encode, features, pack_matrix, plan_encoding
-from churn.data.labels import Reports, at_risk
+from churn.data.labels import Horizon, Reports, at_risk
 from churn.data.snapshots import Snapshot, snapshots
 from churn.data.windows import windows_of
 from churn.errors import InputError, SourceError, TransientError
@@ -40,7 +40,7 @@ from churn.training.model_card import AgainstChampion, Lineage, write_card
 from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
-from churn.weeks import training_days
+from churn.weeks import month_start, newest_month_due, training_days
 from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.ingest import ForeignActivityError, NoActivityError, read_extract
 from churn.workflows.register import FEATURE_NAMES
@@ -144,6 +144,7 @@ class Trainer:
             today=today,
             sources=tuple((source.uri, source.sha256) for source in data.sources.values()),
             n_facts=data.facts.height,
+            months=_months_of(data.facts),
             data_sha256=trained.data_sha256,
             names_from=requested.origin,
             code_version=self.code_version,
@@ -210,7 +211,8 @@ class Trainer:
             shots = self._snapshots(facts, today, computed)
             if (reason := shortage(shots, self.plan)) is None:
                 return _TrainingData(owner, names, facts, shots, tuple(detours), sources, n_added)
-            detours.append(f"{owner} has {reason}")
+            months = describe_months(_months_of(facts), today, self.plan.horizon)
+            detours.append(f"{owner} has {reason}; its months run from {months}")
         raise InputError(
             f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; upload activity of more months or "
             f"more players to {variant.prefix}{INPUT_FOLDER}, or to that folder of a fallback variant"
@@ -303,6 +305,23 @@ class _TrainingData:
     detours: tuple[str, ...]
     sources: dict[Variant, Provenance]
     n_added: int
+
+
+def describe_months(months: tuple[date, date], today: date, horizon: Horizon) -> str:
+    """Describe the months of an activity; if newer ones should have arrived, with the day to train as of instead.
+
+    >>> describe_months((date(2024, 1, 1), date(2025, 3, 1)), date(2026, 11, 30), Horizon())
+    '2024-01 to 2025-03, though 2026-10 should have arrived: train with --as-of 2025-04-08'
+    """
+    first, newest = months
+    due, as_of = newest_month_due(today, horizon.lag_days), month_start(newest, 1) + timedelta(days=horizon.lag_days)
+    late = "" if newest >= due else f", though {due:%Y-%m} should have arrived: train with --as-of {as_of}"
+    return f"{first:%Y-%m} to {newest:%Y-%m}{late}"
+
+
+def _months_of(facts: pl.DataFrame) -> tuple[date, date]:
+    months = facts["activity_month"]
+    return months.min(), months.max()  # type: ignore[return-value]  # a column of dates
 
 
 def fallback_variants(variant: Variant) -> list[Variant]:

@@ -40,7 +40,7 @@ def test_a_scrape_tells_what_the_tables_hold(fleet: Fleet) -> None:
     assert ("churn_estimated_auc_ratio", us) not in found  # the bundled model is not calibrated
     (batch,) = fleet.site.rows(
         fleet.site.churn,
-        "SELECT n_rows_scored, n_rows_quarantined, mean_probability, estimated_auc, "
+        "SELECT n_rows_scored, n_rows_quarantined, mean_probability, n_at_risk, "
         "extract(epoch FROM published_at - started_at)::float8, extract(epoch FROM published_at)::float8, "
         "extract(epoch FROM now() - source_modified_at)::float8 FROM scoring_batches WHERE batch_id = :batch",
         batch=fleet.batch_id,
@@ -49,6 +49,7 @@ def test_a_scrape_tells_what_the_tables_hold(fleet: Fleet) -> None:
         "churn_batch_rows": batch[0],
         "churn_batch_quarantined_rows": batch[1],
         "churn_batch_mean_probability_ratio": batch[2],
+        "churn_batch_at_risk_rows": batch[3],
         "churn_batch_duration_seconds": batch[4],
         "churn_batch_is_fallback": 0,
         "churn_batch_week_timestamp_seconds": seconds(fleet.week),

@@ -112,7 +112,9 @@ def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
     path = f"scoring/{monday()}/{US}.svg"
     client = MlflowClient(deployment.tracking_uri)
     picture = Path(client.download_artifacts(outcome.model.mlflow_run_id, path)).read_text()
-    assert picture == draw_importance(outcome.record.importance or {}, f"{US}, week of {monday()}: mean |log-odds|")
+    assert picture == draw_importance(
+        outcome.record.importance or {}, f"{US}, week of {monday()}: mean |log-odds| of accounts at risk"
+    )
     assert all(parent in picture for parent in SOURCE_COLUMNS)
 
 

@@ -98,6 +98,7 @@ def test_a_first_model_becomes_champion_and_the_same_data_again_a_challenger_of_
     assert len(keys_under(site, "history/activity/")) == 1
     assert "0 of them new" in said[1].out
     assert "champion   AUC" in said[1].out
+    assert lines(said[1])["months"] == "2025-02 to 2026-10"
     history = ActivityHistory(deployment.sources().primary).read(Variant())
     assert history["activity_month"].max() == date(2026, 10, 1)
     (event,) = [event for event in deployment.promoter().events.history(Variant()) if event.action == "challenged"]
@@ -276,6 +277,7 @@ def test_too_few_labels_anywhere_are_an_error_with_the_counts(site: Site, train_
         "geography-us has",
         "base has",
         "matured labels of churn",
+        "its months run from 2025-02 to 2026-10",
         "upload activity of more months",
     )
     assert client.search_registered_models() == []

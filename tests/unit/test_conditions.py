@@ -128,6 +128,9 @@ def test_a_stand_in_and_old_data_are_stale_and_fresh_data_is_not():
         batch("old"),
         batch("fresh"),
         batch("unknown"),
+        batch("last month", as_of=date(2026, 11, 16), newest_month=date(2026, 10, 1)),
+        batch("months ago", as_of=date(2026, 11, 16), newest_month=date(2024, 5, 1)),
+        batch("not yet due", as_of=date(2026, 11, 7), newest_month=date(2026, 9, 1)),
     ]
     histories = {"old": History({}, days), "fresh": History({}, days | {"new": WEEK})}
 
@@ -136,6 +139,7 @@ def test_a_stand_in_and_old_data_are_stale_and_fresh_data_is_not():
     assert told.members == {
         "local": "scored from the local copy: S3 does not answer",
         "foreign": "scored from the data of base, since the variant has no input",
+        "months ago": "the newest month of the data is 2024-05; 2026-10 should have arrived",
         "old": "no new data for 22 days, since 2026-10-26; the limit is 14 days",
     }
 

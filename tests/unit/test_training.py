@@ -21,6 +21,7 @@ from churn.samples.artifacts import FEATURE_NAMES
 from churn.samples.simulator import simulate_activity
 from churn.training.train import Trained, TrainingPlan, fit, shortage, split, train
 from churn.weeks import month_ends
+from churn.workflows.train import describe_months
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
 PLAN = TrainingPlan(n_trials=3)
@@ -230,3 +231,15 @@ def test_a_history_too_short_to_be_parted_says_how_long_it_must_be(facts: pl.Dat
 
 def test_without_a_single_label_there_is_a_shortage():
     assert "matured labels of 0 as-of days" in str(shortage([], PLAN))
+
+
+@pytest.mark.parametrize(
+    ("newest", "late"),
+    [
+        (date(2026, 10, 1), ""),
+        (date(2026, 11, 1), ""),
+        (date(2024, 12, 1), ", though 2026-10 should have arrived: train with --as-of 2025-01-08"),
+    ],
+)
+def test_an_old_extract_names_its_months_and_a_day_to_train_as_of(newest: date, late: str):
+    assert describe_months((FIRST, newest), TODAY, Horizon()) == f"2025-02 to {newest:%Y-%m}{late}"
