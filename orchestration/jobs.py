@@ -3,6 +3,7 @@
 Not here: when jobs run (``schedules``, ``sensors``). https://docs.dagster.io/guides/build/jobs
 """
 
+from collections import Counter
 from datetime import UTC, date, datetime
 from enum import Enum
 from functools import partial
@@ -119,11 +120,32 @@ def _log_weeks(context: dg.OpExecutionContext, done: str, weeks: list[date]) -> 
     context.add_output_metadata({"weeks": [week.isoformat() for week in weeks]})
 
 
+@dg.op(description="Adds the extracts that batches were scored from to the activity histories.")
+def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -> None:
+    """Ingest what is pending; a variant that fails stops no other, and fails the run at the end."""
+    n: Counter[str] = Counter()
+    failed = {}
+    with services.open() as deployment:
+        ingestion = deployment.ingestion()
+        for key, result in for_each_variant(ingestion.ingest_scored, ingestion.extracts.variants()):
+            if isinstance(result, BaseException):
+                failed[key] = error_text(result)
+            else:
+                n.update(result)
+    context.add_output_metadata(dict(n))
+    if failed:
+        raise dg.Failure(
+            f"the scored extracts of {len(failed)} variants were not ingested: {'; '.join(failed.values())}",
+            metadata={"failed": failed},
+        )
+
+
 @dg.job(
-    description="Indexes closed weeks of predictions by account, and drops weeks older than the retention period, "
-    "CHURN_KEEP_WEEKS."
+    description="Ingests extracts that were scored, indexes closed weeks of predictions by account, and drops weeks "
+    "older than the retention period, CHURN_KEEP_WEEKS."
 )
 def maintenance_job() -> None:
-    """Maintain the predictions database."""
+    """Maintain the activity histories and the predictions database."""
+    ingest_scored_extracts()
     index_closed_weeks()
     drop_weeks_not_kept()

@@ -28,6 +28,7 @@ from churn.data.erased import Erased
 from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert, lock
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
 from churn.database.erasure import read_erased
+from churn.database.extracts import HistoryStatus
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION
@@ -85,6 +86,8 @@ class BatchRecord:
     newest_month: date | None = None
     n_at_risk: int | None = None
     scored_from: str = "extract"
+    source_version_id: str | None = None
+    history_status: HistoryStatus | None = None
     window_features: Mapping[str, Any] | None = None
     n_short_windows: int = 0
 

@@ -21,6 +21,7 @@ from churn.database.embedded import embedded_postgres
 from churn.database.erasure import Erasures
 from churn.database.evaluations import Evaluations
 from churn.database.events import ModelEvents, this_person
+from churn.database.extracts import ScoredExtracts
 from churn.database.incidents import Incidents
 from churn.database.predictions import PredictionStore
 from churn.deployment.code_version import code_version
@@ -34,6 +35,7 @@ from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.workflows.alert import Receivers
+from churn.workflows.ingest import Ingestion
 from churn.workflows.ray_engine import RayCluster
 
 if TYPE_CHECKING:  # slow to import, so each is imported where it is used
@@ -122,7 +124,7 @@ class Deployment:
 
         return Scorer(
             sources=self.sources(),
-            history=self.history(),
+            ingestion=self.ingestion(),
             registry=self.registry(read_only=True),
             store=self.store(),
             code_version=self.code_version,
@@ -157,19 +159,22 @@ class Deployment:
         """Open the activity histories, which do not store accounts that were erased."""
         return ActivityHistory(self.sources().primary, Erasures(self.database).of)
 
+    def ingestion(self) -> Ingestion:
+        """Open the services that ingesting extracts needs."""
+        extracts, share = ScoredExtracts(self.database), self.settings.churn_max_quarantine_share
+        return Ingestion(self.sources(), self.history(), extracts, share)
+
     def evaluator(self, registry: "Registry | None" = None) -> "PerformanceEvaluator":
         """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""
         from churn.workflows.evaluate import PerformanceEvaluator
 
         return PerformanceEvaluator(
-            sources=self.sources(),
-            history=self.history(),
+            ingestion=self.ingestion(),
             registry=registry or self.registry(read_only=True),
             results=Evaluations(self.database),
             horizon=self.horizon,
             limits=Limits(),
             auc_limit=self.settings.churn_min_auc,
-            max_quarantine_share=self.settings.churn_max_quarantine_share,
         )
 
     def promoter(self) -> "Promoter":

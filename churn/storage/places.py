@@ -24,8 +24,10 @@ FETCH_DEADLINE_S, ANSWER_DEADLINE_S = 300.0, 60.0  # of a whole file, and of one
 ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AllAccessDisabled", "403"}
-_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
-_TRANSIENT = {"PreconditionFailed", "SlowDown", "RequestTimeout", "Throttling"}
+_MISSING = {"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404", "NotFound"}
+_REPLACED = "PreconditionFailed"
+_TRANSIENT = {"SlowDown", "RequestTimeout", "Throttling"}
+_UNVERSIONED = "null"  # the version of an object that was written while the bucket kept none
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _UNFINISHED = ".unfinished"
 
@@ -34,12 +36,18 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file in a place. ``version`` changes when the content does: ETag, or mtime and size."""
+    """One file in a place.
+
+    Attributes:
+        version: Changes when the content does: ETag, or mtime and size.
+        version_id: By which S3 returns the file after it was replaced; ``None`` where no versions are kept.
+    """
 
     key: str
     version: str
     size: int
     modified_at: datetime
+    version_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,10 @@ class NoSuchKeyError(MissingFileError):
     """The place exists and has no such file."""
 
 
+class ReplacedError(SourceUnavailableError):
+    """The file is no longer the version asked for; another listing finds the one that it is now."""
+
+
 class Place(Protocol):
     """A bucket or a folder."""
 
@@ -66,8 +78,8 @@ class Place(Protocol):
     def uri(self, key: str) -> str: ...
     def list(self, prefix: str) -> list[Entry]: ...
 
-    def open(self, key: str, version: str | None = None) -> OpenFile:
-        """Begin to read a file: the given version, or the current one."""
+    def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:
+        """Begin to read a file: the current one, which must have ``version`` if that is given, or ``version_id``."""
 
     def write(self, key: str, body: bytes) -> None:
         """Write a file atomically, replacing any of that key."""
@@ -96,7 +108,7 @@ class Folder:
         keys = ((path.relative_to(self.root).as_posix(), path) for path in paths)
         return [_local_entry(key, path.stat()) for key, path in keys if key.startswith(prefix)]
 
-    def open(self, key: str, version: str | None = None) -> OpenFile:
+    def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:  # noqa: ARG002 a folder keeps no versions
         path = self.root / key
         try:
             file = path.open("rb")
@@ -105,11 +117,11 @@ class Folder:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             if version is None:
                 raise NoSuchKeyError(f"{self.uri(key)} does not exist") from error
-            raise SourceUnavailableError(f"{self.uri(key)} was deleted before it was read") from error
+            raise ReplacedError(f"{self.uri(key)} was deleted before it was read") from error
         entry = _local_entry(key, os.fstat(file.fileno()))
         if version not in (None, entry.version):
             file.close()
-            raise SourceUnavailableError(f"{self.uri(key)} changed before it was read")
+            raise ReplacedError(f"{self.uri(key)} changed before it was read")
         return OpenFile(entry, _chunks_of(file))
 
     def write(self, key: str, body: bytes) -> None:
@@ -178,20 +190,23 @@ class Bucket:
                     break  # a call of within() only to end the iterator would cost as much as a request
         return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in items]
 
-    def open(self, key: str, version: str | None = None) -> OpenFile:
+    def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:
         deadline = time.monotonic() + FETCH_DEADLINE_S
         with self._errors_translated(key):
-            response, first = within(ANSWER_DEADLINE_S, lambda: self._begin(key, version))
+            response, first = within(ANSWER_DEADLINE_S, lambda: self._begin(key, version, version_id))
         try:
-            entry = Entry(key, response["ETag"].strip('"'), response["ContentLength"], response["LastModified"])
+            version, kept = response["ETag"].strip('"'), response.get("VersionId")
+            kept = None if kept == _UNVERSIONED else kept
+            entry = Entry(key, version, response["ContentLength"], response["LastModified"], kept)
         except KeyError as error:
             raise SourceError(f"{self.uri(key)} came without {error}; is AWS_ENDPOINT_URL that of an S3?") from error
         return OpenFile(entry, self._chunks(entry, response, first, deadline))
 
-    def _begin(self, key: str, version: str | None) -> tuple[Any, bytes]:
+    def _begin(self, key: str, version: str | None, version_id: str | None) -> tuple[Any, bytes]:
         """Request a file, and read its first chunk, or all of a small one: another call of within() costs as much."""
-        condition = {} if version is None else {"IfMatch": version}
-        response = self._client.get_object(Bucket=self.name, Key=key, **condition)
+        wanted = {"IfMatch": version, "VersionId": version_id}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        response = self._client.get_object(Bucket=self.name, Key=key, **given)
         is_whole = response["ContentLength"] <= _CHUNK_BYTES
         return response, response["Body"].read(None if is_whole else _CHUNK_BYTES)
 
@@ -249,6 +264,8 @@ def _translate(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
     if code in _MISSING:
         missing = MissingFileError if code == "NoSuchBucket" else NoSuchKeyError
         return missing(f"{uri} does not exist ({code})")
+    if code == _REPLACED:
+        return ReplacedError(f"{uri} changed before it was read")
     if code in _DENIED or status in (401, 403):
         return AccessDeniedError(
             f"access to {uri} was denied ({code}); the role needs {needs} on it. The local copy is not used"

@@ -15,7 +15,7 @@ from typing import Literal
 
 from churn.concurrency import CircuitBreaker
 from churn.errors import SourceError, SourceUnavailableError
-from churn.storage.places import Folder, MissingFileError, NoSuchKeyError, OpenFile, Place, with_retries
+from churn.storage.places import Folder, MissingFileError, NoSuchKeyError, OpenFile, Place, ReplacedError, with_retries
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Provenance:
     Attributes:
         variant: Owner of the file; another variant than requested if its local copy was replaced by the base variant's.
         fallback_reason: Why the local copy was read instead of S3; ``None`` for S3.
+        version_id: By which S3 returns the file after it was replaced; ``None`` where no versions are kept.
     """
 
     uri: str
@@ -48,6 +49,7 @@ class Provenance:
     source: Literal["s3", "local"]
     variant: Variant
     fallback_reason: str | None = None
+    version_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class SourceFile:
 
     path: Path
     provenance: Provenance
+
+
+class GoneError(SourceError):
+    """An input was replaced or deleted after it was read."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,21 @@ class Sources:
     def fetch_input(self, variant: Variant, into: Path) -> SourceFile:
         """Copy the variant's input rows into a folder; see :meth:`fetch`."""
         return self.fetch(variant, [[INPUT_FOLDER + name for name in INPUT_NAMES]], into)[0]
+
+    def fetch_again(self, variant: Variant, uri: str, version: str, version_id: str | None, into: Path) -> SourceFile:
+        """Copy an input of the variant as it was when it was read: by its S3 version if it was replaced since.
+
+        Raises:
+            GoneError: If it was replaced or deleted, and no version of it is kept.
+            SourceError: If the place does not answer or denies access; the file may still be there.
+        """
+        keys = [variant.prefix + INPUT_FOLDER + name for name in INPUT_NAMES]
+        places = [place for place in (self.bucket, self.local) if place is not None]
+        found = next(((place, key) for place in places for key in keys if place.uri(key) == uri), None)
+        if found is None:
+            raise GoneError(f"{uri} is neither in the bucket nor in the local copy that are set now")
+        place, key = found
+        return with_retries(lambda: _copy(place, variant, _open_again(place, key, version, version_id), into))
 
     def input_version(self, variant: Variant) -> str | None:
         """Return the version of the variant's own input without reading it; ``None`` if it has none.
@@ -167,6 +188,19 @@ def _open_first(place: Place, prefix: str, keys: Sequence[str]) -> OpenFile:
     return place.open(entry.key, entry.version)
 
 
+def _open_again(place: Place, key: str, version: str, version_id: str | None) -> OpenFile:
+    """Open the current file if it is still that version, which needs fewer rights than to read an older one."""
+    try:
+        return place.open(key, version)
+    except (NoSuchKeyError, ReplacedError) as error:
+        if version_id is None:
+            raise GoneError(f"{error}, and no versions of it are kept") from error
+    try:
+        return place.open(key, version_id=version_id)
+    except NoSuchKeyError as error:
+        raise GoneError(f"version {version_id} is gone: {error}") from error
+
+
 def _copy(place: Place, variant: Variant, file: OpenFile, into: Path) -> SourceFile:
     """Copy and hash in one pass, so that the hash is that of the bytes used."""
     entry, sha256, size, to = file.entry, hashlib.sha256(), 0, into / Path(file.entry.key).name
@@ -177,6 +211,7 @@ def _copy(place: Place, variant: Variant, file: OpenFile, into: Path) -> SourceF
     if size != entry.size:
         raise SourceUnavailableError(f"{place.uri(entry.key)} returned {size} of {entry.size} bytes")
     provenance = Provenance(
-        place.uri(entry.key), entry.version, sha256.hexdigest(), size, entry.modified_at, place.source, variant
-    )
+        place.uri(entry.key), entry.version, sha256.hexdigest(), size, entry.modified_at, place.source, variant,
+        version_id=entry.version_id,
+    )  # fmt: skip
     return SourceFile(to, provenance)

@@ -25,12 +25,11 @@ from churn.evaluation.metrics import evaluate, reliability
 from churn.evaluation.segments import EvaluatedSegment, Levels, below_limit, evaluate_segments
 from churn.registry import tags as tag
 from churn.storage.history import ActivityHistory, Appended
-from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import month_number
 from churn.workflows.fleet import Attempts, FleetEngine, error_text, for_each_variant, threads
-from churn.workflows.ingest import ingest
+from churn.workflows.ingest import Ingestion
 
 if TYPE_CHECKING:
     from churn.registry.records import LivePoint
@@ -152,14 +151,12 @@ class PerformanceEvaluator:
         listed: The pending work of a fleet's variants, from one query; that of others is queried when needed.
     """
 
-    sources: Sources
-    history: ActivityHistory
+    ingestion: Ingestion
     registry: "Registry"
     results: Evaluations
     horizon: Horizon
     limits: Limits
     auc_limit: float
-    max_quarantine_share: float
     listed: Mapping[Variant, PendingEvaluation] = field(default_factory=dict)
 
     def for_fleet(self, variants: Sequence[Variant], today: date) -> "PerformanceEvaluator":
@@ -178,9 +175,14 @@ class PerformanceEvaluator:
         listed = {one: PendingEvaluation(unevaluated[one], unlogged[one], tags) for one in variants}
         return replace(self, listed=listed)
 
+    @property
+    def history(self) -> ActivityHistory:
+        """The activity histories."""
+        return self.ingestion.history
+
     def ingest(self, variant: Variant) -> Appended:
-        """Add the variant's current input to its history; raises a ``NoActivityError`` if it is not raw activity."""
-        return ingest(self.sources, self.history, variant, self.max_quarantine_share)
+        """Add the variant's inputs to its history; see :meth:`churn.workflows.ingest.Ingestion.ingest`."""
+        return self.ingestion.ingest(variant)
 
     def evaluate_batches(self, variant: Variant, today: date, appended: Appended | None = None) -> list[EvaluatedBatch]:
         """Evaluate the variant's current batches whose labels have matured and that were not evaluated yet.

@@ -1,8 +1,13 @@
-"""Ingestion: read a variant's newest extract, check it by the contract, and append its new facts to the history."""
+"""Ingestion: read a variant's extracts, check them by the contract, and append their new facts to the history.
+
+Ingested are the current extract and those that batches were scored from, so that a past week can be scored again from
+what was known then. An extract that was replaced before it was ingested is gone, and its batches say so.
+"""
 
 import hashlib
+import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
@@ -10,10 +15,13 @@ import polars as pl
 
 from churn.data.activity import check_activity, is_activity
 from churn.data.formats import read_frame
-from churn.errors import InputError
+from churn.database.extracts import HistoryStatus, ScoredExtract, ScoredExtracts
+from churn.errors import AccessDeniedError, ChurnError, InputError, TransientError
 from churn.storage.history import FOLDER, ActivityHistory, Appended
-from churn.storage.sources import Provenance, SourceFile, Sources
+from churn.storage.sources import GoneError, Provenance, SourceFile, Sources
 from churn.variants import Variant
+
+logger = logging.getLogger(__name__)
 
 
 class NoActivityError(InputError):
@@ -45,44 +53,125 @@ def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float
         raw = sources.fetch_input(variant, Path(scratch))
         if raw.provenance.variant != variant:
             raise ForeignActivityError(f"{variant} has no activity of its own")
-        frame = read_frame(raw.path)
+        return _check(raw, max_quarantine_share)
+
+
+def _check(raw: SourceFile, max_quarantine_share: float) -> Extract:
+    frame = read_frame(raw.path)
     if not is_activity(frame.columns):
         raise NoActivityError(
             f"{raw.provenance.uri} contains rows already encoded, which have no months and so no labels; upload raw "
-            f"activity (account_id, activity_month, …) of {variant}"
+            f"activity (account_id, activity_month, …) of {raw.provenance.variant}"
         )
     checked = check_activity(frame)
     checked.require_share(max_quarantine_share)
     return Extract(checked.rows.drop("row_number"), raw.provenance)
 
 
-def ingest(sources: Sources, history: ActivityHistory, variant: Variant, max_quarantine_share: float) -> Appended:
-    """Append the new facts of a variant's input to its history. Safe to repeat."""
-    extract = read_extract(sources, variant, max_quarantine_share)
-    return history.append(variant, extract.rows, extract.provenance.modified_at)
+@dataclass(frozen=True)
+class Ingestion:
+    """The services that ingestion needs, and its limit."""
 
+    sources: Sources
+    history: ActivityHistory
+    extracts: ScoredExtracts
+    max_quarantine_share: float
 
-def fetch_known(history: ActivityHistory, variant: Variant, as_of: date, into: Path) -> SourceFile:
-    """Write what a variant's history knew at the end of a day into a folder, as one Parquet file.
+    def ingest(self, variant: Variant) -> Appended:
+        """Append the new facts of extracts that were scored and of the current one to the history. Safe to repeat.
 
-    Raises:
-        InputError: If nothing was known, or a part of the history is damaged.
-        SourceError: If the history cannot be read.
-    """
-    version, place = history.version(variant), history.place
-    facts = None if version is None else history.read(variant)
-    end = datetime.combine(as_of + timedelta(days=1), time.min, UTC)
-    known = None if facts is None else facts.filter((pl.col("known_at") < end) & (pl.col("activity_month") <= as_of))
-    if version is None or known is None or known.is_empty():
-        raise InputError(
-            f"the activity history of {variant} has nothing that was known at {as_of}; score the day from today's "
-            f"extract with --corrected, which uses what became known since"
+        A scored extract that cannot be ingested is logged and stays pending.
+
+        Raises:
+            NoActivityError: If the current input is not the variant's own raw activity.
+            ChurnError: If it cannot be read or breaks the contract, or the history cannot be written.
+        """
+        extract = read_extract(self.sources, variant, self.max_quarantine_share)
+        received_at, current = extract.provenance.modified_at, None
+        for scored in self.extracts.pending(variant):
+            if scored.sha256 == extract.provenance.sha256:
+                received_at, current = scored.modified_at, scored
+                continue
+            try:
+                self._ingest(scored)
+            except ChurnError as error:
+                logger.warning("%s: an extract that was scored is not ingested yet: %s", variant, error)
+        appended = self.history.append(variant, extract.rows, received_at)
+        if current is not None:
+            self.extracts.mark(current, "ingested")
+        return appended
+
+    def ingest_scored(self, variant: Variant) -> list[HistoryStatus]:
+        """Append the new facts of the extracts that a variant's batches were scored from; returns what became of each.
+
+        Safe to repeat, to interrupt, and in several processes at once.
+
+        Raises:
+            ChurnError: If an extract may still be there and cannot be read now; it stays pending.
+        """
+        return [self._ingest(scored) for scored in self.extracts.pending(variant)]
+
+    def _ingest(self, scored: ScoredExtract) -> HistoryStatus:
+        status = self._append(scored)
+        self.extracts.mark(scored, status)  # after the facts are stored: an interrupted call is repeated
+        return status
+
+    def _append(self, scored: ScoredExtract) -> HistoryStatus:
+        variant, of = scored.variant, (scored.uri, scored.version, scored.version_id)
+        try:
+            with tempfile.TemporaryDirectory(prefix="churn-ingest-") as scratch:
+                raw = self.sources.fetch_again(variant, *of, Path(scratch))
+                if raw.provenance.sha256 != scored.sha256:
+                    raise GoneError(f"{scored.uri} has other bytes than those that were scored")
+                extract = _check(raw, self.max_quarantine_share)
+            self.history.append(variant, extract.rows, scored.modified_at)
+        except GoneError as error:
+            logger.warning("%s: an extract that was scored is gone before it was ingested: %s", variant, error)
+            return "gone"
+        except InputError as error:
+            logger.warning("%s: an extract that was scored cannot be ingested: %s", variant, error)
+            return "rejected"
+        return "ingested"
+
+    def fetch_known(self, variant: Variant, as_of: date, into: Path) -> SourceFile:
+        """Write what was known about a variant's accounts at the end of a day into a folder, as one Parquet file.
+
+        Extracts that have arrived by now are ingested first; their facts count if they became known by that day.
+
+        Raises:
+            InputError: If nothing was known, or a part of the history is damaged.
+            SourceError: If the history cannot be read.
+        """
+        facts, why = self._facts(variant)
+        end = datetime.combine(as_of + timedelta(days=1), time.min, UTC)
+        known = (
+            None if facts is None else facts.filter((pl.col("known_at") < end) & (pl.col("activity_month") <= as_of))
         )
-    path = into / "activity.parquet"
-    known.write_parquet(path)
-    content = path.read_bytes()
-    newest: datetime = known["known_at"].max()  # type: ignore[assignment]  # a column of instants
-    reason = None if place.source == "s3" else "S3 is not configured (MLFLOW_S3_BUCKET)"
-    uri, sha256 = place.uri(variant.prefix + FOLDER), hashlib.sha256(content).hexdigest()
-    provenance = Provenance(uri, version, sha256, len(content), newest, place.source, variant, reason)
-    return SourceFile(path, provenance)
+        if known is None or known.is_empty():
+            raise InputError(
+                f"the activity history of {variant} has nothing that was known at {as_of}{why}; score the day from "
+                f"today's extract with --corrected (in Dagster corrected: true), which uses what became known since"
+            )
+        path = into / "activity.parquet"
+        known.write_parquet(path)
+        content, place = path.read_bytes(), self.history.place
+        newest: datetime = known["known_at"].max()  # type: ignore[assignment]  # a column of instants
+        reason = None if place.source == "s3" else "S3 is not configured (MLFLOW_S3_BUCKET)"
+        uri, version = place.uri(variant.prefix + FOLDER), self.history.version(variant) or ""
+        sha256 = hashlib.sha256(content).hexdigest()
+        provenance = Provenance(uri, version, sha256, len(content), newest, place.source, variant, reason)
+        return SourceFile(path, provenance)
+
+    def _facts(self, variant: Variant) -> tuple[pl.DataFrame | None, str]:
+        """Return all facts, or ``None`` and why there are none. A history outlives the extracts."""
+        # A local copy in place of S3 is nothing that was known.
+        sources = self.sources if self.sources.bucket is None else replace(self.sources, fallback=False)
+        try:
+            return replace(self, sources=sources).ingest(variant).facts, ""
+        except (TransientError, AccessDeniedError):
+            raise
+        except ChurnError as error:
+            if self.history.version(variant) is None:
+                return None, f" ({error})"
+            logger.warning("%s: its current extract is not ingested: %s", variant, error)
+            return self.history.read(variant), ""

@@ -30,13 +30,12 @@ from churn.errors import ChurnError, ModelFileError, TransientError, UsageError
 from churn.evaluation.charts import draw_importance
 from churn.monitoring.profiles import Profile, ProfileCounter, regrouped
 from churn.monitoring.summary import ScoreSummary
-from churn.storage.history import ActivityHistory
 from churn.storage.sources import Provenance, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import default_as_of, monday_of
 from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant
-from churn.workflows.ingest import fetch_known
+from churn.workflows.ingest import Ingestion
 from churn.workflows.ray_engine import OnNode, RayCluster, RayEngine
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ class Scorer:
     """
 
     sources: Sources
-    history: ActivityHistory
+    ingestion: Ingestion
     registry: "Registry"
     store: PredictionStore
     code_version: str
@@ -231,7 +230,7 @@ class Scorer:
 
     def _fetch(self, request: ScoringRequest, into: Path) -> SourceFile:
         if request.scored_from == "history":
-            return fetch_known(self.history, request.variant, request.as_of, into)
+            return self.ingestion.fetch_known(request.variant, request.as_of, into)
         return self.sources.fetch_input(request.variant, into)
 
     def _challenge(self, request: ScoringRequest, raw: SourceFile, aliases: _Aliases) -> Challenge | None:
@@ -270,7 +269,10 @@ class Scorer:
         )
         reference = None if model.reference is None else regrouped(model.reference, rows.encoding)
         summary = ScoreSummary(reference=reference, is_calibrated=model.version.is_calibrated)
-        scoring = _Scoring(request, model.version, role, raw.provenance, self.code_version, counts, engine, summary)
+        is_stand_in = raw.provenance.source != self.sources.primary.source
+        scoring = _Scoring(
+            request, model.version, role, raw.provenance, self.code_version, counts, engine, summary, is_stand_in
+        )
         batch = BatchInProgress(
             score_rows(chain([first], chunks), engine, model.version, summary),
             lambda: (scoring.record(), counts.quarantined),
@@ -305,6 +307,13 @@ class _Scoring:
     counts: RowCounts
     engine: "Engine"
     summary: ScoreSummary
+    is_stand_in: bool
+
+    @property
+    def _is_own_extract(self) -> bool:
+        """Whether the rows are raw activity of the variant, from the place where they belong."""
+        is_activity = self.counts.first_month is not None and self.request.scored_from != "history"
+        return is_activity and self.provenance.variant == self.request.variant and not self.is_stand_in
 
     def record(self) -> BatchRecord:
         request, model, provenance, counts = self.request, self.model, self.provenance, self.counts
@@ -335,6 +344,7 @@ class _Scoring:
             source_uri=provenance.uri,
             source_version=provenance.version,
             source_sha256=provenance.sha256,
+            source_version_id=provenance.version_id,
             source_modified_at=provenance.modified_at,
             source_variant=provenance.variant,
             fallback_reason=provenance.fallback_reason,
@@ -351,6 +361,7 @@ class _Scoring:
             unknown_levels=counts.unknown_levels,
             started_at=request.started_at,
             scored_from=request.scored_from,
+            history_status="pending" if self._is_own_extract else None,
             scored_by="xgboost" if self.engine.fallback_reason else "tables",
             role=self.role,
             **explanation,

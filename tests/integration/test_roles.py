@@ -20,7 +20,7 @@ PARTITIONED = "churn_predictions_20260105"
 
 MAY_WRITE: Mapping[str, set[str]] = {
     "alembic_version": {READ},
-    "scoring_batches": {READ, ADD, "UPDATE is_current", "UPDATE ab_share", "UPDATE ab_salt"},
+    "scoring_batches": {READ, ADD, "UPDATE is_current", "UPDATE ab_share", "UPDATE ab_salt", "UPDATE history_status"},
     "scoring_attempts": {READ, ADD},
     "churn_predictions": {READ, ADD},
     PARTITIONED: {READ, ADD},

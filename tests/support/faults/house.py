@@ -113,7 +113,7 @@ def open_scorer(
 
     return Scorer(
         sources=Sources(bucket or Bucket(BUCKET), Folder(deployment.local_root), fallback=fallback),
-        history=deployment.history(),
+        ingestion=deployment.ingestion(),
         registry=Registry(tracking or deployment.tracking_uri, deployment.settings.churn_home / "cache" / "models"),
         store=PredictionStore(database or deployment.database),
         code_version="faults",
