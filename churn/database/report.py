@@ -56,8 +56,8 @@ SELECT b.variant, b.batch_id, b.scored_week, b.as_of, b.registered_model, b.mode
        b.model_sha256, b.dagster_run_id, b.code_version, b.source, b.source_uri, b.source_version, b.source_sha256,
        b.source_modified_at, b.source_variant, b.fallback_reason, b.n_rows_read, b.n_rows_quarantined,
        b.n_accounts_withheld, b.n_rows_scored, b.n_at_risk,
-       b.first_month, b.newest_month, b.published_at, b.scored_by, b.score_counts, b.profile_counts,
-       b.drift, b.importance, r.profile::text AS reference
+       b.first_month, b.newest_month, b.published_at, b.scored_by, b.scored_from, b.history_status,
+       b.score_counts, b.profile_counts, b.drift, b.importance, r.profile::text AS reference
 FROM (
     SELECT DISTINCT ON (variant) * FROM scoring_batches
     WHERE is_current AND role = 'champion' AND scored_week BETWEEN :first AND :week

@@ -26,6 +26,7 @@ _LINEAGE = (
     "model_sha256", "dagster_run_id", "code_version", "source", "source_uri", "source_version", "source_sha256",
     "source_modified_at", "source_variant", "fallback_reason", "n_rows_read", "n_rows_quarantined",
     "n_accounts_withheld", "n_rows_scored", "n_at_risk", "first_month", "newest_month", "scored_by",
+    "scored_from", "history_status",
 )  # fmt: skip
 
 

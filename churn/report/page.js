@@ -617,6 +617,7 @@ function lineage(d) {
     ["Data", code(l.source_uri)],
     ["Data’s version", `${l.source_version}, modified ${atTime(l.source_modified_at)}`],
     ["Data’s sha256", code(l.source_sha256)],
+    ["Scored from", `${l.scored_from}${l.history_status ? `; in the activity history: ${l.history_status}` : ""}`],
     l.source_variant !== d.key && ["Data of variant", `${l.source_variant}, because this variant has no data`],
     l.fallback_reason && ["Reason for the local copy", l.fallback_reason],
     ["Rows", `${count(l.n_rows_read)} read, ${count(l.n_rows_quarantined)} quarantined, ${count(l.n_accounts_withheld)} accounts withheld, ${count(l.n_rows_scored)} scored, ${known(l.n_at_risk) ? count(l.n_at_risk) : "unknown how many"} at risk`],

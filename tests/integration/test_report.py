@@ -102,6 +102,7 @@ def test_the_report_holds_what_the_tables_hold(site: Site, fleet: None, deployme
     lineage = of_us["lineage"]
     assert (lineage["batch_id"], lineage["dagster_run_id"]) == (batch_id, "a-run")
     assert (lineage["mlflow_run_id"], lineage["source_sha256"]) == (run_id, sha256)
+    assert (lineage["scored_from"], lineage["history_status"]) == ("extract", "pending")
     assert of_us["reliability"] == {"n": [50, 50], "mean_score": [0.2, 0.6], "churned_share": [0.1, 0.7]}
     assert [segment[:5] for segment in of_us["segments"]] == [
         ["brand_id", "OH", 90, 36, 0.55],

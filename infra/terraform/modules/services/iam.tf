@@ -116,7 +116,7 @@ data "aws_iam_policy_document" "code" {
 
   statement {
     sid       = "Read"
-    actions   = ["s3:GetObject"]
+    actions   = ["s3:GetObject", "s3:GetObjectVersion"]
     resources = ["${var.bucket_arn}/*"]
   }
 
