@@ -134,7 +134,7 @@ def player(
     score(instance, "geography-us", "geography-us")
     score(instance, "geography-us", "geography-us", week=monday(1))
     judge = deployment.evaluator()
-    assert all(judge.ingest(variant).n_added > 0 for variant in (US, BASE))
+    assert all(judge.ingest(variant).facts.height > 0 for variant in (US, BASE))
     copies = local_root / "geography-us/data/churn"
     copies.mkdir(parents=True)
     for name, write in COPIES.items():
