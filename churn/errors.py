@@ -63,6 +63,10 @@ class QuarantineError(InputError):
     """More rows broke the contract than ``CHURN_MAX_QUARANTINE_SHARE`` allows."""
 
 
+class UnlabelledError(InputError):
+    """Activity has no column that shows whether a player was active, so that no label can be built."""
+
+
 class ModelFileError(ChurnError):
     """A booster file, its feature names or its sample rows cannot be used together."""
 

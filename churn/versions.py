@@ -15,6 +15,8 @@ class ModelVersion:
 
     Attributes:
         is_calibrated: Whether its scores were calibrated, so that they are probabilities.
+        columns: What the columns of the variant's activity mean, as declared with the version, in JSON; ``None`` for
+            the defaults.
     """
 
     variant: Variant
@@ -26,6 +28,7 @@ class ModelVersion:
     sha256: str
     has_reference: bool = False
     is_calibrated: bool = False
+    columns: str | None = None
 
     @property
     def uri(self) -> str:

@@ -61,6 +61,7 @@ def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str
             f"run id    {version.mlflow_run_id}",
             f"model URI {version.uri}",
             f"version   {version.version}{f', alias {version.alias}' if version.alias else ''}",
+            *(f"remark    {remark}" for remark in candidate.remarks),
         ]
 
     engine: FleetEngine[Sequence[str]] = threads(_THREADS)

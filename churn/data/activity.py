@@ -110,12 +110,18 @@ def check_activity(
 
 
 def check_encoded(
-    frame: pl.DataFrame, features: Sequence[str], *, repeated: pl.Series | None = None, first_row: int = 1
+    frame: pl.DataFrame,
+    features: Sequence[str],
+    *,
+    one_hot: Collection[str] = ONE_HOT_COLUMNS,
+    repeated: pl.Series | None = None,
+    first_row: int = 1,
 ) -> CheckedRows:
     """Check encoded rows: one row per account, a column per feature.
 
     Args:
         frame: Has ``features``, and perhaps ``account_id``; without it the row number is the account id.
+        one_hot: The source columns of one-hot features, of which a row sets one at most.
         repeated: The ids that occur more than once in the file of which ``frame`` is a chunk; default: in ``frame``.
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
 
@@ -125,7 +131,7 @@ def check_encoded(
     require_features(frame.columns, features)
     kinds: dict[str, Kind] = {name: KINDS.get(name, "number") for name in features}
     rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind)]
-    rules += _one_hot_rules(features)
+    rules += _one_hot_rules(features, one_hot)
     # A blank line of a CSV is such a row; without a rule it would be scored as an account.
     rules.append(("row_empty", pl.all_horizontal(pl.col(features).is_null())))
     if "account_id" in frame.columns:
@@ -239,9 +245,9 @@ def _column_rules(name: str, kind: Kind) -> tuple[Rule, ...]:
     return tuple((f"{name}_{rule}", where) for rule, kinds, where in rules if kind in kinds)
 
 
-def _one_hot_rules(features: Sequence[str]) -> list[Rule]:
+def _one_hot_rules(features: Sequence[str], one_hot: Collection[str]) -> list[Rule]:
     rules: list[Rule] = []
-    for source_column in ONE_HOT_COLUMNS:
+    for source_column in one_hot:
         if group := [pl.col(name) for name in features if name.startswith(f"{source_column}_")]:
             flags = pl.any_horizontal([~column.is_in([0.0, 1.0]).fill_null(value=False) for column in group])
             rules.append((f"{source_column}_not_one_hot", flags | (pl.sum_horizontal(group) > 1)))
@@ -267,6 +273,11 @@ def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
         in_range = pl.when(column.is_between(_EARLIEST, _LATEST)).then(column)
         return in_range.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     return column.cast(_DTYPES[kind], strict=False)
+
+
+def as_number(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return a column as numbers; a value that is none becomes null."""
+    return _parse(name, "number", dtype)
 
 
 def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.data.activity import KINDS, MONEY
+from churn.data.activity import KINDS, MONEY, as_number
 from churn.data.windows import ACTIVITY, KnownRows, Window, compute, looks_like_window, not_windows, parse, windows_of
-from churn.errors import InputError
+from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
 
 Matrix = npt.NDArray[np.float32]
@@ -75,13 +75,14 @@ def is_active(activity: pl.DataFrame, money: Sequence[str] = MONEY) -> pl.Series
     """Return whether each row has activity: a money column that is neither missing nor 0.
 
     Raises:
-        InputError: If the rows lack every money column.
+        UnlabelledError: If the rows lack every money column.
     """
-    columns = [pl.col(name).fill_null(0.0).ne(0.0) for name in money if name in activity.columns]
+    schema = activity.schema
+    columns = [as_number(name, schema[name]).fill_null(0.0).ne(0.0) for name in money if name in schema]
     if not columns:
-        raise InputError(
+        raise UnlabelledError(
             f"the activity has columns {sorted(activity.columns)}, none of which measures activity; at least one of "
-            f"{', '.join(money)} is needed"
+            f"{', '.join(money)} is needed, or a declaration of others in data/churn/columns.json"
         )
     return activity.select(is_active=pl.any_horizontal(columns)).to_series()
 

@@ -18,6 +18,7 @@ import polars as pl
 from churn.concurrency import in_threads
 from churn.data import activity, features
 from churn.data.activity import CheckedRows
+from churn.data.columns import Columns
 from churn.data.erased import Erased
 from churn.data.features import Encoding, Packed
 from churn.data.formats import RowFile, open_rows
@@ -158,6 +159,7 @@ def prepare(
     *,
     horizon_months: int = HORIZON_MONTHS,
     erased: Erased | None = None,
+    declared: Columns | None = None,
 ) -> ScoringRows:
     """Open a file of raw activity or encoded rows, and find each account's row.
 
@@ -165,13 +167,14 @@ def prepare(
         origin: The name of the file in an error.
         horizon_months: The horizon by which accounts are at risk.
         erased: Accounts whose rows are dropped and counted.
+        declared: What the variant's columns mean; ``None`` for the defaults.
 
     Raises:
         InputError: If the file has no rows, they lack the model's features, or no account is known.
         QuarantineError: If more than ``max_quarantine_share`` of the rows break the contract.
     """
     file = open_rows(path, feature_names)
-    erased = erased or Erased()
+    erased, declared = erased or Erased(), declared or Columns()
     if activity.is_activity(file.columns):
         return _read_activity(
             file,
@@ -181,9 +184,10 @@ def prepare(
             origin=origin,
             horizon_months=horizon_months,
             erased=erased,
+            money=declared.activity,
         )
     activity.require_features(file.columns, feature_names)
-    return _open_encoded(file, feature_names, max_quarantine_share, erased)
+    return _open_encoded(file, feature_names, max_quarantine_share, erased, declared.encoded)
 
 
 def _read_activity(
@@ -195,28 +199,29 @@ def _read_activity(
     origin: str,
     horizon_months: int,
     erased: Erased,
+    money: Sequence[str],
 ) -> ScoringRows:
     """Check and pack raw activity."""
     derived = ["months_active"] if "ftd_date" in file.columns else []
     plan = plan_rows(feature_names, [*file.columns, *derived])
-    numbers = [name for name, _ in plan.packed.numbers]
+    numbers = [*(name for name, _ in plan.packed.numbers), *money]
     dates = [window.column for window in plan.of_row]
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
         checked = _without(erased, activity.check_activity(frame, numbers, dates=dates, first_row=first_row))
         rows = features.derive(checked.rows, as_of, plan.of_row)
         if plan.needs_activity:
-            rows = rows.with_columns(features.is_active(rows).alias(ACTIVITY))
+            rows = rows.with_columns(features.is_active(rows, money).alias(ACTIVITY))
         return checked, features.pack(rows, plan.packed)
 
-    needed = {*activity.KINDS, *plan.packed.columns, *dates}
+    needed = {*activity.KINDS, *plan.packed.columns, *dates, *money}
     columns = [name for name in file.columns if name in needed]
     keys: list[pl.DataFrame] = []
     quarantined: list[pl.DataFrame] = []
     packed: list[Packed] = []
     unknown: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for part, packed_part in _check_chunks(file, columns, check, max_quarantine_share, quarantined):
-        keys.append(_keys(part.rows))
+        keys.append(_keys(part.rows, money))
         packed.append(packed_part)
         for name, levels in packed_part.unknown_levels.items():
             unknown[name].update(levels)
@@ -276,11 +281,11 @@ def _marked_chunks(
             yield account_ids[start:end][rows], chosen
 
 
-def _keys(rows: pl.DataFrame) -> pl.DataFrame:
+def _keys(rows: pl.DataFrame, money: Sequence[str]) -> pl.DataFrame:
     """Select what is needed of all rows at once, and whether each has activity, if the file has a column of it."""
     keys = rows.select(features.key_columns(rows.columns))
-    if any(name in rows.columns for name in activity.MONEY):
-        keys = keys.with_columns(is_active=features.is_active(rows))
+    if any(name in rows.columns for name in money):
+        keys = keys.with_columns(is_active=features.is_active(rows, money))
     return keys
 
 
@@ -291,16 +296,16 @@ def _at_risk_since(known: KnownRows, horizon_months: int) -> int | None:
 
 
 def _open_encoded(
-    file: RowFile, feature_names: tuple[str, ...], max_quarantine_share: float, erased: Erased
+    file: RowFile, feature_names: tuple[str, ...], max_quarantine_share: float, erased: Erased, one_hot: Sequence[str]
 ) -> ScoringRows:
     """Open encoded rows, which are checked as they are consumed; a first pass finds repeated ids."""
-    encoding = features.plan_encoded(feature_names, activity.ONE_HOT_COLUMNS)
+    encoding = features.plan_encoded(feature_names, one_hot)
     id_columns = [name for name in file.columns if name == "account_id"]
     ids = (chunk["account_id"] for chunk in file.chunks(id_columns, CHUNK_ROWS))
     repeated = activity.repeated_ids(ids) if id_columns else None
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
-        checked = activity.check_encoded(frame, feature_names, repeated=repeated, first_row=first_row)
+        checked = activity.check_encoded(frame, feature_names, one_hot=one_hot, repeated=repeated, first_row=first_row)
         if id_columns:  # otherwise the row number is the id
             checked = _without(erased, checked)
         matrix = checked.rows.select(feature_names).cast(pl.Float32).to_numpy()

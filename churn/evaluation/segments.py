@@ -1,6 +1,6 @@
 """Performance by segment: a good total can hide a state, product or source with bad scores. Pure.
 
-A segment is a categorical column of the activity contract. A level is one of its values, as it was known when an
+A segment is a categorical column that the variant declares. A level is one of its values, as it was known when an
 account was scored. Each level is evaluated like a whole batch: with too few of an outcome it has no metrics.
 """
 
@@ -45,9 +45,9 @@ class EvaluatedSegment:
 class Levels:
     """The levels of a variant's accounts, as they were known on any day, from the ordered facts of its history."""
 
-    def __init__(self, facts: pl.DataFrame) -> None:
+    def __init__(self, facts: pl.DataFrame, segments: Sequence[str] = ONE_HOT_COLUMNS) -> None:
         self._keys = keys_of(facts)
-        self._levels = facts[[name for name in ONE_HOT_COLUMNS if name in facts.columns]]
+        self._levels = facts.select(name for name in segments if name in facts.columns)
 
     def known(self, account_ids: npt.NDArray[np.int64], as_of: date) -> pl.DataFrame:
         """Return each account's levels as known at the end of ``as_of``, by the rules of features: the row scored then.
@@ -58,6 +58,8 @@ class Levels:
         Returns:
             Shape (n, n_segments), without segments that the facts lack.
         """
+        if not self._levels.columns:
+            return self._levels
         accounts, months, known_at = self._keys
         rows = np.flatnonzero(latest_known(as_of, accounts, months, known_at))
         return self._levels[rows[np.searchsorted(accounts[rows], account_ids)]]

@@ -223,7 +223,9 @@ class Registry:
             if given is not None:
                 self._client.set_registered_model_alias(variant.registered_model, given, version.version)
         number = int(version.version)
-        return ModelVersion(variant, variant.registered_model, number, given, model_id, mlflow_run_id, sha256)
+        columns = run_tags.get(tags.COLUMNS)
+        name = variant.registered_model
+        return ModelVersion(variant, name, number, given, model_id, mlflow_run_id, sha256, columns=columns)
 
     def set_aliases(self, variant: Variant, versions: Mapping[str, int | None]) -> None:
         """Move a variant's aliases in the given order; ``None`` deletes one. Each move is atomic, not all together."""
@@ -285,6 +287,7 @@ class Registry:
             has_reference=found.tags.get(tags.HAS_REFERENCE) == "true",
             # Of those trained before the tag, the gate's tells it: training calibrates every model.
             is_calibrated=found.tags.get(tags.IS_CALIBRATED) == "true" or tags.GATE in found.tags,
+            columns=found.tags.get(tags.COLUMNS),
         )
 
     def _fetch(self, version: ModelVersion) -> Path:

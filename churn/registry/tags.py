@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any
 
+from churn.data.columns import Columns
 from churn.errors import UsageError
 from churn.variants import Variant
 
@@ -13,6 +14,7 @@ TRAINING_DATE = "training_date"  # of the model, as YYYY-MM-DD
 MODEL_SHA256 = "churn.model_sha256"  # of the booster's bytes as logged; checked at every load
 HAS_REFERENCE = "churn.has_reference"  # true if a reference profile was logged with the version
 IS_CALIBRATED = "churn.is_calibrated"  # true if the scores were calibrated in training
+COLUMNS = "churn.columns"  # what the columns of the variant's activity mean, in JSON; the defaults without the tag
 AUC_LIMIT = "churn.auc_limit"  # minimum ROC AUC of the version: the lower end of its held-out interval
 GATE = "churn.gate"  # passed or failed
 GATE_FAILURES = "churn.gate_failures"
@@ -59,6 +61,12 @@ def day_of(tags: Mapping[str, str], name: str) -> date | None:
         return date.fromisoformat(tags.get(name, ""))
     except ValueError:
         return None
+
+
+def columns_of(tags: Mapping[str, str], version: str) -> Columns:
+    """Return what the columns of a variant's activity mean, by a version's tags; without one, the defaults."""
+    declared = tags.get(COLUMNS)
+    return Columns() if declared is None else Columns.from_json(declared, f"tag {COLUMNS} of {version}")
 
 
 def variant_of(model: Any) -> Variant | None:

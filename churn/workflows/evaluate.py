@@ -18,7 +18,7 @@ import polars as pl
 
 from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
-from churn.errors import ChurnError, InputError
+from churn.errors import ChurnError, InputError, UnlabelledError
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare
 from churn.evaluation.metrics import evaluate, reliability
@@ -123,8 +123,11 @@ def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluatio
     except InputError as error:
         # Encoded rows or another variant's activity: the variant is scored, but no labels can be built for it.
         return VariantEvaluation(not_evaluated=str(error))
-    batches = evaluator.evaluate_batches(variant, promoter.today, appended)
-    return VariantEvaluation(appended.n_added, batches, promoter.status(variant, appended))
+    try:
+        batches = evaluator.evaluate_batches(variant, promoter.today, appended)
+        return VariantEvaluation(appended.n_added, batches, promoter.status(variant, appended))
+    except UnlabelledError as error:
+        return VariantEvaluation(appended.n_added, not_evaluated=str(error))
 
 
 @dataclass(frozen=True)
@@ -212,10 +215,13 @@ class PerformanceEvaluator:
         pairs = [pair for pair in pairs if self.horizon.matures_on(pair.champion.as_of) <= today]
         if not pairs or (appended is None and self.history.version(variant) is None):
             return compare([], self.horizon.months, self.limits)
-        after = max(tag.evidence_after(self.registry.tags_of(variant, one)) for one in (champion, challenger))
-        pairs = [pair for pair in pairs if pair.champion.as_of > after]
-        reports = Reports.of(self._facts(variant, appended)) if pairs else None
-        cohorts = (self._cohort(pair, reports, today) for pair in pairs) if reports else ()
+        tags = [self.registry.tags_of(variant, one) for one in (champion, challenger)]
+        after = max(map(tag.evidence_after, tags))
+        cohorts: Iterable[PairedCohort] = ()
+        if pairs := [pair for pair in pairs if pair.champion.as_of > after]:
+            columns = tag.columns_of(tags[0], f"version {champion} of {variant}")
+            reports = Reports.of(self._facts(variant, appended), columns.activity)
+            cohorts = (self._cohort(pair, reports, today) for pair in pairs)
         return replace(compare(cohorts, self.horizon.months, self.limits), after=after)
 
     def _facts(self, variant: Variant, appended: Appended | None) -> pl.DataFrame:
@@ -232,14 +238,17 @@ class PerformanceEvaluator:
     def _evaluate_all(
         self, batches: Sequence[PublishedBatch], facts: pl.DataFrame, today: date, tags_of: TagsOf
     ) -> list[EvaluatedBatch]:
-        reports, levels = Reports.of(facts), Levels(facts)
+        reports_of, levels_of = cache(partial(Reports.of, facts)), cache(partial(Levels, facts))
 
-        def limit_of(variant: Variant, version: int) -> float:
-            return float(tags_of(variant, version).get(tag.AUC_LIMIT, self.auc_limit))
+        def evaluate_one(batch: PublishedBatch, scored: Scored) -> EvaluatedBatch | None:
+            tags = tags_of(batch.variant, batch.model_version)
+            columns = tag.columns_of(tags, f"version {batch.model_version} of {batch.variant}")
+            reports, levels = reports_of(columns.activity), levels_of(columns.segments)
+            limit = float(tags.get(tag.AUC_LIMIT, self.auc_limit))
+            return self._evaluate(batch, scored, reports, levels, today, limit=limit)
 
-        scored = zip(batches, self.results.scores(batches), strict=True)
-        evaluated = (self._evaluate(*pair, reports, levels, today, limit_of=limit_of) for pair in scored)
-        return [one for one in evaluated if one is not None]
+        pairs = zip(batches, self.results.scores(batches), strict=True)
+        return [one for pair in pairs if (one := evaluate_one(*pair)) is not None]
 
     def _log_live(self, variant: Variant, unlogged: Iterable[EvaluatedBatch]) -> None:
         """Log weeks to MLflow, each to the run of the version that scored it."""
@@ -255,14 +264,7 @@ class PerformanceEvaluator:
             self.results.mark_logged(of_run)
 
     def _evaluate(
-        self,
-        batch: PublishedBatch,
-        scored: Scored,
-        reports: Reports,
-        levels: Levels,
-        today: date,
-        *,
-        limit_of: Callable[[Variant, int], float],
+        self, batch: PublishedBatch, scored: Scored, reports: Reports, levels: Levels, today: date, *, limit: float
     ) -> EvaluatedBatch | None:
         account_ids, scores = scored
         candidates = self._at_risk(reports, account_ids, batch.as_of)
@@ -275,7 +277,6 @@ class PerformanceEvaluator:
             return None
         scores = scores[_places(account_ids, labels)]
         evaluation = evaluate(labels.churned, scores)
-        limit = limit_of(batch.variant, batch.model_version)
         return EvaluatedBatch(
             batch=batch,
             labels_as_of=today,

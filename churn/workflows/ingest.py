@@ -7,16 +7,18 @@ what was known then. An extract that was replaced before it was ingested is gone
 import hashlib
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
 import polars as pl
 
-from churn.data.activity import check_activity, is_activity
+from churn.data.activity import KINDS, check_activity, is_activity
 from churn.data.formats import read_frame
+from churn.data.windows import windows_of
 from churn.database.extracts import HistoryStatus, ScoredExtract, ScoredExtracts
-from churn.errors import AccessDeniedError, ChurnError, InputError, TransientError
+from churn.errors import AccessDeniedError, ChurnError, InputError, SourceError, TransientError
 from churn.storage.history import FOLDER, ActivityHistory, Appended
 from churn.storage.sources import GoneError, Provenance, SourceFile, Sources
 from churn.variants import Variant
@@ -66,6 +68,39 @@ def _check(raw: SourceFile, max_quarantine_share: float) -> Extract:
     checked = check_activity(frame)
     checked.require_share(max_quarantine_share)
     return Extract(checked.rows.drop("row_number"), raw.provenance)
+
+
+def with_numbers(
+    facts: pl.DataFrame, names: Sequence[str], money: Sequence[str], max_quarantine_share: float
+) -> pl.DataFrame:
+    """Convert the columns beyond the contract that a model or the labels use to numbers and dates.
+
+    Args:
+        names: The model's feature names.
+        money: The columns in which a value other than 0 is activity.
+
+    Raises:
+        QuarantineError: If more rows have other values than the limit allows.
+    """
+    windows = windows_of(names, facts.columns)
+    dates = {window.column for window in windows if window.is_of_row} - KINDS.keys()
+    numbers = {*names, *money, *(window.column for window in windows)} & set(facts.columns) - KINDS.keys() - dates
+    if not numbers and not dates:
+        return facts
+    checked = check_activity(facts, numbers, dates=dates)
+    checked.require_share(max_quarantine_share)
+    return checked.rows.drop("row_number")
+
+
+def fetch_own(sources: Sources, variant: Variant, names: Sequence[str], into: Path) -> SourceFile | None:
+    """Copy a variant's own file, the first of these names that exists; ``None`` if it has none."""
+    try:
+        (file,) = sources.fetch(variant, [names], into)
+    except TransientError:
+        raise
+    except SourceError:
+        return None
+    return file if file.provenance.variant == variant else None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The three files are read from one place, never from two. They are checked before
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from churn.data.activity import ONE_HOT_COLUMNS, check_encoded
+from churn.data.activity import MONEY, ONE_HOT_COLUMNS, check_activity, check_encoded, is_activity
+from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import Matrix, pack_matrix, plan_encoded
-from churn.data.formats import read_frame
+from churn.data.formats import open_rows, read_frame
+from churn.data.sample_rows import compare_with_activity
 from churn.errors import InputError, ModelFileError
 from churn.evaluation.metrics import Scores, evaluate
 from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
@@ -25,12 +27,16 @@ from churn.monitoring.profiles import reference_profile
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun
 from churn.registry.registry import Registry
-from churn.storage.sources import MODEL_NAMES, SourceFile, Sources
+from churn.storage.sources import INPUT_FOLDER, INPUT_NAMES, MODEL_NAMES, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import ModelVersion
+from churn.workflows.ingest import fetch_own, with_numbers
 
 FEATURE_NAMES = ("data/churn/feature_names_3.json",)
 SAMPLE_NAMES = ("data/churn/X_test_sample_2.json",)
+COLUMNS_NAMES = ("data/churn/columns.json",)
+"""Optional: what the columns of the variant's activity mean."""
+
 LABEL_COLUMN = "churned"
 """Optional column of a sample, 0 or 1; without it there are no metrics."""
 
@@ -39,12 +45,21 @@ Labels = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and its sample rows, checked against each other and ready to be logged."""
+    """A model and its sample rows, checked against each other and ready to be logged.
+
+    Attributes:
+        columns: What the columns of the variant's activity mean.
+        account_ids: Of the sample rows, if they have any.
+        remarks: For people: what the variant's activity shows about labels and the sample.
+    """
 
     bundle: Bundle
     matrix: Matrix
     labels: Labels | None
     files: tuple[SourceFile, ...]
+    columns: Columns
+    account_ids: pl.Series | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidate:
@@ -59,7 +74,8 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidat
     feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
     bundle = read_bundle(model.path.read_bytes(), feature_names, model.provenance.uri)
     frame = read_frame(sample.path, feature_names)
-    checked = check_encoded(frame, feature_names)
+    columns = read_columns(sources, variant)
+    checked = check_encoded(frame, feature_names, one_hot=(columns or Columns()).encoded)
     if not checked.quarantined.is_empty():
         checked.require_share(0.0)
     matrix = np.ascontiguousarray(checked.rows.select(feature_names).cast(pl.Float32).to_numpy())
@@ -69,7 +85,46 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidat
             f"{model.provenance.uri} gives {int((~is_finite).sum())} of {len(matrix)} sample rows no finite score; "
             "train it again"
         )
-    return Candidate(bundle, matrix, _read_labels(frame), tuple(files))
+    if columns is None:
+        columns = Columns(one_hot=one_hot_columns(feature_names, matrix) or None)
+    account_ids = checked.rows["account_id"] if "account_id" in frame.columns else None
+    return Candidate(bundle, matrix, _read_labels(frame), tuple(files), columns, account_ids)
+
+
+def read_columns(sources: Sources, variant: Variant) -> Columns | None:
+    """Read what a variant declares about its columns; ``None`` if it has no such file."""
+    with tempfile.TemporaryDirectory(prefix="churn-columns-") as scratch:
+        file = fetch_own(sources, variant, COLUMNS_NAMES, Path(scratch))
+        return None if file is None else Columns.from_json(file.path.read_bytes(), file.provenance.uri)
+
+
+def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant, folder: Path) -> Candidate:
+    """Check the declared columns and the sample against the variant's activity, if it has any.
+
+    Raises:
+        InputError: If the activity lacks a declared column.
+    """
+    names, columns = candidate.bundle.feature_names, candidate.columns
+    file = fetch_own(sources, variant, [INPUT_FOLDER + name for name in INPUT_NAMES], folder)
+    rows = None if file is None else open_rows(file.path, names)
+    if file is None or rows is None or not is_activity(rows.columns):
+        return candidate
+    if columns.activity != MONEY or columns.segments != ONE_HOT_COLUMNS:
+        columns.require(rows.columns, file.provenance.uri)
+    remarks = []
+    if not set(columns.activity) & set(rows.columns):
+        remarks.append(
+            f"the activity has none of {', '.join(columns.activity)}, so it is scored but gives no labels; declare the "
+            f"columns that measure activity in {variant.prefix}{COLUMNS_NAMES[0]}"
+        )
+    if candidate.account_ids is not None:
+        try:
+            activity = with_numbers(check_activity(read_frame(file.path)).rows, names, columns.activity, 1.0)
+            compared = compare_with_activity(candidate.account_ids, candidate.matrix, names, activity, columns.activity)
+            remarks += [] if compared is None else [str(compared)]
+        except InputError as error:
+            remarks.append(f"the activity cannot be scored: {error}")
+    return replace(candidate, remarks=tuple(remarks))
 
 
 def log_variant(
@@ -89,6 +144,7 @@ def log_variant(
     """
     with tempfile.TemporaryDirectory(prefix="churn-log-") as scratch:
         candidate = read_candidate(sources, variant, Path(scratch))
+        candidate = compare_with_input(candidate, sources, variant, Path(scratch))
         run = describe(candidate, code_version)
         return registry.log(variant, artifact_location(variant), run, alias), candidate
 
@@ -107,6 +163,7 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         tag.CODE_VERSION: code_version,
         tag.LOGGED_ON: datetime.now(UTC).date().isoformat(),
         tag.SOURCE: model.source,
+        tag.COLUMNS: candidate.columns.to_json(),
     }
     # A booster from elsewhere may name the last day of the outcomes that it was trained on, or when it was trained.
     if seen := bundle.booster.attr("evidence_after") or bundle.booster.attr("training_date"):
@@ -114,7 +171,7 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
     if model.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = model.fallback_reason
         tags[tag.FILES_OF_VARIANT] = model.variant.key
-    encoding, scores = plan_encoded(bundle.feature_names, ONE_HOT_COLUMNS), bundle.predict(candidate.matrix)
+    encoding, scores = plan_encoded(bundle.feature_names, candidate.columns.encoded), bundle.predict(candidate.matrix)
     golden_rows = candidate.matrix[:GOLDEN_ROWS]
     return LoggedRun(
         bundle=bundle,

@@ -260,6 +260,7 @@ class Scorer:
             origin=raw.provenance.uri,
             horizon_months=self.horizon_months,
             erased=erased,
+            declared=model.columns,
         )
         counts = rows.counts  # not the rows, whose memory is freed as they are consumed
         chunks = rows.chunks()

@@ -16,12 +16,11 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from churn.data.activity import KINDS, check_activity
+from churn.data.columns import Columns
 from churn.data.features import Encoding, Matrix, encode, features, pack_matrix, plan_encoding
 from churn.data.labels import Horizon, Reports, at_risk
 from churn.data.snapshots import Snapshot, snapshots
-from churn.data.windows import windows_of
-from churn.errors import InputError, SourceError, TransientError
+from churn.errors import InputError, SourceError, TransientError, UnlabelledError
 from churn.evaluation import curves
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import Evaluation, calibration_error, compare_roc_auc, evaluate, reliability
@@ -42,8 +41,8 @@ from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import month_start, newest_month_due, training_days
 from churn.workflows.fleet import Attempts, for_each_variant
-from churn.workflows.ingest import ForeignActivityError, NoActivityError, read_extract
-from churn.workflows.register import FEATURE_NAMES
+from churn.workflows.ingest import ForeignActivityError, NoActivityError, fetch_own, read_extract, with_numbers
+from churn.workflows.register import FEATURE_NAMES, read_columns
 
 _MAX_TAG = 4000
 _SEASONS = 12  # Mondays, one a month, that a model's reference covers
@@ -71,6 +70,7 @@ class TrainingOutcome:
     card: str
     pictures: dict[str, bytes]
     reference: Profile
+    columns: Columns
     version: ModelVersion | None = None
 
 
@@ -120,8 +120,7 @@ class Trainer:
         """
         champion = self._champion(variant)
         requested = self.features or self._own_names(variant, champion)
-        also = champion.bundle.feature_names if champion else ()
-        data = self._training_data(variant, requested, also, today, dry_run=dry_run)
+        data = self._training_data(variant, requested, champion, today, dry_run=dry_run)
         trained = train(data.snapshots, data.names, self.plan)
         accounts = trained.held_out_accounts
         evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix))
@@ -131,7 +130,7 @@ class Trainer:
             facts=data.facts,
             held_out=[shot for shot in data.snapshots if shot.as_of in trained.held_out.as_ofs],
             build=lambda facts, as_of: snapshots(
-                facts, [as_of], today=today, horizon=self.plan.horizon, names=data.names
+                facts, [as_of], today=today, horizon=self.plan.horizon, names=data.names, money=data.columns.activity
             )[0],
             champion=champion.bundle if champion else None,
             limits=self.limits,
@@ -160,7 +159,11 @@ class Trainer:
             gate=gate,
             card=write_card(trained, evaluation, gate, lineage, against),
             pictures=_pictures(trained, f"{variant}, trained as of {today}"),
-            reference=_reference(trained, data.facts),
+            reference=_reference(trained, data.facts, data.columns.activity),
+            columns=replace(
+                self._columns(variant, champion),
+                one_hot=tuple(group.source_column for group in trained.encoding.one_hots),
+            ),
         )
         return outcome if dry_run else self._register(outcome)
 
@@ -176,24 +179,29 @@ class Trainer:
 
     def _names_file(self, owner: Variant) -> "FeatureNames | None":
         with tempfile.TemporaryDirectory(prefix="churn-train-") as scratch:
-            try:
-                (file,) = self.sources.fetch(owner, [FEATURE_NAMES], Path(scratch))
-            except TransientError:
-                raise
-            except SourceError:
-                return None
-            if file.provenance.variant != owner:
+            file = fetch_own(self.sources, owner, FEATURE_NAMES, Path(scratch))
+            if file is None:
                 return None
             return FeatureNames(file.provenance.uri, parse_feature_names(file.path.read_bytes(), file.provenance.uri))
 
+    def _columns(self, variant: Variant, champion: OpenModel | None) -> Columns:
+        """Return what a variant's columns mean: by its file, its champion, or those of the nearest fallback variant."""
+        for owner in fallback_variants(variant):
+            if (declared := read_columns(self.sources, owner)) is not None:
+                return declared
+            if (model := champion if owner == variant else self._champion(owner)) is not None:
+                return model.columns
+        return Columns()
+
     def _training_data(
-        self, variant: Variant, requested: "FeatureNames", also: Sequence[str], today: date, *, dry_run: bool
+        self, variant: Variant, requested: "FeatureNames", champion: OpenModel | None, today: date, *, dry_run: bool
     ) -> "_TrainingData":
         """Load activity with enough labels: the variant's own, else that of a fallback variant.
 
         Args:
-            also: Further features that the snapshots need, those of a champion to compare with.
+            champion: To compare with, so that the snapshots have its features as well.
         """
+        also = champion.bundle.feature_names if champion else ()
         detours: list[str] = []
         sources: dict[Variant, Provenance] = {}
         n_added = 0
@@ -205,12 +213,17 @@ class Trainer:
             if activity.facts is None:
                 detours.append(activity.why_none)
                 continue
-            names = requested.of(activity.facts)
+            columns = self._columns(owner, champion if owner == variant else None)
+            names = requested.of(activity.facts, columns)
             computed = [*names, *(name for name in also if name not in names)]
-            facts = self._with_numbers(activity.facts, computed)
-            shots = self._snapshots(facts, today, computed)
-            if (reason := shortage(shots, self.plan)) is None:
-                return _TrainingData(owner, names, facts, shots, tuple(detours), sources, n_added)
+            facts = with_numbers(activity.facts, computed, columns.activity, self.max_quarantine_share)
+            try:
+                shots = self._snapshots(facts, today, computed, columns.activity)
+                reason = shortage(shots, self.plan)
+            except UnlabelledError as error:
+                reason = f"no labels: {error}"
+            if reason is None:
+                return _TrainingData(owner, names, columns, facts, shots, tuple(detours), sources, n_added)
             months = describe_months(_months_of(facts), today, self.plan.horizon)
             detours.append(f"{owner} has {reason}; its months run from {months}")
         raise InputError(
@@ -241,22 +254,13 @@ class Trainer:
     def _stored(self, owner: Variant) -> pl.DataFrame | None:
         return self.history.read(owner) if self.history.version(owner) is not None else None
 
-    def _with_numbers(self, facts: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """Convert the columns beyond the contract that the model uses to numbers and dates."""
-        windows = windows_of(names, facts.columns)
-        dates = {window.column for window in windows if window.is_of_row} - KINDS.keys()
-        numbers = {*names, *(window.column for window in windows)} & set(facts.columns) - KINDS.keys() - dates
-        if not numbers and not dates:
-            return facts
-        checked = check_activity(facts, numbers, dates=dates)
-        checked.require_share(self.max_quarantine_share)
-        return checked.rows.drop("row_number")
-
-    def _snapshots(self, facts: pl.DataFrame, today: date, names: Sequence[str]) -> list[Snapshot]:
+    def _snapshots(
+        self, facts: pl.DataFrame, today: date, names: Sequence[str], money: Sequence[str]
+    ) -> list[Snapshot]:
         horizon = self.plan.horizon
         days = training_days(facts["activity_month"].min(), today)  # type: ignore[arg-type]  # a column of dates
         matured = [day for day in days if horizon.matures_on(day) <= today]
-        return snapshots(facts, matured[-self.max_months :], today=today, horizon=horizon, names=names)
+        return snapshots(facts, matured[-self.max_months :], today=today, horizon=horizon, names=names, money=money)
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
@@ -279,9 +283,11 @@ class FeatureNames:
     origin: str
     names: Sequence[str] | None = None
 
-    def of(self, facts: pl.DataFrame) -> Sequence[str]:
+    def of(self, facts: pl.DataFrame, columns: Columns) -> Sequence[str]:
         """Return the names for a variant's activity."""
-        return default_feature_names(facts) if self.names is None else self.names
+        if self.names is not None:
+            return self.names
+        return default_feature_names(facts, columns.activity, columns.segments)
 
 
 @dataclass(frozen=True)
@@ -300,6 +306,7 @@ class _TrainingData:
 
     owner: Variant
     names: Sequence[str]
+    columns: Columns
     facts: pl.DataFrame
     snapshots: list[Snapshot]
     detours: tuple[str, ...]
@@ -333,7 +340,7 @@ def fallback_variants(variant: Variant) -> list[Variant]:
     return list(dict.fromkeys([variant, Variant(geography=variant.geography), Variant()]))
 
 
-def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
+def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str]) -> Profile:
     """Profile the accounts that would have been scored on past Mondays, in the way that batches are profiled.
 
     Inputs are of twelve Mondays, one a month, so that seasons are no drift; scores are of the held-out ones.
@@ -341,14 +348,14 @@ def _reference(trained: Trained, facts: pl.DataFrame) -> Profile:
     held_out = trained.held_out.as_ofs
     first = min(as_of for part in trained.parts for as_of in part.as_ofs)
     year = training_days(first, held_out[-1])[-_SEASONS:]
-    return spliced(_profile(trained, facts, year), _profile(trained, facts, held_out))
+    return spliced(_profile(trained, facts, year, money), _profile(trained, facts, held_out, money))
 
 
-def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date]) -> Profile:
-    reports = Reports.of(facts)
+def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date], money: Sequence[str]) -> Profile:
+    reports = Reports.of(facts, money)
     matrices = []
     for as_of in as_ofs:
-        rows = features(facts, as_of, trained.feature_names)
+        rows = features(facts, as_of, trained.feature_names, money)
         is_at_risk = rows["account_id"].is_in(pl.Series(at_risk(reports, as_of, trained.plan.horizon)).implode())
         matrices.append(encode(rows.filter(is_at_risk), trained.encoding))
     matrix = np.concatenate(matrices)
@@ -422,6 +429,7 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
         tag.HORIZON_MONTHS: str(outcome.trained.plan.horizon.months),
         tag.CODE_VERSION: lineage.code_version,
         tag.LOGGED_ON: datetime.now(UTC).date().isoformat(),
+        tag.COLUMNS: outcome.columns.to_json(),
         tag.GATE: "passed" if gate.is_passed else "failed",
         tag.IS_CALIBRATED: "true",
     }

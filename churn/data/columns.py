@@ -1,0 +1,113 @@
+"""Which columns of a variant's activity mean what: activity, segments and revenue. Pure.
+
+They are declared with a variant, in a JSON file beside its other files, and kept with each of its versions. Not here:
+the columns that every extract must have (``churn.data.activity``), and a model's features (``churn.data.features``).
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from churn.data.activity import MONEY, ONE_HOT_COLUMNS
+from churn.data.features import Matrix
+from churn.errors import InputError
+
+_LEAST_ROWS = 50  # in fewer sample rows, two flags may never be set together by chance
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one variant's activity; the defaults are those of the contract.
+
+    Attributes:
+        activity: Numbers; a player is active in a month in which one of them is neither missing nor zero.
+        segments: Categories; performance is evaluated for each of their levels.
+        revenue: The number that says what a player is worth; ``None`` if no column does.
+        one_hot: The source columns of encoded features ``<column>_<level>``; ``None`` for the segments.
+
+    >>> Columns.from_json('{"activity": ["logins"], "segments": ["device"]}', "columns.json").revenue is None
+    True
+    """
+
+    activity: tuple[str, ...] = MONEY
+    segments: tuple[str, ...] = ONE_HOT_COLUMNS
+    revenue: str | None = "total_ngr"
+    one_hot: tuple[str, ...] | None = None
+
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """The source columns of one-hot features in encoded rows."""
+        return self.segments if self.one_hot is None else self.one_hot
+
+    @classmethod
+    def from_json(cls, text: str | bytes, origin: str) -> "Columns":
+        """Parse a declaration; ``origin`` names it in an ``InputError``, which any other text raises."""
+        try:
+            declared: dict[str, Any] = json.loads(text)
+            one_hot, revenue = declared.pop("one_hot", None), declared.pop("revenue", None)
+            columns = cls(
+                activity=_names(declared.pop("activity")),
+                segments=_names(declared.pop("segments", [])),
+                revenue=None if revenue is None else _names([revenue])[0],
+                one_hot=None if one_hot is None else _names(one_hot),
+            )
+            if declared or not columns.activity:
+                raise ValueError(f"unknown keys: {', '.join(declared) or 'none'}; columns of activity: none")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{origin} is no declaration of columns ({type(error).__name__}: {error}); a JSON object is needed, "
+                f'such as {{"activity": ["total_deposit"], "segments": ["brand_id"], "revenue": "total_ngr"}}'
+            ) from error
+        return columns
+
+    def to_json(self) -> str:
+        """Serialize; :meth:`from_json` returns an equal object."""
+        return json.dumps(asdict(self))
+
+    def require(self, columns: Collection[str], origin: str) -> None:
+        """Raise ``InputError`` if activity lacks a declared column."""
+        declared = [*self.activity, *self.segments, *([self.revenue] if self.revenue else [])]
+        if missing := [name for name in dict.fromkeys(declared) if name not in columns]:
+            raise InputError(
+                f"{origin} has columns {sorted(columns)} and lacks the declared {', '.join(missing)}; correct the "
+                f"declaration or add the columns"
+            )
+
+
+def _names(names: list[Any]) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"{names!r} is not an array of names")
+    return tuple(names)
+
+
+def one_hot_columns(feature_names: Sequence[str], matrix: Matrix) -> tuple[str, ...]:
+    """Find the source columns of one-hot features in encoded rows.
+
+    Features form a group if their names begin with ``<column>_``, their values are 0 and 1, no row has two of them, and
+    most rows have one. Of the groups of a feature the largest counts, then the one of the longest column.
+
+    Args:
+        matrix: Sample rows, shape (n, n_features); with fewer than 50 nothing is found.
+    """
+    if len(matrix) < _LEAST_ROWS:
+        return ()
+    is_flag = ((matrix == 0) | (matrix == 1)).all(axis=0)
+    flags = {name: place for place, name in enumerate(feature_names) if is_flag[place]}
+    prefixes = {name[:cut] for name in flags for cut, letter in enumerate(name) if letter == "_"}
+    groups: dict[str, list[str]] = {}
+    for prefix in prefixes:
+        members = [name for name in feature_names if name.startswith(f"{prefix}_")]
+        if len(members) > 1 and all(name in flags for name in members):
+            sums = matrix[:, [flags[name] for name in members]].sum(axis=1)
+            if sums.max() == 1 and np.mean(sums) > 0.5:
+                groups[prefix] = members
+    found: list[str] = []
+    taken: set[str] = set()
+    for prefix, members in sorted(groups.items(), key=lambda item: (-len(item[1]), -len(item[0]))):
+        if taken.isdisjoint(members):
+            found.append(prefix)
+            taken.update(members)
+    return tuple(sorted(found, key=lambda prefix: feature_names.index(groups[prefix][0])))

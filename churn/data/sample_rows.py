@@ -1,0 +1,85 @@
+"""The sample rows of a model against the features that are made from the variant's activity. Pure.
+
+A sample is made elsewhere, by the code that the model was trained with. Where it holds other values than the features
+made here of the same accounts, the model will be scored on other inputs than it was trained on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from churn.data.activity import MONEY
+from churn.data.features import Matrix, encode, features, plan_encoding
+from churn.weeks import month_end, month_ends
+
+_TOLERANCE = 1e-4  # relative; samples are often written with few digits
+_MONTHS = 24
+_MOST_ACCOUNTS = 1_000
+_MOST_DIFFERING = 0.05
+
+
+@dataclass(frozen=True)
+class SampleComparison:
+    """The result of a comparison.
+
+    Attributes:
+        n_accounts: Accounts that are in the sample and in the activity.
+        differing: By feature, in how many of them its values differ; those that differ in more than 5 %.
+    """
+
+    n_accounts: int
+    differing: dict[str, int]
+
+    def __str__(self) -> str:
+        if not self.differing:
+            return f"the sample equals the features made from the activity, in {self.n_accounts:,} accounts"
+        worst = sorted(self.differing.items(), key=lambda item: -item[1])[:5]
+        parts = ", ".join(f"{name} in {n:,}" for name, n in worst)
+        return (
+            f"{len(self.differing)} of the sample's features differ from those made from the activity of "
+            f"{self.n_accounts:,} accounts: "
+            f"{parts}; check their units and how the sample was made"
+        )
+
+
+def compare_with_activity(
+    account_ids: pl.Series,
+    matrix: Matrix,
+    feature_names: Sequence[str],
+    activity: pl.DataFrame,
+    money: Sequence[str] = MONEY,
+) -> SampleComparison | None:
+    """Compare sample rows with the features of the same accounts.
+
+    The day of a sample is not known, and may differ by account. So each row is compared with the account's features as
+    of the end of each month of the last two years, and the month with the fewest differences counts.
+
+    Args:
+        account_ids: Of the sample rows, shape (n,); rows of an account that occurs twice are left out.
+        matrix: The sample rows, shape (n, n_features).
+        activity: Checked activity with the columns that the features need, as numbers.
+
+    Returns:
+        ``None`` if no account is in both.
+    """
+    is_common = account_ids.is_unique() & account_ids.is_in(activity["account_id"].unique().implode())
+    rows = np.flatnonzero(is_common.fill_null(value=False).to_numpy())[:_MOST_ACCOUNTS]
+    if not len(rows):
+        return None
+    sample = pl.DataFrame({"account_id": account_ids[rows], "row": rows})
+    of_accounts = activity.join(sample.select("account_id"), on="account_id", how="semi")
+    fewest = np.full(len(matrix), len(feature_names) + 1)
+    differs = np.ones((len(matrix), len(feature_names)), dtype=np.bool_)
+    first, last = of_accounts.select(first=pl.col("activity_month").min(), last=pl.col("activity_month").max()).row(0)
+    for as_of in month_ends(first, month_end(last))[-_MONTHS:]:
+        made = features(of_accounts, as_of, feature_names, money)
+        encoded = encode(made, plan_encoding(feature_names, made.columns))
+        places = made.select("account_id").join(sample, on="account_id", maintain_order="left")["row"].to_numpy()
+        unequal = ~np.isclose(encoded, matrix[places], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+        is_better = unequal.sum(axis=1) < fewest[places]
+        differs[places[is_better]], fewest[places[is_better]] = unequal[is_better], unequal[is_better].sum(axis=1)
+    counts = differs[rows].sum(axis=0)
+    pairs = zip(feature_names, counts.tolist(), strict=True)
+    return SampleComparison(len(rows), {name: n for name, n in pairs if n > _MOST_DIFFERING * len(rows)})

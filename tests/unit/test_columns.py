@@ -1,0 +1,108 @@
+"""At stake: a variant with other columns than the contract's is labelled, evaluated and explained by its own, and a
+declaration that cannot be meant is refused before a model is registered with it.
+"""
+
+import json
+from datetime import date
+
+import numpy as np
+import polars as pl
+import pytest
+
+from churn.data.columns import Columns, one_hot_columns
+from churn.data.features import encode, features, is_active, plan_encoding
+from churn.data.sample_rows import compare_with_activity
+from churn.errors import InputError, UnlabelledError
+from churn.evaluation.segments import Levels, evaluate_segments
+from churn.samples.artifacts import FEATURE_NAMES
+from churn.samples.simulator import simulate_activity
+from tests.support.site import bundled
+
+OWN = Columns(activity=("logins", "stakes"), segments=("device",), revenue=None)
+
+
+def test_a_declaration_survives_json():
+    for columns in (Columns(), OWN, Columns(one_hot=("device", "sport"))):
+        assert Columns.from_json(columns.to_json(), "a file") == columns
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"activity": []}', '{"activity": "logins"}', '{"activity": [1]}', '{"activity": [""]}',
+        '{"activity": ["logins"], "revenue": 1}', '{"activity": ["logins"], "segments": {"device": 1}}',
+        '{"activity": ["logins"], "segment": ["device"]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_declaration_is_refused_with_an_example(text: str):
+    with pytest.raises(InputError, match=r"columns\.json is no declaration of columns .*\"revenue\": \"total_ngr\""):
+        Columns.from_json(text, "columns.json")
+
+
+def test_declared_columns_must_exist():
+    OWN.require(["logins", "stakes", "device", "account_id"], "the file")
+    with pytest.raises(InputError, match=r"the file has columns .*device.* lacks the declared logins, stakes"):
+        OWN.require(["device"], "the file")
+
+
+def test_activity_is_what_the_variant_declares_even_where_a_csv_file_holds_texts():
+    rows = pl.DataFrame({"logins": ["0", "3", "", None], "stakes": ["0.0", "0", "1.5", None], "device": ["a"] * 4})
+
+    assert is_active(rows, OWN.activity).to_list() == [False, True, True, False]
+    with pytest.raises(UnlabelledError, match=r"total_deposit.*columns\.json"):
+        is_active(rows)
+
+
+def test_a_variant_without_segments_is_evaluated_as_a_whole():
+    facts = pl.DataFrame({
+        "account_id": [1, 2], "activity_month": [date(2026, 1, 1)] * 2, "known_at": [date(2026, 1, 31)] * 2,
+        "device": ["web", "ios"],
+    }).with_columns(pl.col("known_at").cast(pl.Datetime("us", "UTC")))  # fmt: skip
+    ids = np.array([1, 2])
+
+    assert Levels(facts, ["device"]).known(ids, date(2026, 2, 1))["device"].to_list() == ["web", "ios"]
+    none = Levels(facts).known(ids, date(2026, 2, 1))
+    assert evaluate_segments(none, ids > 1, np.array([0.2, 0.3]), None) == []
+
+
+def test_the_one_hot_groups_of_a_model_are_found_in_its_sample():
+    rng = np.random.default_rng(1)
+    names = ["stakes", "sport_beach_volley", "sport_beach_soccer", "sport_futebol", "is_new", "is_vip", "device_web",
+             "device_ios"]  # fmt: skip
+    sport, device = np.eye(3)[rng.integers(0, 3, 200)], np.eye(3)[rng.integers(0, 3, 200)][:, :2]
+    flags = rng.random((200, 2)) < 0.3
+    matrix = np.column_stack([rng.random(200), sport, flags, device]).astype(np.float32)
+
+    assert one_hot_columns(names, matrix) == ("sport", "device")
+    assert one_hot_columns(names, matrix[:10]) == ()
+    sample = pl.read_ndjson(bundled("X_test_sample_2.json")).select(FEATURE_NAMES).cast(pl.Float32).to_numpy()
+    assert one_hot_columns(FEATURE_NAMES, sample) == Columns().segments
+
+
+@pytest.fixture(scope="module")
+def activity() -> pl.DataFrame:
+    return simulate_activity(n_accounts=200, first_month=date(2025, 2, 1), n_months=21, seed=3)
+
+
+def test_a_sample_made_as_here_equals_the_features_and_one_in_other_units_is_reported(activity: pl.DataFrame):
+    names = ["total_deposit", "total_handle", "months_active", "brand_id_OH", "total_handle_sum_3m"]
+    rows = features(activity, date(2026, 5, 31), names)
+    matrix = encode(rows, plan_encoding(names, rows.columns))
+
+    same = compare_with_activity(rows["account_id"], matrix, names, activity)
+    in_cents = matrix.copy()
+    in_cents[:, 0] *= 100
+    other = compare_with_activity(rows["account_id"], in_cents, names, activity)
+
+    assert same is not None
+    assert same.differing == {}, same
+    assert other is not None
+    assert list(other.differing) == ["total_deposit"]
+    assert f"total_deposit in {(matrix[:, 0] > 0).sum()}" in str(other)
+    assert compare_with_activity(rows["account_id"] + 10**9, matrix, names, activity) is None
+
+
+def test_a_declaration_is_one_line_of_json():
+    assert json.loads(OWN.to_json()) == {
+        "activity": ["logins", "stakes"], "segments": ["device"], "revenue": None, "one_hot": None,
+    }  # fmt: skip
