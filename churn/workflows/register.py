@@ -106,8 +106,13 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
     """
     names, columns = candidate.bundle.feature_names, candidate.columns
     file = fetch_own(sources, variant, [INPUT_FOLDER + name for name in INPUT_NAMES], folder)
-    rows = None if file is None else open_rows(file.path, names)
-    if file is None or rows is None or not is_activity(rows.columns):
+    if file is None:
+        return candidate
+    try:
+        rows = open_rows(file.path, names)
+    except InputError as error:  # no reason against the model; scoring refuses the file
+        return replace(candidate, remarks=(f"the activity cannot be read: {error}",))
+    if not is_activity(rows.columns):
         return candidate
     if columns.activity != MONEY or columns.segments != ONE_HOT_COLUMNS:
         columns.require(rows.columns, file.provenance.uri)
