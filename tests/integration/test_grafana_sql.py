@@ -104,7 +104,7 @@ def test_every_statement_runs_as_the_reader_and_panels_show_what_was_published(f
 
     (batch,) = fleet.site.rows(
         fleet.site.churn,
-        "SELECT n_rows_scored, mean_probability, estimated_auc, score_counts, source_sha256 "
+        "SELECT n_rows_scored, mean_probability, estimated_auc, score_counts, source_sha256, n_at_risk "
         "FROM scoring_batches WHERE batch_id = :batch",
         batch=fleet.batch_id,
     )
@@ -137,7 +137,7 @@ def test_every_statement_runs_as_the_reader_and_panels_show_what_was_published(f
     assert [row["variant"] for row in answers["variant: $variant"]] == sorted([
         "geography-ca", "geography-eu", "geography-uk", us,
     ])  # fmt: skip
-    assert answers["variant: Accounts"] == [{"accounts": batch[0]}]
+    assert answers["variant: Accounts"] == [{"accounts": batch[0], "at risk": batch[5]}]
     assert answers["variant: Estimated ROC AUC"] == [{"estimated_auc": batch[2]}]
     assert [row["accounts"] for row in answers["variant: Scores in the newest week"]] == batch[3]
     assert {(row["metric"], row["psi"]) for row in answers["variant: PSI by feature"]} >= {
