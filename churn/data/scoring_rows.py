@@ -210,9 +210,10 @@ def _read_activity(
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
         checked = _without(erased, activity.check_activity(frame, numbers, dates=dates, first_row=first_row))
         rows = features.derive(checked.rows, as_of, plan.of_row)
+        keys = _keys(checked.rows, money, needs_activity=plan.needs_activity)
         if plan.needs_activity:
-            rows = rows.with_columns(features.is_active(rows, money).alias(ACTIVITY))
-        return checked, features.pack(rows, plan.packed)
+            rows = rows.with_columns(keys["is_active"].alias(ACTIVITY))
+        return replace(checked, rows=keys), features.pack(rows, plan.packed)
 
     needed = {*activity.KINDS, *plan.packed.columns, *dates, *money}
     columns = [name for name in file.columns if name in needed]
@@ -221,7 +222,7 @@ def _read_activity(
     packed: list[Packed] = []
     unknown: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for part, packed_part in _check_chunks(file, columns, check, max_quarantine_share, quarantined):
-        keys.append(_keys(part.rows, money))
+        keys.append(part.rows)
         packed.append(packed_part)
         for name, levels in packed_part.unknown_levels.items():
             unknown[name].update(levels)
@@ -281,11 +282,11 @@ def _marked_chunks(
             yield account_ids[start:end][rows], chosen
 
 
-def _keys(rows: pl.DataFrame, money: Sequence[str]) -> pl.DataFrame:
-    """Select what is needed of all rows at once, and whether each has activity, if the file has a column of it."""
+def _keys(rows: pl.DataFrame, money: Sequence[str], *, needs_activity: bool) -> pl.DataFrame:
+    """Select the key columns, and whether each row has activity, if a window needs it or a column measures it."""
     keys = rows.select(features.key_columns(rows.columns))
-    if any(name in rows.columns for name in money):
-        keys = keys.with_columns(is_active=features.is_active(rows, money))
+    if needs_activity or any(name in rows.columns for name in money):
+        keys = keys.with_columns(features.is_active(rows, money))
     return keys
 
 

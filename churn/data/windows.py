@@ -214,8 +214,8 @@ def _plan(windows: Sequence[Window], known: KnownRows) -> tuple[npt.NDArray[np.i
 
 def count_short(windows: Sequence[Window], known: KnownRows) -> int:
     """Count the windows that begin before the first month of the activity."""
-    first, end = day_from_epoch(int(known.months[known.rows].min())), known.last_month
-    return sum(month_start(end, 1 - window.months) < month_start(first) for window in windows)
+    first, end = known.first_month, known.last_month
+    return sum(month_start(end, 1 - window.months) < first for window in windows)
 
 
 def _lags(known: KnownRows) -> tuple[int, npt.NDArray[np.int64]]:

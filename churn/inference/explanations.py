@@ -140,8 +140,9 @@ class SummedReasons:
 def features_of_windows(encoding: Encoding) -> dict[str, tuple[str, ...]]:
     """Return the features of each source column that has a window."""
     features: dict[str, list[str]] = {}
+    source_columns = encoding.source_columns
     for name, source in zip(encoding.columns, encoding.source_of_column, strict=True):
-        features.setdefault(encoding.source_columns[source], []).append(name)
+        features.setdefault(source_columns[source], []).append(name)
     return {source: tuple(names) for source, names in features.items() if names != [source]}
 
 
@@ -161,9 +162,9 @@ def sum_by_source_column(
     sums = np.empty((n_rows, len(source_columns)), dtype=np.float32)
     of_shown = np.empty((len(source_columns), n_rows), dtype=np.float32)
     shown = np.empty((n_rows, len(windowed)), dtype=np.uint8)
-    n_windowed = 0
+    n_windowed, source_of_column = 0, encoding.source_of_column
     for i, source in enumerate(source_columns):
-        columns = np.flatnonzero(encoding.source_of_column == i)
+        columns = np.flatnonzero(source_of_column == i)
         of_source = contributions[:, columns]
         largest = np.abs(of_source).argmax(axis=1)
         sums[:, i] = of_source.sum(axis=1)

@@ -11,7 +11,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
 from churn.data.columns import Columns
 from churn.monitoring.profiles import Profile
-from churn.registry.tags import COLUMNS, columns_of
+from churn.registry.tags import columns_of
 from churn.versions import ModelVersion
 
 if TYPE_CHECKING:  # importing XGBoost takes a second
@@ -36,8 +36,7 @@ class OpenModel:
     @property
     def columns(self) -> Columns:
         """What the columns of the variant's activity mean."""
-        declared = self.version.columns
-        return columns_of({} if declared is None else {COLUMNS: declared}, self.version.uri)
+        return columns_of(self.version.columns, self.version.uri)
 
 
 def training_data(name: str, *, sha256: str, uri: str, profile: Mapping[str, Any]) -> DatasetInput:

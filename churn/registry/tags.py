@@ -63,9 +63,8 @@ def day_of(tags: Mapping[str, str], name: str) -> date | None:
         return None
 
 
-def columns_of(tags: Mapping[str, str], version: str) -> Columns:
-    """Return what the columns of a variant's activity mean, by a version's tags; without one, the defaults."""
-    declared = tags.get(COLUMNS)
+def columns_of(declared: str | None, version: str) -> Columns:
+    """Return what the columns of a variant's activity mean, by a version's tag; without it, the defaults."""
     return Columns() if declared is None else Columns.from_json(declared, f"tag {COLUMNS} of {version}")
 
 

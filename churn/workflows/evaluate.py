@@ -215,11 +215,12 @@ class PerformanceEvaluator:
         pairs = [pair for pair in pairs if self.horizon.matures_on(pair.champion.as_of) <= today]
         if not pairs or (appended is None and self.history.version(variant) is None):
             return compare([], self.horizon.months, self.limits)
-        tags = [self.registry.tags_of(variant, one) for one in (champion, challenger)]
+        listed = (self.listed[variant].version_tags if variant in self.listed else None) or {}
+        tags = [listed.get((variant, one)) or self.registry.tags_of(variant, one) for one in (champion, challenger)]
         after = max(map(tag.evidence_after, tags))
         cohorts: Iterable[PairedCohort] = ()
         if pairs := [pair for pair in pairs if pair.champion.as_of > after]:
-            columns = tag.columns_of(tags[0], f"version {champion} of {variant}")
+            columns = tag.columns_of(tags[0].get(tag.COLUMNS), f"version {champion} of {variant}")
             reports = Reports.of(self._facts(variant, appended), columns.activity)
             cohorts = (self._cohort(pair, reports, today) for pair in pairs)
         return replace(compare(cohorts, self.horizon.months, self.limits), after=after)
@@ -242,7 +243,7 @@ class PerformanceEvaluator:
 
         def evaluate_one(batch: PublishedBatch, scored: Scored) -> EvaluatedBatch | None:
             tags = tags_of(batch.variant, batch.model_version)
-            columns = tag.columns_of(tags, f"version {batch.model_version} of {batch.variant}")
+            columns = tag.columns_of(tags.get(tag.COLUMNS), f"version {batch.model_version} of {batch.variant}")
             reports, levels = reports_of(columns.activity), levels_of(columns.segments)
             limit = float(tags.get(tag.AUC_LIMIT, self.auc_limit))
             return self._evaluate(batch, scored, reports, levels, today, limit=limit)
