@@ -123,7 +123,6 @@ class Deployment:
         from churn.workflows.score import Scorer
 
         return Scorer(
-            sources=self.sources(),
             ingestion=self.ingestion(),
             registry=self.registry(read_only=True),
             store=self.store(),

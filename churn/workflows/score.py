@@ -166,7 +166,6 @@ class Scorer:
         circuit: Opens while a service is down, so that a fleet waits for it a few times and not once per variant.
     """
 
-    sources: Sources
     ingestion: Ingestion
     registry: "Registry"
     store: PredictionStore
@@ -176,6 +175,11 @@ class Scorer:
     horizon_months: int = HORIZON_MONTHS
     aliases: _Aliases | None = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
+
+    @property
+    def sources(self) -> Sources:
+        """Where input is read from."""
+        return self.ingestion.sources
 
     def score_variant(self, request: ScoringRequest) -> ScoringOutcome:
         """Score a variant's week and publish the batch.

@@ -111,9 +111,9 @@ def open_scorer(
     """Open what scoring needs, as :meth:`churn.deployment.services.Deployment.scorer` does."""
     from churn.registry.registry import Registry
 
+    sources = Sources(bucket or Bucket(BUCKET), Folder(deployment.local_root), fallback=fallback)
     return Scorer(
-        sources=Sources(bucket or Bucket(BUCKET), Folder(deployment.local_root), fallback=fallback),
-        ingestion=deployment.ingestion(),
+        ingestion=replace(deployment.ingestion(), sources=sources),
         registry=Registry(tracking or deployment.tracking_uri, deployment.settings.churn_home / "cache" / "models"),
         store=PredictionStore(database or deployment.database),
         code_version="faults",
