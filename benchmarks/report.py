@@ -10,11 +10,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from churn.database.embedded import embedded_postgres
-from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
 from tests.support.fleet_report import fill, timed_in_chromium, timed_report
 from tests.support.people import browsing
-from tests.support.services import WEEK
+from tests.support.services import WEEK, predictions_database
 
 N_VARIANTS, N_WEEKS = 2_000, 26
 
@@ -22,12 +20,7 @@ N_VARIANTS, N_WEEKS = 2_000, 26
 def measure(n_variants: int, n_weeks: int) -> dict[str, float]:
     """Fill a PostgreSQL of its own, build the report and open it."""
     with tempfile.TemporaryDirectory(prefix="churn-report-") as folder:
-        Path(folder).chmod(0o755)
-        with embedded_postgres(Path(folder) / "home") as server:
-            url = server.set(database="churn_db")
-            ensure_database(url)
-            ensure_roles(url)
-            migrate_predictions(url)
+        with predictions_database("churn-report-") as url:
             fill(url, n_variants, n_weeks, WEEK)
             report, seconds = timed_report(url, Path(folder) / "report.html")
         with browsing() as page:

@@ -67,6 +67,15 @@ def month_start(day: date, months_later: int = 0) -> date:
     return date(year, month + 1, 1)
 
 
+def month_range(first: date, last: date) -> str:
+    """Return the months from one to another as text.
+
+    >>> month_range(date(2025, 1, 1), date(2026, 3, 1))
+    '2025-01 to 2026-03'
+    """
+    return f"{first:%Y-%m} to {last:%Y-%m}"
+
+
 def at_risk_since(as_of: date, horizon_months: int) -> date:
     """Return the first month in which activity puts an account at risk of churning at ``as_of``.
 

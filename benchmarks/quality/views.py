@@ -8,20 +8,17 @@ import argparse
 import io
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
 
 from churn.database.connection import READER, create_engine
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
-from churn.database.embedded import embedded_postgres
 from churn.database.predictions import BatchInProgress, PredictionStore
-from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
 from tests.support.batches import NO_ROWS, WEEK, record
+from tests.support.services import predictions_database
 
 N_ROWS, ROUNDS = 200_000, 3
 MAX_RATIO, MAX_SECONDS = 15.0, 30.0
@@ -64,15 +61,9 @@ def seconds_of(url: sa.URL, query: str) -> float:
 
 def measure(n_rows: int) -> dict[str, float]:
     """Return the seconds of each query."""
-    with tempfile.TemporaryDirectory(prefix="churn-views-") as folder:
-        Path(folder).chmod(0o755)
-        with embedded_postgres(Path(folder) / "home") as server:
-            url = server.set(database="churn_db")
-            ensure_database(url)
-            ensure_roles(url)
-            migrate_predictions(url)
-            fill(url, n_rows)
-            return {name: seconds_of(url, query) for name, query in QUERIES.items()}
+    with predictions_database("churn-views-") as url:
+        fill(url, n_rows)
+        return {name: seconds_of(url, query) for name, query in QUERIES.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

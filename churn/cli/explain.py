@@ -78,7 +78,7 @@ def _print(prediction: Row, console: Console) -> None:
 
 
 def _describe_risk(prediction: Row) -> str:
-    """Say whether the account can still churn; lists and figures are of accounts that can."""
+    """Describe whether the account is at risk; lists and figures are of accounts that are."""
     month = prediction.last_active_month
     since = "no known activity" if month is None else f"last active in {month:%Y-%m}"
     if prediction.is_at_risk is None:

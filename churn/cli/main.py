@@ -6,12 +6,13 @@ Each command imports what it needs when it runs, so that ``--help`` and wrong us
 import argparse
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from churn.deployment.command_line import parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.signals import stop_request
-from churn.weeks import monday_of, parse_week
+from churn.weeks import parse_week
 
 if TYPE_CHECKING:
     from churn.workflows.score import Scorer, ScoringOutcome
@@ -84,17 +85,16 @@ def _score(args: argparse.Namespace) -> None:
     week = parse_week(args.week, today)
     request = FleetRequest.as_known(week, today=today, as_of=args.as_of, corrected=args.corrected, force=args.force)
     with open_deployment() as deployment:
-        attempts = score_fleet(deployment.scorer(), keys, request, _describe_scored, deployment.cluster())
+        report = partial(_describe_scored, is_current=request.make_current)
+        attempts = score_fleet(deployment.scorer(), keys, request, report, deployment.cluster())
         print_attempts("churn score", attempts)
 
 
-def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer") -> list[str]:
+def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current: bool) -> list[str]:
     record = outcome.record
-    months = (
-        "" if record.newest_month is None else f", months {record.first_month:%Y-%m} to {record.newest_month:%Y-%m}"
-    )
+    months = "" if record.months is None else f", months {record.months}"
     at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk} at risk"
-    kept = "" if monday_of(record.as_of) == record.scored_week else "; stored, not made current"
+    kept = "" if is_current else "; stored, not made current"
     return [
         f"{record.variant}: {record.n_rows_scored} accounts ({at_risk}) scored for {record.scored_week} by "
         f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}{months}), "

@@ -32,6 +32,7 @@ from churn.database.extracts import HistoryStatus
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION
+from churn.weeks import month_range
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,13 @@ class BatchRecord:
     history_status: HistoryStatus | None = None
     window_features: Mapping[str, Any] | None = None
     n_short_windows: int = 0
+
+    @property
+    def months(self) -> str | None:
+        """The first and the newest month known at the as-of day; ``None`` of encoded rows."""
+        if self.first_month is None or self.newest_month is None:
+            return None
+        return month_range(self.first_month, self.newest_month)
 
     def columns(self) -> dict[str, Any]:
         """Return the values by column, in the types that PostgreSQL accepts."""

@@ -142,7 +142,7 @@ def _examples_of(facts: pl.DataFrame, reports: Reports, month: date) -> pl.DataF
     """``account_id``, the 45 columns of those with a row in ``month``, made as scoring makes them, and ``churned``."""
     as_of, of_month = month_end(month), facts.filter(pl.col("activity_month") == month)
     # Not features(): the committed model was trained with first deposits dated after the as-of day. Use features() when
-    # the model is written anew.
+    # another model is trained.
     rows = derive(of_month.filter(latest_known(as_of, *keys_of(of_month))), date.max).sort("account_id")
     mature = _HORIZON.matures_on(as_of)
     labels = label(reports, rows["account_id"].to_numpy(), as_of, today=mature, horizon=_HORIZON)

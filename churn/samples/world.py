@@ -51,7 +51,7 @@ class World:
         late_rows: 2 % of the rows arrive after their month, or with amounts that are corrected then.
         feed_gaps: 2 % of the months of each brand never arrive.
         future_dates: First deposits after a row's month, known once they happened: such players came back.
-        restated: A column ``lifetime_months``, written anew on all rows of an account in each extract.
+        restated: A column ``lifetime_months``, rewritten in all rows of an account with each extract.
         campaign: One campaign in the middle, with a control group.
     """
 

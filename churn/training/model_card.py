@@ -11,6 +11,7 @@ from churn.markdown import markdown_table
 from churn.training.checks import Gate
 from churn.training.train import Trained
 from churn.variants import Variant
+from churn.weeks import month_range
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _lineage(trained: Trained, lineage: Lineage) -> str:
     rows = [
         ("trained as of", str(lineage.today)),
         ("activity of", lineage.activity_of.key),
-        ("facts in its history", f"{lineage.n_facts:,}, of {lineage.months[0]:%Y-%m} to {lineage.months[1]:%Y-%m}"),
+        ("facts in its history", f"{lineage.n_facts:,}, of {month_range(*lineage.months)}"),
         *((f"input {uri}", f"sha256 {sha256}") for uri, sha256 in lineage.sources),
         ("rows and labels", f"sha256 {lineage.data_sha256}"),
         ("feature names", f"{len(trained.feature_names)} of {lineage.names_from}"),

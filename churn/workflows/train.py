@@ -39,7 +39,7 @@ from churn.training.model_card import AgainstChampion, Lineage, write_card
 from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
-from churn.weeks import month_start, newest_month_due, training_days
+from churn.weeks import month_range, month_start, newest_month_due, training_days
 from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.ingest import ForeignActivityError, NoActivityError, fetch_own, read_extract, with_numbers
 from churn.workflows.register import FEATURE_NAMES, read_columns
@@ -323,7 +323,7 @@ def describe_months(months: tuple[date, date], today: date, horizon: Horizon) ->
     first, newest = months
     due, as_of = newest_month_due(today, horizon.lag_days), month_start(newest, 1) + timedelta(days=horizon.lag_days)
     late = "" if newest >= due else f", though {due:%Y-%m} should have arrived: train with --as-of {as_of}"
-    return f"{first:%Y-%m} to {newest:%Y-%m}{late}"
+    return f"{month_range(first, newest)}{late}"
 
 
 def _months_of(facts: pl.DataFrame) -> tuple[date, date]:

@@ -43,9 +43,7 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
             "dagster/row_count": record.n_rows_scored,
             "n_features": len(outcome.feature_names),
             "as_of": record.as_of.isoformat(),
-            "months": "none: the rows were already encoded"
-            if record.first_month is None or record.newest_month is None
-            else f"{record.first_month:%Y-%m} to {record.newest_month:%Y-%m}",
+            "months": record.months or "none: the rows were already encoded",
             "n_rows_quarantined": record.n_rows_quarantined,
             "quarantined_by_rule": dict(counts.quarantined_by_rule),
             "n_rows_not_yet_known": counts.n_later,

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,8 +21,11 @@ from typing import Literal
 import boto3
 import numpy as np
 import polars as pl
+import sqlalchemy as sa
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
+from churn.database.embedded import embedded_postgres
+from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from tests.support import ROOT
@@ -69,6 +73,19 @@ def bench_environment(home: Path, s3: Literal["moto", "seaweedfs"] = "moto") -> 
             yield environment
         finally:
             server.terminate()
+
+
+@contextmanager
+def predictions_database(prefix: str) -> Iterator[sa.URL]:
+    """A PostgreSQL of its own with an empty predictions database; yields the superuser's URL of that."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        Path(folder).chmod(0o755)
+        with embedded_postgres(Path(folder) / "home") as server:
+            url = server.set(database="churn_db")
+            ensure_database(url)
+            ensure_roles(url)
+            migrate_predictions(url)
+            yield url
 
 
 def simulated_rows(n_rows: int, seed: int = 3) -> pl.DataFrame:
