@@ -35,6 +35,8 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "CHURN_MAX_QUARANTINE_SHARE, above which scoring fails.",
         "input_matches_its_reference": f"No input feature has drifted from the model's reference {_DRIFT}, or by a "
         f"share of unknown values at least {LEAST_UNKNOWN_RISE:g} higher, {_FDR}.",
+        "missing_values_were_trained": "No feature is missing in the batch that was never missing in the model's "
+        "reference.",
     },
     "load_model_from_mlflow": {
         "model_is_the_champion": "The model version that scored the batch is still the variant's champion in MLflow."

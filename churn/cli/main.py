@@ -98,7 +98,11 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
     return [
         f"{record.variant}: {record.n_rows_scored} accounts ({at_risk}) scored for {record.scored_week} by "
         f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}{months}), "
-        f"batch {outcome.batch_id}{kept}"
+        f"batch {outcome.batch_id}{kept}",
+        *(
+            f"  {feature} is missing for {n} accounts, and was never missing in the model's reference"
+            for feature, n in (record.untrained_missing or {}).items()
+        ),
     ]
 
 

@@ -28,6 +28,9 @@ MAX_OF_COLUMN = 256
 NEVER = np.iinfo(np.int32).min
 """Last active month of an account without activity; the bits of PostgreSQL's date ``-infinity``."""
 
+DERIVED = "months_active"
+"""The feature that is derived from a row's dates, unless the activity has a column of that name."""
+
 _PHYSICAL = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
 
 
@@ -193,7 +196,8 @@ def last_active_months(known: KnownRows, is_active: npt.NDArray[np.bool_]) -> np
 def derive(rows: pl.DataFrame, as_of: date, windows: Sequence[Window] = ()) -> pl.DataFrame:
     """Set dates after ``as_of`` to null, and add the features that follow from a row's dates.
 
-    These are ``months_active``, if ``ftd_date`` is present, and the windows ``months_since_<date column>``.
+    These are ``months_active``, if ``ftd_date`` is present, and the windows ``months_since_<date column>``. A column
+    of such a name that the rows have is used as it is.
     """
     since = [window for window in windows if window.is_of_row]
     dates = {name for name, kind in KINDS.items() if kind == "date"} - {"activity_month"}
@@ -202,10 +206,17 @@ def derive(rows: pl.DataFrame, as_of: date, windows: Sequence[Window] = ()) -> p
         pl.when(pl.col(name) <= as_of).then(pl.col(name)).alias(name) for name in rows.columns if name in dates
     )
     months = [(month_number(as_of) - month_numbers(pl.col(window.column))).alias(window.name) for window in since]
-    if "ftd_date" in rows.columns:
+    if "ftd_date" in rows.columns and DERIVED not in rows.columns:
         of_deposit = month_numbers(pl.col("activity_month")) - month_numbers(pl.col("ftd_date"))
-        months.append(of_deposit.alias("months_active"))
+        months.append(of_deposit.alias(DERIVED))
     return rows.with_columns(months)
+
+
+def own_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Return the features that could be computed, and for which the activity has a column, which is used."""
+    available = set(columns)
+    own = [name for name in names if name in available]
+    return [name for name in own if (name == DERIVED and "ftd_date" in available) or parse(name, available)]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class RowCounts:
         quarantined: ``row_number, account_id, activity_month, rules, row``.
         unknown_levels: ``{source_column: {level: rows}}`` of the valid rows; the most frequent levels of each.
         n_erased: Rows dropped because their account was erased.
+        own_columns: Features that could be computed, and are columns of the file.
         n_short_windows: Features over more months than the activity has.
         horizon_months: The horizon by which accounts are at risk.
         first_month: The first month known at the as-of day; ``None`` of encoded rows, as the next.
@@ -60,6 +61,7 @@ class RowCounts:
     unknown_levels: dict[str, dict[str, int]]
     n_erased: int = 0
     n_short_windows: int = 0
+    own_columns: tuple[str, ...] = ()
     horizon_months: int = HORIZON_MONTHS
     first_month: date | None = None
     newest_month: date | None = None
@@ -202,7 +204,7 @@ def _read_activity(
     money: Sequence[str],
 ) -> ScoringRows:
     """Check and pack raw activity."""
-    derived = ["months_active"] if "ftd_date" in file.columns else []
+    derived = [features.DERIVED] if "ftd_date" in file.columns and features.DERIVED not in file.columns else []
     plan = plan_rows(feature_names, [*file.columns, *derived])
     numbers = [*(name for name, _ in plan.packed.numbers), *money]
     dates = [window.column for window in plan.of_row]
@@ -250,6 +252,7 @@ def _read_activity(
         n_erased=file.n_rows - checked.rows.height - checked.quarantined.height,
         n_short_windows=count_short(plan.windows, known) if plan.windows else 0,
         horizon_months=horizon_months,
+        own_columns=tuple(features.own_columns(feature_names, file.columns)),
         first_month=known.first_month,
         newest_month=known.newest_month,
     )

@@ -40,7 +40,7 @@ _LOCK_TIMEOUT, _WEEK_LOCK_TIMEOUT = "45s", "10s"
 _ANSWER_WITHIN_S, _INDEX_WITHIN_S = 60.0, 3600.0
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-_JSON_COLUMNS = ("unknown_levels", "levels", "importance", "drift", "window_features")
+_JSON_COLUMNS = ("unknown_levels", "levels", "importance", "drift", "window_features", "untrained_missing")
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class BatchRecord:
     source_version_id: str | None = None
     history_status: HistoryStatus | None = None
     window_features: Mapping[str, Any] | None = None
+    untrained_missing: Mapping[str, int] | None = None
     n_short_windows: int = 0
 
     @property

@@ -29,6 +29,7 @@ class BatchFigures:
     Attributes:
         n_stored: Rows of the batch in PostgreSQL.
         champion: The model version that is champion now; ``None`` if the registry could not be queried.
+        untrained_missing: Accounts by feature that is missing and never was in the model's reference.
     """
 
     n_read: int
@@ -42,6 +43,7 @@ class BatchFigures:
     challenger: int | None
     is_challenger_scored: bool
     max_quarantine_share: float
+    untrained_missing: Mapping[str, int] | None = None
 
 
 def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_of: date) -> list[CheckResult]:
@@ -67,6 +69,9 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     if figures.challenger is not None:
         challenger = {"challenger": figures.challenger}
         results.append(CheckResult("challenger_was_scored", figures.is_challenger_scored, challenger))
+    if (missing := figures.untrained_missing) is not None:
+        found = ", ".join(f"{name} of {n:,} accounts" for name, n in missing.items()) or "none"
+        results.append(CheckResult("missing_values_were_trained", not missing, {"missing": found}))
     return [*results, *_check_against_history(batch, history, as_of), *_check_against_reference(batch)]
 
 

@@ -202,6 +202,22 @@ def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
     return Profile(all_bins, np.concatenate(parts))
 
 
+def untrained_missing(reference: Profile, batch: Profile, confidence: float = 0.99) -> dict[str, int]:
+    """Return how many rows lack each number that is missing in no row of the reference.
+
+    A model's trees send such rows down branches that no training row took. A reference of few rows may lack missing
+    values by chance; then the number is left out.
+    """
+    before, now = reference.by_feature(), batch.by_feature()
+    found = {bins.feature: int(now[bins.feature][-1]) for bins in batch.bins[:-1] if not bins.levels}
+    chance = 1 - confidence
+    return {
+        name: n
+        for name, n in found.items()
+        if n and not before[name][-1] and (1 - n / batch.n_rows) ** reference.n_rows < chance
+    }
+
+
 def _level_counts(category: Bins, numbers: Mapping[str, Bins], reference: Profile) -> Counts | None:
     """Count each level's rows by its number of 0 or 1, and the rows without any of the levels."""
     names, counts = [f"{category.feature}_{level}" for level in category.levels], reference.by_feature()

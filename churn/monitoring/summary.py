@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from churn.monitoring.drift import compare, estimated_auc
-from churn.monitoring.profiles import Profile
+from churn.monitoring.profiles import Profile, untrained_missing
 
 _BINS, _FINE_BINS = 20, 1000
 _TOP = 10
@@ -123,10 +123,18 @@ class ScoreSummary:
         measures = [asdict(drift) for drift in compare(self.reference, self.profile)]
         return {str(drift.pop("feature")): drift for drift in measures}
 
+    @property
+    def untrained_missing(self) -> dict[str, int] | None:
+        """Accounts by feature that is missing and never was in the reference; ``None`` without a reference."""
+        if self.reference is None or self.profile is None:
+            return None
+        return untrained_missing(self.reference, self.profile)
+
     def record_fields(self) -> dict[str, Any]:
         """Return the fields of the batch's record that describe its scores."""
         return {
             "drift": self.drift(),
+            "untrained_missing": self.untrained_missing,
             "n_at_risk": self.n if self.is_at_risk_known else None,
             "mean_probability": self.mean if self.n else None,
             "score_counts": self.counts.tolist(),

@@ -33,6 +33,7 @@ def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[
         challenger=outcome.challenger_version,
         is_challenger_scored=outcome.challenger_record is not None,
         max_quarantine_share=scorer.max_quarantine_share,
+        untrained_missing=record.untrained_missing,
     )
     history = histories.get(batch.variant, History({}))
     arrived_on = record.source_modified_at.date()

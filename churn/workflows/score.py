@@ -267,6 +267,9 @@ class Scorer:
             declared=model.columns,
         )
         counts = rows.counts  # not the rows, whose memory is freed as they are consumed
+        if counts.own_columns:
+            message = "%s: the extract's own %s is used, not computed from its other columns"
+            logger.warning(message, request.variant, " and ".join(counts.own_columns))
         chunks = rows.chunks()
         first = next(chunks)
         engine = build_engine(

@@ -4,6 +4,7 @@ The same data train to the same booster, so a repeat adds a version with the sam
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ import pandas as pd
 import polars as pl
 
 from churn.data.columns import Columns
-from churn.data.features import Encoding, Matrix, encode, features, pack_matrix, plan_encoding
+from churn.data.features import Encoding, Matrix, encode, features, own_columns, pack_matrix, plan_encoding
 from churn.data.labels import Horizon, Reports, at_risk
 from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import InputError, SourceError, TransientError, UnlabelledError
@@ -43,6 +44,8 @@ from churn.weeks import month_range, month_start, newest_month_due, training_day
 from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.ingest import ForeignActivityError, NoActivityError, fetch_own, read_extract, with_numbers
 from churn.workflows.register import FEATURE_NAMES, read_columns
+
+logger = logging.getLogger(__name__)
 
 _MAX_TAG = 4000
 _SEASONS = 12  # Mondays, one a month, that a model's reference covers
@@ -215,6 +218,9 @@ class Trainer:
                 continue
             columns = self._columns(owner, champion if owner == variant else None)
             names = requested.of(activity.facts, columns)
+            if own := own_columns(names, activity.facts.columns):
+                message = "%s: the activity's own %s is used, not computed from its other columns"
+                logger.warning(message, owner, " and ".join(own))
             computed = [*names, *(name for name in also if name not in names)]
             facts = with_numbers(activity.facts, computed, columns.activity, self.max_quarantine_share)
             try:

@@ -49,6 +49,7 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
             "n_rows_not_yet_known": counts.n_later,
             "n_accounts_withheld": counts.n_withheld,
             "unknown_levels": dict(record.unknown_levels),
+            "untrained_missing": dict(record.untrained_missing or {}),
             **_distributions(outcome),
         },
         "load_model_from_mlflow": {

@@ -59,6 +59,7 @@ CHECKS = {
     "row_count_is_usual",
     "data_is_fresh",
     "input_matches_its_reference",
+    "missing_values_were_trained",
     "scores_match_their_reference",
 }
 MONITORING_CHECKS = {

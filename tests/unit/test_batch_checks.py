@@ -81,3 +81,8 @@ def test_drift_of_inputs_and_of_scores_are_separate_checks():
     assert failed(replace(BATCH, drifts=(drift("brand_id", 0.0), drift(SCORE, 0.3)))) == {
         "scores_match_their_reference"
     }
+
+
+def test_a_feature_that_is_missing_though_it_never_was_in_training_is_reported():
+    assert failed(figures=replace(FIGURES, untrained_missing={})) == set()
+    assert failed(figures=replace(FIGURES, untrained_missing={"total_handle": 3})) == {"missing_values_were_trained"}

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn.data.activity import check_activity
-from churn.data.features import encode, features, pack, plan_encoding
+from churn.data.features import encode, features, own_columns, pack, plan_encoding
 from churn.errors import InputError
 from churn.inference.bundle import read_bundle
 
@@ -153,6 +153,17 @@ def test_of_reports_known_alike_the_later_in_the_file_counts(known_at):
 def test_months_active_counts_months_since_the_first_deposits_and_may_be_negative_or_missing(first_deposit, months):
     activity = rows({"ftd_date": first_deposit}).with_columns(pl.col("ftd_date").cast(pl.Date))
     assert features(activity, AS_OF)["months_active"].to_list() == [months]
+
+
+def test_a_column_of_a_derived_name_is_used_as_it_is():
+    activity = rows({"months_active": 40, "total_handle": 3.0, "total_handle_sum_3m": 7.0})
+    names = ["months_active", "total_handle_sum_3m", "total_handle", "months_since_active"]
+
+    assert features(activity, AS_OF, ["months_active"])["months_active"].to_list() == [40]
+    assert features(activity, AS_OF, ["total_handle_sum_3m"])["total_handle_sum_3m"].to_list() == [7.0]
+    assert own_columns(names, activity.columns) == ["months_active", "total_handle_sum_3m"]
+    assert own_columns(names, rows({"total_handle": 1.0}).columns) == []
+    assert own_columns(["months_active"], ["months_active", "account_id"]) == []  # nothing to compute it from
 
 
 def test_what_is_missing_reaches_the_model_as_missing():

@@ -23,6 +23,7 @@ from churn.monitoring.profiles import (
     reference_profile,
     regrouped,
     spliced,
+    untrained_missing,
 )
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "churn"
@@ -324,3 +325,14 @@ def test_a_reference_whose_numbers_are_no_levels_of_one_category_does_not_serve_
     packed = Packed(np.ones((2, 9), dtype=np.float32), np.empty((0, 9), dtype=np.uint16))
     raw = Encoding(2, (), (OneHot("tier", ("gold", "silver"), (0, 1)),))
     assert regrouped(reference_profile(packed, both, np.linspace(0, 1, 9)), raw) is None
+
+
+def test_a_number_that_was_never_missing_in_the_reference_is_reported_with_its_accounts():
+    complete, some = reference([1.0] * 400), reference([1.0] * 399 + [NAN])
+    batch = rows([2.0] * 80 + [NAN] * 20)
+
+    assert untrained_missing(complete, counted(complete, batch)) == {"total_deposit": 20}
+    assert untrained_missing(some, counted(some, batch)) == {}
+    assert untrained_missing(complete, counted(complete, rows([2.0] * 100))) == {}
+    few = reference([1.0] * 10)  # may lack a fifth by chance
+    assert untrained_missing(few, counted(few, batch)) == {}
