@@ -126,6 +126,26 @@ class Evaluations(Tables):
             by_week.setdefault(batch.scored_week, {})[batch.role] = batch
         return [Pair(roles[CHAMPION], roles[CHALLENGER]) for roles in by_week.values() if len(roles) == 2]
 
+    def newest_in_history(self, variant: Variant, version: int, before: date) -> tuple[PublishedBatch, datetime] | None:
+        """Return a champion version's newest batch as of an earlier day, if the history has the extract scored.
+
+        Returns:
+            The batch, and when its extract had arrived, UTC; ``None`` if there is none.
+        """
+        batches = self._batches(
+            "WHERE b.is_current AND b.account_ids = 'input' AND b.variant = :variant AND b.role = 'champion' "
+            "AND b.model_version = :version AND b.as_of < :before AND b.scored_from = 'extract' "
+            "AND b.history_status = 'ingested' ORDER BY b.as_of DESC LIMIT 1",
+            variant=variant.key,
+            version=version,
+            before=before,
+        )
+        if not batches:
+            return None
+        query = "SELECT source_modified_at FROM scoring_batches WHERE batch_id = :batch_id"
+        ((received_at,),) = self._rows(query, batch_id=batches[0].batch_id)
+        return batches[0], received_at
+
     def scores(self, batches: Sequence[PublishedBatch]) -> Iterator[Scored]:
         """Yield each batch's account ids, ascending, and their churn probabilities; reads five batches at a time."""
         for start in range(0, len(batches), _MOST_AT_ONCE):

@@ -205,6 +205,7 @@ class Deployment:
             challenge=promoter.challenge,
             code_version=self.code_version,
             max_quarantine_share=settings.churn_max_quarantine_share,
+            results=Evaluations(self.database),
             plan=TrainingPlan(horizon=self.horizon, n_trials=n_trials, min_of_class=settings.churn_min_labels),
             limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
             features=features,

@@ -23,6 +23,22 @@ GATE_CHECKS = {
     "the_future_does_not_leak": (
         "A marker of the label, planted on facts that were not known at the as-of date, reaches no feature."
     ),
+    "churn_share_is_plausible": "The share of churn in the rows is between 1 % and 90 %.",
+    "accounts_have_several_months": (
+        "Accounts have at least 1.5 months each on average: in a sample of rows, nearly everybody seems to leave."
+    ),
+    "log_loss_beats_simple_models": (
+        "The new model's log-loss on held-out accounts is better than that of the share of churn, and not worse than "
+        "that of the share of churn by the months since an account's latest one; both beyond sampling error."
+    ),
+    "past_months_are_not_restated": (
+        "No column of the features changed in more than 5 % of past months from one extract to another, unless the "
+        "extract says when each row became known."
+    ),
+    "past_features_are_those_scored": (
+        "Last month's features, computed again from the history, give the scores that were published, for at least "
+        "99 % of the accounts."
+    ),
     "golden_rows_reproduce": "The new model gives its golden rows the same scores after it was saved and loaded.",
     "trees_compile_to_tables": "The new model's trees compile to the tables that weekly scoring uses.",
     "scoring_is_no_slower": (

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from churn.data.activity import MONEY
 from churn.data.features import Packed, encode, pack, plan_encoding
 from churn.data.snapshots import Snapshot
 from churn.defaults import MAX_CALIBRATION_ERROR, MIN_AUC
@@ -22,6 +23,14 @@ from churn.evaluation.metrics import Evaluation, Interval, calibration_error, ro
 from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, load_bundle
 from churn.inference.engine import Engine, build_engine
 from churn.training.checks import Gate, GateCheck, Outcome
+from churn.training.data_checks import (
+    ScoredBefore,
+    check_churn_share,
+    check_replay,
+    check_restated,
+    check_rows_per_account,
+    check_simple_models,
+)
 from churn.training.train import Trained, fit
 from churn.weeks import day_start_us
 
@@ -63,25 +72,37 @@ def check_gate(
     evaluation: Evaluation,
     *,
     facts: pl.DataFrame,
-    held_out: Sequence[Snapshot],
+    shots: Sequence[Snapshot],
     build: Build,
     champion: Bundle | None,
     limits: GateLimits,
+    before: ScoredBefore | None = None,
+    has_known_at: bool = False,
+    money: Sequence[str] = MONEY,
 ) -> Gate:
     """Run every gate check on a model.
 
     Args:
         evaluation: Of ``trained.held_out_accounts``.
         facts: The activity that the model was trained on.
-        held_out: The snapshots of ``trained.held_out``, from ``build``.
+        shots: The snapshots of all parts, from ``build``.
         champion: The current champion, if any, which is timed as well.
+        before: A batch that the champion scored last month, if any.
+        has_known_at: Whether the extract says when each row became known.
+        money: The columns in which a value other than 0 is activity.
     """
+    held_out = [shot for shot in shots if shot.as_of in trained.held_out.as_ofs]
     engine, packed = compile_for(trained.bundle, held_out)
     checks = (
         check_auc(evaluation, limits),
         check_calibration(trained, evaluation, limits),
         check_shuffled(trained, limits),
         check_canary(facts, held_out, build, trained.plan.seed),
+        check_churn_share(trained),
+        check_rows_per_account(facts),
+        check_simple_models(trained, shots),
+        check_restated(facts, trained.encoding.source_columns, has_known_at=has_known_at),
+        check_replay(facts, before, champion, money),
         check_golden(trained),
         check_compilation(engine),
         check_speed(engine, packed, champion, held_out, limits),

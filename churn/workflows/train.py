@@ -21,6 +21,7 @@ from churn.data.columns import Columns
 from churn.data.features import Encoding, Matrix, encode, features, own_columns, pack_matrix, plan_encoding
 from churn.data.labels import Horizon, Reports, at_risk
 from churn.data.snapshots import Snapshot, snapshots
+from churn.database.evaluations import Evaluations
 from churn.errors import InputError, SourceError, TransientError, UnlabelledError
 from churn.evaluation import curves
 from churn.evaluation.charts import draw_reliability
@@ -34,6 +35,7 @@ from churn.registry.registry import Registry
 from churn.storage.history import ActivityHistory, Appended, new_facts
 from churn.storage.sources import INPUT_FOLDER, Provenance, Sources
 from churn.training.checks import Gate
+from churn.training.data_checks import ScoredBefore
 from churn.training.default_features import DEFAULT_SET, default_feature_names
 from churn.training.gate import GateLimits, check_gate
 from churn.training.model_card import AgainstChampion, Lineage, write_card
@@ -85,6 +87,7 @@ class Trainer:
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         challenge: Makes a version of a variant the challenger, with a reason.
         features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
+        results: Published batches, one of which the gate scores again; ``None`` skips that.
         max_months: Maximum number of months used (a Monday each); older activity predicts little about today.
     """
 
@@ -98,6 +101,7 @@ class Trainer:
     plan: TrainingPlan = field(default_factory=TrainingPlan)
     limits: GateLimits = field(default_factory=GateLimits)
     features: "FeatureNames | None" = None
+    results: Evaluations | None = None
     max_months: int = 24
 
     def train_fleet(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> Attempts[TrainingOutcome]:
@@ -131,12 +135,15 @@ class Trainer:
             trained,
             evaluation,
             facts=data.facts,
-            held_out=[shot for shot in data.snapshots if shot.as_of in trained.held_out.as_ofs],
+            shots=data.snapshots,
             build=lambda facts, as_of: snapshots(
                 facts, [as_of], today=today, horizon=self.plan.horizon, names=data.names, money=data.columns.activity
             )[0],
             champion=champion.bundle if champion else None,
             limits=self.limits,
+            before=self._scored_before(champion, today) if champion and data.owner == variant else None,
+            has_known_at=data.has_known_at,
+            money=data.columns.activity,
         )
         against = _compare(champion, trained, evaluation, data.snapshots) if champion else None
         lineage = Lineage(
@@ -173,6 +180,18 @@ class Trainer:
     def _champion(self, variant: Variant) -> OpenModel | None:
         aliases = self.registry.aliases_of(variant)
         return self.registry.open(variant, CHAMPION, {variant: aliases}) if CHAMPION in aliases else None
+
+    def _scored_before(self, champion: OpenModel, today: date) -> ScoredBefore | None:
+        """Return a champion's newest batch from before this month whose extract is in the history."""
+        if self.results is None:
+            return None
+        version = champion.version
+        found = self.results.newest_in_history(version.variant, version.version, month_start(today))
+        if found is None:
+            return None
+        batch, received_at = found
+        ((account_ids, scores),) = self.results.scores([batch])
+        return ScoredBefore(batch.as_of, received_at, account_ids, scores)
 
     def _own_names(self, variant: Variant, champion: OpenModel | None) -> "FeatureNames":
         """Return the names of a variant's champion, else those of its file, else the default set."""
@@ -229,7 +248,9 @@ class Trainer:
             except UnlabelledError as error:
                 reason = f"no labels: {error}"
             if reason is None:
-                return _TrainingData(owner, names, columns, facts, shots, tuple(detours), sources, n_added)
+                return _TrainingData(
+                    owner, names, columns, facts, shots, tuple(detours), sources, n_added, activity.has_known_at
+                )
             months = describe_months(_months_of(facts), today, self.plan.horizon)
             detours.append(f"{owner} has {reason}; its months run from {months}")
         raise InputError(
@@ -255,7 +276,8 @@ class Trainer:
             appended = Appended(added.height, [added] if stored is None else [stored, added])
         else:
             appended = self.history.append(owner, extract.rows, received_at)
-        return _Activity(appended.facts, "", extract.provenance, appended.n_added)
+        has_known_at = "known_at" in extract.rows.columns
+        return _Activity(appended.facts, "", extract.provenance, appended.n_added, has_known_at)
 
     def _stored(self, owner: Variant) -> pl.DataFrame | None:
         return self.history.read(owner) if self.history.version(owner) is not None else None
@@ -304,6 +326,7 @@ class _Activity:
     why_none: str
     provenance: Provenance | None = None
     n_added: int = 0
+    has_known_at: bool = False
 
 
 @dataclass(frozen=True)
@@ -318,6 +341,7 @@ class _TrainingData:
     detours: tuple[str, ...]
     sources: dict[Variant, Provenance]
     n_added: int
+    has_known_at: bool
 
 
 def describe_months(months: tuple[date, date], today: date, horizon: Horizon) -> str:

@@ -7,7 +7,7 @@ import functools
 import io
 import json
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from churn.samples.simulator import simulate_activity
 from churn.storage.history import ActivityHistory
 from churn.training.checks import GATE_CHECKS
 from churn.variants import Variant
+from churn.weeks import monday_of
+from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions, variants_partitions
 from tests.support import ROOT
@@ -104,6 +106,24 @@ def test_a_first_model_becomes_champion_and_the_same_data_again_a_challenger_of_
     (event,) = [event for event in deployment.promoter().events.history(Variant()) if event.action == "challenged"]
     assert (event.champion, event.challenger) == (1, 2)
     assert event.reason == "trained as of 2026-09-30; it passed the gate"
+
+
+@pytest.mark.slow
+def test_the_gate_scores_last_months_batch_again_from_the_history(
+    site: Site, train_model: Run, deployment: Deployment
+) -> None:
+    put_names(site)
+    put_activity(site)
+    today = datetime.now(UTC).date()
+    assert train_model("--as-of", "2026-09-30").status == 0
+    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday_of(today)).of(Variant()))
+    deployment.scorer().ingestion.ingest_scored(Variant())
+
+    trained = deployment.trainer(n_trials=1).train_variant(Variant(), today + timedelta(days=35), dry_run=True)
+
+    (replay,) = [check for check in trained.gate.checks if check.name == "past_features_are_those_scored"]
+    assert (replay.outcome, replay.value) == ("holds", 0.0), replay
+    assert f"of {outcome.record.n_rows_scored:,} accounts scored as of" in replay.sentence
 
 
 @pytest.mark.slow

@@ -1,0 +1,188 @@
+"""The gate's checks of the data that a model was trained on: whether they can be what they seem to be. Pure.
+
+A model may be sound and still learn from columns that say today what they could not have said then, or from a sample
+in which nearly everybody seems to leave. Not here: the checks of the model itself (``churn.training.gate``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from churn.data.activity import MONEY
+from churn.data.features import encode, features, in_order, plan_encoding
+from churn.data.snapshots import Snapshot
+from churn.errors import InputError
+from churn.inference.bundle import Bundle
+from churn.training.checks import GateCheck
+from churn.training.train import Part, Trained
+from churn.weeks import month_number, month_numbers
+
+MIN_CHURN_SHARE, MAX_CHURN_SHARE = 0.01, 0.9
+MIN_ROWS_PER_ACCOUNT = 1.5
+MAX_RESTATED_SHARE = 0.05
+"""Late corrections reach 2 % of the rows in the reference world; a restated column, most rows of active players."""
+MAX_REPLAY_SHARE = 0.01
+
+_REPLAY_TOLERANCE = 1e-5
+_CONFIDENCE = 1.96
+
+
+@dataclass(frozen=True)
+class ScoredBefore:
+    """A published batch, and the version that scored it.
+
+    Attributes:
+        received_at: When the extract that was scored had arrived, UTC.
+        account_ids: Shape (n,), ascending.
+        scores: As published, shape (n,).
+    """
+
+    as_of: date
+    received_at: datetime
+    account_ids: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+
+def check_churn_share(trained: Trained) -> GateCheck:
+    """Check that neither nearly nobody nor nearly everybody churned."""
+    n, n_churned = sum(part.n for part in trained.parts), sum(part.n_churned for part in trained.parts)
+    share = n_churned / n
+    limit = MAX_CHURN_SHARE if share > MIN_CHURN_SHARE else MIN_CHURN_SHARE
+    found = (
+        f"{share:.1%} of {n:,} rows churned; plausible are {MIN_CHURN_SHARE:.0%} to {MAX_CHURN_SHARE:.0%}: more may "
+        f"mean that the extract is a sample of rows"
+    )
+    return _check("churn_share_is_plausible", share, limit, found, holds=MIN_CHURN_SHARE <= share <= MAX_CHURN_SHARE)
+
+
+def check_rows_per_account(facts: pl.DataFrame) -> GateCheck:
+    """Check that accounts have several months: one row of each, drawn from all months, would all look like churn."""
+    mean = facts.select("account_id", "activity_month").n_unique() / facts["account_id"].n_unique()
+    found = (
+        f"{mean:.2f} months per account; at least {MIN_ROWS_PER_ACCOUNT:g} are needed: bring all rows of each account"
+    )
+    holds = mean >= MIN_ROWS_PER_ACCOUNT
+    return _check("accounts_have_several_months", mean, MIN_ROWS_PER_ACCOUNT, found, holds=holds)
+
+
+def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> GateCheck:
+    """Compare the held-out log-loss with those of two models that need no training.
+
+    They give every account the share of churn before the held-out days, or that of the accounts whose latest month lies
+    as far back. The model must be better than the first beyond sampling error, and not worse than the second beyond it.
+    """
+    name, rows_of = "log_loss_beats_simple_models", {shot.as_of: shot.rows for shot in snapshots}
+    accounts, earlier = trained.held_out_accounts, (trained.training, trained.validation)
+    lags, churned = (
+        np.concatenate(of) for of in ([_lags(part, rows_of) for part in earlier], [p.churned for p in earlier])
+    )
+    base = churned.mean()
+    n, n_churned = np.bincount(lags), np.bincount(lags, weights=churned)
+    by_lag = np.append((n_churned + base) / (n + 1), base)
+    recency = by_lag[np.minimum(_lags(accounts, rows_of), len(n))]
+    model = _losses(accounts.churned, trained.bundle.predict(accounts.matrix))
+    gains = [_losses(accounts.churned, scores) - model for scores in (np.full(accounts.n, base), recency)]
+    (over_base, error), (over_recency, other) = (
+        (float(gain.mean()), float(_CONFIDENCE * gain.std() / np.sqrt(accounts.n))) for gain in gains
+    )
+    found = (
+        f"log-loss {model.mean():.4f}; the share of churn has {over_base:+.4f} ± {error:.4f}, and that by the months "
+        f"since the latest one {over_recency:+.4f} ± {other:.4f}: a model without recency may need other features"
+    )
+    holds = over_base - error > 0 and over_recency + other > 0
+    return _check(name, min(over_base, over_recency), 0.0, found, holds=holds)
+
+
+def check_restated(facts: pl.DataFrame, source_columns: Sequence[str], *, has_known_at: bool) -> GateCheck:
+    """Check that no column of the features changed in past months from one extract to another.
+
+    Of the first extract it is assumed that a month's row was known when the month was over. A column that is written
+    anew for past months breaks that: it would tell at a past day what was found out later.
+
+    Args:
+        facts: From a history, in which each report of a month differs from the one before.
+        has_known_at: Whether the extract itself says when each row became known.
+    """
+    name = "past_months_are_not_restated"
+    if has_known_at:
+        return GateCheck(name, None, MAX_RESTATED_SHARE, "skipped", "the extract says when each row became known")
+    month_end = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    complete = in_order(facts).filter(pl.col("known_at") >= month_end - pl.duration(microseconds=1))
+    newest = facts["known_at"].max()
+    known_before = complete.filter(pl.col("known_at") < newest).select("account_id", "activity_month").n_unique()
+    # A date that becomes known later lies after the earlier as-of days, at which it is missing in any case.
+    columns = [column for column in source_columns if column in facts.columns and facts.schema[column] != pl.Date]
+    is_again = pl.struct("account_id", "activity_month") == pl.struct("account_id", "activity_month").shift()
+    changed = complete.select(
+        (is_again & pl.col(column).ne_missing(pl.col(column).shift())).sum().alias(column) for column in columns
+    )
+    n_changed = changed.row(0, named=True) if known_before else {}
+    shares = {column: n / known_before for column, n in n_changed.items() if n}
+    if complete.select(is_again.sum()).item() == 0:
+        return GateCheck(name, None, MAX_RESTATED_SHARE, "skipped", "no extract has changed a past month yet")
+    worst = sorted(shares.items(), key=lambda item: -item[1])
+    restated = [f"{column} in {share:.1%}" for column, share in worst if share > MAX_RESTATED_SHARE]
+    listed = ", ".join(restated) or (f"at most {worst[0][0]} in {worst[0][1]:.1%}" if worst else "no column")
+    found = (
+        f"extracts changed past months: {listed} of {known_before:,} accounts' months; up to {MAX_RESTATED_SHARE:.0%} "
+        f"may be corrections: leave such a column out with --features, or bring known_at with each row"
+    )
+    return _check(name, worst[0][1] if worst else 0.0, MAX_RESTATED_SHARE, found, holds=not restated)
+
+
+def check_replay(
+    facts: pl.DataFrame, before: ScoredBefore | None, scored_by: Bundle | None, money: Sequence[str] = MONEY
+) -> GateCheck:
+    """Compute last month's features again from the history, and compare their scores with those published then.
+
+    Args:
+        before: A batch of last month; ``None`` if there is none.
+        scored_by: The model that scored it.
+    """
+    name = "past_features_are_those_scored"
+    if before is None or scored_by is None:
+        return GateCheck(
+            name, None, MAX_REPLAY_SHARE, "skipped", "the champion has no batch of last month in the history"
+        )
+    names = scored_by.feature_names
+    known = facts.filter(pl.col("known_at") <= before.received_at)
+    try:
+        rows = features(known, before.as_of, names, money)
+        scores = scored_by.predict(encode(rows, plan_encoding(names, rows.columns)))
+    except InputError as error:
+        return GateCheck(name, None, MAX_REPLAY_SHARE, "skipped", f"the champion cannot score these rows: {error}")
+    ids = rows["account_id"].to_numpy()
+    places = np.minimum(np.searchsorted(ids, before.account_ids), max(len(ids) - 1, 0))
+    is_known = ids[places] == before.account_ids if len(ids) else np.zeros(len(before.account_ids), dtype=np.bool_)
+    differs = ~is_known
+    differs[is_known] = np.abs(scores[places[is_known]] - before.scores[is_known]) > _REPLAY_TOLERANCE
+    share = float(differs.mean())
+    found = (
+        f"of {len(differs):,} accounts scored as of {before.as_of}, {differs.sum():,} ({share:.1%}) get another score "
+        f"from the history as it was then, and {MAX_REPLAY_SHARE:.0%} may; more means that it has rows that were not "
+        f"known then, or lacks some"
+    )
+    return _check(name, share, MAX_REPLAY_SHARE, found, holds=share <= MAX_REPLAY_SHARE)
+
+
+def _check(name: str, value: float, limit: float, sentence: str, *, holds: bool) -> GateCheck:
+    return GateCheck(name, value, limit, "holds" if holds else "fails", sentence)
+
+
+def _lags(part: Part, rows_of: dict[date, pl.DataFrame]) -> npt.NDArray[np.int64]:
+    """Return the months from each row's latest month to its as-of day, shape (part.n,)."""
+    lags = np.zeros(part.n, dtype=np.int64)
+    for place, as_of in enumerate(part.as_ofs):
+        rows, chosen = rows_of[as_of], part.places == place
+        months = rows.select(month_number(as_of) - month_numbers(pl.col("activity_month"))).to_series().to_numpy()
+        lags[chosen] = months[np.searchsorted(rows["account_id"].to_numpy(), part.account_ids[chosen])]
+    return lags
+
+
+def _losses(churned: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    clipped = np.clip(scores.astype(np.float64), 1e-6, 1 - 1e-6)
+    return -np.log(np.where(churned, clipped, 1 - clipped))

@@ -1,0 +1,173 @@
+"""The gate's checks of the data: a leak in the data makes every other check look good. Each check must find the leak
+that is planted for it, and must not refuse honest data, late corrections included.
+"""
+
+from dataclasses import replace
+from datetime import UTC, date, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+
+from churn.data.features import encode, features, plan_encoding
+from churn.data.snapshots import Snapshot, snapshots
+from churn.samples.artifacts import FEATURE_NAMES
+from churn.samples.simulator import simulate_activity
+from churn.samples.world import HEALTHY_WORLD, Simulation, simulate_world
+from churn.storage.history import new_facts
+from churn.training.data_checks import (
+    ScoredBefore,
+    check_churn_share,
+    check_replay,
+    check_restated,
+    check_rows_per_account,
+    check_simple_models,
+)
+from churn.training.train import Trained, TrainingPlan, train
+from churn.weeks import training_days
+
+FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
+PLAN = TrainingPlan(n_trials=1)
+NUMBERS = ("total_deposit", "total_handle", "total_ngr")
+
+
+def backfilled(activity: pl.DataFrame) -> pl.DataFrame:
+    """Facts of a first extract: each month's row counts as known when the month was over."""
+    return new_facts(activity, None, datetime(TODAY.year, TODAY.month, TODAY.day, tzinfo=UTC))
+
+
+def prepared(facts: pl.DataFrame, names: tuple[str, ...]) -> tuple[list[Snapshot], Trained]:
+    days = [day for day in training_days(FIRST, TODAY) if PLAN.horizon.matures_on(day) <= TODAY]
+    shots = snapshots(facts, days, today=TODAY, horizon=PLAN.horizon, names=names)
+    return shots, train(shots, names, PLAN)
+
+
+@pytest.fixture(scope="module")
+def activity() -> pl.DataFrame:
+    return simulate_activity(n_accounts=3_000, first_month=FIRST, n_months=21, seed=3)
+
+
+@pytest.fixture(scope="module")
+def honest(activity: pl.DataFrame) -> tuple[list[Snapshot], Trained]:
+    return prepared(backfilled(activity), ("months_since_active", "active_months_6m", *NUMBERS))
+
+
+@pytest.fixture(scope="module")
+def sampled(activity: pl.DataFrame) -> pl.DataFrame:
+    """A few rows drawn from each month of many players, as in a real extract: nearly all seem to leave."""
+    many = pl.concat([activity.with_columns(pl.col("account_id") + 10**7 * i) for i in range(18)])
+    return backfilled(many.sample(fraction=0.06, seed=1))
+
+
+def test_honest_data_are_plausible(activity: pl.DataFrame, honest: tuple[list[Snapshot], Trained]):
+    assert check_churn_share(honest[1]).outcome == "holds"
+    assert check_rows_per_account(activity).outcome == "holds"
+
+
+def test_an_extract_of_sampled_rows_is_found(sampled: pl.DataFrame):
+    _, trained = prepared(sampled, NUMBERS)
+
+    share, rows = check_churn_share(trained), check_rows_per_account(sampled)
+
+    assert share.outcome == rows.outcome == "fails"
+    assert share.value is not None
+    assert share.value > 0.9
+    assert rows.value is not None
+    assert 1 < rows.value < 1.3
+    assert "sample of rows" in share.sentence
+
+
+def test_a_model_that_knows_more_than_recency_holds(honest: tuple[list[Snapshot], Trained]):
+    check = check_simple_models(honest[1], honest[0])
+
+    assert check.outcome == "holds", check.sentence
+    assert check.value is not None
+    assert check.value > 0.02
+
+
+def test_a_model_that_knows_nothing_or_less_than_recency_does_not(honest: tuple[list[Snapshot], Trained]):
+    shots, trained = honest
+    noise = np.random.default_rng(2).normal(size=trained.held_out_accounts.matrix.shape).astype(np.float32)
+    blind = replace(trained, held_out_accounts=replace(trained.held_out_accounts, matrix=noise))
+
+    assert check_simple_models(blind, shots).outcome == "fails"
+
+    churned = trained.held_out_accounts.churned
+    lags = trained.held_out_accounts.matrix[:, 0]  # months since active
+    told = replace(trained.held_out_accounts, churned=np.where(np.isnan(lags), churned, lags > 0))
+    parts = {part.name: replace(part, churned=np.nan_to_num(part.matrix[:, 0], nan=1) > 0) for part in trained.parts}
+    by_recency = replace(trained, held_out_accounts=told, training=parts["training"], validation=parts["validation"])
+    check = check_simple_models(by_recency, shots)
+    assert check.outcome == "fails", check.sentence
+
+
+def delivered(simulation: Simulation, days: list[date]) -> pl.DataFrame:
+    """The history after one extract on each of some days."""
+    facts = None
+    for day in days:
+        received_at = datetime(day.year, day.month, day.day, 6, tzinfo=UTC)
+        added = new_facts(simulation.extract_on(day), facts, received_at)
+        facts = added if facts is None else pl.concat([facts, added]).sort("account_id", "activity_month", "known_at")
+    assert facts is not None
+    return facts
+
+
+@pytest.fixture(scope="module")
+def history() -> pl.DataFrame:
+    """Four months of extracts, with late rows, corrections, running months and a restated column."""
+    world = simulate_world(HEALTHY_WORLD, n_accounts=2_000, first_month=FIRST, n_months=21, seed=5)
+    return delivered(world, [date(2026, month, 20) for month in (6, 7, 8, 9)])
+
+
+def test_late_corrections_running_months_and_later_dates_restate_nothing(history: pl.DataFrame):
+    columns = [*NUMBERS, "months_active", "brand_id", "ftd_date", "activity"]
+
+    check = check_restated(history, columns, has_known_at=False)
+
+    assert check.outcome == "holds", check.sentence
+    assert check.value is not None
+    assert 0 < check.value < 0.03
+
+
+def test_a_column_that_is_written_anew_in_past_months_is_found_by_name(history: pl.DataFrame):
+    columns = [*NUMBERS, "lifetime_months"]
+
+    check = check_restated(history, columns, has_known_at=False)
+
+    assert check.outcome == "fails", check.sentence
+    assert "lifetime_months in" in check.sentence
+    assert "total_deposit" not in check.sentence
+    assert "--features" in check.sentence
+    assert check_restated(history, columns, has_known_at=True).outcome == "skipped"
+
+
+def test_one_extract_cannot_show_what_is_restated(activity: pl.DataFrame):
+    assert check_restated(backfilled(activity), NUMBERS, has_known_at=False).outcome == "skipped"
+
+
+def replayed(history: pl.DataFrame, trained: Trained, as_of: date) -> ScoredBefore:
+    """The batch that was published as of a day, from the extract of that morning."""
+    received_at = datetime(as_of.year, as_of.month, as_of.day, 6, tzinfo=UTC)
+    known = history.filter(pl.col("known_at") <= received_at)
+    rows = features(known, as_of, FEATURE_NAMES)
+    scores = trained.bundle.predict(encode(rows, plan_encoding(FEATURE_NAMES, rows.columns)))
+    return ScoredBefore(as_of, received_at, rows["account_id"].to_numpy(), scores)
+
+
+def test_last_months_scores_come_out_again_unless_the_past_was_rewritten(history: pl.DataFrame):
+    trained = prepared(history, FEATURE_NAMES)[1]
+    before = replayed(history, trained, date(2026, 8, 20))
+
+    assert check_replay(history, before, trained.bundle).outcome == "holds"
+
+    rewritten = history.with_columns(pl.col("total_handle").last().over("account_id"))
+    found = check_replay(rewritten, before, trained.bundle)
+    assert found.outcome == "fails"
+    assert "get another score" in found.sentence
+    later = history.with_columns(known_at=pl.col("known_at") - pl.duration(days=31))
+    assert check_replay(later, before, trained.bundle).outcome == "fails"
+    some = history.filter(pl.col("account_id") % 10 > 0)
+    assert check_replay(some, before, trained.bundle).outcome == "fails"
+    assert check_replay(history, None, trained.bundle).outcome == "skipped"
+    lacking = history.drop("total_handle")
+    assert check_replay(lacking, before, trained.bundle).outcome == "skipped"
