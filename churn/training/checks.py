@@ -28,8 +28,8 @@ GATE_CHECKS = {
         "Accounts have at least 1.5 months each on average: in a sample of rows, nearly everybody seems to leave."
     ),
     "log_loss_beats_simple_models": (
-        "The new model's log-loss on held-out accounts is better than that of the share of churn, and not worse than "
-        "that of the share of churn by the months since an account's latest one; both beyond sampling error."
+        "The new model's log-loss on held-out accounts is better than that of the base rate, and not worse than that "
+        "of a model of recency alone, beyond sampling error."
     ),
     "past_months_are_not_restated": (
         "No column of the features changed in more than 5 % of past months from one extract to another, unless the "

@@ -53,8 +53,8 @@ def check_churn_share(trained: Trained) -> GateCheck:
     share = n_churned / n
     limit = MAX_CHURN_SHARE if share > MIN_CHURN_SHARE else MIN_CHURN_SHARE
     found = (
-        f"{share:.1%} of {n:,} rows churned; plausible are {MIN_CHURN_SHARE:.0%} to {MAX_CHURN_SHARE:.0%}: more may "
-        f"mean that the extract is a sample of rows"
+        f"{share:.1%} of {n:,} rows churned; plausible are {MIN_CHURN_SHARE:.0%} to {MAX_CHURN_SHARE:.0%}"
+        f"{'' if share <= MAX_CHURN_SHARE else ': is the extract a sample of rows?'}"
     )
     return _check("churn_share_is_plausible", share, limit, found, holds=MIN_CHURN_SHARE <= share <= MAX_CHURN_SHARE)
 
@@ -62,10 +62,9 @@ def check_churn_share(trained: Trained) -> GateCheck:
 def check_rows_per_account(facts: pl.DataFrame) -> GateCheck:
     """Check that accounts have several months: one row of each, drawn from all months, would all look like churn."""
     mean = facts.select("account_id", "activity_month").n_unique() / facts["account_id"].n_unique()
-    found = (
-        f"{mean:.2f} months per account; at least {MIN_ROWS_PER_ACCOUNT:g} are needed: bring all rows of each account"
-    )
     holds = mean >= MIN_ROWS_PER_ACCOUNT
+    remedy = "" if holds else ": bring all rows of each account"
+    found = f"{mean:.2f} months per account; at least {MIN_ROWS_PER_ACCOUNT:g} are needed{remedy}"
     return _check("accounts_have_several_months", mean, MIN_ROWS_PER_ACCOUNT, found, holds=holds)
 
 
@@ -73,7 +72,7 @@ def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> Gate
     """Compare the held-out log-loss with those of two models that need no training.
 
     They give every account the share of churn before the held-out days, or that of the accounts whose latest month lies
-    as far back. The model must be better than the first beyond sampling error, and not worse than the second beyond it.
+    as far back. The model must be better than the first, and not worse than the second beyond sampling error.
     """
     name, rows_of = "log_loss_beats_simple_models", {shot.as_of: shot.rows for shot in snapshots}
     accounts, earlier = trained.held_out_accounts, (trained.training, trained.validation)
@@ -86,14 +85,13 @@ def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> Gate
     recency = by_lag[np.minimum(_lags(accounts, rows_of), len(n))]
     model = _losses(accounts.churned, trained.bundle.predict(accounts.matrix))
     gains = [_losses(accounts.churned, scores) - model for scores in (np.full(accounts.n, base), recency)]
-    (over_base, error), (over_recency, other) = (
-        (float(gain.mean()), float(_CONFIDENCE * gain.std() / np.sqrt(accounts.n))) for gain in gains
-    )
+    over_base, over_recency = (float(gain.mean()) for gain in gains)
+    error = float(_CONFIDENCE * gains[1].std() / np.sqrt(accounts.n))
+    holds = over_base > 0 and over_recency + error > 0
     found = (
-        f"log-loss {model.mean():.4f}; the share of churn has {over_base:+.4f} ± {error:.4f}, and that by the months "
-        f"since the latest one {over_recency:+.4f} ± {other:.4f}: a model without recency may need other features"
+        f"log-loss {model.mean():.4f}; that of the base rate is {over_base:+.4f} higher, and that of recency alone "
+        f"{over_recency:+.4f} ± {error:.4f}{'' if holds else '; use other features, such as --features default'}"
     )
-    holds = over_base - error > 0 and over_recency + other > 0
     return _check(name, min(over_base, over_recency), 0.0, found, holds=holds)
 
 

@@ -74,7 +74,8 @@ def test_an_extract_of_sampled_rows_is_found(sampled: pl.DataFrame):
     assert share.value > 0.9
     assert rows.value is not None
     assert 1 < rows.value < 1.3
-    assert "sample of rows" in share.sentence
+    assert "is the extract a sample of rows?" in share.sentence
+    assert "bring all rows of each account" in rows.sentence
 
 
 def test_a_model_that_knows_more_than_recency_holds(honest: tuple[list[Snapshot], Trained]):
