@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from sklearn import metrics
 
 from churn.data.activity import ONE_HOT_COLUMNS
+from churn.data.columns import Columns
 from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
@@ -24,7 +25,7 @@ from churn.evaluation.segments import EvaluatedSegment
 from churn.registry.tags import AUC_LIMIT
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
-from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator
+from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator, VariantEvaluation, evaluate_fleet
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
@@ -131,6 +132,29 @@ def _outcomes(site: Site, facts: pl.DataFrame, week: date) -> pl.DataFrame:
     )
     churned = pl.DataFrame({"account_id": labels.account_ids, "churned": labels.churned})
     return churned.join(scored, on="account_id").join(newest, on="account_id")
+
+
+@pytest.mark.parametrize(
+    ("columns", "segments", "why"),
+    [
+        (Columns(activity=("total_ngr",), segments=("tracker_id",), revenue=None), {"tracker_id"}, None),
+        (Columns(segments=("device",)), set(), None),
+        (Columns(activity=("logins",)), set(), "none of which measures activity; at least one of logins is needed"),
+    ],
+)
+def test_a_batch_is_evaluated_by_the_columns_that_its_version_declares_or_says_why_not(
+    judge: PerformanceEvaluator, deployment: Deployment, columns: Columns, segments: set[str], why: str | None
+):
+    client = MlflowClient(deployment.tracking_uri)
+    client.set_model_version_tag(US.registered_model, "1", "churn.columns", columns.to_json())
+
+    ((_, found),) = evaluate_fleet(deployment.promoter(), [US.key])
+
+    assert isinstance(found, VariantEvaluation), found
+    assert len(found.batches) == (len(WEEKS) if why is None else 0)
+    assert {one.segment for batch in found.batches for one in batch.segments} == segments
+    assert (why is None) == (found.not_evaluated is None)
+    assert why is None or why in str(found.not_evaluated)
 
 
 def test_the_run_of_the_version_that_scored_gets_a_time_series_and_pictures(

@@ -2,6 +2,7 @@
 prove so, and a file that will not do must leave nothing behind that a job or a person could mistake for a model.
 """
 
+import io
 import json
 import time
 from pathlib import Path
@@ -128,6 +129,40 @@ def test_a_booster_that_says_when_it_was_trained_is_believed(site: Site, log_mod
     version = client.get_model_version_by_alias("churn-prediction-model", "champion")
     assert version.tags["training_date"] == "2026-09-30"
     assert {"geography", "company_id"} & set(version.tags) == set()
+
+
+def test_declared_columns_are_checked_and_kept_with_the_version(site: Site, log_model: Run, client: Any) -> None:
+    declared = {"activity": ["total_ngr"], "segments": ["tracker_id"], "revenue": "total_ngr"}
+    put_model_files(site)
+    site.put("data/churn/activity.parquet", bundled("activity.parquet"))
+    site.put("data/churn/columns.json", json.dumps(declared | {"segments": ["device"]}).encode())
+
+    refused = log_model()
+
+    assert refused.status == 1
+    assert "lacks the declared device" in refused.err
+    site.put("data/churn/columns.json", json.dumps(declared).encode())
+    assert log_model().status == 0
+    tags = client.get_model_version_by_alias("churn-prediction-model", "champion").tags
+    assert json.loads(tags["churn.columns"]) == declared | {"one_hot": None}
+
+
+def test_activity_that_gives_no_labels_and_a_sample_made_otherwise_are_remarked(site: Site, log_model: Run) -> None:
+    activity = pl.read_parquet(io.BytesIO(bundled("activity.parquet")))
+    sample = sample_rows().assign(account_id=activity["account_id"].unique(maintain_order=True).head(500).to_numpy())
+    put_model_files(site, sample=sample.to_json(orient="records", lines=True).encode())
+    body = io.BytesIO()
+    activity.drop("total_deposit", "total_handle", "total_ngr").write_parquet(body)
+    site.put("data/churn/activity.parquet", body.getvalue())
+
+    said = log_model()
+
+    assert said.status == 0
+    assert "remark    the activity has none of total_deposit, total_handle, total_ngr, so it is scored" in said.out
+    assert "remark    the activity cannot be scored: " in said.out
+    site.put("data/churn/activity.parquet", bundled("activity.parquet"))
+    again = log_model()
+    assert "of the sample's features differ from those made from the activity of 500 accounts" in again.out
 
 
 def test_real_labels_give_real_metrics(site: Site, log_model: Run, client: Any) -> None:

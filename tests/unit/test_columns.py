@@ -4,6 +4,7 @@ declaration that cannot be meant is refused before a model is registered with it
 
 import json
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ import pytest
 from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import encode, features, is_active, plan_encoding
 from churn.data.sample_rows import compare_with_activity
+from churn.data.scoring_rows import prepare
 from churn.errors import InputError, UnlabelledError
 from churn.evaluation.segments import Levels, evaluate_segments
 from churn.samples.artifacts import FEATURE_NAMES
@@ -100,6 +102,24 @@ def test_a_sample_made_as_here_equals_the_features_and_one_in_other_units_is_rep
     assert list(other.differing) == ["total_deposit"]
     assert f"total_deposit in {(matrix[:, 0] > 0).sum()}" in str(other)
     assert compare_with_activity(rows["account_id"] + 10**9, matrix, names, activity) is None
+
+
+def test_encoded_rows_have_one_source_column_for_each_one_hot_group(tmp_path: Path):
+    names = ("stakes", "device_web", "device_ios")
+    path = tmp_path / "rows.json"
+    path.write_text(
+        '{"stakes":1.0,"device_web":1,"device_ios":0}\n{"stakes":2.0,"device_web":1,"device_ios":1}\n'
+        '{"stakes":2.0,"device_web":0,"device_ios":0}\n'
+    )
+
+    rows = prepare(path, names, date(2026, 1, 1), 0.5, "rows.json", declared=Columns(one_hot=("device",)))
+    ((_, packed),) = rows.chunks()
+
+    assert rows.encoding.source_columns == ("stakes", "device")
+    assert packed.levels.tolist() == [[0, 2]]
+    assert rows.counts.quarantined_by_rule == {"device_not_one_hot": 1}
+    unknown = prepare(path, names, date(2026, 1, 1), 0.5, "rows.json")
+    assert unknown.encoding.source_columns == names
 
 
 def test_a_declaration_is_one_line_of_json():
