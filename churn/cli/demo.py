@@ -21,7 +21,7 @@ from churn.database.published import PublishedPredictions, Row
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import find_checkout
 from churn.errors import ChurnError
-from churn.samples.simulator import simulate_activity
+from churn.samples.world import SAMPLE_WORLD, simulate_world
 from churn.signals import sigterm_kept
 from churn.storage.places import Folder
 from churn.storage.sources import INPUT_FOLDER
@@ -84,14 +84,15 @@ def _step(console: Console, title: str) -> Iterator[None]:
 
 
 def demo_activity(variant: Variant, week: date) -> pl.DataFrame:
-    """Return a variant's simulated activity up to the month before a week, so that players are at risk in any year.
-
-    It is of the plain world: see :data:`churn.samples.world.PLAIN_WORLD`.
-    """
-    first_month = month_start(week, -_MONTHS)
-    return simulate_activity(
-        n_accounts=_ACCOUNTS, first_month=first_month, n_months=_MONTHS, seed=_SEED, variant=variant
-    )
+    """Return a variant's simulated activity up to the month before a week, so that players are at risk in any year."""
+    return simulate_world(
+        SAMPLE_WORLD,
+        n_accounts=_ACCOUNTS,
+        first_month=month_start(week, -_MONTHS),
+        n_months=_MONTHS,
+        seed=_SEED,
+        variant=variant,
+    ).extract()
 
 
 def _provide_inputs(deployment: Deployment, week: date) -> Iterator[str]:

@@ -11,7 +11,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,13 +20,15 @@ import polars as pl
 import xgboost as xgb
 
 from churn.data.activity import MONEY
-from churn.data.features import derive, encode, keys_of, latest_known, plan_encoding
-from churn.data.labels import Horizon, Reports, label
+from churn.data.features import encode, plan_encoding
+from churn.data.labels import Horizon
+from churn.data.snapshots import snapshots
 from churn.defaults import HORIZON_MONTHS
 from churn.evaluation.metrics import roc_auc_interval
 from churn.markdown import markdown_table
-from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS, simulate_activity
-from churn.weeks import month_end, month_start
+from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS
+from churn.samples.world import SAMPLE_WORLD, Simulation, simulate_world
+from churn.weeks import monday_of, month_start, training_days
 
 FIRST_MONTH = date(2025, 2, 1)
 N_MONTHS = 21
@@ -34,9 +36,10 @@ ACTIVITY_SEED, N_ACTIVITY_ACCOUNTS = 45, 1_000
 TRAINING_SEED, N_TRAINING_ACCOUNTS = 2025, 40_000
 N_SAMPLE_ROWS = 500
 
-# The last training label is known at the end of the first held-out month, so that no label leaks into training.
+# The last training label is known before the first held-out Monday, so that no label leaks into training.
 TRAINING_MONTHS = range(12)
-HELD_OUT_MONTHS = range(14, N_MONTHS - HORIZON_MONTHS)
+HELD_OUT_MONTHS = range(15, N_MONTHS - HORIZON_MONTHS)
+N_PHASES = 4  # the first to the fourth Monday of a month
 
 N_TREES = 120
 BOOSTER_PARAMETERS = {
@@ -60,7 +63,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A booster and how it did on months after those it was trained on."""
+    """A booster and how it did on Mondays after those it was trained on."""
 
     booster: xgb.Booster
     n_training_rows: int
@@ -68,8 +71,10 @@ class TrainedModel:
     auc: float
     mean_probability: float
     churned_share: float
+    phases: pl.DataFrame
+    """``auc``, ``mean_probability`` and ``churned_share`` by ``phase``, the number of the Monday in its month."""
     sample: pl.DataFrame
-    """Held-out rows, encoded, in account order: shape (``N_SAMPLE_ROWS``, 45)."""
+    """Held-out rows, encoded: shape (``N_SAMPLE_ROWS``, 45)."""
 
 
 def write_artifacts(root: Path) -> TrainedModel:
@@ -87,9 +92,7 @@ def write_artifacts(root: Path) -> TrainedModel:
     for folder in (data, models):
         folder.mkdir(parents=True, exist_ok=True)
 
-    activity = simulate_activity(
-        n_accounts=N_ACTIVITY_ACCOUNTS, first_month=FIRST_MONTH, n_months=N_MONTHS, seed=ACTIVITY_SEED
-    )
+    activity = simulate(N_ACTIVITY_ACCOUNTS, ACTIVITY_SEED).extract()
     activity.write_parquet(data / "activity.parquet")
     activity.write_ndjson(data / "activity.jsonl")
     (data / "feature_names_3.json").write_text(json.dumps(FEATURE_NAMES, indent=2) + "\n")
@@ -111,10 +114,10 @@ def train_model(*, n_accounts: int = N_TRAINING_ACCOUNTS) -> TrainedModel:
         n_accounts: Simulated players; fewer than the default for tests only.
 
     Returns:
-        The booster as trained on ``TRAINING_MONTHS``; its figures are of ``HELD_OUT_MONTHS``.
+        The booster as trained on ``training_mondays()``; its figures are of ``held_out_mondays()``.
     """
-    activity = simulate_activity(n_accounts=n_accounts, first_month=FIRST_MONTH, n_months=N_MONTHS, seed=TRAINING_SEED)
-    training, held_out = (_examples(activity, months) for months in (TRAINING_MONTHS, HELD_OUT_MONTHS))
+    simulation = simulate(n_accounts, TRAINING_SEED)
+    training, held_out = (_examples(simulation, days) for days in (training_mondays(), held_out_mondays()))
     booster = xgb.train(BOOSTER_PARAMETERS, _matrix(training), num_boost_round=N_TREES)
     probability = booster.predict(_matrix(held_out))
     churned = held_out["churned"].to_numpy()
@@ -126,30 +129,63 @@ def train_model(*, n_accounts: int = N_TRAINING_ACCOUNTS) -> TrainedModel:
         auc=roc_auc_interval(churned, probability).value,
         mean_probability=float(probability.mean(dtype=np.float64)),
         churned_share=float(churned.mean()),
+        phases=_by_phase(held_out.select("as_of", "churned").with_columns(probability=probability)),
         sample=held_out[np.sort(chosen[:N_SAMPLE_ROWS])].select(FEATURE_NAMES),
     )
 
 
-def _examples(activity: pl.DataFrame, months: Sequence[int]) -> pl.DataFrame:
-    """One row per account and as-of month: the features of that month and whether the account then churned."""
-    ends = pl.col("activity_month").dt.month_end().cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    facts = activity.with_columns(known_at=ends + pl.duration(days=1, microseconds=-1))
-    reports = Reports.of(facts)
-    return pl.concat(_examples_of(facts, reports, month_start(FIRST_MONTH, place)) for place in months)
+def simulate(n_accounts: int, seed: int) -> Simulation:
+    """Simulate players of the base variant in the world of the bundled files."""
+    return simulate_world(SAMPLE_WORLD, n_accounts=n_accounts, first_month=FIRST_MONTH, n_months=N_MONTHS, seed=seed)
 
 
-def _examples_of(facts: pl.DataFrame, reports: Reports, month: date) -> pl.DataFrame:
-    """``account_id``, the 45 columns of those with a row in ``month``, made as scoring makes them, and ``churned``."""
-    as_of, of_month = month_end(month), facts.filter(pl.col("activity_month") == month)
-    # Not features(): the committed model was trained with first deposits dated after the as-of day. Use features() when
-    # another model is trained.
-    rows = derive(of_month.filter(latest_known(as_of, *keys_of(of_month))), date.max).sort("account_id")
-    mature = _HORIZON.matures_on(as_of)
-    labels = label(reports, rows["account_id"].to_numpy(), as_of, today=mature, horizon=_HORIZON)
-    matrix = encode(rows, plan_encoding(FEATURE_NAMES, rows.columns))
+def training_mondays() -> list[date]:
+    """Return the as-of days of the training rows: a Monday of each month."""
+    first, last = (month_start(FIRST_MONTH, TRAINING_MONTHS[i]) for i in (0, -1))
+    return training_days(first, month_start(last, 1) - timedelta(days=1))
+
+
+def held_out_mondays() -> list[date]:
+    """Return the as-of days of the held-out rows: the first four Mondays of each month."""
+    firsts = [monday_of(month_start(FIRST_MONTH, i) + timedelta(days=6)) for i in HELD_OUT_MONTHS]
+    return [first + timedelta(weeks=week) for first in firsts for week in range(N_PHASES)]
+
+
+def _examples(simulation: Simulation, days: Sequence[date]) -> pl.DataFrame:
+    """Return the 45 columns of the accounts at risk on each day, made as scoring makes them, and ``churned``."""
+    month_end = pl.col("activity_month").dt.month_end().cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    outcomes = simulation.extract().with_columns(known_at=month_end + pl.duration(days=1, microseconds=-1))
+    return pl.concat(_examples_of(simulation, outcomes, day) for day in days)
+
+
+def _examples_of(simulation: Simulation, outcomes: pl.DataFrame, as_of: date) -> pl.DataFrame:
+    """Return ``account_id``, ``as_of`` and the columns of :func:`_examples`: from a day's extract, and later outcomes.
+
+    Args:
+        outcomes: The whole extract, its months known at their end.
+    """
+    known = simulation.extract_on(as_of + timedelta(days=1)).with_columns(
+        known_at=pl.lit(as_of).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    )
+    facts = pl.concat([known, outcomes.filter(pl.col("activity_month") > as_of)])
+    (shot,) = snapshots(facts, [as_of], today=_HORIZON.matures_on(as_of), horizon=_HORIZON)
+    matrix = encode(shot.rows, plan_encoding(FEATURE_NAMES, shot.rows.columns))
     flags = pl.DataFrame(matrix, schema=list(FEATURE_NAMES)).drop(NUMBERS).cast(pl.Boolean)
-    numbers = rows.select("account_id", *MONEY, pl.col("months_active").cast(pl.Float64))
-    return pl.concat([numbers, flags, pl.DataFrame({"churned": labels.churned})], how="horizontal")
+    numbers = shot.rows.select("account_id", *MONEY, pl.col("months_active").cast(pl.Float64))
+    told = pl.DataFrame({"churned": shot.churned}).with_columns(as_of=as_of)
+    return pl.concat([numbers, flags, told], how="horizontal")
+
+
+def _by_phase(scored: pl.DataFrame) -> pl.DataFrame:
+    """Evaluate the first, second, third and fourth Mondays of months apart."""
+    parts = scored.with_columns(phase=(pl.col("as_of").dt.day() - 1) // 7 + 1).partition_by("phase", as_dict=True)
+    aucs = {
+        key[0]: roc_auc_interval(part["churned"].to_numpy(), part["probability"].to_numpy()).value
+        for key, part in parts.items()
+    }
+    means = pl.concat([part.group_by("phase").agg(pl.col("probability", "churned").mean()) for part in parts.values()])
+    found = means.sort("phase").rename({"probability": "mean_probability", "churned": "churned_share"})
+    return found.with_columns(auc=pl.col("phase").replace_strict(aucs))
 
 
 def _matrix(examples: pl.DataFrame) -> xgb.DMatrix:
@@ -188,13 +224,20 @@ def _model_readme(folder: Path, model: TrainedModel) -> str:
         horizon=HORIZON_MONTHS,
         n_accounts=N_TRAINING_ACCOUNTS,
         seed=TRAINING_SEED,
-        training_months=" to ".join(_month_range(TRAINING_MONTHS)),
-        held_out_months=" to ".join(_month_range(HELD_OUT_MONTHS)),
+        training_days=_day_range(training_mondays()),
+        held_out_days=_day_range(held_out_mondays()),
         n_training_rows=model.n_training_rows,
         n_held_out_rows=model.n_held_out_rows,
         auc=model.auc,
         mean_probability=model.mean_probability,
         churned_share=model.churned_share,
+        phases=markdown_table(
+            ("Monday of the month", "AUC", "mean probability", "churned"),
+            [
+                (str(row["phase"]), *(f"{row[name]:.4f}" for name in ("auc", "mean_probability", "churned_share")))
+                for row in model.phases.iter_rows(named=True)
+            ],
+        ),
     )
 
 
@@ -206,6 +249,10 @@ def _made(**versions: str) -> str:
 def _month_range(months: range) -> tuple[str, str]:
     first, last = (f"{month_start(FIRST_MONTH, months[i]):%Y-%m}" for i in (0, -1))
     return first, last
+
+
+def _day_range(days: Sequence[date]) -> str:
+    return f"{days[0]} to {days[-1]}"
 
 
 def _file_table(folder: Path, names: Sequence[str]) -> str:

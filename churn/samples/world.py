@@ -69,6 +69,8 @@ class World:
 
 PLAIN_WORLD = World(**dict.fromkeys((field.name for field in fields(World)), False))
 HEALTHY_WORLD = World(season=False, growth=False, feed_gaps=False, campaign=False)
+SAMPLE_WORLD = replace(HEALTHY_WORLD, restated=False)
+"""Of the bundled files and the demo: the healthy world in the columns of a real extract, to which ``restated`` adds."""
 
 
 @dataclass(frozen=True)
