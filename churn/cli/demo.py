@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -18,15 +19,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from churn.database.published import PublishedPredictions, Row
+from churn.defaults import HORIZON_MONTHS
 from churn.deployment.services import Deployment, open_deployment
-from churn.deployment.settings import find_checkout
+from churn.deployment.settings import find_bundled_files, find_checkout
 from churn.errors import ChurnError
 from churn.samples.world import SAMPLE_WORLD, simulate_world
 from churn.signals import sigterm_kept
 from churn.storage.places import Folder
 from churn.storage.sources import INPUT_FOLDER
 from churn.variants import Variant
-from churn.weeks import month_start
+from churn.weeks import at_risk_since, month_start
 from orchestration.instance import dagster_environment
 
 if TYPE_CHECKING:
@@ -95,14 +97,23 @@ def demo_activity(variant: Variant, week: date) -> pl.DataFrame:
     ).extract()
 
 
+def is_outdated_sample(path: Path, week: date) -> bool:
+    """Return whether a file is the bundled activity, and too old to tell who is at risk in a week."""
+    bundled = (find_bundled_files() / INPUT_FOLDER / path.name).read_bytes()
+    if path.read_bytes() != bundled:
+        return False
+    months = pl.read_parquet(path, columns=["activity_month"]).to_series()
+    return not bool((months >= at_risk_since(week, HORIZON_MONTHS)).any())
+
+
 def _provide_inputs(deployment: Deployment, week: date) -> Iterator[str]:
-    """On the embedded default, simulate the activity of the variants that have none; otherwise change no data."""
+    """On the embedded default, simulate the activity of the variants that have none, or an outdated sample."""
     for variant in VARIANTS:
         key = f"{variant.prefix}{INPUT_FOLDER}activity.parquet"
         path = deployment.local_root / key
         if not deployment.is_embedded:
             yield f"{variant}: as found in {deployment.settings.mlflow_s3_bucket or deployment.local_root}"
-        elif path.exists():
+        elif path.exists() and not is_outdated_sample(path, week):
             yield f"{variant}: {path}"
         else:
             activity = demo_activity(variant, week)

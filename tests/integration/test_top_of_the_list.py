@@ -5,18 +5,20 @@ What an account did is read from the rows of the extract, not from ``is_at_risk`
 
 import io
 from datetime import date, timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
 
-from churn.cli.demo import VARIANTS, demo_activity
+from churn.cli.demo import VARIANTS, demo_activity, is_outdated_sample
 from churn.data.activity import MONEY
 from churn.database.published import PublishedPredictions
 from churn.defaults import HORIZON_MONTHS
 from churn.deployment.services import Deployment
+from churn.deployment.settings import find_bundled_files
 from churn.samples.world import World, simulate_world
 from churn.variants import Variant
-from churn.weeks import month_start
+from churn.weeks import monday_of, month_start
 from churn.workflows.score import FleetRequest, score_fleet
 from tests.support.inputs import put_input, register_bundled
 from tests.support.site import Run, Site
@@ -59,6 +61,17 @@ def test_the_demo_of_any_year_has_more_players_at_risk_than_it_shows(week: date)
         activity = demo_activity(Variant.from_key(key), week)
         assert activity["activity_month"].max() == month_start(week, -1)
         assert len(active_accounts(activity, week)) > N_TOP
+
+
+def test_the_demo_replaces_the_bundled_activity_once_nobody_in_it_is_at_risk(tmp_path: Path) -> None:
+    bundled = find_bundled_files() / "data" / "churn" / "activity.parquet"
+    newest = pl.read_parquet(bundled)["activity_month"].max()
+    weeks = [monday_of(month_start(newest, months) + timedelta(days=6)) for months in (1, 3, 4)]
+    assert [is_outdated_sample(bundled, week) for week in weeks] == [False, False, True]
+    assert len(active_accounts(pl.read_parquet(bundled), weeks[1])) > N_TOP
+    own = tmp_path / "activity.parquet"
+    pl.read_parquet(bundled).head(100).write_parquet(own)
+    assert not is_outdated_sample(own, weeks[2])
 
 
 def active_accounts(extract: pl.DataFrame, as_of: date) -> set[int]:
