@@ -7,9 +7,9 @@ they are. With all switches off, the whole extract is that of ``simulate_activit
 
 What no world shows: players with several accounts, players whose brand or product changes, odds and sports calendars,
 what one player does to another, competitors, changes of rules or of bonus costs, erroneous duplicates of whole months,
-days in the feed's own time zone, and campaigns that make players leave sooner. Growth and seasons thin out rows, so
-that an extract has fewer of them. The strength of each effect was chosen, not measured; the share of future dates is
-that of the reference extract.
+days in the feed's own time zone, a player's last days (what a month has is spread over all of it), and campaigns that
+make players leave sooner. Growth and seasons thin out rows, so that an extract has fewer of them. The strength of each
+effect was chosen, not measured; the share of future dates is that of the reference extract.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -31,7 +31,7 @@ _SEASON, _PEAK = 0.3, 10  # share of rows that the quietest month lacks; the cal
 _GROWTH = 0.03  # more new players a month
 _WHALES, _WHALE_TAIL = 0.01, 1.3  # share of players; Pareto exponent of their stakes
 _LATE, _MAX_LATE_DAYS = 0.02, 45  # share of rows; days after the month's end
-_GAPS = 0.02  # share of a brand's months that never arrive
+_GAPS, _FILLED, _MAX_FILL_DAYS = 0.02, 0.5, 90  # share of a brand's months; of these, filled by then
 _REVEALED = 0.27  # of the players who could be: gives future first deposits to 3.6 % of the rows
 _REACH = 3  # months from a row to the first deposit that it reveals, at most
 _CONTACTED = 0.5
@@ -49,7 +49,8 @@ class World:
         heavy_tails: A hundredth of the players stake by a power law.
         month_to_date: The running month is in the extract, with what has happened so far.
         late_rows: 2 % of the rows arrive after their month, or with amounts that are corrected then.
-        feed_gaps: 2 % of the months of each brand never arrive.
+        feed_gaps: 2 % of the months of each brand do not arrive in time; half of these arrive 30 to 90 days after the
+            month's end, the others never.
         future_dates: First deposits after a row's month, known once they happened: such players came back.
         restated: A column ``lifetime_months``, rewritten in all rows of an account with each extract.
         campaign: One campaign in the middle, with a control group.
@@ -266,12 +267,18 @@ class _Draws:
         is_late = self.world.late_rows & (late < _LATE)
         arrives_late, is_corrected = pl.Series(is_late & (kind < 0.5)), pl.Series(is_late & (kind >= 0.5))
         brand = rows["brand_id"].replace_strict(list(BRANDS), list(range(len(BRANDS)))).to_numpy()
-        gaps = self.stream("feed_gaps").random((len(BRANDS), self.n_months)) < _GAPS
+        of_brand = brand, self.places(rows)[1]
+        shape = len(BRANDS), self.n_months
+        is_gap = self.world.feed_gaps & (self.stream("feed_gaps").random(shape) < _GAPS)[of_brand]
+        is_filled = (self.stream("filled_gaps").random(shape) < _FILLED)[of_brand]
+        filled_after = self.stream("filled_after").integers(30, _MAX_FILL_DAYS, shape)[of_brand]
+        filled_on = month_end + pl.duration(days=pl.lit(pl.Series(filled_after)))
+        on_time = pl.when(arrives_late).then(month_end + days).otherwise("activity_month")
         return rows.with_columns(
-            _arrives_on=pl.when(arrives_late).then(month_end + days).otherwise("activity_month"),
+            _arrives_on=pl.when(pl.Series(is_gap & is_filled)).then(filled_on).otherwise(on_time),
             _corrected_on=pl.when(is_corrected).then(month_end + days).otherwise("activity_month"),
             _first_share=pl.Series(0.5 + factor),
-            _is_gap=pl.Series(gaps[brand, self.places(rows)[1]] & self.world.feed_gaps),
+            _is_gap=pl.Series(is_gap & ~is_filled),
         )
 
     def session_days(self, rows: pl.DataFrame) -> Ints:

@@ -106,6 +106,16 @@ def test_a_gap_takes_whole_months_of_a_brand_and_the_truth_names_them():
     assert simulation.extract().join(gaps, on=["brand_id", "activity_month"]).is_empty()
 
 
+def test_half_of_the_gaps_are_filled_months_later(plain):
+    simulation = plain_with("feed_gaps")
+    on_time, later = (simulation.extract_on(day) for day in (date(2026, 6, 1), date(2026, 9, 1)))
+    late = later.filter(pl.col("activity_month") <= MONTH).join(on_time, on=KEYS, how="anti")
+    filled = late.select("brand_id", "activity_month").unique()
+    assert filled.height > 0
+    assert on_time.join(filled, on=["brand_id", "activity_month"]).is_empty()
+    assert late.height == plain.join(filled, on=["brand_id", "activity_month"]).unique(KEYS).height
+
+
 def test_a_first_deposit_after_a_row_reveals_that_the_player_came_back():
     extract = simulate_world(HEALTHY_WORLD, **{**ARGUMENTS, "n_accounts": 10_000}).extract()
     horizon = pl.col("activity_month").dt.offset_by("3mo")
