@@ -7,6 +7,7 @@ HORIZON_MONTHS = (
     3  # without activity, after which a player has churned; also before the as-of month, for who is at risk
 )
 LABEL_LAG_DAYS = 7  # after the horizon, until late reports of activity have arrived
+DELIVERY_DELAY_DAYS = 3  # after a month, until its rows arrive, while later extracts do not show it
 MIN_AUC = 0.6  # ROC AUC of a new model, and of champions registered without a limit of their own
 MAX_CALIBRATION_ERROR = 0.05  # of a new model
 MIN_LABELS = 200  # matured labels of each outcome that training needs

@@ -152,11 +152,13 @@ class Deployment:
             "CHURN_MAX_QUARANTINE_SHARE": str(settings.churn_max_quarantine_share),
             "CHURN_REASONS": str(settings.churn_reasons),
             "CHURN_HORIZON_MONTHS": str(settings.churn_horizon_months),
+            "CHURN_DELIVERY_DELAY_DAYS": str(settings.churn_delivery_delay_days),
         }
 
     def history(self) -> ActivityHistory:
         """Open the activity histories, which do not store accounts that were erased."""
-        return ActivityHistory(self.sources().primary, Erasures(self.database).of)
+        delay = timedelta(days=self.settings.churn_delivery_delay_days)
+        return ActivityHistory(self.sources().primary, Erasures(self.database).of, delay)
 
     def ingestion(self) -> Ingestion:
         """Open the services that ingesting extracts needs."""

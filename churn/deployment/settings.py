@@ -102,6 +102,10 @@ class Settings(BaseSettings):
     churn_label_lag_days: Annotated[int, Field(ge=0, le=92)] = Field(
         defaults.LABEL_LAG_DAYS, description="Days after the horizon to wait for late activity before labels are used."
     )
+    churn_delivery_delay_days: Annotated[int, Field(ge=0, le=92)] = Field(
+        defaults.DELIVERY_DELAY_DAYS,
+        description="Days from a month's end until its rows arrive, for a first extract; later ones show it.",
+    )
     churn_min_auc: Annotated[float, Field(ge=0.5, lt=1)] = Field(
         defaults.MIN_AUC,
         description="Minimum ROC AUC of a new model, and of champions registered without a limit of their own.",

@@ -8,9 +8,10 @@ the time they were received and the SHA-256 of their content.
 
 A fact is a row with ``known_at``. An extract's own ``known_at`` is used, except where it contradicts the history: a row
 that changed and kept its ``known_at`` became known when it was received. Without one, a fact became known when it was
-received; in the first extract of a variant, which contains months long past, at the end of its month. So a month's
-total never reaches an as-of date within the month, and a correction reaches only as-of dates after the day it was
-received. Facts that are missing from a later extract stay.
+received; in the first extract of a variant, which contains months long past, it is stored with the end of its month,
+and read with the feed's delivery delay added (``churn.data.arrivals``). So a month's total never reaches an as-of date
+within the month, and a correction reaches only as-of dates after the day it was received. Facts that are missing from a
+later extract stay.
 
 Processes may append at the same time. Each writes a separate part; a fact that two of them wrote is stored twice and
 counts once.
@@ -24,7 +25,7 @@ import zlib
 from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from churn.concurrency import in_threads
 from churn.data.activity import KEY, is_activity
+from churn.data.arrivals import date_arrivals
 from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns, keys_of
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
@@ -61,15 +63,17 @@ class Appended:
     Attributes:
         n_added: Facts that were new to the history.
         parts: All facts now, in the order in which their parts are read.
+        delay: Of the history.
     """
 
     n_added: int
     parts: Sequence[pl.DataFrame]
+    delay: timedelta = timedelta(0)
 
     @cached_property
     def facts(self) -> pl.DataFrame:
         """All facts, as :meth:`ActivityHistory.read` returns them, without reading them again."""
-        return in_order(_stack(self.parts))
+        return date_arrivals(in_order(_stack(self.parts)), self.delay)
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,16 @@ class ActivityHistory:
 
     Attributes:
         erased: Returns which of a variant's accounts were erased and must not be appended.
+        delay: Delivery delay of the first extract's months while later extracts show none.
     """
 
     place: Place
     erased: Callable[[Variant], Erased] = lambda _: Erased()
+    delay: timedelta = timedelta(0)
 
-    def append(self, variant: Variant, extract: pl.DataFrame, received_at: datetime) -> Appended:
+    def append(
+        self, variant: Variant, extract: pl.DataFrame, received_at: datetime, *, dry_run: bool = False
+    ) -> Appended:
         """Add the facts of an extract that are new. Appending it again adds nothing.
 
         Accounts that were erased are excluded, even if they are erased during the call.
@@ -91,6 +99,7 @@ class ActivityHistory:
         Args:
             extract: Checked activity, with or without ``known_at``; columns beyond the contract's are stored, too.
             received_at: When the extract was received, with its time zone.
+            dry_run: Return the same and write nothing.
 
         Raises:
             InputError: If ``extract`` is no raw activity, contradicts a column's type, or a part is damaged.
@@ -106,7 +115,9 @@ class ActivityHistory:
         stored = in_order(_stack(read)) if read else None
         added = new_facts(erased.without(extract), stored, received_at)
         if added.is_empty():
-            return Appended(0, [added if stored is None else stored])
+            return Appended(0, [added if stored is None else stored], self.delay)
+        if dry_run:
+            return Appended(added.height, [*read, added], self.delay)
         compacted = parts if len(parts) >= max_parts(variant) else []
         written = _once(erased.without(in_order(_stack([*read, added])))) if compacted else added
         content = _as_parquet(written)
@@ -118,7 +129,7 @@ class ActivityHistory:
         if (erased_now := self.erased(variant)) != erased:
             self.erase(variant, erased_now)
             by_part = [erased_now.without(facts) for facts in by_part]
-        return Appended(added.height, by_part)
+        return Appended(added.height, by_part, self.delay)
 
     def _delete(self, variant: Variant, compacted: Sequence[Entry]) -> None:
         """Delete the parts that were compacted; if that is denied, facts are stored in two parts and count once."""
@@ -165,7 +176,7 @@ class ActivityHistory:
         if not read:
             uri = self.place.uri(variant.prefix + FOLDER)
             raise SourceError(f"{uri} has no activity; append an extract of {variant} first")
-        return in_order(_stack(read))
+        return date_arrivals(in_order(_stack(read)), self.delay)
 
     def version(self, variant: Variant) -> str | None:
         """Return a hash of the parts' names; ``None`` if the variant has no history."""

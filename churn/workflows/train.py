@@ -32,7 +32,7 @@ from churn.monitoring.profiles import Profile, reference_profile, spliced
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun, OpenModel, training_data
 from churn.registry.registry import Registry
-from churn.storage.history import ActivityHistory, Appended, new_facts
+from churn.storage.history import ActivityHistory
 from churn.storage.sources import INPUT_FOLDER, Provenance, Sources
 from churn.training.checks import Gate
 from churn.training.data_checks import ScoredBefore
@@ -269,13 +269,7 @@ class Trainer:
                 raise
             reason = f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error)
             return _Activity(self._stored(owner), reason)
-        received_at = extract.provenance.modified_at
-        if dry_run:
-            stored = self._stored(owner)
-            added = new_facts(self.history.erased(owner).without(extract.rows), stored, received_at)
-            appended = Appended(added.height, [added] if stored is None else [stored, added])
-        else:
-            appended = self.history.append(owner, extract.rows, received_at)
+        appended = self.history.append(owner, extract.rows, extract.provenance.modified_at, dry_run=dry_run)
         has_known_at = "known_at" in extract.rows.columns
         return _Activity(appended.facts, "", extract.provenance, appended.n_added, has_known_at)
 

@@ -83,7 +83,7 @@ def test_a_first_model_becomes_champion_and_the_same_data_again_a_challenger_of_
     put_names(site)
     put_activity(site)
 
-    said = [train_model("--as-of", "2026-09-30") for _ in range(2)]
+    said = [train_model("--as-of", "2026-11-30") for _ in range(2)]
 
     assert [one.status for one in said] == [0, 0], said
     assert [lines(one)["version"] for one in said] == ["1, alias champion", "2, alias challenger"], said
@@ -105,7 +105,7 @@ def test_a_first_model_becomes_champion_and_the_same_data_again_a_challenger_of_
     assert history["activity_month"].max() == date(2026, 10, 1)
     (event,) = [event for event in deployment.promoter().events.history(Variant()) if event.action == "challenged"]
     assert (event.champion, event.challenger) == (1, 2)
-    assert event.reason == "trained as of 2026-09-30; it passed the gate"
+    assert event.reason == "trained as of 2026-11-30; it passed the gate"
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_a_new_variant_takes_the_default_set_and_a_champion_of_other_features_is
     names = ["total_handle_sum_3m", "months_since_active", *NAMES[3:]]
 
     said = [
-        train_model("--geography", "us", "--as-of", "2026-09-30", *more)
+        train_model("--geography", "us", "--as-of", "2026-11-30", *more)
         for more in ((), ("--features", ",".join(names)))
     ]
 
@@ -156,7 +156,7 @@ def test_a_new_variant_takes_the_default_set_and_a_champion_of_other_features_is
 
 def test_names_that_are_no_windows_and_unreadable_files_are_refused(site: Site, train_model: Run) -> None:
     put_activity(site)
-    said = train_model("--as-of", "2026-09-30", "--features", "total_handle_sum_0m")
+    said = train_model("--as-of", "2026-11-30", "--features", "total_handle_sum_0m")
     assert said.status == 1
     assert "'total_handle_sum_0m' look like windows over past months and are none" in said.err
     said = train_model("--features", "total_handle,total_handle")
@@ -168,18 +168,18 @@ def require_remakable(client: Any, version: Any, code_version: str) -> None:
     """Fail unless a version and its run say what was trained, on what, how and how well."""
     run = client.get_run(version.run_id)
     assert client.get_experiment(run.info.experiment_id).name == "churn_prediction"
-    assert run.info.run_name == "train-base-2026-09-30"
+    assert run.info.run_name == "train-base-2026-11-30"
     for tags in (version.tags, run.data.tags):
         assert tags["churn.gate"] == "passed"
         assert tags["churn.trained_on"] == "base"
-        assert tags["churn.trained_as_of"] == tags["training_date"] == "2026-09-30"
+        assert tags["churn.trained_as_of"] == tags["training_date"] == "2026-11-30"
         assert tags["churn.code_version"] == code_version
         assert len(tags["churn.data_sha256"]) == 64
         assert tags["churn.auc_limit"] == f"{run.data.metrics['roc_auc_low']:.4f}"
     params, metrics = run.data.params, run.data.metrics
     assert 0.6 < metrics["roc_auc_low"] < metrics["roc_auc"] < metrics["roc_auc_high"] < 1
     assert {"log_loss", "calibration_error", "lift_at_10", "average_precision_low"} <= set(metrics)
-    assert params["held_out_days"] == "2026-03-16 2026-04-27 2026-05-04"
+    assert params["held_out_days"] == "2026-05-04 2026-06-08 2026-07-20"
     assert {"max_depth", "n_rounds", "calibration_slope", "seed", "horizon_months"} <= set(params)
     (dataset,) = run.inputs.dataset_inputs
     assert version.tags["churn.data_sha256"].startswith(dataset.dataset.digest)

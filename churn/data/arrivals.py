@@ -1,0 +1,54 @@
+"""When the rows of a month arrive: the delivery delay of a feed. Pure.
+
+A variant's first extract has months long past, and does not show when their rows arrived. The history dates them at the
+last instant of their month. Here they are dated later by the delay that later extracts show, so that an as-of day of
+the past knows what a day of scoring knows.
+"""
+
+from datetime import timedelta
+
+import numpy as np
+import polars as pl
+
+_MONTH = "activity_month"
+_LAST_INSTANT = pl.col(_MONTH).dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC") - pl.duration(
+    microseconds=1
+)
+_COMPLETE_SHARE = 0.5  # of an usual month's accounts; with fewer, a month has hardly arrived
+
+
+def date_arrivals(facts: pl.DataFrame, default: timedelta) -> pl.DataFrame:
+    """Date the facts of a first extract at the end of their month plus the delivery delay.
+
+    A fact that a later report replaces is never dated after that report.
+
+    Args:
+        facts: A variant's history, in order of account, month and ``known_at``.
+        default: The delay if later extracts show none, see :func:`delivery_delay`.
+    """
+    is_first = facts.select(pl.col("known_at") == _LAST_INSTANT).to_series()
+    if not is_first.any():
+        return facts
+    shown = delivery_delay(facts)
+    delay = default if shown is None else shown
+    of_account_month = pl.struct("account_id", _MONTH)
+    replaced_at = pl.when(of_account_month == of_account_month.shift(-1)).then(pl.col("known_at").shift(-1))
+    arrived_at = pl.min_horizontal(pl.col("known_at") + delay, replaced_at)
+    return facts.with_columns(known_at=pl.when(is_first).then(arrived_at).otherwise("known_at"))
+
+
+def delivery_delay(facts: pl.DataFrame) -> timedelta | None:
+    """Return the shortest time from the end of a month until the rows of half its accounts had arrived.
+
+    Months of the first extract, and months of which hardly any row has arrived, do not count. The delay is 0 where rows
+    arrive while their month is under way.
+
+    Returns:
+        ``None`` if no month shows it.
+    """
+    reports = facts.group_by("account_id", _MONTH).agg(pl.col("known_at").min())
+    late = (pl.col("known_at") - _LAST_INSTANT).alias("late")
+    months = reports.group_by(_MONTH).agg(late.median(), n=pl.len(), is_first=(late == timedelta(0)).any())
+    usual = float(np.median(months["n"].to_numpy()))
+    shown = months.filter(~pl.col("is_first"), pl.col("n") >= _COMPLETE_SHARE * usual)["late"].min()
+    return None if shown is None else max(shown, timedelta(0))  # type: ignore[return-value]  # a duration
