@@ -5,7 +5,7 @@ last instant of their month. Here they are dated later by the delay that later e
 the past knows what a day of scoring knows.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -14,17 +14,19 @@ _MONTH = "activity_month"
 _LAST_INSTANT = pl.col(_MONTH).dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC") - pl.duration(
     microseconds=1
 )
-_COMPLETE_SHARE = 0.5  # of an usual month's accounts; with fewer, a month has hardly arrived
+_INSTANT = pl.Datetime("us", "UTC")
+_COMPLETE_SHARE = 0.5  # of a usual month's accounts; with fewer, a month has hardly arrived
 
 
-def date_arrivals(facts: pl.DataFrame, default: timedelta) -> pl.DataFrame:
+def date_arrivals(facts: pl.DataFrame, default: timedelta, received_at: datetime) -> pl.DataFrame:
     """Date the facts of a first extract at the end of their month plus the delivery delay.
 
-    A fact that a later report replaces is never dated after that report.
+    A fact is never dated after the extract that brought it, nor after the report that replaces it.
 
     Args:
         facts: A variant's history, in order of account, month and ``known_at``.
         default: The delay if later extracts show none, see :func:`delivery_delay`.
+        received_at: When the first extract was received, or later; UTC.
     """
     is_first = facts.select(pl.col("known_at") == _LAST_INSTANT).to_series()
     if not is_first.any():
@@ -33,7 +35,7 @@ def date_arrivals(facts: pl.DataFrame, default: timedelta) -> pl.DataFrame:
     delay = default if shown is None else shown
     of_account_month = pl.struct("account_id", _MONTH)
     replaced_at = pl.when(of_account_month == of_account_month.shift(-1)).then(pl.col("known_at").shift(-1))
-    arrived_at = pl.min_horizontal(pl.col("known_at") + delay, replaced_at)
+    arrived_at = pl.min_horizontal(pl.col("known_at") + delay, replaced_at, pl.lit(received_at, _INSTANT))
     return facts.with_columns(known_at=pl.when(is_first).then(arrived_at).otherwise("known_at"))
 
 

@@ -63,17 +63,17 @@ class Appended:
     Attributes:
         n_added: Facts that were new to the history.
         parts: All facts now, in the order in which their parts are read.
-        delay: Of the history.
+        date: Dates the first extract's facts, see :func:`churn.data.arrivals.date_arrivals`.
     """
 
     n_added: int
     parts: Sequence[pl.DataFrame]
-    delay: timedelta = timedelta(0)
+    date: Callable[[pl.DataFrame], pl.DataFrame] = lambda facts: facts
 
     @cached_property
     def facts(self) -> pl.DataFrame:
         """All facts, as :meth:`ActivityHistory.read` returns them, without reading them again."""
-        return date_arrivals(in_order(_stack(self.parts)), self.delay)
+        return self.date(in_order(_stack(self.parts)))
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,11 @@ class ActivityHistory:
         parts, read = self._read_parts(variant)
         stored = in_order(_stack(read)) if read else None
         added = new_facts(erased.without(extract), stored, received_at)
+        date = self._date(parts, received_at)
         if added.is_empty():
-            return Appended(0, [added if stored is None else stored], self.delay)
+            return Appended(0, [added if stored is None else stored], date)
         if dry_run:
-            return Appended(added.height, [*read, added], self.delay)
+            return Appended(added.height, [*read, added], date)
         compacted = parts if len(parts) >= max_parts(variant) else []
         written = _once(erased.without(in_order(_stack([*read, added])))) if compacted else added
         content = _as_parquet(written)
@@ -129,7 +130,17 @@ class ActivityHistory:
         if (erased_now := self.erased(variant)) != erased:
             self.erase(variant, erased_now)
             by_part = [erased_now.without(facts) for facts in by_part]
-        return Appended(added.height, by_part, self.delay)
+        return Appended(added.height, by_part, date)
+
+    def _date(self, parts: Sequence[Entry], received_at: datetime) -> Callable[[pl.DataFrame], pl.DataFrame]:
+        """Return the function that dates the first extract's facts.
+
+        Args:
+            received_at: When the first extract was received, if there are no parts yet.
+        """
+        first = next((match["received"] for part in parts if (match := _PART.search(part.key))), None)
+        received_at = datetime.strptime(first, "%Y%m%dT%H%M%S.%f%z") if first else received_at
+        return partial(date_arrivals, default=self.delay, received_at=received_at)
 
     def _delete(self, variant: Variant, compacted: Sequence[Entry]) -> None:
         """Delete the parts that were compacted; if that is denied, facts are stored in two parts and count once."""
@@ -172,11 +183,11 @@ class ActivityHistory:
             InputError: If a part is damaged; names it.
             SourceError: If the variant has no history, or the place does not answer.
         """
-        _, read = self._read_parts(variant)
+        parts, read = self._read_parts(variant)
         if not read:
             uri = self.place.uri(variant.prefix + FOLDER)
             raise SourceError(f"{uri} has no activity; append an extract of {variant} first")
-        return date_arrivals(in_order(_stack(read)), self.delay)
+        return self._date(parts, datetime.now(UTC))(in_order(_stack(read)))
 
     def version(self, variant: Variant) -> str | None:
         """Return a hash of the parts' names; ``None`` if the variant has no history."""

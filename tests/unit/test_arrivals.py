@@ -40,7 +40,7 @@ def known_at(facts: pl.DataFrame, month: date) -> list[datetime]:
 
 
 def test_months_of_a_first_extract_arrive_after_the_delay_of_the_setting(first_extract: pl.DataFrame):
-    dated = date_arrivals(first_extract, DEFAULT)
+    dated = date_arrivals(first_extract, DEFAULT, FIRST)
 
     assert known_at(dated, MONTHS[0]) == [datetime(2025, 2, 3, 23, 59, 59, 999999, UTC)]
     assert known_at(dated, MONTHS[3]) == [datetime(2025, 5, 3, 23, 59, 59, 999999, UTC)]
@@ -59,25 +59,36 @@ def test_later_extracts_show_the_delay_and_a_few_early_rows_do_not(first_extract
     )
 
     assert delivery_delay(facts) == timedelta(days=5, microseconds=1)
-    assert known_at(date_arrivals(facts, DEFAULT), MONTHS[0]) == [datetime(2025, 2, 6, tzinfo=UTC)]
-    assert known_at(date_arrivals(facts, DEFAULT), MONTHS[4]) == [datetime(2025, 6, 9, tzinfo=UTC)]
+    assert known_at(date_arrivals(facts, DEFAULT, FIRST), MONTHS[0]) == [datetime(2025, 2, 6, tzinfo=UTC)]
+    assert known_at(date_arrivals(facts, DEFAULT, FIRST), MONTHS[4]) == [datetime(2025, 6, 9, tzinfo=UTC)]
 
 
 def test_rows_of_a_running_month_show_that_there_is_no_delay():
     facts = new_facts(rows(MONTHS[:5]), None, FIRST)
 
     assert delivery_delay(facts) == timedelta(0)
-    assert date_arrivals(facts, DEFAULT).equals(facts)
+    assert date_arrivals(facts, DEFAULT, FIRST).equals(facts)
+
+
+def test_no_month_arrives_after_the_extract_that_brought_it(tmp_path):
+    received_at = datetime(2025, 5, 1, 6, tzinfo=UTC)
+    history = ActivityHistory(Folder(tmp_path), delay=DEFAULT)
+
+    appended = history.append(Variant(), rows(MONTHS[:4]), received_at)
+
+    assert known_at(appended.facts, MONTHS[2]) == [datetime(2025, 4, 3, 23, 59, 59, 999999, UTC)]
+    assert known_at(appended.facts, MONTHS[3]) == [received_at]
+    assert known_at(history.read(Variant()), MONTHS[3]) == [received_at]
 
 
 def test_a_correction_counts_after_what_it_corrects(first_extract: pl.DataFrame):
     received_at = datetime(2025, 5, 1, 5, tzinfo=UTC)
     corrected = rows([MONTHS[3]], range(1)).with_columns(total_deposit=2.0)
-    facts = in_order(date_arrivals(followed_by(first_extract, (corrected, received_at)), DEFAULT))
+    facts = in_order(date_arrivals(followed_by(first_extract, (corrected, received_at)), DEFAULT, FIRST))
 
     last = facts.filter(pl.col("account_id") == 0, pl.col("activity_month") == MONTHS[3]).row(-1, named=True)
     assert last["total_deposit"] == 2.0
-    assert facts.equals(date_arrivals(followed_by(first_extract, (corrected, received_at)), DEFAULT))
+    assert facts.equals(date_arrivals(followed_by(first_extract, (corrected, received_at)), DEFAULT, FIRST))
 
 
 def test_every_reader_of_a_history_sees_the_delay_and_its_files_do_not_change(tmp_path):
