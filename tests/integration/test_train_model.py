@@ -115,7 +115,7 @@ def test_the_gate_scores_last_months_batch_again_from_the_history(
     put_names(site)
     put_activity(site)
     today = datetime.now(UTC).date()
-    assert train_model("--as-of", "2026-09-30").status == 0
+    assert train_model("--as-of", "2026-11-30").status == 0
     outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday_of(today)).of(Variant()))
     deployment.scorer().ingestion.ingest_scored(Variant())
 
