@@ -9,13 +9,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import lru_cache
-from typing import Literal
+from itertools import compress
 
 import polars as pl
 
+from churn.data.spellings import Kind, canonical, is_odd
 from churn.errors import InputError, QuarantineError
-
-Kind = Literal["integer", "date", "instant", "text", "number", "money", "balance"]
 
 _DTYPES: Mapping[Kind, pl.DataType] = {
     "integer": pl.Int64(), "date": pl.Date(), "instant": pl.Datetime("us", "UTC"), "text": pl.String(),
@@ -34,8 +33,6 @@ MONEY = tuple(name for name, kind in KINDS.items() if kind in ("money", "balance
 MAY_BE_MISSING = frozenset({"ftd_date", "qp_date", "total_handle"})
 KEY = ("account_id", "activity_month")
 ONE_HOT_COLUMNS = ("brand_id", "ben_login_id", "player_reg_product")
-
-_MIDNIGHT = r"[T ]00:00:00(\.0+)?(Z|\+00:?00)?$"  # as pandas writes a date
 
 MAX_MONEY = 1e8  # currency units a month; the largest handle ever seen was 4.8 million
 _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
@@ -147,9 +144,17 @@ def check_encoded(
 
 def repeated_ids(chunks: Iterable[pl.Series]) -> pl.Series:
     """Return the account ids that occur more than once in a column, given as unparsed chunks."""
-    parsed = [chunk.to_frame().select(_parse(chunk.name, "integer", chunk.dtype)) for chunk in chunks]
-    ids = pl.concat(parsed).to_series().drop_nulls()
+    ids = pl.concat([parse_ids(chunk) for chunk in chunks]).drop_nulls()
     return ids.filter(ids.is_duplicated()).unique()
+
+
+def parse_ids(ids: pl.Series) -> pl.Series:
+    """Return account ids as integers, null where one cannot be read, as the contract does."""
+    parsed = ids.to_frame().select(_parse(ids.name, "integer", ids.dtype)).to_series()
+    if parsed.null_count() == ids.null_count() or not _is_text(ids):
+        return parsed
+    written = canonical(ids, "integer")
+    return written.to_frame().select(_parse(ids.name, "integer", written.dtype)).to_series()
 
 
 def require_features(columns: Collection[str], features: Sequence[str]) -> None:
@@ -175,9 +180,14 @@ def _check(
     schema = frame.schema
     columns = [_parse(name, kind, schema[name]).alias(name) for name, kind in kinds.items()]
     parsed = frame.with_columns(columns).with_row_index("row_number", offset=first_row)
-    if _is_valid(frame, parsed, kinds, required, rules):
+    written = frame
+    if odd := _odd_columns(frame, parsed, kinds):
+        written = frame.with_columns(canonical(frame[name], kinds[name]) for name in odd)
+        columns = [_parse(name, kinds[name], written.schema[name]).alias(name) for name in odd]
+        parsed = parsed.with_columns(written.with_columns(columns).select(odd))
+    if _is_valid(written, parsed, kinds, required, rules):
         return CheckedRows(parsed, pl.DataFrame(schema=_QUARANTINED), frame.height)
-    was_null = frame.select(pl.col(kinds.keys()).is_null())
+    was_null = written.select(pl.col(kinds.keys()).is_null())
     missing = [(f"{name}_missing", pl.lit(was_null[name])) for name in required]
     unreadable = [(f"{name}_unreadable", pl.col(name).is_null() & ~pl.lit(was_null[name])) for name in kinds]
     broken = {name: where.fill_null(value=False) for name, where in [*missing, *unreadable, *rules]}
@@ -186,6 +196,20 @@ def _check(
     names = masks.filter(~is_valid).select(rules=pl.concat_list(pl.all()).list.drop_nulls())["rules"]
     quarantined = _quarantine(parsed.filter(~is_valid), frame.filter(~is_valid), names)
     return CheckedRows(parsed.filter(is_valid), quarantined, frame.height)
+
+
+def _odd_columns(frame: pl.DataFrame, parsed: pl.DataFrame, kinds: Mapping[str, Kind]) -> list[str]:
+    """Return the columns with a value that is spelled otherwise than the contract parses it; they are rare."""
+    n_null, n_null_parsed = (one.null_count().row(0, named=True) for one in (frame, parsed))
+    odd = {name for name in kinds if n_null_parsed[name] > n_null[name]}
+    odd |= {name for name, kind in kinds.items() if kind == "text" and _is_text(frame[name]) and is_odd(frame[name])}
+    numbers = [name for name, dtype in parsed.schema.items() if name in kinds and dtype.is_float()]
+    has_nan = parsed.select(pl.col(numbers).is_nan().any()).row(0) if numbers else ()
+    return [name for name in kinds if name in odd | set(compress(numbers, has_nan))]
+
+
+def _is_text(column: pl.Series) -> bool:
+    return column.dtype in (pl.String, pl.Categorical, pl.Enum)
 
 
 def _is_valid(
@@ -227,6 +251,7 @@ def _writable(name: str, dtype: pl.DataType) -> pl.Expr:
         return pl.when(column.is_between(date.min, date.max)).then(column)
     if isinstance(dtype, pl.Datetime):
         zone = UTC if dtype.time_zone else None
+        column = column.dt.convert_time_zone("UTC") if zone else column
         first, last = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
         return pl.when(column.is_between(first, last)).then(column)
     return column
@@ -269,6 +294,11 @@ def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
     if kind == "integer" and (dtype.is_float() or dtype.is_decimal()):
         number = column.cast(pl.Float64)
         column = pl.when((number == number.round()) & (number.abs() < _MAX_EXACT)).then(column)
+    if kind == "date" and isinstance(dtype, pl.Datetime):
+        # The day is that of its own zone; polars panics on instants that no calendar has.
+        limit = 9_000_000_000 * {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit]
+        in_range = pl.when(column.to_physical().is_between(-limit, limit)).then(column)
+        column = in_range.dt.replace_time_zone(None) if dtype.time_zone else column
     if kind == "instant" and dtype == pl.Date:
         in_range = pl.when(column.is_between(_EARLIEST, _LATEST)).then(column)
         return in_range.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
@@ -283,11 +313,12 @@ def as_number(name: str, dtype: pl.DataType) -> pl.Expr:
 def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
     if kind == "text":
         return column
-    if kind == "date":
-        return column.str.replace(_MIDNIGHT, "").str.to_date("%Y-%m-%d", strict=False)
-    if kind == "instant":
-        return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
     stripped = column.str.strip_chars()
+    if kind == "date":
+        return stripped.str.to_date("%Y-%m-%d", strict=False).fill_null(stripped.str.to_date("%Y-%b-%d", strict=False))
+    if kind == "instant":
+        exact = column.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False)
+        return exact.fill_null(column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False))
     if kind == "integer":
         return stripped.cast(pl.Int64, strict=False)
-    return stripped.str.to_lowercase().replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
+    return stripped.cast(pl.Float64, strict=False)

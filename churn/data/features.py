@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import KINDS, MONEY, as_number
+from churn.data.spellings import fold, folded_levels
 from churn.data.windows import ACTIVITY, KnownRows, Window, compute, looks_like_window, not_windows, parse, windows_of
 from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
@@ -406,4 +407,11 @@ def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
         if wrong := [name for name in names if looks_like_window(name, ())]:
             raise not_windows(wrong, rows.columns)
     text = column if column.dtype in (pl.String, pl.Categorical) else column.cast(pl.String)
-    return text.cast(pl.Enum(group.levels), strict=False).to_physical()
+    codes = text.cast(pl.Enum(group.levels), strict=False).to_physical()
+    if codes.null_count() == text.null_count():
+        return codes
+    # Outer spaces and case are no part of a level, unless the model has two levels that differ in nothing else.
+    unknown = text.filter(codes.is_null()).unique().cast(pl.String).drop_nulls()
+    folded = folded_levels(group.levels)
+    codes_of = dict(zip(unknown, (folded.get(level) for level in fold(unknown)), strict=True))
+    return codes.fill_null(text.cast(pl.String).replace_strict(codes_of, default=None, return_dtype=codes.dtype))

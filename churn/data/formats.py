@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from churn.data.arrow_columns import convert, is_bytes, is_not_implemented, is_text
 from churn.errors import InputError
 
 _PARQUET = b"PAR1"
@@ -31,6 +32,7 @@ MAX_COLUMNS = 5_000
 MAX_ARRAY_BYTES = 256 << 20
 _MANY_CELLS, _MANY_ROWS = 50_000_000, 1_000_000
 _LONGEST_TEXT = 1_000
+_LEAST_ROWS, _MOST_DECODED = 64, 2 << 30  # of a batch of delta-encoded text
 _DAMAGE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OSError)
 _NOT_CSV = (pl.exceptions.PolarsError, OSError, ValueError, csv.Error, StopIteration)
 _MANY_BYTES, _MOST_PACKED = 64 << 20, 50  # money and ids pack a few times
@@ -85,42 +87,74 @@ def _open_parquet(path: Path) -> RowFile:
         _require_modest(path, file.metadata)
         names: list[str] = file.schema_arrow.names
         n_rows = int(file.metadata.num_rows)
-        texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
+        unpacked = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        texts = {field.name for field in file.schema_arrow if is_text(field.type)}
+        writer = str(file.metadata.created_by)[:80]
 
     def chunks(columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
-        # As a dictionary, a level is compared once a chunk, not once a row, and a repeated text is stored once.
-        as_dictionary = [name for name in columns if name in texts]
         n_read = 0
-        with (
-            _input_error(problem, *_DAMAGE, remedy=remedy),
-            pq.ParquetFile(path, read_dictionary=as_dictionary, page_checksum_verification=True) as file,
-        ):
-            for batch in file.iter_batches(size, columns=list(columns), use_threads=False):
-                batch.validate(full=True)
-                _require_short_texts(path, batch)
-                n_read += batch.num_rows
-                yield pl.DataFrame(pl.from_arrow(batch)).select(columns)
+        with _input_error(problem, *_DAMAGE, remedy=remedy):
+            try:
+                for batch in _batches(path, columns, [name for name in columns if name in texts], size, unpacked):
+                    _require_short_texts(path, batch)
+                    n_read += batch.num_rows
+                    yield pl.DataFrame(pl.from_arrow(convert(batch))).select(columns)
+            except _DAMAGE as error:
+                if is_not_implemented(error):
+                    raise InputError(
+                        f"{path.name}, written by {writer!r}, is a Parquet file of a kind that is not read "
+                        f"({_short(error)}); write it with the codec zstd or snappy, and without encryption"
+                    ) from error
+                raise
             if n_read != n_rows:
                 raise ValueError(f"it has {n_read} rows and its metadata {n_rows}")
 
     return RowFile(names, n_rows, chunks)
 
 
+def _batches(
+    path: Path, columns: Sequence[str], texts: Sequence[str], size: int, unpacked: int
+) -> Iterator[pa.RecordBatch]:
+    """Read batches of rows.
+
+    As a dictionary, a level is compared once a chunk, not once a row, and a repeated text is stored once. Arrow does
+    not read delta-encoded text so. A long text is then decoded as often as it occurs, and a batch has fewer rows.
+    """
+    n_read = 0
+    options = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": "us"}
+    try:
+        with pq.ParquetFile(path, read_dictionary=list(texts), **options) as file:
+            for batch in file.iter_batches(size, columns=list(columns), use_threads=False):
+                batch.validate(full=True)
+                yield batch
+                n_read += batch.num_rows
+    except (OSError, pa.ArrowException) as error:
+        if not texts or not is_not_implemented(error):
+            raise
+    else:
+        return
+    n_skipped, size = n_read, min(size, max(_LEAST_ROWS, _MOST_DECODED // max(unpacked, 1)))
+    with pq.ParquetFile(path, **options) as file:
+        for whole in file.iter_batches(size, columns=list(columns), use_threads=False):
+            batch = whole.slice(n_skipped)
+            n_skipped -= whole.num_rows - batch.num_rows
+            if batch.num_rows:
+                batch.validate(full=True)
+                yield batch
+
+
 def _require_short_texts(path: Path, batch: pa.RecordBatch) -> None:
     """Reject a text that would take a thousand times its size once each of its rows has a copy."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if not pa.types.is_dictionary(column.type) or not _is_text(column.type.value_type):
+        values = column.dictionary if pa.types.is_dictionary(column.type) else column
+        if not is_text(values.type) and not is_bytes(values.type):
             continue
-        longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+        longest = pc.max(pc.binary_length(values)).as_py() or 0
         if longest > _LONGEST_TEXT:
             raise InputError(
                 f"{path.name} has a text of {longest} bytes in column {name!r}, and up to {_LONGEST_TEXT} are read; "
                 f"correct the extract"
             )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _require_modest(path: Path, metadata: pq.FileMetaData) -> None:
@@ -346,8 +380,9 @@ def _flat(value: object, *, is_mixed: bool) -> object:
     return json.dumps(value) if isinstance(value, dict | list) or (is_mixed and isinstance(value, bool)) else value
 
 
-def _refuse_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON; write null for a missing number")
+def _constant(name: str) -> float | None:
+    """Read what Python writes though it is no JSON: NaN is a missing number, and the contract refuses infinity."""
+    return None if name == "NaN" else float(name)
 
 
 def _count_keys(path: Path) -> tuple[int, int, int] | None:
@@ -377,7 +412,7 @@ def _is_flat(lines: bytes) -> bool:
 
 
 def _parse_line(line: bytes) -> Any:
-    return json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=unrepeated)
+    return json.loads(line, parse_constant=_constant, object_pairs_hook=unrepeated)
 
 
 def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import polars as pl
 import sqlalchemy as sa
 
+from churn.data.activity import parse_ids
 from churn.data.erased import Erased
 from churn.data.formats import read_frame, sniff
 from churn.data.labels import Horizon
@@ -110,7 +111,7 @@ def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -
         except InputError as error:
             yield Removed(uri, 0, f"it cannot be read: {error}")
             return
-        if frame is None or not (is_erased := erased.marks(_account_ids(frame))).any():
+        if frame is None or not (is_erased := erased.marks(parse_ids(frame["account_id"]))).any():
             return
         n = int(is_erased.sum())
         if not isinstance(place, Folder):
@@ -134,11 +135,6 @@ def _read_rows(path: Path) -> pl.DataFrame | None:
 def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(_SNIFFED_BYTES)
-
-
-def _account_ids(frame: pl.DataFrame) -> pl.Series:
-    text = frame["account_id"].cast(pl.String, strict=False).str.strip_chars().str.replace(r"\.0+$", "")
-    return text.cast(pl.Int64, strict=False)
 
 
 def _serialize(frame: pl.DataFrame, source: Path) -> bytes:

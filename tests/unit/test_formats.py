@@ -130,20 +130,18 @@ def test_a_single_object_over_several_lines_is_named_as_such(read, content):
         (b'{"account_id": 8},', "is not JSON"),
         (b"[8]", "is not an object"),
         (b"null", "is not an object"),
-        (b'{"account_id": NaN}', "NaN is not JSON; write null"),
-        (b'{"account_id": -Infinity}', "-Infinity is not JSON; write null"),
         (b'{"brand_id": "\xff"}', "is not JSON"),
     ],
 )
 def test_a_bad_line_of_json_lines_is_named(read, line, why):
-    with pytest.raises(InputError, match=f"line 2 {'.*' if 'write' in why else ''}{why}"):
+    with pytest.raises(InputError, match=f"line 2 {why}"):
         read(b'{"account_id": 7}\n' + line + b'\n{"account_id": 9}\n')
 
 
-@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
-def test_a_constant_that_is_not_json_is_refused_in_an_array(read, constant):
-    with pytest.raises(InputError, match=f"{constant} is not JSON; write null for a missing number"):
-        read(f'[{{"total_handle": {constant}}}]'.encode())
+@pytest.mark.parametrize("write", [json_lines, json_array], ids=["lines", "array"])
+def test_nan_is_missing_and_infinity_is_left_to_the_contract(read, write):
+    frame = read(write([{"total_handle": value} for value in (1.5, float("nan"), float("inf"), float("-inf"))]))
+    assert frame["total_handle"].to_list() == [1.5, None, float("inf"), float("-inf")]
 
 
 def test_a_truncated_array_is_refused(read):

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -25,6 +26,8 @@ DATES = ("activity_month", "reg_date", "ftd_date", "qp_date")
 LEVELS = ("brand_id", "ben_login_id", "player_reg_product")
 MAY_BE_MISSING = ("ftd_date", "qp_date", "total_handle")
 KNOWN = ("account_id", "tracker_id", "known_at", *DATES, *LEVELS, *NUMBERS)
+MISSING_LEVELS = ("", "null", "\\n", "nan", "<na>", "(null)")
+MISSING = (*MISSING_LEVELS, "na", "n/a", "#n/a", "nat", "none", "-nan")
 FIRST_DAY, LAST_DAY = date(1990, 1, 1), date(2200, 1, 1)
 
 
@@ -84,6 +87,17 @@ def _instant(value: int | None, unit: str) -> date | datetime | None:
     return instant.date() if unit == "d" else instant
 
 
+def is_missing(name: str, value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isnan(value)
+    if not isinstance(value, str):
+        return value is None
+    text = value.strip().lower()
+    if name in LEVELS:
+        return text in MISSING_LEVELS
+    return text in MISSING or (name in (*DATES, "known_at") and text in ("0000-00-00", "0000-00-00 00:00:00"))
+
+
 def number(value: Any) -> float | None:
     """A number, or text of one; ``None`` for what is neither."""
     if isinstance(value, bool | int | float | Decimal):
@@ -91,20 +105,32 @@ def number(value: Any) -> float | None:
             return float(value)
         except OverflowError:
             return math.inf
-    if isinstance(value, str):
-        text = {"true": "1", "false": "0"}.get(value.strip().lower(), value.strip().lower())
-        try:
-            return float(text) if text.isascii() and "_" not in text else None
-        except ValueError:
-            return None
-    return None
+    if not isinstance(value, str):
+        return None
+    text = value.strip().lower()
+    text = {**dict.fromkeys(("true", "t", "yes", "y"), "1"), **dict.fromkeys(("false", "f", "no", "n"), "0")}.get(
+        text, text
+    )
+    if re.fullmatch(r"[-+]?([0-9]+,([0-9]{1,2}|[0-9]{4,})|(0|[0-9]{4,}),[0-9]+)(e[-+]?[0-9]+)?", text):
+        text = text.replace(",", ".")
+    elif re.fullmatch(r"[-+]?[0-9]{1,3}((,[0-9]{3})+\.[0-9]*|(,[0-9]{3}){2,})", text):
+        text = text.replace(",", "")
+    try:
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
 
 
 def integer(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
-        value = int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", value) else None
+        text = value.strip()
+        if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?[eE]\+?[0-9]{1,3}", text) and abs(float(text)) < 1e11:
+            value = float(text)
+        else:
+            match = re.fullmatch(r"([+-]?[0-9]{1,30})(\.0*)?", text)
+            value = int(match[1]) if match else None
     if isinstance(value, float | Decimal):
         value = int(value) if math.isfinite(value) and value == int(value) and abs(value) < 2**53 else None
     return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
@@ -115,8 +141,10 @@ def day(value: Any) -> date | None:
         return value.date()
     if isinstance(value, date):
         return value
-    form = r"\s*\+?([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})([T ]00:00:00(\.0+)?(Z|\+00:?00)?)?"
-    match = re.fullmatch(form, value) if isinstance(value, str) else None
+    time = r"[T :]\s*[0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?(\s?[AP]M)?"
+    zone = r"(Z|UTC|GMT|[+-][0-9]{2}(:?[0-9]{2})?(\s?[A-Z]{2,5})?|[A-Za-z_]+/[A-Za-z_/]+)"
+    form = rf"\+?([0-9]{{4}})[-/.]([0-9]{{1,2}})[-/.]([0-9]{{1,2}})({time})?\s*{zone}?"
+    match = re.fullmatch(form, value.strip()) if isinstance(value, str) else None
     try:
         return date(*map(int, match.groups()[:3])) if match else None
     except ValueError:
@@ -134,7 +162,7 @@ def breaks_activity(row: Row) -> bool:
 
 
 def _breaks(name: str, value: Any) -> bool:
-    if value is None:
+    if is_missing(name, value):
         return name not in MAY_BE_MISSING
     if name in DATES:
         parsed = day(value)
@@ -185,12 +213,16 @@ def _encode(row: Mapping[str, Any], names: Sequence[str]) -> list[float]:
     values = []
     for name in names:
         if name in row:
-            parsed = None if row[name] is None else number(row[name])
+            parsed = None if is_missing(name, row[name]) else number(row[name])
             values.append(math.nan if parsed is None else parsed)
         else:
             parent = max((column for column in row if name.startswith(f"{column}_")), key=len)
-            values.append(float(row[parent] == name.removeprefix(f"{parent}_")))
+            values.append(float(_fold(row[parent]) == _fold(name.removeprefix(f"{parent}_"))))
     return values
+
+
+def _fold(level: Any) -> Any:
+    return unicodedata.normalize("NFKC", level).strip().lower() if isinstance(level, str) else level
 
 
 def encoded_matrix(rows: Sequence[Row], names: Sequence[str]) -> dict[int, list[float]]:
@@ -199,7 +231,7 @@ def encoded_matrix(rows: Sequence[Row], names: Sequence[str]) -> dict[int, list[
     ids = [integer(row.get("account_id")) if has_ids else i for i, row in enumerate(rows, 1)]
     taken = {}
     for account, row in zip(ids, rows, strict=True):
-        values = [row.get(name) for name in names]
+        values = [None if is_missing(name, row.get(name)) else row.get(name) for name in names]
         if account is None or ids.count(account) > 1 or all(value is None for value in values):
             continue
         if any(value is not None and _is_bad_number(name, value) for name, value in zip(names, values, strict=True)):
