@@ -75,6 +75,10 @@ class RegistryError(ChurnError):
     """The MLflow registry lacks an object, or its content contradicts ours."""
 
 
+class AbsentError(RegistryError):
+    """MLflow has no such object."""
+
+
 class RegistryUnavailableError(RegistryError, TransientError):
     """The MLflow registry did not answer."""
 

@@ -45,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, metavar="PERCENT", help=share)
     on = "a day of the history, as YYYY-MM-DD"
     parser.add_argument("--on", type=command_line.parse_day, metavar="DAY", help=on)
+    to = "the version that shall be champion; a rollback right after a rollback needs it"
+    parser.add_argument("--to", type=int, metavar="VERSION", help=to)
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, without doing it")
     return parser
 
@@ -62,8 +64,10 @@ def promote_models(args: argparse.Namespace) -> None:
         raise UsageError("share needs --share PERCENT, such as --share 20; 0 stops it")
     if args.share is not None and not 0 <= args.share <= 100:
         raise UsageError(f"--share {args.share} is not a share of the accounts; use 0 % to 100 %")
-    if args.force and command_line.is_fleet(args):
-        raise UsageError("--force is for one variant at a time; name it with --geography, --company or --variant")
+    if (args.force or args.to is not None) and command_line.is_fleet(args):
+        raise UsageError(
+            "--force and --to are for one variant at a time; name it with --geography, --company or --variant"
+        )
     with open_deployment() as deployment:
         variants = command_line.add_variants_under(named, args, deployment.sources())
         is_fleet = args.action == "promote" and command_line.is_fleet(args)
@@ -87,11 +91,12 @@ def _act(promoter: Promoter, args: argparse.Namespace, variant: Variant) -> list
         return _history(promoter, variant, args.on)
     reason, dry_run = args.reason or "requested", args.dry_run
     if args.action == "rollback":
-        event = promoter.roll_back(variant, reason, dry_run=dry_run)
+        event = promoter.roll_back(variant, reason, to=args.to, dry_run=dry_run)
     elif args.action == "share":
         event = promoter.share(variant, round(args.share * WHOLE / 100), reason, dry_run=dry_run)
     else:
-        event, _ = promoter.promote(variant, reason=args.reason, is_forced=args.force, dry_run=dry_run)
+        reason, is_forced = args.reason, args.force
+        event, _ = promoter.promote(variant, to=args.to, reason=reason, is_forced=is_forced, dry_run=dry_run)
     return [_describe_event(event, is_dry=dry_run)]
 
 
@@ -136,6 +141,7 @@ def _history(promoter: Promoter, variant: Variant, day: date | None) -> list[str
 
 def _describe_event(event: ModelEvent, *, is_dry: bool = False) -> str:
     forced = " by force" if event.is_forced else ""
+    forced += "" if event.state == "done" else f" ({event.state})"
     shared = f" at {event.ab_share / WHOLE:.0%}" if event.ab_share else ""
     return (
         f"{event.variant}: {'would be ' if is_dry else ''}{event.action.replace('_', ' ')}{forced}: "

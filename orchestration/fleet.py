@@ -102,6 +102,18 @@ def resumed_runs(context: dg.AssetExecutionContext) -> list[str]:
     return ids
 
 
+def root_run(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> dg.RunRecord:
+    """Return the record of the run that was launched first: this one, or the one that it retries or resumes.
+
+    A run and its retries are one decision, so what is not in the configuration is decided when the first is launched.
+    """
+    run_id = context.run.root_run_id or context.run.run_id
+    return (
+        context.instance.get_run_record_by_id(run_id)
+        or context.instance.get_run_records(dg.RunsFilter(run_ids=[context.run.run_id]))[0]
+    )
+
+
 class FleetRun:
     """A run of an op that materializes ``specs``: logs each variant's report, and collects the errors until the end."""
 

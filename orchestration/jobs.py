@@ -4,6 +4,7 @@ Not here: when jobs run (``schedules``, ``sensors``). https://docs.dagster.io/gu
 """
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from enum import Enum
 from functools import partial
@@ -16,7 +17,7 @@ from churn.variants import Variant
 from churn.workflows.erase import drop_old_weeks
 from churn.workflows.fleet import error_text, for_each_variant
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS, TRAINED
-from orchestration.fleet import RUN_TAGS
+from orchestration.fleet import RUN_TAGS, root_run
 from orchestration.resources import Services
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class PromotionConfig(dg.Config):
     reason: str = Field(
         default="", description="The reason, which is recorded with each change; it is required with force."
     )
+    to: int | None = Field(
+        default=None,
+        description="The version that shall be champion, of one variant; a rollback right after a rollback needs it.",
+    )
     force: bool = Field(default=False, description="Promote regardless of the test and the guardrails.")
     dry_run: bool = Field(default=False, description="Decide without moving any alias in MLflow.")
 
@@ -70,8 +75,16 @@ class PromotionConfig(dg.Config):
 def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, services: Services) -> None:
     """Promote or roll back each variant; one that is refused stops no other, and fails the run at the end."""
     moved, refused = {}, {}
+    if config.to is not None and len(config.variants) != 1:
+        raise dg.Failure(f"to names a version of one variant, not of {len(config.variants)}", allow_retries=False)
+    launched = root_run(context)
     with services.open() as deployment:
-        for key, result in for_each_variant(partial(_move, deployment.promoter(), config), config.variants):
+        promoter = replace(
+            deployment.promoter(),
+            decision=f"Dagster run {launched.dagster_run.run_id}",
+            decided_at=launched.create_timestamp,
+        )
+        for key, result in for_each_variant(partial(_move, promoter, config), config.variants):
             if isinstance(result, BaseException):
                 refused[key] = error_text(result)
                 context.log.warning("%s was not changed: %s", key, refused[key])
@@ -89,8 +102,10 @@ def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, serv
 
 def _move(promoter: "Promoter", config: PromotionConfig, variant: Variant) -> "ModelEvent":
     if config.action is PromotionAction.ROLLBACK:
-        return promoter.roll_back(variant, config.reason or "requested in Dagster", dry_run=config.dry_run)
-    return promoter.promote(variant, reason=config.reason, is_forced=config.force, dry_run=config.dry_run)[0]
+        reason = config.reason or "requested in Dagster"
+        return promoter.roll_back(variant, reason, to=config.to, dry_run=config.dry_run)
+    reason, is_forced = config.reason, config.force
+    return promoter.promote(variant, to=config.to, reason=reason, is_forced=is_forced, dry_run=config.dry_run)[0]
 
 
 @dg.job(description="Promotes the challengers, or rolls back the champions, of the variants in the run configuration.")

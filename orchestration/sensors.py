@@ -10,6 +10,7 @@ from itertools import islice
 import dagster as dg
 
 from churn.concurrency import in_threads
+from churn.deployment.services import Deployment
 from churn.errors import ChurnError
 from churn.storage.sources import Sources
 from churn.variants import Variant
@@ -27,6 +28,7 @@ TRIGGER_TAG, REASON_TAG = "churn/trigger", "churn/reason"
 _LISTINGS_AT_ONCE = 16
 _TAG_LENGTH = 250
 _MAX_REQUESTS = 50  # per evaluation; the next one continues
+_ABANDONED_AFTER_S = 60
 _DELIVER_FOR_S = 8
 """A receiver may take 40 s more for an attempt that has begun, and a sensor is killed after 60."""
 
@@ -116,6 +118,7 @@ def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
     """
     now = datetime.now(UTC)
     with services.open() as deployment:
+        completed = _complete_moves(deployment)
         receivers, monitor = deployment.receivers(), deployment.fleet_monitor()
         try:
             status = monitor.reconcile(now, failed_runs(context.instance, now))
@@ -124,5 +127,17 @@ def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
             changes = f"cannot examine the fleet: {error}"
         sent = deliver(monitor.incidents, receivers, datetime.now(UTC), _DELIVER_FOR_S)
     return dg.SkipReason(
-        f"{changes}; {sent.n_sent} alerts sent, {sent.n_failed} attempts failed, {sent.n_waiting} alerts waiting"
+        f"{completed}{changes}; {sent.n_sent} alerts sent, {sent.n_failed} attempts failed, "
+        f"{sent.n_waiting} alerts waiting"
     )
+
+
+def _complete_moves(deployment: Deployment) -> str:
+    """Complete the moves of aliases that a process has decided and not completed in a minute."""
+    try:
+        if not deployment.events().pending(_ABANDONED_AFTER_S):
+            return ""
+        moved = deployment.promoter().complete(_ABANDONED_AFTER_S)
+    except ChurnError as error:
+        return f"cannot complete a move of aliases: {error}; "
+    return f"completed for {', '.join(event.variant.key for event in moved)}: a move of aliases; "

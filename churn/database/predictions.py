@@ -269,7 +269,7 @@ class PredictionStore(Tables):
         """Return the number of accounts per 10,000 that the newest event assigns to a challenger; 0 if none does."""
         query = (
             "SELECT challenger_version, ab_share FROM model_events WHERE variant = :variant "
-            "ORDER BY occurred_at DESC, event_id DESC LIMIT 1"
+            "ORDER BY event_id DESC LIMIT 1"
         )
         rows = self._rows(query, variant=variant.key)
         return sum(int(share) for version, share in rows if version == challenger_version)

@@ -89,7 +89,7 @@ WITH events AS (
            row_number() OVER newest_first AS place,
            first_value(champion_version) OVER newest_first AS champion_now
     FROM model_events WHERE occurred_at < :end
-    WINDOW newest_first AS (PARTITION BY variant ORDER BY occurred_at DESC, event_id DESC)
+    WINDOW newest_first AS (PARTITION BY variant ORDER BY event_id DESC)
 ), changed AS (
     SELECT variant, min(place) AS place FROM events
     WHERE champion_version IS DISTINCT FROM champion_now GROUP BY variant
@@ -104,7 +104,7 @@ GROUP BY e.variant
     "changes": """
 SELECT variant, occurred_at, action, champion_version, previous_version, reason, actor FROM model_events
 WHERE action IN ('promoted', 'rolled_back') AND occurred_at >= :first AND occurred_at < :end
-ORDER BY occurred_at DESC, event_id DESC LIMIT 20
+ORDER BY event_id DESC LIMIT 20
 """,
     "incidents": """
 SELECT incident_id, kind, subject, severity, title, members, opened_at, updated_at, resolved_at FROM incidents

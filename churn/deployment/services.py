@@ -116,7 +116,8 @@ class Deployment:
                 limits = {name: str(value) for name, value in LIBPQ_LIMITS.items()}
                 url = self.mlflow_database.update_query_dict({**limits, "options": f"-c role={role}"})
                 uri = url.render_as_string(hide_password=False)
-        return Registry(uri, self.settings.churn_home / "cache" / "models")
+        moves = ModelEvents(self.database).pending_moves
+        return Registry(uri, self.settings.churn_home / "cache" / "models", moves)
 
     def scorer(self) -> "Scorer":
         """Open the services that scoring needs."""
@@ -178,13 +179,17 @@ class Deployment:
             auc_limit=self.settings.churn_min_auc,
         )
 
+    def events(self) -> ModelEvents:
+        """Open the audit trail of the aliases."""
+        self.require_schema()
+        return ModelEvents(self.database)
+
     def promoter(self) -> "Promoter":
         """Open the services that moving a variant's aliases needs."""
         from churn.workflows.promote import Promoter
 
-        self.require_schema()
-        registry = self.registry(read_only=False)
-        return Promoter(registry, ModelEvents(self.database), self.evaluator(registry), this_person())
+        events, registry = self.events(), self.registry(read_only=False)
+        return Promoter(registry, events, self.evaluator(registry), this_person())
 
     def trainer(self, *, n_trials: int | None = None, features: "FeatureNames | None" = None) -> "Trainer":
         """Open the services that training needs.

@@ -9,13 +9,9 @@ import sqlalchemy.exc
 from boto3.exceptions import Boto3Error
 from mlflow.exceptions import MlflowException
 
-from churn.errors import AccessDeniedError, ChurnError, RegistryError, RegistryUnavailableError
+from churn.errors import AbsentError, AccessDeniedError, ChurnError, RegistryError, RegistryUnavailableError
 
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-
-
-class AbsentError(RegistryError):
-    """MLflow has no such object; raised and caught in this folder."""
 
 
 @contextlib.contextmanager

@@ -26,13 +26,13 @@ from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.uri import append_to_uri_path
 
-from churn.errors import ModelFileError, RegistryError
+from churn.errors import AbsentError, ModelFileError, RegistryError
 from churn.monitoring.profiles import Profile
 from churn.registry import tags
-from churn.registry.errors import AbsentError, errors_translated
+from churn.registry.errors import errors_translated
 from churn.registry.records import LivePoint, LoggedRun, OpenModel
 from churn.variants import Variant, nearest
-from churn.versions import CHAMPION, ModelVersion
+from churn.versions import CHAMPION, AliasMove, ModelVersion
 
 logger = logging.getLogger(__name__)
 # A uv environment has no pip, and MLflow warns about that for every model.
@@ -47,17 +47,22 @@ _MODEL_NAME_PREFIX = Variant().registered_model
 class Registry:
     """The MLflow tracking server and model registry of one deployment."""
 
-    def __init__(self, tracking_uri: str, cache: Path) -> None:
+    def __init__(
+        self, tracking_uri: str, cache: Path, pending_moves: Callable[[], Mapping[Variant, AliasMove]] = dict
+    ) -> None:
         """Open the registry.
 
         Args:
             tracking_uri: Server or database; it may contain a password, and is never logged.
             cache: Folder for boosters by model id; created when needed.
+            pending_moves: Returns the moves of aliases that were decided and are not complete in MLflow; whoever asks
+                for aliases gets them as decided.
         """
         _set_process_uri(tracking_uri)
         with errors_translated("opening the registry"):
             self._client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = cache
+        self._pending_moves = pending_moves
         self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
 
     def variants(self) -> list[Variant]:
@@ -68,10 +73,19 @@ class Registry:
         """Return the version that each alias names now, for every registered variant."""
         with errors_translated("listing the registered models"):
             models = _pages(self._client.search_registered_models, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
-            return {variant: _aliases(model) for model in models if (variant := tags.variant_of(model)) is not None}
+            listed = {variant: _aliases(model) for model in models if (variant := tags.variant_of(model)) is not None}
+        # Moves are asked for last: one that was completed meanwhile no longer fits, or changes nothing.
+        moves = {variant: move for variant, move in self._pending_moves().items() if variant in listed}
+        return listed | {variant: move.applied(listed[variant]) for variant, move in moves.items()}
 
     def aliases_of(self, variant: Variant) -> Mapping[str, int]:
         """Return the version that each of a variant's aliases names now; none if it is not registered."""
+        aliases = self.aliases_in_mlflow(variant)
+        move = self._pending_moves().get(variant) if aliases else None
+        return aliases if move is None else move.applied(aliases)
+
+    def aliases_in_mlflow(self, variant: Variant) -> Mapping[str, int]:
+        """Return a variant's aliases as MLflow has them, whatever move is pending."""
         model = self._registered(variant)
         return {} if model is None else _aliases(model)
 

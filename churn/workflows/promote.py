@@ -1,18 +1,21 @@
 """Promotion: name challengers, promote, roll back, share accounts between models, and record every change of an alias.
 
-The version that MLflow's alias ``champion`` names is the one that scores; moving the alias is one atomic call. Each
-move happens inside an open transaction on the table of model events, under the variant's lock, and the event is
-committed once the alias has moved. If the process dies in between, :meth:`Promoter.observe` records the move later as
-``observed``, as it does for aliases that were moved outside this project.
+The version that MLflow's alias ``champion`` names is the one that scores; moving an alias is one atomic call, and a
+promotion moves up to three. So each change is decided first: the event is committed as ``pending``, and counts from
+then on, for scoring too. Then the aliases are moved under the variant's lock. If the process dies in between, whoever
+comes next completes it: the same command again, the run's retry, an evaluation, or a sensor. If somebody else moved an
+alias meanwhile, the decision ends as ``overtaken`` and the aliases are recorded as ``observed``, as they are whenever
+they were moved outside this project.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from churn.database.events import Action, ModelEvent, ModelEvents
-from churn.errors import PromotionError, UsageError
+from churn.database.events import Action, ModelEvent, ModelEvents, State, Trail
+from churn.errors import AbsentError, ChurnError, PromotionError, TransientError, UsageError
 from churn.evaluation.comparison import Comparison
 from churn.evaluation.sequential import e_benjamini_hochberg
 from churn.storage.history import Appended
@@ -42,7 +45,9 @@ class Promoter:
 
     Attributes:
         actor: Who moves aliases, as recorded in the events.
-        clock: The current time, UTC, as recorded in the events; its day decides which labels have matured.
+        clock: The current time, UTC; its day decides which labels have matured.
+        decision: What is decided once for each variant, however often it is tried: a Dagster run with its retries.
+        decided_at: When that was asked for; later decisions about the same variants stand.
         listed: Aliases and newest event of a fleet's variants, from one query; those of others are queried when needed.
     """
 
@@ -52,6 +57,8 @@ class Promoter:
     actor: str
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     listed: Mapping[Variant, tuple[Mapping[str, int], ModelEvent | None]] = field(default_factory=dict)
+    decision: str | None = None
+    decided_at: datetime | None = None
 
     @property
     def today(self) -> date:
@@ -78,14 +85,32 @@ class Promoter:
         return VariantStatus(event, comparison)
 
     def observe(self, aliases: Mapping[Variant, Mapping[str, int]]) -> list[ModelEvent]:
-        """Record the aliases, of all registered variants, that were moved without an event."""
+        """Complete what was decided, and record the aliases of registered variants that somebody else moved."""
         latest = self.events.latest_of_all()
-        moved = [variant for variant, versions in aliases.items() if _differs(latest.get(variant), versions)]
-        return [event for variant in moved if (event := self._observe(variant)) is not None]
+        found = [(variant, latest.get(variant)) for variant in aliases]
+        moved = [pair for pair in found if _is_open(pair[1]) or _differs(pair[1], aliases[pair[0]])]
+        return [event for variant, before in moved if (event := self.settle(variant)) != before]
+
+    def complete(self, at_least_s: float = 0) -> list[ModelEvent]:
+        """Complete the decisions that whoever made them has not completed in that many seconds."""
+        return [self.settle(event.variant) for event in self.events.pending(at_least_s)]
+
+    def settle(self, variant: Variant) -> ModelEvent:
+        """Complete the variant's pending move, record what somebody else moved, and return the newest event.
+
+        Raises:
+            PromotionError: If the variant is not registered or has no alias.
+        """
+        with self.events.recording(variant) as trail:
+            return self._settle(trail, variant)
 
     def challenge(self, variant: Variant, version: int, reason: str) -> ModelEvent:
         """Make a version the challenger: it scores the same rows as the champion and serves no account."""
-        return self._move(variant, "challenged", lambda now: replace(now, challenger=version, ab_share=0), reason)
+
+        def after(now: ModelEvent) -> ModelEvent:
+            return now if now.challenger == version else replace(now, challenger=version, ab_share=0)
+
+        return self._move(variant, "challenged", after, reason)
 
     def share(self, variant: Variant, share: int, reason: str, *, dry_run: bool = False) -> ModelEvent:
         """Serve the challenger's scores to a share of the accounts, in ten-thousandths; 0 stops it."""
@@ -99,11 +124,21 @@ class Promoter:
         return self._move(variant, "shared", after, reason, dry_run=dry_run)
 
     def promote(
-        self, variant: Variant, *, reason: str = "", is_forced: bool = False, dry_run: bool = False
-    ) -> tuple[ModelEvent, Comparison]:
+        self,
+        variant: Variant,
+        *,
+        to: int | None = None,
+        reason: str = "",
+        is_forced: bool = False,
+        dry_run: bool = False,
+    ) -> tuple[ModelEvent, Comparison | None]:
         """Make the challenger the champion, if it is proven better.
 
+        A promotion that was decided and interrupted is completed; it is returned without a comparison, as is the newest
+        event if ``to`` is champion already.
+
         Args:
+            to: The challenger's version; ``None`` for whichever is challenger.
             is_forced: Promote regardless of the test and the guardrails; needs a reason.
             dry_run: Decide without moving an alias.
 
@@ -113,8 +148,14 @@ class Promoter:
         """
         if is_forced and not reason.strip():
             raise UsageError("--force needs --reason, which is recorded with the promotion")
+        if not dry_run and (resumed := self._resume(variant, "promoted", to)) is not None:
+            return resumed, None
         status = self.status(variant)
+        if to is not None and status.event.champion == to:
+            return status.event, None
         challenger = _require(status.event.challenger, f"{variant} has no challenger to promote; train one")
+        if to not in (None, challenger):
+            raise PromotionError(f"the challenger of {variant} is version {challenger}, not {to}; promote that one")
         comparison = status.comparison
         if comparison is None:
             raise PromotionError(f"{variant} has no champion to be compared with; set one with log_model.py --alias")
@@ -151,14 +192,37 @@ class Promoter:
 
         return results | {Variant.from_key(key): result for key, result in for_each_variant(promote, chosen)}
 
-    def roll_back(self, variant: Variant, reason: str, *, dry_run: bool = False) -> ModelEvent:
-        """Make the previous champion the champion again; the current champion becomes the previous one."""
+    def roll_back(self, variant: Variant, reason: str, *, to: int | None = None, dry_run: bool = False) -> ModelEvent:
+        """Make an earlier champion the champion again; the current champion becomes the previous one.
+
+        Args:
+            to: A version that was champion before; nothing is done if it is champion. ``None`` for the previous one,
+                unless the last change of the champion was a rollback, which that would undo.
+        """
 
         def after(now: ModelEvent) -> ModelEvent:
-            previous = _require(now.previous, f"{variant} has no previous champion to return to")
-            return replace(now, champion=previous, previous=now.champion)
+            target = self._target(now) if to is None else to
+            if target == now.champion:
+                return now
+            if target != now.previous and target not in {one.champion for one in self.events.history(variant)}:
+                raise PromotionError(f"version {target} of {variant} was never champion, so there is no way back to it")
+            challenger = None if target == now.challenger else now.challenger
+            share = now.ab_share if challenger is not None else 0
+            return replace(now, champion=target, previous=now.champion, challenger=challenger, ab_share=share)
 
-        return self._move(variant, "rolled_back", after, reason, dry_run=dry_run)
+        return self._move(variant, "rolled_back", after, reason, to=to, dry_run=dry_run)
+
+    def _target(self, now: ModelEvent) -> int:
+        """Return the version that a rollback without a named version returns to."""
+        previous = _require(now.previous, f"{now.variant} has no previous champion to return to")
+        changes = [new for old, new in pairwise(self.events.history(now.variant)) if old.champion != new.champion]
+        if changes and changes[-1].action == "rolled_back":
+            last = changes[-1]
+            raise PromotionError(
+                f"{now.variant} was rolled back to version {now.champion} at {last.occurred_at:%Y-%m-%d %H:%M} UTC, "
+                f"and returning to version {previous} would undo that; name the version that you want with --to"
+            )
+        return previous
 
     def _promote(
         self, variant: Variant, challenger: int, comparison: Comparison, reason: str, *, is_forced: bool, dry_run: bool
@@ -173,8 +237,8 @@ class Promoter:
                 now, champion=challenger, previous=now.champion, challenger=None, ab_share=0, is_forced=is_forced
             )
 
-        reason = reason or comparison.sentence
-        return self._move(variant, "promoted", after, reason, evidence=comparison.evidence(), dry_run=dry_run)
+        reason, evidence = reason or comparison.sentence, comparison.evidence()
+        return self._move(variant, "promoted", after, reason, to=challenger, evidence=evidence, dry_run=dry_run)
 
     def _move(
         self,
@@ -183,28 +247,90 @@ class Promoter:
         after: Callable[[ModelEvent], ModelEvent],
         reason: str,
         *,
+        to: int | None = None,
         evidence: Mapping[str, Any] | None = None,
         dry_run: bool = False,
     ) -> ModelEvent:
         fields: dict[str, Any] = {"action": action, "reason": reason, "evidence": evidence or {}, "actor": self.actor}
         if dry_run:
             return replace(after(self._current(variant)), **fields, occurred_at=self.clock())
-        self._observe(variant)
-        with self.events.recording(variant) as record:
-            now = self._current(variant)
-            event = replace(after(now), **fields, occurred_at=self.clock())
-            record(event)
-            self.registry.set_aliases(variant, _moves(now, event))
-        return event
+        if (resumed := self._resume(variant, action, to)) is not None:
+            return resumed
+        with self.events.recording(variant) as trail:
+            now = replace(self._settle(trail, variant), is_forced=False)
+            wanted = after(now)
+            if wanted == now:
+                return now
+            self._require_undecided_since(now)
+            fields |= {"from_champion": now.champion, "from_previous": now.previous, "from_challenger": now.challenger}
+            state: State = "done" if _versions(wanted) == _versions(now) else "pending"
+            event = trail.record(replace(wanted, **fields, decision=self.decision, state=state))
+        return self._finish(event)
 
-    def _observe(self, variant: Variant) -> ModelEvent | None:
-        with self.events.recording(variant) as record:
-            latest, aliases = self.events.latest(variant), self.registry.aliases_of(variant)
-            if not aliases or not _differs(latest, aliases):
-                return None
-            event = self._reconciled(variant, aliases, latest)
-            record(event)
-        return event
+    def _resume(self, variant: Variant, action: Action, to: int | None) -> ModelEvent | None:
+        """Complete what was decided before; return it if it is what is wanted now, so that it is not decided again."""
+        newest = self.events.latest(variant)
+        self.settle(variant)
+        if self.decision is not None and (decided := self.events.decided(variant, self.decision)) is not None:
+            return self._finish(decided)
+        if (
+            newest is None
+            or not _is_open(newest)
+            or newest.action != action
+            or action not in ("promoted", "rolled_back")
+        ):
+            return None
+        return self._finish(newest) if to in (None, newest.champion) else None
+
+    def _finish(self, event: ModelEvent) -> ModelEvent:
+        """Move the aliases as decided, unless that is done; returns the event."""
+        try:
+            self.settle(event.variant)
+        except ChurnError as error:
+            kind = type(error) if isinstance(error, TransientError) else PromotionError
+            raise kind(
+                f"{event.variant} is {event.action.replace('_', ' ')} (champion v{event.champion}), as scoring knows, "
+                f"but its aliases are not moved: {error}; repeat the command, or a sensor completes it"
+            ) from error
+        ended = self.events.find(event.event_id)
+        if ended.state == "overtaken":
+            raise PromotionError(
+                f"the aliases of {event.variant} were moved by somebody else meanwhile, so version {event.champion} "
+                "is not made champion; look at the status, and decide again"
+            )
+        return ended
+
+    def _require_undecided_since(self, now: ModelEvent) -> None:
+        """Raise if somebody decided about the variant after this decision was asked for."""
+        if self.decided_at is not None and now.action != "observed" and now.occurred_at > self.decided_at:
+            raise PromotionError(
+                f"{now.variant} was {now.action.replace('_', ' ')} by {now.actor} at {now.occurred_at:%Y-%m-%d %H:%M} "
+                "UTC, after this run was launched; launch another one if it is still wanted"
+            )
+
+    def _settle(self, trail: Trail, variant: Variant) -> ModelEvent:
+        latest, aliases = trail.latest(), self.registry.aliases_in_mlflow(variant)
+        if latest is not None and _is_open(latest):
+            latest, aliases = self._complete(trail, latest, aliases)
+        if latest is None or _differs(latest, aliases):
+            latest = trail.record(self._reconciled(variant, aliases, latest))
+        return latest
+
+    def _complete(
+        self, trail: Trail, event: ModelEvent, aliases: Mapping[str, int]
+    ) -> tuple[ModelEvent, Mapping[str, int]]:
+        """Move the aliases that a decision has left to move; returns its event and the aliases as they are then."""
+        move, variant = event.move, event.variant
+        is_done = move.fits(aliases)
+        try:
+            for alias, version in move.left(aliases).items() if is_done else ():
+                trail.require_lock()
+                self.registry.set_aliases(variant, {alias: version})
+        except AbsentError:  # the version was deleted
+            is_done, aliases = False, self.registry.aliases_in_mlflow(variant)
+        state: State = "done" if is_done else "overtaken"
+        trail.end(state)
+        return replace(event, state=state), move.applied(aliases) if is_done else aliases
 
     def _current(self, variant: Variant) -> ModelEvent:
         return self._reconciled(variant, self.registry.aliases_of(variant), self.events.latest(variant))
@@ -214,7 +340,7 @@ class Promoter:
         if not aliases:
             raise PromotionError(f"variant {variant} is not registered or has no alias; log or train a model first")
         if latest is not None and not _differs(latest, aliases):
-            return replace(latest, is_forced=False)
+            return latest
         is_same = latest is not None and latest.challenger == aliases.get(CHALLENGER)
         return ModelEvent(
             variant=variant,
@@ -229,16 +355,18 @@ class Promoter:
         )
 
 
+def _is_open(event: ModelEvent | None) -> bool:
+    return event is not None and event.state == "pending"
+
+
+def _versions(event: ModelEvent) -> dict[str, int]:
+    versions = {CHAMPION: event.champion, PREVIOUS: event.previous, CHALLENGER: event.challenger}
+    return {alias: version for alias, version in versions.items() if version is not None}
+
+
 def _differs(latest: ModelEvent | None, aliases: Mapping[str, int]) -> bool:
-    recorded = None if latest is None else (latest.champion, latest.previous, latest.challenger)
-    return recorded != (aliases.get(CHAMPION), aliases.get(PREVIOUS), aliases.get(CHALLENGER))
-
-
-def _moves(before: ModelEvent, after: ModelEvent) -> dict[str, int | None]:
-    """Order the moves so that an interruption leaves a sound state: ``previous`` is set before the champion moves."""
-    versions = {PREVIOUS: (before.previous, after.previous), CHAMPION: (before.champion, after.champion),
-                CHALLENGER: (before.challenger, after.challenger)}  # fmt: skip
-    return {alias: new for alias, (old, new) in versions.items() if old != new}
+    ours = {alias: aliases[alias] for alias in (CHAMPION, PREVIOUS, CHALLENGER) if alias in aliases}
+    return latest is None or _versions(latest) != ours
 
 
 def _require(version: int | None, message: str) -> int:

@@ -18,7 +18,7 @@ from churn.workflows.check import check_published
 from churn.workflows.score import FleetRequest, Scorer, ScoringOutcome, score_fleet
 from orchestration import checks
 from orchestration.assets.metadata import describe
-from orchestration.fleet import AssetReport, FleetRun, build_report, fleet_assets, resumed_runs
+from orchestration.fleet import AssetReport, FleetRun, build_report, fleet_assets, resumed_runs, root_run
 from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
@@ -84,7 +84,8 @@ def weekly_assets(
     run = FleetRun(context, SPECS)
     with run.open(services) as deployment:
         today = datetime.now(UTC).date()
-        week = parse_week(config.week or context.run.tags.get(WEEK_TAG), today)
+        named = config.week or context.run.tags.get(WEEK_TAG)
+        week = parse_week(named, today if named else root_run(context).create_timestamp.date())
         scorer = deployment.scorer()
         keys = run.left(scorer.store.published_by(resumed_runs(context), week))
         histories = deployment.fleet().histories(week - MEMORY, keys)

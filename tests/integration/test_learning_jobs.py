@@ -14,12 +14,15 @@ from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
+from churn.weeks import monday_of
 from churn.workflows.score import FleetRequest
+from orchestration.assets.scoring import OP_NAME
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import REASON_TAG, retraining_sensor
 from tests.support.inputs import register_bundled, trained_until
+from tests.support.run_job import promotion_job, weekly_job
 from tests.support.site import Run, Site
 
 US, EU = Variant("us"), Variant("eu")
@@ -98,6 +101,47 @@ def test_a_champion_moves_on_a_launch_and_back_on_another(
     assert promoter.registry.aliases_of(US) == {"champion": 2, "previous": 1}
     assert launch(action="ROLLBACK", reason="a drill").success
     assert promoter.registry.aliases_of(US) == {"champion": 1, "previous": 2}
+
+
+def test_a_retry_of_a_rollback_is_the_same_decision(
+    fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    assert log_model("--variant", US.key).status == 0
+    promoter = deployment.promoter()
+    promoter.challenge(US, 2, "a test")
+    promoter.promote(US, is_forced=True, reason="a drill")
+    config = {"ops": {"move_champions": {"config": {"variants": [US.key], "action": "ROLLBACK"}}}}
+    job = dg.reconstructable(promotion_job)
+    with dg.execute_job(job, instance, run_config=config) as first:
+        assert first.success
+    again = dg.ReexecutionOptions(parent_run_id=first.run_id)
+
+    with dg.execute_job(job, instance, run_config=config, reexecution_options=again) as retried:
+        assert retried.success
+    with dg.execute_job(job, instance, run_config=config, raise_on_error=False) as launched_again:
+        assert not launched_again.success
+
+    assert promoter.registry.aliases_of(US) == {"champion": 1, "previous": 2}
+    assert [event.action for event in promoter.events.history(US)].count("rolled_back") == 1
+
+
+def test_a_retry_scores_the_week_that_its_first_run_was_launched_in(
+    site: Site, fleet: None, instance: dg.DagsterInstance
+) -> None:
+    tags = {RANGE_START_TAG: US.key, RANGE_END_TAG: US.key}
+    config = {"ops": {OP_NAME: {"config": {"corrected": True}}}}
+    job = dg.reconstructable(weekly_job)
+    with dg.execute_job(job, instance, run_config=config, tags=tags, raise_on_error=False) as first:
+        pass
+    site.rows(site.dagster, "UPDATE runs SET create_timestamp = create_timestamp - interval '7 days'")
+    again = dg.ReexecutionOptions(parent_run_id=first.run_id)
+
+    with dg.execute_job(job, instance, run_config=config, tags=tags, reexecution_options=again) as retried:
+        assert retried.success
+
+    monday = monday_of(datetime.now(UTC).date())
+    weeks = site.rows(site.churn, "SELECT scored_week FROM scoring_batches ORDER BY batch_id")
+    assert weeks == [(monday,), (monday - timedelta(days=7),)]
 
 
 def evaluated(variant: Variant, as_of: date, high: float, deployment: Deployment) -> None:

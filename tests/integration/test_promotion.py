@@ -4,6 +4,7 @@ or by a person who says why, can be taken back at once, and the trail tells who 
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -14,7 +15,7 @@ import xgboost as xgb
 from mlflow import MlflowClient
 
 from churn.deployment.services import Deployment
-from churn.errors import PromotionError, UsageError
+from churn.errors import PromotionError, RegistryUnavailableError, UsageError
 from churn.evaluation.comparison import Limits
 from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
@@ -257,15 +258,30 @@ def test_force_needs_a_reason_and_both_are_kept(two_models: None, promoter: Prom
     assert (event.is_forced, event.reason, event.action) == (True, "the champion is broken", "promoted")
 
 
-def test_the_trail_tells_who_was_champion_on_any_day(two_models: None, promoter: Promoter):
-    later = replace(promoter, clock=lambda: TODAY + timedelta(days=10))
-    later.promote(US, is_forced=True, reason="a drill")
+def test_the_trail_tells_who_was_champion_on_any_day(site: Site, two_models: None, promoter: Promoter):
+    site.rows(site.churn, "UPDATE model_events SET occurred_at = now() - interval '10 days'")
+    promoter.promote(US, is_forced=True, reason="a drill")
 
-    champion_on = promoter.events.champion_on
-    assert champion_on(US, TODAY.date() - timedelta(days=1)) is None
-    assert champion_on(US, TODAY.date()) == 1
-    assert champion_on(US, TODAY.date() + timedelta(days=9)) == 1
-    assert champion_on(US, TODAY.date() + timedelta(days=10)) == 2
+    champion_on, today = promoter.events.champion_on, datetime.now(UTC).date()
+    assert champion_on(US, today - timedelta(days=11)) is None
+    assert champion_on(US, today - timedelta(days=10)) == 1
+    assert champion_on(US, today - timedelta(days=1)) == 1
+    assert champion_on(US, today) == 2
+
+
+def test_a_host_with_a_fast_clock_changes_neither_time_nor_order(
+    site: Site, two_models: None, promoter: Promoter, deployment: Deployment
+):
+    promoter.share(US, 3000, "a trial")
+    site.rows(site.churn, "UPDATE model_events SET occurred_at = now() + interval '2 hours'")  # as it used to write
+    promoter.share(US, 0, "enough")
+    n_events = len(promoter.events.history(US))
+    for _ in range(5):
+        promoter.observe(promoter.registry.aliases())
+
+    assert deployment.store().ab_share(US, 2) == 0
+    assert len(promoter.events.history(US)) == n_events
+    assert abs(promoter.events.history(US)[-1].occurred_at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 def test_an_alias_moved_past_us_is_observed(two_models: None, promoter: Promoter, deployment: Deployment):
@@ -275,7 +291,127 @@ def test_an_alias_moved_past_us_is_observed(two_models: None, promoter: Promoter
 
     assert (event.action, event.champion) == ("observed", 2)
     assert promoter.observe(promoter.registry.aliases()) == []
-    assert promoter.events.champion_on(US, TODAY.date()) == 2
+    assert promoter.events.champion_on(US, datetime.now(UTC).date()) == 2
+
+
+def test_what_is_wanted_is_named_so_that_doing_it_twice_is_doing_it_once(two_models: None, promoter: Promoter):
+    first, _ = promoter.promote(US, to=2, is_forced=True, reason="a drill")
+    again, _ = promoter.promote(US, to=2, is_forced=True, reason="a drill")
+    assert (again.event_id, again.champion) == (first.event_id, 2)
+
+    back = promoter.roll_back(US, "a drill")
+    with pytest.raises(PromotionError, match=r"was rolled back to version 1 .* returning to version 2 .* --to"):
+        promoter.roll_back(US, "a drill")
+    assert promoter.roll_back(US, "a drill", to=1) == back
+    with pytest.raises(PromotionError, match="version 3 of geography-us was never champion"):
+        promoter.roll_back(US, "a drill", to=3)
+    forth = promoter.roll_back(US, "a drill", to=2)
+
+    assert (forth.champion, forth.previous) == (2, 1)
+    actions = [event.action for event in promoter.events.history(US)]
+    assert actions == ["observed", "challenged", "promoted", "rolled_back", "rolled_back"]
+
+
+def test_two_that_roll_back_at_once_roll_back_once(two_models: None, promoter: Promoter, deployment: Deployment):
+    promoter.promote(US, is_forced=True, reason="a drill")
+
+    def roll_back(_: int) -> str:
+        try:
+            return promoter.roll_back(US, "a drill").action
+        except PromotionError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = sorted(pool.map(roll_back, range(2)))
+
+    assert "rolled_back" in outcomes
+    assert aliases(deployment) == {CHAMPION: 1, PREVIOUS: 2}
+    assert [event.action for event in promoter.events.history(US)].count("rolled_back") == 1
+
+
+@pytest.fixture
+def half_promoted(two_models: None, promoter: Promoter) -> None:
+    """A promotion that was decided, and interrupted when its first alias was moved."""
+
+    class Interrupted(BaseException):
+        pass
+
+    class Registry:
+        def __getattr__(self, name: str) -> object:
+            return getattr(promoter.registry, name)
+
+        def set_aliases(self, variant: Variant, versions: dict[str, int | None]) -> None:
+            promoter.registry.set_aliases(variant, versions)
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        replace(promoter, registry=Registry()).promote(US, is_forced=True, reason="a drill")
+
+
+def test_a_decision_counts_before_its_aliases_are_moved(
+    half_promoted: None, score: Callable, promoter: Promoter, deployment: Deployment
+):
+    assert aliases(deployment) == {CHAMPION: 1, PREVIOUS: 1, CHALLENGER: 2}
+
+    outcome = score(WEEKS[0])
+
+    assert (outcome.model.version, outcome.challenger_version) == (2, None)
+    assert aliases(deployment) == {CHAMPION: 1, PREVIOUS: 1, CHALLENGER: 2}
+    assert promoter.status(US).event.champion == 2
+    assert promoter.complete(at_least_s=60) == []
+    (completed,) = promoter.complete()
+    assert (completed.action, completed.state) == ("promoted", "done")
+    assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_decision_that_was_overtaken_is_not_completed(
+    half_promoted: None, log_model: Run, promoter: Promoter, deployment: Deployment, is_deleted: bool
+):
+    client = MlflowClient(deployment.tracking_uri)
+    if is_deleted:
+        client.delete_model_version(MODEL, "2")
+    else:
+        assert log_model("--geography", "US", "--alias", "champion").status == 0
+    is_now = aliases(deployment)
+
+    with pytest.raises(PromotionError, match="somebody else"):
+        promoter.promote(US, is_forced=True, reason="a drill")
+
+    assert aliases(deployment) == is_now
+    events = [(event.action, event.state, event.champion) for event in promoter.events.history(US)[2:]]
+    assert events == [("promoted", "overtaken", 2), ("observed", "done", 1 if is_deleted else 3)]
+
+
+def test_a_registry_that_fails_leaves_the_decision_to_whoever_comes_next(
+    two_models: None, promoter: Promoter, deployment: Deployment
+):
+    class Registry:
+        def __getattr__(self, name: str) -> object:
+            return getattr(promoter.registry, name)
+
+        def set_aliases(self, *_: object) -> None:
+            raise RegistryUnavailableError("the MLflow registry did not answer")
+
+    with pytest.raises(RegistryUnavailableError, match=r"is promoted \(champion v2\).*did not answer.*repeat"):
+        replace(promoter, registry=Registry()).promote(US, is_forced=True, reason="a drill")
+    event, comparison = promoter.promote(US, is_forced=True, reason="a drill")
+
+    assert (event.champion, event.state, comparison) == (2, "done", None)
+    assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
+
+
+def test_a_run_and_its_retries_are_one_decision(two_models: None, promoter: Promoter, deployment: Deployment):
+    promoter.promote(US, is_forced=True, reason="a drill")
+    run = replace(promoter, decision="Dagster run 1", decided_at=datetime.now(UTC))
+    first = run.roll_back(US, "a drill")
+    promoter.roll_back(US, "it was right", to=2)
+
+    assert run.roll_back(US, "a drill") == first
+    late = replace(run, decision="Dagster run 2")
+    with pytest.raises(PromotionError, match="after this run was launched"):
+        late.roll_back(US, "a drill", to=1)
+    assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
 
 
 def test_the_trail_cannot_be_rewritten_by_those_who_write_it(site: Site, two_models: None):

@@ -79,7 +79,11 @@ BEYOND_TABLES = (
     "SELECT * FROM erase_account(1, '', 0, decode(repeat('00', 32), 'hex'))",
     "SELECT drop_weeks('2027-01-04')",
 )
-READERS_TOO = ("SELECT open_week('2026-01-05')", "SELECT index_closed_weeks('2026-01-05')")
+READERS_TOO = (
+    "SELECT end_move('base', 'done')",
+    "SELECT open_week('2026-01-05')",
+    "SELECT index_closed_weeks('2026-01-05')",
+)
 
 
 @pytest.fixture
@@ -204,6 +208,7 @@ CALLS = (
     "SELECT public.index_closed_weeks('2026-02-02')",
     "SELECT count(*) FROM public.erase_account(1, '', 0, decode(repeat('00', 32), 'hex'))",
     "SELECT public.drop_weeks('2020-01-06')",
+    "SELECT public.end_move('base', 'done')",
 )
 
 
@@ -231,5 +236,5 @@ def test_every_function_that_runs_as_the_owner_searches_no_schema_that_others_ma
     query = "SELECT proname, proconfig FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace"
     found = dict(site.rows(site.churn, query))
 
-    assert set(found) == {"open_week", "index_closed_weeks", "erase_account", "drop_weeks"}
+    assert set(found) == {"open_week", "index_closed_weeks", "erase_account", "drop_weeks", "end_move"}
     assert all("search_path=pg_catalog, pg_temp" in settings for settings in found.values())

@@ -10,7 +10,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from churn.data.features import derive, pack, plan_encoding
-from churn.database.connection import WRITER, create_engine
+from churn.database.connection import OWNER, create_engine
 from churn.monitoring.profiles import ProfileCounter, reference_profile
 from churn.monitoring.summary import ScoreSummary
 from churn.report import Report, write_report
@@ -89,7 +89,7 @@ SELECT 'input_drifted', 'warning', 'Input drifted: ' || count(*) || ' variants',
 def fill(url: sa.URL, n_variants: int, n_weeks: int, week: date) -> None:
     """Give a predictions database that is set up the rows of a fleet, without any predictions."""
     values = {"looks": json.dumps(_looks()), "n_looks": _LOOKS, "n": n_variants, "weeks": n_weeks, "week": week}
-    with create_engine(url, role=WRITER).begin() as connection:
+    with create_engine(url, role=OWNER).begin() as connection:
         connection.execute(sa.text("SELECT setseed(0.5)"))
         for statement in _SEED.split(";\n"):
             if statement.strip():

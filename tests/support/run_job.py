@@ -17,6 +17,12 @@ def weekly_job() -> dg.JobDefinition:
     return defs.resolve_job_def("churn_prediction_job")
 
 
+def promotion_job() -> dg.JobDefinition:
+    from orchestration.definitions import defs
+
+    return defs.resolve_job_def("promotion_job")
+
+
 def main() -> None:
     first, last, week, *resumed = sys.argv[1:]
     with dg.DagsterInstance.get() as instance:

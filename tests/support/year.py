@@ -16,7 +16,9 @@ from pathlib import Path
 import boto3
 import numpy as np
 import polars as pl
+import sqlalchemy as sa
 
+from churn.database.connection import OWNER, create_engine
 from churn.database.events import ModelEvent
 from churn.database.predictions import read_current
 from churn.deployment.services import Deployment, open_deployment
@@ -64,6 +66,7 @@ class Year:
     first_champions: dict[Variant, TrainingOutcome] = field(default_factory=dict)
     wrong_champions: list[tuple[date, Variant]] = field(default_factory=list)
     n_scored: int = 0
+    n_dated: int = 0
     rollback_is_identical: bool | None = None
     auc: pl.DataFrame = field(default_factory=pl.DataFrame)
     seconds: float = 0.0
@@ -162,6 +165,15 @@ def _live_through(
         year.reasons[week, variant], year.trained[week, variant] = reason, outcome
         failures = "; ".join(claim.sentence for claim in outcome.gate.failures)
         print(f"{week}: {variant}: {reason}: {failures or 'passed the gate'}", flush=True)
+    _date_events(deployment, week, year)
+
+
+def _date_events(deployment: Deployment, day: date, year: Year) -> None:
+    """Date the week's events: their time is the database's, which does not live through the year."""
+    dated = "UPDATE model_events SET occurred_at = :day WHERE event_id > :last RETURNING event_id"
+    with create_engine(deployment.database, role=OWNER).begin() as connection:
+        found = connection.scalars(sa.text(dated), {"day": f"{day} 12:00+00", "last": year.n_dated}).all()
+    year.n_dated = max([year.n_dated, *found])
 
 
 def _promote(week: date, promoter: Promoter, variants: Iterable[Variant], year: Year) -> None:

@@ -1,4 +1,4 @@
-"""What a child process does before it is killed: it scores a variant with the product's own ``Scorer``.
+"""What a child process does before it is killed: it scores a variant with the product's own ``Scorer``, or a command.
 
 Importing and loading cost seconds, so one process does them once, and forks a child for each kill. ``POINTS`` names the
 places where a child kills itself, by the function it has entered or left.
@@ -28,7 +28,7 @@ from churn.workflows.score import FleetRequest, Scorer
 from tests.support.faults.house import VARIANTS, Warmth, open_scorer
 from tests.support.faults.naive import publish_naively
 
-_PREDICTIONS = "churn.database.predictions"
+_PREDICTIONS, _PROMOTE = "churn.database.predictions", "churn.workflows.promote"
 POINTS: Mapping[str, tuple[str, str, str]] = {
     "it has read nothing yet": ("churn.storage.sources", "Sources.fetch_input", "entered"),
     "the input is read": ("churn.storage.sources", "Sources.fetch_input", "left"),
@@ -47,7 +47,19 @@ POINTS: Mapping[str, tuple[str, str, str]] = {
 }
 """Where a child may kill itself: the module, the function, and whether it dies on the way in or out."""
 
-_CALLS_BEFORE = {"rows are half sent": 2, "commit is asked for": 1}
+MOVES: Mapping[str, tuple[str, str, str]] = {
+    "nothing is decided": (_PROMOTE, "Promoter._move", "entered"),
+    "the decision is written": ("churn.database.events", "Trail.record", "left"),
+    "the decision is committed": (_PROMOTE, "Promoter._finish", "entered"),
+    "moving begins": (_PROMOTE, "Promoter._complete", "entered"),
+    "one alias is moved": ("churn.registry.registry", "Registry.set_aliases", "left"),
+    "two aliases are moved": ("churn.registry.registry", "Registry.set_aliases", "left"),
+    "the move is ended": ("churn.database.events", "Trail.end", "left"),
+    "the end is committed": (_PROMOTE, "Promoter._finish", "left"),
+}
+"""Likewise for a process that moves aliases."""
+
+_CALLS_BEFORE = {"rows are half sent": 2, "commit is asked for": 1, "two aliases are moved": 1}
 
 
 def _die() -> None:
@@ -56,7 +68,7 @@ def _die() -> None:
 
 def arm(point: str) -> None:
     """Make this process kill itself when it comes to a point."""
-    module_name, path, when = POINTS[point]
+    module_name, path, when = {**POINTS, **MOVES}[point]
     owner: Any = importlib.import_module(module_name)
     *outer, name = path.split(".")
     for part in outer:
@@ -85,6 +97,7 @@ class Order:
     Attributes:
         point: Where it kills itself; ``None`` leaves the killing to others.
         scores: What it publishes the naive way; ``None`` scores with the product.
+        command: What it does instead of scoring; picklable.
     """
 
     key: str
@@ -92,6 +105,7 @@ class Order:
     run_id: str
     point: str | None = None
     scores: dict[int, float] | None = None
+    command: Callable[[Deployment], object] | None = None
 
 
 class Nursery:
@@ -146,7 +160,9 @@ def _live(order: Order, scorer: Scorer, deployment: Deployment) -> NoReturn:
     try:
         if order.point is not None:
             arm(order.point)
-        if order.scores is not None:
+        if order.command is not None:
+            order.command(deployment)
+        elif order.scores is not None:
             publish_naively(deployment.database, order.key, order.week, order.scores)
         else:
             scorer.score_variant(
