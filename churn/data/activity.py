@@ -36,6 +36,8 @@ ONE_HOT_COLUMNS = ("brand_id", "ben_login_id", "player_reg_product")
 
 MAX_MONEY = 1e8  # currency units a month; the largest handle ever seen was 4.8 million
 _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
+UNDATED = date(1970, 1, 1)
+"""The month of a quarantined row whose month cannot be read."""
 _MAX_EXACT = 2.0**53  # above it, neighbouring account ids are one and the same float
 
 _QUARANTINED: Mapping[str, pl.DataType] = {

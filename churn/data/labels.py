@@ -15,16 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.data.activity import MONEY
+from churn.data.activity import MONEY, ONE_HOT_COLUMNS
 from churn.data.features import are_in_order, is_active, key_columns
-from churn.data.observed import are_observed, count_rows
+from churn.data.observed import observed_accounts, unknown_accounts, unreadable_reports
 from churn.defaults import HORIZON_MONTHS, LABEL_LAG_DAYS
 from churn.errors import InputError, UsageError
 from churn.weeks import at_risk_since, day_start_us, days_since_epoch, month_start
 
 Ids = npt.NDArray[np.int64]
-_GROUP = "brand_id"
 _MONTHS_BEFORE = 6  # up to the as-of date's, with which the months of the horizon are compared
+_MONTHS_AFTER = 3  # after the horizon, which show whether accounts came back
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class Labels:
         account_ids: Those with a mature label, ascending; shape (n,).
         churned: Their labels; shape (n,).
         n_missing: Accounts without a label although the horizon has passed, because the facts do not reach its end,
-            because the account was not known at the as-of date, or because it has no activity in the horizon and a
-            month of it was not observed (:mod:`churn.data.observed`).
+            because the account was not known at the as-of date, or because a month of the horizon was not observed
+            (:mod:`churn.data.observed`): whether it has activity in another makes no difference, since those who stay
+            would have labels more often than those who leave.
     """
 
     account_ids: Ids
@@ -95,34 +96,48 @@ class Reports:
         months: Days since 1970.
         known_at: Microseconds since 1970, UTC.
         is_active: Whether any money column is neither missing nor zero.
-        groups: The number of the account's brand, by which :mod:`churn.data.observed` compares months; 0 without one.
+        segments: The account's levels of the segments whose rows are watched, shape (n, n_segments).
+        unreadable: Rows that were quarantined, see :func:`churn.data.observed.unreadable_reports`.
     """
 
     account_ids: Ids
     months: npt.NDArray[np.int32]
     known_at: npt.NDArray[np.int64]
     is_active: npt.NDArray[np.bool_]
-    groups: npt.NDArray[np.int64]
+    segments: pl.DataFrame
+    unreadable: pl.DataFrame | None = None
 
     @classmethod
-    def of(cls, facts: pl.DataFrame, money: Sequence[str] = MONEY) -> "Reports":
-        """Build from checked activity; raises ``InputError`` if it lacks ``known_at`` or every money column."""
+    def of(
+        cls,
+        facts: pl.DataFrame,
+        money: Sequence[str] = MONEY,
+        segments: Sequence[str] = ONE_HOT_COLUMNS,
+        quarantined: pl.DataFrame | None = None,
+    ) -> "Reports":
+        """Build from checked activity.
+
+        Args:
+            quarantined: ``account_id``, ``activity_month`` and ``known_at`` of the rows that broke the contract.
+
+        Raises:
+            InputError: If ``facts`` lack ``known_at`` or every money column.
+        """
         if "known_at" not in facts.columns:
             raise InputError(
                 "the activity has no known_at, so it is unknown what was known at a past date; read it from the "
                 "variant's history, which adds known_at to every fact"
             )
-        group = pl.col(_GROUP).cast(pl.String).rank("dense").fill_null(0) if _GROUP in facts.columns else pl.lit(0)
-        selected = facts.select(
-            pl.col(key_columns(facts.columns)).to_physical(),
-            is_active(facts, money),
-            groups=group.cast(pl.Int64) + pl.repeat(0, pl.len(), dtype=pl.Int64),
-        )
+        selected = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active(facts, money))
         columns = [column.to_numpy() for column in selected]
-        if are_in_order(columns[:3]):
-            return cls(*columns)
-        order = np.lexsort(columns[2::-1])
-        return cls(*(column[order] for column in columns))
+        levels = facts.select(name for name in segments if name in facts.columns)
+        if not are_in_order(columns[:3]):
+            order = np.lexsort(columns[2::-1])
+            columns = [column[order] for column in columns]
+            levels = levels.select(pl.all().gather(order))
+        unreadable = None if quarantined is None or quarantined.is_empty() else unreadable_reports(quarantined, facts)
+        accounts, months, known_at, activity = columns
+        return cls(accounts, months, known_at, activity, levels, unreadable)
 
 
 def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horizon: Horizon) -> Labels:
@@ -140,9 +155,8 @@ def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horiz
         return Labels(requested[:0], np.zeros(0, dtype=np.bool_), len(requested) if is_mature else 0)
     labelled = requested[np.isin(requested, reports.account_ids[_known(reports, as_of)])]
     active = _active_accounts(reports, first_month, last_month, today)
+    labelled = labelled[_are_observed(reports, labelled, as_of, today, horizon)]
     churned = ~np.isin(labelled, active, assume_unique=True)
-    is_observed = ~churned | _are_observed(reports, labelled, as_of, today, horizon)
-    labelled, churned = labelled[is_observed], churned[is_observed]
     return Labels(labelled, churned, len(requested) - len(labelled))
 
 
@@ -150,16 +164,36 @@ def _are_observed(
     reports: Reports, account_ids: Ids, as_of: date, today: date, horizon: Horizon
 ) -> npt.NDArray[np.bool_]:
     """Return whether all months of the horizon were observed for accounts known at ``as_of``; ids ascending."""
-    months = [days_since_epoch(month_start(as_of, i)) for i in range(1 - _MONTHS_BEFORE, horizon.months + 1)]
-    known_today = np.flatnonzero(_known_by(reports, today))
-    n_groups = int(reports.groups.max(initial=0)) + 1
-    volumes = count_rows(reports.groups[known_today], reports.months[known_today], n_groups, months)
-    is_observed = np.logical_and.reduce(are_observed(volumes)[:, _MONTHS_BEFORE:], axis=1)
-    if is_observed.all():
-        return np.ones(len(account_ids), dtype=np.bool_)
+    first, end = 1 - _MONTHS_BEFORE, horizon.months + _MONTHS_AFTER + 1
+    months = np.array([days_since_epoch(month_start(as_of, i)) for i in range(first, end)])
+    rows = np.flatnonzero(_known_by(reports, today))
+    accounts, is_first = reports.account_ids[rows], np.ones(len(rows), dtype=np.bool_)
+    is_first[1:] = accounts[1:] != accounts[:-1]
+    is_within = np.isin(reports.months[rows], months)
+    present = np.zeros((int(is_first.sum()), len(months)), dtype=np.bool_)
+    present[(np.cumsum(is_first) - 1)[is_within], np.searchsorted(months, reports.months[rows[is_within]])] = True
+    levels = reports.segments.select(pl.all().gather(_rows_at(reports, rows[is_first], as_of)))
+    # Arrow encodes in a fraction of the time of ranks.
+    numbers = [one.to_arrow().dictionary_encode().indices.fill_null(-1).to_numpy() for one in levels]
+    of_horizon = slice(_MONTHS_BEFORE, _MONTHS_BEFORE + horizon.months)
+    are_all = observed_accounts(present, [number.astype(np.int64) + 1 for number in numbers], of_horizon)
+    observed = np.asarray(are_all[np.searchsorted(accounts[is_first], account_ids)])
+    if reports.unreadable is None:
+        return observed
+    unknown = unknown_accounts(reports.unreadable, horizon.first_month(as_of), horizon.last_month(as_of), today)
+    return observed & ~np.isin(account_ids, unknown)
+
+
+def _rows_at(reports: Reports, first_rows: npt.NDArray[np.int64], as_of: date) -> npt.NDArray[np.int64]:
+    """Return each account's row as known at ``as_of``; the first of those that were not known then."""
     known = np.flatnonzero(_known(reports, as_of))
-    last = np.searchsorted(reports.account_ids[known], account_ids, side="right") - 1
-    return np.asarray(is_observed[reports.groups[known[last]]])
+    accounts = reports.account_ids[first_rows]
+    last = np.searchsorted(reports.account_ids[known], accounts, side="right") - 1
+    is_known = last >= 0
+    is_known[is_known] = reports.account_ids[known[last[is_known]]] == accounts[is_known]
+    rows = first_rows.copy()
+    rows[is_known] = known[last[is_known]]
+    return rows
 
 
 def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:

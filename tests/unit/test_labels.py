@@ -41,8 +41,10 @@ def facts_of(*records: dict[str, object]) -> pl.DataFrame:
 
 
 def facts_to_the_end(*records: dict[str, object]) -> pl.DataFrame:
-    """The same, with another account whose report shows that the facts reach past the horizon."""
-    return facts_of({}, {"account_id": 99, "activity_month": date(2025, 7, 1), "known_at": at(2025, 7, 2)}, *records)
+    """The same, with another account whose reports show that all months of the horizon arrived, and the one after."""
+    others = [{"account_id": 99, "activity_month": date(2025, month, 1)} for month in (4, 5, 6)]
+    others.append({"account_id": 99, "activity_month": date(2025, 7, 1), "known_at": at(2025, 7, 2)})
+    return facts_of({}, *others, *records)
 
 
 def churned(facts: pl.DataFrame, *accounts: int, today: date = MATURE) -> list[bool]:
@@ -151,7 +153,8 @@ def test_the_lag_is_waited_for_and_no_longer():
     ids=str,
 )
 def test_labels_are_missing_where_the_facts_known_today_do_not_reach_past_the_horizon(last_known, is_missing):
-    facts = facts_of({}, {"account_id": 2, "activity_month": date(2025, 6, 1), "known_at": last_known})
+    others = [{"account_id": 2, "activity_month": date(2025, month, 1), "known_at": at(2025, 6, 1)} for month in (4, 5)]
+    facts = facts_of({}, *others, {"account_id": 2, "activity_month": date(2025, 6, 1), "known_at": last_known})
     labels = label(Reports.of(facts), np.array([1]), AS_OF, today=MATURE, horizon=HORIZON)
     assert (labels.n_missing, len(labels.account_ids)) == (is_missing, not is_missing)
 
@@ -277,6 +280,9 @@ def test_labels_are_what_the_slow_and_plain_way_gives(facts, as_of, today, horiz
         if is_active and first <= month <= last
     }
     reach = any(end_of(last) <= known_at and known_at.date() <= today for known_at in facts["known_at"])
+    reach &= {month for month in MONTHS if first <= month <= last} <= {
+        month for _, month in latest_reports(facts, today)
+    }
     is_mature = today >= horizon.matures_on(as_of)
     expected = sorted(known) if is_mature and reach else []
     assert labels.account_ids.tolist() == expected
@@ -315,35 +321,3 @@ def test_who_is_at_risk_is_what_the_plain_way_gives_and_nothing_known_later_chan
     later = changed.filter(pl.col("known_at").dt.date() > as_of)
     for table in (facts, pl.concat([later, facts]), pl.concat([facts, later])):
         assert at_risk(Reports.of(table), as_of, horizon).tolist() == sorted(active)
-
-
-def feed(*, gone: tuple[str, ...] = (), only: int | None = None) -> pl.DataFrame:
-    """Two brands of 100 players each who stay, from January to July; what is ``gone`` has no rows after March."""
-    months = [date(2025, month, 1) for month in range(1, 8)]
-    facts = facts_of(*({"account_id": i, "activity_month": month} for i in range(1, 201) for month in months))
-    facts = facts.with_columns(brand_id=pl.when(pl.col("account_id") <= 100).then(pl.lit("NJ")).otherwise(pl.lit("NY")))
-    is_late = pl.col("activity_month") > AS_OF
-    is_lost = pl.col("brand_id").is_in(list(gone)) if only is None else pl.col("account_id") != only
-    return facts.filter(~(is_late & is_lost))
-
-
-def labels_of(facts: pl.DataFrame) -> tuple[list[int], int, int]:
-    labels = label(Reports.of(facts), np.arange(1, 201), AS_OF, today=date(2025, 8, 1), horizon=HORIZON)
-    return labels.account_ids.tolist(), int(labels.churned.sum()), labels.n_missing
-
-
-def test_a_brand_that_left_the_feed_is_unknown_and_not_churned():
-    assert labels_of(feed()) == (list(range(1, 201)), 0, 0)
-    assert labels_of(feed(gone=("NJ",))) == (list(range(101, 201)), 0, 100)
-
-
-def test_a_feed_of_one_row_tells_about_one_account():
-    assert labels_of(feed(only=7)) == ([7], 0, 199)
-
-
-def test_a_brand_whose_players_leave_over_the_months_has_churned():
-    left = {i: date(2025, 4 + i % 3, 1) for i in range(1, 91)}  # a third of 90 of its 100 players a month
-    facts = feed().filter(
-        pl.col("activity_month") < pl.col("account_id").replace_strict(left, default=date(2026, 1, 1))
-    )
-    assert labels_of(facts) == (list(range(1, 201)), 30, 0)

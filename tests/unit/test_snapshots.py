@@ -19,7 +19,7 @@ from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import InputError
 from churn.samples.simulator import simulate_activity
 from churn.storage.history import new_facts
-from churn.weeks import month_ends
+from churn.weeks import month_ends, month_start
 
 HORIZON = Horizon()
 TODAY = date(2025, 11, 20)
@@ -131,6 +131,7 @@ def test_a_snapshot_has_the_accounts_that_could_still_churn_and_whether_they_did
             fact(2, 7, 0.0),
             fact(3, 1),  # had churned before
             fact(4, 7),  # comes later
+            fact(5, 9),
             fact(5, 10),
         ]
     )
@@ -213,8 +214,9 @@ def test_features_are_of_exactly_the_accounts_known_at_the_as_of_date(facts, as_
 def test_nothing_that_became_known_later_changes_an_example_or_who_is_one(facts, others, as_of, horizon):
     later = others.filter(pl.col("known_at").dt.date() > as_of)
     # Both tables must reach past the horizon, or there would be no examples to compare.
-    end = {"account_id": 99, "activity_month": date(2026, 2, 1), "known_at": at(2026, 2, 1)}
-    known = pl.concat([known_then(facts, as_of), facts_of([end])])
+    months = [month_start(as_of, i) for i in (1, 2, 3)] + [date(2026, 2, 1)]
+    end = [{"account_id": 99, "activity_month": month, "known_at": at(2026, 2, 1)} for month in months]
+    known = pl.concat([known_then(facts, as_of), facts_of(end)])
     for more in (pl.concat([later, known]), pl.concat([known, later])):
         assert features(more, as_of).equals(features(known, as_of))
         assert at_risk(Reports.of(more), as_of, horizon).tolist() == at_risk(Reports.of(known), as_of, horizon).tolist()
@@ -248,11 +250,12 @@ def test_no_label_is_used_before_it_is_mature_and_each_is_what_label_says(facts,
 @settings(deadline=None, max_examples=40)
 @given(facts=tables, as_of=as_ofs)
 def test_the_matrix_of_the_examples_is_to_the_byte_what_scoring_makes_of_the_same_facts(tmp_path_factory, facts, as_of):
-    # One account at risk at least, and a report that shows that the facts reach past the horizon.
+    # One account at risk at least, and reports that show that the facts of all months arrived.
     one = {"account_id": 50, "activity_month": as_of.replace(day=1), "known_at": at(as_of.year, as_of.month, as_of.day)}
-    end = {"account_id": 99, "activity_month": date(2026, 2, 1), "known_at": at(2026, 2, 1)}
+    months = [month_start(as_of, i) for i in (1, 2, 3)] + [date(2026, 2, 1)]
+    end = [{"account_id": 99, "activity_month": month, "known_at": at(2026, 2, 1)} for month in months]
     rest = {"brand_id": "OH", "ben_login_id": "other", "player_reg_product": "CASINO", "total_deposit": 0.3}
-    whole = pl.concat([facts, facts_of([record | rest | {"total_ngr": 0.0} for record in (one, end)])])
+    whole = pl.concat([facts, facts_of([record | rest | {"total_ngr": 0.0} for record in (one, *end)])])
     (snapshot,) = snapshots(whole, [as_of], today=date(2026, 3, 1), horizon=HORIZON)
     path = tmp_path_factory.mktemp("facts") / "activity.parquet"
     whole.write_parquet(path)
