@@ -4,15 +4,15 @@ A window is computed from all of an account's months that were known at the as-o
 over arrays. Training and scoring call the same :func:`compute`, so their values are the same bytes. Not here: which
 reports were known (``churn.data.features``), nor which windows a new model uses (``churn.training.default_features``).
 
-The last month of a window is the last month that is over at the end of the as-of day or, while no account's row of it
-is known, the month before that. Months without a row count as 0, those before an account's first row included. The
+The last month of a window is the one before the as-of day's month or, while no account's row of it is known, the month
+before that. Months without a row count as 0, those before an account's first row included. The
 running month enters only as a rate a day, so that scores do not change with the day of the month.
 """
 
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -100,7 +100,7 @@ class KnownRows:
     @cached_property
     def last_month(self) -> date:
         """The month with which windows end."""
-        last = month_start(self.as_of + timedelta(days=1), -1)
+        last = month_start(self.as_of, -1)
         return last if self.has_month(last) else month_start(last, -1)
 
 
@@ -193,8 +193,8 @@ def _plan(windows: Sequence[Window], known: KnownRows) -> tuple[npt.NDArray[np.i
     """Return what each window is, and its weights, for :func:`churn.data.aggregates.aggregate`."""
     from churn.data.aggregates import COUNT, MAX, SINCE, WEIGHTED_SUM
 
-    tomorrow, end = known.as_of + timedelta(days=1), known.last_month
-    days_of_running = tomorrow.day - 1 if known.has_month(month_start(tomorrow)) else 0
+    end = known.last_month
+    days_of_running = known.as_of.day if known.has_month(month_start(known.as_of)) else 0
     weights = np.zeros((len(windows), max(window.months for window in windows) + 1))
     for window, of_lag in zip(windows, weights, strict=True):
         n = window.months

@@ -97,10 +97,10 @@ def slowly(activity: pl.DataFrame, as_of: date) -> dict[int, list[float | None]]
     for row in in_order:
         if row["known_at"] < end_of_day and row["activity_month"] <= as_of:
             reports[row["account_id"]][month_number(row["activity_month"])] = row
-    running = month_number(as_of + timedelta(days=1))
+    running = month_number(as_of)
     all_months = {month for months in reports.values() for month in months}
     end = running - 1 if running - 1 in all_months else running - 2
-    elapsed = as_of.day if running in all_months else 0  # on a month's last day none is running
+    elapsed = as_of.day if running in all_months else 0
 
     def of(account: int) -> list[float | None]:
         months = reports[account]
@@ -113,9 +113,8 @@ def slowly(activity: pl.DataFrame, as_of: date) -> dict[int, list[float | None]]
             return any(months.get(month, {}).get(name) for name in MONEY)
 
         def days(n: int) -> int:
-            next_day = as_of + timedelta(days=1)
-            first = month_start(next_day, end - running - n + 1)
-            return (month_start(next_day, end - running + 1) - first).days
+            first = month_start(as_of, end - running - n + 1)
+            return (month_start(as_of, end - running + 1) - first).days
 
         ftd = latest["ftd_date"]
         ftd = ftd if ftd is not None and ftd <= as_of else None
@@ -200,12 +199,10 @@ def test_a_window_does_not_change_with_the_day_of_the_month_and_a_rate_counts_th
         .then(pl.lit(datetime(2025, 6, 2, tzinfo=UTC)))
         .otherwise("known_at")
     )
-    for day in (2, 9, 29):
+    for day in (2, 9, 30):
         assert trained(month_to_date, date(2025, 6, day), names)[1][0].tolist() == pytest.approx(
             [61.0, 0.0, 91.0 / (31 + day)]
         )
-    # On its last day, June is over.
-    assert trained(month_to_date, date(2025, 6, 30), names)[1][0].tolist() == pytest.approx([91.0, 0.0, 2.0])
     # Extracts of whole months say nothing of June before it is over, so that its days do not count.
     assert trained(activity, date(2025, 6, 20), names)[1][0].tolist() == [61.0, 0.0, 1.0]
 
