@@ -113,18 +113,30 @@ def month_ends(first: date, last: date) -> list[date]:
     return [end for end in ends if end <= last]
 
 
-def training_days(first: date, last: date) -> list[date]:
-    """Return a Monday of each month from ``first`` to ``last``: its first to fourth in turn.
+def mondays_of(month: date) -> list[date]:
+    """Return the Mondays of a month, given by its first day.
 
-    Scoring happens on Mondays, so a model sees the phases of a month that it will score, at the cost of a day a month.
+    >>> [day.day for day in mondays_of(date(2025, 3, 1))]
+    [3, 10, 17, 24, 31]
+    """
+    first = month + timedelta(days=-month.weekday() % 7)
+    return [day for weeks in range(5) if (day := first + timedelta(weeks=weeks)) < month_start(month, 1)]
+
+
+def training_days(first: date, last: date, n_full: int = 0) -> list[date]:
+    """Return Mondays from ``first`` to ``last``: all of the last ``n_full`` months, before them one a month.
+
+    Scoring happens on Mondays, so a model sees the phases of a month that it will score: the first to the fourth Monday
+    in turn, at the cost of a day a month.
 
     >>> training_days(date(2025, 1, 1), date(2025, 3, 30))
     [datetime.date(2025, 1, 6), datetime.date(2025, 2, 10), datetime.date(2025, 3, 17)]
     """
-    months = (month_start(first, i) for i in range(month_number(last) - month_number(first) + 1))
-    first_mondays = (month + timedelta(days=-month.weekday() % 7) for month in months)
-    mondays = (monday + timedelta(weeks=month_number(monday) % 4) for monday in first_mondays)
-    return [monday for monday in mondays if first <= monday <= last]
+    months = [month_start(first, i) for i in range(month_number(last) - month_number(first) + 1)]
+    n_single = max(0, len(months) - n_full)
+    days = [mondays_of(month)[month_number(month) % 4] for month in months[:n_single]]
+    days += [day for month in months[n_single:] for day in mondays_of(month)]
+    return [day for day in days if first <= day <= last]
 
 
 def days_since_epoch(day: date) -> int:

@@ -23,7 +23,7 @@ from churn.errors import InputError
 from churn.evaluation.metrics import MIN_OF_CLASS
 from churn.inference.bundle import Bundle, read_bundle
 from churn.training.calibration import Calibration, apply_to_booster, fit_platt
-from churn.weeks import month_end
+from churn.weeks import month_end, month_start
 
 if TYPE_CHECKING:
     import optuna
@@ -43,8 +43,8 @@ class TrainingPlan:
 
     Attributes:
         n_trials: Hyperparameter trials.
-        n_held_out: The newest snapshots, on which the model is evaluated and nothing is chosen.
-        n_validation: The newest of those before, on which parameters, rounds and calibration are chosen.
+        n_held_out: Months of the newest snapshots, on which the model is evaluated and nothing is chosen.
+        n_validation: The newest snapshots before those, on which parameters, rounds and calibration are chosen.
         min_of_class: Minimum labels of each outcome in training and validation together.
         max_rounds: Maximum boosting rounds; more trees also take longer to score.
         patience: Rounds without a better validation loss after which a trial ends.
@@ -147,7 +147,8 @@ def split(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Split:
     A snapshot may be trained on if its labels had matured by the first as-of date of the next part.
     """
     ordered = sorted((shot for shot in snapshots if len(shot.churned)), key=lambda shot: shot.as_of)
-    held_out = ordered[-plan.n_held_out :]
+    months = sorted({month_start(shot.as_of) for shot in ordered})[-plan.n_held_out :]
+    held_out = [shot for shot in ordered if shot.as_of >= months[0]] if months else []
     validation = _matured(ordered, held_out, plan.horizon)[-plan.n_validation :]
     return Split(tuple(_matured(ordered, validation, plan.horizon)), tuple(validation), tuple(held_out))
 
@@ -156,11 +157,11 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
     """Return which labels there are, to follow "it has", if they are too few to train on; else ``None``."""
     parts = split(snapshots, plan)
     if not parts.training:
+        n_months = len({month_start(shot.as_of) for shot in snapshots if len(shot.churned)})
         needed = plan.n_held_out + plan.n_validation + 1
         return (
-            f"matured labels of {sum(len(shot.churned) > 0 for shot in snapshots)} as-of days, which cannot be split "
-            f"into training, validation and held-out ones ({needed} are needed, and the horizon of "
-            f"{plan.horizon.months} months twice between them)"
+            f"matured labels of {n_months} months, which cannot be split into training, validation and held-out ones "
+            f"({needed} are needed, and the horizon of {plan.horizon.months} months twice between them)"
         )
     training, validation, held_out = (
         np.concatenate([shot.churned for shot in shots]) for shots in (parts.training, parts.validation, parts.held_out)

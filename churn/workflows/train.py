@@ -88,7 +88,7 @@ class Trainer:
         challenge: Makes a version of a variant the challenger, with a reason.
         features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
         results: Published batches, one of which the gate scores again; ``None`` skips that.
-        max_months: Maximum number of months used (a Monday each); older activity predicts little about today.
+        max_months: Maximum number of months used; older activity predicts little about today.
     """
 
     sources: Sources
@@ -280,9 +280,11 @@ class Trainer:
         self, facts: pl.DataFrame, today: date, names: Sequence[str], money: Sequence[str]
     ) -> list[Snapshot]:
         horizon = self.plan.horizon
-        days = training_days(facts["activity_month"].min(), today)  # type: ignore[arg-type]  # a column of dates
-        matured = [day for day in days if horizon.matures_on(day) <= today]
-        return snapshots(facts, matured[-self.max_months :], today=today, horizon=horizon, names=names, money=money)
+        first: date = facts["activity_month"].min()  # type: ignore[assignment]  # a column of dates
+        last = horizon.newest_mature(today)
+        # All weeks of the held-out months count equally in the model's figures, as they do when it scores.
+        days = training_days(max(first, month_start(last, 1 - self.max_months)), last, self.plan.n_held_out)
+        return snapshots(facts, days, today=today, horizon=horizon, names=names, money=money)
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed

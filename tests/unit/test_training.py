@@ -20,7 +20,7 @@ from churn.evaluation.metrics import evaluate, log_losses
 from churn.samples.artifacts import FEATURE_NAMES
 from churn.samples.simulator import simulate_activity
 from churn.training.train import Trained, TrainingPlan, fit, shortage, split, train
-from churn.weeks import month_ends
+from churn.weeks import mondays_of, month_ends, training_days
 from churn.workflows.train import describe_months
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
@@ -69,6 +69,16 @@ def test_the_newest_labels_evaluate_and_those_before_choose(trained: Trained):
     assert trained.held_out.as_ofs == (date(2026, 5, 31), date(2026, 6, 30), date(2026, 7, 31))
     assert trained.validation.as_ofs == (date(2025, 11, 30), date(2025, 12, 31), date(2026, 1, 31))
     assert trained.training.as_ofs == tuple(month_ends(date(2025, 2, 1), date(2025, 7, 31)))
+
+
+def test_all_mondays_of_the_newest_months_evaluate(facts: pl.DataFrame):
+    last = PLAN.horizon.newest_mature(TODAY)
+    days = training_days(FIRST, last, PLAN.n_held_out)
+    parts = split(snapshots(facts, days, today=TODAY, horizon=PLAN.horizon), PLAN)
+
+    held_out = [day for month in (5, 6, 7) for day in mondays_of(date(2026, month, 1))]
+    assert [shot.as_of for shot in parts.held_out] == held_out
+    assert [shot.as_of.month for shot in parts.validation] == [10, 11, 12]
 
 
 def test_a_model_learns_what_there_is_to_learn_and_its_scores_are_calibrated(trained: Trained):
@@ -226,11 +236,11 @@ def test_a_history_too_short_to_be_parted_says_how_long_it_must_be(facts: pl.Dat
     early = date(2026, 1, 20)
     short = make_snapshots(facts.filter(pl.col("activity_month") < early), today=early)
 
-    assert "as-of days, which cannot be split" in str(shortage(short, PLAN))
+    assert "months, which cannot be split" in str(shortage(short, PLAN))
 
 
 def test_without_a_single_label_there_is_a_shortage():
-    assert "matured labels of 0 as-of days" in str(shortage([], PLAN))
+    assert "matured labels of 0 months" in str(shortage([], PLAN))
 
 
 @pytest.mark.parametrize(
