@@ -1,8 +1,8 @@
 """Log a variant's model in MLflow and register it, from its files in S3 or, flagged, from their local copy.
 
 The version becomes champion if the variant has none; --alias gives it another alias. --all and --under log a fleet in
-one process: registered variants are skipped, so that an interrupted run can be repeated, and a variant that fails stops
-no other.
+one process: variants that have a champion are skipped, so that an interrupted run can be repeated, which completes what
+it left; a variant that fails stops no other.
 """
 
 import argparse
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from churn.deployment import command_line
 from churn.deployment.services import Deployment, open_deployment
 from churn.variants import Variant
+from churn.versions import CHAMPION
 from churn.workflows.fleet import FleetEngine, for_each_variant, threads
 
-_THREADS = 4  # MLflow's store waits for PostgreSQL more than it computes
+_THREADS = 2  # each variant is taken to its end: a killed run leaves few unfinished
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,14 +37,14 @@ def log_models(args: argparse.Namespace) -> None:
     with open_deployment() as deployment:
         variants = command_line.add_variants_under(named, args, deployment.sources())
         if command_line.is_fleet(args):
-            n, registered = len(variants), set(deployment.registry(read_only=False).variants())
-            variants = [variant for variant in variants if variant not in registered]
+            n, aliases = len(variants), deployment.registry(read_only=False).aliases()
+            variants = [one for one in variants if not {alias, CHAMPION} & aliases.get(one, {}).keys()]
             print(f"{n - len(variants)} of {n} variants are registered; logging {len(variants)}", flush=True)
         if variants:
-            log_variants(deployment, variants, alias)
+            log_variants(deployment, variants, alias, once=command_line.is_fleet(args))
 
 
-def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str | None) -> None:
+def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str | None, *, once: bool = False) -> None:
     """Log the variants, a few at once, and print the results."""
     from churn.workflows.register import log_variant
 
@@ -51,7 +52,7 @@ def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str
 
     def log(variant: Variant) -> list[str]:
         location, code_version = deployment.artifact_location, deployment.code_version
-        version, candidate = log_variant(registry, sources, variant, location, code_version, alias=alias)
+        version, candidate = log_variant(registry, sources, variant, location, code_version, alias=alias, once=once)
         model = candidate.files[0].provenance
         fallback = f"fallback  local copy of {model.variant}, because {model.fallback_reason}"
         return [

@@ -29,6 +29,7 @@ TOGETHER = {
     "tests/e2e/test_ui.py": "the demo",
     "tests/faults/test_matrix.py": "faults",
     "tests/faults/test_moves.py": "faults",
+    "tests/faults/test_registration.py": "faults",
     "tests/faults/test_services.py": "faults",
 }
 """Files that share a deployment that takes long to make."""

@@ -28,6 +28,7 @@ from churn.signals import sigterm_kept
 from churn.storage.places import Folder
 from churn.storage.sources import INPUT_FOLDER
 from churn.variants import Variant
+from churn.versions import CHAMPION
 from churn.weeks import at_risk_since, month_start
 from orchestration.instance import dagster_environment
 
@@ -133,17 +134,17 @@ def _register(deployment: Deployment) -> Iterator[str]:
         deployment.sources(),
         deployment.artifact_location,
     )
-    registered = set(registry.variants())
+    aliases = registry.aliases()
     for _, lines in set_up_variants(registry, location, VARIANTS):
         if isinstance(lines, BaseException):
             raise lines
         yield from lines
     for variant in VARIANTS:
-        if variant in registered:
+        if CHAMPION in aliases.get(variant, {}):
             version = registry.resolve(variant)
             yield f"{variant}: {version.uri} is its champion"
         else:
-            version, candidate = log_variant(registry, sources, variant, location, deployment.code_version)
+            version, candidate = log_variant(registry, sources, variant, location, deployment.code_version, once=True)
             yield f"{variant}: registered {version.uri} from {candidate.files[0].provenance.uri}"
 
 

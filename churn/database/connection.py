@@ -135,6 +135,14 @@ def lock(connection: sa.Connection, key: str, timeout: str | None = None) -> Non
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
 
 
+@contextmanager
+def locked(url: sa.URL, key: str) -> Iterator[None]:
+    """Wait for the exclusive advisory lock of ``key``, and own it during the block on a connection of its own."""
+    with errors_translated(url), create_engine(url).begin() as connection:
+        lock(connection, key)
+        yield
+
+
 def insert(connection: sa.Connection, table: str, *rows: Mapping[str, object], **computed: str) -> None:
     """Insert rows of the same columns; ``computed`` has SQL expressions by column, for all rows."""
     if not rows:

@@ -120,7 +120,7 @@ class ModelEvents(Tables):
         Processes that change the aliases of the same variant wait for each other.
         """
         with self._transaction() as connection:
-            lock(connection, f"model of {variant.key}", _LOCK_TIMEOUT)
+            lock(connection, model_lock(variant), _LOCK_TIMEOUT)
             yield Trail(connection, variant)
 
     def latest(self, variant: Variant) -> ModelEvent | None:
@@ -166,6 +166,11 @@ class ModelEvents(Tables):
 
 def _event(row: sa.Row[Any]) -> ModelEvent:
     return ModelEvent(Variant.from_key(row.variant), *row[1:])
+
+
+def model_lock(variant: Variant) -> str:
+    """Return the key of the lock of a variant's models and aliases."""
+    return f"model of {variant.key}"
 
 
 def this_person() -> str:

@@ -6,7 +6,7 @@ supply values. Entry points open a deployment, and pass workflows the services t
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from churn.data.labels import Horizon
-from churn.database.connection import LIBPQ_LIMITS, WRITER, parse_database_url, require_connection
+from churn.database.connection import LIBPQ_LIMITS, WRITER, locked, parse_database_url, require_connection
 from churn.database.embedded import embedded_postgres
 from churn.database.erasure import Erasures
 from churn.database.evaluations import Evaluations
-from churn.database.events import ModelEvents, this_person
+from churn.database.events import ModelEvents, model_lock, this_person
 from churn.database.extracts import ScoredExtracts
 from churn.database.incidents import Incidents
 from churn.database.predictions import PredictionStore
 from churn.deployment.code_version import code_version
 from churn.deployment.credentials import read_secret
 from churn.deployment.settings import Settings, find_bundled_files, find_project_root, load_settings
-from churn.errors import UsageError
+from churn.errors import AccessDeniedError, CredentialsError, StoreError, UsageError
 from churn.evaluation.comparison import Limits
 from churn.storage.history import ActivityHistory
 from churn.storage.places import Bucket, Folder
@@ -117,7 +117,19 @@ class Deployment:
                 url = self.mlflow_database.update_query_dict({**limits, "options": f"-c role={role}"})
                 uri = url.render_as_string(hide_password=False)
         moves = ModelEvents(self.database).pending_moves
-        return Registry(uri, self.settings.churn_home / "cache" / "models", moves)
+        return Registry(uri, self.settings.churn_home / "cache" / "models", moves, self._registration_lock)
+
+    @contextmanager
+    def _registration_lock(self, variant: Variant) -> Iterator[bool]:
+        """Lock a variant's models in the predictions database, else in MLflow's; says whether either was possible."""
+        with ExitStack() as stack:
+            is_locked = False
+            for url in (self.database, self.mlflow_database):
+                if url is not None and not is_locked:
+                    with suppress(StoreError, CredentialsError, AccessDeniedError):
+                        stack.enter_context(locked(url, model_lock(variant)))
+                        is_locked = True
+            yield is_locked
 
     def scorer(self) -> "Scorer":
         """Open the services that scoring needs."""

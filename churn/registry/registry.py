@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import mlflow
 import pandas as pd
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LoggedModelOutput, Metric, Param, ViewType
+from mlflow.entities import Experiment, LoggedModelOutput, LoggedModelStatus, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -48,7 +49,11 @@ class Registry:
     """The MLflow tracking server and model registry of one deployment."""
 
     def __init__(
-        self, tracking_uri: str, cache: Path, pending_moves: Callable[[], Mapping[Variant, AliasMove]] = dict
+        self,
+        tracking_uri: str,
+        cache: Path,
+        pending_moves: Callable[[], Mapping[Variant, AliasMove]] = dict,
+        lock: Callable[[Variant], AbstractContextManager[bool]] = lambda _: contextlib.nullcontext(enter_result=False),
     ) -> None:
         """Open the registry.
 
@@ -57,12 +62,13 @@ class Registry:
             cache: Folder for boosters by model id; created when needed.
             pending_moves: Returns the moves of aliases that were decided and are not complete in MLflow; whoever asks
                 for aliases gets them as decided.
+            lock: Locks a variant's registration, if that is possible; says whether it is.
         """
         _set_process_uri(tracking_uri)
         with errors_translated("opening the registry"):
             self._client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = cache
-        self._pending_moves = pending_moves
+        self._pending_moves, self._lock = pending_moves, lock
         self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
 
     def variants(self) -> list[Variant]:
@@ -190,56 +196,97 @@ class Registry:
             return experiment, done
 
     def log(
-        self, variant: Variant, location: str, logged: LoggedRun, alias: str | None = None, *, or_champion: bool = True
+        self,
+        variant: Variant,
+        location: str,
+        logged: LoggedRun,
+        alias: str | None = None,
+        *,
+        or_champion: bool = True,
+        once: bool = False,
     ) -> ModelVersion:
-        """Log a run with its model, and register the model as the variant's next version.
+        """Log a run with its model, register the model as the variant's next version, and set the alias.
 
-        On any error the run ends ``FAILED``, and no version is registered.
+        On any error the run ends ``FAILED``, and no version is registered. A process that was killed leaves a run that
+        is ``RUNNING``: the next call for the variant ends it, deletes its unfinished model and, if its version is of
+        the same files, sets that version's alias in place of logging another.
 
         Args:
             location: Artifact location of the variant's experiment, if the experiment has to be created.
             alias: Alias of the new version.
             or_champion: Whether the new version becomes ``champion`` if ``alias`` is ``None`` and the variant has none.
+            once: Return the version that has the alias, or is champion, if there is one. Of two processes at once that
+                could not lock, one keeps its version.
 
         Raises:
             RegistryError: If MLflow fails, or another variant has the variant's model name.
         """
-        registered = self._registered(variant)
-        experiment_id = self.ensure_experiment(variant, location)[0].experiment_id
-        with errors_translated(f"logging a model of {variant}"):
-            variant_tags = tags.tags_of_variant(variant)
-            run_tags = variant_tags | dict(logged.tags)
-            run = self._client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=run_tags)
-            mlflow_run_id = run.info.run_id
-            try:
-                model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
-                has_reference = str(logged.reference is not None).lower()
-                self._log_values(mlflow_run_id, logged)
-                self._log_artifacts(variant, mlflow_run_id, logged.artifacts)
-                if registered is None:
-                    with _existing_ignored():
-                        self._client.create_registered_model(variant.registered_model, tags=variant_tags)
-                    self._registered(variant)
-                version = self._client.create_model_version(
-                    variant.registered_model,
-                    source=f"models:/{model_id}",
-                    run_id=mlflow_run_id,
-                    model_id=model_id,
-                    tags=run_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference},
-                )
-            except BaseException:
-                with contextlib.suppress(MlflowException, requests.RequestException):
-                    self._client.set_terminated(mlflow_run_id, "FAILED")
-                raise
-            self._client.set_terminated(mlflow_run_id)
-            is_first = registered is None or CHAMPION not in registered.aliases
-            given = alias or (CHAMPION if or_champion and is_first else None)
-            if given is not None:
-                self._client.set_registered_model_alias(variant.registered_model, given, version.version)
-        number = int(version.version)
-        columns = run_tags.get(tags.COLUMNS)
-        name = variant.registered_model
-        return ModelVersion(variant, name, number, given, model_id, mlflow_run_id, sha256, columns=columns)
+        with self._lock(variant) as is_locked:
+            registered = self._registered(variant)
+            aliases = {} if registered is None else registered.aliases
+            if once and (known := [name for name in (alias, CHAMPION) if name is not None and name in aliases]):
+                return self.resolve(variant, known[0])
+            given = alias or (CHAMPION if or_champion and CHAMPION not in aliases else None)
+            experiment_id = self.ensure_experiment(variant, location)[0].experiment_id
+            with errors_translated(f"logging a model of {variant}"):
+                ended = self._end_killed_runs(experiment_id) if is_locked else set()
+                alike = self._alike(variant, logged) if registered is not None else []
+                found = [one for one in alike if CHAMPION not in aliases or one.run_id in ended]
+                version = found[0] if found else self._log(variant, experiment_id, logged)
+                if once and not is_locked and (first := self._alike(variant, logged)[0]).version != version.version:
+                    self._client.delete_model_version(variant.registered_model, version.version)
+                    version = first
+                if given is not None:  # last: a variant that has a champion is registered to the end
+                    self._client.set_registered_model_alias(variant.registered_model, given, version.version)
+                # The answer to a registration lacks the tags.
+                version = self._client.get_model_version(variant.registered_model, version.version)
+            return self._describe(variant, version, given)
+
+    def _end_killed_runs(self, experiment_id: str) -> set[str]:
+        """End the runs that killed processes left, and delete their unfinished models; the lock is ours."""
+        ours = f"attributes.status = 'RUNNING' AND tags.`{tags.CODE_VERSION}` LIKE '%'"
+        runs = {run.info.run_id for run in self._client.search_runs([experiment_id], ours)}
+        for mlflow_run_id in runs:
+            for model in self._client.search_logged_models([experiment_id], f"source_run_id = '{mlflow_run_id}'"):
+                if model.status != LoggedModelStatus.READY:
+                    self._client.delete_logged_model(model.model_id)
+            self._client.set_terminated(mlflow_run_id, "KILLED")
+        return runs
+
+    def _alike(self, variant: Variant, logged: LoggedRun) -> list[Any]:
+        """Return the versions that were registered from the same files, the oldest first."""
+        files = {name: logged.tags.get(name) for name in tags.FILES}
+        versions = self._client.search_model_versions(f"name = '{variant.registered_model}'")
+        alike = [one for one in versions if files == {name: one.tags.get(name) for name in files}]
+        return sorted(alike, key=lambda one: int(one.version)) if all(files.values()) else []
+
+    def _log(self, variant: Variant, experiment_id: str, logged: LoggedRun) -> Any:
+        variant_tags = tags.tags_of_variant(variant)
+        run_tags = variant_tags | dict(logged.tags)
+        run = self._client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=run_tags)
+        mlflow_run_id = run.info.run_id
+        try:
+            model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
+            has_reference = str(logged.reference is not None).lower()
+            self._log_values(mlflow_run_id, logged)
+            self._log_artifacts(variant, mlflow_run_id, logged.artifacts)
+            if self._registered(variant) is None:
+                with _existing_ignored():
+                    self._client.create_registered_model(variant.registered_model, tags=variant_tags)
+                self._registered(variant)
+            version = self._client.create_model_version(
+                variant.registered_model,
+                source=f"models:/{model_id}",
+                run_id=mlflow_run_id,
+                model_id=model_id,
+                tags=run_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference},
+            )
+        except BaseException:
+            with contextlib.suppress(MlflowException, requests.RequestException):
+                self._client.set_terminated(mlflow_run_id, "FAILED")
+            raise
+        self._client.set_terminated(mlflow_run_id)
+        return version
 
     def set_aliases(self, variant: Variant, versions: Mapping[str, int | None]) -> None:
         """Move a variant's aliases in the given order; ``None`` deletes one. Each move is atomic, not all together."""

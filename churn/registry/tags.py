@@ -33,6 +33,8 @@ MODEL_URI = "churn.model_uri"
 MODEL_FILE_SHA256 = "churn.model_file_sha256"
 FEATURE_NAMES_SHA256 = "churn.feature_names_sha256"
 SAMPLE_SHA256 = "churn.sample_sha256"
+FILES = (MODEL_FILE_SHA256, FEATURE_NAMES_SHA256, SAMPLE_SHA256)
+"""What tells versions apart that were registered from files."""
 
 
 def tags_of_variant(variant: Variant) -> dict[str, str]:

@@ -140,18 +140,20 @@ def log_variant(
     code_version: str,
     *,
     alias: str | None = None,
+    once: bool = False,
 ) -> tuple[ModelVersion, Candidate]:
     """Check a variant's files, log them as a run in its experiment, and register the version.
 
     Args:
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         alias: Of the new version; ``None`` means ``champion`` if the variant has none.
+        once: Whether a variant that has the alias, or a champion, is left as it is.
     """
     with tempfile.TemporaryDirectory(prefix="churn-log-") as scratch:
         candidate = read_candidate(sources, variant, Path(scratch))
         candidate = compare_with_input(candidate, sources, variant, Path(scratch))
         run = describe(candidate, code_version)
-        return registry.log(variant, artifact_location(variant), run, alias), candidate
+        return registry.log(variant, artifact_location(variant), run, alias, once=once), candidate
 
 
 def describe(candidate: Candidate, code_version: str) -> LoggedRun:

@@ -40,7 +40,11 @@ VARIANTS = tuple(Variant(company=f"f{i}") for i in range(4))
 LOGIN = "faults_login"
 FIRST_WEEK = date(2025, 1, 6)
 INPUT_KEY = "data/churn/activity.parquet"
-_FILES = ("models/churn/xgb_churn_model_2.bin", "data/churn/feature_names_3.json", "data/churn/X_test_sample_2.json")
+MODEL_FILES = (
+    "models/churn/xgb_churn_model_2.bin",
+    "data/churn/feature_names_3.json",
+    "data/churn/X_test_sample_2.json",
+)
 
 
 def week_of(n: int) -> date:
@@ -148,7 +152,7 @@ def _furnished(deployment: Deployment, environment: Mapping[str, str]) -> House:
     registry, sources = deployment.registry(read_only=False), deployment.sources()
     client = boto3.client("s3")
     for variant in VARIANTS:
-        for key in _FILES:
+        for key in MODEL_FILES:
             client.put_object(Bucket=BUCKET, Key=variant.prefix + key, Body=(ROOT / key).read_bytes())
         log_variant(registry, sources, variant, deployment.artifact_location, deployment.code_version)
         house.put(variant, 0)
@@ -170,7 +174,7 @@ def warmth_of(house: House) -> Warmth:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "activity.parquet"
         path.write_bytes(house.inputs[0].body)
-        names = json.loads((ROOT / _FILES[1]).read_bytes())
+        names = json.loads((ROOT / MODEL_FILES[1]).read_bytes())
         rows = prepare(path, names, FIRST_WEEK, 0.05, origin="warmth", horizon_months=3)
         return Warmth(next(rows.chunks()), rows.encoding)
 

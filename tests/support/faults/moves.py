@@ -1,6 +1,8 @@
-"""Commands that move a variant's aliases, for a child to be killed at."""
+"""Commands that change MLflow, for a child to be killed at."""
 
 from churn.deployment.services import Deployment
+from churn.variants import Variant
+from experiment_tracking.log_model import log_variants
 from tests.support.faults.house import VARIANTS
 
 VARIANT = VARIANTS[3]
@@ -12,3 +14,7 @@ def promote(deployment: Deployment) -> None:
 
 def roll_back(deployment: Deployment) -> None:
     deployment.promoter().roll_back(VARIANT, "a drill")
+
+
+def register(deployment: Deployment, key: str) -> None:
+    log_variants(deployment, [Variant.from_key(key)], None, once=True)

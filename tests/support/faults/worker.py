@@ -59,6 +59,17 @@ MOVES: Mapping[str, tuple[str, str, str]] = {
 }
 """Likewise for a process that moves aliases."""
 
+REGISTERING: Mapping[str, tuple[str, str, str]] = {
+    "the run is created": ("mlflow", "MlflowClient.create_run", "left"),
+    "the model is created": ("mlflow", "MlflowClient.create_logged_model", "left"),
+    "the model is logged": ("churn.registry.registry", "Registry._log_model", "left"),
+    "the name is registered": ("mlflow", "MlflowClient.create_registered_model", "left"),
+    "the version is registered": ("mlflow", "MlflowClient.create_model_version", "left"),
+    "the run is ended": ("mlflow", "MlflowClient.set_terminated", "left"),
+    "the alias is set": ("mlflow", "MlflowClient.set_registered_model_alias", "left"),
+}
+"""Likewise for a process that registers a model."""
+
 _CALLS_BEFORE = {"rows are half sent": 2, "commit is asked for": 1, "two aliases are moved": 1}
 
 
@@ -68,7 +79,7 @@ def _die() -> None:
 
 def arm(point: str) -> None:
     """Make this process kill itself when it comes to a point."""
-    module_name, path, when = {**POINTS, **MOVES}[point]
+    module_name, path, when = {**POINTS, **MOVES, **REGISTERING}[point]
     owner: Any = importlib.import_module(module_name)
     *outer, name = path.split(".")
     for part in outer:

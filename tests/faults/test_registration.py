@@ -1,0 +1,95 @@
+"""At stake: a variant that is not registered to the end is never scored. A registration that is killed at any step is
+completed by its repeat: one version, its alias set, and nothing unfinished left in MLflow; so are two at once.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from functools import partial
+
+import boto3
+import pytest
+
+from churn.registry.registry import Registry
+from churn.variants import Variant
+from churn.versions import CHAMPION, ModelVersion
+from churn.workflows.register import log_variant
+from tests.support import ROOT
+from tests.support.faults.house import MODEL_FILES, House
+from tests.support.faults.ledger import execute
+from tests.support.faults.matrix import Stage
+from tests.support.faults.moves import register
+from tests.support.faults.worker import REGISTERING, Order
+from tests.support.services import BUCKET
+
+RUNS = "SELECT status FROM runs JOIN experiments AS e USING (experiment_id) WHERE e.name = :name"
+MODELS = """
+SELECT CASE status WHEN 1 THEN 'PENDING' ELSE 'READY' END FROM logged_models AS m
+JOIN experiments AS e USING (experiment_id) WHERE e.name = :name AND m.lifecycle_stage = 'active'
+"""
+QUICK = ["the model is created", "the version is registered"]
+
+
+@pytest.fixture(scope="module")
+def numbers() -> Iterator[int]:
+    return itertools.count()
+
+
+@pytest.fixture
+def variant(numbers: Iterator[int]) -> Variant:
+    """A variant with model files, not registered yet."""
+    made = Variant(company=f"r{next(numbers)}")
+    for key in MODEL_FILES:
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=made.prefix + key, Body=(ROOT / key).read_bytes())
+    return made
+
+
+def state(house: House, variant: Variant) -> tuple[list[int], dict[str, int], Counter[str]]:
+    """Return a variant's versions, its aliases, and its runs and models by status, as MLflow's tables have them."""
+    name, database = variant.registered_model, house.deployment.mlflow_database
+    versions = execute(database, "SELECT version FROM model_versions WHERE name = :name AND current_stage <> "
+                       "'Deleted_Internal' ORDER BY 1", name=name)  # fmt: skip
+    aliases = execute(database, "SELECT alias, version FROM registered_model_aliases WHERE name = :name", name=name)
+    runs = execute(database, RUNS, name=variant.experiment)
+    models = execute(database, MODELS, name=variant.experiment)
+    return [row[0] for row in versions], dict(map(tuple, aliases)), Counter(row[0] for row in (*runs, *models))
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=[] if point in QUICK else [pytest.mark.slow]) for point in REGISTERING]
+)
+def test_a_registration_that_was_killed_is_completed_by_its_repeat(
+    stage: Stage, house: House, variant: Variant, point: str
+) -> None:
+    command = partial(register, key=variant.key)
+    stage.nursery.bear(Order(variant.key, date(2025, 1, 6), "", point, command=command))
+    assert stage.nursery.outlive() == -9
+
+    command(house.deployment)
+
+    versions, aliases, statuses = state(house, variant)
+    assert (versions, aliases) == ([1], {CHAMPION: 1})
+    assert {"RUNNING", "PENDING"}.isdisjoint(statuses)
+    assert statuses["FINISHED"] + statuses["KILLED"] >= 1
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+def test_two_registrations_at_once_leave_one_version(house: House, variant: Variant, has_lock: bool) -> None:
+    deployment = house.deployment
+
+    def log(_: int) -> ModelVersion:
+        registry = deployment.registry(read_only=False)
+        if not has_lock:
+            registry = Registry(deployment.tracking_uri, deployment.settings.churn_home / "cache")
+        sources, location = deployment.sources(), deployment.artifact_location
+        return log_variant(registry, sources, variant, location, "test", once=True)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(log, range(2))
+
+    versions, aliases, statuses = state(house, variant)
+    assert first.version == second.version == aliases[CHAMPION]
+    assert versions == [first.version]
+    assert {"RUNNING", "PENDING"}.isdisjoint(statuses)
