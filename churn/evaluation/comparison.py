@@ -10,10 +10,20 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
+import numpy.typing as npt
 
 from churn.data.labels import Ids
-from churn.evaluation.metrics import Interval, Outcomes, Scores, calibration_error, compare_roc_auc, log_losses
-from churn.evaluation.sequential import PairedSums, confidence_sequence, e_value
+from churn.evaluation.metrics import (
+    Doubles,
+    Interval,
+    Outcomes,
+    Scores,
+    calibration_error,
+    compare_roc_auc,
+    log_losses,
+    recalibrated,
+)
+from churn.evaluation.sequential import PairedSums, confidence_sequence, discount_months, e_value
 from churn.weeks import month_number
 
 
@@ -24,6 +34,8 @@ class PairedCohort:
     Attributes:
         champion: The champion's churn probabilities.
         challenger: The challenger's.
+        weights: 0 leaves an account out, such as one that was contacted; the inverse of the probability not to be
+            contacted makes the others stand for it. ``None`` weights all alike.
     """
 
     as_of: date
@@ -31,6 +43,26 @@ class PairedCohort:
     champion: Scores
     challenger: Scores
     churned: Outcomes
+    weights: Doubles | None = None
+
+    def select(self, rows: npt.NDArray[np.bool_]) -> "PairedCohort":
+        """Return the accounts of a mask of shape (n,)."""
+        return PairedCohort(
+            self.as_of,
+            self.account_ids[rows],
+            self.champion[rows],
+            self.challenger[rows],
+            self.churned[rows],
+            None if self.weights is None else self.weights[rows],
+        )
+
+    def sums(self) -> PairedSums:
+        """Return the sums of the two models' losses, both recalibrated on these accounts."""
+        champion, challenger = (
+            log_losses(self.churned, recalibrated(self.churned, scores, self.weights))
+            for scores in (self.champion, self.challenger)
+        )
+        return PairedSums.of(champion, challenger, self.weights)
 
 
 @dataclass(frozen=True)
@@ -41,15 +73,20 @@ class Limits:
         alpha: Maximum share of promotions among challengers that are no better.
         tuned_for: Accounts by which an improvement should be detected; fixed before the first look.
         min_of_class: Minimum matured accounts of each outcome.
-        max_auc_loss: Maximum decrease of ROC AUC that is accepted for a better log-loss.
+        max_auc_loss: Maximum decrease of ROC AUC that is accepted for a better log-loss; it is exceeded if the whole
+            interval of the difference is below.
         max_calibration_loss: Maximum increase of the calibration error, beyond chance.
+        min_gain: Smallest decrease of log-loss worth having, as a share of the champion's.
+        max_months: Months after which a challenger that is not proven better ends.
     """
 
     alpha: float = 0.05
-    tuned_for: int = 2000
+    tuned_for: int = 1000
     min_of_class: int = 50
     max_auc_loss: float = 0.005
     max_calibration_loss: float = 0.02
+    min_gain: float = 0.01
+    max_months: int = 30
 
 
 @dataclass(frozen=True)
@@ -70,6 +107,7 @@ class Comparison:
         improvement: Mean decrease of log-loss, with an interval valid at all looks.
         e_value: The evidence that the challenger is better; ``1 / alpha`` is needed.
         after: Only later as-of days count, since one of the models was trained on outcomes up to then.
+        min_gain: Smallest improvement worth having.
     """
 
     n: int
@@ -79,6 +117,12 @@ class Comparison:
     guardrails: tuple[Guardrail, ...]
     alpha: float
     after: date | None = None
+    min_gain: float = 0.0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether even the interval's upper end is below the smallest improvement worth having."""
+        return self.improvement.high < self.min_gain
 
     @property
     def is_better(self) -> bool:
@@ -127,21 +171,23 @@ def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits
         cohorts: One a month at most; see :func:`newest_of_each_month`.
         horizon_months: The label's; an account counts again only when its outcomes do not overlap.
     """
-    counted = count_once(sorted(cohorts, key=lambda cohort: cohort.as_of), horizon_months)
+    known = [cohort if cohort.weights is None else cohort.select(cohort.weights > 0) for cohort in cohorts]
+    counted = count_once(sorted(known, key=lambda cohort: cohort.as_of), horizon_months)
     if not counted:
         unknown = Interval(0.0, -np.inf, np.inf)
         return Comparison(0, 0, unknown, 1.0, (_enough_labels(np.zeros(0, dtype=np.bool_), limits),), limits.alpha)
     churned = np.concatenate([cohort.churned for cohort in counted])
     champion = np.concatenate([cohort.champion for cohort in counted])
     challenger = np.concatenate([cohort.challenger for cohort in counted])
-    sums = PairedSums.of(log_losses(churned, champion), log_losses(churned, challenger))
+    sums = discount_months([cohort.sums() for cohort in counted])
     return Comparison(
-        n=sums.n,
+        n=len(churned),
         n_churned=int(churned.sum()),
         improvement=confidence_sequence(sums, alpha=limits.alpha, tuned_for=limits.tuned_for),
         e_value=e_value(sums, tuned_for=limits.tuned_for),
         guardrails=tuple(_guardrails(churned, champion, challenger, limits)),
         alpha=limits.alpha,
+        min_gain=limits.min_gain * float(log_losses(churned, champion).mean()),
     )
 
 
@@ -151,15 +197,12 @@ def count_once(cohorts: Sequence[PairedCohort], horizon_months: int) -> list[Pai
     Args:
         cohorts: By as-of date, oldest first.
     """
-    counted_in: dict[int, int] = {}
     counted: list[PairedCohort] = []
     for cohort in cohorts:
-        latest = month_number(cohort.as_of) - horizon_months  # month in which an account may have counted before
-        is_new = np.array([counted_in.get(i, latest) <= latest for i in cohort.account_ids.tolist()], dtype=bool)
-        columns = (cohort.account_ids, cohort.champion, cohort.challenger, cohort.churned)
-        new = PairedCohort(cohort.as_of, *(column[is_new] for column in columns))
-        counted_in.update(dict.fromkeys(new.account_ids.tolist(), latest + horizon_months))
-        if is_new.any():
+        month = month_number(cohort.as_of)
+        overlapping = [one.account_ids for one in counted if month_number(one.as_of) > month - horizon_months]
+        new = cohort.select(~np.isin(cohort.account_ids, np.concatenate([np.zeros(0, np.int64), *overlapping])))
+        if len(new.account_ids):
             counted.append(new)
     return counted
 
@@ -168,7 +211,7 @@ def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits:
     enough = _enough_labels(churned, limits)
     if not enough.holds:
         return [enough]
-    auc = compare_roc_auc(churned, champion, challenger)
+    change = compare_roc_auc(churned, champion, challenger).interval
     before, after = calibration_error(churned, champion), calibration_error(churned, challenger)
     # The expected error of a perfectly calibrated model in ten bins.
     chance = 0.8 * math.sqrt(10 * churned.mean() * (1 - churned.mean()) / len(churned))
@@ -177,8 +220,8 @@ def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits:
         enough,
         Guardrail(
             "auc_holds",
-            f"ROC AUC changes by {auc.difference:+.4f}, and may fall by {limits.max_auc_loss}",
-            auc.difference >= -limits.max_auc_loss,
+            f"ROC AUC changes by {change:+.4f}, and must not have fallen by more than {limits.max_auc_loss}",
+            change.high >= -limits.max_auc_loss,
         ),
         Guardrail(
             "calibration_holds",

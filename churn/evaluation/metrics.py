@@ -26,6 +26,8 @@ LIFT_SHARE = 0.1
 # Scores are served as float32, so a probability of 1 means "nearer to 1 than float32 resolves".
 _SMALLEST = float(np.finfo(np.float32).eps)
 
+_SHIFT_SD, _MOST_STEPS, _CLOSE = 0.5, 25, 1e-6  # of the log-odds, in recalibration
+
 Outcomes = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.float32] | Doubles
@@ -63,6 +65,12 @@ class AucComparison:
     difference: float
     standard_error: float
     p_value: float
+
+    @property
+    def interval(self) -> Interval:
+        """The difference with its 95 % interval."""
+        reach = _quantile(0.95) * self.standard_error
+        return Interval(self.difference, self.difference - reach, self.difference + reach)
 
 
 @dataclass(frozen=True)
@@ -232,6 +240,25 @@ def log_losses(churned: Outcomes, scores: Scores) -> Doubles:
     churned, scores = _checked(churned, scores, probabilities=True)
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
     return -np.log(np.where(churned, clipped, 1 - clipped))
+
+
+def recalibrated(churned: Outcomes, scores: Scores, weights: Doubles | None = None) -> Doubles:
+    """Return the scores with their log-odds shifted by what fits these outcomes best, shape (n,).
+
+    A ridge of standard deviation 0.5 keeps the shift of a few rows, or of one outcome only, finite.
+    """
+    churned, scores = _checked(churned, scores, probabilities=True)
+    clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
+    log_odds, shift = np.log(clipped / (1 - clipped)), 0.0
+    of_row = np.ones(1) if weights is None else weights
+    for _ in range(_MOST_STEPS):
+        shifted = (1 + np.tanh((log_odds + shift) / 2)) / 2
+        slope = float((of_row * (churned - shifted)).sum()) - shift / _SHIFT_SD**2
+        step = slope / (float((of_row * shifted * (1 - shifted)).sum()) + 1 / _SHIFT_SD**2)
+        shift += min(max(step, -1.0), 1.0)  # Newton's step alone overshoots where most scores are near 0 or 1
+        if abs(step) < _CLOSE:
+            break
+    return np.asarray((1 + np.tanh((log_odds + shift) / 2)) / 2)
 
 
 def brier_score(churned: Outcomes, scores: Scores) -> float:

@@ -17,6 +17,10 @@ their tests have an unknown dependence. Benjamini and Hochberg's procedure on p-
 e-values it bounds the expected share of false promotions under any dependence (Wang and Ramdas, JRSS B 2022), because
 it uses only each one's mean.
 
+Why months are discounted: a season may suit one model, so the accounts of a month share a surprise, and ten thousand
+of them are not ten thousand independent ones. :func:`discount_months` divides them by their design effect (Kish). Until
+there are many months, the surprise is mostly assumed: few months cannot show how much they differ.
+
 Both are asymptotic: the variance is estimated, as the central limit theorem allows, so there is no evidence below
 ``MIN_PAIRS`` (Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence sequences", arXiv
 2103.06476).
@@ -36,6 +40,8 @@ MIN_PAIRS = 100
 """Pairs below which there is no evidence: the variance of few heavy-tailed differences is mostly underestimated."""
 
 _TUNED_ALPHA = 0.05
+_MONTH_SD = 0.015  # of a month's mean difference beyond chance, in standard deviations of one account's difference
+_MONTHS_ASSUMED = 12  # by how many months that assumption counts as if they had been observed
 _LARGEST_E_VALUE = 1e300  # finite, for the sums, means and JSON of e-values
 
 
@@ -43,24 +49,38 @@ class EvidenceError(ChurnError, ValueError):
     """Sums, e-values or a level out of range."""
 
 
+Losses = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class PairedSums:
-    """Sufficient sums of paired differences; add those of new accounts with ``+``."""
+    """Sufficient sums of paired differences; add those of new accounts with ``+``.
 
-    n: int = 0
+    Attributes:
+        n: Accounts, or as many equally weighted, independent ones as have the same variance.
+    """
+
+    n: float = 0
     total: float = 0.0
     total_squares: float = 0.0
 
     @classmethod
-    def of(cls, champion_losses: npt.NDArray[np.float64], challenger_losses: npt.NDArray[np.float64]) -> "PairedSums":
-        """Sum up accounts that both models scored: losses of shape (n,), in the same order."""
+    def of(cls, champion_losses: Losses, challenger_losses: Losses, weights: Losses | None = None) -> "PairedSums":
+        """Sum up accounts that both models scored: losses of shape (n,), in the same order.
+
+        Args:
+            weights: 0 or more, shape (n,); not all 0. Unequal weights leave fewer effective accounts (Kish).
+        """
         same_shape = champion_losses.shape == challenger_losses.shape
         if not same_shape or not np.isfinite(differences := champion_losses - challenger_losses).all():
             raise EvidenceError(
                 f"losses of shapes {champion_losses.shape} and {challenger_losses.shape} are not finite pairs; "
                 f"give one loss of each model per account"
             )
-        return cls(len(differences), float(differences.sum()), float(differences @ differences))
+        if weights is None:
+            return cls(len(differences), float(differences.sum()), float(differences @ differences))
+        scaled = weights * (weights.sum() / (weights @ weights))
+        return cls(float(scaled.sum()), float(scaled @ differences), float(scaled @ differences**2))
 
     def __add__(self, other: "PairedSums") -> "PairedSums":
         return PairedSums(self.n + other.n, self.total + other.total, self.total_squares + other.total_squares)
@@ -78,7 +98,24 @@ class PairedSums:
         return max(self.total_squares - self.total * self.total / self.n, 0.0) / (self.n - 1)
 
 
-def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int = 2000) -> Interval:
+def discount_months(months: Sequence[PairedSums]) -> PairedSums:
+    """Add up the sums of months, as those of so many independent accounts as tell as much.
+
+    The design effect is that of an assumed surprise, moderated by the observed one (Cochran's Q, which is 1 a degree of
+    freedom if months differ by chance only) as in Smyth's moderated t statistics (2004). It is at least 1.
+    """
+    whole = sum(months, PairedSums())
+    if not whole.variance > 0:  # NaN included
+        return whole
+    n = np.array([month.n for month in months])
+    means = np.array([month.mean for month in months])
+    observed = float(n @ (means - whole.mean) ** 2) / whole.variance
+    assumed = 1 + _MONTH_SD**2 * float(n @ n) / whole.n
+    effect = max(1.0, (_MONTHS_ASSUMED * assumed + observed) / (_MONTHS_ASSUMED + len(n) - 1))
+    return PairedSums(whole.n / effect, whole.total / effect, whole.total_squares / effect)
+
+
+def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int = 1000) -> Interval:
     """Return the mean difference with an interval that covers the true one at all looks together, with 1 - alpha.
 
     Two-sided, for display; promotion uses :func:`e_value`. Below ``MIN_PAIRS`` the interval is unbounded.
@@ -96,7 +133,7 @@ def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int
     return Interval(sums.mean, sums.mean - reach, sums.mean + reach)
 
 
-def e_value(sums: PairedSums, *, tuned_for: int = 2000) -> float:
+def e_value(sums: PairedSums, *, tuned_for: int = 1000) -> float:
     """Return the evidence that the challenger is better: at most 1 on average, at any stopping time, if it is not.
 
     With differences standardised to unit variance and sum s, the likelihood ratio of a mean m against 0 is

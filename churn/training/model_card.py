@@ -142,6 +142,8 @@ def _limits(trained: Trained, lineage: Lineage) -> str:
         f"or have no labels yet.",
         "Accounts without recent activity are scored as well, but were not training examples.",
         "A score is the risk of leaving, not the chance of staying if contacted.",
+        "A comparison with a challenger favours it where accounts were contacted because of the champion's "
+        "scores: contact lowers churn where the champion expected it.",
         "A categorical level that the model does not know sets no feature.",
         *(["Its scores are calibrated on average only."] if trained.calibration.is_shift else []),
     ]

@@ -1,13 +1,39 @@
 """At stake: a challenger becomes champion since it is better, not since one looked often or counted a player twice."""
 
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
 import pytest
 
 from churn.evaluation.comparison import Limits, PairedCohort, compare, count_once
+from churn.evaluation.metrics import log_losses, recalibrated
+from churn.evaluation.sequential import PairedSums, e_value
 
 LIMITS = Limits()
+
+
+def probability(log_odds: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-log_odds))
+
+
+def equals(n: int, *, season: float = 0.0, offset: float = 0.0, seed: int = 0) -> PairedCohort:
+    """Two models that miss as much, one with log-odds too high by ``offset`` and one too low, in a season."""
+    rng = np.random.default_rng(seed)
+    known, first, second = rng.normal(-0.5, 1.2, n), 0.25 * rng.normal(size=n), 0.25 * rng.normal(size=n)
+    churned = rng.random(n) < probability(known + first + second + season)
+    scores = probability(known + first + offset), probability(known + second - offset)
+    return PairedCohort(date(2026, 1, 31), np.arange(n), *scores, churned)
+
+
+def campaign(n: int, weights: str, month: int) -> PairedCohort:
+    """Equal models; most of those whom the champion scores highest were contacted, and hardly any of them churned."""
+    cohort, rng = equals(n, seed=month), np.random.default_rng(100 + month)
+    is_high = cohort.champion > np.quantile(cohort.champion, 0.8)
+    is_contacted = is_high & (rng.random(n) < 0.8)
+    churned = cohort.churned & ~(is_contacted & (rng.random(n) < 0.9))
+    by_chance = {"none": None, "without": (~is_contacted).astype(float), "inverse": ~is_contacted / (1 - 0.8 * is_high)}
+    return replace(cohort, as_of=date(2026, month, 28), churned=churned, weights=by_chance[weights])
 
 
 def cohort(as_of: date, ids: range, *, better: float, seed: int = 0) -> PairedCohort:
@@ -92,3 +118,82 @@ def test_the_order_of_cohorts_does_not_matter():
     cohorts = [cohort(date(2026, month, 28), range(200), better=1.0) for month in (1, 2, 3, 4)]
 
     assert compare(cohorts, 3, LIMITS) == compare(cohorts[::-1], 3, LIMITS)
+
+
+def test_an_intercept_does_not_decide():
+    cohort = equals(20_000)
+    shifted = probability(np.log(cohort.champion / (1 - cohort.champion)) + 0.3)
+
+    comparison = compare([replace(cohort, champion=shifted, challenger=cohort.champion)], 3, LIMITS)
+
+    assert not comparison.is_better
+    assert comparison.improvement.value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_season_promotes_no_equal_challenger_although_its_accounts_alone_would():
+    cohort = equals(20_000, season=-0.3, offset=0.1)
+
+    comparison = compare([cohort], 3, LIMITS)
+
+    losses = [log_losses(cohort.churned, scores) for scores in (cohort.champion, cohort.challenger)]
+    assert e_value(PairedSums.of(*losses)) > 1 / LIMITS.alpha
+    assert comparison.e_value < 1
+
+
+@pytest.mark.parametrize(("weights", "is_better"), [("none", True), ("without", False), ("inverse", False)], ids=str)
+def test_whoever_acts_on_the_champions_list_favours_its_challenger_unless_the_accounts_are_weighted(weights, is_better):
+    cohorts = [campaign(5_000, weights, month) for month in (1, 4, 7, 10)]
+
+    comparison = compare(cohorts, 3, LIMITS)
+
+    assert comparison.is_better == is_better
+    assert comparison.n == sum(5_000 if one.weights is None else np.count_nonzero(one.weights) for one in cohorts)
+
+
+def test_an_account_that_was_left_out_counts_in_the_next_month():
+    january, february = equals(500), replace(equals(500, seed=1), as_of=date(2026, 2, 28))
+    weights = np.repeat([0.0, 1.0], [200, 300])
+
+    assert compare([replace(january, weights=weights), february], 3, LIMITS).n == 500
+
+
+@pytest.mark.parametrize("n", [300, 1_000])
+def test_chance_alone_rarely_blocks_an_equal_challenger_by_its_auc(n):
+    blocked = [
+        "auc_holds" in {rail.name for rail in compare([equals(n, seed=seed)], 3, LIMITS).broken} for seed in range(40)
+    ]
+
+    assert np.mean(blocked) <= 0.05
+
+
+def test_a_challenger_that_cannot_gain_what_is_worth_having_is_hopeless():
+    small, large = (compare([equals(n)], 3, replace(LIMITS, min_gain=0.05)) for n in (300, 20_000))
+
+    assert (small.is_hopeless, large.is_hopeless) == (False, True)
+    assert not compare([], 3, LIMITS).is_hopeless
+
+
+def test_recalibration_makes_the_mean_score_that_of_the_outcomes_and_keeps_the_order():
+    cohort = equals(5_000, season=0.5)
+
+    found = recalibrated(cohort.churned, cohort.champion)
+
+    assert found.mean() == pytest.approx(cohort.churned.mean(), abs=1e-3)
+    assert np.array_equal(np.argsort(found), np.argsort(cohort.champion))
+
+
+@pytest.mark.parametrize("score", [0.0, 1e-4, 0.5, 1.0])
+@pytest.mark.parametrize("churned", [True, False])
+def test_recalibration_of_one_outcome_stays_finite(score, churned):
+    found = recalibrated(np.full(20, churned), np.full(20, score))
+
+    assert np.isfinite(log_losses(np.full(20, churned), found)).all()
+    assert found[0] >= score - 1e-6 if churned else found[0] <= score + 1e-6
+
+
+def test_recalibration_by_weights_is_that_of_the_rows_repeated():
+    cohort, weights = equals(400), np.arange(400) % 3
+
+    repeated = recalibrated(np.repeat(cohort.churned, weights), np.repeat(cohort.champion, weights))
+
+    assert np.repeat(recalibrated(cohort.churned, cohort.champion, weights), weights) == pytest.approx(repeated)

@@ -13,7 +13,14 @@ from scipy import integrate, optimize, stats
 
 from churn.errors import ChurnError
 from churn.evaluation.metrics import log_losses
-from churn.evaluation.sequential import MIN_PAIRS, PairedSums, confidence_sequence, e_benjamini_hochberg, e_value
+from churn.evaluation.sequential import (
+    MIN_PAIRS,
+    PairedSums,
+    confidence_sequence,
+    discount_months,
+    e_benjamini_hochberg,
+    e_value,
+)
 
 N_HALF_YEARS, N_LOOKS, N_PER_LOOK = 200, 26, 300
 ALPHA = 0.05
@@ -51,7 +58,7 @@ def standard_normal_statistic(sums: PairedSums) -> float:
     return sums.mean / math.sqrt(sums.variance / sums.n)
 
 
-def one_sided_lower_end(sums: PairedSums, alpha: float, tuned_for: int = 2000) -> float:
+def one_sided_lower_end(sums: PairedSums, alpha: float, tuned_for: int = 1000) -> float:
     """The one-sided sequence in the closed form of arXiv 2103.06476, which is a little wider than the exact one."""
     level = -2 * math.log(2 * ALPHA)
     rho_squared = (level + math.log(level + 1)) / tuned_for
@@ -100,7 +107,7 @@ def test_the_e_value_is_the_likelihood_ratio_averaged_over_improvements(n, z):
     sums = sums_of(n, mean=z * 0.3 / math.sqrt(n), sd=0.3)
     s = sums.total / math.sqrt(sums.variance)
     level = -2 * math.log(2 * ALPHA)
-    prior = stats.halfnorm(scale=math.sqrt((level + math.log(level + 1)) / 2000))
+    prior = stats.halfnorm(scale=math.sqrt((level + math.log(level + 1)) / 1000))
 
     peak = min(max(s / n, 0.0), prior.isf(1e-12))
     expected, _ = integrate.quad(
@@ -138,7 +145,7 @@ def test_the_closed_form_of_the_one_sided_sequence_lies_just_below_the_exact_one
 @pytest.mark.parametrize("n", [500, 2_000, 20_000])
 def test_the_confidence_sequence_is_the_papers(n):
     sums = sums_of(n, mean=0.02, sd=0.3)
-    rho = math.sqrt((-2 * math.log(ALPHA) + math.log(-2 * math.log(ALPHA) + 1)) / 2_000)
+    rho = math.sqrt((-2 * math.log(ALPHA) + math.log(-2 * math.log(ALPHA) + 1)) / 1_000)
     reach = 0.3 * math.sqrt(2 * (n * rho**2 + 1) / (n**2 * rho**2) * math.log(math.sqrt(n * rho**2 + 1) / ALPHA))
 
     interval = confidence_sequence(sums)
@@ -164,6 +171,61 @@ def test_sums_of_parts_are_the_sums_of_the_whole():
     assert whole.n == 900
     assert whole.mean == pytest.approx(differences.mean())
     assert whole.variance == pytest.approx(differences.var(ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("means", "most"),
+    [([0.02] * 6, 1), ([0.02] * 24, 1), ([0.05, -0.05] * 3, 0.3), ([0.05, -0.05] * 12, 0.05)],
+    ids=["alike", "alike for two years", "differing", "differing for two years"],
+)
+def test_accounts_of_months_that_differ_are_fewer_than_they_seem(means, most):
+    months = [sums_of(3_000, mean=mean, sd=0.3) for mean in means]
+
+    found = discount_months(months)
+
+    assert MIN_PAIRS < found.n <= most * 3_000 * len(means)
+    assert found.mean == pytest.approx(np.mean(means))
+
+
+def test_one_month_of_many_accounts_tells_no_more_than_a_months_surprise_allows():
+    few, many = (discount_months([sums_of(n, mean=0.0, sd=0.3)]).n for n in (300, 1_000_000))
+
+    assert few == pytest.approx(300, rel=0.1)
+    assert many < 5_000
+
+
+def test_surprises_that_accounts_of_a_month_share_promote_equals_only_if_months_are_not_counted():
+    rng = np.random.default_rng(2)
+    shares = {"accounts": 0, "months": 0}
+    for _ in range(100):
+        surprises = 0.3 * rng.normal(0, 0.02, 20) + 0.3 / 100 * rng.normal(size=20)
+        looks = list(accumulate([[sums_of(10_000, mean=mean, sd=0.3)] for mean in surprises]))
+        shares["accounts"] += any(e_value(sum(months, PairedSums())) >= 20 for months in looks)
+        shares["months"] += any(e_value(discount_months(months)) >= 20 for months in looks)
+
+    assert shares["months"] <= 5
+    assert shares["accounts"] > 20
+
+
+def test_weights_of_zero_leave_accounts_out_and_equal_ones_change_nothing():
+    rng = np.random.default_rng(0)
+    champion, challenger = rng.random((2, 900))
+    kept = np.arange(900) < 600
+
+    of_kept = PairedSums.of(champion[kept], challenger[kept])
+
+    assert vars(PairedSums.of(champion, challenger, 3.0 * kept)) == pytest.approx(vars(of_kept))
+
+
+def test_unequal_weights_have_the_variance_of_fewer_accounts():
+    rng = np.random.default_rng(0)
+    differences, weights = rng.normal(0.1, 1, (2_000, 500)), rng.exponential(size=500)
+    errors = np.std(differences @ weights / weights.sum())
+
+    found = PairedSums.of(differences[0], np.zeros(500), weights)
+
+    assert math.sqrt(1 / found.n) == pytest.approx(errors, rel=0.1)
+    assert found.mean == pytest.approx(differences[0] @ weights / weights.sum())
 
 
 def test_the_challenger_is_better_where_its_losses_are_lower():
