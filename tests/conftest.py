@@ -21,7 +21,7 @@ from churn.database.embedded import embedded_postgres
 pytest.register_assert_rewrite("tests.support")  # before it is imported
 
 from tests.support import ROOT  # noqa: E402
-from tests.support.site import Run, Said, require_no_password  # noqa: E402
+from tests.support.site import Run, Said, require_no_password, run_sql  # noqa: E402
 
 OURS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")
 TOGETHER = {
@@ -87,8 +87,14 @@ def clean_environment(homes: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres(homes: Path) -> Iterator[sa.URL]:
-    """The superuser's URL of a PostgreSQL that lives as long as the session."""
+    """The superuser's URL of a PostgreSQL that lives as long as the session.
+
+    It never waits for the disk: tests kill processes, not the machine, and hundreds of databases are made and dropped.
+    """
     with embedded_postgres(homes / "session") as url:
+        for setting in ("fsync", "full_page_writes"):
+            run_sql(url, f"ALTER SYSTEM SET {setting} = off")
+        run_sql(url, "SELECT pg_reload_conf()")
         yield url
 
 
