@@ -25,8 +25,8 @@ from churn.deployment.settings import find_bundled_files, find_checkout
 from churn.errors import ChurnError
 from churn.samples.world import SAMPLE_WORLD, simulate_world
 from churn.signals import sigterm_kept
+from churn.storage.inputs import INPUT_FOLDER
 from churn.storage.places import Folder
-from churn.storage.sources import INPUT_FOLDER
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import at_risk_since, month_start

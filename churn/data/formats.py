@@ -1,41 +1,53 @@
-"""Readers of input files, by content: Parquet, CSV, JSON Lines or a JSON array.
+"""Readers of input files, by content: Parquet, CSV, JSON Lines or a JSON array, of one file or a folder of parts.
 
 Values are read unchanged; ``churn.data.activity`` checks them. A file that would take far more time or memory than its
 size suggests is rejected first.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from churn.data.activity import KINDS
 from churn.data.arrow_columns import convert, is_bytes, is_not_implemented, is_text
+from churn.data.csv_files import read_csv
+from churn.data.file_kinds import (
+    MANY_BYTES,
+    MOST_PACKED,
+    head_of,
+    input_error,
+    is_part,
+    require_few_columns,
+    short,
+    sniff,
+    unpacked,
+)
+from churn.data.spellings import renames
 from churn.errors import InputError
 
-_PARQUET = b"PAR1"
-_SNIFFED_BYTES = 65_536
 _BATCH_LINES = 65_536
-_HEAD_BYTES, _HEAD_LINES = 1 << 20, 1_000
+_HEAD_LINES = 1_000
 _CHUNK_BYTES = 1 << 20
 
-MAX_COLUMNS = 5_000
 MAX_ARRAY_BYTES = 256 << 20
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _MANY_CELLS, _MANY_ROWS = 50_000_000, 1_000_000
 _LONGEST_TEXT = 1_000
 _LEAST_ROWS, _MOST_DECODED = 64, 2 << 30  # of a batch of delta-encoded text
 _DAMAGE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OSError)
-_NOT_CSV = (pl.exceptions.PolarsError, OSError, ValueError, csv.Error, StopIteration)
-_MANY_BYTES, _MOST_PACKED = 64 << 20, 50  # money and ids pack a few times
+
+
+class NoRowsError(InputError):
+    """A file can be read and has no rows."""
 
 
 @dataclass(frozen=True)
@@ -53,37 +65,107 @@ class RowFile:
 
 
 def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
-    """Open a file of rows, whatever its suffix: Parquet is read by row group, other formats into memory.
+    """Open a file of rows, whatever its suffix, or a folder of such files, as Spark writes them.
+
+    Parquet is read by row group, other formats into memory. The names of columns are those of the contract and of the
+    model, whatever case they are written in.
 
     Args:
-        positional_names: Column names for a JSON array of arrays; see :func:`read_frame`.
+        positional_names: The model's feature names, which are the columns of a JSON array of arrays.
 
     Raises:
         InputError: If the file is empty, truncated, or none of the formats.
     """
-    with path.open("rb") as file:
-        is_parquet = file.read(len(_PARQUET)) == _PARQUET
-    if not is_parquet:
-        frame = read_frame(path, positional_names)
-        return RowFile(frame.columns, frame.height, lambda columns, size: frame.select(columns).iter_slices(size))
-    rows = _open_parquet(path)
-    if not rows.n_rows:
-        raise _no_rows(path.name)
-    return rows
+    rows = _open_parts(path, positional_names) if path.is_dir() else _open_file(path, positional_names)
+    if not rows.n_rows or not rows.columns:
+        raise NoRowsError(f"{path.name} has no rows; at least one is needed: check the extract that wrote it")
+    renamed = renames(tuple(rows.columns), tuple(KINDS), tuple(positional_names))
+    return _renamed(rows, renamed) if renamed else rows
 
 
-@contextmanager
-def _input_error(problem: str, *errors: type[BaseException], remedy: str = "") -> Iterator[None]:
-    """Translate errors into an ``InputError`` of the problem, the cause and the remedy."""
-    try:
-        yield
-    except errors as error:
-        raise InputError(f"{problem} ({_short(error)}){remedy}") from error
+def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame:
+    """Read a file of rows, or a folder of such files, into memory; see :func:`open_rows`.
+
+    Args:
+        path: Parquet, CSV with a header, JSON Lines of objects, or a JSON array of objects or of arrays.
+        positional_names: Column names for a JSON array of arrays, which carries none: the model's feature order.
+
+    Returns:
+        One row per record, in file order. CSV columns are all strings.
+
+    Raises:
+        InputError: If the file is empty, truncated, or none of the formats.
+    """
+    rows = open_rows(path, positional_names)
+    chunks = list(rows.chunks(rows.columns, _BATCH_LINES))
+    with input_error(f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
+        whole = pl.concat(chunks, how="vertical_relaxed") if chunks else pl.DataFrame()
+    return whole.with_columns(pl.col(pl.Categorical).cast(pl.String))
+
+
+def _open_file(path: Path, names: Sequence[str]) -> RowFile:
+    content = unpacked(path)
+    kind = sniff(head_of(content), path.name)
+    # Not by polars' reader of Parquet, which aborts the process on some damaged files.
+    return _open_parquet(content) if kind == "parquet" else _in_memory(_READERS[kind](content, names))
+
+
+def _in_memory(frame: pl.DataFrame) -> RowFile:
+    return RowFile(frame.columns, frame.height, lambda columns, size: frame.select(columns).iter_slices(size))
+
+
+def _renamed(rows: RowFile, renamed: Mapping[str, str]) -> RowFile:
+    original = {renamed.get(name, name): name for name in rows.columns}
+
+    def chunks(columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
+        for frame in rows.chunks([original[name] for name in columns], size):
+            yield frame.rename(renamed, strict=False)
+
+    return RowFile(list(original), rows.n_rows, chunks)
+
+
+def _open_parts(folder: Path, names: Sequence[str]) -> RowFile:
+    """Open the files of a folder as one; ``<column>=<value>`` in a path is a column, as in Hive."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    within = {path.relative_to(folder): path for path in paths}
+    opened = {
+        key: _with_columns_of_path(_open_file(path, names), key)
+        for key, path in within.items()
+        if is_part(key.as_posix())
+    }
+    parts = {key: part for key, part in opened.items() if part.n_rows}
+    columns_of_first = next((part.columns for part in parts.values()), [])
+    for key, part in parts.items():
+        if differing := sorted(set(part.columns) ^ set(columns_of_first)):
+            raise InputError(
+                f"the parts of {folder.name} have different columns: {', '.join(differing[:8])} is not in both "
+                f"{key} and {next(iter(parts))}; write the folder again"
+            )
+
+    def chunks(columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
+        for part in parts.values():
+            yield from part.chunks(columns, size)
+
+    return RowFile(columns_of_first, sum(part.n_rows for part in parts.values()), chunks)
+
+
+def _with_columns_of_path(rows: RowFile, path: Path) -> RowFile:
+    pairs = [folder.partition("=") for folder in path.parts[:-1] if "=" in folder]
+    values = {name: None if value == _NO_VALUE else unquote(value) for name, _, value in pairs}
+    if not values:
+        return rows
+
+    def chunks(columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
+        for frame in rows.chunks([name for name in columns if name not in values] or rows.columns[:1], size):
+            literals = [pl.lit(value, dtype=pl.String).alias(name) for name, value in values.items()]
+            yield frame.with_columns(literals).select(columns)
+
+    return RowFile([*(name for name in rows.columns if name not in values), *values], rows.n_rows, chunks)
 
 
 def _open_parquet(path: Path) -> RowFile:
     problem, remedy = f"{path.name} is a truncated or damaged Parquet file", "; write it again"
-    with _input_error(problem, *_DAMAGE, remedy=remedy), pq.ParquetFile(path) as file:
+    with input_error(problem, *_DAMAGE, remedy=remedy), pq.ParquetFile(path) as file:
         _require_modest(path, file.metadata)
         names: list[str] = file.schema_arrow.names
         n_rows = int(file.metadata.num_rows)
@@ -93,7 +175,7 @@ def _open_parquet(path: Path) -> RowFile:
 
     def chunks(columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
         n_read = 0
-        with _input_error(problem, *_DAMAGE, remedy=remedy):
+        with input_error(problem, *_DAMAGE, remedy=remedy):
             try:
                 for batch in _batches(path, columns, [name for name in columns if name in texts], size, unpacked):
                     _require_short_texts(path, batch)
@@ -103,7 +185,7 @@ def _open_parquet(path: Path) -> RowFile:
                 if is_not_implemented(error):
                     raise InputError(
                         f"{path.name}, written by {writer!r}, is a Parquet file of a kind that is not read "
-                        f"({_short(error)}); write it with the codec zstd or snappy, and without encryption"
+                        f"({short(error)}); write it with the codec zstd or snappy, and without encryption"
                     ) from error
                 raise
             if n_read != n_rows:
@@ -121,7 +203,7 @@ def _batches(
     not read delta-encoded text so. A long text is then decoded as often as it occurs, and a batch has fewer rows.
     """
     n_read = 0
-    options = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": "us"}
+    options: dict[str, Any] = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": "us"}
     try:
         with pq.ParquetFile(path, read_dictionary=list(texts), **options) as file:
             for batch in file.iter_batches(size, columns=list(columns), use_threads=False):
@@ -159,7 +241,7 @@ def _require_short_texts(path: Path, batch: pa.RecordBatch) -> None:
 
 def _require_modest(path: Path, metadata: pq.FileMetaData) -> None:
     """Reject a small file whose metadata announces a large one."""
-    _require_few_columns(path, metadata.num_columns)
+    require_few_columns(path, metadata.num_columns)
     size = path.stat().st_size
     if metadata.num_rows > max(size, _MANY_ROWS):
         raise InputError(
@@ -168,124 +250,20 @@ def _require_modest(path: Path, metadata: pq.FileMetaData) -> None:
         )
     # Not column by column: reading the sizes of a damaged column ends the process.
     unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    if unpacked > max(_MANY_BYTES, _MOST_PACKED * size):
+    if unpacked > max(MANY_BYTES, MOST_PACKED * size):
         raise InputError(
             f"{path.name} packs {unpacked} bytes into {size}, which no extract of many accounts does; write it again"
         )
 
 
-def _require_few_columns(path: Path, n_columns: int) -> None:
-    if n_columns > MAX_COLUMNS:
-        raise InputError(
-            f"{path.name} has at least {n_columns} columns, and at most {MAX_COLUMNS} are read; is each row an object "
-            f"with the same few keys, or is the header cut into lines?"
-        )
-
-
 def _require_few_gaps(path: Path, n_rows: int, n_columns: int, n_values: int) -> None:
     """Reject rows that hardly share a key: a table of them is mostly gaps, and many times as large as the file."""
-    _require_few_columns(path, n_columns)
+    require_few_columns(path, n_columns)
     if n_rows * n_columns > max(_MANY_CELLS, 8 * n_values):
         raise InputError(
             f"{path.name} has {n_values} values in {n_rows} rows of {n_columns} different keys; rows that have their "
             f"keys in common are needed"
         )
-
-
-def _no_rows(name: str) -> InputError:
-    return InputError(f"{name} has no rows; at least one is needed: check the extract that wrote it")
-
-
-def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame:
-    """Read a file of rows, whatever its suffix.
-
-    Args:
-        path: Parquet, CSV with a header, JSON Lines of objects, or a JSON array of objects or of arrays.
-        positional_names: Column names for a JSON array of arrays, which carries none: the model's feature order.
-
-    Returns:
-        One row per record, in file order. CSV columns are all strings.
-
-    Raises:
-        InputError: If the file is empty, truncated, or none of the formats.
-    """
-    with path.open("rb") as file:
-        head = file.read(_SNIFFED_BYTES)
-    frame = _READERS[sniff(head, path.name)](path, positional_names)
-    if frame.is_empty():
-        raise _no_rows(path.name)
-    return frame
-
-
-def sniff(head: bytes, name: str) -> str:
-    """Return the format by the first bytes: ``parquet``, ``json_array``, ``json_lines`` or ``csv``.
-
-    Raises:
-        InputError: If the bytes are empty or binary but not Parquet.
-    """
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not text:
-        raise InputError(f"{name} is empty; Parquet, CSV, JSON Lines or a JSON array of rows is needed")
-    if head.startswith(_PARQUET):
-        return "parquet"
-    if b"\0" in head:
-        raise InputError(
-            f"{name} is binary and not Parquet (first bytes {head[:4]!r}); Parquet, CSV, JSON Lines or JSON is needed"
-        )
-    return {b"[": "json_array", b"{": "json_lines"}.get(text[:1], "csv")
-
-
-def _read_parquet(path: Path, _: Sequence[str]) -> pl.DataFrame:
-    # Not by polars' reader, which aborts the process on some damaged files.
-    rows = _open_parquet(path)
-    whole = pl.concat(list(rows.chunks(rows.columns, _BATCH_LINES)) or [pl.DataFrame()])
-    return whole.with_columns(pl.col(pl.Categorical).cast(pl.String))
-
-
-def _read_csv(path: Path, _: Sequence[str]) -> pl.DataFrame:
-    header = _read_header(path)
-    with _input_error(f"{path.name} cannot be read as CSV with a header", *_NOT_CSV):
-        # Strings only: the contract parses them, so that a bad value is quarantined with its row.
-        frame = pl.read_csv(path, infer_schema=False, glob=False)
-        has_quotes = _require_whole_rows(path, len(header), frame.height)
-    # Some writers put quotes around everything, the missing values too.
-    return frame.with_columns(pl.all().replace("", None)) if has_quotes else frame
-
-
-def _read_header(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).decode("utf-8-sig", "replace")
-    with _input_error(f"{path.name} cannot be read as CSV with a header", *_NOT_CSV):
-        # Lines end with a line feed alone, as for polars; read otherwise, the header would differ.
-        header = next(csv.reader(io.StringIO(head.lstrip("\r\n"), newline="\n")))
-    _require_few_columns(path, len(header))
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise InputError(f"{path.name} has repeated columns: {repeated[:8]}; each may occur once in a CSV's header")
-    return header
-
-
-def _require_whole_rows(path: Path, n_columns: int, n_rows: int) -> bool:
-    """Reject rows with fewer fields than the header, which polars would pad with nulls.
-
-    Returns:
-        Whether there are quotes in the file.
-    """
-    n_commas, has_quotes = 0, False
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            n_commas += chunk.count(b",")
-            has_quotes = has_quotes or b'"' in chunk
-    if not has_quotes and n_commas == (n_rows + 1) * (n_columns - 1):
-        return False
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines)
-        for fields in reader:
-            if fields and len(fields) != n_columns:
-                raise InputError(
-                    f"{path.name} has {len(fields)} fields in the row that ends on line {reader.line_num}, and "
-                    f"its header {n_columns}; is the file cut off? Write it again"
-                )
-    return has_quotes
 
 
 def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
@@ -298,11 +276,11 @@ def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
         for record in batch:
             names.update(record)
             n_values += len(record)
-            _require_few_columns(path, len(names))
+            require_few_columns(path, len(names))
         n_rows += len(batch)
         _require_few_gaps(path, n_rows, len(names), n_values)
         frames.append(_from_records(path.name, batch))
-    with _input_error(f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
+    with input_error(f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
         return pl.concat(frames, how="diagonal_relaxed")
 
 
@@ -337,7 +315,7 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
             f"{path.name} is one JSON array of {size} bytes, and up to {MAX_ARRAY_BYTES} are read; write Parquet or "
             f"JSON Lines"
         )
-    with _input_error(f"{path.name} is not valid JSON", ValueError, RecursionError, remedy="; it may be truncated"):
+    with input_error(f"{path.name} is not valid JSON", ValueError, RecursionError, remedy="; it may be truncated"):
         rows = _parse_line(path.read_bytes())
     if not rows:
         return pl.DataFrame()
@@ -356,7 +334,7 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
 
 def _from_records(name: str, rows: list[Any], names: list[str] | None = None) -> pl.DataFrame:
     errors = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, RecursionError)
-    with _input_error(f"{name} has values that make no table", *errors):
+    with input_error(f"{name} has values that make no table", *errors):
         if names is None:
             mixed = _mixed_columns(rows)
             flat = [{key: _flat(value, is_mixed=key in mixed) for key, value in row.items()} for row in rows]
@@ -439,7 +417,7 @@ def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
                         f"{path.name} is a single JSON object; JSON Lines (an object a line) or a JSON array of rows "
                         f"is needed"
                     ) from error
-                raise InputError(f"{where} is not JSON ({_short(error)}): {shown}") from error
+                raise InputError(f"{where} is not JSON ({short(error)}): {shown}") from error
             if not isinstance(record, dict):
                 raise InputError(f"{where} is not an object: {shown}")
             yield record
@@ -452,8 +430,8 @@ def _is_one_object(path: Path) -> bool:
         return False
 
 
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-_READERS = {"parquet": _read_parquet, "csv": _read_csv, "json_lines": _read_json_lines, "json_array": _read_json_array}
+_READERS: Mapping[str, Callable[[Path, Sequence[str]], pl.DataFrame]] = {
+    "csv": read_csv,
+    "json_lines": _read_json_lines,
+    "json_array": _read_json_array,
+}

@@ -5,6 +5,8 @@ has the same meaning in CSV, JSON and Parquet. Only spellings with one meaning a
 could each be two values, and stay unreadable. Not here: which values a column may have (``churn.data.activity``).
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
@@ -137,3 +139,37 @@ def fold(levels: pl.Series) -> pl.Series:
     """Remove what is not part of a level: outer spaces, case, forms of one letter, and the ``.0`` of a number."""
     letters = levels.str.normalize("NFKC").str.strip_chars().str.to_lowercase()
     return letters.str.replace(r"^([-+]?[0-9]+)\.0+$", "$1")
+
+
+def fold_name(name: str) -> str:
+    """Remove what is not part of a column's name: outer spaces, case, and how its words are joined.
+
+    >>> {fold_name(name) for name in ("account_id", "ACCOUNT_ID", "Account ID", "account-id", "accountId")}
+    {'account_id'}
+    """
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip().strip("\ufeff\"'`"))
+    return re.sub(r"[\s-]+", "_", words).lower()
+
+
+@lru_cache(4096)
+def renames(columns: tuple[str, ...], contract: tuple[str, ...], features: tuple[str, ...]) -> dict[str, str]:
+    """Return the columns of a file that the contract or a model writes otherwise, with the name that they have there.
+
+    If the contract's names are written otherwise, the other columns become lower case, as in other extracts.
+
+    >>> renames(("ACCOUNT_ID", "DEVICE", "NOTE"), ("account_id",), ("Device_tv",))
+    {'ACCOUNT_ID': 'account_id', 'DEVICE': 'Device', 'NOTE': 'note'}
+    """
+    if set(columns) <= {*contract, *features}:
+        return {}
+    # A feature is named by its column and a level, or by its column and a window.
+    starts = (name[:cut] for name in features for cut, letter in enumerate(name) if letter == "_")
+    known: dict[str, str] = {}
+    for name in (*contract, *features, *starts):
+        known.setdefault(fold_name(name), name)
+    names = {*contract, *features, *known.values()}
+    is_other = any(name not in names and known.get(fold_name(name)) in contract for name in columns)
+    wanted = {name: known.get(fold_name(name), name.strip().lower() if is_other else name) for name in columns}
+    others = {name: new for name, new in wanted.items() if name not in names and new != name}
+    counts = Counter([*others.values(), *columns])
+    return {name: new for name, new in others.items() if counts[new] == 1}

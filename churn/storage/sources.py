@@ -14,15 +14,30 @@ from pathlib import Path
 from typing import Literal
 
 from churn.concurrency import CircuitBreaker
-from churn.errors import SourceError, SourceUnavailableError
-from churn.storage.places import Folder, MissingFileError, NoSuchKeyError, OpenFile, Place, ReplacedError, with_retries
+from churn.errors import InputError, SourceError, SourceUnavailableError
+from churn.storage.inputs import (
+    INPUT_FOLDER,
+    INPUT_NAMES,
+    PACKED,
+    PARTS_VERSION,
+    Found,
+    UnfinishedError,
+    find,
+    find_folder,
+)
+from churn.storage.places import (
+    Entry,
+    Folder,
+    MissingFileError,
+    NoSuchKeyError,
+    OpenFile,
+    Place,
+    ReplacedError,
+    with_retries,
+)
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
-
-# A variant's input is the first of these in its data folder; the format is detected from the content.
-INPUT_FOLDER = "data/churn/"
-INPUT_NAMES = ("activity.parquet", "activity.csv", "activity.jsonl", "activity.json", "X_test_sample_2.json")
 
 MODEL_NAMES = ("models/churn/xgb_churn_model_2.bin", "models/churn/xgb_churn_model_2.json")
 _MODEL_KEY = re.compile(
@@ -121,24 +136,28 @@ class Sources:
             GoneError: If it was replaced or deleted, and no version of it is kept.
             SourceError: If the place does not answer or denies access; the file may still be there.
         """
-        keys = [variant.prefix + INPUT_FOLDER + name for name in INPUT_NAMES]
+        keys = [variant.prefix + INPUT_FOLDER + name + form for name in INPUT_NAMES for form in PACKED]
         places = [place for place in (self.bucket, self.local) if place is not None]
         found = next(((place, key) for place in places for key in keys if place.uri(key) == uri), None)
         if found is None:
             raise GoneError(f"{uri} is neither in the bucket nor in the local copy that are set now")
         place, key = found
+        if version.startswith(PARTS_VERSION):
+            return with_retries(lambda: _copy_parts_again(place, variant, key, version, into))
         return with_retries(lambda: _copy(place, variant, _open_again(place, key, version, version_id), into))
 
     def input_version(self, variant: Variant) -> str | None:
-        """Return the version of the variant's own input without reading it; ``None`` if it has none.
+        """Return the version of the variant's own input without reading it; ``None`` if it has none that is complete.
 
         Raises:
             SourceError: If S3 is configured and does not answer.
         """
-        place = self.primary
-        keys = [variant.prefix + INPUT_FOLDER + name for name in INPUT_NAMES]
-        entries = {entry.key: entry for entry in place.list(variant.prefix + INPUT_FOLDER)}
-        return next((f"{place.uri(key)}@{entries[key].version}" for key in keys if key in entries), None)
+        place, names = self.primary, [INPUT_FOLDER + name for name in INPUT_NAMES]
+        try:
+            found = find(_listing(place, variant.prefix + INPUT_FOLDER), variant.prefix, names)
+        except (UnfinishedError, InputError):
+            return None
+        return f"{place.uri(found.key)}@{found.version}" if found else None
 
     def variants_under(self, prefix: str) -> list[Variant]:
         """List the variants that have a model file under a key prefix.
@@ -172,20 +191,49 @@ class Sources:
 
 
 def _fetch_from(place: Place, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
-    return [_copy(place, variant, _open_first(place, variant.prefix, keys), into) for keys in groups]
+    return [_copy_first(place, variant, keys, into) for keys in groups]
 
 
-def _open_first(place: Place, prefix: str, keys: Sequence[str]) -> OpenFile:
-    """Open the first of some files that exists. The preferred one is requested at once, which saves a listing."""
+def _copy_first(place: Place, variant: Variant, keys: Sequence[str], into: Path) -> SourceFile:
+    """Copy the first of some files that exists. The preferred one is requested at once, which saves a listing."""
+    prefix = variant.prefix
     try:
-        return place.open(prefix + keys[0])
+        return _copy(place, variant, place.open(prefix + keys[0]), into)
     except NoSuchKeyError:
         folders = sorted({key.rpartition("/")[0] + "/" for key in keys})
-        entries = {entry.key: entry for folder in folders for entry in place.list(prefix + folder)}
-    entry = next((entries[prefix + key] for key in keys if prefix + key in entries), None)
-    if entry is None:
+        entries = {key: entry for folder in folders for key, entry in _listing(place, prefix + folder).items()}
+    if (found := find(entries, prefix, keys)) is None:
         raise MissingFileError(f"{place.uri(prefix)} has none of {', '.join(keys)}")
-    return place.open(entry.key, entry.version)
+    if found.is_folder:
+        return _copy_parts(place, variant, found, into)
+    return _copy(place, variant, place.open(found.key, found.version), into)
+
+
+def _listing(place: Place, prefix: str) -> dict[str, Entry]:
+    return {entry.key: entry for entry in place.list(prefix)}
+
+
+def _copy_parts_again(place: Place, variant: Variant, key: str, version: str, into: Path) -> SourceFile:
+    found = find_folder(_listing(place, f"{key}/"), key)
+    if found is None or found.version != version:
+        raise GoneError(f"the parts in {place.uri(key)} were replaced, and no versions of them are kept")
+    return _copy_parts(place, variant, found, into)
+
+
+def _copy_parts(place: Place, variant: Variant, found: Found, into: Path) -> SourceFile:
+    """Copy a folder of parts; its hash is that of its parts' names and hashes."""
+    to, files = into / Path(found.key).name, []
+    for entry in found.entries:
+        folder = (into / Path(entry.key).relative_to(Path(found.key).parent)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        files.append(_copy(place, variant, place.open(entry.key, entry.version), folder).provenance)
+    names = (entry.key.removeprefix(found.key) for entry in found.entries)
+    listed = "\n".join(f"{file.sha256}  {name}" for file, name in zip(files, names, strict=True))
+    provenance = Provenance(
+        place.uri(found.key), found.version, hashlib.sha256(listed.encode()).hexdigest(),
+        sum(file.size for file in files), max(file.modified_at for file in files), place.source, variant,
+    )  # fmt: skip
+    return SourceFile(to, provenance)
 
 
 def _open_again(place: Place, key: str, version: str, version_id: str | None) -> OpenFile:

@@ -18,23 +18,24 @@ import sqlalchemy as sa
 
 from churn.data.activity import parse_ids
 from churn.data.erased import Erased
-from churn.data.formats import read_frame, sniff
+from churn.data.file_kinds import codec_of, head_of, is_part, pack, sniff, unpacked
+from churn.data.formats import NoRowsError, read_frame
 from churn.data.labels import Horizon
 from churn.database.erasure import Erasures, drop_weeks, erase_from_dagster, erase_rows
 from churn.errors import InputError, UsageError
 from churn.storage.history import FOLDER, ActivityHistory
+from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
 from churn.storage.places import Entry, Folder, Place, with_retries
-from churn.storage.sources import INPUT_FOLDER, INPUT_NAMES
 from churn.variants import Variant
 from churn.weeks import monday_of
 
 _PREFIXES = (FOLDER, INPUT_FOLDER, "geography-", "company-")
 _KEY = re.compile(
     r"(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
-    rf"(?:(?P<history>{FOLDER})|{INPUT_FOLDER}(?:{'|'.join(map(re.escape, INPUT_NAMES))})$)"
+    rf"(?:(?P<history>{FOLDER})"
+    rf"|{INPUT_FOLDER}(?:{'|'.join(map(re.escape, INPUT_NAMES))})(?:\.gz|\.zst|/(?P<part>.+))?$)"
 )
 _ARRAYS = re.compile(rb"\s*\[\s*\[")
-_SNIFFED_BYTES = 65_536
 _MOST_WEEKS = 10_000
 
 
@@ -92,6 +93,8 @@ def _erase_files(place: Place, variant: Variant | None, erased: Erased, *, dry_r
         owner = Variant(match["geography"], match["company"])
         if variant not in (None, owner):
             continue
+        if match["part"] and not (is_part(match["part"]) and entry.size):
+            continue
         if not match["history"]:
             yield from _erase_input(place, entry, erased, dry_run=dry_run)
         elif owner not in with_history:
@@ -108,6 +111,8 @@ def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -
         with_retries(lambda: copy.write_bytes(b"".join(place.open(entry.key, entry.version).chunks)))
         try:
             frame = _read_rows(copy)
+        except NoRowsError:
+            return
         except InputError as error:
             yield Removed(uri, 0, f"it cannot be read: {error}")
             return
@@ -126,29 +131,27 @@ def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -
 
 def _read_rows(path: Path) -> pl.DataFrame | None:
     """Read a file of rows; ``None`` if they have no account ids."""
-    if _ARRAYS.match(_first_bytes(path)):
+    if _ARRAYS.match(head_of(unpacked(path))):
         return None
     frame = read_frame(path)
     return frame if "account_id" in frame.columns else None
 
 
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_SNIFFED_BYTES)
-
-
 def _serialize(frame: pl.DataFrame, source: Path) -> bytes:
-    """Write rows in the format of the file that they were read from."""
-    kind = sniff(_first_bytes(source), source.name)
+    """Write rows in the format of the file that they were read from, packed as it is."""
+    codec, kind = codec_of(head_of(source)), sniff(head_of(unpacked(source)), source.name)
     if kind == "parquet":
         frame.write_parquet(source, compression="zstd")
-        return source.read_bytes()
-    if kind == "csv":
-        return frame.write_csv().encode()
-    lines = frame.write_ndjson()
-    if kind == "json_array":
-        lines = "[" + ",".join(lines.removesuffix("\n").split("\n")) + "]"
-    return lines.encode()
+    elif kind == "csv":
+        source.write_text(frame.write_csv())
+    else:
+        lines = frame.write_ndjson()
+        if kind == "json_array":
+            lines = "[" + ",".join(lines.removesuffix("\n").split("\n")) + "]"
+        source.write_text(lines)
+    if codec is not None:
+        pack(source, codec)
+    return source.read_bytes()
 
 
 def _replace(path: Path, folder: Folder, key: str, content: bytes) -> None:

@@ -27,7 +27,8 @@ from churn.monitoring.profiles import reference_profile
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun
 from churn.registry.registry import Registry
-from churn.storage.sources import INPUT_FOLDER, INPUT_NAMES, MODEL_NAMES, SourceFile, Sources
+from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
+from churn.storage.sources import MODEL_NAMES, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import ModelVersion
 from churn.workflows.ingest import fetch_own, with_numbers

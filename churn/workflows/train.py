@@ -33,7 +33,8 @@ from churn.registry import tags as tag
 from churn.registry.records import LoggedRun, OpenModel, training_data
 from churn.registry.registry import Registry
 from churn.storage.history import ActivityHistory
-from churn.storage.sources import INPUT_FOLDER, Provenance, Sources
+from churn.storage.inputs import INPUT_FOLDER
+from churn.storage.sources import Provenance, Sources
 from churn.training.checks import Gate
 from churn.training.data_checks import ScoredBefore
 from churn.training.default_features import DEFAULT_SET, default_feature_names

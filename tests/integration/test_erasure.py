@@ -2,6 +2,7 @@
 back, and nobody else may lose a row by it. Weeks that are too old go the same way: whole, and no others.
 """
 
+import gzip
 import io
 import json
 import os
@@ -49,6 +50,8 @@ COPIES = {
     "activity.csv": as_csv,
     "activity.jsonl": as_json_lines,
     "activity.json": as_json_array,
+    "activity.csv.gz": lambda rows: gzip.compress(as_csv(rows)),
+    "X_test_sample_2.json/part-0.parquet": as_parquet,
 }
 PREDICTIONS = "SELECT p::text FROM churn_predictions AS p"
 
@@ -138,6 +141,7 @@ def player(
     copies = local_root / "geography-us/data/churn"
     copies.mkdir(parents=True)
     for name, write in COPIES.items():
+        (copies / name).parent.mkdir(exist_ok=True)
         (copies / name).write_bytes(write(rows))
         os.utime(copies / name, (1_000_000_000, 1_000_000_000))
     others = site.rows(site.churn, f"{PREDICTIONS} WHERE account_id <> :a ORDER BY 1", a=account)

@@ -109,7 +109,7 @@ def test_a_truncated_parquet_file_is_refused(read, kept):
         read(parquet()[:kept])
 
 
-@pytest.mark.parametrize("content", [b"\x1f\x8b\x08\0zzzz", "a,b\n1,2".encode("utf-16"), b"binf\0\0\0", b"\0" * 100])
+@pytest.mark.parametrize("content", [b"\x7fELF\0\0", b"binf\0\0\0", b"\0" * 100])
 def test_binary_that_is_not_parquet_is_refused_with_its_first_bytes(read, content):
     with pytest.raises(InputError, match="is binary and not Parquet") as refused:
         read(content)

@@ -18,8 +18,9 @@ import boto3
 import pytest
 
 from churn.errors import AccessDeniedError, InputError, SourceError, SourceUnavailableError, TransientError, UsageError
+from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES, UnfinishedError
 from churn.storage.places import ATTEMPTS, Bucket, Folder
-from churn.storage.sources import INPUT_FOLDER, INPUT_NAMES, Sources
+from churn.storage.sources import GoneError, Sources
 from churn.variants import Variant
 
 KEY = "data/churn/activity.csv"
@@ -497,6 +498,75 @@ def test_the_inputs_version_changes_when_its_content_does_and_only_then(bucket, 
 
     put(where, US.prefix + KEY, OTHER * 2)
     assert sources.input_version(US) != first
+
+
+FORMS = {
+    "gzip": {"activity.csv.gz": BODY},
+    "zstd": {"activity.jsonl.zst": BODY},
+    "packed Parquet": {"activity.parquet.gz": BODY},
+    "folder of Spark": {
+        "activity.parquet/_SUCCESS": b"", "activity.parquet/part-0-c000.snappy.parquet": BODY,
+        "activity.parquet/part-1-c000.snappy.parquet": OTHER, "activity.parquet/.part-0.crc": b"crc",
+    },
+    "folder of CSV": {"activity.csv/_SUCCESS": b"", "activity.csv/part-0.csv.gz": BODY},
+    "folder of Databricks": {
+        "activity.parquet/_SUCCESS": b"", "activity.parquet/_committed_1": b"x", "activity.parquet/_started_1": b"x",
+        "activity.parquet/part-0.parquet": BODY, "activity.parquet/_delta_log/0.json": b"x",
+    },
+    "folder of folders": {
+        "activity.json/_SUCCESS": b"", "activity.json/month=1/part-0.json": BODY,
+        "activity.json/month=2/part-0.json": OTHER,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["s3", "local"])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_input_may_be_packed_or_a_folder_of_parts(bucket, tmp_path, into, place, form):
+    where = bucket if place == "s3" else tmp_path / "new"
+    for name, body in {**FORMS[form], "X_test_sample_2.json": b"sample"}.items():
+        put(where, US.prefix + INPUT_FOLDER + name, body)
+    sources = Sources(Bucket(bucket) if place == "s3" else None, Folder(tmp_path / "new"))
+    parts = {name: body for name, body in FORMS[form].items() if body in (BODY, OTHER)}
+
+    file = sources.fetch_input(US, into)
+
+    paths = [file.path] if file.path.is_file() else [path for path in file.path.rglob("*") if path.is_file()]
+    assert {path.relative_to(into).as_posix(): path.read_bytes() for path in paths} == parts
+    provenance = file.provenance
+    assert (provenance.source, provenance.size) == (place, len(BODY) * len(parts))
+    assert sources.input_version(US) == f"{provenance.uri}@{provenance.version}"
+    (into / "again").mkdir()
+    again = sources.fetch_again(US, provenance.uri, provenance.version, provenance.version_id, into / "again")
+    assert again.provenance.sha256 == provenance.sha256
+    put(where, US.prefix + INPUT_FOLDER + next(iter(parts)), OTHER * 3)
+    assert sources.input_version(US) != f"{provenance.uri}@{provenance.version}"
+    with pytest.raises(GoneError):
+        sources.fetch_again(US, provenance.uri, provenance.version, provenance.version_id, into / "again")
+
+
+@pytest.mark.parametrize("place", ["s3", "local"])
+@pytest.mark.parametrize(
+    "names", [["part-0.parquet"], ["_temporary/0/part-0.parquet"], ["_SUCCESS"], ["_SUCCESS", "_committed"]], ids=str
+)
+def test_a_folder_that_is_being_written_is_waited_for_and_nothing_takes_its_place(bucket, root, into, place, names):
+    where = bucket if place == "s3" else root
+    for name in names:
+        put(where, f"{US.prefix}{INPUT_FOLDER}activity.parquet/{name}", BODY)
+    put(where, f"{US.prefix}{INPUT_FOLDER}X_test_sample_2.json", b"sample")
+    sources = Sources(Bucket(bucket) if place == "s3" else None, Folder(root))
+
+    with pytest.raises(UnfinishedError, match=r"activity\.parquet/ has . parts and (no|a) _SUCCESS"):
+        sources.fetch_input(US, into)
+    assert sources.input_version(US) is None
+
+
+@pytest.mark.parametrize("name", ["activity.xlsx", "activity.csv.bz2", "Activity.csv", "activity", "activity-2025.csv"])
+def test_the_sample_does_not_take_the_place_of_activity_of_another_name(bucket, root, into, name):
+    put(bucket, f"{INPUT_FOLDER}{name}", BODY)
+    put(bucket, f"{INPUT_FOLDER}X_test_sample_2.json", b"sample")
+    with pytest.raises(InputError, match=f"{name} looks like the variant's activity.*rename it to one of"):
+        Sources(Bucket(bucket), Folder(root)).fetch_input(Variant(), into)
 
 
 @pytest.mark.parametrize("place", ["s3", "local"])

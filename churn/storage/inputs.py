@@ -1,0 +1,89 @@
+"""The names and forms of a variant's input: a file, one packed by gzip or zstd, or a folder of parts, as Spark writes.
+
+A folder is complete when it has ``_SUCCESS``, which its writer adds last. Contents are not interpreted here.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from churn.data.file_kinds import is_part
+from churn.errors import InputError, SourceError, TransientError
+from churn.storage.places import Entry
+
+# A variant's input is the first of these in its data folder; the format is detected from the content.
+INPUT_FOLDER = "data/churn/"
+INPUT_NAMES = ("activity.parquet", "activity.csv", "activity.jsonl", "activity.json", "X_test_sample_2.json")
+PACKED = ("", ".gz", ".zst")
+PARTS_VERSION = "parts-"
+_SUCCESS = "_SUCCESS"
+_ACTIVITY = re.compile(r"activity(?!\w)", re.IGNORECASE)
+
+
+class UnfinishedError(SourceError, TransientError):
+    """A folder of parts is being written; no local copy takes its place."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An input in a listing.
+
+    Attributes:
+        key: Of the file, or of the folder without its last slash.
+        entries: The file alone, or the parts of the folder.
+        version: Changes when the content does.
+    """
+
+    key: str
+    entries: tuple[Entry, ...]
+    version: str
+
+    @property
+    def is_folder(self) -> bool:
+        return self.version.startswith(PARTS_VERSION)
+
+
+def find(entries: Mapping[str, Entry], prefix: str, keys: Sequence[str]) -> Found | None:
+    """Return the first of some files that a listing has; an input in any of its forms.
+
+    Raises:
+        UnfinishedError: If it is a folder of parts without ``_SUCCESS``.
+        InputError: If only the sample is left, and beside it is activity in a form that is not read.
+    """
+    for key in keys:
+        forms = PACKED if key.removeprefix(INPUT_FOLDER) in INPUT_NAMES else PACKED[:1]
+        if len(keys) > 1 and key == INPUT_FOLDER + INPUT_NAMES[-1]:
+            _require_no_other_activity(entries, prefix)
+        for form in forms:
+            if entry := entries.get(prefix + key + form):
+                return Found(entry.key, (entry,), entry.version)
+        if len(forms) > 1 and (folder := find_folder(entries, prefix + key)):
+            return folder
+    return None
+
+
+def find_folder(entries: Mapping[str, Entry], key: str) -> Found | None:
+    """Return a folder of parts; ``None`` if a listing has nothing in it."""
+    names = {name.removeprefix(f"{key}/"): entry for name, entry in entries.items() if name.startswith(f"{key}/")}
+    names.pop("", None)  # a folder that was made by hand in the console
+    if not names:
+        return None
+    parts = tuple(names[name] for name in sorted(names) if is_part(name))
+    if _SUCCESS not in names or not parts:
+        raise UnfinishedError(
+            f"the folder {key}/ has {len(parts)} parts and {'no' if _SUCCESS not in names else 'a'} {_SUCCESS}, so its "
+            f"writer is at work or was interrupted; wait for it, or add an empty {_SUCCESS} if it writes none"
+        )
+    sha256 = hashlib.sha256("\n".join(f"{part.key}@{part.version}" for part in parts).encode())
+    return Found(key, parts, f"{PARTS_VERSION}{sha256.hexdigest()[:32]}")
+
+
+def _require_no_other_activity(entries: Mapping[str, Entry], prefix: str) -> None:
+    folder = prefix + INPUT_FOLDER
+    others = [key for key in entries if key.startswith(folder) and _ACTIVITY.match(key, len(folder))]
+    if others:
+        raise InputError(
+            f"{others[0]} looks like the variant's activity, and its name is not one that is read; rename it to one of "
+            f"{', '.join(INPUT_NAMES[:-1])}, perhaps with .gz or .zst. The sample beside it does not take its place"
+        )
