@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from churn.data.activity import KINDS
 from churn.errors import InputError
-from churn.weeks import day_from_epoch, days_since_epoch, month_start
+from churn.weeks import day_from_epoch, days_since_epoch, month_number, month_start
 
 ACTIVITY = "activity"
 """The source column, in reasons, of the windows over activity in any money column."""
@@ -186,6 +186,8 @@ def compute(
         into, values = np.empty((len(chosen), len(known.latest)), dtype=np.float32), column(source_column)
         aggregate(known.account_ids, known.months, known.rows, values, first, lags, kinds, weights, into)
         computed[chosen] = into
+    since = [window.aggregate == "since" for window in windows]
+    computed[since] += month_number(known.as_of) - 1 - month_number(known.last_month)
     return computed
 
 

@@ -130,7 +130,7 @@ def slowly(activity: pl.DataFrame, as_of: date) -> dict[int, list[float | None]]
             float(np.polyfit([0, -1, -2], handles, 1)[0]),
             (sum(values("total_ngr", 2)) + float(months.get(running, {}).get("total_ngr") or 0)) / (days(2) + elapsed),
             sum(values("visits", 2)),
-            end - max(active) if active else None,
+            running - 1 - max(active) if active else None,
             sum(is_active(end - lag) for lag in range(5)),
             None if ftd is None else month_number(as_of) - month_number(ftd),
             None if ftd is None else month_number(latest["activity_month"]) - month_number(ftd),
@@ -210,9 +210,9 @@ def test_a_window_does_not_change_with_the_day_of_the_month_and_a_rate_counts_th
 def test_while_the_last_month_has_not_arrived_windows_end_a_month_earlier():
     names = ["total_handle_sum_1m", "months_since_active"]
     activity = pl.concat([row_of(1, 4, 30.0), row_of(2, 3, 5.0)])
-    assert trained(activity, date(2025, 6, 3), names)[1].tolist() == [[30.0, 0.0], [0.0, 1.0]]
+    assert trained(activity, date(2025, 6, 3), names)[1].tolist() == [[30.0, 1.0], [0.0, 2.0]]
     # An older extract gives no activity in the window, and the months since then.
-    assert trained(activity, date(2025, 9, 3), names)[1].tolist() == [[0.0, 3.0], [0.0, 4.0]]
+    assert trained(activity, date(2025, 9, 3), names)[1].tolist() == [[0.0, 4.0], [0.0, 5.0]]
 
 
 def test_windows_longer_than_the_history_are_served_and_counted():
