@@ -14,3 +14,4 @@ MIN_LABELS = 200  # matured labels of each outcome that training needs
 TRAINING_TRIALS = 20  # hyperparameter trials per training run
 RETRAIN_AFTER_MONTHS = 3  # age of a champion at which training is requested
 MAX_QUARANTINE_SHARE = 0.05  # of a file's rows that may break the contract
+MAX_UNKNOWN_LEVEL_SHARE = 0.9  # of accounts whose level the model does not know, above its reference

@@ -91,6 +91,8 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current: bool) -> list[str]:
+    from churn.monitoring.known_levels import MANY
+
     record = outcome.record
     months = "" if record.months is None else f", months {record.months}"
     at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk} at risk"
@@ -102,6 +104,12 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
         *(
             f"  {feature} is missing for {n} accounts, and was never missing in the model's reference"
             for feature, n in (record.untrained_missing or {}).items()
+        ),
+        *(
+            f"  {column}: {drift['unknown_share']:.0%} of accounts have a level that the model does not know, "
+            f"{drift['unknown_rise']:.0%} more than in its reference, such as {', '.join(map(repr, list(levels)[:3]))}"
+            for column, levels in record.unknown_levels.items()
+            if (drift := (record.drift or {}).get(column)) and drift["unknown_rise"] >= MANY
         ),
     ]
 

@@ -34,7 +34,7 @@ MAY_BE_MISSING = frozenset({"ftd_date", "qp_date", "total_handle"})
 KEY = ("account_id", "activity_month")
 ONE_HOT_COLUMNS = ("brand_id", "ben_login_id", "player_reg_product")
 
-MAX_MONEY = 1e8  # currency units a month; the largest handle ever seen was 4.8 million
+MAX_MONEY = 1e8  # currency units a month, unless a variant declares its own; of dollars, the largest was 4.8 million
 _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
 UNDATED = date(1970, 1, 1)
 """The month of a quarantined row whose month cannot be read."""
@@ -89,7 +89,12 @@ def is_activity(columns: Collection[str]) -> bool:
 
 
 def check_activity(
-    frame: pl.DataFrame, numbers: Collection[str] = (), *, dates: Collection[str] = (), first_row: int = 1
+    frame: pl.DataFrame,
+    numbers: Collection[str] = (),
+    *,
+    dates: Collection[str] = (),
+    first_row: int = 1,
+    max_money: float = MAX_MONEY,
 ) -> CheckedRows:
     """Check raw activity: one row per account and active month.
 
@@ -98,11 +103,12 @@ def check_activity(
         numbers: Further columns that a model uses as numbers.
         dates: Further columns that a model uses as dates.
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
+        max_money: Maximum of money a month; it knows no currency, and is a variant's own where that matters.
     """
     kinds = {name: KINDS[name] for name in frame.columns if name in KINDS}
     kinds |= {name: "number" for name in numbers if name in frame.columns and name not in KINDS}
     kinds |= {name: "date" for name in dates if name in frame.columns and name not in KINDS}
-    rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind)]
+    rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind, max_money)]
     rules.append(("activity_month_not_first_of_month", pl.col("activity_month").dt.day() != 1))
     required = [name for name, kind in kinds.items() if kind != "number" and name not in {*MAY_BE_MISSING, *dates}]
     return _check(frame, kinds, required, rules, first_row)
@@ -115,6 +121,7 @@ def check_encoded(
     one_hot: Collection[str] = ONE_HOT_COLUMNS,
     repeated: pl.Series | None = None,
     first_row: int = 1,
+    max_money: float = MAX_MONEY,
 ) -> CheckedRows:
     """Check encoded rows: one row per account, a column per feature.
 
@@ -123,13 +130,14 @@ def check_encoded(
         one_hot: The source columns of one-hot features, of which a row sets one at most.
         repeated: The ids that occur more than once in the file of which ``frame`` is a chunk; default: in ``frame``.
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
+        max_money: As of :func:`check_activity`.
 
     Raises:
         InputError: If ``frame`` lacks a feature.
     """
     require_features(frame.columns, features)
     kinds: dict[str, Kind] = {name: KINDS.get(name, "number") for name in features}
-    rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind)]
+    rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind, max_money)]
     rules += _one_hot_rules(features, one_hot)
     # A blank line of a CSV is such a row; without a rule it would be scored as an account.
     rules.append(("row_empty", pl.all_horizontal(pl.col(features).is_null())))
@@ -260,12 +268,12 @@ def _writable(name: str, dtype: pl.DataType) -> pl.Expr:
 
 
 @lru_cache(1024)
-def _column_rules(name: str, kind: Kind) -> tuple[Rule, ...]:
+def _column_rules(name: str, kind: Kind, max_money: float) -> tuple[Rule, ...]:
     column = pl.col(name)
     rules = [
         # The model uses float32, in which 1e39 is infinite.
         ("not_finite", ("number", "money", "balance"), ~column.cast(pl.Float32).is_finite()),
-        ("absurd", ("money", "balance"), column.is_finite() & (column.abs() > MAX_MONEY)),
+        ("absurd", ("money", "balance"), column.is_finite() & (column.abs() > max_money)),
         ("negative", ("money",), column < 0),
         ("out_of_range", ("date",), ~column.is_between(_EARLIEST, _LATEST)),
     ]

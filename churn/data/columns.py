@@ -7,11 +7,12 @@ the columns that every extract must have (``churn.data.activity``), and a model'
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
 
-from churn.data.activity import MONEY, ONE_HOT_COLUMNS
+from churn.data.activity import MAX_MONEY, MONEY, ONE_HOT_COLUMNS
 from churn.data.features import Matrix
 from churn.errors import InputError
 
@@ -26,6 +27,7 @@ class Columns:
         activity: Numbers; a player is active in a month in which one of them is neither missing nor zero.
         segments: Categories; performance is evaluated for each of their levels.
         revenue: The number that says what a player is worth; ``None`` if no column does.
+        max_money: Maximum of money a month, in the currency of the variant; a row above it is quarantined.
         one_hot: The source columns of encoded features ``<column>_<level>``; ``None`` for the segments.
 
     >>> Columns.from_json('{"activity": ["logins"], "segments": ["device"]}', "columns.json").revenue is None
@@ -36,6 +38,7 @@ class Columns:
     segments: tuple[str, ...] = ONE_HOT_COLUMNS
     revenue: str | None = "total_ngr"
     one_hot: tuple[str, ...] | None = None
+    max_money: float = MAX_MONEY
 
     @property
     def encoded(self) -> tuple[str, ...]:
@@ -47,12 +50,18 @@ class Columns:
         """Parse a declaration; ``origin`` names it in an ``InputError``, which any other text raises."""
         try:
             declared: dict[str, Any] = json.loads(text)
+            max_money = declared.pop("max_money", MAX_MONEY)
+            if isinstance(max_money, bool) or not isinstance(max_money, int | float) or not 0 < max_money < inf:
+                raise TypeError(f"max_money {max_money!r} is no positive number")
+            if max_money != MAX_MONEY and not declared:
+                return cls(max_money=max_money)  # the columns are those of the contract
             one_hot, revenue = declared.pop("one_hot", None), declared.pop("revenue", None)
             columns = cls(
                 activity=_names(declared.pop("activity")),
                 segments=_names(declared.pop("segments", [])),
                 revenue=None if revenue is None else _names([revenue])[0],
                 one_hot=None if one_hot is None else _names(one_hot),
+                max_money=max_money,
             )
             if declared or not columns.activity:
                 raise ValueError(f"unknown keys: {', '.join(declared) or 'none'}; columns of activity: none")

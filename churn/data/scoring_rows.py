@@ -187,9 +187,10 @@ def prepare(
             horizon_months=horizon_months,
             erased=erased,
             money=declared.activity,
+            max_money=declared.max_money,
         )
     activity.require_features(file.columns, feature_names)
-    return _open_encoded(file, feature_names, max_quarantine_share, erased, declared.encoded)
+    return _open_encoded(file, feature_names, max_quarantine_share, erased, declared)
 
 
 def _read_activity(
@@ -202,6 +203,7 @@ def _read_activity(
     horizon_months: int,
     erased: Erased,
     money: Sequence[str],
+    max_money: float,
 ) -> ScoringRows:
     """Check and pack raw activity."""
     derived = [features.DERIVED] if "ftd_date" in file.columns and features.DERIVED not in file.columns else []
@@ -210,7 +212,8 @@ def _read_activity(
     dates = [window.column for window in plan.of_row]
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
-        checked = _without(erased, activity.check_activity(frame, numbers, dates=dates, first_row=first_row))
+        checked = activity.check_activity(frame, numbers, dates=dates, first_row=first_row, max_money=max_money)
+        checked = _without(erased, checked)
         rows = features.derive(checked.rows, as_of, plan.of_row)
         keys = _keys(checked.rows, money, needs_activity=plan.needs_activity)
         if plan.needs_activity:
@@ -300,16 +303,19 @@ def _at_risk_since(known: KnownRows, horizon_months: int) -> int | None:
 
 
 def _open_encoded(
-    file: RowFile, feature_names: tuple[str, ...], max_quarantine_share: float, erased: Erased, one_hot: Sequence[str]
+    file: RowFile, feature_names: tuple[str, ...], max_quarantine_share: float, erased: Erased, declared: Columns
 ) -> ScoringRows:
     """Open encoded rows, which are checked as they are consumed; a first pass finds repeated ids."""
+    one_hot = declared.encoded
     encoding = features.plan_encoded(feature_names, one_hot)
     id_columns = [name for name in file.columns if name == "account_id"]
     ids = (chunk["account_id"] for chunk in file.chunks(id_columns, CHUNK_ROWS))
     repeated = activity.repeated_ids(ids) if id_columns else None
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
-        checked = activity.check_encoded(frame, feature_names, one_hot=one_hot, repeated=repeated, first_row=first_row)
+        checked = activity.check_encoded(
+            frame, feature_names, one_hot=one_hot, repeated=repeated, first_row=first_row, max_money=declared.max_money
+        )
         if id_columns:  # otherwise the row number is the id
             checked = _without(erased, checked)
         matrix = checked.rows.select(feature_names).cast(pl.Float32).to_numpy()

@@ -141,6 +141,7 @@ class Deployment:
             store=self.store(),
             code_version=self.code_version,
             max_quarantine_share=self.settings.churn_max_quarantine_share,
+            max_unknown_level_share=self.settings.churn_max_unknown_level_share,
             with_reasons=self.settings.churn_reasons,
             horizon_months=self.settings.churn_horizon_months,
         )
@@ -163,6 +164,7 @@ class Deployment:
             "CHURN_LOCAL_FALLBACK": settings.churn_local_fallback,
             "CHURN_LOCAL_MAX_AGE": str(settings.churn_local_max_age),
             "CHURN_MAX_QUARANTINE_SHARE": str(settings.churn_max_quarantine_share),
+            "CHURN_MAX_UNKNOWN_LEVEL_SHARE": str(settings.churn_max_unknown_level_share),
             "CHURN_REASONS": str(settings.churn_reasons),
             "CHURN_HORIZON_MONTHS": str(settings.churn_horizon_months),
             "CHURN_DELIVERY_DELAY_DAYS": str(settings.churn_delivery_delay_days),

@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         defaults.MAX_QUARANTINE_SHARE,
         description="Maximum share of rows that may break the contract; above it the batch fails.",
     )
+    churn_max_unknown_level_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        defaults.MAX_UNKNOWN_LEVEL_SHARE,
+        description="Maximum share of accounts with a level that the model does not know, in a column, above the share "
+        "in the model's reference; above it the batch fails. 1: no limit.",
+    )
     churn_variants_per_run: Annotated[int, Field(ge=0)] = Field(
         500, description="Maximum variants per run of the weekly job, which is split into several runs; 0: one run."
     )

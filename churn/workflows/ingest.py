@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from churn.data.activity import KINDS, check_activity, is_activity
+from churn.data.columns import Columns
 from churn.data.formats import read_frame
 from churn.data.windows import windows_of
 from churn.database.extracts import HistoryStatus, ScoredExtract, ScoredExtracts
@@ -24,6 +25,10 @@ from churn.storage.sources import GoneError, Provenance, SourceFile, Sources
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
+
+
+COLUMNS_NAMES = ("data/churn/columns.json",)
+"""Optional: what the columns of the variant's activity mean."""
 
 
 class NoActivityError(InputError):
@@ -55,10 +60,10 @@ def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float
         raw = sources.fetch_input(variant, Path(scratch))
         if raw.provenance.variant != variant:
             raise ForeignActivityError(f"{variant} has no activity of its own")
-        return _check(raw, max_quarantine_share)
+        return _check(raw, sources, max_quarantine_share)
 
 
-def _check(raw: SourceFile, max_quarantine_share: float) -> Extract:
+def _check(raw: SourceFile, sources: Sources, max_quarantine_share: float) -> Extract:
     frame = read_frame(raw.path)
     if not is_activity(frame.columns):
         raise NoActivityError(
@@ -66,30 +71,43 @@ def _check(raw: SourceFile, max_quarantine_share: float) -> Extract:
             f"activity (account_id, activity_month, …) of {raw.provenance.variant}"
         )
     checked = check_activity(frame)
+    # Only then, since most variants declare no limit of their own, and the declaration is another file.
+    if any(rule.endswith("_absurd") for rule in checked.counts_by_rule()):
+        columns = read_columns(sources, raw.provenance.variant) or Columns()
+        checked = check_activity(frame, max_money=columns.max_money)
     checked.require_share(max_quarantine_share)
     return Extract(checked.rows.drop("row_number"), raw.provenance)
 
 
 def with_numbers(
-    facts: pl.DataFrame, names: Sequence[str], money: Sequence[str], max_quarantine_share: float
+    facts: pl.DataFrame, names: Sequence[str], columns: Columns, max_quarantine_share: float
 ) -> pl.DataFrame:
     """Convert the columns beyond the contract that a model or the labels use to numbers and dates.
 
     Args:
         names: The model's feature names.
-        money: The columns in which a value other than 0 is activity.
+        columns: What the variant's columns mean.
 
     Raises:
         QuarantineError: If more rows have other values than the limit allows.
     """
     windows = windows_of(names, facts.columns)
     dates = {window.column for window in windows if window.is_of_row} - KINDS.keys()
-    numbers = {*names, *money, *(window.column for window in windows)} & set(facts.columns) - KINDS.keys() - dates
+    numbers = {*names, *columns.activity, *(window.column for window in windows)} & set(
+        facts.columns
+    ) - KINDS.keys() - dates
     if not numbers and not dates:
         return facts
-    checked = check_activity(facts, numbers, dates=dates)
+    checked = check_activity(facts, numbers, dates=dates, max_money=columns.max_money)
     checked.require_share(max_quarantine_share)
     return checked.rows.drop("row_number")
+
+
+def read_columns(sources: Sources, variant: Variant) -> Columns | None:
+    """Read what a variant declares about its columns; ``None`` if it has no such file."""
+    with tempfile.TemporaryDirectory(prefix="churn-columns-") as scratch:
+        file = fetch_own(sources, variant, COLUMNS_NAMES, Path(scratch))
+        return None if file is None else Columns.from_json(file.path.read_bytes(), file.provenance.uri)
 
 
 def fetch_own(sources: Sources, variant: Variant, names: Sequence[str], into: Path) -> SourceFile | None:
@@ -158,7 +176,7 @@ class Ingestion:
                 raw = self.sources.fetch_again(variant, *of, Path(scratch))
                 if raw.provenance.sha256 != scored.sha256:
                     raise GoneError(f"{scored.uri} has other bytes than those that were scored")
-                extract = _check(raw, self.max_quarantine_share)
+                extract = _check(raw, self.sources, self.max_quarantine_share)
             self.history.append(variant, extract.rows, scored.modified_at)
         except GoneError as error:
             logger.warning("%s: an extract that was scored is gone before it was ingested: %s", variant, error)

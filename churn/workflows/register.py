@@ -31,13 +31,10 @@ from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
 from churn.storage.sources import MODEL_NAMES, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import ModelVersion
-from churn.workflows.ingest import fetch_own, with_numbers
+from churn.workflows.ingest import COLUMNS_NAMES, fetch_own, read_columns, with_numbers
 
 FEATURE_NAMES = ("data/churn/feature_names_3.json",)
 SAMPLE_NAMES = ("data/churn/X_test_sample_2.json",)
-COLUMNS_NAMES = ("data/churn/columns.json",)
-"""Optional: what the columns of the variant's activity mean."""
-
 LABEL_COLUMN = "churned"
 """Optional column of a sample, 0 or 1; without it there are no metrics."""
 
@@ -76,7 +73,8 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidat
     bundle = read_bundle(model.path.read_bytes(), feature_names, model.provenance.uri)
     frame = read_frame(sample.path, feature_names)
     columns = read_columns(sources, variant)
-    checked = check_encoded(frame, feature_names, one_hot=(columns or Columns()).encoded)
+    declared = columns or Columns()
+    checked = check_encoded(frame, feature_names, one_hot=declared.encoded, max_money=declared.max_money)
     if not checked.quarantined.is_empty():
         checked.require_share(0.0)
     matrix = np.ascontiguousarray(checked.rows.select(feature_names).cast(pl.Float32).to_numpy())
@@ -90,13 +88,6 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidat
         columns = Columns(one_hot=one_hot_columns(feature_names, matrix) or None)
     account_ids = checked.rows["account_id"] if "account_id" in frame.columns else None
     return Candidate(bundle, matrix, _read_labels(frame), tuple(files), columns, account_ids)
-
-
-def read_columns(sources: Sources, variant: Variant) -> Columns | None:
-    """Read what a variant declares about its columns; ``None`` if it has no such file."""
-    with tempfile.TemporaryDirectory(prefix="churn-columns-") as scratch:
-        file = fetch_own(sources, variant, COLUMNS_NAMES, Path(scratch))
-        return None if file is None else Columns.from_json(file.path.read_bytes(), file.provenance.uri)
 
 
 def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant, folder: Path) -> Candidate:
@@ -125,7 +116,8 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
         )
     if candidate.account_ids is not None:
         try:
-            activity = with_numbers(check_activity(read_frame(file.path)).rows, names, columns.activity, 1.0)
+            checked = check_activity(read_frame(file.path), max_money=columns.max_money)
+            activity = with_numbers(checked.rows, names, columns, 1.0)
             compared = compare_with_activity(candidate.account_ids, candidate.matrix, names, activity, columns.activity)
             remarks += [] if compared is None else [str(compared)]
         except InputError as error:

@@ -25,9 +25,10 @@ from churn.concurrency import CircuitBreaker, in_threads
 from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
 from churn.database.predictions import BatchInProgress, BatchRecord, Challenge, PredictionStore
-from churn.defaults import HORIZON_MONTHS
+from churn.defaults import HORIZON_MONTHS, MAX_UNKNOWN_LEVEL_SHARE
 from churn.errors import ChurnError, ModelFileError, TransientError, UsageError
 from churn.evaluation.charts import draw_importance
+from churn.monitoring.known_levels import UnknownLevels
 from churn.monitoring.profiles import Profile, ProfileCounter, regrouped
 from churn.monitoring.summary import ScoreSummary
 from churn.storage.sources import Provenance, SourceFile, Sources
@@ -171,6 +172,7 @@ class Scorer:
     store: PredictionStore
     code_version: str
     max_quarantine_share: float
+    max_unknown_level_share: float = MAX_UNKNOWN_LEVEL_SHARE
     with_reasons: bool = True
     horizon_months: int = HORIZON_MONTHS
     aliases: _Aliases | None = None
@@ -281,9 +283,15 @@ class Scorer:
         scoring = _Scoring(
             request, model.version, role, raw.provenance, self.code_version, counts, engine, summary, is_stand_in
         )
+        unknown = UnknownLevels(rows.encoding, reference)
+
+        def finish() -> tuple[BatchRecord, pl.DataFrame]:
+            unknown.require(self.max_unknown_level_share, counts.unknown_levels)
+            return scoring.record(), counts.quarantined
+
         batch = BatchInProgress(
-            score_rows(chain([first], chunks), engine, model.version, summary),
-            lambda: (scoring.record(), counts.quarantined),
+            score_rows(unknown.counted(chain([first], chunks)), engine, model.version, summary),
+            finish,
             source_columns=engine.reasons.source_columns if engine.reasons else (),
             has_last_active_month=first[1].last_active_months is not None,
             n_shown=len(engine.reasons.windows) if engine.reasons else 0,

@@ -45,8 +45,15 @@ from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import month_range, month_start, newest_month_due, training_days
 from churn.workflows.fleet import Attempts, for_each_variant
-from churn.workflows.ingest import ForeignActivityError, NoActivityError, fetch_own, read_extract, with_numbers
-from churn.workflows.register import FEATURE_NAMES, read_columns
+from churn.workflows.ingest import (
+    ForeignActivityError,
+    NoActivityError,
+    fetch_own,
+    read_columns,
+    read_extract,
+    with_numbers,
+)
+from churn.workflows.register import FEATURE_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +249,7 @@ class Trainer:
                 message = "%s: the activity's own %s is used, not computed from its other columns"
                 logger.warning(message, owner, " and ".join(own))
             computed = [*names, *(name for name in also if name not in names)]
-            facts = with_numbers(activity.facts, computed, columns.activity, self.max_quarantine_share)
+            facts = with_numbers(activity.facts, computed, columns, self.max_quarantine_share)
             try:
                 shots = self._snapshots(facts, today, computed, columns.activity)
                 reason = shortage(shots, self.plan)

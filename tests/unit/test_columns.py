@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from churn.data.activity import check_activity
 from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import encode, features, is_active, plan_encoding
 from churn.data.sample_rows import compare_with_activity
@@ -24,7 +25,7 @@ OWN = Columns(activity=("logins", "stakes"), segments=("device",), revenue=None)
 
 
 def test_a_declaration_survives_json():
-    for columns in (Columns(), OWN, Columns(one_hot=("device", "sport"))):
+    for columns in (Columns(), OWN, Columns(one_hot=("device", "sport")), Columns(max_money=1e10)):
         assert Columns.from_json(columns.to_json(), "a file") == columns
 
 
@@ -33,7 +34,9 @@ def test_a_declaration_survives_json():
     [
         "", "[]", "{}", '{"activity": []}', '{"activity": "logins"}', '{"activity": [1]}', '{"activity": [""]}',
         '{"activity": ["logins"], "revenue": 1}', '{"activity": ["logins"], "segments": {"device": 1}}',
-        '{"activity": ["logins"], "segment": ["device"]}',
+        '{"activity": ["logins"], "segment": ["device"]}', '{"max_money": 0}', '{"max_money": "1e9"}',
+        '{"max_money": true}',
+        '{"max_money": 1e999}', '{"max_money": 1e9, "segments": ["device"]}',
     ],
 )  # fmt: skip
 def test_what_is_no_declaration_is_refused_with_an_example(text: str):
@@ -125,4 +128,13 @@ def test_encoded_rows_have_one_source_column_for_each_one_hot_group(tmp_path: Pa
 def test_a_declaration_is_one_line_of_json():
     assert json.loads(OWN.to_json()) == {
         "activity": ["logins", "stakes"], "segments": ["device"], "revenue": None, "one_hot": None,
+        "max_money": 1e8,
     }  # fmt: skip
+
+
+def test_a_limit_on_money_is_the_variants():
+    assert Columns.from_json('{"max_money": 1e10}', "columns.json") == Columns(max_money=1e10)
+    rows = simulate_activity(n_accounts=5, first_month=date(2025, 1, 1), n_months=2, seed=1)
+    rows = rows.with_columns(total_handle=pl.lit(2e9))  # of rupiah
+    assert check_activity(rows).rows.is_empty()
+    assert check_activity(rows, max_money=1e10).quarantined.is_empty()
