@@ -38,6 +38,8 @@ MAX_MONEY = 1e8  # currency units a month, unless a variant declares its own; of
 _EARLIEST, _LATEST = date(1990, 1, 1), date(2200, 1, 1)
 UNDATED = date(1970, 1, 1)
 """The month of a quarantined row whose month cannot be read."""
+QUARANTINED = "is_quarantined"
+"""The column of a history that marks the rows that broke the contract; of these, only the keys are known."""
 _MAX_EXACT = 2.0**53  # above it, neighbouring account ids are one and the same float
 
 _QUARANTINED: Mapping[str, pl.DataType] = {
@@ -62,6 +64,14 @@ class CheckedRows:
     rows: pl.DataFrame
     quarantined: pl.DataFrame
     n_read: int
+
+    def with_quarantined(self) -> pl.DataFrame:
+        """Return the rows without numbers, and the keys of those quarantined that name an account, marked so."""
+        rows = self.rows.drop("row_number", QUARANTINED, strict=False)
+        month = pl.col("activity_month").dt.month_start().fill_null(UNDATED)
+        named = self.quarantined.filter(pl.col("account_id").is_not_null())
+        keys = named.select("account_id", month, pl.lit(value=True).alias(QUARANTINED)).unique(maintain_order=True)
+        return rows if keys.is_empty() else pl.concat([rows, keys], how="diagonal")
 
     def counts_by_rule(self) -> dict[str, int]:
         """Return the rows per broken rule, most frequent first; a row that breaks two counts twice."""

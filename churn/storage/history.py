@@ -13,6 +13,9 @@ and read with the feed's delivery delay added (``churn.data.arrivals``). So a mo
 within the month, and a correction reaches only as-of dates after the day it was received. Facts that are missing from a
 later extract stay.
 
+A row that was quarantined is stored as its account, its month and when it was received: what it said is unknown, until
+a report takes its place.
+
 Processes may append at the same time. Each writes a separate part; a fact that two of them wrote is stored twice and
 counts once.
 """
@@ -36,7 +39,7 @@ import polars.selectors as cs
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from churn.concurrency import in_threads
-from churn.data.activity import KEY, is_activity
+from churn.data.activity import KEY, QUARANTINED, is_activity
 from churn.data.arrivals import date_arrivals
 from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns, keys_of
@@ -73,7 +76,17 @@ class Appended:
     @cached_property
     def facts(self) -> pl.DataFrame:
         """All facts, as :meth:`ActivityHistory.read` returns them, without reading them again."""
-        return self.date(in_order(_stack(self.parts)))
+        return self.date(_readable(self._all))
+
+    @cached_property
+    def quarantined(self) -> pl.DataFrame:
+        """The keys and ``known_at`` of the rows that broke the contract; see :mod:`churn.data.observed`."""
+        rows = self._all.filter(pl.col(QUARANTINED)) if QUARANTINED in self._all.columns else self._all.clear()
+        return rows.select(*KEY, "known_at")
+
+    @cached_property
+    def _all(self) -> pl.DataFrame:
+        return in_order(_stack(self.parts))
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,7 @@ class ActivityHistory:
 
         Args:
             extract: Checked activity, with or without ``known_at``; columns beyond the contract's are stored, too.
+                Quarantined rows are marked, see :meth:`churn.data.activity.CheckedRows.with_quarantined`.
             received_at: When the extract was received, with its time zone.
             dry_run: Return the same and write nothing.
 
@@ -177,7 +191,11 @@ class ActivityHistory:
         return n_removed
 
     def read(self, variant: Variant) -> pl.DataFrame:
-        """Read all facts, in order of account, month, ``known_at`` and arrival.
+        """Read all facts, in order of account, month, ``known_at`` and arrival; raises as :meth:`open` does."""
+        return self.open(variant).facts
+
+    def open(self, variant: Variant) -> Appended:
+        """Read all facts and quarantined rows; nothing is added.
 
         Raises:
             InputError: If a part is damaged; names it.
@@ -187,7 +205,7 @@ class ActivityHistory:
         if not read:
             uri = self.place.uri(variant.prefix + FOLDER)
             raise SourceError(f"{uri} has no activity; append an extract of {variant} first")
-        return self._date(parts, datetime.now(UTC))(in_order(_stack(read)))
+        return Appended(0, read, self._date(parts, datetime.now(UTC)))
 
     def version(self, variant: Variant) -> str | None:
         """Return a hash of the parts' names; ``None`` if the variant has no history."""
@@ -272,8 +290,10 @@ def new_facts(extract: pl.DataFrame, stored: pl.DataFrame | None, received_at: d
     typed = _typed(extract)
     has_known_at = "known_at" in typed.columns
     facts = typed if has_known_at else typed.with_columns(known_at=_known_at(received_at, is_backfill=stored is None))
-    facts = _keep_last(in_order(facts))
     earlier = facts.clear() if stored is None else stored
+    if QUARANTINED in facts.columns or QUARANTINED in earlier.columns:
+        facts = _date_quarantined(facts, earlier, received_at)
+    facts = _keep_last(in_order(facts))
     if has_known_at:
         facts = in_order(_date_contradictions(facts, earlier, received_at))
     _, differs = _compare(facts, earlier)
@@ -286,6 +306,26 @@ def _known_at(received_at: datetime, *, is_backfill: bool) -> pl.Expr:
         return instant
     next_month = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     return pl.min_horizontal(instant, next_month - pl.duration(microseconds=1))
+
+
+def _date_quarantined(facts: pl.DataFrame, stored: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
+    """Set ``known_at`` to the time of receipt in quarantined rows, and at least that in those that take their place."""
+    broken, received = pl.col(QUARANTINED).fill_null(value=False), pl.lit(received_at, dtype=_INSTANT)
+    if QUARANTINED not in facts.columns:
+        facts = facts.with_columns(pl.lit(None, dtype=pl.Boolean).alias(QUARANTINED))
+    if QUARANTINED not in stored.columns:
+        return facts.with_columns(known_at=pl.when(broken).then(received).otherwise("known_at"))
+    replaced = stored.filter(broken).select(*KEY, _replaces=True).unique()
+    joined = facts.join(replaced, on=KEY, how="left", maintain_order="left")
+    late = pl.when("_replaces").then(pl.max_horizontal("known_at", received)).otherwise("known_at")
+    return joined.with_columns(known_at=pl.when(broken).then(received).otherwise(late)).drop("_replaces")
+
+
+def _readable(facts: pl.DataFrame) -> pl.DataFrame:
+    """Drop quarantined rows and the column that marks them."""
+    if QUARANTINED not in facts.columns:
+        return facts
+    return facts.filter(~pl.col(QUARANTINED).fill_null(value=False)).drop(QUARANTINED)
 
 
 def _keep_last(facts: pl.DataFrame) -> pl.DataFrame:

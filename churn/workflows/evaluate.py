@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import polars as pl
 
+from churn.data.columns import Columns
 from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
 from churn.errors import ChurnError, InputError, UnlabelledError
@@ -29,7 +30,7 @@ from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import month_number
 from churn.workflows.fleet import Attempts, FleetEngine, error_text, for_each_variant, threads
-from churn.workflows.ingest import Ingestion
+from churn.workflows.ingest import Ingestion, with_numbers
 
 if TYPE_CHECKING:
     from churn.registry.records import LivePoint
@@ -202,7 +203,8 @@ class PerformanceEvaluator:
         batches = [
             one for one in pending.unevaluated if one.as_of > tag.evidence_after(tags_of(variant, one.model_version))
         ]
-        evaluated = self._evaluate_all(batches, self._facts(variant, appended), today, tags_of) if batches else []
+        known = self.history.open(variant) if batches and appended is None else appended
+        evaluated = self._evaluate_all(batches, known, today, tags_of) if known is not None and batches else []
         self.results.record(evaluated)
         self._log_live(variant, [*pending.unlogged, *evaluated])
         return evaluated
@@ -221,12 +223,9 @@ class PerformanceEvaluator:
         cohorts: Iterable[PairedCohort] = ()
         if pairs := [pair for pair in pairs if pair.champion.as_of > after]:
             columns = tag.columns_of(tags[0].get(tag.COLUMNS), f"version {champion} of {variant}")
-            reports = Reports.of(self._facts(variant, appended), columns.activity)
+            reports = _reports(self.history.open(variant) if appended is None else appended, columns)
             cohorts = (self._cohort(pair, reports, today) for pair in pairs)
         return replace(compare(cohorts, self.horizon.months, self.limits), after=after)
-
-    def _facts(self, variant: Variant, appended: Appended | None) -> pl.DataFrame:
-        return self.history.read(variant) if appended is None else appended.facts
 
     def _pending(self, variants: Sequence[Variant], today: date) -> PendingEvaluation:
         unevaluated = self.results.unevaluated(variants, self.horizon.newest_mature(today))
@@ -237,14 +236,14 @@ class PerformanceEvaluator:
         return self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
 
     def _evaluate_all(
-        self, batches: Sequence[PublishedBatch], facts: pl.DataFrame, today: date, tags_of: TagsOf
+        self, batches: Sequence[PublishedBatch], known: Appended, today: date, tags_of: TagsOf
     ) -> list[EvaluatedBatch]:
-        reports_of, levels_of = cache(partial(Reports.of, facts)), cache(partial(Levels, facts))
+        reports_of, levels_of = cache(partial(_reports, known)), cache(partial(Levels, known.facts))
 
         def evaluate_one(batch: PublishedBatch, scored: Scored) -> EvaluatedBatch | None:
             tags = tags_of(batch.variant, batch.model_version)
             columns = tag.columns_of(tags.get(tag.COLUMNS), f"version {batch.model_version} of {batch.variant}")
-            reports, levels = reports_of(columns.activity), levels_of(columns.segments)
+            reports, levels = reports_of(columns), levels_of(columns.segments)
             limit = float(tags.get(tag.AUC_LIMIT, self.auc_limit))
             return self._evaluate(batch, scored, reports, levels, today, limit=limit)
 
@@ -306,6 +305,13 @@ class PerformanceEvaluator:
         places = _places(both, labels)
         champion, challenger = champion[first][places], challenger[second][places]
         return PairedCohort(pair.champion.as_of, labels.account_ids, champion, challenger, labels.churned)
+
+
+def _reports(known: Appended, columns: Columns) -> Reports:
+    """Build the reports that labels are made of; rows whose activity cannot be read count as quarantined."""
+    facts, broken = with_numbers(known.facts, (), columns, 1.0)
+    quarantined = pl.concat([known.quarantined, broken.select(known.quarantined.columns)])
+    return Reports.of(facts, columns.activity, columns.segments, quarantined)
 
 
 def reliability_picture(evaluated: EvaluatedBatch) -> str | None:

@@ -41,7 +41,7 @@ class ForeignActivityError(NoActivityError):
 
 @dataclass(frozen=True)
 class Extract:
-    """Checked raw activity, and where it was read from."""
+    """Checked raw activity, with quarantined rows marked, and where it was read from."""
 
     rows: pl.DataFrame
     provenance: Provenance
@@ -76,17 +76,20 @@ def _check(raw: SourceFile, sources: Sources, max_quarantine_share: float) -> Ex
         columns = read_columns(sources, raw.provenance.variant) or Columns()
         checked = check_activity(frame, max_money=columns.max_money)
     checked.require_share(max_quarantine_share)
-    return Extract(checked.rows.drop("row_number"), raw.provenance)
+    return Extract(checked.with_quarantined(), raw.provenance)
 
 
 def with_numbers(
     facts: pl.DataFrame, names: Sequence[str], columns: Columns, max_quarantine_share: float
-) -> pl.DataFrame:
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Convert the columns beyond the contract that a model or the labels use to numbers and dates.
 
     Args:
         names: The model's feature names.
         columns: What the variant's columns mean.
+
+    Returns:
+        The facts, and those left out because they have other values.
 
     Raises:
         QuarantineError: If more rows have other values than the limit allows.
@@ -97,10 +100,10 @@ def with_numbers(
         facts.columns
     ) - KINDS.keys() - dates
     if not numbers and not dates:
-        return facts
+        return facts, facts.clear()
     checked = check_activity(facts, numbers, dates=dates, max_money=columns.max_money)
     checked.require_share(max_quarantine_share)
-    return checked.rows.drop("row_number")
+    return checked.rows.drop("row_number"), facts[checked.quarantined["row_number"] - 1]
 
 
 def read_columns(sources: Sources, variant: Variant) -> Columns | None:

@@ -117,7 +117,7 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
     if candidate.account_ids is not None:
         try:
             checked = check_activity(read_frame(file.path), max_money=columns.max_money)
-            activity = with_numbers(checked.rows, names, columns, 1.0)
+            activity, _ = with_numbers(checked.rows, names, columns, 1.0)
             compared = compare_with_activity(candidate.account_ids, candidate.matrix, names, activity, columns.activity)
             remarks += [] if compared is None else [str(compared)]
         except InputError as error:

@@ -32,7 +32,7 @@ from churn.monitoring.profiles import Profile, reference_profile, spliced
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun, OpenModel, training_data
 from churn.registry.registry import Registry
-from churn.storage.history import ActivityHistory
+from churn.storage.history import ActivityHistory, Appended
 from churn.storage.inputs import INPUT_FOLDER
 from churn.storage.sources import Provenance, Sources
 from churn.training.checks import Gate
@@ -145,7 +145,14 @@ class Trainer:
             facts=data.facts,
             shots=data.snapshots,
             build=lambda facts, as_of: snapshots(
-                facts, [as_of], today=today, horizon=self.plan.horizon, names=data.names, money=data.columns.activity
+                facts,
+                [as_of],
+                today=today,
+                horizon=self.plan.horizon,
+                names=data.names,
+                money=data.columns.activity,
+                segments=data.columns.segments,
+                quarantined=data.quarantined,
             )[0],
             champion=champion.bundle if champion else None,
             limits=self.limits,
@@ -237,27 +244,32 @@ class Trainer:
         n_added = 0
         for owner in fallback_variants(variant):
             activity = self._activity(owner, is_own=owner == variant, dry_run=dry_run)
-            n_added += activity.n_added
             if activity.provenance is not None:
                 sources[owner] = activity.provenance
-            if activity.facts is None:
+            if activity.appended is None:
                 detours.append(activity.why_none)
                 continue
+            known = activity.appended.facts
+            n_added += activity.appended.n_added
             columns = self._columns(owner, champion if owner == variant else None)
-            names = requested.of(activity.facts, columns)
-            if own := own_columns(names, activity.facts.columns):
+            names = requested.of(known, columns)
+            if own := own_columns(names, known.columns):
                 message = "%s: the activity's own %s is used, not computed from its other columns"
                 logger.warning(message, owner, " and ".join(own))
             computed = [*names, *(name for name in also if name not in names)]
-            facts = with_numbers(activity.facts, computed, columns, self.max_quarantine_share)
+            facts, broken = with_numbers(known, computed, columns, self.max_quarantine_share)
+            quarantined = pl.concat(
+                [activity.appended.quarantined, broken.select(activity.appended.quarantined.columns)]
+            )
             try:
-                shots = self._snapshots(facts, today, computed, columns.activity)
+                shots = self._snapshots(facts, today, computed, columns, quarantined)
                 reason = shortage(shots, self.plan)
             except UnlabelledError as error:
                 reason = f"no labels: {error}"
             if reason is None:
+                detoured, has_known_at = tuple(detours), activity.has_known_at
                 return _TrainingData(
-                    owner, names, columns, facts, shots, tuple(detours), sources, n_added, activity.has_known_at
+                    owner, names, columns, facts, quarantined, shots, detoured, sources, n_added, has_known_at
                 )
             months = describe_months(_months_of(facts), today, self.plan.horizon)
             detours.append(f"{owner} has {reason}; its months run from {months}")
@@ -276,23 +288,30 @@ class Trainer:
             if is_own and not isinstance(error, (SourceError, ForeignActivityError)):
                 raise
             reason = f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error)
-            return _Activity(self._stored(owner), reason)
+            stored = self.history.open(owner) if self.history.version(owner) is not None else None
+            return _Activity(stored, reason)
         appended = self.history.append(owner, extract.rows, extract.provenance.modified_at, dry_run=dry_run)
         has_known_at = "known_at" in extract.rows.columns
-        return _Activity(appended.facts, "", extract.provenance, appended.n_added, has_known_at)
-
-    def _stored(self, owner: Variant) -> pl.DataFrame | None:
-        return self.history.read(owner) if self.history.version(owner) is not None else None
+        return _Activity(appended, "", extract.provenance, has_known_at)
 
     def _snapshots(
-        self, facts: pl.DataFrame, today: date, names: Sequence[str], money: Sequence[str]
+        self, facts: pl.DataFrame, today: date, names: Sequence[str], columns: Columns, quarantined: pl.DataFrame
     ) -> list[Snapshot]:
         horizon = self.plan.horizon
         first: date = facts["activity_month"].min()  # type: ignore[assignment]  # a column of dates
         last = horizon.newest_mature(today)
         # All weeks of the held-out months count equally in the model's figures, as they do when it scores.
         days = training_days(max(first, month_start(last, 1 - self.max_months)), last, self.plan.n_held_out)
-        return snapshots(facts, days, today=today, horizon=horizon, names=names, money=money)
+        return snapshots(
+            facts,
+            days,
+            today=today,
+            horizon=horizon,
+            names=names,
+            money=columns.activity,
+            segments=columns.segments,
+            quarantined=quarantined,
+        )
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
@@ -324,12 +343,11 @@ class FeatureNames:
 
 @dataclass(frozen=True)
 class _Activity:
-    """A variant's activity; ``facts`` is ``None`` if it has none, and ``why_none`` is the reason."""
+    """A variant's activity; ``appended`` is ``None`` if it has none, and ``why_none`` is the reason."""
 
-    facts: pl.DataFrame | None
+    appended: Appended | None
     why_none: str
     provenance: Provenance | None = None
-    n_added: int = 0
     has_known_at: bool = False
 
 
@@ -341,6 +359,7 @@ class _TrainingData:
     names: Sequence[str]
     columns: Columns
     facts: pl.DataFrame
+    quarantined: pl.DataFrame
     snapshots: list[Snapshot]
     detours: tuple[str, ...]
     sources: dict[Variant, Provenance]

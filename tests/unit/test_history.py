@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from churn.data.activity import KINDS, check_activity
+from churn.data.activity import KINDS, UNDATED, check_activity
 from churn.data.erased import Erased, tombstone
 from churn.data.features import features
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
@@ -546,3 +546,60 @@ def test_parts_are_parquet_that_others_can_read(local):
     local.append(US, extract_of({}), FIRST)
     (entry,) = local.place.list("geography-us/")
     assert pl.read_parquet(io.BytesIO(b"".join(local.place.open(entry.key, entry.version).chunks))).height == 1
+
+
+def checked_of(*records: dict[str, object]) -> pl.DataFrame:
+    """Rows as they are ingested, of account 1 in January; a negative deposit breaks the contract."""
+    rows = [{"account_id": 1, "activity_month": JAN, "total_deposit": 5.0} | record for record in records]
+    return check_activity(pl.from_dicts(rows, infer_schema_length=None)).with_quarantined()
+
+
+OTHER, BROKEN, UNREADABLE = {"account_id": 2}, {"total_deposit": -1.0}, {"activity_month": "January"}
+EARLY = {"known_at": at(2025, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("extracts", "facts", "quarantined"),
+    [
+        ([[{}, OTHER | BROKEN]], [(1, JAN_END)], [(2, JAN, FIRST)]),
+        ([[OTHER, BROKEN], [OTHER, BROKEN]], [(2, JAN_END)], [(1, JAN, FIRST)]),
+        ([[OTHER, BROKEN], [OTHER, {}]], [(1, SECOND), (2, JAN_END)], [(1, JAN, FIRST)]),
+        ([[OTHER, {}], [OTHER, BROKEN]], [(1, JAN_END), (2, JAN_END)], [(1, JAN, SECOND)]),
+        ([[OTHER, {}], [OTHER, BROKEN], [OTHER, {}]], [(1, JAN_END), (1, THIRD), (2, JAN_END)], [(1, JAN, SECOND)]),
+        ([[OTHER | EARLY, BROKEN | EARLY], [EARLY]], [(1, SECOND), (2, EARLY["known_at"])], [(1, JAN, FIRST)]),
+        ([[OTHER, {"account_id": "?"}]], [(2, JAN_END)], []),
+        ([[OTHER | {"activity_month": "2025-01-01"}, UNREADABLE]], [(2, JAN_END)], [(1, UNDATED, FIRST)]),
+        (
+            [[OTHER | {"activity_month": "2025-01-01"}, {"activity_month": "2025-01-09"}]],
+            [(2, JAN_END)],
+            [(1, JAN, FIRST)],
+        ),
+    ],
+    ids=["once", "twice", "corrected", "no longer readable", "and again", "own known_at", "no id", "no month", "a day"],
+)
+def test_a_quarantined_row_is_no_fact_and_is_remembered_until_a_report_takes_its_place(
+    local, extracts, facts, quarantined
+):
+    for records, received_at in zip(extracts, (FIRST, SECOND, THIRD), strict=False):
+        for n_added_again in (None, 0):
+            found = local.append(US, checked_of(*records), received_at)
+            assert n_added_again is None or found.n_added == 0
+
+    for known in (found, local.open(US)):
+        assert known.facts.select("account_id", "known_at").rows() == facts
+        assert known.quarantined.rows() == quarantined
+        assert "is_quarantined" not in known.facts.columns
+
+
+def test_quarantined_rows_survive_compaction_and_are_erased_with_their_account(tmp_path):
+    erased: list[Erased] = [Erased()]
+    history = ActivityHistory(Folder(tmp_path), lambda _: erased[0])
+    history.append(US, checked_of(OTHER, BROKEN, {"account_id": 3, "total_deposit": -1.0}), FIRST)
+    for i in range(max_parts(US)):
+        history.append(US, checked_of(OTHER | {"total_deposit": float(i)}), SECOND + timedelta(days=i))
+    assert history.open(US).quarantined["account_id"].to_list() == [1, 3]
+
+    erased[0] = Erased(bytes(32), frozenset([tombstone(bytes(32), 3)]))
+    assert history.erase(US, erased[0]) == 1
+
+    assert history.open(US).quarantined["account_id"].to_list() == [1]
