@@ -105,6 +105,7 @@ SELECT count(*) AS n FROM (
     SELECT DISTINCT ON (b.variant) e.roc_auc_high, e.auc_limit
     FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id)
     WHERE b.is_current AND b.role = 'champion' AND e.status = 'ok' AND b.scored_week > {_WEEK} - 371
+      AND b.as_of > e.evidence_after
     ORDER BY b.variant, b.scored_week DESC
 ) AS newest WHERE roc_auc_high < auc_limit""",  # noqa: S608
         panel=9,

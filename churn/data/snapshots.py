@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.data.activity import MONEY, ONE_HOT_COLUMNS
+from churn.data.columns import Columns
 from churn.data.features import features, in_order
 from churn.data.labels import Horizon, Reports, at_risk, label
+
+_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ def snapshots(
     today: date,
     horizon: Horizon,
     names: Sequence[str] = (),
-    money: Sequence[str] = MONEY,
-    segments: Sequence[str] = ONE_HOT_COLUMNS,
+    columns: Columns = _COLUMNS,
     quarantined: pl.DataFrame | None = None,
 ) -> list[Snapshot]:
     """Build the training examples of several as-of dates, labelled by the facts known at the end of ``today``.
@@ -50,19 +51,18 @@ def snapshots(
     Args:
         facts: A variant's activity with ``known_at``, from its history.
         names: The feature names, of which those that are windows are computed.
-        money: The columns in which a value other than 0 is activity.
-        segments: The categories whose rows are watched for gaps of the feed.
+        columns: The columns that measure activity, and the segments whose rows are watched for gaps of the feed.
         quarantined: Rows that broke the contract, as in :meth:`churn.data.labels.Reports.of`.
 
     Raises:
         InputError: If ``facts`` lack ``known_at`` or every money column, or a name looks like a window and is none.
     """
     ordered = in_order(facts)  # once for all dates
-    reports = Reports.of(ordered, money, segments, quarantined)
+    reports = Reports.of(ordered, columns.activity, columns.segments, quarantined)
 
     def build(as_of: date) -> Snapshot:
         labels = label(reports, at_risk(reports, as_of, horizon), as_of, today=today, horizon=horizon)
-        known = features(ordered, as_of, names, money)
+        known = features(ordered, as_of, names, columns.activity)
         is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
         return Snapshot(as_of, known.filter(is_labelled), labels.churned)
 

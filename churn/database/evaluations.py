@@ -27,7 +27,7 @@ _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
 _OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
 _COUNTS = (
     "labels_as_of", "horizon_months", "n_accounts", "n_at_risk", "n_matured", "n_missing", "n_churned", "status",
-    "auc_limit",
+    "auc_limit", "evidence_after", "replaces_because",
 )  # fmt: skip
 _MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "brier_score", "calibration_error",
@@ -66,6 +66,8 @@ class EvaluatedBatch:
         auc_limit: Minimum ROC AUC of its model version; ``None`` if unknown.
         status: ``insufficient`` if too few labels matured; ``measures`` is empty then.
         measures: Values by name, as in ``churn.evaluation.metrics.Evaluation.metrics``.
+        evidence_after: The last as-of day that is no evidence about its model version.
+        replaces_because: Why it was evaluated again; ``None`` if it was not.
         reliability: ``n``, ``mean_score`` and ``churned_share`` of bins of about equal size, by rising score.
     """
 
@@ -82,6 +84,8 @@ class EvaluatedBatch:
     measures: dict[str, float]
     reliability: Reliability | None = None
     segments: Sequence[EvaluatedSegment] = ()
+    evidence_after: date | None = None
+    replaces_because: str | None = None
 
     @property
     def is_below_limit(self) -> bool:
@@ -167,11 +171,15 @@ class Evaluations(Tables):
         by_id = dict(map(_decode_scores, decode_single_fields(buffer.getbuffer())))
         return [by_id[one.batch_id] for one in batches]
 
-    def record(self, evaluated: Sequence[EvaluatedBatch]) -> None:
-        """Store evaluated batches, except those that another process has stored meanwhile."""
+    def record(self, evaluated: Sequence[EvaluatedBatch], replaced: Sequence[EvaluatedBatch] = ()) -> None:
+        """Store evaluated batches, except those that another process has stored meanwhile.
+
+        Args:
+            replaced: Their earlier evaluations, which are moved to the table ``replaced_evaluations``.
+        """
         if not evaluated:
             return
-        columns = ", ".join(("batch_id", "evaluated_at", *_COUNTS, *_MEASURES, "reliability"))
+        columns = ", ".join(("batch_id", "evaluated_at", *_COUNTS, *_MEASURES, "reliability", "replaces"))
         statement = sa.text(
             f"WITH new AS (INSERT INTO evaluated_batches ({columns}) "  # noqa: S608 our own names
             f"SELECT {columns} FROM jsonb_populate_recordset(NULL::evaluated_batches, CAST(:evaluated AS jsonb)) "
@@ -180,12 +188,32 @@ class Evaluations(Tables):
             "SELECT s.* FROM jsonb_populate_recordset(NULL::evaluated_segments, CAST(:segments AS jsonb)) AS s "
             "JOIN new USING (batch_id) ON CONFLICT DO NOTHING"
         )
-        rows = {
-            "evaluated": json.dumps([_columns(one) for one in evaluated], default=str),
-            "segments": json.dumps([_segment_columns(one, level) for one in evaluated for level in one.segments]),
-        }
+        archive = sa.text("SELECT archive_evaluation(:batch_id, :labels_as_of)")
+        segments = [_segment_columns(one, level) for one in evaluated for level in one.segments]
         with self._transaction() as connection:
-            connection.execute(statement, rows)
+            archived = {
+                one.batch.batch_id: connection.scalar(
+                    archive, {"batch_id": one.batch.batch_id, "labels_as_of": one.labels_as_of}
+                )
+                for one in replaced
+            }
+            rows = [_columns(one) | {"replaces": archived.get(one.batch.batch_id)} for one in evaluated]
+            values = {"evaluated": json.dumps(rows, default=str), "segments": json.dumps(segments)}
+            connection.execute(statement, values)
+
+    def evaluated_since(self, variant: Variant, since: date) -> list[EvaluatedBatch]:
+        """Return a variant's current batches that were evaluated from ``since`` on, by week."""
+        where = "b.variant = :variant AND b.is_current AND e.labels_as_of >= :since"
+        return self._evaluated(where, variant=variant.key, since=since)
+
+    def date_evidence(self, variant: Variant, version: int, after: date) -> None:
+        """Set ``evidence_after`` of all evaluations of a model version."""
+        statement = sa.text(
+            "UPDATE evaluated_batches AS e SET evidence_after = :after FROM scoring_batches AS b "
+            "WHERE b.batch_id = e.batch_id AND b.variant = :variant AND b.model_version = :version"
+        )
+        with self._transaction() as connection:
+            connection.execute(statement, {"variant": variant.key, "version": version, "after": after})
 
     def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[EvaluatedBatch]:
         """Return the batches evaluated from ``since`` on that were not logged to MLflow yet, by week."""
@@ -206,9 +234,9 @@ class Evaluations(Tables):
             connection.execute(statement, {"ids": [one.batch.batch_id for one in evaluated]})
 
     def evaluated_champions(self) -> dict[Variant, list[EvaluatedBatch]]:
-        """Return the evaluated batches of all variants' champions, by week."""
+        """Return the evaluated batches of all variants' champions that are evidence about their version, by week."""
         by_variant: dict[Variant, list[EvaluatedBatch]] = {}
-        for evaluated in self._evaluated("b.role = 'champion'"):
+        for evaluated in self._evaluated("b.role = 'champion' AND b.as_of > e.evidence_after"):
             by_variant.setdefault(evaluated.batch.variant, []).append(evaluated)
         return by_variant
 

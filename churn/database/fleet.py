@@ -38,7 +38,7 @@ _EVALUATED = (
     "SELECT DISTINCT ON (b.variant, b.model_version) batch_id, b.variant, b.scored_week AS week, b.model_version, "
     'ARRAY[e.roc_auc, e.roc_auc_low, e.roc_auc_high] AS roc_auc, e.auc_limit AS "limit" '
     "FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id) "
-    "WHERE b.role = 'champion' AND e.status = 'ok' AND e.auc_limit IS NOT NULL "
+    "WHERE b.role = 'champion' AND e.status = 'ok' AND b.as_of > e.evidence_after AND e.auc_limit IS NOT NULL "
     "ORDER BY b.variant, b.model_version, b.scored_week DESC, batch_id DESC"
 )
 _SEGMENTS = (
@@ -80,7 +80,7 @@ class FleetTables(Tables):
         }
 
     def evaluated(self) -> list[conditions.EvaluatedChampion]:
-        """Return the newest batch with enough labels of each variant and version that was champion."""
+        """Return the newest batch of each variant and version that was champion, with enough labels and evidence."""
         rows = self._rows(_EVALUATED)
         return [conditions.EvaluatedChampion(**row._asdict() | {"roc_auc": Interval(*row.roc_auc)}) for row in rows]
 

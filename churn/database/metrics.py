@@ -57,7 +57,7 @@ SELECT DISTINCT ON (b.variant) b.variant,
        extract(epoch FROM b.scored_week::timestamp AT TIME ZONE 'UTC') AS week,
        e.roc_auc, e.roc_auc_low, e.roc_auc_high, e.auc_limit
 FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id) JOIN expected USING (variant)
-WHERE b.is_current AND b.role = 'champion' AND e.status = 'ok'
+WHERE b.is_current AND b.role = 'champion' AND e.status = 'ok' AND b.as_of > e.evidence_after
 ORDER BY b.variant, b.scored_week DESC
 """  # noqa: S608 our own text
 _FLAGS = f"""

@@ -36,7 +36,8 @@ def _short(table: str, *names: str) -> str:
 _NEWEST_EVALUATED = """
 SELECT DISTINCT ON (b.variant) b.variant, b.batch_id, b.scored_week, b.model_version, e.reliability, e.auc_limit
 FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id)
-WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week AND e.status = 'ok'
+WHERE b.is_current AND b.role = 'champion' AND b.scored_week BETWEEN :first AND :week
+      AND e.status = 'ok' AND b.as_of > e.evidence_after
 ORDER BY b.variant, b.scored_week DESC
 """
 
@@ -47,7 +48,8 @@ SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored, b.n_a
        {_short("b", "mean_probability", "estimated_auc")},
        b.fallback_reason IS NOT NULL AS is_fallback, b.source_variant <> b.variant AS is_foreign_data,
        e.status, e.n_matured, e.n_churned, {_short("e", *EVALUATED_MEASURES)}
-FROM scoring_batches AS b LEFT JOIN evaluated_batches AS e USING (batch_id)
+FROM scoring_batches AS b
+LEFT JOIN evaluated_batches AS e ON e.batch_id = b.batch_id AND b.as_of > e.evidence_after
 WHERE b.is_current AND b.scored_week BETWEEN :first AND :week
 ORDER BY b.variant, b.scored_week
 """,  # noqa: S608 our own text

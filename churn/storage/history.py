@@ -309,16 +309,19 @@ def _known_at(received_at: datetime, *, is_backfill: bool) -> pl.Expr:
 
 
 def _date_quarantined(facts: pl.DataFrame, stored: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
-    """Set ``known_at`` to the time of receipt in quarantined rows, and at least that in those that take their place."""
+    """Set ``known_at`` to the time of receipt in quarantined rows, and to that or later in those that replace them."""
     broken, received = pl.col(QUARANTINED).fill_null(value=False), pl.lit(received_at, dtype=_INSTANT)
     if QUARANTINED not in facts.columns:
         facts = facts.with_columns(pl.lit(None, dtype=pl.Boolean).alias(QUARANTINED))
     if QUARANTINED not in stored.columns:
         return facts.with_columns(known_at=pl.when(broken).then(received).otherwise("known_at"))
-    replaced = stored.filter(broken).select(*KEY, _replaces=True).unique()
+    # S3 dates extracts to the second: two may seem to be received at once.
+    after = pl.col("known_at").max() + pl.duration(microseconds=1)
+    replaced = stored.filter(broken).group_by(KEY).agg(_after=after)
     joined = facts.join(replaced, on=KEY, how="left", maintain_order="left")
-    late = pl.when("_replaces").then(pl.max_horizontal("known_at", received)).otherwise("known_at")
-    return joined.with_columns(known_at=pl.when(broken).then(received).otherwise(late)).drop("_replaces")
+    late = pl.when(pl.col("_after").is_not_null()).then(pl.max_horizontal("known_at", "_after", received))
+    known_at = pl.when(broken).then(received).otherwise(late.otherwise("known_at"))
+    return joined.with_columns(known_at=known_at).drop("_after")
 
 
 def _readable(facts: pl.DataFrame) -> pl.DataFrame:

@@ -46,6 +46,8 @@ TagsOf = Callable[[Variant, int], Mapping[str, str]]
 _AUTO_PROMOTED = "CHURN_AUTO_PROMOTE"  # the reason recorded with an automatic promotion
 _THREADS = 2  # more of them wait for one another
 _LOGGED_WITHIN = timedelta(days=60)
+_REPAIRED_WITHIN = timedelta(days=180)
+_LEAST_CHANGE = 0.01  # of the accounts at risk; late reports, as they come in every month, change fewer labels
 _LIVE_METRICS = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "brier_score", "log_loss", "average_precision", "calibration_error",
     "lift_at_10",
@@ -191,23 +193,51 @@ class PerformanceEvaluator:
     def evaluate_batches(self, variant: Variant, today: date, appended: Appended | None = None) -> list[EvaluatedBatch]:
         """Evaluate the variant's current batches whose labels have matured and that were not evaluated yet.
 
-        Each is evaluated once. A week with outcomes that its model has seen is not evaluated (see
+        A week with outcomes that its model has seen is not evaluated (see
         :func:`churn.registry.tags.evidence_after`). One whose labels are missing is evaluated once the activity that
-        they need has arrived. If MLflow fails, the figures are logged at a later evaluation, for up to 60 days.
+        they need has arrived. One that was evaluated within the last 180 days is evaluated again if activity that
+        arrived since changes the labels of 1 % of the accounts at risk, as after a repair of the feed; the earlier
+        evaluation stays in ``replaced_evaluations``. If MLflow fails, the figures are logged at a later evaluation, for
+        up to 60 days.
 
         Args:
-            appended: The result of :meth:`ingest`, which contains the variant's history; ``None`` reads the history.
+            appended: The result of :meth:`ingest`, which contains the variant's history; ``None`` reads the history,
+                and evaluates no batch again.
         """
         pending = self.listed.get(variant) or self._pending([variant], today)
         tags_of = cache(partial(self._tags_of, pending))
         batches = [
             one for one in pending.unevaluated if one.as_of > tag.evidence_after(tags_of(variant, one.model_version))
         ]
-        known = self.history.open(variant) if batches and appended is None else appended
-        evaluated = self._evaluate_all(batches, known, today, tags_of) if known is not None and batches else []
-        self.results.record(evaluated)
-        self._log_live(variant, [*pending.unlogged, *evaluated])
+        earlier = [] if appended is None else self.results.evaluated_since(variant, today - _REPAIRED_WITHIN)
+        evaluated: list[EvaluatedBatch] = []
+        if batches or earlier:
+            known = self.history.open(variant) if appended is None else appended
+            changed = self._changed(earlier, known, today, tags_of)
+            found = self._evaluate_all([*batches, *(one.batch for one in changed)], known, today, tags_of)
+            evaluated, replaced = _with_reasons(found, changed)
+            self.results.record(evaluated, replaced)
+        logged_now = {one.batch.batch_id for one in evaluated}
+        unlogged = [one for one in pending.unlogged if one.batch.batch_id not in logged_now]
+        self._log_live(variant, [*unlogged, *evaluated])
         return evaluated
+
+    def _changed(
+        self, earlier: Sequence[EvaluatedBatch], known: Appended, today: date, tags_of: TagsOf
+    ) -> list[EvaluatedBatch]:
+        """Return the evaluations whose labels seem to have changed, by all accounts at risk; corrects evidence days."""
+        reports_of, changed = cache(partial(_reports, known)), []
+        for one in earlier:
+            batch = one.batch
+            tags = tags_of(batch.variant, batch.model_version)
+            if (after := tag.evidence_after(tags)) != one.evidence_after:
+                self.results.date_evidence(batch.variant, batch.model_version, after)
+            reports = reports_of(_columns(batch, tags))
+            candidates = at_risk(reports, batch.as_of, self.horizon)
+            labels = label(reports, candidates, batch.as_of, today=today, horizon=self.horizon)
+            if batch.as_of > after and _why_again(one, len(labels.account_ids), int(labels.churned.sum())):
+                changed.append(one)
+        return changed
 
     def compare(
         self, variant: Variant, champion: int, challenger: int, today: date, appended: Appended | None = None
@@ -242,10 +272,11 @@ class PerformanceEvaluator:
 
         def evaluate_one(batch: PublishedBatch, scored: Scored) -> EvaluatedBatch | None:
             tags = tags_of(batch.variant, batch.model_version)
-            columns = tag.columns_of(tags.get(tag.COLUMNS), f"version {batch.model_version} of {batch.variant}")
+            columns = _columns(batch, tags)
             reports, levels = reports_of(columns), levels_of(columns.segments)
             limit = float(tags.get(tag.AUC_LIMIT, self.auc_limit))
-            return self._evaluate(batch, scored, reports, levels, today, limit=limit)
+            one = self._evaluate(batch, scored, reports, levels, today, limit=limit)
+            return one and replace(one, evidence_after=tag.evidence_after(tags))
 
         pairs = zip(batches, self.results.scores(batches), strict=True)
         return [one for pair in pairs if (one := evaluate_one(*pair)) is not None]
@@ -307,6 +338,36 @@ class PerformanceEvaluator:
         return PairedCohort(pair.champion.as_of, labels.account_ids, champion, challenger, labels.churned)
 
 
+def _columns(batch: PublishedBatch, tags: Mapping[str, str]) -> Columns:
+    return tag.columns_of(tags.get(tag.COLUMNS), f"version {batch.model_version} of {batch.variant}")
+
+
+def _with_reasons(
+    evaluated: Iterable[EvaluatedBatch], earlier: Iterable[EvaluatedBatch]
+) -> tuple[list[EvaluatedBatch], list[EvaluatedBatch]]:
+    """Return the evaluations to store, and those of ``earlier`` that they replace, for the reason that they state."""
+    before, stored, replaced = {one.batch.batch_id: one for one in earlier}, [], []
+    for one in evaluated:
+        if (first := before.get(one.batch.batch_id)) is None:
+            stored.append(one)
+        elif why := _why_again(first, one.n_matured, one.n_churned):
+            logger.info("%s, week of %s: evaluated again: %s", one.batch.variant, one.batch.scored_week, why)
+            stored.append(replace(one, replaces_because=why))
+            replaced.append(first)
+    return stored, replaced
+
+
+def _why_again(earlier: EvaluatedBatch, n_matured: int, n_churned: int) -> str | None:
+    """Return why a batch is evaluated again; ``None`` if its labels are about the same, or fewer, as after erasure."""
+    more = n_matured - earlier.n_matured, n_churned - earlier.n_churned
+    if max(*more, more[0] - more[1]) < max(1, _LEAST_CHANGE * earlier.n_at_risk):
+        return None
+    return (
+        f"by activity received after {earlier.labels_as_of}, {n_matured:,} accounts have labels, of which "
+        f"{n_churned:,} churned; before, {earlier.n_matured:,} and {earlier.n_churned:,}"
+    )
+
+
 def _reports(known: Appended, columns: Columns) -> Reports:
     """Build the reports that labels are made of; rows whose activity cannot be read count as quarantined."""
     facts, broken = with_numbers(known.facts, (), columns, 1.0)
@@ -344,5 +405,7 @@ def _live_points(evaluated: Sequence[EvaluatedBatch]) -> list["LivePoint"]:
         picture = reliability_picture(one) if one.batch.batch_id in drawn else None
         artifacts = {} if picture is None else {"reliability.svg": picture}
         metrics = {name: one.measures[name] for name in _LIVE_METRICS if name in one.measures}
-        points.append(LivePoint(one.batch.scored_week, one.batch.as_of, one.n_matured, metrics, artifacts))
+        # Of the values of a week, MLflow shows that of the latest day.
+        day = one.batch.as_of if one.replaces_because is None else one.labels_as_of
+        points.append(LivePoint(one.batch.scored_week, day, one.n_matured, metrics, artifacts))
     return points

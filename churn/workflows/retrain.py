@@ -15,7 +15,7 @@ from churn.monitoring.retraining import (
     is_stale,
     reason_to_retrain,
 )
-from churn.registry.tags import TRAINING_DATE, day_of, evidence_after
+from churn.registry.tags import TRAINING_DATE, day_of
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of
 
@@ -56,7 +56,6 @@ class RetrainingPlanner:
                 EvaluatedCohort(one.batch.as_of, one.measures.get("roc_auc_high"), one.auc_limit)
                 for one in evaluated.get(variant, [])
                 if one.batch.model_version == champion
-                and one.batch.as_of > evidence_after(tags.get((variant, champion), {}))
             ]
             of_champion = drifted.get((variant.key, champion), {})
             aged_since = trained_on.get((variant, champion)) if challenger is None else None

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,16 +145,7 @@ class Trainer:
             evaluation,
             facts=data.facts,
             shots=data.snapshots,
-            build=lambda facts, as_of: snapshots(
-                facts,
-                [as_of],
-                today=today,
-                horizon=self.plan.horizon,
-                names=data.names,
-                money=data.columns.activity,
-                segments=data.columns.segments,
-                quarantined=data.quarantined,
-            )[0],
+            build=lambda facts, as_of: data.shots_of(facts, [as_of], names=data.names)[0],
             champion=champion.bundle if champion else None,
             limits=self.limits,
             before=self._scored_before(champion, today) if champion and data.owner == variant else None,
@@ -261,15 +253,18 @@ class Trainer:
             quarantined = pl.concat(
                 [activity.appended.quarantined, broken.select(activity.appended.quarantined.columns)]
             )
+            shots_of = partial(
+                snapshots, today=today, horizon=self.plan.horizon, columns=columns, quarantined=quarantined
+            )
             try:
-                shots = self._snapshots(facts, today, computed, columns, quarantined)
+                shots = shots_of(facts, self._days(facts, today), names=computed)
                 reason = shortage(shots, self.plan)
             except UnlabelledError as error:
                 reason = f"no labels: {error}"
             if reason is None:
                 detoured, has_known_at = tuple(detours), activity.has_known_at
                 return _TrainingData(
-                    owner, names, columns, facts, quarantined, shots, detoured, sources, n_added, has_known_at
+                    owner, names, columns, facts, shots, shots_of, detoured, sources, n_added, has_known_at
                 )
             months = describe_months(_months_of(facts), today, self.plan.horizon)
             detours.append(f"{owner} has {reason}; its months run from {months}")
@@ -294,24 +289,11 @@ class Trainer:
         has_known_at = "known_at" in extract.rows.columns
         return _Activity(appended, "", extract.provenance, has_known_at)
 
-    def _snapshots(
-        self, facts: pl.DataFrame, today: date, names: Sequence[str], columns: Columns, quarantined: pl.DataFrame
-    ) -> list[Snapshot]:
-        horizon = self.plan.horizon
+    def _days(self, facts: pl.DataFrame, today: date) -> list[date]:
+        """Return the training days; all weeks of the held-out months count equally, as they do when it scores."""
         first: date = facts["activity_month"].min()  # type: ignore[assignment]  # a column of dates
-        last = horizon.newest_mature(today)
-        # All weeks of the held-out months count equally in the model's figures, as they do when it scores.
-        days = training_days(max(first, month_start(last, 1 - self.max_months)), last, self.plan.n_held_out)
-        return snapshots(
-            facts,
-            days,
-            today=today,
-            horizon=horizon,
-            names=names,
-            money=columns.activity,
-            segments=columns.segments,
-            quarantined=quarantined,
-        )
+        last = self.plan.horizon.newest_mature(today)
+        return training_days(max(first, month_start(last, 1 - self.max_months)), last, self.plan.n_held_out)
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
@@ -353,14 +335,18 @@ class _Activity:
 
 @dataclass(frozen=True)
 class _TrainingData:
-    """The activity that a variant is trained on, and the variant that it belongs to."""
+    """The activity that a variant is trained on, and the variant that it belongs to.
+
+    Attributes:
+        shots_of: Builds snapshots with these columns and quarantined rows; takes facts, as-of days and ``names``.
+    """
 
     owner: Variant
     names: Sequence[str]
     columns: Columns
     facts: pl.DataFrame
-    quarantined: pl.DataFrame
     snapshots: list[Snapshot]
+    shots_of: Callable[..., list[Snapshot]]
     detours: tuple[str, ...]
     sources: dict[Variant, Provenance]
     n_added: int

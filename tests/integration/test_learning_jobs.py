@@ -152,7 +152,9 @@ def evaluated(variant: Variant, as_of: date, high: float, deployment: Deployment
     of_week = [one for one in results.unevaluated([variant]) if one.scored_week == week]
     (batch,) = [one for one in of_week if one.role == "champion"]
     measures = {"roc_auc": high - 0.05, "roc_auc_low": high - 0.1, "roc_auc_high": high}
-    results.record([EvaluatedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures)])
+    seen_until = as_of - timedelta(days=1)
+    found = EvaluatedBatch(batch, as_of, 3, 100, 100, 100, 0, 50, "ok", 0.7, measures, evidence_after=seen_until)
+    results.record([found])
 
 
 @pytest.fixture

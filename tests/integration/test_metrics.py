@@ -243,10 +243,12 @@ def seed_fleet(site: Site, n_variants: int, n_weeks: int) -> None:
     """)
     run(
         """
-        INSERT INTO evaluated_batches (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,
+        INSERT INTO evaluated_batches (evidence_after,
+                                       batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,
                                     n_matured,
                                     n_missing, n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high)
-        SELECT batch_id, now(), current_date, 3, 1000, 1000, 1000, 0, 200, 'ok', 0.7, 0.8, 0.75, 0.85
+        SELECT date '2000-01-01',
+               batch_id, now(), current_date, 3, 1000, 1000, 1000, 0, 200, 'ok', 0.7, 0.8, 0.75, 0.85
         FROM scoring_batches WHERE scored_week <= :until
         """,
         until=monday() - timedelta(weeks=n_weeks // 2),

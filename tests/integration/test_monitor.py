@@ -199,9 +199,11 @@ def test_what_a_champion_was_worth_is_told_until_another_takes_its_place(
     for key in KEYS:
         scorer.score_variant(FleetRequest.for_week(monday()).of(Variant.from_key(key)))
     judge = (
-        "INSERT INTO evaluated_batches (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
+        "INSERT INTO evaluated_batches (evidence_after, "
+        "batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
         " n_matured, n_missing, n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high)"
-        " SELECT batch_id, now(), now(), 3, 900, 900, 900, 0, 300, 'ok', 0.7, :auc, :auc - 0.03, :auc + 0.03"
+        " SELECT date '2000-01-01', "
+        "batch_id, now(), now(), 3, 900, 900, 900, 0, 300, 'ok', 0.7, :auc, :auc - 0.03, :auc + 0.03"
         " FROM scoring_batches WHERE variant = :key"
     )
     segment = (
@@ -242,9 +244,11 @@ def thousands(site: Site) -> list[str]:
         " (SELECT CAST(:first AS date) + 7 * i AS w FROM generate_series(0, :n_weeks - 1) i) AS weeks",
         "INSERT INTO scoring_attempts (variant, scored_week, outcome, batch_id, started_at, ended_at)"
         " SELECT variant, scored_week, 'published', batch_id, started_at, published_at FROM scoring_batches",
-        "INSERT INTO evaluated_batches (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
+        "INSERT INTO evaluated_batches (evidence_after, "
+        "batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"
         " n_matured, n_missing, n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high)"
-        " SELECT batch_id, now(), now(), 3, 900, 900, 900, 0, 300, 'ok', 0.7, 0.75, 0.7, 0.8 FROM scoring_batches",
+        " SELECT date '2000-01-01', "
+        "batch_id, now(), now(), 3, 900, 900, 900, 0, 300, 'ok', 0.7, 0.75, 0.7, 0.8 FROM scoring_batches",
         "INSERT INTO evaluated_segments (batch_id, segment, level, n_matured, n_churned, status,"
         " roc_auc, p_below_limit)"
         " SELECT batch_id, 'brand_id', i::text, 300, 100, 'ok', 0.7, 0.5 FROM evaluated_batches,"

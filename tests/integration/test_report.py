@@ -114,9 +114,11 @@ def by_hand(site: Site, judged_id: int, batch_id: int) -> None:
     """Judge a batch, flag another's drift, and open an incident."""
     site.rows(
         site.churn,
-        "INSERT INTO evaluated_batches (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk, "
+        "INSERT INTO evaluated_batches (evidence_after, "
+        "batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk, "
         "n_matured, n_missing, n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high, reliability) VALUES "
-        "(:judged, now(), now(), 3, 100, 100, 100, 0, 40, 'ok', 0.7, 0.61, 0.58, 0.64, CAST(:reliability AS jsonb))",
+        "(date '2000-01-01', "
+        ":judged, now(), now(), 3, 100, 100, 100, 0, 40, 'ok', 0.7, 0.61, 0.58, 0.64, CAST(:reliability AS jsonb))",
         judged=judged_id,
         reliability=json.dumps({"n": [50, 50], "mean_score": [0.2, 0.6], "churned_share": [0.1, 0.7]}),
     )

@@ -25,7 +25,8 @@ MAY_WRITE: Mapping[str, set[str]] = {
     "churn_predictions": {READ, ADD},
     PARTITIONED: {READ, ADD},
     "quarantined_rows": {READ, ADD},
-    "evaluated_batches": {READ, ADD, "UPDATE logged_at"},
+    "evaluated_batches": {READ, ADD, "UPDATE logged_at", "UPDATE evidence_after"},
+    "replaced_evaluations": {READ},
     "evaluated_segments": {READ, ADD},
     "model_events": {READ, ADD},
     "model_references": {READ, ADD},
@@ -81,6 +82,7 @@ BEYOND_TABLES = (
 )
 READERS_TOO = (
     "SELECT end_move('base', 'done')",
+    "SELECT archive_evaluation(1, '2026-01-05')",
     "SELECT open_week('2026-01-05')",
     "SELECT index_closed_weeks('2026-01-05')",
 )
@@ -209,6 +211,7 @@ CALLS = (
     "SELECT count(*) FROM public.erase_account(1, '', 0, decode(repeat('00', 32), 'hex'))",
     "SELECT public.drop_weeks('2020-01-06')",
     "SELECT public.end_move('base', 'done')",
+    "SELECT public.archive_evaluation(1, '2026-01-05')",
 )
 
 
@@ -236,5 +239,6 @@ def test_every_function_that_runs_as_the_owner_searches_no_schema_that_others_ma
     query = "SELECT proname, proconfig FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace"
     found = dict(site.rows(site.churn, query))
 
-    assert set(found) == {"open_week", "index_closed_weeks", "erase_account", "drop_weeks", "end_move"}
+    owned = {"open_week", "index_closed_weeks", "erase_account", "drop_weeks", "end_move", "archive_evaluation"}
+    assert set(found) == owned
     assert all("search_path=pg_catalog, pg_temp" in settings for settings in found.values())

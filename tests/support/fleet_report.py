@@ -56,9 +56,11 @@ INSERT INTO scoring_attempts (variant, scored_week, outcome, error_type, error, 
 VALUES ('company-c0000', :week, 'failed', 'InputError', 'activity.parquet is no Parquet file', now(), now());
 
 INSERT INTO evaluated_batches (
+    evidence_after,
     batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured, n_missing, n_churned,
     status, auc_limit, roc_auc, roc_auc_low, roc_auc_high, brier_score, calibration_error, lift_at_10, reliability)
-SELECT batch_id, now(), :week, 3, 1000, 900, 900, 0, 300, 'ok', 0.65, auc, auc - 0.04, auc + 0.04, 0.2, 0.03, 2.1,
+SELECT date '2000-01-01',
+       batch_id, now(), :week, 3, 1000, 900, 900, 0, 300, 'ok', 0.65, auc, auc - 0.04, auc + 0.04, 0.2, 0.03, 2.1,
        jsonb_build_object('n', array_fill(90, ARRAY[10]),
                           'mean_score', ARRAY(SELECT random() FROM generate_series(1, 10)),
                           'churned_share', ARRAY(SELECT random() FROM generate_series(1, 10)))

@@ -82,10 +82,12 @@ def seed_watching(site: Site, batch_id: int, judged_batch_id: int) -> None:
     run("INSERT INTO drift_flags VALUES (:batch, 'total_deposit', true), (:batch, 'churn_probability', false)")
     run("""
         INSERT INTO evaluated_batches
-            (batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured, n_missing,
+            (evidence_after,
+             batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured, n_missing,
              n_churned, status, auc_limit, roc_auc, roc_auc_low, roc_auc_high, average_precision, log_loss, brier_score,
              calibration_error, lift_at_10, mean_score)
-        VALUES (:judged, now(), current_date, 3, 60, 50, 50, 0, 20, 'ok', 0.7, 0.6, 0.52, 0.68, 0.5, 0.6, 0.2, 0.04,
+        VALUES (date '2000-01-01',
+               :judged, now(), current_date, 3, 60, 50, 50, 0, 20, 'ok', 0.7, 0.6, 0.52, 0.68, 0.5, 0.6, 0.2, 0.04,
                 1.5, 0.4)
     """)
     run("""
