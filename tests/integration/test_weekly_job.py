@@ -21,6 +21,7 @@ import pytest
 import xgboost as xgb
 from moto.server import ThreadedMotoServer
 
+import churn.workflows.score as score_module
 from churn.deployment.services import Deployment
 from churn.errors import RegistryUnavailableError
 from churn.training.checks import GATE_CHECKS
@@ -98,8 +99,9 @@ def us(site: Site, log_model: Run, instance: dg.DagsterInstance) -> pd.DataFrame
 
 
 @pytest.fixture
-def execute(instance: dg.DagsterInstance) -> Execute:
-    """Run the job over a range of partitions, and require that it ends as expected."""
+def execute(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Execute:
+    """Run the job over a range of partitions, without pauses before retries, and require that it ends as expected."""
+    monkeypatch.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
 
     def run(
         start: str, end: str | None = None, *, week: str | None = None, corrected: bool = False, ok: bool = True
@@ -471,8 +473,9 @@ def test_a_week_that_cannot_be_meant_fails_clearly(
 
 
 def test_what_failed_for_a_moment_is_retried_alone(
-    site: Site, log_model: Run, instance: dg.DagsterInstance, execute: Execute
+    site: Site, log_model: Run, instance: dg.DagsterInstance, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(score_module, "_ATTEMPTS", 3)
     register(site, log_model, instance, "base", "geography-us")
     # PostgreSQL refuses one variant with a serialization failure; a sequence counts on although it rolls back.
     site.rows(site.churn, "CREATE SEQUENCE refusals")
@@ -481,7 +484,7 @@ def test_what_failed_for_a_moment_is_retried_alone(
         site.churn,
         """
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF nextval('refusals') <= 8 THEN RAISE EXCEPTION 'not now' USING ERRCODE = '40001'; END IF;
+            IF nextval('refusals') <= 3 THEN RAISE EXCEPTION 'not now' USING ERRCODE = '40001'; END IF;
             RETURN NEW;
         END $$
         """,

@@ -114,7 +114,7 @@ def simulate_year(
     }
     variants = [Variant(company=f"c{i:02}") for i in range(n_variants)]
     year = Year(twisted=variants[:: max(n_variants // N_TWISTED, 1)][:N_TWISTED])
-    with bench_environment(home), open_deployment(load_settings()) as deployment:
+    with bench_environment(home, "seaweedfs"), open_deployment(load_settings()) as deployment:
         list(set_up_server(*deployment.databases))
         names = (ROOT / NAMES_KEY).read_bytes()
         facts = {variant: _facts(variant, n_accounts, is_twisted=variant in year.twisted) for variant in variants}
