@@ -1,4 +1,4 @@
-"""Show a variant's champion and challenger, promote, roll back, share accounts between them, and show the history.
+"""Show a variant's champion and challenger, promote, roll back, withdraw, share accounts, and show the history.
 
 A challenger is promoted if it is better on accounts that both scored and whose labels have matured, by a sequential
 test that may be repeated at any time, and if no guardrail is broken; --force with --reason overrides both. For a fleet
@@ -23,6 +23,7 @@ ACTIONS = {
     "status": "show champion, previous and challenger, and compare the challenger on matured labels",
     "promote": "make the challenger the champion, if it is proven better",
     "rollback": "make the previous champion the champion again",
+    "withdraw": "end the challenger, which scores no longer; training may then name another one",
     "share": "serve the challenger's scores to a share of the accounts (--share)",
     "history": "show every change of the aliases, by whom and why; --on DAY: the champion on that day",
 }
@@ -92,6 +93,8 @@ def _act(promoter: Promoter, args: argparse.Namespace, variant: Variant) -> list
     reason, dry_run = args.reason or "requested", args.dry_run
     if args.action == "rollback":
         event = promoter.roll_back(variant, reason, to=args.to, dry_run=dry_run)
+    elif args.action == "withdraw":
+        event = promoter.withdraw(variant, reason, dry_run=dry_run)
     elif args.action == "share":
         event = promoter.share(variant, round(args.share * WHOLE / 100), reason, dry_run=dry_run)
     else:

@@ -4,6 +4,7 @@ Not here: when jobs run (``schedules``, ``sensors``). https://docs.dagster.io/gu
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from enum import Enum
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
+from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
 from churn.workflows.erase import drop_old_weeks
 from churn.workflows.fleet import error_text, for_each_variant
@@ -84,9 +86,9 @@ def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, serv
             decision=f"Dagster run {launched.dagster_run.run_id}",
             decided_at=launched.create_timestamp,
         )
-        for key, result in for_each_variant(partial(_move, promoter, config), config.variants):
-            if isinstance(result, BaseException):
-                refused[key] = error_text(result)
+        for key, result in _move_all(promoter, config):
+            if isinstance(result, BaseException | str):
+                refused[key] = result if isinstance(result, str) else error_text(result)
                 context.log.warning("%s was not changed: %s", key, refused[key])
             else:
                 moved[key] = f"champion v{result.champion}, previous v{result.previous}: {result.reason}"
@@ -98,6 +100,26 @@ def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, serv
             allow_retries=False,
         )
     context.add_output_metadata(metadata)
+
+
+def _move_all(
+    promoter: "Promoter", config: PromotionConfig
+) -> Iterator[tuple[str, "ModelEvent | str | BaseException"]]:
+    """Move each variant's champion; a promotion is decided over the fleet unless a version or force is given."""
+    if config.action is PromotionAction.ROLLBACK or config.force or config.to is not None:
+        yield from for_each_variant(partial(_move, promoter, config), config.variants)
+        return
+    known = dict(for_each_variant(lambda variant: variant, config.variants))
+    results = promoter.promote_all(
+        [one for one in known.values() if isinstance(one, Variant)], reason=config.reason, dry_run=config.dry_run
+    )
+    for key, variant in known.items():
+        if not isinstance(variant, Variant):
+            yield key, variant
+        elif (result := results.get(variant)) is None:
+            yield key, f"{variant} has no champion and challenger to compare"
+        else:
+            yield key, f"{variant}: {result.sentence}" if isinstance(result, Comparison) else result
 
 
 def _move(promoter: "Promoter", config: PromotionConfig, variant: Variant) -> "ModelEvent":

@@ -21,7 +21,7 @@ from churn.database.connection import Tables, lock
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS, AliasMove
 
-Action = Literal["observed", "challenged", "promoted", "rolled_back", "shared"]
+Action = Literal["observed", "challenged", "promoted", "rolled_back", "shared", "withdrawn"]
 State = Literal["pending", "done", "overtaken"]
 
 _LOCK_TIMEOUT = "60s"

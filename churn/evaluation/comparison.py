@@ -26,6 +26,8 @@ from churn.evaluation.metrics import (
 from churn.evaluation.sequential import PairedSums, confidence_sequence, discount_months, e_value
 from churn.weeks import month_number
 
+_MOST_ODDS = 1_000_000
+
 
 @dataclass(frozen=True)
 class PairedCohort:
@@ -108,6 +110,7 @@ class Comparison:
         e_value: The evidence that the challenger is better; ``1 / alpha`` is needed.
         after: Only later as-of days count, since one of the models was trained on outcomes up to then.
         min_gain: Smallest improvement worth having.
+        since: The first as-of day that both models scored.
     """
 
     n: int
@@ -118,6 +121,7 @@ class Comparison:
     alpha: float
     after: date | None = None
     min_gain: float = 0.0
+    since: date | None = None
 
     @property
     def is_hopeless(self) -> bool:
@@ -139,15 +143,21 @@ class Comparison:
         if self.n == 0:
             since = f"; as-of days after {self.after} count, since the models were trained before" if self.after else ""
             return f"no account that both models scored has a matured label yet{since}"
+        by = self.improvement
+        gain = f"better by {by:.4f}" if by.value >= 0 else f"worse by {Interval(-by.value, -by.high, -by.low):.4f}"
         found = (
-            f"{self.n:,} matured accounts, log-loss better by {self.improvement:.4f}, "
-            f"evidence {self.e_value:.3g} of {1 / self.alpha:.0f}"
+            f"{self.n:,} matured accounts, log-loss {gain}, "
+            f"evidence {odds(self.e_value)}, {odds(1 / self.alpha)} needed"
         )
         if self.broken:
             return f"{found}; not allowed: {'; '.join(guardrail.sentence for guardrail in self.broken)}"
         if self.is_better:
             return f"{found}: the challenger is better"
-        return f"{found}: {'the challenger is worse' if self.improvement.high < 0 else 'no decision yet'}"
+        if self.improvement.high < 0:
+            return f"{found}: the challenger is worse"
+        if self.is_hopeless:
+            return f"{found}: the gain is below the smallest worth having, {self.min_gain:.4f}"
+        return f"{found}: no decision yet"
 
     def evidence(self) -> dict[str, float | int | bool]:
         """Return the figures that are stored with a promotion."""
@@ -162,6 +172,19 @@ class Comparison:
         }
         finite = {name: value for name, value in values.items() if np.isfinite(value)}
         return finite | {guardrail.name: guardrail.holds for guardrail in self.guardrails}
+
+
+def odds(e_value: float) -> str:
+    """Return evidence as odds for a person: what a bet of 1 on no difference has become.
+
+    >>> odds(0.2), odds(7.26), odds(1234.5), odds(1e300)
+    ('below 1 to 1', '7.3 to 1', '1,234 to 1', 'over 1,000,000 to 1')
+    """
+    if e_value < 1:
+        return "below 1 to 1"
+    if e_value > _MOST_ODDS:
+        return f"over {_MOST_ODDS:,} to 1"
+    return f"{e_value:.1f} to 1" if e_value < 10 else f"{e_value:,.0f} to 1"
 
 
 def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits) -> Comparison:

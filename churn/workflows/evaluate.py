@@ -90,10 +90,10 @@ class VariantEvaluation:
 def evaluate_fleet(
     promoter: "Promoter", keys: Sequence[str], *, auto_promote: bool = False, log: logging.Logger = logger
 ) -> Attempts[VariantEvaluation]:
-    """Evaluate many variants, then promote challengers that are proven better if ``auto_promote``.
+    """Evaluate many variants, promote challengers that are proven better if ``auto_promote``, and withdraw ended ones.
 
     Aliases that were moved outside of this project are recorded first. False promotions are controlled over all of
-    ``keys``, so they should be many. Promotions happen, and are logged to ``log``, once the last result was consumed.
+    ``keys``, so they should be many. Aliases are moved, which is logged to ``log``, once the last result was consumed.
 
     Yields:
         Each key with the evaluation or the error, in the order of ``keys``.
@@ -103,19 +103,35 @@ def evaluate_fleet(
     requested = set(keys)
     of_fleet = promoter.for_fleet([variant for variant in aliases if variant.key in requested], aliases)
     evaluated: list[Variant] = []
+    compared: dict[str, VariantStatus] = {}
     engine: FleetEngine[VariantEvaluation] = threads(_THREADS)
     for key, result in for_each_variant(partial(evaluate_variant, of_fleet), keys, engine):
         if not isinstance(result, BaseException):
             evaluated.append(Variant.from_key(key))
+            if result.status is not None and result.status.comparison is not None:
+                compared[key] = result.status
         yield key, result
     if auto_promote:
-        for variant, promoted in promoter.promote_all(evaluated, reason=_AUTO_PROMOTED).items():
-            if isinstance(promoted, BaseException):
-                log.error("%s: promotion failed: %s", variant, error_text(promoted))
-            elif isinstance(promoted, Comparison):
-                log.info("%s: not promoted: %s", variant, promoted.sentence)
-            else:
-                log.info("%s: version %s was promoted to champion", variant, promoted.champion)
+        _promote(promoter, evaluated, log)
+    _withdraw(promoter, compared, log)
+
+
+def _promote(promoter: "Promoter", evaluated: Sequence[Variant], log: logging.Logger) -> None:
+    for variant, promoted in promoter.promote_all(evaluated, reason=_AUTO_PROMOTED).items():
+        if isinstance(promoted, BaseException):
+            log.error("%s: promotion failed: %s", variant, error_text(promoted))
+        elif isinstance(promoted, Comparison):
+            log.info("%s: not promoted: %s", variant, promoted.sentence)
+        else:
+            log.info("%s: version %s was promoted to champion", variant, promoted.champion)
+
+
+def _withdraw(promoter: "Promoter", compared: Mapping[str, "VariantStatus"], log: logging.Logger) -> None:
+    for key, event in for_each_variant(lambda one: promoter.withdraw_ended(one, compared[one.key]), list(compared)):
+        if isinstance(event, BaseException):
+            log.error("%s: the challenger was not withdrawn: %s", key, error_text(event))
+        elif event is not None:
+            log.info("%s: challenger version %s was withdrawn: %s", key, event.from_challenger, event.reason)
 
 
 def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluation:
@@ -244,9 +260,10 @@ class PerformanceEvaluator:
     ) -> Comparison:
         """Compare a challenger with the champion on the accounts that both scored and whose labels have matured."""
         pairs = newest_of_each_month(self.results.pairs(variant, champion, challenger), lambda pair: pair.champion)
+        since = pairs[0].champion.as_of if pairs else None
         pairs = [pair for pair in pairs if self.horizon.matures_on(pair.champion.as_of) <= today]
         if not pairs or (appended is None and self.history.version(variant) is None):
-            return compare([], self.horizon.months, self.limits)
+            return replace(compare([], self.horizon.months, self.limits), since=since)
         listed = (self.listed[variant].version_tags if variant in self.listed else None) or {}
         tags = [listed.get((variant, one)) or self.registry.tags_of(variant, one) for one in (champion, challenger)]
         after = max(map(tag.evidence_after, tags))
@@ -255,7 +272,7 @@ class PerformanceEvaluator:
             columns = tag.columns_of(tags[0].get(tag.COLUMNS), f"version {champion} of {variant}")
             reports = _reports(self.history.open(variant) if appended is None else appended, columns)
             cohorts = (self._cohort(pair, reports, today) for pair in pairs)
-        return replace(compare(cohorts, self.horizon.months, self.limits), after=after)
+        return replace(compare(cohorts, self.horizon.months, self.limits), after=after, since=since)
 
     def _pending(self, variants: Sequence[Variant], today: date) -> PendingEvaluation:
         unevaluated = self.results.unevaluated(variants, self.horizon.newest_mature(today))

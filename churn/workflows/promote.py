@@ -11,7 +11,7 @@ they were moved outside this project.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Any
 
 from churn.database.events import Action, ModelEvent, ModelEvents, State, Trail
@@ -21,6 +21,7 @@ from churn.evaluation.sequential import e_benjamini_hochberg
 from churn.storage.history import Appended
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
+from churn.weeks import month_number
 from churn.workflows.evaluate import PerformanceEvaluator
 from churn.workflows.fleet import for_each_variant
 
@@ -123,6 +124,47 @@ class Promoter:
 
         return self._move(variant, "shared", after, reason, dry_run=dry_run)
 
+    def withdraw(
+        self,
+        variant: Variant,
+        reason: str,
+        *,
+        challenger: int | None = None,
+        evidence: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
+    ) -> ModelEvent:
+        """End a challenger: it scores no longer, and training may name another one.
+
+        Args:
+            challenger: Its version; ``None`` for whichever is challenger.
+        """
+
+        def after(now: ModelEvent) -> ModelEvent:
+            version = _require(now.challenger, f"{variant} has no challenger to withdraw")
+            _require_same(variant, version, challenger or version)
+            return replace(now, challenger=None, ab_share=0)
+
+        return self._move(variant, "withdrawn", after, reason, evidence=evidence, dry_run=dry_run)
+
+    def withdraw_ended(self, variant: Variant, status: VariantStatus) -> ModelEvent | None:
+        """Withdraw a challenger that cannot gain what is worth having, or whose time is over; ``None`` for others."""
+        event, comparison = status.event, status.comparison
+        if comparison is None or (comparison.is_better and not comparison.broken):
+            return None
+        reason, most = comparison.sentence, self.evaluator.limits.max_months
+        if not comparison.is_hopeless:
+            months = month_number(self.today) - month_number(self._challenged_on(event, comparison))
+            if months < most:
+                return None
+            reason = f"not proven better in {months} months, {most} at most: {reason}"
+        return self.withdraw(variant, reason, challenger=event.challenger, evidence=comparison.evidence())
+
+    def _challenged_on(self, event: ModelEvent, comparison: Comparison) -> date:
+        """Return when the challenger began; weeks that it scored may be older than the trail, or dropped."""
+        events = self.events.history(event.variant)
+        days = [one.occurred_at.date() for one in events if one.challenger == event.challenger]
+        return min(filter(None, [*days, comparison.since]), default=self.today)
+
     def promote(
         self,
         variant: Variant,
@@ -173,24 +215,35 @@ class Promoter:
         """Promote the challengers of a fleet that are proven better, with false discoveries controlled over all of it.
 
         Returns:
-            For each variant that has a challenger: the promotion, the comparison if there was none, or the error.
+            For each variant that has a challenger: the promotion, the comparison if there was none, with the level that
+            the fleet asks of it, or the error.
         """
         results: dict[Variant, ModelEvent | Comparison | BaseException] = {}
         compared: dict[str, tuple[int, Comparison]] = {}
-        for key, status in for_each_variant(self.status, [variant.key for variant in variants]):
-            if isinstance(status, BaseException):
+        for key, status in for_each_variant(self._status_or_promotion, [variant.key for variant in variants]):
+            if isinstance(status, BaseException | ModelEvent):
                 results[Variant.from_key(key)] = status
             elif status.comparison is not None and status.event.challenger is not None:
-                results[Variant.from_key(key)] = status.comparison
                 compared[key] = status.event.challenger, status.comparison
-        e_values = [comparison.e_value for _, comparison in compared.values()]
-        is_chosen = e_benjamini_hochberg(e_values, self.evaluator.limits.alpha)
-        chosen = [key for key, one in zip(compared, is_chosen, strict=True) if one and not compared[key][1].broken]
+        e_values, alpha = [comparison.e_value for _, comparison in compared.values()], self.evaluator.limits.alpha
+        chosen = list(compress(compared, e_benjamini_hochberg(e_values, alpha)))
+        of_next = alpha * min(len(chosen) + 1, len(compared)) / max(len(compared), 1)
+        for key, (_, comparison) in compared.items():
+            results[Variant.from_key(key)] = comparison if key in chosen else replace(comparison, alpha=of_next)
+        chosen = [key for key in chosen if not compared[key][1].broken]
 
         def promote(variant: Variant) -> ModelEvent:
             return self._promote(variant, *compared[variant.key], reason, is_forced=False, dry_run=dry_run)
 
         return results | {Variant.from_key(key): result for key, result in for_each_variant(promote, chosen)}
+
+    def _status_or_promotion(self, variant: Variant) -> VariantStatus | ModelEvent:
+        """Return the status, or the promotion if this decision, or one that is not completed yet, promoted it."""
+        if self.decision is not None and (decided := self.events.decided(variant, self.decision)) is not None:
+            return self._finish(decided)
+        status = self.status(variant)
+        is_decided = _is_open(status.event) and status.event.action == "promoted"
+        return self._finish(status.event) if is_decided else status
 
     def roll_back(self, variant: Variant, reason: str, *, to: int | None = None, dry_run: bool = False) -> ModelEvent:
         """Make an earlier champion the champion again; the current champion becomes the previous one.
@@ -228,11 +281,7 @@ class Promoter:
         self, variant: Variant, challenger: int, comparison: Comparison, reason: str, *, is_forced: bool, dry_run: bool
     ) -> ModelEvent:
         def after(now: ModelEvent) -> ModelEvent:
-            if now.challenger != challenger:
-                raise PromotionError(
-                    f"the challenger of {variant} is {now.challenger} now, not {challenger}; "
-                    "compare it again before promoting"
-                )
+            _require_same(variant, now.challenger, challenger)
             return replace(
                 now, champion=challenger, previous=now.champion, challenger=None, ab_share=0, is_forced=is_forced
             )
@@ -367,6 +416,13 @@ def _versions(event: ModelEvent) -> dict[str, int]:
 def _differs(latest: ModelEvent | None, aliases: Mapping[str, int]) -> bool:
     ours = {alias: aliases[alias] for alias in (CHAMPION, PREVIOUS, CHALLENGER) if alias in aliases}
     return latest is None or _versions(latest) != ours
+
+
+def _require_same(variant: Variant, challenger: int | None, compared: int) -> None:
+    if challenger != compared:
+        raise PromotionError(
+            f"the challenger of {variant} is {challenger} now, not {compared}; compare it again before it is moved"
+        )
 
 
 def _require(version: int | None, message: str) -> int:

@@ -518,3 +518,65 @@ def test_a_variant_that_is_not_registered_is_told(site: Site, promote: Run, acti
 
 def test_without_a_previous_champion_there_is_nothing_to_return_to(two_models: None, promote: Run):
     promote("--geography", "US", "rollback").require_one_line("geography-us has no previous champion")
+
+
+def test_a_challenger_that_cannot_gain_enough_is_withdrawn_and_scores_no_longer(
+    site: Site, two_models: None, score: Callable, promoter: Promoter, deployment: Deployment
+):
+    promoter.promote(US, is_forced=True, reason="a drill")
+    promoter.challenge(US, 1, "the misled one again")
+    promoter.share(US, 3000, "a trial")
+    for week in WEEKS:
+        score(week)
+
+    evaluated = dict(evaluate_fleet(promoter, [US.key]))
+
+    assert evaluated[US.key].status.comparison.is_hopeless
+    assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
+    event = promoter.events.history(US)[-1]
+    assert (event.action, event.champion, event.challenger, event.from_challenger) == ("withdrawn", 2, None, 1)
+    assert "matured accounts, log-loss worse by 0." in event.reason
+    assert event.evidence["n"] == evaluated[US.key].status.comparison.n
+    score(WEEKS[1])
+    assert set(by_role(site, WEEKS[1])) == {CHAMPION}
+
+
+def test_a_challenger_is_withdrawn_when_its_time_is_over(other: Variant, promoter: Promoter):
+    named = promoter.events.latest(other).occurred_at
+    last, over = (replace(promoter, clock=lambda day=named + timedelta(days=days): day) for days in (29 * 30, 30 * 31))
+
+    assert last.withdraw_ended(other, last.status(other)) is None
+    event = over.withdraw_ended(other, over.status(other))
+
+    assert (event.action, event.challenger) == ("withdrawn", None)
+    assert "not proven better in 31 months, 30 at most" in event.reason
+
+
+def test_a_challenger_is_withdrawn_once_and_by_version(other: Variant, promoter: Promoter, promote: Run):
+    stale = promoter.status(other)
+    with pytest.raises(PromotionError, match="is 2 now, not 7"):
+        promoter.withdraw(other, "a test", challenger=7)
+
+    assert promote("--company", "clienta", "withdraw", "--reason", "a worse idea").status == 0
+    promote("--company", "clienta", "withdraw").require_one_line("has no challenger to withdraw")
+
+    assert promoter.events.history(other)[-1].reason == "a worse idea"
+    assert stale.event.challenger == 2
+
+
+def test_a_fleet_asks_for_more_evidence_than_one_variant(
+    two_models: None, other: Variant, score: Callable, promoter: Promoter
+):
+    for week in WEEKS:
+        score(week)
+    promoter.evaluator.ingest(US)
+    found = promoter.status(US).comparison.e_value
+    strict = replace(promoter.evaluator, limits=replace(promoter.evaluator.limits, alpha=1.1 / found))
+    promoter = replace(promoter, evaluator=strict)
+
+    of_two = promoter.promote_all([US, other], dry_run=True)[US]
+    alone = promoter.promote_all([US], dry_run=True)[US]
+
+    assert (of_two.is_better, of_two.alpha) == (False, strict.limits.alpha / 2)
+    assert of_two.sentence.endswith("no decision yet")
+    assert alone.champion == 2

@@ -74,6 +74,7 @@ def test_a_worse_challenger_is_said_to_be_worse():
     assert not comparison.is_better
     assert "auc_holds" in {guardrail.name for guardrail in comparison.broken}
     assert comparison.improvement.high < 0
+    assert "log-loss worse by 0." in comparison.sentence
 
 
 def test_without_matured_accounts_it_is_too_early():
@@ -197,3 +198,11 @@ def test_recalibration_by_weights_is_that_of_the_rows_repeated():
     repeated = recalibrated(np.repeat(cohort.churned, weights), np.repeat(cohort.champion, weights))
 
     assert np.repeat(recalibrated(cohort.churned, cohort.champion, weights), weights) == pytest.approx(repeated)
+
+
+def test_evidence_is_told_as_odds_that_people_read():
+    found = compare([cohort(date(2026, 1, 31), range(50_000), better=3.0)], 3, LIMITS)
+
+    assert found.e_value > 1e6
+    assert "evidence over 1,000,000 to 1, 20 to 1 needed" in found.sentence
+    assert "e+" not in found.sentence
