@@ -1,14 +1,13 @@
 """MLflow's registry: lists the registered variants, resolves aliases to versions, and logs new versions.
 
 A variant exists when a registered model has its tags. A version is resolved once and then named by number. Boosters are
-cached on disk by model id, since a version's files never change.
+cached on disk (:mod:`churn.registry.cache`), since a version's files never change.
 """
 
 import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -30,6 +29,7 @@ from mlflow.utils.uri import append_to_uri_path
 from churn.errors import AbsentError, ModelFileError, RegistryError
 from churn.monitoring.profiles import Profile
 from churn.registry import tags
+from churn.registry.cache import ModelCache
 from churn.registry.errors import errors_translated
 from churn.registry.records import LivePoint, LoggedRun, OpenModel
 from churn.variants import Variant, nearest
@@ -67,7 +67,7 @@ class Registry:
         _set_process_uri(tracking_uri)
         with errors_translated("opening the registry"):
             self._client = MlflowClient(tracking_uri, tracking_uri)
-        self._cache = cache
+        self._cache = ModelCache(cache)
         self._pending_moves, self._lock = pending_moves, lock
         self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
 
@@ -135,17 +135,14 @@ class Registry:
         from churn.inference.bundle import Golden, load_bundle
 
         version = self.resolve(variant, alias, listed)
-        folder = self._fetch(version)
-        data = (folder / _BOOSTER_FILE).read_bytes()
-        if hashlib.sha256(data).hexdigest() != version.sha256:
-            shutil.rmtree(folder)
-            raise ModelFileError(
-                f"{version.uri} has a booster file with another sha256 than was logged; log the model again"
-            )
-        bundle = load_bundle(data, None, version.uri)
-        bundle.require_golden(Golden.from_json((folder / _GOLDEN_FILE).read_bytes()))
-        profile = folder / _REFERENCE_FILE
-        return OpenModel(version, bundle, Profile.from_json(profile.read_bytes()) if version.has_reference else None)
+        cached = self._cached(version)
+        files = cached or self._fetch(version)
+        bundle = load_bundle(files[_BOOSTER_FILE], None, version.uri)
+        bundle.require_golden(Golden.from_json(files[_GOLDEN_FILE]))
+        reference = Profile.from_json(files[_REFERENCE_FILE]) if version.has_reference else None
+        if cached is None:
+            self._cache.store(version.model_id, files)
+        return OpenModel(version, bundle, reference)
 
     def attach(self, version: ModelVersion, path: str, text: str) -> None:
         """Write or replace a text artifact of the version's run, such as ``scoring/2026-11-16/importance.svg``.
@@ -351,20 +348,22 @@ class Registry:
             columns=found.tags.get(tags.COLUMNS),
         )
 
-    def _fetch(self, version: ModelVersion) -> Path:
-        folder = self._cache / version.model_id
-        if folder.is_dir():
-            return folder
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with errors_translated(f"fetching {version.uri}"), tempfile.TemporaryDirectory(dir=self._cache) as partial:
-            location = self._client.get_logged_model(version.model_id).artifact_location
-            repository = get_artifact_repository(location)
-            for name in (_BOOSTER_FILE, _GOLDEN_FILE, *([_REFERENCE_FILE] if version.has_reference else [])):
-                repository.download_artifacts(name, partial)
-            with contextlib.suppress(OSError):  # another process wrote the same files first
-                Path(partial).rename(folder)
-                Path(partial).mkdir()
-        return folder
+    def _cached(self, version: ModelVersion) -> dict[str, bytes] | None:
+        """Return a version's files by name, if the cache has those that were logged."""
+        files = self._cache.load(version.model_id)
+        if files is None or not files.keys() >= _names(version):
+            return None
+        return files if hashlib.sha256(files[_BOOSTER_FILE]).hexdigest() == version.sha256 else None
+
+    def _fetch(self, version: ModelVersion) -> dict[str, bytes]:
+        with errors_translated(f"fetching {version.uri}"), tempfile.TemporaryDirectory() as folder:
+            repository = get_artifact_repository(self._client.get_logged_model(version.model_id).artifact_location)
+            files = {name: Path(repository.download_artifacts(name, folder)).read_bytes() for name in _names(version)}
+        if hashlib.sha256(files[_BOOSTER_FILE]).hexdigest() != version.sha256:
+            raise ModelFileError(
+                f"{version.uri} has a booster file with another sha256 than was logged; log the model again"
+            )
+        return files
 
     def _log_model(self, experiment_id: str, mlflow_run_id: str, logged: LoggedRun) -> tuple[str, str]:
         import xgboost as xgb
@@ -464,6 +463,10 @@ def _set_process_uri(uri: str) -> None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         os.environ["MLFLOW_TRACKING_URI"] = exported
+
+
+def _names(version: ModelVersion) -> set[str]:
+    return {_BOOSTER_FILE, _GOLDEN_FILE} | ({_REFERENCE_FILE} if version.has_reference else set())
 
 
 def _tags(version: Any) -> dict[str, str]:

@@ -341,6 +341,19 @@ def test_a_booster_that_was_changed_after_it_was_logged_is_not_used(
         registry.open(Variant())
 
 
+def test_a_damaged_cache_is_fetched_again(site: Site, log_model: Run, deployment: Deployment) -> None:
+    put_model_files(site)
+    assert log_model().status == 0
+    registry = deployment.registry(read_only=True)
+    opened = registry.open(Variant())
+    (entry,) = (deployment.settings.churn_home / "cache" / "models").glob("*/*")
+    whole = entry.read_bytes()
+    entry.write_bytes(b"")
+
+    assert registry.open(Variant()).version == opened.version
+    assert entry.read_bytes() == whole
+
+
 def test_a_sample_may_be_an_array_of_arrays_in_model_order(site: Site, log_model: Run, client: Any) -> None:
     rows = pl.read_ndjson(bundled("X_test_sample_2.json")).select(NAMES).cast(pl.Float64).rows()
     put_model_files(site, sample=json.dumps(rows).encode())
