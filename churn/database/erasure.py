@@ -3,6 +3,8 @@
 Both act as the owner role, since the writer role may not delete predictions.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 
 import sqlalchemy as sa
@@ -24,6 +26,13 @@ class Erasures(Tables):
         """Return the accounts erased from any of these variants, or from all."""
         with errors_translated(self._url), self._engine.connect() as connection:
             return read_erased(connection, *variants)
+
+    @contextmanager
+    def settled(self, *variants: Variant) -> Iterator[Erased]:
+        """Return the accounts erased from any of these variants, or from all; no erasure begins during the block."""
+        with self._transaction() as connection:
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(hashtextextended('erasure', 0))")
+            yield read_erased(connection, *variants)
 
     def only(self, account_id: int) -> Erased:
         """Return the state in which only this account is erased."""

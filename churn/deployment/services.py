@@ -173,7 +173,7 @@ class Deployment:
     def history(self) -> ActivityHistory:
         """Open the activity histories, which do not store accounts that were erased."""
         delay = timedelta(days=self.settings.churn_delivery_delay_days)
-        return ActivityHistory(self.sources().primary, Erasures(self.database).of, delay)
+        return ActivityHistory(self.sources().primary, Erasures(self.database).settled, delay)
 
     def ingestion(self) -> Ingestion:
         """Open the services that ingesting extracts needs."""

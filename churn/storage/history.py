@@ -3,8 +3,9 @@
 Each extract shows the months as they are at that time. The history stores the facts that each extract added or changed,
 as a Parquet part, so that the activity known at any past date can be read again. A part is never changed. It is deleted
 when an account in it is erased, or when the parts are compacted into one, so that a history of years reads as fast as
-one of weeks; its successor is written first. Parts are under ``history/activity/`` below the variant's prefix, named by
-the time they were received and the SHA-256 of their content.
+one of weeks; its successor is written first. A compacted part names the parts that it replaces, which readers skip from
+then on: one write compacts. Only erasure deletes versions in the bucket. Parts are under ``history/activity/`` below
+the variant's prefix, named by the time they were received and the SHA-256 of their content.
 
 A fact is a row with ``known_at``. An extract's own ``known_at`` is used, except where it contradicts the history: a row
 that changed and kept its ``known_at`` became known when it was received. Without one, a fact became known when it was
@@ -27,6 +28,7 @@ import re
 import zlib
 from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -57,6 +59,7 @@ _READS_AT_ONCE = 8  # a part is small: reading it is mostly waiting
 _LISTINGS = 5  # compaction and erasure need a second from writing the successor to deleting the predecessors
 _INSTANT = pl.Datetime("us", "UTC")
 _NO_PREDECESSOR = -1
+_REPLACES = "replaces"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Appended:
 
     @cached_property
     def _all(self) -> pl.DataFrame:
-        return in_order(_stack(self.parts))
+        return _ordered(self.parts)
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,12 @@ class ActivityHistory:
     """The histories of all variants in one place: the bucket, or the local folder if there is no bucket.
 
     Attributes:
-        erased: Returns which of a variant's accounts were erased and must not be appended.
+        erased: Returns which of a variant's accounts were erased and must not be appended; no erasure begins within.
         delay: Delivery delay of the first extract's months while later extracts show none.
     """
 
     place: Place
-    erased: Callable[[Variant], Erased] = lambda _: Erased()
+    erased: Callable[[Variant], AbstractContextManager[Erased]] = lambda _: nullcontext(Erased())
     delay: timedelta = timedelta(0)
 
     def append(
@@ -107,7 +110,7 @@ class ActivityHistory:
     ) -> Appended:
         """Add the facts of an extract that are new. Appending it again adds nothing.
 
-        Accounts that were erased are excluded, even if they are erased during the call.
+        Accounts that were erased are excluded; an erasure waits for the end of the call.
 
         Args:
             extract: Checked activity, with or without ``known_at``; columns beyond the contract's are stored, too.
@@ -123,27 +126,33 @@ class ActivityHistory:
         """
         if received_at.tzinfo is None:
             raise UsageError(f"received_at {received_at} has no time zone; add one")
-        received_at = received_at.astimezone(UTC)
-        erased = self.erased(variant)
-        parts, read = self._read_parts(variant)
-        stored = in_order(_stack(read)) if read else None
+        with self.erased(variant) as erased:
+            return self._append(variant, extract, received_at.astimezone(UTC), erased, dry_run=dry_run)
+
+    def _append(
+        self, variant: Variant, extract: pl.DataFrame, received_at: datetime, erased: Erased, *, dry_run: bool
+    ) -> Appended:
+        parts, read, replaced = self._read_parts(variant)
+        if not dry_run and any(erased.without(facts).height < facts.height for facts in read):
+            self.erase(variant, erased)  # written by an append that lost its connection meanwhile
+            parts, read, replaced = self._read_parts(variant)
+        stored = _ordered(read) if read else None
         added = new_facts(erased.without(extract), stored, received_at)
         date = self._date(parts, received_at)
         if added.is_empty():
             return Appended(0, [added if stored is None else stored], date)
         if dry_run:
             return Appended(added.height, [*read, added], date)
-        compacted = parts if len(parts) >= max_parts(variant) else []
-        written = _once(erased.without(in_order(_stack([*read, added])))) if compacted else added
-        content = _as_parquet(written)
+        compacted = [*parts, *replaced] if len(parts) >= max_parts(variant) else []
+        written = _ordered([*read, added]) if compacted else added
+        content = _as_parquet(written, [part.key for part in compacted])
         key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(compacted))
         with_retries(partial(self.place.write, key, content))
-        self._delete(variant, compacted)
+        if compacted:
+            self._require_readable(key)
+        self._delete(variant, compacted or replaced)
         at = bisect([part.key for part in parts], key)
         by_part = [written] if compacted else [*read[:at], added, *read[at:]]
-        if (erased_now := self.erased(variant)) != erased:
-            self.erase(variant, erased_now)
-            by_part = [erased_now.without(facts) for facts in by_part]
         return Appended(added.height, by_part, date)
 
     def _date(self, parts: Sequence[Entry], received_at: datetime) -> Callable[[pl.DataFrame], pl.DataFrame]:
@@ -156,8 +165,16 @@ class ActivityHistory:
         received_at = datetime.strptime(first, "%Y%m%dT%H%M%S.%f%z") if first else received_at
         return partial(date_arrivals, default=self.delay, received_at=received_at)
 
+    def _require_readable(self, key: str) -> None:
+        """Read a compacted part back before its predecessors are deleted; delete it if it is damaged."""
+        try:
+            self._read_part(key)
+        except InputError:
+            self.place.delete(key)
+            raise
+
     def _delete(self, variant: Variant, compacted: Sequence[Entry]) -> None:
-        """Delete the parts that were compacted; if that is denied, facts are stored in two parts and count once."""
+        """Delete parts that were compacted, now or by a killed process; if that is denied, readers skip them."""
         try:
             for part in compacted:
                 with_retries(partial(self.place.delete, part.key))
@@ -169,26 +186,23 @@ class ActivityHistory:
         """Rewrite parts without the facts of erased accounts; returns the number of facts removed.
 
         Safe to repeat and to interrupt: a part's successor is written before the part is deleted, and a fact in both
-        counts once, so readers never miss a fact of another account. A part that is compacted at the same time is
-        filtered by the process that compacts it.
+        counts once, so readers never miss a fact of another account. Versions of earlier parts are deleted with it.
         """
-        return sum(in_threads(lambda part: self._erase_part(part, erased, dry_run=dry_run), self._parts(variant)))
-
-    def _erase_part(self, part: Entry, erased: Erased, *, dry_run: bool) -> int:
-        try:
-            facts = self._read_part(part)
-        except NoSuchKeyError:
-            return 0
-        kept = erased.without(facts)
-        n_removed = facts.height - kept.height
-        if not n_removed or dry_run:
-            return n_removed
-        if not kept.is_empty():
-            content = _as_parquet(kept)
-            key = f"{part.key.rpartition('-')[0]}-{hashlib.sha256(content).hexdigest()}.parquet"
-            with_retries(partial(self.place.write, key, content))
-        with_retries(partial(self.place.delete, part.key))
-        return n_removed
+        found = {part.key: self._read_if_there(part.key) for part in self._parts(variant)}
+        kept = {key: erased.without(facts) for key, (facts, _) in found.items()}
+        n_removed = {key: facts.height - kept[key].height for key, (facts, _) in found.items()}
+        if dry_run or not any(n_removed.values()):
+            return sum(n_removed.values())
+        # First, as an erasure that is repeated does so while a part still has the account.
+        with_retries(partial(self.place.erase_versions, variant.prefix + FOLDER))
+        replaced = {key for _, names in found.values() for key in names}
+        for key in (key for key, n in n_removed.items() if n):
+            if not kept[key].is_empty() and key not in replaced:
+                content = _as_parquet(kept[key], found[key][1])
+                successor = f"{key.rpartition('-')[0]}-{hashlib.sha256(content).hexdigest()}.parquet"
+                with_retries(partial(self.place.write, successor, content))
+            with_retries(partial(self.place.erase, key))
+        return sum(n_removed.values())
 
     def read(self, variant: Variant) -> pl.DataFrame:
         """Read all facts, in order of account, month, ``known_at`` and arrival; raises as :meth:`open` does."""
@@ -201,7 +215,7 @@ class ActivityHistory:
             InputError: If a part is damaged; names it.
             SourceError: If the variant has no history, or the place does not answer.
         """
-        parts, read = self._read_parts(variant)
+        parts, read, _ = self._read_parts(variant)
         if not read:
             uri = self.place.uri(variant.prefix + FOLDER)
             raise SourceError(f"{uri} has no activity; append an extract of {variant} first")
@@ -220,21 +234,35 @@ class ActivityHistory:
         return sorted(parts, key=lambda entry: entry.key)
 
     @retry(retry=retry_if_exception_type(NoSuchKeyError), stop=stop_after_attempt(_LISTINGS), reraise=True)
-    def _read_parts(self, variant: Variant) -> tuple[list[Entry], list[pl.DataFrame]]:
-        """List and read the parts; try again if one was deleted in between, as the next listing has its successor."""
-        parts = self._parts(variant)
-        return parts, list(in_threads(self._read_part, parts, threads=_READS_AT_ONCE))
+    def _read_parts(self, variant: Variant) -> tuple[list[Entry], list[pl.DataFrame], list[Entry]]:
+        """List and read the parts that no other replaces, and list those that one does.
 
-    def _read_part(self, part: Entry) -> pl.DataFrame:
-        content = with_retries(lambda: b"".join(self.place.open(part.key).chunks))
-        uri = self.place.uri(part.key)
-        if not part.key.endswith(f"-{hashlib.sha256(content).hexdigest()}.parquet"):
+        Tries again if a part was deleted in between, as the next listing has its successor.
+        """
+        parts = self._parts(variant)
+        read = list(in_threads(self._read_part, [part.key for part in parts], threads=_READS_AT_ONCE))
+        names = {key for _, replaces in read for key in replaces}
+        live = [(part, facts) for part, (facts, _) in zip(parts, read, strict=True) if part.key not in names]
+        return [part for part, _ in live], [facts for _, facts in live], [part for part in parts if part.key in names]
+
+    def _read_if_there(self, key: str) -> tuple[pl.DataFrame, list[str]]:
+        try:
+            return self._read_part(key)
+        except NoSuchKeyError:
+            return pl.DataFrame(), []
+
+    def _read_part(self, key: str) -> tuple[pl.DataFrame, list[str]]:
+        """Return a part's facts, and the keys of the parts that it replaces."""
+        content = with_retries(lambda: b"".join(self.place.open(key).chunks))
+        uri = self.place.uri(key)
+        if not key.endswith(f"-{hashlib.sha256(content).hexdigest()}.parquet"):
             raise InputError(
                 f"{uri} is damaged: its content does not match the SHA-256 in its name; restore it from a backup, or "
                 f"delete it and append its extract again"
             )
         try:
-            return pl.read_parquet(content)
+            replaces = pl.read_parquet_metadata(io.BytesIO(content)).get(_REPLACES, "")
+            return pl.read_parquet(content), replaces.split()
         except pl.exceptions.PolarsError as error:
             raise InputError(f"{uri} cannot be read as Parquet ({str(error)[:200]}); was it written here?") from error
 
@@ -259,9 +287,13 @@ def _once(facts: pl.DataFrame) -> pl.DataFrame:
     return facts.unique(keep="last", maintain_order=True) if _follow(keys_of(facts)).any() else facts
 
 
-def _as_parquet(facts: pl.DataFrame) -> bytes:
+def _ordered(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    return _once(in_order(_stack(parts)))
+
+
+def _as_parquet(facts: pl.DataFrame, replaces: Sequence[str] = ()) -> bytes:
     body = io.BytesIO()
-    facts.write_parquet(body, compression="zstd")
+    facts.write_parquet(body, compression="zstd", metadata={_REPLACES: " ".join(replaces)})
     return body.getvalue()
 
 

@@ -85,7 +85,13 @@ class Place(Protocol):
         """Write a file atomically, replacing any of that key."""
 
     def delete(self, key: str) -> None:
-        """Delete a file with all of its versions; one that does not exist is no error."""
+        """Delete a file; one that does not exist is no error. A bucket with versions keeps its versions."""
+
+    def erase(self, key: str) -> None:
+        """Delete a file with all of its versions."""
+
+    def erase_versions(self, prefix: str) -> None:
+        """Delete the versions below a prefix of files that were replaced or deleted."""
 
 
 class Folder:
@@ -146,6 +152,11 @@ class Folder:
             (self.root / key).unlink(missing_ok=True)
         except OSError as error:
             raise AccessDeniedError(f"{self.uri(key)} may not be deleted by this user ({error})") from error
+
+    erase = delete
+
+    def erase_versions(self, prefix: str) -> None:
+        """Do nothing: a folder keeps no versions."""
 
 
 def _local_entry(key: str, stat: os.stat_result) -> Entry:
@@ -230,12 +241,22 @@ class Bucket:
             self._client.put_object(Bucket=self.name, Key=key, Body=body)
 
     def delete(self, key: str) -> None:
+        with self._errors_translated(key, needs="s3:DeleteObject"):
+            self._client.delete_object(Bucket=self.name, Key=key)
+
+    def erase(self, key: str) -> None:
+        self._erase(key, lambda item: item["Key"] == key)
+
+    def erase_versions(self, prefix: str) -> None:
+        self._erase(prefix, lambda item: not item["IsLatest"] or "ETag" not in item)  # a marker has no ETag
+
+    def _erase(self, prefix: str, is_wanted: Callable[[Any], bool]) -> None:
         # In a bucket without versioning, the only version is named "null".
-        with self._errors_translated(key, needs="s3:ListBucketVersions, s3:DeleteObject and s3:DeleteObjectVersion"):
-            pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.name, Prefix=key)
+        with self._errors_translated(prefix, needs="s3:ListBucketVersions, s3:DeleteObject and s3:DeleteObjectVersion"):
+            pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.name, Prefix=prefix)
             items = (item for page in pages for kind in ("Versions", "DeleteMarkers") for item in page.get(kind, []))
-            for version in [item["VersionId"] for item in items if item["Key"] == key]:
-                self._client.delete_object(Bucket=self.name, Key=key, VersionId=version)
+            for item in [item for item in items if is_wanted(item)]:
+                self._client.delete_object(Bucket=self.name, Key=item["Key"], VersionId=item["VersionId"])
 
     @contextmanager
     def _errors_translated(self, key: str, needs: str = "s3:ListBucket and s3:GetObject") -> Iterator[None]:

@@ -8,9 +8,10 @@ import json
 import os
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from churn.data.erased import Erased, tombstone
 from churn.data.formats import read_frame
 from churn.data.labels import Horizon
 from churn.database.connection import create_engine
-from churn.database.erasure import drop_weeks, erase_rows
+from churn.database.erasure import Erasures, drop_weeks, erase_rows
 from churn.database.predictions import BatchInProgress, PredictionStore
 from churn.deployment.services import Deployment
 from churn.deployment.settings import load_settings
 from churn.errors import DatabaseUnavailableError, UsageError
-from churn.storage.history import FOLDER, ActivityHistory
-from churn.storage.places import Folder
+from churn.storage.history import ActivityHistory
+from churn.storage.places import Bucket, Folder
 from churn.variants import Variant
 from churn.workflows.erase import first_kept_week
 from churn.workflows.evaluate import PerformanceEvaluator
@@ -41,7 +42,7 @@ from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from tests.support.batches import NO_ROWS, WEEK, record, scored
 from tests.support.inputs import activity, as_csv, as_json_array, as_json_lines, as_parquet, monday, put_input, register
-from tests.support.site import Run, Site, bundled
+from tests.support.site import Run, Site, bundled, client
 
 US = Variant("us")
 BASE = Variant()
@@ -274,19 +275,75 @@ def test_an_erasure_waits_for_batches_on_their_way_and_erases_theirs(site: Site,
     assert site.rows(site.churn, "SELECT account_id FROM churn_predictions ORDER BY 1") == [(1,), (3,)]
 
 
-def test_an_extract_on_its_way_into_the_history_while_an_account_is_erased_does_not_keep_it(tmp_path: Path) -> None:
+MONTH = date(2025, 1, 1)
+EXTRACT = pl.DataFrame({"account_id": [1, 2], "activity_month": [MONTH, MONTH], "total_deposit": [1.0, 2.0]})
+RECEIVED_AT = datetime(2025, 3, 1, tzinfo=UTC)
+
+
+class Slow(Folder):
+    """A folder in which each write begins and waits."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def write(self, key: str, body: bytes) -> None:
+        self.has_begun.set()
+        assert self.may_end.wait(30)
+        super().write(key, body)
+
+
+def test_an_erasure_waits_for_extracts_on_their_way_into_the_history(
+    site: Site, deployment: Deployment, tmp_path: Path
+) -> None:
+    place = Slow(tmp_path)
+    history = ActivityHistory(place, Erasures(deployment.database).settled)
+    eraser = replace(deployment.eraser(), places=[Folder(tmp_path)])
+    with ThreadPoolExecutor(2) as pool:
+        appending = pool.submit(history.append, US, EXTRACT, RECEIVED_AT)
+        assert place.has_begun.wait(30)
+        erasing = pool.submit(lambda: list(eraser.erase_account(2, None)))
+        assert not wait([erasing], timeout=0.5).done
+        place.may_end.set()
+        appending.result(30)
+        assert any(removed.n for removed in erasing.result(30))
+
+    assert ActivityHistory(Folder(tmp_path)).read(US)["account_id"].to_list() == [1]
+    place.may_end.set()
+    late = ActivityHistory(place, Erasures(deployment.database).settled)
+    assert late.append(US, EXTRACT, RECEIVED_AT + timedelta(days=7)).n_added == 0
+
+
+def test_what_an_append_wrote_after_an_erasure_is_erased_by_the_next_one(tmp_path: Path) -> None:
+    ActivityHistory(Folder(tmp_path)).append(US, EXTRACT, RECEIVED_AT)  # it knew of no erasure
     salt = bytes(range(32))
-    answers = [Erased(salt), Erased(salt, frozenset([tombstone(salt, 2)]), 1)]
-    history = ActivityHistory(Folder(tmp_path), lambda _: answers.pop(0))
-    month = date(2025, 1, 1)
-    extract = pl.DataFrame({"account_id": [1, 2], "activity_month": [month, month], "total_deposit": [1.0, 2.0]})
+    erased = Erased(salt, frozenset([tombstone(salt, 2)]), 1)
 
-    appended = history.append(US, extract, datetime(2025, 3, 1, tzinfo=UTC))
+    appended = ActivityHistory(Folder(tmp_path), lambda _: nullcontext(erased)).append(US, EXTRACT, RECEIVED_AT)
 
-    read = ActivityHistory(Folder(tmp_path)).read(US)
-    assert read["account_id"].to_list() == [1]
-    assert appended.facts.equals(read)
-    assert len(list((tmp_path / US.prefix / FOLDER).iterdir())) == 1
+    assert appended.facts["account_id"].to_list() == [1]
+    assert ActivityHistory(Folder(tmp_path)).read(US)["account_id"].to_list() == [1]
+
+
+def test_an_erasure_deletes_the_versions_of_parts_that_were_compacted(site: Site, tmp_path: Path) -> None:
+    client("s3").put_bucket_versioning(Bucket=site.bucket, VersioningConfiguration={"Status": "Enabled"})
+    history = ActivityHistory(Bucket(site.bucket))
+    for week in range(9):
+        extract = EXTRACT.with_columns(total_deposit=pl.lit(float(week)))
+        history.append(US, extract, RECEIVED_AT + timedelta(weeks=week))
+
+    def versions() -> list[str]:
+        listed = client("s3").list_object_versions(Bucket=site.bucket, Prefix=US.prefix)
+        return [item["Key"] for item in listed.get("Versions", [])]
+
+    current = {entry.key for entry in history.place.list(US.prefix)}
+    assert set(versions()) > current, "compaction leaves the versions"
+    salt = bytes(range(32))
+
+    assert history.erase(US, Erased(salt, frozenset([tombstone(salt, 2)]), 1)) > 0
+
+    assert sorted(versions()) == sorted(entry.key for entry in history.place.list(US.prefix))
+    assert set(history.read(US)["account_id"]) == {1}
 
 
 def test_encoded_rows_of_an_erased_account_are_dropped_and_counted(

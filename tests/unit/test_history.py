@@ -6,6 +6,7 @@ And the history is the only memory of past extracts: what is lost or rewritten t
 import hashlib
 import io
 import threading
+from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -475,21 +476,80 @@ def test_parts_that_may_not_be_removed_are_told_of_and_count_once(tmp_path, capl
         ActivityHistory(expected).append(US, *week(every))
     assert history.append(US, *week(number + 2)).n_added == 0, "doubles say the same"
     assert set(told(history.read(US))) == set(told(ActivityHistory(expected).read(US)))
+    assert len(parts_of(Folder(tmp_path))) > max_parts(US)
     ActivityHistory(Folder(tmp_path)).append(US, *week(number + 3))
     ActivityHistory(expected).append(US, *week(number + 3))
     assert told(ActivityHistory(Folder(tmp_path)).read(US)) == told(ActivityHistory(expected).read(US))
-    assert len(parts_of(Folder(tmp_path))) == 1
+    assert len(parts_of(Folder(tmp_path))) <= max_parts(US)
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-def test_an_account_that_is_being_erased_does_not_stay_in_what_is_folded(tmp_path, is_known):
+class Killed(BaseException):
+    """The process dies."""
+
+
+class KilledAtDelete(Folder):
+    """Dies at the n-th deletion."""
+
+    n_left = 0
+
+    def delete(self, key: str) -> None:
+        if not self.n_left:
+            raise Killed
+        self.n_left -= 1
+        super().delete(key)
+
+
+@pytest.mark.parametrize("n_deleted", [0, 1, 2, 3])
+def test_a_compaction_that_is_killed_doubles_no_fact(tmp_path, n_deleted):
+    number = full(tmp_path)
+    place = KilledAtDelete(tmp_path)
+    place.n_left = n_deleted
+
+    with pytest.raises(Killed):
+        ActivityHistory(place).append(US, *week(number))
+
+    after = ActivityHistory(Folder(tmp_path)).read(US)
+    assert len(parts_of(Folder(tmp_path))) == max_parts(US) + 1 - n_deleted
+    expected = ActivityHistory(Folder(tmp_path / "whole"))
+    for every in range(number + 1):
+        expected.append(US, *week(every))
+    assert told(after) == told(expected.read(US))
+
+
+def test_a_part_that_cannot_be_read_back_deletes_nothing(tmp_path):
+    number = full(tmp_path)
+
+    class Damaging(Folder):
+        def write(self, key: str, body: bytes) -> None:
+            super().write(key, body[:-1])
+
+    with pytest.raises(InputError, match="does not match the SHA-256"):
+        ActivityHistory(Damaging(tmp_path)).append(US, *week(number))
+
+    assert len(parts_of(Folder(tmp_path))) == max_parts(US)
+    ActivityHistory(Folder(tmp_path)).read(US)
+
+
+def test_an_erasure_leaves_replaced_parts_replaced(tmp_path):
+    number = full(tmp_path)
+    history = ActivityHistory(NotToBeRemoved(tmp_path))
+    history.append(US, *week(number))
+    salt = bytes(range(32))
+
+    n_removed = ActivityHistory(Folder(tmp_path)).erase(US, Erased(salt, frozenset([tombstone(salt, 11)]), 1))
+
+    read = ActivityHistory(Folder(tmp_path)).read(US)
+    assert n_removed >= 2
+    assert set(read["account_id"]) == {1, 10, *range(12, 11 + number)}
+    assert len(told(read)) == len(set(told(read)))
+
+
+def test_an_account_that_was_erased_does_not_stay_in_what_is_folded(tmp_path):
     number = full(tmp_path)
     salt = bytes(range(32))
-    before, after = Erased(salt), Erased(salt, frozenset([tombstone(salt, 11)]), 1)
-    answers = [after if is_known else before, after]
-    history = ActivityHistory(Folder(tmp_path), lambda _: answers.pop(0))
+    erased = Erased(salt, frozenset([tombstone(salt, 11)]), 1)
 
-    appended_now = history.append(US, *week(number))
+    appended_now = ActivityHistory(Folder(tmp_path), lambda _: nullcontext(erased)).append(US, *week(number))
 
     read = ActivityHistory(Folder(tmp_path)).read(US)
     assert set(read["account_id"]) == {1, 10, *range(12, 11 + number)}
@@ -593,7 +653,7 @@ def test_a_quarantined_row_is_no_fact_and_is_remembered_until_a_report_takes_its
 
 def test_quarantined_rows_survive_compaction_and_are_erased_with_their_account(tmp_path):
     erased: list[Erased] = [Erased()]
-    history = ActivityHistory(Folder(tmp_path), lambda _: erased[0])
+    history = ActivityHistory(Folder(tmp_path), lambda _: nullcontext(erased[0]))
     history.append(US, checked_of(OTHER, BROKEN, {"account_id": 3, "total_deposit": -1.0}), FIRST)
     for i in range(max_parts(US)):
         history.append(US, checked_of(OTHER | {"total_deposit": float(i)}), SECOND + timedelta(days=i))
