@@ -123,6 +123,11 @@ def mondays_of(month: date) -> list[date]:
     return [day for weeks in range(5) if (day := first + timedelta(weeks=weeks)) < month_start(month, 1)]
 
 
+def week_of_month(day: date) -> int:
+    """Return 1 for the first seven days of a month, to 5 for those after the 28th."""
+    return (day.day + 6) // 7
+
+
 def training_days(first: date, last: date, n_full: int = 0) -> list[date]:
     """Return Mondays from ``first`` to ``last``: all of the last ``n_full`` months, before them one a month.
 

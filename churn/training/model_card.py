@@ -59,7 +59,7 @@ def write_card(
     sections = [
         f"# Churn model of variant {lineage.variant}\n\n{_summary(trained)} {outcome}",
         f"## Data\n\n{_data(trained, lineage)}",
-        f"## Metrics\n\n{_metrics(evaluation, against)}",
+        f"## Metrics\n\n{_metrics(evaluation, against)}{_by_week(trained)}",
         f"## Gate\n\n{gate.to_markdown()}",
         f"## Parameters\n\n{_parameters(trained)}",
         f"## Limits\n\n{_limits(trained, lineage)}",
@@ -119,6 +119,11 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
         f"{table}\n\nThe champion is {against.uri}, on the same accounts, some of which it may have been trained on. "
         f"AUC of this model less the champion's: {against.auc_difference:+.4f} (p = {against.p_value:.3g})."
     )
+
+
+def _by_week(trained: Trained) -> str:
+    by_week = ", ".join(f"{auc:.4f} in week {week}" for week, auc in trained.roc_auc_by_week().items())
+    return f"\n\nROC AUC by week of the month, of all held-out rows: {by_week}." if by_week else ""
 
 
 def _parameters(trained: Trained) -> str:

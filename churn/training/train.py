@@ -20,10 +20,10 @@ from churn.data.labels import Horizon
 from churn.data.snapshots import Snapshot
 from churn.defaults import MIN_LABELS, TRAINING_TRIALS
 from churn.errors import InputError
-from churn.evaluation.metrics import MIN_OF_CLASS
+from churn.evaluation.metrics import MIN_OF_CLASS, roc_auc_interval
 from churn.inference.bundle import Bundle, read_bundle
 from churn.training.calibration import Calibration, apply_to_booster, fit_platt
-from churn.weeks import month_end, month_start
+from churn.weeks import month_end, month_start, week_of_month
 
 if TYPE_CHECKING:
     import optuna
@@ -134,6 +134,20 @@ class Trained:
     @property
     def parts(self) -> tuple[Part, Part, Part]:
         return self.training, self.validation, self.held_out
+
+    def roc_auc_by_week(self) -> dict[int, float]:
+        """Return the held-out ROC AUC by week of the month; weeks with too few of an outcome are left out.
+
+        It is of all rows of the week's days, so that an account may count several times.
+        """
+        part, scores = self.held_out, self.bundle.predict(self.held_out.matrix)
+        weeks = np.array([week_of_month(as_of) for as_of in part.as_ofs])[part.places]
+        found = {}
+        for week in np.unique(weeks).tolist():
+            churned = part.churned[weeks == week]
+            if min(churned.sum(), (~churned).sum()) >= MIN_OF_CLASS:
+                found[week] = roc_auc_interval(churned, scores[weeks == week]).value
+        return found
 
     @property
     def evidence_after(self) -> date:

@@ -451,6 +451,7 @@ def _parameters(outcome: TrainingOutcome) -> dict[str, object]:
 
 def _metrics(outcome: TrainingOutcome) -> dict[str, float]:
     metrics = outcome.evaluation.metrics() | {"validation_log_loss": outcome.trained.chosen.log_loss}
+    metrics |= {f"roc_auc_week_{week}": value for week, value in outcome.trained.roc_auc_by_week().items()}
     if outcome.against is not None:
         metrics |= {f"champion_{name}": value for name, value in outcome.against.evaluation.metrics().items()}
         metrics["auc_less_champions"] = outcome.against.auc_difference

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import xgboost as xgb
 from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from churn.data.features import encode, features
 from churn.data.labels import Horizon
@@ -79,6 +80,15 @@ def test_all_mondays_of_the_newest_months_evaluate(facts: pl.DataFrame):
     held_out = [day for month in (5, 6, 7) for day in mondays_of(date(2026, month, 1))]
     assert [shot.as_of for shot in parts.held_out] == held_out
     assert [shot.as_of.month for shot in parts.validation] == [10, 11, 12]
+
+
+def test_held_out_figures_by_week_are_of_the_days_of_that_week(trained: Trained):
+    part, scores = trained.held_out, trained.bundle.predict(trained.held_out.matrix)
+
+    found = trained.roc_auc_by_week()
+
+    assert set(found) == {5}  # the month ends of this module
+    assert found[5] == pytest.approx(roc_auc_score(part.churned, scores), abs=1e-9)
 
 
 def test_a_model_learns_what_there_is_to_learn_and_its_scores_are_calibrated(trained: Trained):
