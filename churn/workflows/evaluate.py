@@ -190,9 +190,8 @@ class PerformanceEvaluator:
             unevaluated[batch.variant].append(batch)
         for one in pending.unlogged:
             unlogged[one.batch.variant].append(one)
-        tags = None
-        if len(variants) > 1 and (pending.unevaluated or pending.unlogged):
-            tags = self.registry.version_tags()
+        tags = self.registry.version_tags() if len(variants) > 1 else None
+        if tags is not None and (pending.unevaluated or pending.unlogged):
             self.registry.look_up_locations()
         listed = {one: PendingEvaluation(unevaluated[one], unlogged[one], tags) for one in variants}
         return replace(self, listed=listed)
@@ -241,19 +240,28 @@ class PerformanceEvaluator:
     def _changed(
         self, earlier: Sequence[EvaluatedBatch], known: Appended, today: date, tags_of: TagsOf
     ) -> list[EvaluatedBatch]:
-        """Return the evaluations whose labels seem to have changed, by all accounts at risk; corrects evidence days."""
-        reports_of, changed = cache(partial(_reports, known)), []
-        for one in earlier:
+        """Return the evaluations whose labels seem to have changed, by all accounts at risk; corrects evidence days.
+
+        The weeks of a month share the months of their labels, so that one of them tells: the one evaluated first.
+        """
+        reports_of, first = cache(partial(_reports, known)), dict[int, EvaluatedBatch]()
+        counted: list[EvaluatedBatch] = []
+        for one in sorted(earlier, key=lambda one: one.labels_as_of):
             batch = one.batch
-            tags = tags_of(batch.variant, batch.model_version)
-            if (after := tag.evidence_after(tags)) != one.evidence_after:
+            after = tag.evidence_after(tags_of(batch.variant, batch.model_version))
+            if after != one.evidence_after:
                 self.results.date_evidence(batch.variant, batch.model_version, after)
-            reports = reports_of(_columns(batch, tags))
-            candidates = at_risk(reports, batch.as_of, self.horizon)
-            labels = label(reports, candidates, batch.as_of, today=today, horizon=self.horizon)
-            if batch.as_of > after and _why_again(one, len(labels.account_ids), int(labels.churned.sum())):
-                changed.append(one)
-        return changed
+            if batch.as_of > after:
+                counted.append(one)
+                first.setdefault(month_number(batch.as_of), one)
+        changed = set()
+        for month, one in first.items():
+            reports = reports_of(_columns(one.batch, tags_of(one.batch.variant, one.batch.model_version)))
+            candidates = at_risk(reports, one.batch.as_of, self.horizon)
+            labels = label(reports, candidates, one.batch.as_of, today=today, horizon=self.horizon)
+            if _why_again(one, len(labels.account_ids), int(labels.churned.sum())):
+                changed.add(month)
+        return [one for one in counted if month_number(one.batch.as_of) in changed]
 
     def compare(
         self, variant: Variant, champion: int, challenger: int, today: date, appended: Appended | None = None
