@@ -35,6 +35,20 @@ from churn.errors import DatabaseUnavailableError, StoreError
 
 _logger = logging.getLogger(__name__)
 
+_not_of_children: set[int] = set()
+"""The descriptors of users.lock in this process."""
+
+
+def _release_in_child() -> None:
+    """Replace the descriptors in a forked child: it shares the lock, and would keep it when its parent is killed."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in _not_of_children:
+        os.dup2(nothing, descriptor, inheritable=False)
+    os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
 _WAIT_SECONDS = 300  # after a power cut, a start replays up to a gigabyte of log first
 
 
@@ -85,18 +99,21 @@ class _Server:
         # No process may get a server that is about to stop. So users.lock is acquired, and at the end tested for other
         # users, under the gate lock, which is released when the server answers or has stopped. A new process waits for
         # it, then counts as a user before it checks for the server.
+        user = os.getpid()
         with host.open_file(self.folder / "users.lock") as users:
+            _not_of_children.add(users)
             try:
                 with _gate(self.folder):
                     fcntl.flock(users, fcntl.LOCK_SH)
                     url = self._join_or_start(ports)
                 yield url
             finally:
-                with _gate(self.folder):
-                    if host.try_lock(users):
-                        self._stop()
-                    # Closing is not enough: a forked child has the same open file, and with it the lock.
-                    fcntl.flock(users, fcntl.LOCK_UN)
+                if os.getpid() == user:
+                    with _gate(self.folder):
+                        if host.try_lock(users):
+                            self._stop()
+                        fcntl.flock(users, fcntl.LOCK_UN)
+                    _not_of_children.discard(users)
 
     def _join_or_start(self, ports: Iterable[int]) -> URL:
         deadline = time.monotonic() + _WAIT_SECONDS

@@ -36,6 +36,18 @@ with embedded_postgres(Path(sys.argv[1])) as url:
     sys.stdin.read()
 """
 
+FORK = """
+import os, sys, time
+from pathlib import Path
+from churn.database.embedded import embedded_postgres
+with embedded_postgres(Path(sys.argv[1])) as url:
+    if not os.fork():
+        time.sleep(60)
+        os._exit(0)
+    print(url.port, flush=True)
+    sys.stdin.read()
+"""
+
 COME_AND_GO = """
 import sys
 from pathlib import Path
@@ -238,6 +250,19 @@ def test_a_server_whose_users_were_all_killed_stops_and_its_watcher_with_it(used
     assert eventually(lambda: is_gone(server) and is_gone(watcher))
     with embedded_postgres(used_home) as url:
         assert ask(url, "select n from kept") == 7
+
+
+def test_a_forked_child_does_not_keep_the_server_of_a_killed_user(used_home):
+    forking = run_script(FORK, used_home)
+    try:
+        port = int(forking.stdout.readline())
+        server = server_pid(used_home)
+        os.kill(forking.pid, signal.SIGKILL)
+        assert eventually(lambda: is_gone(server))
+        assert not is_listening(port)
+    finally:
+        os.killpg(forking.pid, signal.SIGKILL)
+        forking.communicate(timeout=60)
 
 
 def watchers(home: Path) -> list[int]:
