@@ -1,5 +1,6 @@
 """Storage of files: an S3 bucket, and a folder with the same layout. Contents are not interpreted here."""
 
+import ctypes
 import hashlib
 import os
 import re
@@ -132,6 +133,43 @@ class Folder:
 
     def write(self, key: str, body: bytes) -> None:
         path = self.root / key
+        with self._written(path, body) as unfinished:
+            unfinished.replace(path)
+
+    def replace(self, key: str, body: bytes, before: bytes) -> None:
+        """Replace a file whose content is ``before``, and keep its mode and modification time.
+
+        Raises:
+            ReplacedError: If the file changed meanwhile; it stays as it is now. A system that cannot exchange two
+                files atomically has a moment in which that is not noticed.
+        """
+        path = self.root / key
+        with self._written(path, body) as unfinished:
+            stat = path.stat()
+            unfinished.chmod(stat.st_mode & 0o777)
+            os.utime(unfinished, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            put, expected = body, before
+            if self.exchange(unfinished, path):
+                # What comes out was delivered meanwhile, so it goes back in, until what went in before comes out.
+                while (found := unfinished.read_bytes()) != expected:
+                    put, expected = found, put
+                    self.exchange(unfinished, path)
+            elif (put := path.read_bytes()) == before:
+                put = body
+                unfinished.replace(path)
+        if put is not body:
+            raise ReplacedError(f"{self.uri(key)} changed before it was written")
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        """Exchange two files atomically; returns whether the system and its file system can."""
+        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # of Linux
+        here, exchange = -100, 2
+        return renameat2 is not None and not renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange)
+
+    @contextmanager
+    def _written(self, path: Path, body: bytes) -> Iterator[Path]:
+        """Write a file beside ``path``, for the block to put in its place."""
+        key = path.relative_to(self.root).as_posix()
         unfinished = path.with_name(f"{uuid.uuid4().hex}{_UNFINISHED}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,13 +177,14 @@ class Folder:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
-            unfinished.replace(path)
+            yield unfinished
         except PermissionError as error:
             raise AccessDeniedError(f"{self.uri(key)} may not be written by this user; correct its mode") from error
         except OSError as error:
+            raise SourceError(f"{self.uri(key)} could not be written: {error}") from error
+        finally:
             with suppress(OSError):
                 unfinished.unlink()
-            raise SourceError(f"{self.uri(key)} could not be written: {error}") from error
 
     def delete(self, key: str) -> None:
         try:

@@ -5,12 +5,12 @@ then stored data is erased. Extracts in the bucket are not changed, since they b
 account's rows in them are counted, and dropped whenever an extract is read.
 """
 
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -25,7 +25,7 @@ from churn.database.erasure import Erasures, drop_weeks, erase_from_dagster, era
 from churn.errors import InputError, UsageError
 from churn.storage.history import FOLDER, ActivityHistory
 from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
-from churn.storage.places import Entry, Folder, Place, with_retries
+from churn.storage.places import Folder, NoSuchKeyError, Place, with_retries
 from churn.variants import Variant
 from churn.weeks import monday_of
 
@@ -96,37 +96,39 @@ def _erase_files(place: Place, variant: Variant | None, erased: Erased, *, dry_r
         if match["part"] and not (is_part(match["part"]) and entry.size):
             continue
         if not match["history"]:
-            yield from _erase_input(place, entry, erased, dry_run=dry_run)
+            yield from with_retries(partial(_erase_input, place, entry.key, erased, dry_run=dry_run))
         elif owner not in with_history:
             with_history.add(owner)
             if n := ActivityHistory(place).erase(owner, erased, dry_run=dry_run):
                 yield Removed(place.uri(owner.prefix + FOLDER), n)
 
 
-def _erase_input(place: Place, entry: Entry, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
-    """Rewrite a local copy without the account; of an extract in the bucket, only count its rows."""
-    uri = place.uri(entry.key)
+def _erase_input(place: Place, key: str, erased: Erased, *, dry_run: bool) -> list[Removed]:
+    """Rewrite a local copy without the account; of an extract in the bucket, only count its rows.
+
+    Raises:
+        ReplacedError: If an extract was delivered meanwhile, which is left as it is.
+    """
+    uri = place.uri(key)
     with tempfile.TemporaryDirectory(prefix="churn-erase-") as scratch:
-        copy = Path(scratch) / Path(entry.key).name
-        with_retries(lambda: copy.write_bytes(b"".join(place.open(entry.key, entry.version).chunks)))
+        copy = Path(scratch) / Path(key).name
         try:
+            before = with_retries(lambda: b"".join(place.open(key).chunks))
+            copy.write_bytes(before)
             frame = _read_rows(copy)
-        except NoRowsError:
-            return
+        except (NoRowsError, NoSuchKeyError):
+            return []
         except InputError as error:
-            yield Removed(uri, 0, f"it cannot be read: {error}")
-            return
+            return [Removed(uri, 0, f"it cannot be read: {error}")]
         if frame is None or not (is_erased := erased.marks(parse_ids(frame["account_id"]))).any():
-            return
+            return []
         n = int(is_erased.sum())
         if not isinstance(place, Folder):
             reason = "the account must be removed at the source; until then its rows are dropped at every read"
-            yield Removed(uri, n, reason)
-            return
+            return [Removed(uri, n, reason)]
         if not dry_run:
-            content = _serialize(frame.filter(pl.Series(~is_erased)), copy)
-            _replace(place.root / entry.key, place, entry.key, content)
-        yield Removed(uri, n)
+            place.replace(key, _serialize(frame.filter(pl.Series(~is_erased)), copy), before)
+        return [Removed(uri, n)]
 
 
 def _read_rows(path: Path) -> pl.DataFrame | None:
@@ -152,14 +154,6 @@ def _serialize(frame: pl.DataFrame, source: Path) -> bytes:
     if codec is not None:
         pack(source, codec)
     return source.read_bytes()
-
-
-def _replace(path: Path, folder: Folder, key: str, content: bytes) -> None:
-    """Replace a local copy, and restore its modification time and permissions."""
-    before = path.stat()
-    folder.write(key, content)
-    path.chmod(before.st_mode & 0o777)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def first_kept_week(today: date, n_weeks: int, horizon: Horizon) -> date | None:

@@ -33,7 +33,7 @@ from churn.deployment.services import Deployment
 from churn.deployment.settings import load_settings
 from churn.errors import DatabaseUnavailableError, UsageError
 from churn.storage.history import ActivityHistory
-from churn.storage.places import Bucket, Folder
+from churn.storage.places import Bucket, Folder, ReplacedError
 from churn.variants import Variant
 from churn.workflows.erase import first_kept_week
 from churn.workflows.evaluate import PerformanceEvaluator
@@ -323,6 +323,46 @@ def test_what_an_append_wrote_after_an_erasure_is_erased_by_the_next_one(tmp_pat
 
     assert appended.facts["account_id"].to_list() == [1]
     assert ActivityHistory(Folder(tmp_path)).read(US)["account_id"].to_list() == [1]
+
+
+class Delivering(Folder):
+    """A folder to which others deliver files in the middle of a replacement; some systems cannot exchange files."""
+
+    def __init__(self, root: Path, *bodies: bytes, can_exchange: bool = True) -> None:
+        super().__init__(root)
+        self.bodies, self.can_exchange = list(bodies), can_exchange
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        if self.bodies:
+            Folder(self.root).write(other.relative_to(self.root).as_posix(), self.bodies.pop(0))
+        return self.can_exchange and super().exchange(one, other)
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_an_extract_delivered_during_an_erasure_stays_and_is_erased_from(
+    site: Site, deployment: Deployment, tmp_path: Path, can_exchange: bool
+) -> None:
+    key = f"{US.prefix}data/churn/activity.csv"
+    older, newer = (EXTRACT.with_columns(total_deposit=pl.lit(deposit)) for deposit in (1.0, 9.0))
+    place = Delivering(tmp_path, newer.write_csv().encode(), can_exchange=can_exchange)
+    place.write(key, older.write_csv().encode())
+
+    removed = list(replace(deployment.eraser(), places=[place]).erase_account(2, None))
+
+    assert [one.n for one in removed if one.place == place.uri(key)] == [1]
+    assert (tmp_path / key).read_text() == newer.head(1).write_csv()
+    assert len(list((tmp_path / key).parent.iterdir())) == 1
+
+
+def test_of_two_extracts_delivered_during_a_replacement_the_last_stays(tmp_path: Path) -> None:
+    place = Delivering(tmp_path, b"second", b"third")
+    place.write("x", b"first")
+
+    with pytest.raises(ReplacedError):
+        place.replace("x", b"erased", b"first")
+
+    assert (tmp_path / "x").read_bytes() == b"third"
+    assert [entry.key for entry in place.list("")] == ["x"]
 
 
 def test_an_erasure_deletes_the_versions_of_parts_that_were_compacted(site: Site, tmp_path: Path) -> None:
