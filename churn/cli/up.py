@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from churn.database.connection import locked_alone
+from churn.database.events import this_person
 from churn.deployment.services import Deployment, open_deployment
 from churn.errors import ChurnError, UsageError
 from churn.signals import stop_request
@@ -26,7 +28,7 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
     """Run MLflow's server, Dagster's webserver and its daemon until interrupted, then stop them all.
 
     Raises:
-        UsageError: If a port is in use.
+        UsageError: If a port is in use, or another ``churn up`` serves the instance.
         ChurnError: If a server does not start, or ends.
     """
     for port, flag in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
@@ -39,6 +41,8 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
     with ExitStack() as stack:
         deployment = stack.enter_context(open_deployment())
         deployment.registry(read_only=True)  # fails at once if set-up is missing
+        owner = f"churn up (process {os.getpid()} of {this_person()})"
+        stack.enter_context(locked_alone(deployment.dagster_database, "churn up", owner))
         stop_request.raise_if_set()
         logs = deployment.settings.churn_home / "logs"
         logs.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,11 @@ LIBPQ_LIMITS = {
     "connect_timeout": 5, "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }  # fmt: skip
+_LOCK_OWNER = """
+SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND datname = current_database()
+  AND (CAST(classid AS bigint) << 32 | CAST(objid AS bigint)) = hashtextextended(:key, 0)
+"""
 _SETUP = "run experiment_tracking/setup.py"
 
 # Connection, serialization, resources, shutdown, cancelled or timed out, lock timeout.
@@ -140,6 +145,25 @@ def locked(url: sa.URL, key: str) -> Iterator[None]:
     """Wait for the exclusive advisory lock of ``key``, and own it during the block on a connection of its own."""
     with errors_translated(url), create_engine(url).begin() as connection:
         lock(connection, key)
+        yield
+
+
+@contextmanager
+def locked_alone(url: sa.URL, key: str, owner: str) -> Iterator[None]:
+    """Own the advisory lock of ``key`` during the block, in which no transaction is open.
+
+    Args:
+        owner: Shown to others who want the lock.
+
+    Raises:
+        UsageError: If another process owns it.
+    """
+    with errors_translated(url), create_engine(url).connect() as connection:
+        connection.execute(sa.text("SELECT set_config('application_name', :owner, false)"), {"owner": owner})
+        if not connection.scalar(sa.text("SELECT pg_try_advisory_lock(hashtextextended(:key, 0))"), {"key": key}):
+            other = connection.scalar(sa.text(_LOCK_OWNER), {"key": key}) or "another process"
+            raise UsageError(f"{other} runs on {url.host}, database {url.database!r}; stop it, or use another instance")
+        connection.commit()
         yield
 
 

@@ -15,12 +15,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from churn.database.connection import READER, WRITER, create_engine
+from churn.cli.up import serve
+from churn.database.connection import READER, WRITER, create_engine, locked_alone
 from churn.database.embedded import embedded_postgres
 from churn.database.predictions import read_current
 from churn.database.schema import ensure_roles
 from churn.deployment.services import Deployment
-from churn.errors import AccessDeniedError, ChurnError, RegistryError, StoreError
+from churn.errors import AccessDeniedError, ChurnError, RegistryError, StoreError, UsageError
 from churn.variants import Variant
 from tests.support import ROOT
 from tests.support.site import PASSWORD, Run, Site, change_secret, configure, create_login, require_no_password, run_sql
@@ -355,3 +356,13 @@ def test_a_registry_that_was_never_opened_as_its_owner_is_refused_in_one_line(
         deployment.registry(read_only=True)
 
     assert "\n" not in str(refused.value)
+
+
+def test_a_second_churn_up_of_an_instance_is_refused_and_names_the_first(site: Site, dagster_database: str) -> None:
+    database = site.login.set(database=dagster_database)
+    refusal = pytest.raises(UsageError, match=r"^churn up \(process 7 of ann@one\) runs on .*; stop it")
+    with locked_alone(database, "churn up", "churn up (process 7 of ann@one)"), refusal:
+        serve(dagster_port=0, mlflow_port=0)
+
+    with locked_alone(database, "churn up", "another"):
+        pass
