@@ -64,7 +64,7 @@ def worth(i: int, phase: str) -> dict[str, tuple[float, float]]:
     """Return the held-out ROC AUC and log loss of both feature sets, on the same rows of one variant."""
     variant = Variant(f"g{i}" if i % 2 else None, f"c{i}" if i % 3 else None)
     simulation = simulate_world(
-        PHASES[phase],
+        PHASES[phase][0],
         n_accounts=N_ACCOUNTS,
         first_month=FIRST_MONTH,
         n_months=N_MONTHS,

@@ -21,7 +21,7 @@ from churn.database.predictions import BatchInProgress, PredictionStore
 from tests.support.batches import NO_ROWS, WEEK, record
 from tests.support.services import predictions_database
 
-N_ROWS, ROUNDS = 200_000, 7
+N_ROWS, ROUNDS = 200_000, 5
 MAX_RATIO, MAX_SECONDS = 15.0, 30.0
 VIEW = "churn_predictions_current"
 NEWEST_MONTH = date(2026, 10, 1)
