@@ -73,7 +73,6 @@ def _metadata(evaluation: VariantEvaluation, status: VariantStatus) -> Metadata:
     if status.comparison is not None:
         metadata["challenger"] = str(status.event.challenger)
         metadata["comparison"] = status.comparison.sentence
-        metadata["e_value"] = status.comparison.e_value
     return metadata
 
 
