@@ -23,7 +23,7 @@ from churn.evaluation.metrics import (
     log_losses,
     recalibrated,
 )
-from churn.evaluation.sequential import PairedSums, confidence_sequence, discount_months, e_value
+from churn.evaluation.sequential import EvidenceError, PairedSums, confidence_sequence, discount_months, e_value
 from churn.weeks import month_number
 
 _MOST_ODDS = 1_000_000
@@ -37,7 +37,8 @@ class PairedCohort:
         champion: The champion's churn probabilities.
         challenger: The challenger's.
         weights: 0 leaves an account out, such as one that was contacted; the inverse of the probability not to be
-            contacted makes the others stand for it. ``None`` weights all alike.
+            contacted makes the others stand for it. ``None`` weights all alike. Guardrails count each account that is
+            not left out once.
     """
 
     as_of: date
@@ -46,6 +47,11 @@ class PairedCohort:
     challenger: Scores
     churned: Outcomes
     weights: Doubles | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and not (np.isfinite(self.weights) & (self.weights >= 0)).all():
+            wrong = self.weights[~(np.isfinite(self.weights) & (self.weights >= 0))]
+            raise EvidenceError(f"weights of accounts are {wrong[:3].tolist()}; give finite numbers of 0 or more")
 
     def select(self, rows: npt.NDArray[np.bool_]) -> "PairedCohort":
         """Return the accounts of a mask of shape (n,)."""

@@ -6,6 +6,7 @@ from datetime import date
 import numpy as np
 import pytest
 
+from churn.errors import ChurnError
 from churn.evaluation.comparison import Limits, PairedCohort, compare, count_once
 from churn.evaluation.metrics import log_losses, recalibrated
 from churn.evaluation.sequential import PairedSums, e_value
@@ -206,3 +207,9 @@ def test_evidence_is_told_as_odds_that_people_read():
     assert found.e_value > 1e6
     assert "evidence over 1,000,000 to 1, 20 to 1 needed" in found.sentence
     assert "e+" not in found.sentence
+
+
+@pytest.mark.parametrize("weight", [-0.5, np.nan, np.inf])
+def test_weights_that_are_none_are_refused(weight):
+    with pytest.raises(ChurnError, match="give finite numbers of 0 or more"):
+        replace(equals(10), weights=np.full(10, weight))
