@@ -39,7 +39,7 @@ def measure(n_variants: int, n_rows: int) -> dict[str, float]:
     for i, reference in enumerate(references):
         counter = ProfileCounter(reference)
         counter.add(*batches[i % _DATASETS])
-        profiles[f"company-c{i:04}"] = (reference, counter.profile())
+        profiles[f"company-c{i:04}"] = (reference, counter.profile(), reference)
     profiled = time.perf_counter()
     flags = flag_fleet(compare_fleet(profiles))
     compared = time.perf_counter()

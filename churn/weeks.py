@@ -97,6 +97,15 @@ def newest_month_due(day: date, lag_days: int) -> date:
     return month_start(day - timedelta(days=lag_days), -1)
 
 
+def newest_whole_month(newest: date, as_of: date) -> date:
+    """Return the newest of the months up to ``newest`` that was over at a day.
+
+    >>> newest_whole_month(date(2026, 11, 1), date(2026, 11, 9))
+    datetime.date(2026, 10, 1)
+    """
+    return min(newest, month_start(as_of, -1))
+
+
 def month_end(day: date) -> date:
     """Return the last day of a day's month."""
     return month_start(day, 1) - timedelta(days=1)

@@ -11,7 +11,7 @@ import dagster as dg
 
 from churn.monitoring.batch_checks import CheckResult
 from churn.monitoring.conditions import FDR
-from churn.monitoring.drift import LEAST_PSI, LEAST_UNKNOWN_RISE
+from churn.monitoring.drift import LEAST_BROKEN, LEAST_MOVED, LEAST_UNKNOWN_RISE
 from churn.training.checks import GATE_CHECKS, GateCheck
 from churn.workflows.evaluate import VariantEvaluation
 from orchestration.assets.metadata import Metadata, segment_table, table
@@ -20,7 +20,7 @@ EVALUATED, TRAINED = "evaluated_batches", "trained_models"
 DRIFTED, INCIDENTS = "drifted_features", "fleet_incidents"
 
 _FDR = f"at a false discovery rate of {FDR:.0%}"
-_DRIFT = f"by an excess population stability index of at least {LEAST_PSI:g}"
+_DRIFT = f"by a move of at least {LEAST_MOVED:.0%} of the rows"
 
 _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     "raw_churn_data": {
@@ -58,9 +58,12 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     TRAINED: GATE_CHECKS,
     DRIFTED: {
-        "no_input_drifts": "No variant has an input feature that drifted from the model's reference in two "
-        "consecutive weeks.",
-        "no_scores_drift": "No variant has scores that drifted from the model's reference in two consecutive weeks.",
+        "no_data_is_broken": f"No feature of a variant's newest batch has a share of unknown or missing values that is "
+        f"{LEAST_BROKEN:.0%} or more above the reference's.",
+        "no_input_drifts": "No variant has an input feature that drifted from the model's reference, beyond what moved "
+        "in the whole fleet, in two different inputs.",
+        "no_scores_drift": "No variant has scores that drifted from the model's reference, beyond what moved in the "
+        "whole fleet, in two different inputs.",
         "missing_values_are_usual": "No feature of a variant's newest batch has a larger share of missing values "
         "than the model's reference.",
         "levels_are_known": "No categorical feature of a variant's newest batch has a larger share of unknown levels "
@@ -72,13 +75,21 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "between two inputs plus one week.",
         "every_variant_was_scored": "Every registered variant that was ever scored has a batch of the week that is "
         "due, and its last attempt succeeded; variants that were never scored are not counted.",
-        "performance_holds": f"Every champion's ROC AUC on its newest evaluated batch reaches its limit, {_FDR} over "
-        "the fleet.",
+        "performance_holds": "Every champion's ROC AUC reaches its limit in up to six evaluated batches that share no "
+        f"outcome, {_FDR} over the fleet.",
+        "scores_match_outcomes": "As many accounts churned as every calibrated champion's scores lead one to expect, "
+        f"and its log-loss is as they imply, {_FDR} over the fleet.",
         "segments_hold": "No segment (state, product, source) of a champion's newest evaluated batch has a ROC AUC "
         f"below the limit, where the whole batch reaches it, {_FDR} over the fleet.",
     },
 }
-_ERRORS = {"rows_were_scored", "probabilities_are_valid", "every_variant_was_scored", "performance_holds"}
+_ERRORS = {
+    "rows_were_scored",
+    "probabilities_are_valid",
+    "every_variant_was_scored",
+    "performance_holds",
+    "no_data_is_broken",
+}
 _FLEET_ASSETS = (EVALUATED, TRAINED, DRIFTED, INCIDENTS)
 _ASSET_OF = {name: asset for asset in _DESCRIPTIONS if asset not in _FLEET_ASSETS for name in _DESCRIPTIONS[asset]}
 """The asset of each check of a published batch."""

@@ -25,7 +25,7 @@ from churn.data.formats import RowFile, open_rows
 from churn.data.windows import ACTIVITY, KnownRows, Window, compute, count_short, windows_of
 from churn.defaults import HORIZON_MONTHS
 from churn.errors import InputError
-from churn.weeks import at_risk_since, days_since_epoch
+from churn.weeks import at_risk_since, days_since_epoch, newest_whole_month
 
 CHUNK_ROWS = 65_536  # small chunks cost more calls a row; larger ones only cost memory
 _MOST_LEVELS = 20
@@ -50,6 +50,7 @@ class RowCounts:
         horizon_months: The horizon by which accounts are at risk.
         first_month: The first month known at the as-of day; ``None`` of encoded rows, as the next.
         newest_month: The newest month known at the as-of day.
+        n_newest: Rows of the newest month that was over by then; ``None`` of encoded rows.
     """
 
     n_read: int
@@ -65,6 +66,7 @@ class RowCounts:
     horizon_months: int = HORIZON_MONTHS
     first_month: date | None = None
     newest_month: date | None = None
+    n_newest: int | None = None
 
     @property
     def quarantined_by_rule(self) -> dict[str, int]:
@@ -258,6 +260,7 @@ def _read_activity(
         own_columns=tuple(features.own_columns(feature_names, file.columns)),
         first_month=known.first_month,
         newest_month=known.newest_month,
+        n_newest=int((month == newest_whole_month(known.newest_month, as_of)).sum()),
     )
     account_ids = checked.rows["account_id"].to_numpy()
     chunks = partial(_marked_chunks, packed, account_ids, marks, last_active, _at_risk_since(known, horizon_months))

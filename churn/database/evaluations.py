@@ -30,8 +30,8 @@ _COUNTS = (
     "auc_limit", "evidence_after", "replaces_because",
 )  # fmt: skip
 _MEASURES = (
-    "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "brier_score", "calibration_error",
-    "lift_at_10", "mean_score",
+    "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "log_loss_excess", "log_loss_excess_low",
+    "log_loss_excess_high", "brier_score", "calibration_error", "lift_at_10", "mean_score",
 )  # fmt: skip
 _MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions of accounts
 _MOST_CHARACTERS = 200  # a level is part of a key, and an input file may contain levels of any length

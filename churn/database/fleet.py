@@ -5,6 +5,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import date
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,10 +13,15 @@ from churn.database.connection import Tables, insert, lock
 from churn.evaluation.metrics import Interval
 from churn.monitoring import conditions
 
-_BATCHES = (
+_NEWEST_INPUTS = (
+    "WITH inputs AS (SELECT DISTINCT ON (variant, model_version, source_sha256) batch_id, variant, scored_week "
+    "FROM scoring_batches WHERE is_current AND role = 'champion' AND scored_week BETWEEN :since AND :week "
+    "ORDER BY variant, model_version, source_sha256, scored_week DESC), "
+    "ranked AS (SELECT batch_id, row_number() OVER (PARTITION BY variant ORDER BY scored_week DESC) AS place "
+    "FROM inputs) "
     "SELECT batch_id, variant, scored_week AS week, model_version, n_rows_read AS n_rows, source_variant AS data_of, "
-    "fallback_reason, drift AS drifts, as_of, newest_month "
-    "FROM scoring_batches WHERE is_current AND role = 'champion' AND scored_week >= :since"
+    "fallback_reason, drift AS drifts, as_of, newest_month, source_sha256, n_rows_newest_month AS n_newest "
+    "FROM scoring_batches JOIN ranked USING (batch_id) WHERE place <= 2"
 )
 _ATTEMPTS = (
     "SELECT DISTINCT ON (variant, role) attempt_id, variant, scored_week, role, ended_at, left(error, 1000) AS error, "
@@ -23,7 +29,11 @@ _ATTEMPTS = (
     "ORDER BY variant, role, scored_week DESC, attempt_id DESC"
 )
 _HISTORIES = (
-    "SELECT variant, array_agg(scored_week) AS weeks, array_agg(n_rows_read) AS n_rows FROM scoring_batches "
+    "SELECT variant, array_agg(scored_week ORDER BY scored_week) AS weeks, "
+    "array_agg(n_rows_read ORDER BY scored_week) AS n_rows, "
+    "array_agg(LEAST(newest_month, (date_trunc('month', as_of) - interval '1 month')::date) ORDER BY scored_week) "
+    "FILTER (WHERE n_rows_newest_month IS NOT NULL) AS months, array_agg(n_rows_newest_month ORDER BY scored_week) "
+    "FILTER (WHERE n_rows_newest_month IS NOT NULL) AS n_newest FROM scoring_batches "
     "WHERE is_current AND role = 'champion' AND scored_week >= :since "
     "AND (:of_all OR variant = ANY(:variants)) GROUP BY variant"
 )
@@ -35,11 +45,14 @@ _ARRIVALS = (
     "AND (:of_all OR variant = ANY(:variants)) GROUP BY variant, source_sha256) AS inputs GROUP BY variant"
 )
 _EVALUATED = (
-    "SELECT DISTINCT ON (b.variant, b.model_version) batch_id, b.variant, b.scored_week AS week, b.model_version, "
-    'ARRAY[e.roc_auc, e.roc_auc_low, e.roc_auc_high] AS roc_auc, e.auc_limit AS "limit" '
+    "SELECT DISTINCT ON (b.variant, b.model_version, date_trunc('month', b.as_of)) batch_id, b.variant, "
+    "b.scored_week AS week, b.model_version, ARRAY[e.roc_auc, e.roc_auc_low, e.roc_auc_high] AS roc_auc, "
+    'e.auc_limit AS "limit", b.as_of, e.horizon_months, e.n_matured AS n, e.n_churned, e.mean_score, '
+    "ARRAY[e.log_loss_excess, e.log_loss_excess_low, e.log_loss_excess_high] AS log_loss_excess, "
+    "b.estimated_auc IS NOT NULL AS is_calibrated "
     "FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id) "
     "WHERE b.role = 'champion' AND e.status = 'ok' AND b.as_of > e.evidence_after AND e.auc_limit IS NOT NULL "
-    "ORDER BY b.variant, b.model_version, b.scored_week DESC, batch_id DESC"
+    "ORDER BY b.variant, b.model_version, date_trunc('month', b.as_of), b.scored_week DESC, batch_id DESC"
 )
 _SEGMENTS = (
     "SELECT b.variant, s.segment, s.level, s.roc_auc, e.auc_limit, s.p_below_limit "
@@ -61,9 +74,10 @@ class FleetTables(Tables):
 
     pool_size = 1
 
-    def batches(self, since: date) -> list[conditions.ScoredBatch]:
-        """Return the champions' current batches of the weeks from ``since`` on."""
-        rows = (row._asdict() for row in self._rows(_BATCHES, since=since))
+    def newest_inputs(self, week: date) -> list[conditions.ScoredBatch]:
+        """Return the champions' newest current batches until ``week`` of each variant's two newest inputs."""
+        found = self._rows(_NEWEST_INPUTS, week=week, since=week - conditions.MEMORY)
+        rows = (row._asdict() for row in found)
         return [conditions.ScoredBatch(**row | {"drifts": conditions.read_drifts(row["drifts"])}) for row in rows]
 
     def attempts(self, since: date) -> list[conditions.Attempt]:
@@ -75,14 +89,17 @@ class FleetTables(Tables):
         values = {"since": since, "of_all": variants is None, "variants": list(variants or ())}
         inputs = {row.variant: dict(zip(row.digests, row.days, strict=True)) for row in self._rows(_ARRIVALS, **values)}
         return {
-            row.variant: conditions.History(dict(zip(row.weeks, row.n_rows, strict=True)), inputs.get(row.variant, {}))
+            row.variant: conditions.History(
+                dict(zip(row.weeks, row.n_rows, strict=True)),
+                inputs.get(row.variant, {}),
+                dict(zip(row.months or (), row.n_newest or (), strict=True)),
+            )
             for row in self._rows(_HISTORIES, **values)
         }
 
     def evaluated(self) -> list[conditions.EvaluatedChampion]:
-        """Return the newest batch of each variant and version that was champion, with enough labels and evidence."""
-        rows = self._rows(_EVALUATED)
-        return [conditions.EvaluatedChampion(**row._asdict() | {"roc_auc": Interval(*row.roc_auc)}) for row in rows]
+        """Return the newest batch of each month with enough labels and evidence, of each version that was champion."""
+        return [_evaluated(row._asdict()) for row in self._rows(_EVALUATED)]
 
     def low_segments(self, batch_ids: Sequence[int], at_most: float) -> tuple[list[conditions.LowSegment], int]:
         """Return the segments with a p-value of at most ``at_most``, and the number of segments that have a p-value."""
@@ -107,3 +124,8 @@ class FleetTables(Tables):
             columns = ("batch_id", "feature", "is_confirmed")
             rows = (dict(zip(columns, flag, strict=True)) for flag in sorted(wanted) if flag[0] in changed)
             insert(connection, "drift_flags", *rows)
+
+
+def _evaluated(row: dict[str, Any]) -> conditions.EvaluatedChampion:
+    excess = None if row["log_loss_excess"][0] is None else Interval(*row["log_loss_excess"])
+    return conditions.EvaluatedChampion(**row | {"roc_auc": Interval(*row["roc_auc"]), "log_loss_excess": excess})

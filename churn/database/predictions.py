@@ -92,6 +92,7 @@ class BatchRecord:
     window_features: Mapping[str, Any] | None = None
     untrained_missing: Mapping[str, int] | None = None
     n_short_windows: int = 0
+    n_rows_newest_month: int | None = None
 
     @property
     def months(self) -> str | None:

@@ -79,6 +79,7 @@ class Evaluation:
 
     Attributes:
         mean_score: NaN of no rows.
+        log_loss_excess: Log-loss less its expectation if the scores were calibrated.
         status: ``insufficient`` if fewer than ``MIN_OF_CLASS`` rows churned, or fewer did not.
     """
 
@@ -87,6 +88,7 @@ class Evaluation:
     roc_auc: Interval | None
     average_precision: Interval | None
     log_loss: Interval | None
+    log_loss_excess: Interval | None
     brier_score: Interval | None
     calibration_error: float | None
     lift_at_10: float | None
@@ -118,13 +120,14 @@ def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
     n, n_churned = len(churned), int(churned.sum())
     mean_score = float(scores.mean()) if n else math.nan
     if min(n_churned, n - n_churned) < MIN_OF_CLASS:
-        return Evaluation(n, n_churned, None, None, None, None, None, None, mean_score, "insufficient")
+        return Evaluation(n, n_churned, None, None, None, None, None, None, None, mean_score, "insufficient")
     return Evaluation(
         n=n,
         n_churned=n_churned,
         roc_auc=roc_auc_interval(churned, scores),
         average_precision=average_precision_interval(churned, scores),
         log_loss=_mean_interval(log_losses(churned, scores), most=math.inf),
+        log_loss_excess=log_loss_excess(churned, scores),
         brier_score=_mean_interval((scores - churned) ** 2, most=1),
         calibration_error=calibration_error(churned, scores),
         lift_at_10=lift(churned, scores, LIFT_SHARE),
@@ -259,6 +262,23 @@ def recalibrated(churned: Outcomes, scores: Scores, weights: Doubles | None = No
         if abs(step) < _CLOSE:
             break
     return np.asarray((1 + np.tanh((log_odds + shift) / 2)) / 2)
+
+
+def log_loss_excess(churned: Outcomes, scores: Scores) -> Interval:
+    """Return log-loss less what the scores themselves lead one to expect; 0 if they are calibrated, above if too sure.
+
+    Log-loss alone moves with the share that churns; its expectation, the mean entropy of the scores, moves with it.
+
+    Raises:
+        NotMeasurableError: If there are fewer than two rows, the shapes differ or a score is not a probability.
+    """
+    churned, scores = _checked(churned, scores, probabilities=True)
+    if len(scores) < 2:
+        raise NotMeasurableError(f"{len(scores)} rows have no interval; give at least 2")
+    clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
+    excess = (clipped - churned) * np.log(clipped / (1 - clipped))
+    value, reach = float(excess.mean()), _quantile(0.95) * math.sqrt(_variance_of_mean(excess))
+    return Interval(value, value - reach, value + reach)
 
 
 def brier_score(churned: Outcomes, scores: Scores) -> float:

@@ -11,16 +11,42 @@ from datetime import date, datetime, timedelta
 from itertools import compress
 from typing import Any
 
+import numpy as np
+from scipy import special
+
 from churn.defaults import LABEL_LAG_DAYS
 from churn.evaluation.metrics import Interval, discoveries, p_at_least
-from churn.monitoring.drift import LEAST_UNKNOWN_RISE, FeatureDrift, Flag, confirmed, flag_fleet, freshness, volume
+from churn.monitoring.drift import (
+    LEAST_FLEET,
+    LEAST_MOVED,
+    LEAST_UNKNOWN_RISE,
+    UNKNOWN,
+    FeatureDrift,
+    Flag,
+    Volume,
+    common_moves,
+    confirmed,
+    flag_fleet,
+    freshness,
+    is_broken,
+    volume,
+)
 from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
-from churn.weeks import monday_of, newest_month_due
+from churn.weeks import monday_of, month_number, newest_month_due, newest_whole_month
 
 FDR = 0.01
 """False discovery rate: the expected share of false findings among all findings."""
+
+LEAST_COMMON = 0.1
+"""Share of the rows that moves in most variants of a fleet before people are told."""
+
+LEAST_MONTHS = 3
+"""Earlier months with which a month's rows are compared, at least."""
+
+MOST_COHORTS = 6
+"""Independent cohorts over which evidence accumulates, at most."""
 
 MEMORY = timedelta(weeks=40)
 """How far back a variant's history is read: nine months of monthly data, twice as much as is used."""
@@ -28,6 +54,8 @@ MEMORY = timedelta(weeks=40)
 _WEEK = timedelta(weeks=1)
 _TRANSIENT_FOR = timedelta(minutes=10)
 _MOST_ERROR = 200
+_SMALLEST_P = 1e-300
+_GAP_TOLERANCE, _EXCESS_TOLERANCE = 0.05, 0.02  # of the share that churned; of log-loss, in nats
 _MOST_NAMED = 3
 
 
@@ -41,6 +69,8 @@ class ScoredBatch:
         drifts: One for each feature and one for the score; empty if the model has no reference.
         as_of: The batch's as-of day; ``None`` if unknown.
         newest_month: The newest month known then; ``None`` of encoded rows.
+        source_sha256: Of the input file; batches of one file are one input.
+        n_newest: Rows of the newest month that was over at the as-of day; ``None`` if unknown.
     """
 
     batch_id: int
@@ -53,6 +83,14 @@ class ScoredBatch:
     drifts: Sequence[FeatureDrift] = ()
     as_of: date | None = None
     newest_month: date | None = None
+    source_sha256: str = ""
+    n_newest: int | None = None
+
+    @property
+    def whole_month(self) -> date | None:
+        """The month that ``n_newest`` is of."""
+        known = self.newest_month is not None and self.as_of is not None and self.n_newest is not None
+        return newest_whole_month(self.newest_month, self.as_of) if known else None  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -75,19 +113,37 @@ class History:
     Attributes:
         n_rows: Rows read for the current batch of each week.
         inputs: The day on which each input file of the variant first appeared, by the file's SHA-256.
+        n_newest: Rows of each month that was the newest whole one.
     """
 
     n_rows: Mapping[date, int]
     inputs: Mapping[str, date] = field(default_factory=dict)
+    n_newest: Mapping[date, int] = field(default_factory=dict)
 
-    def before(self, week: date) -> list[int]:
-        """Return the row counts of the weeks before ``week``, the latest last."""
-        return [n for scored, n in sorted(self.n_rows.items()) if scored < week]
+    def volume_of(self, batch: ScoredBatch) -> Volume:
+        """Compare a batch's newest whole month with earlier ones, or its rows with those of the weeks before.
+
+        An extract of all months hides what is missing from its newest one.
+        """
+        month, n_newest = batch.whole_month, batch.n_newest
+        months = [n for of, n in sorted(self.n_newest.items()) if month is not None and of < month]
+        if n_newest is not None and len(months) >= LEAST_MONTHS:
+            return volume(n_newest, months)
+        return volume(batch.n_rows, [n for scored, n in sorted(self.n_rows.items()) if scored < batch.week])
 
 
 @dataclass(frozen=True)
 class EvaluatedChampion:
-    """A champion's batch with enough matured labels; ``limit`` is the minimum ROC AUC of its model version."""
+    """A champion's batch with enough matured labels.
+
+    Attributes:
+        limit: The minimum ROC AUC of its model version.
+        horizon_months: Batches at least this far apart share no outcome.
+        n: Labels; ``n_churned`` of them churned.
+        mean_score: Mean churn probability of the accounts with a label; ``None`` if unknown.
+        log_loss_excess: See :func:`churn.evaluation.metrics.log_loss_excess`; ``None`` if unknown.
+        is_calibrated: Whether the scores are meant as probabilities.
+    """
 
     batch_id: int
     variant: str
@@ -95,6 +151,18 @@ class EvaluatedChampion:
     model_version: int
     roc_auc: Interval
     limit: float
+    as_of: date
+    horizon_months: int
+    n: int
+    n_churned: int
+    mean_score: float | None = None
+    log_loss_excess: Interval | None = None
+    is_calibrated: bool = False
+
+    @property
+    def gap(self) -> float:
+        """Share that churned, less the share expected."""
+        return self.n_churned / self.n - (self.mean_score or 0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +190,7 @@ class FailedRun:
 
 @dataclass(frozen=True)
 class DriftFlag:
-    """A feature, or the score, that drifted in a batch; confirmed if it drifted in the week before as well."""
+    """A feature, or the score, that drifted in a batch; confirmed if it drifted in the input before as well."""
 
     batch_id: int
     variant: str
@@ -142,18 +210,43 @@ def newest_batches(batches: Iterable[ScoredBatch], week: date) -> dict[str, Scor
     return {batch.variant: batch for batch in sorted(recent, key=lambda batch: batch.week)}
 
 
-def flag_drifts(batches: Sequence[ScoredBatch], week: date) -> list[DriftFlag]:
+def inputs_before(batches: Iterable[ScoredBatch], newest: Mapping[str, ScoredBatch]) -> dict[str, ScoredBatch]:
+    """Return each variant's newest batch of another input than its newest batch.
+
+    A batch of the same rows confirms nothing, and neither does one of another model version, which was compared with
+    another reference.
+    """
+    before = {}
+    for batch in sorted(batches, key=lambda batch: batch.week):
+        now = newest.get(batch.variant)
+        is_other = now is not None and batch.source_sha256 != now.source_sha256 and batch.week < now.week
+        if now is not None and is_other and batch.model_version == now.model_version:
+            before[batch.variant] = batch
+    return before
+
+
+def flag_drifts(
+    batches: Sequence[ScoredBatch],
+    week: date,
+    *,
+    least_moved: float = LEAST_MOVED,
+    least_unknown_rise: float = LEAST_UNKNOWN_RISE,
+) -> list[DriftFlag]:
     """Find the features and scores that drifted in each variant's newest batch, over the whole fleet.
 
     Args:
-        batches: The batches of ``week`` and of the two weeks before. A batch of another model version cannot confirm a
-            drift, since it was compared with another reference.
+        batches: Of each variant, at least the newest one until ``week``, and the newest one of another input.
+        least_moved: As :func:`churn.monitoring.drift.flag_fleet`; ``least_unknown_rise`` likewise.
     """
     newest = newest_batches(batches, week)
-    before = {(one.variant, one.week + _WEEK, one.model_version): one.drifts for one in batches}
-    flags = flag_fleet({key: batch.drifts for key, batch in newest.items()}, fdr=FDR)
-    earlier = flag_fleet(
-        {key: before.get((key, batch.week, batch.model_version), ()) for key, batch in newest.items()}, fdr=FDR
+    flags, earlier = (
+        flag_fleet(
+            {key: batch.drifts for key, batch in inputs.items()},
+            fdr=FDR,
+            least_moved=least_moved,
+            least_unknown_rise=least_unknown_rise,
+        )
+        for inputs in (newest, inputs_before(batches, newest))
     )
     both = set(confirmed(flags, earlier))
     return [
@@ -165,22 +258,52 @@ def flag_drifts(batches: Sequence[ScoredBatch], week: date) -> list[DriftFlag]:
 
 
 def drifted(flags: Iterable[DriftFlag]) -> list[Condition]:
-    """Return the variants with drifted inputs, and those with drifted scores, in two consecutive weeks."""
-    drifts: dict[str, dict[str, list[FeatureDrift]]] = {"input_drifted": {}, "scores_drifted": {}}
+    """Return the variants with broken data, and those with inputs or scores that drifted in two different inputs."""
+    drifts: dict[str, dict[str, list[FeatureDrift]]] = {"data_broken": {}, "input_drifted": {}, "scores_drifted": {}}
     for flag in flags:
-        if flag.is_confirmed:
-            kind = "scores_drifted" if flag.drift.feature == SCORE else "input_drifted"
+        kind = "scores_drifted" if flag.drift.feature == SCORE else "input_drifted"
+        if flag.is_confirmed or is_broken(flag.drift):
+            kind = "data_broken" if is_broken(flag.drift) else kind
             drifts[kind].setdefault(flag.variant, []).append(flag.drift)
     return [
-        Condition(kind, {key: _drift_sentence(of_variant) for key, of_variant in by_variant.items()})
+        Condition(kind, {key: _drift_sentence(of_variant, kind) for key, of_variant in by_variant.items()})
         for kind, by_variant in drifts.items()
     ]
 
 
-def _drift_sentence(drifts: Sequence[FeatureDrift]) -> str:
-    largest = sorted(drifts, key=lambda drift: -drift.excess_psi)
-    named = _enumerated([describe_drift(drift) for drift in largest])
-    return f"{named} drifted from the model's reference in two consecutive weeks"
+def _drift_sentence(drifts: Sequence[FeatureDrift], kind: str) -> str:
+    by_effect = sorted(drifts, key=lambda drift: (-abs(drift.effect), -drift.excess_psi))
+    named = _enumerated([describe_drift(drift) for drift in by_effect])
+    if kind == "data_broken":
+        return f"{named}: most values are unknown to the model or missing, which they were not in its reference"
+    return f"{named} drifted from the model's reference in two different inputs"
+
+
+def fleet_moved(batches: Sequence[ScoredBatch], week: date) -> Condition:
+    """Return the features that moved in most variants of the fleet, in two different inputs; they are no drift."""
+    newest = newest_batches(batches, week)
+    now, before = (
+        common_moves({key: batch.drifts for key, batch in inputs.items()}, LEAST_COMMON)
+        for inputs in (newest, inputs_before(batches, newest))
+    )
+    members = {
+        feature: f"{_share_of(key)} moved by {100 * moved:+.0f} points in the median of {len(newest):,} variants"
+        for feature, (key, moved) in now.items()
+        if feature in before
+    }
+    return Condition("fleet_moved", members)
+
+
+def _share_of(key: str) -> str:
+    """Describe what a move is the share of.
+
+    >>> _share_of("0.5"), _share_of("OH"), _share_of("unknown")
+    ("the share of values up to the reference's 50 % quantile", 'the share of OH', 'the share of unknown values')
+    """
+    if key == UNKNOWN:
+        return "the share of unknown values"
+    is_decile = len(key) == 3 and key.startswith("0.")
+    return f"the share of values up to the reference's {key[2:]}0 % quantile" if is_decile else f"the share of {key}"
 
 
 def _enumerated(names: Sequence[str]) -> str:
@@ -191,11 +314,17 @@ def _enumerated(names: Sequence[str]) -> str:
 def describe_drift(drift: FeatureDrift) -> str:
     """Return the feature's name with the size of its drift.
 
-    >>> describe_drift(FeatureDrift("brand_id", 900, 0.31, 0.3, 0.2, 1e-9, 0.12, 0.1, 1e-9))
-    'brand_id (PSI 0.31, unknown 12.0 %)'
+    >>> moves = {"OH": (0.1, 0.25), "PA": (0.3, 0.15)}
+    >>> describe_drift(FeatureDrift("brand_id", 900, 0.31, 0.3, 0.2, 1e-9, 0.12, 0.1, 1e-9, 900, -0.1, moves))
+    'brand_id (share of OH 10 % → 25 %, log-odds -0.10, PSI 0.31, unknown 12.0 %)'
     """
     unknown = f", unknown {100 * drift.unknown_share:.1f} %" if has_more_unknown(drift) else ""
-    return f"{drift.feature} (PSI {drift.psi:.2f}{unknown})"
+    key, before, now = drift.largest if drift.moves else (UNKNOWN, 0.0, 0.0)
+    moved = (
+        "" if key == UNKNOWN else f"{_share_of(key).removeprefix('the ')} {before:.0%} → {now:.0%}, ".replace("%", " %")
+    )
+    effect = f"log-odds {drift.effect:+.2f}, " if drift.effect else ""
+    return f"{drift.feature} ({moved}{effect}PSI {drift.psi:.2f}{unknown})"
 
 
 def has_more_unknown(drift: FeatureDrift) -> bool:
@@ -288,29 +417,114 @@ def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, Histo
     members: dict[str, str] = {}
     for batch in batches:
         history = histories.get(batch.variant)
-        rows = volume(batch.n_rows, history.before(batch.week) if history else ())
+        rows = (history or History({})).volume_of(batch)
         if rows.status in ("low", "high"):
-            members[batch.variant] = f"{rows.n_rows:,} rows in the week of {batch.week}; usual are {rows.usual:,.0f}"
+            of = f"of {batch.whole_month:%Y-%m}" if rows.n_rows == batch.n_newest else f"in the week of {batch.week}"
+            members[batch.variant] = f"{rows.n_rows:,} rows {of}; usual are {rows.usual:,.0f}"
     return Condition("volume_unusual", members)
 
 
-def newest_evaluated(
+def independent_cohorts(
     evaluated: Iterable[EvaluatedChampion], champions: Mapping[str, int | None]
-) -> dict[str, EvaluatedChampion]:
-    """Return each variant's newest evaluated batch of its current champion version."""
-    by_week = sorted(evaluated, key=lambda one: (one.week, one.batch_id))
-    return {one.variant: one for one in by_week if champions.get(one.variant) == one.model_version}
+) -> dict[str, list[EvaluatedChampion]]:
+    """Return evaluated batches of each variant's current champion version that share no outcome, the newest first."""
+    cohorts: dict[str, list[EvaluatedChampion]] = {}
+    for one in sorted(evaluated, key=lambda one: (one.as_of, one.batch_id), reverse=True):
+        if champions.get(one.variant) != one.model_version:
+            continue
+        of_variant = cohorts.setdefault(one.variant, [])
+        is_apart = not of_variant or month_number(of_variant[-1].as_of) - month_number(one.as_of) >= one.horizon_months
+        if is_apart and len(of_variant) < MOST_COHORTS:
+            of_variant.append(one)
+    return cohorts
 
 
-def performance_low(evaluated: Iterable[EvaluatedChampion]) -> Condition:
-    """Return the variants with a ROC AUC significantly below its limit."""
-    ordered = list(evaluated)
-    is_low = discoveries([p_at_least(one.roc_auc, one.limit) for one in ordered], FDR)
+def accumulated(p_values: Sequence[float], weights: Sequence[float]) -> tuple[float, int]:
+    """Return the p-value of all cohorts together, and how many of them, the newest first, weigh most against the model.
+
+    The cohorts' p-values are combined by Stouffer's method, for each number of them, since a model may have become
+    worse lately: the smallest counts, times their number.
+
+    >>> p_value, n_cohorts = accumulated([0.01, 0.01, 0.01, 0.9], [500, 500, 500, 500])
+    >>> round(p_value, 5), n_cohorts
+    (0.00011, 3)
+    """
+    z = special.ndtri(np.clip(p_values, _SMALLEST_P, 1 - 1e-15)) * np.sqrt(weights)
+    combined = np.cumsum(z) / np.sqrt(np.cumsum(weights))
+    n = int(combined.argmin()) + 1
+    return min(1.0, float(special.ndtr(combined[n - 1])) * len(combined)), n
+
+
+def performance_low(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condition:
+    """Return the variants with a ROC AUC significantly below its limit, over their independent cohorts."""
+    found = [
+        accumulated([p_at_least(one.roc_auc, one.limit) for one in of_variant], [one.n for one in of_variant])
+        for of_variant in cohorts.values()
+    ]
+    is_low = discoveries([p for p, _ in found], FDR)
     members = {
-        one.variant: f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}; the limit is {one.limit:.3f}"
-        for one in compress(ordered, is_low)
+        of_variant[0].variant: _low_sentence(of_variant[:n])
+        for of_variant, (_, n) in compress(zip(cohorts.values(), found, strict=True), is_low)
     }
     return Condition("performance_low", members)
+
+
+def _low_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
+    one = cohorts[0]
+    more = "" if len(cohorts) == 1 else f", with {len(cohorts) - 1} earlier cohorts"
+    return f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}{more}; the limit is {one.limit:.3f}"
+
+
+def calibration_poor(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condition:
+    """Return the variants whose outcomes contradict their scores, over their independent cohorts.
+
+    Either another share churned than the scores lead one to expect, or the log-loss is higher. What holds for most
+    variants of a fleet, a season, is subtracted, and small differences are tolerated.
+    """
+    known = {key: [one for one in of_variant if one.mean_score is not None] for key, of_variant in cohorts.items()}
+    known = {key: of_variant for key, of_variant in known.items() if of_variant and of_variant[0].is_calibrated}
+    newest = [of_variant[0] for of_variant in known.values()]
+    usual = np.median([one.gap for one in newest]) if len(newest) >= LEAST_FLEET else 0.0
+    excesses = [one.log_loss_excess.value for one in newest if one.log_loss_excess is not None]
+    usual_excess = max(float(np.median(excesses)), 0.0) if len(excesses) >= LEAST_FLEET else 0.0
+    found: list[tuple[float, str, str]] = []
+    for key, of_variant in known.items():
+        weights = [one.n for one in of_variant]
+        for side in (1, -1):
+            p, n = accumulated([_p_of_gap(one, side, float(usual)) for one in of_variant], weights)
+            found.append((min(2 * p, 1), key, _gap_sentence(of_variant[:n])))
+        p, n = accumulated([_p_of_excess(one, usual_excess) for one in of_variant], weights)
+        found.append((p, key, _excess_sentence(of_variant[:n])))
+    members: dict[str, list[str]] = {}
+    for _, key, sentence in compress(found, discoveries([p for p, _, _ in found], FDR)):
+        members.setdefault(key, []).append(sentence)
+    return Condition("calibration_poor", {key: "; ".join(sentences) for key, sentences in members.items()})
+
+
+def _p_of_gap(one: EvaluatedChampion, side: int, usual: float) -> float:
+    mean = one.mean_score or 0.0
+    error = max((mean * (1 - mean) / one.n) ** 0.5, 1e-9)  # at most; less where scores differ
+    return float(special.ndtr((_GAP_TOLERANCE - side * (one.gap - usual)) / error))
+
+
+def _p_of_excess(one: EvaluatedChampion, usual: float) -> float:
+    if one.log_loss_excess is None:
+        return 0.5
+    error = max((one.log_loss_excess.high - one.log_loss_excess.low) / 2 / special.ndtri(0.975), 1e-9)
+    return float(special.ndtr((_EXCESS_TOLERANCE + usual - one.log_loss_excess.value) / error))
+
+
+def _gap_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
+    n, n_churned = sum(one.n for one in cohorts), sum(one.n_churned for one in cohorts)
+    expected = sum(one.n * (one.mean_score or 0) for one in cohorts) / n
+    return f"{n_churned / n:.1%} of {n:,} accounts churned, the scores expected {expected:.1%}".replace("%", " %")
+
+
+def _excess_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
+    values = [one.log_loss_excess.value for one in cohorts if one.log_loss_excess is not None]
+    return (
+        f"log-loss {sum(values) / max(len(values), 1):.3f} above what the scores imply, mean of {len(values)} cohorts"
+    )
 
 
 def segment_low(segments: Sequence[LowSegment], n_evaluated: int, excluded: Collection[str]) -> Condition:

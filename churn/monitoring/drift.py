@@ -1,31 +1,44 @@
 """Drift: compares the inputs and scores of a fleet's batches with the references of their models. Pure.
 
-Works on profiles, so that thousands of variants are compared in a second. A threshold on an index alone raises false
-alarms in small batches, and one on a p-value alone in large ones, so a drift must be both significant and large. The
-false discovery rate is controlled over the fleet, and a drift of a single week is not reported.
+Works on profiles, so that thousands of variants are compared in a second. What moves in most variants is a season, a
+holiday or growth, so a variant is compared with the fleet's median movement. Months differ by chance as well, in large
+batches too, so a drift must exceed a tolerance by more than sampling error. The false discovery rate is controlled over
+the fleet, and a drift of a single input is not reported. Tenure (months since a date of the account) is not compared:
+it grows with the age of the business.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
-from itertools import pairwise
+from itertools import islice, pairwise
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from churn.data.features import DERIVED
 from churn.errors import InputError
 from churn.evaluation.metrics import discoveries
-from churn.monitoring.profiles import Profile, require_same_bins
+from churn.monitoring.profiles import Bins, Profile, require_same_bins
 
-LEAST_PSI = 0.02
-"""A tenth of the rows in other bins makes a PSI of at least 0.04, as PSI >= 4 (share moved)²; half of it leaves room
-for noise at 1,000 rows."""
+LEAST_MOVED = 0.05
+"""Share of the rows that a drift moves at least, beyond what moves in the fleet."""
 
 LEAST_UNKNOWN_RISE = 0.01
+LEAST_BROKEN = 0.5
+"""Rise of the share of unknown or missing values above which the data is broken, not drifted."""
 
+LEAST_FLEET = 20
+"""Variants that have a feature in common below which the fleet's movement is not estimated."""
+
+UNKNOWN = "unknown"
+"""The key of the last bin's move."""
+
+_TOLERANCE, _UNKNOWN_TOLERANCE = 0.03, 0.005  # shares that move without a cause, from one year's week to the next's
+_QUANTILES = np.arange(1, 10) / 10
+_DECILES = tuple(f"{quantile:.1f}" for quantile in _QUANTILES)
 _LEAST_EXPECTED = 5.0
 _DAYS_BETWEEN_DATA = 31
 _GRACE_DAYS = 7
@@ -33,6 +46,10 @@ _BATCHES_REMEMBERED = 8
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+_Number = TypeVar("_Number", np.int64, np.float64)
+Move = tuple[float, float]
+"""A share of the reference's rows, the nearer of season's and year's, and the same share of the batch's."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,10 @@ class FeatureDrift:
         unknown_share: Share of rows with a missing value or a level that the model does not know.
         unknown_rise: Increase of that share over the reference's; negative if it decreased.
         unknown_p_value: Probability of an increase at least this large without drift.
+        n_reference: Rows of the reference.
+        effect: Shift of the mean contribution to the scores in log-odds; 0 if the reference has no contributions.
+        moves: Of a category the share of each level, of a number the share of the known values at or below each decile
+            of the reference's year, and the share of ``unknown`` values; by the level's name or the decile, as ``0.5``.
     """
 
     feature: str
@@ -58,6 +79,15 @@ class FeatureDrift:
     unknown_share: float
     unknown_rise: float
     unknown_p_value: float
+    n_reference: int = 0
+    effect: float = 0.0
+    moves: Mapping[str, Move] = field(default_factory=dict)
+
+    @property
+    def largest(self) -> tuple[str, float, float]:
+        """The largest move: its key, the share of the reference's rows and that of the batch's."""
+        key, (before, now) = max(self.moves.items(), key=lambda item: abs(item[1][1] - item[1][0]))
+        return key, before, now
 
 
 class Flag(NamedTuple):
@@ -67,50 +97,107 @@ class Flag(NamedTuple):
     feature: str
 
 
-def compare(reference: Profile, batch: Profile) -> list[FeatureDrift]:
+def compare(reference: Profile, batch: Profile, year: Profile | None = None) -> list[FeatureDrift]:
     """Compare one batch with its model's reference; see :func:`compare_fleet`."""
-    return compare_fleet({"": (reference, batch)})[""]
+    return compare_fleet({"": (reference, batch, year or reference)})[""]
 
 
-def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile]]) -> dict[str, list[FeatureDrift]]:
+def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile, Profile]]) -> dict[str, list[FeatureDrift]]:
     """Compare each variant's batch with its model's reference, feature by feature, all at once.
 
-    Bins with fewer than 5 expected rows on either side are merged; the two samples together decide that, so it favours
-    no outcome. In a PSI a bin empty on one side counts half a row. The p-value is that of the likelihood ratio test.
+    Bins with fewer than 5 expected rows on either side are merged with their neighbours, levels in order of their rows;
+    the two samples together decide that, so it favours no outcome. In a PSI a bin empty on one side counts half a row.
+    The p-value is that of the likelihood ratio test.
     Its statistic 2 (n + m) JS, JS weighted by the samples' sizes, equals PSI / (1/n + 1/m) for small differences, but
     follows its chi-squared distribution in the tails as well, where PSI exceeds it tenfold.
 
     Args:
-        profiles: Reference and batch by variant, in the same bins; an empty batch has no drift.
+        profiles: By variant the reference, the batch and the reference's whole year, in the same bins; an empty batch
+            has no drift. A share moved only as far as it lies beyond both the reference's and the year's: one week of
+            the reference may have had a gap in its feed, and a year has seasons.
 
     Raises:
         InputError: If a batch has other bins than its reference.
     """
-    for reference, batch in profiles.values():
-        require_same_bins(reference, batch)
-    n_bins = np.array([bins.n_bins for reference, _ in profiles.values() for bins in reference.bins], dtype=np.int64)
+    for reference, *others in profiles.values():
+        for other in others:
+            require_same_bins(reference, other)
+    n_bins = np.array([bins.n_bins for reference, _, _ in profiles.values() for bins in reference.bins], dtype=np.int64)
     if not len(n_bins):
         return {variant: [] for variant in profiles}
-    before = _padded([reference.counts for reference, _ in profiles.values()], n_bins)
-    now = _padded([batch.counts for _, batch in profiles.values()], n_bins)
-    columns = (values.tolist() for values in (*_differences(now, before), *_unknown(now, before, n_bins)))
-    rows = zip(*columns, strict=True)
-    return {
-        variant: [FeatureDrift(bins.feature, *next(rows)) for bins in reference.bins]
-        for variant, (reference, _) in profiles.items()
-    }
+    before = _padded([reference.counts for reference, _, _ in profiles.values()], n_bins)
+    before, now, year = (_padded([one.counts for one in side], n_bins) for side in zip(*profiles.values(), strict=True))
+    bins = [bins for reference, _, _ in profiles.values() for bins in reference.bins]
+    means = _padded([_contributions(reference) for reference, _, _ in profiles.values()], n_bins)
+    is_category = np.array([bool(one.levels) for one in bins])
+    measures = [*_differences(now, before, is_category), *_unknown(now, before, n_bins)]
+    measures += [before.sum(axis=1), _effects(now, before, means)]
+    rows = zip(bins, *(values.tolist() for values in measures), _moves(bins, before, now, year), strict=True)
+    drifts = (FeatureDrift(one.feature, *of_one) for one, *of_one in rows)
+    return {variant: list(islice(drifts, len(reference.bins))) for variant, (reference, _, _) in profiles.items()}
 
 
-def _padded(counts: Sequence[Ints], n_bins: Ints) -> Ints:
+def _contributions(reference: Profile) -> Floats:
+    return np.zeros(len(reference.counts)) if reference.contributions is None else reference.contributions
+
+
+def _effects(now: Ints, before: Ints, means: Floats) -> Floats:
+    """Return the shift of the mean contribution, if that of each bin's rows stays as it was."""
+    n, m = (np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in (now, before))
+    shift = ((now / n - before / m) * means).sum(axis=1)
+    return np.where((now.sum(axis=1) > 0) & (before.sum(axis=1) > 0), shift, 0.0)
+
+
+def _moves(bins: Sequence[Bins], before: Ints, now: Ints, year: Ints) -> list[dict[str, Move]]:
+    """Return the shares by which a fleet is compared, whatever its models' bins; see :class:`FeatureDrift`."""
+    rows, last = np.arange(len(bins)), np.array([one.n_bins - 1 for one in bins])
+    three = before, now, year
+    is_empty = np.any([counts.sum(axis=1) == 0 for counts in three], axis=0)
+    has_known = np.all([counts.sum(axis=1) > counts[rows, last] for counts in three], axis=0)
+    shares = _nearest(*(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in three))
+    known = [np.where(np.arange(now.shape[1]) < last[:, None], counts, 0) for counts in three]
+    upto = [
+        np.pad(counts.cumsum(axis=1) / np.maximum(counts.sum(axis=1, keepdims=True), 1), ((0, 0), (1, 0)))
+        for counts in known
+    ]
+    bin_of = (upto[2][:, None, 1:] > _QUANTILES[:, None]).argmax(axis=2)  # of each decile, shape (n features, 9)
+    low, high = (np.take_along_axis(upto[2], bin_of + i, axis=1) for i in (0, 1))
+    part = (_QUANTILES - low) / np.where(high > low, high - low, 1)
+    deciles = _nearest(
+        *(
+            np.take_along_axis(of_one, bin_of, axis=1) * (1 - part)
+            + np.take_along_axis(of_one, bin_of + 1, axis=1) * part
+            for of_one in upto
+        )
+    )
+    unknown = shares[rows, last].tolist()
+    moves: list[dict[str, Move]] = []
+    for i, one in enumerate(bins):
+        if is_empty[i]:
+            moves.append({})
+            continue
+        pairs, keys = (shares[i, : last[i]], one.levels) if one.levels else (deciles[i], _DECILES)
+        of_values = zip(keys, map(tuple, pairs.tolist()), strict=True) if one.levels or has_known[i] else ()
+        moves.append({**dict(of_values), UNKNOWN: tuple(unknown[i])})
+    return moves
+
+
+def _nearest(reference: Floats, batch: Floats, year: Floats) -> Floats:
+    """Return pairs: the nearer of the reference's and the year's shares, or the batch's between them; the batch's."""
+    nearest = np.clip(batch, np.minimum(reference, year), np.maximum(reference, year))
+    return np.stack([nearest, batch], axis=-1).round(5)
+
+
+def _padded(counts: Sequence[npt.NDArray[_Number]], n_bins: Ints) -> npt.NDArray[_Number]:
     """Stack the features' counts, shape (n features, most bins), with zeros to the right."""
-    padded = np.zeros((len(n_bins), n_bins.max()), dtype=np.int64)
+    padded = np.zeros((len(n_bins), n_bins.max()), dtype=counts[0].dtype)
     padded[np.arange(n_bins.max()) < n_bins[:, None]] = np.concatenate(counts)
     return padded
 
 
-def _differences(now: Ints, before: Ints) -> tuple[Ints, Floats, Floats, Floats, Floats]:
+def _differences(now: Ints, before: Ints, is_category: Bools) -> tuple[Ints, Floats, Floats, Floats, Floats]:
     """Return rows of the batch, PSI, its excess, JS distance and p-value, each of shape (n features,)."""
-    now, before = _merge_sparse(now, before)
+    now, before = _merge_sparse(now, before, is_category)
     n, m = (np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in (now, before))
     is_used = now + before > 0
     freedom = is_used.sum(axis=1) - 1
@@ -129,20 +216,23 @@ def _differences(now: Ints, before: Ints) -> tuple[Ints, Floats, Floats, Floats,
     return now.sum(axis=1), psi, excess, distance, p_value
 
 
-def _merge_sparse(now: Ints, before: Ints) -> tuple[Ints, Ints]:
-    """Merge the sparse bins of each feature into one, in a new last column or, if too sparse, in the next sparsest."""
+def _merge_sparse(now: Ints, before: Ints, is_category: Bools) -> tuple[Ints, Ints]:
+    """Merge each feature's sparse bins with the next ones; levels, which have no order, from the most frequent down."""
     n, m = now.sum(axis=1, keepdims=True), before.sum(axis=1, keepdims=True)
     expected = np.minimum(n, m) * (now + before) / np.maximum(n + m, 1)
-    is_kept = expected >= _LEAST_EXPECTED
-    rest = np.where(is_kept, 0, expected).sum(axis=1)
-    sparsest = np.where(is_kept, expected, np.inf).argmin(axis=1)
-    is_separate = (rest >= _LEAST_EXPECTED) | ~is_kept.any(axis=1)
-    place = np.where(is_separate, now.shape[1], sparsest)
+    order = np.where(is_category[:, None], np.argsort(-expected, axis=1, kind="stable"), np.arange(now.shape[1]))
+    group, filled = (np.zeros(len(now), dtype=kind) for kind in (np.int64, np.float64))
+    groups = np.empty_like(now)
+    for place in order.T:
+        groups[np.arange(len(now)), place] = group
+        filled += expected[np.arange(len(now)), place]
+        is_full = filled >= _LEAST_EXPECTED
+        group, filled = group + is_full, np.where(is_full, 0.0, filled)
+    groups = np.minimum(groups, np.maximum(group - 1, 0)[:, None])  # what is left at the end joins the bin before
+    cells = (np.arange(len(now))[:, None] * now.shape[1] + groups).ravel()
 
     def merged(counts: Ints) -> Ints:
-        wider = np.pad(np.where(is_kept, counts, 0), ((0, 0), (0, 1)))
-        wider[np.arange(len(wider)), place] += np.where(is_kept, 0, counts).sum(axis=1)
-        return wider
+        return np.bincount(cells, counts.ravel(), counts.size).astype(np.int64).reshape(counts.shape)
 
     return merged(now), merged(before)
 
@@ -158,35 +248,113 @@ def _unknown(now: Ints, before: Ints, n_bins: Ints) -> tuple[Floats, Floats, Flo
     return share, rise, p_value
 
 
+@dataclass(frozen=True)
+class _Moves:
+    """All moves of a fleet as arrays of shape (n,), one element for each variant, feature and key."""
+
+    of_flag: Ints
+    of_key: Ints
+    is_unknown: Bools
+    before: Floats
+    now: Floats
+    n: Floats
+    m: Floats
+    keys: Sequence[tuple[str, str]]
+
+    @classmethod
+    def of(cls, drifts: Sequence[FeatureDrift]) -> "_Moves":
+        places: dict[tuple[str, str], int] = {}
+        of_key = [places.setdefault((drift.feature, key), len(places)) for drift in drifts for key in drift.moves]
+        pairs = np.array([pair for drift in drifts for pair in drift.moves.values()], dtype=np.float64).reshape(-1, 2)
+        columns = [(len(one.moves), one.n_rows, one.n_reference, is_tenure(one.feature)) for one in drifts]
+        sizes, n_rows, n_reference, are_tenure = np.array(columns, dtype=np.int64).reshape(-1, 4).T
+        keys = np.array(of_key, dtype=np.int64)
+        is_unknown = np.array([key == UNKNOWN for _, key in places], dtype=np.bool_)[keys]
+        of_flag = np.repeat(np.arange(len(drifts)), sizes)
+        watched = np.flatnonzero(is_unknown | (are_tenure[of_flag] == 0))
+        of_flag, (before, now) = of_flag[watched], pairs[watched].T
+        n, m = n_rows[of_flag].astype(np.float64), n_reference[of_flag].astype(np.float64)
+        return cls(of_flag, keys[watched], is_unknown[watched], before, now, n, m, list(places))
+
+    def medians(self) -> Floats:
+        """Return the fleet's movement by key: the variants' median, 0 where too few variants have the key."""
+        n_keys, moved = len(self.keys), self.now - self.before
+        order = np.lexsort((moved, self.of_key))
+        sizes = np.bincount(self.of_key, minlength=n_keys)
+        starts = np.cumsum(sizes) - sizes
+        middles = moved[order][[starts + (sizes - 1) // 2, starts + sizes // 2]].mean(axis=0)
+        return np.where(sizes >= LEAST_FLEET, middles, 0.0)
+
+    def p_values(self, fleet: Floats, least_moved: float, least_unknown_rise: float) -> Floats:
+        """Return, for each move, the probability of one this far beyond the fleet's and the tolerance.
+
+        It is 1 if the move is too small to matter: many true small ones would loosen the threshold for false ones among
+        the large. Both samples' errors are those of one sample of their harmonic size, whose binomial tail holds for
+        rare levels as well.
+        """
+        expected = self.before + fleet
+        is_rise = self.now >= expected
+        now, expected = (np.where(is_rise, share, 1 - share) for share in (self.now, expected))
+        size, n = now - expected, 1 / (1 / np.maximum(self.n, 1) + 1 / np.maximum(self.m, 1))
+        limit = np.clip(expected + np.where(self.is_unknown, _UNKNOWN_TOLERANCE, _TOLERANCE), 0, 1)
+        tail = special.betainc(np.maximum(n * now, 1e-9), n * (1 - now) + 1, limit)
+        is_large = size >= np.where(self.is_unknown, least_unknown_rise, least_moved)
+        return np.where(is_large & (is_rise | ~self.is_unknown), np.minimum(2 * tail, 1), 1.0)
+
+
+def is_tenure(feature: str) -> bool:
+    """Return whether a feature is an age of the account, which grows with that of the business."""
+    return feature == DERIVED or (feature.startswith("months_since_") and feature != "months_since_active")
+
+
 def flag_fleet(
     drifts: Mapping[str, Sequence[FeatureDrift]],
     *,
     fdr: float = 0.01,
-    least_psi: float = LEAST_PSI,
+    least_moved: float = LEAST_MOVED,
     least_unknown_rise: float = LEAST_UNKNOWN_RISE,
 ) -> frozenset[Flag]:
     """Return the features that drifted, at a false discovery rate of ``fdr`` (Benjamini-Hochberg).
 
+    A feature's p-value is that of its largest move beyond the fleet's and the tolerance, times the number of its moves.
+
     Args:
-        drifts: The whole fleet's, since the threshold depends on all p-values.
-        least_psi: Excess PSI below which a change is ignored, however significant.
+        drifts: The whole fleet's, since its movement and the threshold depend on all of them.
+        least_moved: Share of the rows, beyond the fleet's movement, below which a move is ignored.
         least_unknown_rise: Increase of the unknown share below which it is ignored.
     """
-    flags: list[Flag] = []
-    p_values: list[float] = []
-    for variant, of_variant in drifts.items():
-        for drift in of_variant:
-            flags.append(Flag(variant, drift.feature))
-            # Small changes are excluded: many true ones would loosen the threshold for false ones among the large.
-            p_values.append(drift.p_value if drift.excess_psi >= least_psi else 1.0)
-            p_values.append(drift.unknown_p_value if drift.unknown_rise >= least_unknown_rise else 1.0)
-    is_drift = discoveries(p_values, fdr).reshape(-1, 2).tolist()
-    return frozenset(flag for flag, either in zip(flags, is_drift, strict=True) if any(either))
+    flags = [Flag(variant, drift.feature) for variant, of_variant in drifts.items() for drift in of_variant]
+    moves = _Moves.of([drift for of_variant in drifts.values() for drift in of_variant])
+    p_values, of_move = (
+        np.ones(len(flags)),
+        moves.p_values(moves.medians()[moves.of_key], least_moved, least_unknown_rise),
+    )
+    np.minimum.at(p_values, moves.of_flag, of_move)
+    n_moves = np.bincount(moves.of_flag, minlength=len(flags))
+    is_drift = discoveries(np.minimum(p_values * n_moves, 1), fdr).tolist()
+    return frozenset(flag for flag, is_one in zip(flags, is_drift, strict=True) if is_one)
 
 
-def confirmed(this_week: frozenset[Flag], last_week: frozenset[Flag]) -> list[Flag]:
-    """Return the flags of two consecutive weeks: unlike a drift, a faulty extract does not last."""
-    return sorted(this_week & last_week)
+def common_moves(drifts: Mapping[str, Sequence[FeatureDrift]], least: float) -> dict[str, tuple[str, float]]:
+    """Return the features that moved in most variants: the key that moved most, and by how much, at least ``least``."""
+    moves = _Moves.of([drift for of_variant in drifts.values() for drift in of_variant])
+    found: dict[str, tuple[str, float]] = {}
+    for (feature, key), moved in sorted(
+        zip(moves.keys, moves.medians().tolist(), strict=True), key=lambda i: abs(i[1])
+    ):
+        if abs(moved) >= least:
+            found[feature] = key, moved
+    return found
+
+
+def is_broken(drift: FeatureDrift) -> bool:
+    """Return whether most values are unknown or missing that were not so in the reference."""
+    return drift.unknown_rise >= LEAST_BROKEN
+
+
+def confirmed(this_input: frozenset[Flag], last_input: frozenset[Flag]) -> list[Flag]:
+    """Return the flags of two different inputs: unlike a drift, a faulty extract does not last."""
+    return sorted(this_input & last_input)
 
 
 @dataclass(frozen=True)

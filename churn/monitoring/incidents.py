@@ -36,9 +36,12 @@ KINDS: Mapping[str, Kind] = {
         Kind("week_missed", "error", "Week not scored"),
         Kind("data_stale", "warning", "Data is stale"),
         Kind("volume_unusual", "warning", "Unusual number of rows"),
+        Kind("data_broken", "error", "Data is broken"),
         Kind("input_drifted", "warning", "Input drifted"),
         Kind("scores_drifted", "warning", "Scores drifted"),
+        Kind("fleet_moved", "warning", "Inputs of most variants moved", noun="feature"),
         Kind("performance_low", "error", "Performance below the limit"),
+        Kind("calibration_poor", "warning", "Scores do not match outcomes"),
         Kind("segment_low", "warning", "Performance of a segment below the limit"),
     )
 }

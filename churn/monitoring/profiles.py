@@ -6,7 +6,8 @@ A model's reference profile defines the bins; batches are counted into the same 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import date
 from itertools import pairwise
 from typing import Any
 
@@ -67,14 +68,19 @@ class Profile:
     Attributes:
         bins: Those of each of ``Encoding.columns``, in that order, then those of the score.
         counts: Rows in each bin, feature by feature; shape (sum of n_bins,).
+        parts: Of a reference, the counts of one week of the year each, by :func:`season_of` its as-of day.
+        contributions: Of a reference, the mean contribution of the rows in each bin to their scores, in log-odds; 0 for
+            the score itself. Shape as ``counts``; ``None`` if they were not computed.
     """
 
     bins: tuple[Bins, ...]
     counts: Counts
+    parts: Mapping[str, Counts] = field(default_factory=dict)
+    contributions: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         n_bins = sum(bins.n_bins for bins in self.bins)
-        if self.counts.shape != (n_bins,):
+        if any(values.shape != (n_bins,) for values in (self.counts, *self.parts.values())):
             raise InputError(
                 f"a profile has counts of shape {self.counts.shape} for {n_bins} bins; give one count for each bin"
             )
@@ -82,6 +88,17 @@ class Profile:
     @property
     def n_rows(self) -> int:
         return int(self.counts[: self.bins[0].n_bins].sum())
+
+    def at(self, as_of: date) -> "tuple[Profile, Profile]":
+        """Return what batches of an as-of day are compared with: the same week of the year, and that of all months.
+
+        The week of the month matters: of the players active in a month, few were so by its first Monday. Without the
+        season, both are the latter, and without parts the whole profile.
+        """
+        season = season_of(as_of)
+        counts = [of_part for key, of_part in self.parts.items() if key[-2:] == season[-2:]]
+        year = replace(self, counts=np.sum(counts, axis=0), parts={}) if counts else self
+        return (replace(year, counts=self.parts[season]) if season in self.parts else year), year
 
     def by_feature(self) -> dict[str, Counts]:
         """Return each feature's counts, shape (n_bins,)."""
@@ -99,7 +116,10 @@ class Profile:
         for bins, counts in zip(self.bins, self.by_feature().values(), strict=True):
             values = {"levels": bins.levels} if bins.levels else {"edges": bins.edges}
             features.append({"feature": bins.feature, **values, "counts": counts.tolist()})
-        return json.dumps({"format": _FORMAT, "features": features}, allow_nan=False)
+        more: dict[str, Any] = {"parts": {key: counts.tolist() for key, counts in self.parts.items()}}
+        if self.contributions is not None:
+            more["contributions"] = self.contributions.round(6).tolist()
+        return json.dumps({"format": _FORMAT, "features": features, **more}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Profile":
@@ -114,16 +134,27 @@ class Profile:
             counts = [np.array(item["counts"]) for item in parsed["features"]]
             if [(each.n_bins,) for each in bins] != [array.shape for array in counts]:
                 raise InputError("a profile has features with more or fewer counts than bins; profile the rows again")
-            if any(array.dtype != np.int64 or array.min() < 0 or array.max() > _MAX_COUNT for array in counts):
+            parts = {str(key): np.array(values) for key, values in parsed.get("parts", {}).items()}
+            every = [*counts, *parts.values()]
+            if any(array.dtype != np.int64 or array.min() < 0 or array.max() > _MAX_COUNT for array in every):
                 raise InputError(
                     f"a profile has counts that are no whole numbers of 0 to {_MAX_COUNT}; profile the rows again"
                 )
             if len({each.feature for each in bins}) != len(bins):
                 raise InputError("a profile has a feature twice; profile the rows again")
-            return cls(bins, np.concatenate(counts))
+            return cls(bins, np.concatenate(counts), parts, _parse_contributions(parsed.get("contributions"), counts))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"not a profile in JSON ({reason}); profile the rows again") from error
+
+
+def _parse_contributions(values: Any, counts: Sequence[Counts]) -> npt.NDArray[np.float64] | None:
+    if values is None:
+        return None
+    contributions = np.array(values, dtype=np.float64)
+    if contributions.shape != (sum(map(len, counts)),) or not np.isfinite(contributions).all():
+        raise ValueError("contributions must be one finite number for each bin")
+    return contributions
 
 
 def _parse_bins(item: dict[str, Any]) -> Bins:
@@ -139,6 +170,15 @@ def _parse_bins(item: dict[str, Any]) -> Bins:
     return Bins(feature, tuple(cuts.tolist()), tuple(levels))
 
 
+def season_of(day: date) -> str:
+    """Return the week of the year by which batches are compared with their reference: month, and week of the month.
+
+    >>> season_of(date(2026, 11, 30)), season_of(date(2026, 11, 2))
+    ('11.3', '11.0')
+    """
+    return f"{day.month}.{min((day.day - 1) // 7, 3)}"
+
+
 def require_same_bins(first: Profile, second: Profile) -> None:
     """Raise an ``InputError`` that names the features unless two profiles have the same bins."""
     if first.bins != second.bins:
@@ -147,6 +187,24 @@ def require_same_bins(first: Profile, second: Profile) -> None:
             f"two profiles count {', '.join(odd) or 'their features'} in different bins or order; count both into the "
             f"bins of one reference"
         )
+
+
+def with_contributions(reference: Profile, packed: Packed, contributions: npt.NDArray[np.floating]) -> Profile:
+    """Return a reference with the mean contribution of the rows in each of its bins.
+
+    Args:
+        packed: Some of the reference's rows.
+        contributions: By source column, in log-odds; shape (n_rows, n columns).
+    """
+    means = []
+    for values, bins, of_column in zip(
+        [*packed.numbers, *packed.levels], reference.bins, contributions.T, strict=False
+    ):
+        codes = values.astype(np.int64) if bins.levels else np.searchsorted(bins.edges, values)
+        codes = np.where(np.isnan(values), bins.n_bins - 1, codes) if not bins.levels else codes
+        n, total = (np.bincount(codes, weights, bins.n_bins) for weights in (None, of_column))
+        means.append(np.where(n > 0, total / np.maximum(n, 1), of_column.mean()))
+    return replace(reference, contributions=np.concatenate([*means, np.zeros(reference.bins[-1].n_bins)]))
 
 
 def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np.floating]) -> Profile:
@@ -184,7 +242,8 @@ def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
     counts follow from those of the numbers.
 
     Returns:
-        ``None`` if the encoding has a column that the reference lacks.
+        ``None`` if the encoding has a column that the reference lacks. Parts and contributions are those of the
+        reference if nothing had to be converted, else none.
     """
     counts = reference.by_feature()
     numbers = {bins.feature: bins for bins in reference.bins if not bins.levels and bins.feature != SCORE}
@@ -199,7 +258,7 @@ def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
             return None
         converted.append((bins, level_counts))
     all_bins, parts = zip(*converted, (reference.bins[-1], counts[SCORE]), strict=True)
-    return Profile(all_bins, np.concatenate(parts))
+    return reference if all_bins == reference.bins else Profile(all_bins, np.concatenate(parts))
 
 
 def untrained_missing(reference: Profile, batch: Profile, confidence: float = 0.99) -> dict[str, int]:

@@ -1,20 +1,19 @@
 """Rules that decide when a champion is retrained. Pure.
 
 There are three reasons: its ROC AUC was below the limit in two cohorts that share no outcome, its input or scores
-drifted in two consecutive weeks, or it has reached the maximum age.
+drifted in two different inputs, or it has reached the maximum age.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 from churn.defaults import HORIZON_MONTHS, RETRAIN_AFTER_MONTHS
-from churn.monitoring.conditions import ScoredBatch
-from churn.monitoring.drift import flag_fleet
-from churn.weeks import monday_of, month_number
+from churn.monitoring.conditions import ScoredBatch, flag_drifts
+from churn.weeks import month_number
 
-# Higher than the thresholds that raise an alert: seasons move inputs every year, and need no new model.
-_LEAST_PSI, _LEAST_UNKNOWN_RISE = 0.2, 0.05
+# Higher than the thresholds that raise an alert: not every drift needs a new model.
+_LEAST_MOVED, _LEAST_UNKNOWN_RISE = 0.2, 0.05
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class RetrainingPolicy:
 
 def reason_to_retrain(
     cohorts: Sequence[EvaluatedCohort],
-    drifted: Mapping[date, Sequence[str]],
+    drifted: Sequence[str],
     trained_on: date | None,
     today: date,
     policy: RetrainingPolicy,
@@ -57,10 +56,10 @@ def reason_to_retrain(
 
     Args:
         cohorts: Evaluated batches of the current champion version, in any order.
-        drifted: Features that drifted, by scored week.
+        drifted: Features that drifted in two different inputs.
         trained_on: The champion's training date; ``None`` if it is unknown or its age does not count.
     """
-    return _performance(cohorts, policy) or _drift(drifted, today) or _age(trained_on, today, policy)
+    return _performance(cohorts, policy) or _drift(drifted) or _age(trained_on, today, policy)
 
 
 def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
@@ -73,20 +72,16 @@ def is_stale(trained_on: date | None, today: date, policy: RetrainingPolicy) -> 
     return trained_on is None or _months_since(trained_on, today) >= policy.horizon_months
 
 
-def drifted_weeks(batches: Iterable[ScoredBatch]) -> dict[tuple[str, int], dict[date, list[str]]]:
-    """Return the drifted features by scored week, of each variant key and model version.
+def drifted_features(batches: Sequence[ScoredBatch], week: date) -> dict[tuple[str, int], list[str]]:
+    """Return the features that drifted far in two different inputs, of each variant key and model version.
 
-    False discoveries are controlled over the fleet in each week.
+    The arguments are those of :func:`churn.monitoring.conditions.flag_drifts`.
     """
-    by_week: dict[date, dict[str, ScoredBatch]] = {}
-    for batch in batches:
-        by_week.setdefault(batch.week, {})[batch.variant] = batch
-    features: dict[tuple[str, int], dict[date, list[str]]] = {}
-    for week, of_week in by_week.items():
-        drifts = {key: batch.drifts for key, batch in of_week.items()}
-        for flag in sorted(flag_fleet(drifts, least_psi=_LEAST_PSI, least_unknown_rise=_LEAST_UNKNOWN_RISE)):
-            version = flag.variant, of_week[flag.variant].model_version
-            features.setdefault(version, {}).setdefault(week, []).append(flag.feature)
+    versions = {batch.batch_id: batch.model_version for batch in batches}
+    features: dict[tuple[str, int], list[str]] = {}
+    for flag in flag_drifts(batches, week, least_moved=_LEAST_MOVED, least_unknown_rise=_LEAST_UNKNOWN_RISE):
+        if flag.is_confirmed:
+            features.setdefault((flag.variant, versions[flag.batch_id]), []).append(flag.drift.feature)
     return features
 
 
@@ -104,13 +99,8 @@ def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -
     return None
 
 
-def _drift(drifted: Mapping[date, Sequence[str]], today: date) -> str | None:
-    this_week, one_week = monday_of(today), timedelta(weeks=1)
-    # The newest week may not be scored yet.
-    for week in (this_week, this_week - one_week):
-        if both := sorted(set(drifted.get(week, ())).intersection(drifted.get(week - one_week, ()))):
-            return f"{', '.join(both)} drifted in the weeks of {week - one_week} and {week}"
-    return None
+def _drift(drifted: Sequence[str]) -> str | None:
+    return f"{', '.join(sorted(drifted))} drifted in two different inputs" if drifted else None
 
 
 def _age(trained_on: date | None, today: date, policy: RetrainingPolicy) -> str | None:

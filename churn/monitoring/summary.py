@@ -5,6 +5,7 @@ It is about the accounts at risk, as the performance of a model is. Where it is 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +46,7 @@ class ScoreSummary:
         fine_counts: Accounts per thousandth of [0, 1], shape (1000,).
         top: ``(probability, account id)`` of the highest, in falling order.
         absolute: Sums of the contributions' absolute values, by source column; ``None`` without reasons.
+        as_of: The batch's as-of day, by which the part of the reference is chosen; ``None`` for the whole.
         reference: The model's reference profile; ``None`` if the model has none.
         profile: The rows counted into the bins of the reference; ``None`` without one.
     """
@@ -59,6 +61,7 @@ class ScoreSummary:
     fine_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_FINE_BINS, dtype=np.int64))
     top: list[tuple[float, int]] = field(default_factory=list)
     absolute: npt.NDArray[np.float64] | None = None
+    as_of: date | None = None
     reference: Profile | None = None
     profile: Profile | None = None
 
@@ -116,11 +119,12 @@ class ScoreSummary:
         highest = [(float(probabilities[i]), int(account_ids[i])) for i in best]
         self.top = sorted([*self.top, *highest], key=lambda pair: (-pair[0], pair[1]))[:_TOP]
 
-    def drift(self) -> dict[str, dict[str, float]] | None:
+    def drift(self) -> dict[str, dict[str, Any]] | None:
         """Return the drift measures by feature; ``None`` without a reference."""
         if self.reference is None or self.profile is None:
             return None
-        measures = [asdict(drift) for drift in compare(self.reference, self.profile)]
+        season, year = (self.reference, None) if self.as_of is None else self.reference.at(self.as_of)
+        measures = [asdict(drift) for drift in compare(season, self.profile, year)]
         return {str(drift.pop("feature")): drift for drift in measures}
 
     @property

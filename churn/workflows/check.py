@@ -19,7 +19,8 @@ def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[
     batch = ScoredBatch(
         outcome.batch_id, record.variant.key, record.scored_week, record.model_version, record.n_rows_read,
         data_of=record.source_variant.key, fallback_reason=record.fallback_reason, drifts=read_drifts(record.drift),
-        as_of=record.as_of, newest_month=record.newest_month,
+        as_of=record.as_of, newest_month=record.newest_month, n_newest=record.n_rows_newest_month,
+        source_sha256=record.source_sha256,
     )  # fmt: skip
     figures = BatchFigures(
         n_read=record.n_rows_read,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RUN_KINDS = frozenset({"run_failed"})
-_REGISTRY_KINDS = frozenset({"week_missed", "performance_low", "segment_low"})
+_REGISTRY_KINDS = frozenset({"week_missed", "performance_low", "calibration_poor", "segment_low"})
 _WEEK = timedelta(weeks=1)
 
 
@@ -44,8 +44,9 @@ class FleetDrift:
 
     def by_check(self) -> dict[str, dict[str, str]]:
         """Return the variants that fail each check, by the check's name, each with a sentence."""
-        inputs, scores = (dict(condition.members) for condition in conditions.drifted(self.flags))
+        broken, inputs, scores = (dict(condition.members) for condition in conditions.drifted(self.flags))
         return {
+            "no_data_is_broken": broken,
             "no_input_drifts": inputs,
             "no_scores_drift": scores,
             "missing_values_are_usual": _sentences(self.missing_values),
@@ -58,6 +59,7 @@ _KINDS_OF_CHECK: Mapping[str, Collection[str]] = {
     "data_is_fresh": ("data_stale",),
     "every_variant_was_scored": ("variants_failed", "week_missed"),
     "performance_holds": ("performance_low",),
+    "scores_match_outcomes": ("calibration_poor",),
     "segments_hold": ("segment_low",),
 }
 """The kinds of incident that fail each check of a fleet's status."""
@@ -109,7 +111,7 @@ class FleetMonitor:
     def flag_drift(self, now: datetime) -> FleetDrift:
         """Detect drift and store it; the newest flags of a batch replace its earlier ones."""
         week = monday_of(now.date())
-        batches = self.fleet.batches(week - 2 * _WEEK)
+        batches = self.fleet.newest_inputs(week)
         newest = conditions.newest_batches(batches, week)
         flags = self._store_flags(batches, newest, week)
         unknown = [flag for flag in flags if conditions.has_more_unknown(flag.drift)]
@@ -130,7 +132,7 @@ class FleetMonitor:
         """
         champions = self._champions()
         week = monday_of(now.date())
-        batches, attempts = self.fleet.batches(week - 2 * _WEEK), self.fleet.attempts(week - _WEEK)
+        batches, attempts = self.fleet.newest_inputs(week), self.fleet.attempts(week - _WEEK)
         newest = conditions.newest_batches(batches, week)
         registered = {attempt.variant for attempt in attempts} if champions is None else set(champions)
         problems = [
@@ -143,7 +145,7 @@ class FleetMonitor:
             replace(one, members={key: text for key, text in one.members.items() if key in registered})
             for one in problems
         ]
-        found += conditions.runs_failed(failed_runs or (), attempts)
+        found += [*conditions.runs_failed(failed_runs or (), attempts), conditions.fleet_moved(batches, week)]
         unavailable: frozenset[str] = frozenset().union(
             _REGISTRY_KINDS if champions is None else (), _RUN_KINDS if failed_runs is None else ()
         )
@@ -177,10 +179,11 @@ class FleetMonitor:
         ]
 
     def _performance_problems(self, champions: Mapping[str, int | None]) -> list[Condition]:
-        evaluated = conditions.newest_evaluated(self.fleet.evaluated(), champions)
-        low = conditions.performance_low(evaluated.values())
-        segments, n_evaluated = self.fleet.low_segments([one.batch_id for one in evaluated.values()], conditions.FDR)
-        return [low, conditions.segment_low(segments, n_evaluated, low.members)]
+        cohorts = conditions.independent_cohorts(self.fleet.evaluated(), champions)
+        low = conditions.performance_low(cohorts)
+        newest = [of_variant[0].batch_id for of_variant in cohorts.values()]
+        segments, n_evaluated = self.fleet.low_segments(newest, conditions.FDR)
+        return [low, conditions.calibration_poor(cohorts), conditions.segment_low(segments, n_evaluated, low.members)]
 
 
 def _sentences(flags: Sequence[DriftFlag]) -> dict[str, str]:

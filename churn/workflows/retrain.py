@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from typing import TYPE_CHECKING
 
 from churn.database.evaluations import Evaluations
@@ -10,7 +10,7 @@ from churn.database.fleet import FleetTables
 from churn.monitoring.retraining import (
     EvaluatedCohort,
     RetrainingPolicy,
-    drifted_weeks,
+    drifted_features,
     is_paused,
     is_stale,
     reason_to_retrain,
@@ -42,7 +42,8 @@ class RetrainingPlanner:
             requested: When training was last requested, by variant key.
         """
         evaluated = self.results.evaluated_champions()
-        drifted = drifted_weeks(self.fleet.batches(monday_of(today) - timedelta(weeks=2)))
+        week = monday_of(today)
+        drifted = drifted_features(self.fleet.newest_inputs(week), week)
         tags = self.registry.version_tags()
         days = {key: day_of(of_version, TRAINING_DATE) for key, of_version in tags.items()}
         trained_on = {key: day for key, day in days.items() if day is not None}
@@ -57,7 +58,7 @@ class RetrainingPlanner:
                 for one in evaluated.get(variant, [])
                 if one.batch.model_version == champion
             ]
-            of_champion = drifted.get((variant.key, champion), {})
+            of_champion = drifted.get((variant.key, champion), [])
             aged_since = trained_on.get((variant, champion)) if challenger is None else None
             reason = reason_to_retrain(cohorts, of_champion, aged_since, today, self.policy)
             if reason is not None:

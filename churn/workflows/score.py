@@ -278,7 +278,7 @@ class Scorer:
             model.bundle, rows.encoding, first[1], n_rows=counts.n_read, with_reasons=self.with_reasons
         )
         reference = None if model.reference is None else regrouped(model.reference, rows.encoding)
-        summary = ScoreSummary(reference=reference, is_calibrated=model.version.is_calibrated)
+        summary = ScoreSummary(as_of=request.as_of, reference=reference, is_calibrated=model.version.is_calibrated)
         is_stand_in = raw.provenance.source != self.sources.primary.source
         scoring = _Scoring(
             request, model.version, role, raw.provenance, self.code_version, counts, engine, summary, is_stand_in
@@ -295,7 +295,7 @@ class Scorer:
             source_columns=engine.reasons.source_columns if engine.reasons else (),
             has_last_active_month=first[1].last_active_months is not None,
             n_shown=len(engine.reasons.windows) if engine.reasons else 0,
-            reference=reference.to_json() if reference else None,
+            reference=replace(reference, parts={}).to_json() if reference else None,
             n_erasures=erased.n_erasures,
         )
         return batch, scoring
@@ -372,6 +372,7 @@ class _Scoring:
             horizon_months=counts.horizon_months,
             first_month=counts.first_month,
             newest_month=counts.newest_month,
+            n_rows_newest_month=counts.n_newest,
             n_rows_erased=counts.n_erased,
             n_short_windows=counts.n_short_windows,
             unknown_levels=counts.unknown_levels,

@@ -29,7 +29,7 @@ from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import Evaluation, calibration_error, compare_roc_auc, evaluate, reliability
 from churn.inference.bundle import GOLDEN_ROWS, parse_feature_names
 from churn.inference.explanations import sum_by_column
-from churn.monitoring.profiles import Profile, reference_profile, spliced
+from churn.monitoring.profiles import Profile, ProfileCounter, reference_profile, season_of, spliced, with_contributions
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun, OpenModel, training_data
 from churn.registry.registry import Registry
@@ -59,7 +59,8 @@ from churn.workflows.register import FEATURE_NAMES
 logger = logging.getLogger(__name__)
 
 _MAX_TAG = 4000
-_SEASONS = 12  # Mondays, one a month, that a model's reference covers
+_WEEKS = 52  # that a model's reference covers
+_REFERENCE_ACCOUNTS = 200_000  # of which the reference describes those at risk each week
 _EXPLAINED_ROWS = 1_000
 
 
@@ -380,25 +381,37 @@ def fallback_variants(variant: Variant) -> list[Variant]:
 
 
 def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str]) -> Profile:
-    """Profile the accounts that would have been scored on past Mondays, in the way that batches are profiled.
+    """Profile the accounts that would have been scored on the Mondays of a year, in the way that batches are profiled.
 
-    Inputs are of twelve Mondays, one a month, so that seasons are no drift; scores are of the held-out ones.
+    Each week of the year is a part of its own, so that seasons, and the weeks of a month, are no drift. The whole
+    profile's scores are of the held-out weeks.
     """
-    held_out = trained.held_out.as_ofs
+    held_out, encoding = trained.held_out.as_ofs, trained.encoding
     first = min(as_of for part in trained.parts for as_of in part.as_ofs)
-    year = training_days(first, held_out[-1])[-_SEASONS:]
-    return spliced(_profile(trained, facts, year, money), _profile(trained, facts, held_out, money))
-
-
-def _profile(trained: Trained, facts: pl.DataFrame, as_ofs: Sequence[date], money: Sequence[str]) -> Profile:
+    mondays = [held_out[-1] - timedelta(weeks=n) for n in range(_WEEKS) if held_out[-1] - timedelta(weeks=n) >= first]
+    accounts = facts["account_id"].unique(maintain_order=True)
+    if len(accounts) > _REFERENCE_ACCOUNTS:
+        facts = facts.filter(pl.col("account_id").is_in(accounts.sample(_REFERENCE_ACCOUNTS, seed=0).implode()))
     reports = Reports.of(facts, money)
-    matrices = []
-    for as_of in as_ofs:
+
+    def matrix_at(as_of: date) -> Matrix:
         rows = features(facts, as_of, trained.feature_names, money)
         is_at_risk = rows["account_id"].is_in(pl.Series(at_risk(reports, as_of, trained.plan.horizon)).implode())
-        matrices.append(encode(rows.filter(is_at_risk), trained.encoding))
-    matrix = np.concatenate(matrices)
-    return reference_profile(pack_matrix(matrix, trained.encoding), trained.encoding, trained.bundle.predict(matrix))
+        return encode(rows.filter(is_at_risk), encoding)
+
+    matrices = {as_of: matrix_at(as_of) for as_of in {*mondays, *held_out}}
+    year, later = (np.concatenate([matrices[as_of] for as_of in days]) for days in (mondays, held_out))
+    rows, scores = pack_matrix(year, encoding), trained.bundle.predict(year)
+    of_held_out = reference_profile(pack_matrix(later, encoding), encoding, trained.bundle.predict(later))
+    whole = spliced(reference_profile(rows, encoding, scores), of_held_out)
+    counters: dict[str, ProfileCounter] = {}
+    for as_of in mondays:
+        counter = counters.setdefault(season_of(as_of), ProfileCounter(whole))
+        counter.add(pack_matrix(matrices[as_of], encoding), trained.bundle.predict(matrices[as_of]))
+    explained = np.random.Generator(np.random.PCG64(0)).permutation(len(year))[:_EXPLAINED_ROWS]
+    contributions = sum_by_column(trained.bundle.contributions(year[explained]), encoding)
+    with_parts = replace(whole, parts={season: counter.profile().counts for season, counter in counters.items()})
+    return with_contributions(with_parts, pack_matrix(year[explained], encoding), contributions)
 
 
 def describe(outcome: TrainingOutcome) -> LoggedRun:

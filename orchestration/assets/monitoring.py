@@ -81,11 +81,11 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
 
 def _drift_table(flags: Sequence["DriftFlag"]) -> dg.MarkdownMetadataValue:
     rows = [
-        (flag.variant, flag.week, flag.drift.feature, f"{flag.drift.psi:.3f}",
+        (flag.variant, flag.week, flag.drift.feature, f"{flag.drift.effect:+.3f}", f"{flag.drift.psi:.3f}",
          f"{100 * flag.drift.unknown_share:.1f} %", "yes" if flag.is_confirmed else "no")
-        for flag in sorted(flags, key=lambda flag: (not flag.is_confirmed, -flag.drift.excess_psi))
+        for flag in sorted(flags, key=lambda flag: (not flag.is_confirmed, -abs(flag.drift.effect)))
     ]  # fmt: skip
-    return table(("variant", "week", "feature", "PSI", "unknown", "two consecutive weeks"), rows)
+    return table(("variant", "week", "feature", "log-odds", "PSI", "unknown", "two inputs"), rows)
 
 
 def _incident_table(incidents: Sequence["Incident"]) -> dg.MarkdownMetadataValue:

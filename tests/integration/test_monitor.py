@@ -124,9 +124,12 @@ def test_the_assets_show_what_is_wrong_with_checks_and_keep_the_flags(
     assert result.success, [event.step_failure_data for event in result.get_step_failure_events()]
     evaluations = {one.check_name: one for one in result.get_asset_check_evaluations()}
     failed = {name for name, one in evaluations.items() if not one.passed}
-    assert len(evaluations) == 9
+    assert len(evaluations) == 11
     assert failed == {"no_input_drifts", "levels_are_known"}
-    assert "brand_id (PSI 0.40, unknown 12.0 %)" in evaluations["no_input_drifts"].metadata["variants"].value
+    assert (
+        "brand_id (share of OH 10 % → 50 %, PSI 0.40, unknown 12.0 %)"
+        in evaluations["no_input_drifts"].metadata["variants"].value
+    )
     assert evaluations["every_variant_was_scored"].severity == dg.AssetCheckSeverity.ERROR
     flags = "SELECT variant, scored_week, feature, is_confirmed FROM drift_flags JOIN scoring_batches USING (batch_id)"
     assert site.rows(site.churn, flags) == [(US, monday(), "brand_id", True)]
@@ -142,10 +145,14 @@ def test_the_assets_show_what_is_wrong_with_checks_and_keep_the_flags(
 def drift_away(site: Site, key: str) -> None:
     """Let a variant's batches say that one feature drifted, and no other of any variant."""
     none = {"psi": 0.001, "excess_psi": -0.01, "jensen_shannon": 0.01, "p_value": 0.5, "n_rows": 1000,
-            "unknown_share": 0.0, "unknown_rise": 0.0, "unknown_p_value": 1.0}  # fmt: skip
+            "unknown_share": 0.0, "unknown_rise": 0.0, "unknown_p_value": 1.0, "n_reference": 1000, "effect": 0.0,
+            "moves": {"OH": [0.1, 0.1], "unknown": [0.0, 0.0]}}  # fmt: skip
     moved = none | {"psi": 0.4, "excess_psi": 0.39, "p_value": 1e-20, "unknown_share": 0.12, "unknown_rise": 0.12,
-                    "unknown_p_value": 1e-15}  # fmt: skip
-    change = "UPDATE scoring_batches SET drift = CAST(:drift AS jsonb) WHERE variant = :key OR :of_all"
+                    "unknown_p_value": 1e-15, "moves": {"OH": [0.1, 0.5], "unknown": [0.0, 0.12]}}  # fmt: skip
+    change = (
+        "UPDATE scoring_batches SET drift = CAST(:drift AS jsonb), source_sha256 = md5(scored_week::text) "
+        "WHERE variant = :key OR :of_all"
+    )
     still = {"total_deposit": none, "brand_id": none}
     site.rows(site.churn, change, drift=json.dumps(still), key=key, of_all=True)
     site.rows(site.churn, change, drift=json.dumps(still | {"brand_id": moved}), key=key, of_all=False)
@@ -189,7 +196,9 @@ def test_without_the_registry_what_needs_it_neither_opens_nor_ends(
     not_evaluated = {
         one.check_name for one in result.get_asset_check_evaluations() if "not evaluated" in str(one.description)
     }
-    assert not_evaluated == {"every_variant_was_scored", "performance_holds", "segments_hold"}
+    assert not_evaluated == {
+        "every_variant_was_scored", "performance_holds", "scores_match_outcomes", "segments_hold"
+    }  # fmt: skip
 
 
 def test_what_a_champion_was_worth_is_told_until_another_takes_its_place(
@@ -230,8 +239,9 @@ def thousands(site: Site) -> list[str]:
     """The records of 2,000 variants over 26 weeks, with drift measures as the weekly job writes them."""
     keys = [f"company-c{i:04}" for i in range(2000)]
     measures = {"psi": 0.01, "excess_psi": 0.001, "jensen_shannon": 0.02, "p_value": 0.4, "n_rows": 1000,
-                "unknown_share": 0.0, "unknown_rise": 0.0, "unknown_p_value": 1.0}  # fmt: skip
-    drift = json.dumps({f"feature_{i}": measures for i in range(7)} | {"churn_probability": measures})
+                "unknown_share": 0.0, "unknown_rise": 0.0, "unknown_p_value": 1.0, "n_reference": 1000, "effect": 0.0,
+                "moves": {f"0.{i}": [i / 10, i / 10] for i in range(1, 10)} | {"unknown": [0.0, 0.0]}}  # fmt: skip
+    drift = json.dumps({f"feature_{i}": measures for i in range(28)} | {"churn_probability": measures})
     columns: dict[str, Any] = {"drift": drift, "first": monday(25), "n_weeks": 26, "n_variants": len(keys)}
     statements = (
         "INSERT INTO scoring_batches (variant, scored_week, as_of, registered_model, model_version, role, model_sha256,"

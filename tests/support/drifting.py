@@ -50,11 +50,11 @@ class Fleet:
 
     def compare(self, batches: list[Profile]) -> dict[str, list[FeatureDrift]]:
         pairs = zip(self.references, batches, strict=True)
-        return compare_fleet({f"company-c{i:04}": pair for i, pair in enumerate(pairs)})
+        return compare_fleet({f"company-c{i:04}": (before, now, before) for i, (before, now) in enumerate(pairs)})
 
 
 def make_fleet(seed: int, n_variants: int = 2_000) -> Fleet:
-    """Batches of 50 to 20,000 rows and references of 500 to 50,000; the first twenty variants have 1,000 and 5,000."""
+    """Batches of 50 to 20,000 rows and references of 500 to 50,000; the first twenty variants have 3,000 and 10,000."""
     rng = np.random.default_rng(seed)
     mixes = {}
     for feature, mix in MIXES.items():
@@ -64,13 +64,13 @@ def make_fleet(seed: int, n_variants: int = 2_000) -> Fleet:
         np.exp(rng.uniform(np.log(low), np.log(high), n_variants)).astype(np.int64)
         for low, high in ((50, 20_000), (500, 50_000))
     )
-    sizes[:20], reference_sizes[:20] = 1_000, 5_000
+    sizes[:20], reference_sizes[:20] = 3_000, 10_000
     return Fleet(mixes, draw(rng, reference_sizes, mixes), sizes, rng)
 
 
 def plant(fleet: Fleet, n_variants: int = 20) -> None:
     """Move a tenth of the rows in one feature of each of the first variants, in turn a number and a category."""
-    features = ["total_handle", "brand_id", "total_deposit", "ben_login_id", "months_active"]
+    features = ["total_handle", "brand_id", "total_deposit", "ben_login_id", "total_ngr"]
     for variant in range(n_variants):
         feature = features[variant % len(features)]
         mix = fleet.mixes[feature][variant]

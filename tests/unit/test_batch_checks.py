@@ -25,7 +25,8 @@ def failed(batch: ScoredBatch = BATCH, figures: BatchFigures = FIGURES, history:
 
 
 def drift(feature: str, excess_psi: float) -> FeatureDrift:
-    return FeatureDrift(feature, 900, excess_psi + 0.01, excess_psi, 0.1, 1e-12, 0.0, 0.0, 1.0)
+    moves = {"OH": (0.3, 0.3 + excess_psi), "unknown": (0.0, 0.0)}
+    return FeatureDrift(feature, 900, excess_psi + 0.01, excess_psi, 0.1, 1e-12, 0.0, 0.0, 1.0, 900, 0.0, moves)
 
 
 def test_a_sound_batch_passes_every_check_that_applies():

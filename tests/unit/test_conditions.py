@@ -3,6 +3,7 @@ the hour, and end when it is; a stand-in, an old file or a replaced model must n
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -15,12 +16,14 @@ from churn.monitoring.conditions import (
     History,
     LowSegment,
     ScoredBatch,
+    calibration_poor,
     challengers_failed,
     data_stale,
     drifted,
     flag_drifts,
+    fleet_moved,
+    independent_cohorts,
     newest_batches,
-    newest_evaluated,
     performance_low,
     runs_failed,
     segment_low,
@@ -31,6 +34,7 @@ from churn.monitoring.conditions import (
 )
 from churn.monitoring.drift import FeatureDrift
 from churn.monitoring.profiles import SCORE
+from churn.weeks import monday_of, month_start
 
 WEEK = date(2026, 11, 16)
 LAST, BEFORE = WEEK - timedelta(weeks=1), WEEK - timedelta(weeks=2)
@@ -39,12 +43,13 @@ GRACE = timedelta(hours=6)
 
 
 def drift(feature: str = "brand_id", *, is_large: bool = True) -> FeatureDrift:
-    psi, p_value = (0.3, 1e-12) if is_large else (0.01, 0.4)
-    return FeatureDrift(feature, 1000, psi, psi, 0.2, p_value, 0.0, 0.0, 1.0)
+    psi, p_value, share = (0.3, 1e-12, 0.4) if is_large else (0.01, 0.4, 0.11)
+    moves = {"OH": (0.1, share), "unknown": (0.0, 0.0)}
+    return FeatureDrift(feature, 1000, psi, psi, 0.2, p_value, 0.0, 0.0, 1.0, 1000, 0.0, moves)
 
 
 def batch(variant: str, week: date = WEEK, drifts: Sequence[FeatureDrift] = (), **values: object) -> ScoredBatch:
-    told = {"batch_id": 1, "model_version": 1, "n_rows": 1000, "data_of": variant} | values
+    told = {"batch_id": 1, "model_version": 1, "n_rows": 1000, "data_of": variant, "source_sha256": str(week)} | values
     return ScoredBatch(variant=variant, week=week, drifts=drifts, **told)
 
 
@@ -54,9 +59,15 @@ def attempt(variant: str, error: str | None = None, **values: object) -> Attempt
 
 
 def judged(
-    variant: str, auc: float, *, version: int = 1, week: date = BEFORE, reach: float = 0.03
+    variant: str, auc: float, *, version: int = 1, week: date = BEFORE, reach: float = 0.03, **values: object
 ) -> EvaluatedChampion:
-    return EvaluatedChampion(1, variant, week, version, Interval(auc, auc - reach, auc + reach), 0.7)
+    told = {"as_of": week, "horizon_months": 3, "n": 500, "n_churned": 150, "mean_score": 0.3} | values
+    return EvaluatedChampion(1, variant, week, version, Interval(auc, auc - reach, auc + reach), 0.7, **told)
+
+
+def earlier(months: int) -> dict[str, date]:
+    """A cohort of some months before."""
+    return {"week": monday_of(month_start(BEFORE, -months)), "as_of": month_start(BEFORE, -months)}
 
 
 def test_a_variant_has_failed_when_its_newest_attempt_did():
@@ -153,6 +164,18 @@ def test_the_volume_is_told_by_the_weeks_before_alone():
     assert told.members == {"low": "400 rows in the week of 2026-11-16; usual are 1,000"}
 
 
+def test_the_volume_is_that_of_the_newest_whole_month():
+    months = {month_start(WEEK, -n): 100 for n in range(2, 8)}
+    history = History({WEEK - timedelta(weeks=n): 1000 for n in range(1, 9)}, {}, months)
+
+    def told(n_newest: int) -> dict[str, str]:
+        day = {"as_of": WEEK, "newest_month": WEEK.replace(day=1), "n_newest": n_newest}
+        return dict(volume_unusual([batch("us", n_rows=1000, **day)], {"us": history}).members)
+
+    assert told(20) == {"us": "20 rows of 2026-10; usual are 100"}
+    assert not told(95)
+
+
 def test_until_a_week_is_scored_the_last_one_stands_for_it():
     batches = [batch("us", LAST), batch("us", WEEK), batch("eu", LAST), batch("fr", BEFORE)]
 
@@ -161,28 +184,63 @@ def test_until_a_week_is_scored_the_last_one_stands_for_it():
     assert {key: found.week for key, found in newest.items()} == {"us": WEEK, "eu": LAST}
 
 
-def test_a_drift_is_told_when_it_was_there_two_weeks_running():
+def test_a_drift_is_told_when_two_different_inputs_have_it():
     both, once = [drift(), drift(SCORE)], [drift(), drift(SCORE, is_large=False)]
     batches = [
         *(batch("both", week, both) for week in (LAST, WEEK)),
         *(batch("begins", week, drifts) for week, drifts in ((LAST, [drift(is_large=False)]), (WEEK, [drift()]))),
         *(batch("not-yet", week, once) for week in (BEFORE, LAST)),
         *(batch("gap", week, both) for week in (BEFORE, WEEK)),
+        *(batch("same rows", week, both, source_sha256="one") for week in (BEFORE, LAST, WEEK)),
     ]
 
     flags = flag_drifts(batches, WEEK)
-    inputs, scores = drifted(flags)
+    _, inputs, scores = drifted(flags)
 
-    assert {flag.variant for flag in flags} == {"both", "begins", "not-yet", "gap"}
-    assert (inputs.kind, set(inputs.members)) == ("input_drifted", {"both", "not-yet"})
-    assert (scores.kind, set(scores.members)) == ("scores_drifted", {"both"})
-    assert "brand_id (PSI 0.30)" in inputs.members["both"]
+    assert {flag.variant for flag in flags} == {"both", "begins", "not-yet", "gap", "same rows"}
+    assert (inputs.kind, set(inputs.members)) == ("input_drifted", {"both", "not-yet", "gap"})
+    assert (scores.kind, set(scores.members)) == ("scores_drifted", {"both", "gap"})
+    assert "brand_id (share of OH 10 % → 40 %, PSI 0.30)" in inputs.members["both"]
+
+
+def test_broken_data_is_told_in_the_same_week_and_is_no_drift():
+    moves = {"OH": (0.4, 0.1), "unknown": (0.0, 0.75)}
+    broken = FeatureDrift("brand_id", 1000, 5.0, 5.0, 0.9, 1e-12, 0.75, 0.75, 1e-200, 1000, 0.4, moves)
+
+    told = drifted(flag_drifts([batch("us", LAST, [drift()]), batch("us", WEEK, [broken])], WEEK))
+
+    assert [set(one.members) for one in told] == [{"us"}, set(), set()]
+    assert told[0].members["us"] == (
+        "brand_id (log-odds +0.40, PSI 5.00, unknown 75.0 %): most values are unknown to the model or missing, which "
+        "they were not in its reference"
+    )
+
+
+def test_the_features_with_the_largest_effect_are_named_first():
+    drifts = [replace(drift(name), effect=effect) for name, effect in (("a", 0.1), ("b", -0.5), ("c", 0.2), ("d", 0))]
+
+    _, inputs, _ = drifted(flag_drifts([batch("us", week, drifts) for week in (LAST, WEEK)], WEEK))
+
+    assert [inputs.members["us"].index(f"{name} (") for name in "bca"] == sorted(
+        inputs.members["us"].index(f"{name} (") for name in "abc"
+    )
+    assert "and 1 more drifted" in inputs.members["us"]
+
+
+def test_what_moved_in_the_whole_fleet_is_told_once_by_feature():
+    batches = [batch(f"v{i}", week, [drift()]) for i in range(30) for week in (LAST, WEEK)]
+
+    told = fleet_moved(batches, WEEK)
+
+    assert told.members == {"brand_id": "the share of OH moved by +30 points in the median of 30 variants"}
+    assert not flag_drifts(batches, WEEK)
+    assert not fleet_moved(batches[:20], WEEK).members  # of ten variants
 
 
 def test_midnight_ends_no_drift():
     batches = [batch("us", week, [drift()]) for week in (BEFORE, LAST)]
 
-    before, after = (drifted(flag_drifts(batches, week))[0] for week in (LAST, WEEK))
+    before, after = (drifted(flag_drifts(batches, week))[1] for week in (LAST, WEEK))
 
     assert before == after
     assert before.members
@@ -197,21 +255,70 @@ def test_another_models_week_confirms_nothing():
 
 
 def test_what_a_replaced_champion_was_worth_is_over():
-    found = newest_evaluated([judged("us", 0.5, version=1), judged("us", 0.8, version=2, week=LAST)], {"us": 2})
+    found = independent_cohorts([judged("us", 0.5, version=1), judged("us", 0.8, version=2, week=LAST)], {"us": 2})
 
-    assert {one.roc_auc.value for one in found.values()} == {0.8}
-    assert not newest_evaluated([judged("us", 0.5, version=1)], {"us": 2})
+    assert [one.roc_auc.value for one in found["us"]] == [0.8]
+    assert not independent_cohorts([judged("us", 0.5, version=1)], {"us": 2})
+
+
+def test_cohorts_that_share_an_outcome_count_once():
+    found = independent_cohorts([judged("us", 0.5, **earlier(n)) for n in range(30)], {"us": 1})
+
+    assert [one.as_of for one in found["us"]] == [month_start(BEFORE, -3 * n) for n in range(6)]
 
 
 def test_performance_is_low_when_chance_cannot_explain_it_in_the_whole_fleet():
     sound = [judged(f"sound{i}", 0.72) for i in range(1000)]
     unlucky = judged("unlucky", 0.665)  # its interval ends just below the limit, as one in forty does
+    champions = dict.fromkeys(["unlucky", "low", "alone", *(f"sound{i}" for i in range(1000))], 1)
 
-    told = performance_low([*sound, unlucky, judged("low", 0.6)])
+    told = performance_low(independent_cohorts([*sound, unlucky, judged("low", 0.6)], champions))
 
     assert set(told.members) == {"low"}
     assert told.members["low"] == "ROC AUC 0.600 (0.570 to 0.630) in the week of 2026-11-02; the limit is 0.700"
-    assert set(performance_low([judged("alone", 0.65)]).members) == {"alone"}
+    assert set(performance_low(independent_cohorts([judged("alone", 0.65)], champions)).members) == {"alone"}
+
+
+@pytest.mark.parametrize(("aucs", "is_low"), [([0.65], False), ([0.65] * 4, True), ([0.65, 0.65, 0.8, 0.8], False)])
+def test_small_variants_accumulate_evidence_over_independent_cohorts(aucs: list[float], is_low: bool):
+    sound = [judged(f"sound{i}", 0.72) for i in range(1000)]
+    small = [judged("small", auc, reach=0.04, **earlier(3 * n)) for n, auc in enumerate(aucs)]
+
+    told = performance_low(independent_cohorts([*sound, *small], {one.variant: 1 for one in [*sound, *small]}))
+
+    assert set(told.members) == ({"small"} if is_low else set())
+    assert not is_low or ", with 3 earlier cohorts; the limit is 0.700" in told.members["small"]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"n": 3000, "n_churned": 900}, None),
+        ({"n": 3000, "n_churned": 990}, None),  # 3 points are tolerated
+        ({"n": 3000, "n_churned": 1350}, "45.0 % of 3,000 accounts churned, the scores expected 30.0 %"),
+        ({"n": 3000, "n_churned": 450}, "15.0 % of 3,000 accounts churned, the scores expected 30.0 %"),
+        ({"n": 3000, "n_churned": 1350, "is_calibrated": False}, None),
+        ({"n": 3000, "n_churned": 1350, "mean_score": None}, None),
+        (
+            {"log_loss_excess": Interval(0.12, 0.09, 0.15)},
+            "log-loss 0.120 above what the scores imply, mean of 1 cohorts",
+        ),
+        ({"log_loss_excess": Interval(0.02, 0.01, 0.03)}, None),
+    ],
+)
+def test_outcomes_that_contradict_the_scores_are_told(values: dict[str, object], sentence: str | None):
+    one = judged("us", 0.75, **{"is_calibrated": True} | values)
+
+    told = calibration_poor({"us": [one]})
+
+    assert told.members == ({} if sentence is None else {"us": sentence})
+
+
+def test_a_season_that_all_variants_share_contradicts_no_scores():
+    fleet = {f"v{i}": [judged(f"v{i}", 0.75, n=3000, n_churned=1350, is_calibrated=True)] for i in range(50)}
+    odd = {"odd": [judged("odd", 0.75, n=3000, n_churned=900, is_calibrated=True)]}
+
+    assert set(calibration_poor(fleet | odd).members) == {"odd"}
 
 
 def test_a_segment_is_told_unless_its_whole_is():

@@ -278,7 +278,7 @@ def test_too_few_of_an_outcome_is_insufficient_and_gives_no_figure(n_churned, n_
 def test_just_enough_of_both_outcomes_is_measured():
     evaluation = evaluate(np.arange(2 * MIN_OF_CLASS) < MIN_OF_CLASS, np.linspace(0, 1, 2 * MIN_OF_CLASS))
     assert evaluation.status == "ok"
-    assert len(evaluation.metrics()) == 3 + 4 * 3 + 2
+    assert len(evaluation.metrics()) == 3 + 5 * 3 + 2
 
 
 def test_no_rows_at_all_are_insufficient_and_give_no_mean():

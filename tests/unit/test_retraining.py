@@ -9,7 +9,7 @@ from churn.monitoring.drift import FeatureDrift
 from churn.monitoring.retraining import (
     EvaluatedCohort,
     RetrainingPolicy,
-    drifted_weeks,
+    drifted_features,
     is_paused,
     is_stale,
     reason_to_retrain,
@@ -25,7 +25,7 @@ def cohort(month: int, high: float | None, limit: float | None = 0.7) -> Evaluat
 
 
 def reason(*cohorts: EvaluatedCohort, policy: RetrainingPolicy = POLICY) -> str | None:
-    return reason_to_retrain(cohorts, {}, None, TODAY, policy)
+    return reason_to_retrain(cohorts, [], None, TODAY, policy)
 
 
 def test_two_cohorts_without_a_common_outcome_under_the_limit_are_reason_enough():
@@ -55,22 +55,10 @@ def test_too_few_labels_in_the_newest_cohort_do_not_hide_older_ones():
     assert reason(cohort(2, 0.65), cohort(5, 0.65), cohort(6, None)) is not None
 
 
-@pytest.mark.parametrize(
-    ("weeks_ago", "is_reason"), [((0, 1), True), ((1, 2), True), ((0,), False), ((0, 2), False), ((2, 3), False)]
-)
-def test_drift_must_last_two_weeks_and_go_on(weeks_ago: tuple[int, ...], is_reason: bool):
-    drifted = {WEEK - timedelta(weeks=n): ["total_handle", f"only_{n}"] for n in weeks_ago}
+def test_features_that_drifted_are_named_as_the_reason():
+    found = reason_to_retrain([], ["total_ngr", "brand_id"], None, TODAY, POLICY)
 
-    found = reason_to_retrain([], drifted, None, TODAY, POLICY)
-
-    assert (found is not None) == is_reason
-    assert found is None or "only" not in found
-
-
-def test_different_features_in_two_weeks_are_not_one_drift():
-    drifted = {WEEK: ["total_ngr"], WEEK - timedelta(weeks=1): ["total_handle"]}
-
-    assert reason_to_retrain([], drifted, None, TODAY, POLICY) is None
+    assert found == "brand_id, total_ngr drifted in two different inputs"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +66,7 @@ def test_different_features_in_two_weeks_are_not_one_drift():
     [(date(2026, 8, 24), 3, True), (date(2026, 8, 25), 3, False), (date(2020, 1, 1), 0, False), (None, 3, False)],
 )
 def test_age_counts_in_whole_months(trained_on: date | None, after: int, is_reason: bool):
-    found = reason_to_retrain([], {}, trained_on, TODAY, RetrainingPolicy(after_months=after))
+    found = reason_to_retrain([], [], trained_on, TODAY, RetrainingPolicy(after_months=after))
 
     assert (found is not None) == is_reason
 
@@ -89,21 +77,27 @@ def test_a_request_is_not_repeated_for_a_while():
     assert not is_paused(None, TODAY, POLICY)
 
 
-def test_a_drift_counts_for_the_version_and_the_week_in_which_it_was_seen():
-    large = FeatureDrift("brand_id", 900, 0.4, 0.39, 0.2, 1e-12, 0.0, 0.0, 1.0)
-    small = FeatureDrift(
-        "total_ngr", 900, 0.1, 0.09, 0.1, 1e-12, 0.0, 0.0, 1.0
-    )  # enough for an alert, not for training
+def moved(feature: str, by: float) -> FeatureDrift:
+    moves = {"OH": (0.3, 0.3 + by), "unknown": (0.0, 0.0)}
+    return FeatureDrift(feature, 900, 0.4, 0.39, 0.2, 1e-12, 0.0, 0.0, 1.0, 900, 0.0, moves)
 
-    def batch(variant: str, week: date, version: int, *drifts: FeatureDrift) -> ScoredBatch:
-        return ScoredBatch(1, variant, week, version, 900, variant, drifts=drifts)
 
+def test_a_drift_counts_when_it_is_large_in_two_different_inputs_of_one_version():
+    large, small = moved("brand_id", 0.35), moved("total_ngr", 0.15)  # enough for an alert, not for training
     last = WEEK - timedelta(weeks=1)
-    found = drifted_weeks(
-        [batch("us", WEEK, 2, large, small), batch("us", last, 1, large), batch("eu", WEEK, 1, small)]
-    )
 
-    assert found == {("us", 2): {WEEK: ["brand_id"]}, ("us", 1): {last: ["brand_id"]}}
+    def batch(variant: str, week: date, version: int, source: str, *drifts: FeatureDrift) -> ScoredBatch:
+        number = len(batches) + 1
+        return ScoredBatch(number, variant, week, version, 900, variant, drifts=drifts, source_sha256=source)
+
+    batches: list[ScoredBatch] = []
+    for variant, versions, sources in (
+        ("lasts", (1, 1), "ab"), ("same rows", (1, 1), "aa"), ("new model", (1, 2), "ab")
+    ):  # fmt: skip
+        batches.append(batch(variant, last, versions[0], sources[0], large, small))
+        batches.append(batch(variant, WEEK, versions[1], sources[1], large, small))
+
+    assert drifted_features(batches, WEEK) == {("lasts", 1): ["brand_id"]}
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,18 @@ from datetime import UTC, date, datetime, timedelta
 import numpy as np
 import pytest
 
-from churn.evaluation.metrics import p_at_least, roc_auc_interval
+from churn.evaluation.metrics import log_loss_excess, p_at_least, roc_auc_interval
 from churn.monitoring.conditions import (
     FDR,
     EvaluatedChampion,
     History,
     LowSegment,
     ScoredBatch,
+    calibration_poor,
     drifted,
     flag_drifts,
+    independent_cohorts,
     newest_batches,
-    newest_evaluated,
     performance_low,
     segment_low,
     volume_unusual,
@@ -30,7 +31,7 @@ from churn.monitoring.conditions import (
 from churn.monitoring.incidents import KINDS, Change, Condition, Incident, reconcile, remaining
 from tests.support.drifting import Fleet, make_fleet, plant
 
-N_VARIANTS, N_ROWS, N_WEEKS = 2_000, 1_000, 13
+N_VARIANTS, N_ROWS, N_WEEKS = 1_000, 3_000, 13
 FIRST = date(2026, 8, 24)
 KEYS = [f"company-c{i:04}" for i in range(N_VARIANTS)]
 PLANTED = frozenset(KEYS[:20])
@@ -77,7 +78,7 @@ class Quarter:
         drifts = self.fleet.compare(self.fleet.batches())
         for key, n_rows in zip(KEYS, self.fleet.sizes.tolist(), strict=True):
             self.rows[key][week] = n_rows
-            self.batches.append(ScoredBatch(1, key, week, 1, n_rows, key, drifts=drifts[key]))
+            self.batches.append(ScoredBatch(1, key, week, 1, n_rows, key, drifts=drifts[key], source_sha256=str(week)))
         self.batches = [batch for batch in self.batches if batch.week >= week - timedelta(weeks=2)]
 
     def look(self, week: date, of_labels: Sequence[Condition] = ()) -> None:
@@ -103,13 +104,22 @@ class Labels:
         judged: list[EvaluatedChampion] = []
         segments: list[LowSegment] = []
         for key, limit, (churned, scores) in zip(KEYS, self.limits, outcomes(self.rng, planted), strict=True):
-            judged.append(EvaluatedChampion(1, key, FIRST, 1, roc_auc_interval(churned, scores), limit))
+            judged.append(_evaluated(key, churned, scores, limit))
             for level, part in SEGMENTS.items():
                 auc = roc_auc_interval(churned[part], scores[part])
                 segments.append(LowSegment(key, "brand_id", level, auc.value, limit, p_at_least(auc, limit)))
-        low = performance_low(newest_evaluated(judged, dict.fromkeys(KEYS, 1)).values())
+        cohorts = independent_cohorts(judged, dict.fromkeys(KEYS, 1))
+        low = performance_low(cohorts)
         read = [one for one in segments if one.p_below_limit <= FDR]
-        return [low, segment_low(read, len(segments), low.members)]
+        return [low, calibration_poor(cohorts), segment_low(read, len(segments), low.members)]
+
+
+def _evaluated(key: str, churned: np.ndarray, scores: np.ndarray, limit: float) -> EvaluatedChampion:
+    return EvaluatedChampion(
+        1, key, FIRST, 1, roc_auc_interval(churned, scores), limit, as_of=FIRST, horizon_months=3, n=len(churned),
+        n_churned=int(churned.sum()), mean_score=float(scores.mean()), is_calibrated=True,
+        log_loss_excess=log_loss_excess(churned, scores),
+    )  # fmt: skip
 
 
 def outcomes(rng: np.random.Generator, planted: frozenset[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -174,7 +184,10 @@ def test_new_meaning_of_the_same_inputs_is_seen_by_the_labels_and_not_by_drift(l
         fleet.score(week)
         fleet.look(week, changed if week >= weeks(3)[-1] else usual)
 
-    (told,) = fleet.desk.told
-    assert (told.event, told.kind) == ("opened", "performance_low")
-    assert set(told.members) >= PLANTED
-    assert len(set(told.members) - PLANTED) <= 2
+    by_kind = {told.kind: told for told in fleet.desk.told}
+    assert {(told.event, told.kind) for told in fleet.desk.told} == {
+        ("opened", "performance_low"), ("opened", "calibration_poor")
+    }  # fmt: skip
+    for told in by_kind.values():
+        assert set(told.members) >= PLANTED
+        assert len(set(told.members) - PLANTED) <= 2
