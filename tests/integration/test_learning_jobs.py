@@ -215,25 +215,32 @@ def test_the_sensor_replaces_a_stale_challenger_of_a_champion_that_underperforms
     assert "below the limit of 0.700" in request.tags[REASON_TAG]
 
 
-def test_the_sensor_requests_training_where_the_input_drifted_two_weeks_running(
+def test_the_sensor_requests_training_where_two_different_inputs_drifted(
     site: Site, fleet: None, never_old: None, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     today = datetime.now(UTC).date()
     weeks = [today - timedelta(days=today.weekday() + 7 * n) for n in (0, 1)]
     activity = simulate_activity(n_accounts=1500, first_month=date(2025, 2, 1), n_months=21, seed=3)
     moved = activity.with_columns(brand_id=pl.lit("OH"))
-    body = io.BytesIO()
-    moved.write_parquet(body)
-    site.put(f"{US.prefix}data/churn/activity.parquet", body.getvalue())
-    deployment.scorer().score_variant(FleetRequest.for_week(weeks[0]).of(US))
+
+    def score(week: date, rows: pl.DataFrame) -> None:
+        body = io.BytesIO()
+        rows.write_parquet(body)
+        site.put(f"{US.prefix}data/churn/activity.parquet", body.getvalue())
+        deployment.scorer().score_variant(FleetRequest.for_week(week).of(US))
+
+    for week in weeks:
+        score(week, moved)
     assert evaluate(instance).run_requests == []
-    deployment.scorer().score_variant(FleetRequest.for_week(weeks[1]).of(US))
+    score(weeks[0], moved[:-1])
 
     (request,) = evaluate(instance).run_requests or []
 
     assert "brand_id" in request.tags[REASON_TAG]
-    assert "drifted in the weeks of" in request.tags[REASON_TAG]
-    ((drift,),) = site.rows(site.churn, "SELECT drift FROM scoring_batches WHERE scored_week = :week", week=weeks[0])
+    assert "drifted in two different inputs" in request.tags[REASON_TAG]
+    ((drift,),) = site.rows(
+        site.churn, "SELECT drift FROM scoring_batches WHERE is_current AND scored_week = :week", week=weeks[0]
+    )
     assert drift["brand_id"]["psi"] > 1
     assert set(drift) == {
         "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",

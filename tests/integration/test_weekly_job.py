@@ -64,6 +64,7 @@ CHECKS = {
     "scores_match_their_reference",
 }
 MONITORING_CHECKS = {
+    "no_data_is_broken",
     "no_input_drifts",
     "no_scores_drift",
     "missing_values_are_usual",
@@ -72,6 +73,7 @@ MONITORING_CHECKS = {
     "data_is_fresh",
     "every_variant_was_scored",
     "performance_holds",
+    "scores_match_outcomes",
     "segments_hold",
 }
 FLEET = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
