@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from churn.data.activity import MAX_MONEY, MONEY, ONE_HOT_COLUMNS
+from churn.data.activity import KINDS, MAX_MONEY, MONEY, ONE_HOT_COLUMNS
 from churn.data.features import Matrix
 from churn.errors import InputError
 
@@ -53,6 +53,7 @@ class Columns:
             max_money = declared.pop("max_money", MAX_MONEY)
             if isinstance(max_money, bool) or not isinstance(max_money, int | float) or not 0 < max_money < inf:
                 raise TypeError(f"max_money {max_money!r} is no positive number")
+            max_money = float(max_money)
             if max_money != MAX_MONEY and not declared:
                 return cls(max_money=max_money)  # the columns are those of the contract
             one_hot, revenue = declared.pop("one_hot", None), declared.pop("revenue", None)
@@ -65,7 +66,7 @@ class Columns:
             )
             if declared or not columns.activity:
                 raise ValueError(f"unknown keys: {', '.join(declared) or 'none'}; columns of activity: none")
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{origin} is no declaration of columns ({type(error).__name__}: {error}); a JSON object is needed, "
                 f'such as {{"activity": ["total_deposit"], "segments": ["brand_id"], "revenue": "total_ngr"}}'
@@ -77,19 +78,25 @@ class Columns:
         return json.dumps(asdict(self))
 
     def require(self, columns: Collection[str], origin: str) -> None:
-        """Raise ``InputError`` if activity lacks a declared column."""
+        """Raise ``InputError`` if activity lacks a declared column, or one of activity cannot measure it."""
         declared = [*self.activity, *self.segments, *([self.revenue] if self.revenue else [])]
         if missing := [name for name in dict.fromkeys(declared) if name not in columns]:
             raise InputError(
                 f"{origin} has columns {sorted(columns)} and lacks the declared {', '.join(missing)}; correct the "
                 f"declaration or add the columns"
             )
+        kinds = {name: KINDS.get(name, "number") for name in self.activity}
+        if wrong := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in ("number", "money", "balance")]:
+            raise InputError(
+                f"{origin}: {', '.join(wrong)} cannot measure activity, for which numbers are needed that are 0 in a "
+                f"month without it; correct the declaration"
+            )
 
 
 def _names(names: list[Any]) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise TypeError(f"{names!r} is not an array of names")
-    return tuple(names)
+    return tuple(dict.fromkeys(names))
 
 
 def one_hot_columns(feature_names: Sequence[str], matrix: Matrix) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import polars as pl
 
 from churn.data.activity import KINDS, MONEY, as_number
 from churn.data.spellings import fold, folded_levels
-from churn.data.windows import ACTIVITY, KnownRows, Window, compute, looks_like_window, not_windows, parse, windows_of
+from churn.data.windows import IS_ACTIVE, KnownRows, Window, compute, looks_like_window, not_windows, parse, windows_of
 from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
 
@@ -67,7 +67,7 @@ def features(
     known = known_rows(as_of, *keys)
 
     def column(name: str) -> npt.NDArray[Any]:
-        values = is_active(activity, money) if name == ACTIVITY else activity[name].cast(pl.Float32)
+        values = is_active(activity, money) if name == IS_ACTIVE else activity[name].cast(pl.Float32)
         return values.to_numpy()
 
     computed = compute(over_months, known, column)
@@ -299,7 +299,7 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
     one_hots = (OneHot(column, *map(tuple, zip(*pairs, strict=True))) for column, pairs in groups.items())
     # Encoded rows have windows as columns, and lack the columns that these were computed from.
     parsed = (parse(name, available | KINDS.keys()) for name, _ in numbers)
-    sources = tuple((window.name, window.column) for window in parsed if window)
+    sources = tuple((window.name, window.source_column) for window in parsed if window)
     most = max(Counter(column for _, column in sources).values(), default=0)
     if most >= MAX_OF_COLUMN:
         raise InputError(f"a column has {most} windows; use fewer than {MAX_OF_COLUMN}")

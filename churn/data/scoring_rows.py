@@ -22,7 +22,7 @@ from churn.data.columns import Columns
 from churn.data.erased import Erased
 from churn.data.features import Encoding, Packed
 from churn.data.formats import RowFile, open_rows
-from churn.data.windows import ACTIVITY, KnownRows, Window, compute, count_short, windows_of
+from churn.data.windows import IS_ACTIVE, KnownRows, Window, compute, count_short, windows_of
 from churn.defaults import HORIZON_MONTHS
 from churn.errors import InputError
 from churn.weeks import at_risk_since, days_since_epoch, newest_whole_month
@@ -106,7 +106,7 @@ class RowPlan:
 
     @property
     def needs_activity(self) -> bool:
-        return any(window.column == ACTIVITY for window in self.windows)
+        return any(window.column == IS_ACTIVE for window in self.windows)
 
     def known_rows(self, keys: pl.DataFrame, as_of: date) -> KnownRows:
         """Return the reports that count."""
@@ -116,7 +116,7 @@ class RowPlan:
         """Return a packed column of all rows; of activity, whether there is any."""
         place = self.packed.columns.index(name)
         values = np.concatenate([part.numbers[place] for part in packed])
-        return values == 1 if name == ACTIVITY else values
+        return values == 1 if name == IS_ACTIVE else values
 
     def with_windows(
         self, chunks: Iterator[Chunk], accounts: npt.NDArray[np.int64], computed: npt.NDArray[np.float32]
@@ -219,7 +219,7 @@ def _read_activity(
         rows = features.derive(checked.rows, as_of, plan.of_row)
         keys = _keys(checked.rows, money, needs_activity=plan.needs_activity)
         if plan.needs_activity:
-            rows = rows.with_columns(keys["is_active"].alias(ACTIVITY))
+            rows = rows.with_columns(keys["is_active"].alias(IS_ACTIVE))
         return replace(checked, rows=keys), features.pack(rows, plan.packed)
 
     needed = {*activity.KINDS, *plan.packed.columns, *dates, *money}

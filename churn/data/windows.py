@@ -26,6 +26,9 @@ from churn.weeks import day_from_epoch, days_since_epoch, month_number, month_st
 ACTIVITY = "activity"
 """The source column, in reasons, of the windows over activity in any money column."""
 
+IS_ACTIVE = "(is active)"
+"""What these windows are computed from; an extract may have a column ``activity`` of its own."""
+
 MAX_MONTHS = 120
 GRAMMAR = (
     "<column>_{sum,mean,max,count,rate}_<n>m of a column of numbers, <column>_trend_<n>m, active_months_<n>m, "
@@ -48,7 +51,7 @@ class Window:
     """A feature that is computed from an account's months, or from a date.
 
     Attributes:
-        column: The source column, or ``ACTIVITY``.
+        column: The column that it is computed from, or ``IS_ACTIVE``.
         aggregate: ``sum``, ``mean``, ``max``, ``count``, ``rate``, ``trend``; ``since`` for months since activity;
             ``since_date`` for months since the date in ``column``.
         months: Complete months; 0 if the window has no fixed length.
@@ -58,6 +61,11 @@ class Window:
     column: str
     aggregate: str
     months: int = 0
+
+    @property
+    def source_column(self) -> str:
+        """The column by which reasons are summed."""
+        return ACTIVITY if self.column == IS_ACTIVE else self.column
 
     @property
     def is_of_row(self) -> bool:
@@ -111,9 +119,9 @@ def parse(name: str, columns: Collection[str]) -> Window | None:
     Window(name='total_handle_sum_3m', column='total_handle', aggregate='sum', months=3)
     """
     if name == f"{_SINCE}active":
-        return Window(name, ACTIVITY, "since")
+        return Window(name, IS_ACTIVE, "since")
     if (match := _ACTIVE_MONTHS.fullmatch(name)) is not None:
-        return _within_limits(Window(name, ACTIVITY, "count", int(match["months"])))
+        return _within_limits(Window(name, IS_ACTIVE, "count", int(match["months"])))
     column = name.removeprefix(_SINCE)
     if column != name and column in columns and KINDS.get(column, "date") == "date":
         return Window(name, column, "since_date")
@@ -170,8 +178,8 @@ def compute(
     The sums are made in the same order whatever the order of the file, so equal facts give equal bytes.
 
     Args:
-        column: From a source column to its values in the file's order, NaN if missing; from ``ACTIVITY`` to whether a
-            row is active.
+        column: From a source column to its values in the file's order, NaN if missing; from ``IS_ACTIVE`` to whether
+            a row is active.
 
     Returns:
         Shape (len(windows), n_accounts), in the order of ``windows``.

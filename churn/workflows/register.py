@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from churn.data.activity import MONEY, ONE_HOT_COLUMNS, check_activity, check_encoded, is_activity
+from churn.data.activity import check_activity, check_encoded, is_activity
 from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import Matrix, pack_matrix, plan_encoded
 from churn.data.formats import open_rows, read_frame
@@ -106,7 +106,8 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
         return replace(candidate, remarks=(f"the activity cannot be read: {error}",))
     if not is_activity(rows.columns):
         return candidate
-    if columns.activity != MONEY or columns.segments != ONE_HOT_COLUMNS:
+    declared, usual = ((of.activity, of.segments, of.revenue) for of in (columns, Columns()))
+    if declared != usual:
         columns.require(rows.columns, file.provenance.uri)
     remarks = []
     if not set(columns.activity) & set(rows.columns):

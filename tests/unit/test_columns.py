@@ -35,7 +35,7 @@ def test_a_declaration_survives_json():
         "", "[]", "{}", '{"activity": []}', '{"activity": "logins"}', '{"activity": [1]}', '{"activity": [""]}',
         '{"activity": ["logins"], "revenue": 1}', '{"activity": ["logins"], "segments": {"device": 1}}',
         '{"activity": ["logins"], "segment": ["device"]}', '{"max_money": 0}', '{"max_money": "1e9"}',
-        '{"max_money": true}',
+        '{"max_money": true}', f'{{"max_money": 1{"0" * 400}}}',
         '{"max_money": 1e999}', '{"max_money": 1e9, "segments": ["device"]}',
     ],
 )  # fmt: skip
@@ -48,6 +48,19 @@ def test_declared_columns_must_exist():
     OWN.require(["logins", "stakes", "device", "account_id"], "the file")
     with pytest.raises(InputError, match=r"the file has columns .*device.* lacks the declared logins, stakes"):
         OWN.require(["device"], "the file")
+
+
+@pytest.mark.parametrize("name", ["account_id", "activity_month", "brand_id", "reg_date", "known_at", "tracker_id"])
+def test_a_column_that_cannot_measure_activity_is_refused_at_registration(name: str):
+    with pytest.raises(InputError, match=rf"the file: {name} \(.*cannot measure activity"):
+        Columns(activity=("total_deposit", name), segments=(), revenue=None).require(
+            [name, "total_deposit"], "the file"
+        )
+
+
+def test_a_column_that_is_declared_twice_counts_once():
+    declared = Columns.from_json('{"activity": ["a", "b", "a"], "segments": ["d", "d"]}', "a file")
+    assert (declared.activity, declared.segments) == (("a", "b"), ("d",))
 
 
 def test_activity_is_what_the_variant_declares_even_where_a_csv_file_holds_texts():

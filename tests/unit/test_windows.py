@@ -259,6 +259,15 @@ def test_windows_are_grouped_by_their_source_column_in_raw_and_encoded_rows():
     assert parse("total_handle_sum_3m", COLUMNS) == Window("total_handle_sum_3m", "total_handle", "sum", 3)
 
 
+@pytest.mark.parametrize("own", [32.0, "casino"])
+def test_an_extract_may_have_a_column_activity_of_its_own(own: float | str):
+    activity = pl.concat([row_of(1, 4, 0.0), row_of(1, 5, 31.0)]).with_columns(activity=pl.lit(own))
+    names = ["months_since_active", "active_months_3m", *(["activity", "activity_sum_3m"] if own == 32.0 else [])]
+    expected = [[0.0, 1.0, 32.0, 64.0][: len(names)]]
+    assert trained(activity, date(2025, 6, 9), names)[1].tolist() == expected
+    assert scored(activity, date(2025, 6, 9), names)[1].tolist() == expected
+
+
 def test_windows_over_activity_need_a_column_of_money():
     activity = row_of(1, 5, 31.0).drop(MONEY)
     with pytest.raises(InputError, match="none of which measures activity"):
