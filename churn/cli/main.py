@@ -32,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     score.add_argument("--as-of", type=parse_day, help="score as known at the end of this day, YYYY-MM-DD")
     score.add_argument("--corrected", action="store_true", help="score a past day from today's extract")
-    score.add_argument("--force", action="store_true", help="allow an as-of day outside the week; not made current")
+    force = (
+        "replace a batch even if it is of newer input; allow an as-of day outside the week, which is not made current"
+    )
+    score.add_argument("--force", action="store_true", help=force)
     explain = commands.add_parser("explain", help="show why an account has its score")
     explain.add_argument("--account", type=parse_account, required=True, help="the account_id")
     explain.add_argument("--variant", default="base", help="its key, or a geography or company; default: %(default)s")
@@ -96,7 +99,8 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
     record = outcome.record
     months = "" if record.months is None else f", months {record.months}"
     at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk} at risk"
-    kept = "" if is_current else "; stored, not made current"
+    kept = "" if is_current and not outcome.why_not_current else "; stored, not made current"
+    kept += f": {outcome.why_not_current}" if outcome.why_not_current else ""
     return [
         f"{record.variant}: {record.n_rows_scored} accounts ({at_risk}) scored for {record.scored_week} by "
         f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}{months}), "

@@ -205,10 +205,12 @@ class PredictionStore(Tables):
         challenge: Challenge | None = None,
         *,
         make_current: bool = True,
+        outdated: Callable[[BatchRecord], str | None] = lambda _: None,
     ) -> list[tuple[int, BatchRecord]]:
         """Write the batches of a variant and week and make them the current ones, in one transaction.
 
-        Without ``make_current`` they are stored beside the current ones, and readers do not see them.
+        Without ``make_current`` they are stored beside the current ones, and readers do not see them; so is a batch
+        that would replace another if ``outdated`` returns why it should not.
 
         If the challenger fails, its rows are rolled back and its attempt is recorded as failed. Returns batch id and
         record of the champion's batch and, if it succeeded, of the challenger's.
@@ -222,6 +224,8 @@ class PredictionStore(Tables):
         with self._transaction() as connection:
             lock(connection, f"{variant.key}|{week.isoformat()}", _LOCK_TIMEOUT)
             published = [_write_batch(connection, week, champion)]
+            if make_current and _has_current(connection, variant, week) and outdated(published[0][1]):
+                return published
             if make_current:
                 _make_current(connection, variant, week, published[0][0])
             if challenge is not None:
@@ -376,6 +380,11 @@ def _insert_failure(connection: sa.Connection, error: BaseException, **attempt: 
 
 def _insert_attempt(connection: sa.Connection, values: Mapping[str, object]) -> None:
     insert(connection, "scoring_attempts", values, ended_at="clock_timestamp()")
+
+
+def _has_current(connection: sa.Connection, variant: Variant, week: date) -> bool:
+    query = "SELECT count(*) FROM scoring_batches WHERE variant = :variant AND scored_week = :week AND is_current"
+    return bool(connection.scalar(sa.text(query), {"variant": variant.key, "week": week}))
 
 
 def _make_current(connection: sa.Connection, variant: Variant, week: date, batch_id: int) -> None:

@@ -64,6 +64,7 @@ class FleetRequest:
         scored_from: ``extract``, the current one; ``history``, what was known at the as-of day; or
             ``corrected extract``, the current one for a day that is past.
         make_current: Whether the batches replace the week's current ones.
+        is_forced: Whether they do so even if a newer extract or model has come meanwhile.
     """
 
     week: date
@@ -71,6 +72,7 @@ class FleetRequest:
     dagster_run_id: str | None = None
     scored_from: ScoredFrom = "extract"
     make_current: bool = True
+    is_forced: bool = False
 
     @classmethod
     def for_week(cls, week: date, *, as_of: date | None = None, dagster_run_id: str | None = None) -> "FleetRequest":
@@ -110,11 +112,11 @@ class FleetRequest:
                 f"{week + timedelta(days=6)}, or --force to store a batch that does not become current"
             )
         past: ScoredFrom = "corrected extract" if corrected else "history"
-        return cls(week, day, dagster_run_id, past if day < today else "extract", is_of_week)
+        return cls(week, day, dagster_run_id, past if day < today else "extract", is_of_week, force)
 
     def of(self, variant: Variant) -> "ScoringRequest":
         """Return the request to score one of them."""
-        return ScoringRequest(variant, self.week, self.as_of, self.dagster_run_id, self.scored_from, self.make_current)
+        return ScoringRequest(variant, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class ScoringRequest:
     dagster_run_id: str | None = None
     scored_from: ScoredFrom = "extract"
     make_current: bool = True
+    is_forced: bool = False
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
 
 
@@ -137,6 +140,7 @@ class ScoringOutcome:
     Attributes:
         challenger_version: ``None`` if the variant has no challenger.
         challenger_record: Of the challenger's batch; ``None`` if there is none or it failed.
+        why_not_current: Why the batch did not replace the current one.
     """
 
     record: BatchRecord
@@ -149,6 +153,7 @@ class ScoringOutcome:
     engine: "Engine"
     challenger_version: int | None = None
     challenger_record: BatchRecord | None = None
+    why_not_current: str | None = None
 
 
 Report = Callable[[ScoringOutcome, "Scorer"], _Out]
@@ -217,7 +222,17 @@ class Scorer:
             raw = self._fetch(request, Path(scratch))
             batch, scoring = self._begin(request, model, raw, CHAMPION)
             challenge = self._challenge(request, raw, aliases) if request.make_current else None
-            published = self.store.publish(variant, request.week, batch, challenge, make_current=request.make_current)
+            reasons: list[str] = []
+
+            def outdated(record: BatchRecord) -> str | None:
+                reasons.extend([] if request.is_forced else self._outdated(request, record))
+                return reasons[0] if reasons else None
+
+            published = self.store.publish(
+                variant, request.week, batch, challenge, make_current=request.make_current, outdated=outdated
+            )
+        for reason in reasons:
+            logger.warning("%s: batch %d is stored and not made current: %s", variant, published[0][0], reason)
         batch_id, record = published[0]
         if record.importance:
             self._attach_importance(record, model.version)
@@ -232,7 +247,22 @@ class Scorer:
             engine=scoring.engine,
             challenger_version=challenge.version if challenge else None,
             challenger_record=published[1][1] if len(published) > 1 else None,
+            why_not_current="; ".join(reasons) or None,
         )
+
+    def _outdated(self, request: ScoringRequest, record: BatchRecord) -> Iterator[str]:
+        """Yield why a batch must not replace another: a newer model, or a newer extract of the running week.
+
+        What a slow run read may have been replaced, scored and published by a faster one since.
+        """
+        champion = self.registry.aliases_of(request.variant).get(CHAMPION)
+        if champion != record.model_version:
+            yield f"the champion is version {champion} now, not {record.model_version}"
+        if request.scored_from == "history" or record.fallback_reason or record.source_variant != request.variant:
+            return
+        version = self.sources.input_version(request.variant)
+        if version != f"{record.source_uri}@{record.source_version}":
+            yield f"the input is {version} now, not {record.source_uri}@{record.source_version}"
 
     def _fetch(self, request: ScoringRequest, into: Path) -> SourceFile:
         if request.scored_from == "history":
@@ -304,10 +334,10 @@ class Scorer:
         """Log the picture of the batch's importances to MLflow; if that fails, the batch stays published."""
         population = "all accounts" if record.n_at_risk is None else "accounts at risk"
         title = f"{record.variant}, week of {record.scored_week}: mean |log-odds| of {population}"
-        picture = draw_importance(record.importance or {}, title)
         try:
+            picture = draw_importance(record.importance or {}, title)
             self.registry.attach(model, f"scoring/{record.scored_week}/{record.variant}.svg", picture)
-        except ChurnError as error:
+        except Exception as error:  # noqa: BLE001 published is published, also on a full disk
             logger.warning("%s: the picture of its importances is not in MLflow: %s", record.variant, error)
 
 

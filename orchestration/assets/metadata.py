@@ -65,6 +65,7 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
             "dagster/row_count": record.n_rows_scored,
             "dagster/relation_identifier": "churn_predictions",
             "batch_id": outcome.batch_id,
+            "is_current": f"no: {outcome.why_not_current}" if outcome.why_not_current else "yes",
             "scored_week": record.scored_week.isoformat(),
             "highest_risk": _preview(outcome.summary),
         },

@@ -1,0 +1,107 @@
+"""At stake: a run that read the older extract, or an older model, and ends last must not take a newer batch's place.
+
+What fails after a batch was published must not make it a failed one.
+"""
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+
+from churn.database.predictions import PredictionStore
+from churn.deployment.services import Deployment
+from churn.variants import Variant
+from churn.workflows.score import FleetRequest, ScoringOutcome
+from tests.support.inputs import activity, as_parquet, expected, monday, put_input, register_bundled
+from tests.support.site import Run, Site
+
+US = Variant("us")
+
+
+class Overtaken(PredictionStore):
+    """A store whose publishing waits until something else is done."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def publish(self, *arguments: object, **named: object) -> object:  # type: ignore[override]
+        self.meanwhile()
+        return super().publish(*arguments, **named)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def overtaken(site: Site, log_model: Run, deployment: Deployment) -> Callable[..., ScoringOutcome]:
+    """Score the older extract, while a faster run scores what ``change`` leads to."""
+    register_bundled(site, log_model, US.key)
+    put_input(site, US.key, as_parquet(activity()))
+    store = Overtaken(deployment.database)
+
+    def score(change: Callable[[], object], *, is_forced: bool = False) -> ScoringOutcome:
+        request = FleetRequest.for_week(monday())
+
+        def meanwhile() -> None:
+            change()
+            deployment.scorer().score_variant(request.of(US))
+
+        store.meanwhile = meanwhile  # type: ignore[method-assign]
+        slow = replace(deployment.scorer(), store=store)
+        return slow.score_variant(replace(request, is_forced=is_forced).of(US))
+
+    return score
+
+
+def scores(site: Site) -> dict[int, float]:
+    return dict(site.current().select("account_id", "churn_probability").iter_rows())
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+def test_the_older_extract_does_not_replace_the_newer_one_unless_forced(
+    site: Site, overtaken: Callable[..., ScoringOutcome], is_forced: bool
+) -> None:
+    older, newer = activity(), activity(seed=1)
+
+    outcome = overtaken(lambda: put_input(site, US.key, as_parquet(newer)), is_forced=is_forced)
+
+    assert (outcome.why_not_current is None) == is_forced
+    assert scores(site) == pytest.approx(expected(older if is_forced else newer), abs=1e-6)
+    assert site.rows(site.churn, "SELECT count(*), count(*) FILTER (WHERE is_current) FROM scoring_batches") == [(2, 1)]
+
+
+def test_the_same_extract_uploaded_again_is_not_newer(site: Site, overtaken: Callable[..., ScoringOutcome]) -> None:
+    outcome = overtaken(lambda: put_input(site, US.key, as_parquet(activity())))  # uploaded again: the same content
+
+    assert outcome.why_not_current is None
+
+
+def test_the_older_model_does_not_replace_the_newer_one(
+    site: Site, log_model: Run, deployment: Deployment, overtaken: Callable[..., ScoringOutcome]
+) -> None:
+    assert log_model("--variant", US.key).status == 0
+    client = MlflowClient(deployment.tracking_uri)
+
+    outcome = overtaken(lambda: client.set_registered_model_alias(US.registered_model, "champion", "2"))
+
+    assert outcome.why_not_current == "the champion is version 2 now, not 1"
+    assert set(site.current()["model_version"]) == {2}
+
+
+def test_a_disk_that_is_full_after_the_commit_fails_no_variant(
+    site: Site, log_model: Run, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    register_bundled(site, log_model, US.key)
+    put_input(site, US.key, as_parquet(activity()))
+    scorer = deployment.scorer()
+
+    class FullDisk:
+        def __getattr__(self, name: str) -> object:
+            return getattr(scorer.registry, name)
+
+        def attach(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    full = replace(scorer, registry=FullDisk())  # type: ignore[arg-type]
+    outcome = full.score_variant(FleetRequest.for_week(monday()).of(US))
+
+    assert "No space left on device" in caplog.text
+    assert set(site.current()["batch_id"]) == {outcome.batch_id}
