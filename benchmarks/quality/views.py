@@ -14,7 +14,7 @@ from datetime import date
 import numpy as np
 import sqlalchemy as sa
 
-from benchmarks.quality import Target, bootstrap, report
+from benchmarks.quality import NONE, Target, bootstrap, report
 from churn.database.connection import READER, create_engine
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
 from churn.database.predictions import BatchInProgress, PredictionStore
@@ -81,7 +81,7 @@ def targets_of(took: dict[str, np.ndarray], n_rows: int) -> list[Target]:
 def _target(name: str, values: np.ndarray, limit: float, unit: str) -> Target:
     low, high = bootstrap(list(values), np.median)
     middle = float(np.median(values))
-    target = f"{limit:g} {unit} or less" if np.isfinite(limit) else "none"
+    target = f"{limit:g} {unit} or less" if np.isfinite(limit) else NONE
     return Target(f"{name}, {len(values)} rounds", target, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", middle <= limit)
 
 
