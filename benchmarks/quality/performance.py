@@ -1,0 +1,133 @@
+"""Alerts of performance: ``python -m benchmarks.quality.performance``. Exits with 1 if a target is missed.
+
+A fleet's cohorts of labels, one after another, which share no outcome. Scores are calibrated, but for a season of the
+whole fleet. After six sound cohorts some models become worse: their AUC falls by 0.1, or too many accounts churn. All
+is judged by the product's functions, after each cohort.
+"""
+
+import sys
+from collections.abc import Sequence
+from datetime import date
+
+import numpy as np
+from scipy import special, stats
+
+from benchmarks.quality import Target, report
+from churn.evaluation.metrics import MIN_OF_CLASS, log_loss_excess, roc_auc_interval, wilson_interval
+from churn.monitoring.conditions import EvaluatedChampion, calibration_poor, independent_cohorts, performance_low
+from churn.weeks import month_start
+
+N_VARIANTS, PLANTED, N_COHORTS, HORIZON = 2_000, 40, 6, 3
+SIZES, ASKED = (200, 500, 1_000, 3_000), 500
+SPREAD, CENTRE = 1.5, -0.6  # of the scores' log-odds: AUC 0.80, 38 % churn
+SEASON, TOO_MANY = 0.3, 0.5  # log-odds
+FIRST = date(2024, 1, 29)
+
+
+def draw(rng: np.random.Generator, n: int, shift: float, shuffled: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw who churned, and the scores; of a share of the accounts the score is another's."""
+    log_odds = CENTRE + SPREAD * rng.standard_normal(n)
+    truth = np.where(rng.random(n) < shuffled, rng.permutation(log_odds), log_odds)
+    return rng.random(n) < special.expit(truth + shift), special.expit(log_odds)
+
+
+def share_that_costs(auc: float) -> float:
+    """Return the share of other accounts' scores at which AUC falls by ``auc``, by bisection on a large sample."""
+    sound = roc_auc_interval(*draw(np.random.default_rng(1), 200_000, 0.0, 0.0)).value
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        fell = sound - roc_auc_interval(*draw(np.random.default_rng(1), 200_000, 0.0, middle)).value
+        low, high = (middle, high) if fell < auc else (low, middle)
+    return low
+
+
+def evaluate_cohort(
+    key: str, place: int, limit: float, churned: np.ndarray, scores: np.ndarray
+) -> EvaluatedChampion | None:
+    """Return a cohort as it is evaluated; ``None`` if an outcome is too rare."""
+    if min(churned.sum(), (~churned).sum()) < MIN_OF_CLASS:
+        return None
+    as_of = month_start(FIRST, HORIZON * place)
+    return EvaluatedChampion(
+        place, key, as_of, 1, roc_auc_interval(churned, scores), limit, as_of=as_of, horizon_months=HORIZON,
+        n=len(churned), n_churned=int(churned.sum()), mean_score=float(scores.mean()), is_calibrated=True,
+        log_loss_excess=log_loss_excess(churned, scores),
+    )  # fmt: skip
+
+
+def live_through(rng: np.random.Generator, size: int, shuffled: float, shift: float) -> dict[str, list[set[str]]]:
+    """Return the variants that are reported after each cohort since some became worse, by kind of incident.
+
+    Args:
+        size: Labels of each of the planted variants; the others have all sizes in turn.
+        shuffled: Share of the planted variants' scores that are other accounts'.
+        shift: Log-odds by which more of the planted variants' accounts churn.
+    """
+    keys = [f"v{i:04}" for i in range(N_VARIANTS)]
+    sizes = {key: size if i < PLANTED else SIZES[i % len(SIZES)] for i, key in enumerate(keys)}
+    limits = {key: roc_auc_interval(*draw(rng, n, 0.0, 0.0)).low for key, n in sizes.items()}
+    champions = dict.fromkeys(keys, 1)
+    told: dict[str, list[set[str]]] = {"performance_low": [], "calibration_poor": []}
+    evaluated: list[EvaluatedChampion] = []
+    for place in range(2 * N_COHORTS):
+        season = SEASON * np.sin(place * np.pi / 2)
+        for i, (key, n) in enumerate(sizes.items()):
+            is_worse = i < PLANTED and place >= N_COHORTS
+            drawn = draw(rng, n, season + shift * is_worse, shuffled * is_worse)
+            if (one := evaluate_cohort(key, place, limits[key], *drawn)) is not None:
+                evaluated.append(one)
+        cohorts = independent_cohorts(evaluated, champions)
+        if place >= N_COHORTS:
+            for condition in (performance_low(cohorts), calibration_poor(cohorts)):
+                told[condition.kind].append(set(condition.members))
+    return told
+
+
+def found(told: Sequence[set[str]]) -> tuple[int, int]:
+    """Return how many of the planted variants, and of the others, were ever reported."""
+    ever = set().union(*told)
+    planted = {f"v{i:04}" for i in range(PLANTED)}
+    return len(ever & planted), len(ever - planted)
+
+
+def targets() -> list[Target]:
+    """Measure each size."""
+    rng, shuffled = np.random.default_rng(5), share_that_costs(0.1)
+    rows: list[Target] = []
+    n_false = {"performance_low": 0, "calibration_poor": 0}
+    for size in SIZES:
+        worse = live_through(rng, size, shuffled, 0.0)
+        n, others = found(worse["performance_low"])
+        low, high = (float(end) for end in wilson_interval(PLANTED, n / PLANTED))
+        first = next(
+            (i + 1 for i, told in enumerate(worse["performance_low"]) if found([told])[0] >= PLANTED / 2), None
+        )
+        target, is_met = ("80 % or more", n / PLANTED >= 0.8) if size == ASKED else ("none", True)
+        name = (
+            f"AUC 0.80 → 0.70, {size:,} labels: found within {N_COHORTS} cohorts (half of them after {first or 'more'})"
+        )
+        rows.append(Target(name, target, f"{n / PLANTED:.0%} of {PLANTED}", f"{low:.0%} to {high:.0%}", is_met))
+        n_false["performance_low"] += others
+        n_false["calibration_poor"] += found(worse["calibration_poor"])[1]
+    for size in SIZES:
+        n, _ = found(live_through(rng, size, 0.0, TOO_MANY)["calibration_poor"])
+        low, high = (float(end) for end in wilson_interval(PLANTED, n / PLANTED))
+        name = f"{TOO_MANY} log-odds more churn than expected, {size:,} labels: found within {N_COHORTS} cohorts"
+        rows.append(Target(name, "none", f"{n / PLANTED:.0%} of {PLANTED}", f"{low:.0%} to {high:.0%}", is_met=True))
+    quarters = len(SIZES) * N_COHORTS
+    for kind, n in n_false.items():
+        low = stats.chi2.ppf(0.025, 2 * n) / 2 / quarters if n else 0.0
+        high = stats.chi2.ppf(0.975, 2 * n + 2) / 2 / quarters
+        name = f"false alerts of {kind}, {N_VARIANTS - PLANTED:,} variants, a quarter with seasons"
+        rows.append(Target(name, "1 or fewer", f"{n / quarters:.2f}", f"{low:.2f} to {high:.2f}", n / quarters <= 1))
+    return rows
+
+
+def main() -> int:
+    """Measure, and print the targets."""
+    return report("Alerts of performance", targets())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
