@@ -242,6 +242,11 @@ def test_the_sensor_requests_training_where_two_different_inputs_drifted(
         site.churn, "SELECT drift FROM scoring_batches WHERE is_current AND scored_week = :week", week=weeks[0]
     )
     assert drift["brand_id"]["psi"] > 1
+    volume = "SELECT n_rows_newest_month, least(newest_month, date_trunc('month', as_of - interval '1 month')::date) "
+    ((n_rows, month),) = site.rows(
+        site.churn, f"{volume}FROM scoring_batches WHERE is_current AND scored_week = '{weeks[0]}'"
+    )
+    assert n_rows == moved[:-1].filter(pl.col("activity_month") == month).height > 0
     assert set(drift) == {
         "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id", "ben_login_id", "player_reg_product",
         "churn_probability",

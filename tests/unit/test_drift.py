@@ -155,6 +155,14 @@ def test_any_move_of_a_tenth_of_the_rows_is_larger_than_the_least_that_counts():
         assert flag_fleet({"us": [drift]})
 
 
+def test_an_excess_psi_of_0_02_is_no_measure_of_the_rows_moved():
+    drift = compare_counts([99_000, 900, 100, 0], [98_100, 900, 1_000, 0], Bins("x", levels=("a", "b", "c")))
+
+    assert drift.excess_psi > 0.02
+    assert abs(drift.largest[2] - drift.largest[1]) == pytest.approx(0.009)
+    assert not flag_fleet({"us": [drift]})
+
+
 def test_a_level_the_model_does_not_know_is_a_drift_though_its_psi_is_small():
     before = [5_000] * 10 + [0] * 20
     now = [98] * 10 + [0] * 19 + [20]
