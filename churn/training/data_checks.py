@@ -15,6 +15,7 @@ import polars as pl
 from churn.data.activity import MONEY
 from churn.data.features import encode, features, in_order, plan_encoding
 from churn.data.snapshots import Snapshot
+from churn.data.windows import ACTIVITY
 from churn.errors import InputError
 from churn.inference.bundle import Bundle
 from churn.training.checks import GateCheck
@@ -95,7 +96,9 @@ def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> Gate
     return _check(name, min(over_base, over_recency), 0.0, found, holds=holds)
 
 
-def check_restated(facts: pl.DataFrame, source_columns: Sequence[str], *, has_known_at: bool) -> GateCheck:
+def check_restated(
+    facts: pl.DataFrame, source_columns: Sequence[str], *, has_known_at: bool, money: Sequence[str] = MONEY
+) -> GateCheck:
     """Check that no column of the features changed in past months from one extract to another.
 
     Of the first extract it is assumed that a month's row was known when the month was over. A column that is written
@@ -104,6 +107,7 @@ def check_restated(facts: pl.DataFrame, source_columns: Sequence[str], *, has_kn
     Args:
         facts: From a history, in which each report of a month differs from the one before.
         has_known_at: Whether the extract itself says when each row became known.
+        money: The columns of activity, which windows over activity are computed from.
     """
     name = "past_months_are_not_restated"
     if has_known_at:
@@ -113,12 +117,13 @@ def check_restated(facts: pl.DataFrame, source_columns: Sequence[str], *, has_kn
     newest = facts["known_at"].max()
     known_before = complete.filter(pl.col("known_at") < newest).select("account_id", "activity_month").n_unique()
     # A date that becomes known later lies after the earlier as-of days, at which it is missing in any case.
-    columns = [column for column in source_columns if column in facts.columns and facts.schema[column] != pl.Date]
+    read = [*source_columns, *(money if ACTIVITY in source_columns else ())]
+    columns = [name for name in dict.fromkeys(read) if name in facts.columns and facts.schema[name] != pl.Date]
     is_again = pl.struct("account_id", "activity_month") == pl.struct("account_id", "activity_month").shift()
     changed = complete.select(
         (is_again & pl.col(column).ne_missing(pl.col(column).shift())).sum().alias(column) for column in columns
     )
-    n_changed = changed.row(0, named=True) if known_before else {}
+    n_changed = changed.row(0, named=True) if known_before and columns else {}
     shares = {column: n / known_before for column, n in n_changed.items() if n}
     if complete.select(is_again.sum()).item() == 0:
         return GateCheck(name, None, MAX_RESTATED_SHARE, "skipped", "no extract has changed a past month yet")

@@ -101,7 +101,7 @@ def check_gate(
         check_churn_share(trained),
         check_rows_per_account(facts),
         check_simple_models(trained, shots),
-        check_restated(facts, trained.encoding.source_columns, has_known_at=has_known_at),
+        check_restated(facts, trained.encoding.source_columns, has_known_at=has_known_at, money=money),
         check_replay(facts, before, champion, money),
         check_golden(trained),
         check_compilation(engine),

@@ -142,6 +142,26 @@ def test_a_column_that_is_written_anew_in_past_months_is_found_by_name(history: 
     assert check_restated(history, columns, has_known_at=True).outcome == "skipped"
 
 
+def test_windows_over_activity_are_checked_by_the_columns_that_measure_it(history: pl.DataFrame):
+    months = pl.col("activity_month") < date(2026, 6, 1)
+    again = history.filter(months).with_columns(total_ngr=0.5, known_at=pl.lit(datetime(2026, 9, 20, 7, tzinfo=UTC)))
+    restated = pl.concat([history, again]).sort("account_id", "activity_month", "known_at")
+
+    check = check_restated(restated, ["activity"], has_known_at=False)
+
+    assert check.outcome == "fails", check.sentence
+    assert "total_ngr in" in check.sentence
+    assert check_restated(history, ["activity"], has_known_at=False).outcome == "holds"
+
+
+@pytest.mark.parametrize("source_columns", [[], ["reg_date", "ftd_date"]])
+def test_features_of_dates_alone_have_no_column_that_could_be_restated(
+    history: pl.DataFrame, activity: pl.DataFrame, source_columns: list[str]
+):
+    assert check_restated(history, source_columns, has_known_at=False).outcome == "holds"
+    assert check_restated(backfilled(activity), source_columns, has_known_at=False).outcome == "skipped"
+
+
 def test_one_extract_cannot_show_what_is_restated(activity: pl.DataFrame):
     assert check_restated(backfilled(activity), NUMBERS, has_known_at=False).outcome == "skipped"
 
