@@ -132,20 +132,21 @@ class ActivityHistory:
     def _append(
         self, variant: Variant, extract: pl.DataFrame, received_at: datetime, erased: Erased, *, dry_run: bool
     ) -> Appended:
-        parts, read, replaced = self._read_parts(variant)
+        parts, read, replaced, first = self._read_parts(variant)
         if not dry_run and any(erased.without(facts).height < facts.height for facts in read):
             self.erase(variant, erased)  # written by an append that lost its connection meanwhile
-            parts, read, replaced = self._read_parts(variant)
+            parts, read, replaced, first = self._read_parts(variant)
         stored = _ordered(read) if read else None
         added = new_facts(erased.without(extract), stored, received_at)
-        date = self._date(parts, received_at)
+        date = self._date(first, received_at)
         if added.is_empty():
             return Appended(0, [added if stored is None else stored], date)
         if dry_run:
             return Appended(added.height, [*read, added], date)
         compacted = [*parts, *replaced] if len(parts) >= max_parts(variant) else []
         written = _ordered([*read, added]) if compacted else added
-        content = _as_parquet(written, [part.key for part in compacted])
+        # The first name is that of the variant's first part, which dates the first extract's facts.
+        content = _as_parquet(written, [first, *(part.key for part in compacted)] if compacted else [])
         key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(compacted))
         with_retries(partial(self.place.write, key, content))
         if compacted:
@@ -155,14 +156,15 @@ class ActivityHistory:
         by_part = [written] if compacted else [*read[:at], added, *read[at:]]
         return Appended(added.height, by_part, date)
 
-    def _date(self, parts: Sequence[Entry], received_at: datetime) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    def _date(self, first: str, received_at: datetime) -> Callable[[pl.DataFrame], pl.DataFrame]:
         """Return the function that dates the first extract's facts.
 
         Args:
-            received_at: When the first extract was received, if there are no parts yet.
+            first: The key of its part; empty if there is none yet.
+            received_at: When it was received then.
         """
-        first = next((match["received"] for part in parts if (match := _PART.search(part.key))), None)
-        received_at = datetime.strptime(first, "%Y%m%dT%H%M%S.%f%z") if first else received_at
+        if match := _PART.search(first):
+            received_at = datetime.strptime(match["received"], "%Y%m%dT%H%M%S.%f%z")
         return partial(date_arrivals, default=self.delay, received_at=received_at)
 
     def _require_readable(self, key: str) -> None:
@@ -215,11 +217,11 @@ class ActivityHistory:
             InputError: If a part is damaged; names it.
             SourceError: If the variant has no history, or the place does not answer.
         """
-        parts, read, _ = self._read_parts(variant)
+        _, read, _, first = self._read_parts(variant)
         if not read:
             uri = self.place.uri(variant.prefix + FOLDER)
             raise SourceError(f"{uri} has no activity; append an extract of {variant} first")
-        return Appended(0, read, self._date(parts, datetime.now(UTC)))
+        return Appended(0, read, self._date(first, datetime.now(UTC)))
 
     def version(self, variant: Variant) -> str | None:
         """Return a hash of the parts' names; ``None`` if the variant has no history."""
@@ -234,8 +236,8 @@ class ActivityHistory:
         return sorted(parts, key=lambda entry: entry.key)
 
     @retry(retry=retry_if_exception_type(NoSuchKeyError), stop=stop_after_attempt(_LISTINGS), reraise=True)
-    def _read_parts(self, variant: Variant) -> tuple[list[Entry], list[pl.DataFrame], list[Entry]]:
-        """List and read the parts that no other replaces, and list those that one does.
+    def _read_parts(self, variant: Variant) -> tuple[list[Entry], list[pl.DataFrame], list[Entry], str]:
+        """List and read the parts that no other replaces, list those that one does, and name the variant's first part.
 
         Tries again if a part was deleted in between, as the next listing has its successor.
         """
@@ -243,7 +245,11 @@ class ActivityHistory:
         read = list(in_threads(self._read_part, [part.key for part in parts], threads=_READS_AT_ONCE))
         names = {key for _, replaces in read for key in replaces}
         live = [(part, facts) for part, (facts, _) in zip(parts, read, strict=True) if part.key not in names]
-        return [part for part, _ in live], [facts for _, facts in live], [part for part in parts if part.key in names]
+        gone = [part for part in parts if part.key in names]
+        first = min(
+            (replaces[0] if replaces else part.key for part, (_, replaces) in zip(parts, read, strict=True)), default=""
+        )
+        return [part for part, _ in live], [facts for _, facts in live], gone, first
 
     def _read_if_there(self, key: str) -> tuple[pl.DataFrame, list[str]]:
         try:

@@ -417,6 +417,21 @@ def test_histories_of_a_fleet_are_not_folded_in_one_week(tmp_path):
     assert len(set(folded_in.values())) > 1
 
 
+def test_compaction_changes_no_date_of_the_first_extract(tmp_path):
+    history = ActivityHistory(Folder(tmp_path), delay=timedelta(days=20))
+    months = [date(2025, month, 1) for month in range(1, 5)]
+    dated = []
+    for number in range(2 * max(COMPACTED_AT)):
+        extract = pl.DataFrame(
+            {"account_id": [1, 1, 1, 1, 100 + number], "activity_month": [*months, months[-1]], "total_deposit": 1.0}
+        )
+        history.append(US, extract, datetime(2025, 5, 10, 6, tzinfo=UTC) + timedelta(weeks=number))
+        dated.append(told(history.read(US).filter(pl.col("account_id") == 1)))
+
+    assert dated == [dated[0]] * len(dated)
+    assert len(parts_of(history.place)) < len(dated)
+
+
 class Listed(Folder):
     """Somebody compacts the history just after it was listed, once."""
 
