@@ -134,7 +134,9 @@ class Settings(BaseSettings):
         default=False, description="Promote a challenger that is proven better without a person's approval."
     )
     churn_alert_urls: SecretStr | None = Field(
-        None, description="Apprise URLs to notify (Slack, mail, webhooks), separated by spaces; unset: no alerts."
+        None,
+        description="Apprise URLs to notify (Slack, mail, webhooks), separated by spaces, perhaps named "
+        "(ops=slack://…); unset: no alerts.",
     )
     churn_schedule_grace_hours: Annotated[int, Field(ge=1, le=120)] = Field(
         6, description="Hours after Monday 00:00 UTC by which a week must be scored; later it counts as missed."

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ message is truncated; no redirect, which would turn the message into an empty GE
 logger = logging.getLogger(__name__)
 
 _SCHEMA = re.compile(r"[a-z][a-z0-9]{0,19}(?=://)", re.IGNORECASE)
+_NAMED = re.compile(r"([a-z][\w-]{0,39})=(?=[a-z][a-z0-9]*://)", re.IGNORECASE)
 _STATUS = re.compile(r"\berror=(\d{3})\b")
 _REASONS = {
     "timed out": "no answer in time", "refused": "connection refused", "failed to resolve": "host name not found",
@@ -40,7 +41,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Receiver:
-    """A service that alerts are sent to; its name is the schema and fingerprint of the URL, which are no secret."""
+    """A service that alerts are sent to; its name is the one given, or the URL's schema and fingerprint."""
 
     name: str
     _service: "NotifyBase" = field(repr=False)
@@ -78,13 +79,18 @@ class Receivers:
 
     @classmethod
     def parse(cls, text: str) -> "Receivers":
-        """Parse Apprise URLs, separated by white space.
+        """Parse Apprise URLs, separated by white space, each with a name before it (``ops=slack://…``) or without.
 
         Raises:
-            UsageError: If one is not such a URL; names its position and schema, never the URL.
+            UsageError: If one is not such a URL, or two have one name; names its position and schema, never the URL.
         """
-        opened = [_open(url, position) for position, url in enumerate(text.split(), start=1)]
-        return cls(tuple({receiver.name: receiver for receiver in opened}.values()))
+        given = [_NAMED.sub("", one) for one in dict.fromkeys(text.split())]
+        names = [match[1] if (match := _NAMED.match(one)) else None for one in dict.fromkeys(text.split())]
+        if twice := {name for name in names if name is not None and names.count(name) > 1}:
+            raise UsageError(f"CHURN_ALERT_URLS has several receivers named {', '.join(sorted(twice))}; rename one")
+        opened = [_open(url, position) for position, url in enumerate(given, start=1)]
+        named = [one if name is None else replace(one, name=name) for one, name in zip(opened, names, strict=True)]
+        return cls(tuple({receiver.name: receiver for receiver in named}.values()))
 
     @property
     def names(self) -> list[str]:

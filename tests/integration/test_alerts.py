@@ -421,6 +421,28 @@ def test_a_receiver_is_known_by_its_url_alone_and_counts_once():
     assert all(name.startswith("json-") and len(name) == len("json-") + 12 for name in names)
 
 
+def test_what_waits_for_a_named_receiver_follows_its_name_to_another_url(
+    site: Site, incidents: Incidents, hook: WebHook
+):
+    wrong = Receivers.parse(f"ops={url_of(1)}")
+    incidents.reconcile([drifted("geography-us")], KINDS, wrong.names, NOW)
+    assert deliver(incidents, wrong, NOW, 10).n_waiting == 1
+
+    right = Receivers.parse(f"ops={url_of(hook.port)}")
+
+    assert wrong.names == right.names == ["ops"]
+    assert deliver(incidents, right, LATER, 10) == Delivered(n_sent=1, n_failed=0, n_waiting=0)
+    assert hook.titles == ["Input drifted: 1 variant"]
+
+
+def test_two_receivers_with_one_name_are_refused_without_their_urls():
+    with pytest.raises(UsageError, match="several receivers named ops; rename one") as refused:
+        Receivers.parse(f"ops={url_of(8001)} ops={url_of(8002)}")
+
+    assert SECRET not in str(refused.value)
+    assert len(Receivers.parse(f"ops={url_of(8001)} ops={url_of(8001)} night={url_of(8001)}").names) == 2
+
+
 def test_pagerduty_is_told_which_of_its_incidents_an_alert_opens_and_ends(
     incidents: Incidents, hook: WebHook, monkeypatch: pytest.MonkeyPatch
 ):
