@@ -1,14 +1,18 @@
 """The common part of the command lines: variant flags, output for many variants, exit status, errors as one line."""
 
 import argparse
+import errno
 import logging
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from churn.deployment.surroundings import prepare_process
 from churn.errors import ChurnError, UsageError
 from churn.signals import signals_handled
 from churn.variants import Variant
@@ -38,6 +42,7 @@ def run_command(name: str, command: Callable[[], None], *, waits: bool = False) 
     Args:
         waits: Whether it serves until ``churn.signals.stop_request`` is set.
     """
+    prepare_process()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
         with signals_handled(waits=waits):
@@ -45,9 +50,32 @@ def run_command(name: str, command: Callable[[], None], *, waits: bool = False) 
     except ChurnError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED)
+    except BrokenPipeError:
+        # Who reads the output has ended, as head does; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except OSError as error:
+        print(f"{name}: {describe_os_error(error)}", file=sys.stderr)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run it again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return an error of the operating system as one line, with the file and the next step."""
+    where = f" of {error.filename}" if error.filename else ""
+    text = error.strerror or str(error) or type(error).__name__
+    remedies = {
+        errno.ENOSPC: f"free space there, or set TMPDIR (now {tempfile.gettempdir()}) or CHURN_HOME to another disk",
+        errno.EDQUOT: "the quota of this user is used up: free space, or set TMPDIR or CHURN_HOME to another disk",
+        errno.EACCES: "give this user the right to it, or set another path",
+        errno.EROFS: "the disk is mounted read-only: set TMPDIR and CHURN_HOME to one that is not",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.ENOMEM: "give this process more memory, or score fewer variants at once",
+    }
+    remedy = remedies.get(error.errno or 0, "correct that, and run it again")
+    return f"the operating system refused the use{where}: {text}; {remedy}"
 
 
 def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | BaseException]]) -> None:

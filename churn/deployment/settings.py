@@ -5,10 +5,16 @@ class; the core gets plain values.
 """
 
 import importlib.resources
+import logging
+import os
+from collections.abc import Iterable
 from datetime import timedelta
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -37,6 +43,11 @@ def find_project_root() -> Path:
 def _seconds_as_number(value: object) -> object:
     """Convert digits to a number: Pydantic reads a number as seconds, but rejects the text that a variable contains."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+logger = logging.getLogger(__name__)
+
+_CLOSE = {"CHURN": 0.8, "MLFLOW": 0.85}  # similarity of two names, of 1; MLflow has variables of its own
 
 
 class Settings(BaseSettings):
@@ -162,9 +173,31 @@ def load_settings() -> Settings:
         UsageError: If a variable's value is invalid; names every such variable, without its value.
     """
     try:
-        return Settings()
+        settings = Settings()
     except UnicodeDecodeError:
         raise UsageError("the environment or .env is wrong: .env is not UTF-8 text; see .env.example") from None
     except ValidationError as error:
         wrong = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
         raise UsageError(f"the environment or .env is wrong: {'; '.join(wrong)}; see .env.example") from None
+    for name, meant in misspelled([*os.environ, *dotenv_values(find_project_root() / ".env")]).items():
+        _warn_of_name(name, meant)
+    return settings
+
+
+@lru_cache
+def _warn_of_name(name: str, meant: str) -> None:
+    logger.warning("%s is no setting and is ignored; %s was probably meant: rename it", name, meant)
+
+
+def misspelled(names: Iterable[str]) -> dict[str, str]:
+    """Return the names that are no setting and close to one, with the setting meant."""
+    known = {name.upper() for name in Settings.model_fields}
+    found: dict[str, str] = {}
+    for name in names:
+        prefix, _, rest = name.upper().partition("_")
+        if prefix not in _CLOSE or name.upper() in known:
+            continue
+        rests = {of_known.partition("_")[2]: of_known for of_known in known if of_known.startswith(f"{prefix}_")}
+        if close := get_close_matches(rest, rests, n=1, cutoff=_CLOSE[prefix]):
+            found[name] = rests[close[0]]
+    return found

@@ -29,6 +29,20 @@ _MAX_CATEGORY = 1 << 24  # XGBoost's limit
 GOLDEN_ROWS = 64
 GOLDEN_TOLERANCE = 1e-5  # float32 sums in another order differ by less; a wrongly read model by much more
 _NAMES_SHOWN = 5
+_LEARNER_FIELDS = {
+    "attributes", "feature_names", "feature_types", "gradient_booster", "learner_model_param", "objective", "metrics",
+    "learner_train_param", "generic_param",
+}  # fmt: skip
+_PARAMETER_FIELDS = {"base_score", "boost_from_average", "num_class", "num_feature", "num_target"}
+_MODEL_FIELDS = {
+    "cats", "gbtree_model_param", "iteration_indptr", "tree_info", "trees", "weight_drop", "weights", "boosted_rounds",
+    "param",
+}  # fmt: skip
+_TREE_FIELDS = {
+    "base_weights", "categories", "categories_nodes", "categories_segments", "categories_sizes", "default_left", "id",
+    "leaf_child_counts", "left_children", "loss_changes", "parents", "right_children", "split_conditions",
+    "split_indices", "split_type", "sum_hessian", "tree_param",
+}  # fmt: skip
 _NO_CHILD = -1
 
 
@@ -87,8 +101,8 @@ class Bundle:
         return hashlib.sha256(self.data).hexdigest()
 
     def read_forest(self) -> Forest:
-        """Read the trees; see :func:`churn.inference.forest.read_forest`."""
-        return read_forest(_parse(self.data))
+        """Read the trees that predict; see :func:`churn.inference.forest.read_forest`."""
+        return read_forest(_parse(self.data), self.booster.num_boosted_rounds())
 
     def predict(self, matrix: Matrix) -> npt.NDArray[np.float32]:
         """Return the churn probabilities of ``Booster.predict``, shape (n,), of rows of shape (n, n_features)."""
@@ -156,6 +170,7 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
         raise ModelFileError(
             f"{origin} has objective {parameters['objective']!r}; churn probabilities need binary:logistic"
         )
+    _require_known_fields(document, origin)
     return load_bundle(data, feature_names, origin, parameters)
 
 
@@ -171,11 +186,34 @@ def load_bundle(
         cause = re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0])[:200]
         raise ModelFileError(f"{origin} is damaged: {cause}; save the model again") from error
     names = _agreed_names(booster, feature_names, origin)
+    booster = _rounds_that_predict(booster, origin)
     try:
         booster.feature_names = list(names)
     except ValueError as error:
         raise ModelFileError(f"{origin} has feature names that XGBoost rejects ({error}); rename them") from error
     return Bundle(booster, names, data, parameters or {})
+
+
+def _rounds_that_predict(booster: xgb.Booster, origin: str) -> xgb.Booster:
+    """Return the booster that the class which saved the file predicts with.
+
+    ``XGBClassifier`` stops at its best iteration, and marks the file; a native booster uses all of its rounds.
+    """
+    attributes, n_rounds = booster.attributes(), booster.num_boosted_rounds()
+    best = attributes.get("best_iteration")
+    if "scikit_learn" not in attributes or best is None or _is_linear(booster):
+        return booster
+    if not best.isdecimal() or int(best) >= n_rounds:
+        raise ModelFileError(
+            f"{origin} was saved by scikit-learn's interface with best_iteration {best[:20]!r} of {n_rounds} rounds, "
+            f"so that it cannot be decided which of them predict; save the rounds meant: booster[:n] of "
+            f"model.get_booster(), or all of them after set_attr(best_iteration=None)"
+        )
+    return booster if int(best) + 1 == n_rounds else booster[: int(best) + 1]
+
+
+def _is_linear(booster: xgb.Booster) -> bool:
+    return bool(json.loads(booster.save_config())["learner"]["gradient_booster"]["name"] == "gblinear")
 
 
 def parse_feature_names(data: bytes, origin: str) -> list[str]:
@@ -268,6 +306,28 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _require_known_fields(document: Any, origin: str) -> None:
+    """Reject a field that is not known: it could change what the model predicts, and would be passed over."""
+    learner = document["learner"]
+    gradient_booster = learner["gradient_booster"]
+    model = gradient_booster.get("model") or gradient_booster["gbtree"]["model"]
+    parts = {
+        "the file": (document, {"learner", "version", "Config", "config"}),
+        "its learner": (learner, _LEARNER_FIELDS),
+        "its parameters": (learner["learner_model_param"], _PARAMETER_FIELDS),
+        "its objective": (learner["objective"], {"name", "reg_loss_param"}),
+        "its booster": (gradient_booster, {"name", "model", "gbtree", "weight_drop"}),
+        "its model": (model, _MODEL_FIELDS),
+    }
+    parts |= {f"its tree {i}": (tree, _TREE_FIELDS) for i, tree in enumerate(model.get("trees", []))}
+    for where, (fields, known) in parts.items():
+        if unknown := sorted(set(fields) - known):
+            raise ModelFileError(
+                f"{origin}: {where} has {unknown[0]!r}, which is not known here and may change what it predicts; train "
+                f"it without that setting, or use a version of this software that knows it"
+            )
+
+
 def _require_weights(weights: Any, n: int, what: str) -> None:
     if weights is None:
         return
@@ -291,8 +351,10 @@ def _depth(tree: dict[str, Any], n_features: int) -> int:
     sizes = {right.size, parents.size, features.size, len(tree["split_conditions"]), len(tree["default_left"])}
     _require_tree(n_nodes and sizes == {n_nodes}, "arrays of different lengths")
     values = np.asarray(tree["split_conditions"], dtype=np.float32)
-    _require_tree(np.isfinite(values).all(), "thresholds or leaves that are not finite")
     _require_categories(tree, n_nodes)
+    # XGBoost before 3 wrote NaN as the threshold of a categorical split.
+    is_categorical = np.resize(np.asarray(tree.get("split_type", 0), dtype=np.bool_), n_nodes) & (left != _NO_CHILD)
+    _require_tree(np.isfinite(values[~is_categorical]).all(), "thresholds or leaves that are not finite")
     depth, n_seen, level = 0, 1, np.zeros(1, dtype=np.int64)
     while (inner := level[left[level] != _NO_CHILD]).size:
         children = np.concatenate([left[inner], right[inner]])

@@ -60,8 +60,11 @@ def booster_kind(gradient_booster: dict[str, Any]) -> str:
     return "dart" if "weight_drop" in gradient_booster.get("model", {}) else gradient_booster["name"]
 
 
-def read_forest(document: dict[str, Any]) -> Forest:
+def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest:
     """Read the trees of a parsed model file that :func:`churn.inference.bundle.read_bundle` has checked.
+
+    Args:
+        n_rounds: The boosting rounds that predict; ``None`` for all.
 
     Raises:
         NotCompilableError: If it is not a ``gbtree`` booster of plain splits.
@@ -70,7 +73,7 @@ def read_forest(document: dict[str, Any]) -> Forest:
     booster = learner["gradient_booster"]
     if (kind := booster_kind(booster)) != "gbtree":
         raise NotCompilableError(f"booster {kind}")
-    trees = booster["model"]["trees"]
+    trees = booster["model"]["trees"][: _n_trees(booster["model"], n_rounds)]
     if not trees:
         raise NotCompilableError("no trees")
     if any(np.asarray(tree["split_type"]).any() for tree in trees):
@@ -96,6 +99,14 @@ def read_forest(document: dict[str, Any]) -> Forest:
         covers=join("sum_hessian", np.float32),
         base_margin=_base_margin(str(learner["learner_model_param"]["base_score"])),
     )
+
+
+def _n_trees(model: dict[str, Any], n_rounds: int | None) -> int | None:
+    if n_rounds is None:
+        return None
+    if (starts := model.get("iteration_indptr")) is not None:
+        return int(starts[n_rounds])
+    return n_rounds * max(int(model["gbtree_model_param"].get("num_parallel_tree", 1)), 1)  # XGBoost before 2.0
 
 
 def _base_margin(base_score: str) -> np.float32:

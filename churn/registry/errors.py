@@ -1,6 +1,7 @@
 """Translation of errors of MLflow and its services into ours, with the cause and the next step."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import botocore.exceptions as aws
@@ -11,6 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from churn.errors import AbsentError, AccessDeniedError, ChurnError, RegistryError, RegistryUnavailableError
 
+_TLS_WORDS = ("SSLError", "SSLCertVerificationError", "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
+_LONGEST = 300
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
@@ -20,18 +23,71 @@ def errors_translated(doing: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        text = (error.message.splitlines() or [error.error_code])[0]  # the other lines are a statement and its values
-        if error.error_code in _ABSENT:
-            raise AbsentError(f"MLflow failed at {doing}: {text}") from error
-        if error.error_code == "PERMISSION_DENIED":
-            raise RegistryError(f"MLflow denied {doing}: {text}") from error
-        if isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or "API request to" in text:
-            raise _unavailable(doing, error) from error
-        raise RegistryError(f"MLflow failed at {doing}: {text}") from error
+        raise _translate_mlflow_error(doing, error) from error
     except (Boto3Error, aws.BotoCoreError, aws.ClientError) as error:  # first: some are requests' errors as well
         raise _translate_artifact_error(doing, error) from error
+    except requests.exceptions.SSLError as error:
+        raise _translate_answer(doing, str(error)) from error
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
         raise _unavailable(doing, error) from error
+
+
+def _translate_mlflow_error(doing: str, error: MlflowException) -> RegistryError:
+    text = (error.message.splitlines() or [error.error_code])[0]  # the other lines are a statement and its values
+    if "API request to" in error.message:  # no answer of MLflow's API, whatever code the client gave it
+        return _translate_answer(doing, error.message)
+    if error.error_code in _ABSENT:
+        return AbsentError(f"MLflow failed at {doing}: {text}")
+    if error.error_code == "PERMISSION_DENIED":
+        return RegistryError(f"MLflow denied {doing}: {text}")
+    if isinstance(error.__cause__, sqlalchemy.exc.OperationalError):
+        return _unavailable(doing, error)
+    return RegistryError(f"MLflow failed at {doing}: {text}")
+
+
+def _translate_answer(doing: str, message: str) -> RegistryError:
+    """Translate what an MLflow server answered; only the absence of an answer, 429 and 5xx are worth a retry."""
+    text = _without_logins(message)
+    status = re.search(r"failed with error code (\d+)|too many (\d+) error responses", text)
+    code = int(status[1] or status[2]) if status else 0
+    told = re.sub(r"<[!?a-zA-Z].*", "a page", (text.splitlines() or [""])[0])[:_LONGEST]
+    if any(word in text for word in _TLS_WORDS):
+        return RegistryError(
+            f"TLS with the MLflow server failed at {doing} ({_cause(text)}); check http:// or https:// in "
+            f"MLFLOW_TRACKING_URI, and that MLFLOW_TRACKING_SERVER_CERT_PATH names its certificate authority"
+        )
+    if code in (401, 403, 407):
+        return RegistryError(
+            f"the MLflow server refused the login at {doing} (HTTP {code}): {told}; set MLFLOW_TRACKING_USERNAME and "
+            f"MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may do it"
+        )
+    if "not in a valid JSON format" in text or "<html" in text.lower():
+        title = re.search(r"<title>([^<]{1,80})", text, re.IGNORECASE)
+        return RegistryError(
+            f"the address of MLFLOW_TRACKING_URI answered with a page{f' {title[1].strip()!r}' if title else ''} at "
+            f"{doing}, which is no MLflow API (HTTP {code or 200}); is it a login page or a proxy? Set the address of "
+            f"the API, and MLFLOW_TRACKING_TOKEN if it needs a login"
+        )
+    if code == 404:
+        return RegistryError(
+            f"the server has no MLflow API at {doing} (HTTP 404): {told}; check the path in MLFLOW_TRACKING_URI"
+        )
+    if code == 429 or code >= 500 or (not code and "API request to" in text):
+        return RegistryUnavailableError(
+            f"the MLflow registry did not answer while {doing} ({f'HTTP {code}' if code else _cause(text)}); "
+            f"check MLFLOW_TRACKING_URI or MLFLOW_DB_HOST, and that it runs"
+        )
+    return RegistryError(f"MLflow failed at {doing}: {told}")
+
+
+def _cause(text: str) -> str:
+    """Return the innermost of nested errors, as urllib3 and requests write them."""
+    found = re.findall(r"(\w*(?:Error|Exception|Timeout)\w*)\b[('\":, ]*([^'\"()]{0,120})", text)
+    return ": ".join(part.strip() for part in found[-1] if part.strip()) if found else text[:_LONGEST]
+
+
+def _without_logins(text: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def _translate_artifact_error(doing: str, error: Exception) -> ChurnError:

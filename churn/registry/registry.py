@@ -22,8 +22,9 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LoggedModelOutput, LoggedModelStatus, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, infer_signature
+from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types.schema import AnyType, ColSpec, Schema
 from mlflow.utils.uri import append_to_uri_path
 
 from churn.errors import AbsentError, ModelFileError, RegistryError
@@ -379,7 +380,7 @@ class Registry:
                 logged.bundle.booster,
                 str(folder),
                 mlflow_model=card,
-                signature=infer_signature(logged.sample, scores),
+                signature=_signature(logged.sample, scores),
                 input_example=logged.sample.head(5),
                 pip_requirements=[f"xgboost=={xgb.__version__}", f"mlflow=={mlflow.__version__}"],
                 model_format="ubj",
@@ -476,3 +477,12 @@ def _tags(version: Any) -> dict[str, str]:
 
 def _aliases(model: Any) -> dict[str, int]:
     return {alias: int(version) for alias, version in model.aliases.items()}
+
+
+def _signature(sample: pd.DataFrame, scores: "pd.Series[float]") -> ModelSignature:
+    """Name the features, and leave their types open.
+
+    Pandas reads a sample's flags as truth values and its counts as integers, which MLflow would refuse for numbers.
+    """
+    inputs = Schema([ColSpec(AnyType(), str(name)) for name in sample.columns])
+    return ModelSignature(inputs, infer_signature(sample, scores).outputs)

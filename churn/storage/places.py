@@ -26,6 +26,14 @@ ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AllAccessDisabled", "403"}
 _MISSING = {"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404", "NotFound"}
+_REMEDIES = (
+    (("kms:", "KMS"), "the role needs kms:Decrypt (to write: kms:GenerateDataKey) on the key that encrypts it"),
+    (("RequestTimeTooSkewed", "too skewed"), "this machine's clock is wrong: synchronize it"),
+    (("InvalidObjectState", "storage class"), "it is archived in Glacier: restore it, or exclude it from archiving"),
+    (("ExpiredToken", "TokenRefreshRequired"), "the session has ended: renew the credentials"),
+    (("InvalidAccessKeyId", "SignatureDoesNotMatch"), "the AWS access key or its secret is wrong: correct them"),
+    (("RequestLimit", "AllAccessDisabled"), "the bucket is disabled: ask its owner"),
+)
 _REPLACED = "PreconditionFailed"
 _TRANSIENT = {"SlowDown", "RequestTimeout", "Throttling"}
 _UNVERSIONED = "null"  # the version of an object that was written while the bucket kept none
@@ -326,13 +334,16 @@ def _translate(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
         return missing(f"{uri} does not exist ({code})")
     if code == _REPLACED:
         return ReplacedError(f"{uri} changed before it was read")
+    message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:300]
     if code in _DENIED or status in (401, 403):
+        remedy = next((text for words, text in _REMEDIES if any(word in f"{code} {message}" for word in words)), "")
+        remedy = remedy or f"the role needs {needs} on it"
         return AccessDeniedError(
-            f"access to {uri} was denied ({code}); the role needs {needs} on it. The local copy is not used"
+            f"access to {uri} was denied ({code}: {message}); {remedy}. The local copy is not used"
         )
     if status >= 500 or status == 429 or code in _TRANSIENT:
         return SourceUnavailableError(f"{uri} kept failing ({code or status})")
-    return SourceError(f"{uri} could not be read: {code} {error.response.get('Error', {}).get('Message', '')}")
+    return SourceError(f"{uri} could not be read: {code} {message}")
 
 
 def with_retries(work: Callable[[], _Out]) -> _Out:

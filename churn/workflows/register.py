@@ -15,14 +15,14 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from churn.data.activity import check_activity, check_encoded, is_activity
+from churn.data.activity import as_number, check_activity, check_encoded, is_activity
 from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import Matrix, pack_matrix, plan_encoded
 from churn.data.formats import open_rows, read_frame
 from churn.data.sample_rows import compare_with_activity
 from churn.errors import InputError, ModelFileError
 from churn.evaluation.metrics import Scores, evaluate
-from churn.inference.bundle import GOLDEN_ROWS, Bundle, parse_feature_names, read_bundle
+from churn.inference.bundle import GOLDEN_ROWS, GOLDEN_TOLERANCE, Bundle, parse_feature_names, read_bundle
 from churn.monitoring.profiles import reference_profile
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun
@@ -37,6 +37,9 @@ FEATURE_NAMES = ("data/churn/feature_names_3.json",)
 SAMPLE_NAMES = ("data/churn/X_test_sample_2.json",)
 LABEL_COLUMN = "churned"
 """Optional column of a sample, 0 or 1; without it there are no metrics."""
+
+SCORE_COLUMN = "expected_probability"
+"""Optional column of a sample: the score that the model's author got for the row."""
 
 Labels = npt.NDArray[np.int8]
 
@@ -78,16 +81,33 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidat
     if not checked.quarantined.is_empty():
         checked.require_share(0.0)
     matrix = np.ascontiguousarray(checked.rows.select(feature_names).cast(pl.Float32).to_numpy())
-    is_finite = np.isfinite(bundle.predict(matrix))
+    scores = bundle.predict(matrix)
+    is_finite = np.isfinite(scores)
     if not is_finite.all():
         raise ModelFileError(
             f"{model.provenance.uri} gives {int((~is_finite).sum())} of {len(matrix)} sample rows no finite score; "
             "train it again"
         )
+    _require_expected(frame, scores, model.provenance.uri)
     if columns is None:
         columns = Columns(one_hot=one_hot_columns(feature_names, matrix) or None)
     account_ids = checked.rows["account_id"] if "account_id" in frame.columns else None
     return Candidate(bundle, matrix, _read_labels(frame), tuple(files), columns, account_ids)
+
+
+def _require_expected(frame: pl.DataFrame, scores: npt.NDArray[np.float32], origin: str) -> None:
+    """Raise ``ModelFileError`` if the scores are not those that the author got for the sample, where it has them."""
+    if SCORE_COLUMN not in frame.columns:
+        return
+    expected = frame.select(as_number(SCORE_COLUMN, frame.schema[SCORE_COLUMN])).to_series().cast(pl.Float64).to_numpy()
+    gaps = np.abs(expected - scores)
+    if not (gaps <= GOLDEN_TOLERANCE).all():
+        worst = int(np.nanargmax(np.where(np.isnan(gaps), np.inf, gaps)))
+        raise ModelFileError(
+            f"{origin} gives sample row {worst + 1} the score {scores[worst]:.6f}, and the sample's {SCORE_COLUMN} is "
+            f"{expected[worst]:.6f}; {int((~(gaps <= GOLDEN_TOLERANCE)).sum())} of {len(gaps)} rows differ: was the "
+            f"model saved with other rounds, categories or features than its author scored with?"
+        )
 
 
 def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant, folder: Path) -> Candidate:

@@ -75,6 +75,9 @@ def test_the_command_registers_the_model_of_the_files_in_s3(site: Site, log_mode
     assert model.predict(rows).tolist() == pytest.approx(expected_scores(rows).tolist(), abs=0)
     # A caller that has the columns in another order is put right by the signature.
     assert model.predict(rows[NAMES[::-1]]).tolist() == model.predict(rows).tolist()
+    as_pandas_reads_it = pd.read_json(ROOT / "data/churn/X_test_sample_2.json", lines=True).head(50)
+    assert {kind.kind for kind in as_pandas_reads_it.dtypes} >= {"b", "f"}
+    assert model.predict(as_pandas_reads_it).tolist() == model.predict(rows).tolist()
 
 
 def test_a_version_carries_all_that_its_users_need(site: Site, log_model: Run, client: Any) -> None:
@@ -88,7 +91,6 @@ def test_a_version_carries_all_that_its_users_need(site: Site, log_model: Run, c
     uri = f"models:/{version.name}/{version.version}"
     card = mlflow.models.get_model_info(uri)
     assert [column.name for column in card.signature.inputs] == NAMES
-    assert {column.type.name for column in card.signature.inputs} == {"float"}
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     example = mlflow.models.Model.load(str(folder)).load_input_example(str(folder))
     assert example[NAMES].astype("float32").equals(sample_rows().head(5))
@@ -263,6 +265,11 @@ def without(name: str) -> bytes:
     return "\n".join(json.dumps({key: value for key, value in row.items() if key != name}) for row in rows).encode()
 
 
+def scored(score: float) -> bytes:
+    rows = [json.loads(line) for line in bundled("X_test_sample_2.json").splitlines()]
+    return "\n".join(json.dumps(row | {"expected_probability": score}) for row in rows).encode()
+
+
 def regressor() -> bytes:
     data = xgb.DMatrix(np.zeros((4, len(NAMES))), label=np.arange(4), feature_names=NAMES)
     return bytes(xgb.train({"objective": "reg:squarederror"}, data, 1).save_raw("ubj"))
@@ -284,6 +291,10 @@ BAD_FILES = {
     "sample empty": ({"sample": b""}, ["X_test_sample_2.json is empty"]),
     "sample not JSON": ({"sample": b"{not json"}, ["X_test_sample_2.json", "JSON Lines"]),
     "sample of nothing": ({"sample": b"[]"}, ["has no rows"]),
+    "a score that the author did not get": (
+        {"sample": scored(0.5)},
+        ["sample row", "expected_probability is 0.500000"],
+    ),
     "sample with an absurd row": ({"sample": bundled("X_test_sample_2.json") + b'{"total_deposit":-5}'}, ["broke"]),
 }
 

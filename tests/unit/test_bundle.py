@@ -88,6 +88,88 @@ def test_early_stopping_does_not_change_which_trees_predict():
     np.testing.assert_array_equal(scores, booster.predict(xgb.DMatrix(matrix)))
 
 
+ESTIMATORS = {
+    "XGBClassifier": (xgb.XGBClassifier, {}),
+    "XGBRegressor": (xgb.XGBRegressor, {"objective": "binary:logistic"}),
+    "DART": (xgb.XGBClassifier, {"booster": "dart", "rate_drop": 0.3}),
+    "forests": (xgb.XGBClassifier, {"num_parallel_tree": 3, "subsample": 0.5}),
+    "lossguide": (xgb.XGBClassifier, {"grow_policy": "lossguide", "max_leaves": 5}),
+    "weighted": (xgb.XGBClassifier, {"scale_pos_weight": 3, "base_score": 0.2}),
+    "not stopped": (xgb.XGBClassifier, {"early_stopping_rounds": None}),
+    "linear": (xgb.XGBClassifier, {"booster": "gblinear"}),
+}
+
+
+@pytest.mark.parametrize("form", ["ubj", "json"])
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_an_estimator_predicts_with_the_rounds_that_it_does(kind, form, tmp_path):
+    estimator, parameters = ESTIMATORS[kind]
+    matrix, labels = make_matrix(0), np.random.default_rng(2).integers(0, 2, 400)
+    parameters = {"early_stopping_rounds": 4, "n_estimators": 25, "max_depth": 3, "n_jobs": 1} | parameters
+    fitted = estimator(**parameters).fit(matrix, labels, eval_set=[(matrix[:200], 1 - labels[:200])], verbose=False)
+    fitted.save_model(tmp_path / f"model.{form}")
+    expected = fitted.predict_proba(matrix)[:, 1] if hasattr(fitted, "predict_proba") else fitted.predict(matrix)
+
+    bundle = read_bundle((tmp_path / f"model.{form}").read_bytes(), NAMES, "model")
+
+    np.testing.assert_allclose(bundle.predict(matrix), expected, atol=1e-7)
+    again = read_bundle(bytes(bundle.booster.save_raw("ubj")), NAMES, "model")  # as the registry stores it
+    np.testing.assert_array_equal(again.predict(matrix), bundle.predict(matrix))
+    if kind not in ("DART", "linear"):
+        forest = bundle.read_forest()
+        assert len(forest.starts) - 1 == len(bundle.booster.get_dump())
+        margins = bundle.booster.predict(xgb.DMatrix(matrix, feature_names=list(NAMES)), output_margin=True)
+        sums = bundle.contributions(matrix).sum(axis=1)
+        np.testing.assert_allclose(sums, margins, atol=1e-5)
+
+
+@pytest.mark.parametrize("best", ["99", "-1", "x", ""])
+def test_an_estimators_file_that_does_not_say_its_rounds_is_refused_with_both_remedies(boosters, best):
+    booster = boosters["gbtree"].copy()
+    booster.set_attr(best_iteration=best or " ", scikit_learn="{}")
+    with pytest.raises(ModelFileError, match=r"cannot be decided which of them predict; save .*booster\[:n\].* or all"):
+        read_bundle(saved(booster), NAMES, "model")
+
+
+CHANGES = {
+    "the file": lambda d: d,
+    "its learner": lambda d: d["learner"],
+    "its parameters": lambda d: d["learner"]["learner_model_param"],
+    "its objective": lambda d: d["learner"]["objective"],
+    "its booster": lambda d: d["learner"]["gradient_booster"],
+    "its model": lambda d: d["learner"]["gradient_booster"]["model"],
+    "its tree 0": lambda d: d["learner"]["gradient_booster"]["model"]["trees"][0],
+}
+
+
+@pytest.mark.parametrize("where", CHANGES)
+@pytest.mark.parametrize("name", ["intercept", "monotone", "leaf_weights"])
+def test_a_field_that_is_not_known_is_refused_by_its_name(document, where, name):
+    changed = json.loads(json.dumps(document))
+    CHANGES[where](changed)[name] = [1.0]
+    with pytest.raises(ModelFileError, match=f"{where} has '{name}', which is not known here and may change"):
+        read_bundle(json.dumps(changed).encode(), NAMES, "model")
+
+
+def test_a_categorical_booster_of_xgboost_2_is_read():
+    matrix = np.abs(make_matrix(0)).round()
+    kinds = ["float"] * 5 + ["c"]
+    data = xgb.DMatrix(matrix, label=matrix[:, 5] % 2 == 1, feature_types=kinds, enable_categorical=True)
+    booster = xgb.train(TREES | {"max_cat_to_onehot": 1}, data, 3)
+    document = json.loads(saved(booster, "json"))
+    n_changed = 0
+    for tree in document["learner"]["gradient_booster"]["model"]["trees"]:
+        for node in tree["categories_nodes"]:
+            tree["split_conditions"][node] = float("nan")  # as XGBoost 2.1 writes it
+            n_changed += 1
+    del document["learner"]["gradient_booster"]["model"]["cats"]
+    assert n_changed
+
+    bundle = read_bundle(json.dumps(document).encode(), NAMES, "model")
+
+    np.testing.assert_array_equal(bundle.predict(matrix), booster.predict(data))
+
+
 def test_no_rows_give_no_scores(ubj):
     assert read_bundle(ubj, NAMES, "model").predict(np.empty((0, 6), dtype=np.float32)).tolist() == []
 

@@ -68,10 +68,21 @@ def _parquet(content: bytes) -> list[Row]:
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _values(column.cast(kind.value_type))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return [_text(value) for value in column.to_pylist()]
     if not pa.types.is_timestamp(kind) and not pa.types.is_date(kind):
         return column.to_pylist()
     unit = "d" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
     return [_instant(value, unit) for value in column.cast(pa.int32() if unit == "d" else pa.int64()).to_pylist()]
+
+
+def _text(value: bytes | None) -> Any:
+    try:
+        return value if value is None else value.decode()
+    except ValueError:
+        return value
 
 
 def _instant(value: int | None, unit: str) -> date | datetime | None:

@@ -1,0 +1,111 @@
+"""At stake: a command works, or ends in one line, whatever machine it runs on."""
+
+# ruff: noqa: RUF001
+
+# Letters that look like others are what some inputs are for.
+
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from churn.deployment.command_line import describe_os_error, run_command
+from churn.deployment.settings import misspelled
+from churn.deployment.surroundings import prepare_process
+
+SHOWN = {
+    "é": "e", "…": "...", "–": "-", "→": "->", "│": "|", "─": "-", "┼": "+", "┌": "+", "═": "-", "║": "|", "≥": ">=",
+    "×": "x", "’": "'", "ü": "u", "日": "?", "•": "*", "½": "1/2", "\N{NO-BREAK SPACE}": " ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437"])
+def test_a_console_that_cannot_show_a_letter_gets_ascii(encoding, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    prepare_process()
+    print("".join(SHOWN), flush=True)
+    shown = raw.getvalue().decode(encoding).rstrip()
+    expected = "".join(letter if letter.encode(encoding, "ignore") else SHOWN[letter] for letter in SHOWN)
+    assert shown == expected.rstrip()
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("before", ["", "intranet", "localhost,intranet"])
+def test_loopback_never_goes_through_a_proxy(name, before, monkeypatch):
+    for other in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.delenv(other.upper(), raising=False)
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", before)
+    monkeypatch.setenv("NO_PROXY", before)
+
+    prepare_process()
+
+    for excepted in ("no_proxy", "NO_PROXY"):
+        hosts = os.environ[excepted].split(",")
+        assert {"localhost", "127.0.0.1", "::1"} <= set(hosts)
+        assert len(hosts) == len(set(hosts))
+        assert before.split(",")[-1] in (*hosts, "")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "set TMPDIR"), (errno.EDQUOT, "quota"), (errno.EACCES, "give this user the right"),
+        (errno.EROFS, "mounted read-only"), (errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "more memory"),
+        (errno.EIO, "correct that"), (errno.ENOENT, "correct that"), (errno.ENOTDIR, "correct that"),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_operating_system_is_one_line(code, said, capsys):
+    def fail() -> None:
+        raise OSError(code, os.strerror(code), "/somewhere")
+
+    with pytest.raises(SystemExit) as end:
+        run_command("churn", fail)
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"churn: the operating system refused the use of /somewhere: {os.strerror(code)}; ")
+    assert said in line
+
+
+def test_an_error_without_a_number_is_described():
+    assert "refused the use: no luck; correct that" in describe_os_error(OSError("no luck"))
+
+
+def test_a_reader_that_ends_early_is_no_traceback():
+    code = (
+        "from churn.deployment.command_line import run_command\n"
+        "run_command('churn', lambda: [print('x' * 100, flush=True) for _ in range(100_000)])"
+    )
+    command = f'{sys.executable} -c "{code}" | head -1'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("x" * 100 + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("CHURN_ALERT_URL", "CHURN_ALERT_URLS"), ("CHURN_LOCALFALLBACK", "CHURN_LOCAL_FALLBACK"),
+        ("CHURN_ALERTURLS", "CHURN_ALERT_URLS"), ("CHURN_LOCAL_FALBACK", "CHURN_LOCAL_FALLBACK"),
+        ("CHURN_MAX_QUARANTINE", "CHURN_MAX_QUARANTINE_SHARE"), ("CHURN_DATABASE_URI", "CHURN_DATABASE_URL"),
+        ("CHURN_DATABASEURL", "CHURN_DATABASE_URL"), ("CHURN_HOMES", "CHURN_HOME"), ("CHURN_MINAUC", "CHURN_MIN_AUC"),
+        ("CHURN_AUTOPROMOTE", "CHURN_AUTO_PROMOTE"), ("CHURN_KEEP_WEEK", "CHURN_KEEP_WEEKS"),
+        ("MLFLOW_S3_BUCKETS", "MLFLOW_S3_BUCKET"), ("MLFLOW_SECRET_NAMES", "MLFLOW_SECRET_NAME"),
+        ("MLFLOW_SECRETNAME", "MLFLOW_SECRET_NAME"), ("MLFLOW_DBHOST", "MLFLOW_DB_HOST"),
+        ("MLFLOW_TRACKING_URL", "MLFLOW_TRACKING_URI"), ("churn_alert_url", "CHURN_ALERT_URLS"),
+    ],
+)  # fmt: skip
+def test_a_name_close_to_a_setting_is_reported_with_the_one_meant(name, meant):
+    assert misspelled([name]) == {name: meant}
+
+
+def test_names_of_others_are_left_alone():
+    import mlflow.environment_variables as theirs
+
+    names = [value.name for value in vars(theirs).values() if isinstance(getattr(value, "name", 0), str)]
+    assert len(names) > 100
+    assert misspelled([*names, "CHURN_SOMETHING_ELSE", "PATH", "CHURN_HOME", "MLFLOW_DB_HOST"]) == {}
