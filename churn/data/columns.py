@@ -75,7 +75,10 @@ class Columns:
 
     def to_json(self) -> str:
         """Serialize; :meth:`from_json` returns an equal object."""
-        return json.dumps(asdict(self))
+        stored = asdict(self)
+        if self.max_money == MAX_MONEY:
+            del stored["max_money"]
+        return json.dumps(stored)
 
     def require(self, columns: Collection[str], origin: str) -> None:
         """Raise ``InputError`` if activity lacks a declared column, or one of activity cannot measure it."""

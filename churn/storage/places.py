@@ -337,7 +337,7 @@ def _translate(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
     message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:300]
     if code in _DENIED or status in (401, 403):
         remedy = next((text for words, text in _REMEDIES if any(word in f"{code} {message}" for word in words)), "")
-        remedy = remedy or f"the role needs {needs} on it"
+        remedy += f"{'. It also' if remedy else 'the role'} needs {needs} on it"
         return AccessDeniedError(
             f"access to {uri} was denied ({code}: {message}); {remedy}. The local copy is not used"
         )

@@ -141,7 +141,6 @@ def test_encoded_rows_have_one_source_column_for_each_one_hot_group(tmp_path: Pa
 def test_a_declaration_is_one_line_of_json():
     assert json.loads(OWN.to_json()) == {
         "activity": ["logins", "stakes"], "segments": ["device"], "revenue": None, "one_hot": None,
-        "max_money": 1e8,
     }  # fmt: skip
 
 

@@ -274,6 +274,35 @@ def test_denied_access_is_told_at_once_and_never_answered_with_the_local_copy(s3
     assert len(s3.paths) == 1
 
 
+DENIALS = {
+    ("AccessDenied", "User: arn:aws:iam::1:role/churn is not authorized to perform: kms:Decrypt"): "needs kms:Decrypt",
+    ("KMS.DisabledException", "the key is disabled"): "needs kms:Decrypt",
+    ("KMS.NotFoundException", "no such key"): "needs kms:Decrypt",
+    ("RequestTimeTooSkewed", "The difference between the request time and the time here is large"): "clock is wrong",
+    ("InvalidObjectState", "The operation is not valid for the object's storage class"): "archived in Glacier",
+    ("ExpiredToken", "The provided token has expired"): "renew the credentials",
+    ("TokenRefreshRequired", "refresh it"): "renew the credentials",
+    ("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist"): "access key or its secret is wrong",
+    ("SignatureDoesNotMatch", "The request signature does not match"): "access key or its secret is wrong",
+    ("AllAccessDisabled", "All access to this object has been disabled"): "the bucket is disabled",
+    ("AccessDenied", "Access Denied by a bucket policy"): "the role needs s3:ListBucket and s3:GetObject",
+    ("AccountProblem", "There is a problem with your account"): "the role needs s3:ListBucket",
+    ("InvalidPayer", "All access to this bucket has been disabled"): "the role needs s3:ListBucket",
+    ("NotSignedUp", "Your account is not signed up"): "the role needs s3:ListBucket",
+    ("CrossLocationLoggingProhibited", "not allowed"): "the role needs s3:ListBucket",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "message"), DENIALS)
+def test_a_denial_passes_on_its_code_its_sentence_and_the_next_step(s3, root, into, code, message):
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    s3.answer = lambda request: reply(request, 403, body)
+    with pytest.raises(AccessDeniedError) as denied:
+        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+    assert f"({code}: {message})" in str(denied.value)
+    assert DENIALS[code, message] in str(denied.value)
+
+
 @pytest.mark.parametrize(
     "answer", [error(301, "PermanentRedirect"), error(400, "InvalidToken")], ids=["moved", "token"]
 )
