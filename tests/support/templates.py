@@ -61,11 +61,7 @@ def _template_of(site: Site, names: dict[str, str]) -> _Template:
     client("s3").create_bucket(Bucket=template.bucket)
     _copy_objects(site.bucket, template.bucket)
     for kind, name in names.items():
-        columns = [
-            (table, column, kind_of_text)
-            for table, column, kind_of_text in site.rows(name, _TEXTS)
-            if site.rows(name, _find(table, column), bucket=site.bucket)
-        ]
+        columns = _columns_that_name(site, name)
         source = f"template_{kind}_{unique}"
         disconnect(site.server, name)
         create_database(site, source, name)
@@ -75,8 +71,14 @@ def _template_of(site: Site, names: dict[str, str]) -> _Template:
     return template
 
 
-def _find(table: str, column: str) -> str:
-    return rf"SELECT 1 FROM {table} WHERE position(:bucket in {column}\:\:text) > 0 LIMIT 1"  # noqa: S608
+def _columns_that_name(site: Site, database: str) -> list[tuple[str, str, str]]:
+    """Return table, column and type of the texts that hold the bucket's name, by one query."""
+    columns = [tuple(row) for row in site.rows(database, _TEXTS)]
+    one = r"SELECT {i} WHERE EXISTS (SELECT FROM {table} WHERE position(:bucket in {column}\:\:text) > 0)"
+    query = " UNION ALL ".join(
+        one.format(i=i, table=table, column=column) for i, (table, column, _) in enumerate(columns)
+    )
+    return [columns[i] for (i,) in site.rows(database, query, bucket=site.bucket)]
 
 
 def _rename(site: Site, database: str, columns: Sequence[tuple[str, str, str]], old: str, new: str = "") -> None:
