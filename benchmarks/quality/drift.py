@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 
 import numpy as np
@@ -38,6 +39,7 @@ FIRST_MONTH, N_MONTHS, HORIZON = date(2022, 1, 1), 36, 3
 MONDAYS = [date(2023, 1, 2) + timedelta(weeks=n) for n in range(104)]
 N_REFERENCE, N_BLOCKS = 52, 50
 N_MARKETS, N_ACCOUNTS, N_VARIANTS, N_READ, EVERY = 8, 90_000, 2_000, 13, 4
+N_ALONE = 200
 SIZES, LEAST_SIZE, PLANTED = (300, 500, 1_000, 2_000, 3_000, 5_000), 3_000, 10
 PLANTED_SHARE = 0.1
 SHARES = {0.06: 1, 0.08: 1, PLANTED_SHARE: 4, 0.15: 1, 0.2: 1, 0.3: 1}  # moved, and how many times
@@ -188,6 +190,15 @@ def live_through(fleet: Fleet, compared: Mapping[int, Mapping[str, list[FeatureD
     return year
 
 
+def alerts_alone(compared: Mapping[int, Mapping[str, list[FeatureDrift]]], n_variants: int) -> int:
+    """Return how many of the first variants are ever reported when each is compared without a fleet."""
+    n_alerts = 0
+    for key in map(str, range(n_variants)):
+        flags = [flag_fleet({key: drifts[key]}) for drifts in compared.values()]
+        n_alerts += any(this & last for last, this in pairwise(flags))
+    return n_alerts
+
+
 def power(
     fleet: Fleet, compared: Mapping[int, Mapping[str, list[FeatureDrift]]], rng: np.random.Generator
 ) -> dict[tuple[int, float], tuple[int, int]]:
@@ -211,7 +222,9 @@ def power(
     return found
 
 
-def _targets(year: Year, found: Mapping[tuple[int, float], tuple[int, int]], n_variants: int) -> list[Target]:
+def _targets(
+    year: Year, n_alone: int, found: Mapping[tuple[int, float], tuple[int, int]], n_variants: int
+) -> list[Target]:
     quarters, n_false = N_READ * EVERY / 13, sum(map(len, year.false))
     low = stats.chi2.ppf(0.025, 2 * n_false) / 2 / quarters if n_false else 0.0
     high = stats.chi2.ppf(0.975, 2 * n_false + 2) / 2 / quarters
@@ -222,6 +235,7 @@ def _targets(year: Year, found: Mapping[tuple[int, float], tuple[int, int]], n_v
         Target(name, "1 or fewer", f"{a_quarter:.2f}", f"{low:.2f} to {high:.2f}", a_quarter <= 1),
         _told("alerts in that year of variants with a gap of the feed", str(len(year.of_gaps))),
         _told("features that moved in the fleet in that year", moved),
+        _told(f"of {N_ALONE} variants compared without a fleet, those with an alert in that year", str(n_alone)),
         *(_found(found, size) for size in SIZES),
         *(_smallest(found, size) for size in SIZES),
     ]
@@ -259,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rng = np.random.default_rng(7)
     fleet = Fleet(markets, draw_members(rng, markets, args.variants))
     compared = {week: fleet.compare(week) for week in read}
-    targets = _targets(live_through(fleet, compared), power(fleet, compared, rng), args.variants)
+    n_alone = alerts_alone(compared, min(N_ALONE, args.variants))
+    targets = _targets(live_through(fleet, compared), n_alone, power(fleet, compared, rng), args.variants)
     return report("Drift in the realistic world", targets)
 
 

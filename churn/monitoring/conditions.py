@@ -239,15 +239,13 @@ def flag_drifts(
         least_moved: As :func:`churn.monitoring.drift.flag_fleet`; ``least_unknown_rise`` likewise.
     """
     newest = newest_batches(batches, week)
-    flags, earlier = (
-        flag_fleet(
-            {key: batch.drifts for key, batch in inputs.items()},
-            fdr=FDR,
-            least_moved=least_moved,
-            least_unknown_rise=least_unknown_rise,
-        )
-        for inputs in (newest, inputs_before(batches, newest))
-    )
+
+    def flag(inputs: Mapping[str, ScoredBatch]) -> frozenset[Flag]:
+        drifts = {key: batch.drifts for key, batch in inputs.items()}
+        return flag_fleet(drifts, fdr=FDR, least_moved=least_moved, least_unknown_rise=least_unknown_rise)
+
+    flags = flag(newest)
+    earlier = flag(inputs_before(batches, newest)) if flags else frozenset()
     both = set(confirmed(flags, earlier))
     return [
         DriftFlag(batch.batch_id, key, batch.week, drift, Flag(key, drift.feature) in both)
@@ -282,10 +280,9 @@ def _drift_sentence(drifts: Sequence[FeatureDrift], kind: str) -> str:
 def fleet_moved(batches: Sequence[ScoredBatch], week: date) -> Condition:
     """Return the features that moved in most variants of the fleet, in two different inputs; they are no drift."""
     newest = newest_batches(batches, week)
-    now, before = (
-        common_moves({key: batch.drifts for key, batch in inputs.items()}, LEAST_COMMON)
-        for inputs in (newest, inputs_before(batches, newest))
-    )
+    now = common_moves({key: batch.drifts for key, batch in newest.items()}, LEAST_COMMON)
+    earlier = inputs_before(batches, newest) if now else {}
+    before = common_moves({key: batch.drifts for key, batch in earlier.items()}, LEAST_COMMON)
     members = {
         feature: f"{_share_of(key)} moved by {100 * moved:+.0f} points in the median of {len(newest):,} variants"
         for feature, (key, moved) in now.items()

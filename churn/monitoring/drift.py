@@ -10,7 +10,7 @@ it grows with the age of the business.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from statistics import median
 from typing import Literal, NamedTuple, TypeVar
 
@@ -264,11 +264,15 @@ class _Moves:
     @classmethod
     def of(cls, drifts: Sequence[FeatureDrift]) -> "_Moves":
         places: dict[tuple[str, str], int] = {}
-        of_key = [places.setdefault((drift.feature, key), len(places)) for drift in drifts for key in drift.moves]
-        pairs = np.array([pair for drift in drifts for pair in drift.moves.values()], dtype=np.float64).reshape(-1, 2)
+        layouts: dict[tuple[str, tuple[str, ...]], Ints] = {}  # few, as most variants have the same features and keys
+        of_each = [(drift.feature, tuple(drift.moves)) for drift in drifts]
+        for feature, names in dict.fromkeys(of_each):
+            layouts[feature, names] = np.array([places.setdefault((feature, name), len(places)) for name in names], int)
+        keys = np.concatenate([np.empty(0, dtype=np.int64), *(layouts[layout] for layout in of_each)])
+        shares = chain.from_iterable(chain.from_iterable(drift.moves.values()) for drift in drifts)
+        pairs = np.fromiter(shares, dtype=np.float64).reshape(-1, 2)
         columns = [(len(one.moves), one.n_rows, one.n_reference, is_tenure(one.feature)) for one in drifts]
         sizes, n_rows, n_reference, are_tenure = np.array(columns, dtype=np.int64).reshape(-1, 4).T
-        keys = np.array(of_key, dtype=np.int64)
         is_unknown = np.array([key == UNKNOWN for _, key in places], dtype=np.bool_)[keys]
         of_flag = np.repeat(np.arange(len(drifts)), sizes)
         watched = np.flatnonzero(is_unknown | (are_tenure[of_flag] == 0))
@@ -297,9 +301,12 @@ class _Moves:
         now, expected = (np.where(is_rise, share, 1 - share) for share in (self.now, expected))
         size, n = now - expected, 1 / (1 / np.maximum(self.n, 1) + 1 / np.maximum(self.m, 1))
         limit = np.clip(expected + np.where(self.is_unknown, _UNKNOWN_TOLERANCE, _TOLERANCE), 0, 1)
-        tail = special.betainc(np.maximum(n * now, 1e-9), n * (1 - now) + 1, limit)
         is_large = size >= np.where(self.is_unknown, least_unknown_rise, least_moved)
-        return np.where(is_large & (is_rise | ~self.is_unknown), np.minimum(2 * tail, 1), 1.0)
+        large = np.flatnonzero(is_large & (is_rise | ~self.is_unknown))
+        n, now, limit = n[large], now[large], limit[large]
+        p_values = np.ones(len(size))
+        p_values[large] = np.minimum(2 * special.betainc(np.maximum(n * now, 1e-9), n * (1 - now) + 1, limit), 1)
+        return p_values
 
 
 def is_tenure(feature: str) -> bool:
