@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, metavar="PERCENT", help=share)
     on = "a day of the history, as YYYY-MM-DD"
     parser.add_argument("--on", type=command_line.parse_day, metavar="DAY", help=on)
-    to = "the version that shall be champion; a rollback right after a rollback needs it"
+    to = "the version to make champion; a rollback right after a rollback needs it"
     parser.add_argument("--to", type=int, metavar="VERSION", help=to)
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, without doing it")
     return parser

@@ -67,7 +67,7 @@ class PromotionConfig(dg.Config):
     )
     to: int | None = Field(
         default=None,
-        description="The version that shall be champion, of one variant; a rollback right after a rollback needs it.",
+        description="The version to make champion; for one variant only. A rollback right after a rollback needs it.",
     )
     force: bool = Field(default=False, description="Promote regardless of the test and the guardrails.")
     dry_run: bool = Field(default=False, description="Decide without moving any alias in MLflow.")

@@ -69,11 +69,13 @@ def run_demo(week: date) -> None:
                     console.print(f"  [dim]{line}[/dim]", soft_wrap=True)
         account = _show(console, deployment, week)
     run = "uv run " if find_checkout() else ""
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
+    if account is not None:
+        console.print(
+            f"  [bold]{run}churn explain --account {account}[/bold]   why a player has a score", soft_wrap=True
+        )
     console.print(
-        f"\nDone in {time.monotonic() - started:.0f} s. Next:\n"
-        f"  [bold]{run}churn explain --account {account}[/bold]   why a player has a score\n"
-        f"  [bold]{run}churn up[/bold]"
-        "   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000",
+        f"  [bold]{run}churn up[/bold]   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000",
         soft_wrap=True,
     )
 
@@ -177,8 +179,8 @@ def _reason(result: "dg.ExecuteInProcessResult") -> str:
     return messages[0].splitlines()[0] if messages else "see its events"
 
 
-def _show(console: Console, deployment: Deployment, week: date) -> int:
-    """Print the tables; returns the account at risk of the base variant most likely to churn."""
+def _show(console: Console, deployment: Deployment, week: date) -> int | None:
+    """Print the tables; return the first account at risk, of the base variant if it has one."""
     variants = [variant.key for variant in VARIANTS]
     published = PublishedPredictions(deployment.database)
     batches = published.summarize(week, variants)
@@ -189,7 +191,7 @@ def _show(console: Console, deployment: Deployment, week: date) -> int:
     console.print(_sources_table(batches, deployment))
     for reason in sorted({batch.fallback_reason for batch in batches if batch.fallback_reason}):
         console.print(f"[yellow]local[/yellow]: the local copy was read, because {reason}", soft_wrap=True)
-    return int(highest[0].account_id)
+    return int(highest[0].account_id) if highest else None
 
 
 def _predictions_table(highest: Sequence[Row], week: date, unknown: Sequence[str]) -> Table:

@@ -90,7 +90,7 @@ def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> Gate
     error = float(_CONFIDENCE * gains[1].std() / np.sqrt(accounts.n))
     holds = over_base > 0 and over_recency + error > 0
     found = (
-        f"log-loss {model.mean():.4f}; that of the base rate is {over_base:+.4f} higher, and that of recency alone "
+        f"log-loss {model.mean():.4f}; the base rate's less it is {over_base:+.4f}, that of recency alone less it "
         f"{over_recency:+.4f} ± {error:.4f}{'' if holds else '; use other features, such as --features default'}"
     )
     return _check(name, min(over_base, over_recency), 0.0, found, holds=holds)

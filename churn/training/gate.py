@@ -132,7 +132,7 @@ def check_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimi
     if error > limit:
         scores = trained.bundle.predict(trained.held_out_accounts.matrix)
         by_chance = chance_calibration_error(scores, limit, trained.plan.seed)
-        found += f", or the {by_chance:.4f} that scores so far off stay below in 99 of 100 draws of as many rows"
+        found += f", widened to {by_chance:.4f}, below which a model off by {limit:g} stays in 99 of 100 such samples"
         limit = max(limit, by_chance)
     return GateCheck(name, error, limit, _outcome(holds=error <= limit), found)
 

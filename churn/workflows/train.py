@@ -245,6 +245,8 @@ class Trainer:
             known = activity.appended.facts
             n_added += activity.appended.n_added
             columns = self._columns(owner, champion if owner == variant else None)
+            if owner == variant and read_columns(self.sources, variant) is not None:
+                columns.require(known.columns, f"the activity of {variant}")
             names = requested.of(known, columns)
             if own := own_columns(names, known.columns):
                 message = "%s: the activity's own %s is used, not computed from its other columns"
