@@ -20,7 +20,7 @@ _NEWEST_INPUTS = (
     "ranked AS (SELECT batch_id, row_number() OVER (PARTITION BY variant ORDER BY scored_week DESC) AS place "
     "FROM inputs) "
     "SELECT batch_id, variant, scored_week AS week, model_version, n_rows_read AS n_rows, source_variant AS data_of, "
-    "fallback_reason, drift AS drifts, as_of, newest_month, source_sha256, n_rows_newest_month AS n_newest "
+    "fallback_reason, drift::text AS drifts, as_of, newest_month, source_sha256, n_rows_newest_month AS n_newest "
     "FROM scoring_batches JOIN ranked USING (batch_id) WHERE place <= 2"
 )
 _ATTEMPTS = (
@@ -78,7 +78,7 @@ class FleetTables(Tables):
         """Return the champions' newest current batches until ``week`` of each variant's two newest inputs."""
         found = self._rows(_NEWEST_INPUTS, week=week, since=week - conditions.MEMORY)
         rows = (row._asdict() for row in found)
-        return [conditions.ScoredBatch(**row | {"drifts": conditions.read_drifts(row["drifts"])}) for row in rows]
+        return [conditions.ScoredBatch(**row | {"drifts": conditions.StoredDrifts(row["drifts"])}) for row in rows]
 
     def attempts(self, since: date) -> list[conditions.Attempt]:
         """Return the newest attempt of each variant and role at its newest week from ``since`` on."""

@@ -5,9 +5,11 @@ condition ends and begins again on Monday at midnight. Among thousands of varian
 tests control the false discovery rate over the whole fleet.
 """
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from itertools import compress
 from typing import Any
 
@@ -202,6 +204,23 @@ class DriftFlag:
 def read_drifts(recorded: Mapping[str, Mapping[str, Any]] | None) -> list[FeatureDrift]:
     """Read the drift measures of a batch's record; empty if the batch was not compared with a reference."""
     return [FeatureDrift(feature, **measures) for feature, measures in (recorded or {}).items()]
+
+
+class StoredDrifts(Sequence[FeatureDrift]):
+    """Drift measures as a batch's record has them, parsed when first used: those of an earlier input seldom are."""
+
+    def __init__(self, text: str | None) -> None:
+        self._text = text
+
+    @cached_property
+    def _drifts(self) -> list[FeatureDrift]:
+        return read_drifts(json.loads(self._text or "{}"))
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._drifts[place]
+
+    def __len__(self) -> int:
+        return len(self._drifts)
 
 
 def newest_batches(batches: Iterable[ScoredBatch], week: date) -> dict[str, ScoredBatch]:
