@@ -15,7 +15,6 @@ import polars as pl
 import pytest
 import xgboost as xgb
 
-from churn.data.activity import MAX_MONEY
 from churn.deployment.services import Deployment
 from churn.variants import Variant
 from tests.support import ROOT
@@ -147,7 +146,7 @@ def test_declared_columns_are_checked_and_kept_with_the_version(site: Site, log_
     site.put("data/churn/columns.json", json.dumps(declared).encode())
     assert log_model().status == 0
     tags = client.get_model_version_by_alias("churn-prediction-model", "champion").tags
-    assert json.loads(tags["churn.columns"]) == declared | {"one_hot": None, "max_money": MAX_MONEY}
+    assert json.loads(tags["churn.columns"]) == declared | {"one_hot": None}
 
 
 def test_activity_that_gives_no_labels_and_a_sample_made_otherwise_are_remarked(site: Site, log_model: Run) -> None:

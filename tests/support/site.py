@@ -122,6 +122,8 @@ def open_instance(home: Path, database: sa.URL, patch: pytest.MonkeyPatch) -> It
     patch.setenv("CHURN_CONCURRENT_RUNS", "2")
     patch.setenv("DAGSTER_HOME", str(home))
     opened = dg.DagsterInstance.from_config(str(home))
+    # Else it connects for each event, which costs more than the event.
+    opened.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
     try:
         yield opened
     finally:

@@ -66,7 +66,7 @@ def port() -> Iterator[int]:
 
 def ask(uri: str) -> RegistryError:
     with pytest.raises(RegistryError) as failed, errors_translated("reading"):
-        MlflowClient(uri).search_registered_models()
+        MlflowClient(uri, registry_uri=uri).search_registered_models()
     assert "hunter2" not in str(failed.value)
     assert "secret form" not in str(failed.value)
     return failed.value
