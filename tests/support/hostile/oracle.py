@@ -53,7 +53,9 @@ def parse_rows(content: bytes, names: Sequence[str]) -> list[Row]:
 
 
 def _csv(text: str) -> list[Row]:
-    header, *lines = csv.reader(io.StringIO(text, newline=""), strict=False)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    separator = max(",;\t|", key=lambda each: len(next(csv.reader([first], delimiter=each), [])))
+    header, *lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=False)
     return [
         {name: value or None for name, value in zip(header, line or [""] * len(header), strict=True)} for line in lines
     ]
