@@ -36,7 +36,16 @@ class UnreadableError(Exception):
 
 
 def parse_rows(content: bytes, names: Sequence[str]) -> list[Row]:
-    """Read a file of rows by the standard library, and Parquet by Arrow, value by value."""
+    """Read a file of rows; its columns may be spelled with other case, spaces and hyphens."""
+    rows = _parse_rows(content, names)
+    columns = {name for row in rows for name in row}
+    known = {name.lower(): name for name in (*names, *KNOWN)}
+    renamed = {name: known.get(re.sub(r"[\s-]+", "_", name.strip()).lower(), name) for name in columns}
+    return [{renamed[name]: value for name, value in row.items()} for row in rows]
+
+
+def _parse_rows(content: bytes, names: Sequence[str]) -> list[Row]:
+    """Read by the standard library, and Parquet by Arrow, value by value."""
     try:
         if content.startswith(b"PAR1"):
             return _parquet(content)
