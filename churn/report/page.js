@@ -453,7 +453,7 @@ function drifting() {
   const features = [...new Set([...confirmed.keys(), ...fresh.keys()])];
   if (!features.length) return null;
   return section("Drift",
-    h("p", { class: "quiet" }, "Features that differ significantly and strongly from the model’s reference; the false discovery rate is controlled over the fleet. Confirmed: also drifted in the week before."),
+    h("p", { class: "quiet" }, "Features that differ significantly and strongly from the model’s reference; the false discovery rate is controlled over the fleet. Confirmed: found in two different inputs."),
     h("div", { class: "frame" }, h("table", { class: "stacks", role: "table", "aria-label": "Drift by feature" },
       h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["Feature", "▲ Confirmed", "△ New this week"].map((text) => h("th", { scope: "col", role: "columnheader" }, text)))),
       h("tbody", { role: "rowgroup" }, features.map((feature) => h("tr", { role: "row" }, h("th", { scope: "row", role: "rowheader" }, feature),

@@ -109,7 +109,7 @@ def _drift(flags: Sequence[Row]) -> Iterator[Metric]:
     yield _family("churn_psi", text, ["variant", "feature"], (([one.variant, one.feature], one.psi) for one in flags))
     confirmed = {flag.variant for flag in flags if flag.is_confirmed}
     n_new = len({flag.variant for flag in flags} - confirmed)
-    text = "Variants whose newest batch drifted: new (in this batch only) or confirmed (in the week before as well)."
+    text = "Variants whose newest batch drifted: new (in this input only) or confirmed (in two different inputs)."
     yield _family("churn_drifted_variants", text, ["state"], [(["confirmed"], len(confirmed)), (["new"], n_new)])
 
 
