@@ -102,7 +102,7 @@ def check_restated(
     """Check that no column of the features changed in past months from one extract to another.
 
     Of the first extract it is assumed that a month's row was known when the month was over. A column that is written
-    anew for past months breaks that: it would tell at a past day what was found out later.
+    again for past months breaks that: at a past day it would reveal what was found out later.
 
     Args:
         facts: From a history, in which each report of a month differs from the one before.

@@ -214,10 +214,16 @@ class Trainer:
                 return None
             return FeatureNames(file.provenance.uri, parse_feature_names(file.path.read_bytes(), file.provenance.uri))
 
-    def _columns(self, variant: Variant, champion: OpenModel | None) -> Columns:
-        """Return what a variant's columns mean: by its file, its champion, or those of the nearest fallback variant."""
+    def _columns(self, variant: Variant, champion: OpenModel | None, present: Sequence[str] | None = None) -> Columns:
+        """Return what a variant's columns mean: by its file, its champion, or those of the nearest fallback variant.
+
+        Args:
+            present: The columns of the variant's activity, which must contain those that its own file declares.
+        """
         for owner in fallback_variants(variant):
             if (declared := read_columns(self.sources, owner)) is not None:
+                if owner == variant and present is not None:
+                    declared.require(present, f"the activity of {variant}")
                 return declared
             if (model := champion if owner == variant else self._champion(owner)) is not None:
                 return model.columns
@@ -244,9 +250,7 @@ class Trainer:
                 continue
             known = activity.appended.facts
             n_added += activity.appended.n_added
-            columns = self._columns(owner, champion if owner == variant else None)
-            if owner == variant and read_columns(self.sources, variant) is not None:
-                columns.require(known.columns, f"the activity of {variant}")
+            columns = self._columns(owner, champion if owner == variant else None, known.columns)
             names = requested.of(known, columns)
             if own := own_columns(names, known.columns):
                 message = "%s: the activity's own %s is used, not computed from its other columns"

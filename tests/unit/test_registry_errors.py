@@ -1,4 +1,4 @@
-"""At stake: who reads an error of MLflow learns what the other side said, and nothing is repeated in vain."""
+"""At stake: who reads an error of MLflow learns what the other side said, and only what may pass is retried."""
 
 import re
 import socketserver
