@@ -38,7 +38,6 @@ from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.markdown import markdown_table
 from churn.report import write_report
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.workflows.evaluate import evaluate_variant
@@ -46,6 +45,7 @@ from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server
 from experiment_tracking.log_model import log_variants
 from tests.support.services import bench_environment, model_files, parquet_bytes, upload_fleet
+from tests.support.simulated import simulate_activity
 
 _ALONE = 20
 _DATASETS = 20

@@ -14,9 +14,9 @@ import polars as pl
 
 from churn.data.labels import Horizon
 from churn.data.snapshots import snapshots
-from churn.samples.simulator import simulate_activity
 from churn.weeks import month_ends
 from tests.support.services import peak_mb
+from tests.support.simulated import simulate_activity
 
 FIRST_MONTH, N_MONTHS = date(2025, 2, 1), 21
 TODAY = date(2026, 11, 20)

@@ -17,7 +17,6 @@ from playwright.sync_api import Page, expect
 
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.workflows.evaluate import evaluate_fleet
@@ -25,6 +24,7 @@ from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server, set_up_variants
 from tests.support.people import ROOT, Project, Served, browsing
 from tests.support.services import NAMES_KEY, bench_environment, upload_variant
+from tests.support.simulated import simulate_activity
 
 _COLOURS = 256
 _N_ASSETS, _N_MODELS = 5, 4

@@ -95,15 +95,9 @@ class _Rows:
     has_left: Bools
 
 
-def simulate_activity(
-    *,
-    n_accounts: int,
-    first_month: date,
-    n_months: int,
-    seed: int,
-    variant: Variant | None = None,
-    twist: date | None = None,
-) -> pl.DataFrame:
+def draw_activity(
+    n_accounts: int, first_month: date, n_months: int, seed: int, *, variant: Variant, twist: date | None = None
+) -> tuple[Players, pl.DataFrame]:
     """Draw the monthly activity of ``n_accounts`` players. Pure: same arguments, same frame.
 
     The base variant has the distributions of the reference extract over 21 months. A geography and
@@ -114,26 +108,19 @@ def simulate_activity(
         first_month: First day of the first month.
         n_months: Months in the extract.
         seed: Any non-negative integer.
-        variant: Whose players; the base variant if left out.
         twist: A first of month from which on engaged players leave sooner, where they stayed longer before: the
             relation of features to churn changes, which no model trained before can know. ``None`` for never.
 
     Returns:
-        Shape (n_rows, 12), sorted by ``activity_month`` and ``account_id``, one row per player and
-        month but for a handful of repeats. ``total_deposit``, ``total_handle`` and ``total_ngr``
-        are currency units in cents; ``ftd_date``, ``qp_date`` and ``total_handle`` hold nulls.
+        The players, in account order, and a frame of shape (n_rows, 12), sorted by ``activity_month`` and
+        ``account_id``, one row per player and month but for a handful of repeats. ``total_deposit``,
+        ``total_handle`` and ``total_ngr`` are currency units in cents; ``ftd_date``, ``qp_date`` and
+        ``total_handle`` hold nulls.
 
     Raises:
         UsageError: If a count is below 1, the seed is negative or ``first_month`` is not the
             first of a month.
     """
-    return draw_activity(n_accounts, first_month, n_months, seed, variant=variant or Variant(), twist=twist)[1]
-
-
-def draw_activity(
-    n_accounts: int, first_month: date, n_months: int, seed: int, *, variant: Variant, twist: date | None = None
-) -> tuple[Players, pl.DataFrame]:
-    """Return the players, in account order, beside the frame that :func:`simulate_activity` returns."""
     if min(n_accounts, n_months) < 1 or seed < 0 or first_month.day != 1:
         raise UsageError(
             f"cannot simulate {n_accounts=}, {n_months=}, {seed=} from {first_month}; give counts "

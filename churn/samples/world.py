@@ -3,7 +3,7 @@
 Belongs here: returns, seasons, growth, heavy tails, how a feed delivers, restated columns, campaigns, and the extract
 as it would be read on any day, with the truth beside it. Not here: the plain players (``churn.samples.simulator``).
 Each switch has random numbers of its own, drawn per account and month, so that switching one on leaves the others as
-they are. With all switches off, the whole extract is that of ``simulate_activity``, byte for byte.
+they are. With all switches off, the whole extract is that of ``draw_activity``, byte for byte.
 
 What no world shows: players with several accounts, players whose brand or product changes, odds and sports calendars,
 what one player does to another, competitors, changes of rules or of bonus costs, erroneous duplicates of whole months,
@@ -129,7 +129,7 @@ def simulate_world(
     """Simulate a variant's players in a world. Pure: same arguments, same extracts.
 
     Raises:
-        UsageError: As :func:`churn.samples.simulator.simulate_activity` does.
+        UsageError: As :func:`churn.samples.simulator.draw_activity` does.
     """
     variant = variant or Variant()
     players, rows = draw_activity(n_accounts, first_month, n_months, seed, variant=variant)

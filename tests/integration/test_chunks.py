@@ -33,7 +33,6 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from churn.deployment.services import Deployment
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
 from orchestration.assets.scoring import SPECS, WEEK_TAG
@@ -46,6 +45,7 @@ from orchestration.schedules import TICK_TAG
 from orchestration.sensors import new_data_sensor
 from tests.support.daemons import daemon, wait_for
 from tests.support.inputs import register_bundled
+from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site, bundled
 
 pytestmark = pytest.mark.slow  # daemons and runs of their own

@@ -30,7 +30,6 @@ from churn.database.connection import create_engine
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from churn.errors import ClusterError, ClusterUnavailableError, InputError
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.workflows.score import FleetRequest, score_fleet
 from orchestration.assets.scoring import SPECS, report_batch
@@ -40,6 +39,7 @@ from tests.support.children import bound
 from tests.support.on_nodes import Placed, die_after_publishing, place, unsendable
 from tests.support.ray_nodes import Cluster, ray_cluster
 from tests.support.services import parquet_bytes, simulated_rows
+from tests.support.simulated import simulate_activity
 from tests.support.site import (
     Site,
     configure,

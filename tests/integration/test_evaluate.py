@@ -23,13 +23,13 @@ from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.evaluation.segments import EvaluatedSegment
 from churn.registry.tags import AUC_LIMIT
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator, VariantEvaluation, evaluate_fleet
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from tests.support.inputs import register_bundled, trained_until
+from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site
 from tests.support.templates import made_once
 

@@ -18,12 +18,12 @@ from dagster import AssetKey
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from mlflow import MlflowClient
 
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from orchestration.assets.scoring import SPECS
 from orchestration.partitions import sync_partitions, variants_partitions
 from tests.support import ROOT
 from tests.support.children import bound
+from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site, bundled, put_model_files
 
 KEYS = [f"company-v{i:02}" for i in range(60)]

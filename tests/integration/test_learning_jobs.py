@@ -12,7 +12,6 @@ import pytest
 
 from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.workflows.score import FleetRequest
@@ -23,6 +22,7 @@ from orchestration.resources import Services
 from orchestration.sensors import REASON_TAG, retraining_sensor
 from tests.support.inputs import register_bundled, trained_until
 from tests.support.run_job import promotion_job, weekly_job
+from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site
 
 US, EU = Variant("us"), Variant("eu")

@@ -17,7 +17,6 @@ from mlflow import MlflowClient
 from churn.deployment.services import Deployment
 from churn.errors import PromotionError, RegistryUnavailableError, UsageError
 from churn.evaluation.comparison import Limits
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 from churn.workflows.evaluate import evaluate_fleet
@@ -26,6 +25,7 @@ from churn.workflows.score import FleetRequest
 from experiment_tracking.promote_model import main as promote_model
 from tests.support.assignment import is_assigned
 from tests.support.inputs import trained_until
+from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site, bundled, put_model_files
 from tests.support.templates import made_once
 

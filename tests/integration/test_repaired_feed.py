@@ -11,12 +11,12 @@ import pytest
 from mlflow import MlflowClient
 
 from churn.deployment.services import Deployment
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.weeks import month_start
 from churn.workflows.evaluate import PerformanceEvaluator
 from churn.workflows.score import FleetRequest
 from tests.support.inputs import monday, register_bundled, trained_until
+from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site
 from tests.support.templates import made_once
 

@@ -18,7 +18,6 @@ import polars as pl
 import pytest
 
 from churn.deployment.services import Deployment
-from churn.samples.simulator import simulate_activity
 from churn.storage.history import ActivityHistory
 from churn.training.checks import GATE_CHECKS
 from churn.variants import Variant
@@ -27,6 +26,7 @@ from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions, variants_partitions
 from tests.support import ROOT
+from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Said, Site, bundled, put_model_files, run_script
 
 FIRST_MONTH = date(2025, 2, 1)

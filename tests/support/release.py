@@ -26,10 +26,10 @@ from churn.database.embedded_host import find_programs
 from churn.database.predictions import read_current
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.workflows.evaluate import evaluate_fleet
 from tests.support import ROOT
+from tests.support.simulated import simulate_activity
 
 DATA = ROOT / "tests" / "data"
 WEEK = date(2026, 11, 23)

@@ -26,10 +26,10 @@ from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from churn.database.embedded import embedded_postgres
 from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from tests.support import ROOT
 from tests.support.children import bound
+from tests.support.simulated import simulate_activity
 
 BUCKET = "bench"
 WEEK = date(2026, 11, 16)

@@ -23,7 +23,6 @@ from churn.database.events import ModelEvent
 from churn.database.predictions import read_current
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
-from churn.samples.simulator import simulate_activity
 from churn.variants import Variant
 from churn.workflows.evaluate import evaluate_fleet
 from churn.workflows.promote import Promoter
@@ -32,6 +31,7 @@ from churn.workflows.set_up import set_up_server
 from churn.workflows.train import TrainingOutcome
 from tests.support import ROOT
 from tests.support.services import BUCKET, NAMES_KEY, bench_environment
+from tests.support.simulated import simulate_activity
 
 FIRST_WEEK = date(2025, 11, 3)
 N_WEEKS = 52

@@ -21,10 +21,10 @@ from churn.data.activity import KINDS, UNDATED, check_activity
 from churn.data.erased import Erased, tombstone
 from churn.data.features import features
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
-from churn.samples.simulator import simulate_activity
 from churn.storage.history import COMPACTED_AT, FOLDER, ActivityHistory, Appended, max_parts, new_facts
 from churn.storage.places import Bucket, Entry, Folder, Place
 from churn.variants import Variant
+from tests.support.simulated import simulate_activity
 
 US, BASE = Variant("us"), Variant()
 JAN, FEB, MAR, APR = (date(2025, month, 1) for month in (1, 2, 3, 4))

@@ -14,8 +14,9 @@ import polars as pl
 import pytest
 
 from churn.errors import UsageError
-from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS, simulate_activity
+from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS
 from churn.variants import Variant
+from tests.support.simulated import simulate_activity
 
 FIRST_MONTH = date(2025, 2, 1)
 DEPOSIT, HANDLE, NGR = pl.col("total_deposit"), pl.col("total_handle"), pl.col("total_ngr")
@@ -216,7 +217,7 @@ def test_another_seed_gives_another_frame():
 def test_a_frame_does_not_depend_on_the_process_that_draws_it():
     """Python salts ``hash()`` per process; a variant's market must not hang on it."""
     program = (
-        "from datetime import date; from churn.samples.simulator import simulate_activity; "
+        "from datetime import date; from tests.support.simulated import simulate_activity; "
         "from churn.variants import Variant; print(simulate_activity(n_accounts=50, n_months=6, seed=1, "
         "first_month=date(2025, 2, 1), variant=Variant('eu', 'clientb')).write_csv())"
     )

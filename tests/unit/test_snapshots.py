@@ -17,9 +17,9 @@ from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.data.scoring_rows import prepare
 from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import InputError
-from churn.samples.simulator import simulate_activity
 from churn.storage.history import new_facts
 from churn.weeks import month_ends, month_start
+from tests.support.simulated import simulate_activity
 
 HORIZON = Horizon()
 TODAY = date(2025, 11, 20)

@@ -24,7 +24,6 @@ from churn.database.connection import READER, WRITER, create_engine
 from churn.database.predictions import PredictionStore
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import Settings
-from churn.samples.simulator import simulate_activity
 from churn.storage.places import Bucket, Folder
 from churn.storage.sources import Sources
 from churn.variants import Variant
@@ -35,6 +34,7 @@ from tests.support import ROOT
 from tests.support.faults.naive import TABLE as NAIVE_TABLE
 from tests.support.faults.naive import score_naively
 from tests.support.services import BUCKET, bench_environment, parquet_bytes
+from tests.support.simulated import simulate_activity
 
 VARIANTS = tuple(Variant(company=f"f{i}") for i in range(4))
 LOGIN = "faults_login"

@@ -1,0 +1,21 @@
+"""The simulator's plain months of one variant, without a world around them."""
+
+from datetime import date
+
+import polars as pl
+
+from churn.samples.simulator import draw_activity
+from churn.variants import Variant
+
+
+def simulate_activity(
+    *,
+    n_accounts: int,
+    first_month: date,
+    n_months: int,
+    seed: int,
+    variant: Variant | None = None,
+    twist: date | None = None,
+) -> pl.DataFrame:
+    """Return the frame of :func:`churn.samples.simulator.draw_activity`, of the base variant by default."""
+    return draw_activity(n_accounts, first_month, n_months, seed, variant=variant or Variant(), twist=twist)[1]
