@@ -58,7 +58,7 @@ class PublishedBatch:
 class EvaluatedBatch:
     """A batch and its realized performance.
 
-    Batches that are read back have no ``segments``; lists of all champions have no ``reliability`` either.
+    Batches that are read back have no ``segments``, and ``reliability`` only to be logged.
 
     Attributes:
         n_accounts: Accounts scored.
@@ -232,13 +232,6 @@ class Evaluations(Tables):
         )
         with self._transaction() as connection:
             connection.execute(statement, {"ids": [one.batch.batch_id for one in evaluated]})
-
-    def evaluated_champions(self) -> dict[Variant, list[EvaluatedBatch]]:
-        """Return the evaluated batches of all variants' champions that are evidence about their version, by week."""
-        by_variant: dict[Variant, list[EvaluatedBatch]] = {}
-        for evaluated in self._evaluated("b.role = 'champion' AND b.as_of > e.evidence_after"):
-            by_variant.setdefault(evaluated.batch.variant, []).append(evaluated)
-        return by_variant
 
     def _evaluated(self, where: str, more: str = "", **values: object) -> list[EvaluatedBatch]:
         query = (

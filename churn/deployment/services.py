@@ -257,9 +257,7 @@ class Deployment:
         from churn.workflows.retrain import RetrainingPlanner
 
         policy = RetrainingPolicy(self.settings.churn_horizon_months, self.settings.churn_retrain_after_months)
-        return RetrainingPlanner(
-            self.registry(read_only=True), results=Evaluations(self.database), fleet=self.fleet(), policy=policy
-        )
+        return RetrainingPlanner(self.registry(read_only=True), self.fleet(), policy)
 
     def eraser(self) -> "Eraser":
         """Open the places that accounts are erased from."""

@@ -1,7 +1,9 @@
 """Rules that decide when a champion is retrained. Pure.
 
-There are three reasons: its ROC AUC was below the limit in two cohorts that share no outcome, its input or scores
-drifted in two different inputs, or it has reached the maximum age.
+There are three reasons: its performance is low by the rule of the alert
+(:func:`churn.monitoring.conditions.performance_low`), its input or scores drifted in two different inputs, or it has
+reached the maximum age. Poor calibration is no reason: models are compared after both are recalibrated, so a challenger
+better at that alone is not promoted.
 """
 
 from collections.abc import Sequence
@@ -17,25 +19,11 @@ _LEAST_MOVED, _LEAST_UNKNOWN_RISE = 0.2, 0.05
 
 
 @dataclass(frozen=True)
-class EvaluatedCohort:
-    """An evaluated batch of the champion; the end of its AUC's interval is ``None`` if labels were too few."""
-
-    as_of: date
-    roc_auc_high: float | None
-    limit: float | None
-
-    @property
-    def is_below(self) -> bool:
-        """Whether even the upper end of the AUC's interval is below the limit."""
-        return self.roc_auc_high is not None and self.limit is not None and self.roc_auc_high < self.limit
-
-
-@dataclass(frozen=True)
 class RetrainingPolicy:
     """Thresholds for retraining.
 
     Attributes:
-        horizon_months: Horizon of the label; cohorts at least this far apart share no outcome.
+        horizon_months: Horizon of the label.
         after_months: Maximum age of a champion; 0 means no maximum.
         pause_days: Minimum time between two requests for a variant.
     """
@@ -46,20 +34,16 @@ class RetrainingPolicy:
 
 
 def reason_to_retrain(
-    cohorts: Sequence[EvaluatedCohort],
-    drifted: Sequence[str],
-    trained_on: date | None,
-    today: date,
-    policy: RetrainingPolicy,
+    low: str | None, drifted: Sequence[str], trained_on: date | None, today: date, policy: RetrainingPolicy
 ) -> str | None:
     """Return why a champion should be retrained, as a sentence; ``None`` if there is no reason.
 
     Args:
-        cohorts: Evaluated batches of the current champion version, in any order.
+        low: How its performance is below the limit, as a sentence; ``None`` if it is not.
         drifted: Features that drifted in two different inputs.
         trained_on: The champion's training date; ``None`` if it is unknown or its age does not count.
     """
-    return _performance(cohorts, policy) or _drift(drifted) or _age(trained_on, today, policy)
+    return low or _drift(drifted) or _age(trained_on, today, policy)
 
 
 def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
@@ -83,20 +67,6 @@ def drifted_features(batches: Sequence[ScoredBatch], week: date) -> dict[tuple[s
         if flag.is_confirmed:
             features.setdefault((flag.variant, versions[flag.batch_id]), []).append(flag.drift.feature)
     return features
-
-
-def _performance(cohorts: Sequence[EvaluatedCohort], policy: RetrainingPolicy) -> str | None:
-    known = sorted((cohort for cohort in cohorts if cohort.roc_auc_high is not None), key=lambda cohort: cohort.as_of)
-    if not known or not known[-1].is_below:
-        return None
-    newest = known[-1]
-    for earlier in known[:-1]:
-        if earlier.is_below and month_number(newest.as_of) - month_number(earlier.as_of) >= policy.horizon_months:
-            return (
-                f"ROC AUC is at most {earlier.roc_auc_high:.3f} as of {earlier.as_of} and {newest.roc_auc_high:.3f} "
-                f"as of {newest.as_of}, below the limit of {newest.limit:.3f}"
-            )
-    return None
 
 
 def _drift(drifted: Sequence[str]) -> str | None:

@@ -5,16 +5,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
-from churn.database.evaluations import Evaluations
 from churn.database.fleet import FleetTables
-from churn.monitoring.retraining import (
-    EvaluatedCohort,
-    RetrainingPolicy,
-    drifted_features,
-    is_paused,
-    is_stale,
-    reason_to_retrain,
-)
+from churn.monitoring.conditions import independent_cohorts, performance_low
+from churn.monitoring.retraining import RetrainingPolicy, drifted_features, is_paused, is_stale, reason_to_retrain
 from churn.registry.tags import TRAINING_DATE, day_of
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of
@@ -28,7 +21,6 @@ class RetrainingPlanner:
     """The services and the policy of retraining requests."""
 
     registry: "Registry"
-    results: Evaluations
     fleet: FleetTables
     policy: RetrainingPolicy
 
@@ -41,25 +33,22 @@ class RetrainingPlanner:
         Args:
             requested: When training was last requested, by variant key.
         """
-        evaluated = self.results.evaluated_champions()
+        of_variants = self.registry.aliases()
+        champions = {variant.key: aliases.get(CHAMPION) for variant, aliases in of_variants.items()}
+        low = performance_low(independent_cohorts(self.fleet.evaluated(), champions)).members
         week = monday_of(today)
         drifted = drifted_features(self.fleet.newest_inputs(week), week)
         tags = self.registry.version_tags()
         days = {key: day_of(of_version, TRAINING_DATE) for key, of_version in tags.items()}
         trained_on = {key: day for key, day in days.items() if day is not None}
-        for variant, aliases in sorted(self.registry.aliases().items(), key=lambda item: item[0].key):
+        for variant, aliases in sorted(of_variants.items(), key=lambda item: item[0].key):
             champion, challenger = aliases.get(CHAMPION), aliases.get(CHALLENGER)
             if champion is None or is_paused(requested.get(variant.key), today, self.policy):
                 continue
             if challenger is not None and not is_stale(trained_on.get((variant, challenger)), today, self.policy):
                 continue
-            cohorts = [
-                EvaluatedCohort(one.batch.as_of, one.measures.get("roc_auc_high"), one.auc_limit)
-                for one in evaluated.get(variant, [])
-                if one.batch.model_version == champion
-            ]
             of_champion = drifted.get((variant.key, champion), [])
             aged_since = trained_on.get((variant, champion)) if challenger is None else None
-            reason = reason_to_retrain(cohorts, of_champion, aged_since, today, self.policy)
+            reason = reason_to_retrain(low.get(variant.key), of_champion, aged_since, today, self.policy)
             if reason is not None:
                 yield variant.key, reason
