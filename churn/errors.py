@@ -79,6 +79,10 @@ class AbsentError(RegistryError):
     """MLflow has no such object."""
 
 
+class UnregisteredError(RegistryError, UsageError):
+    """A variant is named that is not registered, so that there is nothing to score, compare or promote."""
+
+
 class RegistryUnavailableError(RegistryError, TransientError):
     """The MLflow registry did not answer."""
 

@@ -13,6 +13,7 @@ from churn.monitoring.batch_checks import CheckResult
 from churn.monitoring.conditions import FDR
 from churn.monitoring.drift import LEAST_BROKEN, LEAST_MOVED, LEAST_UNKNOWN_RISE
 from churn.training.checks import GATE_CHECKS, GateCheck
+from churn.wording import counted
 from churn.workflows.evaluate import VariantEvaluation
 from orchestration.assets.metadata import Metadata, segment_table, table
 
@@ -156,7 +157,7 @@ def _fleet_result(asset: str, name: str, members: Mapping[str, str] | None) -> d
         return result(severity=dg.AssetCheckSeverity.WARN, description=description)
     return result(
         severity=_severity(name),
-        description=f"The check failed for {len(members)} variants." if members else None,
+        description=f"The check failed for {counted(len(members), 'variant')}." if members else None,
         metadata={"n_variants": len(members), "variants": table(("variant", "problem"), sorted(members.items()))},
     )
 

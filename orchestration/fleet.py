@@ -4,6 +4,7 @@ Such an op logs each variant's report to Dagster when the variant is done, and a
 the variants that failed. Not here: the loop over the variants, which is ``churn.workflows.fleet``.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
 from churn.deployment.services import Deployment
 from churn.errors import ChurnError, TransientError
+from churn.wording import counted, listed
 from churn.workflows.fleet import Attempts, error_text
 from orchestration import checks
 from orchestration.assets.metadata import Metadata
@@ -122,6 +124,7 @@ class FleetRun:
         self._assets = [spec.key.to_user_string() for spec in specs]
         self._severities = checks.severities(self._assets)
         self._not_passed: dict[tuple[str, str], list[str]] = {check: [] for check in self._severities}
+        self._n_checked: Counter[tuple[str, str]] = Counter()
         self._failed: dict[str, BaseException] = {}
         self._n_done = self._n_incomplete = 0
         # Reuse the event log's connection, as a webserver does; by default each event opens three.
@@ -167,8 +170,10 @@ class FleetRun:
             self._n_incomplete += 1
             return
         for evaluation in report.checks:
+            check = evaluation.asset_key.to_user_string(), evaluation.check_name
+            self._n_checked[check] += 1
             if not evaluation.passed:
-                self._not_passed[evaluation.asset_key.to_user_string(), evaluation.check_name].append(key)
+                self._not_passed[check].append(key)
 
     def finish(self) -> Iterator[dg.AssetCheckResult]:
         """Yield a result of each check over all variants, then raise a failure that names the failed ones, if any.
@@ -185,15 +190,13 @@ class FleetRun:
             raise failure
 
     def _check_results(self) -> Iterator[dg.AssetCheckResult]:
-        n, n_incomplete = self._n_done, self._n_incomplete
-        rest = f"; not evaluated for {n_incomplete}" if n_incomplete else ""
         for (asset, name), keys in self._not_passed.items():
             yield dg.AssetCheckResult(
                 asset_key=asset,
                 check_name=name,
-                passed=not keys and not n_incomplete,
+                passed=not keys and not self._n_incomplete,
                 severity=self._severities[asset, name],
-                description=f"passed for {n - len(keys) - n_incomplete} of {n} variants{rest}",
+                description=_describe_check(self._n_checked[asset, name], len(keys), self._n_done, self._n_incomplete),
                 metadata={"not_passed": keys[:_NAMED_IN_CHECK]},
             )
 
@@ -219,8 +222,22 @@ class FleetRun:
         first, reason = next(iter(reasons.items()))
         is_transient = any(isinstance(error, TransientError) for error in failed.values())
         return dg.Failure(
-            f"{len(failed)} of {n_variants} variants failed: {', '.join(list(reasons)[:_NAMED_IN_MESSAGE])}; "
+            f"{len(failed)} of {counted(n_variants, 'variant')} failed: {listed(list(reasons), _NAMED_IN_MESSAGE)}; "
             f"{first}: {reason}",
             metadata={"failed": reasons},
             allow_retries=is_transient and self.context.retry_number < MAX_RETRIES,
         )
+
+
+def _describe_check(n_checked: int, n_failed: int, n_done: int, n_incomplete: int) -> str:
+    """Describe a check over a run's variants; to some, such as those without a challenger, it does not apply.
+
+    >>> _describe_check(3, 1, 5, 1), _describe_check(0, 0, 4, 0)
+    ('Passed for 2 of 4 variants; not evaluated for 1; does not apply to 1.', 'Does not apply to any of 4 variants.')
+    """
+    n_others = n_done - n_checked - n_incomplete
+    if not n_checked and not n_incomplete:
+        return f"Does not apply to any of {counted(n_done, 'variant')}."
+    rest = f"; not evaluated for {n_incomplete}" if n_incomplete else ""
+    rest += f"; does not apply to {n_others}" if n_others else ""
+    return f"Passed for {n_checked - n_failed} of {counted(n_checked + n_incomplete, 'variant')}{rest}."

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
+from churn.wording import counted
 from churn.workflows.erase import drop_old_weeks
 from churn.workflows.fleet import error_text, for_each_variant
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS, TRAINED
@@ -95,7 +96,7 @@ def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, serv
     metadata: dict[str, Any] = {"moved": moved, "is_dry_run": config.dry_run}
     if refused:
         raise dg.Failure(
-            f"{len(refused)} of {len(config.variants)} variants were not changed: {'; '.join(refused.values())}",
+            f"{len(refused)} of {counted(len(config.variants), 'variant')} not changed: {'; '.join(refused.values())}",
             metadata={**metadata, "refused": refused},
             allow_retries=False,
         )
@@ -172,7 +173,7 @@ def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -
     context.add_output_metadata(dict(n))
     if failed:
         raise dg.Failure(
-            f"the scored extracts of {len(failed)} variants were not ingested: {'; '.join(failed.values())}",
+            f"scored extracts not ingested, of {counted(len(failed), 'variant')}: {'; '.join(failed.values())}",
             metadata={"failed": failed},
         )
 

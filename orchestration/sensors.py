@@ -15,6 +15,7 @@ from churn.errors import ChurnError
 from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.wording import counted
 from churn.workflows.alert import deliver
 from orchestration.assets.scoring import WEEK_TAG
 from orchestration.failed_runs import failed_runs
@@ -64,7 +65,7 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
     requests = [request(f"new-data:{tick}", chunk, tags) for chunk in ranges(keys, new, most)]
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else f"no new input for any of {len(registered)} variants",
+        skip_reason=None if requests else f"no new input for any of {counted(len(registered), 'variant')}",
         cursor=json.dumps({"tick": tick, "versions": known}, sort_keys=True),
     )
 
@@ -127,8 +128,8 @@ def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
             changes = f"cannot examine the fleet: {error}"
         sent = deliver(monitor.incidents, receivers, datetime.now(UTC), _DELIVER_FOR_S)
     return dg.SkipReason(
-        f"{completed}{changes}; {sent.n_sent} alerts sent, {sent.n_failed} attempts failed, "
-        f"{sent.n_waiting} alerts waiting"
+        f"{completed}{changes}; {counted(sent.n_sent, 'alert')} sent, {counted(sent.n_failed, 'attempt')} failed, "
+        f"{counted(sent.n_waiting, 'alert')} waiting"
     )
 
 

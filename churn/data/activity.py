@@ -15,6 +15,7 @@ import polars as pl
 
 from churn.data.spellings import Kind, canonical, is_odd
 from churn.errors import InputError, QuarantineError
+from churn.wording import listed
 
 _DTYPES: Mapping[Kind, pl.DataType] = {
     "integer": pl.Int64(), "date": pl.Date(), "instant": pl.Datetime("us", "UTC"), "text": pl.String(),
@@ -184,11 +185,11 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
         return
     if len(missing) == len(features):
         raise InputError(
-            f"the rows have columns {sorted(columns)[:8]}, which are neither raw activity (account_id, "
-            f"activity_month, …) nor the model's {len(features)} features ({', '.join(features[:4])}, …)"
+            f"the rows have columns {listed(sorted(columns))}, which are neither raw activity (account_id, "
+            f"activity_month, …) nor the model's {len(features)} features ({listed(features, 4)})"
         )
     raise InputError(
-        f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {', '.join(missing[:8])}; "
+        f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {listed(missing)}; "
         f"export them again with the model's feature names"
     )
 

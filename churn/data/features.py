@@ -19,6 +19,7 @@ from churn.data.spellings import fold, folded_levels
 from churn.data.windows import IS_ACTIVE, KnownRows, Window, compute, looks_like_window, not_windows, parse, windows_of
 from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
+from churn.wording import listed
 
 Matrix = npt.NDArray[np.float32]
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
@@ -294,7 +295,7 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
     if unexplained:
         raise InputError(
             f"the activity has columns {sorted(columns)}, from which {len(unexplained)} of the model's features cannot "
-            f"be built: {', '.join(unexplained[:8])}; add the columns or correct the variant's feature names"
+            f"be built: {listed(unexplained)}; add the columns or correct the variant's feature names"
         )
     one_hots = (OneHot(column, *map(tuple, zip(*pairs, strict=True))) for column, pairs in groups.items())
     # Encoded rows have windows as columns, and lack the columns that these were computed from.

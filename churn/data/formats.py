@@ -33,6 +33,7 @@ from churn.data.file_kinds import (
 )
 from churn.data.spellings import renames
 from churn.errors import InputError
+from churn.wording import listed
 
 _BATCH_LINES = 65_536
 _HEAD_LINES = 1_000
@@ -138,7 +139,7 @@ def _open_parts(folder: Path, names: Sequence[str]) -> RowFile:
     for key, part in parts.items():
         if differing := sorted(set(part.columns) ^ set(columns_of_first)):
             raise InputError(
-                f"the parts of {folder.name} have different columns: {', '.join(differing[:8])} is not in both "
+                f"the parts of {folder.name} have different columns: {listed(differing)} is not in both "
                 f"{key} and {next(iter(parts))}; write the folder again"
             )
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from churn.data.activity import KINDS
 from churn.errors import InputError
 from churn.weeks import day_from_epoch, days_since_epoch, month_number, month_start
+from churn.wording import listed
 
 ACTIVITY = "activity"
 """The source column, in reasons, of the windows over activity in any money column."""
@@ -165,7 +166,7 @@ def looks_like_window(name: str, columns: Collection[str]) -> bool:
 def not_windows(names: Sequence[str], columns: Collection[str]) -> InputError:
     """Return the error for features that look like windows and are none."""
     return InputError(
-        f"{', '.join(map(repr, names[:8]))} look like windows over past months and are none of the columns "
+        f"{listed([repr(name) for name in names])} look like windows over past months and are none of the columns "
         f"{sorted(columns)}; a window is {GRAMMAR}: correct the variant's feature names"
     )
 

@@ -79,21 +79,34 @@ def describe_os_error(error: OSError) -> str:
 
 
 def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | BaseException]]) -> None:
-    """Print each variant's lines or error as it ends; exit with 1 if one failed, and list those of many that did."""
+    """Print each variant's lines or error as it ends, and list those of many that failed.
+
+    Exits with 1 if one failed, and with 2 if none failed for another reason than a name that cannot be meant.
+    """
     from churn.workflows.fleet import error_text  # imports Polars
 
-    failed, n_variants = [], 0
+    failed, n_variants, status = [], 0, WRONG_USAGE
     for key, result in attempts:
         n_variants += 1
         if isinstance(result, BaseException):
             failed.append(key)
-            print(f"{name}: {key}: {error_text(result)}", file=sys.stderr, flush=True)
+            status = status if isinstance(result, UsageError) else FAILED
+            print(f"{name}: {_of_variant(key, error_text(result))}", file=sys.stderr, flush=True)
         else:
             print("\n".join(result), flush=True)
     if failed:
         if n_variants > 1:
             print(f"{name}: {len(failed)} of {n_variants} failed: {', '.join(failed)}", file=sys.stderr)
-        sys.exit(FAILED)
+        sys.exit(status)
+
+
+def _of_variant(key: str, text: str) -> str:
+    """Return a variant's error with its key, which many of them name themselves.
+
+    >>> _of_variant("base", "base has no challenger"), _of_variant("base", "database/ is empty")
+    ('base has no challenger', 'base: database/ is empty')
+    """
+    return text if re.search(rf"(?<![\w./-]){re.escape(key)}(?![\w./-])", text) else f"{key}: {text}"
 
 
 def parse_variants(args: argparse.Namespace) -> list[Variant]:

@@ -21,6 +21,7 @@ from churn.data.formats import unrepeated
 from churn.errors import ModelFileError
 from churn.inference.forest import Forest, booster_kind, read_forest
 from churn.inference.ubjson import parse_ubjson
+from churn.wording import listed
 
 MAX_MODEL_BYTES = 512 << 20
 MAX_JSON_BYTES = 64 << 20  # parsed, text takes many times its size
@@ -401,7 +402,7 @@ def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str
         raise ModelFileError(f"{origin} has {len(stored)} feature names for its {n_features} features; train it again")
     pairs = enumerate(zip(stored or names, names, strict=True))
     if differing := [(i, a, b) for i, (a, b) in pairs if a != b]:
-        shown = ", ".join(f"{i}: {a!r} against {b!r}" for i, a, b in differing[:_NAMES_SHOWN])
+        shown = listed([f"{i}: {a!r} against {b!r}" for i, a, b in differing], _NAMES_SHOWN)
         raise ModelFileError(
             f"{origin} and its feature names file disagree at {len(differing)} positions ({shown}); "
             f"export both from the same training run"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 
-from churn.monitoring.conditions import History, ScoredBatch, describe_drift, stale_sentence
+from churn.monitoring.conditions import History, ScoredBatch, describe_drift, outdated_sentence
 from churn.monitoring.drift import flag_fleet
 from churn.monitoring.profiles import SCORE
 
@@ -77,7 +77,7 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
 
 def _check_against_history(batch: ScoredBatch, history: History, as_of: date) -> list[CheckResult]:
     rows = history.volume_of(batch)
-    stale = stale_sentence(batch, history, as_of)
+    stale = outdated_sentence(batch, history, as_of)
     usual = "not known yet" if rows.usual is None else rows.usual
     is_usual = rows.status not in ("low", "high")
     return [

@@ -37,6 +37,7 @@ from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of, month_number, newest_month_due, newest_whole_month
+from churn.wording import listed
 
 FDR = 0.01
 """False discovery rate: the expected share of false findings among all findings."""
@@ -290,7 +291,7 @@ def drifted(flags: Iterable[DriftFlag]) -> list[Condition]:
 
 def _drift_sentence(drifts: Sequence[FeatureDrift], kind: str) -> str:
     by_effect = sorted(drifts, key=lambda drift: (-abs(drift.effect), -drift.excess_psi))
-    named = _enumerated([describe_drift(drift) for drift in by_effect])
+    named = listed([describe_drift(drift) for drift in by_effect], _MOST_NAMED)
     if kind == "data_broken":
         return f"{named}: most values are unknown to the model or missing, which they were not in its reference"
     return f"{named} drifted from the model's reference in two different inputs"
@@ -320,11 +321,6 @@ def _share_of(key: str) -> str:
         return "the share of unknown values"
     is_decile = len(key) == 3 and key.startswith("0.")
     return f"the share of values up to the reference's {key[2:]}0 % quantile" if is_decile else f"the share of {key}"
-
-
-def _enumerated(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def describe_drift(drift: FeatureDrift) -> str:
@@ -410,6 +406,11 @@ def stale_sentence(batch: ScoredBatch, history: History | None, today: date) -> 
     """Return why a batch's data is stale; ``None`` if it is fresh."""
     if batch.fallback_reason is not None:
         return f"scored from the local copy: {_shortened(batch.fallback_reason)}"
+    return outdated_sentence(batch, history, today)
+
+
+def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) -> str | None:
+    """Return why a batch's data is another variant's or overdue, wherever it was read; ``None`` if it is neither."""
     if batch.data_of != batch.variant:
         return f"scored from the data of {batch.data_of}, since the variant has no input"
     if (missing := _missing_month(batch)) is not None:
@@ -561,7 +562,7 @@ def segment_low(segments: Sequence[LowSegment], n_evaluated: int, excluded: Coll
 
 def _segments_sentence(segments: Sequence[LowSegment]) -> str:
     worst = sorted(segments, key=lambda segment: segment.p_below_limit)
-    named = _enumerated([f"{one.segment} {one.level}: ROC AUC {one.roc_auc:.3f}" for one in worst])
+    named = listed([f"{one.segment} {one.level}: ROC AUC {one.roc_auc:.3f}" for one in worst], _MOST_NAMED)
     return f"{named}; the limit is {worst[0].limit:.3f}"
 
 

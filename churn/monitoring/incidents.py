@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from churn.wording import counted
+
 Severity = Literal["warning", "error"]
 Event = Literal["opened", "updated", "resolved"]
 
@@ -175,4 +177,4 @@ def _heading(kind: str, subject: str) -> str:
 
 
 def _count(kind: str, number: int, more: str = "") -> str:
-    return f"{number:,} {more}{KINDS[kind].noun}{'' if number == 1 else 's'}"
+    return counted(number, f"{more}{KINDS[kind].noun}")

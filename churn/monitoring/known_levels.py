@@ -14,6 +14,7 @@ from churn.data.features import Encoding
 from churn.data.scoring_rows import Chunk
 from churn.errors import QuarantineError
 from churn.monitoring.profiles import Profile
+from churn.wording import listed
 
 MANY = 0.5
 """Share of accounts above the reference's from which an unknown level is shown with the batch."""
@@ -49,14 +50,14 @@ class UnknownLevels:
             before = usual.get(group.source_column, 1.0 if len(group.levels) == 1 else 0.0)
             share = self.counts.get(group.source_column, 0) / max(self.n, 1)
             if share - before > limit:
-                shown = ", ".join(repr(level[:40]) for level in list(examples.get(group.source_column, {}))[:3])
+                shown = listed([repr(level[:40]) for level in examples.get(group.source_column, {})], 3)
                 name, n_unknown = group.source_column, self.counts[group.source_column]
                 raise QuarantineError(
                     f"{n_unknown} of {self.n} accounts ({share:.1%}) have a {name} "
                     f"that the model does not know ({shown or 'none is set'}), {before:.1%} in its reference, and "
                     f"CHURN_MAX_UNKNOWN_LEVEL_SHARE allows {limit:.1%} more; the model knows "
-                    f"{', '.join(map(repr, group.levels[:3]))} …: correct the extract, train the model again, or raise "
-                    f"the limit"
+                    f"{listed([repr(level) for level in group.levels], 3)}: correct the extract, train the model "
+                    f"again, or raise the limit"
                 )
 
 

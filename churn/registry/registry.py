@@ -27,7 +27,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.types.schema import AnyType, ColSpec, Schema
 from mlflow.utils.uri import append_to_uri_path
 
-from churn.errors import AbsentError, ModelFileError, RegistryError
+from churn.errors import AbsentError, ModelFileError, RegistryError, UnregisteredError
 from churn.monitoring.profiles import Profile
 from churn.registry import tags
 from churn.registry.cache import ModelCache
@@ -105,12 +105,13 @@ class Registry:
             listed: The result of :meth:`aliases`, for many look-ups at one moment; ``None`` queries MLflow.
 
         Raises:
-            RegistryError: If the variant is not registered or has no such alias, or another variant has its name.
+            UnregisteredError: If the variant is not registered.
+            RegistryError: If it has no such alias, or another variant has its name.
         """
         name = variant.registered_model
         aliases = self.aliases_of(variant) if listed is None else listed.get(variant, {})
         if not aliases and self._registered(variant) is None:
-            raise RegistryError(
+            raise UnregisteredError(
                 f"variant {variant} is not registered (no model {name!r}){nearest(variant, self.variants())}; "
                 f"log one with experiment_tracking/log_model.py"
             )

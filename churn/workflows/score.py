@@ -26,7 +26,7 @@ from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
 from churn.database.predictions import BatchInProgress, BatchRecord, Challenge, PredictionStore
 from churn.defaults import HORIZON_MONTHS, MAX_UNKNOWN_LEVEL_SHARE
-from churn.errors import ChurnError, ModelFileError, TransientError, UsageError
+from churn.errors import ChurnError, ModelFileError, TransientError, UnregisteredError, UsageError
 from churn.evaluation.charts import draw_importance
 from churn.monitoring.known_levels import UnknownLevels
 from churn.monitoring.profiles import Profile, ProfileCounter, regrouped
@@ -207,7 +207,12 @@ class Scorer:
     def record_failure(
         self, request: FleetRequest | ScoringRequest, key: str, started_at: datetime, error: BaseException
     ) -> None:
-        """Record an attempt that published nothing; if that fails, log a warning."""
+        """Record an attempt that published nothing; if that fails, log a warning.
+
+        A name that no registered variant has is a mistake of whoever typed it, and no failure of a variant.
+        """
+        if isinstance(error, UnregisteredError):
+            return
         try:
             self.store.record_failure(key, request.week, request.dagster_run_id, started_at, error)
         except ChurnError as unrecorded:

@@ -10,6 +10,7 @@ import dagster as dg
 
 from churn.database.evaluations import EvaluatedBatch
 from churn.evaluation.metrics import Interval
+from churn.wording import counted
 from churn.workflows.evaluate import VariantEvaluation, evaluate_fleet, reliability_picture
 from churn.workflows.promote import VariantStatus
 from orchestration import checks
@@ -48,7 +49,8 @@ def _report(key: str, evaluation: VariantEvaluation) -> AssetReport:
         reason = str(evaluation.not_evaluated)
         return AssetReport({EVALUATED: {"not_evaluated": reason}}, (), f"The variant was not evaluated: {reason}")
     comparison = evaluation.status.comparison
-    sentence = f"{evaluation.n_new_facts} new facts, {len(evaluation.batches)} batches evaluated"
+    n_batches = counted(len(evaluation.batches), "batch", "batches")
+    sentence = f"{n_batches} evaluated, {counted(evaluation.n_new_facts, 'new fact')} of activity ingested"
     return AssetReport(
         {EVALUATED: _metadata(evaluation, evaluation.status)},
         checks.of_evaluation(key, evaluation),

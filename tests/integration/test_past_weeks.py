@@ -102,6 +102,8 @@ def test_a_day_outside_its_week_is_refused_and_never_becomes_current(site: Site,
     assert site.rows(site.churn, query) == [(True, False), (False, True)]
     tomorrow = str(date.today() + timedelta(days=2))  # noqa: DTZ011 later than any clock's today
     churn("score", US.key, "--as-of", tomorrow).require_one_line("is in the future", status=2)
+    churn("score", "geography-uss").require_one_line("is not registered", "did you mean 'geography-us'", status=2)
+    assert site.rows(site.churn, "SELECT DISTINCT variant FROM scoring_attempts") == [(US.key,)]
 
 
 def statuses(site: Site) -> list[str | None]:

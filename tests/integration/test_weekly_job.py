@@ -395,6 +395,7 @@ def test_an_unregistered_partition_fails_with_a_hint(
     assert "did you mean 'geography-us'?" in said
     assert "log_model.py" in said
     assert site.current().is_empty()
+    assert site.rows(site.churn, "SELECT variant FROM scoring_attempts") == []  # a name is no variant that failed
 
 
 def test_a_removed_alias_fails_with_the_remedy(

@@ -342,7 +342,9 @@ def test_encoded_rows_that_lack_features_are_refused_with_their_names():
 
 
 def test_rows_of_something_else_are_refused_with_both_shapes_that_would_do():
-    with pytest.raises(InputError, match=r"\['x', 'y'\], which are neither raw activity .* nor the model's 5 features"):
+    with pytest.raises(
+        InputError, match=r"the rows have columns x, y, which are neither raw activity .* nor the model's 5 features"
+    ):
         check_encoded(pl.DataFrame({"x": [1], "y": [2]}), FEATURES)
 
 

@@ -61,10 +61,12 @@ def test_one_account_may_have_the_only_score():
     assert failed(figures=replace(FIGURES, n_scored=1, n_stored=1, lowest=0.5, highest=0.5)) == set()
 
 
-def test_input_that_is_a_copy_or_another_variants_is_neither_from_s3_nor_fresh():
+def test_a_copy_is_not_from_s3_and_may_be_fresh_and_another_variants_data_is_neither():
     copied = replace(BATCH, fallback_reason="S3 could not be reached")
+    old = History(HISTORY.n_rows, {"abc": AS_OF - timedelta(days=60)})
 
-    assert failed(copied) == {"input_came_from_s3", "data_is_fresh"}
+    assert failed(copied) == {"input_came_from_s3"}
+    assert failed(copied, history=old) == {"input_came_from_s3", "data_is_fresh"}
     assert failed(replace(BATCH, data_of="base")) == {"input_came_from_s3", "data_is_fresh"}
 
 

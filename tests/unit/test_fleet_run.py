@@ -75,8 +75,8 @@ def test_a_variant_whose_report_fails_is_materialized_and_the_others_are_reporte
     summary = {one.check_name: one for one in result.get_asset_check_evaluations() if one.partition is None}
     described = {name: (one.passed, one.description) for name, one in summary.items()}
     assert described == {
-        "auc_is_not_below_its_limit": (False, "passed for 2 of 3 variants; not evaluated for 1"),
-        "no_segment_is_below_its_limit": (False, "passed for 1 of 3 variants; not evaluated for 1"),
+        "auc_is_not_below_its_limit": (False, "Passed for 2 of 3 variants; not evaluated for 1."),
+        "no_segment_is_below_its_limit": (False, "Passed for 1 of 3 variants; not evaluated for 1."),
     }
 
 
