@@ -14,7 +14,7 @@ import numpy as np
 
 from churn.data.features import Packed, derive, pack, plan_encoding
 from churn.monitoring.drift import compare_fleet, flag_fleet
-from churn.monitoring.profiles import Profile, ProfileCounter, reference_profile
+from churn.monitoring.profiles import Profile, reference_profile
 from tests.support.services import NAMES_KEY, WEEK, peak_mb, simulated_rows
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -37,9 +37,7 @@ def measure(n_variants: int, n_rows: int) -> dict[str, float]:
     read = time.perf_counter()
     profiles = {}
     for i, reference in enumerate(references):
-        counter = ProfileCounter(reference)
-        counter.add(*batches[i % _DATASETS])
-        profiles[f"company-c{i:04}"] = (reference, counter.profile(), reference)
+        profiles[f"company-c{i:04}"] = (reference, reference.count(*batches[i % _DATASETS]), reference)
     profiled = time.perf_counter()
     flags = flag_fleet(compare_fleet(profiles))
     compared = time.perf_counter()
@@ -62,11 +60,10 @@ def measure(n_variants: int, n_rows: int) -> dict[str, float]:
 def _large(reference: Profile, sample: Packed) -> float:
     """Return the microseconds a row of one large batch takes, in chunks as it is scored."""
     packed, scores = _drawn(sample, _LARGE_ROWS, seed=1)
-    counter = ProfileCounter(reference)
     started = time.perf_counter()
     for low in range(0, _LARGE_ROWS, _CHUNK):
         part = slice(low, low + _CHUNK)
-        counter.add(packed.take(part), scores[part])
+        reference.count(packed.take(part), scores[part])
     return (time.perf_counter() - started) * 1e6 / _LARGE_ROWS
 
 

@@ -28,7 +28,7 @@ from churn.data.features import Packed, encode, features, is_active, pack_matrix
 from churn.evaluation.metrics import wilson_interval
 from churn.monitoring.conditions import LEAST_COMMON
 from churn.monitoring.drift import FeatureDrift, Flag, common_moves, compare_fleet, confirmed, flag_fleet
-from churn.monitoring.profiles import Bins, Profile, ProfileCounter, reference_profile, season_of
+from churn.monitoring.profiles import Bins, Profile, reference_profile, season_of
 from churn.samples.world import World, simulate_world
 from churn.training.default_features import default_feature_names
 from churn.variants import Variant
@@ -125,9 +125,8 @@ def simulate_market(number: int, *, n_accounts: int, weeks: Sequence[int]) -> Ma
         )
         for i in range(N_BLOCKS):
             rows = np.flatnonzero(block == i)
-            counter = ProfileCounter(profile)
-            counter.add(Packed(packed.numbers[:, rows], packed.levels[:, rows]), scores[rows])
-            counts[week, i] = counter.profile().counts
+            some = Packed(packed.numbers[:, rows], packed.levels[:, rows])
+            counts[week, i] = profile.count(some, scores[rows]).counts
     return Market(profile.bins, counts, gap_weeks(world.truth))
 
 

@@ -125,7 +125,6 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile, Profile]]) -> d
     n_bins = np.array([bins.n_bins for reference, _, _ in profiles.values() for bins in reference.bins], dtype=np.int64)
     if not len(n_bins):
         return {variant: [] for variant in profiles}
-    before = _padded([reference.counts for reference, _, _ in profiles.values()], n_bins)
     before, now, year = (_padded([one.counts for one in side], n_bins) for side in zip(*profiles.values(), strict=True))
     bins = [bins for reference, _, _ in profiles.values() for bins in reference.bins]
     means = _padded([_contributions(reference) for reference, _, _ in profiles.values()], n_bins)

@@ -105,6 +105,26 @@ class Profile:
         ends = np.cumsum([bins.n_bins for bins in self.bins])
         return dict(zip((bins.feature for bins in self.bins), np.split(self.counts, ends[:-1]), strict=True))
 
+    def count(self, packed: Packed, scores: npt.NDArray[np.floating]) -> "Profile":
+        """Count rows in the encoding of this profile, with their scores, shape (n_rows,), into its bins.
+
+        Raises:
+            InputError: If the rows do not fit that encoding, or their number differs from that of the scores.
+        """
+        categories = [bins for bins in self.bins if bins.levels]
+        numbers = [bins for bins in self.bins if not bins.levels][:-1]
+        given = (len(packed.numbers), len(packed.levels), len(scores))
+        needed = (len(numbers), len(categories), packed.n_rows)
+        if given != needed:
+            raise InputError(
+                f"a chunk has {given[0]} numbers, {given[1]} categories and {given[2]} scores, the reference needs "
+                f"{needed[0]}, {needed[1]} and {needed[2]}; count it into the reference of the model that scored it"
+            )
+        counts = [_count_number(*pair) for pair in zip(packed.numbers, numbers, strict=True)]
+        counts += [_count_levels(*pair) for pair in zip(packed.levels, categories, strict=True)]
+        score = _count_number(np.asarray(scores, dtype=np.float32), self.bins[-1])
+        return Profile(self.bins, np.concatenate([*counts, score]))
+
     def __add__(self, other: "Profile") -> "Profile":
         """Return the sum of both profiles."""
         require_same_bins(self, other)
@@ -221,9 +241,7 @@ def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np
     categories = [Bins(group.source_column, levels=group.levels) for group in encoding.one_hots]
     score = Bins(SCORE, _edges(np.asarray(scores, dtype=np.float32)))
     bins = (*numbers, *categories, score)
-    counter = ProfileCounter(Profile(bins, np.zeros(sum(each.n_bins for each in bins), dtype=np.int64)))
-    counter.add(packed, scores)
-    return counter.profile()
+    return Profile(bins, np.zeros(sum(each.n_bins for each in bins), dtype=np.int64)).count(packed, scores)
 
 
 def spliced(inputs: Profile, scores: Profile) -> Profile:
@@ -286,38 +304,6 @@ def _level_counts(category: Bins, numbers: Mapping[str, Bins], reference: Profil
     n_rows = [int(counts[name][:-1][above].sum()) for name, above in zip(names, is_positive, strict=True)]
     n_other = reference.n_rows - sum(n_rows)
     return np.array([*n_rows, n_other], dtype=np.int64) if n_other >= 0 else None
-
-
-class ProfileCounter:
-    """Counts the rows of a batch into the bins of a reference. Not thread-safe."""
-
-    def __init__(self, reference: Profile) -> None:
-        self._bins = reference.bins
-        self._categories = [bins for bins in reference.bins if bins.levels]
-        self._numbers = [bins for bins in reference.bins if not bins.levels][:-1]
-        self._counts = np.zeros_like(reference.counts)
-
-    def add(self, packed: Packed, scores: npt.NDArray[np.floating]) -> None:
-        """Count one chunk of rows in the encoding of the reference, with their scores, shape (n_rows,).
-
-        Raises:
-            InputError: If the rows do not fit that encoding, or their number differs from that of the scores.
-        """
-        given = (len(packed.numbers), len(packed.levels), len(scores))
-        needed = (len(self._numbers), len(self._categories), packed.n_rows)
-        if given != needed:
-            raise InputError(
-                f"a chunk has {given[0]} numbers, {given[1]} categories and {given[2]} scores, the reference needs "
-                f"{needed[0]}, {needed[1]} and {needed[2]}; count it into the reference of the model that scored it"
-            )
-        numbers = [_count_number(*pair) for pair in zip(packed.numbers, self._numbers, strict=True)]
-        categories = [_count_levels(*pair) for pair in zip(packed.levels, self._categories, strict=True)]
-        score = _count_number(np.asarray(scores, dtype=np.float32), self._bins[-1])
-        self._counts += np.concatenate([*numbers, *categories, score])
-
-    def profile(self) -> Profile:
-        """Return the counts so far."""
-        return Profile(self._bins, self._counts.copy())
 
 
 def _count_number(values: Values, bins: Bins) -> Counts:

@@ -6,7 +6,7 @@ It is about the accounts at risk, as the performance of a model is. Where it is 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +16,6 @@ from churn.monitoring.profiles import Profile, untrained_missing
 
 _BINS, _FINE_BINS = 20, 1000
 _TOP = 10
-
-
-class Scores(Protocol):
-    """The scores of a chunk of a batch.
-
-    Attributes:
-        account_ids: Shape (n,), as ``probabilities``.
-        contributions: Shape (n, n_source_columns); ``None`` without reasons.
-    """
-
-    @property
-    def account_ids(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def probabilities(self) -> npt.NDArray[np.float32]: ...
-    @property
-    def contributions(self) -> npt.NDArray[np.float32] | None: ...
 
 
 @dataclass
@@ -92,21 +76,30 @@ class ScoreSummary:
         means = dict(zip(source_columns, (self.absolute / max(self.n, 1)).tolist(), strict=True))
         return dict(sorted(means.items(), key=lambda pair: (-pair[1], pair[0])))
 
-    def add(self, scored: Scores, is_at_risk: npt.NDArray[np.bool_] | None, profile: Profile | None = None) -> None:
+    def add(
+        self,
+        account_ids: npt.NDArray[np.int64],
+        probabilities: npt.NDArray[np.float32],
+        contributions: npt.NDArray[np.float32] | None,
+        is_at_risk: npt.NDArray[np.bool_] | None,
+        profile: Profile | None = None,
+    ) -> None:
         """Count a chunk of scored rows.
 
         Args:
+            account_ids: Shape (n,), as ``probabilities``.
+            contributions: Shape (n, n_source_columns); ``None`` without reasons.
             is_at_risk: Shape (n,); ``None`` if unknown.
             profile: The chunk's accounts at risk, counted into the reference's bins; ``None`` without one.
         """
-        self.n_scored += scored.probabilities.size
+        self.n_scored += probabilities.size
         self.is_at_risk_known = is_at_risk is not None
         counted = slice(None) if is_at_risk is None else np.flatnonzero(is_at_risk)
-        probabilities, account_ids = scored.probabilities[counted], scored.account_ids[counted]
+        probabilities, account_ids = probabilities[counted], account_ids[counted]
         if profile is not None:
             self.profile = profile if self.profile is None else self.profile + profile
-        if scored.contributions is not None:
-            sums = np.abs(scored.contributions[counted]).sum(axis=0, dtype=np.float64)
+        if contributions is not None:
+            sums = np.abs(contributions[counted]).sum(axis=0, dtype=np.float64)
             self.absolute = sums if self.absolute is None else self.absolute + sums
         if not probabilities.size:
             return

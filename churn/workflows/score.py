@@ -29,7 +29,7 @@ from churn.defaults import HORIZON_MONTHS, MAX_UNKNOWN_LEVEL_SHARE
 from churn.errors import ChurnError, ModelFileError, TransientError, UnregisteredError, UsageError
 from churn.evaluation.charts import draw_importance
 from churn.monitoring.known_levels import UnknownLevels
-from churn.monitoring.profiles import Profile, ProfileCounter, regrouped
+from churn.monitoring.profiles import Profile, regrouped
 from churn.monitoring.summary import ScoreSummary
 from churn.storage.sources import Provenance, SourceFile, Sources
 from churn.variants import Variant
@@ -482,7 +482,7 @@ def score_rows(
         ModelFileError: If a score is not a probability, or its reasons do not add up to it.
     """
     for scored, is_at_risk, profile in in_threads(partial(_score_chunk, engine, model, summary.reference), chunks):
-        summary.add(scored, is_at_risk, profile)
+        summary.add(scored.account_ids, scored.probabilities, scored.contributions, is_at_risk, profile)
         yield scored
 
 
@@ -507,8 +507,6 @@ def _score_chunk(
     is_at_risk = packed.is_at_risk
     if reference is None:
         return scored, is_at_risk, None
-    counter = ProfileCounter(reference)
     if is_at_risk is not None:
         packed, probabilities = packed.take(is_at_risk), probabilities[is_at_risk]
-    counter.add(packed, probabilities)
-    return scored, is_at_risk, counter.profile()
+    return scored, is_at_risk, reference.count(packed, probabilities)

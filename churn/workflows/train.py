@@ -29,7 +29,7 @@ from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import Evaluation, calibration_error, compare_roc_auc, evaluate, reliability
 from churn.inference.bundle import GOLDEN_ROWS, parse_feature_names
 from churn.inference.explanations import sum_by_column
-from churn.monitoring.profiles import Profile, ProfileCounter, reference_profile, season_of, spliced, with_contributions
+from churn.monitoring.profiles import Profile, reference_profile, season_of, spliced, with_contributions
 from churn.registry import tags as tag
 from churn.registry.records import LoggedRun, OpenModel, training_data
 from churn.registry.registry import Registry
@@ -410,13 +410,14 @@ def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str]) -> P
     rows, scores = pack_matrix(year, encoding), trained.bundle.predict(year)
     of_held_out = reference_profile(pack_matrix(later, encoding), encoding, trained.bundle.predict(later))
     whole = spliced(reference_profile(rows, encoding, scores), of_held_out)
-    counters: dict[str, ProfileCounter] = {}
+    parts: dict[str, Profile] = {}
     for as_of in mondays:
-        counter = counters.setdefault(season_of(as_of), ProfileCounter(whole))
-        counter.add(pack_matrix(matrices[as_of], encoding), trained.bundle.predict(matrices[as_of]))
+        season, matrix = season_of(as_of), matrices[as_of]
+        counted = whole.count(pack_matrix(matrix, encoding), trained.bundle.predict(matrix))
+        parts[season] = parts[season] + counted if season in parts else counted
     explained = np.random.Generator(np.random.PCG64(0)).permutation(len(year))[:_EXPLAINED_ROWS]
     contributions = sum_by_column(trained.bundle.contributions(year[explained]), encoding)
-    with_parts = replace(whole, parts={season: counter.profile().counts for season, counter in counters.items()})
+    with_parts = replace(whole, parts={season: part.counts for season, part in parts.items()})
     return with_contributions(with_parts, pack_matrix(year[explained], encoding), contributions)
 
 

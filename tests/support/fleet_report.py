@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from churn.data.features import derive, pack, plan_encoding
 from churn.database.connection import OWNER, create_engine
-from churn.monitoring.profiles import ProfileCounter, reference_profile
+from churn.monitoring.profiles import reference_profile
 from churn.monitoring.summary import ScoreSummary
 from churn.report import Report, write_report
 from tests.support import ROOT
@@ -109,9 +109,8 @@ def _looks() -> list[dict[str, object]]:
         packed = pack(frame, encoding)
         scores = np.random.default_rng(look).beta(2, 4, packed.n_rows).astype(np.float32)
         reference = reference_profile(packed, encoding, scores)
-        counter = ProfileCounter(reference)
-        counter.add(packed, np.random.default_rng(look + _LOOKS).beta(2, 4, packed.n_rows).astype(np.float32))
-        profile = counter.profile()
+        drawn = np.random.default_rng(look + _LOOKS).beta(2, 4, packed.n_rows).astype(np.float32)
+        profile = reference.count(packed, drawn)
         made.append(
             {
                 "look": look,

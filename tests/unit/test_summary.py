@@ -1,7 +1,5 @@
 """At stake: every figure of a batch must be of the players it is said to be of: those who can still leave."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,19 +12,13 @@ PROBABILITIES = np.array([0.9, 0.2, 0.8, 0.1, 0.7, 0.6], dtype=np.float32)
 AT_RISK = np.array([False, True, False, True, False, True])
 
 
-@dataclass(frozen=True)
-class Chunk:
-    account_ids: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
-    contributions: npt.NDArray[np.float32] | None
-
-
 def summary_of(is_at_risk: npt.NDArray[np.bool_] | None, **values: bool) -> ScoreSummary:
     """The accounts in two chunks, the contribution of each being its probability."""
     summary = ScoreSummary(**values)
     for rows in (slice(0, 4), slice(4, 6)):
-        chunk = Chunk(IDS[rows], PROBABILITIES[rows], -PROBABILITIES[rows, None])
-        summary.add(chunk, None if is_at_risk is None else is_at_risk[rows])
+        summary.add(
+            IDS[rows], PROBABILITIES[rows], -PROBABILITIES[rows, None], None if is_at_risk is None else is_at_risk[rows]
+        )
     return summary
 
 
