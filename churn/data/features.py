@@ -265,6 +265,14 @@ class Encoding:
         return [windows.get(name, name) for name in self.columns]
 
     @property
+    def features_of_windows(self) -> dict[str, tuple[str, ...]]:
+        """The features of each source column that has a window."""
+        features: dict[str, list[str]] = {}
+        for name, source in zip(self.columns, self._sources, strict=True):
+            features.setdefault(source, []).append(name)
+        return {source: tuple(names) for source, names in features.items() if names != [source]}
+
+    @property
     def column_of_feature(self) -> npt.NDArray[np.int32]:
         """The index of each feature's column in ``columns``, shape (n_features,)."""
         columns = np.empty(self.n_features, dtype=np.int32)

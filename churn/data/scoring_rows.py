@@ -180,17 +180,8 @@ def prepare(
     file = open_rows(path, feature_names)
     erased, declared = erased or Erased(), declared or Columns()
     if activity.is_activity(file.columns):
-        return _read_activity(
-            file,
-            feature_names,
-            as_of,
-            max_quarantine_share,
-            origin=origin,
-            horizon_months=horizon_months,
-            erased=erased,
-            money=declared.activity,
-            max_money=declared.max_money,
-        )
+        read = partial(_read_activity, horizon_months=horizon_months, erased=erased, declared=declared, origin=origin)
+        return read(file, feature_names, as_of, max_quarantine_share)
     activity.require_features(file.columns, feature_names)
     return _open_encoded(file, feature_names, max_quarantine_share, erased, declared)
 
@@ -201,13 +192,13 @@ def _read_activity(
     as_of: date,
     max_quarantine_share: float,
     *,
-    origin: str,
     horizon_months: int,
     erased: Erased,
-    money: Sequence[str],
-    max_money: float,
+    declared: Columns,
+    origin: str,
 ) -> ScoringRows:
     """Check and pack raw activity."""
+    money, max_money = declared.activity, declared.max_money
     derived = [features.DERIVED] if "ftd_date" in file.columns and features.DERIVED not in file.columns else []
     plan = plan_rows(feature_names, [*file.columns, *derived])
     numbers = [*(name for name, _ in plan.packed.numbers), *money]
@@ -263,7 +254,9 @@ def _read_activity(
         n_newest=int((month == newest_whole_month(known.newest_month, as_of)).sum()),
     )
     account_ids = checked.rows["account_id"].to_numpy()
-    chunks = partial(_marked_chunks, packed, account_ids, marks, last_active, _at_risk_since(known, horizon_months))
+    first = at_risk_since(as_of, horizon_months)  # no month that new may be known
+    since = None if known.newest_month < first else days_since_epoch(first)
+    chunks = partial(_marked_chunks, packed, account_ids, marks, last_active, since)
     if not plan.windows:
         return ScoringRows(counts, plan.encoding, chunks)
     computed = compute(plan.windows, known, partial(plan.column, packed))
@@ -297,12 +290,6 @@ def _keys(rows: pl.DataFrame, money: Sequence[str], *, needs_activity: bool) -> 
     if needs_activity or any(name in rows.columns for name in money):
         keys = keys.with_columns(features.is_active(rows, money))
     return keys
-
-
-def _at_risk_since(known: KnownRows, horizon_months: int) -> int | None:
-    """Return the first month that puts an account at risk, in days since 1970; ``None`` if no such month is known."""
-    first = at_risk_since(known.as_of, horizon_months)
-    return None if known.newest_month < first else days_since_epoch(first)
 
 
 def _open_encoded(

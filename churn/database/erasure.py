@@ -22,11 +22,6 @@ _DAGSTER_TEXTS = (("event_logs", "event"), ("asset_keys", "last_materialization"
 class Erasures(Tables):
     """The tombstones of erased accounts, read as the writer role."""
 
-    def of(self, *variants: Variant) -> Erased:
-        """Return the accounts erased from any of these variants, or from all."""
-        with errors_translated(self._url), self._engine.connect() as connection:
-            return read_erased(connection, *variants)
-
     @contextmanager
     def settled(self, *variants: Variant) -> Iterator[Erased]:
         """Return the accounts erased from any of these variants, or from all; no erasure begins during the block."""

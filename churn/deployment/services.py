@@ -49,6 +49,11 @@ if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.workflows.score import Scorer
     from churn.workflows.train import FeatureNames, Trainer
 
+_EQUAL_ON_NODES = (
+    "churn_local_fallback", "churn_local_max_age", "churn_max_quarantine_share", "churn_max_unknown_level_share",
+    "churn_reasons", "churn_horizon_months", "churn_delivery_delay_days",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -161,13 +166,7 @@ class Deployment:
             if mlflow
             else self.tracking_uri.rpartition("@")[2].partition("?")[0],
             "MLFLOW_S3_BUCKET": settings.mlflow_s3_bucket or "not set",
-            "CHURN_LOCAL_FALLBACK": settings.churn_local_fallback,
-            "CHURN_LOCAL_MAX_AGE": str(settings.churn_local_max_age),
-            "CHURN_MAX_QUARANTINE_SHARE": str(settings.churn_max_quarantine_share),
-            "CHURN_MAX_UNKNOWN_LEVEL_SHARE": str(settings.churn_max_unknown_level_share),
-            "CHURN_REASONS": str(settings.churn_reasons),
-            "CHURN_HORIZON_MONTHS": str(settings.churn_horizon_months),
-            "CHURN_DELIVERY_DELAY_DAYS": str(settings.churn_delivery_delay_days),
+            **{name.upper(): str(getattr(settings, name)) for name in _EQUAL_ON_NODES},
         }
 
     def history(self) -> ActivityHistory:

@@ -4,7 +4,7 @@ The tables' results are compared with XGBoost's on rows of each batch before the
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,7 @@ import numpy.typing as npt
 from churn.data.features import Encoding, Packed, unpack
 from churn.errors import ModelFileError
 from churn.inference.bundle import Bundle
-from churn.inference.explanations import (
-    SummedReasons,
-    build_explainer,
-    features_of_windows,
-    sum_by_column,
-    sum_by_source_column,
-)
+from churn.inference.explanations import build_explainer, sum_by_column
 from churn.inference.forest import NotCompilableError
 from churn.inference.scoring import build_scorer
 
@@ -50,20 +44,6 @@ class Reasons:
     def source_columns(self) -> tuple[str, ...]:
         """The columns by which contributions are summed."""
         return self.encoding.source_columns
-
-    @property
-    def levels(self) -> Mapping[str, tuple[str, ...]]:
-        """The levels of categorical source columns, by their code."""
-        return {group.source_column: group.levels for group in self.encoding.one_hots}
-
-    @property
-    def windows(self) -> Mapping[str, tuple[str, ...]]:
-        """The features of the source columns that have windows, by their index in :attr:`SummedReasons.shown`."""
-        return features_of_windows(self.encoding)
-
-    def sum_up(self, contributions: Floats, packed: Packed) -> SummedReasons:
-        """Sum rows' contributions by source column."""
-        return sum_by_source_column(contributions, packed.values, self.encoding)
 
 
 @dataclass(frozen=True)

@@ -137,15 +137,6 @@ class SummedReasons:
     shown: npt.NDArray[np.uint8]
 
 
-def features_of_windows(encoding: Encoding) -> dict[str, tuple[str, ...]]:
-    """Return the features of each source column that has a window."""
-    features: dict[str, list[str]] = {}
-    source_columns = encoding.source_columns
-    for name, source in zip(encoding.columns, encoding.source_of_column, strict=True):
-        features.setdefault(source_columns[source], []).append(name)
-    return {source: tuple(names) for source, names in features.items() if names != [source]}
-
-
 def sum_by_source_column(
     contributions: npt.NDArray[np.float32], values: npt.NDArray[np.float32], encoding: Encoding
 ) -> SummedReasons:
@@ -155,7 +146,7 @@ def sum_by_source_column(
         contributions: Shape (n_rows, n_columns).
         values: Shape (n_columns, n_rows).
     """
-    source_columns, windowed = encoding.source_columns, features_of_windows(encoding)
+    source_columns, windowed = encoding.source_columns, encoding.features_of_windows
     if not windowed:
         return SummedReasons(contributions, values, np.empty((len(contributions), 0), dtype=np.uint8))
     n_rows, rows = len(contributions), np.arange(len(contributions))

@@ -25,7 +25,7 @@ from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compar
 from churn.evaluation.metrics import evaluate, reliability
 from churn.evaluation.segments import EvaluatedSegment, Levels, below_limit, evaluate_segments
 from churn.registry import tags as tag
-from churn.storage.history import ActivityHistory, Appended
+from churn.storage.history import Appended
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import month_number
@@ -196,11 +196,6 @@ class PerformanceEvaluator:
         listed = {one: PendingEvaluation(unevaluated[one], unlogged[one], tags) for one in variants}
         return replace(self, listed=listed)
 
-    @property
-    def history(self) -> ActivityHistory:
-        """The activity histories."""
-        return self.ingestion.history
-
     def ingest(self, variant: Variant) -> Appended:
         """Add the variant's inputs to its history; see :meth:`churn.workflows.ingest.Ingestion.ingest`."""
         return self.ingestion.ingest(variant)
@@ -227,7 +222,7 @@ class PerformanceEvaluator:
         earlier = [] if appended is None else self.results.evaluated_since(variant, today - _REPAIRED_WITHIN)
         evaluated: list[EvaluatedBatch] = []
         if batches or earlier:
-            known = self.history.open(variant) if appended is None else appended
+            known = self.ingestion.history.open(variant) if appended is None else appended
             changed = self._changed(earlier, known, today, tags_of)
             found = self._evaluate_all([*batches, *(one.batch for one in changed)], known, today, tags_of)
             evaluated, replaced = _with_reasons(found, changed)
@@ -270,7 +265,7 @@ class PerformanceEvaluator:
         pairs = newest_of_each_month(self.results.pairs(variant, champion, challenger), lambda pair: pair.champion)
         since = pairs[0].champion.as_of if pairs else None
         pairs = [pair for pair in pairs if self.horizon.matures_on(pair.champion.as_of) <= today]
-        if not pairs or (appended is None and self.history.version(variant) is None):
+        if not pairs or (appended is None and self.ingestion.history.version(variant) is None):
             return replace(compare([], self.horizon.months, self.limits), since=since)
         listed = (self.listed[variant].version_tags if variant in self.listed else None) or {}
         tags = [listed.get((variant, one)) or self.registry.tags_of(variant, one) for one in (champion, challenger)]
@@ -278,7 +273,7 @@ class PerformanceEvaluator:
         cohorts: Iterable[PairedCohort] = ()
         if pairs := [pair for pair in pairs if pair.champion.as_of > after]:
             columns = tag.columns_of(tags[0].get(tag.COLUMNS), f"version {champion} of {variant}")
-            reports = _reports(self.history.open(variant) if appended is None else appended, columns)
+            reports = _reports(self.ingestion.history.open(variant) if appended is None else appended, columns)
             cohorts = (self._cohort(pair, reports, today) for pair in pairs)
         return replace(compare(cohorts, self.horizon.months, self.limits), after=after, since=since)
 

@@ -116,20 +116,14 @@ class FleetRequest:
 
     def of(self, variant: Variant) -> "ScoringRequest":
         """Return the request to score one of them."""
-        return ScoringRequest(variant, **vars(self))
+        return ScoringRequest(**vars(self), variant=variant)
 
 
-@dataclass(frozen=True)
-class ScoringRequest:
-    """The request to score one variant; see :class:`FleetRequest`."""
+@dataclass(frozen=True, kw_only=True)
+class ScoringRequest(FleetRequest):
+    """The request to score one variant."""
 
     variant: Variant
-    week: date
-    as_of: date
-    dagster_run_id: str | None = None
-    scored_from: ScoredFrom = "extract"
-    make_current: bool = True
-    is_forced: bool = False
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
 
 
@@ -204,9 +198,7 @@ class Scorer:
         )
         return self.circuit.call(lambda: retry(self._score, request), TransientError)
 
-    def record_failure(
-        self, request: FleetRequest | ScoringRequest, key: str, started_at: datetime, error: BaseException
-    ) -> None:
+    def record_failure(self, request: FleetRequest, key: str, started_at: datetime, error: BaseException) -> None:
         """Record an attempt that published nothing; if that fails, log a warning.
 
         A name that no registered variant has is a mistake of whoever typed it, and no failure of a variant.
@@ -309,16 +301,15 @@ class Scorer:
             logger.warning(message, request.variant, " and ".join(counts.own_columns))
         chunks = rows.chunks()
         first = next(chunks)
-        engine = build_engine(
-            model.bundle, rows.encoding, first[1], n_rows=counts.n_read, with_reasons=self.with_reasons
-        )
-        reference = None if model.reference is None else regrouped(model.reference, rows.encoding)
+        encoding, with_reasons = rows.encoding, self.with_reasons
+        engine = build_engine(model.bundle, encoding, first[1], n_rows=counts.n_read, with_reasons=with_reasons)
+        reference = None if model.reference is None else regrouped(model.reference, encoding)
         summary = ScoreSummary(as_of=request.as_of, reference=reference, is_calibrated=model.version.is_calibrated)
         is_stand_in = raw.provenance.source != self.sources.primary.source
         scoring = _Scoring(
             request, model.version, role, raw.provenance, self.code_version, counts, engine, summary, is_stand_in
         )
-        unknown = UnknownLevels(rows.encoding, reference)
+        unknown = UnknownLevels(encoding, reference)
 
         def finish() -> tuple[BatchRecord, pl.DataFrame]:
             unknown.require(self.max_unknown_level_share, counts.unknown_levels)
@@ -327,9 +318,9 @@ class Scorer:
         batch = BatchInProgress(
             score_rows(unknown.counted(chain([first], chunks)), engine, model.version, summary),
             finish,
-            source_columns=engine.reasons.source_columns if engine.reasons else (),
+            source_columns=encoding.source_columns if with_reasons else (),
             has_last_active_month=first[1].last_active_months is not None,
-            n_shown=len(engine.reasons.windows) if engine.reasons else 0,
+            n_shown=len(encoding.features_of_windows) if with_reasons else 0,
             reference=replace(reference, parts={}).to_json() if reference else None,
             n_erasures=erased.n_erasures,
         )
@@ -373,10 +364,10 @@ class _Scoring:
             explanation = {
                 "bias": reasons.bias,
                 "other_source_columns": [name for name in reasons.source_columns if name not in SOURCE_COLUMNS],
-                "levels": reasons.levels,
+                "levels": {group.source_column: group.levels for group in reasons.encoding.one_hots},
                 "window_features": {
                     column: {"place": place, "features": names}
-                    for place, (column, names) in enumerate(reasons.windows.items())
+                    for place, (column, names) in enumerate(reasons.encoding.features_of_windows.items())
                 }
                 or None,
                 "importance": self.summary.importance(reasons.source_columns),
@@ -490,6 +481,7 @@ def _score_chunk(
     engine: "Engine", model: ModelVersion, reference: Profile | None, chunk: Chunk
 ) -> tuple[ScoredRows, npt.NDArray[np.bool_] | None, Profile | None]:
     from churn.inference.engine import require_sums
+    from churn.inference.explanations import sum_by_source_column
 
     account_ids, packed = chunk
     probabilities, contributions = engine.score(packed)
@@ -502,7 +494,7 @@ def _score_chunk(
     scored = ScoredRows(account_ids, probabilities, last_active_months=packed.last_active_months)
     if contributions is not None and engine.reasons is not None:
         require_sums(probabilities, contributions, engine.reasons.bias, model.uri)
-        reasons = engine.reasons.sum_up(contributions, packed)
+        reasons = sum_by_source_column(contributions, packed.values, engine.reasons.encoding)
         scored = replace(scored, contributions=reasons.contributions, values=reasons.values, shown=reasons.shown)
     is_at_risk = packed.is_at_risk
     if reference is None:

@@ -146,7 +146,7 @@ def player(
         (copies / name).write_bytes(write(rows))
         os.utime(copies / name, (1_000_000_000, 1_000_000_000))
     others = site.rows(site.churn, f"{PREDICTIONS} WHERE account_id <> :a ORDER BY 1", a=account)
-    facts = {v: judge.history.read(v).filter(pl.col("account_id") != account) for v in (US, BASE)}
+    facts = {v: judge.ingestion.history.read(v).filter(pl.col("account_id") != account) for v in (US, BASE)}
     return Player(account, rows, len(own), copies, judge, others, facts)
 
 
@@ -190,7 +190,7 @@ def require_the_others(site: Site, player: Player) -> None:
     """Fail when anybody else lost a row, or a file looks newer than it is."""
     assert site.rows(site.churn, f"{PREDICTIONS} ORDER BY 1") == player.predictions
     for variant, held in player.facts.items():
-        assert player.judge.history.read(variant).equals(held)
+        assert player.judge.ingestion.history.read(variant).equals(held)
     ids = player.extract["account_id"]
     for name in COPIES:
         left = read_frame(player.copies / name)["account_id"].cast(pl.Int64).to_list()

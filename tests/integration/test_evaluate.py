@@ -90,7 +90,7 @@ def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: P
     assert {(week, segment) for week, segment, *_ in rows} == {
         (week, name) for week in WEEKS for name in ONE_HOT_COLUMNS
     }
-    facts = judge.history.read(US)
+    facts = judge.ingestion.history.read(US)
     for week in WEEKS:
         outcomes = _outcomes(site, facts, week)
         for segment in ONE_HOT_COLUMNS:
