@@ -44,6 +44,13 @@ def log_models(args: argparse.Namespace) -> None:
             log_variants(deployment, variants, alias, once=command_line.is_fleet(args))
 
 
+def _next_step(champion: int | None) -> str:
+    return (
+        f"next      version {champion} is still the champion, which scores; log the model with --alias challenger to "
+        f"compare it with version {champion}, or with --alias champion to replace that"
+    )
+
+
 def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str | None, *, once: bool = False) -> None:
     """Log the variants, a few at once, and print the results."""
     from churn.workflows.register import log_variant
@@ -61,7 +68,8 @@ def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str
             *([fallback] if model.fallback_reason else []),
             f"run id    {version.mlflow_run_id}",
             f"model URI {version.uri}",
-            f"version   {version.version}{f', alias {version.alias}' if version.alias else ''}",
+            f"version   {version.version}, {f'alias {version.alias}' if version.alias else 'without an alias'}",
+            *([] if version.alias else [_next_step(registry.aliases_of(variant).get(CHAMPION))]),
             *(f"remark    {remark}" for remark in candidate.remarks),
         ]
 

@@ -49,16 +49,23 @@ class Bins:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label of each bin, as people read it."""
+        """The label of each bin, as people read it; a value that has a bin of its own is its label.
+
+        >>> Bins("total_deposit", edges=(_just_below(0), 0.0, 5.0, _just_below(9), 9.0)).labels
+        ('below 0', '0', 'over 0, up to 5', 'over 5, below 9', '9', 'over 9', '(missing)')
+        """
         if self.levels:
             return (*self.levels, "(other)")
         if not self.edges:
             return ("any value", "(missing)")
+        # An edge just below the next one: the bin before it ends below that value.
+        own = {low: high for low, high in pairwise(self.edges) if low == _just_below(high)}
+        ends = [f"below {own[edge]:g}" if edge in own else f"up to {edge:g}" for edge in self.edges]
         between = [
-            f"= {high:g}" if low == _just_below(high) else f"over {low:g} to {high:g}"
-            for low, high in pairwise(self.edges)
+            f"{high:g}" if low in own else f"over {low:g}, {end}"
+            for (low, high), end in zip(pairwise(self.edges), ends[1:], strict=True)
         ]
-        return (f"up to {self.edges[0]:g}", *between, f"over {self.edges[-1]:g}", "(missing)")
+        return (ends[0], *between, f"over {self.edges[-1]:g}", "(missing)")
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,7 @@ class LoggedRun:
     Attributes:
         tags: In addition to the variant's, which are always set.
         metrics: Measured metrics only; empty without labels.
+        about: The version's description: the model, its data, how good it is, and what it is for.
         artifacts: Texts and pictures by their path, such as ``model_card.md``.
         name: Name of the run; ``None`` for ``log-<variant>``.
         dataset: ``None`` if it is not known.
@@ -71,6 +72,7 @@ class LoggedRun:
     parameters: Mapping[str, Any]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+    about: str = ""
     artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
     name: str | None = None
     dataset: DatasetInput | None = None

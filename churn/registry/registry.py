@@ -271,13 +271,15 @@ class Registry:
             self._log_artifacts(variant, mlflow_run_id, logged.artifacts)
             if self._registered(variant) is None:
                 with _existing_ignored():
-                    self._client.create_registered_model(variant.registered_model, tags=variant_tags)
+                    about = f"Weekly churn scores of variant {variant}; the version with the alias champion scores."
+                    self._client.create_registered_model(variant.registered_model, variant_tags, about)
                 self._registered(variant)
             version = self._client.create_model_version(
                 variant.registered_model,
                 source=f"models:/{model_id}",
                 run_id=mlflow_run_id,
                 model_id=model_id,
+                description=logged.about,
                 tags=run_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference},
             )
         except BaseException:

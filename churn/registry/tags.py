@@ -11,6 +11,7 @@ from churn.variants import Variant
 GEOGRAPHY = "geography"
 COMPANY = "company_id"
 TRAINING_DATE = "training_date"  # of the model, as YYYY-MM-DD
+TRAINING_DATE_FROM = "churn.training_date_from"  # where that date is from, if training did not set it
 MODEL_SHA256 = "churn.model_sha256"  # of the booster's bytes as logged; checked at every load
 HAS_REFERENCE = "churn.has_reference"  # true if a reference profile was logged with the version
 IS_CALIBRATED = "churn.is_calibrated"  # true if the scores were calibrated in training

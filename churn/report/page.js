@@ -81,7 +81,7 @@ function statusBadges(v) {
   if (v.challenger_error) found.push(badge("warn", "✕", "challenger failed", v.challenger_error));
   if (v.auc && v.auc.is_below) found.push(badge("bad", "▼", "AUC below limit"));
   if (v.confirmed.length) found.push(badge("warn", "▲", "drift confirmed", v.confirmed.join(", ")));
-  else if (v.new.length) found.push(badge("warn", "△", "drift new", v.new.join(", ")));
+  else if (v.new.length) found.push(badge("", "△", "drift unconfirmed", v.new.join(", ")));
   if (v.is_foreign_data) found.push(badge("", "◇", "base variant’s data"));
   else if (v.is_fallback) found.push(badge("", "◇", "local copy"));
   return h("div", { class: "badges" }, found);
@@ -89,7 +89,7 @@ function statusBadges(v) {
 
 const urgency = (v) =>
   v.status === "failed" ? 6 : v.status === "missing" ? 5 : v.error ? 4.5 : v.auc && v.auc.is_below ? 4
-    : v.confirmed.length ? 3 : v.new.length ? 2 : v.challenger_error ? 1 : 0;
+    : v.confirmed.length ? 3 : v.challenger_error ? 2 : v.new.length ? 1 : 0;
 
 // ---- charts
 
@@ -224,7 +224,7 @@ function distribution(f) {
   const longest = Math.max(...bins.map((b) => Math.max(b.now, b.was)), 1e-9);
   const label = `${f.feature}: ${bins.map((b) => `${b.text} ${percent(b.now)}, was ${percent(b.was)}`).join("; ")}`;
   return chart(label, (width) => {
-    const row = 19, left = Math.min(150, width * 0.42), right = 46;
+    const row = 19, left = Math.min(165, width * 0.47), right = 46;
     const x = (share) => left + ((width - left - right) * share) / longest;
     const content = bins.map((b, i) => {
       const y = i * row;
@@ -240,9 +240,7 @@ function distribution(f) {
   });
 }
 /** Shortens the numbers of a bin's label to three digits. */
-const readable = (label) =>
-  label.replace(/^over (.*) to /, "$1 to ").replace(/-?\d[\d.]*(e[+-]?\d+)?/g, (number) =>
-    Math.abs(number) < 1e-30 && Number(number) ? "below 0" : String(Number(Number(number).toPrecision(3)))).replace("up to below", "below").replace("to below", "to");
+const readable = (label) => label.replace(/-?\d[\d.]*(e[+-]?\d+)?/g, (number) => String(Number(Number(number).toPrecision(3))));
 const clipped = (text, width) => (text.length * 6.4 > width ? `${text.slice(0, Math.floor(width / 6.4) - 1)}…` : text);
 
 function bars(entries, label) {
@@ -299,10 +297,11 @@ const figures = (headings, rows) =>
 
 const FILTERS = {
   all: ["All variants", () => true],
-  attention: ["Needs attention", (v) => urgency(v) > 0],
+  attention: ["Needs attention", (v) => urgency(v) > 1],
   failed: ["Failed", (v) => v.status === "failed" || Boolean(v.error)],
   missing: ["Not scored", (v) => v.status === "missing"],
-  drift: ["Drifting", (v) => v.confirmed.length + v.new.length > 0],
+  drift: ["Confirmed drift", (v) => v.confirmed.length > 0],
+  moved: ["Unconfirmed drift", (v) => v.new.length > 0],
   low: ["AUC below its limit", (v) => Boolean(v.auc && v.auc.is_below)],
   challenger: ["Has a challenger", (v) => known(v.challenger)],
   stand_in: ["Scored from fallback data", (v) => v.is_fallback || v.is_foreign_data],
@@ -336,7 +335,7 @@ function matching() {
 function tableRow(v) {
   const cell = (label, kind, ...content) =>
     h("td", { class: content.every((c) => c === null) ? `${kind} none` : kind, "data-label": label, role: "cell" }, ...content);
-  const drift = [...v.confirmed, ...v.new.map((name) => `${name} (new)`)];
+  const drift = [...v.confirmed, ...v.new.map((name) => `${name} (unconfirmed)`)];
   return h("tr", { role: "row" },
     h("th", { scope: "row", role: "rowheader" }, variantLink(v.key)),
     cell("Status", "", statusBadges(v)),
@@ -453,11 +452,11 @@ function drifting() {
   const features = [...new Set([...confirmed.keys(), ...fresh.keys()])];
   if (!features.length) return null;
   return section("Drift",
-    h("p", { class: "quiet" }, "Features that differ significantly and strongly from the model’s reference; the false discovery rate is controlled over the fleet. Confirmed: found in two different inputs."),
+    h("p", { class: "quiet" }, "Features that differ significantly and strongly from the model’s reference; the false discovery rate is controlled over the fleet. Confirmed: found in two different inputs, and alerted. Unconfirmed: found in the newest input only. A new variant often has some: a model logged from files is compared with its sample rows, which may be of another season, and a trained one with the same week of the year."),
     h("div", { class: "frame" }, h("table", { class: "stacks", role: "table", "aria-label": "Drift by feature" },
-      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["Feature", "▲ Confirmed", "△ New this week"].map((text) => h("th", { scope: "col", role: "columnheader" }, text)))),
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["Feature", "▲ Confirmed", "△ Unconfirmed"].map((text) => h("th", { scope: "col", role: "columnheader" }, text)))),
       h("tbody", { role: "rowgroup" }, features.map((feature) => h("tr", { role: "row" }, h("th", { scope: "row", role: "rowheader" }, feature),
-        [["▲ Confirmed", confirmed], ["△ New", fresh]].map(([label, map]) =>
+        [["▲ Confirmed", confirmed], ["△ Unconfirmed", fresh]].map(([label, map]) =>
           h("td", { "data-label": label, role: "cell" }, map.has(feature) ? h("div", {}, map.get(feature).length > 3 && h("div", { class: "quiet" }, plural(map.get(feature).length, "variant")), names(map.get(feature))) : "–"))))))));
 }
 
@@ -488,14 +487,14 @@ function fleetPage() {
   const failed = fleet.variants.filter((v) => v.status === "failed").length, missing = tally("missing"), drift = tally("drift"), low = tally("low");
   const open = fleet.incidents.filter((i) => !i.resolved_at), resolved = fleet.incidents.filter((i) => i.resolved_at);
   const accounts = fleet.variants.reduce((sum, v) => sum + (v.accounts || 0), 0);
-  const troubles = [failed && `${plural(failed, "variant")} failed`, missing && `${plural(missing, "variant")} not scored`, drift && `${plural(drift, "variant")} drifting`,
+  const troubles = [failed && `${plural(failed, "variant")} failed`, missing && `${plural(missing, "variant")} not scored`, drift && `${plural(drift, "variant")} with confirmed drift`,
     low && `${plural(low, "variant")} below the AUC limit`].filter(Boolean);
   return h("div", {},
     h("h1", {}, `Week of ${onDay(fleet.week)}`),
     h("p", { class: "lead" }, `${scored === total ? `All ${plural(total, "variant")}` : `${whole.format(scored)} of ${plural(total, "variant")}`} scored, ${plural(accounts, "account")}. `,
-      troubles.length ? `${troubles.join(", ")}.` : "No failures and no drift."),
+      troubles.length ? `${troubles.join(", ")}.` : "No failures and no confirmed drift."),
     h("ul", { class: "tiles", "aria-label": "At a glance" }, tile(scored, "scored", "", "all"), tile(failed, "failed", "bad", "failed"),
-      tile(missing, "not scored", "bad", "missing"), tile(drift, "drifting", "warn", "drift"), tile(low, "AUC below limit", "bad", "low"), tile(open.length, "open incidents", "bad")),
+      tile(missing, "not scored", "bad", "missing"), tile(drift, "confirmed drift", "warn", "drift"), tile(low, "AUC below limit", "bad", "low"), tile(open.length, "open incidents", "bad")),
     open.length ? section("Open incidents", h("div", { class: "card" }, h("ul", { class: "list" }, open.map(incidentItem)))) : null,
     failures(), drifting(), trends(), variantsTable(), changes(),
     resolved.length ? section("Resolved in the last two weeks", h("div", { class: "card" }, h("ul", { class: "list" }, resolved.map(incidentItem)))) : null);
@@ -541,7 +540,7 @@ function overTime(d) {
         has(estimated) && ["dashed", "estimated before labels of calibrated models: assumes no concept drift"]),
       (has(dots) || has(estimated)) && timeChart("ROC AUC by week, with interval and limit", { dots, limit, hollow, dashed: estimated, turns }),
       !has(dots) && h("p", { class: "quiet small" }, "No week has matured labels yet."),
-      !known(champion.at(-1)[H.estimated]) && h("p", { class: "quiet small" }, "The newest week has no estimate: the model’s scores are not calibrated."),
+      !known(champion.at(-1)[H.estimated]) && h("p", { class: "quiet small" }, "The newest week has no estimate: it is unknown whether the model’s scores are calibrated."),
       insufficient > 0 && h("p", { class: "quiet small" }, `${plural(insufficient, "week")} with too few labels to measure performance.`)),
     has(byWeek(champion, "mean")) && h("div", { class: "card" }, h("h3", {}, `Mean churn probability of ${populationOf(d.lineage || {})}`), legend(["line", "champion"], has(byWeek(challenger, "mean")) && ["dashed", "challenger"]),
       timeChart("Mean churn probability by week", { line: byWeek(champion, "mean"), dashed: byWeek(challenger, "mean"), turns }))),
@@ -555,7 +554,7 @@ function distributions(v, d) {
   const isStale = d.lineage.scored_week !== fleet.week;
   const [inputs, scores] = [d.features.slice(0, -1), d.features.slice(-1)];
   const weeks = (feature) => d.flags.filter(([, name]) => name === feature).length;
-  const mark = (f) => (isStale ? null : v.confirmed.includes(f.feature) ? badge("warn", "▲", "drift confirmed") : v.new.includes(f.feature) ? badge("warn", "△", "drift new") : null);
+  const mark = (f) => (isStale ? null : v.confirmed.includes(f.feature) ? badge("warn", "▲", "drift confirmed") : v.new.includes(f.feature) ? badge("", "△", "drift unconfirmed") : null);
   return section(title,
     h("p", { class: "quiet" }, `Shares of ${populationOf(d.lineage)} in the batch of ${onDay(d.lineage.scored_week)}, and of accounts at risk in the reference of model v${d.lineage.model_version}.`),
     legend(["bar", "this batch"], ["was", "reference"]),

@@ -26,32 +26,32 @@ logger = logging.getLogger(__name__)
 _OF_BATCHES = (
     ("churn_batch_week", "week", "timestamp_seconds", "Monday of the variant's newest current batch."),
     ("churn_batch", "n_rows", "rows", "Accounts scored in the variant's newest batch."),
-    ("churn_batch_at_risk", "n_at_risk", "rows", "Accounts at risk in it; absent if it is unknown who is at risk."),
-    ("churn_batch_quarantined", "n_quarantined", "rows", "Input rows quarantined for breaking the data contract."),
-    (
-        "churn_batch_mean_probability",
-        "mean_probability",
-        "ratio",
-        "Mean churn probability of the accounts at risk in the newest batch; of all without churn_batch_at_risk_rows.",
-    ),
-    ("churn_batch_duration", "duration_s", "seconds", "Time from the start of the attempt to the publication."),
-    ("churn_batch_is_fallback", "is_fallback", "", "1 if scored from the local copy because S3 was unavailable."),
+    ("churn_batch_at_risk", "n_at_risk", "rows",
+     "Accounts at risk in the variant's newest batch; absent if it is unknown who is at risk."),
+    ("churn_batch_quarantined", "n_quarantined", "rows",
+     "Input rows of the variant's newest batch that were quarantined for breaking the data contract."),
+    ("churn_batch_mean_probability", "mean_probability", "ratio",
+     "Mean churn probability of the accounts at risk in the variant's newest batch; of all its accounts if it is "
+     "unknown who is at risk."),
+    ("churn_batch_duration", "duration_s", "seconds", "Time that scoring and publishing the newest batch took."),
+    ("churn_batch_is_fallback", "is_fallback", "", "1 if the newest batch was scored from a local copy, else 0."),
     ("churn_input_age", "input_age_s", "seconds", "Time since the input of the newest batch was modified."),
-    (
-        "churn_estimated_auc",
-        "estimated_auc",
-        "ratio",
-        "ROC AUC estimated from the scores of accounts at risk; assumes no concept drift. Absent if not calibrated.",
-    ),
-    ("churn_psi_max", "largest_psi", "", "Largest population stability index (PSI) of the features and the score."),
-)
+    ("churn_estimated_auc", "estimated_auc", "ratio",
+     "ROC AUC of the variant's newest batch, estimated from the scores of its accounts at risk; assumes no concept "
+     "drift. Absent if it is unknown whether the scores are calibrated."),
+    ("churn_psi_max", "largest_psi", "",
+     "Largest population stability index (PSI) of a feature, or of the score, in the variant's newest batch."),
+)  # fmt: skip
 _OF_EVALUATED = (
     ("churn_evaluated_week", "week", "timestamp_seconds", "Monday of the variant's newest evaluated batch."),
     ("churn_roc_auc", "roc_auc", "ratio", "ROC AUC of the variant's newest batch with matured labels."),
-    ("churn_roc_auc_low", "roc_auc_low", "ratio", "Lower end of the 95 % confidence interval of churn_roc_auc."),
-    ("churn_roc_auc_high", "roc_auc_high", "ratio", "Upper end of the 95 % confidence interval of churn_roc_auc."),
-    ("churn_roc_auc_limit", "auc_limit", "ratio", "Minimum ROC AUC required of the evaluated model version."),
-)
+    ("churn_roc_auc_low", "roc_auc_low", "ratio",
+     "Lower end of the 95 % confidence interval of the ROC AUC of the variant's newest batch with matured labels."),
+    ("churn_roc_auc_high", "roc_auc_high", "ratio",
+     "Upper end of the 95 % confidence interval of the ROC AUC of the variant's newest batch with matured labels."),
+    ("churn_roc_auc_limit", "auc_limit", "ratio",
+     "Minimum ROC AUC of the model version of the variant's newest batch with matured labels."),
+)  # fmt: skip
 
 
 class FleetCollector(Collector):
@@ -88,13 +88,13 @@ def _of_fleet(week: date, fleet: FleetMetrics) -> Iterator[Metric]:
     )
     yield _family("churn_variants", text, ["state"], (([state], n) for state, n in fleet.n_by_state.items()))
     if fleet.last_published_s is not None:
-        text = "Time of the newest publication."
+        text = "Time at which the newest batch of any variant was published."
         yield _gauge("churn_last_published", text, fleet.last_published_s, "timestamp_seconds")
     incidents = {(kind.name, kind.severity): 0 for kind in KINDS.values()} | dict(fleet.n_incidents)
     text = "Open incidents by kind and severity."
     yield _family("churn_open_incidents", text, ["kind", "severity"], incidents.items())
     yield _gauge("churn_alerts_waiting", "Alerts that were not delivered to their receiver yet.", fleet.n_undelivered)
-    text = "Age of the oldest undelivered alert; 0 if there is none."
+    text = "Age of the oldest alert that was not delivered to its receiver yet; 0 if there is none."
     yield _gauge("churn_alerts_waiting_oldest", text, fleet.oldest_undelivered_s, "seconds")
 
 

@@ -88,6 +88,7 @@ class Sources:
         fallback: Whether the local copy may replace S3.
         max_age: Maximum age of a local copy that replaces S3; ``None`` for any.
         circuit: Skips a bucket that kept failing for several variants.
+        warned: The warnings about local copies that were logged.
     """
 
     bucket: Place | None
@@ -95,6 +96,7 @@ class Sources:
     fallback: bool = True
     max_age: timedelta | None = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
+    warned: set[tuple[Variant, Variant, str]] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def primary(self) -> Place:
@@ -186,7 +188,10 @@ class Sources:
             if self.max_age is not None and age > self.max_age:
                 local = f"the local copy {provenance.uri} is {age} old"
                 raise SourceError(f"{why}, and {local}; CHURN_LOCAL_MAX_AGE allows {self.max_age}")
-        logger.warning("%s: read the local copy of %s, because %s", variant, files[0].provenance.variant, why)
+        said = variant, files[0].provenance.variant, str(why)
+        if said not in self.warned:  # once, however many of the variant's files are read
+            self.warned.add(said)
+            logger.warning("%s: read the local copy of %s, because %s", *said)
         return [SourceFile(file.path, replace(file.provenance, fallback_reason=str(why))) for file in files]
 
 

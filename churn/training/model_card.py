@@ -78,6 +78,15 @@ def _summary(trained: Trained) -> str:
     )
 
 
+def short_description(trained: Trained, lineage: Lineage, evaluation: Evaluation) -> str:
+    """Return the model card in a few sentences, as the version's description."""
+    auc = "too few labels to measure it" if evaluation.roc_auc is None else f"{evaluation.roc_auc.value:.3f}"
+    return (
+        f"{_summary(trained)} Trained as of {lineage.today} on the activity of {lineage.activity_of}; ROC AUC on "
+        f"{evaluation.n:,} held-out accounts: {auc}. The run has the whole model card."
+    )
+
+
 def _data(trained: Trained, lineage: Lineage) -> str:
     source = f"Activity of **{lineage.activity_of}**"
     if lineage.detours:

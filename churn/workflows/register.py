@@ -174,9 +174,10 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
     """Build the MLflow run of a candidate."""
     bundle = candidate.bundle
     model, names, sample = (file.provenance for file in candidate.files)
+    trained_on, modified_on = bundle.booster.attr("training_date"), model.modified_at.date().isoformat()
     tags = {
-        # A booster may contain its training date; else the file's date is the best estimate.
-        tag.TRAINING_DATE: bundle.booster.attr("training_date") or model.modified_at.date().isoformat(),
+        tag.TRAINING_DATE: trained_on or modified_on,
+        tag.TRAINING_DATE_FROM: "the booster" if trained_on else "the model file's date: the booster names none",
         tag.MODEL_URI: model.uri,
         tag.MODEL_FILE_SHA256: model.sha256,
         tag.FEATURE_NAMES_SHA256: names.sha256,
@@ -187,20 +188,21 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         tag.COLUMNS: candidate.columns.to_json(),
     }
     # A booster from elsewhere may name the last day of the outcomes that it was trained on, or when it was trained.
-    if seen := bundle.booster.attr("evidence_after") or bundle.booster.attr("training_date"):
+    if seen := bundle.booster.attr("evidence_after") or trained_on:
         tags[tag.EVIDENCE_AFTER] = seen
     if model.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = model.fallback_reason
         tags[tag.FILES_OF_VARIANT] = model.variant.key
     encoding, scores = plan_encoded(bundle.feature_names, candidate.columns.encoded), bundle.predict(candidate.matrix)
-    golden_rows = candidate.matrix[:GOLDEN_ROWS]
+    golden_rows, metrics = candidate.matrix[:GOLDEN_ROWS], _metrics(candidate.labels, scores)
     return LoggedRun(
         bundle=bundle,
         golden=bundle.make_golden(golden_rows),
         sample=pd.DataFrame(golden_rows, columns=list(bundle.feature_names)),
         parameters=bundle.parameters,
-        metrics=_metrics(candidate.labels, scores),
+        metrics=metrics,
         tags=tags,
+        about=_about(candidate, metrics.get("roc_auc")),
         reference=reference_profile(pack_matrix(candidate.matrix, encoding), encoding, scores),
     )
 
@@ -209,8 +211,21 @@ def _metrics(labels: Labels | None, scores: Scores) -> dict[str, float]:
     metrics = {"sample_rows": float(len(scores)), "sample_mean_churn_probability": float(scores.mean())}
     if labels is None:
         return metrics
-    measured = evaluate(labels == 1, scores).metrics()
-    return metrics | {name.replace("average_precision", "pr_auc"): value for name, value in measured.items()}
+    return metrics | evaluate(labels == 1, scores).metrics()
+
+
+def _about(candidate: Candidate, roc_auc: float | None) -> str:
+    bundle, n_rows = candidate.bundle, len(candidate.matrix)
+    measured = (
+        f"its ROC AUC on {n_rows:,} sample rows is {roc_auc:.3f}"
+        if roc_auc is not None
+        else f"its ROC AUC is unknown, since its {n_rows:,} sample rows have no labels"
+    )
+    return (
+        f"An XGBoost booster of {bundle.parameters['n_trees']} trees and {len(bundle.feature_names)} features, "
+        f"registered from {candidate.files[0].provenance.uri}; {measured}. It gives the probability that an account "
+        f"churns, which is that it has no activity in the whole calendar months of the horizon."
+    )
 
 
 def _read_labels(frame: pl.DataFrame) -> Labels | None:

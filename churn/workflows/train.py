@@ -40,7 +40,7 @@ from churn.training.checks import Gate
 from churn.training.data_checks import ScoredBefore
 from churn.training.default_features import DEFAULT_SET, default_feature_names
 from churn.training.gate import GateLimits, check_gate
-from churn.training.model_card import AgainstChampion, Lineage, write_card
+from churn.training.model_card import AgainstChampion, Lineage, short_description, write_card
 from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
@@ -437,6 +437,7 @@ def describe(outcome: TrainingOutcome) -> LoggedRun:
         parameters=_parameters(outcome),
         metrics=_metrics(outcome),
         tags=_tags(outcome),
+        about=short_description(trained, lineage, outcome.evaluation),
         artifacts=files | {f"pictures/{name}": picture for name, picture in outcome.pictures.items()},
         name=f"train-{outcome.variant.key}-{lineage.today}",
         dataset=training_data(

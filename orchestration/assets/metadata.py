@@ -100,7 +100,7 @@ def _predictions(outcome: ScoringOutcome) -> Metadata:
         else "tables compiled from its trees",
     }
     if (estimated := summary.estimated_auc) is not None or not summary.is_calibrated:
-        scores["estimated_auc"] = estimated or "not estimated, since the model's scores are not calibrated"
+        scores["estimated_auc"] = estimated or "not estimated: it is unknown whether the scores are calibrated"
     if challenger is not None:
         result = "scored the same rows" if outcome.challenger_record else "could not score"
         scores["challenger"] = f"version {challenger} {result}"

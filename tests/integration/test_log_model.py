@@ -107,6 +107,8 @@ def test_a_version_carries_all_that_its_users_need(site: Site, log_model: Run, c
         assert {name: tags[name] for name in parts} == parts
         assert tags["training_date"] == model_date.date().isoformat()
         assert "churn.fallback_reason" not in tags
+        assert tags["churn.training_date_from"] == "the model file's date: the booster names none"
+    assert f"registered from {tags['churn.model_uri']}; its ROC AUC is unknown" in version.description
     assert client.get_registered_model(version.name).tags == parts
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == "churn_prediction-geography-eu-company-clientb"
@@ -180,7 +182,7 @@ def test_real_labels_give_real_metrics(site: Site, log_model: Run, client: Any) 
     version = client.get_model_version_by_alias("churn-prediction-model", "champion")
     metrics = client.get_run(version.run_id).data.metrics
     assert metrics["roc_auc"] == pytest.approx(roc_auc_score(labels, expected_scores(sample_rows())))
-    assert {"pr_auc", "log_loss", "brier_score"} <= set(metrics)
+    assert {"average_precision", "log_loss", "brier_score"} <= set(metrics)
 
 
 def test_only_the_first_version_becomes_champion_unasked(site: Site, log_model: Run, client: Any) -> None:
@@ -191,7 +193,7 @@ def test_only_the_first_version_becomes_champion_unasked(site: Site, log_model: 
     promoted = log_model("--geography", "us", "--alias", "champion")
 
     assert [said.status for said in (first, second, challenger, promoted)] == [0, 0, 0, 0]
-    assert "alias" not in second.out
+    assert "version   2, without an alias\nnext      version 1 is still the champion" in second.out
     model = client.get_registered_model("churn-prediction-model-us")
     assert {name: str(version) for name, version in model.aliases.items()} == {"champion": "4", "challenger": "3"}
 
@@ -327,7 +329,7 @@ def test_a_bucket_that_is_gone_is_told_in_one_line_and_no_version_is_left(site: 
 
     said = log_model()  # reads the local copy; then there is nowhere to put the model
 
-    said.require_one_line("log_model.py: base: ", "NoSuchBucket")
+    said.require_one_line("log_model.py: ", "a model of base", "NoSuchBucket")
     assert (left_over(site)["registered_models"], left_over(site)["model_versions"]) == (0, 0)
     assert site.rows(site.mlflow, "SELECT status FROM runs") == [("FAILED",)]
 

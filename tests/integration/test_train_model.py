@@ -177,6 +177,7 @@ def require_remakable(client: Any, version: Any, code_version: str) -> None:
         assert len(tags["churn.data_sha256"]) == 64
         assert tags["churn.auc_limit"] == f"{run.data.metrics['roc_auc_low']:.4f}"
     params, metrics = run.data.params, run.data.metrics
+    assert "as of 2026-11-30 on the activity of base; ROC AUC on" in version.description
     assert 0.6 < metrics["roc_auc_low"] < metrics["roc_auc"] < metrics["roc_auc_high"] < 1
     assert {"log_loss", "calibration_error", "lift_at_10", "average_precision_low"} <= set(metrics)
     assert params["held_out_days"].startswith("2026-05-04 2026-05-11 2026-05-18 2026-05-25 2026-06-01")
@@ -293,7 +294,7 @@ def test_too_few_labels_anywhere_are_an_error_with_the_counts(site: Site, train_
     said = train_model("--geography", "US")
 
     said.require_one_line(
-        "train_model.py: geography-us: geography-us cannot be trained as of",
+        "train_model.py: geography-us cannot be trained as of",
         "geography-us has",
         "base has",
         "matured labels of churn",
