@@ -26,6 +26,9 @@ MIN_CHURN_SHARE, MAX_CHURN_SHARE = 0.01, 0.9
 MIN_ROWS_PER_ACCOUNT = 1.5
 MAX_RESTATED_SHARE = 0.05
 """Late corrections reach 2 % of the rows in the reference world; a restated column, most rows of active players."""
+MAX_LATE_RESTATED_SHARE, LATE_DAYS = 0.01, 90
+"""Of months that were over that many days before. Late corrections have ended by then; a column that is written into
+all past rows of the accounts that it concerns changes as many of the old months as of the new ones."""
 MAX_REPLAY_SHARE = 0.01
 
 _REPLAY_TOLERANCE = 1e-5
@@ -115,26 +118,33 @@ def check_restated(
     month_end = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     complete = in_order(facts).filter(pl.col("known_at") >= month_end - pl.duration(microseconds=1))
     newest = facts["known_at"].max()
-    known_before = complete.filter(pl.col("known_at") < newest).select("account_id", "activity_month").n_unique()
     # A date that becomes known later lies after the earlier as-of days, at which it is missing in any case.
     read = [*source_columns, *(money if ACTIVITY in source_columns else ())]
     columns = [name for name in dict.fromkeys(read) if name in facts.columns and facts.schema[name] != pl.Date]
     is_again = pl.struct("account_id", "activity_month") == pl.struct("account_id", "activity_month").shift()
-    changed = complete.select(
-        (is_again & pl.col(column).ne_missing(pl.col(column).shift())).sum().alias(column) for column in columns
-    )
-    n_changed = changed.row(0, named=True) if known_before and columns else {}
-    shares = {column: n / known_before for column, n in n_changed.items() if n}
     if complete.select(is_again.sum()).item() == 0:
         return GateCheck(name, None, MAX_RESTATED_SHARE, "skipped", "no extract has changed a past month yet")
-    worst = sorted(shares.items(), key=lambda item: -item[1])
-    restated = [f"{column} in {share:.1%}" for column, share in worst if share > MAX_RESTATED_SHARE]
-    listed = ", ".join(restated) or (f"at most {worst[0][0]} in {worst[0][1]:.1%}" if worst else "no column")
+    changes: list[tuple[float, float, str]] = []
+    for limit, days in ((MAX_RESTATED_SHARE, 0), (MAX_LATE_RESTATED_SHARE, LATE_DAYS)):
+        is_late = pl.col("known_at") >= month_end + pl.duration(days=days, microseconds=-1)
+        known = complete.filter(pl.col("known_at") < newest, month_end + pl.duration(days=days) <= newest)
+        n_known = known.select("account_id", "activity_month").n_unique()
+        changed = complete.select(
+            (is_late & is_again & pl.col(column).ne_missing(pl.col(column).shift())).sum().alias(column)
+            for column in columns
+        )
+        late = f" that were over {days} days before" if days else ""
+        for column, n in (changed.row(0, named=True) if n_known and columns else {}).items():
+            changes.append((n / n_known, limit, f"{column} in {n / n_known:.1%} of {n_known:,} accounts' months{late}"))
+    changes.sort(key=lambda change: -change[0] / change[1])
+    restated = [sentence for share, limit, sentence in changes if share > limit]
+    share, limit, sentence = changes[0] if changes else (0.0, MAX_RESTATED_SHARE, "no column")
     found = (
-        f"extracts changed past months: {listed} of {known_before:,} accounts' months; up to {MAX_RESTATED_SHARE:.0%} "
-        f"may be corrections: leave such a column out with --features, or bring known_at with each row"
+        f"extracts changed past months: {', '.join(restated) or f'at most {sentence}'}; up to {MAX_RESTATED_SHARE:.0%} "
+        f"may be corrections, {MAX_LATE_RESTATED_SHARE:.0%} after {LATE_DAYS} days: leave such a column out with "
+        f"--features, or bring known_at with each row"
     )
-    return _check(name, worst[0][1] if worst else 0.0, MAX_RESTATED_SHARE, found, holds=not restated)
+    return _check(name, share, limit, found, holds=not restated)
 
 
 def check_replay(

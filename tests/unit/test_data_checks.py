@@ -142,6 +142,23 @@ def test_a_column_that_is_written_anew_in_past_months_is_found_by_name(history: 
     assert check_restated(history, columns, has_known_at=True).outcome == "skipped"
 
 
+def test_a_status_that_is_written_into_all_past_months_of_a_few_accounts_is_found(history: pl.DataFrame):
+    with_status = history.with_columns(status=pl.lit("open"))
+    closed = pl.col("activity_month") < date(2026, 9, 1), pl.col("account_id") % 40 == 0
+    again = with_status.filter(closed).unique(["account_id", "activity_month"], keep="last")
+    again = again.with_columns(status=pl.lit("closed"), known_at=pl.lit(datetime(2026, 9, 20, 7, tzinfo=UTC)))
+    restated = pl.concat([with_status, again]).sort("account_id", "activity_month", "known_at")
+
+    check = check_restated(restated, [*NUMBERS, "status"], has_known_at=False)
+
+    assert check.outcome == "fails", check.sentence
+    assert check.value is not None
+    assert 0.01 < check.value < 0.05
+    assert "months that were over 90 days before" in check.sentence
+    assert "status in" in check.sentence
+    assert "total_deposit" not in check.sentence
+
+
 def test_windows_over_activity_are_checked_by_the_columns_that_measure_it(history: pl.DataFrame):
     months = pl.col("activity_month") < date(2026, 6, 1)
     again = history.filter(months).with_columns(total_ngr=0.5, known_at=pl.lit(datetime(2026, 9, 20, 7, tzinfo=UTC)))
