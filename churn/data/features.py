@@ -16,7 +16,17 @@ import polars as pl
 
 from churn.data.activity import KINDS, MONEY, as_number
 from churn.data.spellings import fold, folded_levels
-from churn.data.windows import IS_ACTIVE, KnownRows, Window, compute, looks_like_window, not_windows, parse, windows_of
+from churn.data.windows import (
+    IS_ACTIVE,
+    KnownRows,
+    Window,
+    compute,
+    is_level_of_numbers,
+    not_windows,
+    parse,
+    source_column_of,
+    windows_of,
+)
 from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
 from churn.wording import listed
@@ -296,7 +306,7 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
     for position, name in enumerate(feature_names):
         if name in available or name in windows:
             numbers.append((name, position))
-        elif source_column := _source_column_of(name, available):
+        elif source_column := source_column_of(name, available):
             groups.setdefault(source_column, []).append((name.removeprefix(f"{source_column}_"), position))
         else:
             unexplained.append(name)
@@ -317,13 +327,8 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
 
 def plan_encoded(feature_names: Sequence[str], source_columns: Sequence[str]) -> Encoding:
     """Plan for encoded rows: ``<source column>_<level>`` are the one-hot columns of these source columns."""
-    plain = [name for name in feature_names if _source_column_of(name, set(source_columns)) is None]
+    plain = [name for name in feature_names if source_column_of(name, set(source_columns)) is None]
     return plan_encoding(feature_names, [*plain, *source_columns])
-
-
-def _source_column_of(name: str, available: set[str]) -> str | None:
-    cuts = [i for i, character in enumerate(name) if character == "_"]
-    return next((name[:cut] for cut in reversed(cuts) if name[:cut] in available), None)
 
 
 @dataclass(frozen=True)
@@ -411,10 +416,9 @@ def _count_levels(unknown: pl.Series) -> dict[str, int]:
 
 def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
     column = rows[group.source_column]
-    if column.dtype.is_numeric() and column.name not in KINDS:
-        names = [f"{column.name}_{level}" for level in group.levels]
-        if wrong := [name for name in names if looks_like_window(name, ())]:
-            raise not_windows(wrong, rows.columns)
+    is_number = column.dtype.is_numeric() and column.name not in KINDS
+    if is_number and (wrong := [level for level in group.levels if not is_level_of_numbers(level)]):
+        raise not_windows([f"{column.name}_{level}" for level in wrong], rows.columns)
     text = column if column.dtype in (pl.String, pl.Categorical) else column.cast(pl.String)
     codes = text.cast(pl.Enum(group.levels), strict=False).to_physical()
     if codes.null_count() == text.null_count():

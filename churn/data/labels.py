@@ -18,6 +18,7 @@ import polars as pl
 from churn.data.activity import MONEY, ONE_HOT_COLUMNS
 from churn.data.features import are_in_order, is_active, key_columns
 from churn.data.observed import observed_accounts, unknown_accounts, unreadable_reports
+from churn.data.windows import KnownRows
 from churn.defaults import HORIZON_MONTHS, LABEL_LAG_DAYS
 from churn.errors import InputError, UsageError
 from churn.weeks import at_risk_since, day_start_us, days_since_epoch, month_start
@@ -202,7 +203,11 @@ def at_risk(reports: Reports, as_of: date, horizon: Horizon) -> Ids:
     They have activity, as known at the end of ``as_of``, in or after the month :func:`churn.weeks.at_risk_since`. Where
     no month that new is known, nobody is returned, since it is unknown who is at risk.
     """
-    return _active_accounts(reports, at_risk_since(as_of, horizon.months), month_start(as_of), as_of)
+    known = KnownRows(reports.account_ids, reports.months, rows := np.flatnonzero(_known(reports, as_of)), rows, as_of)
+    since = at_risk_since(as_of, horizon.months)
+    if not len(rows) or known.newest_month < since:
+        return reports.account_ids[:0]
+    return _active_accounts(reports, since, month_start(as_of), as_of)
 
 
 def _active_accounts(reports: Reports, first_month: date, last_month: date, known_by: date) -> Ids:

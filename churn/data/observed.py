@@ -3,11 +3,12 @@
 A brand that left the feed, half of a brand's rows, or a row that could not be read say nothing about the players: they
 are unknown, not churned. A group's month is observed if a plausible number of its accounts have a row, compared with
 the months before; an account's month is not, if its row was quarantined and none arrived in its place. Groups that are
-too small to compare are compared together.
+too small to compare are compared together. By the same rule, a feed's newest month is known.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,39 @@ REDUCED = 0.6
 STEADY = 0.5
 """Of the accounts seen before and after a month, more than this share is seen in it unless rows are missing; usual are
 0.65 to 0.85 in the simulated worlds."""
+FADE = 0.9
+"""What each month that is not observed leaves of the usual number, so that a feed that shrank is known again."""
 MIN_ACCOUNTS = 10
 """Usual accounts of a group whose months are compared; of fewer, chance alone may take four fifths."""
+MONTHS_OF_FEW, MONTHS_COMPARED = 3, 12
+"""Months of a feed with fewer accounts that are compared together, and how far back with."""
 MIN_REDUCED = 30
 """Usual accounts of a group in which a month of less than ``REDUCED`` is no chance."""
+
+
+def observed_months(volumes: npt.NDArray[np.number[Any]], elapsed: float = 1.0) -> Flags:
+    """Return which months of a whole feed were observed: those with a share ``GONE`` of its usual accounts.
+
+    Months of fewer than ``MIN_ACCOUNTS`` count with the two before, which are compared with the last three observed
+    ones within a year. After an observed month, one that is not over needs as much less as is missing of it.
+
+    Args:
+        volumes: The accounts with a row in each month, in order of time; shape (n_months,).
+        elapsed: The share of the last month that is over.
+
+    >>> observed_months(np.array([500, 480, 0, 80, 490, 1])).tolist()
+    [True, True, False, False, True, False]
+    """
+    of_few = np.convolve(volumes, np.ones(MONTHS_OF_FEW))
+    observed: Flags = (volumes > 0) & _are_usual(volumes[None], np.zeros((1, len(volumes)), dtype=np.bool_), 0.0)[0]
+    for i in np.flatnonzero(observed & (volumes < MIN_ACCOUNTS)).tolist():
+        first = max(i - MONTHS_COMPARED, 0)
+        before = first + np.flatnonzero(observed[first : max(i - MONTHS_OF_FEW + 1, 0)])
+        usual = of_few[before[-1]] if len(before) else 0
+        observed[i] = usual < MIN_ACCOUNTS or of_few[i] >= GONE * usual
+    if elapsed < 1 and observed[-2:-1].all():
+        return observed_months(np.append(volumes[:-1], volumes[-1] / elapsed))
+    return observed
 
 
 def observed_accounts(present: Flags, segments: Sequence[Groups], horizon: slice) -> Flags:
@@ -44,13 +74,14 @@ def observed_accounts(present: Flags, segments: Sequence[Groups], horizon: slice
         segments: Each account's group in each segment, from 0, which is the rest; shape (n_accounts,) each.
         horizon: The places of its months; by those before, the size of a group is known.
     """
-    observed: Flags = np.full(len(present), present[:, horizon].any(axis=0).all())
+    observed: Flags = np.ones(len(present), dtype=np.bool_)
     whole_feed = np.zeros(len(present), dtype=np.int64)
     for groupings, reduced in ((segments, 0.0), ([*segments, whole_feed], REDUCED)):
         rest = np.flatnonzero(observed)
         for groups in groupings:
             observed[rest] &= _are_observed(present[rest], groups[rest], horizon, reduced)
-    return observed
+    of_feed = observed_months(present[observed, : horizon.stop].sum(axis=0))
+    return observed & of_feed[horizon].all()
 
 
 def _are_observed(present: Flags, groups: Groups, horizon: slice, reduced: float) -> Flags:
@@ -64,14 +95,14 @@ def _are_observed(present: Flags, groups: Groups, horizon: slice, reduced: float
     return are_all[groups]
 
 
-def _are_usual(volumes: npt.NDArray[np.int64], are_steady: Flags, reduced: float) -> Flags:
+def _are_usual(volumes: npt.NDArray[np.number[Any]], are_steady: Flags, reduced: float) -> Flags:
     usual = volumes[:, 0]
     are_usual = np.ones(volumes.shape, dtype=np.bool_)
     for i, volume in enumerate(volumes.T):
         is_gone = (usual >= MIN_ACCOUNTS) & (volume < GONE * usual)
         is_reduced = (usual >= MIN_REDUCED) & (volume < reduced * usual) & ~are_steady[:, i]
         are_usual[:, i] = ~(is_gone | is_reduced)
-        usual = np.where(are_usual[:, i], volume, usual)
+        usual = np.where(are_usual[:, i], volume, FADE * usual)
     return are_usual
 
 

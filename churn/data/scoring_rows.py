@@ -136,14 +136,17 @@ class RowPlan:
             yield account_ids, replace(packed, numbers=np.stack(numbers))
 
 
-def plan_rows(feature_names: Sequence[str], columns: Sequence[str]) -> RowPlan:
+def plan_rows(feature_names: Sequence[str], columns: Sequence[str], derived: Sequence[str] = ()) -> RowPlan:
     """Plan the rows of activity with these columns.
+
+    Args:
+        derived: Columns that are computed of each row, and of which no window is.
 
     Raises:
         InputError: Naming the features that come from no column, or that look like windows and are none.
     """
-    encoding = features.plan_encoding(feature_names, columns)
     windows = windows_of(feature_names, columns)
+    encoding = features.plan_encoding(feature_names, [*columns, *derived])
     over_months = tuple(window for window in windows if not window.is_of_row)
     if not over_months:
         return RowPlan(encoding, encoding, windows, ())
@@ -200,7 +203,7 @@ def _read_activity(
     """Check and pack raw activity."""
     money, max_money = declared.activity, declared.max_money
     derived = [features.DERIVED] if "ftd_date" in file.columns and features.DERIVED not in file.columns else []
-    plan = plan_rows(feature_names, [*file.columns, *derived])
+    plan = plan_rows(feature_names, file.columns, derived)
     numbers = [*(name for name, _ in plan.packed.numbers), *money]
     dates = [window.column for window in plan.of_row]
 

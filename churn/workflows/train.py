@@ -19,7 +19,17 @@ import pandas as pd
 import polars as pl
 
 from churn.data.columns import Columns
-from churn.data.features import Encoding, Matrix, encode, features, own_columns, pack_matrix, plan_encoding
+from churn.data.features import (
+    Encoding,
+    Matrix,
+    encode,
+    features,
+    keys_of,
+    known_rows,
+    own_columns,
+    pack_matrix,
+    plan_encoding,
+)
 from churn.data.labels import Horizon, Reports, at_risk
 from churn.data.snapshots import Snapshot, snapshots
 from churn.database.evaluations import Evaluations
@@ -161,7 +171,7 @@ class Trainer:
             today=today,
             sources=tuple((source.uri, source.sha256) for source in data.sources.values()),
             n_facts=data.facts.height,
-            months=_months_of(data.facts),
+            months=_months_of(data.facts, today),
             data_sha256=trained.data_sha256,
             names_from=requested.origin,
             code_version=self.code_version,
@@ -273,7 +283,7 @@ class Trainer:
                 return _TrainingData(
                     owner, names, columns, facts, shots, shots_of, detoured, sources, n_added, has_known_at
                 )
-            months = describe_months(_months_of(facts), today, self.plan.horizon)
+            months = describe_months(_months_of(facts, today), today, self.plan.horizon)
             detours.append(f"{owner} has {reason}; its months run from {months}")
         raise InputError(
             f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; upload activity of more months or "
@@ -372,9 +382,9 @@ def describe_months(months: tuple[date, date], today: date, horizon: Horizon) ->
     return f"{month_range(first, newest)}{late}"
 
 
-def _months_of(facts: pl.DataFrame) -> tuple[date, date]:
-    months = facts["activity_month"]
-    return months.min(), months.max()  # type: ignore[return-value]  # a column of dates
+def _months_of(facts: pl.DataFrame, today: date) -> tuple[date, date]:
+    known = known_rows(today, *keys_of(facts), by_account=False)
+    return known.first_month, known.newest_month
 
 
 def fallback_variants(variant: Variant) -> list[Variant]:

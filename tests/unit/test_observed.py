@@ -70,6 +70,10 @@ WITHOUT_NJ = (N - 100, 0, 100)
         pytest.param((ID <= 90) & (MONTH >= FALLING), (N, 30, 0), id="nine tenths of a brand leave, month by month"),
         pytest.param((ID <= 60) & (MONTH == APRIL), WITHOUT_NJ, id="a gap of a month is filled to 40 %"),
         pytest.param((ID <= 10) & (MONTH == APRIL), ALL, id="a gap of a month is filled to 90 %"),
+        pytest.param(
+            (ID > 6) | ((ID > 1) & (MONTH >= APRIL)), (0, 0, 6), id="of six players one is left, in three months"
+        ),
+        pytest.param((ID > 2) | ((ID > 1) & (MONTH >= APRIL)), (2, 1, 0), id="of two players one is left: unnoticed"),
         pytest.param((ID > 12) | ((ID > 1) & (MONTH >= APRIL)), (0, 0, 12), id="of twelve players one is left"),
     ],
 )

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn.data.features import encode, features, plan_encoding, unpack
+from churn.data.labels import Horizon, Reports, at_risk
 from churn.data.scoring_rows import prepare
 from churn.data.windows import GRAMMAR, Window, parse
 from churn.errors import InputError
@@ -215,6 +216,48 @@ def test_while_the_last_month_has_not_arrived_windows_end_a_month_earlier():
     assert trained(activity, date(2025, 9, 3), names)[1].tolist() == [[0.0, 4.0], [0.0, 5.0]]
 
 
+def feed_of(rows: dict[int, int]) -> pl.DataFrame:
+    """Return rows of a handle of 30 of the first accounts of each month of 2025: ``{month: accounts}``."""
+    rows_of = [row_of(account, month, 30.0) for month, n in rows.items() for account in range(n)]
+    known_at = pl.col("activity_month").cast(pl.Datetime("us", "UTC"))
+    return pl.concat(rows_of).with_columns(known_at=known_at).sort("account_id", maintain_order=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "newest", "expected"),
+    [
+        pytest.param({9: 20, 10: 20}, 10, [30.0, 0.0, 30 / 31], id="the last month has arrived"),
+        pytest.param({8: 20, 9: 20, 10: 1}, 9, [30.0, 1.0, 1.0], id="a row of the last month came early"),
+        pytest.param({8: 20, 9: 20, 10: 5}, 10, [30.0, 0.0, 30 / 31], id="a quarter of the last month came"),
+        pytest.param({9: 20, 10: 20, 11: 1}, 10, [30.0, 0.0, 30 / 31], id="a row of the running month came early"),
+        pytest.param({9: 20, 10: 20, 11: 3}, 11, [30.0, 0.0, 60 / 51], id="the running month arrives as it goes"),
+        pytest.param({1: 20, 2: 20, 10: 1}, 2, [0.0, 8.0, 0.0], id="months are missing before a row"),
+        pytest.param(
+            {1: 6, 2: 6, 3: 6, 8: 1, 9: 1, 10: 1}, 3, [30.0, 1.0, 1.0], id="of few accounts, three months count"
+        ),
+        pytest.param({1: 2, 2: 2, 10: 1}, 10, [30.0, 0.0, 30 / 31], id="of two accounts, nothing can be told"),
+        pytest.param({2: 20, 3: 3, 4: 3, 5: 3, 6: 3, 10: 3}, 10, [30.0, 0.0, 30 / 31], id="a feed that shrank"),
+    ],
+)
+def test_a_month_is_known_when_its_usual_rows_arrived(rows, newest, expected):
+    """Windows, freshness and who is at risk go by one newest month, in training and scoring."""
+    names, as_of, activity = (
+        ["total_handle_sum_1m", "months_since_active", "total_handle_rate_1m"],
+        date(2025, 11, 20),
+        feed_of(rows),
+    )
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+        activity.write_parquet(file.name)
+        prepared = prepare(Path(file.name), tuple(names), as_of, 0.0, "the file")
+        _, packed = next(iter(prepared.chunks()))
+    assert prepared.counts.newest_month == date(2025, newest, 1)
+    assert unpack(packed, prepared.encoding)[0].tolist() == pytest.approx(expected)
+    assert trained(activity, as_of, names)[1][0].tolist() == pytest.approx(expected)
+    assert (packed.is_at_risk is None) == (newest < 8)
+    expected_ids = [] if newest < 8 else sorted({i for month, n in rows.items() if month >= 8 for i in range(n)})
+    assert at_risk(Reports.of(activity), as_of, Horizon()).tolist() == expected_ids
+
+
 def test_windows_longer_than_the_history_are_served_and_counted():
     names = ["total_handle_sum_2m", "total_handle_sum_3m", "active_months_12m"]
     activity = pl.concat([row_of(1, 4, 30.0), row_of(1, 5, 31.0)])
@@ -229,7 +272,7 @@ def test_windows_longer_than_the_history_are_served_and_counted():
         "total_handle_sum_0m", "total_handle_sum_03m", "total_handle_sum_121m", "total_handle_trend_1m",
         "total_handle_median_3m", "total_handle_sum_3", "total_handle_sum", "total_wagers_sum_3m", "brand_id_sum_3m",
         "ftd_date_mean_3m", "account_id_sum_3m", "months_since_brand_id", "months_since_birthday", "active_months_0m",
-        "months_since_", "active_months_m",
+        "months_since_", "active_months_m", "visits_sum_3", "visits_max_3months", "reg_date_2020", "ftd_date_2020-01",
     ],
 )  # fmt: skip
 def test_a_name_that_looks_like_a_window_and_is_none_is_refused_with_the_grammar(name):
@@ -239,16 +282,24 @@ def test_a_name_that_looks_like_a_window_and_is_none_is_refused_with_the_grammar
     assert GRAMMAR in str(refused.value)
 
 
-def test_an_unknown_aggregate_of_a_column_of_numbers_is_refused_when_its_rows_are_seen():
-    activity = row_of(1, 5, 31.0)
-    with pytest.raises(InputError, match="'visits_median_3m' look like windows"):
-        trained(activity, date(2025, 6, 9), ["visits_median_3m"])
+@pytest.mark.parametrize("name", ["visits_median_3m", "visits_sum", "visits_max_all"])
+def test_an_unknown_aggregate_of_a_column_of_numbers_is_refused_when_its_rows_are_seen(name: str):
+    for build in (trained, scored):
+        with pytest.raises(InputError, match=f"'{name}' look like windows"):
+            build(row_of(1, 5, 31.0), date(2025, 6, 9), [name])
 
 
 def test_levels_and_columns_that_look_like_windows_are_levels_and_columns():
-    encoding = plan_encoding(["plan_gold_12m", "x_sum_3m"], ["plan", "x_sum_3m"])
-    assert encoding.one_hots[0].levels == ("gold_12m",)
-    assert encoding.source_columns == ("x_sum_3m", "plan")
+    names = ["plan_gold_12m", "x_sum_3m", "plan_max", "reg_date_source_web"]
+    encoding = plan_encoding(names, ["plan", "x_sum_3m", "reg_date", "reg_date_source"])
+    assert [group.levels for group in encoding.one_hots] == [("gold_12m", "max"), ("web",)]
+    assert encoding.source_columns == ("x_sum_3m", "plan", "reg_date_source")
+
+
+def test_a_window_of_a_computed_column_is_refused_in_training_and_scoring():
+    for build in (trained, scored):
+        with pytest.raises(InputError, match=r"'months_active_sum_3m' look like windows"):
+            build(row_of(1, 5, 30.0), date(2025, 6, 3), ["months_active", "months_active_sum_3m"])
 
 
 def test_windows_are_grouped_by_their_source_column_in_raw_and_encoded_rows():
