@@ -9,23 +9,21 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from churn.database.events import ModelEvent
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
 from churn.wording import counted
 from churn.workflows.erase import drop_old_weeks
 from churn.workflows.fleet import error_text, for_each_variant
+from churn.workflows.promote import Promoter
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS, TRAINED
 from orchestration.fleet import RUN_TAGS, root_run
 from orchestration.resources import Services
-
-if TYPE_CHECKING:
-    from churn.database.events import ModelEvent
-    from churn.workflows.promote import Promoter
 
 evaluation_job = dg.define_asset_job(
     "evaluation_job",
@@ -103,9 +101,7 @@ def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, serv
     context.add_output_metadata(metadata)
 
 
-def _move_all(
-    promoter: "Promoter", config: PromotionConfig
-) -> Iterator[tuple[str, "ModelEvent | str | BaseException"]]:
+def _move_all(promoter: Promoter, config: PromotionConfig) -> Iterator[tuple[str, ModelEvent | str | BaseException]]:
     """Move each variant's champion; a promotion is decided over the fleet unless a version or force is given."""
     if config.action is PromotionAction.ROLLBACK or config.force or config.to is not None:
         yield from for_each_variant(partial(_move, promoter, config), config.variants)
@@ -123,7 +119,7 @@ def _move_all(
             yield key, f"{variant}: {result.sentence}" if isinstance(result, Comparison) else result
 
 
-def _move(promoter: "Promoter", config: PromotionConfig, variant: Variant) -> "ModelEvent":
+def _move(promoter: Promoter, config: PromotionConfig, variant: Variant) -> ModelEvent:
     if config.action is PromotionAction.ROLLBACK:
         reason = config.reason or "requested in Dagster"
         return promoter.roll_back(variant, reason, to=config.to, dry_run=config.dry_run)

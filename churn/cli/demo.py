@@ -131,11 +131,8 @@ def _register(deployment: Deployment) -> Iterator[str]:
     from churn.workflows.register import log_variant
     from churn.workflows.set_up import set_up_variants
 
-    registry, sources, location = (
-        deployment.registry(read_only=False),
-        deployment.sources(),
-        deployment.artifact_location,
-    )
+    registry, sources = deployment.registry(read_only=False), deployment.sources()
+    location = deployment.artifact_location
     aliases = registry.aliases()
     for _, lines in set_up_variants(registry, location, VARIANTS):
         if isinstance(lines, BaseException):
@@ -220,11 +217,7 @@ def _sources_table(batches: Sequence[Row], deployment: Deployment) -> Table:
     for batch in batches:
         owner = " (the base variant's)" if batch.is_foreign_data else ""
         source = f"[yellow]{batch.source}[/yellow]{owner}" if batch.source == "local" else batch.source
-        figures = str(batch.batch_id), _at_risk(batch), f"{batch.mean_probability:.3f}"
+        at_risk = f"{batch.n_at_risk:,}" if batch.is_at_risk_known else "unknown"
+        figures = str(batch.batch_id), f"{at_risk} of {batch.n_accounts:,}", f"{batch.mean_probability:.3f}"
         table.add_row(batch.variant, *figures, f"v{batch.model_version}", source)
     return table
-
-
-def _at_risk(batch: Row) -> str:
-    at_risk = f"{batch.n_at_risk:,}" if batch.is_at_risk_known else "unknown"
-    return f"{at_risk} of {batch.n_accounts:,}"

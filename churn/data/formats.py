@@ -17,20 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from churn.data import file_kinds
 from churn.data.activity import KINDS
 from churn.data.arrow_columns import convert, is_bytes, is_not_implemented, is_text
 from churn.data.csv_files import read_csv
-from churn.data.file_kinds import (
-    MANY_BYTES,
-    MOST_PACKED,
-    head_of,
-    input_error,
-    is_part,
-    require_few_columns,
-    short,
-    sniff,
-    unpacked,
-)
+from churn.data.file_kinds import input_error, require_few_columns, short
 from churn.data.spellings import renames
 from churn.errors import InputError
 from churn.wording import listed
@@ -105,13 +96,12 @@ def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame
 
 
 def _open_file(path: Path, names: Sequence[str]) -> RowFile:
-    content = unpacked(path)
-    kind = sniff(head_of(content), path.name)
+    content = file_kinds.unpacked(path)
+    kind = file_kinds.sniff(file_kinds.head_of(content), path.name)
     # Not by polars' reader of Parquet, which aborts the process on some damaged files.
-    return _open_parquet(content) if kind == "parquet" else _in_memory(_READERS[kind](content, names))
-
-
-def _in_memory(frame: pl.DataFrame) -> RowFile:
+    if kind == "parquet":
+        return _open_parquet(content)
+    frame = _READERS[kind](content, names)
     return RowFile(frame.columns, frame.height, lambda columns, size: frame.select(columns).iter_slices(size))
 
 
@@ -132,7 +122,7 @@ def _open_parts(folder: Path, names: Sequence[str]) -> RowFile:
     opened = {
         key: _with_columns_of_path(_open_file(path, names), key)
         for key, path in within.items()
-        if is_part(key.as_posix())
+        if file_kinds.is_part(key.as_posix())
     }
     parts = {key: part for key, part in opened.items() if part.n_rows}
     columns_of_first = next((part.columns for part in parts.values()), [])
@@ -167,10 +157,9 @@ def _with_columns_of_path(rows: RowFile, path: Path) -> RowFile:
 def _open_parquet(path: Path) -> RowFile:
     problem, remedy = f"{path.name} is a truncated or damaged Parquet file", "; write it again"
     with input_error(problem, *_DAMAGE, remedy=remedy), pq.ParquetFile(path) as file:
-        _require_modest(path, file.metadata)
+        unpacked = _require_modest(path, file.metadata)
         names: list[str] = file.schema_arrow.names
         n_rows = int(file.metadata.num_rows)
-        unpacked = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         texts = {field.name for field in file.schema_arrow if is_text(field.type)}
         writer = str(file.metadata.created_by)[:80]
 
@@ -240,8 +229,8 @@ def _require_short_texts(path: Path, batch: pa.RecordBatch) -> None:
             )
 
 
-def _require_modest(path: Path, metadata: pq.FileMetaData) -> None:
-    """Reject a small file whose metadata announces a large one."""
+def _require_modest(path: Path, metadata: pq.FileMetaData) -> int:
+    """Reject a small file whose metadata announces a large one; return its size unpacked, in bytes."""
     require_few_columns(path, metadata.num_columns)
     size = path.stat().st_size
     if metadata.num_rows > max(size, _MANY_ROWS):
@@ -251,10 +240,11 @@ def _require_modest(path: Path, metadata: pq.FileMetaData) -> None:
         )
     # Not column by column: reading the sizes of a damaged column ends the process.
     unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    if unpacked > max(MANY_BYTES, MOST_PACKED * size):
+    if unpacked > max(file_kinds.MANY_BYTES, file_kinds.MOST_PACKED * size):
         raise InputError(
             f"{path.name} packs {unpacked} bytes into {size}, which no extract of many accounts does; write it again"
         )
+    return int(unpacked)
 
 
 def _require_few_gaps(path: Path, n_rows: int, n_columns: int, n_values: int) -> None:

@@ -13,17 +13,8 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from churn.database.connection import Tables, lock
-from churn.monitoring.incidents import (
-    KINDS,
-    Change,
-    Condition,
-    Event,
-    Incident,
-    Severity,
-    headline,
-    reconcile,
-    remaining,
-)
+from churn.monitoring import incidents
+from churn.monitoring.incidents import Change, Condition, Event, Incident, Severity
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 15, 900
 
@@ -104,11 +95,11 @@ class Incidents(Tables):
         with self._transaction() as connection:
             lock(connection, "incidents", _LOCK_TIMEOUT)
             known = [Incident(*row) for row in connection.execute(sa.text(_OPEN_INCIDENTS))]
-            current = remaining(known, conditions, checked)
+            current = incidents.remaining(known, conditions, checked)
             for incident in known:
                 if incident.incident_id in current:
                     _write_members(connection, incident, current[incident.incident_id], now)
-            changes = [_write(connection, change, now) for change in reconcile(known, conditions, checked)]
+            changes = [_write(connection, change, now) for change in incidents.reconcile(known, conditions, checked)]
             for change in changes:
                 alert = {"incident_id": change.incident_id, "event": change.event, "title": change.title}
                 more = {"body": change.body, "now": now, "receivers": sorted(set(receivers))}
@@ -158,7 +149,7 @@ def _write(connection: sa.Connection, change: Change, now: datetime) -> Change:
     if change.incident_id is not None:
         return change
     values = {
-        "kind": change.kind, "subject": change.subject, "severity": KINDS[change.kind].severity,
+        "kind": change.kind, "subject": change.subject, "severity": incidents.KINDS[change.kind].severity,
         "title": change.title, "members": json.dumps(change.members), "now": now,
     }  # fmt: skip
     return replace(change, incident_id=connection.execute(sa.text(_OPEN), values).scalar_one())
@@ -168,7 +159,7 @@ def _write_members(connection: sa.Connection, incident: Incident, members: Mappi
     query = (
         "UPDATE incidents SET members = :members, title = :title, updated_at = :now WHERE incident_id = :incident_id"
     )
-    title = headline(incident.kind, incident.subject, members)
+    title = incidents.headline(incident.kind, incident.subject, members)
     values = {"members": json.dumps(members), "title": title, "now": now, "incident_id": incident.incident_id}
     connection.execute(sa.text(query), values)
 

@@ -44,7 +44,8 @@ class UnknownLevels:
         Args:
             examples: Levels that are not known, by source column.
         """
-        usual = _usual_shares(self.reference)
+        counts = {} if self.reference is None else self.reference.by_feature()
+        usual = {name: float(of_bin[-1] / max(of_bin.sum(), 1)) for name, of_bin in counts.items()}
         for group in self.encoding.one_hots:
             # A model of one level knows nothing of the others; without a reference their share is not known either.
             before = usual.get(group.source_column, 1.0 if len(group.levels) == 1 else 0.0)
@@ -59,11 +60,3 @@ class UnknownLevels:
                     f"{listed([repr(level) for level in group.levels], 3)}: correct the extract, train the model "
                     f"again, or raise the limit"
                 )
-
-
-def _usual_shares(reference: Profile | None) -> dict[str, float]:
-    if reference is None:
-        return {}
-    counts = reference.by_feature()
-    categories = [bins.feature for bins in reference.bins if bins.levels]
-    return {name: float(counts[name][-1] / max(counts[name].sum(), 1)) for name in categories}

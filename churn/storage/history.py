@@ -325,7 +325,7 @@ def new_facts(extract: pl.DataFrame, stored: pl.DataFrame | None, received_at: d
             f"the extract has columns {sorted(extract.columns)[:8]}; a history needs raw activity, with "
             f"{' and '.join(KEY)}"
         )
-    typed = _typed(extract)
+    typed = extract.drop("row_number", strict=False).with_columns(cs.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
     has_known_at = "known_at" in typed.columns
     facts = typed if has_known_at else typed.with_columns(known_at=_known_at(received_at, is_backfill=stored is None))
     earlier = facts.clear() if stored is None else stored
@@ -418,11 +418,6 @@ def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[npt.NDArray[np.
 def _follow(keys: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
     """Mark the rows that are followed by a row with the same keys; shape (n - 1,)."""
     return np.asarray(np.logical_and.reduce([key[:-1] == key[1:] for key in keys]))
-
-
-def _typed(extract: pl.DataFrame) -> pl.DataFrame:
-    """Drop the row number of the file, and cast categories to text."""
-    return extract.drop("row_number", strict=False).with_columns(cs.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
 
 
 def _stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

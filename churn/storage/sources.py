@@ -15,6 +15,7 @@ from typing import Literal
 
 from churn.concurrency import CircuitBreaker
 from churn.errors import InputError, SourceError, SourceUnavailableError
+from churn.storage import places
 from churn.storage.inputs import (
     INPUT_FOLDER,
     INPUT_NAMES,
@@ -25,16 +26,7 @@ from churn.storage.inputs import (
     find,
     find_folder,
 )
-from churn.storage.places import (
-    Entry,
-    Folder,
-    MissingFileError,
-    NoSuchKeyError,
-    OpenFile,
-    Place,
-    ReplacedError,
-    with_retries,
-)
+from churn.storage.places import Entry, NoSuchKeyError, OpenFile, Place, with_retries
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -92,7 +84,7 @@ class Sources:
     """
 
     bucket: Place | None
-    local: Folder
+    local: places.Folder
     fallback: bool = True
     max_age: timedelta | None = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
@@ -119,12 +111,12 @@ class Sources:
         """
         try:
             if self.bucket is None:
-                raise MissingFileError("S3 is not configured (MLFLOW_S3_BUCKET)")
+                raise places.MissingFileError("S3 is not configured (MLFLOW_S3_BUCKET)")
             bucket = self.bucket
             return self.circuit.call(
                 lambda: with_retries(lambda: _fetch_from(bucket, variant, groups, into)), SourceUnavailableError
             )
-        except (MissingFileError, SourceUnavailableError) as error:
+        except (places.MissingFileError, SourceUnavailableError) as error:
             return self._fetch_local(variant, groups, into, error)
 
     def fetch_input(self, variant: Variant, into: Path) -> SourceFile:
@@ -139,8 +131,8 @@ class Sources:
             SourceError: If the place does not answer or denies access; the file may still be there.
         """
         keys = [variant.prefix + INPUT_FOLDER + name + form for name in INPUT_NAMES for form in PACKED]
-        places = [place for place in (self.bucket, self.local) if place is not None]
-        found = next(((place, key) for place in places for key in keys if place.uri(key) == uri), None)
+        read_from = [place for place in (self.bucket, self.local) if place is not None]
+        found = next(((place, key) for place in read_from for key in keys if place.uri(key) == uri), None)
         if found is None:
             raise GoneError(f"{uri} is neither in the bucket nor in the local copy that are set now")
         place, key = found
@@ -178,10 +170,10 @@ class Sources:
             raise kind(f"{why}, and CHURN_LOCAL_FALLBACK=never forbids the local copy") from why
         try:
             files = _fetch_from(self.local, variant, groups, into)
-        except MissingFileError as error:
+        except places.MissingFileError as error:
             try:
                 files = _fetch_from(self.local, Variant(), groups, into)
-            except MissingFileError:
+            except places.MissingFileError:
                 raise SourceError(f"{why}, and there is no local copy: {error}") from why
         for provenance in (file.provenance for file in files):
             age = datetime.now(UTC) - provenance.modified_at
@@ -208,7 +200,7 @@ def _copy_first(place: Place, variant: Variant, keys: Sequence[str], into: Path)
         folders = sorted({key.rpartition("/")[0] + "/" for key in keys})
         entries = {key: entry for folder in folders for key, entry in _listing(place, prefix + folder).items()}
     if (found := find(entries, prefix, keys)) is None:
-        raise MissingFileError(f"{place.uri(prefix)} has none of {', '.join(keys)}")
+        raise places.MissingFileError(f"{place.uri(prefix)} has none of {', '.join(keys)}")
     if found.is_folder:
         return _copy_parts(place, variant, found, into)
     return _copy(place, variant, place.open(found.key, found.version), into)
@@ -245,7 +237,7 @@ def _open_again(place: Place, key: str, version: str, version_id: str | None) ->
     """Open the current file if it is still that version, which needs fewer rights than to read an older one."""
     try:
         return place.open(key, version)
-    except (NoSuchKeyError, ReplacedError) as error:
+    except (NoSuchKeyError, places.ReplacedError) as error:
         if version_id is None:
             raise GoneError(f"{error}, and no versions of it are kept") from error
     try:

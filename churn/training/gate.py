@@ -22,15 +22,9 @@ from churn.errors import InputError
 from churn.evaluation.metrics import Evaluation, Interval, calibration_error, roc_auc_interval
 from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, load_bundle
 from churn.inference.engine import Engine, build_engine
+from churn.training import data_checks
 from churn.training.checks import Gate, GateCheck, Outcome
-from churn.training.data_checks import (
-    ScoredBefore,
-    check_churn_share,
-    check_replay,
-    check_restated,
-    check_rows_per_account,
-    check_simple_models,
-)
+from churn.training.data_checks import ScoredBefore
 from churn.training.train import Trained, fit
 from churn.weeks import day_start_us
 
@@ -98,11 +92,11 @@ def check_gate(
         check_calibration(trained, evaluation, limits),
         check_shuffled(trained, limits),
         check_canary(facts, held_out[::4], build, trained.plan.seed),  # about one of each month
-        check_churn_share(trained),
-        check_rows_per_account(facts),
-        check_simple_models(trained, shots),
-        check_restated(facts, trained.encoding.source_columns, has_known_at=has_known_at, money=money),
-        check_replay(facts, before, champion, money),
+        data_checks.check_churn_share(trained),
+        data_checks.check_rows_per_account(facts),
+        data_checks.check_simple_models(trained, shots),
+        data_checks.check_restated(facts, trained.encoding.source_columns, has_known_at=has_known_at, money=money),
+        data_checks.check_replay(facts, before, champion, money),
         check_golden(trained),
         check_compilation(engine),
         check_speed(engine, packed, champion, held_out, limits),

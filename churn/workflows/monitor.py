@@ -8,17 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from churn.database.fleet import FleetTables
+from churn.database.incidents import Incidents
 from churn.errors import ChurnError
 from churn.monitoring import conditions
 from churn.monitoring.conditions import Attempt, DriftFlag, FailedRun, ScoredBatch
 from churn.monitoring.incidents import KINDS, Change, Condition
 from churn.weeks import monday_of
-
-if TYPE_CHECKING:
-    from churn.database.incidents import Incidents
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +100,7 @@ class FleetMonitor:
     """
 
     fleet: FleetTables
-    incidents: "Incidents"
+    incidents: Incidents
     champions: Callable[[], Mapping[str, int | None]]
     receivers: Sequence[str]
     grace: timedelta

@@ -55,15 +55,9 @@ from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import month_range, month_start, newest_month_due, training_days
+from churn.workflows import ingest
 from churn.workflows.fleet import Attempts, for_each_variant
-from churn.workflows.ingest import (
-    ForeignActivityError,
-    NoActivityError,
-    fetch_own,
-    read_columns,
-    read_extract,
-    with_numbers,
-)
+from churn.workflows.ingest import ForeignActivityError, NoActivityError
 from churn.workflows.register import FEATURE_NAMES
 
 logger = logging.getLogger(__name__)
@@ -219,7 +213,7 @@ class Trainer:
 
     def _names_file(self, owner: Variant) -> "FeatureNames | None":
         with tempfile.TemporaryDirectory(prefix="churn-train-") as scratch:
-            file = fetch_own(self.sources, owner, FEATURE_NAMES, Path(scratch))
+            file = ingest.fetch_own(self.sources, owner, FEATURE_NAMES, Path(scratch))
             if file is None:
                 return None
             return FeatureNames(file.provenance.uri, parse_feature_names(file.path.read_bytes(), file.provenance.uri))
@@ -231,7 +225,7 @@ class Trainer:
             present: The columns of the variant's activity, which must contain those that its own file declares.
         """
         for owner in fallback_variants(variant):
-            if (declared := read_columns(self.sources, owner)) is not None:
+            if (declared := ingest.read_columns(self.sources, owner)) is not None:
                 if owner == variant and present is not None:
                     declared.require(present, f"the activity of {variant}")
                 return declared
@@ -266,7 +260,7 @@ class Trainer:
                 message = "%s: the activity's own %s is used, not computed from its other columns"
                 logger.warning(message, owner, " and ".join(own))
             computed = [*names, *(name for name in also if name not in names)]
-            facts, broken = with_numbers(known, computed, columns, self.max_quarantine_share)
+            facts, broken = ingest.with_numbers(known, computed, columns, self.max_quarantine_share)
             quarantined = pl.concat(
                 [activity.appended.quarantined, broken.select(activity.appended.quarantined.columns)]
             )
@@ -293,7 +287,7 @@ class Trainer:
     def _activity(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Activity":
         """Ingest a variant's input and return its history; a dry run returns the same history and writes nothing."""
         try:
-            extract = read_extract(self.sources, owner, self.max_quarantine_share)
+            extract = ingest.read_extract(self.sources, owner, self.max_quarantine_share)
         except TransientError:
             raise
         except (SourceError, NoActivityError) as error:

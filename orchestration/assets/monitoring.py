@@ -6,20 +6,16 @@ more often and sends the alerts. Not here: the rules (``churn.monitoring``).
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from churn.monitoring.incidents import KINDS, headline
+from churn.monitoring.conditions import DriftFlag
+from churn.monitoring.incidents import KINDS, Incident, headline
 from orchestration import checks
 from orchestration.assets.metadata import table
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS
 from orchestration.failed_runs import failed_runs
 from orchestration.resources import Services
-
-if TYPE_CHECKING:
-    from churn.monitoring.conditions import DriftFlag
-    from churn.monitoring.incidents import Incident
 
 
 @dg.asset(
@@ -79,7 +75,7 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
     )
 
 
-def _drift_table(flags: Sequence["DriftFlag"]) -> dg.MarkdownMetadataValue:
+def _drift_table(flags: Sequence[DriftFlag]) -> dg.MarkdownMetadataValue:
     rows = [
         (flag.variant, flag.week, flag.drift.feature, f"{flag.drift.effect:+.3f}", f"{flag.drift.psi:.3f}",
          f"{100 * flag.drift.unknown_share:.1f} %", "yes" if flag.is_confirmed else "no")
@@ -88,7 +84,7 @@ def _drift_table(flags: Sequence["DriftFlag"]) -> dg.MarkdownMetadataValue:
     return table(("variant", "week", "feature", "log-odds", "PSI", "unknown", "two inputs"), rows)
 
 
-def _incident_table(incidents: Sequence["Incident"]) -> dg.MarkdownMetadataValue:
+def _incident_table(incidents: Sequence[Incident]) -> dg.MarkdownMetadataValue:
     rows = [
         (one.incident_id, headline(one.kind, one.subject, one.members), KINDS[one.kind].severity,
          f"{one.opened_at:%Y-%m-%d %H:%M}")
