@@ -34,7 +34,7 @@ def login(postgres: sa.URL) -> sa.URL:
     # A power cut is not what these tests are about, and databases that live for a second need no vacuum.
     for setting in ("fsync", "full_page_writes", "synchronous_commit", "autovacuum"):
         run_sql(postgres, f"ALTER SYSTEM SET {setting} = off")
-    for setting, value in (("checkpoint_timeout", "1h"), ("max_wal_size", "8GB")):
+    for setting, value in (("checkpoint_timeout", "1h"), ("max_wal_size", "1GB")):
         run_sql(postgres, f"ALTER SYSTEM SET {setting} = '{value}'")
     run_sql(postgres, "SELECT pg_reload_conf()")
     url = create_login(postgres)

@@ -155,7 +155,8 @@ def databases_of(site: Site, schemas: Mapping[str, str]) -> Iterator[None]:
 
 def create_database(site: Site, name: str, template: str) -> None:
     """Make a database as another one is that nobody is connected to."""
-    run_sql(site.server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER {site.login.username}')
+    how = f'TEMPLATE "{template}" OWNER {site.login.username} STRATEGY file_copy'  # half the time of the default
+    run_sql(site.server, f'CREATE DATABASE "{name}" {how}')
 
 
 @dataclass(frozen=True)
