@@ -39,6 +39,8 @@ def pytest_configure() -> None:
     """Drop the caller's settings, and an ignored SIGINT: a shell's background job has it, and children inherit it."""
     for name in _ours():
         del os.environ[name]
+    # Threads of OpenMP spin while they wait, which takes the cores from the other test processes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

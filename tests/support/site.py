@@ -74,10 +74,15 @@ def _client(service: str, _endpoint: str, _endpoint_of_s3: str | None) -> Any:
 
 
 def run_sql(url: sa.URL, query: str, **values: object) -> list[tuple[Any, ...]]:
-    engine = create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with _engine(url).connect() as connection:
         result = connection.execute(sa.text(query), values)
         return [tuple(row) for row in result] if result.returns_rows else []
+
+
+@functools.lru_cache(maxsize=64)
+def _engine(url: sa.URL) -> sa.Engine:
+    """Return a URL's engine; a new one asks the server four questions before the first statement."""
+    return create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
 
 
 def create_login(server: sa.URL, attributes: str = "CREATEDB CREATEROLE") -> sa.URL:

@@ -217,6 +217,7 @@ def test_a_fleet_of_none_and_a_variant_alone_are_compared_too():
     assert compare_fleet(one) == {"us": compare(*one["us"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weeks_of_an_extract", [2, 4], ids=["two weeks an extract", "four weeks an extract"])
 def test_in_a_quarter_without_drift_at_most_one_feature_of_2000_variants_is_ever_confirmed(weeks_of_an_extract):
     fleet = make_fleet(seed=11)

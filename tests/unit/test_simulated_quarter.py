@@ -145,6 +145,7 @@ def weeks(n: int) -> list[date]:
     return [FIRST + timedelta(weeks=i) for i in range(n)]
 
 
+@pytest.mark.slow
 def test_in_a_quarter_in_which_nothing_happens_at_most_one_alert_is_sent_of_whatever_kind(labels):
     fleet = quarter(seed=21)
 
