@@ -71,11 +71,12 @@ def _ours() -> list[str]:
 def homes() -> Iterator[Path]:
     """A folder for homes with an embedded PostgreSQL: others may enter it, as the account that root runs it as must.
 
-    It is in memory where there is enough of it: hundreds of databases are made and dropped.
+    It is in memory where there is enough of it and ``TMPDIR`` names no other place: hundreds of databases are made and
+    dropped.
     """
-    in_memory = Path("/dev/shm")  # noqa: S108
-    enough = in_memory.is_dir() and shutil.disk_usage(in_memory).free > 4 * 2**30
-    with tempfile.TemporaryDirectory(prefix="churn-tests-", dir=in_memory if enough else None) as folder:
+    memory = Path("/dev/shm")  # noqa: S108
+    fits = "TMPDIR" not in os.environ and memory.is_dir() and shutil.disk_usage(memory).free > 4 * 2**30
+    with tempfile.TemporaryDirectory(prefix="churn-tests-", dir=memory if fits else None) as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 

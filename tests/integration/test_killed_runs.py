@@ -45,10 +45,12 @@ def test_a_run_that_is_killed_leaves_no_process_behind(homes: Path, tmp_path: Pa
     environment = {**os.environ, "TMPDIR": str(folder)}
     with subprocess.Popen(bound(command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
-        assert any("all started" in line for line in run.stdout)
-        processes = [process for process in psutil.process_iter() if belongs_to(folder)(process)]
-        names = " ".join(" ".join(process.cmdline()) for process in processes)
+        try:
+            assert any("all started" in line for line in run.stdout)
+            processes = [process for process in psutil.process_iter(["cmdline"]) if belongs_to(folder)(process)]
+        finally:
+            run.send_signal(signal.SIGKILL)
+        names = " ".join(" ".join(process.info["cmdline"]) for process in processes)
         assert all(name in names for name in ("postgres", "embedded_watch.py", "moto.server", "sleep 1000"))
-        run.send_signal(signal.SIGKILL)
 
     wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in processes))
