@@ -19,6 +19,10 @@ _POLL_S = 0.1
 _AGAIN_AFTER_S = 0.05
 
 
+class Stopped(KeyboardInterrupt):
+    """A command that waits was asked to stop before it was ready, which is no failure of it."""
+
+
 class StopRequest:
     """Whether this process was asked to stop.
 
@@ -35,9 +39,9 @@ class StopRequest:
         return self.is_set
 
     def raise_if_set(self) -> None:
-        """Raise ``KeyboardInterrupt`` here, where it cannot be dropped."""
+        """Raise ``Stopped`` here, where it cannot be dropped."""
         if self.is_set:
-            raise KeyboardInterrupt
+            raise Stopped
 
 
 stop_request = StopRequest()

@@ -75,13 +75,20 @@ class Variant:
         fields = {label: value for label, _, value in parts}
         variant = cls(**fields) if fields.keys() <= {"geography", "company"} else None
         if variant is None or variant.key != key:
+            meant = variant.key if variant is not None else _keys_of(key.casefold())
             raise UsageError(
                 f"variant key {key!r} is not one of base, geography-<g>, company-<c> or geography-<g>.company-<c>"
+                f"{f'; did you mean {meant}?' if meant else ''}"
             )
         return variant
 
     def __str__(self) -> str:
         return self.key
+
+
+def _keys_of(name: str) -> str:
+    """Return the keys that a name without ``geography-`` or ``company-`` may stand for."""
+    return f"geography-{name} or company-{name}" if _PART.fullmatch(name) and len(name) <= MAX_PART_LENGTH else ""
 
 
 def _fold(part: str, value: str | None) -> str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from churn.deployment import command_line
 from churn.deployment.services import open_deployment
 from churn.errors import ChurnError, UsageError
+from churn.wording import counted
 
 if TYPE_CHECKING:
     from churn.evaluation.metrics import Evaluation
@@ -108,7 +109,7 @@ def _measures(of: "Evaluation") -> str:
         return f"too few of one outcome to measure performance of {of.n:,} accounts"
     return (
         f"AUC {of.roc_auc:.3f}, log loss {of.log_loss:.3f}, calibration error {of.calibration_error:.3f}, "
-        f"lift {of.lift_at_10:.2f} of {of.n:,} accounts"
+        f"lift {of.lift_at_10:.2f} in the highest tenth, on {counted(of.n, 'account')}"
     )
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from churn.cli.explain import build_console
 from churn.database.published import PublishedPredictions, Row
 from churn.defaults import HORIZON_MONTHS
 from churn.deployment.services import Deployment, open_deployment
@@ -49,7 +50,7 @@ def run_demo(week: date) -> None:
     Raises:
         ChurnError: If a step fails; names the variants and the reason.
     """
-    console = Console(highlight=False)
+    console = build_console()
     logging.getLogger("churn").setLevel(logging.ERROR)  # the last table has the content of the warnings
     started = time.monotonic()
     with ExitStack() as stack:

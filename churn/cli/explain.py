@@ -1,5 +1,7 @@
 """``churn explain``: shows the stored reasons of one account's score."""
 
+import os
+import sys
 from collections.abc import Sequence
 from datetime import date
 
@@ -10,29 +12,38 @@ from rich.table import Column, Table
 
 from churn.database.published import PublishedPredictions, Row
 from churn.errors import UsageError
-from churn.variants import Variant
+from churn.variants import BASE_KEY, Variant
+from churn.wording import listed
 
-_BAR_WIDTH = 24
+_BAR_WIDTH, _WIDTH_OF_PIPE = 24, 120
 
 
-def explain_account(url: sa.URL, variant: str, account_id: int, week: date | None, console: Console) -> None:
+def build_console() -> Console:
+    """Return a console as wide as the terminal; in a pipe, which has no width, wide enough for our tables."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_PIPE)
+
+
+def explain_account(url: sa.URL, variant: str | None, account_id: int, week: date | None, console: Console) -> None:
     """Print the reasons of an account's current prediction.
 
     Args:
-        variant: A key, or the name of a geography or company that only one variant has.
+        variant: A key, or the name of a geography or company that only one variant has; ``None`` for the base variant,
+            or for the only one that has the account.
         week: ``None`` for the account's newest week.
 
     Raises:
         UsageError: If there is no such prediction.
     """
     published = PublishedPredictions(url)
-    key = _resolve(variant, published.variants())
+    key = BASE_KEY if variant is None else _resolve(variant, published.variants())
     prediction = published.prediction(key, account_id, week)
     if prediction is None:
-        when = f"the week of {week}" if week else "any week"
-        raise UsageError(
-            f"account {account_id} has no current prediction of {key} for {when}; query churn_predictions_current"
-        )
+        others = published.variants_of(account_id, week)
+        if variant is not None or len(others) != 1:
+            hint = f"of {listed(others)} it has one: name it with --variant" if others else "and none of any variant"
+            when = f"the week of {week}" if week else "any week"
+            raise UsageError(f"account {account_id} has no current prediction of {key} for {when}, {hint}")
+        prediction = published.prediction(others[0], account_id, week)
     _print(prediction, console)
 
 
@@ -44,7 +55,7 @@ def _resolve(name: str, published: Sequence[str]) -> str:
     if len(meant) == 1:
         return meant[0]
     problem = "is ambiguous" if meant else "has no predictions"
-    known = ", ".join((meant or list(published))[:8]) or "none yet; score one with churn score"
+    known = listed(meant or published) or "none yet; score one with churn score"
     raise UsageError(f"variant {name!r} {problem}; name one by its key: {known}")
 
 

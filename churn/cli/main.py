@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from churn.deployment.command_line import parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.signals import stop_request
 from churn.weeks import parse_week
+from churn.wording import counted
 
 if TYPE_CHECKING:
     from churn.workflows.score import Scorer, ScoringOutcome
@@ -38,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--force", action="store_true", help=force)
     explain = commands.add_parser("explain", help="show why an account has its score")
     explain.add_argument("--account", type=parse_account, required=True, help="the account_id")
-    explain.add_argument("--variant", default="base", help="its key, or a geography or company; default: %(default)s")
+    variant = "its key, or a geography or company; default: base, or the only variant that has the account"
+    explain.add_argument("--variant", help=variant)
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
     report = commands.add_parser("report", help="write one HTML file about the fleet and each of its variants")
     report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
@@ -98,15 +100,15 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
 
     record = outcome.record
     months = "" if record.months is None else f", months {record.months}"
-    at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk} at risk"
+    at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk:,} at risk"
     kept = "" if is_current and not outcome.why_not_current else "; stored, not made current"
     kept += f": {outcome.why_not_current}" if outcome.why_not_current else ""
     return [
-        f"{record.variant}: {record.n_rows_scored} accounts ({at_risk}) scored for {record.scored_week} by "
+        f"{record.variant}: {counted(record.n_rows_scored, 'account')} ({at_risk}) scored for {record.scored_week} by "
         f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}{months}), "
         f"batch {outcome.batch_id}{kept}",
         *(
-            f"  {feature} is missing for {n} accounts, and was never missing in the model's reference"
+            f"  {feature} is missing for {counted(n, 'account')}, and was never missing in the model's reference"
             for feature, n in (record.untrained_missing or {}).items()
         ),
         *(
@@ -119,14 +121,12 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
 
 
 def _explain(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from churn.cli.explain import explain_account
+    from churn.cli.explain import build_console, explain_account
     from churn.deployment.services import open_deployment
 
     week = parse_week(args.week, _today()) if args.week else None
     with open_deployment() as deployment:
-        explain_account(deployment.database, args.variant, args.account, week, Console(highlight=False))
+        explain_account(deployment.database, args.variant, args.account, week, build_console())
 
 
 def _metrics(args: argparse.Namespace) -> None:
@@ -152,7 +152,8 @@ def _report(args: argparse.Namespace) -> None:
         settings = deployment.settings
         out = args.out or settings.churn_home / "report.html"
         written = write_report(deployment.database, out, week=week, now=now, mlflow_ui=settings.churn_mlflow_ui_url)
-    about = f"{written.n_variants} variants, week of {written.week}" if written.week else "nothing was scored yet"
+    n_variants = counted(written.n_variants, "variant")
+    about = f"{n_variants}, week of {written.week}" if written.week else "nothing was scored yet"
     print(f"{written.path} ({about}; {written.n_bytes / 1e6:.1f} MB)")
 
 
@@ -167,7 +168,8 @@ def _erase(args: argparse.Namespace) -> None:
             print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)
             if found.why_left:
                 print(f"       {found.why_left}", flush=True)
-    print(f"account {args.account} {done} from {variant or 'all variants'}")
+    nothing = "dry run, nothing was erased: " if args.dry_run else ""
+    print(f"{nothing}account {args.account} {done} from {variant or 'all variants'}, and excluded from later extracts")
 
 
 def _retain(args: argparse.Namespace) -> None:
@@ -179,8 +181,9 @@ def _retain(args: argparse.Namespace) -> None:
         dropped = drop_old_weeks(
             deployment.database, _today(), n_weeks=n_weeks, horizon=deployment.horizon, dry_run=args.dry_run
         )
-    done = "would be dropped" if args.dry_run else "dropped"
-    print(f"{len(dropped)} weeks {done}{': ' if dropped else ''}{', '.join(map(str, dropped))}")
+    kept = f"the newest {counted(n_weeks, 'week')} are kept" if n_weeks else "all weeks are kept"
+    done = "dry run, nothing was dropped: would drop" if args.dry_run else "dropped"
+    print(f"{done} {counted(len(dropped), 'week')}{': ' if dropped else ''}{', '.join(map(str, dropped))}; {kept}")
 
 
 _COMMANDS = {

@@ -21,6 +21,7 @@ from orchestration.instance import CONFIG, dagster_environment
 
 HOST = "127.0.0.1"
 _READY_WITHIN_S = 120
+_START_PAGES = {"mlflow": "/#/models", "dagster": ""}  # MLflow's own start page is about generative AI
 _STOP_WITHIN_S = 15
 
 
@@ -54,7 +55,7 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
         for name, address in addresses.items():
             print(f"{name:8} starting …", flush=True)
             servers[name].wait_until_ready(f"{address}/{'server_info' if name == 'dagster' else 'health'}")
-            print(f"{name:8} {address}", flush=True)
+            print(f"{name:8} {address}{_START_PAGES[name]}", flush=True)
         print(f"logs     {logs}\nCtrl-C stops both.", flush=True)
         while not stop_request.wait(1):
             for server in servers.values():

@@ -11,6 +11,10 @@ from churn.database.connection import READER, Tables
 Row = sa.Row[Any]
 
 _VARIANTS = "SELECT DISTINCT variant FROM scoring_batches WHERE is_current ORDER BY variant"
+_VARIANTS_OF = """
+SELECT DISTINCT variant FROM churn_predictions_current
+WHERE account_id = :account AND (:week IS NULL OR scored_week = CAST(:week AS date)) ORDER BY variant
+"""
 _PREDICTION = """
 SELECT variant, scored_week, account_id, churn_probability, last_active_month, is_at_risk, bias, reasons,
        registered_model, model_version, is_fallback, is_foreign_data, batch_id
@@ -47,6 +51,10 @@ class PublishedPredictions(Tables):
     def variants(self) -> list[str]:
         """Return the keys of the variants with a current batch."""
         return [row.variant for row in self._rows(_VARIANTS)]
+
+    def variants_of(self, account_id: int, week: date | None) -> list[str]:
+        """Return the keys of the variants with a current prediction of an account; of ``week``, or of any."""
+        return [row.variant for row in self._rows(_VARIANTS_OF, account=account_id, week=week)]
 
     def prediction(self, variant: str, account_id: int, week: date | None) -> Row | None:
         """Return an account's prediction of ``week``, or of its newest week; reasons are null if none were computed."""

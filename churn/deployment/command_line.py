@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from churn.deployment.surroundings import prepare_process
 from churn.errors import ChurnError, UsageError
-from churn.signals import signals_handled
+from churn.signals import Stopped, signals_handled
 from churn.variants import Variant
 
 if TYPE_CHECKING:
@@ -57,8 +57,11 @@ def run_command(name: str, command: Callable[[], None], *, waits: bool = False) 
     except OSError as error:
         print(f"{name}: {describe_os_error(error)}", file=sys.stderr)
         sys.exit(FAILED)
+    except Stopped:
+        print(f"{name}: stopped before it was ready", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; run it again to continue", file=sys.stderr)
+        told = "stopped at once, by a second signal" if waits else "interrupted; run it again to continue"
+        print(f"{name}: {told}", file=sys.stderr)
         sys.exit(130)
 
 

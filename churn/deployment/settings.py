@@ -7,6 +7,7 @@ class; the core gets plain values.
 import importlib.resources
 import logging
 import os
+import re
 from collections.abc import Iterable
 from datetime import timedelta
 from difflib import get_close_matches
@@ -170,18 +171,24 @@ def load_settings() -> Settings:
     """Read the environment.
 
     Raises:
-        UsageError: If a variable's value is invalid; names every such variable, without its value.
+        UsageError: If a variable's value is invalid; names every such variable, with its value if that is a number,
+            since a text may be a password that was meant for another variable.
     """
     try:
         settings = Settings()
     except UnicodeDecodeError:
         raise UsageError("the environment or .env is wrong: .env is not UTF-8 text; see .env.example") from None
     except ValidationError as error:
-        wrong = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
+        wrong = [_describe_wrong(str(item["loc"][0]), item["input"], item["msg"]) for item in error.errors()]
         raise UsageError(f"the environment or .env is wrong: {'; '.join(wrong)}; see .env.example") from None
     for name, meant in misspelled([*os.environ, *dotenv_values(find_project_root() / ".env")]).items():
         _warn_of_name(name, meant)
     return settings
+
+
+def _describe_wrong(name: str, value: object, problem: str) -> str:
+    shown = f", not {value}" if re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?|nan|-?inf", str(value)) else ""
+    return f"{name.upper()}: {problem}{shown}"
 
 
 @lru_cache

@@ -257,8 +257,13 @@ class Promoter:
             target = self._target(now) if to is None else to
             if target == now.champion:
                 return now
-            if target != now.previous and target not in {one.champion for one in self.events.history(variant)}:
-                raise PromotionError(f"version {target} of {variant} was never champion, so there is no way back to it")
+            earlier = {now.previous, *(one.champion for one in self.events.history(variant))} - {None, now.champion}
+            if target not in earlier:
+                known = ", ".join(map(str, sorted(filter(None, earlier)))) or "none"
+                raise PromotionError(
+                    f"version {target} of {variant} was never champion, so there is no way back to it; versions that "
+                    f"were: {known}"
+                )
             challenger = None if target == now.challenger else now.challenger
             share = now.ab_share if challenger is not None else 0
             return replace(now, champion=target, previous=now.champion, challenger=challenger, ab_share=share)

@@ -164,7 +164,8 @@ def test_an_erased_account_is_nowhere_comes_back_by_no_extract_and_nobody_else_l
     said = run_main(main, "erase", "--account", str(account))
 
     assert said.status == 0, said
-    assert said.out == counted.out.replace("would be erased", "erased")
+    assert said.out == counted.out.replace("dry run, nothing was erased: ", "").replace("would be erased", "erased")
+    assert "dry run, nothing was erased: " in counted.out
     assert f"     4 erased  {site.churn}: churn_predictions\n" in said.out
     assert f"     2 erased  {site.churn}: quarantined_rows\n" in said.out
     assert n_rows_naming(site, site.churn, account) == {}
@@ -465,10 +466,11 @@ def test_a_person_sees_which_weeks_would_go_before_they_do(site: Site, store: Pr
         publish(store, scored_week=week)
 
     dry = run_main(main, "retain", "--weeks", "30", "--dry-run")
-    assert (dry.status, dry.out) == (0, f"1 weeks would be dropped: {monday(30)}\n")
+    dropped = f"1 week: {monday(30)}; the newest 30 weeks are kept\n"
+    assert (dry.status, dry.out) == (0, f"dry run, nothing was dropped: would drop {dropped}")
     assert set(n_by_week(site, "churn_predictions")) == {monday(), monday(30)}
-    assert run_main(main, "retain").out == "0 weeks dropped\n"
-    assert run_main(main, "retain", "--weeks", "30").out == f"1 weeks dropped: {monday(30)}\n"
+    assert run_main(main, "retain").out == "dropped 0 weeks; all weeks are kept\n"
+    assert run_main(main, "retain", "--weeks", "30").out == f"dropped {dropped}"
     assert set(n_by_week(site, "churn_predictions")) == {monday()}
 
 

@@ -258,7 +258,11 @@ def test_explaining_an_account_shows_each_feature_with_a_bar_and_the_sum(
 def test_explaining_what_is_not_there_says_what_is(us: pd.DataFrame, deployment: Deployment, churn: Run) -> None:
     churn("explain", "--account", "1", "--variant", "us").require_one_line("'us'", "none yet", status=2)
     deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    account = int(us["account_id"].iloc[0])
 
+    assert f"account {account} of geography-us" in churn("explain", "--account", str(account)).out
+    of_none = ("no current prediction of base", "and none of any variant")
+    churn("explain", "--account", "1").require_one_line(*of_none, status=2)
     churn("explain", "--account", "1", "--variant", "us").require_one_line("account 1", "geography-us", status=2)
     churn("explain", "--account", "1", "--variant", "ussr").require_one_line("'ussr'", "geography-us", status=2)
     churn("explain", "--account", "1", "--week", "2026-11-17").require_one_line("2026-11-17", "Monday", status=2)

@@ -149,6 +149,12 @@ def test_a_key_that_no_variant_writes_is_refused(key):
         Variant.from_key(key)
 
 
+@pytest.mark.parametrize(("key", "meant"), [("MX", "geography-mx or company-mx"), ("geography-US", "geography-us")])
+def test_a_key_that_is_nearly_one_is_refused_with_the_key_meant(key, meant):
+    with pytest.raises(UsageError, match=rf"did you mean {meant}\?"):
+        Variant.from_key(key)
+
+
 @given(text=st.text(max_size=40))
 def test_any_text_read_as_a_key_gives_its_variant_or_is_refused(text):
     try:
