@@ -188,3 +188,13 @@ def test_the_site_loads_nothing_from_another_server(site: dict[str, _Page]):
     assert [name for page in site.values() for name in page.loaded if urlsplit(name).netloc] == []
     # The theme fetches these from elsewhere when a page has such a diagram, which is why ours are drawn.
     assert not [page for page in PAGES if "```mermaid" in page.read_text()]
+
+
+def test_the_tests_that_show_a_statement_exist():
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "explanation" / "statistics.md").read_text()))
+    defined = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+
+    assert len(named) > 40
+    assert named <= defined
