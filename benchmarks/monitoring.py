@@ -41,9 +41,10 @@ from churn.report import write_report
 from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.workflows.evaluate import evaluate_variant
-from churn.workflows.score import FleetRequest, score_fleet
+from churn.workflows.score import score_fleet
 from churn.workflows.set_up import set_up_server
 from experiment_tracking.log_model import log_variants
+from tests.support.batches import week_request
 from tests.support.services import bench_environment, model_files, parquet_bytes, upload_fleet
 from tests.support.simulated import simulate_activity
 
@@ -218,7 +219,7 @@ def prepare(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, fl
         log_variants(deployment, variants, None)
     keys = [variant.key for variant in variants]
     for _, result in score_fleet(
-        deployment.scorer(), keys, FleetRequest.for_week(_PAST_WEEKS[0]), lambda outcome, _: outcome.batch_id
+        deployment.scorer(), keys, week_request(_PAST_WEEKS[0]), lambda outcome, _: outcome.batch_id
     ):
         if isinstance(result, BaseException):
             raise result

@@ -27,7 +27,8 @@ from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.inference.bundle import Bundle
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest, Scorer
+from churn.workflows.score import Scorer
+from tests.support.batches import week_request
 from tests.support.services import BUCKET, NAMES_KEY, WEEK, peak_mb, simulated_rows
 
 _JSON_LINES_KEY = "naive/activity.jsonl"
@@ -72,7 +73,7 @@ def naive(deployment: Deployment, _: int) -> Callable[[], int]:
 def ours(deployment: Deployment, _n_rows: int, *, with_reasons: bool = False) -> Callable[[], int]:
     """What runs on Monday, for one variant, without reasons."""
     scorer, _ = _ready_scorer(deployment, with_reasons=with_reasons)
-    return lambda: scorer.score_variant(FleetRequest.for_week(WEEK).of(Variant())).record.n_rows_scored
+    return lambda: scorer.score_variant(week_request(WEEK).of(Variant())).record.n_rows_scored
 
 
 def with_reasons(deployment: Deployment, n_rows: int) -> Callable[[], int]:

@@ -20,8 +20,9 @@ from churn.deployment.settings import load_settings
 from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.workflows.evaluate import evaluate_fleet
-from churn.workflows.score import FleetRequest, score_fleet
+from churn.workflows.score import score_fleet
 from churn.workflows.set_up import set_up_server, set_up_variants
+from tests.support.batches import week_request
 from tests.support.people import ROOT, Project, Served, browsing
 from tests.support.services import NAMES_KEY, bench_environment, upload_variant
 from tests.support.simulated import simulate_activity
@@ -168,11 +169,7 @@ def live_through(week: date, n_left: int, deployment: Deployment, activity: Mapp
     }
     for variant, held in happens.get(n_left, {}).items():
         upload_variant(variant, held, {})
-    list(
-        score_fleet(
-            deployment.scorer(), [variant.key for variant in FLEET], FleetRequest.for_week(week), lambda *_: None
-        )
-    )
+    list(score_fleet(deployment.scorer(), [variant.key for variant in FLEET], week_request(week), lambda *_: None))
     if n_left < 3:
         deployment.fleet_monitor().reconcile(datetime.combine(week, time(9), UTC), [])
 

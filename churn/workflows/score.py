@@ -75,14 +75,6 @@ class FleetRequest:
     is_forced: bool = False
 
     @classmethod
-    def for_week(cls, week: date, *, as_of: date | None = None, dagster_run_id: str | None = None) -> "FleetRequest":
-        """Return the request to score a week from the current extract.
-
-        The as-of day defaults to :func:`churn.weeks.default_as_of`.
-        """
-        return cls(week, as_of or default_as_of(week, datetime.now(UTC).date()), dagster_run_id)
-
-    @classmethod
     def as_known(
         cls,
         week: date,
@@ -96,6 +88,7 @@ class FleetRequest:
         """Return the request to score a week as it was known then: a day that is past from the history.
 
         Args:
+            as_of: Default: :func:`churn.weeks.default_as_of`.
             corrected: Score a past day from today's extract instead.
             force: Allow an as-of day outside the week; such a batch is stored and does not become current.
 

@@ -31,7 +31,8 @@ from churn.errors import (
 from churn.storage.places import ATTEMPTS
 from churn.variants import Variant
 from churn.workflows.register import log_variant
-from churn.workflows.score import FleetRequest, Scorer, score_fleet
+from churn.workflows.score import Scorer, score_fleet
+from tests.support.batches import week_request
 from tests.support.faults.house import LOGIN, VARIANTS, House, week_of
 from tests.support.faults.ledger import execute
 from tests.support.faults.matrix import Stage
@@ -58,7 +59,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def score_all(scorer: Scorer, week: date = WEEK) -> dict[str, list[object]]:
     done: dict[str, list[object]] = {}
     for key, result in score_fleet(
-        scorer, KEYS, FleetRequest.for_week(week, dagster_run_id="fleet"), lambda outcome, _: outcome
+        scorer, KEYS, week_request(week, dagster_run_id="fleet"), lambda outcome, _: outcome
     ):
         done.setdefault(key, []).append(result)
     return done
@@ -96,14 +97,14 @@ def test_a_registry_that_is_down_costs_a_fleet_a_few_waits(house: House, impatie
     tracking = sa.make_url(house.deployment.tracking_uri)
     with proxy_to(int(tracking.port or 0)) as proxy:
         scorer = house.scorer(tracking=tracking.set(port=proxy.port).render_as_string(hide_password=False))
-        scorer.score_variant(FleetRequest.for_week(WEEK).of(VARIANTS[0]))
+        scorer.score_variant(week_request(WEEK).of(VARIANTS[0]))
     ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
     execute(house.server, ended, name=tracking.database)  # and nobody listens any more
 
     errors = []
     for variant in [*VARIANTS] * 4:
         with pytest.raises(RegistryUnavailableError) as refused:
-            scorer.score_variant(FleetRequest.for_week(WEEK).of(variant))
+            scorer.score_variant(week_request(WEEK).of(variant))
         errors.append(str(refused.value))
 
     assert sum("times in a row" in error for error in errors) == len(errors) - FAILURES_IN_A_ROW
@@ -124,9 +125,9 @@ def test_an_alias_moved_in_mid_run_changes_no_score_of_that_run(house: House) ->
         return outcome.record.model_version  # type: ignore[attr-defined,no-any-return]
 
     try:
-        versions = dict(score_fleet(house.scorer(), keys, FleetRequest.for_week(WEEK, dagster_run_id="moved"), move))
+        versions = dict(score_fleet(house.scorer(), keys, week_request(WEEK, dagster_run_id="moved"), move))
         assert versions[variant.key] == int(old)
-        after = dict(score_fleet(house.scorer(), keys, FleetRequest.for_week(WEEK, dagster_run_id="after"), move))
+        after = dict(score_fleet(house.scorer(), keys, week_request(WEEK, dagster_run_id="after"), move))
         assert after[variant.key] == new.version
     finally:
         client.set_registered_model_alias(variant.registered_model, "champion", old)
@@ -177,25 +178,22 @@ def test_a_password_rotated_in_mid_run_fails_clearly_and_the_next_run_reads_the_
 ) -> None:
     url = read_secret(secret).set(database=house.server.database)
     scorer = replace(house.scorer(), store=PredictionStore(url))
-    scorer.score_variant(FleetRequest.for_week(WEEK).of(VARIANTS[0]))
+    scorer.score_variant(week_request(WEEK).of(VARIANTS[0]))
     old = str(url.password)
     try:
         execute(house.server, f"ALTER ROLE {LOGIN} PASSWORD 'a new one'")
-        scorer.score_variant(FleetRequest.for_week(WEEK).of(VARIANTS[1]))  # what is connected stays so
+        scorer.score_variant(week_request(WEEK).of(VARIANTS[1]))  # what is connected stays so
         ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = :login"
         execute(house.server, ended, login=LOGIN)
         with pytest.raises(CredentialsError, match=f"refused the password of user '{LOGIN}'") as refused:
-            scorer.score_variant(FleetRequest.for_week(WEEK).of(VARIANTS[2]))
+            scorer.score_variant(week_request(WEEK).of(VARIANTS[2]))
         assert old not in str(refused.value)
 
         rotated = {"username": LOGIN, "password": "a new one", "host": url.host, "port": url.port}
         client = boto3.client("secretsmanager")
         client.put_secret_value(SecretId=secret.mlflow_secret_name, SecretString=json.dumps(rotated))
         again = PredictionStore(read_secret(secret).set(database=house.server.database))
-        assert (
-            replace(scorer, store=again).score_variant(FleetRequest.for_week(WEEK).of(VARIANTS[2])).record.n_rows_scored
-            > 0
-        )
+        assert replace(scorer, store=again).score_variant(week_request(WEEK).of(VARIANTS[2])).record.n_rows_scored > 0
     finally:
         execute(house.server, f"ALTER ROLE {LOGIN} PASSWORD '{old}'")
 
@@ -212,6 +210,6 @@ def test_a_failure_of_one_variant_alone_spares_the_others_nothing(house: House) 
     scorer = house.scorer()
     for _ in range(FAILURES_IN_A_ROW + 1):
         with pytest.raises(ChurnError):
-            scorer.score_variant(FleetRequest.for_week(WEEK).of(Variant(company="nobody")))
+            scorer.score_variant(week_request(WEEK).of(Variant(company="nobody")))
 
-    assert scorer.score_variant(FleetRequest.for_week(WEEK).of(VARIANTS[0])).record.n_rows_scored > 0
+    assert scorer.score_variant(week_request(WEEK).of(VARIANTS[0])).record.n_rows_scored > 0

@@ -31,10 +31,11 @@ from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from churn.errors import ClusterError, ClusterUnavailableError, InputError
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest, score_fleet
+from churn.workflows.score import score_fleet
 from orchestration.assets.scoring import SPECS, report_batch
 from orchestration.partitions import sync_partitions
 from tests.support import ROOT
+from tests.support.batches import week_request
 from tests.support.children import bound
 from tests.support.on_nodes import Placed, die_after_publishing, place, unsendable
 from tests.support.ray_nodes import Cluster, ray_cluster
@@ -88,7 +89,7 @@ class Fleet:
 
     def score(self, keys: list[str], week: date, run: str, then: Callable[..., Any] = place) -> dict[str, Any]:
         with open_deployment(load_settings()) as deployment:
-            asked = FleetRequest.for_week(week, as_of=AS_OF, dagster_run_id=run)
+            asked = week_request(week, as_of=AS_OF, dagster_run_id=run)
             return dict(score_fleet(deployment.scorer(), keys, asked, then, deployment.cluster()))
 
     def require_same_as_local(self, keys: list[str], week: date) -> None:
@@ -161,7 +162,7 @@ def whole_fleet(
             create_database(site, site.dagster, schemas["dagster"])
             register(site, homes)
             with open_deployment(load_settings()) as deployment:
-                asked = FleetRequest.for_week(monday(LOCAL), as_of=AS_OF, dagster_run_id="local")
+                asked = week_request(monday(LOCAL), as_of=AS_OF, dagster_run_id="local")
                 local = score_fleet(deployment.scorer(), [*SMALL, LARGE], asked, rows_of)
                 assert dict(local)[LARGE] == N_LARGE
             with ray_cluster(1, 1) as cluster:

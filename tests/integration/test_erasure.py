@@ -37,10 +37,9 @@ from churn.storage.places import Bucket, Folder, ReplacedError
 from churn.variants import Variant
 from churn.workflows.erase import first_kept_week
 from churn.workflows.evaluate import PerformanceEvaluator
-from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
-from tests.support.batches import NO_ROWS, WEEK, record, scored
+from tests.support.batches import NO_ROWS, WEEK, record, scored, week_request
 from tests.support.inputs import activity, as_csv, as_json_array, as_json_lines, as_parquet, monday, put_input, register
 from tests.support.site import Run, Site, bundled, client
 
@@ -396,7 +395,7 @@ def test_encoded_rows_of_an_erased_account_are_dropped_and_counted(
     put_input(site, "geography-us", lines.encode(), "activity.jsonl")
     assert run_main(main, "erase", "--account", "102").status == 0
 
-    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
 
     assert (outcome.record.n_rows_read, outcome.record.n_rows_scored, outcome.record.n_rows_erased) == (5, 4, 1)
     assert site.rows(site.churn, "SELECT account_id FROM churn_predictions ORDER BY 1") == [

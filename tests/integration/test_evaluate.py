@@ -25,9 +25,9 @@ from churn.evaluation.segments import EvaluatedSegment
 from churn.registry.tags import AUC_LIMIT
 from churn.variants import Variant
 from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator, VariantEvaluation, evaluate_fleet
-from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
+from tests.support.batches import week_request
 from tests.support.inputs import register_bundled, trained_until
 from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site
@@ -49,7 +49,7 @@ def judge(site: Site, log_model: Run, deployment: Deployment) -> PerformanceEval
         activity = simulate_activity(n_accounts=3000, first_month=date(2025, 2, 1), n_months=21, seed=3)
         site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
         for week in WEEKS:
-            deployment.scorer().score_variant(FleetRequest.for_week(week).of(US))
+            deployment.scorer().score_variant(week_request(week).of(US))
         deployment.evaluator().ingest(US)
 
     made_once(site, "two scored weeks", make, "mlflow", "churn")

@@ -7,7 +7,7 @@ import pytest
 from churn.deployment.services import Deployment
 from churn.errors import QuarantineError
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest
+from tests.support.batches import week_request
 from tests.support.inputs import activity, as_csv, as_parquet, monday, put_input, register_bundled
 from tests.support.site import Run, Site
 
@@ -25,7 +25,7 @@ def test_a_folder_of_spark_in_other_spelling_scores_as_the_file_did_and_unknown_
     register_bundled(site, log_model, US.key)
     rows, s3 = activity(), boto3.client("s3")
     put_input(site, US.key, as_parquet(rows))
-    request = FleetRequest.for_week(monday())
+    request = week_request(monday())
     deployment.scorer().score_variant(request.of(US))
     expected = scores(site)
 

@@ -14,12 +14,12 @@ from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.variants import Variant
 from churn.weeks import monday_of
-from churn.workflows.score import FleetRequest
 from orchestration.assets.scoring import OP_NAME
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import REASON_TAG, retraining_sensor
+from tests.support.batches import week_request
 from tests.support.inputs import register_bundled, trained_until
 from tests.support.run_job import promotion_job, weekly_job
 from tests.support.simulated import simulate_activity
@@ -60,7 +60,7 @@ def evaluate(instance: dg.DagsterInstance, cursor: str | None = None) -> dg.Sens
 def test_past_batches_are_evaluated_and_variants_without_activity_are_skipped(
     site: Site, fleet: None, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
-    deployment.scorer().score_variant(FleetRequest.for_week(WEEK).of(US))
+    deployment.scorer().score_variant(week_request(WEEK).of(US))
 
     result = run_evaluation(instance)
 
@@ -151,7 +151,7 @@ def test_a_retry_scores_the_week_that_its_first_run_was_launched_in(
 def evaluated(variant: Variant, as_of: date, high: float, deployment: Deployment) -> None:
     """Score a week and record that its AUC's upper end was ``high``, below a limit of 0.7."""
     week = as_of - timedelta(days=as_of.weekday())
-    deployment.scorer().score_variant(FleetRequest.for_week(week).of(variant))
+    deployment.scorer().score_variant(week_request(week).of(variant))
     results = deployment.evaluator().results
     of_week = [one for one in results.unevaluated([variant]) if one.scored_week == week]
     (batch,) = [one for one in of_week if one.role == "champion"]
@@ -227,7 +227,7 @@ def test_the_sensor_requests_training_where_two_different_inputs_drifted(
         body = io.BytesIO()
         rows.write_parquet(body)
         site.put(f"{US.prefix}data/churn/activity.parquet", body.getvalue())
-        deployment.scorer().score_variant(FleetRequest.for_week(week).of(US))
+        deployment.scorer().score_variant(week_request(week).of(US))
 
     for week in weeks:
         score(week, moved)

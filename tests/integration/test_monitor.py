@@ -15,12 +15,12 @@ from churn.database.connection import create_engine
 from churn.deployment.services import Deployment
 from churn.variants import Variant
 from churn.workflows.monitor import FleetMonitor
-from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.failed_runs import failed_runs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import incident_sensor
+from tests.support.batches import week_request
 from tests.support.inputs import register_bundled
 from tests.support.site import Run, Site, bundled
 
@@ -116,7 +116,7 @@ def test_the_assets_show_what_is_wrong_with_checks_and_keep_the_flags(
     scorer = deployment.scorer()
     for week in (monday(1), monday()):
         for key in KEYS:
-            scorer.score_variant(FleetRequest.for_week(week).of(Variant.from_key(key)))
+            scorer.score_variant(week_request(week).of(Variant.from_key(key)))
     drift_away(site, US)
 
     result = run(instance, "monitoring_job")
@@ -162,7 +162,7 @@ def test_a_missed_week_is_told_after_the_grace_and_a_variant_that_is_gone_is_not
     site: Site, fleet: None, deployment: Deployment
 ) -> None:
     for key in KEYS:
-        deployment.scorer().score_variant(FleetRequest.for_week(monday(1)).of(Variant.from_key(key)))
+        deployment.scorer().score_variant(week_request(monday(1)).of(Variant.from_key(key)))
     monitor, week = deployment.fleet_monitor(), monday()
 
     early = monitor.reconcile(noon(week) - timedelta(hours=7), [])
@@ -183,7 +183,7 @@ def test_a_missed_week_is_told_after_the_grace_and_a_variant_that_is_gone_is_not
 def test_without_the_registry_what_needs_it_neither_opens_nor_ends(
     site: Site, fleet: None, deployment: Deployment, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deployment.scorer().score_variant(FleetRequest.for_week(monday(1)).of(Variant.from_key(US)))
+    deployment.scorer().score_variant(week_request(monday(1)).of(Variant.from_key(US)))
     deployment.fleet_monitor().reconcile(noon(monday()), [])
     assert open_incidents(site) == {"week_missed": [US]}
     deployment.store().record_failure(EU, monday(), None, noon(monday()), ValueError("no such file"))
@@ -206,7 +206,7 @@ def test_what_a_champion_was_worth_is_told_until_another_takes_its_place(
 ) -> None:
     scorer = deployment.scorer()
     for key in KEYS:
-        scorer.score_variant(FleetRequest.for_week(monday()).of(Variant.from_key(key)))
+        scorer.score_variant(week_request(monday()).of(Variant.from_key(key)))
     judge = (
         "INSERT INTO evaluated_batches (evidence_after, "
         "batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk,"

@@ -11,8 +11,8 @@ from nbclient import NotebookClient
 
 from churn.deployment.services import Deployment
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest
 from tests.support import ROOT
+from tests.support.batches import week_request
 from tests.support.inputs import monday, register_with_input
 from tests.support.site import Run, Site
 
@@ -25,9 +25,9 @@ def fleet(site: Site, log_model: Run, deployment: Deployment) -> None:
     """Two variants; one was scored for two weeks, the other for one."""
     register_with_input(site, log_model, US, EU)
     scorer = deployment.scorer()
-    scorer.score_variant(FleetRequest.for_week(monday(1)).of(US))
+    scorer.score_variant(week_request(monday(1)).of(US))
     for variant in (US, EU):
-        scorer.score_variant(FleetRequest.for_week(monday()).of(variant))
+        scorer.score_variant(week_request(monday()).of(variant))
 
 
 def texts(cell: nbformat.NotebookNode) -> str:

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from churn.database.predictions import PredictionStore
 from churn.deployment.services import Deployment
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest, ScoringOutcome
+from churn.workflows.score import ScoringOutcome
+from tests.support.batches import week_request
 from tests.support.inputs import activity, as_parquet, expected, monday, put_input, register_bundled
 from tests.support.site import Run, Site
 
@@ -38,7 +39,7 @@ def overtaken(site: Site, log_model: Run, deployment: Deployment) -> Callable[..
     store = Overtaken(deployment.database)
 
     def score(change: Callable[[], object], *, is_forced: bool = False) -> ScoringOutcome:
-        request = FleetRequest.for_week(monday())
+        request = week_request(monday())
 
         def meanwhile() -> None:
             change()
@@ -101,7 +102,7 @@ def test_a_disk_that_is_full_after_the_commit_fails_no_variant(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     full = replace(scorer, registry=FullDisk())  # type: ignore[arg-type]
-    outcome = full.score_variant(FleetRequest.for_week(monday()).of(US))
+    outcome = full.score_variant(week_request(monday()).of(US))
 
     assert "No space left on device" in caplog.text
     assert set(site.current()["batch_id"]) == {outcome.batch_id}

@@ -16,8 +16,9 @@ from churn.cli.main import main
 from churn.deployment.services import Deployment
 from churn.errors import SourceUnavailableError
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest, ScoringOutcome
+from churn.workflows.score import ScoringOutcome
 from orchestration.definitions import defs
+from tests.support.batches import week_request
 from tests.support.inputs import activity, as_parquet, encoded, expected, monday, put_input, register_bundled
 from tests.support.site import Run, Site, client
 
@@ -118,7 +119,7 @@ def keep_versions(site: Site) -> None:
 
 
 def score_this_week(deployment: Deployment) -> ScoringOutcome:
-    return deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    return deployment.scorer().score_variant(week_request(monday()).of(US))
 
 
 def test_a_months_total_does_not_reach_a_week_in_it(site: Site, log_model: Run, churn: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 from churn.deployment.services import Deployment
 from churn.variants import Variant
 from churn.weeks import at_risk_since, month_start
-from churn.workflows.score import FleetRequest
+from tests.support.batches import week_request
 from tests.support.inputs import activity, as_parquet, encoded, last_active, monday, put_input, register_bundled
 from tests.support.site import Run, Site
 
@@ -29,7 +29,7 @@ def test_rows_say_who_is_at_risk_and_where_it_is_unknown(site: Site, log_model: 
     put_input(site, US.key, as_parquet(rows))
     put_input(site, EU.key, as_parquet(encoded(rows, monday())))
     put_input(site, CA.key, as_parquet(old(rows, 30)))
-    request = FleetRequest.for_week(monday())
+    request = week_request(monday())
 
     outcomes = {variant: deployment.scorer().score_variant(request.of(variant)) for variant in (US, EU, CA)}
 
@@ -65,7 +65,7 @@ def test_the_newest_week_of_each_variant_has_a_view(site: Site, log_model: Run, 
         put_input(site, variant.key, as_parquet(activity()))
     scorer = deployment.scorer()
     for weeks_ago, variant in ((1, US), (0, US), (1, EU)):
-        scorer.score_variant(FleetRequest.for_week(monday(weeks_ago)).of(variant))
+        scorer.score_variant(week_request(monday(weeks_ago)).of(variant))
 
     query = "SELECT DISTINCT variant, scored_week FROM churn_predictions_latest ORDER BY variant"
     assert site.rows(site.churn, query) == [(EU.key, monday(1)), (US.key, monday())]

@@ -21,9 +21,9 @@ from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 from churn.workflows.evaluate import evaluate_fleet
 from churn.workflows.promote import Promoter
-from churn.workflows.score import FleetRequest
 from experiment_tracking.promote_model import main as promote_model
 from tests.support.assignment import is_assigned
+from tests.support.batches import week_request
 from tests.support.inputs import trained_until
 from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site, bundled, put_model_files
@@ -79,7 +79,7 @@ def two_models(site: Site, log_model: Run, promoter: Promoter) -> None:
 
 @pytest.fixture
 def score(deployment: Deployment) -> Callable[..., object]:
-    return lambda week: deployment.scorer().score_variant(FleetRequest.for_week(week).of(US))
+    return lambda week: deployment.scorer().score_variant(week_request(week).of(US))
 
 
 def served(site: Site, week: date) -> dict[int, tuple[str, int, float]]:

@@ -22,7 +22,8 @@ from churn.errors import InputError
 from churn.evaluation.charts import draw_importance
 from churn.variants import Variant
 from churn.weeks import default_as_of, month_start
-from churn.workflows.score import FleetRequest, score_fleet
+from churn.workflows.score import score_fleet
+from tests.support.batches import week_request
 from tests.support.inputs import NAMES, activity, as_parquet, encoded, last_active, monday, put_input, register_bundled
 from tests.support.site import Run, Site, bundled, put_model_files
 
@@ -65,7 +66,7 @@ def churn(run_main: Run) -> Run:
 def test_every_stored_reason_is_exact_adds_up_and_tells_its_value(
     site: Site, us: pd.DataFrame, deployment: Deployment
 ) -> None:
-    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
 
     assert (outcome.record.scored_by, outcome.engine.fallback_reason) == ("tables", None)
     wanted = expected_reasons(us)
@@ -97,7 +98,7 @@ def test_every_stored_reason_is_exact_adds_up_and_tells_its_value(
 def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
     site: Site, us: pd.DataFrame, deployment: Deployment
 ) -> None:
-    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
 
     since = month_start(outcome.record.as_of, -3)
     at_risk = [account for account, month in last_active(us, outcome.record.as_of).items() if month >= since]
@@ -135,7 +136,7 @@ def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
     said = log_model("--geography", "us")
     assert said.status == 0, said
 
-    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
 
     assert outcome.record.other_source_columns == names[:2]
     values = booster.predict(data, pred_contribs=True)
@@ -177,7 +178,7 @@ def test_windows_are_summed_by_source_column_and_the_largest_is_shown_by_name(
     put_input(site, US.key, as_parquet(activity()))
     assert log_model("--geography", "us").status == 0
 
-    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
 
     assert outcome.record.n_short_windows == 1
     assert outcome.record.scored_by == ("tables" if booster_name == "gbtree" else "xgboost")
@@ -230,7 +231,7 @@ def test_what_tables_cannot_hold_is_explained_by_xgboost_and_the_batch_says_so(
     said = log_model("--geography", "us")
     assert said.status == 0, said
 
-    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
 
     assert site.rows(site.churn, "SELECT scored_by FROM scoring_batches") == [("xgboost",)]
     assert outcome.engine.fallback_reason == "booster dart"
@@ -242,7 +243,7 @@ def test_what_tables_cannot_hold_is_explained_by_xgboost_and_the_batch_says_so(
 def test_explaining_an_account_shows_each_feature_with_a_bar_and_the_sum(
     us: pd.DataFrame, deployment: Deployment, churn: Run
 ) -> None:
-    deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    deployment.scorer().score_variant(week_request(monday()).of(US))
     account = int(us["account_id"].iloc[0])
 
     printed = churn("explain", "--account", str(account), "--variant", "us").out
@@ -257,7 +258,7 @@ def test_explaining_an_account_shows_each_feature_with_a_bar_and_the_sum(
 
 def test_explaining_what_is_not_there_says_what_is(us: pd.DataFrame, deployment: Deployment, churn: Run) -> None:
     churn("explain", "--account", "1", "--variant", "us").require_one_line("'us'", "none yet", status=2)
-    deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    deployment.scorer().score_variant(week_request(monday()).of(US))
     account = int(us["account_id"].iloc[0])
 
     assert f"account {account} of geography-us" in churn("explain", "--account", str(account)).out
@@ -278,7 +279,7 @@ def test_the_picture_survives_any_feature_name() -> None:
 def test_dagster_shows_the_importances_and_who_scored(us: pd.DataFrame, deployment: Deployment) -> None:
     from orchestration.assets.metadata import describe
 
-    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday()).of(US))
+    outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
 
     shown = describe(outcome, lambda _name, _version: "http://mlflow")["generate_predictions"]
     assert str(shown["importance"].value).startswith("![picture](data:image/svg+xml;base64,")
@@ -286,9 +287,7 @@ def test_dagster_shows_the_importances_and_who_scored(us: pd.DataFrame, deployme
 
 
 def test_failed_variants_keep_nothing_of_their_models_in_memory(us: pd.DataFrame, deployment: Deployment) -> None:
-    ((_, error),) = score_fleet(
-        deployment.scorer(), [US.key], FleetRequest.for_week(monday(weeks_ago=200)), lambda *_: None
-    )
+    ((_, error),) = score_fleet(deployment.scorer(), [US.key], week_request(monday(weeks_ago=200)), lambda *_: None)
 
     assert isinstance(error, InputError)
     assert "score a later week" in str(error)

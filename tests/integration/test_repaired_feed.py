@@ -14,7 +14,7 @@ from churn.deployment.services import Deployment
 from churn.variants import Variant
 from churn.weeks import month_start
 from churn.workflows.evaluate import PerformanceEvaluator
-from churn.workflows.score import FleetRequest
+from tests.support.batches import week_request
 from tests.support.inputs import monday, register_bundled, trained_until
 from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site
@@ -44,7 +44,7 @@ def evaluator(site: Site, log_model: Run, deployment: Deployment, activity: pl.D
         register_bundled(site, log_model, US.key)
         trained_until(site, US, 1)
         upload(site, activity)
-        deployment.scorer().score_variant(FleetRequest.for_week(WEEK).of(US))
+        deployment.scorer().score_variant(week_request(WEEK).of(US))
 
     made_once(site, "a scored week", make, "mlflow", "churn")
     return deployment.promoter().evaluator

@@ -20,9 +20,10 @@ from churn.deployment.services import Deployment
 from churn.report import write_report
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION
-from churn.workflows.score import FleetRequest, score_fleet
+from churn.workflows.score import score_fleet
 from orchestration.assets.reporting import fleet_report
 from orchestration.resources import Services
+from tests.support.batches import week_request
 from tests.support.fleet_report import fill, timed_report
 from tests.support.inputs import monday, put_input, register_with_input
 from tests.support.site import Run, Site
@@ -36,15 +37,12 @@ def fleet(site: Site, log_model: Run, deployment: Deployment) -> None:
     """Two variants: one scored for two weeks, with a challenger in the second; one that fails in the second."""
     register_with_input(site, log_model, US, EU)
     scorer = deployment.scorer()
-    list(score_fleet(scorer, [US.key, EU.key], FleetRequest.for_week(monday(1)), lambda outcome, _: outcome))
+    list(score_fleet(scorer, [US.key, EU.key], week_request(monday(1)), lambda outcome, _: outcome))
     assert log_model("--variant", US.key, "--alias", "challenger").status == 0
     put_input(site, EU.key, b"PAR1 and no more")
     list(
         score_fleet(
-            scorer,
-            [US.key, EU.key],
-            FleetRequest.for_week(monday(), dagster_run_id="a-run"),
-            lambda outcome, _: outcome,
+            scorer, [US.key, EU.key], week_request(monday(), dagster_run_id="a-run"), lambda outcome, _: outcome
         )
     )
 

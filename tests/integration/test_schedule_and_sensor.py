@@ -17,13 +17,13 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from churn.deployment.services import Deployment
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest
 from orchestration.assets.scoring import WEEK_TAG
 from orchestration.definitions import defs
 from orchestration.job import weekly_churn_prediction_schedule
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor
+from tests.support.batches import week_request
 from tests.support.daemons import daemon, wait_for
 from tests.support.inputs import register_bundled
 from tests.support.site import Run, Site, bundled
@@ -188,7 +188,7 @@ def scored(fleet: list[Variant], deployment: Deployment) -> list[Variant]:
     """The fleet, each scored once from the file that is in S3 now."""
     scorer = deployment.scorer()
     for variant in fleet:
-        scorer.score_variant(FleetRequest.for_week(date.fromisoformat(this_week())).of(variant))
+        scorer.score_variant(week_request(date.fromisoformat(this_week())).of(variant))
     return fleet
 
 
@@ -197,7 +197,7 @@ def test_at_first_only_what_was_never_scored_is_asked_for(
 ) -> None:
     scorer = deployment.scorer()
     for variant in (fleet[0], fleet[2], fleet[3]):
-        scorer.score_variant(FleetRequest.for_week(date.fromisoformat(this_week())).of(variant))
+        scorer.score_variant(week_request(date.fromisoformat(this_week())).of(variant))
 
     result = look(instance, None)
 
@@ -350,7 +350,7 @@ def test_upkeep_indexes_the_weeks_that_are_over_once(
     site: Site, fleet: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     for week in (date(2026, 11, 2), date.fromisoformat(this_week())):
-        deployment.scorer().score_variant(FleetRequest.for_week(week).of(fleet[0]))
+        deployment.scorer().score_variant(week_request(week).of(fleet[0]))
     indexes = "SELECT indexname FROM pg_indexes WHERE indexname LIKE 'churn_predictions_%_account' ORDER BY 1"
 
     for _ in range(2):

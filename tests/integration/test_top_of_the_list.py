@@ -19,7 +19,8 @@ from churn.deployment.settings import find_bundled_files
 from churn.samples.world import World, simulate_world
 from churn.variants import Variant
 from churn.weeks import monday_of, month_start
-from churn.workflows.score import FleetRequest, score_fleet
+from churn.workflows.score import score_fleet
+from tests.support.batches import week_request
 from tests.support.inputs import put_input, register_bundled
 from tests.support.site import Run, Site
 
@@ -43,7 +44,7 @@ def test_nobody_in_the_top_100_of_26_weeks_had_left(site: Site, log_model: Run, 
         extracts = {key: world.extract_on(as_of + timedelta(days=1)) for key, world in worlds.items()}
         for key, extract in extracts.items():
             put_input(site, key, as_parquet(extract))
-        outcomes = dict(score_fleet(deployment.scorer(), KEYS, FleetRequest.for_week(week), lambda *_: None))
+        outcomes = dict(score_fleet(deployment.scorer(), KEYS, week_request(week), lambda *_: None))
         assert outcomes == dict.fromkeys(KEYS), week
         highest = published.highest(week, KEYS, N_TOP)
         for key, extract in extracts.items():

@@ -22,10 +22,10 @@ from churn.storage.history import ActivityHistory
 from churn.training.checks import GATE_CHECKS
 from churn.variants import Variant
 from churn.weeks import monday_of
-from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions, variants_partitions
 from tests.support import ROOT
+from tests.support.batches import week_request
 from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Said, Site, bundled, put_model_files, run_script
 
@@ -116,7 +116,7 @@ def test_the_gate_scores_last_months_batch_again_from_the_history(
     put_activity(site)
     today = datetime.now(UTC).date()
     assert train_model("--as-of", "2026-11-30").status == 0
-    outcome = deployment.scorer().score_variant(FleetRequest.for_week(monday_of(today)).of(Variant()))
+    outcome = deployment.scorer().score_variant(week_request(monday_of(today)).of(Variant()))
     deployment.scorer().ingestion.ingest_scored(Variant())
 
     trained = deployment.trainer(n_trials=1).train_variant(Variant(), today + timedelta(days=35), dry_run=True)

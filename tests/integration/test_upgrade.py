@@ -11,10 +11,11 @@ import pytest
 
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
-from churn.workflows.score import FleetRequest, score_fleet
+from churn.workflows.score import score_fleet
 from experiment_tracking.setup import main as set_up
 from orchestration.instance import dagster_environment
 from orchestration.partitions import variants_partitions
+from tests.support.batches import week_request
 from tests.support.release import DATA, VARIANTS, WEEK, published, restore
 
 RELEASES = sorted(DATA.glob("release_*.tar.gz"))
@@ -42,7 +43,7 @@ def test_a_data_directory_of_a_release_is_upgraded_and_goes_on(
             KEYS, False
         )
 
-        asked = FleetRequest.for_week(WEEK + timedelta(weeks=1), as_of=WEEK + timedelta(days=6))
+        asked = week_request(WEEK + timedelta(weeks=1), as_of=WEEK + timedelta(days=6))
         scored = dict(score_fleet(deployment.scorer(), KEYS, asked, lambda outcome, _: outcome.record.n_rows_scored))
 
         per_variant = {key: sum(row[0] == key for row in expected) for key in KEYS}

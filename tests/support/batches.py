@@ -8,6 +8,8 @@ import polars as pl
 
 from churn.database.predictions import BatchRecord, ScoredRows
 from churn.variants import Variant
+from churn.weeks import default_as_of
+from churn.workflows.score import FleetRequest
 
 WEEK = date(2026, 11, 16)
 
@@ -20,6 +22,11 @@ NO_ROWS = pl.DataFrame(
         "row": pl.String,
     }
 )
+
+
+def week_request(week: date, *, as_of: date | None = None, dagster_run_id: str | None = None) -> FleetRequest:
+    """The request to score a week from the current extract."""
+    return FleetRequest(week, as_of or default_as_of(week, datetime.now(UTC).date()), dagster_run_id)
 
 
 def record(n_rows: int, **changed: object) -> BatchRecord:

@@ -15,7 +15,7 @@ from churn.deployment.services import Deployment
 from churn.errors import InputError
 from churn.report.prometheus import metrics_server
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest
+from tests.support.batches import week_request
 from tests.support.inputs import activity, as_parquet, monday, put_input, register_bundled
 from tests.support.site import Run, Site, run_sql
 
@@ -121,11 +121,11 @@ def make_monitored_fleet(site: Site, log_model: Run, deployment: Deployment) -> 
     register_bundled(site, log_model, us.key)
     put_input(site, us.key, as_parquet(activity()))
     scorer = deployment.scorer()
-    judged = scorer.score_variant(FleetRequest.for_week(monday(1)).of(us)).batch_id
+    judged = scorer.score_variant(week_request(monday(1)).of(us)).batch_id
     now = datetime.now(UTC)
     store = deployment.store()
     store.record_failure("geography-us", week, None, now, InputError("no input; it was there on the second attempt"))
-    batch = scorer.score_variant(FleetRequest.for_week(week).of(us)).batch_id
+    batch = scorer.score_variant(week_request(week).of(us)).batch_id
     store.record_failure("geography-eu", week, None, now, InputError("the file holds no 'account_id'"))
     store.record_failure("geography-ca", monday(2), None, now, InputError("the file holds no 'account_id'"))
     store.record_failure("geography-uk", monday(9), None, now, InputError("the file holds no 'account_id'"))

@@ -26,10 +26,11 @@ from churn.deployment.settings import load_settings
 from churn.variants import Variant
 from churn.workflows.evaluate import evaluate_fleet
 from churn.workflows.promote import Promoter
-from churn.workflows.score import FleetRequest, score_fleet
+from churn.workflows.score import score_fleet
 from churn.workflows.set_up import set_up_server
 from churn.workflows.train import TrainingOutcome
 from tests.support import ROOT
+from tests.support.batches import week_request
 from tests.support.services import BUCKET, NAMES_KEY, bench_environment
 from tests.support.simulated import simulate_activity
 
@@ -148,7 +149,7 @@ def _live_through(
     _bring(facts, week)
     scorer = deployment.scorer()
     keys = [variant.key for variant in facts]
-    for _, result in score_fleet(scorer, keys, FleetRequest.for_week(week), lambda outcome, _: outcome):
+    for _, result in score_fleet(scorer, keys, week_request(week), lambda outcome, _: outcome):
         if isinstance(result, BaseException):
             raise result
         year.n_scored += 1
@@ -242,10 +243,10 @@ def _drill(deployment: Deployment, variant: Variant) -> bool:
     """Roll a promotion back, score the first week again as known on its Monday, and compare with what it was."""
     before = _scores(deployment, variant)
     promoter = _promoter(deployment, FIRST_WEEK + timedelta(weeks=N_WEEKS))
-    deployment.scorer().score_variant(FleetRequest.for_week(FIRST_WEEK, as_of=FIRST_WEEK).of(variant))
+    deployment.scorer().score_variant(week_request(FIRST_WEEK, as_of=FIRST_WEEK).of(variant))
     promoted = _scores(deployment, variant)
     promoter.roll_back(variant, "a drill")
-    deployment.scorer().score_variant(FleetRequest.for_week(FIRST_WEEK, as_of=FIRST_WEEK).of(variant))
+    deployment.scorer().score_variant(week_request(FIRST_WEEK, as_of=FIRST_WEEK).of(variant))
     return _scores(deployment, variant).equals(before) and not promoted.equals(before)
 
 

@@ -30,7 +30,8 @@ from churn.database.predictions import PredictionStore
 from churn.errors import ChurnError, TransientError
 from churn.storage.places import Bucket
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest, Scorer
+from churn.workflows.score import Scorer
+from tests.support.batches import week_request
 from tests.support.faults.house import BUCKET, INPUT_KEY, LOGIN, VARIANTS, House, Input, through, week_of
 from tests.support.faults.ledger import Reader, Tally, execute, judge, judge_week
 from tests.support.faults.naive import publish_naively, score_naively
@@ -110,7 +111,7 @@ class Try:
     def score(self, scorer: Scorer) -> str:
         """Score the week with a scorer that meets the fault; says what came of it."""
         try:
-            scorer.score_variant(FleetRequest.for_week(self.week, dagster_run_id=self.run_id).of(self.variant))
+            scorer.score_variant(week_request(self.week, dagster_run_id=self.run_id).of(self.variant))
         except TransientError:
             return "failed as worth a retry, which went through"
         except ChurnError:
@@ -184,7 +185,7 @@ def settle(attempt: Try, outcome: str | None, tally: Tally) -> None:
     stage = attempt.stage
     if outcome != WENT_THROUGH and not (outcome or "").startswith("stood in"):
         run_id = f"{attempt.run_id}-retry"
-        stage.scorer().score_variant(FleetRequest.for_week(attempt.week, dagster_run_id=run_id).of(attempt.variant))
+        stage.scorer().score_variant(week_request(attempt.week, dagster_run_id=run_id).of(attempt.variant))
         last = judge(stage.house, tally, attempt.variant, attempt.week, attempt.meant)
         tally.broken += last != run_id
     else:
@@ -377,9 +378,7 @@ def too_many_connections(attempt: Try) -> str | None:
 def deadlock(attempt: Try) -> str | None:
     """Hold the row that publishing updates, and ask for the lock that it holds."""
     server, n_before = attempt.stage.house.server, _deadlocks(attempt)
-    attempt.stage.scorer().score_variant(
-        FleetRequest.for_week(attempt.week, dagster_run_id="before").of(attempt.variant)
-    )
+    attempt.stage.scorer().score_variant(week_request(attempt.week, dagster_run_id="before").of(attempt.variant))
     key = f"{attempt.variant.key}|{attempt.week.isoformat()}"
     engine = sa.create_engine(server, poolclass=sa.NullPool)
     with engine.begin() as connection:

@@ -24,7 +24,8 @@ from churn.deployment.services import Deployment
 from churn.evaluation.charts import draw_importance
 from churn.inference.engine import build_engine
 from churn.variants import Variant
-from churn.workflows.score import FleetRequest, Scorer
+from churn.workflows.score import Scorer
+from tests.support.batches import week_request
 from tests.support.faults.house import VARIANTS, Warmth, open_scorer
 from tests.support.faults.naive import publish_naively
 
@@ -176,9 +177,7 @@ def _live(order: Order, scorer: Scorer, deployment: Deployment) -> NoReturn:
         elif order.scores is not None:
             publish_naively(deployment.database, order.key, order.week, order.scores)
         else:
-            scorer.score_variant(
-                FleetRequest.for_week(order.week, dagster_run_id=order.run_id).of(Variant.from_key(order.key))
-            )
+            scorer.score_variant(week_request(order.week, dagster_run_id=order.run_id).of(Variant.from_key(order.key)))
         status = 0
     except BaseException:  # noqa: BLE001 the nursery's own life must not go on in its child
         traceback.print_exc()
