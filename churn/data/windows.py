@@ -103,15 +103,17 @@ class KnownRows:
         """The months of which the rows arrived (:func:`churn.data.observed.observed_months`), days since 1970."""
         if not len(self.rows):
             return []
-        n_months = month_number(self.as_of) - month_number(self.first_month) + 1
-        days = [days_since_epoch(month_start(self.first_month, i)) for i in range(n_months)]
+        first = day_from_epoch(int(self.months.min()))
+        n_months = month_number(self.as_of) - month_number(first) + 1
+        days = [days_since_epoch(month_start(first, i)) for i in range(n_months)]
         counts = np.zeros(days[-1] - days[0] + 1, dtype=np.int64)
-        counts[self.months[self.rows[0]] - days[0]] = 1
         for start in range(0, len(self.rows), _CHUNK_ROWS):
-            rows = self.rows[max(start - 1, 0) : start + _CHUNK_ROWS]
-            accounts, months = self.account_ids[rows], self.months[rows]
-            is_further = (accounts[1:] != accounts[:-1]) | (months[1:] != months[:-1])
-            counts += np.bincount(months[1:][is_further] - days[0], minlength=len(counts))
+            rows = self.rows[start : start + _CHUNK_ROWS + 1]
+            months = self.months[rows] - days[0]
+            again = np.flatnonzero(months[1:] == months[:-1])  # of the same account, another report of the month
+            again = again[self.account_ids[rows[again]] == self.account_ids[rows[again + 1]]]
+            counts += np.bincount(months[:_CHUNK_ROWS], minlength=len(counts))
+            counts -= np.bincount(months[again], minlength=len(counts))
         observed = observed_months(counts[np.array(days) - days[0]], self.as_of.day / month_end(self.as_of).day)
         return [day for day, is_observed in zip(days, observed, strict=True) if is_observed]
 

@@ -7,7 +7,9 @@ they are. With all switches off, the whole extract is that of ``draw_activity``,
 
 What no world shows: players with several accounts, players whose brand or product changes, odds and sports calendars,
 what one player does to another, competitors, changes of rules or of bonus costs, erroneous duplicates of whole months,
-days in the feed's own time zone, a player's last days (what a month has is spread over all of it), and campaigns that
+days in the feed's own time zone, registrations that the feed dates again when a player comes back (of the rows of the
+reference extract, 3.5 % have one after their month, here 0.6 %; a date that is not over is missing to features, which
+would tell who comes back), a player's last days (what a month has is spread over all of it), and campaigns that
 make players leave sooner. Growth and seasons thin out rows, so that an extract has fewer of them. The strength of each
 effect was chosen, not measured; the share of future dates is that of the reference extract.
 """
@@ -24,7 +26,7 @@ from churn.variants import Variant
 from churn.weeks import days_since_epoch, month_number, month_numbers, month_start
 
 _KEYS = ["account_id", "activity_month"]
-_DATES = ("reg_date", "ftd_date", "qp_date")
+_DEPOSITS = ("ftd_date", "qp_date")
 _MOST_SESSIONS = 8
 _PAUSE = 3  # months at least; in the plain simulation, players skip one or two
 _SEASON, _PEAK = 0.3, 10  # share of rows that the quietest month lacks; the calendar month without a lack
@@ -114,7 +116,7 @@ class Simulation:
             is_final = pl.col("_corrected_on") <= day
             rows = rows.with_columns(pl.when(is_final).then(pl.col(MONEY)).otherwise(first).name.keep())
         if self.world.future_dates:
-            dates = pl.col("ftd_date", "qp_date")
+            dates = pl.col(_DEPOSITS)
             rows = rows.with_columns(pl.when(dates < day).then(dates).name.keep())
         if self.world.restated:
             month = month_numbers(pl.col("activity_month")).filter(_is_active())
@@ -254,10 +256,13 @@ class _Draws:
         is_revealed = ((pl.col("_u") < _REVEALED) & (reach <= _REACH)).fill_null(value=False)
         # The plain simulation dates some too late without regard to what they do: those are dated back.
         is_too_late = pl.col("ftd_date").dt.month_start() > pl.col("_first")
-        month = pl.when(is_revealed).then("_later").when(is_too_late).then("_first")
-        moved = month + pl.duration(days=pl.min_horizontal(pl.col("ftd_date").dt.day(), 28) - 1)
-        shift = pl.coalesce(moved - pl.col("ftd_date"), pl.duration())
-        return rows.with_columns(pl.col(_DATES) + shift).drop("_first", "_later", "_u")
+        day_of_month = pl.duration(days=pl.min_horizontal(pl.col("ftd_date").dt.day(), 28) - 1)
+        back, ahead = (pl.col(month) + day_of_month - pl.col("ftd_date") for month in ("_first", "_later"))
+        back = pl.when(is_too_late).then(back)
+        # The day of a registration is known at once: if it moved ahead, too, its lack would tell who comes back.
+        shifts = {"reg_date": back} | dict.fromkeys(_DEPOSITS, pl.when(is_revealed).then(ahead).otherwise(back))
+        moved = [pl.col(name) + pl.coalesce(shift, pl.duration()) for name, shift in shifts.items()]
+        return rows.with_columns(moved).drop("_first", "_later", "_u")
 
     def with_delivery(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Add when each row arrives, when its amounts are final, and whether it ever arrives."""

@@ -135,6 +135,15 @@ def test_a_first_deposit_is_unknown_until_it_happened(healthy):
     assert healthy.extract().filter(pl.col("ftd_date") >= day).height > 0
 
 
+def test_a_registration_does_not_tell_who_comes_back(healthy):
+    """A day in the future is missing to features, so that of depositors must not depend on what they do later."""
+    months_late = (
+        pl.col("reg_date").dt.month_start() - pl.col("activity_month").min().over("account_id")
+    ).dt.total_days()
+    depositors = healthy.extract().filter(pl.col("ftd_date").is_not_null())
+    assert depositors.select(months_late.max()).item() <= 31  # a first deposit may lie 29 days before it
+
+
 def test_a_restated_column_of_a_past_month_changes_between_extracts(healthy):
     earlier, later = (healthy.extract_on(day).unique(KEYS) for day in (date(2026, 3, 2), date(2026, 9, 7)))
     both = earlier.join(later, on=KEYS, suffix="_later")
