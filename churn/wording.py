@@ -20,3 +20,12 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share in percent.
+
+    >>> percent(0.05), percent(0.1234, 1)
+    ('5 %', '12.3 %')
+    """
+    return f"{100 * share:.{digits}f} %"

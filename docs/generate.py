@@ -224,27 +224,13 @@ def _tables(url: sa.URL) -> str:
 def _described(connection: sa.Connection, table: sa.Row[tuple[object, ...]]) -> str:
     grants = [f"`{one.role}`: {one.privileges}" for one in _rows(connection, _GRANTS, table=table.name)]
     is_view = table.kind == "view"
-    meanings = _columns_for_analysts() if is_view else {}
     columns = [
-        (
-            f"`{one.name}`",
-            one.type,
-            *([] if is_view else ["" if one.is_required else "yes"]),
-            one.comment or meanings.get(one.name, ""),
-        )
+        (f"`{one.name}`", one.type, *([] if is_view else ["" if one.is_required else "yes"]), one.comment or "")
         for one in _rows(connection, _COLUMNS, table=table.name)
     ]
     headings = ("column", "type", *([] if is_view else ["may be null"]), "meaning")
     said = [f"A {table.kind}. {table.comment or ''}".strip(), f"Granted: {'; '.join(grants) or 'to nobody'}."]
     return f"## {table.name}\n\n{' '.join(said)}\n\n{_table(headings, columns)}"
-
-
-def _columns_for_analysts() -> dict[str, str]:
-    """Return the meaning of each column of the analysts' view, from the page that describes them."""
-    page = (REFERENCE.parent / "for-analysts.md").read_text()
-    section = page.partition("## Columns of `churn_predictions_current`\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \| .*? \| (.*?) \|$", section, re.MULTILINE)
-    return {name: meaning for names, meaning in rows for name in re.findall(r"`(\w+)`", names)}
 
 
 def _rows(connection: sa.Connection, query: str, **values: object) -> Sequence[sa.Row[tuple[object, ...]]]:

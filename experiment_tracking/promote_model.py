@@ -16,6 +16,7 @@ from churn.deployment.services import open_deployment
 from churn.errors import UsageError
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
+from churn.wording import percent
 from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant, threads
 from churn.workflows.promote import WHOLE, Promoter, VariantStatus
 
@@ -119,7 +120,7 @@ def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argpar
 def describe(variant: Variant, status: VariantStatus) -> list[str]:
     """Describe a variant's status in lines for a person."""
     event = status.event
-    shared = f", serving {event.ab_share / WHOLE:.0%} of the accounts" if event.ab_share else ""
+    shared = f", serving {percent(event.ab_share / WHOLE)} of the accounts" if event.ab_share else ""
     lines = [
         f"variant    {variant}",
         f"champion   {_version(event.champion)}",
@@ -145,7 +146,7 @@ def _history(promoter: Promoter, variant: Variant, day: date | None) -> list[str
 def _describe_event(event: ModelEvent, *, is_dry: bool = False) -> str:
     forced = " by force" if event.is_forced else ""
     forced += "" if event.state == "done" else f" ({event.state})"
-    shared = f" at {event.ab_share / WHOLE:.0%}" if event.ab_share else ""
+    shared = f" at {percent(event.ab_share / WHOLE)}" if event.ab_share else ""
     return (
         f"{event.variant}: {'would be ' if is_dry else ''}{event.action.replace('_', ' ')}{forced}: "
         f"champion {_version(event.champion)}, previous {_version(event.previous)}, "

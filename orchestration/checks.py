@@ -13,15 +13,15 @@ from churn.monitoring.batch_checks import CheckResult
 from churn.monitoring.conditions import FDR
 from churn.monitoring.drift import LEAST_BROKEN, LEAST_MOVED, LEAST_UNKNOWN_RISE
 from churn.training.checks import GATE_CHECKS, GateCheck
-from churn.wording import counted
+from churn.wording import counted, percent
 from churn.workflows.evaluate import VariantEvaluation
 from orchestration.assets.metadata import Metadata, segment_table, table
 
 EVALUATED, TRAINED = "evaluated_batches", "trained_models"
 DRIFTED, INCIDENTS = "drifted_features", "fleet_incidents"
 
-_FDR = f"at a false discovery rate of {FDR:.0%}"
-_DRIFT = f"by a move of at least {LEAST_MOVED:.0%} of the rows"
+_FDR = f"at a false discovery rate of {percent(FDR)}"
+_DRIFT = f"by a move of at least {percent(LEAST_MOVED)} of the rows"
 
 _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     "raw_churn_data": {
@@ -60,7 +60,7 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     TRAINED: GATE_CHECKS,
     DRIFTED: {
         "no_data_is_broken": f"No feature of a variant's newest batch has a share of unknown or missing values that is "
-        f"{LEAST_BROKEN:.0%} or more above the reference's.",
+        f"{percent(LEAST_BROKEN)} or more above the reference's.",
         "no_input_drifts": "No variant has an input feature that drifted from the model's reference, beyond what moved "
         "in the whole fleet, in two different inputs.",
         "no_scores_drift": "No variant has scores that drifted from the model's reference, beyond what moved in the "
@@ -158,7 +158,7 @@ def _fleet_result(asset: str, name: str, members: Mapping[str, str] | None) -> d
     return result(
         severity=_severity(name),
         description=f"The check failed for {counted(len(members), 'variant')}." if members else None,
-        metadata={"n_variants": len(members), "variants": table(("variant", "problem"), sorted(members.items()))},
+        metadata={"variants_failing": len(members), "variants": table(("variant", "problem"), sorted(members.items()))},
     )
 
 

@@ -38,8 +38,8 @@ _DELIVER_FOR_S = 8
     job=churn_prediction_job,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Scores variants whose input in S3 is new, and keeps Dagster's partitions equal to the variants that "
-    "are registered in MLflow.",
+    description="Requests scoring of each variant whose own input file is new, in S3 or, without a bucket, in the "
+    "local folder. Dagster's partitions are kept equal to the variants that are registered in MLflow.",
 )
 def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
     """Compare each variant's input version with the previous one.
@@ -81,7 +81,7 @@ def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
     job=training_job,
     minimum_interval_seconds=6 * 3600,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Requests retraining when a champion underperforms, its input drifts, or it is too old.",
+    description="Requests training of a variant when its champion underperforms, its input drifts, or it is too old.",
 )
 def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
     """Request training for each variant with a reason; the cursor is the day of each variant's last request."""
@@ -110,7 +110,7 @@ def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -
     minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Opens and resolves incidents for failures, missed weeks, stale data, drift and low performance, and "
-    "sends the alerts.",
+    "sends their alerts. It starts no run: its ticks show as skipped, with the incidents that changed.",
 )
 def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipReason:
     """Reconcile the incidents, and deliver every alert that is due; requests no run.

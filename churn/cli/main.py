@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from churn.deployment.command_line import parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.signals import stop_request
 from churn.weeks import parse_week
-from churn.wording import counted
+from churn.wording import counted, listed, percent
 
 if TYPE_CHECKING:
     from churn.workflows.score import Scorer, ScoringOutcome
@@ -112,8 +112,8 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
             for feature, n in (record.untrained_missing or {}).items()
         ),
         *(
-            f"  {column}: {drift['unknown_share']:.0%} of accounts have a level that the model does not know, "
-            f"{drift['unknown_rise']:.0%} more than in its reference, such as {', '.join(map(repr, list(levels)[:3]))}"
+            f"  {column}: {percent(drift['unknown_share'])} of accounts have a level that the model does not know, "
+            f"{percent(drift['unknown_rise'])} more than in its reference: {listed(list(map(repr, levels)), 3)}"
             for column, levels in record.unknown_levels.items()
             if (drift := (record.drift or {}).get(column)) and drift["unknown_rise"] >= MANY
         ),

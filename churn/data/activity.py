@@ -15,7 +15,7 @@ import polars as pl
 
 from churn.data.spellings import Kind, canonical, is_odd
 from churn.errors import InputError, QuarantineError
-from churn.wording import listed
+from churn.wording import listed, percent
 
 _DTYPES: Mapping[Kind, pl.DataType] = {
     "integer": pl.Int64(), "date": pl.Date(), "instant": pl.Datetime("us", "UTC"), "text": pl.String(),
@@ -88,8 +88,8 @@ class CheckedRows:
             for number, rules in self.quarantined.select("row_number", "rules").head(2).iter_rows()
         ]
         raise QuarantineError(
-            f"{self.quarantined.height} of {self.n_read} rows ({share:.1%}) broke the contract, and "
-            f"CHURN_MAX_QUARANTINE_SHARE allows {limit:.1%}: {self.counts_by_rule()}; {'; '.join(examples)}; "
+            f"{self.quarantined.height} of {self.n_read} rows ({percent(share, 1)}) broke the contract, and "
+            f"CHURN_MAX_QUARANTINE_SHARE allows {percent(limit, 1)}: {self.counts_by_rule()}; {'; '.join(examples)}; "
             f"correct the extract or raise the limit"
         )
 

@@ -37,7 +37,7 @@ from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of, month_number, newest_month_due, newest_whole_month
-from churn.wording import listed
+from churn.wording import listed, percent
 
 FDR = 0.01
 """False discovery rate: the expected share of false findings among all findings."""
@@ -332,9 +332,7 @@ def describe_drift(drift: FeatureDrift) -> str:
     """
     unknown = f", unknown {100 * drift.unknown_share:.1f} %" if has_more_unknown(drift) else ""
     key, before, now = drift.largest if drift.moves else (UNKNOWN, 0.0, 0.0)
-    moved = (
-        "" if key == UNKNOWN else f"{_share_of(key).removeprefix('the ')} {before:.0%} → {now:.0%}, ".replace("%", " %")
-    )
+    moved = "" if key == UNKNOWN else f"{_share_of(key).removeprefix('the ')} {percent(before)} → {percent(now)}, "
     effect = f"log-odds {drift.effect:+.2f}, " if drift.effect else ""
     return f"{drift.feature} ({moved}{effect}PSI {drift.psi:.2f}{unknown})"
 
@@ -534,7 +532,7 @@ def _p_of_excess(one: EvaluatedChampion, usual: float) -> float:
 def _gap_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
     n, n_churned = sum(one.n for one in cohorts), sum(one.n_churned for one in cohorts)
     expected = sum(one.n * (one.mean_score or 0) for one in cohorts) / n
-    return f"{n_churned / n:.1%} of {n:,} accounts churned, the scores expected {expected:.1%}".replace("%", " %")
+    return f"{percent(n_churned / n, 1)} of {n:,} accounts churned, the scores expected {percent(expected, 1)}"
 
 
 def _excess_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:

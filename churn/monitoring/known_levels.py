@@ -14,7 +14,7 @@ from churn.data.features import Encoding
 from churn.data.scoring_rows import Chunk
 from churn.errors import QuarantineError
 from churn.monitoring.profiles import Profile
-from churn.wording import listed
+from churn.wording import listed, percent
 
 MANY = 0.5
 """Share of accounts above the reference's from which an unknown level is shown with the batch."""
@@ -54,9 +54,9 @@ class UnknownLevels:
                 shown = listed([repr(level[:40]) for level in examples.get(group.source_column, {})], 3)
                 name, n_unknown = group.source_column, self.counts[group.source_column]
                 raise QuarantineError(
-                    f"{n_unknown} of {self.n} accounts ({share:.1%}) have a {name} "
-                    f"that the model does not know ({shown or 'none is set'}), {before:.1%} in its reference, and "
-                    f"CHURN_MAX_UNKNOWN_LEVEL_SHARE allows {limit:.1%} more; the model knows "
+                    f"{n_unknown} of {self.n} accounts ({percent(share, 1)}) have a {name} that the model does not "
+                    f"know ({shown or 'none is set'}), {percent(before, 1)} in its reference, and "
+                    f"CHURN_MAX_UNKNOWN_LEVEL_SHARE allows {percent(limit, 1)} more; the model knows "
                     f"{listed([repr(level) for level in group.levels], 3)}: correct the extract, train the model "
                     f"again, or raise the limit"
                 )

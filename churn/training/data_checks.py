@@ -21,6 +21,7 @@ from churn.inference.bundle import Bundle
 from churn.training.checks import GateCheck
 from churn.training.train import Part, Trained
 from churn.weeks import month_number, month_numbers
+from churn.wording import percent
 
 MIN_CHURN_SHARE, MAX_CHURN_SHARE = 0.01, 0.9
 MIN_ROWS_PER_ACCOUNT = 1.5
@@ -57,7 +58,8 @@ def check_churn_share(trained: Trained) -> GateCheck:
     share = n_churned / n
     limit = MAX_CHURN_SHARE if share > MIN_CHURN_SHARE else MIN_CHURN_SHARE
     found = (
-        f"{share:.1%} of {n:,} rows churned; plausible are {MIN_CHURN_SHARE:.0%} to {MAX_CHURN_SHARE:.0%}"
+        f"{percent(share, 1)} of {n:,} rows churned; plausible are {percent(MIN_CHURN_SHARE)} to "
+        f"{percent(MAX_CHURN_SHARE)}"
         f"{'' if share <= MAX_CHURN_SHARE else ': is the extract a sample of rows?'}"
     )
     return _check("churn_share_is_plausible", share, limit, found, holds=MIN_CHURN_SHARE <= share <= MAX_CHURN_SHARE)
@@ -135,14 +137,16 @@ def check_restated(
         )
         late = f" that were over {days} days before" if days else ""
         for column, n in (changed.row(0, named=True) if n_known and columns else {}).items():
-            changes.append((n / n_known, limit, f"{column} in {n / n_known:.1%} of {n_known:,} accounts' months{late}"))
+            changes.append(
+                (n / n_known, limit, f"{column} in {percent(n / n_known, 1)} of {n_known:,} accounts' months{late}")
+            )
     changes.sort(key=lambda change: -change[0] / change[1])
     restated = [sentence for share, limit, sentence in changes if share > limit]
     share, limit, sentence = changes[0] if changes else (0.0, MAX_RESTATED_SHARE, "no column")
     found = (
-        f"extracts changed past months: {', '.join(restated) or f'at most {sentence}'}; up to {MAX_RESTATED_SHARE:.0%} "
-        f"may be corrections, {MAX_LATE_RESTATED_SHARE:.0%} after {LATE_DAYS} days: leave such a column out with "
-        f"--features, or bring known_at with each row"
+        f"extracts changed past months: {', '.join(restated) or f'at most {sentence}'}; up to "
+        f"{percent(MAX_RESTATED_SHARE)} may be corrections, {percent(MAX_LATE_RESTATED_SHARE)} after {LATE_DAYS} days: "
+        f"leave such a column out with --features, or bring known_at with each row"
     )
     return _check(name, share, limit, found, holds=not restated)
 
@@ -175,9 +179,9 @@ def check_replay(
     differs[is_known] = np.abs(scores[places[is_known]] - before.scores[is_known]) > _REPLAY_TOLERANCE
     share = float(differs.mean())
     found = (
-        f"of {len(differs):,} accounts scored as of {before.as_of}, {differs.sum():,} ({share:.1%}) get another score "
-        f"from the history as it was then, and {MAX_REPLAY_SHARE:.0%} may; more means that it has rows that were not "
-        f"known then, or lacks some"
+        f"of {len(differs):,} accounts scored as of {before.as_of}, {differs.sum():,} ({percent(share, 1)}) get "
+        f"another score from the history as it was then, and {percent(MAX_REPLAY_SHARE)} may; more means that it has "
+        f"rows that were not known then, or lacks some"
     )
     return _check(name, share, MAX_REPLAY_SHARE, found, holds=share <= MAX_REPLAY_SHARE)
 

@@ -27,6 +27,7 @@ from churn.training.checks import Gate, GateCheck, Outcome
 from churn.training.data_checks import ScoredBefore
 from churn.training.train import Trained, fit
 from churn.weeks import day_start_us
+from churn.wording import percent
 
 Build = Callable[[pl.DataFrame, date], Snapshot]
 """Builds the snapshot of an as-of date from facts, as for training."""
@@ -174,7 +175,7 @@ def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build
     auc = roc_auc_interval(outcomes, markers, _CANARY_CONFIDENCE)
     found = (
         f"a marker on future facts has AUC {auc:.4f} on {len(markers)} held-out rows; "
-        f"the interval ({_CANARY_CONFIDENCE:.2%}) must contain 0.5"
+        f"the interval ({percent(_CANARY_CONFIDENCE, 2)}) must contain 0.5"
     )
     return GateCheck(name, auc.value, 0.5, _outcome(holds=auc.low <= 0.5 <= auc.high), found)
 

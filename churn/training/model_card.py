@@ -12,6 +12,7 @@ from churn.training.checks import Gate
 from churn.training.train import Trained
 from churn.variants import Variant
 from churn.weeks import month_range
+from churn.wording import percent
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _data(trained: Trained, lineage: Lineage) -> str:
         source += f", because {'; and '.join(lineage.detours)}"
     rows = []
     for part in trained.parts:
-        counts = (f"{part.n:,}", f"{part.n_churned:,}", f"{part.n_churned / part.n:.1%}")
+        counts = (f"{part.n:,}", f"{part.n_churned:,}", f"{percent(part.n_churned / part.n, 1)}")
         rows.append((part.name.replace("_", "-"), f"{part.as_ofs[0]} to {part.as_ofs[-1]}", *counts))
     return (
         f"{source}; known by the end of {lineage.today}. One row per account and as-of day at which it had been active "

@@ -22,6 +22,7 @@ from churn.storage.history import Appended
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 from churn.weeks import month_number
+from churn.wording import percent
 from churn.workflows.evaluate import PerformanceEvaluator
 from churn.workflows.fleet import for_each_variant
 
@@ -116,7 +117,7 @@ class Promoter:
     def share(self, variant: Variant, share: int, reason: str, *, dry_run: bool = False) -> ModelEvent:
         """Serve the challenger's scores to a share of the accounts, in ten-thousandths; 0 stops it."""
         if not 0 <= share <= WHOLE:
-            raise UsageError(f"share {share / WHOLE:.2%} is not between 0 % and 100 %")
+            raise UsageError(f"share {percent(share / WHOLE, 2)} is not between 0 % and 100 %")
 
         def after(now: ModelEvent) -> ModelEvent:
             _require(now.challenger, f"{variant} has no challenger to serve accounts; train one")

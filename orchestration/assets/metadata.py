@@ -31,8 +31,8 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
         "raw_churn_data": {
             "dagster/row_count": record.n_rows_read,
             "source": provenance.source,
-            "fallback": provenance.fallback_reason or "no",
-            "data_of_variant": provenance.variant.key,
+            "local_copy_because": provenance.fallback_reason or "no local copy was read",
+            "input_of_variant": provenance.variant.key,
             "uri": provenance.uri,
             "version": provenance.version,
             "sha256": provenance.sha256,
@@ -41,15 +41,15 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
         },
         "transformed_features": {
             "dagster/row_count": record.n_rows_scored,
-            "n_features": len(outcome.feature_names),
+            "features": len(outcome.feature_names),
             "as_of": record.as_of.isoformat(),
             "months": record.months or "none: the rows were already encoded",
-            "n_rows_quarantined": record.n_rows_quarantined,
-            "quarantined_by_rule": dict(counts.quarantined_by_rule),
-            "n_rows_not_yet_known": counts.n_later,
-            "n_accounts_withheld": counts.n_withheld,
-            "unknown_levels": dict(record.unknown_levels),
-            "untrained_missing": dict(record.untrained_missing or {}),
+            "rows_quarantined": record.n_rows_quarantined,
+            "rows_quarantined_by_rule": dict(counts.quarantined_by_rule),
+            "rows_not_known_by_then": counts.n_later,
+            "accounts_withheld": counts.n_withheld,
+            "levels_unknown_to_the_model": dict(record.unknown_levels),
+            "accounts_with_newly_missing_feature": dict(record.untrained_missing or {}),
             **_distributions(outcome),
         },
         "load_model_from_mlflow": {
@@ -95,9 +95,9 @@ def _predictions(outcome: ScoringOutcome) -> Metadata:
         "accounts_at_risk": summary.n if summary.is_at_risk_known else "unknown",
         "mean_churn_probability": summary.mean,
         "histogram": histogram(summary),
-        "scored_by": f"XGBoost itself: {engine.fallback_reason}"
+        "computed_by": f"XGBoost itself: {engine.fallback_reason}"
         if engine.fallback_reason
-        else "tables compiled from its trees",
+        else "tables compiled from the model's trees",
     }
     if (estimated := summary.estimated_auc) is not None or not summary.is_calibrated:
         scores["estimated_auc"] = estimated or "not estimated: it is unknown whether the scores are calibrated"

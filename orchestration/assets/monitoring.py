@@ -36,8 +36,8 @@ def drifted_features(services: Services) -> dg.MaterializeResult:
         metadata={
             "dagster/row_count": len(drift.flags),
             "dagster/relation_identifier": "drift_flags",
-            "n_variants_compared": drift.n_compared,
-            "n_confirmed": sum(flag.is_confirmed for flag in drift.flags),
+            "variants_compared": drift.n_compared,
+            "confirmed_drifts": sum(flag.is_confirmed for flag in drift.flags),
             "drifts": _drift_table(drift.flags),
         },
         check_results=checks.of_fleet(DRIFTED, drift.by_check()),
@@ -67,9 +67,10 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
         metadata={
             "dagster/row_count": len(incidents),
             "dagster/relation_identifier": "incidents",
-            "n_variants": status.n_variants,
+            "registered_variants": status.n_variants,
             "open": _incident_table(incidents),
-            "unavailable_kinds": sorted(status.unavailable_kinds),
+            "not_examined": ", ".join(sorted(status.unavailable_kinds))
+            or "nothing: every kind of problem was examined",
         },
         check_results=checks.of_fleet(INCIDENTS, status.by_check()),
     )
@@ -81,7 +82,7 @@ def _drift_table(flags: Sequence[DriftFlag]) -> dg.MarkdownMetadataValue:
          f"{100 * flag.drift.unknown_share:.1f} %", "yes" if flag.is_confirmed else "no")
         for flag in sorted(flags, key=lambda flag: (not flag.is_confirmed, -abs(flag.drift.effect)))
     ]  # fmt: skip
-    return table(("variant", "week", "feature", "log-odds", "PSI", "unknown", "two inputs"), rows)
+    return table(("variant", "week", "feature", "log-odds", "PSI", "unknown", "confirmed"), rows)
 
 
 def _incident_table(incidents: Sequence[Incident]) -> dg.MarkdownMetadataValue:

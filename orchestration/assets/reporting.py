@@ -26,7 +26,7 @@ def fleet_report(services: Services) -> dg.MaterializeResult[None]:
             "path": report.path,
             "link": dg.MetadataValue.url(report.path.as_uri()),
             "size_bytes": report.n_bytes,
-            "n_variants": report.n_variants,
+            "variants": report.n_variants,
             "week": str(report.week or "no week was scored yet"),
         }
     )

@@ -114,7 +114,7 @@ def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str])
         "gate": dg.MetadataValue.md(outcome.gate.to_markdown()),
         "trained_as_of": lineage.today.isoformat(),
         "activity_of": lineage.activity_of.key,
-        "why_fallback_variant": "; ".join(lineage.detours) or "the activity is the variant's own",
+        "why_activity_of_another_variant": "; ".join(lineage.detours) or "the activity is the variant's own",
         "rows": table(("rows for", "first as-of", "last as-of", "rows", "churned"), rows, "---rr"),
         "parameters": {**trained.chosen.parameters, "n_rounds": trained.chosen.n_rounds},
         "data_sha256": lineage.data_sha256,

@@ -99,7 +99,7 @@ def test_every_command_of_the_readme_and_of_the_pages_beside_it_runs(
     for command in COMMANDS:
         if command in BEFORE or "pip install uv" in command or command in ELSEWHERE:
             continue
-        if command.startswith("cd "):
+        if command.startswith("(cd "):
             assert run(command, environment)
         else:
             assert run_here(command, run_main)
@@ -139,6 +139,8 @@ def test_the_tables_of_columns_list_the_view(database: sa.URL):
     held = read_current(database, "SELECT * FROM churn_predictions_current LIMIT 1").columns
 
     assert sorted(columns_named(ANALYSTS, "Columns of `churn_predictions_current`")) == sorted(held)
+    query = "SELECT col_description('churn_predictions_current'::regclass, i) FROM generate_series(1, {}) AS i"
+    assert all(read_current(database, query.format(len(held))).to_series())
     shown = columns_named(README, "What analysts read")
     assert {"variant", "scored_week", "account_id", "churn_probability"} <= set(shown) <= set(held)
 

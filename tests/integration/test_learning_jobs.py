@@ -68,8 +68,8 @@ def test_past_batches_are_evaluated_and_variants_without_activity_are_skipped(
     shown = {event.partition: event.metadata for event in result.asset_materializations_for_node("evaluate_batches")}
     assert set(shown) == set(KEYS)
     assert "rows already encoded" in shown[EU.key]["not_evaluated"].value
-    assert shown[US.key]["n_batches_evaluated"].value == 1
-    assert shown[US.key]["n_new_facts"].value > 1500
+    assert shown[US.key]["batches_evaluated"].value == 1
+    assert shown[US.key]["facts_added_to_history"].value > 1500
     assert 0.6 < shown[US.key]["roc_auc"].value < 1
     assert f"| {WEEK} | champion v1 |" in shown[US.key]["evaluated"].value
     rows = site.rows(site.churn, "SELECT n_at_risk, n_matured, status FROM evaluated_batches")

@@ -283,7 +283,7 @@ def test_dagster_shows_the_importances_and_who_scored(us: pd.DataFrame, deployme
 
     shown = describe(outcome, lambda _name, _version: "http://mlflow")["generate_predictions"]
     assert str(shown["importance"].value).startswith("![picture](data:image/svg+xml;base64,")
-    assert shown["scored_by"] == "tables compiled from its trees"
+    assert shown["computed_by"] == "tables compiled from the model's trees"
 
 
 def test_failed_variants_keep_nothing_of_their_models_in_memory(us: pd.DataFrame, deployment: Deployment) -> None:

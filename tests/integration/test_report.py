@@ -210,7 +210,7 @@ def test_the_asset_writes_the_report_and_links_to_it(filled: None, deployment: D
     path = Path(shown["path"].value)
     assert path == (deployment.settings.churn_home / "report.html").resolve()
     assert (shown["link"].value, shown["size_bytes"].value) == (path.as_uri(), path.stat().st_size)
-    assert (shown["n_variants"].value, shown["week"].value) == (2, str(monday()))
+    assert (shown["variants"].value, shown["week"].value) == (2, str(monday()))
 
 
 @pytest.mark.slow

@@ -256,8 +256,8 @@ def test_too_large_a_share_of_broken_rows_is_refused_with_rules_rows_limit_and_r
         checked.require_share(0.49)
 
     for part in (
-        "2 of 4 rows (50.0%) broke the contract",
-        "CHURN_MAX_QUARANTINE_SHARE allows 49.0%",
+        "2 of 4 rows (50.0 %) broke the contract",
+        "CHURN_MAX_QUARANTINE_SHARE allows 49.0 %",
         "'total_deposit_negative': 1",
         "row 2 broke total_deposit_negative;",
         "row 3 broke brand_id_missing",
