@@ -75,17 +75,23 @@ class CircuitBreaker:
         self._failures = 0
         self._open_until = 0.0
         self._last: TransientError | None = None
+        self._wait_until: float | None = None
 
-    def call(self, work: Callable[[], _Out], failing: type[TransientError]) -> _Out:
+    def call(
+        self, work: Callable[[], _Out], *failing: type[TransientError], waits_for: type[TransientError] | None = None
+    ) -> _Out:
         """Call ``work``, or fail at once while the breaker is open.
 
         Args:
-            failing: The error that ``work`` raises when the service is down; other errors do not count.
+            failing: The errors that ``work`` raises when the service is down; other errors do not count.
+            waits_for: If an error of this type opened the breaker, wait until it tries again, once for all callers:
+                what passes within the pause then costs a fleet one wait, and what lasts longer does not cost it more.
 
         Raises:
             TransientError: The error of ``work``, or one of the type that opened the breaker.
         """
-        self._require_closed()
+        if not (waits_for and self._has_waited(waits_for)):
+            self._require_closed()
         try:
             result = work()
         except failing as error:
@@ -95,8 +101,17 @@ class CircuitBreaker:
                 self._open_until = time.monotonic() + self._pause_s
             raise
         with self._lock:
-            self._failures, self._last = 0, None
+            self._failures, self._last, self._wait_until = 0, None, None
         return result
+
+    def _has_waited(self, failing: type[TransientError]) -> bool:
+        with self._lock:
+            if not isinstance(self._last, failing) or self._failures < self._opens_after:
+                return False
+            self._wait_until = self._wait_until or self._open_until
+            left_s = self._wait_until - time.monotonic()
+        time.sleep(max(left_s, 0))
+        return left_s > 0
 
     def _require_closed(self) -> None:
         with self._lock:

@@ -1,5 +1,8 @@
 """Log a variant's model in MLflow and register it, from its files in S3 or, flagged, from their local copy.
 
+Without a bucket, a variant that has no files gets the bundled model. With one, it needs files of its own, or
+--from-variant, which names the variant whose files are used.
+
 The version becomes champion if the variant has none; --alias gives it another alias. --all and --under log a fleet in
 one process: variants that have a champion are skipped, so that an interrupted run can be repeated, which completes what
 it left; a variant that fails stops no other.
@@ -22,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="log_model.py", description=__doc__)
     command_line.add_variant_flags(parser)
     parser.add_argument("--alias", help="alias of the new version; default: champion if the variant has none")
+    parser.add_argument("--from-variant", metavar="KEY", help="use the model files of this variant; default: its own")
     return parser
 
 
@@ -34,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def log_models(args: argparse.Namespace) -> None:
     """Log each variant that the flags name, and print the results."""
     named, alias = command_line.parse_variants(args), command_line.parse_alias(args)
+    files_of = Variant.from_key(args.from_variant) if args.from_variant else None
     with open_deployment() as deployment:
         variants = command_line.add_variants_under(named, args, deployment.sources())
         if command_line.is_fleet(args):
@@ -41,7 +46,7 @@ def log_models(args: argparse.Namespace) -> None:
             variants = [one for one in variants if not {alias, CHAMPION} & aliases.get(one, {}).keys()]
             print(f"{n - len(variants)} of {n} variants are registered; logging {len(variants)}", flush=True)
         if variants:
-            log_variants(deployment, variants, alias, once=command_line.is_fleet(args))
+            log_variants(deployment, variants, alias, once=command_line.is_fleet(args), files_of=files_of)
 
 
 def _next_step(champion: int | None) -> str:
@@ -51,7 +56,14 @@ def _next_step(champion: int | None) -> str:
     )
 
 
-def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str | None, *, once: bool = False) -> None:
+def log_variants(
+    deployment: Deployment,
+    variants: Sequence[Variant],
+    alias: str | None,
+    *,
+    once: bool = False,
+    files_of: Variant | None = None,
+) -> None:
     """Log the variants, a few at once, and print the results."""
     from churn.workflows.register import log_variant
 
@@ -59,9 +71,12 @@ def log_variants(deployment: Deployment, variants: Sequence[Variant], alias: str
 
     def log(variant: Variant) -> list[str]:
         location, code_version = deployment.artifact_location, deployment.code_version
-        version, candidate = log_variant(registry, sources, variant, location, code_version, alias=alias, once=once)
+        version, candidate = log_variant(
+            registry, sources, variant, location, code_version, alias=alias, once=once, files_of=files_of
+        )
         model = candidate.files[0].provenance
-        fallback = f"fallback  local copy of {model.variant}, because {model.fallback_reason}"
+        copy = "bundled model" if model.sha256 in sources.simulated else f"local copy of {model.variant}"
+        fallback = f"fallback  {copy}, because {model.fallback_reason}"
         return [
             f"variant   {variant}",
             f"model     {model.uri} ({model.size} bytes, sha256 {model.sha256[:12]}…)",

@@ -26,6 +26,7 @@ _DRIFT = f"by a move of at least {percent(LEAST_MOVED)} of the rows"
 _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     "raw_churn_data": {
         "input_came_from_s3": "The variant's own input was read from S3, not from a local copy or another variant.",
+        "input_is_activity": "The input is activity by month, not encoded rows such as the sample's.",
         "row_count_is_usual": "The number of input rows differs from the median of the previous eight weeks by at "
         "most half, or by at most four times its usual variation.",
         "data_is_fresh": "The input is the variant's own and no older than the usual interval between two inputs "

@@ -3,15 +3,19 @@
 Belongs here: cursors, run requests and skip reasons. Not here: the rules. https://docs.dagster.io/guides/automate/sensors
 """
 
+import hashlib
 import json
 from datetime import UTC, date, datetime
 from itertools import islice
+from typing import TypeVar
 
 import dagster as dg
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from churn.concurrency import in_threads
 from churn.deployment.services import Deployment
 from churn.errors import ChurnError
+from churn.storage.inputs import is_sample, sample_beside
 from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.weeks import monday_of
@@ -34,6 +38,25 @@ _DELIVER_FOR_S = 8
 """A receiver may take 40 s more for an attempt that has begun, and a sensor is killed after 60."""
 
 
+_Cursor = TypeVar("_Cursor")
+
+
+class InputCursor(BaseModel):
+    """The cursor of ``new_data_sensor``.
+
+    Attributes:
+        tick: The number of evaluations that requested runs.
+        versions: The last version of each variant's input, by key.
+        stand_ins: The batches of this week from a local copy that are being scored again, by key.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    tick: int = 0
+    versions: dict[str, str] = {}
+    stand_ins: dict[str, int] = {}
+
+
 @dg.sensor(
     job=churn_prediction_job,
     minimum_interval_seconds=30,
@@ -44,30 +67,56 @@ _DELIVER_FOR_S = 8
 def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
     """Compare each variant's input version with the previous one.
 
-    The cursor is ``{"tick": n, "versions": {key: version}}``. If it is empty, the inputs of the last published batches
-    are the previous ones, so that switching the sensor on scores only inputs that were never scored.
+    If the cursor is empty, the inputs of the last published batches are the previous ones, so that switching the sensor
+    on scores only inputs that were never scored. Batches of this week that were made from a local copy are scored
+    again, once S3 answers.
     """
+    week = monday_of(datetime.now(UTC).date())
     try:
         with services.open() as deployment:
             most = deployment.settings.churn_variants_per_run
             registered = deployment.registry(read_only=True).variants()
             keys = sync_partitions(context.instance, registered)
-            cursor = json.loads(context.cursor) if context.cursor else None
-            previous = cursor["versions"] if cursor else deployment.store().latest_inputs()
-            current = input_versions(deployment.sources(), registered)
+            cursor = _read_cursor(context, TypeAdapter(InputCursor), InputCursor())
+            store, sources = deployment.store(), deployment.sources()
+            previous: dict[str, str] = cursor.versions or store.latest_inputs()
+            stand_ins = store.stand_ins(week) if sources.bucket else {}
+            current = input_versions(sources, registered)
     except ChurnError as error:
         return dg.SensorResult(skip_reason=f"cannot check for new data: {error}", cursor=context.cursor)
-    new = {key for key, version in current.items() if previous.get(key) != version}
-    tick = (cursor["tick"] if cursor else 0) + bool(new)
+    current = {key: version for key, version in current.items() if not _replaces_activity(previous.get(key), version)}
+    redone = {key: batch for key, batch in stand_ins.items() if cursor.stand_ins.get(key) == batch}
+    left = stand_ins.keys() - redone.keys()
+    new = {key for key, version in current.items() if previous.get(key) != version or key in left}
+    tick = cursor.tick + bool(new)
     # Inputs that are missing now stay in the cursor: the same file, when it reappears, is not new.
     known = {key: version for key, version in (previous | current).items() if key in set(keys)}
-    tags = {WEEK_TAG: monday_of(datetime.now(UTC).date()).isoformat(), TRIGGER_TAG: "new data"}
-    requests = [request(f"new-data:{tick}", chunk, tags) for chunk in ranges(keys, new, most)]
+    tags = {WEEK_TAG: week.isoformat(), TRIGGER_TAG: "new data"}
+    seen = [week.isoformat(), tick, [(key, previous.get(key), current[key], stand_ins.get(key)) for key in sorted(new)]]
+    digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+    requests = [request(f"new-data:{digest}", chunk, tags) for chunk in ranges(keys, new, most)]
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else f"no new input for any of {counted(len(registered), 'variant')}",
-        cursor=json.dumps({"tick": tick, "versions": known}, sort_keys=True),
+        cursor=InputCursor(
+            tick=tick, versions=known, stand_ins=redone | {key: stand_ins[key] for key in left & new}
+        ).model_dump_json(),
     )
+
+
+def _read_cursor(context: dg.SensorEvaluationContext, kind: TypeAdapter[_Cursor], empty: _Cursor) -> _Cursor:
+    """Return a sensor's cursor; an empty one in place of one that something else wrote."""
+    try:
+        return kind.validate_json(context.cursor) if context.cursor else empty
+    except ValidationError:
+        context.log.warning("the cursor %.80r is not this sensor's, so it begins anew", context.cursor)
+        return empty
+
+
+def _replaces_activity(previous: str | None, version: str) -> bool:
+    """Return whether the sample is all that is left of an input that was activity, as while that is replaced."""
+    is_beside = previous is not None and sample_beside(previous) == sample_beside(version)
+    return is_beside and is_sample(version) and not is_sample(str(previous))
 
 
 def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
@@ -86,8 +135,8 @@ def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
 def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
     """Request training for each variant with a reason; the cursor is the day of each variant's last request."""
     today = datetime.now(UTC).date()
-    requested: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
-    days = {key: date.fromisoformat(day) for key, day in requested.items()}
+    kind = TypeAdapter(dict[str, date])
+    days = _read_cursor(context, kind, {})
     try:
         with services.open() as deployment:
             planner = deployment.retraining_planner()
@@ -102,7 +151,7 @@ def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else "no champion needs retraining",
-        cursor=json.dumps(requested | dict.fromkeys(reasons, today.isoformat()), sort_keys=True),
+        cursor=kind.dump_json(days | dict.fromkeys(reasons, today)).decode(),
     )
 
 

@@ -99,7 +99,7 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
     from churn.monitoring.known_levels import MANY
 
     record = outcome.record
-    months = "" if record.months is None else f", months {record.months}"
+    months = ", encoded rows" if record.months is None else f", months {record.months}"
     at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk:,} at risk"
     kept = "" if is_current and not outcome.why_not_current else "; stored, not made current"
     kept += f": {outcome.why_not_current}" if outcome.why_not_current else ""

@@ -205,12 +205,13 @@ class PredictionStore(Tables):
         challenge: Challenge | None = None,
         *,
         make_current: bool = True,
-        outdated: Callable[[BatchRecord], str | None] = lambda _: None,
+        outdated: Callable[[BatchRecord, str], str | None] = lambda _, __: None,
     ) -> list[tuple[int, BatchRecord]]:
         """Write the batches of a variant and week and make them the current ones, in one transaction.
 
         Without ``make_current`` they are stored beside the current ones, and readers do not see them; so is a batch
-        that would replace another if ``outdated`` returns why it should not.
+        that would replace another if ``outdated``, which gets its record and the other's source, returns why it should
+        not.
 
         If the challenger fails, its rows are rolled back and its attempt is recorded as failed. Returns batch id and
         record of the champion's batch and, if it succeeded, of the challenger's.
@@ -224,7 +225,8 @@ class PredictionStore(Tables):
         with self._transaction() as connection:
             lock(connection, f"{variant.key}|{week.isoformat()}", _LOCK_TIMEOUT)
             published = [_write_batch(connection, week, champion)]
-            if make_current and _has_current(connection, variant, week) and outdated(published[0][1]):
+            replaced = _current_source(connection, variant, week) if make_current else None
+            if replaced is not None and outdated(published[0][1], replaced):
                 return published
             if make_current:
                 _make_current(connection, variant, week, published[0][0])
@@ -309,6 +311,24 @@ class PredictionStore(Tables):
         )
         return dict(map(tuple, self._rows(query)))
 
+    def had_input(self, variant: Variant, folder: str, *, other_than: str) -> bool:
+        """Return whether a batch of a variant was scored from a file in a folder of other URI than begins so."""
+        query = (
+            "SELECT EXISTS (SELECT FROM scoring_batches WHERE variant = :variant AND starts_with(source_uri, :folder) "
+            "AND NOT starts_with(source_uri, :other_than))"
+        )
+        ((found,),) = self._rows(query, variant=variant.key, folder=folder, other_than=other_than)
+        return bool(found)
+
+    def stand_ins(self, week: date) -> dict[str, int]:
+        """Return the newest batches of a week that were made from a local copy of the extract, by variant key."""
+        query = (
+            "SELECT variant, batch_id FROM (SELECT DISTINCT ON (variant) variant, batch_id, source "
+            "FROM scoring_batches WHERE scored_week = :week AND role = 'champion' AND scored_from = 'extract' "
+            "ORDER BY variant, batch_id DESC) AS newest WHERE source = 'local'"
+        )
+        return dict(map(tuple, self._rows(query, week=week)))
+
     def _open_week(self, week: date) -> None:
         if week in self._opened:
             return
@@ -382,9 +402,10 @@ def _insert_attempt(connection: sa.Connection, values: Mapping[str, object]) -> 
     insert(connection, "scoring_attempts", values, ended_at="clock_timestamp()")
 
 
-def _has_current(connection: sa.Connection, variant: Variant, week: date) -> bool:
-    query = "SELECT count(*) FROM scoring_batches WHERE variant = :variant AND scored_week = :week AND is_current"
-    return bool(connection.scalar(sa.text(query), {"variant": variant.key, "week": week}))
+def _current_source(connection: sa.Connection, variant: Variant, week: date) -> str | None:
+    query = "SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :week AND is_current"
+    source: str | None = connection.scalar(sa.text(query), {"variant": variant.key, "week": week})
+    return source
 
 
 def _make_current(connection: sa.Connection, variant: Variant, week: date, batch_id: int) -> None:

@@ -29,6 +29,7 @@ from churn.deployment.credentials import read_secret
 from churn.deployment.settings import Settings, find_bundled_files, find_project_root, load_settings
 from churn.errors import AccessDeniedError, CredentialsError, StoreError, UsageError
 from churn.evaluation.comparison import Limits
+from churn.samples.simulated import SIMULATED
 from churn.storage.history import ActivityHistory
 from churn.storage.places import Bucket, Folder
 from churn.storage.sources import Sources
@@ -94,7 +95,8 @@ class Deployment:
         """Open the bucket, if there is one, and its local copy."""
         name, fallback = self.settings.mlflow_s3_bucket, self.settings.churn_local_fallback == "auto"
         bucket, local = Bucket(name) if name else None, Folder(self.local_root)
-        return Sources(bucket, local, fallback=fallback, max_age=self.settings.churn_local_max_age)
+        max_age = self.settings.churn_local_max_age
+        return Sources(bucket, local, fallback=fallback, max_age=max_age, simulated=SIMULATED)
 
     def require_schema(self) -> None:
         """Raise ``ChurnError`` if the predictions database cannot be reached as its writer, or is not set up."""

@@ -56,6 +56,7 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     share, limit = figures.n_quarantined / figures.n_read, figures.max_quarantine_share
     origin = {"source": figures.source, "reason": batch.fallback_reason or "", "data_of_variant": batch.data_of}
     is_own = batch.fallback_reason is None and batch.data_of == batch.variant
+    newest = batch.newest_month
     is_valid = 0 <= low <= high <= 1 and (low < high or n_scored == 1)
     is_champion = figures.champion == batch.model_version
     versions = {"scored_with": batch.model_version, "champion": figures.champion or "unknown"}
@@ -63,6 +64,7 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
         CheckResult("rows_were_scored", n_stored == n_scored > 0, {"n_stored": n_stored, "n_scored": n_scored}),
         CheckResult("probabilities_are_valid", is_valid, {"lowest": low, "highest": high}),
         CheckResult("input_came_from_s3", is_own, origin),
+        CheckResult("input_is_activity", newest is not None, {"newest_month": str(newest or "none: encoded rows")}),
         CheckResult("quarantine_is_small", share <= limit / 2, {"share": share, "limit": limit}),
         CheckResult("model_is_the_champion", is_champion, versions),
     ]

@@ -21,6 +21,20 @@ _SUCCESS = "_SUCCESS"
 _ACTIVITY = re.compile(r"activity(?!\w)", re.IGNORECASE)
 
 
+def sample_beside(uri: str) -> str:
+    """Return the URI of the sample in the folder of an input.
+
+    >>> sample_beside("s3://b/geography-us/data/churn/activity.parquet.gz@a/b")
+    's3://b/geography-us/data/churn/X_test_sample_2.json'
+    """
+    return "".join((*uri.partition(INPUT_FOLDER)[:2], INPUT_NAMES[-1]))
+
+
+def is_sample(uri: str) -> bool:
+    """Return whether an input, or an input's version, is the sample: encoded rows that may be all a variant has."""
+    return uri.startswith(sample_beside(uri))
+
+
 class UnfinishedError(SourceError, TransientError):
     """A folder of parts is being written; no local copy takes its place."""
 

@@ -16,16 +16,24 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 import boto3
 import botocore.exceptions as aws
 from botocore.config import Config
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from churn.concurrency import within
 from churn.errors import AccessDeniedError, ChurnError, InputError, SourceError, SourceUnavailableError, UsageError
 
 FETCH_DEADLINE_S, ANSWER_DEADLINE_S = 300.0, 60.0  # of a whole file, and of one request
 ATTEMPTS = 3
+PATIENCE_S = 30.0  # with a place that asks for fewer requests, or has an error of its own
 _CHUNK_BYTES = 1 << 20
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AllAccessDisabled", "403"}
-_MISSING = {"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404", "NotFound"}
+_MISSING = {"NoSuchKey", "NoSuchVersion", "404", "NotFound"}
 _REMEDIES = (
     (("kms:", "KMS"), "the role needs kms:Decrypt (to write: kms:GenerateDataKey) on the key that encrypts it"),
     (("RequestTimeTooSkewed", "too skewed"), "this machine's clock is wrong: synchronize it"),
@@ -73,6 +81,10 @@ class MissingFileError(SourceError):
 
 class NoSuchKeyError(MissingFileError):
     """The place exists and has no such file."""
+
+
+class BusyError(SourceUnavailableError):
+    """The place throttles requests or has an error of its own, which may pass within tens of seconds."""
 
 
 class ReplacedError(SourceUnavailableError):
@@ -242,10 +254,13 @@ class Bucket:
         with self._errors_translated(prefix):
             pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix))
             items: list[Any] = []
-            while page := within(ANSWER_DEADLINE_S, lambda: next(pages, None)):
-                items += page.get("Contents", [])
-                if not page.get("IsTruncated"):
-                    break  # a call of within() only to end the iterator would cost as much as a request
+            try:
+                while page := within(ANSWER_DEADLINE_S, lambda: next(pages, None)):
+                    items += page.get("Contents", [])
+                    if not page.get("IsTruncated"):
+                        break  # a call of within() only to end the iterator would cost as much as a request
+            except aws.ClientError as error:  # only a bucket can be missing from a listing, whatever a proxy answers
+                raise _absent(self.uri(""), _code(error)) if _code(error) in _MISSING else error from None
         return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in items]
 
     def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:
@@ -327,11 +342,12 @@ class Bucket:
 
 
 def _translate(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
-    code = error.response.get("Error", {}).get("Code", "")
+    code = _code(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        return _absent("/".join(uri.split("/")[:3]), code)
     if code in _MISSING:
-        missing = MissingFileError if code == "NoSuchBucket" else NoSuchKeyError
-        return missing(f"{uri} does not exist ({code})")
+        return NoSuchKeyError(f"{uri} does not exist ({code})")
     if code == _REPLACED:
         return ReplacedError(f"{uri} changed before it was read")
     message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:300]
@@ -342,15 +358,36 @@ def _translate(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
             f"access to {uri} was denied ({code}: {message}); {remedy}. The local copy is not used"
         )
     if status >= 500 or status == 429 or code in _TRANSIENT:
-        return SourceUnavailableError(f"{uri} kept failing ({code or status})")
-    return SourceError(f"{uri} could not be read: {code} {message}")
+        return BusyError(f"{uri} kept failing ({code or status})")
+    return SourceError(f"{uri} could not be read: {code or f'HTTP {status}'} {message}")
 
 
-def with_retries(work: Callable[[], _Out]) -> _Out:
-    """Call ``work`` up to ``ATTEMPTS`` times while its source does not answer or returns damaged data."""
+def _code(error: aws.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _absent(uri: str, code: str) -> UsageError:
+    return UsageError(
+        f"the bucket {uri} does not exist ({code}); correct MLFLOW_S3_BUCKET or AWS_ENDPOINT_URL, or create it. The "
+        f"local copy is not used"
+    )
+
+
+def with_retries(work: Callable[[], _Out], patience_s: float = PATIENCE_S) -> _Out:
+    """Call ``work`` up to ``ATTEMPTS`` times while its source does not answer or returns damaged data.
+
+    Args:
+        patience_s: Where the source is busy, it is called for so long, and at least as often.
+    """
+    attempts, deadline = stop_after_attempt(ATTEMPTS), stop_after_delay(FETCH_DEADLINE_S)
+
+    def stop(state: RetryCallState) -> bool:
+        is_busy = state.outcome is not None and isinstance(state.outcome.exception(), BusyError)
+        return deadline(state) or (attempts(state) and (not is_busy or stop_after_delay(patience_s)(state)))
+
     return Retrying(
         retry=retry_if_exception_type((SourceUnavailableError, InputError)),
-        stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(FETCH_DEADLINE_S),
-        wait=wait_random_exponential(multiplier=0.2, max=2),
+        stop=stop,
+        wait=wait_random_exponential(multiplier=0.2, max=8),
         reraise=True,
     )(work)

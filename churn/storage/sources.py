@@ -1,7 +1,9 @@
 """The source of a variant's files: the S3 bucket, else the local copy of it, with a record of which one was read.
 
-The local copy has the bucket's layout. It is used when S3 is not configured, has no credentials, cannot be reached,
-keeps failing, or lacks the file; never after access was denied or a checksum failed. Contents are not interpreted here.
+The local copy has the bucket's layout. A variant's own is used when S3 is not configured, has no credentials, cannot be
+reached, keeps failing, or lacks the file; never after access was denied, a checksum failed, or the bucket does not
+exist. The bundled simulation is used where S3 is not configured, also for variants without files of their own, and
+never else; it is known by its hash. Contents are not interpreted here.
 """
 
 import hashlib
@@ -26,7 +28,7 @@ from churn.storage.inputs import (
     find,
     find_folder,
 )
-from churn.storage.places import Entry, NoSuchKeyError, OpenFile, Place, with_retries
+from churn.storage.places import PATIENCE_S, BusyError, Entry, NoSuchKeyError, OpenFile, Place, with_retries
 from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Provenance:
     """The origin of a file.
 
     Attributes:
-        variant: Owner of the file; another variant than requested if its local copy was replaced by the base variant's.
+        variant: Owner of the file; the base variant where the bundled simulation was read for another one.
         fallback_reason: Why the local copy was read instead of S3; ``None`` for S3.
         version_id: By which S3 returns the file after it was replaced; ``None`` where no versions are kept.
     """
@@ -81,6 +83,8 @@ class Sources:
         max_age: Maximum age of a local copy that replaces S3; ``None`` for any.
         circuit: Skips a bucket that kept failing for several variants.
         warned: The warnings about local copies that were logged.
+        simulated: The SHA-256 of the files of the bundled simulation.
+        patience_s: How long a bucket that is busy is tried.
     """
 
     bucket: Place | None
@@ -89,6 +93,8 @@ class Sources:
     max_age: timedelta | None = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
     warned: set[tuple[Variant, Variant, str]] = field(default_factory=set, repr=False, compare=False)
+    simulated: frozenset[str] = frozenset()
+    patience_s: float = PATIENCE_S
 
     @property
     def primary(self) -> Place:
@@ -108,13 +114,16 @@ class Sources:
             AccessDeniedError: If S3 or the file system denies access.
             InputError: If a checksum fails.
             SourceError: If a file does not exist, or only in a local copy that may not be used.
+            UsageError: If the bucket does not exist.
         """
         try:
             if self.bucket is None:
                 raise places.MissingFileError("S3 is not configured (MLFLOW_S3_BUCKET)")
             bucket = self.bucket
             return self.circuit.call(
-                lambda: with_retries(lambda: _fetch_from(bucket, variant, groups, into)), SourceUnavailableError
+                lambda: with_retries(lambda: _fetch_from(bucket, variant, groups, into), self.patience_s),
+                SourceUnavailableError,
+                waits_for=BusyError,
             )
         except (places.MissingFileError, SourceUnavailableError) as error:
             return self._fetch_local(variant, groups, into, error)
@@ -165,26 +174,48 @@ class Sources:
     def _fetch_local(
         self, variant: Variant, groups: Sequence[Sequence[str]], into: Path, why: SourceError
     ) -> list[SourceFile]:
+        kind = SourceUnavailableError if isinstance(why, SourceUnavailableError) else SourceError
         if not self.fallback:
-            kind = SourceUnavailableError if isinstance(why, SourceUnavailableError) else SourceError
             raise kind(f"{why}, and CHURN_LOCAL_FALLBACK=never forbids the local copy") from why
         try:
-            files = _fetch_from(self.local, variant, groups, into)
+            files, reason = self._own_or_bundled(variant, groups, into, str(why))
         except places.MissingFileError as error:
-            try:
-                files = _fetch_from(self.local, Variant(), groups, into)
-            except places.MissingFileError:
-                raise SourceError(f"{why}, and there is no local copy: {error}") from why
+            raise kind(f"{why}, and there is no local copy: {error}") from why
+        simulated = [file.provenance.uri for file in files if file.provenance.sha256 in self.simulated]
+        if self.bucket is not None and simulated:
+            raise kind(
+                f"{why}, and the local copy {simulated[0]} is the bundled simulation, which never takes the place of "
+                f"real data; upload the file of {variant} to {self.bucket.uri(variant.prefix)}"
+            ) from why
         for provenance in (file.provenance for file in files):
             age = datetime.now(UTC) - provenance.modified_at
             if self.max_age is not None and age > self.max_age:
                 local = f"the local copy {provenance.uri} is {age} old"
                 raise SourceError(f"{why}, and {local}; CHURN_LOCAL_MAX_AGE allows {self.max_age}")
-        said = variant, files[0].provenance.variant, str(why)
+        said = variant, files[0].provenance.variant, reason
         if said not in self.warned:  # once, however many of the variant's files are read
             self.warned.add(said)
             logger.warning("%s: read the local copy of %s, because %s", *said)
-        return [SourceFile(file.path, replace(file.provenance, fallback_reason=str(why))) for file in files]
+        return [SourceFile(file.path, replace(file.provenance, fallback_reason=reason)) for file in files]
+
+    def _own_or_bundled(
+        self, variant: Variant, groups: Sequence[Sequence[str]], into: Path, why: str
+    ) -> tuple[list[SourceFile], str]:
+        """Copy a variant's own local files; without a bucket and such files, the bundled ones. Returns the reason, too.
+
+        Raises:
+            MissingFileError: If there are none.
+        """
+        try:
+            return _fetch_from(self.local, variant, groups, into), why
+        except places.MissingFileError:
+            if self.bucket is not None or variant == Variant():
+                raise
+            files = _fetch_from(self.local, Variant(), groups, into)
+            if files[0].provenance.sha256 not in self.simulated:
+                raise
+            what = "model" if groups[0][0] in MODEL_NAMES else "input"
+            return files, f"{variant} has no {what} of its own, and the bundled simulation is used; {why}"
 
 
 def _fetch_from(place: Place, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:

@@ -63,15 +63,20 @@ class Candidate:
     remarks: tuple[str, ...] = ()
 
 
-def read_candidate(sources: Sources, variant: Variant, folder: Path) -> Candidate:
+def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of: Variant | None = None) -> Candidate:
     """Download a variant's model, feature names and sample into a folder, and check that they belong together.
+
+    Args:
+        files_of: The variant whose files are used; ``None`` for the variant's own.
 
     Raises:
         SourceError: If a file cannot be read.
         ModelFileError: If the booster or the names cannot be used, or the score of a sample row is not finite.
         InputError: If the sample does not consist of rows of the model's features.
     """
-    model, names, sample = files = sources.fetch(variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder)
+    model, names, sample = files = sources.fetch(
+        files_of or variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder
+    )
     feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
     bundle = read_bundle(model.path.read_bytes(), feature_names, model.provenance.uri)
     frame = read_frame(sample.path, feature_names)
@@ -155,6 +160,7 @@ def log_variant(
     *,
     alias: str | None = None,
     once: bool = False,
+    files_of: Variant | None = None,
 ) -> tuple[ModelVersion, Candidate]:
     """Check a variant's files, log them as a run in its experiment, and register the version.
 
@@ -162,9 +168,10 @@ def log_variant(
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         alias: Of the new version; ``None`` means ``champion`` if the variant has none.
         once: Whether a variant that has the alias, or a champion, is left as it is.
+        files_of: The variant whose model is used; ``None`` for the variant's own.
     """
     with tempfile.TemporaryDirectory(prefix="churn-log-") as scratch:
-        candidate = read_candidate(sources, variant, Path(scratch))
+        candidate = read_candidate(sources, variant, Path(scratch), files_of=files_of)
         candidate = compare_with_input(candidate, sources, variant, Path(scratch))
         run = describe(candidate, code_version)
         return registry.log(variant, artifact_location(variant), run, alias, once=once), candidate
@@ -186,13 +193,13 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         tag.LOGGED_ON: datetime.now(UTC).date().isoformat(),
         tag.SOURCE: model.source,
         tag.COLUMNS: candidate.columns.to_json(),
+        tag.FILES_OF_VARIANT: model.variant.key,
     }
     # A booster from elsewhere may name the last day of the outcomes that it was trained on, or when it was trained.
     if seen := bundle.booster.attr("evidence_after") or trained_on:
         tags[tag.EVIDENCE_AFTER] = seen
     if model.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = model.fallback_reason
-        tags[tag.FILES_OF_VARIANT] = model.variant.key
     encoding, scores = plan_encoded(bundle.feature_names, candidate.columns.encoded), bundle.predict(candidate.matrix)
     golden_rows, metrics = candidate.matrix[:GOLDEN_ROWS], _metrics(candidate.labels, scores)
     return LoggedRun(

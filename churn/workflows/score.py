@@ -21,16 +21,18 @@ import numpy.typing as npt
 import polars as pl
 import tenacity
 
+from churn import errors
 from churn.concurrency import CircuitBreaker, in_threads
 from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
 from churn.database.predictions import BatchInProgress, BatchRecord, Challenge, PredictionStore
 from churn.defaults import HORIZON_MONTHS, MAX_UNKNOWN_LEVEL_SHARE
-from churn.errors import ChurnError, ModelFileError, TransientError, UnregisteredError, UsageError
+from churn.errors import ChurnError, InputError, ModelFileError, TransientError, UnregisteredError, UsageError
 from churn.evaluation.charts import draw_importance
 from churn.monitoring.known_levels import UnknownLevels
 from churn.monitoring.profiles import Profile, regrouped
 from churn.monitoring.summary import ScoreSummary
+from churn.storage.inputs import is_sample, sample_beside
 from churn.storage.sources import Provenance, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
@@ -189,7 +191,11 @@ class Scorer:
             before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
             reraise=True,
         )
-        return self.circuit.call(lambda: retry(self._score, request), TransientError)
+        # A folder that is being written is of its variant alone, and no reason to skip others.
+        return self.circuit.call(
+            lambda: retry(self._score, request),
+            errors.SourceUnavailableError, errors.RegistryUnavailableError, errors.DatabaseUnavailableError,
+        )  # fmt: skip
 
     def record_failure(self, request: FleetRequest, key: str, started_at: datetime, error: BaseException) -> None:
         """Record an attempt that published nothing; if that fails, log a warning.
@@ -214,8 +220,8 @@ class Scorer:
             challenge = self._challenge(request, raw, aliases) if request.make_current else None
             reasons: list[str] = []
 
-            def outdated(record: BatchRecord) -> str | None:
-                reasons.extend([] if request.is_forced else self._outdated(request, record))
+            def outdated(record: BatchRecord, current_source: str) -> str | None:
+                reasons.extend([] if request.is_forced else self._outdated(request, record, current_source))
                 return reasons[0] if reasons else None
 
             published = self.store.publish(
@@ -240,15 +246,19 @@ class Scorer:
             why_not_current="; ".join(reasons) or None,
         )
 
-    def _outdated(self, request: ScoringRequest, record: BatchRecord) -> Iterator[str]:
-        """Yield why a batch must not replace another: a newer model, or a newer extract of the running week.
+    def _outdated(self, request: ScoringRequest, record: BatchRecord, current_source: str) -> Iterator[str]:
+        """Yield why a batch must not replace another: a newer model, a newer extract of the running week, or S3.
 
         What a slow run read may have been replaced, scored and published by a faster one since.
         """
         champion = self.registry.aliases_of(request.variant).get(CHAMPION)
         if champion != record.model_version:
             yield f"the champion is version {champion} now, not {record.model_version}"
-        if request.scored_from == "history" or record.fallback_reason or record.source_variant != request.variant:
+        if request.scored_from == "history":
+            return
+        if record.source != current_source == "s3":
+            yield f"it was made from a local copy ({record.fallback_reason}), and the week's batch from S3"
+        if record.fallback_reason or record.source_variant != request.variant:
             return
         version = self.sources.input_version(request.variant)
         if version != f"{record.source_uri}@{record.source_version}":
@@ -257,7 +267,15 @@ class Scorer:
     def _fetch(self, request: ScoringRequest, into: Path) -> SourceFile:
         if request.scored_from == "history":
             return self.ingestion.fetch_known(request.variant, request.as_of, into)
-        return self.sources.fetch_input(request.variant, into)
+        raw = self.sources.fetch_input(request.variant, into)
+        if is_sample(uri := raw.provenance.uri) and not request.is_forced:
+            sample = sample_beside(uri)
+            if self.store.had_input(request.variant, sample.rpartition("/")[0], other_than=sample):
+                raise InputError(
+                    f"{request.variant} was scored from activity in this folder before, and only the sample {uri} is "
+                    f"left; wait for whoever replaces the activity, upload it, or use --force to score the sample"
+                )
+        return raw
 
     def _challenge(self, request: ScoringRequest, raw: SourceFile, aliases: _Aliases) -> Challenge | None:
         """Prepare the challenger's batch, if there is a challenger; it begins after the champion's."""

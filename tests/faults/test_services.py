@@ -71,7 +71,7 @@ def test_a_bucket_that_is_down_costs_a_fleet_a_few_waits(house: House, stage: St
 
     done = score_all(scorer)
 
-    assert http.n_requests <= (FAILURES_IN_A_ROW + 2) * ATTEMPTS  # two are at work at once
+    assert http.n_requests <= (FAILURES_IN_A_ROW + 4) * ATTEMPTS  # two are at work at once, and wait once
     records = [outcome.record for outcomes in done.values() for outcome in outcomes]
     assert len(records) == len(KEYS)
     assert {record.source for record in records} == {"local"}

@@ -209,23 +209,63 @@ def test_an_alias_that_mlflow_would_refuse_is_wrong_usage_and_nothing_is_logged(
     assert left_over(site) == NOTHING
 
 
-def test_the_local_copy_stands_in_and_says_so(site: Site, log_model: Run, client: Any) -> None:
+def own_local_files(local_root: Path, prefix: str) -> None:
+    """Make a variant's local copy: a model and a sample that are not the bundled ones, byte for byte."""
+    for key in ("models/churn/xgb_churn_model_2.bin", "data/churn/X_test_sample_2.json"):
+        (local_root / prefix / key).parent.mkdir(parents=True, exist_ok=True)
+    own = booster()
+    own.set_attr(owner=prefix)
+    (local_root / prefix / "models/churn/xgb_churn_model_2.bin").write_bytes(own.save_raw("ubj"))
+    (local_root / prefix / "data/churn/feature_names_3.json").write_bytes(bundled("feature_names_3.json"))
+    (local_root / prefix / "data/churn/X_test_sample_2.json").write_bytes(bundled("X_test_sample_2.json") + b"\n")
+
+
+def test_a_local_copy_of_its_own_stands_in_and_the_bundled_model_never(
+    site: Site, log_model: Run, client: Any, local_root: Path
+) -> None:
+    for flags in (["--geography", "TYPO"], []):  # the bundled model lies in the base variant's local copy
+        refused = log_model(*flags)
+        assert refused.status == 1
+        assert f"s3://{site.bucket}/" in refused.err
+        assert "is the bundled simulation" in refused.err or "there is no local copy" in refused.err
+    assert left_over(site) == NOTHING
+    own_local_files(local_root, "geography-us/")
+    put_model_files(site, "geography-us/", names=None)  # and files are never mixed from two places
+
     said = log_model("--geography", "us")
 
     assert said.status == 0
-    assert f"fallback  local copy of base, because s3://{site.bucket}/geography-us/ has none of" in said.out
+    assert f"fallback  local copy of geography-us, because s3://{site.bucket}/geography-us/ has none of" in said.out
     tags = client.get_model_version_by_alias("churn-prediction-model-us", "champion").tags
-    assert (tags["churn.source"], tags["churn.files_of_variant"]) == ("local", "base")
+    assert (tags["churn.source"], tags["churn.files_of_variant"]) == ("local", "geography-us")
     assert "has none of" in tags["churn.fallback_reason"]
 
 
-def test_files_are_never_mixed_from_two_places(site: Site, log_model: Run, client: Any) -> None:
-    put_model_files(site, names=None)  # S3 has the model and the sample
+def test_another_variants_model_is_used_where_it_is_named(site: Site, log_model: Run, client: Any) -> None:
+    put_model_files(site, "geography-us/")
+    assert log_model("--geography", "eu").status == 1
 
-    said = log_model()
+    said = log_model("--geography", "eu", "--from-variant", "geography-us")
 
-    assert "model     file://" in said.out
-    assert "fallback  local copy of base" in said.out
+    assert said.status == 0
+    assert f"model     s3://{site.bucket}/geography-us/models" in said.out
+    tags = client.get_model_version_by_alias("churn-prediction-model-eu", "champion").tags
+    assert (tags["geography"], tags["churn.files_of_variant"]) == ("eu", "geography-us")
+
+
+def test_without_a_bucket_the_bundled_model_is_used_and_its_reason_is_named(
+    site: Site, log_model: Run, deployment: Deployment, local_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_S3_BUCKET")
+
+    said = log_model("--geography", "us")
+
+    assert said.status == 0
+    reason = "geography-us has no model of its own, and the bundled simulation is used; S3 is not configured"
+    assert f"fallback  bundled model, because {reason}" in said.out
+    own_local_files(local_root, "")
+    refused = log_model("--geography", "eu")
+    refused.require_one_line("log_model.py: geography-eu: S3 is not configured", "there is no local copy")
 
 
 def test_many_variants_are_logged_and_the_bad_one_is_named(
@@ -327,11 +367,9 @@ def test_a_company_may_not_take_the_model_name_of_a_geography(site: Site, log_mo
 def test_a_bucket_that_is_gone_is_told_in_one_line_and_no_version_is_left(site: Site, log_model: Run) -> None:
     boto3.client("s3").delete_bucket(Bucket=site.bucket)
 
-    said = log_model()  # reads the local copy; then there is nowhere to put the model
+    log_model().require_one_line("log_model.py: ", "base", "NoSuchBucket", "correct MLFLOW_S3_BUCKET", status=2)
 
-    said.require_one_line("log_model.py: ", "a model of base", "NoSuchBucket")
-    assert (left_over(site)["registered_models"], left_over(site)["model_versions"]) == (0, 0)
-    assert site.rows(site.mlflow, "SELECT status FROM runs") == [("FAILED",)]
+    assert left_over(site) == NOTHING
 
 
 def test_a_deployment_that_was_not_set_up_is_told_in_one_line(bare_site: Site, log_model: Run) -> None:

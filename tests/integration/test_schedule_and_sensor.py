@@ -269,6 +269,65 @@ def test_while_s3_is_down_nothing_is_asked_for_and_what_was_seen_is_kept(
     assert asked(list(look(instance, cursor).run_requests or [])) == [(this_week(), "base", "base")]
 
 
+def test_a_batch_of_a_local_copy_is_scored_again_when_s3_answers(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    cursor = look(instance, None).cursor
+    stand_in = "UPDATE scoring_batches SET source = 'local', fallback_reason = 'S3 kept failing' WHERE variant = :key"
+    site.rows(site.churn, stand_in, key="company-clienta")
+
+    result = look(instance, cursor)
+
+    assert asked(list(result.run_requests or [])) == [(this_week(), "company-clienta", "company-clienta")]
+    assert not look(instance, result.cursor).run_requests  # the run is on its way
+
+
+def test_the_sample_that_is_left_while_activity_is_replaced_is_not_new(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    key = "geography-us/data/churn/activity.parquet"
+    cursor = look(instance, None).cursor
+    boto3.client("s3").delete_object(Bucket=site.bucket, Key=key)
+    for _ in range(2):
+        result = look(instance, cursor)
+        assert not result.run_requests
+        cursor = result.cursor
+    site.put(key, bundled("activity.jsonl"))
+    assert asked(list(look(instance, cursor).run_requests or [])) == [(this_week(), "geography-us", "geography-us")]
+
+
+CURSORS = [
+    "",
+    "{",
+    "[]",
+    "7",
+    "null",
+    '"x"',
+    '{"versions": []}',
+    '{"tick": "many"}',
+    '{"base": "2026-11-02"}',
+    "1764500",
+]
+
+
+def test_a_cursor_of_something_else_begins_anew(scored: list[Variant], instance: dg.DagsterInstance) -> None:
+    for cursor in CURSORS:
+        result = look(instance, cursor)
+
+        assert not result.run_requests
+        assert json.loads(str(result.cursor))["versions"].keys() == set(FLEET)
+
+
+def test_a_cursor_that_was_reset_repeats_no_run_key(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    keys = []
+    for n_rows in (1, 2):
+        site.put("data/churn/activity.parquet", b"\n".join(bundled("activity.jsonl").splitlines()[:n_rows]))
+        keys += [request.run_key for request in look(instance, None).run_requests or []]
+    assert len(set(keys)) == 2
+
+
 def test_a_variant_taken_out_of_the_registry_loses_its_partition(
     scored: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:

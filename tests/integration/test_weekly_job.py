@@ -26,6 +26,8 @@ from churn.deployment.services import Deployment
 from churn.errors import RegistryUnavailableError
 from churn.training.checks import GATE_CHECKS
 from churn.variants import Variant
+from churn.weeks import monday_of
+from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from tests.support import ROOT
@@ -41,7 +43,7 @@ from tests.support.inputs import (
     put_input,
     register,
 )
-from tests.support.site import Run, Site, put_model_files, require_no_password
+from tests.support.site import Run, Site, bundled, put_model_files, require_no_password
 
 ASSETS = {
     "raw_churn_data",
@@ -54,6 +56,7 @@ CHECKS = {
     "rows_were_scored",
     "probabilities_are_valid",
     "input_came_from_s3",
+    "input_is_activity",
     "quarantine_is_small",
     "model_is_the_champion",
     "challenger_was_scored",
@@ -250,31 +253,26 @@ def test_while_s3_is_down_local_data_is_scored_and_flagged_until_it_is_back(  # 
     local_root: Path,
     instance: dg.DagsterInstance,
     execute: Execute,
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = activity(7)
     (local_root / "geography-us/data/churn").mkdir(parents=True)
     (local_root / "geography-us/data/churn/activity.csv").write_bytes(as_csv(own))
-    execute("base", "geography-us")
+    for key in FLEET:
+        deployment.registry(read_only=True).open(Variant.from_key(key))  # into the cache of models
+    monkeypatch.setattr(score_module, "_RETRY_FOR_S", 1)
     own_s3(False)
 
-    result = execute("base", "geography-us")
+    result = execute("base", "geography-us", ok=False)
 
     assert predictions(site, "geography-us") == pytest.approx(expected(own), abs=1e-6)
-    base_rows = pd.read_parquet(local_root / "data/churn/activity.parquet")
-    for key in ("base", "company-clienta"):  # the base variant's copy stands in where there is none
-        assert predictions(site, key) == pytest.approx(expected(base_rows), abs=1e-6)
     flags = site.current().select("variant", "source", "is_fallback", "is_foreign_data").unique().sort("variant")
-    assert flags.rows() == [
-        ("base", "local", True, False),
-        ("company-clienta", "local", True, True),
-        ("geography-eu.company-clientb", "local", True, True),
-        ("geography-us", "local", True, False),
-    ]
+    assert flags.rows() == [("geography-us", "local", True, False)]  # neither another's copy nor the bundled files
     assert all("could not be reached" in reason for reason in site.current()["fallback_reason"])
-    for key in FLEET:
-        evaluation = checks_of(instance, result.run_id, key)["input_came_from_s3"]
-        assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.WARN)
-        assert "could not be reached" in str(evaluation.metadata["reason"].value)
+    evaluation = checks_of(instance, result.run_id, "geography-us")["input_came_from_s3"]
+    assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "could not be reached" in str(evaluation.metadata["reason"].value)
 
     own_s3(True)
     again = execute("base", "geography-us")
@@ -284,15 +282,30 @@ def test_while_s3_is_down_local_data_is_scored_and_flagged_until_it_is_back(  # 
         assert predictions(site, key) == pytest.approx(expected(rows), abs=1e-6)
         assert checks_of(instance, again.run_id, key)["input_came_from_s3"].passed
 
-
-def test_a_variant_without_a_file_of_its_own_in_s3_is_flagged(site: Site, us: pd.DataFrame, execute: Execute) -> None:
-    boto3.client("s3").delete_object(Bucket=site.bucket, Key="geography-us/data/churn/activity.parquet")
-    boto3.client("s3").delete_object(Bucket=site.bucket, Key="geography-us/data/churn/X_test_sample_2.json")
-
+    own_s3(False)
     execute("geography-us")
+    assert site.current()["is_fallback"].any() is False  # a local copy does not replace what was made from S3
+    why = "SELECT count(*) FROM scoring_batches WHERE variant = 'geography-us' AND NOT is_current"
+    assert site.rows(site.churn, why) == [(2,)]
 
-    flags = site.current().select("is_fallback", "is_foreign_data", "source").unique()
-    assert flags.rows() == [(True, True, "local")]
+
+def test_neither_the_sample_nor_bundled_data_takes_the_place_of_activity(
+    site: Site, us: pd.DataFrame, execute: Execute, deployment: Deployment
+) -> None:
+    execute("geography-us")
+    scored = predictions(site, "geography-us")
+    boto3.client("s3").delete_object(Bucket=site.bucket, Key="geography-us/data/churn/activity.parquet")
+
+    only_the_sample = execute("geography-us", ok=False)
+
+    assert "was scored from activity in this folder before, and only the sample" in failure(only_the_sample)
+    boto3.client("s3").delete_object(Bucket=site.bucket, Key="geography-us/data/churn/X_test_sample_2.json")
+    assert "there is no local copy" in failure(execute("geography-us", ok=False))
+    assert predictions(site, "geography-us") == scored
+    site.put("geography-us/data/churn/X_test_sample_2.json", bundled("X_test_sample_2.json"))
+    today = datetime.now(UTC).date()
+    request = FleetRequest.as_known(monday_of(today), today=today, force=True)
+    assert deployment.scorer().score_variant(request.of(Variant("us"))).record.n_rows_scored == 500
 
 
 def test_a_model_that_cannot_be_fetched_is_worth_a_retry(

@@ -12,7 +12,7 @@ from churn.monitoring.profiles import SCORE
 
 WEEK = date(2026, 11, 23)
 AS_OF = WEEK - timedelta(days=1)
-BATCH = ScoredBatch(1, "geography-us", WEEK, 3, 1000, "geography-us")
+BATCH = ScoredBatch(1, "geography-us", WEEK, 3, 1000, "geography-us", newest_month=date(2026, 10, 1))
 FIGURES = BatchFigures(
     n_read=1000, n_quarantined=10, n_scored=800, n_stored=800, lowest=0.1, highest=0.9, source="s3", champion=3,
     challenger=None, is_challenger_scored=False, max_quarantine_share=0.1,
@@ -34,8 +34,8 @@ def test_a_sound_batch_passes_every_check_that_applies():
 
     assert failed() == set()
     assert names == [
-        "rows_were_scored", "probabilities_are_valid", "input_came_from_s3", "quarantine_is_small",
-        "model_is_the_champion", "row_count_is_usual", "data_is_fresh",
+        "rows_were_scored", "probabilities_are_valid", "input_came_from_s3", "input_is_activity",
+        "quarantine_is_small", "model_is_the_champion", "row_count_is_usual", "data_is_fresh",
     ]  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def test_a_copy_is_not_from_s3_and_may_be_fresh_and_another_variants_data_is_nei
 
     assert failed(copied) == {"input_came_from_s3"}
     assert failed(copied, history=old) == {"input_came_from_s3", "data_is_fresh"}
+    assert failed(replace(BATCH, newest_month=None)) == {"input_is_activity"}
     assert failed(replace(BATCH, data_of="base")) == {"input_came_from_s3", "data_is_fresh"}
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,11 +18,22 @@ from pathlib import Path
 import boto3
 import pytest
 
-from churn.errors import AccessDeniedError, InputError, SourceError, SourceUnavailableError, TransientError, UsageError
+from churn.concurrency import CircuitBreaker
+from churn.errors import (
+    AccessDeniedError,
+    ChurnError,
+    InputError,
+    SourceError,
+    SourceUnavailableError,
+    TransientError,
+    UsageError,
+)
+from churn.samples.simulated import SIMULATED
 from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES, UnfinishedError
 from churn.storage.places import ATTEMPTS, Bucket, Folder
 from churn.storage.sources import GoneError, Sources
 from churn.variants import Variant
+from tests.support import ROOT
 
 KEY = "data/churn/activity.csv"
 BODY = b"account_id,activity_month\n1,2025-03-01\n"
@@ -191,21 +203,17 @@ def test_the_local_copy_is_read_without_credentials(aws, root, into, monkeypatch
         monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials of the test before
-    require_fallback(Sources(Bucket("any"), Folder(root)), into, "no AWS credentials were found", caplog)
+    require_fallback(Sources(Bucket("any"), Folder(root), patience_s=0), into, "no AWS credentials were found", caplog)
 
 
 def test_the_local_copy_is_read_when_the_endpoint_refuses_connections(aws, root, into, monkeypatch, caplog):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    require_fallback(Sources(Bucket("any"), Folder(root)), into, "could not be reached", caplog)
+    require_fallback(Sources(Bucket("any"), Folder(root), patience_s=0), into, "could not be reached", caplog)
 
 
 def test_the_local_copy_is_read_when_the_key_is_missing(bucket, root, into, caplog):
     put(bucket, "data/churn/another.csv", BODY)
     require_fallback(Sources(Bucket(bucket), Folder(root)), into, f"s3://{bucket}/ has none of {INPUT_FOLDER}", caplog)
-
-
-def test_the_local_copy_is_read_when_the_bucket_is_missing(aws, root, into, caplog):
-    require_fallback(Sources(Bucket("no-such-bucket"), Folder(root)), into, "does not exist (NoSuchBucket)", caplog)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +231,7 @@ def test_the_local_copy_is_read_when_the_bucket_is_missing(aws, root, into, capl
 )
 def test_the_local_copy_is_read_after_s3_failed_several_times(s3, root, into, caplog, answer):
     s3.answer = answer
-    require_fallback(Sources(Bucket("any"), Folder(root)), into, "s3://any/data/churn/", caplog)
+    require_fallback(Sources(Bucket("any"), Folder(root), patience_s=0), into, "s3://any/data/churn/", caplog)
     assert len(s3.paths) == ATTEMPTS
 
 
@@ -233,7 +241,10 @@ def test_the_local_copy_is_read_after_s3_failed_several_times(s3, root, into, ca
 def test_a_truncated_body_is_asked_for_again_and_then_the_local_copy_is_read(s3, root, into, caplog, how):
     s3.answer = holding(**how)
     require_fallback(
-        Sources(Bucket("any"), Folder(root)), into, "could not be reached (ResponseStreamingError)", caplog
+        Sources(Bucket("any"), Folder(root), patience_s=0),
+        into,
+        "could not be reached (ResponseStreamingError)",
+        caplog,
     )
     assert len([path for path in s3.paths if KEY in path]) == ATTEMPTS
 
@@ -246,7 +257,7 @@ def test_a_failure_that_passes_leaves_no_trace(s3, root, into):
 
     s3.answer = answer_in_turn
 
-    file = Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+    file = Sources(Bucket("any"), Folder(root), patience_s=0).fetch_input(Variant(), into)
 
     assert file.path.read_bytes() == BODY
     assert file.provenance.fallback_reason is None
@@ -269,7 +280,7 @@ def test_denied_access_is_told_at_once_and_never_answered_with_the_local_copy(s3
     with pytest.raises(
         AccessDeniedError, match=r"access to s3://any/data/churn/\S+ was denied .*s3:ListBucket"
     ) as denied:
-        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+        Sources(Bucket("any"), Folder(root), patience_s=0).fetch_input(Variant(), into)
     assert not isinstance(denied.value, TransientError)
     assert len(s3.paths) == 1
 
@@ -298,7 +309,7 @@ def test_a_denial_passes_on_its_code_its_sentence_and_the_next_step(s3, root, in
     body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
     s3.answer = lambda request: reply(request, 403, body)
     with pytest.raises(AccessDeniedError) as denied:
-        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+        Sources(Bucket("any"), Folder(root), patience_s=0).fetch_input(Variant(), into)
     assert f"({code}: {message})" in str(denied.value)
     assert DENIALS[code, message] in str(denied.value)
 
@@ -309,7 +320,7 @@ def test_a_denial_passes_on_its_code_its_sentence_and_the_next_step(s3, root, in
 def test_an_answer_that_no_retry_and_no_local_copy_may_hide_is_told(s3, root, into, answer):
     s3.answer = answer
     with pytest.raises(SourceError, match="could not be read: ") as told:
-        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+        Sources(Bucket("any"), Folder(root), patience_s=0).fetch_input(Variant(), into)
     assert not isinstance(told.value, TransientError)
     assert len(s3.paths) == 1
 
@@ -325,7 +336,7 @@ def test_an_answer_that_no_retry_and_no_local_copy_may_hide_is_told(s3, root, in
 def test_bytes_that_fail_their_checksum_are_refused_and_never_replaced_by_the_local_copy(s3, root, into, answer, why):
     s3.answer = answer
     with pytest.raises(InputError, match=f"s3://any/{KEY} {why}.*; upload it again"):
-        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+        Sources(Bucket("any"), Folder(root), patience_s=0).fetch_input(Variant(), into)
     assert len([path for path in s3.paths if KEY in path]) == ATTEMPTS
 
 
@@ -351,7 +362,7 @@ def test_the_local_copy_is_not_read_where_it_is_forbidden(bucket, root, into):
 def test_where_the_local_copy_is_forbidden_a_failing_s3_is_worth_a_retry(s3, root, into):
     s3.answer = error(503, "SlowDown")
     with pytest.raises(SourceUnavailableError, match="CHURN_LOCAL_FALLBACK=never"):
-        Sources(Bucket("any"), Folder(root), fallback=False).fetch_input(Variant(), into)
+        Sources(Bucket("any"), Folder(root), patience_s=0, fallback=False).fetch_input(Variant(), into)
 
 
 def test_a_local_copy_older_than_allowed_is_refused_with_its_age(root, into):
@@ -386,19 +397,136 @@ def test_nor_from_two_variants(root, into):
     for key in (MODEL, NAMES):
         put(root, key, b"of base")
 
-    files = Sources(None, Folder(root)).fetch(US, [[MODEL], [NAMES]], into)
+    with pytest.raises(SourceError, match=r"there is no local copy: .*geography-us has none of data/churn/feature"):
+        Sources(None, Folder(root)).fetch(US, [[MODEL], [NAMES]], into)
 
-    assert [file.path.read_bytes() for file in files] == [b"of base"] * 2
+
+OWN, SIMULATED_BODY = b"a variant's own", b"the bundled simulation"
+OF_US, OF_BASE = US.prefix + KEY, KEY
 
 
-def test_the_base_variants_local_file_stands_in_for_anothers_and_says_whose_it_is(root, into, caplog):
-    with caplog.at_level(logging.WARNING):
-        file = Sources(None, Folder(root)).fetch_input(US, into)
+def empty(request: BaseHTTPRequestHandler) -> None:
+    """Answer as a bucket without any object does."""
+    if "list-type" in request.path:
+        reply(request, 200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+    else:
+        error(404, "NoSuchKey")(request)
 
-    assert file.provenance.variant == Variant()
-    assert file.provenance.uri == (root / KEY).as_uri()
+
+def having(key: str, get: Callable[[BaseHTTPRequestHandler], None]) -> Callable[[BaseHTTPRequestHandler], None]:
+    """Answer as a bucket with one object does, and a request for that object with ``get``."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if "list-type" in request.path:
+            reply(request, 200, LISTING.format(key=key, etag="0" * 32, size=3).encode())
+        else:
+            (get if request.path.split("?")[0].endswith(key) else error(404, "NoSuchKey"))(request)
+
+    return answer
+
+
+WRONG_BYTES = having(OF_US, lambda request: reply(request, 200, b"abc", headers={**_STATED, "ETag": f'"{"0" * 32}"'}))
+NO_BUCKET = None
+
+# What S3 answers to geography-us (None: no bucket is set), the local files, and what is read or why nothing is.
+STAND_INS = {
+    "no bucket, an own file": (NO_BUCKET, {OF_US: OWN, OF_BASE: SIMULATED_BODY}, OWN),
+    "no bucket, the bundled file under the own prefix": (NO_BUCKET, {OF_US: SIMULATED_BODY}, SIMULATED_BODY),
+    "no bucket, only the bundled file": (NO_BUCKET, {OF_BASE: SIMULATED_BODY}, SIMULATED_BODY),
+    "no bucket, only the base variant's own file": (NO_BUCKET, {OF_BASE: OWN}, "there is no local copy"),
+    "no bucket, only another's file": (NO_BUCKET, {"geography-uk/" + KEY: OWN}, "there is no local copy"),
+    "no bucket, nothing": (NO_BUCKET, {}, "there is no local copy"),
+    "key missing, an own file": (empty, {OF_US: OWN}, OWN),
+    "key missing, only the base variant's own file": (empty, {OF_BASE: OWN}, "there is no local copy"),
+    "key missing, only the bundled file": (empty, {OF_BASE: SIMULATED_BODY}, "there is no local copy"),
+    "key missing, the bundled file under the own prefix": (empty, {OF_US: SIMULATED_BODY}, "is the bundled simulation"),
+    "key missing, the bundled file by another name": (
+        empty,
+        {f"{US.prefix}data/churn/activity.json": SIMULATED_BODY},
+        "is the bundled simulation, .*upload the file of geography-us to s3://any/geography-us/",
+    ),
+    "throttled for long, an own file": (error(503, "SlowDown"), {OF_US: OWN}, OWN),
+    "throttled for long, the bundled file": (error(503, "SlowDown"), {OF_US: SIMULATED_BODY}, "bundled simulation"),
+    "failing for long, another's file": (error(500, "InternalError"), {OF_BASE: OWN}, "kept failing.*no local copy"),
+    "throttled by number": (error(429, "TooManyRequests"), {OF_US: OWN}, OWN),
+    "a gateway's page": (lambda request: reply(request, 502, b"<html>Bad gateway</html>"), {OF_US: OWN}, OWN),
+    "dropped": (lambda request: request.connection.shutdown(socket.SHUT_RDWR), {OF_US: OWN}, OWN),
+    "denied": (error(403, "AccessDenied"), {OF_US: OWN}, "access to .* was denied"),
+    "not logged in": (lambda request: reply(request, 401), {OF_US: OWN}, "access to .* was denied"),
+    "archived": (having(OF_US, error(403, "InvalidObjectState")), {OF_US: OWN}, "archived in Glacier"),
+    "no such bucket": (error(404, "NoSuchBucket"), {OF_US: OWN}, "the bucket s3://any does not exist"),
+    "no S3 at all": (lambda request: reply(request, 404, b"<html>Not found</html>"), {OF_US: OWN}, "read: HTTP 404"),
+    "bucket of another region": (error(301, "PermanentRedirect"), {OF_US: OWN}, "could not be read: PermanentRedirect"),
+    "token of another kind": (error(400, "InvalidToken"), {OF_US: OWN}, "could not be read: InvalidToken"),
+    "wrong bytes": (WRONG_BYTES, {OF_US: OWN}, "does not match its ETag"),
+    "a folder being written": (
+        having(f"{US.prefix}data/churn/activity.parquet/part-0.parquet", error(500, "x")),
+        {OF_US: OWN},
+        "no _SUCCESS",
+    ),
+    "activity of another name": (
+        having(f"{US.prefix}data/churn/activity.xlsx", error(500, "x")),
+        {OF_US: OWN},
+        "looks like the variant's activity",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STAND_INS)
+def test_what_may_stand_in_for_a_variants_input(s3, tmp_path, into, case):
+    answer, files, expected = STAND_INS[case]
+    (tmp_path / "local").mkdir()
+    for key, body in files.items():
+        put(tmp_path / "local", key, body)
+    if answer is not None:
+        s3.answer = answer
+    simulated = frozenset({hashlib.sha256(SIMULATED_BODY).hexdigest()})
+    bucket = None if answer is None else Bucket("any")
+    sources = Sources(bucket, Folder(tmp_path / "local"), simulated=simulated, patience_s=0)
+    if isinstance(expected, str):
+        with pytest.raises(ChurnError, match=expected):
+            sources.fetch_input(US, into)
+        return
+
+    file = sources.fetch_input(US, into)
+
+    assert file.path.read_bytes() == expected
+    owner = US if OF_US in files else Variant()
+    assert (file.provenance.source, file.provenance.variant) == ("local", owner)
+    is_own_or_says_so = owner == US or "geography-us has no input of its own, and the bundled" in str(
+        file.provenance.fallback_reason
+    )
+    assert is_own_or_says_so
     assert file.provenance.fallback_reason
-    assert "geography-us: read the local copy of base" in caplog.text
+
+
+def test_the_bundled_files_are_known_by_their_hashes():
+    files = [path for folder in ("data", "models") for path in (ROOT / folder / "churn").iterdir()]
+    bundled = [path for path in files if path.name not in ("README.md", "feature_names_3.json")]
+    assert {hashlib.sha256(path.read_bytes()).hexdigest() for path in bundled} <= SIMULATED
+    assert len(bundled) == 5
+
+
+def test_a_busy_bucket_is_waited_for(s3, root, into):
+    well, busy = holding(BODY), error(503, "SlowDown")
+    s3.answer = lambda request: busy(request) if len(s3.paths) < 6 else well(request)
+    file = Sources(Bucket("any"), Folder(root), patience_s=20).fetch_input(Variant(), into)
+    assert (file.provenance.source, file.path.read_bytes()) == ("s3", BODY)
+
+
+def test_behind_an_open_breaker_a_fleet_waits_once(s3, root, into):
+    s3.answer = error(503, "SlowDown")
+    circuit = CircuitBreaker(failures=1, pause_s=0.5)
+    sources = Sources(Bucket("any"), Folder(root), patience_s=0, circuit=circuit)
+    sources.fetch_input(Variant(), into)  # opens it
+    for n_requests, is_waiting in ((2 * ATTEMPTS, True), (2 * ATTEMPTS, False)):
+        started = time.monotonic()
+        assert sources.fetch_input(Variant(), into).provenance.source == "local"
+        assert (time.monotonic() - started > 0.4) == is_waiting
+        assert len(s3.paths) == n_requests
+    time.sleep(0.5)
+    s3.answer = holding(BODY)
+    assert sources.fetch_input(Variant(), into).provenance.source == "s3"
 
 
 def test_the_base_variants_file_in_s3_never_stands_in_for_anothers(bucket, tmp_path, into):
@@ -425,7 +553,7 @@ def test_the_preferred_input_is_read_by_a_single_request(s3, root, into):
     preferred = INPUT_FOLDER + INPUT_NAMES[0]
     s3.answer = lambda request: reply(request, 200, BODY, headers={**_STATED, "ETag": '"a version"'})
 
-    file = Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+    file = Sources(Bucket("any"), Folder(root), patience_s=0).fetch_input(Variant(), into)
 
     assert (file.path.read_bytes(), file.provenance.version) == (BODY, "a version")
     assert [path.partition("?")[0] for path in s3.paths] == [f"/any/{preferred}"]
@@ -434,7 +562,7 @@ def test_the_preferred_input_is_read_by_a_single_request(s3, root, into):
 def test_an_answer_that_does_not_say_what_it_holds_is_told(s3, root, into):
     s3.answer = lambda request: reply(request, 200, BODY)
     with pytest.raises(SourceError, match="came without 'ETag'; is AWS_ENDPOINT_URL that of an S3"):
-        Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into)
+        Sources(Bucket("any"), Folder(root), patience_s=0).fetch_input(Variant(), into)
 
 
 def test_a_file_where_a_folder_should_be_holds_no_input(tmp_path, into):
@@ -462,7 +590,7 @@ def test_a_listing_of_several_pages_is_read_to_its_end(s3, root, into):
             whole(request)
 
     s3.answer = answer
-    assert Sources(Bucket("any"), Folder(root)).fetch_input(Variant(), into).path.read_bytes() == BODY
+    assert Sources(Bucket("any"), Folder(root), patience_s=0).fetch_input(Variant(), into).path.read_bytes() == BODY
 
 
 class BucketChangedOnce(Bucket):
@@ -642,7 +770,7 @@ def test_a_local_file_that_cannot_be_written_is_told_with_its_place(root):
     ("answer", "refused", "why"),
     [
         (error(403, "AccessDenied"), AccessDeniedError, "access to s3://any/a/b was denied .*needs s3:PutObject on it"),
-        (error(404, "NoSuchBucket"), SourceError, "s3://any/a/b does not exist"),
+        (error(404, "NoSuchBucket"), UsageError, "the bucket s3://any does not exist"),
         (error(503, "SlowDown"), SourceUnavailableError, "s3://any/a/b kept failing"),
     ],
     ids=["denied", "missing", "failing"],

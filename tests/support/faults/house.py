@@ -18,6 +18,7 @@ from pathlib import Path
 import boto3
 import sqlalchemy as sa
 
+from churn.concurrency import CircuitBreaker
 from churn.data.features import Encoding
 from churn.data.scoring_rows import Chunk, prepare
 from churn.database.connection import READER, WRITER, create_engine
@@ -115,7 +116,8 @@ def open_scorer(
     """Open what scoring needs, as :meth:`churn.deployment.services.Deployment.scorer` does."""
     from churn.registry.registry import Registry
 
-    sources = Sources(bucket or Bucket(BUCKET), Folder(deployment.local_root), fallback=fallback)
+    place, circuit = bucket or Bucket(BUCKET), CircuitBreaker(pause_s=4)  # it is waited for once
+    sources = Sources(place, Folder(deployment.local_root), fallback=fallback, circuit=circuit, patience_s=0)
     return Scorer(
         ingestion=replace(deployment.ingestion(), sources=sources),
         registry=Registry(tracking or deployment.tracking_uri, deployment.settings.churn_home / "cache" / "models"),

@@ -111,7 +111,9 @@ class Try:
     def score(self, scorer: Scorer) -> str:
         """Score the week with a scorer that meets the fault; says what came of it."""
         try:
-            scorer.score_variant(week_request(self.week, dagster_run_id=self.run_id).of(self.variant))
+            request = week_request(self.week, dagster_run_id=self.run_id).of(self.variant)
+            if scorer.score_variant(request).why_not_current:
+                return "kept the week's batch from S3; went through once put right"
         except TransientError:
             return "failed as worth a retry, which went through"
         except ChurnError:
