@@ -9,7 +9,6 @@ import io
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -30,19 +29,6 @@ _DECIMAL_COMMA = r"^[-+]?[0-9.]*[0-9],([0-9]{1,2}|[0-9]{4,})$"
 _DECIMAL_POINT = r"^[-+]?[0-9]+\.([0-9]{1,2}|[0-9]{4,})$"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a file is written.
-
-    Attributes:
-        n_skipped: Lines before the header.
-    """
-
-    header: list[str]
-    separator: str
-    n_skipped: int
-
-
 def read_csv(path: Path, names: Sequence[str] = ()) -> pl.DataFrame:
     """Read a file of separated values.
 
@@ -52,22 +38,21 @@ def read_csv(path: Path, names: Sequence[str] = ()) -> pl.DataFrame:
     Raises:
         InputError: If it has no header, rows of unequal length, or is no text in UTF-8.
     """
-    layout = _read_layout(path, names)
+    header, separator, n_skipped = _read_layout(path, names)
     with input_error(f"{path.name} cannot be read as CSV with a header", *_ERRORS):
         try:
-            frame = pl.read_csv(
-                path, infer_schema=False, glob=False, separator=layout.separator, skip_lines=layout.n_skipped
-            )
+            frame = pl.read_csv(path, infer_schema=False, glob=False, separator=separator, skip_lines=n_skipped)
         except pl.exceptions.PolarsError:
             _require_utf8(path)
             raise
-        has_quotes = _require_whole_rows(path, layout, frame.height)
+        has_quotes = _require_whole_rows(path, len(header), separator, n_skipped, frame.height)
     # Some writers put quotes around everything, the missing values too.
     frame = frame.with_columns(pl.all().replace("", None)) if has_quotes else frame
-    return frame if layout.separator == "," else _with_decimal_points(frame)
+    return frame if separator == "," else _with_decimal_points(frame)
 
 
-def _read_layout(path: Path, names: Sequence[str]) -> Layout:
+def _read_layout(path: Path, names: Sequence[str]) -> tuple[list[str], str, int]:
+    """Return the header, the separator, and the number of lines before the header."""
     with path.open("rb") as file:
         text = file.read(_HEAD_BYTES).decode("utf-8-sig", "replace")
     # Lines end with a line feed alone, as for polars; read otherwise, the header would differ.
@@ -85,7 +70,7 @@ def _read_layout(path: Path, names: Sequence[str]) -> Layout:
         _require_names(path, header)
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise InputError(f"{path.name} has repeated columns: {repeated[:8]}; each may occur once in a CSV's header")
-    return Layout(header, separator, n_skipped)
+    return header, separator, n_skipped
 
 
 def _widest(text: str, separators: str) -> tuple[list[str], str]:
@@ -135,22 +120,22 @@ def _require_utf8(path: Path) -> None:
                 ) from error
 
 
-def _require_whole_rows(path: Path, layout: Layout, n_rows: int) -> bool:
+def _require_whole_rows(path: Path, n_columns: int, separator: str, n_skipped: int, n_rows: int) -> bool:
     """Reject rows with fewer fields than the header, which polars would pad with nulls.
 
     Returns:
         Whether there are quotes in the file.
     """
-    n_columns, n_separators, has_quotes = len(layout.header), 0, False
+    n_separators, has_quotes = 0, False
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
-            n_separators += chunk.count(layout.separator.encode())
+            n_separators += chunk.count(separator.encode())
             has_quotes = has_quotes or b'"' in chunk
-    if not has_quotes and n_separators == (n_rows + 1) * (n_columns - 1) and not layout.n_skipped:
+    if not has_quotes and n_separators == (n_rows + 1) * (n_columns - 1) and not n_skipped:
         return False
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter=layout.separator)
-        for fields in islice(reader, layout.n_skipped, None):
+        reader = csv.reader(lines, delimiter=separator)
+        for fields in islice(reader, n_skipped, None):
             if fields and len(fields) != n_columns:
                 raise InputError(
                     f"{path.name} has {len(fields)} fields in the row that ends on line {reader.line_num}, and "

@@ -5,7 +5,6 @@ made here of the same accounts, the model will be scored on other inputs than it
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -20,38 +19,14 @@ _MOST_ACCOUNTS = 1_000
 _MOST_DIFFERING = 0.05
 
 
-@dataclass(frozen=True)
-class SampleComparison:
-    """The result of a comparison.
-
-    Attributes:
-        n_accounts: Accounts that are in the sample and in the activity.
-        differing: By feature, in how many of them its values differ; those that differ in more than 5 %.
-    """
-
-    n_accounts: int
-    differing: dict[str, int]
-
-    def __str__(self) -> str:
-        if not self.differing:
-            return f"the sample equals the features made from the activity, in {self.n_accounts:,} accounts"
-        worst = sorted(self.differing.items(), key=lambda item: -item[1])[:5]
-        parts = ", ".join(f"{name} in {n:,}" for name, n in worst)
-        return (
-            f"{len(self.differing)} of the sample's features differ from those made from the activity of "
-            f"{self.n_accounts:,} accounts: "
-            f"{parts}; check their units and how the sample was made"
-        )
-
-
 def compare_with_activity(
     account_ids: pl.Series,
     matrix: Matrix,
     feature_names: Sequence[str],
     activity: pl.DataFrame,
     money: Sequence[str] = MONEY,
-) -> SampleComparison | None:
-    """Compare sample rows with the features of the same accounts.
+) -> str | None:
+    """Compare sample rows with the features of the same accounts; return the result as a sentence.
 
     The day of a sample is not known, and may differ by account. So each row is compared with the account's features as
     of the end of each month of the last two years, and the month with the fewest differences counts.
@@ -62,7 +37,7 @@ def compare_with_activity(
         activity: Checked activity with the columns that the features need, as numbers.
 
     Returns:
-        ``None`` if no account is in both.
+        Which features differ in more than 5 % of the accounts; ``None`` if no account is in both.
     """
     is_common = account_ids.is_unique() & account_ids.is_in(activity["account_id"].unique().implode())
     rows = np.flatnonzero(is_common.fill_null(value=False).to_numpy())[:_MOST_ACCOUNTS]
@@ -82,4 +57,11 @@ def compare_with_activity(
         differs[places[is_better]], fewest[places[is_better]] = unequal[is_better], unequal[is_better].sum(axis=1)
     counts = differs[rows].sum(axis=0)
     pairs = zip(feature_names, counts.tolist(), strict=True)
-    return SampleComparison(len(rows), {name: n for name, n in pairs if n > _MOST_DIFFERING * len(rows)})
+    differing = sorted(((name, n) for name, n in pairs if n > _MOST_DIFFERING * len(rows)), key=lambda pair: -pair[1])
+    n_accounts = f"{len(rows):,} accounts"
+    if not differing:
+        return f"the sample equals the features made from the activity, in {n_accounts}"
+    return (
+        f"{len(differing)} of the sample's features differ from those made from the activity of {n_accounts}: "
+        f"{', '.join(f'{name} in {n:,}' for name, n in differing[:5])}; check their units and how the sample was made"
+    )

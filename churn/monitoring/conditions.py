@@ -414,9 +414,10 @@ def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) 
     if (missing := _missing_month(batch)) is not None:
         return f"the newest month of the data is {batch.newest_month:%Y-%m}; {missing:%Y-%m} should have arrived"
     arrived_on = [day for day in (history.inputs.values() if history else ()) if day <= today]
-    if not arrived_on or not (age := freshness(arrived_on, today)).is_stale:
+    age_days, limit_days = freshness(arrived_on, today) if arrived_on else (0, 0)
+    if age_days <= limit_days:
         return None
-    return f"no new data for {age.age_days} days, since {max(arrived_on)}; the limit is {age.limit_days} days"
+    return f"no new data for {age_days} days, since {max(arrived_on)}; the limit is {limit_days} days"
 
 
 def _missing_month(batch: ScoredBatch) -> date | None:

@@ -393,20 +393,8 @@ def volume(n_rows: int, previous: Sequence[int]) -> Volume:
     return Volume(n_rows, usual, "low" if change < 0 else "high")
 
 
-@dataclass(frozen=True)
-class Freshness:
-    """The age of a variant's newest data, and its limit."""
-
-    age_days: int
-    limit_days: int
-
-    @property
-    def is_stale(self) -> bool:
-        return self.age_days > self.limit_days
-
-
-def freshness(arrived_on: Sequence[date], as_of: date) -> Freshness:
-    """Compare the age of the newest data with its limit: the usual gap between new data plus a week.
+def freshness(arrived_on: Sequence[date], as_of: date) -> tuple[int, int]:
+    """Return the age of the newest data in days, and its limit: the usual gap between new data plus a week.
 
     Args:
         arrived_on: Days on which the variant's input was new, in any order; days after ``as_of`` are ignored.
@@ -419,7 +407,7 @@ def freshness(arrived_on: Sequence[date], as_of: date) -> Freshness:
         raise InputError(f"no data had arrived by {as_of}; give the days on which the variant's input was new")
     gaps = [(later - earlier).days for earlier, later in pairwise(days)][-_BATCHES_REMEMBERED:]
     usual = round(median(gaps)) if len(gaps) >= 3 else _DAYS_BETWEEN_DATA
-    return Freshness((as_of - days[-1]).days, usual + _GRACE_DAYS)
+    return (as_of - days[-1]).days, usual + _GRACE_DAYS
 
 
 def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) -> float:

@@ -61,37 +61,26 @@ class _NodeUnavailableError(ClusterUnavailableError):
     """A node could not open its services now, so the work did not start."""
 
 
-@dataclass(frozen=True)
-class OnNode(Generic[_Services, _Out]):
-    """Work on a variant with the services of the node that it runs on; picklable if ``work`` is.
+def work_on_node(cluster: RayCluster[_Services], work: Callable[[_Services, Variant], _Out], variant: Variant) -> _Out:
+    """Work on a variant with the services of the node that this runs on.
 
     Raises:
         UnfitNodeError: If this node's fingerprint differs from the one needed.
         ClusterUnavailableError: If its services cannot be opened now.
     """
-
-    cluster: RayCluster[_Services]
-    work: Callable[[_Services, Variant], _Out]
-
-    def __call__(self, variant: Variant) -> _Out:
-        return self.work(self._services(), variant)
-
-    def _services(self) -> _Services:
-        try:
-            actual, services = cast("tuple[Mapping[str, str], _Services]", _open_once(self.cluster.open_services))
-        except TransientError as error:
-            raise _NodeUnavailableError(str(error)) from error
-        except ChurnError as error:
-            raise UnfitNodeError(f"node {_node()} of the Ray cluster cannot open its services: {error}") from error
-        needed = self.cluster.fingerprint.items()
-        differing = [f"{name} is {actual[name]} there and {value} here" for name, value in needed
-                     if value != actual[name]]  # fmt: skip
-        if differing:
-            raise UnfitNodeError(
-                f"node {_node()} of the Ray cluster differs from this process: {'; '.join(differing)}. Start its "
-                f"`ray start` with the same package, and in an environment with the same settings"
-            )
-        return services
+    try:
+        actual, services = cast("tuple[Mapping[str, str], _Services]", _open_once(cluster.open_services))
+    except TransientError as error:
+        raise _NodeUnavailableError(str(error)) from error
+    except ChurnError as error:
+        raise UnfitNodeError(f"node {_node()} of the Ray cluster cannot open its services: {error}") from error
+    needed = cluster.fingerprint.items()
+    if differing := [f"{name} is {actual[name]} there and {one} here" for name, one in needed if one != actual[name]]:
+        raise UnfitNodeError(
+            f"node {_node()} of the Ray cluster differs from this process: {'; '.join(differing)}. Start its "
+            f"`ray start` with the same package, and in an environment with the same settings"
+        )
+    return work(services, variant)
 
 
 @functools.cache

@@ -145,7 +145,7 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
             checked = check_activity(read_frame(file.path), max_money=columns.max_money)
             activity, _ = with_numbers(checked.rows, names, columns, 1.0)
             compared = compare_with_activity(candidate.account_ids, candidate.matrix, names, activity, columns.activity)
-            remarks += [] if compared is None else [str(compared)]
+            remarks += [] if compared is None else [compared]
         except InputError as error:
             remarks.append(f"the activity cannot be scored: {error}")
     return replace(candidate, remarks=tuple(remarks))

@@ -39,7 +39,7 @@ from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import default_as_of, monday_of
 from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant
 from churn.workflows.ingest import Ingestion
-from churn.workflows.ray_engine import OnNode, RayCluster, RayEngine
+from churn.workflows.ray_engine import RayCluster, RayEngine, work_on_node
 
 if TYPE_CHECKING:
     from churn.inference.engine import Engine
@@ -458,9 +458,8 @@ def score_fleet(
     if cluster is None:
         yield from for_each_variant(partial(work, scorer), keys)
     else:
-        on_node: OnNode[Scorer, _Out] = OnNode(cluster, work)
         engine: FleetEngine[_Out] = RayEngine(cluster.address, partial(scorer.record_failure, request))
-        yield from for_each_variant(on_node, keys, engine)
+        yield from for_each_variant(partial(work_on_node, cluster, work), keys, engine)
 
 
 def _score_and_report(

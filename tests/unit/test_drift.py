@@ -349,17 +349,17 @@ def test_data_is_stale_a_week_after_it_usually_comes():
     monthly = [date(2026, month, 3) for month in range(1, 7)]
     weekly = [date(2026, 6, 1) + timedelta(weeks=week) for week in range(6)]
 
-    assert not freshness(monthly, date(2026, 7, 9)).is_stale
-    assert freshness(monthly, date(2026, 7, 12)).is_stale
-    assert not freshness(weekly, date(2026, 7, 20)).is_stale
-    assert freshness(weekly, date(2026, 7, 21)).is_stale
-    assert freshness(weekly[:1], date(2026, 7, 9)).limit_days == 38
+    assert freshness(monthly, date(2026, 7, 9)) == (36, 38)
+    assert freshness(monthly, date(2026, 7, 12)) == (39, 38)
+    assert freshness(weekly, date(2026, 7, 20)) == (14, 14)
+    assert freshness(weekly, date(2026, 7, 21)) == (15, 14)
+    assert freshness(weekly[:1], date(2026, 7, 9))[1] == 38
 
 
 def test_data_that_came_later_is_not_known_yet():
     arrived_on = [date(2026, 6, 1), date(2026, 7, 1)]
 
-    assert freshness(arrived_on, date(2026, 6, 30)).age_days == 29
+    assert freshness(arrived_on, date(2026, 6, 30))[0] == 29
     with pytest.raises(InputError, match="2026-05-31"):
         freshness(arrived_on, date(2026, 5, 31))
 
