@@ -15,15 +15,8 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import boto3
 import botocore.exceptions as aws
+import tenacity
 from botocore.config import Config
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from churn.concurrency import within
 from churn.errors import AccessDeniedError, ChurnError, InputError, SourceError, SourceUnavailableError, UsageError
@@ -379,15 +372,15 @@ def with_retries(work: Callable[[], _Out], patience_s: float = PATIENCE_S) -> _O
     Args:
         patience_s: Where the source is busy, it is called for so long, and at least as often.
     """
-    attempts, deadline = stop_after_attempt(ATTEMPTS), stop_after_delay(FETCH_DEADLINE_S)
+    attempts, deadline = tenacity.stop_after_attempt(ATTEMPTS), tenacity.stop_after_delay(FETCH_DEADLINE_S)
 
-    def stop(state: RetryCallState) -> bool:
+    def stop(state: tenacity.RetryCallState) -> bool:
         is_busy = state.outcome is not None and isinstance(state.outcome.exception(), BusyError)
-        return deadline(state) or (attempts(state) and (not is_busy or stop_after_delay(patience_s)(state)))
+        return deadline(state) or (attempts(state) and (not is_busy or tenacity.stop_after_delay(patience_s)(state)))
 
-    return Retrying(
-        retry=retry_if_exception_type((SourceUnavailableError, InputError)),
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type((SourceUnavailableError, InputError)),
         stop=stop,
-        wait=wait_random_exponential(multiplier=0.2, max=8),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=8),
         reraise=True,
     )(work)

@@ -17,17 +17,8 @@ from typing import Literal
 
 from churn.concurrency import CircuitBreaker
 from churn.errors import InputError, SourceError, SourceUnavailableError
-from churn.storage import places
-from churn.storage.inputs import (
-    INPUT_FOLDER,
-    INPUT_NAMES,
-    PACKED,
-    PARTS_VERSION,
-    Found,
-    UnfinishedError,
-    find,
-    find_folder,
-)
+from churn.storage import inputs, places
+from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES, Found
 from churn.storage.places import PATIENCE_S, BusyError, Entry, NoSuchKeyError, OpenFile, Place, with_retries
 from churn.variants import Variant
 
@@ -139,13 +130,13 @@ class Sources:
             GoneError: If it was replaced or deleted, and no version of it is kept.
             SourceError: If the place does not answer or denies access; the file may still be there.
         """
-        keys = [variant.prefix + INPUT_FOLDER + name + form for name in INPUT_NAMES for form in PACKED]
+        keys = [variant.prefix + INPUT_FOLDER + name + form for name in INPUT_NAMES for form in inputs.PACKED]
         read_from = [place for place in (self.bucket, self.local) if place is not None]
         found = next(((place, key) for place in read_from for key in keys if place.uri(key) == uri), None)
         if found is None:
             raise GoneError(f"{uri} is neither in the bucket nor in the local copy that are set now")
         place, key = found
-        if version.startswith(PARTS_VERSION):
+        if version.startswith(inputs.PARTS_VERSION):
             return with_retries(lambda: _copy_parts_again(place, variant, key, version, into))
         return with_retries(lambda: _copy(place, variant, _open_again(place, key, version, version_id), into))
 
@@ -157,8 +148,8 @@ class Sources:
         """
         place, names = self.primary, [INPUT_FOLDER + name for name in INPUT_NAMES]
         try:
-            found = find(_listing(place, variant.prefix + INPUT_FOLDER), variant.prefix, names)
-        except (UnfinishedError, InputError):
+            found = inputs.find(_listing(place, variant.prefix + INPUT_FOLDER), variant.prefix, names)
+        except (inputs.UnfinishedError, InputError):
             return None
         return f"{place.uri(found.key)}@{found.version}" if found else None
 
@@ -230,7 +221,7 @@ def _copy_first(place: Place, variant: Variant, keys: Sequence[str], into: Path)
     except NoSuchKeyError:
         folders = sorted({key.rpartition("/")[0] + "/" for key in keys})
         entries = {key: entry for folder in folders for key, entry in _listing(place, prefix + folder).items()}
-    if (found := find(entries, prefix, keys)) is None:
+    if (found := inputs.find(entries, prefix, keys)) is None:
         raise places.MissingFileError(f"{place.uri(prefix)} has none of {', '.join(keys)}")
     if found.is_folder:
         return _copy_parts(place, variant, found, into)
@@ -242,7 +233,7 @@ def _listing(place: Place, prefix: str) -> dict[str, Entry]:
 
 
 def _copy_parts_again(place: Place, variant: Variant, key: str, version: str, into: Path) -> SourceFile:
-    found = find_folder(_listing(place, f"{key}/"), key)
+    found = inputs.find_folder(_listing(place, f"{key}/"), key)
     if found is None or found.version != version:
         raise GoneError(f"the parts in {place.uri(key)} were replaced, and no versions of them are kept")
     return _copy_parts(place, variant, found, into)
