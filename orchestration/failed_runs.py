@@ -87,7 +87,6 @@ def _failed_run(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun
 
 
 def _step_failure(event: dg.DagsterEvent) -> tuple[str, Mapping[str, Any]]:
-    """Return a failed step's message and metadata."""
     data = event.step_failure_data
     if data.user_failure_data is not None:
         return data.user_failure_data.description or event.message or "", data.user_failure_data.metadata

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 from rich.console import Console
@@ -32,9 +31,6 @@ from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import at_risk_since, month_start
 from orchestration.instance import dagster_environment
-
-if TYPE_CHECKING:
-    import dagster as dg
 
 VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", "clientb"))
 
@@ -168,13 +164,10 @@ def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
                     instance=instance, tags={**tags, WEEK_TAG: week.isoformat()}, run_config=quiet, raise_on_error=False
                 )
             if not result.success:
-                raise ChurnError(f"the Dagster run {result.run_id} failed: {_reason(result)}; see `churn up`")
+                errors = [event.step_failure_data.error_display_string for event in result.get_step_failure_events()]
+                reason = errors[0].splitlines()[0] if errors else "see its events"
+                raise ChurnError(f"the Dagster run {result.run_id} failed: {reason}; see `churn up`")
             yield f"run {result.run_id}: {' … '.join(tags.values())}"
-
-
-def _reason(result: "dg.ExecuteInProcessResult") -> str:
-    messages = [event.step_failure_data.error_display_string for event in result.get_step_failure_events()]
-    return messages[0].splitlines()[0] if messages else "see its events"
 
 
 def _show(console: Console, deployment: Deployment, week: date) -> int | None:

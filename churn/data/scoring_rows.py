@@ -200,7 +200,6 @@ def _read_activity(
     declared: Columns,
     origin: str,
 ) -> ScoringRows:
-    """Check and pack raw activity."""
     money, max_money = declared.activity, declared.max_money
     derived = [features.DERIVED] if "ftd_date" in file.columns and features.DERIVED not in file.columns else []
     plan = plan_rows(feature_names, file.columns, derived)

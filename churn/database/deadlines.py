@@ -20,8 +20,6 @@ _CHECK_EVERY_S = 0.5
 
 
 class _Watchdog:
-    """Closes overdue connections."""
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._due: dict[Any, float] = {}

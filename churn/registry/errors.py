@@ -47,7 +47,7 @@ def _translate_mlflow_error(doing: str, error: MlflowException) -> RegistryError
 
 def _translate_answer(doing: str, message: str) -> RegistryError:
     """Translate what an MLflow server answered; only the absence of an answer, 429 and 5xx are worth a retry."""
-    text = _without_logins(message)
+    text = re.sub(r"//[^/@\s]+@", "//", message)  # without logins
     status = re.search(r"failed with error code (\d+)|too many (\d+) error responses", text)
     code = int(status[1] or status[2]) if status else 0
     told = re.sub(r"<[!?a-zA-Z].*", "a page", (text.splitlines() or [""])[0])[:_LONGEST]
@@ -84,10 +84,6 @@ def _cause(text: str) -> str:
     """Return the innermost of nested errors, as urllib3 and requests write them."""
     found = re.findall(r"(\w*(?:Error|Exception|Timeout)\w*)\b[('\":, ]*([^'\"()]{0,120})", text)
     return ": ".join(part.strip() for part in found[-1] if part.strip()) if found else text[:_LONGEST]
-
-
-def _without_logins(text: str) -> str:
-    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def _translate_artifact_error(doing: str, error: Exception) -> ChurnError:

@@ -162,7 +162,6 @@ def _spread(rows: Sequence[Row], name: str) -> list[float] | None:
 
 
 def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
-    """Return the content of a variant's page."""
     newest, evaluated = of.newest.get(key), of.evaluated.get(key)
     flags = of.flags.get(key, ())
     places = {week: place for place, week in enumerate(rows.weeks)}

@@ -79,7 +79,9 @@ class Appended:
     @cached_property
     def facts(self) -> pl.DataFrame:
         """All facts, as :meth:`ActivityHistory.read` returns them, without reading them again."""
-        return self.date(_readable(self._all))
+        if QUARANTINED not in self._all.columns:
+            return self.date(self._all)
+        return self.date(self._all.filter(~pl.col(QUARANTINED).fill_null(value=False)).drop(QUARANTINED))
 
     @cached_property
     def quarantined(self) -> pl.DataFrame:
@@ -360,13 +362,6 @@ def _date_quarantined(facts: pl.DataFrame, stored: pl.DataFrame, received_at: da
     late = pl.when(pl.col("_after").is_not_null()).then(pl.max_horizontal("known_at", "_after", received))
     known_at = pl.when(broken).then(received).otherwise(late.otherwise("known_at"))
     return joined.with_columns(known_at=known_at).drop("_after")
-
-
-def _readable(facts: pl.DataFrame) -> pl.DataFrame:
-    """Drop quarantined rows and the column that marks them."""
-    if QUARANTINED not in facts.columns:
-        return facts
-    return facts.filter(~pl.col(QUARANTINED).fill_null(value=False)).drop(QUARANTINED)
 
 
 def _keep_last(facts: pl.DataFrame) -> pl.DataFrame:

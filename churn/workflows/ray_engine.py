@@ -116,8 +116,6 @@ class RayEngine:
 
 
 class _Tasks:
-    """The tasks of one fleet."""
-
     def __init__(self, ray: Any, engine: RayEngine, attempt: Callable[[str], Any]) -> None:
         self._ray, self._engine, self._attempt = ray, engine, attempt
         self._n_cpus, self._counted_at = 0, -_POLL_INTERVAL_S

@@ -209,13 +209,10 @@ class Trainer:
         """Return the names of a variant's champion, else those of its file, else the default set."""
         if champion is not None:
             return FeatureNames(f"the champion of {variant}", champion.bundle.feature_names)
-        return self._names_file(variant) or FeatureNames(DEFAULT_SET)
-
-    def _names_file(self, owner: Variant) -> "FeatureNames | None":
         with tempfile.TemporaryDirectory(prefix="churn-train-") as scratch:
-            file = ingest.fetch_own(self.sources, owner, FEATURE_NAMES, Path(scratch))
+            file = ingest.fetch_own(self.sources, variant, FEATURE_NAMES, Path(scratch))
             if file is None:
-                return None
+                return FeatureNames(DEFAULT_SET)
             return FeatureNames(file.provenance.uri, parse_feature_names(file.path.read_bytes(), file.provenance.uri))
 
     def _columns(self, variant: Variant, champion: OpenModel | None, present: Sequence[str] | None = None) -> Columns:
