@@ -16,6 +16,7 @@ from churn.weeks import month_number
 
 # Higher than the thresholds that raise an alert: not every drift needs a new model.
 _LEAST_MOVED, _LEAST_UNKNOWN_RISE = 0.2, 0.05
+_STALE_AFTER = 3  # horizons: labels take one to mature, which leaves two cohorts to compare on
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) 
 
 
 def is_stale(trained_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
-    """Return whether a challenger is so old that labels of a whole horizon have matured since it was trained."""
-    return trained_on is None or _months_since(trained_on, today) >= policy.horizon_months
+    """Return whether a challenger is so old that it may be replaced; sooner, a lasting drift ended its comparison."""
+    return trained_on is None or _months_since(trained_on, today) >= _STALE_AFTER * policy.horizon_months
 
 
 def drifted_features(batches: Sequence[ScoredBatch], week: date) -> dict[tuple[str, int], list[str]]:
