@@ -35,7 +35,7 @@ from churn.storage.places import Bucket, Folder
 from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
-from churn.workflows.alert import Receivers
+from churn.workflows.alert import Receiver, parse_receivers
 from churn.workflows.ingest import Ingestion
 from churn.workflows.ray_engine import RayCluster
 
@@ -248,7 +248,7 @@ class Deployment:
             fleet=self.fleet(),
             incidents=Incidents(self.database),
             champions=self._champions,
-            receivers=self.receivers().names,
+            receivers=list(self.receivers()),
             grace=timedelta(hours=self.settings.churn_schedule_grace_hours),
         )
 
@@ -268,14 +268,14 @@ class Deployment:
         places = [place for place in (sources.bucket, sources.local) if place is not None]
         return Eraser(self.database, self.dagster_database, places)
 
-    def receivers(self) -> Receivers:
+    def receivers(self) -> dict[str, Receiver]:
         """Parse the receivers of alerts; none if ``CHURN_ALERT_URLS`` is not set.
 
         Raises:
             UsageError: If ``CHURN_ALERT_URLS`` contains text that is not an Apprise URL.
         """
         urls = self.settings.churn_alert_urls
-        return Receivers.parse(urls.get_secret_value() if urls else "")
+        return parse_receivers(urls.get_secret_value() if urls else "")
 
     def _champions(self) -> dict[str, int | None]:
         aliases = self.registry(read_only=True).aliases()

@@ -290,13 +290,10 @@ def _next_name(parts: Sequence[Entry], received_at: datetime, content: bytes, *,
     return f"{received}-{number:05d}-{hashlib.sha256(content).hexdigest()}.parquet"
 
 
-def _once(facts: pl.DataFrame) -> pl.DataFrame:
-    """Drop facts that are stored twice, by parts that were compacted and not deleted, from ordered facts."""
-    return facts.unique(keep="last", maintain_order=True) if _follow(keys_of(facts)).any() else facts
-
-
 def _ordered(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    return _once(in_order(_stack(parts)))
+    """Sort the facts of some parts; one that is stored twice, by parts that were compacted and not deleted, is one."""
+    facts = in_order(_stack(parts))
+    return facts.unique(keep="last", maintain_order=True) if _follow(keys_of(facts)).any() else facts
 
 
 def _as_parquet(facts: pl.DataFrame, replaces: Sequence[str] = ()) -> bytes:

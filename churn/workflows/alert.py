@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -71,30 +71,22 @@ class Receiver:
         return None if is_accepted else _reason(messages)
 
 
-@dataclass(frozen=True)
-class Receivers:
-    """All receivers, each once."""
+def parse_receivers(text: str) -> dict[str, Receiver]:
+    """Parse Apprise URLs, separated by white space, each with a name before it (``ops=slack://…``) or without.
 
-    each: tuple[Receiver, ...] = ()
+    Returns:
+        Each receiver once, by its name.
 
-    @classmethod
-    def parse(cls, text: str) -> "Receivers":
-        """Parse Apprise URLs, separated by white space, each with a name before it (``ops=slack://…``) or without.
-
-        Raises:
-            UsageError: If one is not such a URL, or two have one name; names its position and schema, never the URL.
-        """
-        given = [_NAMED.sub("", one) for one in dict.fromkeys(text.split())]
-        names = [match[1] if (match := _NAMED.match(one)) else None for one in dict.fromkeys(text.split())]
-        if twice := {name for name in names if name is not None and names.count(name) > 1}:
-            raise UsageError(f"CHURN_ALERT_URLS has several receivers named {', '.join(sorted(twice))}; rename one")
-        opened = [_open(url, position) for position, url in enumerate(given, start=1)]
-        named = [one if name is None else replace(one, name=name) for one, name in zip(opened, names, strict=True)]
-        return cls(tuple({receiver.name: receiver for receiver in named}.values()))
-
-    @property
-    def names(self) -> list[str]:
-        return [receiver.name for receiver in self.each]
+    Raises:
+        UsageError: If one is not such a URL, or two have one name; names its position and schema, never the URL.
+    """
+    given = [_NAMED.sub("", one) for one in dict.fromkeys(text.split())]
+    names = [match[1] if (match := _NAMED.match(one)) else None for one in dict.fromkeys(text.split())]
+    if twice := {name for name in names if name is not None and names.count(name) > 1}:
+        raise UsageError(f"CHURN_ALERT_URLS has several receivers named {', '.join(sorted(twice))}; rename one")
+    opened = [_open(url, position) for position, url in enumerate(given, start=1)]
+    named = [one if name is None else replace(one, name=name) for one, name in zip(opened, names, strict=True)]
+    return {receiver.name: receiver for receiver in named}
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class Delivered:
     n_waiting: int
 
 
-def deliver(incidents: Incidents, receivers: Receivers, now: datetime, budget_s: float) -> Delivered:
+def deliver(incidents: Incidents, receivers: Mapping[str, Receiver], now: datetime, budget_s: float) -> Delivered:
     """Send the alerts that are due, to each receiver in a separate thread, so that a slow one delays no other.
 
     Safe in concurrent processes: no alert is sent by two. A receiver that fails is not tried again until the next call.
@@ -121,9 +113,9 @@ def deliver(incidents: Incidents, receivers: Receivers, now: datetime, budget_s:
 
     until = now + timedelta(seconds=budget_s)
     with ThreadPoolExecutor(MAX_THREADS) as pool:
-        results = list(pool.map(lambda receiver: _deliver_to(receiver, incidents, clock, until), receivers.each))
+        results = list(pool.map(lambda receiver: _deliver_to(receiver, incidents, clock, until), receivers.values()))
     n_sent, n_failed = sum(n for n, _ in results), sum(is_failed for _, is_failed in results)
-    return Delivered(n_sent, n_failed, incidents.count_undelivered(receivers.names))
+    return Delivered(n_sent, n_failed, incidents.count_undelivered(receivers))
 
 
 def _deliver_to(

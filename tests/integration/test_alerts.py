@@ -22,7 +22,7 @@ from churn.database.incidents import LONGEST_RETRY_S, Incidents
 from churn.deployment.services import Deployment
 from churn.errors import UsageError
 from churn.monitoring.incidents import Condition
-from churn.workflows.alert import Delivered, Receivers, deliver
+from churn.workflows.alert import Delivered, Receiver, deliver, parse_receivers
 from tests.support import ROOT
 from tests.support.children import bound
 from tests.support.site import Site, wait_until
@@ -30,6 +30,7 @@ from tests.support.site import Site, wait_until
 NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
 """After any retry."""
+Receivers = dict[str, Receiver]
 SECRET = "s3cr3t-t0ken"  # noqa: S105
 DRIFTED = "input_drifted"
 KINDS = [DRIFTED, "data_stale", "variants_failed"]
@@ -106,7 +107,7 @@ def incidents(deployment: Deployment) -> Incidents:
 
 @pytest.fixture
 def receivers(hook: WebHook) -> Receivers:
-    return Receivers.parse(url_of(hook.port))
+    return parse_receivers(url_of(hook.port))
 
 
 def stale(*variants: str) -> Condition:
@@ -170,13 +171,13 @@ def test_no_incident_is_written_without_its_alerts(site: Site, incidents: Incide
 def test_a_receiver_that_is_down_gets_the_whole_story_once_and_in_order_when_it_is_up(site: Site, incidents: Incidents):
     gone = WebHook()
     gone.stop()
-    receivers = Receivers.parse(url_of(gone.port))
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers.names, NOW)
+    receivers = parse_receivers(url_of(gone.port))
+    incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
     assert deliver(incidents, receivers, NOW, 10) == Delivered(n_sent=0, n_failed=1, n_waiting=1)
     [(n_attempts, error, _)] = due(site)
     assert (n_attempts, error) == (1, "connection refused")
-    incidents.reconcile([drifted("geography-us", "geography-eu")], KINDS, receivers.names, LATER)
-    incidents.reconcile([], KINDS, receivers.names, LATER)
+    incidents.reconcile([drifted("geography-us", "geography-eu")], KINDS, receivers, LATER)
+    incidents.reconcile([], KINDS, receivers, LATER)
     assert deliver(incidents, receivers, LATER, 10).n_failed == 1
 
     hook = WebHook(gone.port)
@@ -206,7 +207,7 @@ def test_an_answer_that_is_not_200_is_no_delivery_and_is_tried_again(
 ):
     statuses = [500, 302, 401, 500]
     hook.answers = [(0, status) for status in statuses]
-    incidents.reconcile([drifted("geography-us"), stale("geography-us")], KINDS, receivers.names, NOW)
+    incidents.reconcile([drifted("geography-us"), stale("geography-us")], KINDS, receivers, NOW)
 
     hours = [NOW + timedelta(hours=hour) for hour in range(6)]
     for now, status in zip(hours, statuses, strict=False):
@@ -222,8 +223,8 @@ def test_an_answer_that_is_not_200_is_no_delivery_and_is_tried_again(
 def test_a_slow_receiver_gets_it_once_and_holds_up_nobody_else(incidents: Incidents, hook: WebHook):
     slow = WebHook()
     slow.answers = [(8, 200)]
-    receivers = Receivers.parse(f"{url_of(slow.port)}\n{url_of(hook.port)}")
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers.names, NOW)
+    receivers = parse_receivers(f"{url_of(slow.port)}\n{url_of(hook.port)}")
+    incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
     with ThreadPoolExecutor(1) as pool:
         delivering = pool.submit(deliver, incidents, receivers, NOW, 20)
         wait_until(lambda: bool(hook.taken) and bool(slow.seen))
@@ -240,7 +241,7 @@ def test_a_slow_receiver_gets_it_once_and_holds_up_nobody_else(incidents: Incide
 def test_pauses_grow_up_to_a_quarter_of_an_hour_and_never_become_for_ever(
     site: Site, incidents: Incidents, receivers: Receivers, hook: WebHook
 ):
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers.names, NOW)
+    incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
     hook.answers = [(0, 500)] * 2
 
     pauses = []
@@ -257,21 +258,21 @@ def test_pauses_grow_up_to_a_quarter_of_an_hour_and_never_become_for_ever(
 
 
 def test_nothing_begins_after_the_budget_is_used_up(incidents: Incidents, receivers: Receivers, hook: WebHook):
-    incidents.reconcile([drifted("geography-us"), stale("geography-us")], KINDS, receivers.names, NOW)
+    incidents.reconcile([drifted("geography-us"), stale("geography-us")], KINDS, receivers, NOW)
     hook.answers = [(0.5, 200)]
 
     assert deliver(incidents, receivers, NOW, 0).n_sent == 0
     assert deliver(incidents, receivers, NOW, 0.3) == Delivered(n_sent=1, n_failed=0, n_waiting=1)
     # Without receivers nothing is sent, and what waits for a receiver that is configured no more is not counted.
-    assert deliver(incidents, Receivers(), NOW, 10) == Delivered(n_sent=0, n_failed=0, n_waiting=0)
+    assert deliver(incidents, {}, NOW, 10) == Delivered(n_sent=0, n_failed=0, n_waiting=0)
 
 
 DELIVER = """
 import datetime, os, sys
 import sqlalchemy as sa
-from churn.workflows.alert import Receivers, deliver
+from churn.workflows.alert import deliver, parse_receivers
 from churn.database.incidents import Incidents
-receivers = Receivers.parse(os.environ["CHURN_ALERT_URLS"])
+receivers = parse_receivers(os.environ["CHURN_ALERT_URLS"])
 incidents = Incidents(sa.make_url(os.environ["CHURN_DATABASE_URL"]))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -317,7 +318,7 @@ def test_two_processes_that_deliver_at_once_send_nothing_twice_and_keep_the_orde
     for wrong in ([], ["a"], ["a", "b"], []) * 2:
         members = dict.fromkeys(wrong, "bad")
         conditions = [Condition(kind, members) for kind in KINDS]
-        incidents.reconcile(conditions, KINDS, receivers.names, NOW)
+        incidents.reconcile(conditions, KINDS, receivers, NOW)
     hook.answers = [(0.03, 200)] * 100
 
     with deliverer(deployment, hook.port) as one, deliverer(deployment, hook.port) as other:
@@ -341,8 +342,8 @@ def test_a_deliverer_killed_before_it_sends_loses_nothing(site: Site, deployment
     with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
         port = deaf.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)), deliverer(deployment, port) as process:
-            receivers = Receivers.parse(url_of(port))
-            incidents.reconcile([drifted("geography-us")], KINDS, receivers.names, NOW)
+            receivers = parse_receivers(url_of(port))
+            incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
             go(process)
             wait_until(lambda: is_being_sent(site))
             process.send_signal(signal.SIGKILL)
@@ -360,7 +361,7 @@ def test_a_deliverer_killed_before_it_sends_loses_nothing(site: Site, deployment
 def test_what_is_sent_again_because_its_sender_died_bears_the_same_numbers(
     site: Site, deployment: Deployment, incidents: Incidents, receivers: Receivers, hook: WebHook
 ):
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers.names, NOW)
+    incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
     hook.answers = [(1.5, 200)]
     with deliverer(deployment, hook.port) as process:
         go(process)
@@ -380,8 +381,8 @@ def test_no_url_is_in_the_database_nor_in_any_log(
 ):
     caplog.set_level(logging.DEBUG)
     hook.answers = [(0, 500)]
-    gone = Receivers.parse(url_of(1))
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers.names + gone.names, NOW)
+    gone = parse_receivers(url_of(1))
+    incidents.reconcile([drifted("geography-us")], KINDS, receivers | gone, NOW)
     for now in (NOW, LATER):
         deliver(incidents, receivers, now, 10)
         deliver(incidents, gone, now, 10)
@@ -405,7 +406,7 @@ def test_a_bad_url_is_told_by_its_position_and_never_repeated(bad: str, kind: st
     caplog.set_level(logging.DEBUG)
 
     with pytest.raises(UsageError) as refused:
-        Receivers.parse(f"json://127.0.0.1 {bad}")
+        parse_receivers(f"json://127.0.0.1 {bad}")
 
     assert f"number 2, {kind}," in str(refused.value)
     assert SECRET not in f"{refused.value}{refused.value.__cause__}{caplog.text}"
@@ -414,9 +415,9 @@ def test_a_bad_url_is_told_by_its_position_and_never_repeated(bad: str, kind: st
 def test_a_receiver_is_known_by_its_url_alone_and_counts_once():
     one, other = url_of(8001), url_of(8002)
 
-    names = Receivers.parse(f" {one}\n{other}  {one} ").names
+    names = list(parse_receivers(f" {one}\n{other}  {one} "))
 
-    assert names == Receivers.parse(f"{one} {other}").names
+    assert names == list(parse_receivers(f"{one} {other}"))
     assert len(set(names)) == 2
     assert all(name.startswith("json-") and len(name) == len("json-") + 12 for name in names)
 
@@ -424,23 +425,23 @@ def test_a_receiver_is_known_by_its_url_alone_and_counts_once():
 def test_what_waits_for_a_named_receiver_follows_its_name_to_another_url(
     site: Site, incidents: Incidents, hook: WebHook
 ):
-    wrong = Receivers.parse(f"ops={url_of(1)}")
-    incidents.reconcile([drifted("geography-us")], KINDS, wrong.names, NOW)
+    wrong = parse_receivers(f"ops={url_of(1)}")
+    incidents.reconcile([drifted("geography-us")], KINDS, wrong, NOW)
     assert deliver(incidents, wrong, NOW, 10).n_waiting == 1
 
-    right = Receivers.parse(f"ops={url_of(hook.port)}")
+    right = parse_receivers(f"ops={url_of(hook.port)}")
 
-    assert wrong.names == right.names == ["ops"]
+    assert list(wrong) == list(right) == ["ops"]
     assert deliver(incidents, right, LATER, 10) == Delivered(n_sent=1, n_failed=0, n_waiting=0)
     assert hook.titles == ["Input drifted: 1 variant"]
 
 
 def test_two_receivers_with_one_name_are_refused_without_their_urls():
     with pytest.raises(UsageError, match="several receivers named ops; rename one") as refused:
-        Receivers.parse(f"ops={url_of(8001)} ops={url_of(8002)}")
+        parse_receivers(f"ops={url_of(8001)} ops={url_of(8002)}")
 
     assert SECRET not in str(refused.value)
-    assert len(Receivers.parse(f"ops={url_of(8001)} ops={url_of(8001)} night={url_of(8001)}").names) == 2
+    assert len(parse_receivers(f"ops={url_of(8001)} ops={url_of(8001)} night={url_of(8001)}")) == 2
 
 
 def test_pagerduty_is_told_which_of_its_incidents_an_alert_opens_and_ends(
@@ -450,9 +451,9 @@ def test_pagerduty_is_told_which_of_its_incidents_an_alert_opens_and_ends(
 
     monkeypatch.setattr(pagerduty.NotifyPagerDuty, "request_rate_per_sec", 0)
     monkeypatch.setitem(pagerduty.PAGERDUTY_API_LOOKUP, "us", f"http://127.0.0.1:{hook.port}/")
-    receivers = Receivers.parse(f"pagerduty://{SECRET}@{SECRET}")
+    receivers = parse_receivers(f"pagerduty://{SECRET}@{SECRET}")
     for wrong in ([drifted("geography-us"), stale("base")], [stale("base")]):
-        incidents.reconcile(wrong, KINDS, receivers.names, NOW)
+        incidents.reconcile(wrong, KINDS, receivers, NOW)
 
     assert deliver(incidents, receivers, NOW, 30).n_sent == 3
     actions = [(message["event_action"], message["dedup_key"]) for message in hook.taken]
