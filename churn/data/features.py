@@ -16,17 +16,7 @@ import polars as pl
 
 from churn.data.activity import KINDS, MONEY, as_number
 from churn.data.spellings import fold, folded_levels
-from churn.data.windows import (
-    IS_ACTIVE,
-    KnownRows,
-    Window,
-    compute,
-    is_level_of_numbers,
-    not_windows,
-    parse,
-    source_column_of,
-    windows_of,
-)
+from churn.data.windows import IS_ACTIVE, KnownRows, Window, check_levels, compute, parse, source_column_of, windows_of
 from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
 from churn.wording import listed
@@ -416,9 +406,8 @@ def _count_levels(unknown: pl.Series) -> dict[str, int]:
 
 def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
     column = rows[group.source_column]
-    is_number = column.dtype.is_numeric() and column.name not in KINDS
-    if is_number and (wrong := [level for level in group.levels if not is_level_of_numbers(level)]):
-        raise not_windows([f"{column.name}_{level}" for level in wrong], rows.columns)
+    if column.dtype.is_numeric() and column.name not in KINDS:
+        check_levels(column.name, group.levels, rows.columns)
     text = column if column.dtype in (pl.String, pl.Categorical) else column.cast(pl.String)
     codes = text.cast(pl.Enum(group.levels), strict=False).to_physical()
     if codes.null_count() == text.null_count():

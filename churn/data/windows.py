@@ -187,9 +187,10 @@ def looks_like_window(name: str, columns: Collection[str]) -> bool:
     return is_no_level or KINDS.get(column) in _KINDS_WITHOUT_LEVELS
 
 
-def is_level_of_numbers(level: str) -> bool:
-    """Return whether a column of numbers may have a level, which then is no window's ending."""
-    return _NO_LEVEL_OF_NUMBERS.fullmatch(level) is None
+def check_levels(column: str, levels: Sequence[str], columns: Collection[str]) -> None:
+    """Raise :func:`not_windows` if levels of a column of numbers are endings of windows."""
+    if wrong := [f"{column}_{level}" for level in levels if _NO_LEVEL_OF_NUMBERS.fullmatch(level)]:
+        raise not_windows(wrong, columns)
 
 
 def source_column_of(name: str, columns: Collection[str]) -> str | None:
