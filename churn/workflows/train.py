@@ -18,18 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
+from churn.data import features
 from churn.data.columns import Columns
-from churn.data.features import (
-    Encoding,
-    Matrix,
-    encode,
-    features,
-    keys_of,
-    known_rows,
-    own_columns,
-    pack_matrix,
-    plan_encoding,
-)
+from churn.data.features import Encoding, Matrix
 from churn.data.labels import Horizon, Reports, at_risk
 from churn.data.snapshots import Snapshot, snapshots
 from churn.database.evaluations import Evaluations
@@ -253,7 +244,7 @@ class Trainer:
             n_added += activity.appended.n_added
             columns = self._columns(owner, champion if owner == variant else None, known.columns)
             names = requested.of(known, columns)
-            if own := own_columns(names, known.columns):
+            if own := features.own_columns(names, known.columns):
                 message = "%s: the activity's own %s is used, not computed from its other columns"
                 logger.warning(message, owner, " and ".join(own))
             computed = [*names, *(name for name in also if name not in names)]
@@ -374,7 +365,7 @@ def describe_months(months: tuple[date, date], today: date, horizon: Horizon) ->
 
 
 def _months_of(facts: pl.DataFrame, today: date) -> tuple[date, date]:
-    known = known_rows(today, *keys_of(facts), by_account=False)
+    known = features.known_rows(today, *features.keys_of(facts), by_account=False)
     return known.first_month, known.newest_month
 
 
@@ -402,24 +393,24 @@ def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str]) -> P
     reports = Reports.of(facts, money)
 
     def matrix_at(as_of: date) -> Matrix:
-        rows = features(facts, as_of, trained.feature_names, money)
+        rows = features.features(facts, as_of, trained.feature_names, money)
         is_at_risk = rows["account_id"].is_in(pl.Series(at_risk(reports, as_of, trained.plan.horizon)).implode())
-        return encode(rows.filter(is_at_risk), encoding)
+        return features.encode(rows.filter(is_at_risk), encoding)
 
     matrices = {as_of: matrix_at(as_of) for as_of in {*mondays, *held_out}}
     year, later = (np.concatenate([matrices[as_of] for as_of in days]) for days in (mondays, held_out))
-    rows, scores = pack_matrix(year, encoding), trained.bundle.predict(year)
-    of_held_out = reference_profile(pack_matrix(later, encoding), encoding, trained.bundle.predict(later))
+    rows, scores = features.pack_matrix(year, encoding), trained.bundle.predict(year)
+    of_held_out = reference_profile(features.pack_matrix(later, encoding), encoding, trained.bundle.predict(later))
     whole = spliced(reference_profile(rows, encoding, scores), of_held_out)
     parts: dict[str, Profile] = {}
     for as_of in mondays:
         season, matrix = season_of(as_of), matrices[as_of]
-        counted = whole.count(pack_matrix(matrix, encoding), trained.bundle.predict(matrix))
+        counted = whole.count(features.pack_matrix(matrix, encoding), trained.bundle.predict(matrix))
         parts[season] = parts[season] + counted if season in parts else counted
     explained = np.random.Generator(np.random.PCG64(0)).permutation(len(year))[:_EXPLAINED_ROWS]
     contributions = sum_by_column(trained.bundle.contributions(year[explained]), encoding)
     with_parts = replace(whole, parts={season: part.counts for season, part in parts.items()})
-    return with_contributions(with_parts, pack_matrix(year[explained], encoding), contributions)
+    return with_contributions(with_parts, features.pack_matrix(year[explained], encoding), contributions)
 
 
 def describe(outcome: TrainingOutcome) -> LoggedRun:
@@ -532,7 +523,7 @@ def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]
     for place, as_of in enumerate(accounts.as_ofs):
         rows = by_day[as_of]
         chosen = rows.filter(pl.col("account_id").is_in(accounts.account_ids[accounts.places == place]))
-        matrices.append(encode(chosen, plan_encoding(names, rows.columns)))
+        matrices.append(features.encode(chosen, features.plan_encoding(names, rows.columns)))
     return np.concatenate(matrices)
 
 
@@ -558,7 +549,7 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
 def _by_column(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
     """Return the values of each column of the features: its numbers, or the names of its levels."""
     values: dict[str, npt.NDArray[Any]] = {name: matrix[:, place] for name, place in encoding.numbers}
-    levels = pack_matrix(matrix, encoding).levels
+    levels = features.pack_matrix(matrix, encoding).levels
     names = (np.array([*group.levels, "none of these"]) for group in encoding.one_hots)
     source_columns = (group.source_column for group in encoding.one_hots)
     return values | {column: of[codes] for column, of, codes in zip(source_columns, names, levels, strict=True)}
