@@ -35,8 +35,8 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
     "transformed_features": {
         "quarantine_is_small": "The share of input rows that were quarantined is at most half of "
         "CHURN_MAX_QUARANTINE_SHARE, above which scoring fails.",
-        "input_matches_its_reference": f"No input feature has drifted from the model's reference {_DRIFT}, or by a "
-        f"share of unknown values at least {LEAST_UNKNOWN_RISE:g} higher, {_FDR}.",
+        "input_matches_its_reference": f"No input feature has drifted from the model's reference {_DRIFT}, or has "
+        f"unknown values in at least {percent(LEAST_UNKNOWN_RISE)} more of the rows, {_FDR}.",
         "missing_values_were_trained": "No feature is missing in the batch that was never missing in the model's "
         "reference.",
     },

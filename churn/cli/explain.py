@@ -36,15 +36,14 @@ def explain_account(url: sa.URL, variant: str | None, account_id: int, week: dat
     """
     published = PublishedPredictions(url)
     key = BASE_KEY if variant is None else _resolve(variant, published.variants())
-    prediction = published.prediction(key, account_id, week)
-    if prediction is None:
+    if (prediction := published.prediction(key, account_id, week)) is None:
         others = published.variants_of(account_id, week)
-        if variant is not None or len(others) != 1:
-            hint = f"of {listed(others)} it has one: name it with --variant" if others else "and none of any variant"
-            when = f"the week of {week}" if week else "any week"
-            raise UsageError(f"account {account_id} has no current prediction of {key} for {when}, {hint}")
-        prediction = published.prediction(others[0], account_id, week)
-    _print(prediction, console)
+        if variant is None and len(others) == 1:
+            return explain_account(url, others[0], account_id, week, console)
+        hint = f"of {listed(others)} it has one: name it with --variant" if others else "and none of any variant"
+        when = f"the week of {week}" if week else "any week"
+        raise UsageError(f"account {account_id} has no current prediction of {key} for {when}, {hint}")
+    return _print(prediction, console)
 
 
 def _resolve(name: str, published: Sequence[str]) -> str:

@@ -84,7 +84,7 @@ def _check_against_history(batch: ScoredBatch, history: History, as_of: date) ->
     is_usual = rows.status not in ("low", "high")
     return [
         CheckResult("row_count_is_usual", is_usual, {"n_rows": rows.n_rows, "usual": usual}),
-        CheckResult("data_is_fresh", stale is None, {"stale": stale or "no"}),
+        CheckResult("data_is_fresh", stale is None, {"problem": stale or "none"}),
     ]
 
 

@@ -37,7 +37,7 @@ from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of, month_number, newest_month_due, newest_whole_month
-from churn.wording import listed, percent
+from churn.wording import counted, listed, percent
 
 FDR = 0.01
 """False discovery rate: the expected share of false findings among all findings."""
@@ -487,7 +487,7 @@ def performance_low(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condi
 
 def _low_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
     one = cohorts[0]
-    more = "" if len(cohorts) == 1 else f", with {len(cohorts) - 1} earlier cohorts"
+    more = "" if len(cohorts) == 1 else f", with {counted(len(cohorts) - 1, 'earlier cohort')}"
     return f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}{more}; the limit is {one.limit:.3f}"
 
 

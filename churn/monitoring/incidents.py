@@ -36,7 +36,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("variants_failed", "error", "Scoring failed"),
         Kind("challengers_failed", "warning", "Scoring by the challenger failed"),
         Kind("week_missed", "error", "Week not scored"),
-        Kind("data_stale", "warning", "Data is stale"),
+        Kind("data_stale", "warning", "Data is stale or a stand-in"),
         Kind("volume_unusual", "warning", "Unusual number of rows"),
         Kind("data_broken", "error", "Data is broken"),
         Kind("input_drifted", "warning", "Input drifted"),

@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types.schema import AnyType, ColSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.uri import append_to_uri_path
 
 from churn.errors import AbsentError, ModelFileError, RegistryError, UnregisteredError
@@ -186,7 +187,8 @@ class Registry:
             experiment, done = self._client.get_experiment_by_name(variant.experiment), "found"
             if experiment is None:
                 with _existing_ignored():
-                    self._client.create_experiment(variant.experiment, artifact_location)
+                    about = f"Models of variant {variant}, and their measured performance by week (metrics live_…)."
+                    self._client.create_experiment(variant.experiment, artifact_location, {MLFLOW_RUN_NOTE: about})
                     done = "created"
                 experiment = self._client.get_experiment_by_name(variant.experiment)
             elif experiment.lifecycle_stage == "deleted":

@@ -24,8 +24,8 @@ VARIANTS_PER_RUN = 1_000
 
 SPEC = dg.AssetSpec(
     EVALUATED,
-    description="The realized performance (ROC AUC, calibration, lift) of each published batch whose labels have "
-    "matured.",
+    description="Each published batch whose labels have matured has its realized performance here: ROC AUC, "
+    "calibration and lift.",
     kinds={"postgres", "table"},
     deps=["store_predictions"],
     group_name="learning",

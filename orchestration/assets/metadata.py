@@ -121,13 +121,13 @@ def histogram(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
         (f"{i * width:.2f}-{(i + 1) * width:.2f}", f"{count:,}", "█" * round(_BAR_WIDTH * count / longest))
         for i, count in enumerate(summary.counts.tolist())
     ]
-    return table(("churn probability", "accounts", ""), rows, "-rl", note=f"Counts {summary.population}.")
+    return table(("churn probability", "accounts", ""), rows, "-rl", note=f"The table counts {summary.population}.")
 
 
 def _preview(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
     """Show the accounts at risk with the highest churn probabilities."""
     rows = [(account_id, f"{probability:.3f}") for probability, account_id in summary.top]
-    return table(("account_id", "churn_probability"), rows, "rr", note=f"Ranked among {summary.population}.")
+    return table(("account_id", "churn_probability"), rows, "rr", note=f"The ranking is of {summary.population}.")
 
 
 def segment_table(evaluated: EvaluatedBatch) -> dg.MarkdownMetadataValue:

@@ -25,8 +25,8 @@ from orchestration.resources import Services
     group_name="monitoring",
     kinds={"postgres", "table"},
     owners=["team:retention"],
-    description="Features and scores of every variant's newest batch whose distribution differs from the model's "
-    "reference.",
+    description="Each row is a feature, or the score, of a variant's newest batch whose distribution differs from the "
+    "model's reference.",
 )
 def drifted_features(services: Services) -> dg.MaterializeResult:
     """Compare every variant's newest batch with its reference, and store what drifted."""
@@ -51,8 +51,8 @@ def drifted_features(services: Services) -> dg.MaterializeResult:
     group_name="monitoring",
     kinds={"postgres", "table"},
     owners=["team:retention"],
-    description="Open incidents of the fleet, one for each kind of problem; an alert is sent when an incident opens, "
-    "reaches more variants, or is resolved.",
+    description="Each row is an open incident: one kind of problem, with all variants that have it. An alert is sent "
+    "when an incident opens, reaches more variants, or is resolved.",
 )
 def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg.MaterializeResult:
     """Examine the whole fleet, and reconcile the incidents; the incident sensor sends the alerts."""
@@ -68,7 +68,7 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
             "dagster/row_count": len(incidents),
             "dagster/relation_identifier": "incidents",
             "registered_variants": status.n_variants,
-            "open": _incident_table(incidents),
+            "open_incidents": _incident_table(incidents),
             "not_examined": ", ".join(sorted(status.unavailable_kinds))
             or "nothing: every kind of problem was examined",
         },
@@ -78,11 +78,14 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
 
 def _drift_table(flags: Sequence[DriftFlag]) -> dg.MarkdownMetadataValue:
     rows = [
-        (flag.variant, flag.week, flag.drift.feature, f"{flag.drift.effect:+.3f}", f"{flag.drift.psi:.3f}",
+        (flag.variant, flag.week, flag.drift.feature,
+         f"{flag.drift.effect:+.3f}" if flag.drift.effect else "not measured", f"{flag.drift.psi:.3f}",
          f"{100 * flag.drift.unknown_share:.1f} %", "yes" if flag.is_confirmed else "no")
         for flag in sorted(flags, key=lambda flag: (not flag.is_confirmed, -abs(flag.drift.effect)))
     ]  # fmt: skip
-    return table(("variant", "week", "feature", "log-odds", "PSI", "unknown", "confirmed"), rows)
+    return table(
+        ("variant", "week", "feature", "effect on scores, log-odds", "PSI", "unknown values", "confirmed"), rows
+    )
 
 
 def _incident_table(incidents: Sequence[Incident]) -> dg.MarkdownMetadataValue:

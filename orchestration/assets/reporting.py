@@ -12,7 +12,7 @@ from orchestration.resources import Services
     deps=["fleet_incidents"],
     kinds={"html"},
     owners=["team:retention"],
-    description="An HTML report on the fleet: failures, drift, performance and champions, and a page per variant.",
+    description="The HTML report shows the fleet's failures, drift, performance and champions, and every variant.",
 )
 def fleet_report(services: Services) -> dg.MaterializeResult[None]:
     """Write the report of the newest week into ``CHURN_HOME``, where ``churn report`` writes it."""

@@ -30,33 +30,34 @@ SPECS = [
     _spec(
         "raw_churn_data",
         kinds={"s3", "parquet"},
-        description="The variant's input file as read from S3 or, flagged, from its local copy: player-month activity, "
-        "or rows that are already encoded.",
+        description="This is the variant's input file, read from S3 or, flagged, from its local copy. It has a row per "
+        "player and month of activity, or rows that are already encoded.",
     ),
     _spec(
         "transformed_features",
         deps=["raw_churn_data"],
         kinds={"polars"},
-        description="One row of model features per account, computed from what was known at the end of the as-of date; "
-        "rows that break the data contract are quarantined.",
+        description="Each account has one row of model features, computed from what was known at the end of the as-of "
+        "day. Input rows that break the data contract are quarantined.",
     ),
     _spec(
         "load_model_from_mlflow",
         kinds={"mlflow", "xgboost"},
-        description="The variant's champion model, resolved to one version per run, with its checksum and golden "
-        "scores verified.",
+        description="This is the variant's champion model: the version that its alias names in MLflow, loaded after "
+        "its checksum and golden scores were verified.",
     ),
     _spec(
         "generate_predictions",
         deps=["transformed_features", "load_model_from_mlflow"],
         kinds={"xgboost"},
-        description="The probability that each account churns within the label's horizon.",
+        description="Each account has the probability that it churns: that it shows no activity in the whole calendar "
+        "months of the horizon.",
     ),
     _spec(
         "store_predictions",
         deps=["generate_predictions"],
         kinds={"postgres", "table"},
-        description="The scored batch, published to PostgreSQL in one transaction; analysts read it in the view "
+        description="The scored batch is published to PostgreSQL in one transaction. Analysts read it in the view "
         "churn_predictions_current.",
     ),
 ]

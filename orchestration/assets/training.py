@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 SPEC = dg.AssetSpec(
     TRAINED,
-    description="A model version trained on the variant's activity: the challenger if it passed the gate (the champion "
-    "if there was none), otherwise registered without an alias.",
+    description="Each model version was trained on the variant's activity. It is the challenger if it passed the gate "
+    "(the champion if there was none), and otherwise registered without an alias.",
     kinds={"xgboost", "mlflow"},
     group_name="learning",
     owners=["team:retention"],

@@ -97,7 +97,7 @@ def test_a_champion_moves_on_a_launch_and_back_on_another(
     assert not undecided.success
     (failure,) = (event for event in undecided.all_events if event.is_step_failure)
     assert "no account that both models scored" in str(failure.event_specific_data)
-    assert "2 of 2 variants were not changed" in str(failure.event_specific_data)
+    assert "2 of 2 variants not changed" in str(failure.event_specific_data)
     assert promoter.registry.aliases_of(US)["champion"] == 1
     assert launch(force=True, reason="a drill", dry_run=True).success
     assert promoter.registry.aliases_of(US)["champion"] == 1
