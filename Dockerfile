@@ -7,6 +7,7 @@ COPY --from=uv /uv /usr/local/bin/uv
 ENV VIRTUAL_ENV=/opt/venv UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 WORKDIR /src
 COPY pyproject.toml uv.lock ./
+COPY experiment_tracking/pyproject.toml experiment_tracking/
 # Dependencies change less often than the code. A deployment names its PostgreSQL: the embedded one stays out.
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \

@@ -3,20 +3,26 @@
 Without a bucket, a variant that has no files gets the bundled model. With one, it needs files of its own, or
 --from-variant, which names the variant whose files are used.
 
+MLflow's URI and a bucket are enough. Without a predictions database no trail of the aliases is kept, and an alias that
+names a version is left to a deployment that has one.
+
 The version becomes champion if the variant has none; --alias gives it another alias. --all and --under log a fleet in
 one process: variants that have a champion are skipped, so that an interrupted run can be repeated, which completes what
 it left; a variant that fails stops no other.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from churn.deployment import command_line
 from churn.deployment.services import Deployment, open_deployment
+from churn.errors import UsageError
+from churn.registry.tags import COMPANY, GEOGRAPHY
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.workflows.fleet import FleetEngine, for_each_variant, threads
 
+_NO_TRAIL = "no database for predictions is set; set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
 _THREADS = 2  # each variant is taken to its end: a killed run leaves few unfinished
 
 
@@ -39,14 +45,19 @@ def log_models(args: argparse.Namespace) -> None:
     """Log each variant that the flags name, and print the results."""
     named, alias = command_line.parse_variants(args), command_line.parse_alias(args)
     files_of = Variant.from_key(args.from_variant) if args.from_variant else None
+    parts = {GEOGRAPHY: args.geography, COMPANY: args.company}
+    typed = {named[0]: {name: part for name, part in parts.items() if part}} if named else {}
     with open_deployment() as deployment:
         variants = command_line.add_variants_under(named, args, deployment.sources())
         if command_line.is_fleet(args):
             n, aliases = len(variants), deployment.registry(read_only=False).aliases()
             variants = [one for one in variants if not {alias, CHAMPION} & aliases.get(one, {}).keys()]
             print(f"{n - len(variants)} of {n} variants are registered; logging {len(variants)}", flush=True)
+        if deployment.predictions is None:
+            print(f"trail     none of the aliases is kept, since {_NO_TRAIL}", flush=True)
         if variants:
-            log_variants(deployment, variants, alias, once=command_line.is_fleet(args), files_of=files_of)
+            once = command_line.is_fleet(args)
+            log_variants(deployment, variants, alias, once=once, files_of=files_of, typed=typed)
 
 
 def _next_step(champion: int | None) -> str:
@@ -63,16 +74,33 @@ def log_variants(
     *,
     once: bool = False,
     files_of: Variant | None = None,
+    typed: Mapping[Variant, Mapping[str, str]],
 ) -> None:
-    """Log the variants, a few at once, and print the results."""
+    """Log the variants, a few at once, and print the results.
+
+    Args:
+        typed: The tags of a variant's run that have its parts as a person spelled them.
+    """
     from churn.workflows.register import log_variant
 
     registry, sources = deployment.registry(read_only=False), deployment.sources()
 
     def log(variant: Variant) -> list[str]:
         location, code_version = deployment.artifact_location, deployment.code_version
+        if alias and deployment.predictions is None and alias in registry.aliases().get(variant, {}):
+            raise UsageError(
+                f"the alias {alias} of {variant} names a version, and moving it needs a trail; {_NO_TRAIL}"
+            )
         version, candidate = log_variant(
-            registry, sources, variant, location, code_version, alias=alias, once=once, files_of=files_of
+            registry,
+            sources,
+            variant,
+            location,
+            code_version,
+            alias=alias,
+            once=once,
+            files_of=files_of,
+            run_tags=typed.get(variant),
         )
         model = candidate.files[0].provenance
         copy = "bundled model" if model.sha256 in sources.simulated else f"local copy of {model.variant}"

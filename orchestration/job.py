@@ -1,6 +1,7 @@
 """The weekly job and its schedule; the other jobs are in ``orchestration.jobs``."""
 
 from collections.abc import Iterator
+from importlib import import_module
 
 import dagster as dg
 
@@ -33,3 +34,7 @@ def weekly_churn_prediction_schedule(
     """Request a run for each chunk of the registered variants."""
     week = context.scheduled_execution_time.date().isoformat()
     yield from requests_for_all(context.instance, services, week, tags={WEEK_TAG: week, **_PRIORITY})
+
+
+if __name__ != "orchestration.job":  # `dagster dev -f orchestration/job.py` loads this file by itself
+    defs = import_module("orchestration.definitions").defs

@@ -61,6 +61,10 @@ _SETUP_NEEDS = "set-up needs a login with CREATEDB, CREATEROLE and, once they ex
 _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
 
 
+_SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}
+"""The setting that a login came from, by user, host and port, so that a refused password names it."""
+
+
 def parse_database_url(text: str, name: str) -> sa.URL:
     """Parse a ``postgresql://`` URL from a setting, and add SQLAlchemy's ``+psycopg2`` if it is missing.
 
@@ -82,6 +86,7 @@ def parse_database_url(text: str, name: str) -> sa.URL:
             f"{name} contains a character that must be percent-encoded (such as @ in the password) or that PostgreSQL "
             "does not accept; correct it"
         )
+    _SET_BY[url.username, url.host, url.port] = name
     return url.set(drivername="postgresql+psycopg2")
 
 
@@ -225,7 +230,8 @@ def _translate_refusal(text: str, where: str, url: sa.URL) -> ChurnError:
         (
             _WRONG_PASSWORD,
             CredentialsError,
-            f" refused the password of {user}; correct username and password in the secret",
+            f" refused the password of {user}; correct username and password in "
+            f"{_SET_BY.get((url.username, url.host, url.port), 'the secret')}",
         ),
         (["pg_hba.conf"], AccessDeniedError, f" rejects {user} from this host; correct its pg_hba.conf"),
         (_UNTRUSTED, StoreError, f" is not trusted ({text}); {_TRUST}"),

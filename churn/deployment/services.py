@@ -64,15 +64,15 @@ class Deployment:
     service uses cannot be reached or is not set up.
 
     Attributes:
+        predictions: The predictions database; ``None`` if only MLflow is set, which is enough to log models.
         mlflow_database: MLflow's database if this deployment owns it; ``None`` behind an MLflow server.
         tracking_uri: For MLflow clients; may contain a password.
         is_embedded: Whether the PostgreSQL is the embedded one.
     """
 
     settings: Settings
-    database: sa.URL
+    predictions: sa.URL | None
     mlflow_database: sa.URL | None
-    dagster_database: sa.URL
     tracking_uri: str = field(repr=False)
     local_root: Path
     is_embedded: bool
@@ -80,6 +80,25 @@ class Deployment:
     @property
     def code_version(self) -> str:
         return self.settings.churn_code_version or code_version()
+
+    @property
+    def database(self) -> sa.URL:
+        """The predictions database.
+
+        Raises:
+            UsageError: If none is set.
+        """
+        if self.predictions is None:
+            raise UsageError(
+                "MLFLOW_TRACKING_URI is set without a database for predictions; "
+                "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
+            )
+        return self.predictions
+
+    @property
+    def dagster_database(self) -> sa.URL:
+        """Dagster's database, on the same server."""
+        return self.database.set(database=self.settings.churn_dagster_db_name)
 
     @property
     def databases(self) -> tuple[sa.URL, sa.URL, sa.URL | None]:
@@ -123,7 +142,7 @@ class Deployment:
                 limits = {name: str(value) for name, value in LIBPQ_LIMITS.items()}
                 url = self.mlflow_database.update_query_dict({**limits, "options": f"-c role={role}"})
                 uri = url.render_as_string(hide_password=False)
-        moves = ModelEvents(self.database).pending_moves
+        moves = ModelEvents(self.predictions).pending_moves if self.predictions is not None else dict
         return Registry(uri, self.settings.churn_home / "cache" / "models", moves, self._registration_lock)
 
     @contextmanager
@@ -131,7 +150,7 @@ class Deployment:
         """Lock a variant's models in the predictions database, else in MLflow's; says whether either was possible."""
         with ExitStack() as stack:
             is_locked = False
-            for url in (self.database, self.mlflow_database):
+            for url in (self.predictions, self.mlflow_database):
                 if url is not None and not is_locked:
                     with suppress(StoreError, CredentialsError, AccessDeniedError):
                         stack.enter_context(locked(url, model_lock(variant)))
@@ -308,11 +327,6 @@ def open_deployment(settings: Settings | None = None) -> Iterator[Deployment]:
     if settings.mlflow_secret_name is not None:
         yield _resolve(settings, read_secret(settings))
     elif settings.mlflow_tracking_uri is not None:
-        if settings.churn_database_url is None:
-            raise UsageError(
-                "MLFLOW_TRACKING_URI is set without a database for predictions; "
-                "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
-            )
         yield _resolve(settings, None)
     elif settings.churn_database_url is not None:
         raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
@@ -329,13 +343,11 @@ def open_node() -> Iterator[tuple[Mapping[str, str], "Scorer"]]:
 
 
 def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = False) -> Deployment:
-    """Resolve every URL from the settings, else from the server, which is only ``None`` if both URLs are set."""
+    """Resolve every URL from the settings, else from the server, which is only ``None`` if MLflow's URL is set."""
     explicit, tracking = settings.churn_database_url, settings.mlflow_tracking_uri
+    predictions = None if server is None else server.set(database=settings.churn_db_name)
     if explicit is not None:
-        database = parse_database_url(explicit.get_secret_value(), "CHURN_DATABASE_URL")
-    else:
-        assert server is not None  # noqa: S101
-        database = server.set(database=settings.churn_db_name)
+        predictions = parse_database_url(explicit.get_secret_value(), "CHURN_DATABASE_URL")
     uri = tracking.get_secret_value() if tracking else ""
     mlflow_database = None
     if tracking is None:
@@ -345,9 +357,8 @@ def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = F
         mlflow_database = parse_database_url(uri, "MLFLOW_TRACKING_URI")
     return Deployment(
         settings=settings,
-        database=database,
+        predictions=predictions,
         mlflow_database=mlflow_database,
-        dagster_database=database.set(database=settings.churn_dagster_db_name),
         tracking_uri=mlflow_database.render_as_string(hide_password=False) if mlflow_database is not None else uri,
         local_root=_local_root(settings, is_embedded=is_embedded),
         is_embedded=is_embedded,

@@ -282,7 +282,7 @@ class Registry:
                 run_id=mlflow_run_id,
                 model_id=model_id,
                 description=logged.about,
-                tags=run_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference},
+                tags=run_tags | variant_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference},
             )
         except BaseException:
             with contextlib.suppress(MlflowException, requests.RequestException):

@@ -5,7 +5,7 @@ The three files are read from one place, never from two. They are checked before
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,6 +161,7 @@ def log_variant(
     alias: str | None = None,
     once: bool = False,
     files_of: Variant | None = None,
+    run_tags: Mapping[str, str] | None = None,
 ) -> tuple[ModelVersion, Candidate]:
     """Check a variant's files, log them as a run in its experiment, and register the version.
 
@@ -169,11 +170,13 @@ def log_variant(
         alias: Of the new version; ``None`` means ``champion`` if the variant has none.
         once: Whether a variant that has the alias, or a champion, is left as it is.
         files_of: The variant whose model is used; ``None`` for the variant's own.
+        run_tags: In place of the run's other tags, such as the variant's parts as a person spells them.
     """
     with tempfile.TemporaryDirectory(prefix="churn-log-") as scratch:
         candidate = read_candidate(sources, variant, Path(scratch), files_of=files_of)
         candidate = compare_with_input(candidate, sources, variant, Path(scratch))
         run = describe(candidate, code_version)
+        run = replace(run, tags={**run.tags, **(run_tags or {})})
         return registry.log(variant, artifact_location(variant), run, alias, once=once), candidate
 
 

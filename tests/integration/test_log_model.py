@@ -103,8 +103,9 @@ def test_a_version_carries_all_that_its_users_need(site: Site, log_model: Run, c
     model_date = boto3.client("s3").head_object(
         Bucket=site.bucket, Key="geography-eu/company-clientb/models/churn/xgb_churn_model_2.bin"
     )["LastModified"]
+    assert {name: run.data.tags[name] for name in parts} == {"geography": "EU", "company_id": "ClientB"}  # as typed
+    assert {name: version.tags[name] for name in parts} == parts
     for tags in (run.data.tags, version.tags):
-        assert {name: tags[name] for name in parts} == parts
         assert tags["training_date"] == model_date.date().isoformat()
         assert "churn.fallback_reason" not in tags
         assert tags["churn.training_date_from"] == "the model file's date: the booster names none"
@@ -251,6 +252,28 @@ def test_another_variants_model_is_used_where_it_is_named(site: Site, log_model:
     assert f"model     s3://{site.bucket}/geography-us/models" in said.out
     tags = client.get_model_version_by_alias("churn-prediction-model-eu", "champion").tags
     assert (tags["geography"], tags["churn.files_of_variant"]) == ("eu", "geography-us")
+
+
+def test_mlflows_database_and_a_bucket_are_enough_to_log_a_model(
+    site: Site, log_model: Run, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_SECRET_NAME", "MLFLOW_DB_NAME", "CHURN_DB_NAME", "CHURN_DAGSTER_DB_NAME"):
+        monkeypatch.delenv(name)
+    uri = site.login.set(drivername="postgresql", database=site.mlflow)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.render_as_string(hide_password=False))
+    put_model_files(site)
+
+    first, second, moved = log_model(), log_model(), log_model("--alias", "champion")
+
+    assert (first.status, second.status, moved.status) == (0, 0, 2), (first, second, moved)
+    assert "version   1, alias champion" in first.out
+    assert "trail     none of the aliases is kept, since no database for predictions is set" in first.out
+    assert "version   2, without an alias" in second.out
+    assert "the alias champion of base names a version, and moving it needs a trail" in moved.err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.set(password=site.mlflow).render_as_string(hide_password=False))
+    refused = log_model()
+    refused.require_one_line("refused the password of user", "correct username and password in MLFLOW_TRACKING_URI")
+    assert "secret" not in refused.err
 
 
 def test_without_a_bucket_the_bundled_model_is_used_and_its_reason_is_named(

@@ -282,7 +282,7 @@ def test_settings_that_leave_a_service_unsaid_are_refused(monkeypatch, variables
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=why):
-        open_deployment(load_settings()).__enter__()
+        open_deployment(load_settings()).__enter__().require_schema()
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2", "postgresql+psycopg"])

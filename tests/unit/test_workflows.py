@@ -81,6 +81,14 @@ def test_ci_tests_the_oldest_and_the_newest_python_and_the_image_has_the_newest(
     assert f"newest=3.{above - 1}" in (ROOT / ".ci/run").read_text().splitlines()
 
 
+def test_the_folder_of_scripts_is_installed_as_the_project_is() -> None:
+    project, folder = (
+        tomllib.loads((ROOT / path / "pyproject.toml").read_text())["project"] for path in ("", "experiment_tracking")
+    )
+    for name in ("version", "requires-python", "dependencies", "scripts"):
+        assert folder[name] == project[name], name
+
+
 def test_every_action_is_pinned_to_one_commit_that_names_its_version() -> None:
     pins: dict[str, set[str]] = {}
     for path in FILES:

@@ -149,7 +149,7 @@ def _furnished(deployment: Deployment, environment: Mapping[str, str]) -> House:
     ]
     inputs = [Input(body, score_naively(body)) for body in bodies]
     server = deployment.database
-    deployment = replace(deployment, database=_login(server))
+    deployment = replace(deployment, predictions=_login(server))
     house = House(deployment, dict(environment), (inputs[0], inputs[1]), server)
     registry, sources = deployment.registry(read_only=False), deployment.sources()
     client = boto3.client("s3")
