@@ -56,13 +56,22 @@ def ensure_roles(url: sa.URL) -> list[str]:
 
 
 def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
-    """Migrate the predictions database as the owner role; returns the revisions before, if any, and after."""
+    """Migrate the predictions database as the owner role; returns the revisions before, if any, and after.
+
+    Raises:
+        StoreError: If its schema is none that this code can migrate.
+    """
     config = _alembic_config()
     with errors_translated(url), create_engine(url).connect() as connection, _set_up_lock(connection):
         connection.exec_driver_sql(f"GRANT USAGE, CREATE ON SCHEMA public TO {OWNER}")
         connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA public TO {WRITER}, {READER}")
         connection.commit()
         before = MigrationContext.configure(connection).get_current_revision()
+        if before and before not in _known_revisions():
+            raise StoreError(
+                f"database {url.database!r} is at schema {before}, which this code does not know: it is newer, or older "
+                f"than release 0.9.0; use the code that made it, or set it up with release 0.9.0 first"
+            )
         connection.exec_driver_sql(f"SET ROLE {OWNER}")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -95,7 +104,7 @@ def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
 
 def require_predictions_schema(url: sa.URL, *, role: str) -> None:
     """Raise ``StoreError`` unless the predictions database has the schema that this code needs."""
-    _require_revision(url, role, _predictions_head(), "database", "this code")
+    _require_revision(url, role, _known_revisions()[0], "database", "this code")
 
 
 def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
@@ -114,8 +123,9 @@ def _require_revision(url: sa.URL, role: str | None, head: str | None, database:
 
 
 @functools.cache  # reading all migrations takes a tenth of a second
-def _predictions_head() -> str | None:
-    return ScriptDirectory.from_config(_alembic_config()).get_current_head()
+def _known_revisions() -> tuple[str, ...]:
+    """Return the revisions of the predictions database, the newest first."""
+    return tuple(script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions())
 
 
 @functools.cache
