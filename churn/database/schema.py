@@ -69,8 +69,8 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
         before = MigrationContext.configure(connection).get_current_revision()
         if before and before not in _known_revisions():
             raise StoreError(
-                f"database {url.database!r} is at schema {before}, which this code does not know: it is newer, or older "
-                f"than release 0.9.0; use the code that made it, or set it up with release 0.9.0 first"
+                f"database {url.database!r} is at schema {before}, which this code does not know: it is newer, or "
+                f"older than release 0.9.0; use the code that made it, or set it up with release 0.9.0 first"
             )
         connection.exec_driver_sql(f"SET ROLE {OWNER}")
         config.attributes["connection"] = connection
