@@ -1,16 +1,17 @@
-"""``churn demo|up|score|explain|report|metrics|erase|retain``: a command line over functions of the core.
+"""``churn demo|up|score|explain|report|metrics|erase|retain|doctor``: a command line over functions of the core.
 
 Each command imports what it needs when it runs, so that ``--help`` and wrong usage are answered at once.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn.deployment.command_line import parse_account, parse_day, parse_port, print_attempts, run_command
+from churn.deployment.command_line import FAILED, parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.signals import stop_request
 from churn.weeks import parse_week
 from churn.wording import counted, listed, percent
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     retain = commands.add_parser("retain", help="drop predictions older than the retention period")
     retain.add_argument("--weeks", type=int, help="weeks to retain, this one included; default: CHURN_KEEP_WEEKS")
     retain.add_argument("--dry-run", action="store_true", help="list the weeks without dropping them")
+    commands.add_parser("doctor", help="show what is set, reached, permitted and missing, without any secret")
     metrics = commands.add_parser("metrics", help="serve the state of the fleet to Prometheus until interrupted")
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
     metrics.add_argument("--port", type=parse_port, default=9464, help="default: %(default)s")
@@ -186,7 +188,18 @@ def _retain(args: argparse.Namespace) -> None:
     print(f"{done} {counted(len(dropped), 'week')}{': ' if dropped else ''}{', '.join(map(str, dropped))}; {kept}")
 
 
+def _doctor(_args: argparse.Namespace) -> None:
+    from churn.cli.doctor import examine
+
+    failed = False
+    for status, what, found in examine():
+        failed = failed or status == "FAILED"
+        print(f"{status:8}{what}: {found}", flush=True)
+    if failed:
+        sys.exit(FAILED)
+
+
 _COMMANDS = {
     "demo": _demo, "up": _up, "score": _score, "explain": _explain, "report": _report, "metrics": _metrics,
-    "erase": _erase, "retain": _retain,
+    "erase": _erase, "retain": _retain, "doctor": _doctor,
 }  # fmt: skip

@@ -355,6 +355,14 @@ def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = F
         mlflow_database = server.set(database=_mlflow_database_name(settings, server))
     elif uri.startswith("postgres"):
         mlflow_database = parse_database_url(uri, "MLFLOW_TRACKING_URI")
+    dagster = None if predictions is None else predictions.set(database=settings.churn_dagster_db_name)
+    _require_apart(
+        {
+            "CHURN_DB_NAME or CHURN_DATABASE_URL": predictions,
+            "MLFLOW_DB_NAME or MLFLOW_TRACKING_URI": mlflow_database,
+            "CHURN_DAGSTER_DB_NAME": dagster,
+        }
+    )
     return Deployment(
         settings=settings,
         predictions=predictions,
@@ -363,6 +371,14 @@ def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = F
         local_root=_local_root(settings, is_embedded=is_embedded),
         is_embedded=is_embedded,
     )
+
+
+def _require_apart(databases: Mapping[str, sa.URL | None]) -> None:
+    """Raise ``UsageError`` if two settings name one database: each use migrates its own."""
+    names: dict[tuple[str | None, int, str | None], str] = {}
+    for name, url in databases.items():
+        if url is not None and (other := names.setdefault((url.host, url.port or 5432, url.database), name)) != name:
+            raise UsageError(f"{other} and {name} name one database, {url.database!r} at {url.host}; give each its own")
 
 
 def _mlflow_database_name(settings: Settings, server: sa.URL) -> str:

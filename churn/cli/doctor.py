@@ -1,0 +1,66 @@
+"""``churn doctor``: shows what is set, reached, permitted and missing, without any secret. It writes nothing."""
+
+from collections.abc import Callable, Iterator
+
+from pydantic import SecretStr
+
+from churn.database.connection import require_connection
+from churn.deployment.services import Deployment, open_deployment
+from churn.deployment.settings import Settings, load_settings
+from churn.errors import ChurnError
+from churn.storage.places import Bucket, MissingFileError
+from churn.storage.sources import MODEL_NAMES
+
+
+def examine() -> Iterator[tuple[str, str, str]]:
+    """Yield a status, what it is of, and what was found; the status ``FAILED`` has the error and the next step."""
+    settings = load_settings()
+    for name in sorted(settings.model_fields_set & Settings.model_fields.keys()):
+        value = getattr(settings, name)
+        yield "set", name.upper(), "(not shown)" if isinstance(value, SecretStr) else str(value)
+    try:
+        with open_deployment(settings) as deployment:
+            for what, look in _LOOKS.items():
+                try:
+                    found = look(deployment)
+                except ChurnError as error:
+                    yield "FAILED", what, str(error)
+                else:
+                    yield ("ok" if found else "not set"), what, found
+    except ChurnError as error:
+        yield "FAILED", "settings and credentials", str(error)
+
+
+def _connect(deployment: Deployment) -> str:
+    require_connection(deployment.dagster_database)
+    return f"{deployment.dagster_database.host}, database {deployment.dagster_database.database!r}"
+
+
+def _look_at_predictions(deployment: Deployment) -> str:
+    return deployment.store().identity()
+
+
+def _look_at_mlflow(deployment: Deployment) -> str:
+    variants = deployment.registry(read_only=deployment.predictions is not None).variants()
+    return f"{len(variants)} variants are registered"
+
+
+def _look_at_bucket(deployment: Deployment) -> str:
+    bucket = deployment.sources().bucket
+    if not isinstance(bucket, Bucket):
+        return ""
+    files = bucket.list("models/churn/")
+    try:
+        bucket.open(MODEL_NAMES[0])
+    except MissingFileError:
+        return f"{bucket.uri('')} may be listed; the base variant has no {MODEL_NAMES[0]}"
+    return f"{bucket.uri('')} may be listed and read; {len(files)} files of the base variant's models"
+
+
+_LOOKS: dict[str, Callable[[Deployment], str]] = {
+    "predictions database, as scoring uses it": _look_at_predictions,
+    "MLflow, as scoring uses it": _look_at_mlflow,
+    "Dagster's database": _connect,
+    "bucket": _look_at_bucket,
+    "receivers of alerts": lambda deployment: ", ".join(deployment.receivers()),
+}

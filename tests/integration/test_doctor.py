@@ -1,0 +1,59 @@
+"""At stake: a deployment that does not work is put right by what this command says, which may be shown to anybody."""
+
+import os
+
+import pytest
+
+from churn.cli.main import main
+from tests.support.inputs import register_bundled
+from tests.support.site import Run, Site
+
+
+def test_a_deployment_that_works_has_nothing_failed(
+    site: Site, run_main: Run, log_model: Run, dagster_database: str
+) -> None:
+    register_bundled(site, log_model, "base")
+
+    said = run_main(main, "doctor")
+
+    assert (said.status, said.err) == (0, "")
+    assert f"set     MLFLOW_S3_BUCKET: {site.bucket}\n" in said.out
+    assert "ok      MLflow, as scoring uses it: 1 variants are registered" in said.out
+    assert f"ok      bucket: s3://{site.bucket}/ may be listed and read; 1 files" in said.out
+    assert "not set receivers of alerts: \n" in said.out
+
+
+WRONG = {
+    "a bucket that does not exist": ({"MLFLOW_S3_BUCKET": "no-such-bucket-here"}, "bucket: ", "does not exist"),
+    "a bucket's impossible name": ({"MLFLOW_S3_BUCKET": "my bucket"}, "bucket: ", "cannot be a bucket's name"),
+    "an endpoint that nobody answers": ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "bucket: ", "reached"),
+    "an endpoint that is no URL": ({"AWS_ENDPOINT_URL_S3": "nonsense"}, "bucket: ", "AWS settings are wrong"),
+    "a secret that does not exist": ({"MLFLOW_SECRET_NAME": "other"}, "settings and", "there is no secret 'other'"),
+    "a secret of another region": ({"MLFLOW_SECRET_REGION": "eu-west-1"}, "settings and", "there is no secret"),
+    "a host without a server": ({"MLFLOW_DB_PORT": "9"}, "predictions database", "did not answer"),
+    "no predictions database": ({"CHURN_DB_NAME": "absent"}, "predictions database", "no or an outdated schema"),
+    "no MLflow database": ({"MLFLOW_DB_NAME": "absent"}, "MLflow", "no or an outdated schema"),
+    "no Dagster database": ({"CHURN_DAGSTER_DB_NAME": "absent"}, "Dagster's database", "no or an outdated schema"),
+    "alerts that go nowhere": ({"CHURN_ALERT_URLS": "hunter2"}, "receivers of alerts", "CHURN_ALERT_URLS"),
+    "a tracking server that is down": ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "MLflow", "did not answer"),
+    "predictions in MLflow's database": ({"CHURN_DB_NAME": "=MLFLOW_DB_NAME"}, "settings and", "name one database"),
+    "Dagster in MLflow's database": ({"CHURN_DAGSTER_DB_NAME": "=MLFLOW_DB_NAME"}, "settings and", "name one database"),
+    "Dagster in the predictions' database": (
+        {"CHURN_DAGSTER_DB_NAME": "=CHURN_DB_NAME"}, "settings and", "name one database",
+    ),
+    "a database of another system": ({"CHURN_DATABASE_URL": "mysql://u:hunter2@h/d"}, "settings and", "mysql URL"),
+}  # fmt: skip
+
+
+def test_what_is_wrong_is_named_with_the_next_step_and_without_a_secret(
+    site: Site, run_main: Run, dagster_database: str
+) -> None:
+    for case, (variables, what, why) in WRONG.items():
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, os.environ[value[1:]] if value.startswith("=") else value)
+            said = run_main(main, "doctor")
+        failed = [line for line in said.out.splitlines() if line.startswith("FAILED")]
+        assert said.status == 1, case
+        assert any(line.startswith(f"FAILED  {what}") and why in line for line in failed), (case, said.out)
+        assert "hunter2" not in said.out + said.err, case
