@@ -135,18 +135,18 @@ def check_restated(
             (is_late & is_again & pl.col(column).ne_missing(pl.col(column).shift())).sum().alias(column)
             for column in columns
         )
-        late = f" that were over {days} days before" if days else ""
-        for column, n in (changed.row(0, named=True) if n_known and columns else {}).items():
-            changes.append(
-                (n / n_known, limit, f"{column} in {percent(n / n_known, 1)} of {n_known:,} accounts' months{late}")
-            )
+        of = f"of {n_known:,} accounts' months{f' that were over {days} days before' if days else ''}"
+        n_changed = changed.row(0, named=True) if n_known and columns else {}
+        shares = {column: n / n_known for column, n in n_changed.items() if n}
+        changes += [(one, limit, f"{column} in {percent(one, 1)} {of}") for column, one in shares.items()]
     changes.sort(key=lambda change: -change[0] / change[1])
     restated = [sentence for share, limit, sentence in changes if share > limit]
-    share, limit, sentence = changes[0] if changes else (0.0, MAX_RESTATED_SHARE, "no column")
+    share, limit, _ = changes[0] if changes else (0.0, MAX_RESTATED_SHARE, "")
+    listed = ", ".join(restated) or (f"at most {changes[0][2]}" if changes else "no column")
     found = (
-        f"extracts changed past months: {', '.join(restated) or f'at most {sentence}'}; up to "
-        f"{percent(MAX_RESTATED_SHARE)} may be corrections, {percent(MAX_LATE_RESTATED_SHARE)} after {LATE_DAYS} days: "
-        f"leave such a column out with --features, or bring known_at with each row"
+        f"extracts changed past months: {listed}; up to {percent(MAX_RESTATED_SHARE)} may be corrections, "
+        f"{percent(MAX_LATE_RESTATED_SHARE)} after {LATE_DAYS} days: leave such a column out with --features, or bring "
+        f"known_at with each row"
     )
     return _check(name, share, limit, found, holds=not restated)
 
