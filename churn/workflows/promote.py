@@ -19,7 +19,7 @@ from churn.errors import AbsentError, ChurnError, PromotionError, TransientError
 from churn.evaluation.comparison import Comparison
 from churn.evaluation.sequential import e_benjamini_hochberg
 from churn.storage.history import Appended
-from churn.variants import Variant
+from churn.variants import Variant, nearest
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 from churn.weeks import month_number
 from churn.wording import percent
@@ -260,10 +260,10 @@ class Promoter:
                 return now
             earlier = {now.previous, *(one.champion for one in self.events.history(variant))} - {None, now.champion}
             if target not in earlier:
-                known = ", ".join(map(str, sorted(filter(None, earlier)))) or "none"
+                known = ", ".join(map(str, sorted(filter(None, earlier)))) or "of no version, as no other was champion"
                 raise PromotionError(
-                    f"version {target} of {variant} was never champion, so there is no way back to it; versions that "
-                    f"were: {known}"
+                    f"version {target} of {variant} was never champion; --to takes the number of an earlier champion: "
+                    f"{known}"
                 )
             challenger = None if target == now.challenger else now.challenger
             share = now.ab_share if challenger is not None else 0
@@ -393,7 +393,8 @@ class Promoter:
     def _reconciled(self, variant: Variant, aliases: Mapping[str, int], latest: ModelEvent | None) -> ModelEvent:
         """Return the newest event if it matches the aliases, else an event that records the aliases as observed."""
         if not aliases:
-            raise PromotionError(f"variant {variant} is not registered or has no alias; log or train a model first")
+            hint = nearest(variant, self.registry.variants()) or "; log or train a model first"
+            raise PromotionError(f"variant {variant} is not registered or has no alias{hint}")
         if latest is not None and not _differs(latest, aliases):
             return latest
         is_same = latest is not None and latest.challenger == aliases.get(CHALLENGER)
