@@ -4,6 +4,7 @@ The week is not a dimension, but a tag of the run: variants times weeks would ex
 https://docs.dagster.io/guides/build/partitions-and-backfills
 """
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -11,6 +12,11 @@ from itertools import groupby
 import dagster as dg
 
 from churn.variants import Variant
+from churn.wording import listed
+
+logger = logging.getLogger(__name__)
+
+_MOST_DELETED = 3
 
 variants_partitions = dg.DynamicPartitionsDefinition(name="variants")
 
@@ -30,6 +36,8 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
 
     A run resolves its range by the first and last key when it starts, which may be long after it was requested. If one
     of them were missing it would fail, and if one had been added again, at the end, it would resolve to other variants.
+    If the listing lacks more than a tenth of the partitions, and more than three, it may have come back short: none is
+    deleted, and a warning says so.
 
     Returns:
         The keys in Dagster's order, which is the order of their addition and that of ranges.
@@ -38,6 +46,13 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
     keys = [variant.key for variant in registered]
     existing = set(instance.get_dynamic_partitions(name))
     obsolete = existing.difference(keys)
+    if len(obsolete) > max(_MOST_DELETED, len(existing) // 10):
+        logger.warning(
+            "MLflow's listing lacks %d of %d partitions (%s), so no partition is deleted; check MLflow, and delete "
+            "them in Dagster if these variants are gone",
+            len(obsolete), len(existing), listed(sorted(obsolete)),
+        )  # fmt: skip
+        obsolete = set()
     for key in obsolete - _bounds(instance) if obsolete else ():
         instance.delete_dynamic_partition(name, key)
     if missing := [key for key in keys if key not in existing]:

@@ -20,7 +20,7 @@ from churn.variants import Variant
 from orchestration.assets.scoring import WEEK_TAG
 from orchestration.definitions import defs
 from orchestration.job import weekly_churn_prediction_schedule
-from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor
 from tests.support.batches import week_request
@@ -173,6 +173,22 @@ def test_partitions_follow_the_registry(
     left = ["base", "geography-eu.company-clientb", "geography-us"]
     assert instance.get_dynamic_partitions("variants") == left
     assert asked(requests) == [("2027-01-04", "base", "geography-us")]
+
+
+@pytest.mark.parametrize(
+    ("n_before", "n_listed", "n_left"),
+    [(4, 1, 1), (5, 1, 5), (4, 0, 4), (40, 37, 37), (40, 36, 36), (40, 35, 40), (60, 54, 54), (60, 53, 60), (3, 0, 0)],
+)
+def test_a_listing_that_comes_back_short_deletes_no_partition(
+    caplog: pytest.LogCaptureFixture, n_before: int, n_listed: int, n_left: int
+) -> None:
+    variants = [Variant(f"g{n:02}") for n in range(n_before)]
+    with dg.DagsterInstance.ephemeral() as instance:
+        sync_partitions(instance, variants)
+        left = sync_partitions(instance, variants[:n_listed])
+    assert len(left) == n_left
+    is_short = n_left > n_listed
+    assert ("no partition is deleted" in caplog.text) == is_short
 
 
 def look(instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult:
