@@ -260,7 +260,7 @@ class Promoter:
                 return now
             earlier = {now.previous, *(one.champion for one in self.events.history(variant))} - {None, now.champion}
             if target not in earlier:
-                known = ", ".join(map(str, sorted(filter(None, earlier)))) or "of no version, as no other was champion"
+                known = ", ".join(map(str, sorted(filter(None, earlier)))) or "none, as no other version was"
                 raise PromotionError(
                     f"version {target} of {variant} was never champion; --to takes the number of an earlier champion: "
                     f"{known}"
