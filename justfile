@@ -74,7 +74,7 @@ screenshots:
 bench *args:
     uv run --group bench python -m benchmarks {{args}}
 
-# Simulate a year of 20 variants with retraining, promotion and rollback; writes benchmarks/YEAR.md.
+# Simulate a year of 20 variants in the realistic world with alerts, retraining, promotion and rollback; writes benchmarks/YEAR.md.
 year *args:
     uv run python -m benchmarks.year {{args}}
 

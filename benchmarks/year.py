@@ -24,21 +24,39 @@ def report(year: Year) -> str:
         "# A simulated year",
         "",
         f"Written by `just year` on {datetime.now(UTC):%Y-%m-%d} in {year.seconds / 60:.0f} minutes: "
-        f"{len(year.first_champions)} variants, {year.n_scored} batches, labels of one month. "
-        f"For {len(year.twisted)} variants the world changed after their champions were trained.",
+        f"{len(year.first_champions)} variants in the realistic world (all effects of `churn/samples/world.py` but "
+        f"`restated`), {year.n_scored} batches of every second Monday, labels of three months. "
+        f"For {len(year.twisted)} variants the world changed after their champions were trained: engaged players leave "
+        "sooner, where they stayed longer before. "
+        f"{len(year.worse)} others get a challenger that knows less, without features over months, named by hand. "
+        "Labels mature four months after a score, so low performance requests training from March on at the soonest, "
+        "and a challenger is compared from the fifth month after its training.",
         "",
     ]
-    promoted = names_of({variant for _, variant in year.promoted})
+    promoted, withdrawn = (names_of({one for _, one in events}) for events in (year.promoted, year.withdrawn))
+    alerted = names_of({variant for variant, _ in year.alerts})
     outcomes = [
-        ("variants for which training was requested", names_of(year.twisted), names_of(year.triggered)),
-        ("challengers promoted", names_of(year.twisted), promoted),
+        (
+            "variants with an alert of drift, performance or calibration, one other at most",
+            names_of(year.twisted),
+            alerted,
+        ),
+        (
+            "variants for which training was requested, one other at most",
+            f"some of {names_of(year.twisted)}",
+            names_of(year.triggered),
+        ),
+        ("variants with a challenger promoted", "some of these", promoted),
+        ("variants with a challenger withdrawn, at least", names_of(year.worse), withdrawn),
         (f"leaks found in {len(year.first_champions) + len(year.trained)} trainings", "none", leaks),
         ("rollback restores identical scores", "yes", "yes" if year.rollback_is_identical else "no"),
         ("batches of which the trail names another champion", 0, len(year.wrong_champions)),
     ]
-    happened = [(week, variant, f"training requested: {why}") for (week, variant), why in year.reasons.items()]
+    happened = [(week, variant, f"alert `{kind}`: {why}") for (variant, kind), (week, why) in year.alerts.items()]
+    happened += [(week, variant, f"training requested: {why}") for (week, variant), why in year.reasons.items()]
     happened += [(week, variant, f"promoted: {event.reason}") for (week, variant), event in year.promoted.items()]
-    happened.sort(key=lambda row: row[:2])
+    happened += [(week, variant, f"withdrawn: {event.reason}") for (week, variant), event in year.withdrawn.items()]
+    happened.sort(key=lambda row: (row[0], str(row[1])))
     lines += [markdown_table(("what", "expected", "happened"), outcomes), ""]
     lines += [markdown_table(("week", "variant", "what happened"), happened)]
     return "\n".join([*lines, "", "![ROC AUC of the champions, week by week](year.png)", ""])

@@ -126,15 +126,25 @@ class Simulation:
 
 
 def simulate_world(
-    world: World, *, n_accounts: int, first_month: date, n_months: int, seed: int, variant: Variant | None = None
+    world: World,
+    *,
+    n_accounts: int,
+    first_month: date,
+    n_months: int,
+    seed: int,
+    variant: Variant | None = None,
+    twist: date | None = None,
 ) -> Simulation:
     """Simulate a variant's players in a world. Pure: same arguments, same extracts.
+
+    Args:
+        twist: As in :func:`churn.samples.simulator.draw_activity`.
 
     Raises:
         UsageError: As :func:`churn.samples.simulator.draw_activity` does.
     """
     variant = variant or Variant()
-    players, rows = draw_activity(n_accounts, first_month, n_months, seed, variant=variant)
+    players, rows = draw_activity(n_accounts, first_month, n_months, seed, variant=variant, twist=twist)
     draw = _Draws(world, players, first_month, n_months, seed, variant)
     campaign = draw.campaign()
     rows = draw.with_later_stays(rows, campaign)

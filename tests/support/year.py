@@ -1,49 +1,54 @@
-"""A year in the life of twenty variants, end to end on real services.
+"""A year in the life of twenty variants, end to end on real services, in the realistic world of the simulator.
 
-Fifty-two Mondays: extracts come in, with late corrections, all variants are scored, batches whose labels have matured
-are evaluated, champions below their limit are retrained, challengers score beside them, and those proven better are
-promoted. For four variants the world changed after their champions were trained.
+Every second Monday extracts come in, with running months, seasons, growth, gaps and late rows. All variants are scored,
+batches whose labels have matured are evaluated, champions that became worse or whose input drifted are retrained,
+challengers score beside them, those proven better are promoted, and those without a gain are withdrawn. For four
+variants the world changed after their champions were trained; three others get a challenger that knows less.
 """
 
 import io
 import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import boto3
-import numpy as np
 import polars as pl
 import sqlalchemy as sa
 
+from churn.data.activity import KINDS
+from churn.data.arrivals import date_arrivals
+from churn.data.features import in_order
 from churn.database.connection import OWNER, create_engine
 from churn.database.events import ModelEvent
 from churn.database.predictions import read_current
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
+from churn.samples.world import World, simulate_world
+from churn.storage.history import new_facts
 from churn.variants import Variant
 from churn.workflows.evaluate import evaluate_fleet
 from churn.workflows.promote import Promoter
-from churn.workflows.score import score_fleet
+from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server
-from churn.workflows.train import TrainingOutcome
-from tests.support import ROOT
-from tests.support.batches import week_request
-from tests.support.services import BUCKET, NAMES_KEY, bench_environment
-from tests.support.simulated import simulate_activity
+from churn.workflows.train import FeatureNames, TrainingOutcome
+from tests.support.services import BUCKET, bench_environment
 
 FIRST_WEEK = date(2025, 11, 3)
-N_WEEKS = 52
-N_VARIANTS, N_TWISTED = 20, 4
-N_ACCOUNTS = 12_000
-FIRST_MONTH, N_MONTHS = date(2021, 1, 1), 70
-TRAINED_ON = date(2024, 3, 31)  # the day as of which all first champions are trained
-TWIST = date(2024, 4, 1)
-TRIALS = 4
-_LAG_DAYS = 4  # a month's rows are known this long after it ended
-_CORRECTED_SHARE, _CORRECTED_AFTER_DAYS = 0.01, 45
+N_WEEKS, EVERY = 52, 2
+N_VARIANTS, N_TWISTED, N_WORSE = 20, 4, 3
+N_ACCOUNTS = 30_000
+WORLD = World(restated=False)
+FIRST_MONTH, N_MONTHS = date(2022, 6, 1), 54
+FIRST_EXTRACT = date(2023, 8, 7)  # more than a year before the champions are trained: references need weekly extracts
+TRAINED_ON = date(2024, 12, 30)  # the day as of which all first champions are trained
+TWIST = date(2025, 1, 1)
+TRIALS = 2
+FEW_NAMES = ("total_deposit", "total_handle", "total_ngr")
+WATCHED = ("input_drifted", "scores_drifted", "data_broken", "performance_low", "calibration_poor", "segment_low")
 
 
 @dataclass
@@ -51,9 +56,13 @@ class Year:
     """What happened.
 
     Attributes:
+        twisted: The variants for which the world changed.
+        worse: Those that get a challenger without features over months in the first week, named by hand, though nothing
+            changed.
+        alerts: The first alert by variant and kind of incident: its week, and what people were told.
         reasons: Why training was requested, by week and variant.
         trained: What came of it.
-        promoted: Promotions, by week and variant.
+        promoted: Promotions, by week and variant; ``withdrawn`` likewise.
         first_champions: The models that the year began with.
         wrong_champions: Weeks and variants of which the trail names another champion than the one that scored.
         rollback_is_identical: Whether the first week, scored again by the champion that was rolled back to, has the
@@ -61,9 +70,12 @@ class Year:
     """
 
     twisted: list[Variant]
+    worse: list[Variant]
+    alerts: dict[tuple[Variant, str], tuple[date, str]] = field(default_factory=dict)
     reasons: dict[tuple[date, Variant], str] = field(default_factory=dict)
     trained: dict[tuple[date, Variant], TrainingOutcome] = field(default_factory=dict)
     promoted: dict[tuple[date, Variant], ModelEvent] = field(default_factory=dict)
+    withdrawn: dict[tuple[date, Variant], ModelEvent] = field(default_factory=dict)
     first_champions: dict[Variant, TrainingOutcome] = field(default_factory=dict)
     wrong_champions: list[tuple[date, Variant]] = field(default_factory=list)
     n_scored: int = 0
@@ -76,10 +88,19 @@ class Year:
     def disappointments(self) -> list[str]:
         """What should have happened and did not, or the other way round; empty for a good year."""
         twisted, promoted = set(self.twisted), {variant for _, variant in self.promoted}
+        withdrawn = {variant for _, variant in self.withdrawn}
+        alerted = {variant for variant, _ in self.alerts}
         claims = {
-            f"training was requested for {names_of(self.triggered)}, not {names_of(twisted)}": self.triggered
-            == twisted,
-            f"challengers of {names_of(promoted)} were promoted, not {names_of(twisted)}": promoted == twisted,
+            f"alerts named {names_of(alerted)}, not {names_of(twisted)} and one other at most": (
+                alerted >= twisted and len(alerted - twisted) <= 1
+            ),
+            f"training was requested for {names_of(self.triggered)}": (
+                bool(self.triggered & twisted) and len(self.triggered - twisted) <= 1
+            ),
+            f"challengers of {names_of(promoted)} were promoted": bool(promoted) and promoted <= twisted,
+            f"challengers of {names_of(withdrawn)} were withdrawn, not {names_of(self.worse)}": (
+                withdrawn >= set(self.worse)
+            ),
             f"leaks: {self.leaks}": not self.leaks,
             "rolling back did not restore the scores": self.rollback_is_identical is True,
             f"the trail is wrong about {self.wrong_champions}": not self.wrong_champions,
@@ -106,67 +127,91 @@ def simulate_year(
     Args:
         home: Where the services keep their files.
     """
-    started = time.monotonic()
-    os.environ |= {
-        "CHURN_HORIZON_MONTHS": "1",
-        "CHURN_RETRAIN_AFTER_MONTHS": "0",
-        "CHURN_LOCAL_FALLBACK": "never",
-        "CHURN_MIN_AUC": "0.55",
-    }
+    started = monotonic()
+    os.environ |= {"CHURN_RETRAIN_AFTER_MONTHS": "0", "CHURN_LOCAL_FALLBACK": "never", "CHURN_MIN_AUC": "0.55"}
     variants = [Variant(company=f"c{i:02}") for i in range(n_variants)]
-    year = Year(twisted=variants[:: max(n_variants // N_TWISTED, 1)][:N_TWISTED])
+    twisted = variants[:: max(n_variants // N_TWISTED, 1)][:N_TWISTED]
+    year = Year(twisted, [variant for variant in variants if variant not in twisted][:N_WORSE])
     with bench_environment(home, "seaweedfs"), open_deployment(load_settings()) as deployment:
         list(set_up_server(*deployment.databases))
-        names = (ROOT / NAMES_KEY).read_bytes()
         facts = {variant: _facts(variant, n_accounts, is_twisted=variant in year.twisted) for variant in variants}
-        client = boto3.client("s3")
-        for variant in variants:
-            client.put_object(Bucket=BUCKET, Key=variant.prefix + NAMES_KEY, Body=names)
         _bring(facts, TRAINED_ON)
         trainer = deployment.trainer(n_trials=TRIALS)
-        for variant in variants:
-            year.first_champions[variant] = trainer.train_variant(variant, TRAINED_ON)
+        for key, outcome in trainer.train_fleet([variant.key for variant in variants], TRAINED_ON):
+            year.first_champions[Variant.from_key(key)] = _passed(outcome)
+        print(f"trained {len(variants)} champions in {monotonic() - started:.0f} s", flush=True)
         requested: dict[str, date] = {}
-        for i in range(n_weeks):
+        for i in range(0, n_weeks, EVERY):
             week = FIRST_WEEK + timedelta(weeks=i)
+            _bring(facts, week)
             _live_through(week, deployment, facts, year, requested)
-            print(f"{week}: {len(year.reasons)} requests, {len(year.promoted)} promotions", flush=True)
+            print(f"{week}: {monotonic() - started:.0f} s", flush=True)
         year.auc = read_current(
             deployment.database,
             "SELECT b.variant, b.scored_week, b.model_version, j.roc_auc, j.auc_limit FROM evaluated_batches AS j "
             "JOIN scoring_batches AS b USING (batch_id) WHERE b.role = 'champion' ORDER BY 1, 2",
         )
+        events = [event for variant in variants for event in deployment.events().history(variant)]
+        year.withdrawn = {(one.occurred_at.date(), one.variant): one for one in events if one.action == "withdrawn"}
         year.wrong_champions = _wrong_champions(deployment, variants)
         if year.promoted:
             year.rollback_is_identical = _drill(deployment, next(iter(year.promoted))[1])
-    year.seconds = time.monotonic() - started
+    year.seconds = monotonic() - started
     return year
 
 
 def _live_through(
-    week: date, deployment: Deployment, facts: dict[Variant, pl.DataFrame], year: Year, requested: dict[str, date]
+    week: date, deployment: Deployment, variants: Iterable[Variant], year: Year, requested: dict[str, date]
 ) -> None:
-    _bring(facts, week)
-    scorer = deployment.scorer()
-    keys = [variant.key for variant in facts]
-    for _, result in score_fleet(scorer, keys, week_request(week), lambda outcome, _: outcome):
-        if isinstance(result, BaseException):
-            raise result
-        year.n_scored += 1
+    by_key = {variant.key: variant for variant in variants}
+    request = FleetRequest(week, as_of=week)
+    scorer = replace(deployment.scorer(), with_reasons=False)
+    scored = score_fleet(scorer, list(by_key), request, lambda outcome, _: outcome)
+    year.n_scored += len([_raised(result) for _, result in scored])
     promoter = _promoter(deployment, week)
-    for _, evaluation in evaluate_fleet(promoter, [variant.key for variant in facts]):
-        if isinstance(evaluation, BaseException):
-            raise evaluation
-    _promote(week, promoter, facts, year)
+    if 7 < week.day <= 7 * (1 + EVERY):  # a month's labels mature at once, after a week
+        _evaluate(week, promoter, by_key, year)
+    status = deployment.fleet_monitor().reconcile(promoter.clock(), [])
+    for kind in WATCHED:
+        for key, sentence in status.members(kind).items():
+            if year.alerts.setdefault((by_key[key], kind), (week, sentence)) == (week, sentence):
+                print(f"{week}: {key}: {kind}: {sentence}", flush=True)
+    trainer = replace(deployment.trainer(n_trials=TRIALS), challenge=promoter.challenge)
     for key, reason in deployment.retraining_planner().reasons(week, requested):
-        requested[key] = week
-        variant = Variant.from_key(key)
-        trainer = replace(deployment.trainer(n_trials=TRIALS), challenge=promoter.challenge)
+        requested[key], variant = week, by_key[key]
         outcome = trainer.train_variant(variant, week)
         year.reasons[week, variant], year.trained[week, variant] = reason, outcome
         failures = "; ".join(claim.sentence for claim in outcome.gate.failures)
         print(f"{week}: {variant}: {reason}: {failures or 'passed the gate'}", flush=True)
+    if week == FIRST_WEEK:
+        blind = replace(trainer, features=FeatureNames("somebody who tries fewer", FEW_NAMES))
+        for variant in year.worse:
+            outcome = year.trained[week, variant] = blind.train_variant(variant, week)
+            assert outcome.version is not None
+            promoter.challenge(variant, outcome.version.version, "by hand, whatever the gate says")
     _date_events(deployment, week, year)
+
+
+def _evaluate(week: date, promoter: Promoter, by_key: dict[str, Variant], year: Year) -> None:
+    for _, evaluation in evaluate_fleet(promoter, list(by_key)):
+        _raised(evaluation)
+    for variant, promotion in promoter.promote_all(by_key.values()).items():
+        if isinstance(_raised(promotion), ModelEvent):
+            year.promoted[week, variant] = promotion
+        print(f"{week}: {variant}: {getattr(promotion, 'reason', None) or promotion.sentence}", flush=True)
+
+
+def _raised(result: Any) -> Any:
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _passed(outcome: TrainingOutcome | BaseException) -> TrainingOutcome:
+    """Require that a model passed the gate."""
+    failures = [claim.sentence for claim in _raised(outcome).gate.failures]
+    assert not failures, f"{outcome.variant}: {'; '.join(failures)}"
+    return outcome
 
 
 def _date_events(deployment: Deployment, day: date, year: Year) -> None:
@@ -177,52 +222,42 @@ def _date_events(deployment: Deployment, day: date, year: Year) -> None:
     year.n_dated = max([year.n_dated, *found])
 
 
-def _promote(week: date, promoter: Promoter, variants: Iterable[Variant], year: Year) -> None:
-    for variant, result in promoter.promote_all(variants).items():
-        if isinstance(result, BaseException):
-            raise result
-        if isinstance(result, ModelEvent):
-            year.promoted[week, variant] = result
-        else:
-            print(f"{week}: {variant}: {result.sentence}", flush=True)
-
-
 def _promoter(deployment: Deployment, day: date) -> Promoter:
     noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
     return replace(deployment.promoter(), clock=lambda: noon)
 
 
 def _facts(variant: Variant, n_accounts: int, *, is_twisted: bool) -> pl.DataFrame:
-    """Simulate a variant's activity with when it was known, and corrections of some of it much later."""
-    seed = int(variant.company.removeprefix("c")) if variant.company else 0
-    activity = simulate_activity(
+    """Return what each week's extract said that was new, and since when it was known."""
+    world = simulate_world(
+        WORLD,
         n_accounts=n_accounts,
         first_month=FIRST_MONTH,
         n_months=N_MONTHS,
-        seed=seed,
+        seed=int((variant.company or "0").removeprefix("c")),
         twist=TWIST if is_twisted else None,
     )
-    known = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us", "UTC")) + pl.duration(days=_LAG_DAYS)
-    first = activity.with_columns(known_at=known)
-    chosen = np.random.default_rng(seed).random(first.height) < _CORRECTED_SHARE
-    corrected = first.filter(pl.Series(chosen)).with_columns(
-        pl.col("total_deposit", "total_handle").mul(1.5).round(2),
-        known_at=pl.col("known_at") + pl.duration(days=_CORRECTED_AFTER_DAYS),
-    )
-    return pl.concat([first, corrected]).sort("known_at", "activity_month", "account_id")
+    facts = None
+    day = FIRST_EXTRACT
+    while day < FIRST_WEEK + timedelta(weeks=N_WEEKS):
+        extract = world.extract_on(day).select(name for name in KINDS if name != "known_at")
+        added = new_facts(extract, facts, _start_of(day))
+        facts = added if facts is None else in_order(pl.concat([facts, added]))
+        day += timedelta(weeks=1)
+    assert facts is not None
+    return date_arrivals(facts, timedelta(0), _start_of(FIRST_EXTRACT))
+
+
+def _start_of(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def _bring(facts: dict[Variant, pl.DataFrame], day: date) -> None:
-    """Upload the extracts of a day, which contain all that is known by its end, if anything is new since a week."""
-    end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+    """Upload the extracts of a day, with all that is known by its end and since when."""
     client = boto3.client("s3")
     for variant, all_facts in facts.items():
-        known = all_facts.filter(pl.col("known_at") < end)
-        has_news = not known.filter(pl.col("known_at") >= end - timedelta(weeks=1)).is_empty()
-        if not has_news and day not in (TRAINED_ON, FIRST_WEEK):
-            continue
         body = io.BytesIO()
-        known.write_parquet(body)
+        all_facts.filter(pl.col("known_at") < _start_of(day) + timedelta(days=1)).write_parquet(body)
         client.put_object(Bucket=BUCKET, Key=f"{variant.prefix}data/churn/activity.parquet", Body=body.getvalue())
 
 
@@ -240,13 +275,15 @@ def _wrong_champions(deployment: Deployment, variants: Sequence[Variant]) -> lis
 
 
 def _drill(deployment: Deployment, variant: Variant) -> bool:
-    """Roll a promotion back, score the first week again as known on its Monday, and compare with what it was."""
+    """Roll a promotion back, score the first week again from the history, and compare with what it was."""
+    scorer = replace(deployment.scorer(), with_reasons=False)
     before = _scores(deployment, variant)
     promoter = _promoter(deployment, FIRST_WEEK + timedelta(weeks=N_WEEKS))
-    deployment.scorer().score_variant(week_request(FIRST_WEEK, as_of=FIRST_WEEK).of(variant))
+    request = FleetRequest.as_known(FIRST_WEEK, today=promoter.today, as_of=FIRST_WEEK).of(variant)
+    scorer.score_variant(request)
     promoted = _scores(deployment, variant)
     promoter.roll_back(variant, "a drill")
-    deployment.scorer().score_variant(week_request(FIRST_WEEK, as_of=FIRST_WEEK).of(variant))
+    scorer.score_variant(request)
     return _scores(deployment, variant).equals(before) and not promoted.equals(before)
 
 

@@ -34,6 +34,9 @@ def healthy() -> Simulation:
 
 def test_the_plain_world_has_the_rows_of_the_plain_simulation(plain):
     assert_frame_equal(plain, simulate_activity(**ARGUMENTS), check_exact=True)
+    twisted = simulate_world(PLAIN_WORLD, **ARGUMENTS, twist=MONTH).extract()
+    assert_frame_equal(twisted, simulate_activity(**ARGUMENTS, twist=MONTH), check_exact=True)
+    assert not twisted.equals(plain)
 
 
 def test_the_plain_simulation_is_what_it_was_when_figures_were_published():
