@@ -60,6 +60,10 @@ class SourceFile:
     provenance: Provenance
 
 
+class NoFileError(SourceError):
+    """A variant has no such file anywhere; S3, if it is configured, said so."""
+
+
 class GoneError(SourceError):
     """An input was replaced or deleted after it was read."""
 
@@ -171,6 +175,7 @@ class Sources:
         try:
             files, reason = self._own_or_bundled(variant, groups, into, str(why))
         except places.MissingFileError as error:
+            kind = kind if kind is SourceUnavailableError else NoFileError
             raise kind(f"{why}, and there is no local copy: {error}") from why
         simulated = [file.provenance.uri for file in files if file.provenance.sha256 in self.simulated]
         if self.bucket is not None and simulated:

@@ -19,18 +19,19 @@ import polars as pl
 from churn.data.columns import Columns
 from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
-from churn.errors import ChurnError, InputError, UnlabelledError
+from churn.errors import ChurnError, UnlabelledError
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare
 from churn.evaluation.metrics import evaluate, reliability
 from churn.evaluation.segments import EvaluatedSegment, Levels, below_limit, evaluate_segments
 from churn.registry import tags as tag
 from churn.storage.history import Appended
+from churn.storage.sources import NoFileError
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import month_number
 from churn.workflows.fleet import Attempts, FleetEngine, error_text, for_each_variant, threads
-from churn.workflows.ingest import Ingestion, with_numbers
+from churn.workflows.ingest import Ingestion, NoActivityError, with_numbers
 
 if TYPE_CHECKING:
     from churn.registry.records import LivePoint
@@ -139,8 +140,10 @@ def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluatio
     evaluator = promoter.evaluator
     try:
         appended = evaluator.ingest(variant)
-    except InputError as error:
-        # Encoded rows or another variant's activity: the variant is scored, but no labels can be built for it.
+    except (NoActivityError, NoFileError) as error:
+        # Encoded rows, the bundled simulation, or nothing yet: no labels can be built. What vanished is an error.
+        if isinstance(error, NoFileError) and evaluator.ingestion.history.version(variant) is not None:
+            raise
         return VariantEvaluation(not_evaluated=str(error))
     try:
         batches = evaluator.evaluate_batches(variant, promoter.today, appended)

@@ -21,8 +21,10 @@ from churn.data.columns import Columns
 from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
+from churn.errors import ChurnError, InputError, QuarantineError
 from churn.evaluation.segments import EvaluatedSegment
 from churn.registry.tags import AUC_LIMIT
+from churn.storage.sources import NoFileError
 from churn.variants import Variant
 from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator, VariantEvaluation, evaluate_fleet
 from orchestration.definitions import defs
@@ -30,7 +32,7 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partit
 from tests.support.batches import week_request
 from tests.support.inputs import register_bundled, trained_until
 from tests.support.simulated import simulate_activity
-from tests.support.site import Run, Site
+from tests.support.site import Run, Site, bundled, client
 from tests.support.templates import made_once
 
 US = Variant("us")
@@ -155,6 +157,47 @@ def test_a_batch_is_evaluated_by_the_columns_that_its_version_declares_or_says_w
     assert {one.segment for batch in found.batches for one in batch.segments} == segments
     assert (why is None) == (found.not_evaluated is None)
     assert why is None or why in str(found.not_evaluated)
+
+
+SAMPLE = bundled("X_test_sample_2.json")
+INPUTS: dict[str, tuple[bytes | None, str | type[ChurnError]]] = {
+    "cut off": (bundled("activity.parquet")[:-1000], InputError),
+    "not Parquet": (b"PAR1" + bytes(100), InputError),
+    "empty": (b"", InputError),
+    "Excel": (b"PK\x03\x04" + bytes(100) + b"xl/workbook.xml", InputError),
+    "UTF-16": ("account_id,activity_month\n".encode("utf-16"), InputError),
+    "no rows": (b"account_id,activity_month,total_ngr\n", InputError),
+    "over the quarantine limit": (b"account_id,activity_month,total_ngr\n1,never,1\n2,never,1\n", QuarantineError),
+    "vanished": (None, NoFileError),
+    "encoded rows": (SAMPLE, "already encoded"),
+}
+
+
+def test_a_damaged_input_fails_the_evaluation_and_encoded_rows_do_not(
+    site: Site, judge: PerformanceEvaluator, deployment: Deployment
+) -> None:
+    key = f"{US.prefix}data/churn/activity.parquet"
+    client("s3").delete_object(Bucket=site.bucket, Key=f"{US.prefix}data/churn/X_test_sample_2.json")
+    for case, (body, expected) in INPUTS.items():
+        client("s3").delete_object(Bucket=site.bucket, Key=key) if body is None else site.put(key, body)
+        ((_, found),) = evaluate_fleet(deployment.promoter(), [US.key])
+        if isinstance(expected, str):
+            assert isinstance(found, VariantEvaluation), (case, found)
+            assert expected in str(found.not_evaluated)
+        else:
+            assert isinstance(found, expected), (case, found)
+
+
+def test_a_variant_without_activity_yet_is_not_evaluated_and_fails_nothing(
+    site: Site, log_model: Run, deployment: Deployment
+) -> None:
+    register_bundled(site, log_model, US.key)
+    client("s3").delete_object(Bucket=site.bucket, Key=f"{US.prefix}data/churn/X_test_sample_2.json")
+
+    ((_, found),) = evaluate_fleet(deployment.promoter(), [US.key])
+
+    assert isinstance(found, VariantEvaluation), found
+    assert "there is no local copy" in str(found.not_evaluated)
 
 
 def test_the_run_of_the_version_that_scored_gets_a_time_series_and_pictures(
