@@ -135,7 +135,7 @@ def test_the_assets_show_what_is_wrong_with_checks_and_keep_the_flags(
     assert site.rows(site.churn, flags) == [(US, monday(), "brand_id", True)]
     assert open_incidents(site) == {"input_drifted": [US]}
     (shown,) = result.asset_materializations_for_node("fleet_incidents")
-    assert "| Input drifted: 1 variant | warning |" in shown.metadata["open"].value
+    assert "| Input drifted: 1 variant | warning |" in shown.metadata["open_incidents"].value
 
     assert run(instance, "monitoring_job").success
     assert site.rows(site.churn, flags) == [(US, monday(), "brand_id", True)]
