@@ -35,7 +35,9 @@ def report(year: Year) -> str:
     ]
     promoted, withdrawn = (names_of({one for _, one in events}) for events in (year.promoted, year.withdrawn))
     alerted = names_of({variant for variant, _ in year.alerts})
+    n_by_hand = sum(not outcome.gate.is_passed for outcome in year.first_champions.values())
     outcomes = [
+        ("first models that failed the gate and were named champion by hand", "few", n_by_hand),
         (
             "variants with an alert of drift, performance or calibration, one other at most",
             names_of(year.twisted),
