@@ -74,7 +74,7 @@ def log_variants(
     *,
     once: bool = False,
     files_of: Variant | None = None,
-    typed: Mapping[Variant, Mapping[str, str]],
+    typed: Mapping[Variant, Mapping[str, str]] | None = None,
 ) -> None:
     """Log the variants, a few at once, and print the results.
 
@@ -100,7 +100,7 @@ def log_variants(
             alias=alias,
             once=once,
             files_of=files_of,
-            run_tags=typed.get(variant),
+            run_tags=(typed or {}).get(variant),
         )
         model = candidate.files[0].provenance
         copy = "bundled model" if model.sha256 in sources.simulated else f"local copy of {model.variant}"
