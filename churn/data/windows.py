@@ -44,7 +44,7 @@ _ACTIVE_MONTHS = re.compile(r"active_months_(?P<months>[1-9]\d{0,2})m")
 _SINCE = "months_since_"
 _LOOKS_SO = re.compile(rf"{_SINCE}.*|active_months_.*|.+_({_AGGREGATES})_\d+\w*|.+_[a-z]+_\d+m")
 _NO_LEVEL = re.compile(rf"({_AGGREGATES})_\d+\w*|.+_({_AGGREGATES})_\d+m")
-_NO_LEVEL_OF_NUMBERS = re.compile(rf"({_AGGREGATES})(_.*)?|.*[a-z]+_\d+m")
+_NO_LEVEL_OF_NUMBERS = re.compile(rf"({_AGGREGATES})(_.*)?|.*\d+m", re.IGNORECASE)
 _KINDS_WITHOUT_LEVELS = ("money", "balance", "date", "instant")
 _Place = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """A month's rows: the index of each one's account, and its position in the file."""

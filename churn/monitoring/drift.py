@@ -293,9 +293,10 @@ class _Moves:
 
         It is 1 if the move is too small to matter: many true small ones would loosen the threshold for false ones among
         the large. Both samples' errors are those of one sample of their harmonic size, whose binomial tail holds for
-        rare levels as well.
+        rare levels as well. What broke in most variants at once is broken in each, so it is not the fleet's movement.
         """
-        expected = self.before + fleet
+        are_broken = self.is_unknown & (self.now - self.before >= LEAST_BROKEN)
+        expected = self.before + np.where(are_broken, 0.0, fleet)
         is_rise = self.now >= expected
         now, expected = (np.where(is_rise, share, 1 - share) for share in (self.now, expected))
         size, n = now - expected, 1 / (1 / np.maximum(self.n, 1) + 1 / np.maximum(self.m, 1))

@@ -12,6 +12,7 @@ from datetime import date, timedelta
 
 from churn.defaults import HORIZON_MONTHS, RETRAIN_AFTER_MONTHS
 from churn.monitoring.conditions import ScoredBatch, flag_drifts
+from churn.monitoring.drift import is_broken
 from churn.weeks import month_number
 
 # Higher than the thresholds that raise an alert: not every drift needs a new model.
@@ -60,12 +61,15 @@ def is_stale(trained_on: date | None, today: date, policy: RetrainingPolicy) -> 
 def drifted_features(batches: Sequence[ScoredBatch], week: date) -> dict[tuple[str, int], list[str]]:
     """Return the features that drifted far in two different inputs, of each variant key and model version.
 
-    The arguments are those of :func:`churn.monitoring.conditions.flag_drifts`.
+    A variant whose data is broken is left out: a model trained on it would learn the fault. The arguments are those of
+    :func:`churn.monitoring.conditions.flag_drifts`.
     """
     versions = {batch.batch_id: batch.model_version for batch in batches}
     features: dict[tuple[str, int], list[str]] = {}
-    for flag in flag_drifts(batches, week, least_moved=_LEAST_MOVED, least_unknown_rise=_LEAST_UNKNOWN_RISE):
-        if flag.is_confirmed:
+    flags = flag_drifts(batches, week, least_moved=_LEAST_MOVED, least_unknown_rise=_LEAST_UNKNOWN_RISE)
+    broken = {flag.variant for flag in flags if is_broken(flag.drift)}
+    for flag in flags:
+        if flag.is_confirmed and flag.variant not in broken:
             features.setdefault((flag.variant, versions[flag.batch_id]), []).append(flag.drift.feature)
     return features
 

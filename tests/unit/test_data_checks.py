@@ -171,6 +171,16 @@ def test_windows_over_activity_are_checked_by_the_columns_that_measure_it(histor
     assert check_restated(history, ["activity"], has_known_at=False).outcome == "holds"
 
 
+def test_amounts_whose_last_digits_change_are_no_corrections(history: pl.DataFrame):
+    again = history.filter(pl.col("activity_month") < date(2026, 6, 1)).unique(["account_id", "activity_month"])
+    again = again.with_columns(
+        pl.col("total_handle") * (1 + 1e-15), known_at=pl.lit(datetime(2026, 9, 20, 7, tzinfo=UTC))
+    )
+    added_up_anew = pl.concat([history, again]).sort("account_id", "activity_month", "known_at")
+
+    assert check_restated(added_up_anew, ["total_handle"], has_known_at=False).outcome == "holds"
+
+
 @pytest.mark.parametrize("source_columns", [[], ["reg_date", "ftd_date"]])
 def test_features_of_dates_alone_have_no_column_that_could_be_restated(
     history: pl.DataFrame, activity: pl.DataFrame, source_columns: list[str]

@@ -259,6 +259,16 @@ def test_what_moves_in_most_variants_is_no_drift_of_any_and_is_reported_once():
     assert not common_moves(few, least=1e-9)
 
 
+def test_what_broke_in_most_variants_at_once_is_found_in_each():
+    fleet = make_fleet(seed=15, n_variants=40)
+    for variant in range(30):
+        fleet.mixes["total_ngr"][variant] = [*[0.0] * 10, 1.0]
+
+    drifts = fleet.compare(fleet.batches())
+
+    assert flag_fleet(drifts) == {Flag(f"company-c{i:04}", "total_ngr") for i in range(30)}
+
+
 def test_tenure_is_not_compared_but_its_missing_values_are():
     before = [0] + [500] * 10
     drifts = {

@@ -39,12 +39,13 @@ def test_a_request_is_not_repeated_for_a_while():
     assert not is_paused(None, TODAY, POLICY)
 
 
-def moved(feature: str, by: float) -> FeatureDrift:
-    moves = {"OH": (0.3, 0.3 + by), "unknown": (0.0, 0.0)}
-    return FeatureDrift(feature, 900, 0.4, 0.39, 0.2, 1e-12, 0.0, 0.0, 1.0, 900, 0.0, moves)
+def moved(feature: str, by: float, unknown: float = 0.0) -> FeatureDrift:
+    moves = {"OH": (0.3, 0.3 + by), "unknown": (0.0, unknown)}
+    return FeatureDrift(feature, 900, 0.4, 0.39, 0.2, 1e-12, unknown, unknown, 1.0, 900, 0.0, moves)
 
 
 def test_a_drift_counts_when_it_is_large_in_two_different_inputs_of_one_version():
+    broken = moved("total_deposit", 0.0, unknown=0.9)
     large, small = moved("brand_id", 0.35), moved("total_ngr", 0.15)  # enough for an alert, not for training
     last = WEEK - timedelta(weeks=1)
 
@@ -58,6 +59,8 @@ def test_a_drift_counts_when_it_is_large_in_two_different_inputs_of_one_version(
     ):  # fmt: skip
         batches.append(batch(variant, last, versions[0], sources[0], large, small))
         batches.append(batch(variant, WEEK, versions[1], sources[1], large, small))
+    batches.append(batch("broken", last, 1, "a", large, broken))
+    batches.append(batch("broken", WEEK, 1, "b", large, broken))
 
     assert drifted_features(batches, WEEK) == {("lasts", 1): ["brand_id"]}
 

@@ -282,7 +282,7 @@ def test_a_name_that_looks_like_a_window_and_is_none_is_refused_with_the_grammar
     assert GRAMMAR in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["visits_median_3m", "visits_sum", "visits_max_all"])
+@pytest.mark.parametrize("name", ["visits_median_3m", "visits_sum", "visits_max_all", "visits_SUM_3m", "visits_3m"])
 def test_an_unknown_aggregate_of_a_column_of_numbers_is_refused_when_its_rows_are_seen(name: str):
     for build in (trained, scored):
         with pytest.raises(InputError, match=f"'{name}' look like windows"):
