@@ -50,11 +50,12 @@ class Columns:
         """Parse a declaration; ``origin`` names it in an ``InputError``, which any other text raises."""
         try:
             declared: dict[str, Any] = json.loads(text)
+            has_limit_alone = set(declared) == {"max_money"}
             max_money = declared.pop("max_money", MAX_MONEY)
             if isinstance(max_money, bool) or not isinstance(max_money, int | float) or not 0 < max_money < inf:
                 raise TypeError(f"max_money {max_money!r} is no positive number")
             max_money = float(max_money)
-            if max_money != MAX_MONEY and not declared:
+            if has_limit_alone:
                 return cls(max_money=max_money)  # the columns are those of the contract
             one_hot, revenue = declared.pop("one_hot", None), declared.pop("revenue", None)
             columns = cls(

@@ -32,8 +32,8 @@ GATE_CHECKS = {
         "of a model of recency alone, beyond sampling error."
     ),
     "past_months_are_not_restated": (
-        "No column of the features changed in more than 5 % of past months from one extract to another, or in more "
-        "than 1 % of those that were over 90 days before, unless the extract says when each row became known."
+        "No column of the features changed from one extract to another in more than 5 % of the months that were over "
+        "10 days before, or in more than 1 % of those over 90 days, unless the extract says when each row became known."
     ),
     "past_features_are_those_scored": (
         "Last month's features, computed again from the history, give the scores that were published, for at least "

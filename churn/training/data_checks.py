@@ -25,8 +25,10 @@ from churn.wording import percent
 
 MIN_CHURN_SHARE, MAX_CHURN_SHARE = 0.01, 0.9
 MIN_ROWS_PER_ACCOUNT = 1.5
-MAX_RESTATED_SHARE = 0.05
-"""Late corrections reach 2 % of the rows in the reference world; a restated column, most rows of active players."""
+MAX_RESTATED_SHARE, ARRIVED_DAYS = 0.05, 10
+"""Late corrections reach 2 % of the rows in the reference world; a restated column, most rows of active players. Of
+months that were over that many days before: weekly extracts that come three days late bring a month's last days then.
+"""
 MAX_LATE_RESTATED_SHARE, LATE_DAYS = 0.01, 90
 """Of months that were over that many days before. Late corrections have ended by then; a column that is written into
 all past rows of the accounts that it concerns changes as many of the old months as of the new ones."""
@@ -129,12 +131,12 @@ def check_restated(
     # Amounts as models read them: a warehouse that adds up in another order changes their last digits each time.
     values = [pl.col(name).cast(pl.Float32) if facts.schema[name].is_float() else pl.col(name) for name in columns]
     changes: list[tuple[float, float, str]] = []
-    for limit, days in ((MAX_RESTATED_SHARE, 0), (MAX_LATE_RESTATED_SHARE, LATE_DAYS)):
+    for limit, days in ((MAX_RESTATED_SHARE, ARRIVED_DAYS), (MAX_LATE_RESTATED_SHARE, LATE_DAYS)):
         is_late = pl.col("known_at") >= month_end + pl.duration(days=days, microseconds=-1)
         known = complete.filter(pl.col("known_at") < newest, month_end + pl.duration(days=days) <= newest)
         n_known = known.select("account_id", "activity_month").n_unique()
         changed = complete.select((value.ne_missing(value.shift()) & is_late & is_again).sum() for value in values)
-        of = f"of {n_known:,} accounts' months{f' that were over {days} days before' if days else ''}"
+        of = f"of {n_known:,} accounts' months that were over {days} days before"
         n_changed = changed.row(0, named=True) if n_known and columns else {}
         shares = {column: n / n_known for column, n in n_changed.items() if n}
         changes += [(one, limit, f"{column} in {percent(one, 1)} {of}") for column, one in shares.items()]

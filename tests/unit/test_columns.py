@@ -146,6 +146,7 @@ def test_a_declaration_is_one_line_of_json():
 
 def test_a_limit_on_money_is_the_variants():
     assert Columns.from_json('{"max_money": 1e10}', "columns.json") == Columns(max_money=1e10)
+    assert Columns.from_json('{"max_money": 1e8}', "columns.json") == Columns()
     rows = simulate_activity(n_accounts=5, first_month=date(2025, 1, 1), n_months=2, seed=1)
     rows = rows.with_columns(total_handle=pl.lit(2e9))  # of rupiah
     assert check_activity(rows).rows.is_empty()

@@ -171,6 +171,20 @@ def test_windows_over_activity_are_checked_by_the_columns_that_measure_it(histor
     assert check_restated(history, ["activity"], has_known_at=False).outcome == "holds"
 
 
+def test_a_months_last_days_that_arrive_after_it_are_no_corrections(history: pl.DataFrame):
+    months = history.filter(pl.col("activity_month").is_between(date(2026, 1, 1), date(2026, 7, 1)))
+    month_end = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us", "UTC"))
+    lacking, whole = (
+        months.unique(["account_id", "activity_month"], keep="last", maintain_order=True).with_columns(
+            pl.col("total_handle") + days, known_at=month_end + pl.duration(days=days)
+        )
+        for days in (1, 9)
+    )
+    late = pl.concat([lacking, whole]).sort("account_id", "activity_month", "known_at")
+
+    assert check_restated(late, ["total_handle"], has_known_at=False).outcome == "holds"
+
+
 def test_amounts_whose_last_digits_change_are_no_corrections(history: pl.DataFrame):
     again = history.filter(pl.col("activity_month") < date(2026, 6, 1)).unique(["account_id", "activity_month"])
     again = again.with_columns(
