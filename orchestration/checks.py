@@ -75,8 +75,8 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "volumes_are_usual": "Every variant's newest batch has about as many rows as its previous batches.",
         "data_is_fresh": "Every variant was scored on its own input from S3, no older than the usual interval "
         "between two inputs plus one week.",
-        "every_variant_was_scored": "Every registered variant that was ever scored has a batch of the week that is "
-        "due, and its last attempt succeeded; variants that were never scored are not counted.",
+        "every_variant_was_scored": "Every registered variant has a batch of the week that is due, and its last "
+        "attempt succeeded; none has left the registry that nobody has acknowledged as gone.",
         "performance_holds": "Every champion's ROC AUC reaches its limit in up to six evaluated batches that share no "
         f"outcome, {_FDR} over the fleet.",
         "scores_match_outcomes": "As many accounts churned as every calibrated champion's scores lead one to expect, "

@@ -1,14 +1,15 @@
-"""Failed runs in Dagster's instance that no later run has made up for.
+"""Failed runs in Dagster's instance that no later run has made up for, and sensors and schedules that keep failing.
 
 Belongs here: reading runs and their events. Not here: which of them open an incident (``churn.monitoring``).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import dagster as dg
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorType, TickStatus
 
 from churn.monitoring.conditions import FailedRun
 from orchestration.assets.scoring import OP_NAME
@@ -16,16 +17,33 @@ from orchestration.partitions import BOUND_TAGS, RETRIED_TAG, span, variants_par
 
 _LOOK_BACK = timedelta(days=7)
 _MAX_RUNS, _MAX_RETURNED = 5000, 200
+_MAX_TICKS, _FAILING_FOR_S = 30, 600
+_ENDED_TICKS = [TickStatus.SKIPPED, TickStatus.SUCCESS, TickStatus.FAILURE]
 _FAILURES = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
 
 
 def failed_runs(instance: dg.DagsterInstance, now: datetime) -> list[FailedRun]:
-    """Return the last week's failed runs that no later run has made up for, the newest of each job and range."""
+    """Return the last week's failed runs that no later run has made up for, the newest of each job and range.
+
+    With them, as runs of its own name, each schedule whose newest tick failed, and each sensor whose ticks have failed
+    for ten minutes. A tick that was skipped since a service could not be used has failed, too.
+    """
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
     for record in _runs(instance, dg.DagsterRunStatus.FAILURE, now - _LOOK_BACK):
         if record.dagster_run.tags.get(RETRIED_TAG) != "true":
             newest.setdefault(_work(record.dagster_run), record)
-    return [_failed_run(instance, record) for record in islice(_unrepaired(instance, newest.values()), _MAX_RETURNED)]
+    runs = [_failed_run(instance, record) for record in islice(_unrepaired(instance, newest.values()), _MAX_RETURNED)]
+    return runs + [run for state in instance.all_instigator_state() for run in _failing(instance, state, now)]
+
+
+def _failing(instance: dg.DagsterInstance, state: InstigatorState, now: datetime) -> Iterator[FailedRun]:
+    ids, since = (state.instigator_origin_id, state.selector_id), (now - _LOOK_BACK).timestamp()
+    ticks = instance.get_ticks(*ids, after=since, limit=_MAX_TICKS, statuses=_ENDED_TICKS)
+    failed = list(takewhile(lambda tick: tick.error or (tick.skip_reason or "").startswith("cannot "), ticks))
+    least_s = 0 if state.instigator_type == InstigatorType.SCHEDULE else _FAILING_FOR_S
+    if state.is_running and failed and failed[0].timestamp - failed[-1].timestamp >= least_s:
+        error = failed[0].error.message if failed[0].error else failed[0].skip_reason
+        yield FailedRun(state.name, "ticks", now, f"its ticks keep failing: {error}")
 
 
 def _runs(

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,6 +66,10 @@ _CATEGORIES = (
     "JOIN model_references AS r USING (registered_model, model_version), jsonb_array_elements(r.profile->'features') f "
     "WHERE b.batch_id = ANY(:batches) AND f ? 'levels' GROUP BY b.batch_id"
 )
+_WATCH = (
+    "INSERT INTO watched_variants (variant, since) SELECT unnest(CAST(:added AS text[])), :now "
+    "ON CONFLICT (variant) DO UPDATE SET since = excluded.since, acknowledged_at = NULL"
+)
 _FLAGS = "SELECT batch_id, feature, is_confirmed FROM drift_flags WHERE batch_id = ANY(:batches)"
 
 
@@ -96,6 +100,18 @@ class FleetTables(Tables):
             )
             for row in self._rows(_HISTORIES, **values)
         }
+
+    def watch(self, registered: Collection[str], scored: Collection[str], now: datetime) -> dict[str, datetime]:
+        """Watch variants from now on; returns all that nobody has acknowledged as gone, and since when.
+
+        A variant that was acknowledged is watched again once it is registered.
+        """
+        rows = self._rows("SELECT variant, since, acknowledged_at IS NULL FROM watched_variants")
+        watched = {key: since for key, since, is_watched in rows if is_watched}
+        if added := {*registered} - watched.keys() | {*scored}.difference(key for key, _, _ in rows):
+            with self._transaction() as connection:
+                connection.execute(sa.text(_WATCH), {"added": sorted(added), "now": now})
+        return watched | dict.fromkeys(added, now)
 
     def evaluated(self) -> list[conditions.EvaluatedChampion]:
         """Return the newest batch of each month with enough labels and evidence, of each version that was champion."""

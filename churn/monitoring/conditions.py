@@ -379,19 +379,26 @@ def week_due(now: datetime, grace: timedelta) -> date:
 
 
 def week_missed(
-    registered: Iterable[str], histories: Mapping[str, History], attempts: Iterable[Attempt], due: date
+    registered: Mapping[str, datetime], histories: Mapping[str, History], attempts: Iterable[Attempt], due: date
 ) -> Condition:
-    """Return the variants that have earlier batches or attempts, and neither for the week that is due.
-
-    A registered variant that was never scored or attempted is not included.
-    """
+    """Return the variants with neither a batch nor an attempt of the week that is due, though registered before it."""
     weeks = {key: list(history.n_rows) for key, history in histories.items()}
     for attempt in attempts:
         if attempt.role == CHAMPION:
             weeks.setdefault(attempt.variant, []).append(attempt.week)
-    last = {key: max(weeks[key]) for key in registered if weeks.get(key)}
-    text = f"not scored for the week of {due}; the last week scored or attempted is"
-    return Condition("week_missed", {key: f"{text} {week}" for key, week in last.items() if week < due})
+    text, members = f"not scored for the week of {due};", {}
+    for key, since in registered.items():
+        last = max(weeks.get(key, ()), default=None)
+        if (last or since.date()) < due:
+            members[key] = f"{text} the last week scored or attempted is {last}" if last else f"{text} it never was"
+    return Condition("week_missed", members)
+
+
+def variants_missing(watched: Mapping[str, datetime], registered: Collection[str]) -> Condition:
+    """Return the variants that were registered or scored, are not registered now, and were not acknowledged as gone."""
+    missing = {key: since for key, since in watched.items() if key not in registered}
+    text = "not registered in MLflow any more, so it is not scored; watched since"
+    return Condition("variants_missing", {key: f"{text} {since:%Y-%m-%d}" for key, since in missing.items()})
 
 
 def data_stale(batches: Iterable[ScoredBatch], histories: Mapping[str, History], today: date) -> Condition:

@@ -33,6 +33,7 @@ KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("run_failed", "error", "Job failed", noun="run"),
+        Kind("variants_missing", "error", "No longer registered"),
         Kind("variants_failed", "error", "Scoring failed"),
         Kind("challengers_failed", "warning", "Scoring by the challenger failed"),
         Kind("week_missed", "error", "Week not scored"),

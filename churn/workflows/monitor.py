@@ -5,7 +5,7 @@ Cheap enough to run every few minutes, and safe to repeat: without a change noth
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
@@ -20,7 +20,7 @@ from churn.weeks import monday_of
 logger = logging.getLogger(__name__)
 
 _RUN_KINDS = frozenset({"run_failed"})
-_REGISTRY_KINDS = frozenset({"week_missed", "performance_low", "calibration_poor", "segment_low"})
+_REGISTRY_KINDS = frozenset({"variants_missing", "week_missed", "performance_low", "calibration_poor", "segment_low"})
 _WEEK = timedelta(weeks=1)
 
 
@@ -54,7 +54,7 @@ class FleetDrift:
 _KINDS_OF_CHECK: Mapping[str, Collection[str]] = {
     "volumes_are_usual": ("volume_unusual",),
     "data_is_fresh": ("data_stale",),
-    "every_variant_was_scored": ("variants_failed", "week_missed"),
+    "every_variant_was_scored": ("variants_missing", "variants_failed", "week_missed"),
     "performance_holds": ("performance_low",),
     "scores_match_outcomes": ("calibration_poor",),
     "segments_hold": ("segment_low",),
@@ -120,6 +120,8 @@ class FleetMonitor:
     def reconcile(self, now: datetime, failed_runs: Sequence[FailedRun] | None) -> FleetStatus:
         """Detect problems and open, update or resolve incidents; queue an alert for each receiver of a change.
 
+        An incident keeps a variant that is no longer registered until somebody acknowledges that it is gone.
+
         Args:
             failed_runs: ``None`` if Dagster could not be queried.
 
@@ -131,17 +133,22 @@ class FleetMonitor:
         week = monday_of(now.date())
         batches, attempts = self.fleet.newest_inputs(week), self.fleet.attempts(week - _WEEK)
         newest = conditions.newest_batches(batches, week)
+        watched = self.fleet.watch(champions or (), newest, now)
         registered = {attempt.variant for attempt in attempts} if champions is None else set(champions)
+        before = [
+            Condition(one.kind, one.members) for one in self.incidents.open() if KINDS[one.kind].noun == "variant"
+        ]
+        gone = conditions.variants_missing(watched, registered) if champions is not None else None
+        # Without the registry, those that were missing before are missing still.
+        missing = [one for one in before if one.kind == "variants_missing"] if gone is None else [gone]
         problems = [
+            *_only(before, {key for one in missing for key in one.members}),
+            *missing,
             *conditions.drifted(self._store_flags(batches, newest, week)),
-            *self._scoring_problems(now, registered, newest, attempts),
+            *self._scoring_problems(now, {key: watched.get(key, now) for key in registered}, newest, attempts),
             *(self._performance_problems(champions) if champions is not None else ()),
         ]
-        # Variants that are no longer registered have no incidents.
-        found = [
-            replace(one, members={key: text for key, text in one.members.items() if key in registered})
-            for one in problems
-        ]
+        found = _only(problems, registered | watched.keys())
         found += [*conditions.runs_failed(failed_runs or (), attempts), conditions.fleet_moved(batches, week)]
         unavailable: frozenset[str] = frozenset().union(
             _REGISTRY_KINDS if champions is None else (), _RUN_KINDS if failed_runs is None else ()
@@ -164,7 +171,11 @@ class FleetMonitor:
         return flags
 
     def _scoring_problems(
-        self, now: datetime, registered: Collection[str], newest: Mapping[str, ScoredBatch], attempts: Sequence[Attempt]
+        self,
+        now: datetime,
+        registered: Mapping[str, datetime],
+        newest: Mapping[str, ScoredBatch],
+        attempts: Sequence[Attempt],
     ) -> list[Condition]:
         histories = self.fleet.histories(now.date() - conditions.MEMORY)
         return [
@@ -181,6 +192,10 @@ class FleetMonitor:
         newest = [of_variant[0].batch_id for of_variant in cohorts.values()]
         segments, n_evaluated = self.fleet.low_segments(newest, conditions.FDR)
         return [low, conditions.calibration_poor(cohorts), conditions.segment_low(segments, n_evaluated, low.members)]
+
+
+def _only(problems: Iterable[Condition], variants: Collection[str]) -> list[Condition]:
+    return [replace(one, members={key: one.members[key] for key in one.members if key in variants}) for one in problems]
 
 
 def _sentences(flags: Sequence[DriftFlag]) -> dict[str, str]:

@@ -3,7 +3,9 @@ not be blind when a service is down, nor slow when it has thousands of variants.
 """
 
 import json
+import re
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -13,6 +15,7 @@ import sqlalchemy as sa
 
 from churn.database.connection import create_engine
 from churn.deployment.services import Deployment
+from churn.errors import RegistryUnavailableError
 from churn.variants import Variant
 from churn.workflows.monitor import FleetMonitor
 from orchestration.definitions import defs
@@ -20,6 +23,7 @@ from orchestration.failed_runs import failed_runs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import incident_sensor
+from tests.support import ROOT
 from tests.support.batches import week_request
 from tests.support.inputs import register_bundled
 from tests.support.site import Run, Site, bundled
@@ -158,8 +162,17 @@ def drift_away(site: Site, key: str) -> None:
     site.rows(site.churn, change, drift=json.dumps(still | {"brand_id": moved}), key=key, of_all=False)
 
 
-def test_a_missed_week_is_told_after_the_grace_and_a_variant_that_is_gone_is_not(
-    site: Site, fleet: None, deployment: Deployment
+def remove(deployment: Deployment, *keys: str) -> None:
+    from mlflow import MlflowClient
+
+    deployment.registry(read_only=False)
+    client = MlflowClient(deployment.tracking_uri)
+    for key in keys:
+        client.delete_registered_model(Variant.from_key(key).registered_model)
+
+
+def test_a_missed_week_is_told_after_the_grace_and_what_is_gone_until_somebody_says_so(
+    site: Site, fleet: None, deployment: Deployment, log_model: Run
 ) -> None:
     for key in KEYS:
         deployment.scorer().score_variant(week_request(monday(1)).of(Variant.from_key(key)))
@@ -170,14 +183,44 @@ def test_a_missed_week_is_told_after_the_grace_and_a_variant_that_is_gone_is_not
 
     assert not early.members("week_missed")
     assert set(late.members("week_missed")) == set(KEYS)
-    from mlflow import MlflowClient
+    remove(deployment, EU)
+    gone = monitor.reconcile(noon(week), [])
+    assert set(gone.members("variants_missing")) == {EU}
+    assert "not registered in MLflow any more" in (gone.by_check()["every_variant_was_scored"] or {})[EU]
+    assert open_incidents(site) == {"week_missed": KEYS, "variants_missing": [EU]}
+    # Weeks later, when nothing that is wrong can be seen any more, and while the registry is down.
+    blind = replace(monitor, champions=unavailable)
+    for look in (monitor, blind):
+        look.reconcile(noon(week) + timedelta(weeks=60), [])
+        assert open_incidents(site) == {"week_missed": KEYS, "variants_missing": [EU]}
 
-    deployment.registry(read_only=False)
-    client = MlflowClient(deployment.tracking_uri)
-    client.delete_registered_model(Variant.from_key(EU).registered_model)
-    assert set(monitor.reconcile(noon(week), []).members("week_missed")) == {US}
-    (members,) = site.rows(site.churn, "SELECT members FROM incidents WHERE kind = 'week_missed'")[0]
-    assert set(members) == {US}
+    acknowledge = re.findall(r"^UPDATE watched_variants .*?;", (ROOT / "docs/runbook.md").read_text(), re.M | re.S)
+    site.rows(site.churn, acknowledge[0].replace("geography-us", EU))
+
+    changes = monitor.reconcile(noon(week), []).changes
+    assert [(one.event, one.kind) for one in changes] == [("resolved", "variants_missing")]
+    assert open_incidents(site) == {"week_missed": [US]}
+    assert monitor.reconcile(noon(week), []).changes == []
+    register_bundled(site, log_model, EU)
+    monitor.reconcile(noon(week), [])
+    remove(deployment, EU)
+    assert set(monitor.reconcile(noon(week), []).members("variants_missing")) == {EU}
+
+
+def unavailable() -> dict[str, int | None]:
+    raise RegistryUnavailableError("MLflow did not answer")
+
+
+def test_a_variant_that_was_never_scored_misses_the_week_and_is_missed_when_it_leaves(
+    fleet: None, deployment: Deployment
+) -> None:
+    monitor, week = deployment.fleet_monitor(), monday()
+
+    assert not monitor.reconcile(noon(week), []).members("week_missed", "variants_missing")
+    late = monitor.reconcile(noon(week + timedelta(weeks=1)), [])
+    assert set(late.members("week_missed")) == set(KEYS)
+    remove(deployment, *KEYS)
+    assert set(monitor.reconcile(noon(week), []).members("variants_missing")) == set(KEYS)
 
 
 def test_without_the_registry_what_needs_it_neither_opens_nor_ends(

@@ -32,6 +32,7 @@ MAY_WRITE: Mapping[str, set[str]] = {
     "model_references": {READ, ADD},
     "drift_flags": {READ, ADD, "DELETE"},
     "incidents": {READ, ADD, "UPDATE"},
+    "watched_variants": {READ, ADD, "UPDATE"},
     "alerts": {READ, ADD},
     "alert_deliveries": {READ, ADD, "UPDATE"},
     "erasure_salt": {READ},
@@ -152,6 +153,7 @@ def test_the_writer_may_do_what_the_weekly_job_needs_and_nothing_else(site: Site
     assert locks <= {
         "drift_flags",
         "incidents",
+        "watched_variants",
         "alert_deliveries",
     }  # where rows may be changed, the table may be locked
     assert {name: held - {"LOCK"} for name, held in found.items()} == MAY_WRITE

@@ -121,14 +121,34 @@ def test_a_week_is_due_when_the_grace_is_over(now, due):
     assert week_due(now, GRACE) == due
 
 
-def test_a_week_is_missed_by_those_who_had_one_before_and_did_nothing():
-    histories = {key: History({LAST: 100}) for key in ("missed", "failed", "gone")} | {"scored": History({WEEK: 100})}
-    attempts = [attempt("failed", "no such file"), attempt("missed", "no such file", week=LAST)]
+NEVER, EARLIER = None, datetime(2026, 11, 15, 23, 59, tzinfo=UTC)
+NEW = datetime(2026, 11, 16, 0, 1, tzinfo=UTC)
 
-    told = week_missed(["missed", "failed", "scored", "new"], histories, attempts, WEEK)
 
-    assert set(told.members) == {"missed"}
-    assert "2026-11-16; the last week scored or attempted is 2026-11-09" in told.members["missed"]
+@pytest.mark.parametrize(
+    ("since", "scored", "attempted", "sentence"),
+    [
+        (EARLIER, LAST, NEVER, "the last week scored or attempted is 2026-11-09"),
+        (NEW, LAST, NEVER, "the last week scored or attempted is 2026-11-09"),
+        (EARLIER, LAST - timedelta(weeks=9), LAST, "the last week scored or attempted is 2026-11-09"),
+        (EARLIER, NEVER, LAST, "the last week scored or attempted is 2026-11-09"),
+        (EARLIER, NEVER, NEVER, "not scored for the week of 2026-11-16; it never was"),
+        (EARLIER - timedelta(weeks=30), NEVER, NEVER, "it never was"),
+        (NEW, NEVER, NEVER, None),
+        (EARLIER, WEEK, NEVER, None),
+        (EARLIER, LAST, WEEK, None),
+        (EARLIER, NEVER, WEEK, None),
+        (NEW, WEEK, WEEK, None),
+    ],
+)
+def test_a_week_is_missed_by_those_registered_before_it_who_did_nothing(since, scored, attempted, sentence):
+    histories = {} if scored is None else {"us": History({scored: 100}), "not registered": History({LAST: 100})}
+    attempts = [] if attempted is None else [attempt("us", "no such file", week=attempted)]
+
+    told = week_missed({"us": since}, histories, attempts, WEEK).members
+
+    assert told.keys() == (set() if sentence is None else {"us"})
+    assert sentence is None or sentence in told["us"]
 
 
 def test_a_stand_in_and_old_data_are_stale_and_fresh_data_is_not():
