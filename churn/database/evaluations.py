@@ -25,6 +25,8 @@ from churn.versions import CHALLENGER, CHAMPION
 _ID = struct.Struct(">q")
 _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
 _OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
+# Those of a corrected extract know what came later.
+_IS_EVIDENCE = "b.is_current AND b.account_ids = 'input' AND b.scored_from <> 'corrected extract'"
 _COUNTS = (
     "labels_as_of", "horizon_months", "n_accounts", "n_at_risk", "n_matured", "n_missing", "n_churned", "status",
     "auc_limit", "evidence_after", "replaces_because",
@@ -108,8 +110,8 @@ class Evaluations(Tables):
     def unevaluated(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
         """Return the current batches with account ids, as of ``until`` or earlier, not evaluated yet; oldest first."""
         return self._batches(
-            "LEFT JOIN evaluated_batches AS e USING (batch_id) WHERE e.batch_id IS NULL AND b.is_current "
-            "AND b.account_ids = 'input' AND b.variant = ANY(:variants) AND b.as_of <= :until "
+            f"LEFT JOIN evaluated_batches AS e USING (batch_id) WHERE e.batch_id IS NULL AND {_IS_EVIDENCE} "
+            "AND b.variant = ANY(:variants) AND b.as_of <= :until "
             "ORDER BY b.scored_week, b.batch_id",
             variants=[variant.key for variant in variants],
             until=until,
@@ -118,7 +120,7 @@ class Evaluations(Tables):
     def pairs(self, variant: Variant, champion_version: int, challenger_version: int) -> list[Pair]:
         """Return the batches of the weeks that both versions scored in these roles, oldest first."""
         batches = self._batches(
-            "WHERE b.is_current AND b.account_ids = 'input' AND b.variant = :variant AND "
+            f"WHERE {_IS_EVIDENCE} AND b.variant = :variant AND "
             "(b.role, b.model_version) IN (('champion', :champion), ('challenger', :challenger)) "
             "ORDER BY b.scored_week",
             variant=variant.key,

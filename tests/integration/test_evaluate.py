@@ -281,6 +281,13 @@ def test_only_weeks_after_what_their_model_has_seen_are_evaluated(
     assert [one.batch.scored_week for one in judge.evaluate_batches(US, TODAY)] == expected
 
 
+def test_a_week_that_was_scored_with_hindsight_is_not_evaluated(site: Site, judge: PerformanceEvaluator):
+    hindsight = "UPDATE scoring_batches SET scored_from = 'corrected extract' WHERE scored_week = :week"
+    site.rows(site.churn, f"{hindsight} RETURNING batch_id", week=WEEKS[0])
+
+    assert [one.batch.scored_week for one in judge.evaluate_batches(US, TODAY)] == WEEKS[1:]
+
+
 def test_a_fleet_looks_once_at_what_waits_and_judges_the_same(site: Site, judge: PerformanceEvaluator, live: Callable):
     unregistered = Variant("nowhere")
     fleet = judge.for_fleet([US, unregistered], TODAY)

@@ -203,6 +203,8 @@ def test_weeks_that_either_model_has_seen_the_outcomes_of_are_no_evidence(
 
         with pytest.raises(PromotionError, match=f"as-of days after {counts_after} count"):
             promoter.promote(US, dry_run=True)
+    site.rows(site.churn, "UPDATE scoring_batches SET scored_from = 'corrected extract' RETURNING batch_id")
+    assert promoter.evaluator.results.pairs(US, 1, 2) == []
 
 
 def test_batches_are_judged_once_when_their_labels_have_matured(
