@@ -96,13 +96,13 @@ def _are_observed(present: Flags, groups: Groups, horizon: slice, reduced: float
 
 
 def _are_usual(volumes: npt.NDArray[np.number[Any]], are_steady: Flags, reduced: float) -> Flags:
-    usual = volumes[:, 0]
+    usual = size = volumes[:, 0]  # without fading: else a small group that is gone is soon too small to be compared
     are_usual = np.ones(volumes.shape, dtype=np.bool_)
     for i, volume in enumerate(volumes.T):
-        is_gone = (usual >= MIN_ACCOUNTS) & (volume < GONE * usual)
+        is_gone = (size >= MIN_ACCOUNTS) & (volume < GONE * usual)
         is_reduced = (usual >= MIN_REDUCED) & (volume < reduced * usual) & ~are_steady[:, i]
         are_usual[:, i] = ~(is_gone | is_reduced)
-        usual = np.where(are_usual[:, i], volume, FADE * usual)
+        usual, size = np.where(are_usual[:, i], volume, FADE * usual), np.where(are_usual[:, i], volume, size)
     return are_usual
 
 

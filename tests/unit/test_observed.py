@@ -59,6 +59,9 @@ WITHOUT_NJ = (N - 100, 0, 100)
         pytest.param(NJ & (MONTH >= APRIL), WITHOUT_NJ, id="a brand leaves the feed"),
         pytest.param(NJ & (MONTH == APRIL), WITHOUT_NJ, id="a brand lacks a month, and its players play in the others"),
         pytest.param(NJ & (MONTH == JULY), ALL, id="a brand lacks a month that is not in the horizon"),
+        pytest.param(
+            NJ & ((ID <= 90) | (date(2025, 2, 1) <= MONTH)), (100, 0, 10), id="a brand of ten left the feed in February"
+        ),
         pytest.param(EVEN & (MONTH >= MAY), (100, 0, 100), id="a product leaves the feed"),
         pytest.param((ID != 7) & (MONTH >= APRIL), NOBODY, id="one player is left"),
         pytest.param(((ID != 7) | (MONTH != MAY)) & (MONTH >= APRIL), NOBODY, id="one row is left"),
