@@ -25,8 +25,7 @@ _FAILURES = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
 def failed_runs(instance: dg.DagsterInstance, now: datetime) -> list[FailedRun]:
     """Return the last week's failed runs that no later run has made up for, the newest of each job and range.
 
-    With them, as runs of its own name, each schedule whose newest tick failed, and each sensor whose ticks have failed
-    for ten minutes. A tick that was skipped since a service could not be used has failed, too.
+    Each schedule whose newest tick failed, or could not use a service, counts, and each sensor if for ten minutes.
     """
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
     for record in _runs(instance, dg.DagsterRunStatus.FAILURE, now - _LOOK_BACK):

@@ -4,6 +4,7 @@ Every connection acts as one of three group roles, none of which can log in: the
 publishes batches and reads MLflow's tables, the reader reads. ``experiment_tracking/setup.py`` creates the roles.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,17 +48,29 @@ SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
 WHERE locktype = 'advisory' AND granted AND datname = current_database()
   AND (CAST(classid AS bigint) << 32 | CAST(objid AS bigint)) = hashtextextended(:key, 0)
 """
-_SETUP = "run experiment_tracking/setup.py"
+_IS_SET = "SELECT current_setting(s) FROM unnest('{role,timezone,client_connection_check_interval}'::text[]) AS s"
+_SETUP = "run experiment_tracking/setup.py, which makes and grants what is missing"
 
-# Connection, serialization, resources, shutdown, cancelled or timed out, lock timeout.
-_TRANSIENT_STATES = ("08", "40", "53", "57P", "57014", "25P03", "25P04", "55P03")
+# Connection, serialization, resources, shutdown, cancelled or timed out, lock timeout, a standby after a failover.
+_READ_ONLY = "25006"
+_TRANSIENT_STATES = ("08", "40", "53", "57P", "57014", "25P03", "25P04", "55P03", _READ_ONLY)
+# What the driver, servers and poolers say, without a SQLSTATE, that may answer later.
+_UNANSWERED = re.compile(
+    r"(?i)connection refused|is the server running|tim(e|ed).?out|translate host|closed|reset by|broken pipe|EOF|"
+    r"unreachable|no route|host is down|(receive|send) data|no (more )?connection|not open|crashed|synchroni[sz]ation|"
+    r"terminating|starting up|shutting|recovery|accepting|too many|slots|cannot connect|failing|fork|SSL error|memory"
+)
 _OURS = (psycopg2.ProgrammingError, psycopg2.DataError, psycopg2.IntegrityError, psycopg2.NotSupportedError)
 _WRONG_PASSWORD = ("password authentication failed", "no password supplied")
-_NO_ROLE = ("permission denied to set role",)
 _TRUST = "correct PGSSLMODE and PGSSLROOTCERT, and use the host name in its certificate"
+_POOLER = ("startup parameter", "command-line options")
+_PAST_POOLER = "PgBouncer and RDS Proxy pass no role and no limits on, so name the host and port of PostgreSQL itself"
 _UNTRUSTED = ("server certificate for", "certificate verify failed", "root certificate", "support SSL", "sslmode")
 _DENIED = "42501"
-_SETUP_NEEDS = "set-up needs a login with CREATEDB, CREATEROLE and, once they exist, ADMIN OPTION on the churn roles"
+SETUP_NEEDS = (
+    "set-up needs a login with CREATEDB, CREATEROLE and, once they exist, ADMIN OPTION on the churn roles; in another "
+    "login's database, that must run GRANT ALL ON SCHEMA public TO this login WITH GRANT OPTION"
+)
 _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
 
 
@@ -108,7 +121,26 @@ def create_engine(
     arguments = {**LIBPQ_LIMITS, "application_name": "churn", "options": options}
     if role:
         arguments["connection_factory"] = partial(DeadlineConnection, answer_within_s=answer_within_s)
-    return sa.create_engine(url, **pool, connect_args=arguments)
+    engine = sa.create_engine(url, **pool, connect_args=arguments)
+    sa.event.listen(engine, "first_connect", partial(_verify, role))  # once for each pool
+    sa.event.listen(engine, "handle_error", _discard_read_only)
+    return engine
+
+
+def _verify(role: str | None, connection: Any, _record: object) -> None:
+    """Raise unless the server set what the connection asked for, which poolers may ignore."""
+    with connection.cursor() as cursor:
+        cursor.execute(_IS_SET)
+        found = [value for (value,) in cursor]
+    connection.rollback()
+    if found != [role or found[0], "UTC", "10s"]:
+        raise psycopg2.OperationalError(f"startup parameters were ignored; role, time zone and limit are {found}")
+
+
+def _discard_read_only(context: sa.engine.ExceptionContext) -> None:
+    # After a failover, the pool's connections may lead to what is a standby now.
+    if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def require_connection(url: sa.URL, *, role: str | None = None) -> None:
@@ -193,52 +225,50 @@ def open_snapshot(url: sa.URL, *, answer_within_s: float = ANSWER_WITHIN_S) -> I
 
 
 @contextmanager
-def errors_translated(url: sa.URL) -> Iterator[None]:
+def errors_translated(url: sa.URL, *, remedy: str = _SETUP) -> Iterator[None]:
     """Translate driver errors into ours; transient ones into :class:`DatabaseUnavailableError`.
 
-    No message repeats a statement, its parameters or the password.
+    No message repeats a statement, its parameters or the password; none of set-up advises to run set-up.
     """
     try:
         yield
     except DBAPIError as error:
-        raise _translate(error.orig or error, url) from error
+        raise _translate(error.orig or error, url, remedy) from error
     except psycopg2.Error as error:  # COPY bypasses SQLAlchemy
-        raise _translate(error, url) from error
+        raise _translate(error, url, remedy) from error
 
 
-def _translate(error: BaseException, url: sa.URL) -> ChurnError:
+def _translate(error: BaseException, url: sa.URL, remedy: str) -> ChurnError:
     where = f"PostgreSQL at {url.host}:{url.port or 5432}, database {url.database!r}"
     state = getattr(error, "pgcode", None) or ""
     text = " ".join(str(error).split()) or type(error).__name__
     if not state and not isinstance(error, _OURS):
-        return _translate_refusal(text, where, url)
+        return _translate_refusal(text, where, url, remedy)
+    text = f"{state}: {text}" if state else text
     if state.startswith(_TRANSIENT_STATES):
         return DatabaseUnavailableError(f"{where} hit a transient error ({text}); try again")
     if state == _DENIED:
-        is_setup = text.startswith(("permission denied to create", "permission denied to grant"))
-        remedy = _SETUP_NEEDS if is_setup else f"{_SETUP}, which grants it"
         return AccessDeniedError(f"{where} denied access to user {url.username!r} ({text}); {remedy}")
     if state in _MISSING:
-        return StoreError(f"{where} has no or an outdated schema ({text}); {_SETUP}")
+        return StoreError(f"{where} has no or an outdated schema ({text}); {remedy}")
     return StoreError(f"{where} rejected the statement: {text}")
 
 
-def _translate_refusal(text: str, where: str, url: sa.URL) -> ChurnError:
+def _translate_refusal(text: str, where: str, url: sa.URL, remedy: str) -> ChurnError:
     """Classify a refused connection by the server's message, since such errors carry no SQLSTATE."""
-    user = f"user {url.username!r}"
+    user, setting = f"user {url.username!r}", _SET_BY.get((url.username, url.host, url.port), "the secret")
+    password = f" refused the password of {user} ({text}); correct username and password in {setting}"
     refusals: Sequence[tuple[Sequence[str], type[ChurnError], str]] = (
-        (
-            _WRONG_PASSWORD,
-            CredentialsError,
-            f" refused the password of {user}; correct username and password in "
-            f"{_SET_BY.get((url.username, url.host, url.port), 'the secret')}",
-        ),
-        (["pg_hba.conf"], AccessDeniedError, f" rejects {user} from this host; correct its pg_hba.conf"),
+        (_WRONG_PASSWORD, CredentialsError, password),
+        (["pg_hba.conf"], AccessDeniedError, f" rejects {user} from this host ({text}); correct its pg_hba.conf"),
+        (_POOLER, StoreError, f" is behind a pooler ({text}); {_PAST_POOLER} in {setting}"),
         (_UNTRUSTED, StoreError, f" is not trusted ({text}); {_TRUST}"),
-        (["does not exist"], StoreError, f" has no or an outdated schema ({text}); {_SETUP}"),
-        (_NO_ROLE, AccessDeniedError, f": {user} lacks a role ({text}); {_SETUP}, which grants it"),
+        (["does not exist"], StoreError, f" has no or an outdated schema ({text}); {remedy}"),
+        (["permission denied to set role"], AccessDeniedError, f": {user} lacks a role ({text}); {remedy}"),
     )
     for words, error, message in refusals:
         if any(word in text for word in words):
             return error(f"{where}{message}")
-    return DatabaseUnavailableError(f"{where} did not answer ({text}); check MLFLOW_DB_HOST, and that the server runs")
+    if _UNANSWERED.search(text):
+        return DatabaseUnavailableError(f"{where} did not answer ({text}); check MLFLOW_DB_HOST, and that it runs")
+    return StoreError(f"{where} refused the connection ({text}); correct the server, or what {setting} says of it")

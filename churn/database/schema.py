@@ -5,7 +5,7 @@ Only set-up creates or alters tables. Every function is idempotent and safe to r
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 
@@ -15,25 +15,26 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from churn.database.connection import OWNER, READER, WRITER, create_engine, errors_translated
+from churn.database.connection import OWNER, READER, SETUP_NEEDS, WRITER, create_engine, errors_translated
 from churn.errors import StoreError
 
 _LOCK = "SELECT pg_advisory_lock(hashtextextended('churn set-up', 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('churn set-up', 0))"
+_setting_up = functools.partial(errors_translated, remedy=SETUP_NEEDS)  # which does not advise to run set-up
 _ALREADY = ("42P04", "42710", "23505")  # duplicate database, duplicate object, unique violation in a race
 
 
 def ensure_database(url: sa.URL) -> bool:
     """Create the database of ``url`` if it is missing; returns whether it was."""
     try:
-        with errors_translated(url), create_engine(url).connect():
+        with _setting_up(url), create_engine(url).connect():
             return False
     except StoreError as error:
         if "does not exist" not in str(error):
             raise
     maintenance = url.set(database="postgres")
     engine = create_engine(maintenance).execution_options(isolation_level="AUTOCOMMIT")
-    with errors_translated(maintenance), engine.connect() as connection:
+    with _setting_up(maintenance), engine.connect() as connection:
         name = connection.dialect.identifier_preparer.quote_identifier(url.database or "")
         return _execute_unless_exists(connection, f"CREATE DATABASE {name}")
 
@@ -42,7 +43,7 @@ def ensure_roles(url: sa.URL) -> list[str]:
     """Create the missing group roles, grant all of them to the current user, and return those created."""
     created: list[str] = []
     engine = create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
-    with errors_translated(url), engine.connect() as connection, _set_up_lock(connection):
+    with _setting_up(url), engine.connect() as connection, _set_up_lock(connection):
         # Since version 16 the creator of a role may grant it, but not act as it.
         privilege = "SET" if (connection.dialect.server_version_info or (0,)) >= (16,) else "MEMBER"
         may_act = sa.text("SELECT pg_has_role(current_user, :role, :privilege)")
@@ -62,7 +63,7 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
         StoreError: If its schema is none that this code can migrate.
     """
     config = _alembic_config()
-    with errors_translated(url), create_engine(url).connect() as connection, _set_up_lock(connection):
+    with _setting_up(url), create_engine(url).connect() as connection, _set_up_lock(connection):
         connection.exec_driver_sql(f"GRANT USAGE, CREATE ON SCHEMA public TO {OWNER}")
         connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA public TO {WRITER}, {READER}")
         connection.commit()
@@ -90,7 +91,7 @@ def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
     from mlflow.db import upgrade
 
     logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
-    with errors_translated(url), create_engine(url).connect() as connection, _set_up_lock(connection):
+    with _setting_up(url), create_engine(url).connect() as connection, _set_up_lock(connection):
         before = MigrationContext.configure(connection).get_current_revision()
         connection.commit()
         upgrade.callback(url.render_as_string(hide_password=False))
@@ -104,21 +105,22 @@ def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
 
 def require_predictions_schema(url: sa.URL, *, role: str) -> None:
     """Raise ``StoreError`` unless the predictions database has the schema that this code needs."""
-    _require_revision(url, role, _known_revisions()[0], "database", "this code")
+    _require_revision(url, role, _known_revisions(), "database", "this code")
 
 
 def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
     """Raise ``StoreError`` unless MLflow's database has the installed MLflow's schema: opening it would migrate it."""
-    _require_revision(url, role, _mlflow_head(), "MLflow's database", "the installed MLflow")
+    _require_revision(url, role, _mlflow_revisions(), "MLflow's database", "the installed MLflow")
 
 
-def _require_revision(url: sa.URL, role: str | None, head: str | None, database: str, user: str) -> None:
+def _require_revision(url: sa.URL, role: str | None, known: Sequence[str], database: str, user: str) -> None:
     with errors_translated(url), create_engine(url, role=role).connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
-    if revision != head:
+    if revision != known[0]:
+        newer = "it does not know that one: use newer code"
+        remedy = "run experiment_tracking/setup.py" if revision in (None, *known) else newer
         raise StoreError(
-            f"{database} {url.database!r} is at schema {revision or 'none'} and {user} needs {head}; "
-            "run experiment_tracking/setup.py"
+            f"{database} {url.database!r} is at schema {revision or 'none'} and {user} needs {known[0]}; {remedy}"
         )
 
 
@@ -129,11 +131,11 @@ def _known_revisions() -> tuple[str, ...]:
 
 
 @functools.cache
-def _mlflow_head() -> str:
+def _mlflow_revisions() -> tuple[str, ...]:
     # There is no public function for this.
-    from mlflow.store.db.utils import _get_latest_schema_revision
+    from mlflow.store.db.utils import _get_alembic_config
 
-    return str(_get_latest_schema_revision())
+    return tuple(script.revision for script in ScriptDirectory.from_config(_get_alembic_config("")).walk_revisions())
 
 
 def _alembic_config() -> Config:

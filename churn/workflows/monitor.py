@@ -171,11 +171,7 @@ class FleetMonitor:
         return flags
 
     def _scoring_problems(
-        self,
-        now: datetime,
-        registered: Mapping[str, datetime],
-        newest: Mapping[str, ScoredBatch],
-        attempts: Sequence[Attempt],
+        self, now: datetime, since: Mapping[str, datetime], newest: Mapping[str, ScoredBatch], attempts: list[Attempt]
     ) -> list[Condition]:
         histories = self.fleet.histories(now.date() - conditions.MEMORY)
         return [
@@ -183,7 +179,7 @@ class FleetMonitor:
             conditions.challengers_failed(attempts, now),
             conditions.data_stale(newest.values(), histories, now.date()),
             conditions.volume_unusual(newest.values(), histories),
-            conditions.week_missed(registered, histories, attempts, conditions.week_due(now, self.grace)),
+            conditions.week_missed(since, histories, attempts, conditions.week_due(now, self.grace)),
         ]
 
     def _performance_problems(self, champions: Mapping[str, int | None]) -> list[Condition]:

@@ -11,8 +11,7 @@ _UPGRADE = """
 CREATE TABLE watched_variants (variant text PRIMARY KEY, since timestamptz NOT NULL, acknowledged_at timestamptz);
 COMMENT ON TABLE watched_variants IS 'Variants seen in the registry or in a batch; monitoring reports those that left.';
 COMMENT ON COLUMN watched_variants.since IS 'When monitoring first saw the variant, or saw it again.';
-COMMENT ON COLUMN watched_variants.acknowledged_at IS
-    'When somebody acknowledged that the variant is gone; null while it is watched.';
+COMMENT ON COLUMN watched_variants.acknowledged_at IS 'When somebody acknowledged that it is gone; null if watched.';
 GRANT SELECT ON watched_variants TO churn_reader;
 GRANT SELECT, INSERT, UPDATE ON watched_variants TO churn_writer;
 """
