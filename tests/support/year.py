@@ -268,13 +268,14 @@ def _bring(facts: dict[Variant, pl.DataFrame], day: date) -> None:
 
 
 def _wrong_champions(deployment: Deployment, variants: Sequence[Variant]) -> list[tuple[date, Variant]]:
-    """Ask the trail who was champion when each week was scored, and hold it against the batches."""
+    """Ask the trail, from its first line on, who was champion when each week was scored; compare with the batches."""
     rows = read_current(
         deployment.database,
         "SELECT variant, scored_week, model_version, champion_on(variant, scored_week - 1) AS champion "
-        "FROM scoring_batches WHERE role = 'champion' AND is_current AND scored_week > :first ORDER BY 1, 2",
-        first=FIRST_WEEK,
+        "FROM scoring_batches AS b WHERE role = 'champion' AND is_current AND scored_week > "
+        "(SELECT min(occurred_at)::date FROM model_events AS e WHERE e.variant = b.variant) ORDER BY 1, 2",
     )
+    assert rows["variant"].n_unique() == len(variants)
     wrong = rows.filter(pl.col("model_version").ne_missing(pl.col("champion")))
     known = {variant.key: variant for variant in variants}
     return [(week, known[key]) for key, week in wrong.select("variant", "scored_week").iter_rows()]
