@@ -16,7 +16,7 @@ check:
     uv run lint-imports
     uv run dagster definitions validate -m orchestration.definitions
 
-# Run the tests of README's command: about seven minutes on two cores.
+# Run the tests of README's command: under six minutes on two cores.
 test *args:
     uv run pytest {{args}}
 
