@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from churn.data.labels import Ids
-from churn.evaluation import metrics
+from churn.evaluation import metrics, sequential
 from churn.evaluation.metrics import Doubles, Interval, Outcomes, Scores
 from churn.evaluation.sequential import EvidenceError, PairedSums, confidence_sequence, discount_months, e_value
 from churn.weeks import month_number
@@ -172,17 +172,25 @@ class Comparison:
         return finite | {guardrail.name: guardrail.holds for guardrail in self.guardrails}
 
 
+def choose(comparisons: Sequence[Comparison], alpha: float) -> list[bool]:
+    """Return which challengers of a fleet to promote, so that at most a share ``alpha`` of these is no better.
+
+    One that a guardrail does not allow counts as without evidence: it would loosen the limit for those promoted.
+    """
+    return sequential.e_benjamini_hochberg([0.0 if one.broken else one.e_value for one in comparisons], alpha)
+
+
 def odds(e_value: float) -> str:
     """Return evidence as odds for a person: what a bet of 1 on no difference has become.
 
-    >>> odds(0.2), odds(7.26), odds(1234.5), odds(1e300)
-    ('below 1 to 1', '7.3 to 1', '1,234 to 1', 'over 1,000,000 to 1')
+    >>> odds(0.2), odds(7.26), odds(19.64), odds(20), odds(1234.5), odds(1e300)
+    ('below 1 to 1', '7.26 to 1', '19.6 to 1', '20 to 1', '1,234 to 1', 'over 1,000,000 to 1')
     """
     if e_value < 1:
         return "below 1 to 1"
     if e_value > _MOST_ODDS:
         return f"over {_MOST_ODDS:,} to 1"
-    return f"{e_value:.1f} to 1" if e_value < 10 else f"{e_value:,.0f} to 1"
+    return f"{e_value:.3g} to 1" if e_value < 100 else f"{e_value:,.0f} to 1"
 
 
 def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits) -> Comparison:

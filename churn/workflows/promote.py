@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from churn.database.events import Action, ModelEvent, ModelEvents, State, Trail
 from churn.errors import AbsentError, ChurnError, PromotionError, TransientError, UsageError
-from churn.evaluation.comparison import Comparison
-from churn.evaluation.sequential import e_benjamini_hochberg
+from churn.evaluation.comparison import Comparison, choose
 from churn.storage.history import Appended
 from churn.variants import Variant, nearest
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
@@ -226,12 +225,11 @@ class Promoter:
                 results[Variant.from_key(key)] = status
             elif status.comparison is not None and status.event.challenger is not None:
                 compared[key] = status.event.challenger, status.comparison
-        e_values, alpha = [comparison.e_value for _, comparison in compared.values()], self.evaluator.limits.alpha
-        chosen = list(compress(compared, e_benjamini_hochberg(e_values, alpha)))
+        alpha = self.evaluator.limits.alpha
+        chosen = list(compress(compared, choose([comparison for _, comparison in compared.values()], alpha)))
         of_next = alpha * min(len(chosen) + 1, len(compared)) / max(len(compared), 1)
         for key, (_, comparison) in compared.items():
             results[Variant.from_key(key)] = comparison if key in chosen else replace(comparison, alpha=of_next)
-        chosen = [key for key in chosen if not compared[key][1].broken]
 
         def promote(variant: Variant) -> ModelEvent:
             return self._promote(variant, *compared[variant.key], reason, is_forced=False, dry_run=dry_run)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from churn.errors import ChurnError
-from churn.evaluation.comparison import Limits, PairedCohort, compare, count_once
-from churn.evaluation.metrics import log_losses, recalibrated
+from churn.evaluation.comparison import Comparison, Guardrail, Limits, PairedCohort, choose, compare, count_once
+from churn.evaluation.metrics import Interval, log_losses, recalibrated
 from churn.evaluation.sequential import PairedSums, e_value
 
 LIMITS = Limits()
@@ -213,3 +213,15 @@ def test_evidence_is_told_as_odds_that_people_read():
 def test_weights_that_are_none_are_refused(weight):
     with pytest.raises(ChurnError, match="give finite numbers of 0 or more"):
         replace(equals(10), weights=np.full(10, weight))
+
+
+def test_what_a_guardrail_forbids_does_not_loosen_the_evidence_that_a_fleet_asks_for():
+    gain = Interval(0.1, 0.05, 0.15)
+    rails = {name: Guardrail(name, name, holds) for name, holds in (("holds", True), ("broken", False))}
+    forbidden, weak, strong = (
+        Comparison(900, 300, gain, e_value, (rails[name],), 0.05)
+        for e_value, name in ((1e9, "broken"), (60.0, "holds"), (100.0, "holds"))
+    )
+
+    assert choose([forbidden, forbidden, forbidden, weak], 0.05) == [False] * 4
+    assert choose([forbidden, forbidden, forbidden, strong], 0.05) == [False, False, False, True]
