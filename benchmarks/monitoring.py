@@ -229,7 +229,7 @@ def prepare(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, fl
 def _copy_week(url: sa.URL, first: date, week: date) -> None:
     """Publish every batch of a week for another one, as if it had been scored then."""
     engine = create_engine(url, role=WRITER)
-    own = {"batch_id", "scored_week", "as_of"}
+    own = {"batch_id", "scored_week", "as_of", "is_sample"}  # the last is computed
     batch, row = (
         [column["name"] for column in sa.inspect(engine).get_columns(table) if column["name"] not in own]
         for table in ("scoring_batches", "churn_predictions")

@@ -102,10 +102,7 @@ class FleetTables(Tables):
         }
 
     def watch(self, registered: Collection[str], scored: Collection[str], now: datetime) -> dict[str, datetime]:
-        """Watch variants from now on; returns all that nobody has acknowledged as gone, and since when.
-
-        A variant that was acknowledged is watched again once it is registered.
-        """
+        """Watch variants, one acknowledged as gone once it is registered again; returns since when each is watched."""
         rows = self._rows("SELECT variant, since, acknowledged_at IS NULL FROM watched_variants")
         watched = {key: since for key, since, is_watched in rows if is_watched}
         if added := {*registered} - watched.keys() | {*scored}.difference(key for key, _, _ in rows):

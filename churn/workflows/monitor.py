@@ -134,16 +134,14 @@ class FleetMonitor:
         batches, attempts = self.fleet.newest_inputs(week), self.fleet.attempts(week - _WEEK)
         newest = conditions.newest_batches(batches, week)
         watched = self.fleet.watch(champions or (), newest, now)
-        registered = {attempt.variant for attempt in attempts} if champions is None else set(champions)
-        before = [
-            Condition(one.kind, one.members) for one in self.incidents.open() if KINDS[one.kind].noun == "variant"
-        ]
-        gone = conditions.variants_missing(watched, registered) if champions is not None else None
+        old = [Condition(one.kind, one.members) for one in self.incidents.open() if KINDS[one.kind].noun == "variant"]
         # Without the registry, those that were missing before are missing still.
-        missing = [one for one in before if one.kind == "variants_missing"] if gone is None else [gone]
+        gone = {key for one in old if one.kind == "variants_missing" for key in one.members}
+        registered = {*watched, *(one.variant for one in attempts)} - gone if champions is None else set(champions)
+        missing = conditions.variants_missing(watched, registered)
         problems = [
-            *_only(before, {key for one in missing for key in one.members}),
-            *missing,
+            *_only(old, missing.members),
+            missing,
             *conditions.drifted(self._store_flags(batches, newest, week)),
             *self._scoring_problems(now, {key: watched.get(key, now) for key in registered}, newest, attempts),
             *(self._performance_problems(champions) if champions is not None else ()),

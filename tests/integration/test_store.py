@@ -5,6 +5,7 @@ killed on the way, a reader must see the old batch or the new one, and never hal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -305,3 +306,21 @@ def test_what_a_dagster_run_has_published_and_what_was_read_last_are_told(site: 
     assert store.published_by(["another"], WEEK) == set()  # its batch is no longer the current one
     uri = "s3://bucket/geography-us/data/churn/activity.parquet"
     assert store.latest_inputs() == {"geography-us": f"{uri}@etag", "company-clienta": f"{uri}@e2"}
+
+
+def test_a_batch_of_the_sample_is_flagged_in_any_of_its_forms(site: Site, store: PredictionStore) -> None:
+    inputs = {
+        "s3://bucket/data/churn/X_test_sample_2.json": True,
+        "s3://bucket/geography-us/data/churn/X_test_sample_2.json": True,
+        "s3://bucket/geography-us/data/churn/X_test_sample_2.json.gz": True,
+        "s3://bucket/geography-us/data/churn/X_test_sample_2.json.zst": True,
+        "s3://bucket/geography-us/data/churn/X_test_sample_2.json/part-0.parquet": True,
+        "file:///srv/data/churn/X_test_sample_2.json": True,
+        "s3://bucket/geography-us/data/churn/activity.parquet": False,
+        "s3://X_test_sample_2.json-bucket/data/churn/activity.csv": False,
+        "s3://bucket/history/geography-us/2026-10.parquet": False,
+    }
+    for uri in inputs:
+        publish(store, replace(record(1), source_uri=uri), [scored(1)], NO_ROWS)
+
+    assert dict(map(tuple, site.rows(site.churn, "SELECT source_uri, is_sample FROM scoring_batches"))) == inputs

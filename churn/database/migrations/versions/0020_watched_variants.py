@@ -1,4 +1,4 @@
-"""Variants that are watched: one that leaves the registry is missing until somebody acknowledges that it is gone."""
+"""Variants that are watched until somebody acknowledges that one is gone, and a flag for batches of the sample."""
 
 from alembic import op
 
@@ -14,14 +14,18 @@ COMMENT ON COLUMN watched_variants.since IS 'When monitoring first saw the varia
 COMMENT ON COLUMN watched_variants.acknowledged_at IS 'When somebody acknowledged that it is gone; null if watched.';
 GRANT SELECT ON watched_variants TO churn_reader;
 GRANT SELECT, INSERT, UPDATE ON watched_variants TO churn_writer;
+ALTER TABLE scoring_batches ADD COLUMN is_sample boolean NOT NULL
+    GENERATED ALWAYS AS (position('/data/churn/X_test_sample_2.json' IN source_uri) > 0) STORED;
+COMMENT ON COLUMN scoring_batches.is_sample IS 'Whether the encoded sample was scored, for want of any activity.';
 """
 
 
 def upgrade() -> None:
-    """Create the table; monitoring fills it."""
+    """Create the table, which monitoring fills, and the flag."""
     op.execute(_UPGRADE)
 
 
 def downgrade() -> None:
-    """Drop the table."""
+    """Drop both."""
+    op.execute("ALTER TABLE scoring_batches DROP COLUMN is_sample")
     op.execute("DROP TABLE watched_variants")
