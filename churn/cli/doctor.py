@@ -10,6 +10,7 @@ from churn.deployment.settings import Settings, load_settings
 from churn.errors import ChurnError
 from churn.storage.places import Bucket, MissingFileError
 from churn.storage.sources import MODEL_NAMES
+from churn.wording import counted
 
 
 def examine() -> Iterator[tuple[str, str, str]]:
@@ -26,7 +27,7 @@ def examine() -> Iterator[tuple[str, str, str]]:
                 except ChurnError as error:
                     yield "FAILED", what, str(error)
                 else:
-                    yield ("ok" if found else "not set"), what, found
+                    yield ("ok", what, found) if found else ("not set", what, "none is named by the settings")
     except ChurnError as error:
         yield "FAILED", "settings and credentials", str(error)
 
@@ -42,7 +43,7 @@ def _look_at_predictions(deployment: Deployment) -> str:
 
 def _look_at_mlflow(deployment: Deployment) -> str:
     variants = deployment.registry(read_only=deployment.predictions is not None).variants()
-    return f"{len(variants)} variants are registered"
+    return f"registered are {counted(len(variants), 'variant')}"
 
 
 def _look_at_bucket(deployment: Deployment) -> str:

@@ -105,10 +105,19 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
     at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk:,} at risk"
     kept = "" if is_current and not outcome.why_not_current else "; stored, not made current"
     kept += f": {outcome.why_not_current}" if outcome.why_not_current else ""
+    left_out = [
+        f"{counted(n, what)} {why}"
+        for n, what, why in (
+            (record.n_rows_quarantined, "row", "quarantined"),
+            (record.n_accounts_withheld, "account", "not scored, since a row of it is quarantined"),
+        )
+        if n
+    ]
     return [
         f"{record.variant}: {counted(record.n_rows_scored, 'account')} ({at_risk}) scored for {record.scored_week} by "
         f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}{months}), "
         f"batch {outcome.batch_id}{kept}",
+        *([f"  {', '.join(left_out)}"] if left_out else []),
         *(
             f"  {feature} is missing for {counted(n, 'account')}, and was never missing in the model's reference"
             for feature, n in (record.untrained_missing or {}).items()

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from churn.deployment.surroundings import prepare_process
 from churn.errors import ChurnError, UsageError
 from churn.signals import Stopped, signals_handled
 from churn.variants import Variant
+from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:
     from churn.storage.sources import Sources
@@ -195,5 +197,10 @@ def parse_alias(args: argparse.Namespace) -> str | None:
         raise UsageError(
             f"alias {alias!r} is not allowed: letters, digits, - and _, at most 255, and neither latest nor a version "
             f"such as v3; champion is the one that scores"
+        )
+    known = (CHAMPION, CHALLENGER, PREVIOUS)
+    if alias is not None and alias not in known and (meant := get_close_matches(alias.lower(), known, 1)):
+        raise UsageError(
+            f"alias {alias!r} is not {meant[0]}, and close to it; name {meant[0]}, or one that differs more"
         )
     return alias

@@ -306,7 +306,8 @@ class Promoter:
     ) -> ModelEvent:
         fields: dict[str, Any] = {"action": action, "reason": reason, "evidence": evidence or {}, "actor": self.actor}
         if dry_run:
-            return replace(after(self._current(variant)), **fields, occurred_at=self.clock())
+            now = replace(self._current(variant), is_forced=False)
+            return replace(after(now), **fields, occurred_at=self.clock())
         if (resumed := self._resume(variant, action, to)) is not None:
             return resumed
         with self.events.recording(variant) as trail:

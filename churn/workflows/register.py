@@ -20,7 +20,7 @@ from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import Matrix, pack_matrix, plan_encoded
 from churn.data.formats import open_rows, read_frame
 from churn.data.sample_rows import compare_with_activity
-from churn.errors import InputError, ModelFileError
+from churn.errors import InputError, ModelFileError, UsageError
 from churn.evaluation.metrics import Scores, evaluate
 from churn.inference.bundle import GOLDEN_ROWS, GOLDEN_TOLERANCE, Bundle, parse_feature_names, read_bundle
 from churn.monitoring.profiles import reference_profile
@@ -73,10 +73,15 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of
         SourceError: If a file cannot be read.
         ModelFileError: If the booster or the names cannot be used, or the score of a sample row is not finite.
         InputError: If the sample does not consist of rows of the model's features.
+        UsageError: If ``files_of`` has no model.
     """
     model, names, sample = files = sources.fetch(
         files_of or variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder
     )
+    if files_of not in (None, model.provenance.variant):
+        raise UsageError(
+            f"{files_of}, whose model {variant} should get, has no model of its own; name a variant with one"
+        )
     feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
     bundle = read_bundle(model.path.read_bytes(), feature_names, model.provenance.uri)
     frame = read_frame(sample.path, feature_names)

@@ -18,9 +18,9 @@ def test_a_deployment_that_works_has_nothing_failed(
 
     assert (said.status, said.err) == (0, "")
     assert f"set     MLFLOW_S3_BUCKET: {site.bucket}\n" in said.out
-    assert "ok      MLflow, as scoring uses it: 1 variants are registered" in said.out
+    assert "ok      MLflow, as scoring uses it: registered are 1 variant" in said.out
     assert f"ok      bucket: s3://{site.bucket}/ may be listed and read; 1 files" in said.out
-    assert "not set receivers of alerts: \n" in said.out
+    assert "not set receivers of alerts: none is named by the settings\n" in said.out
 
 
 WRONG = {

@@ -286,6 +286,14 @@ def test_without_a_bucket_the_bundled_model_is_used_and_its_reason_is_named(
     assert said.status == 0
     reason = "geography-us has no model of its own, and the bundled simulation is used; S3 is not configured"
     assert f"fallback  bundled model, because {reason}" in said.out
+    unknown = log_model("--geography", "us", "--from-variant", "geography-uss")
+    unknown.require_one_line("geography-uss, whose model geography-us should get, has no model of its own", status=2)
+    misspelled = log_model("--geography", "us", "--alias", "chalenger")
+    misspelled.require_one_line("alias 'chalenger' is not challenger, and close to it", status=2)
+    own_local_files(local_root, "geography-uk/")
+    (local_root / "geography-uk" / "data/churn/X_test_sample_2.json").unlink()
+    incomplete = log_model("--geography", "uk")
+    incomplete.require_one_line("there is no local copy", "geography-uk has none of data/churn/X_test_sample_2.json")
     own_local_files(local_root, "")
     refused = log_model("--geography", "eu")
     refused.require_one_line("log_model.py: geography-eu: S3 is not configured", "there is no local copy")
