@@ -25,6 +25,11 @@ class Target:
     is_met: bool
 
 
+def without_target(name: str, figure: str, interval: str = "–") -> Target:
+    """Return a figure that is shown and has nothing to meet."""
+    return Target(name, NONE, figure, interval, is_met=True)
+
+
 def bootstrap(values: Sequence[float], statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of a statistic of independent values."""
     rng, numbers = np.random.Generator(np.random.PCG64(_SEED)), np.asarray(values)

@@ -33,6 +33,7 @@ from churn.samples.world import World, simulate_world
 from churn.training.default_features import default_feature_names
 from churn.variants import Variant
 from churn.weeks import at_risk_since, month_start
+from churn.wording import percent
 
 WORLD = World(restated=False)
 FIRST_MONTH, N_MONTHS, HORIZON = date(2022, 1, 1), 36, 3
@@ -249,12 +250,12 @@ def _found(found: Mapping[tuple[int, float], tuple[int, int]], size: int) -> Tar
     low, high = (float(end) for end in wilson_interval(of, n / of))
     target, is_met = ("95 % or more", n / of >= 0.95) if size >= LEAST_SIZE else ("none", True)
     name = f"a tenth of the rows moved, about {size:,} rows: found within three inputs"
-    return Target(name, target, f"{n / of:.0%} of {of}", f"{low:.0%} to {high:.0%}", is_met)
+    return Target(name, target, f"{percent(n / of)} of {of}", f"{percent(low)} to {percent(high)}", is_met)
 
 
 def _smallest(found: Mapping[tuple[int, float], tuple[int, int]], size: int) -> Target:
     shares = [share for share in sorted(SHARES) if found[size, share][0] >= 0.8 * found[size, share][1]]
-    figure = f"{shares[0]:.0%}" if shares else f"over {max(SHARES):.0%}"
+    figure = percent(shares[0]) if shares else f"over {percent(max(SHARES))}"
     return _told(f"smallest share moved of which 80 % are found, about {size:,} rows", figure)
 
 

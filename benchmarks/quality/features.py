@@ -40,6 +40,7 @@ from churn.training.default_features import default_feature_names
 from churn.training.train import TrainingPlan, split
 from churn.variants import Variant
 from churn.weeks import month_ends, month_start, training_days
+from churn.wording import percent
 from tests.support.services import peak_mb
 
 FIRST_MONTH, N_MONTHS = date(2024, 1, 1), 24
@@ -125,11 +126,11 @@ def targets_of_worth(phase: str, n_variants: int) -> list[Target]:
         ),
         Target(
             f"{phase}: held-out log loss, {means[2]} to {means[3]}, mean saving", "15 % or more",
-            f"{savings.mean():.1%}", f"{of_loss[0]:.1%} to {of_loss[1]:.1%}", savings.mean() >= 0.15,
+            percent(savings.mean(), 1), f"{percent(of_loss[0], 1)} to {percent(of_loss[1], 1)}", savings.mean() >= 0.15,
         ),
         Target(
             f"{phase}: variants with a higher AUC and a lower log loss", "95 % or more",
-            f"{is_better.mean():.0%}", f"{of_share[0]:.0%} to {of_share[1]:.0%}", is_better.mean() >= 0.95,
+            percent(is_better.mean()), f"{percent(of_share[0])} to {percent(of_share[1])}", is_better.mean() >= 0.95,
         ),
     ]  # fmt: skip
     # The targets are of month ends, when all of a month is known; Mondays are shown for comparison.

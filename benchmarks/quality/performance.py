@@ -16,6 +16,7 @@ from benchmarks.quality import Target, report
 from churn.evaluation.metrics import MIN_OF_CLASS, log_loss_excess, roc_auc_interval, wilson_interval
 from churn.monitoring.conditions import EvaluatedChampion, calibration_poor, independent_cohorts, performance_low
 from churn.weeks import month_start
+from churn.wording import percent
 
 N_VARIANTS, PLANTED, N_COHORTS, HORIZON = 2_000, 40, 6, 3
 SIZES, ASKED = (200, 500, 1_000, 3_000), 500
@@ -107,14 +108,20 @@ def targets() -> list[Target]:
         name = (
             f"AUC 0.80 → 0.70, {size:,} labels: found within {N_COHORTS} cohorts (half of them after {first or 'more'})"
         )
-        rows.append(Target(name, target, f"{n / PLANTED:.0%} of {PLANTED}", f"{low:.0%} to {high:.0%}", is_met))
+        rows.append(
+            Target(name, target, f"{percent(n / PLANTED)} of {PLANTED}", f"{percent(low)} to {percent(high)}", is_met)
+        )
         n_false["performance_low"] += others
         n_false["calibration_poor"] += found(worse["calibration_poor"])[1]
     for size in SIZES:
         n, _ = found(live_through(rng, size, 0.0, TOO_MANY)["calibration_poor"])
         low, high = (float(end) for end in wilson_interval(PLANTED, n / PLANTED))
         name = f"{TOO_MANY} log-odds more churn than expected, {size:,} labels: found within {N_COHORTS} cohorts"
-        rows.append(Target(name, "none", f"{n / PLANTED:.0%} of {PLANTED}", f"{low:.0%} to {high:.0%}", is_met=True))
+        rows.append(
+            Target(
+                name, "none", f"{percent(n / PLANTED)} of {PLANTED}", f"{percent(low)} to {percent(high)}", is_met=True
+            )
+        )
     quarters = len(SIZES) * N_COHORTS
     for kind, n in n_false.items():
         low = stats.chi2.ppf(0.025, 2 * n) / 2 / quarters if n else 0.0

@@ -22,12 +22,13 @@ from functools import cache, partial
 import numpy as np
 from scipy.optimize import brentq
 
-from benchmarks.quality import Target, bootstrap, report
+from benchmarks.quality import Target, bootstrap, report, without_target
 from churn.concurrency import CORES
 from churn.evaluation.comparison import Limits, PairedCohort, compare, count_once
 from churn.evaluation.metrics import compare_roc_auc, log_losses, wilson_interval
 from churn.evaluation.sequential import PairedSums, confidence_sequence, discount_months, e_value
 from churn.weeks import month_end, month_start
+from churn.wording import percent
 
 SIZES = (300, 1_000, 3_000, 10_000)
 BEFORE = {0.01: (23, 11, 6, 5), 0.03: (8, 5, 5, 5)}  # median months to promotion, with accounts as the unit
@@ -143,11 +144,11 @@ def _probability(log_odds: np.ndarray) -> np.ndarray:
 def share(name: str, target: str, found: Sequence[bool], most: float) -> Target:
     """Return a share of runs, which meets its target if the interval's lower end is at most ``most``."""
     low, high = (abs(float(end)) for end in wilson_interval(len(found), np.mean(found)))
-    return Target(name, target, f"{np.mean(found):.1%}", f"{low:.1%} to {high:.1%}", low <= most)
+    return Target(name, target, percent(np.mean(found), 1), f"{percent(low, 1)} to {percent(high, 1)}", low <= most)
 
 
 def targets_of_equals(n_runs: int) -> Iterator[Target]:
-    """Promotions of challengers that are no better; prints those of a season beyond what the test assumes."""
+    """Promotions of challengers that are no better; those of a season beyond what the test assumes have no target."""
     for name, uneven in UNEVEN.items():
         for n in SIZES:
             found = courses(World(uneven=uneven), n, MONTHS, n_runs if uneven <= HELD else n_runs // 4)
@@ -156,9 +157,10 @@ def targets_of_equals(n_runs: int) -> Iterator[Target]:
             ended = np.mean([one.withdrawn <= MONTHS for one in found])
             label = f"{name}, {n:,} at risk: equals promoted in {MONTHS} months"
             if uneven > HELD:
-                print(f"Not held: {label}: {np.mean(promoted):.1%}")
+                yield without_target(f"{label}, which the test does not hold for", percent(np.mean(promoted), 1))
                 continue
-            print(f"{label}: with accounts as the unit {alone:.1%}; withdrawn by then {ended:.1%}")
+            yield without_target(f"{label}, with accounts as the unit", percent(alone, 1))
+            yield without_target(f"{label}: withdrawn by then", percent(ended, 1))
             yield share(label, "lower end at most 5 %", promoted, 0.05)
 
 
@@ -170,11 +172,11 @@ def targets_of_better(n_runs: int) -> Iterator[Target]:
             found = courses(world, n, LONGEST if n < 3_000 else SHORTER, n_runs)
             months, most = [min(one.promoted, LONGEST + 1) for one in found], median_before * 4 / 3
             low, high = bootstrap(months, np.median)
-            name = f"{gain:.0%} better log-loss, {n:,} at risk: median months to promotion"
+            name = f"{percent(gain)} better log-loss, {n:,} at risk: median months to promotion"
             median = float(np.median(months))
             yield Target(name, f"at most {most:.1f}", f"{median:g}", f"{low:g} to {high:g}", median <= most)
             withdrawn = [one.withdrawn < NEVER for one in found]
-            yield share(f"{gain:.0%} better, {n:,} at risk: withdrawn", "lower end at most 5 %", withdrawn, 0.05)
+            yield share(f"{percent(gain)} better, {n:,} at risk: withdrawn", "lower end at most 5 %", withdrawn, 0.05)
 
 
 def targets_of_guardrails(n_runs: int) -> Iterator[Target]:
@@ -185,7 +187,7 @@ def targets_of_guardrails(n_runs: int) -> Iterator[Target]:
         blocked = ["auc_holds" in {rail.name for rail in result.broken} for result in results]
         changes = [compare_roc_auc(one.churned, one.champion, one.challenger).difference for one in first]
         point = np.mean(np.array(changes) < -LIMITS.max_auc_loss)
-        print(f"{n:,} accounts: a bare point would block {point:.1%} of equal challengers by ROC AUC")
+        yield without_target(f"equals that a bare point of ROC AUC would block, {n:,} accounts", percent(point, 1))
         yield share(f"equals blocked by ROC AUC, {n:,} accounts", "lower end at most 5 %", blocked, 0.05)
 
 
