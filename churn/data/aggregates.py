@@ -1,4 +1,4 @@
-"""The loop that aggregates the months of all accounts, compiled; :mod:`churn.data.windows` calls it. Pure."""
+"""The loops over the months of all accounts, compiled; :mod:`churn.data.windows` calls them. Pure."""
 
 import math
 from typing import Any
@@ -67,3 +67,25 @@ def aggregate(
             into[w, account] = total
         of_lag[:] = 0.0
         account, last_active = account + 1, -1
+
+
+@compiled
+def count_accounts(
+    account_ids: npt.NDArray[np.int64],
+    months: npt.NDArray[np.int32],
+    rows: npt.NDArray[np.int64],
+    first_day: int,
+    into: npt.NDArray[np.int64],
+) -> None:
+    """Count the accounts with a report of each month.
+
+    Args:
+        rows: As :func:`aggregate` has them.
+        into: By the month's first day, from ``first_day``.
+    """
+    account, month = np.int64(0), np.int32(0)
+    for i in range(len(rows)):
+        row = rows[i]
+        if i == 0 or account_ids[row] != account or months[row] != month:
+            account, month = account_ids[row], months[row]
+            into[month - first_day] += 1

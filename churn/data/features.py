@@ -187,6 +187,8 @@ def last_active_months(known: KnownRows, is_active: npt.NDArray[np.bool_]) -> np
         Days since 1970, ``NEVER`` where no month has activity, in the order of ``known.latest``.
     """
     rows = known.rows
+    if known.latest is rows:  # each account has one row, as in most weekly files
+        return np.where(is_active[rows], known.months[rows].astype(np.int32), np.int32(NEVER))
     accounts, months = known.account_ids[rows], known.months[rows]
     is_first = np.ones(len(rows), dtype=np.bool_)
     is_first[1:] = accounts[1:] != accounts[:-1]

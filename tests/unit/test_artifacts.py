@@ -45,12 +45,14 @@ def predict(booster: xgb.Booster, sample: pl.DataFrame) -> np.ndarray:
     return booster.predict(xgb.DMatrix(values, feature_names=sample.columns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA_FILES)
 def test_regenerating_gives_the_committed_data_files_byte_for_byte(regenerated, name):
     root, _ = regenerated
     assert (root / "data" / "churn" / name).read_bytes() == (DATA / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_regenerating_gives_the_committed_model_files_byte_for_byte(regenerated, name):
     written_by = json.loads((MODELS / "xgb_churn_model_2.json").read_text())["version"]
@@ -72,6 +74,7 @@ def test_each_readme_gives_the_size_and_sha256_of_the_files_beside_it(folder, na
     assert {path.name for path in folder.iterdir()} == {*names, "README.md"}
 
 
+@pytest.mark.slow
 def test_the_model_readme_gives_the_held_out_auc_that_training_gives(regenerated):
     _, model = regenerated
     stated = re.search(r"AUC is \*\*(\d\.\d{4})\*\*", (MODELS / "README.md").read_text())
@@ -79,11 +82,13 @@ def test_the_model_readme_gives_the_held_out_auc_that_training_gives(regenerated
     assert float(stated.group(1)) == pytest.approx(model.auc, abs=0.002)
 
 
+@pytest.mark.slow
 def test_churn_can_be_told_from_behaviour_but_not_perfectly(regenerated):
     _, model = regenerated
     assert 0.70 < model.auc < 0.86
 
 
+@pytest.mark.slow
 def test_held_out_probabilities_agree_with_how_many_churned(regenerated):
     _, model = regenerated
     assert model.mean_probability == pytest.approx(model.churned_share, abs=0.02)

@@ -31,6 +31,7 @@ from churn.monitoring.conditions import (
 from churn.monitoring.incidents import KINDS, Change, Condition, Incident, reconcile, remaining
 from tests.support.drifting import Fleet, make_fleet, plant
 
+pytestmark = pytest.mark.slow
 N_VARIANTS, N_ROWS, N_WEEKS = 1_000, 3_000, 13
 FIRST = date(2026, 8, 24)
 KEYS = [f"company-c{i:04}" for i in range(N_VARIANTS)]
@@ -145,7 +146,6 @@ def weeks(n: int) -> list[date]:
     return [FIRST + timedelta(weeks=i) for i in range(n)]
 
 
-@pytest.mark.slow
 def test_in_a_quarter_in_which_nothing_happens_at_most_one_alert_is_sent_of_whatever_kind(labels):
     fleet = quarter(seed=21)
 
