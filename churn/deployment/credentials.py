@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from churn.concurrency import within
+from churn.database.connection import SET_BY
 from churn.deployment.settings import Settings
 from churn.errors import AccessDeniedError, ChurnError, CredentialsError, SecretsUnavailableError, UsageError
 
@@ -56,7 +57,7 @@ def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
         raise CredentialsError(
             f"secret {name!r} has an invalid {' and '.join(invalid)}; text without control characters is needed"
         )
-    return sa.URL.create(
+    url = sa.URL.create(
         "postgresql+psycopg2",
         username=secret["username"],
         password=secret["password"],
@@ -64,6 +65,8 @@ def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
         port=int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port")))),
         database=str(secret.get("dbname") or "postgres"),
     )
+    SET_BY.pop((url.username, url.host, url.port), None)  # a URL of before may have named the same login
+    return url
 
 
 def _is_sendable(value: object) -> bool:
