@@ -28,8 +28,8 @@ from churn.database.predictions import read_current
 from churn.deployment.code_version import code_version
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
-from churn.markdown import markdown_table
 from churn.variants import Variant
+from churn.wording import markdown_table
 from churn.workflows.set_up import set_up_server
 from tests.support.ray_nodes import ray_cluster
 from tests.support.services import (

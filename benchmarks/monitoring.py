@@ -36,10 +36,10 @@ from churn.database.connection import OWNER, WRITER, create_engine
 from churn.deployment.code_version import code_version
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
-from churn.markdown import markdown_table
 from churn.report import write_report
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.wording import markdown_table
 from churn.workflows.evaluate import evaluate_variant
 from churn.workflows.score import score_fleet
 from churn.workflows.set_up import set_up_server

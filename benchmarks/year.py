@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from churn.markdown import markdown_table
+from churn.wording import markdown_table
 from tests.support.year import N_ACCOUNTS, N_VARIANTS, N_WEEKS, Year, names_of, simulate_year
 
 FOLDER = Path(__file__).parent

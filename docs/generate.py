@@ -21,7 +21,7 @@ from churn.database.connection import create_engine
 from churn.database.embedded import embedded_postgres
 from churn.database.schema import ensure_database, ensure_roles, migrate_predictions
 from churn.deployment.settings import Settings
-from churn.markdown import markdown_table
+from churn.wording import markdown_table
 from experiment_tracking import log_model, promote_model, setup, train_model
 from orchestration.definitions import defs
 

@@ -6,7 +6,7 @@ Not here: how a check is done (``churn.training.gate``), which imports XGBoost.
 from dataclasses import dataclass
 from typing import Literal
 
-from churn.markdown import markdown_table
+from churn.wording import markdown_table
 
 Outcome = Literal["holds", "fails", "skipped"]
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import date
 
 from churn.evaluation.metrics import Evaluation
-from churn.markdown import markdown_table
 from churn.training.checks import Gate
 from churn.training.train import Trained
 from churn.variants import Variant
 from churn.weeks import month_range
-from churn.wording import percent
+from churn.wording import markdown_table, percent
 
 
 @dataclass(frozen=True)

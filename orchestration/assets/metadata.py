@@ -11,9 +11,9 @@ import dagster as dg
 
 from churn.database.evaluations import EvaluatedBatch
 from churn.evaluation.charts import Distribution, draw_distributions, draw_importance
-from churn.markdown import markdown_table
 from churn.monitoring.profiles import SCORE
 from churn.monitoring.summary import ScoreSummary
+from churn.wording import markdown_table
 from churn.workflows.score import ScoringOutcome
 
 Metadata = Mapping[str, Any]

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from churn.deployment.code_version import code_version
-from churn.markdown import markdown_table
+from churn.wording import markdown_table
 from tests.support.faults.house import ROOT, House, open_house, warmth_of
 from tests.support.faults.ledger import Tally, execute
 from tests.support.faults.matrix import ROWS, Row, Stage, open_stage, run_row

@@ -2,7 +2,7 @@
 
 # ruff: noqa: E501
 
-from churn.markdown import markdown_table
+from churn.wording import markdown_table
 from tests.support.hostile.harness import DEADLINE_S, ENDS_BADLY, ENDS_WELL, Tally
 
 

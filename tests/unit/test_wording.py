@@ -1,6 +1,6 @@
 """At stake: a file's name or an error in a cell must not end the cell or the table that people read in the UIs."""
 
-from churn.markdown import markdown_table
+from churn.wording import markdown_table
 
 
 def test_a_table_has_its_columns_rows_and_alignment():
