@@ -74,8 +74,8 @@ SETUP_NEEDS = (
 _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
 
 
-SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}
-"""The setting that a login came from, by user, host and port, so that a refused password names it."""
+_SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}
+"""Where a login was read, by user, host and port."""
 
 
 def parse_database_url(text: str, name: str) -> sa.URL:
@@ -99,8 +99,13 @@ def parse_database_url(text: str, name: str) -> sa.URL:
             f"{name} contains a character that must be percent-encoded (such as @ in the password) or that PostgreSQL "
             "does not accept; correct it"
         )
-    SET_BY[url.username, url.host, url.port] = name
+    name_source(url, name)
     return url.set(drivername="postgresql+psycopg2")
+
+
+def name_source(url: sa.URL, source: str) -> None:
+    """Record where a login was read, so that the message about its refused password names what to correct."""
+    _SET_BY[url.username, url.host, url.port] = source
 
 
 def create_engine(
@@ -256,7 +261,7 @@ def _translate(error: BaseException, url: sa.URL, remedy: str) -> ChurnError:
 
 def _translate_refusal(text: str, where: str, url: sa.URL, remedy: str) -> ChurnError:
     """Classify a refused connection by the server's message, since such errors carry no SQLSTATE."""
-    user, setting = f"user {url.username!r}", SET_BY.get((url.username, url.host, url.port), "the secret")
+    user, setting = f"user {url.username!r}", _SET_BY.get((url.username, url.host, url.port), "the secret")
     password = f" refused the password of {user} ({text}); correct username and password in {setting}"
     refusals: Sequence[tuple[Sequence[str], type[ChurnError], str]] = (
         (_WRONG_PASSWORD, CredentialsError, password),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from churn.concurrency import within
-from churn.database.connection import SET_BY
+from churn.database.connection import name_source
 from churn.deployment.settings import Settings
 from churn.errors import AccessDeniedError, ChurnError, CredentialsError, SecretsUnavailableError, UsageError
 
@@ -65,7 +65,7 @@ def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
         port=int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port")))),
         database=str(secret.get("dbname") or "postgres"),
     )
-    SET_BY.pop((url.username, url.host, url.port), None)  # a URL of before may have named the same login
+    name_source(url, "the secret")
     return url
 
 
