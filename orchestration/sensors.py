@@ -109,7 +109,7 @@ def _read_cursor(context: dg.SensorEvaluationContext, kind: TypeAdapter[_Cursor]
     try:
         return kind.validate_json(context.cursor) if context.cursor else empty
     except ValidationError:
-        context.log.warning("the cursor %.80r is not this sensor's, so it begins anew", context.cursor)
+        context.log.warning("the cursor %.80r is not this sensor's, so the sensor starts without one", context.cursor)
         return empty
 
 

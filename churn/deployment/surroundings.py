@@ -12,7 +12,7 @@ _ASCII |= {"\u2265": ">=", "\u2264": "<=", "\u2022": "*", "\u2019": "'", "\u00bd
 
 
 def prepare_process() -> None:
-    """Keep loopback from proxies, in this process and those it starts, and write ASCII where a console needs it."""
+    """Exempt loopback from proxies, here and in child processes, and write ASCII to consoles that need it."""
     if any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXIES):
         for name in ("no_proxy", "NO_PROXY"):
             hosts = [host for host in os.environ.get(name, "").split(",") if host.strip()]

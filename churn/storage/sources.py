@@ -206,8 +206,8 @@ class Sources:
             return _fetch_from(self.local, variant, groups, into), why
         except places.MissingFileError:
             names = {variant.prefix + key for keys in groups for key in keys}
-            has_some = any(entry.key in names for entry in self.local.list(variant.prefix))
-            if self.bucket is not None or variant == Variant() or has_some:
+            is_own = self.bucket is not None or variant == Variant()
+            if is_own or any(entry.key in names for entry in self.local.list(variant.prefix)):
                 raise
             files = _fetch_from(self.local, Variant(), groups, into)
             if files[0].provenance.sha256 not in self.simulated:

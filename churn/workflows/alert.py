@@ -80,12 +80,14 @@ def parse_receivers(text: str) -> dict[str, Receiver]:
     Raises:
         UsageError: If one is not such a URL, or two have one name; names its position and schema, never the URL.
     """
-    given = [_NAMED.sub("", one) for one in dict.fromkeys(text.split())]
-    names = [match[1] if (match := _NAMED.match(one)) else None for one in dict.fromkeys(text.split())]
-    if twice := {name for name in names if name is not None and names.count(name) > 1}:
+    given = [(one, _NAMED.match(one)) for one in dict.fromkeys(text.split())]
+    names = [match[1] for _, match in given if match]
+    if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"CHURN_ALERT_URLS has several receivers named {', '.join(sorted(twice))}; rename one")
-    opened = [_open(url, position) for position, url in enumerate(given, start=1)]
-    named = [one if name is None else replace(one, name=name) for one, name in zip(opened, names, strict=True)]
+    named = []
+    for position, (one, match) in enumerate(given, start=1):
+        opened = _open(one[match.end() :] if match else one, position)
+        named.append(replace(opened, name=match[1]) if match else opened)
     return {receiver.name: receiver for receiver in named}
 
 

@@ -14,7 +14,7 @@ from tests.support.site import Site, create_login, run_sql
 SETTINGS = r"role|timezone|tcp\w+|client\w+|max\w+|jit"
 
 
-# What the pooler drops, the role, and what is told of it.
+# What the pooler drops, the role, and what the message says.
 DROPPED: list[tuple[str, str | None, str | None]] = [
     ("nothing", WRITER, None),
     ("nothing", None, None),
