@@ -83,13 +83,13 @@ def is_active(activity: pl.DataFrame, money: Sequence[str] = MONEY) -> pl.Series
         UnlabelledError: If the rows lack every money column.
     """
     schema = activity.schema
-    columns = [as_number(name, schema[name]).fill_null(0.0).ne(0.0) for name in money if name in schema]
+    columns = [as_number(name, schema[name]).ne(0.0) for name in money if name in schema]
     if not columns:
         raise UnlabelledError(
             f"the activity has columns {sorted(activity.columns)}, none of which measures activity; at least one of "
             f"{', '.join(money)} is needed, or a declaration of others in data/churn/columns.json"
         )
-    return activity.select(is_active=pl.any_horizontal(columns)).to_series()
+    return activity.select(is_active=pl.any_horizontal(columns).fill_null(value=False)).to_series()
 
 
 def in_order(activity: pl.DataFrame) -> pl.DataFrame:
@@ -178,23 +178,25 @@ def known_rows(
 
 
 def last_active_months(known: KnownRows, is_active: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Return each account's newest month with activity.
+    """Return the account's newest month with activity at each account's latest row.
 
     Args:
         is_active: Of each row of the file, shape (n,).
 
     Returns:
-        Days since 1970, ``NEVER`` where no month has activity, in the order of ``known.latest``.
+        Days since 1970, ``NEVER`` where no month has activity, shape (n,); without meaning at other rows.
     """
     rows = known.rows
     if known.latest is rows:  # each account has one row, as in most weekly files
-        return np.where(is_active[rows], known.months[rows].astype(np.int32), np.int32(NEVER))
+        return np.where(is_active, known.months.astype(np.int32, copy=False), np.int32(NEVER))
     accounts, months = known.account_ids[rows], known.months[rows]
     is_first = np.ones(len(rows), dtype=np.bool_)
     is_first[1:] = accounts[1:] != accounts[:-1]
     counts = is_active[rows]  # of the reports of a month, the last one counts
     counts[:-1] &= is_first[1:] | (months[1:] != months[:-1])
-    return np.maximum.reduceat(np.where(counts, months, NEVER), np.flatnonzero(is_first)).astype(np.int32)
+    newest = np.full(len(is_active), NEVER, dtype=np.int32)
+    newest[known.latest] = np.maximum.reduceat(np.where(counts, months, NEVER), np.flatnonzero(is_first))
+    return newest
 
 
 def derive(rows: pl.DataFrame, as_of: date, windows: Sequence[Window] = ()) -> pl.DataFrame:

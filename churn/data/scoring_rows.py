@@ -237,8 +237,7 @@ def _read_activity(
         )
     last_active = None
     if "is_active" in checked.rows.columns:
-        last_active = np.full(len(marks), features.NEVER, dtype=np.int32)
-        last_active[known.latest] = features.last_active_months(known, checked.rows["is_active"].to_numpy())
+        last_active = features.last_active_months(known, checked.rows["is_active"].to_numpy())
     counts = RowCounts(
         n_read=file.n_rows,
         n_accounts=int(marks.sum()),
