@@ -70,8 +70,9 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
         before = MigrationContext.configure(connection).get_current_revision()
         if before and before not in _known_revisions():
             raise StoreError(
-                f"database {url.database!r} is at schema {before}, which this code does not know: it is newer, or "
-                f"older than release 0.9.0; use the code that made it, or set it up with release 0.9.0 first"
+                f"database {url.database!r} is at schema {before}, which this code does not know: it is newer, or of "
+                f"a commit between releases; use the code that made it, or first set it up with release 0.9.0 or, if "
+                f"it was made later, the last commit with migration {before} (docs/adr/0039)"
             )
         connection.exec_driver_sql(f"SET ROLE {OWNER}")
         config.attributes["connection"] = connection
@@ -117,8 +118,8 @@ def _require_revision(url: sa.URL, role: str | None, known: Sequence[str], datab
     with errors_translated(url), create_engine(url, role=role).connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
     if revision != known[0]:
-        newer = "it does not know that one: use newer code"
-        remedy = "run experiment_tracking/setup.py" if revision in (None, *known) else newer
+        unknown = "it does not know that one: use the code that made it"
+        remedy = "run experiment_tracking/setup.py" if revision in (None, *known) else unknown
         raise StoreError(
             f"{database} {url.database!r} is at schema {revision or 'none'} and {user} needs {known[0]}; {remedy}"
         )

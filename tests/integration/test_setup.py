@@ -123,7 +123,9 @@ def test_an_older_mlflow_schema_is_migrated_and_what_it_held_is_kept(site: Site,
     assert "experiment churn_prediction-geography-us (id 1): found" in said.out
 
 
-@pytest.mark.parametrize("revision", ["0005", "9999"], ids=["before the first release", "of newer code"])
+@pytest.mark.parametrize(
+    "revision", ["0005", "0013", "9999"], ids=["before the first release", "between releases", "of newer code"]
+)
 def test_a_predictions_schema_of_other_code_is_refused_and_left_as_it_is(
     site: Site, set_up: Run, revision: str
 ) -> None:
@@ -131,7 +133,9 @@ def test_a_predictions_schema_of_other_code_is_refused_and_left_as_it_is(
 
     said = set_up("--geography", "us")
 
-    said.require_one_line(f"is at schema {revision}", "which this code does not know", "release 0.9.0 first")
+    said.require_one_line(
+        f"is at schema {revision}, which this code does not know", "release 0.9.0", f"commit with migration {revision}"
+    )
     assert site.rows(site.churn, "SELECT version_num FROM alembic_version") == [(revision,)]
 
 
