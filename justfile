@@ -64,7 +64,7 @@ sbom:
 
 # Rebuild data/churn and models/churn from the simulator, byte for byte.
 artifacts:
-    uv run python -m churn.samples.artifacts
+    uv run python data/make_artifacts.py
 
 # Retake the documentation's screenshots in headless Chromium.
 screenshots:

@@ -33,7 +33,7 @@ from churn.data.labels import Horizon
 from churn.data.scoring_rows import prepare
 from churn.data.snapshots import Snapshot, snapshots
 from churn.evaluation.metrics import roc_auc_interval
-from churn.samples.artifacts import FEATURE_NAMES, LEVELS
+from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS
 from churn.samples.world import PLAIN_WORLD, Simulation, simulate_world
 from churn.storage.history import new_facts
 from churn.training.default_features import default_feature_names
@@ -42,9 +42,11 @@ from churn.variants import Variant
 from churn.weeks import month_ends, month_start, training_days
 from churn.wording import percent
 from tests.support.services import peak_mb
+from tests.support.simulated import FEATURE_NAMES
 
 FIRST_MONTH, N_MONTHS = date(2024, 1, 1), 24
 N_ACCOUNTS = 8_000
+LEVELS = {"brand_id": BRANDS, "ben_login_id": BEN_LOGINS, "player_reg_product": PRODUCTS}
 MONTH_ENDS = "month ends"
 PHASES = {
     MONTH_ENDS: (PLAIN_WORLD, 60),

@@ -26,10 +26,10 @@ from churn.database.predictions import BatchInProgress, PredictionStore
 from churn.inference.bundle import Bundle, read_bundle
 from churn.inference.engine import build_engine
 from churn.monitoring.summary import ScoreSummary
-from churn.samples.artifacts import FEATURE_NAMES
 from churn.workflows.score import score_rows
 from tests.support.batches import NO_ROWS, record
 from tests.support.services import WEEK, model_files, parquet_bytes, predictions_database, simulated_rows
+from tests.support.simulated import FEATURE_NAMES
 
 N_ROWS, PAIRS, MAX_RATIO = 1_000_000, 9, 1.05
 WAYS = {"without": Columns(activity=()), "with": Columns()}

@@ -1,11 +1,15 @@
-"""The simulator's plain months of one variant, without a world around them."""
+"""The simulator's plain months of one variant, without a world around them, and the bundled model's features."""
 
+import json
 from datetime import date
 
 import polars as pl
 
 from churn.samples.simulator import draw_activity
 from churn.variants import Variant
+from tests.support import ROOT
+
+FEATURE_NAMES: tuple[str, ...] = tuple(json.loads((ROOT / "data/churn/feature_names_3.json").read_text()))
 
 
 def simulate_activity(

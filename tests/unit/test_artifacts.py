@@ -6,8 +6,10 @@ They are regenerated once here; a byte that differs means a file was changed by 
 import json
 import platform
 import re
+import runpy
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,18 +17,19 @@ import pytest
 import xgboost as xgb
 from polars.testing import assert_frame_equal
 
-from churn.samples.artifacts import FEATURE_NAMES, TrainedModel, main, write_artifacts
+from tests.support import ROOT
+from tests.support.simulated import FEATURE_NAMES
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DATA, MODELS = REPOSITORY / "data" / "churn", REPOSITORY / "models" / "churn"
+DATA, MODELS = ROOT / "data" / "churn", ROOT / "models" / "churn"
+MAKE = runpy.run_path(str(ROOT / "data" / "make_artifacts.py"))
 DATA_FILES = ("activity.parquet", "activity.jsonl", "feature_names_3.json", "X_test_sample_2.json")
 MODEL_FILES = ("xgb_churn_model_2.bin", "xgb_churn_model_2.json")
 
 
 @pytest.fixture(scope="module")
-def regenerated(tmp_path_factory) -> tuple[Path, TrainedModel]:
+def regenerated(tmp_path_factory) -> tuple[Path, Any]:
     root = tmp_path_factory.mktemp("artifacts")
-    return root, write_artifacts(root)
+    return root, MAKE["write_artifacts"](root)
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_feature_names_are_four_numbers_and_then_one_column_per_level():
     assert names[39:41] == ["ben_login_id_wedgetraffic", "player_reg_product_BETTING"]
     assert names[-1] == "player_reg_product_RACEBOOK"
     assert len(names) == len(set(names)) == 45
-    assert names == list(FEATURE_NAMES)
+    assert names == list(MAKE["FEATURE_NAMES"])
 
 
 def test_the_booster_names_its_features_as_the_file_does(booster):
@@ -166,5 +169,5 @@ def test_the_bundled_extract_is_a_few_thousand_rows_with_the_quirks_in_it():
 
 def test_the_command_line_explains_itself(capsys):
     with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+        MAKE["main"](["--help"])
     assert "--root" in capsys.readouterr().out

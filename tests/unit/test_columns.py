@@ -17,8 +17,7 @@ from churn.data.sample_rows import compare_with_activity
 from churn.data.scoring_rows import prepare
 from churn.errors import InputError, UnlabelledError
 from churn.evaluation.segments import Levels, evaluate_segments
-from churn.samples.artifacts import FEATURE_NAMES
-from tests.support.simulated import simulate_activity
+from tests.support.simulated import FEATURE_NAMES, simulate_activity
 from tests.support.site import bundled
 
 OWN = Columns(activity=("logins", "stakes"), segments=("device",), revenue=None)

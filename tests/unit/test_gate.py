@@ -13,7 +13,6 @@ import xgboost as xgb
 from churn.data.snapshots import Snapshot, snapshots
 from churn.evaluation.metrics import Evaluation, evaluate
 from churn.inference.bundle import Bundle, load_bundle
-from churn.samples.artifacts import FEATURE_NAMES
 from churn.training.calibration import Calibration, apply_to_booster
 from churn.training.checks import GATE_CHECKS, Gate, GateCheck
 from churn.training.gate import (
@@ -32,7 +31,7 @@ from churn.training.gate import (
 )
 from churn.training.train import Trained, TrainingPlan, train
 from churn.weeks import month_ends, training_days
-from tests.support.simulated import simulate_activity
+from tests.support.simulated import FEATURE_NAMES, simulate_activity
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
 PLAN = TrainingPlan(n_trials=2)

@@ -18,11 +18,10 @@ from churn.data.labels import Horizon
 from churn.data.snapshots import Snapshot, snapshots
 from churn.errors import InputError
 from churn.evaluation.metrics import evaluate, log_losses
-from churn.samples.artifacts import FEATURE_NAMES
 from churn.training.train import Trained, TrainingPlan, fit, shortage, split, train
 from churn.weeks import mondays_of, month_ends, training_days
 from churn.workflows.train import describe_months
-from tests.support.simulated import simulate_activity
+from tests.support.simulated import FEATURE_NAMES, simulate_activity
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
 PLAN = TrainingPlan(n_trials=3)

@@ -1,11 +1,10 @@
-"""The bundled sample files and base model, written from the simulator: ``python -m churn.samples.artifacts``.
+"""The bundled sample files and base model, written from the simulator: ``just artifacts``.
 
-Belongs here: what is committed under ``data/churn`` and ``models/churn``. The same library versions give the same
-bytes, so a reader can check that nothing was edited by hand. Not here: training in production.
+Writes what is committed under ``data/churn`` and ``models/churn``. The same library versions give the same bytes, so a
+reader can check that nothing was edited by hand.
 """
 
 import argparse
-import importlib.resources
 import json
 import logging
 import platform
@@ -194,12 +193,12 @@ def _matrix(examples: pl.DataFrame) -> xgb.DMatrix:
 
 
 def _template(name: str) -> str:
-    return (importlib.resources.files("churn.samples") / f"{name}.md").read_text()
+    return (Path(__file__).parent / "readmes" / f"{name}.md").read_text()
 
 
 def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
     keys = activity.select("account_id", "activity_month")
-    return _template("data_readme").format(
+    return _template("data").format(
         made=_made(polars=pl.__version__, numpy=np.__version__),
         files=_file_table(folder, _DATA_FILES),
         n_rows=activity.height,
@@ -215,7 +214,7 @@ def _data_readme(folder: Path, activity: pl.DataFrame) -> str:
 
 
 def _model_readme(folder: Path, model: TrainedModel) -> str:
-    return _template("model_readme").format(
+    return _template("models").format(
         made=_made(xgboost=xgb.__version__, polars=pl.__version__, numpy=np.__version__),
         files=_file_table(folder, ("xgb_churn_model_2.bin", "xgb_churn_model_2.json")),
         n_trees=N_TREES,
@@ -263,7 +262,7 @@ def _file_table(folder: Path, names: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the artifacts and log where."""
-    parser = argparse.ArgumentParser(prog="artifacts", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(), help="where to write (default: the working directory)")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
