@@ -49,6 +49,7 @@ class Candidate:
     """A model and its sample rows, checked against each other and ready to be logged.
 
     Attributes:
+        scores: The model's scores of the sample rows.
         columns: What the columns of the variant's activity mean.
         account_ids: Of the sample rows, if they have any.
         remarks: For people: what the variant's activity shows about labels and the sample.
@@ -56,6 +57,7 @@ class Candidate:
 
     bundle: Bundle
     matrix: Matrix
+    scores: Scores
     labels: Labels | None
     files: tuple[SourceFile, ...]
     columns: Columns
@@ -102,7 +104,7 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of
     if columns is None:
         columns = Columns(one_hot=one_hot_columns(feature_names, matrix) or None)
     account_ids = checked.rows["account_id"] if "account_id" in frame.columns else None
-    return Candidate(bundle, matrix, _read_labels(frame), tuple(files), columns, account_ids)
+    return Candidate(bundle, matrix, scores, _read_labels(frame), tuple(files), columns, account_ids)
 
 
 def _require_expected(frame: pl.DataFrame, scores: npt.NDArray[np.float32], origin: str) -> None:
@@ -208,8 +210,8 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         tags[tag.EVIDENCE_AFTER] = seen
     if model.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = model.fallback_reason
-    encoding, scores = plan_encoded(bundle.feature_names, candidate.columns.encoded), bundle.predict(candidate.matrix)
-    golden_rows, metrics = candidate.matrix[:GOLDEN_ROWS], _metrics(candidate.labels, scores)
+    encoding = plan_encoded(bundle.feature_names, candidate.columns.encoded)
+    golden_rows, metrics = candidate.matrix[:GOLDEN_ROWS], _metrics(candidate.labels, candidate.scores)
     return LoggedRun(
         bundle=bundle,
         golden=bundle.make_golden(golden_rows),
@@ -218,7 +220,7 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         metrics=metrics,
         tags=tags,
         about=_about(candidate, metrics.get("roc_auc")),
-        reference=reference_profile(pack_matrix(candidate.matrix, encoding), encoding, scores),
+        reference=reference_profile(pack_matrix(candidate.matrix, encoding), encoding, candidate.scores),
     )
 
 

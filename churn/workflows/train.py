@@ -398,19 +398,23 @@ def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str]) -> P
         return features.encode(rows.filter(is_at_risk), encoding)
 
     matrices = {as_of: matrix_at(as_of) for as_of in {*mondays, *held_out}}
-    year, later = (np.concatenate([matrices[as_of] for as_of in days]) for days in (mondays, held_out))
-    rows, scores = features.pack_matrix(year, encoding), trained.bundle.predict(year)
-    of_held_out = reference_profile(features.pack_matrix(later, encoding), encoding, trained.bundle.predict(later))
-    whole = spliced(reference_profile(rows, encoding, scores), of_held_out)
+    scores = {as_of: trained.bundle.predict(matrix) for as_of, matrix in matrices.items()}
+
+    def profile_of(days: Sequence[date]) -> Profile:
+        matrix, scored = (np.concatenate([of[as_of] for as_of in days]) for of in (matrices, scores))
+        return reference_profile(features.pack_matrix(matrix, encoding), encoding, scored)
+
+    whole = spliced(profile_of(mondays), profile_of(held_out))
     parts: dict[str, Profile] = {}
     for as_of in mondays:
-        season, matrix = season_of(as_of), matrices[as_of]
-        counted = whole.count(features.pack_matrix(matrix, encoding), trained.bundle.predict(matrix))
+        season = season_of(as_of)
+        counted = whole.count(features.pack_matrix(matrices[as_of], encoding), scores[as_of])
         parts[season] = parts[season] + counted if season in parts else counted
-    explained = np.random.Generator(np.random.PCG64(0)).permutation(len(year))[:_EXPLAINED_ROWS]
-    contributions = sum_by_column(trained.bundle.contributions(year[explained]), encoding)
+    year = np.concatenate([matrices[as_of] for as_of in mondays])
+    explained = year[np.random.Generator(np.random.PCG64(0)).permutation(len(year))[:_EXPLAINED_ROWS]]
+    contributions = sum_by_column(trained.bundle.contributions(explained), encoding)
     with_parts = replace(whole, parts={season: part.counts for season, part in parts.items()})
-    return with_contributions(with_parts, features.pack_matrix(year[explained], encoding), contributions)
+    return with_contributions(with_parts, features.pack_matrix(explained, encoding), contributions)
 
 
 def describe(outcome: TrainingOutcome) -> LoggedRun:
