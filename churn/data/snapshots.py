@@ -16,6 +16,7 @@ import polars as pl
 from churn.data.columns import Columns
 from churn.data.features import features, in_order
 from churn.data.labels import Horizon, Reports, at_risk, label
+from churn.weeks import month_number, month_start
 
 _COLUMNS = Columns()
 
@@ -34,6 +35,26 @@ class Snapshot:
     churned: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Held:
+    """The months that extracts hold, where the history has older ones: from ``first_month``, if received on a day."""
+
+    first_month: date
+    received_on: date
+
+    def of(self, facts: pl.DataFrame, day: date) -> pl.DataFrame:
+        """Return the facts of as many months before a day; of none less after the newest extract."""
+        moved = min(month_number(day) - month_number(self.received_on), 0)
+        return facts.filter(pl.col("activity_month") >= month_start(self.first_month, moved))
+
+
+def seen(
+    facts: pl.DataFrame, reports: Reports, as_of: date, held: Held | None, money: Sequence[str]
+) -> tuple[pl.DataFrame, Reports]:
+    """Return those of the facts and their reports that scoring sees at an as-of date."""
+    return (facts, reports) if held is None else (of := held.of(facts, as_of), Reports.of(of, money, ()))
+
+
 def snapshots(
     facts: pl.DataFrame,
     as_ofs: Iterable[date],
@@ -43,6 +64,7 @@ def snapshots(
     names: Sequence[str] = (),
     columns: Columns = _COLUMNS,
     quarantined: pl.DataFrame | None = None,
+    held: Held | None = None,
 ) -> list[Snapshot]:
     """Build the training examples of several as-of dates, labelled by the facts known at the end of ``today``.
 
@@ -53,6 +75,7 @@ def snapshots(
         names: The feature names, of which those that are windows are computed.
         columns: The columns that measure activity, and the segments whose rows are watched for gaps of the feed.
         quarantined: Rows that broke the contract, as in :meth:`churn.data.labels.Reports.of`.
+        held: The months that extracts hold, if not all; features and who is at risk come from these, labels from all.
 
     Raises:
         InputError: If ``facts`` lack ``known_at`` or every money column, or a name looks like a window and is none.
@@ -61,8 +84,9 @@ def snapshots(
     reports = Reports.of(ordered, columns.activity, columns.segments, quarantined)
 
     def build(as_of: date) -> Snapshot:
-        labels = label(reports, at_risk(reports, as_of, horizon), as_of, today=today, horizon=horizon)
-        known = features(ordered, as_of, names, columns.activity)
+        rows, of_rows = seen(ordered, reports, as_of, held, columns.activity)
+        labels = label(reports, at_risk(of_rows, as_of, horizon), as_of, today=today, horizon=horizon)
+        known = features(rows, as_of, names, columns.activity)
         is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
         return Snapshot(as_of, known.filter(is_labelled), labels.churned)
 

@@ -132,25 +132,27 @@ class Evaluations(Tables):
             by_week.setdefault(batch.scored_week, {})[batch.role] = batch
         return [Pair(roles[CHAMPION], roles[CHALLENGER]) for roles in by_week.values() if len(roles) == 2]
 
-    def newest_in_history(self, variant: Variant, version: int, before: date) -> tuple[PublishedBatch, datetime] | None:
+    def newest_in_history(
+        self, variant: Variant, version: int, before: date
+    ) -> tuple[PublishedBatch, datetime, date] | None:
         """Return a champion version's newest batch as of an earlier day, if the history has the extract scored.
 
         Returns:
-            The batch, and when its extract had arrived, UTC; ``None`` if there is none.
+            The batch, when its extract had arrived, UTC, and the extract's first month; ``None`` if there is none.
         """
         batches = self._batches(
             "WHERE b.is_current AND b.account_ids = 'input' AND b.variant = :variant AND b.role = 'champion' "
             "AND b.model_version = :version AND b.as_of < :before AND b.scored_from = 'extract' "
-            "AND b.history_status = 'ingested' ORDER BY b.as_of DESC LIMIT 1",
+            "AND b.history_status = 'ingested' AND b.first_month IS NOT NULL ORDER BY b.as_of DESC LIMIT 1",
             variant=variant.key,
             version=version,
             before=before,
         )
         if not batches:
             return None
-        query = "SELECT source_modified_at FROM scoring_batches WHERE batch_id = :batch_id"
-        ((received_at,),) = self._rows(query, batch_id=batches[0].batch_id)
-        return batches[0], received_at
+        query = "SELECT source_modified_at, first_month FROM scoring_batches WHERE batch_id = :batch_id"
+        ((received_at, first_month),) = self._rows(query, batch_id=batches[0].batch_id)
+        return batches[0], received_at, first_month
 
     def scores(self, batches: Sequence[PublishedBatch]) -> Iterator[Scored]:
         """Yield each batch's account ids, ascending, and their churn probabilities; reads five batches at a time."""

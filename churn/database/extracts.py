@@ -4,7 +4,7 @@ They are columns of ``scoring_batches``; :mod:`churn.workflows.ingest` reads the
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal
 
 import sqlalchemy as sa
@@ -20,6 +20,11 @@ _PENDING = (
     "min(source_modified_at) OVER (PARTITION BY source_sha256) AS modified_at "
     "FROM scoring_batches WHERE variant = :variant AND history_status = 'pending' "
     "ORDER BY source_sha256, batch_id DESC"
+)
+_FIRST_MONTH = (
+    "SELECT first_month FROM scoring_batches WHERE variant = :variant AND source_variant = :variant "
+    "AND scored_from = 'extract' AND first_month IS NOT NULL AND as_of <= :as_of "
+    "ORDER BY as_of DESC, batch_id DESC LIMIT 1"
 )
 _VARIANTS = "SELECT DISTINCT variant FROM scoring_batches WHERE history_status = 'pending' ORDER BY variant"
 _MARK = sa.text(
@@ -53,6 +58,10 @@ class ScoredExtracts(Tables):
         """Return a variant's extracts that were scored and are not in its history yet, the oldest first."""
         found = [ScoredExtract(variant, *row) for row in self._rows(_PENDING, variant=variant.key)]
         return sorted(found, key=lambda extract: extract.modified_at)
+
+    def first_month(self, variant: Variant, as_of: date) -> date | None:
+        """Return the oldest month of the variant's extract that was scored last by a day; ``None`` if none was."""
+        return next((month for (month,) in self._rows(_FIRST_MONTH, variant=variant.key, as_of=as_of)), None)
 
     def mark(self, extract: ScoredExtract, status: HistoryStatus) -> None:
         """Record what became of a pending extract, with all batches that were scored from it. Idempotent."""

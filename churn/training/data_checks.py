@@ -46,12 +46,14 @@ class ScoredBefore:
         received_at: When the extract that was scored had arrived, UTC.
         account_ids: Shape (n,), ascending.
         scores: As published, shape (n,).
+        first_month: The oldest month of that extract; the history may have older ones.
     """
 
     as_of: date
     received_at: datetime
     account_ids: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
+    first_month: date
 
 
 def check_churn_share(trained: Trained) -> GateCheck:
@@ -167,7 +169,7 @@ def check_replay(
             name, None, MAX_REPLAY_SHARE, "skipped", "the champion has no batch of last month in the history"
         )
     names = scored_by.feature_names
-    known = facts.filter(pl.col("known_at") <= before.received_at)
+    known = facts.filter(pl.col("known_at") <= before.received_at, pl.col("activity_month") >= before.first_month)
     try:
         rows = features(known, before.as_of, names, money)
         scores = scored_by.predict(encode(rows, plan_encoding(names, rows.columns)))

@@ -41,10 +41,11 @@ class ForeignActivityError(NoActivityError):
 
 @dataclass(frozen=True)
 class Extract:
-    """Checked raw activity, with quarantined rows marked, and where it was read from."""
+    """Checked raw activity, with quarantined rows marked, where it was read from, and its oldest month."""
 
     rows: pl.DataFrame
     provenance: Provenance
+    first_month: date
 
 
 def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float) -> Extract:
@@ -76,7 +77,8 @@ def _check(raw: SourceFile, sources: Sources, max_quarantine_share: float) -> Ex
         columns = read_columns(sources, raw.provenance.variant) or Columns()
         checked = check_activity(frame, max_money=columns.max_money)
     checked.require_share(max_quarantine_share)
-    return Extract(checked.with_quarantined(), raw.provenance)
+    first_month: date = checked.rows["activity_month"].min()  # type: ignore[assignment]  # a column of dates
+    return Extract(checked.with_quarantined(), raw.provenance, first_month)
 
 
 def with_numbers(
@@ -192,7 +194,8 @@ class Ingestion:
     def fetch_known(self, variant: Variant, as_of: date, into: Path) -> SourceFile:
         """Write what was known about a variant's accounts at the end of a day into a folder, as one Parquet file.
 
-        Extracts that have arrived by now are ingested first; their facts count if they became known by that day.
+        Extracts that have arrived by now are ingested first; their facts count if they became known by that day. Months
+        that the extract scored by then no longer held do not.
 
         Raises:
             InputError: If nothing was known, or a part of the history is damaged.
@@ -200,9 +203,8 @@ class Ingestion:
         """
         facts, why = self._facts(variant)
         end = datetime.combine(as_of + timedelta(days=1), time.min, UTC)
-        known = (
-            None if facts is None else facts.filter((pl.col("known_at") < end) & (pl.col("activity_month") <= as_of))
-        )
+        first, month = self.extracts.first_month(variant, as_of) or date.min, pl.col("activity_month")
+        known = None if facts is None else facts.filter(pl.col("known_at") < end, month.is_between(first, as_of))
         if known is None or known.is_empty():
             raise InputError(
                 f"the activity history of {variant} has nothing that was known at {as_of}{why}; score the day from "

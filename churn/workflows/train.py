@@ -22,7 +22,7 @@ from churn.data import features
 from churn.data.columns import Columns
 from churn.data.features import Encoding, Matrix
 from churn.data.labels import Horizon, Reports, at_risk
-from churn.data.snapshots import Snapshot, snapshots
+from churn.data.snapshots import Held, Snapshot, seen, snapshots
 from churn.database.evaluations import Evaluations
 from churn.errors import InputError, SourceError, TransientError, UnlabelledError
 from churn.evaluation import curves
@@ -145,14 +145,14 @@ class Trainer:
             champion=champion.bundle if champion else None,
             limits=self.limits,
             before=self._scored_before(champion, today) if champion and data.owner == variant else None,
-            has_known_at=data.has_known_at,
+            has_known_at=data.activity.has_known_at,
             money=data.columns.activity,
         )
         against = _compare(champion, trained, evaluation, data.snapshots) if champion else None
         lineage = Lineage(
             variant=variant,
             activity_of=data.owner,
-            detours=data.detours,
+            detours=tuple(data.detours),
             today=today,
             sources=tuple((source.uri, source.sha256) for source in data.sources.values()),
             n_facts=data.facts.height,
@@ -172,7 +172,7 @@ class Trainer:
             gate=gate,
             card=write_card(trained, evaluation, gate, lineage, against),
             pictures=_pictures(trained, f"{variant}, trained as of {today}"),
-            reference=_reference(trained, data.facts, data.columns.activity),
+            reference=_reference(trained, data.facts, data.columns.activity, data.activity.held),
             columns=replace(
                 self._columns(variant, champion),
                 one_hot=tuple(group.source_column for group in trained.encoding.one_hots),
@@ -192,9 +192,9 @@ class Trainer:
         found = self.results.newest_in_history(version.variant, version.version, month_start(today))
         if found is None:
             return None
-        batch, received_at = found
+        batch, received_at, first_month = found
         ((account_ids, scores),) = self.results.scores([batch])
-        return ScoredBefore(batch.as_of, received_at, account_ids, scores)
+        return ScoredBefore(batch.as_of, received_at, account_ids, scores, first_month)
 
     def _own_names(self, variant: Variant, champion: OpenModel | None) -> "FeatureNames":
         """Return the names of a variant's champion, else those of its file, else the default set."""
@@ -252,8 +252,9 @@ class Trainer:
             quarantined = pl.concat(
                 [activity.appended.quarantined, broken.select(activity.appended.quarantined.columns)]
             )
+            held, horizon = activity.held, self.plan.horizon
             shots_of = partial(
-                snapshots, today=today, horizon=self.plan.horizon, columns=columns, quarantined=quarantined
+                snapshots, today=today, horizon=horizon, columns=columns, quarantined=quarantined, held=held
             )
             try:
                 shots = shots_of(facts, self._days(facts, today), names=computed)
@@ -261,10 +262,7 @@ class Trainer:
             except UnlabelledError as error:
                 reason = f"no labels: {error}"
             if reason is None:
-                detoured, has_known_at = tuple(detours), activity.has_known_at
-                return _TrainingData(
-                    owner, names, columns, facts, shots, shots_of, detoured, sources, n_added, has_known_at
-                )
+                return _TrainingData(owner, names, columns, facts, shots, shots_of, detours, sources, n_added, activity)
             months = describe_months(_months_of(facts, today), today, self.plan.horizon)
             detours.append(f"{owner} has {reason}; its months run from {months}")
         raise InputError(
@@ -286,7 +284,9 @@ class Trainer:
             return _Activity(stored, reason)
         appended = self.history.append(owner, extract.rows, extract.provenance.modified_at, dry_run=dry_run)
         has_known_at = "known_at" in extract.rows.columns
-        return _Activity(appended, "", extract.provenance, has_known_at)
+        has_older = appended.facts["activity_month"].min() < extract.first_month  # type: ignore[operator]  # dates
+        held = Held(extract.first_month, extract.provenance.modified_at.date()) if has_older else None
+        return _Activity(appended, "", extract.provenance, has_known_at, held)
 
     def _days(self, facts: pl.DataFrame, today: date) -> list[date]:
         """Return the training days; all weeks of the held-out months count equally, as they do when it scores."""
@@ -330,6 +330,7 @@ class _Activity:
     why_none: str
     provenance: Provenance | None = None
     has_known_at: bool = False
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -346,10 +347,10 @@ class _TrainingData:
     facts: pl.DataFrame
     snapshots: list[Snapshot]
     shots_of: Callable[..., list[Snapshot]]
-    detours: tuple[str, ...]
+    detours: Sequence[str]
     sources: dict[Variant, Provenance]
     n_added: int
-    has_known_at: bool
+    activity: _Activity
 
 
 def describe_months(months: tuple[date, date], today: date, horizon: Horizon) -> str:
@@ -378,7 +379,7 @@ def fallback_variants(variant: Variant) -> list[Variant]:
     return list(dict.fromkeys([variant, Variant(geography=variant.geography), Variant()]))
 
 
-def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str]) -> Profile:
+def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str], held: Held | None) -> Profile:
     """Profile the accounts that would have been scored on the Mondays of a year, in the way that batches are profiled.
 
     Each week of the year is a part of its own, so that seasons, and the weeks of a month, are no drift. The whole
@@ -393,8 +394,9 @@ def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str]) -> P
     reports = Reports.of(facts, money)
 
     def matrix_at(as_of: date) -> Matrix:
-        rows = features.features(facts, as_of, trained.feature_names, money)
-        is_at_risk = rows["account_id"].is_in(pl.Series(at_risk(reports, as_of, trained.plan.horizon)).implode())
+        scored, of_scored = seen(facts, reports, as_of, held, money)
+        rows = features.features(scored, as_of, trained.feature_names, money)
+        is_at_risk = rows["account_id"].is_in(pl.Series(at_risk(of_scored, as_of, trained.plan.horizon)).implode())
         return features.encode(rows.filter(is_at_risk), encoding)
 
     matrices = {as_of: matrix_at(as_of) for as_of in {*mondays, *held_out}}

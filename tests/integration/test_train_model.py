@@ -7,7 +7,8 @@ import functools
 import io
 import json
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ import boto3
 import dagster as dg
 import polars as pl
 import pytest
+from moto.s3.models import s3_backends
 
 from churn.deployment.services import Deployment
+from churn.samples.world import HEALTHY_WORLD, simulate_world
 from churn.storage.history import ActivityHistory
-from churn.training.checks import GATE_CHECKS
+from churn.training.checks import GATE_CHECKS, GateCheck
+from churn.training.gate import GateLimits
 from churn.variants import Variant
-from churn.weeks import monday_of
+from churn.weeks import monday_of, month_start
+from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions, variants_partitions
 from tests.support import ROOT
@@ -124,6 +129,56 @@ def test_the_gate_scores_last_months_batch_again_from_the_history(
     (replay,) = [check for check in trained.gate.checks if check.name == "past_features_are_those_scored"]
     assert (replay.outcome, replay.value) == ("holds", 0.0), replay
     assert f"of {outcome.record.n_rows_scored:,} accounts scored as of" in replay.sentence
+
+
+@pytest.mark.slow
+def test_rolling_extracts_are_trained_on_as_they_are_scored_and_a_leak_is_still_found(
+    site: Site, deployment: Deployment
+) -> None:
+    base = Variant()
+    world = simulate_world(HEALTHY_WORLD, n_accounts=1_500, first_month=FIRST_MONTH, n_months=22, seed=4)
+
+    def deliver(day: date) -> pl.DataFrame:
+        extract = world.extract_on(day).filter(pl.col("activity_month") >= month_start(day, -5))
+        body = io.BytesIO()
+        extract.write_parquet(body)
+        put_activity(site, body=body.getvalue())
+        stored = s3_backends["123456789012"]["aws"].buckets[site.bucket].keys["data/churn/activity.parquet"]
+        stored.last_modified = datetime.combine(day, time(5))
+        return extract
+
+    for weeks in range(0, 64, 4):
+        deliver(date(2025, 8, 4) + timedelta(weeks=weeks))
+        deployment.ingestion().ingest(base)
+    put_names(site, names=["active_months_12m", "total_handle_sum_12m", "total_handle_rate_1m", "months_since_active"])
+    trainer = replace(deployment.trainer(n_trials=1), limits=GateLimits(max_calibration_error=0.2))
+    assert trainer.train_variant(base, date(2026, 10, 5)).gate.failures == ()
+    mondays = [date(2026, 10, 12) + timedelta(weeks=i) for i in range(7)]
+    for monday in mondays:
+        extract = deliver(monday)
+        outcome = deployment.scorer().score_variant(FleetRequest(monday, as_of=monday).of(base))
+        assert outcome.record.first_month == month_start(monday, -5)
+        deployment.ingestion().ingest_scored(base)
+    scores = "SELECT account_id, churn_probability FROM churn_predictions_current WHERE scored_week = :week ORDER BY 1"
+    then = site.rows(site.churn, scores, week=mondays[0])
+
+    def replay() -> GateCheck:
+        trained = trainer.train_variant(base, mondays[-1], dry_run=True)
+        (check,) = [check for check in trained.gate.checks if check.name == "past_features_are_those_scored"]
+        return check
+
+    found = replay()
+    assert (found.outcome, found.value) == ("holds", 0.0), found
+    assert "scored as of 2026-10-26" in found.sentence
+    deployment.scorer().score_variant(FleetRequest.as_known(mondays[0], today=mondays[-1], as_of=mondays[0]).of(base))
+    assert site.rows(site.churn, scores, week=mondays[0]) == then
+    # What November said is written into October, as if it had been known.
+    known_at = pl.lit(datetime(2026, 10, 20, tzinfo=UTC))
+    leak = extract.filter(pl.col("activity_month") == date(2026, 11, 1)).with_columns(
+        pl.lit(date(2026, 9, 1)).alias("activity_month"), known_at=known_at
+    )
+    deployment.history().append(base, leak, datetime(2026, 11, 23, 6, tzinfo=UTC))
+    assert replay().outcome == "fails"
 
 
 @pytest.mark.slow

@@ -206,13 +206,13 @@ def test_one_extract_cannot_show_what_is_restated(activity: pl.DataFrame):
     assert check_restated(backfilled(activity), NUMBERS, has_known_at=False).outcome == "skipped"
 
 
-def replayed(history: pl.DataFrame, trained: Trained, as_of: date) -> ScoredBefore:
+def replayed(history: pl.DataFrame, trained: Trained, as_of: date, first_month: date = FIRST) -> ScoredBefore:
     """The batch that was published as of a day, from the extract of that morning."""
     received_at = datetime(as_of.year, as_of.month, as_of.day, 6, tzinfo=UTC)
-    known = history.filter(pl.col("known_at") <= received_at)
+    known = history.filter(pl.col("known_at") <= received_at, pl.col("activity_month") >= first_month)
     rows = features(known, as_of, FEATURE_NAMES)
     scores = trained.bundle.predict(encode(rows, plan_encoding(FEATURE_NAMES, rows.columns)))
-    return ScoredBefore(as_of, received_at, rows["account_id"].to_numpy(), scores)
+    return ScoredBefore(as_of, received_at, rows["account_id"].to_numpy(), scores, first_month)
 
 
 def test_last_months_scores_come_out_again_unless_the_past_was_rewritten(history: pl.DataFrame):
@@ -220,11 +220,15 @@ def test_last_months_scores_come_out_again_unless_the_past_was_rewritten(history
     before = replayed(history, trained, date(2026, 8, 20))
 
     assert check_replay(history, before, trained.bundle).outcome == "holds"
+    of_six_months = replayed(history, trained, date(2026, 8, 20), date(2026, 3, 1))
+    assert len(of_six_months.account_ids) < 0.9 * len(before.account_ids)
+    assert check_replay(history, of_six_months, trained.bundle).outcome == "holds"
 
     rewritten = history.with_columns(pl.col("total_handle").last().over("account_id"))
     found = check_replay(rewritten, before, trained.bundle)
     assert found.outcome == "fails"
     assert "get another score" in found.sentence
+    assert check_replay(rewritten, of_six_months, trained.bundle).outcome == "fails"
     later = history.with_columns(known_at=pl.col("known_at") - pl.duration(days=31))
     assert check_replay(later, before, trained.bundle).outcome == "fails"
     some = history.filter(pl.col("account_id") % 10 > 0)

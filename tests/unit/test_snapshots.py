@@ -4,6 +4,7 @@ Either slip makes a model that looks good on past dates and disappoints on Monda
 """
 
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from churn.data.features import encode, features, in_order, plan_encoding, unpack
 from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.data.scoring_rows import prepare
-from churn.data.snapshots import Snapshot, snapshots
+from churn.data.snapshots import Held, Snapshot, snapshots
 from churn.errors import InputError
+from churn.samples.world import HEALTHY_WORLD, simulate_world
 from churn.storage.history import new_facts
 from churn.weeks import month_ends, month_start
 from tests.support.simulated import simulate_activity
@@ -188,6 +190,31 @@ def test_training_again_later_sees_the_same_examples_of_the_same_day(history):
     require_same(
         snapshots(history, AS_OFS, today=then, horizon=HORIZON), snapshots(before, AS_OFS, today=then, horizon=HORIZON)
     )
+
+
+def test_of_rolling_extracts_a_day_has_the_examples_that_its_own_extract_gave():
+    names = ("total_handle_sum_12m", "active_months_6m", "months_since_active", "total_ngr_trend_12m")
+    world = simulate_world(HEALTHY_WORLD, n_accounts=300, first_month=date(2025, 1, 1), n_months=12, seed=2)
+    mondays = [date(2025, 6, 2) + timedelta(weeks=4 * i) for i in range(5)]
+
+    def extract_on(day: date) -> pl.DataFrame:
+        return world.extract_on(day).filter(pl.col("activity_month") >= month_start(day, -4))
+
+    facts = new_facts(extract_on(mondays[0]), None, at(2025, 6, 2, 6))
+    for day in mondays[1:]:
+        facts = in_order(pl.concat([facts, new_facts(extract_on(day), facts, at(day.year, day.month, day.day, 6))]))
+    held, horizon = Held(date(2025, 5, 1), mondays[-1]), Horizon(months=1)
+    build = partial(snapshots, facts, mondays[:3], today=mondays[-1], horizon=horizon, names=names)
+
+    for shot in build(held=held):
+        extract = extract_on(shot.as_of).with_columns(known_at=pl.lit(at(2025, 1, 1)))
+        is_at_risk = pl.col("account_id").is_in(at_risk(Reports.of(extract), shot.as_of, horizon).tolist())
+        scored = features(extract, shot.as_of, names).filter(is_at_risk)
+        assert shot.rows.height > 0.8 * scored.height > 30
+        is_labelled = pl.col("account_id").is_in(shot.rows["account_id"].implode())
+        assert shot.rows.select("account_id", *names).equals(scored.filter(is_labelled).select("account_id", *names))
+    assert not build()[-1].rows.equals(shot.rows), "the history has months that no extract holds any more"
+    assert held.of(facts, date(2026, 6, 1)).equals(held.of(facts, mondays[-1])), "an old extract has what it had"
 
 
 def test_the_order_of_the_facts_does_not_matter(history):

@@ -289,6 +289,14 @@ def test_an_unknown_aggregate_of_a_column_of_numbers_is_refused_when_its_rows_ar
             build(row_of(1, 5, 31.0), date(2025, 6, 9), [name])
 
 
+@pytest.mark.parametrize("name", ["months_since_plan", "plan_sum_3m", "months_since_visits", "signup_sum_3m"])
+def test_a_window_of_a_column_of_another_kind_is_refused_with_the_grammar(name: str):
+    activity = row_of(1, 5, 31.0).with_columns(plan=pl.lit("gold"), visits=pl.lit(2), signup=pl.lit(date(2025, 1, 1)))
+    with pytest.raises(InputError, match=f"'{name}' look like windows") as refused:
+        features(activity, date(2025, 6, 9), [name])
+    assert GRAMMAR in str(refused.value)
+
+
 def test_levels_and_columns_that_look_like_windows_are_levels_and_columns():
     names = ["plan_gold_12m", "x_sum_3m", "plan_max", "reg_date_source_web"]
     encoding = plan_encoding(names, ["plan", "x_sum_3m", "reg_date", "reg_date_source"])
