@@ -81,7 +81,7 @@ def _commands(
     workspace = ["--workspace", str(CONFIG / "workspace.yaml")]
     return {
         "mlflow": ([*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"], mlflow),
-        "dagster": ([*python, "dagster_webserver", "-h", HOST, "-p", str(dagster_port), *workspace], dagster),
+        "dagster": ([*python, "orchestration.webserver", "--port", str(dagster_port), *workspace], dagster),
         "daemon": ([*python, "dagster._daemon", "run", *workspace], dagster),
     }
 

@@ -10,11 +10,14 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Response, expect
 
 from churn.cli.demo import VARIANTS
 from tests.support.people import (
@@ -95,11 +98,52 @@ class TestInTheBrowser:
         expect(value_of(page, "dagster/row_count")).to_have_text(str(n_rows))
         expect(value_of(page, "highest_risk")).to_contain_text(re.compile(r"\d{8}\s*0\.\d{3}"))  # drawn a moment later
 
+    def test_a_page_of_another_site_changes_nothing_and_may_link_to_dagster(self, served: Served, page: Page):
+        mutation = quote("mutation { setNuxSeen }")
+        image = f"{served.dagster}/graphql?query={mutation}"
+        live = f"{served.dagster.replace('http', 'ws')}/graphql"
+        elsewhere = f"""<img src="{image}"><a href="{served.dagster}/assets">see</a><script>
+            fetch("{served.dagster}/graphql", {{method: "POST", mode: "no-cors", body: "{{version}}"}});
+            new WebSocket("{live}", "graphql-ws").onclose = () => document.title = "closed";
+        </script>"""
+        answers: list[Response] = []
+        page.on("response", lambda response: answers.append(response))  # noqa: PLW0108 it wraps functions only
+        with site(elsewhere) as address:
+            page.goto(address)
+            expect(page).to_have_title("closed")
+            asked = lambda: [one.status for one in answers if one.request.headers.get("referer") == address]  # noqa: E731
+            eventually(lambda: len(asked()) == 2, "both answers")
+            assert asked() == [403, 403]
+
+            page.get_by_role("link", name="see").click()
+            expect(page).to_have_url(f"{served.dagster}/assets")
+            expect(page.get_by_text("store_predictions").first).to_be_visible()
+
     def test_mlflow_shows_every_registered_model(self, served: Served, page: Page):
         page.goto(f"{served.mlflow}/#/models")
 
         for model in MODELS:
             expect(page.get_by_role("link", name=model, exact=True)).to_be_visible()
+
+
+@contextmanager
+def site(html: str) -> Iterator[str]:
+    """Serve one page; yields its address, which is another site than a numeric one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()
 
 
 def value_of(page: Page, key: str) -> Locator:
@@ -121,7 +165,7 @@ def test_a_signal_or_an_impatient_second_one_ends_every_server(lone: Project, si
     with lone.serving() as served:
         running = "\n".join(lone.processes())
         assert all(
-            name in running for name in ("mlflow", "dagster_webserver", "dagster._daemon", "api grpc", "postgres")
+            name in running for name in ("mlflow", "orchestration.webserver", "dagster._daemon", "api grpc", "postgres")
         )
 
         *patient, last = signals

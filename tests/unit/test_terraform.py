@@ -233,6 +233,24 @@ def helm() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "infra/kubernetes/values.yaml").read_text())  # type: ignore[no-any-return]
 
 
+def webserver() -> dict[str, Any]:
+    deployment, _ = yaml.safe_load_all((ROOT / "infra/kubernetes/webserver.yaml").read_text())
+    return deployment["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+def test_every_deployment_serves_dagster_behind_the_guard() -> None:
+    guarded = ["python", "-m", "orchestration.webserver", "--host", "0.0.0.0", "--workspace"]  # noqa: S104
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    (block,) = [block for block in parsed(TERRAFORM / "modules/services/main.tf")["locals"] if "services" in block]
+    on_aws = block["services"]["dagster"]
+
+    assert compose["dagster"]["command"][:-1] == guarded
+    assert on_aws["command"][:-1] == guarded
+    assert "CHURN_ALLOWED_HOSTS" in str(on_aws["environment"])
+    assert webserver()["containers"][0]["command"][:-1] == guarded
+    assert helm()["dagsterWebserver"]["replicaCount"] == 0
+
+
 def test_on_kubernetes_dagster_runs_the_same_code_with_the_same_limits() -> None:
     values, compose = helm(), yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     instance = yaml.safe_load((ROOT / "orchestration/config/dagster.yaml").read_text())
@@ -265,9 +283,11 @@ def test_on_kubernetes_no_secret_is_among_the_values_and_no_container_is_root() 
 
     assert "postgresqlPassword" not in values["postgresql"]
     assert {"CHURN_DATABASE_URL", "MLFLOW_TRACKING_URI", "CHURN_ALERT_URLS"} & deployment["env"].keys() == set()
-    for part in (deployment, values["dagsterWebserver"], values["dagsterDaemon"]):
+    for part in (deployment, values["dagsterDaemon"]):
         assert part["podSecurityContext"]["runAsNonRoot"]
         assert part["securityContext"]["readOnlyRootFilesystem"]
+    assert webserver()["securityContext"]["runAsNonRoot"]
+    assert webserver()["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
     assert job["securityContext"]["runAsNonRoot"]
     assert job["containers"][0]["command"] == ["python", "-m", "experiment_tracking.setup"]
 
@@ -284,8 +304,8 @@ def test_wherever_runs_are_created_they_are_planned_and_queued_alike() -> None:
     assert f'{planning} = "1"' in str(block["dagster_environment"])
     assert f'lookup(var.settings, "{limit}", "{default_limit()}")' in str(block["dagster_environment"])
     assert "local.dagster_environment" in str(block["code_environment"])
-    for part in ("dagsterWebserver", "dagsterDaemon"):
-        assert {"name": planning, "value": "1"} in values[part]["env"]
+    for environment in (values["dagsterDaemon"]["env"], webserver()["containers"][0]["env"]):
+        assert {"name": planning, "value": "1"} in environment
 
 
 def default_limit() -> int:

@@ -56,8 +56,8 @@ locals {
       calls        = []
     }
     dagster = {
-      command      = ["dagster-webserver", "--host", "0.0.0.0", "--port", "3000", "--workspace", "/opt/dagster/workspace.yaml"]
-      environment  = local.dagster_environment
+      command      = ["python", "-m", "orchestration.webserver", "--host", "0.0.0.0", "--workspace", "/opt/dagster/workspace.yaml"]
+      environment  = merge(local.dagster_environment, { CHURN_ALLOWED_HOSTS = local.dagster_host })
       secrets      = local.dagster_secrets
       health       = ["CMD", "python", "-c", format(local.is_healthy, 3000, "server_info")]
       port         = 3000
