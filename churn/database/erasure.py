@@ -26,7 +26,7 @@ class Erasures(Tables):
     def settled(self, *variants: Variant) -> Iterator[Erased]:
         """Return the accounts erased from any of these variants, or from all; no erasure begins during the block."""
         with self._transaction() as connection:
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(hashtextextended('erasure', 0))")
+            block_erasures(connection)
             yield read_erased(connection, *variants)
 
     def only(self, account_id: int) -> Erased:
@@ -34,6 +34,11 @@ class Erasures(Tables):
         with errors_translated(self._url), self._engine.connect() as connection:
             salt = _salt(connection)
         return Erased(salt, frozenset([tombstone(salt, account_id)]))
+
+
+def block_erasures(connection: sa.Connection) -> None:
+    """Let no erasure begin until the end of the caller's transaction."""
+    connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(hashtextextended('erasure', 0))")
 
 
 def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:

@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from churn.data.erased import Erased
 from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert, lock
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
-from churn.database.erasure import read_erased
+from churn.database.erasure import block_erasures, read_erased
 from churn.database.extracts import HistoryStatus
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
 from churn.variants import Variant
@@ -347,15 +347,6 @@ def read_current(url: sa.URL, query: str, **values: object) -> pl.DataFrame:
         return pl.DataFrame(result.fetchall(), schema=list(result.keys()), orient="row", infer_schema_length=None)
 
 
-def _next_batch_id(connection: sa.Connection) -> int:
-    return int(connection.execute(sa.text("SELECT nextval('scoring_batches_batch_id_seq')")).scalar_one())
-
-
-def _insert_batch(connection: sa.Connection, record: BatchRecord, batch_id: int) -> None:
-    values = record.columns() | {"batch_id": batch_id, "is_current": False}
-    insert(connection, "scoring_batches", values, published_at="clock_timestamp()")
-
-
 def _insert_reference(connection: sa.Connection, record: BatchRecord, reference: str | None) -> None:
     """Store the reference profile of a model version, so that queries can compare batches with it."""
     if reference is None:
@@ -370,20 +361,21 @@ def _insert_reference(connection: sa.Connection, record: BatchRecord, reference:
 
 def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> None:
     """Block erasures until the batch is committed, and reject the batch if there was one since its rows were read."""
-    connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(hashtextextended('erasure', 0))")
+    block_erasures(connection)
     if connection.execute(sa.text("SELECT count(*) FROM erased_accounts")).scalar_one() != n_erasures:
         raise DatabaseUnavailableError("an account was erased after the rows were read; they must be read again")
 
 
 def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
     _require_no_newer_erasure(connection, batch.n_erasures)
-    batch_id = _next_batch_id(connection)
+    batch_id: int = connection.scalar(sa.text("SELECT nextval('scoring_batches_batch_id_seq')"))
     layout = CopyLayout(
         week, batch_id, tuple(batch.source_columns), batch.n_shown, has_last_active_month=batch.has_last_active_month
     )
     n_stored = _copy(connection, layout, batch.rows())
     record, quarantined = batch.finish(n_stored)
-    _insert_batch(connection, record, batch_id)
+    values = record.columns() | {"batch_id": batch_id, "is_current": False}
+    insert(connection, "scoring_batches", values, published_at="clock_timestamp()")
     _insert_reference(connection, record, batch.reference)
     _insert_quarantined(connection, batch_id, quarantined)
     run = {"dagster_run_id": record.dagster_run_id, "started_at": record.started_at, "outcome": "published"}

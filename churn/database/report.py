@@ -18,6 +18,13 @@ Row = Mapping[str, Any]
 EVALUATED_MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "auc_limit", "brier_score", "calibration_error", "lift_at_10",
 )  # fmt: skip
+LINEAGE = (
+    "batch_id", "scored_week", "as_of", "published_at", "registered_model", "model_version", "mlflow_run_id",
+    "model_sha256", "dagster_run_id", "code_version", "source", "source_uri", "source_version", "source_sha256",
+    "source_modified_at", "source_variant", "fallback_reason", "n_rows_read", "n_rows_quarantined",
+    "n_accounts_withheld", "n_rows_scored", "n_at_risk", "first_month", "newest_month", "scored_by",
+    "scored_from", "history_status",
+)  # fmt: skip
 SEGMENT_MEASURES = ("roc_auc", "roc_auc_low", "roc_auc_high", "calibration_error", "mean_score")
 WEEKS_SHOWN = 26
 _LONGEST_ERROR = 2000
@@ -53,12 +60,8 @@ LEFT JOIN evaluated_batches AS e ON e.batch_id = b.batch_id AND b.as_of > e.evid
 WHERE b.is_current AND b.scored_week BETWEEN :first AND :week
 ORDER BY b.variant, b.scored_week
 """,  # noqa: S608 our own text
-    "newest": """
-SELECT b.variant, b.batch_id, b.scored_week, b.as_of, b.registered_model, b.model_version, b.mlflow_run_id,
-       b.model_sha256, b.dagster_run_id, b.code_version, b.source, b.source_uri, b.source_version, b.source_sha256,
-       b.source_modified_at, b.source_variant, b.fallback_reason, b.n_rows_read, b.n_rows_quarantined,
-       b.n_accounts_withheld, b.n_rows_scored, b.n_at_risk,
-       b.first_month, b.newest_month, b.published_at, b.scored_by, b.scored_from, b.history_status,
+    "newest": f"""
+SELECT b.variant, {", ".join(f"b.{name}" for name in LINEAGE)},
        b.score_counts, b.profile_counts, b.drift, b.importance, r.profile::text AS reference
 FROM (
     SELECT DISTINCT ON (variant) * FROM scoring_batches
@@ -67,7 +70,7 @@ FROM (
 ) AS b
 LEFT JOIN model_references AS r USING (registered_model, model_version)
 ORDER BY b.variant
-""",
+""",  # noqa: S608 our own text
     "evaluated": _NEWEST_EVALUATED,
     "segments": f"""
 SELECT newest.variant, s.segment, s.level, s.n_matured, s.n_churned, {_short("s", *SEGMENT_MEASURES)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from churn.database.report import EVALUATED_MEASURES, SEGMENT_MEASURES, FleetRows, Row
+from churn.database.report import EVALUATED_MEASURES, LINEAGE, SEGMENT_MEASURES, FleetRows, Row
 from churn.monitoring.profiles import Bins, Profile
 from churn.versions import CHALLENGER, CHAMPION
 
@@ -21,13 +21,6 @@ _HISTORY = (
     *EVALUATED_MEASURES,
 )  # fmt: skip
 _SEGMENT = ("segment", "level", "n_matured", "n_churned", *SEGMENT_MEASURES)
-_LINEAGE = (
-    "batch_id", "scored_week", "as_of", "published_at", "registered_model", "model_version", "mlflow_run_id",
-    "model_sha256", "dagster_run_id", "code_version", "source", "source_uri", "source_version", "source_sha256",
-    "source_modified_at", "source_variant", "fallback_reason", "n_rows_read", "n_rows_quarantined",
-    "n_accounts_withheld", "n_rows_scored", "n_at_risk", "first_month", "newest_month", "scored_by",
-    "scored_from", "history_status",
-)  # fmt: skip
 
 
 def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Content, list[Content]]:
@@ -169,7 +162,7 @@ def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
         "key": key,
         "history": {role: _history(of.batches.get((key, role), ()), places) for role in (CHAMPION, CHALLENGER)},
         "flags": [[places[row["scored_week"]], row["feature"], row["is_confirmed"]] for row in flags],
-        "lineage": {name: plain(newest[name]) for name in _LINEAGE} if newest else None,
+        "lineage": {name: plain(newest[name]) for name in LINEAGE} if newest else None,
         "importance": plain(newest["importance"]) if newest else None,
         "features": _features(newest) if newest else [],
         "scores": newest["score_counts"] if newest else None,

@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from churn.database.predictions import read_current
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from churn.workflows.score import score_fleet
@@ -20,6 +21,16 @@ from tests.support.release import DATA, VARIANTS, WEEK, published, restore
 
 RELEASES = sorted(DATA.glob("release_*.tar.gz"))
 KEYS = [variant.key for variant in VARIANTS]
+EVALUATED = """
+INSERT INTO evaluated_batches (
+    batch_id, evaluated_at, labels_as_of, horizon_months, n_accounts, n_at_risk, n_matured, n_missing, n_churned, status
+)
+SELECT batch_id, clock_timestamp(), current_date, 3, n_rows_scored, 9, 0, 9, 0, 'insufficient' FROM scoring_batches
+"""
+SEEN = """
+SELECT b.variant, (b.published_at AT TIME ZONE 'UTC')::date - e.evidence_after AS days_before
+FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id)
+"""
 
 
 @pytest.mark.parametrize("archive", RELEASES, ids=lambda path: path.name.removesuffix(".tar.gz"))
@@ -27,7 +38,7 @@ def test_a_data_directory_of_a_release_is_upgraded_and_goes_on(
     archive: Path, monkeypatch: pytest.MonkeyPatch, homes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = homes / archive.name.removesuffix(".tar.gz")
-    expected = restore(archive, home)
+    expected = restore(archive, home, EVALUATED)
     monkeypatch.setenv("CHURN_HOME", str(home))
 
     set_up([])
@@ -36,6 +47,8 @@ def test_a_data_directory_of_a_release_is_upgraded_and_goes_on(
     with open_deployment(load_settings()) as deployment:
         assert published(deployment) == expected
         assert len(expected) > 100
+        # An old evaluation is evidence of batches from the day on which the version first scored.
+        assert dict(read_current(deployment.database, SEEN).rows()) == dict.fromkeys(KEYS, 1)
         registry = deployment.registry(read_only=True)
         champions = {variant.key: held["champion"] for variant, held in registry.aliases().items()}
         assert champions == dict.fromkeys(KEYS, 1)

@@ -66,14 +66,18 @@ def make(version: str) -> Path:
     return path
 
 
-def restore(path: Path, home: Path) -> list[list[object]]:
-    """Bring a data directory back under ``home``; returns the predictions that were published in it."""
+def restore(path: Path, home: Path, also: str = "") -> list[list[object]]:
+    """Bring a data directory back under ``home``; returns the predictions that were published in it.
+
+    Args:
+        also: SQL for its predictions database, before the upgrade.
+    """
     with tarfile.open(path) as archive:
         archive.extractall(home, filter="data")
     with embedded_postgres(home) as server:
-        for dump in sorted((home / "dumps").glob("*.sql")):
-            script = dump.read_text().replace(_HOME, str(home))
-            _run(server, home, "psql", "postgres", "--quiet", "--set=ON_ERROR_STOP=1", given=script)
+        dumps = [dump.read_text().replace(_HOME, str(home)) for dump in sorted((home / "dumps").glob("*.sql"))]
+        for database, script in [*(("postgres", dump) for dump in dumps), ("churn_db", also)]:
+            _run(server, home, "psql", database, "--quiet", "--set=ON_ERROR_STOP=1", given=script)
     expected: list[list[object]] = json.loads((home / "published.json").read_text())
     return expected
 
