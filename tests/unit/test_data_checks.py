@@ -158,6 +158,23 @@ def test_a_status_that_is_written_into_all_past_months_of_a_few_accounts_is_foun
     assert "total_deposit" not in check.sentence
 
 
+def test_a_damaged_extract_is_found_until_a_later_one_repairs_it(history: pl.DataFrame):
+    past = history.filter(pl.col("activity_month") < date(2026, 8, 1))
+    past = past.unique(["account_id", "activity_month"], keep="last", maintain_order=True)
+    twice, as_before = (
+        past.with_columns(pl.col("total_handle") * times, known_at=pl.lit(datetime(2026, 9, day, 7, tzinfo=UTC)))
+        for day, times in ((21, 2), (28, 1))
+    )
+    damaged = pl.concat([history, twice])
+
+    found = check_restated(damaged, NUMBERS, has_known_at=False)
+    repaired = check_restated(pl.concat([damaged, as_before]), NUMBERS, has_known_at=False)
+
+    assert found.outcome == "fails", found.sentence
+    assert "total_handle in" in found.sentence
+    assert repaired.outcome == "holds", repaired.sentence
+
+
 def test_windows_over_activity_are_checked_by_the_columns_that_measure_it(history: pl.DataFrame):
     months = pl.col("activity_month") < date(2026, 6, 1)
     again = history.filter(months).with_columns(total_ngr=0.5, known_at=pl.lit(datetime(2026, 9, 20, 7, tzinfo=UTC)))
