@@ -530,6 +530,7 @@ def write_results(results: Results) -> None:
                     for one in results.reasons
                 ],
                 "r-rrrr",
+                is_markup=True,
             ),
         ]
     if fleet:

@@ -4,6 +4,8 @@ Every message names the offending value, what was needed, and the next step. Non
 also a :class:`TransientError` may not occur again, so that a retry makes sense.
 """
 
+from churn.wording import printable
+
 _LONGEST, _KEPT = 2_000, 1_400
 
 
@@ -15,16 +17,11 @@ class ChurnError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(_printable(message))
+        super().__init__(printable(_shortened(message)))
 
 
-def _printable(text: str) -> str:
-    if len(text) > _LONGEST:
-        text = f"{text[:_KEPT]} … {text[_KEPT - _LONGEST :]}"
-    if text.isprintable():
-        return text
-    letters = " ".join(text.splitlines())
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in letters)
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_KEPT]} … {text[_KEPT - _LONGEST :]}"
 
 
 class TransientError(ChurnError):

@@ -1,8 +1,10 @@
-"""Numbers, lists and tables in texts for people. Pure."""
+"""Numbers, lists and tables in texts for people, and text from outside as each target shows it as text. Pure."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 _RULES = {"-": "---", "l": ":---", "r": "---:"}
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:
@@ -33,22 +35,47 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
-    r"""Return a Markdown table without a newline at its end.
+def printable(text: str) -> str:
+    r"""Return a text as one line without characters that steer a terminal or turn the direction of writing.
 
-    Line breaks in cells become spaces and ``|`` is escaped; ``None`` is an empty cell.
+    >>> printable("a\x1b[2J\nb\u202e")
+    'a\\x1b[2J b\\u202e'
+    """
+    if text.isprintable():
+        return text
+    line = " ".join(text.splitlines())
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+
+
+def as_markdown(value: object) -> str:
+    r"""Return Markdown that shows a text as it is: no picture and no HTML comes of it, and no link but a bare address.
+
+    >>> as_markdown("![](/x) total_ngr_sum_3m <b>")
+    '!\\[\\](/x) total_ngr_sum_3m \\<b\\>'
+    """
+    return _MARKUP.sub(r"\\\g<0>", printable(" ".join(str(value).split())))
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], align: str = "", *, is_markup: bool = False
+) -> str:
+    r"""Return a Markdown table without a newline at its end; ``None`` is an empty cell.
 
     Args:
         align: ``-`` (default), ``l`` or ``r`` for each column; columns beyond its end have the default.
+        is_markup: Whether the cells are Markdown themselves, of which only ``|`` is escaped, instead of texts.
 
     >>> print(markdown_table(("name", "rows"), [("a|b", 2)], "-r"))
     | name | rows |
     | --- | ---: |
     | a\|b | 2 |
     """
-    rule = [_RULES[one] for one in align.ljust(len(columns), "-")]
-    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in (columns, rule, *rows))
+    rule = " | ".join(_RULES[one] for one in align.ljust(len(columns), "-"))
+    shown = _markup_in_cell if is_markup else as_markdown
+    lines = (" | ".join("" if cell is None else shown(cell) for cell in cells) for cells in (columns, *rows))
+    head, *body = (f"| {line} |" for line in lines)
+    return "\n".join([head, f"| {rule} |", *body])
 
 
-def _cell(value: object) -> str:
-    return "" if value is None else " ".join(str(value).split()).replace("|", "\\|")
+def _markup_in_cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

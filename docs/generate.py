@@ -302,7 +302,7 @@ def _plain(text: str | None) -> str:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    return markdown_table(headings, rows) + "\n"
+    return markdown_table(headings, rows, is_markup=True) + "\n"
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import polars as pl
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
-from churn.cli.explain import build_console
+from churn.cli.explain import as_text, build_console
 from churn.database.published import PublishedPredictions, Row
 from churn.defaults import HORIZON_MONTHS
 from churn.deployment.services import Deployment, open_deployment
@@ -198,7 +197,7 @@ def _predictions_table(highest: Sequence[Row], week: date, unknown: Sequence[str
             table.add_section()
         bar = "█" * round(_BAR_WIDTH * probability)
         name = variant if variant != previous else ""
-        reasons = escape("\n".join(filter(None, texts)))
+        reasons = "\n".join(as_text(text) for text in texts if text)
         table.add_row(name, str(account_id), f"{probability:.3f} [red]{bar}[/red]", reasons)
         previous = variant
     return table

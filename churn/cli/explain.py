@@ -13,14 +13,21 @@ from rich.table import Column, Table
 from churn.database.published import PublishedPredictions, Row
 from churn.errors import UsageError
 from churn.variants import BASE_KEY, Variant
-from churn.wording import listed
+from churn.wording import listed, printable
 
 _BAR_WIDTH, _WIDTH_OF_PIPE = 24, 120
 
 
 def build_console() -> Console:
     """Return a console as wide as the terminal; in a pipe, which has no width, wide enough for our tables."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_PIPE)
+    return Console(
+        highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_PIPE
+    )
+
+
+def as_text(text: str) -> str:
+    """Return the console's markup that shows a text from outside as it is."""
+    return escape(printable(text))
 
 
 def explain_account(url: sa.URL, variant: str | None, account_id: int, week: date | None, console: Console) -> None:
@@ -77,7 +84,7 @@ def _print(prediction: Row, console: Console) -> None:
         bar = "█" * max(round(_BAR_WIDTH * abs(size) / longest), 1)
         colour = "red" if size > 0 else "green"
         name = reason.get("window", reason["feature"])  # the feature of the source column that the value is of
-        table.add_row(name, escape(reason["value"]), f"{size:+.3f}", f"[{colour}]{bar}[/{colour}]")
+        table.add_row(as_text(name), as_text(reason["value"]), f"{size:+.3f}", f"[{colour}]{bar}[/{colour}]")
     total = prediction.bias + sum(reason["contribution"] for reason in prediction.reasons)
     table.add_row("[dim]every account[/dim]", "", f"{prediction.bias:+.3f}", "")
     table.add_row("[bold]sum[/bold]", "", f"[bold]{total:+.3f}[/bold]", f"is {prediction.churn_probability:.3f}")

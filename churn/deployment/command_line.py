@@ -18,6 +18,7 @@ from churn.errors import ChurnError, UsageError
 from churn.signals import Stopped, signals_handled
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
+from churn.wording import printable
 
 if TYPE_CHECKING:
     from churn.storage.sources import Sources
@@ -38,6 +39,13 @@ def add_variant_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--under", metavar="PREFIX", help=under)
 
 
+class _OneLine(logging.Formatter):
+    """Formats messages as lines that cannot steer a terminal, whatever name of a file or column they hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's name
+        return printable(super().formatMessage(record))
+
+
 def run_command(name: str, command: Callable[[], None], *, waits: bool = False) -> None:
     """Run a command; print an error raised on purpose as one line and exit, with 2 for wrong usage, else 1.
 
@@ -45,7 +53,9 @@ def run_command(name: str, command: Callable[[], None], *, waits: bool = False) 
         waits: Whether it serves until ``churn.signals.stop_request`` is set.
     """
     prepare_process()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         with signals_handled(waits=waits):
             command()

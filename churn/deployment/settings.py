@@ -160,8 +160,7 @@ class Settings(BaseSettings):
         "http://127.0.0.1:5000", description="Address of the MLflow UI, used in links only."
     )
     churn_allowed_hosts: str | None = Field(
-        None,
-        description="Host names, separated by commas, of Dagster's UI beside loopback; * is any text.",
+        None, description="Host names, separated by commas, of Dagster's UI beside loopback; * is any text."
     )
     churn_code_version: str | None = Field(
         None, description="Code version to record with each batch; unset: the checkout's commit or package version."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from churn.evaluation.metrics import wilson_interval
+from churn.wording import printable
 
 _ROW, _LABELS, _BARS, _FIGURES = 24, 170, 300, 60
 _MOST = 20
@@ -34,7 +35,7 @@ def draw_importance(importance: Mapping[str, float], title: str) -> str:
     for i, (feature, size) in enumerate(shown, start=1):
         top, length = _ROW * i + 4, max(_BARS * size / longest, 1)
         bars.append(
-            f'<text x="{_LABELS - 8}" y="{top + 15}" text-anchor="end">{escape(feature)}</text>'
+            f'<text x="{_LABELS - 8}" y="{top + 15}" text-anchor="end">{_text(feature)}</text>'
             f'<rect x="{_LABELS}" y="{top + 3}" width="{length:.1f}" height="{_ROW - 8}" fill="#4f6bed"/>'
             f'<text x="{_LABELS + length + 6:.1f}" y="{top + 15}">{size:.3f}</text>'
         )
@@ -86,7 +87,7 @@ def draw_distributions(features: Sequence[Distribution], title: str) -> str:
     for feature in features:
         names, *shares = zip(*_most_different(feature), strict=True) if feature.labels else ((), (), ())
         longest = max([*shares[0], *shares[1]], default=0) or 1
-        lines.append(f'<text x="8" y="{top + 2}" font-weight="bold">{escape(feature.name)}</text>')
+        lines.append(f'<text x="8" y="{top + 2}" font-weight="bold">{_text(feature.name)}</text>')
         before, now = (
             "".join(
                 f"M{_LABELS} {top + 10 + _THIN * i + offset}h{_BARS * share / longest:.1f}v5H{_LABELS}z"
@@ -95,7 +96,7 @@ def draw_distributions(features: Sequence[Distribution], title: str) -> str:
             for offset, side in zip((0, 5), shares, strict=True)
         )
         labels = "".join(
-            f'<tspan x="{_LABELS - 8}" y="{top + 19 + _THIN * i}">{escape(name[:_LABEL_LENGTH])}</tspan>'
+            f'<tspan x="{_LABELS - 8}" y="{top + 19 + _THIN * i}">{_text(name[:_LABEL_LENGTH])}</tspan>'
             for i, name in enumerate(names)
         )
         lines.append(
@@ -107,13 +108,18 @@ def draw_distributions(features: Sequence[Distribution], title: str) -> str:
     return _svg(_LABELS + _BARS + 16, top - _ROW, title, about, lines)
 
 
+def _text(text: str) -> str:
+    """Return a text as SVG shows it; XML allows no control characters, not even escaped."""
+    return escape(printable(text))
+
+
 def _svg(width: int, height: int, title: str, about: str, marks: Sequence[str]) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
             f'font-size="13" fill="#222"><rect width="100%" height="100%" fill="white"/>'
-            f'<text x="8" y="18" font-weight="bold">{escape(title)}</text>'
-            f'<text x="8" y="36" font-size="12" fill="#6b7280">{escape(about)}</text>',
+            f'<text x="8" y="18" font-weight="bold">{_text(title)}</text>'
+            f'<text x="8" y="36" font-size="12" fill="#6b7280">{_text(about)}</text>',
             *marks,
             "</svg>",
         ]

@@ -180,8 +180,11 @@ def report(results: list[Result], version: str, seconds: float) -> str:
     for row, tally, naive in results:
         numbers = (tally.n, tally.lost, tally.doubled, tally.torn, tally.stale, tally.wrong + tally.broken)
         rows.append((row.name, *numbers, _outcomes(tally), _harm(naive)))
-    lines += [markdown_table(_COLUMNS, rows), _TAIL]
-    lines += [markdown_table(("fault", "test"), [(fault, f"`{test}`") for fault, test in ALONE.items()]), ""]
+    lines += [markdown_table(_COLUMNS, rows, is_markup=True), _TAIL]
+    lines += [
+        markdown_table(("fault", "test"), [(fault, f"`{test}`") for fault, test in ALONE.items()], is_markup=True),
+        "",
+    ]
     return "\n".join(lines)
 
 

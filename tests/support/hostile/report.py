@@ -14,7 +14,7 @@ def table(tally: Tally) -> str:
         (name, f"{sum(counts.values()):,}", *(f"{counts[outcome]:,}" for outcome in columns))
         for name, counts in [*tally.counts.items(), ("**all**", totals)]
     ]
-    return markdown_table(("reader", "inputs", *columns), rows, "-" + "r" * (1 + len(columns)))
+    return markdown_table(("reader", "inputs", *columns), rows, "-" + "r" * (1 + len(columns)), is_markup=True)
 
 
 def report(tally: Tally) -> str:
