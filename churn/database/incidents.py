@@ -21,8 +21,7 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 15, 900
 _LOCK_TIMEOUT = "60s"
 _SENDING_TIMEOUT = "10min"
 _OPEN_INCIDENTS = """
-SELECT incident_id, kind, subject, members, opened_at, updated_at, resolved_at
-FROM incidents WHERE resolved_at IS NULL ORDER BY incident_id
+SELECT incident_id, kind, subject, members, opened_at FROM incidents WHERE resolved_at IS NULL ORDER BY incident_id
 """
 _OPEN = """
 INSERT INTO incidents (kind, subject, severity, title, members, opened_at, updated_at)

@@ -67,15 +67,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Incident:
-    """A stored incident; ``members`` was written at ``updated_at`` and is final once the incident is resolved."""
+    """An open incident, as stored."""
 
     incident_id: int
     kind: str
     subject: str
     members: Mapping[str, str]
     opened_at: datetime
-    updated_at: datetime
-    resolved_at: datetime | None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """At stake: people are told of each trouble once when it begins and once when it is over, in words they can act on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -13,7 +14,7 @@ DRIFTED = "input_drifted"
 
 
 def incident(members: Mapping[str, str], kind: str = DRIFTED, subject: str = "") -> Incident:
-    return Incident(5, kind, subject, members, MONDAY, MONDAY, None)
+    return Incident(5, kind, subject, members, MONDAY)
 
 
 def drifted(*variants: str) -> Condition:
@@ -30,24 +31,22 @@ class Book:
 
     def __init__(self) -> None:
         self.incidents: dict[int, Incident] = {}
+        self.resolved: set[int] = set()
         self.told: dict[int, list[str]] = {}
 
     @property
     def open(self) -> list[Incident]:
-        return [incident for incident in self.incidents.values() if incident.resolved_at is None]
+        return [incident for number, incident in self.incidents.items() if number not in self.resolved]
 
     def look(self, conditions: Sequence[Condition], watched: Sequence[str], now: datetime) -> list[Change]:
         changes = reconcile(self.open, conditions, watched)
         for number, members in remaining(self.open, conditions, watched).items():
-            before = self.incidents[number]
-            self.incidents[number] = Incident(number, before.kind, before.subject, members, before.opened_at, now, None)
+            self.incidents[number] = replace(self.incidents[number], members=members)
         for change in changes:
             number = change.incident_id or len(self.incidents) + 1
-            before = self.incidents.get(number)
-            opened_at, resolved_at = before.opened_at if before else now, now if change.event == "resolved" else None
-            self.incidents[number] = Incident(
-                number, change.kind, change.subject, change.members, opened_at, now, resolved_at
-            )
+            opened_at = self.incidents[number].opened_at if number in self.incidents else now
+            self.incidents[number] = Incident(number, change.kind, change.subject, change.members, opened_at)
+            self.resolved |= {number} if change.event == "resolved" else set()
             self.told.setdefault(number, []).append(change.event)
         return changes
 
@@ -88,7 +87,7 @@ def test_however_conditions_come_and_go_each_incident_opens_once_and_ends_at_mos
         assert book.look(wrong, watched, MONDAY + timedelta(hours=hour)) == []
 
     for number, events in book.told.items():
-        is_over = book.incidents[number].resolved_at is not None
+        is_over = number in book.resolved
         assert events == ["opened", *["updated"] * (len(events) - 1 - is_over), *["resolved"] * is_over]
 
 

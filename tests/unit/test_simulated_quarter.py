@@ -52,13 +52,13 @@ class Desk:
         members = remaining(self.known, conditions, KINDS)
         over = {change.incident_id for change in changes if change.event == "resolved"}
         kept = [
-            Incident(one.incident_id, one.kind, one.subject, members.get(one.incident_id, one.members), now, now, None)
+            Incident(one.incident_id, one.kind, one.subject, members.get(one.incident_id, one.members), now)
             for one in self.known
             if one.incident_id not in over
         ]
         opened = [change for change in changes if change.event == "opened"]
         self.known = kept + [
-            Incident(len(self.told) * 10 + i, change.kind, change.subject, change.members, now, now, None)
+            Incident(len(self.told) * 10 + i, change.kind, change.subject, change.members, now)
             for i, change in enumerate(opened)
         ]
 
