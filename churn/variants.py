@@ -6,6 +6,7 @@ registry, not this module, has the list of existing variants.
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -15,6 +16,7 @@ BASE_KEY = "base"
 MAX_PART_LENGTH = 64
 
 _PART = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
+_KEY_AT_END = re.compile(r"(?:^|[^a-z0-9])((?:geography|company)-.*)")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,28 @@ class Variant:
                 f"{f'; did you mean {meant}?' if meant else ''}"
             )
         return variant
+
+    @classmethod
+    def from_model_name(cls, name: str) -> "Variant":
+        """Return the variant of a registered model's name that ends in a key, or is ours and has both parts or none.
+
+        Raises:
+            UsageError: If the name tells no variant, or two: that of ours with one part.
+
+        >>> Variant.from_model_name("risk-Geography-US").key, Variant.from_model_name("churn-prediction-model-eu-b").key
+        ('geography-us', 'geography-eu.company-b')
+        """
+        folded, ours = name.casefold(), cls().registered_model
+        with suppress(UsageError):
+            if match := _KEY_AT_END.search(folded):
+                return cls.from_key(match[1].replace("-company-", ".company-"))
+            parts = folded.removeprefix(ours).split("-")[1:]
+            if folded.startswith(ours) and (folded == ours or len(parts) == 2):
+                return cls(*parts)
+        raise UsageError(
+            f"the name {name!r} does not tell its variant, as one that ends in geography-us, company-clienta or "
+            f"geography-eu-company-clientb does; name it by --geography, --company or --variant"
+        )
 
     def __str__(self) -> str:
         return self.key

@@ -3,6 +3,11 @@
 Without a bucket, a variant that has no files gets the bundled model. With one, it needs files of its own, or
 --from-variant, which names the variant whose files are used.
 
+--adopt takes in a version that others registered in MLflow, such as by mlflow.xgboost.log_model in a notebook, and
+leaves theirs as it is. Its variant is that of --geography, --company or --variant; with PREFIX*, '*' as geography or
+company is the rest of each name. Else the name must end in a variant's key, as risk-geography-us and
+risk-geography-eu-company-clientb do. Repeating it changes nothing.
+
 MLflow's URI and a bucket are enough. Without a predictions database no trail of the aliases is kept, and an alias that
 names a version is left to a deployment that has one.
 
@@ -12,15 +17,21 @@ it left; a variant that fails stops no other.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from churn.deployment import command_line
 from churn.deployment.services import Deployment, open_deployment
 from churn.errors import UsageError
 from churn.registry.tags import COMPANY, GEOGRAPHY
 from churn.variants import Variant
-from churn.versions import CHAMPION
+from churn.versions import CHAMPION, ModelVersion
 from churn.workflows.fleet import FleetEngine, for_each_variant, threads
+
+if TYPE_CHECKING:
+    from churn.workflows.register import Candidate
 
 _NO_TRAIL = "no database for predictions is set; set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
 _THREADS = 2  # each variant is taken to its end: a killed run leaves few unfinished
@@ -31,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="log_model.py", description=__doc__)
     command_line.add_variant_flags(parser)
     parser.add_argument("--alias", help="alias of the new version; default: champion if the variant has none")
+    adopt = "a registered model as NAME, NAME@ALIAS or NAME/VERSION, or many as PREFIX*[@ALIAS]; default: @champion"
+    parser.add_argument("--adopt", metavar="NAME", help=adopt)
     parser.add_argument("--from-variant", metavar="KEY", help="use the model files of this variant; default: its own")
     return parser
 
@@ -43,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def log_models(args: argparse.Namespace) -> None:
     """Log each variant that the flags name, and print the results."""
+    if args.adopt is not None:
+        adopt_models(args)
+        return
     named, alias = command_line.parse_variants(args), command_line.parse_alias(args)
     files_of = Variant.from_key(args.from_variant) if args.from_variant else None
     parts = {GEOGRAPHY: args.geography, COMPANY: args.company}
@@ -53,11 +69,27 @@ def log_models(args: argparse.Namespace) -> None:
             n, aliases = len(variants), deployment.registry(read_only=False).aliases()
             variants = [one for one in variants if not {alias, CHAMPION} & aliases.get(one, {}).keys()]
             print(f"{n - len(variants)} of {n} variants are registered; logging {len(variants)}", flush=True)
-        if deployment.predictions is None:
-            print(f"trail     none of the aliases is kept, since {_NO_TRAIL}", flush=True)
         if variants:
             once = command_line.is_fleet(args)
             log_variants(deployment, variants, alias, once=once, files_of=files_of, typed=typed)
+
+
+def adopt_models(args: argparse.Namespace) -> None:
+    """Adopt each version that ``--adopt`` names, and print the results."""
+    alias, parts = command_line.parse_alias(args), {GEOGRAPHY: args.geography, COMPANY: args.company}
+    if command_line.is_fleet(args) or args.from_variant or len(args.variant) + any(parts.values()) > 1:
+        raise UsageError("--adopt takes one variant or none, and not --all, --under or --from-variant")
+    typed = {name: part for name, part in parts.items() if part and part != "*"}
+    with open_deployment() as deployment:
+        registry = deployment.registry(read_only=False)  # before MLflow is imported
+        from churn.registry.foreign import find_versions
+        from churn.workflows.adopt import adopt_each, assign
+
+        found = find_versions(registry.client, args.adopt)
+        chosen, failed = assign(found, args.geography, args.company, *args.variant)
+        how = {"artifact_location": deployment.artifact_location, "code_version": deployment.code_version}
+        adopt = adopt_each(registry, deployment.sources(), chosen, alias, run_tags=typed, **how)
+        log_variants(deployment, list(chosen), alias, adopt=adopt, failed=failed)
 
 
 def _next_step(champion: int | None) -> str:
@@ -75,14 +107,20 @@ def log_variants(
     once: bool = False,
     files_of: Variant | None = None,
     typed: Mapping[Variant, Mapping[str, str]] | None = None,
+    adopt: "Callable[[Variant], tuple[ModelVersion, Candidate] | str] | None" = None,
+    failed: Mapping[str, BaseException] | None = None,
 ) -> None:
     """Log the variants, a few at once, and print the results.
 
     Args:
         typed: The tags of a variant's run that have its parts as a person spelled them.
+        adopt: In place of logging a variant's files; returns a line where that was done before.
+        failed: Models that are of no variant, by name, with the reason.
     """
-    from churn.workflows.register import log_variant
+    from churn.workflows.register import log_variant, read_candidate
 
+    if deployment.predictions is None:
+        print(f"trail     none of the aliases is kept, since {_NO_TRAIL}", flush=True)
     registry, sources = deployment.registry(read_only=False), deployment.sources()
 
     def log(variant: Variant) -> list[str]:
@@ -91,17 +129,12 @@ def log_variants(
             raise UsageError(
                 f"the alias {alias} of {variant} names a version, and moving it needs a trail; {_NO_TRAIL}"
             )
-        version, candidate = log_variant(
-            registry,
-            sources,
-            variant,
-            location,
-            code_version,
-            alias=alias,
-            once=once,
-            files_of=files_of,
-            run_tags=(typed or {}).get(variant),
-        )
+        read, run_tags = partial(read_candidate, sources, variant, files_of=files_of), (typed or {}).get(variant)
+        log_files = partial(log_variant, alias=alias, once=once, read=read, run_tags=run_tags)
+        logged = adopt(variant) if adopt else log_files(registry, sources, variant, location, code_version)
+        if isinstance(logged, str):
+            return [logged]
+        version, candidate = logged
         model = candidate.files[0].provenance
         copy = "bundled model" if model.sha256 in sources.simulated else f"local copy of {model.variant}"
         fallback = f"fallback  {copy}, because {model.fallback_reason}"
@@ -117,7 +150,8 @@ def log_variants(
         ]
 
     engine: FleetEngine[Sequence[str]] = threads(_THREADS)
-    command_line.print_attempts("log_model.py", for_each_variant(log, [variant.key for variant in variants], engine))
+    attempts = for_each_variant(log, [variant.key for variant in variants], engine)
+    command_line.print_attempts("log_model.py", chain(attempts, (failed or {}).items()))
 
 
 if __name__ == "__main__":

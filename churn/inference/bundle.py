@@ -390,7 +390,10 @@ def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str
     stored = booster.feature_names
     names = list(given) if given is not None else stored
     if names is None:
-        raise ModelFileError(f"{origin} has no feature names and none were given; add its feature names file")
+        raise ModelFileError(
+            f"{origin} has no feature names and none were given; train it on a DataFrame, or log it in MLflow with "
+            f"a DataFrame of its features as input_example"
+        )
     n_features = booster.num_features()
     if len(names) != n_features:
         raise ModelFileError(

@@ -68,7 +68,7 @@ class Registry:
         """
         _set_process_uri(tracking_uri)
         with errors_translated("opening the registry"):
-            self._client = MlflowClient(tracking_uri, tracking_uri)
+            self.client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = ModelCache(cache)
         self._pending_moves, self._lock = pending_moves, lock
         self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
@@ -80,7 +80,7 @@ class Registry:
     def aliases(self) -> dict[Variant, Mapping[str, int]]:
         """Return the version that each alias names now, for every registered variant."""
         with errors_translated("listing the registered models"):
-            models = _pages(self._client.search_registered_models, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
+            models = pages(self.client.search_registered_models, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
             listed = {variant: _aliases(model) for model in models if (variant := tags.variant_of(model)) is not None}
         # Moves are asked for last: one that was completed meanwhile no longer fits, or changes nothing.
         moves = {variant: move for variant, move in self._pending_moves().items() if variant in listed}
@@ -123,7 +123,7 @@ class Registry:
                 f"set one with experiment_tracking/log_model.py --alias {alias}"
             )
         with errors_translated(f"reading {name!r}"):
-            found = self._client.get_model_version(name, str(aliases[alias]))
+            found = self.client.get_model_version(name, str(aliases[alias]))
         return self._describe(variant, found, alias)
 
     def open(
@@ -172,27 +172,27 @@ class Registry:
             self._log_artifacts(variant, mlflow_run_id, texts)
             metrics = [metric for point in points for metric in point.to_mlflow()]
             if metrics:
-                self._client.log_batch(mlflow_run_id, metrics=metrics)
+                self.client.log_batch(mlflow_run_id, metrics=metrics)
 
     def look_up_locations(self) -> None:
         """Look up the artifact locations of all variants' experiments at once, for :meth:`log_live` and others."""
-        search = partial(self._client.search_experiments, ViewType.ALL)
+        search = partial(self.client.search_experiments, ViewType.ALL)
         with errors_translated("listing the experiments"):
-            experiments = _pages(search, f"name LIKE '{Variant().experiment}%'")
+            experiments = pages(search, f"name LIKE '{Variant().experiment}%'")
             self._locations |= {experiment.name: experiment.artifact_location for experiment in experiments}
 
     def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[Experiment, str]:
         """Ensure that the variant's experiment exists and is active; returns it and ``created|restored|found``."""
         with errors_translated(f"preparing experiment {variant.experiment!r}"):
-            experiment, done = self._client.get_experiment_by_name(variant.experiment), "found"
+            experiment, done = self.client.get_experiment_by_name(variant.experiment), "found"
             if experiment is None:
                 with _existing_ignored():
                     about = f"Models of variant {variant}, and their measured performance by week (metrics live_…)."
-                    self._client.create_experiment(variant.experiment, artifact_location, {MLFLOW_RUN_NOTE: about})
+                    self.client.create_experiment(variant.experiment, artifact_location, {MLFLOW_RUN_NOTE: about})
                     done = "created"
-                experiment = self._client.get_experiment_by_name(variant.experiment)
+                experiment = self.client.get_experiment_by_name(variant.experiment)
             elif experiment.lifecycle_stage == "deleted":
-                self._client.restore_experiment(experiment.experiment_id)
+                self.client.restore_experiment(experiment.experiment_id)
                 done = "restored"
             return experiment, done
 
@@ -223,6 +223,8 @@ class Registry:
             RegistryError: If MLflow fails, or another variant has the variant's model name.
         """
         with self._lock(variant) as is_locked:
+            if logged.tags.get(tags.ADOPTED, "").startswith(f"models:/{variant.registered_model}/"):
+                self._claim(variant)
             registered = self._registered(variant)
             aliases = {} if registered is None else registered.aliases
             if once and (known := [name for name in (alias, CHAMPION) if name is not None and name in aliases]):
@@ -232,39 +234,42 @@ class Registry:
             with errors_translated(f"logging a model of {variant}"):
                 ended = self._end_killed_runs(experiment_id) if is_locked else set()
                 alike = self._alike(variant, logged) if registered is not None else []
-                found = [one for one in alike if CHAMPION not in aliases or one.run_id in ended]
+                is_adopted = tags.ADOPTED in logged.tags
+                found = [one for one in alike if is_adopted or CHAMPION not in aliases or one.run_id in ended]
                 version = found[0] if found else self._log(variant, experiment_id, logged)
-                if once and not is_locked and (first := self._alike(variant, logged)[0]).version != version.version:
-                    self._client.delete_model_version(variant.registered_model, version.version)
+                keeps_one = (once or is_adopted) and not is_locked
+                if keeps_one and (first := self._alike(variant, logged)[0]).version != version.version:
+                    self.client.delete_model_version(variant.registered_model, version.version)
                     version = first
                 if given is not None:  # last: a variant that has a champion is registered to the end
-                    self._client.set_registered_model_alias(variant.registered_model, given, version.version)
+                    self.client.set_registered_model_alias(variant.registered_model, given, version.version)
                 # The answer to a registration lacks the tags.
-                version = self._client.get_model_version(variant.registered_model, version.version)
+                version = self.client.get_model_version(variant.registered_model, version.version)
             return self._describe(variant, version, given)
 
     def _end_killed_runs(self, experiment_id: str) -> set[str]:
         """End the runs that killed processes left, and delete their unfinished models; the lock is ours."""
         ours = f"attributes.status = 'RUNNING' AND tags.`{tags.CODE_VERSION}` LIKE '%'"
-        runs = {run.info.run_id for run in self._client.search_runs([experiment_id], ours)}
+        runs = {run.info.run_id for run in self.client.search_runs([experiment_id], ours)}
         for mlflow_run_id in runs:
-            for model in self._client.search_logged_models([experiment_id], f"source_run_id = '{mlflow_run_id}'"):
+            for model in self.client.search_logged_models([experiment_id], f"source_run_id = '{mlflow_run_id}'"):
                 if model.status != LoggedModelStatus.READY:
-                    self._client.delete_logged_model(model.model_id)
-            self._client.set_terminated(mlflow_run_id, "KILLED")
+                    self.client.delete_logged_model(model.model_id)
+            self.client.set_terminated(mlflow_run_id, "KILLED")
         return runs
 
     def _alike(self, variant: Variant, logged: LoggedRun) -> list[Any]:
-        """Return the versions that were registered from the same files, the oldest first."""
-        files = {name: logged.tags.get(name) for name in tags.FILES}
-        versions = self._client.search_model_versions(f"name = '{variant.registered_model}'")
+        """Return the versions that were registered from the same files or source, the oldest first."""
+        names = (tags.ADOPTED,) if tags.ADOPTED in logged.tags else tags.FILES
+        files = {name: logged.tags.get(name) for name in names}
+        versions = self.client.search_model_versions(f"name = '{variant.registered_model}'")
         alike = [one for one in versions if files == {name: one.tags.get(name) for name in files}]
         return sorted(alike, key=lambda one: int(one.version)) if all(files.values()) else []
 
     def _log(self, variant: Variant, experiment_id: str, logged: LoggedRun) -> Any:
         variant_tags = tags.tags_of_variant(variant)
         run_tags = variant_tags | dict(logged.tags)
-        run = self._client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=run_tags)
+        run = self.client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=run_tags)
         mlflow_run_id = run.info.run_id
         try:
             model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
@@ -274,9 +279,9 @@ class Registry:
             if self._registered(variant) is None:
                 with _existing_ignored():
                     about = f"Weekly churn scores of variant {variant}; the version with the alias champion scores."
-                    self._client.create_registered_model(variant.registered_model, variant_tags, about)
+                    self.client.create_registered_model(variant.registered_model, variant_tags, about)
                 self._registered(variant)
-            version = self._client.create_model_version(
+            version = self.client.create_model_version(
                 variant.registered_model,
                 source=f"models:/{model_id}",
                 run_id=mlflow_run_id,
@@ -286,9 +291,9 @@ class Registry:
             )
         except BaseException:
             with contextlib.suppress(MlflowException, requests.RequestException):
-                self._client.set_terminated(mlflow_run_id, "FAILED")
+                self.client.set_terminated(mlflow_run_id, "FAILED")
             raise
-        self._client.set_terminated(mlflow_run_id)
+        self.client.set_terminated(mlflow_run_id)
         return version
 
     def set_aliases(self, variant: Variant, versions: Mapping[str, int | None]) -> None:
@@ -297,20 +302,28 @@ class Registry:
         with errors_translated(f"moving the aliases of {name!r}"):
             for alias, version in versions.items():
                 if version is None:
-                    self._client.delete_registered_model_alias(name, alias)
+                    self.client.delete_registered_model_alias(name, alias)
                 else:
-                    self._client.set_registered_model_alias(name, alias, str(version))
+                    self.client.set_registered_model_alias(name, alias, str(version))
+
+    def _claim(self, variant: Variant) -> None:
+        """Set the variant's tags on the registered model of its name, if that has no tags of a variant."""
+        with errors_translated(f"tagging {variant.registered_model!r}"):
+            model = self.client.get_registered_model(variant.registered_model)
+            if not {tags.GEOGRAPHY, tags.COMPANY} & model.tags.keys():
+                for name, value in tags.tags_of_variant(variant).items():
+                    self.client.set_registered_model_tag(model.name, name, value)
 
     def tags_of(self, variant: Variant, version: int) -> dict[str, str]:
         """Return the tags of a version, with the day of its registration if it has no such tag."""
         name = variant.registered_model
         with errors_translated(f"reading version {version} of {name!r}"):
-            return _tags(self._client.get_model_version(name, str(version)))
+            return _tags(self.client.get_model_version(name, str(version)))
 
     def version_tags(self) -> dict[tuple[Variant, int], Mapping[str, str]]:
         """Return the tags of every version of every variant, as :meth:`tags_of` does."""
         with errors_translated("listing the model versions"):
-            versions = _pages(self._client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
+            versions = pages(self.client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
             return {
                 (variant, int(version.version)): _tags(version)
                 for version in versions
@@ -322,7 +335,7 @@ class Registry:
         name = variant.registered_model
         try:
             with errors_translated(f"reading {name!r}"):
-                model = self._client.get_registered_model(name)
+                model = self.client.get_registered_model(name)
         except AbsentError:
             return None
         owner = tags.variant_of(model)
@@ -363,7 +376,7 @@ class Registry:
 
     def _fetch(self, version: ModelVersion) -> dict[str, bytes]:
         with errors_translated(f"fetching {version.uri}"), tempfile.TemporaryDirectory() as folder:
-            repository = get_artifact_repository(self._client.get_logged_model(version.model_id).artifact_location)
+            repository = get_artifact_repository(self.client.get_logged_model(version.model_id).artifact_location)
             files = {name: Path(repository.download_artifacts(name, folder)).read_bytes() for name in _names(version)}
         if hashlib.sha256(files[_BOOSTER_FILE]).hexdigest() != version.sha256:
             raise ModelFileError(
@@ -375,7 +388,7 @@ class Registry:
         import xgboost as xgb
         from mlflow.xgboost import save_model
 
-        model = self._client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_run_id)
+        model = self.client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_run_id)
         model_id, location = model.model_id, model.artifact_location
         scores = pd.Series(logged.golden.scores[:5], name="churn_probability")
         card = Model(artifact_path=location, run_id=mlflow_run_id, model_uuid=model_id, model_id=model_id)
@@ -394,25 +407,25 @@ class Registry:
             if logged.reference is not None:
                 (folder / _REFERENCE_FILE).write_text(logged.reference.to_json())
             sha256 = hashlib.sha256((folder / _BOOSTER_FILE).read_bytes()).hexdigest()
-            self._client.log_model_artifacts(model_id, str(folder))
-        self._client.finalize_logged_model(model_id, "READY")
-        self._client.log_outputs(mlflow_run_id, models=[LoggedModelOutput(model_id, 0)])
+            self.client.log_model_artifacts(model_id, str(folder))
+        self.client.finalize_logged_model(model_id, "READY")
+        self.client.log_outputs(mlflow_run_id, models=[LoggedModelOutput(model_id, 0)])
         return model_id, sha256
 
     def _log_values(self, mlflow_run_id: str, logged: LoggedRun) -> None:
         now = int(datetime.now(UTC).timestamp() * 1000)
-        self._client.log_batch(
+        self.client.log_batch(
             mlflow_run_id,
             metrics=[Metric(name, value, now, 0) for name, value in logged.metrics.items()],
             params=[Param(name, str(value)) for name, value in logged.parameters.items()],
         )
         if logged.dataset is not None:
-            self._client.log_inputs(mlflow_run_id, datasets=[logged.dataset])
+            self.client.log_inputs(mlflow_run_id, datasets=[logged.dataset])
 
     def _location(self, variant: Variant) -> str | None:
         """Return the artifact location of the variant's experiment; ``None`` if the experiment was renamed."""
         if variant.experiment not in self._locations:
-            experiment = self._client.get_experiment_by_name(variant.experiment)
+            experiment = self.client.get_experiment_by_name(variant.experiment)
             if experiment is None:
                 return None
             self._locations[variant.experiment] = experiment.artifact_location
@@ -432,7 +445,7 @@ class Registry:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.encode() if isinstance(content, str) else content)
             if location is None:
-                self._client.log_artifacts(mlflow_run_id, scratch)
+                self.client.log_artifacts(mlflow_run_id, scratch)
             else:
                 uri = append_to_uri_path(location, mlflow_run_id, "artifacts")
                 get_artifact_repository(uri).log_artifacts(scratch)
@@ -448,7 +461,7 @@ def _existing_ignored() -> Iterator[None]:
             raise
 
 
-def _pages(search: Callable[..., Any], condition: str) -> Iterator[Any]:
+def pages(search: Callable[..., Any], condition: str) -> Iterator[Any]:
     """Yield all results of one of MLflow's searches, page by page."""
     page = search(filter_string=condition, max_results=1000)
     yield from page

@@ -46,7 +46,7 @@ class Provenance:
     sha256: str
     size: int
     modified_at: datetime
-    source: Literal["s3", "local"]
+    source: Literal["s3", "local", "mlflow"]
     variant: Variant
     fallback_reason: str | None = None
     version_id: str | None = None

@@ -5,8 +5,8 @@ The three files are read from one place, never from two. They are checked before
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +52,8 @@ class Candidate:
         scores: The model's scores of the sample rows.
         columns: What the columns of the variant's activity mean.
         account_ids: Of the sample rows, if they have any.
+        has_data: Whether the rows are data, and not made from the model alone.
+        tags: Of the version, beside those that describe the files.
         remarks: For people: what the variant's activity shows about labels and the sample.
     """
 
@@ -63,6 +65,8 @@ class Candidate:
     columns: Columns
     account_ids: pl.Series | None = None
     remarks: tuple[str, ...] = ()
+    has_data: bool = True
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of: Variant | None = None) -> Candidate:
@@ -73,33 +77,30 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of
 
     Raises:
         SourceError: If a file cannot be read.
-        ModelFileError: If the booster or the names cannot be used, or the score of a sample row is not finite.
+        ModelFileError: If the booster or the names cannot be used, or the scores are not those expected.
         InputError: If the sample does not consist of rows of the model's features.
         UsageError: If ``files_of`` has no model.
     """
-    model, names, sample = files = sources.fetch(
-        files_of or variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder
-    )
+    model, names, _ = files = sources.fetch(files_of or variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder)
     if files_of not in (None, model.provenance.variant):
         raise UsageError(
             f"{files_of}, whose model {variant} should get, has no model of its own; name a variant with one"
         )
     feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
     bundle = read_bundle(model.path.read_bytes(), feature_names, model.provenance.uri)
+    return check_sample(bundle, files, read_columns(sources, variant))
+
+
+def check_sample(bundle: Bundle, files: Sequence[SourceFile], columns: Columns | None) -> Candidate:
+    """Check a model and the last of its three files, the sample, against each other; see :func:`read_candidate`."""
+    model, _, sample = files
+    feature_names, declared = bundle.feature_names, columns or Columns()
     frame = read_frame(sample.path, feature_names)
-    columns = read_columns(sources, variant)
-    declared = columns or Columns()
     checked = check_encoded(frame, feature_names, one_hot=declared.encoded, max_money=declared.max_money)
     if not checked.quarantined.is_empty():
         checked.require_share(0.0)
     matrix = np.ascontiguousarray(checked.rows.select(feature_names).cast(pl.Float32).to_numpy())
     scores = bundle.predict(matrix)
-    is_finite = np.isfinite(scores)
-    if not is_finite.all():
-        raise ModelFileError(
-            f"{model.provenance.uri} gives {int((~is_finite).sum())} of {len(matrix)} sample rows no finite score; "
-            "train it again"
-        )
     _require_expected(frame, scores, model.provenance.uri)
     if columns is None:
         columns = Columns(one_hot=one_hot_columns(feature_names, matrix) or None)
@@ -141,7 +142,7 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
     declared, usual = ((of.activity, of.segments, of.revenue) for of in (columns, Columns()))
     if declared != usual:
         columns.require(rows.columns, file.provenance.uri)
-    remarks = []
+    remarks = list(candidate.remarks)
     if not set(columns.activity) & set(rows.columns):
         remarks.append(
             f"the activity has none of {', '.join(columns.activity)}, so it is scored but gives no labels; declare the "
@@ -167,7 +168,7 @@ def log_variant(
     *,
     alias: str | None = None,
     once: bool = False,
-    files_of: Variant | None = None,
+    read: Callable[[Path], Candidate] | None = None,
     run_tags: Mapping[str, str] | None = None,
 ) -> tuple[ModelVersion, Candidate]:
     """Check a variant's files, log them as a run in its experiment, and register the version.
@@ -176,19 +177,20 @@ def log_variant(
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         alias: Of the new version; ``None`` means ``champion`` if the variant has none.
         once: Whether a variant that has the alias, or a champion, is left as it is.
-        files_of: The variant whose model is used; ``None`` for the variant's own.
+        read: Reads the model, given a folder for its files; ``None`` for the variant's own.
         run_tags: In place of the run's other tags, such as the variant's parts as a person spells them.
     """
     with tempfile.TemporaryDirectory(prefix="churn-log-") as scratch:
-        candidate = read_candidate(sources, variant, Path(scratch), files_of=files_of)
-        candidate = compare_with_input(candidate, sources, variant, Path(scratch))
+        folder = Path(scratch)
+        candidate = read(folder) if read is not None else read_candidate(sources, variant, folder)
+        candidate = compare_with_input(candidate, sources, variant, folder)
         run = describe(candidate, code_version)
         run = replace(run, tags={**run.tags, **(run_tags or {})})
         return registry.log(variant, artifact_location(variant), run, alias, once=once), candidate
 
 
 def describe(candidate: Candidate, code_version: str) -> LoggedRun:
-    """Build the MLflow run of a candidate."""
+    """Build the MLflow run of a candidate; raises ``ModelFileError`` if the score of a sample row is not finite."""
     bundle = candidate.bundle
     model, names, sample = (file.provenance for file in candidate.files)
     trained_on, modified_on = bundle.booster.attr("training_date"), model.modified_at.date().isoformat()
@@ -210,17 +212,20 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         tags[tag.EVIDENCE_AFTER] = seen
     if model.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = model.fallback_reason
-    encoding = plan_encoded(bundle.feature_names, candidate.columns.encoded)
-    golden_rows, metrics = candidate.matrix[:GOLDEN_ROWS], _metrics(candidate.labels, candidate.scores)
+    encoding, scores = plan_encoded(bundle.feature_names, candidate.columns.encoded), candidate.scores
+    if n := int((~np.isfinite(scores)).sum()):
+        raise ModelFileError(f"{model.uri} gives {n} of {len(scores)} sample rows no finite score; train it again")
+    golden_rows, has_data = candidate.matrix[:GOLDEN_ROWS], candidate.has_data
+    metrics = _metrics(candidate.labels, scores) if has_data else {}
     return LoggedRun(
         bundle=bundle,
         golden=bundle.make_golden(golden_rows),
         sample=pd.DataFrame(golden_rows, columns=list(bundle.feature_names)),
         parameters=bundle.parameters,
         metrics=metrics,
-        tags=tags,
+        tags=tags | dict(candidate.tags),
         about=_about(candidate, metrics.get("roc_auc")),
-        reference=reference_profile(pack_matrix(candidate.matrix, encoding), encoding, candidate.scores),
+        reference=reference_profile(pack_matrix(candidate.matrix, encoding), encoding, scores) if has_data else None,
     )
 
 
@@ -236,6 +241,8 @@ def _about(candidate: Candidate, roc_auc: float | None) -> str:
     measured = (
         f"its ROC AUC on {n_rows:,} sample rows is {roc_auc:.3f}"
         if roc_auc is not None
+        else "its ROC AUC is unknown, since the variant had no data yet"
+        if not candidate.has_data
         else f"its ROC AUC is unknown, since its {n_rows:,} sample rows have no labels"
     )
     return (

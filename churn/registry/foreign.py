@@ -1,0 +1,130 @@
+"""Versions that others registered in MLflow, as a notebook does: found by name, and read without running their code."""
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.models import Model
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from churn.errors import ModelFileError, RegistryError, UnregisteredError, UsageError
+from churn.registry.errors import errors_translated
+from churn.registry.registry import pages
+from churn.versions import CHAMPION
+
+_NAMED = re.compile(r"(?:models:/)?([^/:*]*?)(\*?)(?:@([^@/:*]+)|/([0-9]{1,9}))?")
+_NATIVE, _SKLEARN = "xgboost.core.Booster", "xgboost.sklearn."
+
+
+@dataclass(frozen=True)
+class ForeignVersion:
+    """A registered model and its version, as MLflow lists them.
+
+    Attributes:
+        version: ``None`` if there is none of that alias or number.
+        rest: What follows the prefix in its name; ``None`` if it was named in full.
+    """
+
+    model: Any
+    version: Any
+    rest: str | None
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.model.name}/{self.version.version}"
+
+    @property
+    def identity(self) -> str:
+        """Name, version, run and artifacts, which tell it from a version of a model that is made anew."""
+        return f"{self.uri}, run {self.version.run_id or 'none'}, artifacts {self.version.source}"
+
+    def require_version(self) -> int:
+        """Return the version's number; raises ``RegistryError`` if there is none."""
+        if self.version is None:
+            name, aliases = self.model.name, ", ".join(sorted(self.model.aliases)) or "none"
+            raise RegistryError(
+                f"registered model {name!r} has no such version or alias (aliases: {aliases}); name one as "
+                f"{name}@ALIAS or {name}/VERSION"
+            )
+        return int(self.version.version)
+
+
+def find_versions(client: MlflowClient, text: str) -> list[ForeignVersion]:
+    """Find ``NAME``, ``NAME@ALIAS``, ``NAME/VERSION``, ``PREFIX*`` or ``PREFIX*@ALIAS`` by two listings.
+
+    Raises:
+        UsageError: If the text is none of these, or no registered model has the name or the prefix.
+    """
+    named = _NAMED.fullmatch(text)
+    if named is None or not named[1] + named[2] or (named[2] and named[4]):
+        raise UsageError(f"--adopt {text!r} is not NAME, NAME@ALIAS, NAME/VERSION, PREFIX* or PREFIX*@ALIAS")
+    name, star, alias, number = named.groups()
+    like = f"name LIKE '{name.replace(chr(39), '_')}{star and '%'}'"  # _ stands for any letter
+
+    def fits(found: str) -> bool:
+        return found.startswith(name) if star else found == name
+
+    with errors_translated(f"listing the registered models {text!r}"):
+        models = [model for model in pages(client.search_registered_models, like) if fits(model.name)]
+        if not models:
+            names = [model.name for model in pages(client.search_registered_models, "name LIKE '%'")]
+            close = get_close_matches(name, names, 1)
+            near = f"; did you mean {close[0]!r}?" if close else ""
+            raise UnregisteredError(f"no registered model {'begins with' if star else 'is named'} {name!r}{near}")
+        versions = {(one.name, int(one.version)): one for one in pages(client.search_model_versions, like)}
+    wanted = [int(number or model.aliases.get(alias or CHAMPION, 0)) for model in models]
+    return [
+        ForeignVersion(model, versions.get((model.name, version)), model.name.removeprefix(name) if star else None)
+        for model, version in zip(models, wanted, strict=True)
+    ]
+
+
+def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tuple[bytes, list[str] | None, bool]:
+    """Download a version's booster into a folder, with what its ``MLmodel`` says about it.
+
+    Returns:
+        The booster; the feature names of the signature, if it has any; whether a class of XGBoost's scikit-learn
+        interface was logged.
+
+    Raises:
+        ModelFileError: If it is no XGBoost model, or a file is missing or damaged.
+        RegistryError: If MLflow or its artifacts cannot be read.
+    """
+    source = str(of.version.source)
+    with errors_translated(f"reading the artifacts of {of.uri}"):
+        if source.startswith("models:/m-"):
+            source = client.get_logged_model(source.removeprefix("models:/")).artifact_location
+        repository = get_artifact_repository(source)
+        repository = getattr(repository, "repo", repository)  # where the URI stands for another one
+        present = {file.path for file in repository.list_artifacts()}
+
+    def fetch(name: str) -> Path:
+        if name not in present:
+            raise ModelFileError(f"{of.uri} lacks {name} in {source}; restore it or log the model again")
+        with errors_translated(f"fetching {name} of {of.uri}"):
+            return Path(repository.download_artifacts(name, str(folder)))
+
+    path = fetch("MLmodel")
+    try:
+        about = Model.load(path)
+        flavors, signature = dict(about.flavors), about.signature
+        flavor = {"data": "model.xgb", "model_class": _NATIVE} | dict(flavors.get("xgboost", {}))
+        names = signature.inputs.input_names() if signature and signature.inputs.has_input_names() else None
+    except Exception as error:  # whatever MLflow raises on a file that anybody may have written
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelFileError(f"the MLmodel of {of.uri} is damaged ({what}); log the model again") from error
+    file, kind = str(flavor["data"]), str(flavor["model_class"])
+    if "xgboost" not in flavors:
+        raise ModelFileError(
+            f"{of.uri} has the flavors {', '.join(sorted(flavors)) or 'none'}, and only XGBoost models are scored; log "
+            f"the XGBoost model in it by mlflow.xgboost.log_model, with its encoded features, or train one"
+        )
+    if not kind.startswith((_NATIVE, _SKLEARN)) or not re.fullmatch(r"\w[\w.-]*", file):
+        raise ModelFileError(
+            f"{of.uri} was logged as {kind} in {file!r}, which may predict otherwise than its booster; log it by "
+            f"mlflow.xgboost.log_model as an XGBClassifier or, for all of its rounds, as model.get_booster()"
+        )
+    return fetch(file).read_bytes(), names, kind.startswith(_SKLEARN)

@@ -1,0 +1,170 @@
+"""Adoption: register a version that others registered in MLflow as the variant's own; theirs is left as it is."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost as xgb
+
+from churn.data.columns import Columns, one_hot_columns
+from churn.data.features import Matrix, unpack
+from churn.data.scoring_rows import prepare
+from churn.errors import InputError, UsageError
+from churn.inference.bundle import GOLDEN_ROWS, Bundle, load_bundle, read_bundle
+from churn.inference.forest import NotCompilableError
+from churn.registry import tags as tag
+from churn.registry.foreign import ForeignVersion, read_version
+from churn.registry.registry import Registry
+from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
+from churn.storage.sources import Provenance, SourceFile, Sources
+from churn.variants import Variant
+from churn.versions import CHAMPION, ModelVersion
+from churn.wording import listed
+from churn.workflows import register
+from churn.workflows.ingest import fetch_own, read_columns
+from churn.workflows.register import Candidate
+
+_MOST_ROWS = 20_000
+_REST = "*"  # as a geography or company: what follows the prefix in a model's name
+
+
+def assign(
+    found: Sequence[ForeignVersion], geography: str | None, company: str | None, key: str | None = None
+) -> tuple[dict[Variant, ForeignVersion], dict[str, UsageError]]:
+    """Assign each version to a variant: that of the arguments, else of its model's tags, else of its name.
+
+    Returns:
+        The versions, and why others have no variant of their own, by name.
+    """
+    variants: dict[str, Variant] = {}
+    errors: dict[str, UsageError] = {}
+    for name, source in ((source.model.name, source) for source in found):
+        try:
+            if geography or company:
+                parts = (source.rest or part if part == _REST else part for part in (geography, company))
+                variants[name] = Variant(*parts)
+            else:
+                own = Variant.from_key(key) if key else tag.variant_of(source.model)
+                variants[name] = own or Variant.from_model_name(name)
+        except UsageError as error:
+            errors[name] = error
+    for name, variant in variants.items():
+        if others := [other for other, of in variants.items() if of == variant and other != name]:
+            errors[name] = UsageError(f"{name!r} is for {variant}, as is {listed(others)}; adopt the one that is meant")
+    return {variants[one.model.name]: one for one in found if one.model.name not in errors}, errors
+
+
+def adopt_each(
+    registry: Registry, sources: Sources, chosen: Mapping[Variant, ForeignVersion], alias: str | None, **how: Any
+) -> Callable[[Variant], tuple[ModelVersion, Candidate] | str]:
+    """Return the work for one variant: register its version, or tell that it was; what was interrupted is completed.
+
+    Args:
+        alias: ``None`` means ``champion`` if the variant has none that can be scored.
+        how: Further arguments of :func:`churn.workflows.register.log_variant`.
+    """
+    oldest_last = sorted(registry.version_tags().items(), key=lambda one: -one[0][1])
+    adopted = {(of, tags.get(tag.ADOPTED)): number for (of, number), tags in oldest_last}
+    all_aliases = registry.aliases()
+
+    def adopt(variant: Variant) -> tuple[ModelVersion, Candidate] | str:
+        source, aliases, name = chosen[variant], all_aliases.get(variant, {}), variant.registered_model
+        number, is_in_place = source.require_version(), source.model.name == name
+        is_ours = is_in_place and tag.MODEL_SHA256 in source.version.tags
+        is_vacant = CHAMPION not in aliases or (is_in_place and aliases[CHAMPION] == number and not is_ours)
+        given = CHAMPION if alias is None and is_vacant else alias
+        known = number if is_ours else adopted.get((variant, source.identity))
+        if known is not None and (is_ours or given is None or known in (aliases.get(given), aliases.get(CHAMPION))):
+            return f"{source.uri} is already adopted as version {known} of {name}"
+        read = partial(read_adopted, registry, sources, variant, source)
+        return register.log_variant(registry, sources, variant, alias=given, read=read, **how)
+
+    return adopt
+
+
+def read_adopted(
+    registry: Registry, sources: Sources, variant: Variant, source: ForeignVersion, folder: Path
+) -> Candidate:
+    """Read a version with the variant's sample, else its activity, if it has any; check that they belong together.
+
+    Raises:
+        ChurnError: As of :func:`churn.workflows.register.read_candidate`.
+    """
+    fetch = partial(fetch_own, sources, variant, into=folder)
+    data, names, is_sklearn = read_version(registry.client, source, folder)
+    bundle = _as_logged(read_bundle(data, names, source.uri), is_sklearn=is_sklearn)
+    columns, created_at = read_columns(sources, variant), source.version.creation_timestamp / 1000
+    model, features = (
+        SourceFile(folder, Provenance(
+            source.uri, source.identity, hashlib.sha256(content).hexdigest(), len(content),
+            datetime.fromtimestamp(created_at, UTC), "mlflow", variant,
+        )) for content in (data, json.dumps(bundle.feature_names).encode())
+    )  # fmt: skip
+    sample = fetch(register.SAMPLE_NAMES)
+    if sample is None or sample.provenance.sha256 in sources.simulated:  # that is of no model from elsewhere
+        activity = fetch([INPUT_FOLDER + name for name in INPUT_NAMES])
+        candidate = _without_sample(bundle, (model, features, activity or model), columns)
+    else:
+        candidate = register.check_sample(bundle, (model, features, sample), columns)
+    return replace(candidate, tags={tag.ADOPTED: source.identity})
+
+
+def _as_logged(bundle: Bundle, *, is_sklearn: bool) -> Bundle:
+    """Return the model as the class that was logged predicts, whichever class saved its file before."""
+    booster = xgb.Booster()
+    booster.load_model(bytearray(bundle.data))
+    if is_sklearn == ("scikit_learn" in booster.attributes()):
+        return bundle
+    booster.set_attr(scikit_learn="{}" if is_sklearn else None)
+    return load_bundle(bytes(booster.save_raw("ubj")), bundle.feature_names, "the booster", bundle.parameters)
+
+
+def _without_sample(
+    bundle: Bundle, files: tuple[SourceFile, SourceFile, SourceFile], columns: Columns | None
+) -> Candidate:
+    """Return the model with the features of the last file's accounts as of today or, without any, with golden rows."""
+    remarks = ["no rows of the variant can be read, so there is no reference that drift could be measured by"]
+    if files[2] is not files[0]:
+        try:
+            matrix = _features_today(files[2], bundle, columns)
+            columns = columns or Columns(one_hot=one_hot_columns(bundle.feature_names, matrix) or None)
+            return Candidate(bundle, matrix, bundle.predict(matrix), None, files, columns)
+        except InputError as error:  # no reason against the model; scoring refuses the file
+            remarks.append(f"the activity cannot be scored: {error}")
+    matrix = _threshold_rows(bundle)
+    return Candidate(
+        bundle,
+        matrix,
+        bundle.predict(matrix),
+        None,
+        files,
+        columns or Columns(),
+        remarks=tuple(remarks),
+        has_data=False,
+    )
+
+
+def _features_today(activity: SourceFile, bundle: Bundle, columns: Columns | None) -> Matrix:
+    """Return the features of accounts as of today, every n-th of many; shape (n, n_features)."""
+    today, uri = datetime.now(UTC).date(), activity.provenance.uri
+    rows = prepare(activity.path, bundle.feature_names, today, 1.0, uri, declared=columns)
+    each = slice(None, None, max(rows.counts.n_accounts // _MOST_ROWS, 1))
+    return np.concatenate([unpack(packed.take(each), rows.encoding) for _, packed in rows.chunks()])
+
+
+def _threshold_rows(bundle: Bundle) -> Matrix:
+    """Return golden rows of values at and just below thresholds of the trees, which tell models apart best."""
+    rows = np.zeros((GOLDEN_ROWS, len(bundle.feature_names)), dtype=np.float32)
+    with suppress(NotCompilableError):
+        forest, random = bundle.read_forest(), np.random.default_rng(0)
+        for i, row in enumerate(rows):
+            at = random.permutation(np.flatnonzero(~forest.is_leaf))
+            row[forest.features[at]] = forest.values[at] if i % 2 else np.nextafter(forest.values[at], -np.inf)
+    return rows
