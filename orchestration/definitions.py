@@ -14,7 +14,7 @@ from orchestration.job import churn_prediction_job, weekly_churn_prediction_sche
 from orchestration.jobs import evaluation_job, maintenance_job, monitoring_job, promotion_job, training_job
 from orchestration.resources import Services
 from orchestration.schedules import maintenance_schedule, weekly_evaluation_schedule, weekly_monitoring_schedule
-from orchestration.sensors import incident_sensor, new_data_sensor, retraining_sensor
+from orchestration.sensors import incident_sensor, new_data_sensor, retraining_sensor, unpublished_week_sensor
 
 defs = dg.Definitions(
     assets=[weekly_assets, evaluation_assets, training_assets, drifted_features, fleet_incidents, fleet_report],
@@ -25,7 +25,7 @@ defs = dg.Definitions(
         weekly_monitoring_schedule,
         maintenance_schedule,
     ],
-    sensors=[new_data_sensor, retraining_sensor, incident_sensor],
+    sensors=[new_data_sensor, unpublished_week_sensor, retraining_sensor, incident_sensor],
     resources={"services": Services()},
     # A process per step would import everything again.
     executor=dg.in_process_executor,

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from churn.concurrency import in_threads
@@ -25,7 +26,7 @@ from orchestration.assets.scoring import WEEK_TAG
 from orchestration.failed_runs import failed_runs
 from orchestration.job import churn_prediction_job
 from orchestration.jobs import training_job
-from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, sync_partitions
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions
 from orchestration.resources import Services
 from orchestration.schedules import request
 
@@ -124,6 +125,37 @@ def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
     # One listing per variant: a listing over all of them would page through every model ever logged.
     versions = in_threads(sources.input_version, variants, _LISTINGS_AT_ONCE)
     return {variant.key: version for variant, version in zip(variants, versions, strict=True) if version is not None}
+
+
+@dg.sensor(
+    job=churn_prediction_job,
+    minimum_interval_seconds=120,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Requests scoring again of variants whose week failed for a cause that may pass, with pauses that grow "
+    "from ten minutes to four hours, or was never attempted, until it is published or the next week begins.",
+)
+def unpublished_week_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
+    """Request the variants that are due and in no unfinished run; one request an hour if nothing comes of it."""
+    now = datetime.now(UTC)
+    week = monday_of(now.date()).isoformat()
+    try:
+        with services.open() as deployment:
+            most = deployment.settings.churn_variants_per_run
+            due = deployment.fleet_monitor().to_repeat(now)
+            keys = sync_partitions(context.instance, deployment.registry(read_only=True).variants()) if due else []
+    except ChurnError as error:
+        return dg.SensorResult(skip_reason=f"cannot tell which variants to score again: {error}")
+    unfinished = dg.RunsFilter(job_name=churn_prediction_job.name, statuses=NOT_FINISHED_STATUSES)
+    busy = {key for run in context.instance.get_runs(unfinished) for key in span(run.tags, keys)} if due else set()
+    left = due.keys() - busy
+    digest = hashlib.sha256(json.dumps([sorted((key, due[key]) for key in left), now.hour]).encode()).hexdigest()[:16]
+    tags = {WEEK_TAG: week, TRIGGER_TAG: "unpublished week"}
+    requests = [request(f"again:{week}:{now.day}:{digest}", chunk, tags) for chunk in ranges(keys, left, most)]
+    waiting = f"{counted(len(busy & due.keys()), 'variant')} in runs that are not finished"
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else f"no variant has to be scored again for the week of {week}; {waiting}",
+    )
 
 
 @dg.sensor(

@@ -25,7 +25,9 @@ _NEWEST_INPUTS = (
 )
 _ATTEMPTS = (
     "SELECT DISTINCT ON (variant, role) attempt_id, variant, scored_week, role, ended_at, left(error, 1000) AS error, "
-    "is_transient IS TRUE AS is_transient FROM scoring_attempts WHERE scored_week >= :since "
+    "is_transient IS TRUE AS is_transient, "
+    "count(error) OVER (PARTITION BY variant, role, scored_week) AS n_failed FROM scoring_attempts "
+    "WHERE scored_week >= :since "
     "ORDER BY variant, role, scored_week DESC, attempt_id DESC"
 )
 _HISTORIES = (

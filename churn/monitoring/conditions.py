@@ -56,6 +56,7 @@ MEMORY = timedelta(weeks=40)
 
 _WEEK = timedelta(weeks=1)
 _TRANSIENT_FOR = timedelta(minutes=10)
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(minutes=10), timedelta(hours=4)
 _MOST_ERROR = 200
 _SMALLEST_P = 1e-300
 _GAP_TOLERANCE, _EXCESS_TOLERANCE = 0.05, 0.02  # of the share that churned; of log-loss, in nats
@@ -98,7 +99,11 @@ class ScoredBatch:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The newest scoring attempt of a variant in a role; ``error`` is ``None`` if it published a batch."""
+    """The newest scoring attempt of a variant in a role; ``error`` is ``None`` if it published a batch.
+
+    Attributes:
+        n_failed: The failed attempts of its week until then.
+    """
 
     number: int
     variant: str
@@ -107,6 +112,14 @@ class Attempt:
     ended_at: datetime
     error: str | None = None
     is_transient: bool = False
+    n_failed: int = 1
+
+    @property
+    def next_at(self) -> datetime | None:
+        """When its week is scored again by itself; ``None`` if it was published, or its error cannot pass by itself."""
+        if self.error is None or not self.is_transient:
+            return None
+        return self.ended_at + min(_FIRST_PAUSE * 2.0 ** min(self.n_failed - 1, 10), _LONGEST_PAUSE)
 
 
 @dataclass(frozen=True)
@@ -348,7 +361,10 @@ def variants_failed(attempts: Iterable[Attempt], batches: Mapping[str, ScoredBat
     for attempt, sentence in _failures(attempts, CHAMPION, now):
         has_batch = (batch := batches.get(attempt.variant)) is not None and batch.week == attempt.week
         rest = " (an earlier batch of the week is still published)" if has_batch else ""
-        members[attempt.variant] = sentence + rest
+        again = (
+            "" if attempt.next_at is None else f"; scored again by itself from {attempt.next_at:%Y-%m-%d %H:%M} UTC on"
+        )
+        members[attempt.variant] = sentence + rest + again
     return Condition("variants_failed", members)
 
 
@@ -392,6 +408,21 @@ def week_missed(
         if (last or since.date()) < due:
             members[key] = f"{text} the last week scored or attempted is {last}" if last else f"{text} it never was"
     return Condition("week_missed", members)
+
+
+def to_repeat(attempts: Iterable[Attempt], missed: Condition, now: datetime) -> dict[str, int]:
+    """Return the variants to score again for the running week, each with the number of its last attempt, else 0.
+
+    Args:
+        missed: From :func:`week_missed`, for the running week.
+    """
+    week = monday_of(now.date())
+    failed = {
+        one.variant: one.number
+        for one in attempts
+        if one.role == CHAMPION and one.week == week and one.next_at is not None and one.next_at <= now
+    }
+    return dict.fromkeys(missed.members, 0) | failed
 
 
 def variants_missing(watched: Mapping[str, datetime], registered: Collection[str]) -> Condition:

@@ -154,6 +154,22 @@ class FleetMonitor:
         changes = self.incidents.reconcile(found, set(KINDS) - unavailable, self.receivers, now)
         return FleetStatus(len(registered), found, unavailable, changes)
 
+    def to_repeat(self, now: datetime) -> dict[str, int]:
+        """Return the registered variants to score again now, each with the number of its last attempt, else 0.
+
+        These are the ones whose newest attempt of this week failed for a cause that may pass, after a pause that grows,
+        and those without an attempt after the grace period, as when no daemon ran on Monday.
+
+        Raises:
+            ChurnError: If the registry or the predictions database does not answer.
+        """
+        week, due = monday_of(now.date()), conditions.week_due(now, self.grace)
+        champions, attempts = self.champions(), self.fleet.attempts(week - _WEEK)
+        since = self.fleet.watch(champions, (), now) if due == week else {}
+        missed = conditions.week_missed(since, self.fleet.histories(week - _WEEK), attempts, due)
+        found = conditions.to_repeat(attempts, missed, now)
+        return {key: number for key, number in found.items() if key in champions}
+
     def _champions(self) -> Mapping[str, int | None] | None:
         try:
             return self.champions()

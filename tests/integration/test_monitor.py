@@ -183,7 +183,10 @@ def test_a_missed_week_is_told_after_the_grace_and_what_is_gone_until_somebody_s
 
     assert not early.members("week_missed")
     assert set(late.members("week_missed")) == set(KEYS)
+    assert monitor.to_repeat(noon(week) - timedelta(hours=7)) == {}
+    assert monitor.to_repeat(noon(week)) == dict.fromkeys(KEYS, 0)
     remove(deployment, EU)
+    assert monitor.to_repeat(noon(week)) == {US: 0}
     gone = monitor.reconcile(noon(week), [])
     assert set(gone.members("variants_missing")) == {EU}
     assert "not registered in MLflow any more" in (gone.by_check()["every_variant_was_scored"] or {})[EU]

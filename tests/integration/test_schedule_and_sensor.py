@@ -22,7 +22,7 @@ from orchestration.definitions import defs
 from orchestration.job import weekly_churn_prediction_schedule
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, sync_partitions
 from orchestration.resources import Services
-from orchestration.sensors import new_data_sensor
+from orchestration.sensors import new_data_sensor, unpublished_week_sensor
 from tests.support.batches import week_request
 from tests.support.daemons import daemon, wait_for
 from tests.support.inputs import register_bundled
@@ -296,6 +296,33 @@ def test_a_batch_of_a_local_copy_is_scored_again_when_s3_answers(
 
     assert asked(list(result.run_requests or [])) == [(this_week(), "company-clienta", "company-clienta")]
     assert not look(instance, result.cursor).run_requests  # the run is on its way
+
+
+def test_a_week_that_failed_for_a_cause_that_may_pass_is_asked_for_again_until_it_is_published(
+    site: Site, scored: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    fail = (
+        "INSERT INTO scoring_attempts (variant, scored_week, role, started_at, ended_at, outcome, error_type, error, "
+        "is_transient) SELECT key, :week, 'champion', now(), now() - interval '21 minutes', 'failed', 'X', 'down', "
+        "transient FROM (VALUES ('geography-us', true), ('base', false)) AS failed (key, transient)"
+    )
+    site.rows(site.churn, fail, week=this_week())
+
+    def look_again() -> dg.SensorResult:
+        with dg.build_sensor_context(instance=instance, definitions=defs) as context:
+            result = unpublished_week_sensor(context, services=Services())
+        assert isinstance(result, dg.SensorResult)
+        return result
+
+    first, second = look_again(), look_again()
+
+    assert asked(list(first.run_requests or [])) == [(this_week(), "geography-us", "geography-us")]
+    assert datetime.now(UTC).minute == 59 or first.run_requests == second.run_requests  # one run of one key
+    for _ in range(2):
+        site.rows(site.churn, fail, week=this_week())
+    assert not look_again().run_requests  # 21 of the 40 minutes after a third failure
+    deployment.scorer().score_variant(week_request(date.fromisoformat(this_week())).of(scored[3]))
+    assert not look_again().run_requests
 
 
 def test_the_sample_that_is_left_while_activity_is_replaced_is_not_new(

@@ -27,12 +27,14 @@ from churn.monitoring.conditions import (
     performance_low,
     runs_failed,
     segment_low,
+    to_repeat,
     variants_failed,
     volume_unusual,
     week_due,
     week_missed,
 )
 from churn.monitoring.drift import FeatureDrift
+from churn.monitoring.incidents import Condition
 from churn.monitoring.profiles import SCORE
 from churn.weeks import monday_of, month_start
 
@@ -96,6 +98,36 @@ def test_what_may_pass_is_told_when_no_retry_put_it_right(minutes, is_told):
     told = variants_failed([attempt("us", "down", is_transient=True, ended_at=ended_at)], {}, NOW)
 
     assert bool(told.members) == is_told
+
+
+@pytest.mark.parametrize(
+    ("n_failed", "minutes", "is_due"),
+    [(1, 9, False), (1, 10, True), (2, 19, False), (2, 20, True), (5, 160, True), (9, 239, False), (999, 240, True)],
+)
+def test_what_may_pass_is_scored_again_after_pauses_that_grow(n_failed, minutes, is_due):
+    ended_at = NOW - timedelta(minutes=minutes)
+    failed = attempt("us", "down", number=7, is_transient=True, ended_at=ended_at, n_failed=n_failed)
+
+    assert to_repeat([failed], Condition("week_missed", {}), NOW) == ({"us": 7} if is_due else {})
+
+
+def test_an_incident_says_when_the_week_is_scored_again():
+    failed = attempt("us", "down", is_transient=True, n_failed=3)
+
+    told = variants_failed([failed, attempt("eu", "no alias")], {}, NOW).members
+
+    assert told["us"].endswith("down; scored again by itself from 2026-11-17 11:40 UTC on")
+    assert told["eu"].endswith("no alias")
+
+
+@pytest.mark.parametrize(
+    "one",
+    [attempt("us"), attempt("us", "no alias"), attempt("us", "down", is_transient=True, week=LAST),
+     attempt("us", "down", is_transient=True, role="challenger")],
+)  # fmt: skip
+def test_what_is_published_cannot_pass_or_is_of_another_week_is_not_scored_again(one):
+    assert to_repeat([one], Condition("week_missed", {}), NOW) == {}
+    assert to_repeat([one], Condition("week_missed", {"eu": "never was"}), NOW) == {"eu": 0}
 
 
 def test_a_challenger_has_failed_until_it_scores_or_is_no_challenger_any_more():
