@@ -6,14 +6,14 @@ the columns that every extract must have (``churn.data.activity``), and a model'
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any
 
 import numpy as np
 
 from churn.data.activity import KINDS, MAX_MONEY, MONEY, ONE_HOT_COLUMNS
-from churn.data.features import Matrix
+from churn.data.features import Levels, Matrix
 from churn.errors import InputError
 
 _LEAST_ROWS = 50  # in fewer sample rows, two flags may never be set together by chance
@@ -28,6 +28,8 @@ class Columns:
         segments: Categories; performance is evaluated for each of their levels.
         revenue: The number that says what a player is worth; ``None`` if no column does.
         max_money: Maximum of money a month, in the currency of the variant; a row above it is quarantined.
+        categories: The levels of a model's categorical features, in the order of their codes, where its file does not
+            store them. A registered model has them in its own file.
         one_hot: The source columns of encoded features ``<column>_<level>``; ``None`` for the segments.
 
     >>> Columns.from_json('{"activity": ["logins"], "segments": ["device"]}', "columns.json").revenue is None
@@ -39,6 +41,7 @@ class Columns:
     revenue: str | None = "total_ngr"
     one_hot: tuple[str, ...] | None = None
     max_money: float = MAX_MONEY
+    categories: Levels = field(default_factory=dict, hash=False)
 
     @property
     def encoded(self) -> tuple[str, ...]:
@@ -50,13 +53,14 @@ class Columns:
         """Parse a declaration; ``origin`` names it in an ``InputError``, which any other text raises."""
         try:
             declared: dict[str, Any] = json.loads(text)
-            has_limit_alone = set(declared) == {"max_money"}
+            has_no_columns = bool(declared) and set(declared) <= {"max_money", "categories"}
+            categories = parse_levels(declared.pop("categories", {}))
             max_money = declared.pop("max_money", MAX_MONEY)
             if isinstance(max_money, bool) or not isinstance(max_money, int | float) or not 0 < max_money < inf:
                 raise TypeError(f"max_money {max_money!r} is no positive number")
             max_money = float(max_money)
-            if has_limit_alone:
-                return cls(max_money=max_money)  # the columns are those of the contract
+            if has_no_columns:
+                return cls(max_money=max_money, categories=categories)  # the columns are those of the contract
             one_hot, revenue = declared.pop("one_hot", None), declared.pop("revenue", None)
             columns = cls(
                 activity=_names(declared.pop("activity")),
@@ -64,6 +68,7 @@ class Columns:
                 revenue=None if revenue is None else _names([revenue])[0],
                 one_hot=None if one_hot is None else _names(one_hot),
                 max_money=max_money,
+                categories=categories,
             )
             if declared or not columns.activity:
                 raise ValueError(f"unknown keys: {', '.join(declared) or 'none'}; columns of activity: none")
@@ -75,8 +80,9 @@ class Columns:
         return columns
 
     def to_json(self) -> str:
-        """Serialize; :meth:`from_json` returns an equal object."""
+        """Serialize; :meth:`from_json` returns an equal object, but for the categories, which a model's file keeps."""
         stored = asdict(self)
+        del stored["categories"]
         if self.max_money == MAX_MONEY:
             del stored["max_money"]
         return json.dumps(stored)
@@ -101,6 +107,14 @@ def _names(names: list[Any]) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise TypeError(f"{names!r} is not an array of names")
     return tuple(dict.fromkeys(names))
+
+
+def parse_levels(declared: dict[str, Any]) -> Levels:
+    """Check levels by feature; raises ``TypeError`` unless each is an array of different texts."""
+    for name, levels in declared.items():
+        if not isinstance(levels, list) or not {*map(type, levels)} <= {str} or len({*levels}) < len(levels):
+            raise TypeError(f"the levels of {name} are no array of different texts")
+    return {name: tuple(levels) for name, levels in declared.items()}
 
 
 def one_hot_columns(feature_names: Sequence[str], matrix: Matrix) -> tuple[str, ...]:

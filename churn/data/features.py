@@ -5,7 +5,7 @@ Pure. Not here: features over several months (``churn.data.windows``).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import KINDS, MONEY, as_number
-from churn.data.spellings import fold, folded_levels
+from churn.data.spellings import canonical, fold, folded_levels
 from churn.data.windows import (
     IS_ACTIVE,
     KnownRows,
@@ -42,6 +42,12 @@ NEVER = np.iinfo(np.int32).min
 
 DERIVED = "months_active"
 """The feature that is derived from a row's dates, unless the activity has a column of that name."""
+
+MISSING = "(missing)"
+"""The level of missing values, where a model treats them otherwise than an unknown level."""
+
+Levels = Mapping[str, tuple[str, ...]]
+"""The levels of each categorical feature of a model, in the order of their codes."""
 
 _PHYSICAL = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
 
@@ -243,16 +249,27 @@ def own_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class OneHot:
-    """The columns of one categorical source column: ``levels[i]`` sets matrix column ``positions[i]``."""
+    """The columns of one categorical source column: ``levels[i]`` sets matrix column ``positions[i]``.
+
+    Attributes:
+        is_coded: Whether the matrix has one column with the level's index, its code, in place of one for each level.
+            The last of ``levels`` is then that of missing values, which are NaN in the matrix.
+    """
 
     source_column: str
     levels: tuple[str, ...]
     positions: tuple[int, ...]
+    is_coded: bool = False
+
+    @property
+    def n_known(self) -> int:
+        """The number of levels, without that of missing values."""
+        return len(self.levels) - self.is_coded
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a frame's columns become a model's features: numbers unchanged, levels one-hot.
+    """How a frame's columns become a model's features: numbers unchanged, levels one-hot or by their codes.
 
     Attributes:
         windows: The numbers that are windows, each with the source column that it is computed from.
@@ -302,19 +319,23 @@ class Encoding:
         return columns
 
 
-def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encoding:
+def plan_encoding(feature_names: Sequence[str], columns: Sequence[str], levels: Levels | None = None) -> Encoding:
     """Find each feature's source: a column of its name, a window, else ``<column>_<level>`` of the longest such column.
 
     Raises:
         InputError: Naming the features that come from no column, or that look like windows and are none.
     """
-    available = set(columns)
+    available, levels = set(columns), levels or {}
     windows = {window.name for window in windows_of(feature_names, available)}
+    by_code: list[OneHot] = []
     numbers: list[tuple[str, int]] = []
     groups: dict[str, list[tuple[str, int]]] = {}
     unexplained: list[str] = []
     for position, name in enumerate(feature_names):
-        if name in available or name in windows:
+        if name in levels:
+            by_code.append(OneHot(name, (*levels[name], MISSING), (position,), is_coded=True))
+            unexplained += {name} - available
+        elif name in available or name in windows:
             numbers.append((name, position))
         elif source_column := source_column_of(name, available):
             groups.setdefault(source_column, []).append((name.removeprefix(f"{source_column}_"), position))
@@ -325,20 +346,21 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str]) -> Encod
             f"the activity has columns {sorted(columns)}, from which {len(unexplained)} of the model's features cannot "
             f"be built: {listed(unexplained)}; add the columns or correct the variant's feature names"
         )
-    one_hots = (OneHot(column, *map(tuple, zip(*pairs, strict=True))) for column, pairs in groups.items())
+    one_hots = (OneHot(name, tuple(a for a, _ in of), tuple(b for _, b in of)) for name, of in groups.items())
     # Encoded rows have windows as columns, and lack the columns that these were computed from.
     parsed = (parse(name, available | KINDS.keys()) for name, _ in numbers)
     sources = tuple((window.name, window.source_column) for window in parsed if window)
     most = max(Counter(column for _, column in sources).values(), default=0)
     if most >= MAX_OF_COLUMN:
         raise InputError(f"a column has {most} windows; use fewer than {MAX_OF_COLUMN}")
-    return Encoding(len(feature_names), tuple(numbers), tuple(one_hots), sources)
+    return Encoding(len(feature_names), tuple(numbers), (*one_hots, *by_code), sources)
 
 
-def plan_encoded(feature_names: Sequence[str], source_columns: Sequence[str]) -> Encoding:
+def plan_encoded(feature_names: Sequence[str], source_columns: Sequence[str], levels: Levels | None = None) -> Encoding:
     """Plan for encoded rows: ``<source column>_<level>`` are the one-hot columns of these source columns."""
-    plain = [name for name in feature_names if source_column_of(name, set(source_columns)) is None]
-    return plan_encoding(feature_names, [*plain, *source_columns])
+    columns, coded = set(source_columns), levels or {}
+    plain = [name for name in feature_names if name in coded or source_column_of(name, columns) is None]
+    return plan_encoding(feature_names, [*plain, *source_columns], levels)
 
 
 @dataclass(frozen=True)
@@ -392,22 +414,30 @@ def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
 
 
 def pack_matrix(matrix: Matrix, encoding: Encoding) -> Packed:
-    """Pack encoded rows, whose one-hot columns are 0 except for at most one 1."""
+    """Pack encoded rows, whose one-hot columns are 0 except for at most one 1; a level with a code is that code."""
     numbers = np.ascontiguousarray(matrix[:, [position for _, position in encoding.numbers]].T)
     levels = np.empty((len(encoding.one_hots), len(matrix)), dtype=np.uint16)
     for i, group in enumerate(encoding.one_hots):
+        if group.is_coded:
+            codes = matrix[:, group.positions[0]]
+            levels[i] = np.where(np.isnan(codes), group.n_known, np.minimum(codes, len(group.levels)))
+            continue
         is_set = matrix[:, group.positions] == 1
         levels[i] = np.where(is_set.any(axis=1), is_set.argmax(axis=1), len(group.levels))
     return Packed(numbers, levels)
 
 
 def unpack(packed: Packed, encoding: Encoding) -> Matrix:
-    """Build the matrix, in the model's order. A level that the model does not know sets no column."""
+    """Build the matrix, in the model's order. A level that the model does not know sets no column, or has no code."""
     matrix = np.zeros((packed.n_rows, encoding.n_features), dtype=np.float32)
     for values, (_, position) in zip(packed.numbers, encoding.numbers, strict=True):
         matrix[:, position] = values
     rows = np.arange(packed.n_rows)
     for levels, group in zip(packed.levels, encoding.one_hots, strict=True):
+        if group.is_coded:
+            # XGBoost treats every code beyond those that it was trained on alike: it is in no split's set.
+            matrix[:, group.positions[0]] = np.where(levels == group.n_known, np.float32(np.nan), levels)
+            continue
         is_known = levels < len(group.levels)
         matrix[rows[is_known], np.array(group.positions)[levels[is_known]]] = 1
     return matrix
@@ -416,6 +446,13 @@ def unpack(packed: Packed, encoding: Encoding) -> Matrix:
 def encode(rows: pl.DataFrame, encoding: Encoding) -> Matrix:
     """Build the matrix of a frame's rows, in the model's order."""
     return unpack(pack(rows, encoding), encoding)
+
+
+def with_codes(frame: pl.DataFrame, levels: Levels) -> pl.DataFrame:
+    """Replace the levels in encoded rows by their codes: null where one is missing, beyond all codes if unknown."""
+    names = [name for name in levels if name in frame.columns]
+    codes = (encode(frame.select(name), plan_encoding([name], [name], levels))[:, 0] for name in names)
+    return frame.with_columns(pl.Series(*pair).fill_nan(None) for pair in zip(names, codes, strict=True))
 
 
 def _count_levels(unknown: pl.Series) -> dict[str, int]:
@@ -427,13 +464,17 @@ def _count_levels(unknown: pl.Series) -> dict[str, int]:
 def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
     column = rows[group.source_column]
     if column.dtype.is_numeric() and column.name not in KINDS:
-        check_levels(column.name, group.levels, rows.columns)
+        check_levels(column.name, () if group.is_coded else group.levels, rows.columns)
     text = column if column.dtype in (pl.String, pl.Categorical) else column.cast(pl.String)
-    codes = text.cast(pl.Enum(group.levels), strict=False).to_physical()
-    if codes.null_count() == text.null_count():
-        return codes
-    # Outer spaces and case are no part of a level, unless the model has two levels that differ in nothing else.
-    unknown = text.filter(codes.is_null()).unique().cast(pl.String).drop_nulls()
-    folded = folded_levels(group.levels)
-    codes_of = dict(zip(unknown, (folded.get(level) for level in fold(unknown)), strict=True))
-    return codes.fill_null(text.cast(pl.String).replace_strict(codes_of, default=None, return_dtype=codes.dtype))
+    known = group.levels[: group.n_known]
+    codes = text.cast(pl.Enum(known), strict=False).to_physical()
+    if codes.null_count() > text.null_count():
+        # Outer spaces and case are no part of a level, unless the model has two levels that differ in nothing else.
+        unknown = text.filter(codes.is_null()).unique().cast(pl.String).drop_nulls()
+        folded = folded_levels(known)
+        codes_of = dict(zip(unknown, (folded.get(level) for level in fold(unknown)), strict=True))
+        codes = codes.fill_null(text.cast(pl.String).replace_strict(codes_of, default=None, return_dtype=codes.dtype))
+    if group.is_coded and codes.null_count():
+        is_missing = codes.is_null() & canonical(text, "text").is_null()
+        codes = codes.cast(pl.UInt32).set(is_missing, group.n_known)
+    return codes

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from churn.data.activity import MONEY
-from churn.data.features import Matrix, encode, features, plan_encoding
+from churn.data.features import Levels, Matrix, encode, features, plan_encoding
 from churn.weeks import month_end, month_ends
 
 _TOLERANCE = 1e-4  # relative; samples are often written with few digits
@@ -25,6 +25,8 @@ def compare_with_activity(
     feature_names: Sequence[str],
     activity: pl.DataFrame,
     money: Sequence[str] = MONEY,
+    *,
+    levels: Levels | None = None,
 ) -> str | None:
     """Compare sample rows with the features of the same accounts; return the result as a sentence.
 
@@ -50,7 +52,7 @@ def compare_with_activity(
     first, last = of_accounts.select(first=pl.col("activity_month").min(), last=pl.col("activity_month").max()).row(0)
     for as_of in month_ends(first, month_end(last))[-_MONTHS:]:
         made = features(of_accounts, as_of, feature_names, money)
-        encoded = encode(made, plan_encoding(feature_names, made.columns))
+        encoded = encode(made, plan_encoding(feature_names, made.columns, levels))
         places = made.select("account_id").join(sample, on="account_id", maintain_order="left")["row"].to_numpy()
         unequal = ~np.isclose(encoded, matrix[places], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
         is_better = unequal.sum(axis=1) < fewest[places]

@@ -20,7 +20,7 @@ from churn.data import activity, features
 from churn.data.activity import CheckedRows
 from churn.data.columns import Columns
 from churn.data.erased import Erased
-from churn.data.features import Encoding, Packed
+from churn.data.features import Encoding, Levels, Packed
 from churn.data.formats import RowFile, open_rows
 from churn.data.windows import IS_ACTIVE, KnownRows, Window, compute, count_short, windows_of
 from churn.defaults import HORIZON_MONTHS
@@ -136,7 +136,9 @@ class RowPlan:
             yield account_ids, replace(packed, numbers=np.stack(numbers))
 
 
-def plan_rows(feature_names: Sequence[str], columns: Sequence[str], derived: Sequence[str] = ()) -> RowPlan:
+def plan_rows(
+    feature_names: Sequence[str], columns: Sequence[str], derived: Sequence[str] = (), levels: Levels | None = None
+) -> RowPlan:
     """Plan the rows of activity with these columns.
 
     Args:
@@ -146,7 +148,7 @@ def plan_rows(feature_names: Sequence[str], columns: Sequence[str], derived: Seq
         InputError: Naming the features that come from no column, or that look like windows and are none.
     """
     windows = windows_of(feature_names, columns)
-    encoding = features.plan_encoding(feature_names, [*columns, *derived])
+    encoding = features.plan_encoding(feature_names, [*columns, *derived], levels)
     over_months = tuple(window for window in windows if not window.is_of_row)
     if not over_months:
         return RowPlan(encoding, encoding, windows, ())
@@ -202,7 +204,7 @@ def _read_activity(
 ) -> ScoringRows:
     money, max_money = declared.activity, declared.max_money
     derived = [features.DERIVED] if "ftd_date" in file.columns and features.DERIVED not in file.columns else []
-    plan = plan_rows(feature_names, file.columns, derived)
+    plan = plan_rows(feature_names, file.columns, derived, declared.categories)
     numbers = [*(name for name, _ in plan.packed.numbers), *money]
     dates = [window.column for window in plan.of_row]
 
@@ -298,12 +300,13 @@ def _open_encoded(
 ) -> ScoringRows:
     """Open encoded rows, which are checked as they are consumed; a first pass finds repeated ids."""
     one_hot = declared.encoded
-    encoding = features.plan_encoded(feature_names, one_hot)
+    encoding = features.plan_encoded(feature_names, one_hot, declared.categories)
     id_columns = [name for name in file.columns if name == "account_id"]
     ids = (chunk["account_id"] for chunk in file.chunks(id_columns, CHUNK_ROWS))
     repeated = activity.repeated_ids(ids) if id_columns else None
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
+        frame = features.with_codes(frame, declared.categories)
         checked = activity.check_encoded(
             frame, feature_names, one_hot=one_hot, repeated=repeated, first_row=first_row, max_money=declared.max_money
         )

@@ -9,16 +9,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xgboost as xgb
 
-from churn.data.features import Matrix
+from churn.data.columns import parse_levels
+from churn.data.features import Levels, Matrix
 from churn.data.formats import unrepeated
 from churn.errors import ModelFileError
+from churn.inference.categories import agree, read_levels
 from churn.inference.forest import Forest, booster_kind, read_forest
 from churn.inference.ubjson import parse_ubjson
 from churn.wording import listed
@@ -30,6 +32,7 @@ _MAX_CATEGORY = 1 << 24  # XGBoost's limit
 GOLDEN_ROWS = 64
 GOLDEN_TOLERANCE = 1e-5  # float32 sums in another order differ by less; a wrongly read model by much more
 _NAMES_SHOWN = 5
+_LEVELS = "churn_categories"  # XGBoost drops the levels that it stores when it cuts rounds; an attribute stays
 _LEARNER_FIELDS = {
     "attributes", "feature_names", "feature_types", "gradient_booster", "learner_model_param", "objective", "metrics",
     "learner_train_param", "generic_param",
@@ -89,17 +92,25 @@ class Bundle:
     Attributes:
         data: The file's bytes.
         parameters: The model's parameters as stored in the file; empty when loaded without reading them.
+        categories: The levels of each categorical feature, in the order of their codes.
     """
 
     booster: xgb.Booster
     feature_names: tuple[str, ...]
     data: bytes = field(repr=False)
     parameters: dict[str, Any]
+    categories: Levels = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
         """The file's digest, in hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()
+
+    def with_levels(self, categories: Levels) -> "Bundle":
+        """Return the model with these levels, which stay with its booster."""
+        if categories:
+            self.booster.set_attr(**{_LEVELS: json.dumps(categories)})
+        return replace(self, categories=categories)
 
     def read_forest(self) -> Forest:
         """Read the trees that predict; see :func:`churn.inference.forest.read_forest`."""
@@ -140,13 +151,16 @@ class Bundle:
             )
 
 
-def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -> Bundle:
+def read_bundle(
+    data: bytes, feature_names: Sequence[str] | None, origin: str, declared: Levels | None = None
+) -> Bundle:
     """Read an untrusted booster and check it against its feature names.
 
     Args:
         data: The file's bytes.
         feature_names: The names in the model's order; ``None`` for those stored in the booster.
         origin: The name of the file in an error.
+        declared: The levels of categorical features by their author, for files that do not store them.
 
     Raises:
         ModelFileError: If the file is not a whole UBJSON or JSON model, was saved by a newer XGBoost than this one,
@@ -158,6 +172,7 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
         document = _parse(data)
         parameters = _parameters(document)
         version = [int(part) for part in document["version"]]
+        levels = read_levels(document, parameters["n_features"])
     except (ValueError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{origin} is damaged: {error}; save the model again") from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -172,7 +187,10 @@ def read_bundle(data: bytes, feature_names: Sequence[str] | None, origin: str) -
             f"{origin} has objective {parameters['objective']!r}; churn probabilities need binary:logistic"
         )
     _require_known_fields(document, origin)
-    return load_bundle(data, feature_names, origin, parameters)
+    bundle = load_bundle(data, feature_names, origin, parameters)
+    named = ((bundle.feature_names[i], most, stored) for i, (most, stored) in levels.items())
+    found = {name: (most, stored or bundle.categories.get(name, ())) for name, most, stored in named}
+    return bundle.with_levels(agree(found, declared or {}, origin))
 
 
 def load_bundle(
@@ -189,10 +207,14 @@ def load_bundle(
     names = _agreed_names(booster, feature_names, origin)
     booster = _rounds_that_predict(booster, origin)
     try:
+        levels = parse_levels(json.loads(booster.attr(_LEVELS) or "{}"))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelFileError(f"{origin} has another attribute {_LEVELS} than is written here: {error}") from error
+    try:
         booster.feature_names = list(names)
     except ValueError as error:
         raise ModelFileError(f"{origin} has feature names that XGBoost rejects ({error}); rename them") from error
-    return Bundle(booster, names, data, parameters or {})
+    return Bundle(booster, names, data, parameters or {}, levels)
 
 
 def _rounds_that_predict(booster: xgb.Booster, origin: str) -> xgb.Booster:

@@ -1,8 +1,8 @@
 """Where a row falls between a forest's thresholds: its cells.
 
-A tree only compares a row with thresholds. A number is therefore replaced by the number of the forest's thresholds at
-or below it, and a categorical value by its level: a few small integers a row, its cells. Compiled code then looks
-answers up instead of comparing. Pure.
+A tree only compares a row with thresholds, or looks its code up in a set. A number is therefore replaced by the number
+of the forest's thresholds at or below it, and a categorical value by its level: a few small integers a row, its cells.
+Compiled code then looks answers up instead of comparing. Pure.
 """
 
 import math
@@ -30,19 +30,19 @@ Cells = npt.NDArray[np.uint16]
 
 
 class Splits(NamedTuple):
-    """Each node's comparison; see :func:`goes_left`. Shape (n_nodes,) each.
+    """Each node's comparison; see :func:`goes_left`. Shape (n_nodes,) each, but for ``by_level``.
 
     Attributes:
         column: The encoding's column.
-        cell: Of a number, the last cell below the threshold; of a one-hot column, the cell that sets it.
-        at: Whether that cell goes left; of a number, always.
-        beyond: Whether the other cells go left; of a number, whether a missing value does.
+        cell: Of a number, the last cell below the threshold; of levels, where the split's cells are in ``by_level``.
+        is_default_left: Whether a missing number goes left.
+        by_level: Whether each cell of levels goes left, split after split.
     """
 
     column: npt.NDArray[np.int32]
-    cell: npt.NDArray[np.int32]
-    at: npt.NDArray[np.bool_]
-    beyond: npt.NDArray[np.bool_]
+    cell: npt.NDArray[np.int64]
+    is_default_left: npt.NDArray[np.bool_]
+    by_level: npt.NDArray[np.bool_]
 
 
 class Words(NamedTuple):
@@ -92,15 +92,11 @@ def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
     """Cut each column at the thresholds with which the forest compares it.
 
     Raises:
-        NotCompilableError: If a column has more cells than 16 bits can number.
+        NotCompilableError: If a column has more cells than 16 bits can number, or is compared by code and has none.
     """
     n_numbers = len(encoding.numbers)
-    level_of_feature = np.zeros(encoding.n_features, dtype=np.int32)
-    for group in encoding.one_hots:
-        level_of_feature[list(group.positions)] = range(len(group.positions))
     column = encoding.column_of_feature[forest.features]
-    is_number = column < n_numbers
-    cell = level_of_feature[forest.features]
+    cell = np.zeros(len(column), dtype=np.int64)
     thresholds: list[npt.NDArray[np.float32]] = []
     for i in range(n_numbers):
         splits = ~forest.is_leaf & (column == i)
@@ -109,27 +105,52 @@ def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
     n_cells = [len(cuts) + 2 for cuts in thresholds] + [len(group.levels) + 1 for group in encoding.one_hots]
     if max(n_cells) > _MAX_CELLS:
         raise NotCompilableError(f"{max(n_cells)} thresholds of one feature")
+    by_level = _split_by_level(forest, encoding, column, np.array(n_cells, dtype=np.int64), cell)
     return CellPlan(
         n_numbers=n_numbers,
         thresholds=np.concatenate([*thresholds, np.empty(0, dtype=np.float32)]),
         threshold_starts=np.cumsum([0, *map(len, thresholds)]),
         starts=np.cumsum([0, *n_cells]),
-        splits=Splits(
-            column=column,
-            cell=cell,
-            at=is_number | (forest.values > 1),
-            beyond=np.where(is_number, forest.is_default_left, forest.values > 0),
-        ),
+        splits=Splits(column, cell, forest.is_default_left, by_level),
     )
+
+
+def _split_by_level(
+    forest: Forest,
+    encoding: Encoding,
+    column: npt.NDArray[np.int32],
+    n_cells: npt.NDArray[np.int64],
+    cell: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """Tabulate which cells of levels go left, split after split; set ``cell`` to where those of each split begin."""
+    level = np.zeros(encoding.n_features, dtype=np.int64)
+    for group in encoding.one_hots:
+        level[list(group.positions)] = range(len(group.positions))
+    is_coded = np.array([*(False for _ in encoding.numbers), *(group.is_coded for group in encoding.one_hots)])
+    if (forest.is_categorical != is_coded[column])[~forest.is_leaf].any():
+        raise NotCompilableError("categorical splits by levels that are not known")
+    nodes = np.flatnonzero(~forest.is_leaf & (column >= len(encoding.numbers)))
+    sizes = n_cells[column[nodes]]
+    ends = np.cumsum(sizes)
+    cell[nodes] = ends - sizes
+    is_set = forest.is_categorical[nodes]
+    sets, flags = nodes[is_set], nodes[~is_set]
+    if (forest.categories >= np.repeat(sizes[is_set] - 2, forest.set_sizes)).any():
+        raise NotCompilableError("categorical splits by codes without a level")
+    by_level = np.repeat(is_set | (forest.values[nodes] > 0), sizes)
+    by_level[cell[flags] + level[forest.features[flags]]] = forest.values[flags] > 1
+    by_level[np.repeat(cell[sets], forest.set_sizes) + forest.categories] = False  # a code that is in no set goes left
+    by_level[ends[is_set] - 2] = forest.is_default_left[sets]
+    return by_level
 
 
 @compiled
 def goes_left(plan: CellPlan, node: int, cell: int, n_cells: int) -> bool:
     """Return whether rows in a cell of the node's column go left there; the last cell of a number is "missing"."""
     splits = plan.splits
-    if splits.column[node] < plan.n_numbers:
-        return bool(splits.beyond[node]) if cell == n_cells - 1 else cell <= splits.cell[node]
-    return bool(splits.at[node]) if cell == splits.cell[node] else bool(splits.beyond[node])
+    if splits.column[node] >= plan.n_numbers:
+        return bool(splits.by_level[splits.cell[node] + cell])
+    return bool(splits.is_default_left[node]) if cell == n_cells - 1 else cell <= splits.cell[node]
 
 
 @compiled

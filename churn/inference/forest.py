@@ -1,6 +1,6 @@
 """A booster's trees as flat arrays, which compiled code can walk. Pure.
 
-Only ``gbtree`` boosters with plain splits are read; for all others the caller uses XGBoost itself, which is slower.
+Only ``gbtree`` boosters are read; for all others the caller uses XGBoost itself, which is slower.
 Format: https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html
 """
 
@@ -18,7 +18,7 @@ class NotCompilableError(ValueError):
 
 
 class Forest(NamedTuple):
-    """Trees node after node, a tree's root first. All but ``starts`` have shape (n_nodes,).
+    """Trees node after node, a tree's root first. All but ``starts`` and the sets have shape (n_nodes,).
 
     Attributes:
         starts: Each tree's first node, and the number of nodes; shape (n_trees + 1,).
@@ -27,6 +27,9 @@ class Forest(NamedTuple):
         parents: The node above; of a root, itself.
         features: The matrix column of a split.
         values: A split's threshold; a leaf's share of the margin, in log-odds.
+        is_categorical: Whether a split sends the codes of a set right, and all other codes left.
+        set_sizes: The number of codes in each of these sets; shape (n categorical nodes,).
+        categories: The codes in all of these sets, set after set.
         is_default_left: Where a missing value goes.
         covers: The weight of the training rows that reached the node.
         base_margin: The margin before any tree, in log-odds.
@@ -38,6 +41,9 @@ class Forest(NamedTuple):
     parents: npt.NDArray[np.int32]
     features: npt.NDArray[np.int32]
     values: npt.NDArray[np.float32]
+    is_categorical: npt.NDArray[np.bool_]
+    set_sizes: npt.NDArray[np.int64]
+    categories: npt.NDArray[np.int64]
     is_default_left: npt.NDArray[np.bool_]
     covers: npt.NDArray[np.float32]
     base_margin: np.float32
@@ -67,7 +73,7 @@ def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest
         n_rounds: The boosting rounds that predict; ``None`` for all.
 
     Raises:
-        NotCompilableError: If it is not a ``gbtree`` booster of plain splits.
+        NotCompilableError: If it is not a ``gbtree`` booster.
     """
     learner = document["learner"]
     booster = learner["gradient_booster"]
@@ -76,12 +82,11 @@ def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest
     trees = booster["model"]["trees"][: _n_trees(booster["model"], n_rounds)]
     if not trees:
         raise NotCompilableError("no trees")
-    if any(np.asarray(tree["split_type"]).any() for tree in trees):
-        raise NotCompilableError("categorical splits")
 
     def join(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         return np.concatenate([np.asarray(tree[name]) for tree in trees]).astype(dtype)
 
+    sets = [codes for tree in trees for _, codes in sets_of(tree)]
     starts = np.cumsum([0, *(len(tree["left_children"]) for tree in trees)])
     first = np.repeat(starts[:-1], np.diff(starts)).astype(np.int32)
     left = join("left_children", np.int32)
@@ -95,10 +100,20 @@ def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest
         parents=parents.astype(np.int32),
         features=np.where(is_leaf, 0, join("split_indices", np.int32)),  # a leaf's has no meaning
         values=join("split_conditions", np.float32),
+        is_categorical=join("split_type", np.bool_) & ~is_leaf,
+        set_sizes=np.array([len(codes) for codes in sets], dtype=np.int64),
+        categories=np.concatenate([np.arange(0), *sets]),
         is_default_left=join("default_left", np.bool_),
         covers=join("sum_hessian", np.float32),
         base_margin=_base_margin(str(learner["learner_model_param"]["base_score"])),
     )
+
+
+def sets_of(tree: dict[str, Any]) -> list[tuple[int, npt.NDArray[np.int64]]]:
+    """Return a tree's categorical splits: each one's node, and the codes that it sends right."""
+    codes, left = np.asarray(tree.get("categories", []), dtype=np.int64), tree["left_children"]
+    places = zip(*(tree.get(f"categories_{name}", []) for name in ("nodes", "segments", "sizes")), strict=True)
+    return [(int(node), codes[i : i + n]) for node, i, n in places if left[node] != LEAF]
 
 
 def _n_trees(model: dict[str, Any], n_rounds: int | None) -> int | None:

@@ -34,7 +34,7 @@ class UnknownLevels:
         for chunk in chunks:
             self.n += chunk[1].n_rows
             for group, levels in zip(self.encoding.one_hots, chunk[1].levels, strict=True):
-                n_unknown = int(np.count_nonzero(levels == len(group.levels)))
+                n_unknown = int(np.count_nonzero(levels >= group.n_known))
                 self.counts[group.source_column] = self.counts.get(group.source_column, 0) + n_unknown
             yield chunk
 
@@ -45,10 +45,11 @@ class UnknownLevels:
             examples: Levels that are not known, by source column.
         """
         counts = {} if self.reference is None else self.reference.by_feature()
-        usual = {name: float(of_bin[-1] / max(of_bin.sum(), 1)) for name, of_bin in counts.items()}
         for group in self.encoding.one_hots:
             # A model of one level knows nothing of the others; without a reference their share is not known either.
-            before = usual.get(group.source_column, 1.0 if len(group.levels) == 1 else 0.0)
+            before = 1.0 if len(group.levels) == 1 else 0.0
+            if (of_bin := counts.get(group.source_column)) is not None:
+                before = float(of_bin[group.n_known :].sum() / max(of_bin.sum(), 1))
             share = self.counts.get(group.source_column, 0) / max(self.n, 1)
             if share - before > limit:
                 shown = listed([repr(level[:40]) for level in examples.get(group.source_column, {})], 3)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ class OpenModel:
     @property
     def columns(self) -> Columns:
         """What the columns of the variant's activity mean."""
-        return columns_of(self.version.columns, self.version.uri)
+        return replace(columns_of(self.version.columns, self.version.uri), categories=self.bundle.categories)
 
 
 def training_data(name: str, *, sha256: str, uri: str, profile: Mapping[str, Any]) -> DatasetInput:

@@ -177,7 +177,7 @@ def check_replay(
     known = facts.filter(pl.col("known_at") <= before.received_at, pl.col("activity_month") >= before.first_month)
     try:
         rows = features(known, before.as_of, names, money)
-        scores = scored_by.predict(encode(rows, plan_encoding(names, rows.columns)))
+        scores = scored_by.predict(encode(rows, plan_encoding(names, rows.columns, scored_by.categories)))
     except InputError as error:
         return GateCheck(name, None, MAX_REPLAY_SHARE, "skipped", f"the champion cannot score these rows: {error}")
     ids = rows["account_id"].to_numpy()

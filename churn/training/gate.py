@@ -238,7 +238,7 @@ def check_speed(
 def compile_for(bundle: Bundle, held_out: Sequence[Snapshot]) -> tuple[Engine, Packed]:
     """Compile a model for the held-out rows, repeated if they are too few to be timed."""
     rows = pl.concat([shot.rows for shot in held_out]).head(_TIMED_ROWS)
-    encoding = plan_encoding(bundle.feature_names, rows.columns)
+    encoding = plan_encoding(bundle.feature_names, rows.columns, bundle.categories)
     packed = pack(rows, encoding)
     times = -(-_TIMED_ROWS // max(packed.n_rows, 1))
     many = Packed(np.tile(packed.numbers, times), np.tile(packed.levels, times))

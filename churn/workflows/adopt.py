@@ -99,8 +99,9 @@ def read_adopted(
     """
     fetch = partial(fetch_own, sources, variant, into=folder)
     data, names, is_sklearn = read_version(registry.client, source, folder)
-    bundle = _as_logged(read_bundle(data, names, source.uri), is_sklearn=is_sklearn)
     columns, created_at = read_columns(sources, variant), source.version.creation_timestamp / 1000
+    bundle = read_bundle(data, names, source.uri, (columns or Columns()).categories)
+    bundle = _as_logged(bundle, is_sklearn=is_sklearn)
     model, features = (
         SourceFile(folder, Provenance(
             source.uri, source.identity, hashlib.sha256(content).hexdigest(), len(content),
@@ -123,7 +124,8 @@ def _as_logged(bundle: Bundle, *, is_sklearn: bool) -> Bundle:
     if is_sklearn == ("scikit_learn" in booster.attributes()):
         return bundle
     booster.set_attr(scikit_learn="{}" if is_sklearn else None)
-    return load_bundle(bytes(booster.save_raw("ubj")), bundle.feature_names, "the booster", bundle.parameters)
+    data = bytes(booster.save_raw("ubj"))
+    return load_bundle(data, bundle.feature_names, "the booster", bundle.parameters).with_levels(bundle.categories)
 
 
 def _without_sample(
@@ -154,7 +156,8 @@ def _without_sample(
 def _features_today(activity: SourceFile, bundle: Bundle, columns: Columns | None) -> Matrix:
     """Return the features of accounts as of today, every n-th of many; shape (n, n_features)."""
     today, uri = datetime.now(UTC).date(), activity.provenance.uri
-    rows = prepare(activity.path, bundle.feature_names, today, 1.0, uri, declared=columns)
+    declared = replace(columns or Columns(), categories=bundle.categories)
+    rows = prepare(activity.path, bundle.feature_names, today, 1.0, uri, declared=declared)
     each = slice(None, None, max(rows.counts.n_accounts // _MOST_ROWS, 1))
     return np.concatenate([unpack(packed.take(each), rows.encoding) for _, packed in rows.chunks()])
 

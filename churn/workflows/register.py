@@ -17,7 +17,7 @@ import polars as pl
 
 from churn.data.activity import as_number, check_activity, check_encoded, is_activity
 from churn.data.columns import Columns, one_hot_columns
-from churn.data.features import Matrix, pack_matrix, plan_encoded
+from churn.data.features import Matrix, pack_matrix, plan_encoded, with_codes
 from churn.data.formats import open_rows, read_frame
 from churn.data.sample_rows import compare_with_activity
 from churn.errors import InputError, ModelFileError, UsageError
@@ -31,6 +31,7 @@ from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
 from churn.storage.sources import MODEL_NAMES, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import ModelVersion
+from churn.wording import listed
 from churn.workflows.ingest import COLUMNS_NAMES, fetch_own, read_columns, with_numbers
 
 FEATURE_NAMES = ("data/churn/feature_names_3.json",)
@@ -87,25 +88,40 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of
             f"{files_of}, whose model {variant} should get, has no model of its own; name a variant with one"
         )
     feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
-    bundle = read_bundle(model.path.read_bytes(), feature_names, model.provenance.uri)
-    return check_sample(bundle, files, read_columns(sources, variant))
+    columns = read_columns(sources, variant)
+    bundle = read_bundle(
+        model.path.read_bytes(), feature_names, model.provenance.uri, (columns or Columns()).categories
+    )
+    return check_sample(bundle, files, columns)
 
 
 def check_sample(bundle: Bundle, files: Sequence[SourceFile], columns: Columns | None) -> Candidate:
     """Check a model and the last of its three files, the sample, against each other; see :func:`read_candidate`."""
     model, _, sample = files
     feature_names, declared = bundle.feature_names, columns or Columns()
-    frame = read_frame(sample.path, feature_names)
+    frame = with_codes(read_frame(sample.path, feature_names), bundle.categories)
     checked = check_encoded(frame, feature_names, one_hot=declared.encoded, max_money=declared.max_money)
     if not checked.quarantined.is_empty():
         checked.require_share(0.0)
     matrix = np.ascontiguousarray(checked.rows.select(feature_names).cast(pl.Float32).to_numpy())
+    _require_levels(bundle, matrix, sample.provenance.uri)
     scores = bundle.predict(matrix)
     _require_expected(frame, scores, model.provenance.uri)
     if columns is None:
         columns = Columns(one_hot=one_hot_columns(feature_names, matrix) or None)
     account_ids = checked.rows["account_id"] if "account_id" in frame.columns else None
     return Candidate(bundle, matrix, scores, _read_labels(frame), tuple(files), columns, account_ids)
+
+
+def _require_levels(bundle: Bundle, matrix: Matrix, origin: str) -> None:
+    """Raise ``InputError`` if sample rows have levels that the model does not know: its list of them may be wrong."""
+    for name, levels in bundle.categories.items():
+        if (matrix[:, bundle.feature_names.index(name)] >= len(levels)).any():
+            raise InputError(
+                f"{origin} has rows with a {name} that the model does not know; it knows {listed(list(levels), 5)}: "
+                f"correct the sample, or declare all levels of {name} in the order of their codes in "
+                f'{COLUMNS_NAMES[0]}, such as {{"categories": {{"{name}": ["CO", "NJ"]}}}}'
+            )
 
 
 def _require_expected(frame: pl.DataFrame, scores: npt.NDArray[np.float32], origin: str) -> None:
@@ -151,8 +167,9 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
     if candidate.account_ids is not None:
         try:
             checked = check_activity(read_frame(file.path), max_money=columns.max_money)
-            activity, _ = with_numbers(checked.rows, names, columns, 1.0)
-            compared = compare_with_activity(candidate.account_ids, candidate.matrix, names, activity, columns.activity)
+            levels, ids, money = candidate.bundle.categories, candidate.account_ids, columns.activity
+            activity, _ = with_numbers(checked.rows, [name for name in names if name not in levels], columns, 1.0)
+            compared = compare_with_activity(ids, candidate.matrix, names, activity, money, levels=levels)
             remarks += [] if compared is None else [compared]
         except InputError as error:
             remarks.append(f"the activity cannot be scored: {error}")
@@ -212,7 +229,8 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         tags[tag.EVIDENCE_AFTER] = seen
     if model.fallback_reason is not None:
         tags[tag.FALLBACK_REASON] = model.fallback_reason
-    encoding, scores = plan_encoded(bundle.feature_names, candidate.columns.encoded), candidate.scores
+    encoding = plan_encoded(bundle.feature_names, candidate.columns.encoded, bundle.categories)
+    scores = candidate.scores
     if n := int((~np.isfinite(scores)).sum()):
         raise ModelFileError(f"{model.uri} gives {n} of {len(scores)} sample rows no finite score; train it again")
     golden_rows, has_data = candidate.matrix[:GOLDEN_ROWS], candidate.has_data

@@ -46,6 +46,7 @@ from churn.training.train import Trained, TrainingPlan, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import month_range, month_start, newest_month_due, training_days
+from churn.wording import listed
 from churn.workflows import ingest
 from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.ingest import ForeignActivityError, NoActivityError
@@ -199,6 +200,11 @@ class Trainer:
     def _own_names(self, variant: Variant, champion: OpenModel | None) -> "FeatureNames":
         """Return the names of a variant's champion, else those of its file, else the default set."""
         if champion is not None:
+            if named := champion.bundle.categories:
+                raise InputError(
+                    f"the champion of {variant} has the categorical features {listed(list(named))}, and models trained "
+                    f"here have one-hot levels; name the features with --features, such as --features default"
+                )
             return FeatureNames(f"the champion of {variant}", champion.bundle.feature_names)
         with tempfile.TemporaryDirectory(prefix="churn-train-") as scratch:
             file = ingest.fetch_own(self.sources, variant, FEATURE_NAMES, Path(scratch))
@@ -229,7 +235,8 @@ class Trainer:
         Args:
             champion: To compare with, so that the snapshots have its features as well.
         """
-        also = champion.bundle.feature_names if champion else ()
+        bundle = champion.bundle if champion else None
+        also = [name for name in bundle.feature_names if name not in bundle.categories] if bundle else []
         detours: list[str] = []
         sources: dict[Variant, Provenance] = {}
         n_added = 0
@@ -529,7 +536,8 @@ def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]
     for place, as_of in enumerate(accounts.as_ofs):
         rows = by_day[as_of]
         chosen = rows.filter(pl.col("account_id").is_in(accounts.account_ids[accounts.places == place]))
-        matrices.append(features.encode(chosen, features.plan_encoding(names, rows.columns)))
+        encoding = features.plan_encoding(names, rows.columns, champion.bundle.categories)
+        matrices.append(features.encode(chosen, encoding))
     return np.concatenate(matrices)
 
 

@@ -204,9 +204,10 @@ def test_what_cannot_be_compiled_is_scored_and_explained_by_xgboost_which_is_sai
     np.testing.assert_allclose(contributions, expected, atol=1e-5)
 
 
-def test_categorical_splits_are_left_to_xgboost():
-    with pytest.raises(NotCompilableError, match="categorical"):
-        categorical_case().bundle.read_forest()
+def test_categorical_splits_of_a_column_that_is_packed_as_a_number_are_left_to_xgboost():
+    case = categorical_case()
+    with pytest.raises(NotCompilableError, match="categorical splits by levels that are not known"):
+        build_scorer(case.bundle.read_forest(), case.encoding)
 
 
 def test_tables_that_disagree_with_xgboost_are_not_believed(monkeypatch: pytest.MonkeyPatch):
