@@ -529,7 +529,7 @@ def _compare(
 def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]) -> Matrix:
     """Build the champion's matrix of the held-out accounts' rows."""
     accounts, names = trained.held_out_accounts, champion.bundle.feature_names
-    if names == trained.feature_names:
+    if names == trained.feature_names and not champion.bundle.categories:
         return accounts.matrix
     by_day = {shot.as_of: shot.rows for shot in shots}
     matrices = []

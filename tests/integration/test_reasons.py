@@ -292,3 +292,48 @@ def test_failed_variants_keep_nothing_of_their_models_in_memory(us: pd.DataFrame
     assert isinstance(error, InputError)
     assert "score a later week" in str(error)
     assert (error.__traceback__, error.__context__) == (None, None)
+
+
+def test_a_categorical_models_reasons_are_exact_and_show_the_levels(
+    site: Site, log_model: Run, deployment: Deployment
+) -> None:
+    rows = activity()
+    rows["plan"] = np.array(["gold", "basic", None, "trial"])[rows["account_id"] % 4]
+    last = encoded(rows, monday())[["account_id", "total_deposit"]].merge(
+        rows.groupby("account_id")[["brand_id", "plan"]].last().reset_index(), how="left"
+    )
+    frame = last[["total_deposit", "brand_id", "plan"]].astype({"brand_id": "category", "plan": "category"})
+    data = xgb.DMatrix(frame, frame["plan"].isin(["gold"]) ^ (frame.index % 3 == 0), enable_categorical=True)
+    booster = xgb.train({"objective": "binary:logistic", "max_depth": 3, "min_child_weight": 0.1}, data, 5)
+    sample = last.assign(expected_probability=booster.predict(data))[[*frame.columns, "expected_probability"]]
+    files = {"model": bytes(booster.save_raw("ubj")), "names": json.dumps(list(frame.columns)).encode()}
+    lines = sample.to_json(orient="records", lines=True).encode()
+    put_model_files(site, US.prefix, **files, sample=lines.replace(b'"gold"', b'"golden"'))
+    put_input(
+        site, US.key, as_parquet(rows.assign(plan=rows["plan"].replace("trial", " Trial").replace("basic", "new")))
+    )
+    refused = log_model("--geography", "us")
+    assert refused.status == 1
+    assert "rows with a plan that the model does not know; it knows basic, gold, trial: correct" in refused.err
+    put_model_files(site, US.prefix, **files, sample=lines)
+    assert log_model("--geography", "us").status == 0
+
+    outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
+
+    assert (outcome.record.scored_by, outcome.engine.fallback_reason) == ("tables", None)
+    assert outcome.counts.unknown_levels["plan"].keys() == {"new"}
+    matrix = np.column_stack([frame["total_deposit"], frame["brand_id"].cat.codes, frame["plan"].cat.codes])
+    plans = last["plan"].fillna("(missing)").replace("basic", "(other)")
+    matrix[:, 2] = np.where(plans == "(missing)", np.nan, np.where(plans == "(other)", 3, matrix[:, 2]))
+    expected = xgb.DMatrix(matrix.astype(np.float32), feature_names=list(frame.columns), feature_types=["q", "c", "c"])
+    held = site.current()
+    assert held["account_id"].to_list() == last["account_id"].to_list()
+    assert held["churn_probability"].to_list() == pytest.approx(booster.predict(expected).tolist(), abs=1e-6)
+    values = [{reason["feature"]: reason["value"] for reason in row} for row in held["reasons"]]
+    assert [row["plan"] for row in values] == plans.tolist()
+    assert [row["brand_id"] for row in values] == last["brand_id"].tolist()
+    sizes = [
+        [{reason["feature"]: reason["contribution"] for reason in row}[name] for name in frame]
+        for row in held["reasons"]
+    ]
+    np.testing.assert_allclose(sizes, booster.predict(expected, pred_contribs=True)[:, :3], atol=1e-6)
