@@ -183,6 +183,12 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
     missing = [name for name in features if name not in set(columns)]
     if not missing:
         return
+    if raw := sorted(set(columns) & KINDS.keys() - {*features, "account_id"}):
+        lacking = [name for name in KEY if name not in columns]
+        raise InputError(
+            f"the rows have columns of raw activity ({listed(raw, 4)}) and lack {' and '.join(lacking)}; add it to the "
+            f"extract: raw activity has an account_id and an activity_month in each row"
+        )
     if len(missing) == len(features):
         raise InputError(
             f"the rows have columns {listed(sorted(columns))}, which are neither raw activity (account_id, "

@@ -159,6 +159,19 @@ def plan_rows(
     return RowPlan(encoding, packed, tuple(window for window in windows if window.is_of_row), over_months)
 
 
+def plan_file(feature_names: Sequence[str], columns: Sequence[str], declared: Columns) -> RowPlan | None:
+    """Plan the rows of a file with these columns; ``None`` if they are encoded.
+
+    Raises:
+        InputError: If the columns do not give the features; see :func:`plan_rows`.
+    """
+    if not activity.is_activity(columns):
+        activity.require_features(columns, feature_names)
+        return None
+    derived = [features.DERIVED] if "ftd_date" in columns and features.DERIVED not in columns else []
+    return plan_rows(feature_names, columns, derived, declared.categories)
+
+
 def prepare(
     path: Path,
     feature_names: tuple[str, ...],
@@ -184,15 +197,16 @@ def prepare(
     """
     file = open_rows(path, feature_names)
     erased, declared = erased or Erased(), declared or Columns()
-    if activity.is_activity(file.columns):
+    plan = plan_file(feature_names, file.columns, declared)
+    if plan is not None:
         read = partial(_read_activity, horizon_months=horizon_months, erased=erased, declared=declared, origin=origin)
-        return read(file, feature_names, as_of, max_quarantine_share)
-    activity.require_features(file.columns, feature_names)
+        return read(file, plan, feature_names, as_of, max_quarantine_share)
     return _open_encoded(file, feature_names, max_quarantine_share, erased, declared)
 
 
 def _read_activity(
     file: RowFile,
+    plan: RowPlan,
     feature_names: tuple[str, ...],
     as_of: date,
     max_quarantine_share: float,
@@ -203,8 +217,6 @@ def _read_activity(
     origin: str,
 ) -> ScoringRows:
     money, max_money = declared.activity, declared.max_money
-    derived = [features.DERIVED] if "ftd_date" in file.columns and features.DERIVED not in file.columns else []
-    plan = plan_rows(feature_names, file.columns, derived, declared.categories)
     numbers = [*(name for name, _ in plan.packed.numbers), *money]
     dates = [window.column for window in plan.of_row]
 

@@ -20,6 +20,7 @@ from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import Matrix, pack_matrix, plan_encoded, with_codes
 from churn.data.formats import open_rows, read_frame
 from churn.data.sample_rows import compare_with_activity
+from churn.data.scoring_rows import plan_file
 from churn.errors import InputError, ModelFileError, UsageError
 from churn.evaluation.metrics import Scores, evaluate
 from churn.inference.bundle import GOLDEN_ROWS, GOLDEN_TOLERANCE, Bundle, parse_feature_names, read_bundle
@@ -152,27 +153,25 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
     try:
         rows = open_rows(file.path, names)
     except InputError as error:  # no reason against the model; scoring refuses the file
-        return replace(candidate, remarks=(f"the activity cannot be read: {error}",))
-    if not is_activity(rows.columns):
-        return candidate
-    declared, usual = ((of.activity, of.segments, of.revenue) for of in (columns, Columns()))
-    if declared != usual:
-        columns.require(rows.columns, file.provenance.uri)
+        return replace(candidate, remarks=(f"the activity cannot be scored: {error}",))
     remarks = list(candidate.remarks)
-    if not set(columns.activity) & set(rows.columns):
+    declared, usual = ((of.activity, of.segments, of.revenue) for of in (columns, Columns()))
+    if is_activity(rows.columns) and declared != usual:
+        columns.require(rows.columns, file.provenance.uri)
+    if is_activity(rows.columns) and not set(columns.activity) & set(rows.columns):
         remarks.append(
             f"the activity has none of {', '.join(columns.activity)}, so it is scored but gives no labels; declare the "
             f"columns that measure activity in {variant.prefix}{COLUMNS_NAMES[0]}"
         )
-    if candidate.account_ids is not None:
-        try:
+    try:
+        if plan_file(names, rows.columns, columns) is not None and candidate.account_ids is not None:
             checked = check_activity(read_frame(file.path), max_money=columns.max_money)
             levels, ids, money = candidate.bundle.categories, candidate.account_ids, columns.activity
             activity, _ = with_numbers(checked.rows, [name for name in names if name not in levels], columns, 1.0)
             compared = compare_with_activity(ids, candidate.matrix, names, activity, money, levels=levels)
             remarks += [] if compared is None else [compared]
-        except InputError as error:
-            remarks.append(f"the activity cannot be scored: {error}")
+    except InputError as error:
+        remarks.append(f"the activity cannot be scored: {error}")
     return replace(candidate, remarks=tuple(remarks))
 
 
