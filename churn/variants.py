@@ -5,12 +5,13 @@ registry, not this module, has the list of existing variants.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 from churn.errors import UsageError
+from churn.wording import listed
 
 BASE_KEY = "base"
 MAX_PART_LENGTH = 64
@@ -123,17 +124,55 @@ def _fold(part: str, value: str | None) -> str | None:
     if value.isascii() and len(folded) <= MAX_PART_LENGTH and _PART.fullmatch(folded):
         return folded
     allowed = f"letters, digits and single underscores between them, at most {MAX_PART_LENGTH} characters"
-    raise UsageError(f"{part} {value!r} is not allowed: {allowed}{_hint(folded)}")
+    raise UsageError(f"{part} {value!r} is not allowed: {allowed}{_hint(part, folded)}")
 
 
-def _hint(folded: str) -> str:
+def _hint(part: str, folded: str) -> str:
     """Suggest the nearest allowed spelling, if any."""
-    ascii_only = folded.encode("ascii", "ignore").decode()
+    ascii_only = folded.removeprefix(f"{part}-").encode("ascii", "ignore").decode()
     meant = re.sub(r"[^a-z0-9]+", "_", ascii_only).strip("_")[:MAX_PART_LENGTH].strip("_")
     return f"; did you mean {meant!r}?" if meant else ""
 
 
+def fold_name(text: str) -> str:
+    """Return what a person typed for a variant, folded: its key, or the name of its geography or company.
+
+    Raises:
+        UsageError: If it can be neither.
+    """
+    folded = text.casefold() if text.isascii() else text
+    return folded if _keys_of(folded) else Variant.from_key(folded).key
+
+
+def find_variant(name: str, known: Callable[[], Iterable[Variant]]) -> Variant:
+    """Return the variant of a folded name; ``known`` is called for that of a geography or company only.
+
+    Raises:
+        UsageError: If no known variant has the name, or several have it.
+    """
+    if name == BASE_KEY or not _keys_of(name):
+        return Variant.from_key(name)
+    there = list(known())
+    meant = [one for one in there if name in (one.geography, one.company)]
+    if len(meant) == 1:
+        return meant[0]
+    keys = listed([one.key for one in meant or there]) or "none yet"
+    problem = f"is ambiguous: {keys}" if meant else f"is not known (known are: {keys})"
+    raise UsageError(f"variant {name!r} {problem}; name it by its key, such as {_keys_of(name)}")
+
+
+def similar(variant: Variant, existing: Iterable[Variant]) -> Variant | None:
+    """Return the other variant whose name differs least, if it is by a letter, or by two of a long name."""
+
+    def edits(other: Variant) -> int:
+        codes = SequenceMatcher(None, variant.registered_model, other.registered_model).get_opcodes()
+        return sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in codes if kind != "equal")
+
+    close = min((one for one in existing if one != variant), key=edits, default=None)
+    return close if close and edits(close) <= max(1, len(variant.key) // 10) else None
+
+
 def nearest(variant: Variant, existing: Iterable[Variant]) -> str:
     """Return ``"; did you mean …?"`` naming the closest existing variant, or ``""``."""
-    close = get_close_matches(variant.key, [other.key for other in existing], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = similar(variant, existing)
+    return f"; did you mean {close.key!r}?" if close else ""

@@ -18,6 +18,7 @@ class ModelVersion:
         is_calibrated: Whether its scores were calibrated, so that they are probabilities.
         columns: What the columns of the variant's activity mean, as declared with the version, in JSON; ``None`` for
             the defaults.
+        is_repeat: Whether a registration found it, made of the same files, and changed nothing.
     """
 
     variant: Variant
@@ -30,6 +31,7 @@ class ModelVersion:
     has_reference: bool = False
     is_calibrated: bool = False
     columns: str | None = None
+    is_repeat: bool = False
 
     @property
     def uri(self) -> str:

@@ -26,7 +26,8 @@ from churn.deployment import command_line
 from churn.deployment.services import Deployment, open_deployment
 from churn.errors import UsageError
 from churn.registry.tags import COMPANY, GEOGRAPHY
-from churn.variants import Variant
+from churn.storage.sources import NoFileError
+from churn.variants import Variant, find_variant, fold_name, similar
 from churn.versions import CHAMPION, ModelVersion
 from churn.workflows.fleet import FleetEngine, for_each_variant, threads
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from churn.workflows.register import Candidate
 
 _NO_TRAIL = "no database for predictions is set; set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
+_NEAR = "{} is new, has no files of its own, and is spelled like {}; to undo it: docs/how-to/remove-a-variant.md"
 _THREADS = 2  # each variant is taken to its end: a killed run leaves few unfinished
 
 
@@ -60,18 +62,19 @@ def log_models(args: argparse.Namespace) -> None:
         adopt_models(args)
         return
     named, alias = command_line.parse_variants(args), command_line.parse_alias(args)
-    files_of = Variant.from_key(args.from_variant) if args.from_variant else None
-    parts = {GEOGRAPHY: args.geography, COMPANY: args.company}
-    typed = {named[0]: {name: part for name, part in parts.items() if part}} if named else {}
+    files_of = fold_name(args.from_variant) if args.from_variant else None
     with open_deployment() as deployment:
-        variants = command_line.add_variants_under(named, args, deployment.sources())
+        registry = deployment.registry(read_only=False)
+        variants = command_line.find_variants(named, args, registry.variants, deployment.sources())
         if command_line.is_fleet(args):
-            n, aliases = len(variants), deployment.registry(read_only=False).aliases()
+            n, aliases = len(variants), registry.aliases()
             variants = [one for one in variants if not {alias, CHAMPION} & aliases.get(one, {}).keys()]
             print(f"{n - len(variants)} of {n} variants are registered; logging {len(variants)}", flush=True)
         if variants:
             once = command_line.is_fleet(args)
-            log_variants(deployment, variants, alias, once=once, files_of=files_of, typed=typed)
+            source = find_variant(files_of, registry.variants) if files_of else None
+            typed = command_line.typed_parts(args)
+            log_variants(deployment, variants, alias, once=once, files_of=source, typed=typed)
 
 
 def adopt_models(args: argparse.Namespace) -> None:
@@ -86,7 +89,8 @@ def adopt_models(args: argparse.Namespace) -> None:
         from churn.workflows.adopt import adopt_each, assign
 
         found = find_versions(registry.client, args.adopt)
-        chosen, failed = assign(found, args.geography, args.company, *args.variant)
+        keys = [find_variant(fold_name(name), registry.variants).key for name in args.variant]
+        chosen, failed = assign(found, args.geography, args.company, *keys)
         how = {"artifact_location": deployment.artifact_location, "code_version": deployment.code_version}
         adopt = adopt_each(registry, deployment.sources(), chosen, alias, run_tags=typed, **how)
         log_variants(deployment, list(chosen), alias, adopt=adopt, failed=failed)
@@ -122,6 +126,7 @@ def log_variants(
     if deployment.predictions is None:
         print(f"trail     none of the aliases is kept, since {_NO_TRAIL}", flush=True)
     registry, sources = deployment.registry(read_only=False), deployment.sources()
+    known = registry.variants()
 
     def log(variant: Variant) -> list[str]:
         location, code_version = deployment.artifact_location, deployment.code_version
@@ -131,11 +136,16 @@ def log_variants(
             )
         read, run_tags = partial(read_candidate, sources, variant, files_of=files_of), (typed or {}).get(variant)
         log_files = partial(log_variant, alias=alias, once=once, read=read, run_tags=run_tags)
-        logged = adopt(variant) if adopt else log_files(registry, sources, variant, location, code_version)
+        try:
+            logged = adopt(variant) if adopt else log_files(registry, sources, variant, location, code_version)
+        except NoFileError as error:
+            raise NoFileError(f"{error}{sources.hint(variant)}") from error
         if isinstance(logged, str):
             return [logged]
         version, candidate = logged
-        model = candidate.files[0].provenance
+        model, aliases = candidate.files[0].provenance, registry.aliases_of(variant)
+        held = ", ".join(sorted(name for name, number in aliases.items() if number == version.version))
+        near = None if model.variant == variant else similar(variant, [*known, *sources.beside(variant).values()])
         copy = "bundled model" if model.sha256 in sources.simulated else f"local copy of {model.variant}"
         fallback = f"fallback  {copy}, because {model.fallback_reason}"
         return [
@@ -144,8 +154,10 @@ def log_variants(
             *([fallback] if model.fallback_reason else []),
             f"run id    {version.mlflow_run_id}",
             f"model URI {version.uri}",
-            f"version   {version.version}, {f'alias {version.alias}' if version.alias else 'without an alias'}",
-            *([] if version.alias else [_next_step(registry.aliases_of(variant).get(CHAMPION))]),
+            f"version   {'already registered as version ' if version.is_repeat else ''}{version.version}, "
+            f"{f'alias {held}' if held else 'without an alias'}{'; nothing was changed' if version.is_repeat else ''}",
+            *([] if held else [_next_step(aliases.get(CHAMPION))]),
+            *([f"warning   {_NEAR.format(variant, near)}"] if near and variant not in known else []),
             *(f"remark    {remark}" for remark in candidate.remarks),
         ]
 

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"actions:\n{actions}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command_line.add_variant_flags(parser)
+    command_line.add_variant_flags(parser, "that is registered")
     parser.add_argument("action", choices=list(ACTIONS), metavar="action", help="|".join(ACTIONS))
     parser.add_argument("--force", action="store_true", help="promote regardless of the test and the guardrails")
     parser.add_argument("--reason", default="", help="recorded in the history; required with --force")
@@ -71,9 +71,10 @@ def promote_models(args: argparse.Namespace) -> None:
             "--force and --to are for one variant at a time; name it with --geography, --company or --variant"
         )
     with open_deployment() as deployment:
-        variants = command_line.add_variants_under(named, args, deployment.sources())
+        promoter = deployment.promoter()
+        variants = command_line.find_variants(named, args, promoter.registry.variants, None)
         is_fleet = args.action == "promote" and command_line.is_fleet(args)
-        attempts = (_promote_fleet if is_fleet else _act_on_each)(deployment.promoter(), variants, args)
+        attempts = (_promote_fleet if is_fleet else _act_on_each)(promoter, variants, args)
         command_line.print_attempts("promote_model.py", attempts)
 
 

@@ -31,8 +31,8 @@ def set_up(args: argparse.Namespace) -> None:
     with open_deployment() as deployment:
         for line in set_up_server(*deployment.databases):
             print(line, flush=True)
-        variants = command_line.add_variants_under(named, args, deployment.sources())
         registry = deployment.registry(read_only=False)
+        variants = command_line.find_variants(named, args, registry.variants, deployment.sources())
         attempts = set_up_variants(registry, deployment.artifact_location, variants)
         command_line.print_attempts("setup.py", attempts)
 

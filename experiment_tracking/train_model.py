@@ -9,6 +9,7 @@ process; a variant that fails stops no other.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
     parser = argparse.ArgumentParser(prog="train_model.py", description=__doc__)
-    command_line.add_variant_flags(parser)
+    command_line.add_variant_flags(parser, "that is registered or has a model file")
     as_of = "the date to train as of, as YYYY-MM-DD; nothing that became known later is used; default: today, UTC"
     parser.add_argument("--as-of", type=command_line.parse_day, metavar="DAY", help=as_of)
     trials = "hyperparameter trials; default: CHURN_TRAINING_TRIALS"
@@ -54,9 +55,10 @@ def train_models(args: argparse.Namespace) -> None:
     if today > now:
         raise UsageError(f"--as-of {today} is in the future (today is {now}, UTC); use today or an earlier date")
     with open_deployment() as deployment:
-        keys = [variant.key for variant in command_line.add_variants_under(named, args, deployment.sources())]
         trainer = deployment.trainer(n_trials=args.trials, features=args.features)
-        outcomes = trainer.train_fleet(keys, today, dry_run=args.dry_run)
+        trainer = replace(trainer, run_tags=command_line.typed_parts(args))
+        variants = command_line.find_variants(named, args, trainer.registry.variants, trainer.sources, None)
+        outcomes = trainer.train_fleet([one.key for one in variants], today, dry_run=args.dry_run)
         attempts = (
             (key, result if isinstance(result, BaseException) else describe(result)) for key, result in outcomes
         )

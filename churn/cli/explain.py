@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from datetime import date
 
 import sqlalchemy as sa
@@ -12,7 +11,7 @@ from rich.table import Column, Table
 
 from churn.database.published import PublishedPredictions, Row
 from churn.errors import UsageError
-from churn.variants import BASE_KEY, Variant
+from churn.variants import BASE_KEY, find_variant
 from churn.wording import listed, printable
 
 _BAR_WIDTH, _WIDTH_OF_PIPE = 24, 120
@@ -34,7 +33,7 @@ def explain_account(url: sa.URL, variant: str | None, account_id: int, week: dat
     """Print the reasons of an account's current prediction.
 
     Args:
-        variant: A key, or the name of a geography or company that only one variant has; ``None`` for the base variant,
+        variant: A folded name, as of :func:`churn.variants.find_variant`; ``None`` for the base variant,
             or for the only one that has the account.
         week: ``None`` for the account's newest week.
 
@@ -42,7 +41,7 @@ def explain_account(url: sa.URL, variant: str | None, account_id: int, week: dat
         UsageError: If there is no such prediction.
     """
     published = PublishedPredictions(url)
-    key = BASE_KEY if variant is None else _resolve(variant, published.variants())
+    key = BASE_KEY if variant is None else find_variant(variant, published.variants).key
     if (prediction := published.prediction(key, account_id, week)) is None:
         others = published.variants_of(account_id, week)
         if variant is None and len(others) == 1:
@@ -51,18 +50,6 @@ def explain_account(url: sa.URL, variant: str | None, account_id: int, week: dat
         when = f"the week of {week}" if week else "any week"
         raise UsageError(f"account {account_id} has no current prediction of {key} for {when}, {hint}")
     return _print(prediction, console)
-
-
-def _resolve(name: str, published: Sequence[str]) -> str:
-    if name in published:
-        return name
-    parts = [Variant.from_key(key) for key in published]
-    meant = [one.key for one in parts if name.casefold() in (one.geography, one.company)]
-    if len(meant) == 1:
-        return meant[0]
-    problem = "is ambiguous" if meant else "has no predictions"
-    known = listed(meant or published) or "none yet; score one with churn score"
-    raise UsageError(f"variant {name!r} {problem}; name one by its key: {known}")
 
 
 def _print(prediction: Row, console: Console) -> None:

@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     up.add_argument("--dagster-port", type=parse_port, default=3000, help="default: %(default)s")
     up.add_argument("--mlflow-port", type=parse_port, default=5000, help="default: %(default)s")
     score = commands.add_parser("score", help="score variants without Dagster")
-    score.add_argument("variant", nargs="+", help="base, geography-us, company-clienta, geography-eu.company-clientb")
+    score.add_argument(
+        "variant", nargs="+", help="a key such as geography-us, or us if one registered variant has that name"
+    )
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     score.add_argument("--as-of", type=parse_day, help="score as known at the end of this day, YYYY-MM-DD")
     score.add_argument("--corrected", action="store_true", help="score a past day from today's extract")
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--force", action="store_true", help=force)
     explain = commands.add_parser("explain", help="show why an account has its score")
     explain.add_argument("--account", type=parse_account, required=True, help="the account_id")
-    variant = "its key, or a geography or company; default: base, or the only variant that has the account"
+    variant = "a key, or us if one scored variant has that name; default: base, or the only one with the account"
     explain.add_argument("--variant", help=variant)
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
     report = commands.add_parser("report", help="write one HTML file about the fleet and each of its variants")
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--week", help="the Monday to report on, as YYYY-MM-DD; default: the newest scored week's")
     erase = commands.add_parser("erase", help="erase an account everywhere, and exclude it from later extracts")
     erase.add_argument("--account", type=parse_account, required=True, help="the account_id")
-    erase.add_argument("--variant", metavar="KEY", help="erase it from this variant only; default: from all")
+    erase.add_argument("--variant", metavar="KEY", help="erase it from this variant only; default: all")
     erase.add_argument("--dry-run", action="store_true", help="count matches without deleting")
     retain = commands.add_parser("retain", help="drop predictions older than the retention period")
     retain.add_argument("--weeks", type=int, help="weeks to retain, this one included; default: CHURN_KEEP_WEEKS")
@@ -84,16 +86,18 @@ def _up(args: argparse.Namespace) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
-    from churn.variants import Variant
+    from churn.variants import find_variant, fold_name
     from churn.workflows.score import FleetRequest, score_fleet
 
-    keys = [Variant.from_key(key).key for key in args.variant]
+    names = [fold_name(name) for name in args.variant]
     today = _today()
     week = parse_week(args.week, today)
     request = FleetRequest.as_known(week, today=today, as_of=args.as_of, corrected=args.corrected, force=args.force)
     with open_deployment() as deployment:
         report = partial(_describe_scored, is_current=request.make_current)
-        attempts = score_fleet(deployment.scorer(), keys, request, report, deployment.cluster())
+        scorer = deployment.scorer()
+        keys = [find_variant(name, scorer.registry.variants).key for name in names]
+        attempts = score_fleet(scorer, keys, request, report, deployment.cluster())
         print_attempts("churn score", attempts)
 
 
@@ -134,10 +138,12 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
 def _explain(args: argparse.Namespace) -> None:
     from churn.cli.explain import build_console, explain_account
     from churn.deployment.services import open_deployment
+    from churn.variants import fold_name
 
     week = parse_week(args.week, _today()) if args.week else None
+    name = fold_name(args.variant) if args.variant else None
     with open_deployment() as deployment:
-        explain_account(deployment.database, args.variant, args.account, week, build_console())
+        explain_account(deployment.database, name, args.account, week, build_console())
 
 
 def _metrics(args: argparse.Namespace) -> None:
@@ -170,11 +176,12 @@ def _report(args: argparse.Namespace) -> None:
 
 def _erase(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
-    from churn.variants import Variant
+    from churn.variants import find_variant, fold_name
 
-    variant = Variant.from_key(args.variant) if args.variant else None
+    name = fold_name(args.variant) if args.variant else None
     done = "would be erased" if args.dry_run else "erased"
     with open_deployment() as deployment:
+        variant = find_variant(name, lambda: deployment.registry(read_only=True).variants()) if name else None
         for found in deployment.eraser().erase_account(args.account, variant, dry_run=args.dry_run):
             print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)
             if found.why_left:

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from churn.database.connection import READER, Tables
+from churn.variants import Variant
 
 Row = sa.Row[Any]
 
@@ -48,9 +49,9 @@ class PublishedPredictions(Tables):
 
     role, pool_size = READER, 0
 
-    def variants(self) -> list[str]:
-        """Return the keys of the variants with a current batch."""
-        return [row.variant for row in self._rows(_VARIANTS)]
+    def variants(self) -> list[Variant]:
+        """Return the variants with a current batch."""
+        return [Variant.from_key(row.variant) for row in self._rows(_VARIANTS)]
 
     def variants_of(self, account_id: int, week: date | None) -> list[str]:
         """Return the keys of the variants with a current prediction of an account; of ``week``, or of any."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from churn.deployment.surroundings import prepare_process
 from churn.errors import ChurnError, UsageError
 from churn.signals import Stopped, signals_handled
-from churn.variants import Variant
+from churn.variants import Variant, find_variant, fold_name
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
 from churn.wording import printable
 
@@ -28,14 +28,14 @@ _MAX_KEYS_TEXT = 10_000_000  # a device file has no end
 _ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE | re.ASCII)
 
 
-def add_variant_flags(parser: argparse.ArgumentParser) -> None:
+def add_variant_flags(parser: argparse.ArgumentParser, which: str = "that has a model file") -> None:
     """Add the flags that name one variant or many; without any, the base variant is meant."""
     parser.add_argument("--geography", help="such as US; case does not matter")
     parser.add_argument("--company", help="such as ClientA; case does not matter")
-    keys = "base, geography-us, company-clienta or geography-eu.company-clientb; may be repeated"
+    keys = "a key such as geography-us, or us if one registered variant has that name; may be repeated"
     parser.add_argument("--variant", action="append", default=[], metavar="KEY", help=keys)
     parser.add_argument("--all", type=Path, metavar="FILE", help="a file with a variant key on each line")
-    under = "every variant with a model file under this prefix of the bucket, such as geography-"
+    under = f"every variant {which} under this prefix of the bucket, such as geography-"
     parser.add_argument("--under", metavar="PREFIX", help=under)
 
 
@@ -124,31 +124,43 @@ def _of_variant(key: str, text: str) -> str:
     return text if re.search(rf"(?<![\w./-]){re.escape(key)}(?![\w./-])", text) else f"{key}: {text}"
 
 
-def parse_variants(args: argparse.Namespace) -> list[Variant]:
-    """Return the variants that the flags name, each once, in order; call it before any service is opened.
+def parse_variants(args: argparse.Namespace) -> list[str]:
+    """Return the names of the variants that the flags name, each once, in order; call it before a service is opened.
 
     Raises:
         UsageError: If a name is not allowed, or the file of ``--all`` cannot be read.
     """
-    many = [Variant.from_key(key) for key in [*args.variant, *_read_keys(args.all)]]
+    many = [fold_name(name) for name in [*args.variant, *_read_keys(args.all)]]
     is_one = bool(args.geography or args.company) or not (many or args.under is not None)
-    return list(dict.fromkeys([*([Variant(args.geography, args.company)] if is_one else []), *many]))
+    return list(dict.fromkeys([*([Variant(args.geography, args.company).key] if is_one else []), *many]))
 
 
-def add_variants_under(variants: list[Variant], args: argparse.Namespace, sources: "Sources") -> list[Variant]:
-    """Add the variants that ``--under`` finds.
+def find_variants(
+    names: Sequence[str], args: argparse.Namespace, known: Callable[[], Iterable[Variant]], *places: "Sources | None"
+) -> list[Variant]:
+    """Return the variants of these names, and those that ``--under`` finds.
+
+    Args:
+        known: Returns the registered variants.
+        places: Where ``--under`` searches: variants with a model file; ``None``: those that are registered.
 
     Raises:
-        UsageError: If it finds none.
+        UsageError: If a name is not a variant's, or ``--under`` finds none.
     """
-    if args.under is None:
-        return variants
-    found = sources.variants_under(args.under)
-    if not found:
-        raise UsageError(
-            f"--under {args.under!r} finds no model file of a variant; a key prefix such as geography- is needed"
-        )
-    return list(dict.fromkeys([*variants, *found]))
+    found, under = [find_variant(name, known) for name in names], []
+    for place in places if args.under is not None else ():
+        there = known() if place is None else place.variants_under(args.under)
+        under += [one for one in there if place or one.prefix.startswith(args.under.casefold())]
+    if args.under is not None and not under:
+        of = " or ".join("no registered variant" if place is None else "no model file of a variant" for place in places)
+        raise UsageError(f"--under {args.under!r} finds {of}; a key prefix such as geography- is needed")
+    return list(dict.fromkeys([*found, *under]))
+
+
+def typed_parts(args: argparse.Namespace) -> dict[Variant, dict[str, str]]:
+    """Return the parts of the variant that --geography and --company name, as they are typed, by the tag of a run."""
+    parts = {"geography": args.geography, "company_id": args.company}
+    return {Variant(args.geography, args.company): {name: part for name, part in parts.items() if part}}
 
 
 def is_fleet(args: argparse.Namespace) -> bool:

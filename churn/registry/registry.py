@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -210,7 +211,8 @@ class Registry:
 
         On any error the run ends ``FAILED``, and no version is registered. A process that was killed leaves a run that
         is ``RUNNING``: the next call for the variant ends it, deletes its unfinished model and, if its version is of
-        the same files, sets that version's alias in place of logging another.
+        the same files, sets that version's alias in place of logging another. A repeat, of the same files by the same
+        code, returns the version that has the alias already, or any without ``alias``, if its booster is still whole.
 
         Args:
             location: Artifact location of the variant's experiment, if the experiment has to be created.
@@ -236,6 +238,9 @@ class Registry:
                 alike = self._alike(variant, logged) if registered is not None else []
                 is_adopted = tags.ADOPTED in logged.tags
                 found = [one for one in alike if is_adopted or CHAMPION not in aliases or one.run_id in ended]
+                repeats = [one for one in alike if given is None or aliases.get(given) == int(one.version)]
+                if not found and repeats and self._is_whole(variant, repeats[0]):
+                    return replace(self._describe(variant, repeats[0], given), is_repeat=True)
                 version = found[0] if found else self._log(variant, experiment_id, logged)
                 keeps_one = (once or is_adopted) and not is_locked
                 if keeps_one and (first := self._alike(variant, logged)[0]).version != version.version:
@@ -265,6 +270,11 @@ class Registry:
         versions = self.client.search_model_versions(f"name = '{variant.registered_model}'")
         alike = [one for one in versions if files == {name: one.tags.get(name) for name in files}]
         return sorted(alike, key=lambda one: int(one.version)) if all(files.values()) else []
+
+    def _is_whole(self, variant: Variant, version: Any) -> bool:
+        with contextlib.suppress(RegistryError, ModelFileError):
+            return bool(self._fetch(self._describe(variant, version, None)))
+        return False
 
     def _log(self, variant: Variant, experiment_id: str, logged: LoggedRun) -> Any:
         variant_tags = tags.tags_of_variant(variant)

@@ -35,7 +35,7 @@ ADOPTED = "churn.adopted"  # name, version, run and artifacts of the version tha
 MODEL_FILE_SHA256 = "churn.model_file_sha256"
 FEATURE_NAMES_SHA256 = "churn.feature_names_sha256"
 SAMPLE_SHA256 = "churn.sample_sha256"
-FILES = (MODEL_FILE_SHA256, FEATURE_NAMES_SHA256, SAMPLE_SHA256)
+FILES = (MODEL_FILE_SHA256, FEATURE_NAMES_SHA256, SAMPLE_SHA256, COLUMNS, CODE_VERSION)
 """What tells versions apart that were registered from files."""
 
 

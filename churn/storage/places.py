@@ -92,6 +92,9 @@ class Place(Protocol):
     def uri(self, key: str) -> str: ...
     def list(self, prefix: str) -> list[Entry]: ...
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yield the names of the folders right below a prefix, which is empty or ends with a slash."""
+
     def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:
         """Begin to read a file: the current one, which must have ``version`` if that is given, or ``version_id``."""
 
@@ -116,20 +119,35 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def _path(self, key: str) -> Path:
+        """Return a key's path. A variant's folder may be spelled in any case, as its name may; the very name wins."""
+        path = self.root
+        for part in key.split("/"):
+            exact = path / part
+            if part.startswith(("geography-", "company-")) and not exact.exists():
+                alike = (one for one in sorted(path.glob("*")) if one.name.isascii() and one.name.casefold() == part)
+                exact = next(alike, exact)
+            path = exact
+        return path
+
     def uri(self, key: str) -> str:
-        return (self.root / key).absolute().as_uri()
+        return self._path(key).absolute().as_uri()
 
     def list(self, prefix: str) -> list[Entry]:
         if prefix.startswith("/") or ".." in prefix.split("/"):
             return []  # no such key exists, and the path would lead out of the folder
-        folder = self.root / prefix.rpartition("/")[0]
+        base = prefix.rpartition("/")[0]
+        folder = self._path(base)
         # The suffix is tested first: an unfinished file may vanish before is_file().
         paths = (path for path in sorted(folder.rglob("*")) if path.suffix != _UNFINISHED and path.is_file())
-        keys = ((path.relative_to(self.root).as_posix(), path) for path in paths)
+        keys = (((Path(base) / path.relative_to(folder)).as_posix(), path) for path in paths)
         return [_local_entry(key, path.stat()) for key, path in keys if key.startswith(prefix)]
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        yield from (path.name for path in sorted(self._path(prefix).glob("*")) if path.is_dir())
+
     def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:  # noqa: ARG002 a folder keeps no versions
-        path = self.root / key
+        path = self._path(key)
         try:
             file = path.open("rb")
         except PermissionError as error:
@@ -145,7 +163,7 @@ class Folder:
         return OpenFile(entry, _chunks_of(file))
 
     def write(self, key: str, body: bytes) -> None:
-        path = self.root / key
+        path = self._path(key)
         with self._written(path, body) as unfinished:
             unfinished.replace(path)
 
@@ -156,7 +174,7 @@ class Folder:
             ReplacedError: If the file changed meanwhile; it stays as it is now. A system that cannot exchange two
                 files atomically has a moment in which that is not noticed.
         """
-        path = self.root / key
+        path = self._path(key)
         with self._written(path, body) as unfinished:
             stat = path.stat()
             unfinished.chmod(stat.st_mode & 0o777)
@@ -201,7 +219,7 @@ class Folder:
 
     def delete(self, key: str) -> None:
         try:
-            (self.root / key).unlink(missing_ok=True)
+            self._path(key).unlink(missing_ok=True)
         except OSError as error:
             raise AccessDeniedError(f"{self.uri(key)} may not be deleted by this user ({error})") from error
 
@@ -255,6 +273,12 @@ class Bucket:
             except aws.ClientError as error:  # only a bucket can be missing from a listing, whatever a proxy answers
                 raise _absent(self.uri(""), _code(error)) if _code(error) in _MISSING else error from None
         return [Entry(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"]) for item in items]
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        lister = self._client.get_paginator("list_objects_v2")
+        with self._errors_translated(prefix):
+            for page in lister.paginate(Bucket=self.name, Prefix=prefix, Delimiter="/"):
+                yield from (one["Prefix"][len(prefix) : -1] for one in page.get("CommonPrefixes", ()))
 
     def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:
         deadline = time.monotonic() + FETCH_DEADLINE_S

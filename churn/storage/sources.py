@@ -10,24 +10,26 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from churn.concurrency import CircuitBreaker
-from churn.errors import InputError, SourceError, SourceUnavailableError
+from churn.errors import InputError, SourceError, SourceUnavailableError, UsageError
 from churn.storage import inputs, places
 from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES, Found
 from churn.storage.places import PATIENCE_S, BusyError, Entry, NoSuchKeyError, OpenFile, Place, with_retries
-from churn.variants import Variant
+from churn.variants import Variant, nearest
 
 logger = logging.getLogger(__name__)
 
 MODEL_NAMES = ("models/churn/xgb_churn_model_2.bin", "models/churn/xgb_churn_model_2.json")
 _MODEL_KEY = re.compile(
     r"(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
-    rf"(?:{'|'.join(re.escape(name) for name in MODEL_NAMES)})"
+    rf"(?:{'|'.join(re.escape(name) for name in MODEL_NAMES)})",
+    re.ASCII,
 )
 
 
@@ -165,6 +167,26 @@ class Sources:
         """
         matches = (_MODEL_KEY.fullmatch(entry.key) for entry in self.primary.list(prefix))
         return list(dict.fromkeys(Variant(match["geography"], match["company"]) for match in matches if match))
+
+    def beside(self, variant: Variant) -> dict[str, Variant]:
+        """Return the variants that have a folder where the variant's is, by its prefix as it is spelled.
+
+        Raises:
+            SourceError: If S3 is configured and does not answer.
+        """
+        parent, found = variant.prefix[: variant.prefix[:-1].rfind("/") + 1], {}
+        for prefix in (f"{parent}{name}/" for name in self.primary.folders(parent)):
+            with suppress(UsageError):
+                found[prefix] = Variant.from_key(prefix[:-1].replace("/", ".").casefold())
+        return found
+
+    def hint(self, variant: Variant) -> str:
+        """Return ``"; …"`` naming the folder that may be meant by a variant without files, or ``""``."""
+        beside = self.beside(variant)
+        spelled = [prefix for prefix, one in beside.items() if one == variant and prefix != variant.prefix]
+        if spelled:
+            return f"; keys in S3 are case-sensitive, and {spelled[0]} is there: move its files to {variant.prefix}"
+        return nearest(variant, beside.values())
 
     def _fetch_local(
         self, variant: Variant, groups: Sequence[Sequence[str]], into: Path, why: SourceError

@@ -6,7 +6,7 @@ The same data train to the same booster, so a repeat adds a version with the sam
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -36,7 +36,7 @@ from churn.registry.records import LoggedRun, OpenModel, training_data
 from churn.registry.registry import Registry
 from churn.storage.history import ActivityHistory, Appended
 from churn.storage.inputs import INPUT_FOLDER
-from churn.storage.sources import Provenance, Sources
+from churn.storage.sources import NoFileError, Provenance, Sources
 from churn.training.checks import Gate
 from churn.training.data_checks import ScoredBefore
 from churn.training.default_features import DEFAULT_SET, default_feature_names
@@ -95,6 +95,7 @@ class Trainer:
         features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
         results: Published batches, one of which the gate scores again; ``None`` skips that.
         max_months: Maximum number of months used; older activity predicts little about today.
+        run_tags: By variant, in place of its run's other tags: its parts as a person typed them.
     """
 
     sources: Sources
@@ -109,6 +110,7 @@ class Trainer:
     features: "FeatureNames | None" = None
     results: Evaluations | None = None
     max_months: int = 24
+    run_tags: Mapping[Variant, Mapping[str, str]] = field(default_factory=dict)
 
     def train_fleet(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> Attempts[TrainingOutcome]:
         """Train many variants, a few at once; yields each key with the outcome or the error, in the order of ``keys``.
@@ -286,7 +288,8 @@ class Trainer:
         except (SourceError, NoActivityError) as error:
             if is_own and not isinstance(error, (SourceError, ForeignActivityError)):
                 raise
-            reason = f"{owner} has no activity ({error})" if isinstance(error, SourceError) else str(error)
+            hint = self.sources.hint(owner) if isinstance(error, NoFileError) else ""
+            reason = f"{owner} has no activity ({error}{hint})" if isinstance(error, SourceError) else str(error)
             stored = self.history.open(owner) if self.history.version(owner) is not None else None
             return _Activity(stored, reason)
         appended = self.history.append(owner, extract.rows, extract.provenance.modified_at, dry_run=dry_run)
@@ -304,7 +307,9 @@ class Trainer:
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
         location = self.artifact_location(variant)
-        version = self.registry.log(variant, location, describe(outcome), or_champion=is_passed)
+        run = describe(outcome)
+        run = replace(run, tags={**run.tags, **self.run_tags.get(variant, {})})
+        version = self.registry.log(variant, location, run, or_champion=is_passed)
         if is_passed and version.alias is None:
             self.challenge(variant, version.version, f"trained as of {outcome.lineage.today}; it passed the gate")
             version = replace(version, alias=CHALLENGER)

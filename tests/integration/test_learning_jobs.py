@@ -20,7 +20,7 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partit
 from orchestration.resources import Services
 from orchestration.sensors import REASON_TAG, retraining_sensor
 from tests.support.batches import week_request
-from tests.support.inputs import register_bundled, trained_until
+from tests.support.inputs import register_bundled, register_second, trained_until
 from tests.support.run_job import promotion_job, weekly_job
 from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site
@@ -83,9 +83,9 @@ def test_past_batches_are_evaluated_and_variants_without_activity_are_skipped(
 
 
 def test_a_champion_moves_on_a_launch_and_back_on_another(
-    fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
+    site: Site, fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
-    assert log_model("--variant", US.key).status == 0
+    register_second(site, log_model, US)
     promoter = deployment.promoter()
     promoter.challenge(US, 2, "a test")
 
@@ -108,9 +108,9 @@ def test_a_champion_moves_on_a_launch_and_back_on_another(
 
 
 def test_a_retry_of_a_rollback_is_the_same_decision(
-    fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
+    site: Site, fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
-    assert log_model("--variant", US.key).status == 0
+    register_second(site, log_model, US)
     promoter = deployment.promoter()
     promoter.challenge(US, 2, "a test")
     promoter.promote(US, is_forced=True, reason="a drill")
@@ -184,20 +184,20 @@ def test_the_sensor_requests_training_once_where_the_outcomes_are_below_the_limi
 
 
 def test_the_sensor_waits_for_the_comparison_of_a_challenger(
-    fleet: None, never_old: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
+    site: Site, fleet: None, *, never_old: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     for as_of in (date(2026, 1, 28), date(2026, 5, 27)):
         evaluated(US, as_of, 0.65, deployment)
-    assert log_model("--variant", US.key).status == 0
+    register_second(site, log_model, US)
     deployment.promoter().challenge(US, 2, "a test")
 
     assert evaluate(instance).run_requests == []
 
 
 def test_the_sensor_replaces_a_stale_challenger_of_a_champion_that_underperforms(
-    fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
+    site: Site, fleet: None, log_model: Run, deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
-    assert log_model("--variant", US.key).status == 0
+    register_second(site, log_model, US)
     deployment.promoter().challenge(US, 2, "a test")
     from mlflow import MlflowClient
 

@@ -165,6 +165,13 @@ def test_activity_that_gives_no_labels_and_a_sample_made_otherwise_are_remarked(
     assert said.status == 0
     assert "remark    the activity has none of total_deposit, total_handle, total_ngr, so it is scored" in said.out
     assert "remark    the activity cannot be scored: " in said.out
+    activity.drop("account_id").write_csv(body := io.BytesIO())
+    site.put("data/churn/activity.parquet", body.getvalue())
+    sentence = (
+        "the rows have columns of raw activity (activity_month, ben_login_id, brand_id, ftd_date and 4 more) and lack "
+        "account_id; add it to the extract"
+    )
+    assert f"remark    the activity cannot be scored: {sentence}" in log_model().out
     site.put("data/churn/activity.parquet", bundled("activity.parquet"))
     again = log_model()
     assert "of the sample's features differ from those made from the activity of 500 accounts" in again.out
@@ -186,15 +193,32 @@ def test_real_labels_give_real_metrics(site: Site, log_model: Run, client: Any) 
     assert {"average_precision", "log_loss", "brier_score"} <= set(metrics)
 
 
-def test_only_the_first_version_becomes_champion_unasked(site: Site, log_model: Run, client: Any) -> None:
+def test_only_the_first_version_becomes_champion_unasked_and_a_repeat_registers_nothing(
+    site: Site, log_model: Run, client: Any, local_root: Path
+) -> None:
     put_model_files(site, "geography-us/")
+    us = "--geography", "us"
+    first, again = log_model(*us), log_model(*us)
+    own_local_files(local_root, "own")
+    put_model_files(site, "geography-us/", model=(local_root / "own/models/churn/xgb_churn_model_2.bin").read_bytes())
+    second, third = log_model(*us), log_model(*us)
+    challenger, same = log_model(*us, "--alias", "challenger"), log_model(*us, "--alias", "challenger")
+    promoted = log_model(*us, "--alias", "champion")
 
-    first, second = log_model("--geography", "us"), log_model("--geography", "us")
-    challenger = log_model("--geography", "us", "--alias", "challenger")
-    promoted = log_model("--geography", "us", "--alias", "champion")
-
-    assert [said.status for said in (first, second, challenger, promoted)] == [0, 0, 0, 0]
-    assert "version   2, without an alias\nnext      version 1 is still the champion" in second.out
+    said = [first, again, second, third, challenger, same, promoted]
+    assert [one.status for one in said] == [0] * 7
+    lines = [next(line for line in one.out.splitlines() if line.startswith("version ")) for one in said]
+    assert [line.removeprefix("version   ") for line in lines] == [
+        "1, alias champion",
+        "already registered as version 1, alias champion; nothing was changed",
+        "2, without an alias",
+        "already registered as version 2, without an alias; nothing was changed",
+        "3, alias challenger",
+        "already registered as version 3, alias challenger; nothing was changed",
+        "4, alias champion",
+    ]
+    for one in (second, third):
+        assert "next      version 1 is still the champion" in one.out
     model = client.get_registered_model("churn-prediction-model-us")
     assert {name: str(version) for name, version in model.aliases.items()} == {"champion": "4", "challenger": "3"}
 
@@ -224,6 +248,12 @@ def own_local_files(local_root: Path, prefix: str) -> None:
 def test_a_local_copy_of_its_own_stands_in_and_the_bundled_model_never(
     site: Site, log_model: Run, client: Any, local_root: Path
 ) -> None:
+    site.put("geography-XH/models/churn/xgb_churn_model_2.bin", bundled("xgb_churn_model_2.bin"))
+    for typed, meant in {
+        "XH": "keys in S3 are case-sensitive, and geography-XH/ is there: move its files to geography-xh/",
+        "XI": "did you mean 'geography-xh'?",
+    }.items():
+        log_model("--geography", typed).require_one_line(f"geography-{typed.lower()}/ has none of", f"; {meant}")
     for flags in (["--geography", "TYPO"], []):  # the bundled model lies in the base variant's local copy
         refused = log_model(*flags)
         assert refused.status == 1
@@ -268,7 +298,7 @@ def test_mlflows_database_and_a_bucket_are_enough_to_log_a_model(
     assert (first.status, second.status, moved.status) == (0, 0, 2), (first, second, moved)
     assert "version   1, alias champion" in first.out
     assert "trail     none of the aliases is kept, since no database for predictions is set" in first.out
-    assert "version   2, without an alias" in second.out
+    assert "already registered as version 1, alias champion" in second.out
     assert "the alias champion of base names a version, and moving it needs a trail" in moved.err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.set(password=site.mlflow).render_as_string(hide_password=False))
     refused = log_model()
@@ -290,6 +320,17 @@ def test_without_a_bucket_the_bundled_model_is_used_and_its_reason_is_named(
     unknown.require_one_line("geography-uss, whose model geography-us should get, has no model of its own", status=2)
     misspelled = log_model("--geography", "us", "--alias", "chalenger")
     misspelled.require_one_line("alias 'chalenger' is not challenger, and close to it", status=2)
+    assert "warning" not in said.out
+    own_local_files(local_root, "geography-XH/")
+    of_its_own = log_model("--geography", "XH")  # spelled otherwise on disk, and found
+    assert "geography-XH/models/churn/xgb_churn_model_2.bin" in of_its_own.out
+    assert "warning" not in of_its_own.out
+    (local_root / "company-clienta").mkdir()
+    for flag, typed, near in [("geography", "UX", "geography-us"), ("company", "ClientA1", "company-clienta")]:
+        misspelled = log_model(f"--{flag}", typed)
+        warning = f"{flag}-{typed.lower()} is new, has no files of its own, and is spelled like {near}"
+        assert f"warning   {warning}; to undo it: docs/how-to/remove-a-variant.md" in misspelled.out
+        assert "warning" not in log_model(f"--{flag}", typed).out
     own_local_files(local_root, "geography-uk/")
     (local_root / "geography-uk" / "data/churn/X_test_sample_2.json").unlink()
     incomplete = log_model("--geography", "uk")
@@ -459,5 +500,5 @@ def test_an_mlflow_server_that_is_down_is_told_in_seconds(
 
     said = log_model()
 
-    said.require_one_line("log_model.py: base: ", "did not answer", "MLFLOW_TRACKING_URI")
+    said.require_one_line("log_model.py: ", "did not answer", "MLFLOW_TRACKING_URI")
     assert time.monotonic() - started < 20

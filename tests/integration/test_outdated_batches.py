@@ -15,7 +15,7 @@ from churn.deployment.services import Deployment
 from churn.variants import Variant
 from churn.workflows.score import ScoringOutcome
 from tests.support.batches import week_request
-from tests.support.inputs import activity, as_parquet, expected, monday, put_input, register_bundled
+from tests.support.inputs import activity, as_parquet, expected, monday, put_input, register_bundled, register_second
 from tests.support.site import Run, Site
 
 US = Variant("us")
@@ -78,7 +78,7 @@ def test_the_same_extract_uploaded_again_is_not_newer(site: Site, overtaken: Cal
 def test_the_older_model_does_not_replace_the_newer_one(
     site: Site, log_model: Run, deployment: Deployment, overtaken: Callable[..., ScoringOutcome]
 ) -> None:
-    assert log_model("--variant", US.key).status == 0
+    register_second(site, log_model, US)
     client = MlflowClient(deployment.tracking_uri)
 
     outcome = overtaken(lambda: client.set_registered_model_alias(US.registered_model, "champion", "2"))

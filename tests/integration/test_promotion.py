@@ -24,7 +24,7 @@ from churn.workflows.promote import Promoter
 from experiment_tracking.promote_model import main as promote_model
 from tests.support.assignment import is_assigned
 from tests.support.batches import week_request
-from tests.support.inputs import trained_until
+from tests.support.inputs import register_second, trained_until
 from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site, bundled, put_model_files
 from tests.support.templates import made_once
@@ -431,8 +431,8 @@ def other(site: Site, log_model: Run, promoter: Promoter) -> Variant:
     """A variant whose challenger has not scored yet."""
     variant = Variant(company="clienta")
     put_model_files(site, variant.prefix)
-    for _ in range(2):
-        assert log_model("--company", "clienta").status == 0
+    assert log_model("--company", "clienta").status == 0
+    register_second(site, log_model, variant)
     promoter.challenge(variant, 2, "the same model again")
     return variant
 

@@ -101,6 +101,16 @@ def register_bundled(site: Site, log_model: Run, *keys: str) -> None:
     made_once(site, ("registered", *keys), make)
 
 
+def register_second(site: Site, log_model: Run, variant: Variant) -> None:
+    """Register a second version that scores as the bundled model does; the very same file would be no new version."""
+    model = xgb.Booster()
+    model.load_model(bytearray(bundled("xgb_churn_model_2.bin")))
+    model.set_attr(copy="2")
+    put_model_files(site, variant.prefix, model=bytes(model.save_raw("ubj")))
+    said = log_model("--variant", variant.key)
+    assert "version   2, " in said.out, said
+
+
 def trained_until(site: Site, variant: Variant, *versions: int, day: date | None = date(2025, 1, 1)) -> None:
     """Note that versions were trained on outcomes up to a day only, so that later weeks are evidence about them.
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from churn.errors import UsageError
-from churn.variants import MAX_PART_LENGTH, Variant, nearest
+from churn.variants import MAX_PART_LENGTH, Variant, find_variant, fold_name, nearest, similar
 
 ALLOWED = r"[a-z0-9]+(_[a-z0-9]+)*"
 parts = st.from_regex(r"[a-z0-9]{1,20}(_[a-z0-9]{1,10}){0,4}", fullmatch=True)
@@ -162,6 +162,56 @@ def test_any_text_read_as_a_key_gives_its_variant_or_is_refused(text):
     except UsageError:
         return
     assert variant.key == text
+
+
+US, EU_B, CLIENT_A = Variant("us"), Variant("eu", "clientb"), Variant(company="clienta")
+
+
+@pytest.mark.parametrize(
+    ("typed", "variant"),
+    [
+        ("us", US),
+        ("US", US),
+        ("Geography-US", US),
+        ("ClientA", CLIENT_A),
+        ("EU", EU_B),
+        ("Base", Variant()),
+        ("geography-new", Variant("new")),  # a key names a variant that is not known yet
+    ],
+)
+def test_a_variant_is_named_by_its_key_or_by_a_part_that_only_one_has(typed, variant):
+    assert find_variant(fold_name(typed), lambda: [US, EU_B, CLIENT_A]) == variant
+
+
+@pytest.mark.parametrize(
+    ("typed", "known", "part"),
+    [
+        ("EU", [EU_B, Variant("eu")], "'eu' is ambiguous: geography-eu.company-clientb, geography-eu; name it by"),
+        ("x", [Variant("x"), Variant(company="x")], "such as geography-x or company-x"),
+        ("mx", [US], r"'mx' is not known \(known are: geography-us\); name it by its key, such as geography-mx or"),
+        ("mx", [], "known are: none yet"),
+        ("u\N{LATIN SMALL LETTER LONG S}", [US], "is not one of base, geography-<g>"),
+    ],
+)
+def test_a_name_that_is_no_variants_or_several_ones_is_refused_with_the_candidates(typed, known, part):
+    with pytest.raises(UsageError, match=part):
+        find_variant(fold_name(typed), lambda: known)
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        (Variant("ux"), US),
+        (Variant("usa"), US),
+        (Variant(company="client_a"), CLIENT_A),
+        (Variant("eu", "clientc"), EU_B),
+        (Variant("mx"), None),
+        (Variant("austria"), None),
+        (US, None),
+    ],
+)
+def test_a_variant_is_similar_to_another_by_its_name_not_by_what_all_keys_begin_with(typed, near):
+    assert similar(typed, [US, EU_B, CLIENT_A]) == near
 
 
 def test_an_unknown_variant_is_answered_with_the_closest_existing_one():

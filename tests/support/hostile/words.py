@@ -110,7 +110,7 @@ def judge_keys_file(payload: object, folder: Path) -> str:
     args = argparse.Namespace(variant=[], all=path, under=None, geography=None, company=None)
     found = arguments.parse_variants(args)
     keys = [line.strip() for line in payload.decode().splitlines() if line.strip()]
-    require([variant.key for variant in found] == list(dict.fromkeys(keys)), "other variants")
+    require(found == list(dict.fromkeys(key.lower() for key in keys)), "other variants")
     return SAME
 
 
