@@ -21,7 +21,7 @@ from churn.data.features import Levels, Matrix
 from churn.data.formats import unrepeated
 from churn.errors import ModelFileError
 from churn.inference.categories import agree, read_levels
-from churn.inference.forest import Forest, booster_kind, read_forest
+from churn.inference.forest import Forest, base_margin, booster_kind, read_forest
 from churn.inference.ubjson import parse_ubjson
 from churn.wording import listed
 
@@ -47,6 +47,7 @@ _TREE_FIELDS = {
     "leaf_child_counts", "left_children", "loss_changes", "parents", "right_children", "split_conditions",
     "split_indices", "split_type", "sum_hessian", "tree_param",
 }  # fmt: skip
+_SIZE_FIELDS = {"num_deleted", "num_feature", "num_nodes", "size_leaf_vector"}
 _NO_CHILD = -1
 
 
@@ -186,6 +187,10 @@ def read_bundle(
         raise ModelFileError(
             f"{origin} has objective {parameters['objective']!r}; churn probabilities need binary:logistic"
         )
+    try:
+        base_margin(parameters["base_score"])
+    except ValueError as error:
+        raise ModelFileError(f"{origin}: {error}; one number between 0 and 1 is needed: train it again") from error
     _require_known_fields(document, origin)
     bundle = load_bundle(data, feature_names, origin, parameters)
     named = ((bundle.feature_names[i], most, stored) for i, (most, stored) in levels.items())
@@ -339,10 +344,14 @@ def _require_known_fields(document: Any, origin: str) -> None:
         "its learner": (learner, _LEARNER_FIELDS),
         "its parameters": (learner["learner_model_param"], _PARAMETER_FIELDS),
         "its objective": (learner["objective"], {"name", "reg_loss_param"}),
+        "its loss": (learner["objective"].get("reg_loss_param", {}), {"scale_pos_weight"}),
         "its booster": (gradient_booster, {"name", "model", "gbtree", "weight_drop"}),
         "its model": (model, _MODEL_FIELDS),
+        "its forest": (model.get("gbtree_model_param", {}), {"num_parallel_tree", "num_trees", "size_leaf_vector"}),
     }
-    parts |= {f"its tree {i}": (tree, _TREE_FIELDS) for i, tree in enumerate(model.get("trees", []))}
+    trees = model.get("trees", [])
+    parts |= {f"its tree {i}": (tree, _TREE_FIELDS) for i, tree in enumerate(trees)}
+    parts |= {f"the size of its tree {i}": (tree["tree_param"], _SIZE_FIELDS) for i, tree in enumerate(trees)}
     for where, (fields, known) in parts.items():
         if unknown := sorted(set(fields) - known):
             raise ModelFileError(

@@ -25,6 +25,7 @@ BLOCK = 16_384
 WORD_BITS = 64
 _MAX_CELLS = 1 << 16
 
+Longs = npt.NDArray[np.int64]
 Cells = npt.NDArray[np.uint16]
 """Shape (n_columns, n_rows): per column of the encoding, numbers first, the cell of each row."""
 
@@ -116,11 +117,7 @@ def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
 
 
 def _split_by_level(
-    forest: Forest,
-    encoding: Encoding,
-    column: npt.NDArray[np.int32],
-    n_cells: npt.NDArray[np.int64],
-    cell: npt.NDArray[np.int64],
+    forest: Forest, encoding: Encoding, column: npt.NDArray[np.int32], n_cells: Longs, cell: Longs
 ) -> npt.NDArray[np.bool_]:
     """Tabulate which cells of levels go left, split after split; set ``cell`` to where those of each split begin."""
     level = np.zeros(encoding.n_features, dtype=np.int64)

@@ -105,7 +105,7 @@ def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest
         categories=np.concatenate([np.arange(0), *sets]),
         is_default_left=join("default_left", np.bool_),
         covers=join("sum_hessian", np.float32),
-        base_margin=_base_margin(str(learner["learner_model_param"]["base_score"])),
+        base_margin=base_margin(str(learner["learner_model_param"]["base_score"])),
     )
 
 
@@ -124,8 +124,8 @@ def _n_trees(model: dict[str, Any], n_rounds: int | None) -> int | None:
     return n_rounds * max(int(model["gbtree_model_param"].get("num_parallel_tree", 1)), 1)  # XGBoost before 2.0
 
 
-def _base_margin(base_score: str) -> np.float32:
-    """Turn the file's base score, a probability, into log-odds in float32, as XGBoost does."""
+def base_margin(base_score: str) -> np.float32:
+    """Turn the file's base score, a probability, into log-odds in float32, as XGBoost does; ``ValueError`` if odd."""
     score = np.float32(base_score.strip("[]"))
     if not 0 < score < 1:
         raise NotCompilableError(f"base score {base_score}")

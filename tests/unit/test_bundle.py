@@ -37,11 +37,14 @@ def make_matrix(seed: int, n_rows: int = 400) -> np.ndarray:
     return matrix
 
 
-def train(parameters=TREES, *, names=None, labels=None, rounds: int = 6) -> xgb.Booster:
+def train(
+    parameters=TREES, *, names=None, labels=None, rounds: int = 6, start=None, margins=None, weights=None
+) -> xgb.Booster:
     matrix = make_matrix(0)
     if labels is None:
         labels = (np.nan_to_num(matrix[:, 0]) + np.nan_to_num(matrix[:, 1]) ** 2 > 0.5).astype(int)
-    return xgb.train(parameters, xgb.DMatrix(matrix, label=labels, feature_names=names), rounds)
+    data = xgb.DMatrix(matrix, label=labels, feature_names=names, base_margin=margins, weight=weights)
+    return xgb.train(parameters, data, rounds, xgb_model=start)
 
 
 def saved(booster: xgb.Booster, form: str = "ubj") -> bytes:
@@ -139,6 +142,9 @@ CHANGES = {
     "its booster": lambda d: d["learner"]["gradient_booster"],
     "its model": lambda d: d["learner"]["gradient_booster"]["model"],
     "its tree 0": lambda d: d["learner"]["gradient_booster"]["model"]["trees"][0],
+    "the size of its tree 0": lambda d: d["learner"]["gradient_booster"]["model"]["trees"][0]["tree_param"],
+    "its forest": lambda d: d["learner"]["gradient_booster"]["model"]["gbtree_model_param"],
+    "its loss": lambda d: d["learner"]["objective"]["reg_loss_param"],
 }
 
 
@@ -149,6 +155,71 @@ def test_a_field_that_is_not_known_is_refused_by_its_name(document, where, name)
     CHANGES[where](changed)[name] = [1.0]
     with pytest.raises(ModelFileError, match=f"{where} has '{name}', which is not known here and may change"):
         read_bundle(json.dumps(changed).encode(), NAMES, "model")
+
+
+def sliced(booster: xgb.Booster, rounds: slice) -> xgb.Booster:
+    return booster[rounds]
+
+
+PREDICTING = {
+    "some rounds": lambda: sliced(train(), slice(1, 5, 2)),
+    "continued": lambda: train(TREES | {"eta": 0.05}, start=train(TREES | {"eta": 0.8})),
+    "refreshed": lambda: train(TREES | {"process_type": "update", "updater": "refresh"}, start=train()),
+    "dropped forests": lambda: train(TREES | {"booster": "dart", "rate_drop": 0.5, "num_parallel_tree": 2}),
+    "monotone": lambda: train(TREES | {"monotone_constraints": "(1,0,0,0,0,0)"}),
+    "a rare outcome": lambda: train(TREES | {"base_score": 1e-6}),
+    "a margin for each row": lambda: train(margins=np.linspace(-2, 2, 400)),
+    "weights": lambda: train(weights=np.linspace(0.1, 5, 400)),
+}
+
+
+@pytest.mark.parametrize("kind", PREDICTING)
+def test_whatever_training_did_a_file_predicts_as_its_booster(kind):
+    booster, matrix = PREDICTING[kind](), make_matrix(1)
+    bundle = read_bundle(saved(booster), NAMES, "model")
+    np.testing.assert_allclose(bundle.predict(matrix), booster.predict(xgb.DMatrix(matrix)), atol=1e-6)
+
+
+def changed(document: dict, change) -> bytes:
+    copy = json.loads(json.dumps(document))
+    change(copy["learner"])
+    return json.dumps(copy).encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["learner_model_param"].update(boost_from_average="0"),
+        lambda d: d["objective"]["reg_loss_param"].update(scale_pos_weight="9"),
+        lambda d: d["attributes"].update(best_iteration="1", best_score="0.5"),
+        lambda d: d["gradient_booster"]["model"]["gbtree_model_param"].update(num_parallel_tree="3"),
+    ],
+    ids=range(4),
+)
+def test_what_only_training_reads_changes_no_score(document, boosters, change):
+    bundle, matrix = read_bundle(changed(document, change), NAMES, "model"), make_matrix(1)
+    np.testing.assert_array_equal(bundle.predict(matrix), boosters["gbtree"].predict(xgb.DMatrix(matrix)))
+
+
+SEVERAL = np.eye(2)[np.random.default_rng(3).integers(0, 2, 400)]
+OF_OTHER_SCORES = {
+    "targets": lambda: train(labels=SEVERAL),
+    "leaves of several values": lambda: train(TREES | {"multi_strategy": "multi_output_tree"}, labels=SEVERAL),
+    "classes": lambda: train(TREES | {"objective": "multi:softprob", "num_class": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", OF_OTHER_SCORES)
+def test_a_model_of_several_scores_is_refused(kind):
+    with pytest.raises(ModelFileError, match="has several scores per row; one churn probability is needed"):
+        read_bundle(saved(OF_OTHER_SCORES[kind]()), NAMES, "model")
+
+
+@pytest.mark.parametrize("score", ["[2E-1,3E-1]", "[]", "[0E0]", "1E0", "[2E0]", "[nan]", "abc", ""])
+def test_a_base_score_that_is_no_single_probability_is_refused(document, score):
+    data = changed(document, lambda d: d["learner_model_param"].update(base_score=score))
+    with pytest.raises(ModelFileError, match="one number between 0 and 1 is needed"):
+        read_bundle(data, NAMES, "model")
 
 
 def test_a_categorical_booster_of_xgboost_2_is_read():
