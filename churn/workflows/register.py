@@ -146,7 +146,8 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
     Raises:
         InputError: If the activity lacks a declared column.
     """
-    names, columns = candidate.bundle.feature_names, candidate.columns
+    names, levels = candidate.bundle.feature_names, candidate.bundle.categories
+    columns = replace(candidate.columns, categories=levels)
     file = fetch_own(sources, variant, [INPUT_FOLDER + name for name in INPUT_NAMES], folder)
     if file is None:
         return candidate
@@ -166,7 +167,7 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
     try:
         if plan_file(names, rows.columns, columns) is not None and candidate.account_ids is not None:
             checked = check_activity(read_frame(file.path), max_money=columns.max_money)
-            levels, ids, money = candidate.bundle.categories, candidate.account_ids, columns.activity
+            ids, money = candidate.account_ids, columns.activity
             activity, _ = with_numbers(checked.rows, [name for name in names if name not in levels], columns, 1.0)
             compared = compare_with_activity(ids, candidate.matrix, names, activity, money, levels=levels)
             remarks += [] if compared is None else [compared]
