@@ -493,20 +493,20 @@ def independent_cohorts(
     return cohorts
 
 
-def accumulated(p_values: Sequence[float], weights: Sequence[float]) -> tuple[float, int]:
+def accumulated(p_values: Sequence[float], weights: Sequence[float], step: int = 1) -> tuple[float, int]:
     """Return the p-value of all cohorts together, and how many of them, the newest first, weigh most against the model.
 
     The cohorts' p-values are combined by Stouffer's method, for each number of them, since a model may have become
-    worse lately: the smallest counts, times their number.
+    worse lately: the smallest counts, times their number. With a ``step``, only multiples of it are combined.
 
     >>> p_value, n_cohorts = accumulated([0.01, 0.01, 0.01, 0.9], [500, 500, 500, 500])
     >>> round(p_value, 5), n_cohorts
     (0.00011, 3)
     """
     z = special.ndtri(np.clip(p_values, _SMALLEST_P, 1 - 1e-15)) * np.sqrt(weights)
-    combined = np.cumsum(z) / np.sqrt(np.cumsum(weights))
+    combined = (np.cumsum(z) / np.sqrt(np.cumsum(weights)))[step - 1 :: step]
     n = int(combined.argmin()) + 1
-    return min(1.0, float(special.ndtr(combined[n - 1])) * len(combined)), n
+    return min(1.0, float(special.ndtr(combined[n - 1])) * len(combined)), n * step
 
 
 def performance_low(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condition:
@@ -533,11 +533,16 @@ def calibration_poor(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Cond
     """Return the variants whose outcomes contradict their scores, over their independent cohorts.
 
     Either another share churned than the scores lead one to expect, or the log-loss is higher. What holds for most
-    variants of a fleet, a season, is subtracted, and small differences are tolerated.
+    variants of a fleet, a season, is subtracted, and small differences are tolerated. In a fleet of fewer variants,
+    what most share is unknown, and cohorts half a year apart count together: a season has raised one and lowered the
+    other.
     """
     known = {key: [one for one in of_variant if one.mean_score is not None] for key, of_variant in cohorts.items()}
     known = {key: of_variant for key, of_variant in known.items() if of_variant and of_variant[0].is_calibrated}
     newest = [of_variant[0] for of_variant in known.values()]
+    step = 1 if len(newest) >= LEAST_FLEET else 2
+    if step == 2:
+        known = {key: pairs for key, of_variant in known.items() if (pairs := _half_years(of_variant))}
     usual = np.median([one.gap for one in newest]) if len(newest) >= LEAST_FLEET else 0.0
     excesses = [one.log_loss_excess.value for one in newest if one.log_loss_excess is not None]
     usual_excess = max(float(np.median(excesses)), 0.0) if len(excesses) >= LEAST_FLEET else 0.0
@@ -545,14 +550,25 @@ def calibration_poor(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Cond
     for key, of_variant in known.items():
         weights = [one.n for one in of_variant]
         for side in (1, -1):
-            p, n = accumulated([_p_of_gap(one, side, float(usual)) for one in of_variant], weights)
+            p, n = accumulated([_p_of_gap(one, side, float(usual)) for one in of_variant], weights, step)
             found.append((min(2 * p, 1), key, _gap_sentence(of_variant[:n])))
-        p, n = accumulated([_p_of_excess(one, usual_excess) for one in of_variant], weights)
+        p, n = accumulated([_p_of_excess(one, usual_excess) for one in of_variant], weights, step)
         found.append((p, key, _excess_sentence(of_variant[:n])))
     members: dict[str, list[str]] = {}
     for _, key, sentence in compress(found, discoveries([p for p, _, _ in found], FDR)):
         members.setdefault(key, []).append(sentence)
     return Condition("calibration_poor", {key: "; ".join(sentences) for key, sentences in members.items()})
+
+
+def _half_years(cohorts: Sequence[EvaluatedChampion]) -> list[EvaluatedChampion]:
+    """Return cohorts, the newest first, each followed by the one nearest to half a year before."""
+    paired: list[EvaluatedChampion] = []
+    for one in cohorts:
+        off = {n: abs(month_number(one.as_of) - month_number(other.as_of) - 6) for n, other in enumerate(cohorts)}
+        nearest = min((n for n in off if cohorts[n] not in paired), key=off.__getitem__, default=None)
+        if one not in paired and nearest is not None and off[nearest] <= 2:
+            paired += [one, cohorts[nearest]]
+    return paired
 
 
 def _p_of_gap(one: EvaluatedChampion, side: int, usual: float) -> float:

@@ -347,23 +347,42 @@ def test_small_variants_accumulate_evidence_over_independent_cohorts(aucs: list[
     [
         ({"n": 3000, "n_churned": 900}, None),
         ({"n": 3000, "n_churned": 990}, None),  # 3 points are tolerated
-        ({"n": 3000, "n_churned": 1350}, "45.0 % of 3,000 accounts churned, the scores expected 30.0 %"),
-        ({"n": 3000, "n_churned": 450}, "15.0 % of 3,000 accounts churned, the scores expected 30.0 %"),
+        ({"n": 3000, "n_churned": 1350}, "45.0 % of 6,000 accounts churned, the scores expected 30.0 %"),
+        ({"n": 3000, "n_churned": 450}, "15.0 % of 6,000 accounts churned, the scores expected 30.0 %"),
         ({"n": 3000, "n_churned": 1350, "is_calibrated": False}, None),
         ({"n": 3000, "n_churned": 1350, "mean_score": None}, None),
         (
             {"log_loss_excess": Interval(0.12, 0.09, 0.15)},
-            "log-loss 0.120 above what the scores imply, mean of 1 cohorts",
+            "log-loss 0.120 above what the scores imply, mean of 2 cohorts",
         ),
         ({"log_loss_excess": Interval(0.02, 0.01, 0.03)}, None),
     ],
 )
 def test_outcomes_that_contradict_the_scores_are_told(values: dict[str, object], sentence: str | None):
-    one = judged("us", 0.75, **{"is_calibrated": True} | values)
+    newest, before = (judged("us", 0.75, **{"is_calibrated": True} | values, **earlier(months)) for months in (0, 6))
 
-    told = calibration_poor({"us": [one]})
+    told = calibration_poor({"us": [newest, before]})
 
     assert told.members == ({} if sentence is None else {"us": sentence})
+    assert calibration_poor({"us": [newest]}).members == {}, "a season that a small fleet cannot tell from it"
+
+
+@pytest.mark.parametrize(
+    ("months", "churned", "is_told"),
+    [
+        ((0, 3, 6, 9), (1350, 900, 450, 900), False),  # 45 % and 15 % half a year apart: a season
+        ((0, 3, 6, 9), (1350, 1350, 1200, 900), True),  # worse for three quarters
+        ((0, 3), (1350, 1350), False),
+        ((0, 3, 7), (1350, 1350, 1350), True),
+        ((0, 12), (1350, 1350), False),  # the same season
+    ],
+)
+def test_in_a_small_fleet_cohorts_half_a_year_apart_count_together(months, churned, is_told):
+    of_variant = [
+        judged("us", 0.75, n=3000, n_churned=n, is_calibrated=True, **earlier(month))
+        for month, n in zip(months, churned, strict=True)
+    ]
+    assert bool(calibration_poor({"us": of_variant}).members) == is_told
 
 
 def test_a_season_that_all_variants_share_contradicts_no_scores():
