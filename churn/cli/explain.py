@@ -15,6 +15,7 @@ from churn.variants import BASE_KEY, find_variant
 from churn.wording import listed, printable
 
 _BAR_WIDTH, _WIDTH_OF_PIPE = 24, 120
+_SHOWN_FROM = 0.0005  # less is 0 in the digits shown
 
 
 def build_console() -> Console:
@@ -66,7 +67,7 @@ def _print(prediction: Row, console: Console) -> None:
     columns = "feature", "value", Column("contribution", justify="right"), ""
     table = Table(*columns, title="log-odds: positive raises the churn score", title_justify="left", box=None)
     longest = max(abs(reason["contribution"]) for reason in prediction.reasons) or 1
-    for reason in prediction.reasons:
+    for reason in (one for one in prediction.reasons if abs(one["contribution"]) >= _SHOWN_FROM):
         size = reason["contribution"]
         bar = "█" * max(round(_BAR_WIDTH * abs(size) / longest), 1)
         colour = "red" if size > 0 else "green"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from churn.database.report import EVALUATED_MEASURES, LINEAGE, SEGMENT_MEASURES, FleetRows, Row
+from churn.monitoring.incidents import RUNBOOK
 from churn.monitoring.profiles import Bins, Profile
 from churn.versions import CHALLENGER, CHAMPION
 
@@ -39,6 +40,7 @@ def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Conte
         "weeks": plain(rows.weeks),
         "made_at": plain(now),
         "mlflow_ui": mlflow_ui,
+        "runbook": RUNBOOK,
         "variants": [_summary(key, grouped, rows) for key in keys],
         "trend": [_trend(grouped.champions_of[week]) for week in rows.weeks],
         "incidents": plain(rows.incidents),

@@ -296,7 +296,7 @@ const figures = (headings, rows) =>
 // ---- the fleet
 
 const FILTERS = {
-  all: ["All variants", () => true],
+  all: ["All with a batch or an attempt", () => true],
   attention: ["Needs attention", (v) => urgency(v) > 1],
   failed: ["Failed", (v) => v.status === "failed" || Boolean(v.error)],
   missing: ["Not scored", (v) => v.status === "missing"],
@@ -410,6 +410,9 @@ function tile(number, text, kind, filter) {
   return h("li", {}, h("button", { type: "button", class: "tile", click: show }, content));
 }
 
+/** The incident's kind, and where it is explained. */
+const runbook = (incident) => ["kind ", h("code", {}, incident.kind), ", explained in ", h("code", {}, `${fleet.runbook}#${incident.kind}`)];
+
 function incidentItem(incident) {
   const members = Object.entries(incident.members);
   const isOpen = !incident.resolved_at;
@@ -423,7 +426,7 @@ function incidentItem(incident) {
   if (isFew) fill();
   const mark = !isOpen ? badge("good", "✓", "resolved") : incident.severity === "error" ? badge("bad", "●", "error") : badge("warn", "▲", "warning");
   const when = isOpen ? `open since ${atTime(incident.opened_at)}` : `${atTime(incident.opened_at)} to ${atTime(incident.resolved_at)}`;
-  return h("li", {}, h("h3", {}, mark, " ", incident.title), h("p", { class: "quiet small" }, when),
+  return h("li", {}, h("h3", {}, mark, " ", incident.title), h("p", { class: "quiet small" }, when, "; ", ...runbook(incident)),
     members.length ? (isFew ? list : h("details", { toggle: fill }, h("summary", {}, `show all ${whole.format(members.length)}`), list)) : null);
 }
 
@@ -491,8 +494,8 @@ function fleetPage() {
     low && `${plural(low, "variant")} below the AUC limit`].filter(Boolean);
   return h("div", {},
     h("h1", {}, `Week of ${onDay(fleet.week)}`),
-    h("p", { class: "lead" }, `${scored === total ? `All ${plural(total, "variant")}` : `${whole.format(scored)} of ${plural(total, "variant")}`} scored, ${plural(accounts, "account")}. `,
-      troubles.length ? `${troubles.join(", ")}.` : "No failures and no confirmed drift."),
+    h("p", { class: "lead" }, `${whole.format(scored)} of ${plural(total, "variant")} scored, ${plural(accounts, "account")}. `,
+      troubles.length ? `${troubles.join(", ")}.` : "No failures and no confirmed drift.", " Counted are variants with a batch in the weeks shown or an attempt in this one."),
     h("ul", { class: "tiles", "aria-label": "At a glance" }, tile(scored, "scored", "", "all"), tile(failed, "failed", "bad", "failed"),
       tile(missing, "not scored", "bad", "missing"), tile(drift, "confirmed drift", "warn", "drift"), tile(low, "AUC below limit", "bad", "low"), tile(open.length, "open incidents", "bad")),
     open.length ? section("Open incidents", h("div", { class: "card" }, h("ul", { class: "list" }, open.map(incidentItem)))) : null,
@@ -575,7 +578,7 @@ function performance(d, limit) {
 }
 
 function reasons(d) {
-  const entries = Object.entries(d.importance).sort((a, b) => b[1] - a[1]).slice(0, 20);
+  const entries = Object.entries(d.importance).filter(([, size]) => size >= 0.0005).sort((a, b) => b[1] - a[1]).slice(0, 20);
   return h("div", { class: "card" }, h("h3", {}, "Reasons"), h("p", { class: "quiet small" }, `Mean absolute contribution to the scores of ${onDay(d.lineage.scored_week)}, in log-odds, of ${populationOf(d.lineage)}.`),
     bars(entries, `Reasons: ${entries.map(([name, size]) => `${name} ${fixed(size)}`).join("; ")}`));
 }
@@ -645,7 +648,7 @@ function variantPage(v, d) {
       fact("Challenger", known(v.challenger) ? `v${v.challenger}` : "none", v.ab_share ? `serves ${v.ab_share / 100} % of accounts` : null)),
     errors.length ? section("Failures", h("div", { class: "card" }, errors.map((text) => h("p", { class: "error" }, text)))) : null,
     concerned.length ? section("Open incidents", h("div", { class: "card" }, h("ul", { class: "list" }, concerned.map((i) =>
-      h("li", {}, h("h3", {}, i.title), h("p", {}, i.members[v.key]), h("p", { class: "quiet small" }, `open since ${atTime(i.opened_at)}`)))))) : null,
+      h("li", {}, h("h3", {}, i.title), h("p", {}, i.members[v.key]), h("p", { class: "quiet small" }, `open since ${atTime(i.opened_at)}; `, ...runbook(i))))))) : null,
     overTime(d), evaluated, !evaluated && d.importance ? section("Explanation", reasons(d)) : null, distributions(v, d), lineage(d));
 }
 

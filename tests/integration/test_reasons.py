@@ -122,9 +122,10 @@ def test_the_batch_keeps_what_drove_its_scores_and_mlflow_its_picture(
 def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
     site: Site, log_model: Run, deployment: Deployment, churn: Run
 ) -> None:
-    names = ["visits", "spend (eur)", "brand_id_OH", "brand_id_PA"]
+    names = ["visits", "spend (eur)", "idle", "brand_id_OH", "brand_id_PA"]  # idle splits no tree
     rng = np.random.default_rng(0)
-    matrix = np.column_stack([rng.integers(0, 9, 200), rng.normal(size=200), *np.eye(3)[rng.integers(0, 3, 200)].T[:2]])
+    levels = np.eye(3)[rng.integers(0, 3, 200)].T[:2]
+    matrix = np.column_stack([rng.integers(0, 9, 200), rng.normal(size=200), np.zeros(200), *levels])
     data = xgb.DMatrix(matrix, matrix[:, 0] + matrix[:, 1] > rng.normal(4, 2, 200), feature_names=names)
     booster = xgb.train({"objective": "binary:logistic", "max_depth": 3}, data, 5)
     put_model_files(
@@ -138,15 +139,16 @@ def test_a_model_of_other_features_has_its_reasons_in_the_compact_form(
 
     outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
 
-    assert outcome.record.other_source_columns == names[:2]
+    assert outcome.record.other_source_columns == names[:3]
     values = booster.predict(data, pred_contribs=True)
     for i, row in enumerate(site.current().iter_rows(named=True)):
         sizes = {reason["feature"]: reason["contribution"] for reason in row["reasons"]}
-        wanted = {names[0]: values[i, 0], names[1]: values[i, 1], "brand_id": values[i, 2] + values[i, 3]}
+        wanted = {name: values[i, j] for j, name in enumerate(names[:3])} | {"brand_id": values[i, 3] + values[i, 4]}
         assert sizes == pytest.approx(wanted, abs=1e-4)
     printed = churn("explain", "--account", "7", "--variant", "us")
     assert printed.status == 0, printed
     assert "spend (eur)" in printed.out
+    assert "idle" not in printed.out  # it contributes 0
 
 
 @pytest.mark.parametrize("booster_name", ["gbtree", pytest.param("dart", marks=pytest.mark.slow)])
