@@ -41,7 +41,7 @@ _THREADS = 2  # each variant is taken to its end: a killed run leaves few unfini
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
-    parser = argparse.ArgumentParser(prog="log_model.py", description=__doc__)
+    parser = command_line.Parser(prog="log_model.py", description=__doc__)
     command_line.add_variant_flags(parser)
     parser.add_argument("--alias", help="alias of the new version; default: champion if the variant has none")
     adopt = "a registered model as NAME, NAME@ALIAS or NAME/VERSION, or many as PREFIX*[@ALIAS]; default: @champion"

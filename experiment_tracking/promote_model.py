@@ -33,7 +33,7 @@ ACTIONS = {
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
     actions = "\n".join(f"  {name:9} {meaning}" for name, meaning in ACTIONS.items())
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         prog="promote_model.py",
         description=__doc__,
         epilog=f"actions:\n{actions}",

@@ -14,7 +14,7 @@ from churn.workflows.set_up import set_up_server, set_up_variants
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
-    parser = argparse.ArgumentParser(prog="setup.py", description=__doc__)
+    parser = command_line.Parser(prog="setup.py", description=__doc__)
     command_line.add_variant_flags(parser)
     return parser
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
-    parser = argparse.ArgumentParser(prog="train_model.py", description=__doc__)
+    parser = command_line.Parser(prog="train_model.py", description=__doc__)
     command_line.add_variant_flags(parser, "that is registered or has a model file")
     as_of = "the date to train as of, as YYYY-MM-DD; nothing that became known later is used; default: today, UTC"
     parser.add_argument("--as-of", type=command_line.parse_day, metavar="DAY", help=as_of)
@@ -122,6 +123,10 @@ def _parse_features(text: str) -> "FeatureNames":
 
     if text == "default":
         return FeatureNames(DEFAULT_SET)
+    if get_close_matches(text, ["default"], cutoff=0.8):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not default, and close to it; type default, or names of features"
+        )
     names = json.dumps([name.strip() for name in text.split(",")])
     try:
         content = Path(text).read_bytes() if text.endswith(".json") else names.encode()

@@ -11,7 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn.deployment.command_line import FAILED, parse_account, parse_day, parse_port, print_attempts, run_command
+from churn.deployment.command_line import (
+    FAILED,
+    Parser,
+    parse_account,
+    parse_day,
+    parse_port,
+    print_attempts,
+    run_command,
+)
 from churn.signals import stop_request
 from churn.weeks import parse_week
 from churn.wording import counted, listed, percent
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the commands."""
-    parser = argparse.ArgumentParser(prog="churn", description="Weekly churn scores for many model variants.")
+    parser = Parser(prog="churn", description="Weekly churn scores for many model variants.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     demo = commands.add_parser("demo", help="run the whole weekly job for four variants and show the results")
     demo.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from churn.deployment.surroundings import prepare_process
 from churn.errors import ChurnError, UsageError
@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 FAILED, WRONG_USAGE = 1, 2
 _MAX_KEYS_TEXT = 10_000_000  # a device file has no end
 _ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE | re.ASCII)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses an unknown flag with the usage of the command that it was given to, and the flag that is near."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = re.findall(r"--[a-z-]+", self.format_usage())
+            near = [close[0] for word in unknown if (close := get_close_matches(word.partition("=")[0], flags, 1))]
+            hint = f"; did you mean {' '.join(near)}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
 
 def add_variant_flags(parser: argparse.ArgumentParser, which: str = "that has a model file") -> None:

@@ -26,7 +26,7 @@ from tests.support.assignment import is_assigned
 from tests.support.batches import week_request
 from tests.support.inputs import register_second, trained_until
 from tests.support.simulated import simulate_activity
-from tests.support.site import Run, Site, bundled, put_model_files
+from tests.support.site import Run, Site, bundled, client, put_model_files
 from tests.support.templates import made_once
 
 US = Variant("us")
@@ -480,7 +480,7 @@ def promote(run_main: Run) -> Run:
     return lambda *arguments: run_main(promote_model, *arguments)
 
 
-def test_the_script_shows_promotes_rolls_back_and_remembers(two_models: None, promote: Run):
+def test_the_script_shows_promotes_rolls_back_and_remembers(site: Site, two_models: None, promote: Run):
     status = promote("--geography", "US", "status")
     assert (status.status, status.err) == (0, "")
     assert "champion   v1" in status.out
@@ -493,6 +493,12 @@ def test_the_script_shows_promotes_rolls_back_and_remembers(two_models: None, pr
     assert "champion   v1" in promote("--geography", "US", "status").out
     assert promote("--geography", "US", "promote", "--force", "--reason", "a drill").status == 0
     assert "champion   v2" in promote("--geography", "US", "status").out
+    client("s3").delete_object(Bucket=site.bucket, Key=f"{US.prefix}models/churn/xgb_churn_model_2.bin")
+    put_model_files(site, "geography-uk/")  # not registered
+    for flags in (["--under", "geography-"], ["--variant", "us"]):
+        found = promote(*flags, "status")
+        assert [line for line in found.out.splitlines() if line.startswith("variant ")] == ["variant    geography-us"]
+    promote("--under", "company-", "status").require_one_line("'company-' finds no registered variant", status=2)
     assert promote("--geography", "US", "rollback").status == 0
 
     lines = promote("--geography", "US", "history").out.splitlines()

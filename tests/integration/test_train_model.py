@@ -291,7 +291,12 @@ def test_a_variant_with_too_few_labels_is_trained_on_its_parents_activity_and_sa
     version = client.get_model_version("churn-prediction-model-eu-clientb", "1")
     assert version.tags["churn.trained_on"] == "geography-eu"
     assert "where 200 of each are needed" in version.tags["churn.trained_on_because"]
-    assert client.get_run(version.run_id).data.params["activity_of"] == "geography-eu"
+    run = client.get_run(version.run_id).data
+    assert run.params["activity_of"] == "geography-eu"
+    assert [(tags["geography"], tags["company_id"]) for tags in (run.tags, version.tags)] == [
+        ("EU", "ClientB"),  # as typed
+        ("eu", "clientb"),
+    ]
     assert "because    geography-eu.company-clientb has" in said.out
     assert keys_under(site, "geography-eu/history/")
     assert keys_under(site, "geography-eu/company-clientb/history/")

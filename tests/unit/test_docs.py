@@ -92,12 +92,23 @@ def test_a_page_to_follow_has_commands_and_none_that_nobody_checks(page: Path):
     assert [line for line in lines if ours(line) is None and not line.startswith(OTHER_PROGRAMS)] == []
 
 
-def test_a_flag_that_does_not_exist_would_be_seen():
-    found = ours("uv run churn score base --weak 2026-11-23")
+@pytest.mark.parametrize(
+    ("line", "usage", "refusal"),
+    [
+        ("churn score base --weak 2026-11-23", "churn score", "arguments: --weak 2026-11-23; did you mean --week?"),
+        ("churn retain --qqq", "churn retain", "arguments: --qqq\n"),
+        ("python experiment_tracking/setup.py --geograpy=US", "setup.py", "; did you mean --geography?"),
+        ("python experiment_tracking/train_model.py --features defualt", "train_model.py", "'defualt' is not default"),
+    ],
+)
+def test_a_wrong_flag_is_seen_and_answered_by_the_usage_of_its_command(line: str, usage: str, refusal: str):
+    found, said = ours(f"uv run {line}"), io.StringIO()
 
     assert found is not None
-    with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+    with pytest.raises(SystemExit, match="2"), contextlib.redirect_stderr(said):
         found[0].parse_args(found[1])
+    assert said.getvalue().startswith(f"usage: {usage} [-h]")
+    assert refusal in said.getvalue()
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *OURS], ids=lambda page: page.relative_to(ROOT).as_posix())
