@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def log_models(args: argparse.Namespace) -> None:
     """Log each variant that the flags name, and print the results."""
     if args.adopt is not None:
-        adopt_models(args)
+        with open_deployment() as deployment:
+            adopt_models(deployment, args)
         return
     named, alias = command_line.parse_variants(args), command_line.parse_alias(args)
     files_of = fold_name(args.from_variant) if args.from_variant else None
@@ -77,23 +78,21 @@ def log_models(args: argparse.Namespace) -> None:
             log_variants(deployment, variants, alias, once=once, files_of=source, typed=typed)
 
 
-def adopt_models(args: argparse.Namespace) -> None:
+def adopt_models(deployment: Deployment, args: argparse.Namespace) -> None:
     """Adopt each version that ``--adopt`` names, and print the results."""
+    registry = deployment.registry(read_only=False)  # before MLflow is imported
+    from churn.registry.foreign import find_versions
+    from churn.workflows.adopt import adopt_each, assign
+
     alias, parts = command_line.parse_alias(args), {GEOGRAPHY: args.geography, COMPANY: args.company}
     if command_line.is_fleet(args) or args.from_variant or len(args.variant) + any(parts.values()) > 1:
         raise UsageError("--adopt takes one variant or none, and not --all, --under or --from-variant")
+    keys = [find_variant(fold_name(name), registry.variants).key for name in args.variant]
+    chosen, failed = assign(find_versions(registry.client, args.adopt), args.geography, args.company, *keys)
     typed = {name: part for name, part in parts.items() if part and part != "*"}
-    with open_deployment() as deployment:
-        registry = deployment.registry(read_only=False)  # before MLflow is imported
-        from churn.registry.foreign import find_versions
-        from churn.workflows.adopt import adopt_each, assign
-
-        found = find_versions(registry.client, args.adopt)
-        keys = [find_variant(fold_name(name), registry.variants).key for name in args.variant]
-        chosen, failed = assign(found, args.geography, args.company, *keys)
-        how = {"artifact_location": deployment.artifact_location, "code_version": deployment.code_version}
-        adopt = adopt_each(registry, deployment.sources(), chosen, alias, run_tags=typed, **how)
-        log_variants(deployment, list(chosen), alias, adopt=adopt, failed=failed)
+    how = {"artifact_location": deployment.artifact_location, "code_version": deployment.code_version}
+    adopt = adopt_each(registry, deployment.sources(), chosen, alias, run_tags=typed, **how)
+    log_variants(deployment, list(chosen), alias, adopt=adopt, failed=failed)
 
 
 def _next_step(champion: int | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
+from pathlib import Path
 
 import boto3
 import pytest
@@ -20,9 +21,10 @@ from tests.support import ROOT
 from tests.support.faults.house import MODEL_FILES, House
 from tests.support.faults.ledger import execute
 from tests.support.faults.matrix import Stage
-from tests.support.faults.moves import register
+from tests.support.faults.moves import adopt, register
 from tests.support.faults.worker import REGISTERING, Order
 from tests.support.services import BUCKET
+from tests.support.site import bundled
 
 RUNS = "SELECT status FROM runs JOIN experiments AS e USING (experiment_id) WHERE e.name = :name"
 MODELS = """
@@ -73,6 +75,29 @@ def test_a_registration_that_was_killed_is_completed_by_its_repeat(
     assert (versions, aliases) == ([1], {CHAMPION: 1})
     assert {"RUNNING", "PENDING"}.isdisjoint(statuses)
     assert statuses["FINISHED"] + statuses["KILLED"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", REGISTERING)
+def test_an_adoption_that_was_killed_is_completed_by_its_repeat(
+    stage: Stage, house: House, variant: Variant, tmp_path: Path, point: str
+) -> None:
+    theirs = house.deployment.registry(read_only=False).client
+    (tmp_path / "MLmodel").write_text("flavors: {xgboost: {data: model.ubj}}")
+    (tmp_path / "model.ubj").write_bytes(bundled("xgb_churn_model_2.bin"))
+    theirs.create_registered_model(variant.key)
+    version = theirs.create_model_version(variant.key, tmp_path.as_uri())
+    theirs.set_registered_model_alias(variant.key, CHAMPION, version.version)
+    command = partial(adopt, key=variant.key)
+    stage.nursery.bear(Order(variant.key, date(2025, 1, 6), "", point, command=command))
+    assert stage.nursery.outlive() == -9
+
+    for _ in range(2):
+        command(house.deployment)
+
+    versions, aliases, statuses = state(house, variant)
+    assert (versions, aliases) == ([1], {CHAMPION: 1})
+    assert {"RUNNING", "PENDING"}.isdisjoint(statuses)
 
 
 @pytest.mark.parametrize("has_lock", [True, False])
