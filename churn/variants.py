@@ -99,8 +99,8 @@ class Variant:
         with suppress(UsageError):
             if match := _KEY_AT_END.search(folded):
                 return cls.from_key(match[1].replace("-company-", ".company-"))
-            parts = folded.removeprefix(ours).split("-")[1:]
-            if folded.startswith(ours) and (folded == ours or len(parts) == 2):
+            head, *parts = folded.removeprefix(ours).split("-")
+            if folded.startswith(ours) and not head and len(parts) in (0, 2):
                 return cls(*parts)
         raise UsageError(
             f"the name {name!r} does not tell its variant, as one that ends in geography-us, company-clienta or "

@@ -112,7 +112,9 @@ def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tupl
         about = Model.load(path)
         flavors, signature = dict(about.flavors), about.signature
         flavor = {"data": "model.xgb", "model_class": _NATIVE} | dict(flavors.get("xgboost", {}))
-        names = signature.inputs.input_names() if signature and signature.inputs.has_input_names() else None
+        names = (
+            list(map(str, signature.inputs.input_names())) if signature and signature.inputs.has_input_names() else None
+        )
     except Exception as error:  # whatever MLflow raises on a file that anybody may have written
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelFileError(f"the MLmodel of {of.uri} is damaged ({what}); log the model again") from error
@@ -122,7 +124,7 @@ def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tupl
             f"{of.uri} has the flavors {', '.join(sorted(flavors)) or 'none'}, and only XGBoost models are scored; log "
             f"the XGBoost model in it by mlflow.xgboost.log_model, with its encoded features, or train one"
         )
-    if not kind.startswith((_NATIVE, _SKLEARN)) or not re.fullmatch(r"\w[\w.-]*", file):
+    if not (kind == _NATIVE or kind.startswith(_SKLEARN)) or not re.fullmatch(r"\w[\w.-]*", file):
         raise ModelFileError(
             f"{of.uri} was logged as {kind} in {file!r}, which may predict otherwise than its booster; log it by "
             f"mlflow.xgboost.log_model as an XGBClassifier or, for all of its rounds, as model.get_booster()"

@@ -225,24 +225,26 @@ class Registry:
             RegistryError: If MLflow fails, or another variant has the variant's model name.
         """
         with self._lock(variant) as is_locked:
-            if logged.tags.get(tags.ADOPTED, "").startswith(f"models:/{variant.registered_model}/"):
+            adopted = logged.tags.get(tags.ADOPTED, "").partition(",")[0]
+            if adopted.startswith(f"models:/{variant.registered_model}/"):
                 self._claim(variant)
             registered = self._registered(variant)
             aliases = {} if registered is None else registered.aliases
             if once and (known := [name for name in (alias, CHAMPION) if name is not None and name in aliases]):
                 return self.resolve(variant, known[0])
-            given = alias or (CHAMPION if or_champion and CHAMPION not in aliases else None)
+            # Where the alias names the version that is adopted, which cannot be scored, nobody is champion yet.
+            is_vacant = CHAMPION not in aliases or adopted == f"models:/{variant.registered_model}/{aliases[CHAMPION]}"
+            given = alias or (CHAMPION if or_champion and is_vacant else None)
             experiment_id = self.ensure_experiment(variant, location)[0].experiment_id
             with errors_translated(f"logging a model of {variant}"):
                 ended = self._end_killed_runs(experiment_id) if is_locked else set()
                 alike = self._alike(variant, logged) if registered is not None else []
-                is_adopted = tags.ADOPTED in logged.tags
-                found = [one for one in alike if is_adopted or CHAMPION not in aliases or one.run_id in ended]
+                found = [one for one in alike if adopted or CHAMPION not in aliases or one.run_id in ended]
                 repeats = [one for one in alike if given is None or aliases.get(given) == int(one.version)]
                 if not found and repeats and self._is_whole(variant, repeats[0]):
                     return replace(self._describe(variant, repeats[0], given), is_repeat=True)
                 version = found[0] if found else self._log(variant, experiment_id, logged)
-                keeps_one = (once or is_adopted) and not is_locked
+                keeps_one = (once or adopted) and not is_locked
                 if keeps_one and (first := self._alike(variant, logged)[0]).version != version.version:
                     self.client.delete_model_version(variant.registered_model, version.version)
                     version = first
@@ -350,9 +352,12 @@ class Registry:
             return None
         owner = tags.variant_of(model)
         if owner != variant:
+            remedy = (
+                "rename the geography or company of one of them" if owner else f"log_model.py --adopt {name} adopts it"
+            )
             raise RegistryError(
                 f"registered model {name!r} belongs to {owner or 'a model without our tags'}, and {variant} would "
-                f"have the same name; rename the geography or company of one of them"
+                f"have the same name; {remedy}"
             )
         return model
 
@@ -361,7 +366,7 @@ class Registry:
         if tags.MODEL_SHA256 not in found.tags or model_id == found.source:
             raise RegistryError(
                 f"version {found.version} of {found.name!r} has no tag {tags.MODEL_SHA256}, so its file cannot be "
-                f"checked; log it again with experiment_tracking/log_model.py"
+                f"checked; adopt it with experiment_tracking/log_model.py --adopt {found.name}/{found.version}"
             )
         return ModelVersion(
             variant=variant,

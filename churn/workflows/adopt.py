@@ -79,12 +79,12 @@ def adopt_each(
         number, is_in_place = source.require_version(), source.model.name == name
         is_ours = is_in_place and tag.MODEL_SHA256 in source.version.tags
         is_vacant = CHAMPION not in aliases or (is_in_place and aliases[CHAMPION] == number and not is_ours)
-        given = CHAMPION if alias is None and is_vacant else alias
+        given = CHAMPION if alias is None and is_vacant else alias  # as registration will decide
         known = number if is_ours else adopted.get((variant, source.identity))
         if known is not None and (is_ours or given is None or known in (aliases.get(given), aliases.get(CHAMPION))):
             return f"{source.uri} is already adopted as version {known} of {name}"
         read = partial(read_adopted, registry, sources, variant, source)
-        return register.log_variant(registry, sources, variant, alias=given, read=read, **how)
+        return register.log_variant(registry, sources, variant, alias=alias, read=read, **how)
 
     return adopt
 
@@ -99,22 +99,24 @@ def read_adopted(
     """
     fetch = partial(fetch_own, sources, variant, into=folder)
     data, names, is_sklearn = read_version(registry.client, source, folder)
-    columns, created_at = read_columns(sources, variant), source.version.creation_timestamp / 1000
+    columns = read_columns(sources, variant)
     bundle = read_bundle(data, names, source.uri, (columns or Columns()).categories)
+    created_at = datetime.fromtimestamp(source.version.creation_timestamp / 1000, UTC)
+
+    def describe(content: bytes) -> SourceFile:
+        digest, size = hashlib.sha256(content).hexdigest(), len(content)
+        return SourceFile(folder, Provenance(source.uri, source.identity, digest, size, created_at, "mlflow", variant))
+
+    model, features = describe(data), describe(json.dumps(bundle.feature_names).encode())
     bundle = _as_logged(bundle, is_sklearn=is_sklearn)
-    model, features = (
-        SourceFile(folder, Provenance(
-            source.uri, source.identity, hashlib.sha256(content).hexdigest(), len(content),
-            datetime.fromtimestamp(created_at, UTC), "mlflow", variant,
-        )) for content in (data, json.dumps(bundle.feature_names).encode())
-    )  # fmt: skip
     sample = fetch(register.SAMPLE_NAMES)
     if sample is None or sample.provenance.sha256 in sources.simulated:  # that is of no model from elsewhere
         activity = fetch([INPUT_FOLDER + name for name in INPUT_NAMES])
         candidate = _without_sample(bundle, (model, features, activity or model), columns)
     else:
         candidate = register.check_sample(bundle, (model, features, sample), columns)
-    return replace(candidate, tags={tag.ADOPTED: source.identity})
+    no_sample = {} if candidate.has_data else {tag.SAMPLE_SHA256: "none"}
+    return replace(candidate, tags={tag.ADOPTED: source.identity, **no_sample})
 
 
 def _as_logged(bundle: Bundle, *, is_sklearn: bool) -> Bundle:
@@ -140,17 +142,9 @@ def _without_sample(
             return Candidate(bundle, matrix, bundle.predict(matrix), None, files, columns)
         except InputError as error:  # no reason against the model; scoring refuses the file
             remarks.append(f"the activity cannot be scored: {error}")
-    matrix = _threshold_rows(bundle)
-    return Candidate(
-        bundle,
-        matrix,
-        bundle.predict(matrix),
-        None,
-        files,
-        columns or Columns(),
-        remarks=tuple(remarks),
-        has_data=False,
-    )
+    matrix, columns = _threshold_rows(bundle), columns or Columns()
+    candidate = Candidate(bundle, matrix, bundle.predict(matrix), None, files, columns)
+    return replace(candidate, remarks=tuple(remarks), has_data=False)
 
 
 def _features_today(activity: SourceFile, bundle: Bundle, columns: Columns | None) -> Matrix:

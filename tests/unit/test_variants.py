@@ -214,6 +214,35 @@ def test_a_variant_is_similar_to_another_by_its_name_not_by_what_all_keys_begin_
     assert similar(typed, [US, EU_B, CLIENT_A]) == near
 
 
+NAMED = {
+    "risk-geography-us": "geography-us",
+    "Risk.GEOGRAPHY-EU.company-b": "geography-eu.company-b",
+    "geography-eu-company-b_2": "geography-eu.company-b_2",
+    "company-x": "company-x",
+    "churn-prediction-model": "base",
+    "churn-prediction-model-eu-b": "geography-eu.company-b",
+    "churn-prediction-model-company-b": "company-b",
+    "churn-prediction-model-us": None,  # a geography or a company
+    "churn-prediction-models-eu-b": None,
+    "risk": None,
+    "base": None,
+    "xgeography-us": None,
+    "risk-geography-us-v2": None,
+    "risk-company-b-geography-us": None,
+    "geography-eucompany-b": None,
+    "geography-": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_name_of_a_model_tells_its_variant_only_by_a_key_at_its_end(name):
+    if (key := NAMED[name]) is None:
+        with pytest.raises(UsageError, match="does not tell its variant"):
+            Variant.from_model_name(name)
+    else:
+        assert Variant.from_model_name(name).key == key
+
+
 def test_an_unknown_variant_is_answered_with_the_closest_existing_one():
     existing = [Variant("us"), Variant(company="clienta")]
     assert nearest(Variant(company="client_a"), existing) == "; did you mean 'company-clienta'?"
