@@ -21,12 +21,7 @@ _NATIVE, _SKLEARN = "xgboost.core.Booster", "xgboost.sklearn."
 
 @dataclass(frozen=True)
 class ForeignVersion:
-    """A registered model and its version, as MLflow lists them.
-
-    Attributes:
-        version: ``None`` if there is none of that alias or number.
-        rest: What follows the prefix in its name; ``None`` if it was named in full.
-    """
+    """A registered model and its version, as MLflow lists them; the ``rest`` of its name follows a prefix, if any."""
 
     model: Any
     version: Any
@@ -41,19 +36,9 @@ class ForeignVersion:
         """Name, version, run and artifacts, which tell it from a version of a model that is made anew."""
         return f"{self.uri}, run {self.version.run_id or 'none'}, artifacts {self.version.source}"
 
-    def require_version(self) -> int:
-        """Return the version's number; raises ``RegistryError`` if there is none."""
-        if self.version is None:
-            name, aliases = self.model.name, ", ".join(sorted(self.model.aliases)) or "none"
-            raise RegistryError(
-                f"registered model {name!r} has no such version or alias (aliases: {aliases}); name one as "
-                f"{name}@ALIAS or {name}/VERSION"
-            )
-        return int(self.version.version)
 
-
-def find_versions(client: MlflowClient, text: str) -> list[ForeignVersion]:
-    """Find ``NAME``, ``NAME@ALIAS``, ``NAME/VERSION``, ``PREFIX*`` or ``PREFIX*@ALIAS`` by two listings.
+def find_versions(client: MlflowClient, text: str) -> dict[str, ForeignVersion | RegistryError]:
+    """Find ``NAME``, ``NAME@ALIAS``, ``NAME/VERSION``, ``PREFIX*`` or ``PREFIX*@ALIAS`` by two listings; by name.
 
     Raises:
         UsageError: If the text is none of these, or no registered model has the name or the prefix.
@@ -75,11 +60,16 @@ def find_versions(client: MlflowClient, text: str) -> list[ForeignVersion]:
             near = f"; did you mean {close[0]!r}?" if close else ""
             raise UnregisteredError(f"no registered model {'begins with' if star else 'is named'} {name!r}{near}")
         versions = {(one.name, int(one.version)): one for one in pages(client.search_model_versions, like)}
-    wanted = [int(number or model.aliases.get(alias or CHAMPION, 0)) for model in models]
-    return [
-        ForeignVersion(model, versions.get((model.name, version)), model.name.removeprefix(name) if star else None)
-        for model, version in zip(models, wanted, strict=True)
-    ]
+    found: dict[str, ForeignVersion | RegistryError] = {}
+    for model in models:
+        version = versions.get((model.name, int(number or model.aliases.get(alias or CHAMPION, 0))))
+        found[model.name] = ForeignVersion(model, version, model.name.removeprefix(name) if star else None)
+        if version is None:
+            found[model.name] = RegistryError(
+                f"registered model {model.name!r} has no such version or alias (aliases: "
+                f"{', '.join(sorted(model.aliases)) or 'none'}); name one as {model.name}@ALIAS or {model.name}/VERSION"
+            )
+    return found
 
 
 def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tuple[bytes, list[str] | None, bool]:

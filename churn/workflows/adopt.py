@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ import xgboost as xgb
 from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import Matrix, unpack
 from churn.data.scoring_rows import prepare
-from churn.errors import InputError, UsageError
+from churn.errors import ChurnError, InputError, RegistryError, UsageError
 from churn.inference.bundle import GOLDEN_ROWS, Bundle, load_bundle, read_bundle
 from churn.inference.forest import NotCompilableError
 from churn.registry import tags as tag
@@ -36,29 +36,32 @@ _REST = "*"  # as a geography or company: what follows the prefix in a model's n
 
 
 def assign(
-    found: Sequence[ForeignVersion], geography: str | None, company: str | None, key: str | None = None
-) -> tuple[dict[Variant, ForeignVersion], dict[str, UsageError]]:
+    found: Mapping[str, ForeignVersion | RegistryError], geography: str | None, company: str | None, *key: str
+) -> tuple[dict[Variant, ForeignVersion], dict[str, ChurnError]]:
     """Assign each version to a variant: that of the arguments, else of its model's tags, else of its name.
 
     Returns:
         The versions, and why others have no variant of their own, by name.
     """
-    variants: dict[str, Variant] = {}
-    errors: dict[str, UsageError] = {}
-    for name, source in ((source.model.name, source) for source in found):
+    named: dict[Variant, list[ForeignVersion]] = {}
+    errors: dict[str, ChurnError] = {}
+    for name, source in found.items():
         try:
+            if isinstance(source, RegistryError):
+                raise source
             if geography or company:
-                parts = (source.rest or part if part == _REST else part for part in (geography, company))
-                variants[name] = Variant(*parts)
+                variant = Variant(*(source.rest or part if part == _REST else part for part in (geography, company)))
             else:
-                own = Variant.from_key(key) if key else tag.variant_of(source.model)
-                variants[name] = own or Variant.from_model_name(name)
-        except UsageError as error:
+                own = Variant.from_key(*key) if key else tag.variant_of(source.model)
+                variant = own or Variant.from_model_name(name)
+            named.setdefault(variant, []).append(source)
+        except (RegistryError, UsageError) as error:
             errors[name] = error
-    for name, variant in variants.items():
-        if others := [other for other, of in variants.items() if of == variant and other != name]:
-            errors[name] = UsageError(f"{name!r} is for {variant}, as is {listed(others)}; adopt the one that is meant")
-    return {variants[one.model.name]: one for one in found if one.model.name not in errors}, errors
+    for variant, several in named.items():
+        names = listed([one.model.name for one in several])
+        for one in several[1:] and several:
+            errors[one.model.name] = UsageError(f"{names} are all for {variant}; adopt the one that is meant by name")
+    return {variant: several[0] for variant, several in named.items() if len(several) == 1}, errors
 
 
 def adopt_each(
@@ -76,7 +79,7 @@ def adopt_each(
 
     def adopt(variant: Variant) -> tuple[ModelVersion, Candidate] | str:
         source, aliases, name = chosen[variant], all_aliases.get(variant, {}), variant.registered_model
-        number, is_in_place = source.require_version(), source.model.name == name
+        number, is_in_place = int(source.version.version), source.model.name == name
         is_ours = is_in_place and tag.MODEL_SHA256 in source.version.tags
         is_vacant = CHAMPION not in aliases or (is_in_place and aliases[CHAMPION] == number and not is_ours)
         given = CHAMPION if alias is None and is_vacant else alias  # as registration will decide
@@ -164,4 +167,6 @@ def _threshold_rows(bundle: Bundle) -> Matrix:
         for i, row in enumerate(rows):
             at = random.permutation(np.flatnonzero(~forest.is_leaf))
             row[forest.features[at]] = forest.values[at] if i % 2 else np.nextafter(forest.values[at], -np.inf)
+        for name, levels in bundle.categories.items():
+            rows[:, bundle.feature_names.index(name)] = random.integers(len(levels), size=len(rows))
     return rows

@@ -14,6 +14,8 @@ import xgboost as xgb
 
 from churn.deployment.services import Deployment
 from churn.variants import Variant
+from tests.support.batches import week_request
+from tests.support.inputs import monday
 from tests.support.site import Run, Site, bundled
 
 NAMES = ["total_deposit", "total_handle", "total_ngr", "months_active", "brand_id_OH", "brand_id_PA"]
@@ -194,8 +196,10 @@ def test_a_version_in_our_own_registered_model_is_adopted_beside_it_and_once(
 
 
 @pytest.mark.slow
-def test_the_variants_own_sample_is_checked_as_for_a_file(site: Site, log_model: Run, notebook: Notebook) -> None:
-    model = booster()
+def test_the_variants_own_sample_is_checked_and_published_with_the_notebooks_scores(
+    site: Site, log_model: Run, notebook: Notebook, deployment: Deployment
+) -> None:
+    model = classifier(early_stopping_rounds=3, eval_metric="logloss")
     notebook.register(model, "risk.geography-eu.company-b")
     rows = HELD_OUT.assign(expected_probability=scores_of(model))
     key = "geography-eu/company-b/data/churn/X_test_sample_2.json"
@@ -205,6 +209,10 @@ def test_the_variants_own_sample_is_checked_as_for_a_file(site: Site, log_model:
 
     site.put(key, rows.to_json(orient="records").encode())
     assert "version   1, alias champion" in log_model("--adopt", "risk.geography-eu.company-b").out
+
+    deployment.scorer().score_variant(week_request(monday()).of(Variant("eu", "b")))
+    published = site.current()["churn_probability"].to_numpy()
+    assert np.abs(published - scores_of(model)).max() < 1e-6
 
 
 def mlmodel(*flavors: str, **xgboost: str) -> bytes:
@@ -298,5 +306,5 @@ def test_names_that_cannot_be_meant_are_told_in_one_line(
         log_model("--adopt", *arguments).require_one_line(part, status=status)
     both = log_model("--adopt", "risk*")
     assert both.status == 2
-    assert "'risk-geography-us' is for geography-us, as is risk2-geography-us; adopt the one" in both.err
+    assert "risk-geography-us, risk2-geography-us are all for geography-us; adopt the one that is meant" in both.err
     assert log_model("--adopt", "models:/risk2-geography-us@champion", "--variant", "base").status == 0
