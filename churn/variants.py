@@ -135,21 +135,13 @@ def _hint(part: str, folded: str) -> str:
 
 
 def fold_name(text: str) -> str:
-    """Return what a person typed for a variant, folded: its key, or the name of its geography or company.
-
-    Raises:
-        UsageError: If it can be neither.
-    """
+    """Return a typed key, or name of a geography or company, folded; raises ``UsageError`` if it can be neither."""
     folded = text.casefold() if text.isascii() else text
     return folded if _keys_of(folded) else Variant.from_key(folded).key
 
 
 def find_variant(name: str, known: Callable[[], Iterable[Variant]]) -> Variant:
-    """Return the variant of a folded name; ``known`` is called for that of a geography or company only.
-
-    Raises:
-        UsageError: If no known variant has the name, or several have it.
-    """
+    """Return the variant of a folded name; raises ``UsageError`` if it is no key, nor that of one known variant."""
     if name == BASE_KEY or not _keys_of(name):
         return Variant.from_key(name)
     there = list(known())

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from churn.deployment import command_line
 from churn.deployment.services import Deployment, open_deployment
 from churn.errors import UsageError
-from churn.registry.tags import COMPANY, GEOGRAPHY
 from churn.storage.sources import NoFileError
 from churn.variants import Variant, find_variant, fold_name, similar
 from churn.versions import CHAMPION, ModelVersion
@@ -67,6 +66,7 @@ def log_models(args: argparse.Namespace) -> None:
     with open_deployment() as deployment:
         registry = deployment.registry(read_only=False)
         variants = command_line.find_variants(named, args, registry.variants, deployment.sources())
+        typed = {variants[0]: command_line.typed_parts(args)}
         if command_line.is_fleet(args):
             n, aliases = len(variants), registry.aliases()
             variants = [one for one in variants if not {alias, CHAMPION} & aliases.get(one, {}).keys()]
@@ -74,7 +74,6 @@ def log_models(args: argparse.Namespace) -> None:
         if variants:
             once = command_line.is_fleet(args)
             source = find_variant(files_of, registry.variants) if files_of else None
-            typed = command_line.typed_parts(args)
             log_variants(deployment, variants, alias, once=once, files_of=source, typed=typed)
 
 
@@ -84,12 +83,12 @@ def adopt_models(deployment: Deployment, args: argparse.Namespace) -> None:
     from churn.registry.foreign import find_versions
     from churn.workflows.adopt import adopt_each, assign
 
-    alias, parts = command_line.parse_alias(args), {GEOGRAPHY: args.geography, COMPANY: args.company}
-    if command_line.is_fleet(args) or args.from_variant or len(args.variant) + any(parts.values()) > 1:
+    alias, parts = command_line.parse_alias(args), command_line.typed_parts(args)
+    if command_line.is_fleet(args) or args.from_variant or len(args.variant) + bool(parts) > 1:
         raise UsageError("--adopt takes one variant or none, and not --all, --under or --from-variant")
     keys = [find_variant(fold_name(name), registry.variants).key for name in args.variant]
     chosen, failed = assign(find_versions(registry.client, args.adopt), args.geography, args.company, *keys)
-    typed = {name: part for name, part in parts.items() if part and part != "*"}
+    typed = {name: part for name, part in parts.items() if part != "*"}
     how = {"artifact_location": deployment.artifact_location, "code_version": deployment.code_version}
     adopt = adopt_each(registry, deployment.sources(), chosen, alias, run_tags=typed, **how)
     log_variants(deployment, list(chosen), alias, adopt=adopt, failed=failed)

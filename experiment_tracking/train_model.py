@@ -57,8 +57,8 @@ def train_models(args: argparse.Namespace) -> None:
         raise UsageError(f"--as-of {today} is in the future (today is {now}, UTC); use today or an earlier date")
     with open_deployment() as deployment:
         trainer = deployment.trainer(n_trials=args.trials, features=args.features)
-        trainer = replace(trainer, run_tags=command_line.typed_parts(args))
         variants = command_line.find_variants(named, args, trainer.registry.variants, trainer.sources, None)
+        trainer = replace(trainer, run_tags={variants[0]: command_line.typed_parts(args)})
         outcomes = trainer.train_fleet([one.key for one in variants], today, dry_run=args.dry_run)
         attempts = (
             (key, result if isinstance(result, BaseException) else describe(result)) for key, result in outcomes
@@ -124,9 +124,7 @@ def _parse_features(text: str) -> "FeatureNames":
     if text == "default":
         return FeatureNames(DEFAULT_SET)
     if get_close_matches(text, ["default"], cutoff=0.8):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not default, and close to it; type default, or names of features"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not default, and close to it; type default, or name features")
     names = json.dumps([name.strip() for name in text.split(",")])
     try:
         content = Path(text).read_bytes() if text.endswith(".json") else names.encode()

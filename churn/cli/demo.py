@@ -197,7 +197,7 @@ def _predictions_table(highest: Sequence[Row], week: date, unknown: Sequence[str
             table.add_section()
         bar = "█" * round(_BAR_WIDTH * probability)
         name = variant if variant != previous else ""
-        reasons = "\n".join(as_text(text) for text in texts if text)
+        reasons = "\n".join(as_text(text) for text in texts if text and not text.endswith(("+0.00)", "-0.00)")))
         table.add_row(name, str(account_id), f"{probability:.3f} [red]{bar}[/red]", reasons)
         previous = variant
     return table

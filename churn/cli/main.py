@@ -11,15 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn.deployment.command_line import (
-    FAILED,
-    Parser,
-    parse_account,
-    parse_day,
-    parse_port,
-    print_attempts,
-    run_command,
-)
+from churn.deployment import command_line
+from churn.deployment.command_line import FAILED, parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.signals import stop_request
 from churn.weeks import parse_week
 from churn.wording import counted, listed, percent
@@ -30,7 +23,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the commands."""
-    parser = Parser(prog="churn", description="Weekly churn scores for many model variants.")
+    parser = command_line.Parser(prog="churn", description="Weekly churn scores for many model variants.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     demo = commands.add_parser("demo", help="run the whole weekly job for four variants and show the results")
     demo.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
@@ -38,9 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     up.add_argument("--dagster-port", type=parse_port, default=3000, help="default: %(default)s")
     up.add_argument("--mlflow-port", type=parse_port, default=5000, help="default: %(default)s")
     score = commands.add_parser("score", help="score variants without Dagster")
-    score.add_argument(
-        "variant", nargs="+", help="a key such as geography-us, or us if one registered variant has that name"
-    )
+    score.add_argument("variant", nargs="+", help="a key such as geography-us, or us if one variant has that name")
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     score.add_argument("--as-of", type=parse_day, help="score as known at the end of this day, YYYY-MM-DD")
     score.add_argument("--corrected", action="store_true", help="score a past day from today's extract")

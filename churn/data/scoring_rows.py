@@ -160,11 +160,7 @@ def plan_rows(
 
 
 def plan_file(feature_names: Sequence[str], columns: Sequence[str], declared: Columns) -> RowPlan | None:
-    """Plan the rows of a file with these columns; ``None`` if they are encoded.
-
-    Raises:
-        InputError: If the columns do not give the features; see :func:`plan_rows`.
-    """
+    """Plan the rows of a file; ``None`` if they are encoded. Raises ``InputError`` if they do not give the features."""
     if not activity.is_activity(columns):
         activity.require_features(columns, feature_names)
         return None

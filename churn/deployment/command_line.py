@@ -151,14 +151,11 @@ def parse_variants(args: argparse.Namespace) -> list[str]:
 def find_variants(
     names: Sequence[str], args: argparse.Namespace, known: Callable[[], Iterable[Variant]], *places: "Sources | None"
 ) -> list[Variant]:
-    """Return the variants of these names, and those that ``--under`` finds.
+    """Return the variants of these names and of ``--under``; raises ``UsageError`` where there is none.
 
     Args:
         known: Returns the registered variants.
-        places: Where ``--under`` searches: variants with a model file; ``None``: those that are registered.
-
-    Raises:
-        UsageError: If a name is not a variant's, or ``--under`` finds none.
+        places: Where ``--under`` searches model files; ``None``: the registered variants.
     """
     found, under = [find_variant(name, known) for name in names], []
     for place in places if args.under is not None else ():
@@ -170,10 +167,10 @@ def find_variants(
     return list(dict.fromkeys([*found, *under]))
 
 
-def typed_parts(args: argparse.Namespace) -> dict[Variant, dict[str, str]]:
-    """Return the parts of the variant that --geography and --company name, as they are typed, by the tag of a run."""
+def typed_parts(args: argparse.Namespace) -> dict[str, str]:
+    """Return --geography and --company as they are typed, by the tag of a run; they name the first variant."""
     parts = {"geography": args.geography, "company_id": args.company}
-    return {Variant(args.geography, args.company): {name: part for name, part in parts.items() if part}}
+    return {name: part for name, part in parts.items() if part}
 
 
 def is_fleet(args: argparse.Namespace) -> bool:

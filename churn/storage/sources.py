@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 
 MODEL_NAMES = ("models/churn/xgb_churn_model_2.bin", "models/churn/xgb_churn_model_2.json")
 _MODEL_KEY = re.compile(
-    r"(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
-    rf"(?:{'|'.join(re.escape(name) for name in MODEL_NAMES)})",
-    re.ASCII,
+    r"(?a)(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
+    rf"(?:{'|'.join(re.escape(name) for name in MODEL_NAMES)})"
 )
 
 
@@ -169,11 +168,7 @@ class Sources:
         return list(dict.fromkeys(Variant(match["geography"], match["company"]) for match in matches if match))
 
     def beside(self, variant: Variant) -> dict[str, Variant]:
-        """Return the variants that have a folder where the variant's is, by its prefix as it is spelled.
-
-        Raises:
-            SourceError: If S3 is configured and does not answer.
-        """
+        """Return the variants that have a folder where the variant's is, by its prefix as it is spelled."""
         parent, found = variant.prefix[: variant.prefix[:-1].rfind("/") + 1], {}
         for prefix in (f"{parent}{name}/" for name in self.primary.folders(parent)):
             with suppress(UsageError):

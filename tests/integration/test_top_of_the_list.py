@@ -4,13 +4,16 @@ What an account did is read from the rows of the extract, not from ``is_at_risk`
 """
 
 import io
+import re
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
-from churn.cli.demo import VARIANTS, demo_activity, is_outdated_sample
+from churn.cli.demo import VARIANTS, _predictions_table, demo_activity, is_outdated_sample
+from churn.cli.explain import build_console
 from churn.data.activity import MONEY
 from churn.database.published import PublishedPredictions
 from churn.defaults import HORIZON_MONTHS
@@ -90,3 +93,10 @@ def as_parquet(extract: pl.DataFrame) -> bytes:
     body = io.BytesIO()
     extract.write_parquet(body)
     return body.getvalue()
+
+
+def test_the_demo_shows_no_reason_of_0(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["a = 1 (+0.01)", "b = 1 (+0.00)", "c = 1 (-0.00)", "d = 1 (+10.00)", None]
+    rows: Any = [("base", 7, 0.5, *texts)]
+    build_console().print(_predictions_table(rows, FIRST_WEEK, []))
+    assert re.findall(r"[a-d] = 1", capsys.readouterr().out) == ["a = 1", "d = 1"]
