@@ -16,17 +16,7 @@ import polars as pl
 
 from churn.data.activity import KINDS, MONEY, as_number
 from churn.data.spellings import canonical, fold, folded_levels
-from churn.data.windows import (
-    IS_ACTIVE,
-    KnownRows,
-    Window,
-    check_levels,
-    compute,
-    not_windows,
-    parse,
-    source_column_of,
-    windows_of,
-)
+from churn.data.windows import IS_ACTIVE, KnownRows, Window, check_levels, compute, parse, source_column_of, windows_of
 from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
 from churn.wording import listed
@@ -76,9 +66,7 @@ def features(
     Raises:
         InputError: If a name looks like a window and is none, or its column has no numbers, or no dates.
     """
-    windows, schema = windows_of(names, activity.columns), activity.schema | {IS_ACTIVE: pl.Boolean()}
-    if wrong := [window.name for window in windows if not _can_be(window, schema[window.column])]:
-        raise not_windows(wrong, activity.columns)
+    windows = windows_of(names, activity.schema)
     over_months = [window for window in windows if not window.is_of_row]
     keys = keys_of(activity)
     if not over_months:
@@ -92,10 +80,6 @@ def features(
     computed = compute(over_months, known, column)
     columns = [pl.Series(window.name, values) for window, values in zip(over_months, computed, strict=True)]
     return derive(activity[known.latest], as_of, windows).with_columns(columns)
-
-
-def _can_be(window: Window, dtype: pl.DataType) -> bool:
-    return dtype.is_temporal() if window.is_of_row else dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
 
 
 def is_active(activity: pl.DataFrame, money: Sequence[str] = MONEY) -> pl.Series:

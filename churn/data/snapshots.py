@@ -42,17 +42,11 @@ class Held:
     first_month: date
     received_on: date
 
-    def of(self, facts: pl.DataFrame, day: date) -> pl.DataFrame:
-        """Return the facts of as many months before a day; of none less after the newest extract."""
+    def seen(self, facts: pl.DataFrame, day: date, money: Sequence[str]) -> tuple[pl.DataFrame, Reports]:
+        """Return the facts of as many months before a day, of none less after the newest extract; and their reports."""
         moved = min(month_number(day) - month_number(self.received_on), 0)
-        return facts.filter(pl.col("activity_month") >= month_start(self.first_month, moved))
-
-
-def seen(
-    facts: pl.DataFrame, reports: Reports, as_of: date, held: Held | None, money: Sequence[str]
-) -> tuple[pl.DataFrame, Reports]:
-    """Return those of the facts and their reports that scoring sees at an as-of date."""
-    return (facts, reports) if held is None else (of := held.of(facts, as_of), Reports.of(of, money, ()))
+        held = facts.filter(pl.col("activity_month") >= month_start(self.first_month, moved))
+        return held, Reports.of(held, money, ())
 
 
 def snapshots(
@@ -84,7 +78,7 @@ def snapshots(
     reports = Reports.of(ordered, columns.activity, columns.segments, quarantined)
 
     def build(as_of: date) -> Snapshot:
-        rows, of_rows = seen(ordered, reports, as_of, held, columns.activity)
+        rows, of_rows = held.seen(ordered, as_of, columns.activity) if held else (ordered, reports)
         labels = label(reports, at_risk(of_rows, as_of, horizon), as_of, today=today, horizon=horizon)
         known = features(rows, as_of, names, columns.activity)
         is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)

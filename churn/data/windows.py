@@ -11,7 +11,7 @@ of the month.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -46,9 +46,6 @@ _LOOKS_SO = re.compile(rf"{_SINCE}.*|active_months_.*|.+_({_AGGREGATES})_\d+\w*|
 _NO_LEVEL = re.compile(rf"({_AGGREGATES})_\d+\w*|.+_({_AGGREGATES})_\d+m")
 _NO_LEVEL_OF_NUMBERS = re.compile(rf"({_AGGREGATES})(_.*)?|.*\d+m", re.IGNORECASE)
 _KINDS_WITHOUT_LEVELS = ("money", "balance", "date", "instant")
-_Place = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
-"""A month's rows: the index of each one's account, and its position in the file."""
-
 _NUMBERS = ("number", "money", "balance")
 
 
@@ -72,6 +69,12 @@ class Window:
     def source_column(self) -> str:
         """The column by which reasons are summed."""
         return ACTIVITY if self.column == IS_ACTIVE else self.column
+
+    def fits(self, schema: Mapping[str, Any]) -> bool:
+        """Whether its column has numbers, or dates."""
+        if (dtype := schema.get(self.column)) is None or self.is_of_row:
+            return dtype is None or dtype.is_temporal()
+        return dtype.is_numeric() or str(dtype) in ("Boolean", "Null")
 
     @property
     def is_of_row(self) -> bool:
@@ -157,14 +160,14 @@ def _within_limits(window: Window) -> Window | None:
 
 
 def windows_of(names: Sequence[str], columns: Collection[str]) -> tuple[Window, ...]:
-    """Return the windows among a model's features, except those that the activity has a column for.
+    """Return the windows among a model's features, except those that the activity has a column for; checks its types.
 
     Raises:
         InputError: Naming the features that look like windows and are none, with the grammar.
     """
     available = set(columns)
     windows = [window for name in names if name not in available and (window := parse(name, available))]
-    parsed = {window.name for window in windows}
+    parsed = {window.name for window in windows if not isinstance(columns, Mapping) or window.fits(columns)}
     wrong = [name for name in names if name not in available | parsed and looks_like_window(name, available)]
     if wrong:
         raise not_windows(wrong, available)

@@ -22,9 +22,8 @@ _PENDING = (
     "ORDER BY source_sha256, batch_id DESC"
 )
 _FIRST_MONTH = (
-    "SELECT first_month FROM scoring_batches WHERE variant = :variant AND source_variant = :variant "
-    "AND scored_from = 'extract' AND first_month IS NOT NULL AND as_of <= :as_of "
-    "ORDER BY as_of DESC, batch_id DESC LIMIT 1"
+    "SELECT first_month FROM scoring_batches WHERE variant = :variant AND source_variant = variant AND as_of <= :as_of "
+    "AND scored_from = 'extract' AND first_month IS NOT NULL ORDER BY as_of DESC, batch_id DESC LIMIT 1"
 )
 _VARIANTS = "SELECT DISTINCT variant FROM scoring_batches WHERE history_status = 'pending' ORDER BY variant"
 _MARK = sa.text(
@@ -59,9 +58,9 @@ class ScoredExtracts(Tables):
         found = [ScoredExtract(variant, *row) for row in self._rows(_PENDING, variant=variant.key)]
         return sorted(found, key=lambda extract: extract.modified_at)
 
-    def first_month(self, variant: Variant, as_of: date) -> date | None:
-        """Return the oldest month of the variant's extract that was scored last by a day; ``None`` if none was."""
-        return next((month for (month,) in self._rows(_FIRST_MONTH, variant=variant.key, as_of=as_of)), None)
+    def first_month(self, variant: Variant, as_of: date) -> date:
+        """Return the oldest month of the variant's extract that was scored last by a day; ``date.min`` if none was."""
+        return next((month for (month,) in self._rows(_FIRST_MONTH, variant=variant.key, as_of=as_of)), date.min)
 
     def mark(self, extract: ScoredExtract, status: HistoryStatus) -> None:
         """Record what became of a pending extract, with all batches that were scored from it. Idempotent."""

@@ -533,15 +533,13 @@ def calibration_poor(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Cond
     """Return the variants whose outcomes contradict their scores, over their independent cohorts.
 
     Either another share churned than the scores lead one to expect, or the log-loss is higher. What holds for most
-    variants of a fleet, a season, is subtracted, and small differences are tolerated. In a fleet of fewer variants,
-    what most share is unknown, and cohorts half a year apart count together: a season has raised one and lowered the
-    other.
+    variants of a fleet, a season, is subtracted; of few variants, cohorts half a year apart count together, in which it
+    cancels out. Small differences are tolerated.
     """
     known = {key: [one for one in of_variant if one.mean_score is not None] for key, of_variant in cohorts.items()}
     known = {key: of_variant for key, of_variant in known.items() if of_variant and of_variant[0].is_calibrated}
     newest = [of_variant[0] for of_variant in known.values()]
-    step = 1 if len(newest) >= LEAST_FLEET else 2
-    if step == 2:
+    if (step := 1 + (len(newest) < LEAST_FLEET)) == 2:
         known = {key: pairs for key, of_variant in known.items() if (pairs := _half_years(of_variant))}
     usual = np.median([one.gap for one in newest]) if len(newest) >= LEAST_FLEET else 0.0
     excesses = [one.log_loss_excess.value for one in newest if one.log_loss_excess is not None]
@@ -564,10 +562,10 @@ def _half_years(cohorts: Sequence[EvaluatedChampion]) -> list[EvaluatedChampion]
     """Return cohorts, the newest first, each followed by the one nearest to half a year before."""
     paired: list[EvaluatedChampion] = []
     for one in cohorts:
-        off = {n: abs(month_number(one.as_of) - month_number(other.as_of) - 6) for n, other in enumerate(cohorts)}
-        nearest = min((n for n in off if cohorts[n] not in paired), key=off.__getitem__, default=None)
-        if one not in paired and nearest is not None and off[nearest] <= 2:
-            paired += [one, cohorts[nearest]]
+        rest, month = [other for other in cohorts if other not in paired], month_number(one.as_of)
+        off = {abs(month - month_number(other.as_of) - 6): other for other in rest}
+        if one in rest and min(off) <= 2:
+            paired += [one, off[min(off)]]
     return paired
 
 

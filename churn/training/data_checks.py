@@ -11,7 +11,6 @@ from datetime import date, datetime
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import polars.selectors as cs
 
 from churn.data.activity import KEY, MONEY
 from churn.data.features import encode, features, in_order, plan_encoding
@@ -126,9 +125,8 @@ def check_restated(
     month_end = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     complete = in_order(facts).filter(pl.col("known_at") >= month_end - pl.duration(microseconds=1))
     # Amounts as models read them: a warehouse that adds up in another order changes their last digits each time.
-    of_month, again = pl.struct(KEY), pl.col("_again")
-    is_again = (of_month == of_month.shift()).fill_null(value=False)
-    complete = complete.with_columns(cs.float().cast(pl.Float32), _again=is_again)
+    complete = complete.with_columns(pl.col(pl.Float64).cast(pl.Float32))
+    again = pl.struct(KEY).eq_missing(pl.struct(KEY).shift())
     newest = facts["known_at"].max()
     # A date that becomes known later lies after the earlier as-of days, at which it is missing in any case.
     read = [*source_columns, *(money if ACTIVITY in source_columns else ())]

@@ -203,7 +203,7 @@ class Ingestion:
         """
         facts, why = self._facts(variant)
         end = datetime.combine(as_of + timedelta(days=1), time.min, UTC)
-        first, month = self.extracts.first_month(variant, as_of) or date.min, pl.col("activity_month")
+        first, month = self.extracts.first_month(variant, as_of), pl.col("activity_month")
         known = None if facts is None else facts.filter(pl.col("known_at") < end, month.is_between(first, as_of))
         if known is None or known.is_empty():
             raise InputError(

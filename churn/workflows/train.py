@@ -22,7 +22,7 @@ from churn.data import features
 from churn.data.columns import Columns
 from churn.data.features import Encoding, Matrix
 from churn.data.labels import Horizon, Reports, at_risk
-from churn.data.snapshots import Held, Snapshot, seen, snapshots
+from churn.data.snapshots import Held, Snapshot, snapshots
 from churn.database.evaluations import Evaluations
 from churn.errors import InputError, SourceError, TransientError, UnlabelledError
 from churn.evaluation import curves
@@ -406,7 +406,7 @@ def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str], held
     reports = Reports.of(facts, money)
 
     def matrix_at(as_of: date) -> Matrix:
-        scored, of_scored = seen(facts, reports, as_of, held, money)
+        scored, of_scored = held.seen(facts, as_of, money) if held else (facts, reports)
         rows = features.features(scored, as_of, trained.feature_names, money)
         is_at_risk = rows["account_id"].is_in(pl.Series(at_risk(of_scored, as_of, trained.plan.horizon)).implode())
         return features.encode(rows.filter(is_at_risk), encoding)
