@@ -58,6 +58,6 @@ class UnknownLevels:
                     f"{n_unknown} of {self.n} accounts ({percent(share, 1)}) have a {name} that the model does not "
                     f"know ({shown or 'none is set'}), {percent(before, 1)} in its reference, and "
                     f"CHURN_MAX_UNKNOWN_LEVEL_SHARE allows {percent(limit, 1)} more; the model knows "
-                    f"{listed([repr(level) for level in group.levels], 3)}: correct the extract, train the model "
-                    f"again, or raise the limit"
+                    f"{listed([repr(level) for level in group.levels], 3)}: correct the extract or the declared "
+                    f"categories, train the model again, or raise the limit"
                 )

@@ -156,7 +156,9 @@ def _features_today(activity: SourceFile, bundle: Bundle, columns: Columns | Non
     declared = replace(columns or Columns(), categories=bundle.categories)
     rows = prepare(activity.path, bundle.feature_names, today, 1.0, uri, declared=declared)
     each = slice(None, None, max(rows.counts.n_accounts // _MOST_ROWS, 1))
-    return np.concatenate([unpack(packed.take(each), rows.encoding) for _, packed in rows.chunks()])
+    matrix = np.concatenate([unpack(packed.take(each), rows.encoding) for _, packed in rows.chunks()])
+    register.require_levels(bundle, matrix, uri, most=0.5)
+    return matrix
 
 
 def _threshold_rows(bundle: Bundle) -> Matrix:

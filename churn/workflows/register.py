@@ -105,7 +105,7 @@ def check_sample(bundle: Bundle, files: Sequence[SourceFile], columns: Columns |
     if not checked.quarantined.is_empty():
         checked.require_share(0.0)
     matrix = np.ascontiguousarray(checked.rows.select(feature_names).cast(pl.Float32).to_numpy())
-    _require_levels(bundle, matrix, sample.provenance.uri)
+    require_levels(bundle, matrix, sample.provenance.uri)
     scores = bundle.predict(matrix)
     _require_expected(frame, scores, model.provenance.uri)
     if columns is None:
@@ -114,10 +114,10 @@ def check_sample(bundle: Bundle, files: Sequence[SourceFile], columns: Columns |
     return Candidate(bundle, matrix, scores, _read_labels(frame), tuple(files), columns, account_ids)
 
 
-def _require_levels(bundle: Bundle, matrix: Matrix, origin: str) -> None:
-    """Raise ``InputError`` if sample rows have levels that the model does not know: its list of them may be wrong."""
+def require_levels(bundle: Bundle, matrix: Matrix, origin: str, most: float = 0.0) -> None:
+    """Raise ``InputError`` if a share of rows above ``most`` has levels that the model does not know."""
     for name, levels in bundle.categories.items():
-        if (matrix[:, bundle.feature_names.index(name)] >= len(levels)).any():
+        if (matrix[:, bundle.feature_names.index(name)] >= len(levels)).mean() > most:
             raise InputError(
                 f"{origin} has rows with a {name} that the model does not know; it knows {listed(list(levels), 5)}: "
                 f"correct the sample, or declare all levels of {name} in the order of their codes in "

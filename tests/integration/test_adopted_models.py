@@ -111,6 +111,15 @@ def unmarked() -> xgb.Booster:
     return booster(None)
 
 
+def categorical() -> xgb.Booster:
+    """A booster of a categorical feature, of a file that ``XGBClassifier`` saved."""
+    brand = pd.Categorical.from_codes(ROWS["brand_id_OH"].astype(int), ["no", "yes"])
+    data = xgb.DMatrix(ROWS.assign(brand_id_OH=brand)[:300], LABELS[:300], enable_categorical=True)
+    read = xgb.train({"objective": "binary:logistic", "max_depth": 5, "min_child_weight": 0}, data, 8)
+    read.set_attr(scikit_learn="{}", best_iteration="3")
+    return read
+
+
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "a booster that stopped early": (booster, {}),
     "a booster of a classifier's file": (as_sklearn_file, {}),
@@ -122,6 +131,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dart": (lambda: booster(booster="dart", rate_drop=0.3), {"model_format": "xgb"}),
     "linear": (lambda: booster(booster="gblinear"), {}),
     "names of the signature": (unmarked, {"input_example": HELD_OUT.head(3)}),
+    "categories": (categorical, {}),
 }
 
 
@@ -144,6 +154,7 @@ def test_adopted_versions_score_as_the_notebook_did(
         expected = scores_of(model)
         assert np.abs(opened.bundle.predict(HELD_OUT.to_numpy(dtype=np.float32)) - expected).max() < 1e-6, name
         assert (opened.version.version, opened.bundle.feature_names) == (1, tuple(NAMES))
+    assert registry.open(Variant(f"v{len(models) - 1}")).bundle.categories == {"brand_id_OH": ("no", "yes")}
     assert [dict(one) for one in notebook.client.search_model_versions("name LIKE 'risk%'")] == [
         dict(one) for one in before
     ]
