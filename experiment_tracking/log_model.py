@@ -141,8 +141,8 @@ def log_variants(
         if isinstance(logged, str):
             return [logged]
         version, candidate = logged
-        model, aliases = candidate.files[0].provenance, registry.aliases_of(variant)
-        held = ", ".join(sorted(name for name, number in aliases.items() if number == version.version))
+        model, aliases = candidate.files[0].provenance, {} if version.alias else registry.aliases_of(variant)
+        held = version.alias or ", ".join(sorted(name for name in aliases if aliases[name] == version.version))
         near = None if model.variant == variant else similar(variant, [*known, *sources.beside(variant).values()])
         copy = "bundled model" if model.sha256 in sources.simulated else f"local copy of {model.variant}"
         fallback = f"fallback  {copy}, because {model.fallback_reason}"

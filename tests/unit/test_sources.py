@@ -779,3 +779,28 @@ def test_a_bucket_that_does_not_take_a_file_says_why(s3, answer, refused, why):
     s3.answer = answer
     with pytest.raises(refused, match=why):
         Bucket("any").write("a/b", BODY)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "read"),
+    [
+        (["geography-XH"], "geography-XH"),
+        (["geography-XH", "geography-xh"], "geography-xh"),
+        (["Geography-xH", "geography-xi"], "Geography-xH"),
+        (["geography-\N{KELVIN SIGN}h", "data"], "geography-xh"),  # a look-alike is another folder
+    ],
+)
+def test_a_local_folder_is_a_variants_in_any_case_and_the_very_name_wins(tmp_path: Path, spelled: list[str], read: str):
+    for name in spelled:
+        (tmp_path / name / "company-B").mkdir(parents=True)
+        (tmp_path / name / "company-B/rows.csv").write_bytes(name.encode())
+    folder, key = Folder(tmp_path), "geography-xh/company-b/rows.csv"
+
+    if read in spelled:
+        assert b"".join(folder.open(key).chunks) == read.encode()
+        assert [entry.key for entry in folder.list("geography-xh/company-b/")] == [key]
+    else:
+        assert folder.list("geography-xh/") == []
+    folder.write("geography-xh/company-b/more.csv", b"")
+    assert (tmp_path / read / ("company-B" if read in spelled else "company-b") / "more.csv").exists()
+    assert set(folder.folders("")) == {*spelled, read}
