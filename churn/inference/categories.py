@@ -18,10 +18,7 @@ _MAX_LEVELS = 65_000  # a level is numbered by 16 bits
 
 
 def read_levels(document: dict[str, Any], n_features: int) -> dict[int, tuple[int, tuple[str, ...]]]:
-    """Return each categorical feature's highest code in a split, or -1, and its stored levels; by the position.
-
-    Raises ``ValueError`` if they are damaged.
-    """
+    """Return each categorical feature's highest code in a split, or -1, and its stored levels; by the position."""
     learner, booster = document["learner"], document["learner"]["gradient_booster"]
     model = booster.get("model") or booster["gbtree"]["model"]
     highest = {i: -1 for i, kind in enumerate(learner.get("feature_types", [])) if kind == "c"}
@@ -46,21 +43,15 @@ def _decode(encoded: dict[str, Any]) -> tuple[str, ...]:
 
 
 def agree(found: dict[str, tuple[int, tuple[str, ...]]], declared: Levels, origin: str) -> Levels:
-    """Return the levels of the categorical features: as stored, else as declared, else the codes themselves.
-
-    Raises ``ModelFileError`` if the declaration is of other features or levels, or a code has no level.
-    """
-    if odd := declared.keys() - found.keys():
-        raise ModelFileError(
-            f"{origin} has the categorical features {listed(list(found)) or 'none'}, and categories are declared for "
-            f"{listed(sorted(odd))}; correct the declaration"
-        )
+    """Return the levels of the categorical features: as stored, else as declared, else the codes themselves."""
+    if odd := sorted(declared.keys() - found.keys()):
+        known = listed(list(found)) or "none"
+        raise ModelFileError(f"{origin} has the categorical features {known}; the declaration has {listed(odd)}, too")
     agreed = {}
     for name, (most, stored) in found.items():
         levels = stored or declared.get(name) or tuple(map(str, range(min(most, _MAX_LEVELS) + 1)))
-        is_usable = most < len(set(levels)) == len(levels) <= _MAX_LEVELS
-        is_text = MISSING not in levels and "\0" not in "".join(levels)
-        if not is_usable or not is_text or declared.get(name, levels) != levels:
+        is_usable = most < len(set(levels)) == len(levels) <= _MAX_LEVELS and declared.get(name, levels) == levels
+        if not is_usable or MISSING in levels or "\0" in "".join(levels):
             raise ModelFileError(
                 f"{origin} has the levels {listed(list(levels), 4)} of {name} and splits it by codes up to {most}; a "
                 f"level for each code is needed, at most {_MAX_LEVELS:,}, none with NUL or {MISSING!r}, and those "

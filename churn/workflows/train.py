@@ -202,11 +202,9 @@ class Trainer:
     def _own_names(self, variant: Variant, champion: OpenModel | None) -> "FeatureNames":
         """Return the names of a variant's champion, else those of its file, else the default set."""
         if champion is not None:
-            if named := champion.bundle.categories:
-                raise InputError(
-                    f"the champion of {variant} has the categorical features {listed(list(named))}, and models trained "
-                    f"here have one-hot levels; name the features with --features, such as --features default"
-                )
+            if champion.bundle.categories:
+                named = listed(list(champion.bundle.categories))
+                raise InputError(f"categorical features ({named}) cannot be trained here; use --features default")
             return FeatureNames(f"the champion of {variant}", champion.bundle.feature_names)
         with tempfile.TemporaryDirectory(prefix="churn-train-") as scratch:
             file = ingest.fetch_own(self.sources, variant, FEATURE_NAMES, Path(scratch))

@@ -339,3 +339,5 @@ def test_a_categorical_models_reasons_are_exact_and_show_the_levels(
         for row in held["reasons"]
     ]
     np.testing.assert_allclose(sizes, booster.predict(expected, pred_contribs=True)[:, :3], atol=1e-6)
+    with pytest.raises(InputError, match=r"categorical features \(brand_id, plan\) cannot be trained here; use --feat"):
+        deployment.trainer(n_trials=1).train_variant(US, monday(), dry_run=True)
