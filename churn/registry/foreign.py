@@ -88,8 +88,8 @@ def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tupl
         if source.startswith("models:/m-"):
             source = client.get_logged_model(source.removeprefix("models:/")).artifact_location
         repository = get_artifact_repository(source)
-        repository = getattr(repository, "repo", repository)  # where the URI stands for another one
-        present = {file.path for file in repository.list_artifacts()}
+        repository = repository.repo if source.startswith("models:/") else repository  # of the version that it copies
+        present = {Path(file.path).name for file in repository.list_artifacts(None)}
 
     def fetch(name: str) -> Path:
         if name not in present:

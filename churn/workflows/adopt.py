@@ -57,9 +57,10 @@ def assign(
             named.setdefault(variant, []).append(source)
         except (RegistryError, UsageError) as error:
             errors[name] = error
-    for variant, several in named.items():
-        names = listed([one.model.name for one in several])
-        for one in several[1:] and several:
+    for variant, several in named.items():  # a prefix may be that of the variant's own model, too
+        named[variant] = [one for one in several if tag.MODEL_SHA256 not in one.version.tags] or several
+        names = listed([one.model.name for one in named[variant]])
+        for one in named[variant][1:] and named[variant]:
             errors[one.model.name] = UsageError(f"{names} are all for {variant}; adopt the one that is meant by name")
     return {variant: several[0] for variant, several in named.items() if len(several) == 1}, errors
 

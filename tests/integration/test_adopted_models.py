@@ -161,9 +161,18 @@ def test_adopted_versions_score_as_the_notebook_did(
     assert said.out.count("there is no reference that drift could be measured by") == len(models)
     stopped = classifier(early_stopping_rounds=3, eval_metric="logloss")
     assert stopped.best_iteration + 1 < stopped.get_booster().num_boosted_rounds()
+    notebook.client.copy_model_version("models:/risk_V0/1", "churn-geography-v0")
+    run_id = notebook.client.get_model_version("risk_V1", "1").run_id
+    notebook.client.create_registered_model("churn-geography-v1")
+    notebook.client.create_model_version("churn-geography-v1", f"runs:/{run_id}/model")
+    for name in ("churn-geography-v0", "churn-geography-v1"):
+        notebook.client.set_registered_model_alias(name, "champion", "1")
+    beside = log_model("--adopt", "churn*")
+    assert (beside.status, beside.err, beside.out.count("version   2, without an alias")) == (0, "", 2), beside
     again = log_model("--adopt", "risk_*", "--geography", "*")
     assert again.out.count("is already adopted as version 1 of churn-prediction-model-v") == len(models)
-    assert {len(one.latest_versions) for one in notebook.client.search_registered_models()} == {1}
+    versions = notebook.client.search_model_versions("name LIKE 'churn-prediction-model%'")
+    assert len(versions) == len(models) + 2
 
 
 US = "churn-prediction-model-us"
@@ -193,7 +202,7 @@ def test_a_version_in_our_own_registered_model_is_adopted_beside_it_and_once(
     notebook.client.delete_registered_model_alias(US, "champion")  # as a kill before the last step leaves it
     completed = log_model("--adopt", f"{US}/1")
     assert "version   2, alias champion" in completed.out
-    for name in (f"{US}/1", f"{US}@champion", f"{US}/2"):
+    for name in (f"{US}/1", f"{US}@champion", f"{US}/2", "churn*"):
         assert log_model("--adopt", name).out.endswith(f" is already adopted as version 2 of {US}\n")
 
     notebook.register(booster(), US, alias="new")
