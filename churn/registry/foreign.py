@@ -49,11 +49,9 @@ def find_versions(client: MlflowClient, text: str) -> dict[str, ForeignVersion |
     name, star, alias, number = named.groups()
     like = f"name LIKE '{name.replace(chr(39), '_')}{star and '%'}'"  # _ stands for any letter
 
-    def fits(found: str) -> bool:
-        return found.startswith(name) if star else found == name
-
     with errors_translated(f"listing the registered models {text!r}"):
-        models = [model for model in pages(client.search_registered_models, like) if fits(model.name)]
+        models = [model for model in pages(client.search_registered_models, like) if model.name.startswith(name)]
+        models = models if star else [model for model in models if model.name == name]
         if not models:
             names = [model.name for model in pages(client.search_registered_models, "name LIKE '%'")]
             close = get_close_matches(name, names, 1)
