@@ -111,8 +111,11 @@ def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest
 
 def sets_of(tree: dict[str, Any]) -> list[tuple[int, npt.NDArray[np.int64]]]:
     """Return a tree's categorical splits: each one's node, and the codes that it sends right."""
-    codes, left = np.asarray(tree.get("categories", []), dtype=np.int64), tree["left_children"]
-    places = zip(*(tree.get(f"categories_{name}", []) for name in ("nodes", "segments", "sizes")), strict=True)
+    nodes, starts, sizes = (tree.get(f"categories_{name}", ()) for name in ("nodes", "segments", "sizes"))
+    if not len(nodes):  # at once, since most models have none
+        return []
+    codes, left = np.asarray(tree["categories"], dtype=np.int64), tree["left_children"]
+    places = zip(nodes, starts, sizes, strict=True)
     return [(int(node), codes[i : i + n]) for node, i, n in places if left[node] != LEAF]
 
 
