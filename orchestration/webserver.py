@@ -51,7 +51,7 @@ class Guard:
         host = headers.get("host", "")
         if path == _UNGUARDED and method in ("GET", "HEAD"):
             return None
-        if not self._is_trusted(name := _hostname(f"//{host}")):
+        if (name := _hostname(f"//{host}")) not in _LOOPBACK and not self._is_allowed(name):
             return (
                 f"Dagster is not served under the host name {name[:80]!r}; whoever runs the webserver can add it to "
                 f"CHURN_ALLOWED_HOSTS"
@@ -65,9 +65,6 @@ class Guard:
         if path.endswith("/graphql") and scope["type"] == "http" and method != "POST" and _changes(scope):
             return "GraphQL by GET may only query; send mutations by POST"
         return None
-
-    def _is_trusted(self, name: str) -> bool:
-        return name in _LOOPBACK or self._is_allowed(name)
 
     def _is_allowed(self, name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in self._allowed)

@@ -27,7 +27,7 @@ from churn.concurrency import CORES
 from churn.data.features import Packed, encode, features, is_active, pack_matrix, plan_encoding
 from churn.evaluation.metrics import wilson_interval
 from churn.monitoring.conditions import LEAST_COMMON
-from churn.monitoring.drift import FeatureDrift, Flag, common_moves, compare_fleet, confirmed, flag_fleet
+from churn.monitoring.drift import FeatureDrift, Flag, common_moves, compare_fleet, flag_fleet
 from churn.monitoring.profiles import Bins, Profile, reference_profile, season_of
 from churn.samples.world import World, simulate_world
 from churn.training.default_features import default_feature_names
@@ -180,7 +180,7 @@ def live_through(fleet: Fleet, compared: Mapping[int, Mapping[str, list[FeatureD
     moved_before: set[str] = set()
     for week, drifts in compared.items():
         flags, moved = flag_fleet(drifts), set(common_moves(drifts, LEAST_COMMON))
-        for flag in confirmed(flags, last):
+        for flag in flags & last:
             number = fleet.members[int(flag.variant)][0]
             alerts = year.of_gaps if week in fleet.markets[number].gap_weeks else year.false[number]
             alerts.add(int(flag.variant))

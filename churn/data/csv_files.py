@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
+from churn.data.activity import KEY
 from churn.data.file_kinds import input_error, require_few_columns
 from churn.data.spellings import fold_name
 from churn.errors import InputError
@@ -23,7 +24,6 @@ _HEAD_BYTES, _CHUNK_BYTES = 1 << 20, 1 << 20
 _LINES_OF_TITLES = 20
 _ERRORS = (pl.exceptions.PolarsError, OSError, ValueError, csv.Error, StopIteration)
 _VALUE = re.compile(r"[-+]?[0-9][0-9.,:/TZ +-]*|\\N|true|false", re.IGNORECASE)
-_KEY = ("account_id", "activity_month")
 
 _DECIMAL_COMMA = r"^[-+]?[0-9.]*[0-9],([0-9]{1,2}|[0-9]{4,})$"
 _DECIMAL_POINT = r"^[-+]?[0-9]+\.([0-9]{1,2}|[0-9]{4,})$"
@@ -64,7 +64,7 @@ def _read_layout(path: Path, names: Sequence[str]) -> tuple[list[str], str, int]
     with input_error(f"{path.name} cannot be read as CSV with a header", *_ERRORS):
         header, separator = _widest(text.lstrip("\r\n"), separators)
     require_few_columns(path, len(header))
-    known = {fold_name(name) for name in (*_KEY, *names)}
+    known = {fold_name(name) for name in (*KEY, *names)}
     if not _count_known(header, known):
         _require_no_title(path, lines, known, n_skipped)
         _require_names(path, header)

@@ -68,10 +68,10 @@ def features(
     """
     windows = windows_of(names, activity.schema)
     over_months = [window for window in windows if not window.is_of_row]
-    keys = keys_of(activity)
+    known = known_rows(as_of, *keys_of(activity), by_account=bool(over_months))
+    rows = derive(activity[known.latest], as_of, windows)
     if not over_months:
-        return derive(activity.filter(latest_known(as_of, *keys)), as_of, windows).sort("account_id")
-    known = known_rows(as_of, *keys)
+        return rows.sort("account_id")
 
     def column(name: str) -> npt.NDArray[Any]:
         values = is_active(activity, money) if name == IS_ACTIVE else activity[name].cast(pl.Float32)
@@ -79,7 +79,7 @@ def features(
 
     computed = compute(over_months, known, column)
     columns = [pl.Series(window.name, values) for window, values in zip(over_months, computed, strict=True)]
-    return derive(activity[known.latest], as_of, windows).with_columns(columns)
+    return rows.with_columns(columns)
 
 
 def is_active(activity: pl.DataFrame, money: Sequence[str] = MONEY) -> pl.Series:
@@ -122,38 +122,8 @@ def are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:
 
 
 def key_columns(columns: Sequence[str]) -> list[str]:
-    """Return the columns that :func:`latest_known` sorts rows by, as integers: id, day, and microsecond."""
+    """Return the columns that :func:`known_rows` sorts rows by, as integers: id, day, and microsecond."""
     return ["account_id", "activity_month", *(["known_at"] if "known_at" in columns else [])]
-
-
-def latest_known(
-    as_of: date,
-    account_ids: npt.NDArray[np.int64],
-    months: npt.NDArray[np.int32],
-    known_at: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.bool_]:
-    """Mark each account's row: its latest month known at the end of ``as_of``, by the rules of :func:`features`.
-
-    Args:
-        account_ids: Shape (n,).
-        months: Shape (n,), days since 1970.
-        known_at: Shape (n,), microseconds since 1970, UTC; ``None`` when all rows were always known.
-
-    Returns:
-        Shape (n,), with at most one mark an account.
-    """
-    marks = np.zeros(len(months), dtype=np.bool_)
-    marks[known_rows(as_of, account_ids, months, known_at, by_account=False).latest] = True
-    return marks
-
-
-def _is_known(
-    as_of: date, months: npt.NDArray[np.int32], known_at: npt.NDArray[np.int64] | None
-) -> npt.NDArray[np.bool_]:
-    known = months <= days_since_epoch(as_of)
-    if known_at is not None:
-        known &= known_at < day_start_us(as_of + timedelta(days=1))
-    return known
 
 
 def known_rows(
@@ -164,13 +134,19 @@ def known_rows(
     *,
     by_account: bool = True,
 ) -> KnownRows:
-    """Return the reports known at the end of ``as_of``; arguments as in :func:`latest_known`.
+    """Return the reports known at the end of ``as_of``, by the rules of :func:`features`.
 
     Args:
+        account_ids: Shape (n,).
+        months: Shape (n,), days since 1970.
+        known_at: Shape (n,), microseconds since 1970, UTC; ``None`` when all rows were always known.
         by_account: Whether accounts must be in order, as for windows. Otherwise those with one report each stay as they
             are.
     """
-    rows = np.flatnonzero(_is_known(as_of, months, known_at))
+    is_known = months <= days_since_epoch(as_of)
+    if known_at is not None:
+        is_known &= known_at < day_start_us(as_of + timedelta(days=1))
+    rows = np.flatnonzero(is_known)
     keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
     if not are_in_order(key[rows] for key in keys):
         if not by_account and pl.Series(account_ids[rows]).n_unique() == len(rows):
@@ -441,7 +417,7 @@ def with_codes(frame: pl.DataFrame, levels: Levels) -> pl.DataFrame:
 
 def _count_levels(unknown: pl.Series) -> dict[str, int]:
     # PostgreSQL's jsonb, where these counts are stored, rejects the character NUL.
-    shown = unknown.fill_null("(missing)").str.replace_all("\0", "\ufffd", literal=True)
+    shown = unknown.fill_null(MISSING).str.replace_all("\0", "\ufffd", literal=True)
     return dict(shown.value_counts(sort=True).iter_rows())
 
 

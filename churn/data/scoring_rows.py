@@ -108,10 +108,6 @@ class RowPlan:
     def needs_activity(self) -> bool:
         return any(window.column == IS_ACTIVE for window in self.windows)
 
-    def known_rows(self, keys: pl.DataFrame, as_of: date) -> KnownRows:
-        """Return the reports that count."""
-        return features.known_rows(as_of, *features.keys_of(keys), by_account=bool(self.windows))
-
     def column(self, packed: Sequence[Packed], name: str) -> npt.NDArray[np.float32]:
         """Return a packed column of all rows; of activity, whether there is any."""
         place = self.packed.columns.index(name)
@@ -237,7 +233,7 @@ def _read_activity(
         for name, levels in packed_part.unknown_levels.items():
             unknown[name].update(levels)
     checked = CheckedRows(pl.concat(keys), pl.concat(quarantined), file.n_rows)
-    known = plan.known_rows(checked.rows, as_of)
+    known = features.known_rows(as_of, *features.keys_of(checked.rows), by_account=bool(plan.windows))
     marks, n_withheld = _mark(checked, as_of, known)
     month = checked.rows["activity_month"]
     if not marks.any():

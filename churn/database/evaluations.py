@@ -140,19 +140,14 @@ class Evaluations(Tables):
         Returns:
             The batch, when its extract had arrived, UTC, and the extract's first month; ``None`` if there is none.
         """
-        batches = self._batches(
+        query = (
+            f"SELECT {_OF_BATCH}, b.source_modified_at, b.first_month FROM scoring_batches AS b "  # noqa: S608 ours
             "WHERE b.is_current AND b.account_ids = 'input' AND b.variant = :variant AND b.role = 'champion' "
             "AND b.model_version = :version AND b.as_of < :before AND b.scored_from = 'extract' "
-            "AND b.history_status = 'ingested' AND b.first_month IS NOT NULL ORDER BY b.as_of DESC LIMIT 1",
-            variant=variant.key,
-            version=version,
-            before=before,
+            "AND b.history_status = 'ingested' AND b.first_month IS NOT NULL ORDER BY b.as_of DESC LIMIT 1"
         )
-        if not batches:
-            return None
-        query = "SELECT source_modified_at, first_month FROM scoring_batches WHERE batch_id = :batch_id"
-        ((received_at, first_month),) = self._rows(query, batch_id=batches[0].batch_id)
-        return batches[0], received_at, first_month
+        rows = self._rows(query, variant=variant.key, version=version, before=before)
+        return next(((_batch(row), row.source_modified_at, row.first_month) for row in rows), None)
 
     def scores(self, batches: Sequence[PublishedBatch]) -> Iterator[Scored]:
         """Yield each batch's account ids, ascending, and their churn probabilities; reads five batches at a time."""

@@ -380,17 +380,14 @@ def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) 
     _insert_quarantined(connection, batch_id, quarantined)
     run = {"dagster_run_id": record.dagster_run_id, "started_at": record.started_at, "outcome": "published"}
     variant = {"variant": record.variant.key, "scored_week": week, "role": record.role}
-    _insert_attempt(connection, variant | run | {"batch_id": batch_id})
+    insert(connection, "scoring_attempts", variant | run | {"batch_id": batch_id}, ended_at="clock_timestamp()")
     return batch_id, record
 
 
 def _insert_failure(connection: sa.Connection, error: BaseException, **attempt: object) -> None:
     message = str(error).replace("\0", "\\0")
     failure = {"error_type": type(error).__name__, "error": message, "is_transient": isinstance(error, TransientError)}
-    _insert_attempt(connection, attempt | failure | {"outcome": "failed"})
-
-
-def _insert_attempt(connection: sa.Connection, values: Mapping[str, object]) -> None:
+    values = attempt | failure | {"outcome": "failed"}
     insert(connection, "scoring_attempts", values, ended_at="clock_timestamp()")
 
 

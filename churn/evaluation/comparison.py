@@ -6,8 +6,9 @@ moving aliases.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,14 +63,8 @@ class PairedCohort:
 
     def select(self, rows: npt.NDArray[np.bool_]) -> "PairedCohort":
         """Return the accounts of a mask of shape (n,)."""
-        return PairedCohort(
-            self.as_of,
-            self.account_ids[rows],
-            self.champion[rows],
-            self.challenger[rows],
-            self.churned[rows],
-            None if self.weights is None else self.weights[rows],
-        )
+        arrays: dict[str, Any] = {name: one[rows] for name, one in vars(self).items() if isinstance(one, np.ndarray)}
+        return replace(self, **arrays)
 
     def sums(self) -> PairedSums:
         """Return the sums of the two models' losses, both recalibrated on these accounts."""

@@ -126,7 +126,7 @@ def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
         n_churned=n_churned,
         roc_auc=roc_auc_interval(churned, scores),
         average_precision=average_precision_interval(churned, scores),
-        log_loss=_mean_interval(log_losses(churned, scores), most=math.inf),
+        log_loss=_mean_interval(log_losses(churned, scores)),
         log_loss_excess=log_loss_excess(churned, scores),
         brier_score=_mean_interval((scores - churned) ** 2, most=1),
         calibration_error=calibration_error(churned, scores),
@@ -277,8 +277,7 @@ def log_loss_excess(churned: Outcomes, scores: Scores) -> Interval:
         raise NotMeasurableError(f"{len(scores)} rows have no interval; give at least 2")
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
     excess = (clipped - churned) * np.log(clipped / (1 - clipped))
-    value, reach = float(excess.mean()), _quantile(0.95) * math.sqrt(_variance_of_mean(excess))
-    return Interval(value, value - reach, value + reach)
+    return _mean_interval(excess, least=-math.inf)
 
 
 def brier_score(churned: Outcomes, scores: Scores) -> float:
@@ -391,13 +390,13 @@ def _variance_of_mean(values: Doubles) -> float:
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
-def _mean_interval(values: Doubles, most: float) -> Interval:
+def _mean_interval(values: Doubles, least: float = 0.0, most: float = math.inf) -> Interval:
     value, reach = float(values.mean()), _quantile(0.95) * math.sqrt(_variance_of_mean(values))
-    return Interval(value, max(value - reach, 0.0), min(value + reach, most))
+    return Interval(value, max(value - reach, least), min(value + reach, most))
 
 
 def _logit_interval(value: float, error: float, confidence: float) -> Interval:
-    centre, reach = math.log(value / (1 - value)), _quantile(confidence) * error / (value * (1 - value))
+    centre, reach = _log_odds(value), _quantile(confidence) * error / (value * (1 - value))
     return Interval(value, *(_expit(centre + side * reach) for side in (-1, 1)))
 
 

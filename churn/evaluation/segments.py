@@ -14,12 +14,11 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import ONE_HOT_COLUMNS
-from churn.data.features import keys_of, latest_known
+from churn.data.features import MISSING, keys_of, known_rows
 from churn.evaluation import metrics
 from churn.evaluation.metrics import Interval, Outcomes, Scores
 
 MOST_LEVELS = 50
-MISSING = "(missing)"
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,8 @@ class Levels:
         """
         if not self._levels.columns:
             return self._levels
-        accounts, months, known_at = self._keys
-        rows = np.flatnonzero(latest_known(as_of, accounts, months, known_at))
-        return self._levels[rows[np.searchsorted(accounts[rows], account_ids)]]
+        rows = known_rows(as_of, *self._keys).latest
+        return self._levels[rows[np.searchsorted(self._keys[0][rows], account_ids)]]
 
 
 def evaluate_segments(

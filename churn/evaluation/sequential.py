@@ -32,6 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from churn.errors import ChurnError
 from churn.evaluation.metrics import Interval
@@ -152,8 +153,8 @@ def e_value(sums: PairedSums, *, tuned_for: int = 1000) -> float:
         return 1.0
     spread = sums.n * rho_squared + 1
     standardised = math.sqrt(rho_squared / spread) * sums.total / math.sqrt(sums.variance)
-    log_value = math.log(2) - math.log(spread) / 2 + _log_scaled_normal_cdf(standardised)
-    return min(math.exp(min(log_value, 700)), _LARGEST_E_VALUE)
+    # erfcx(-s / sqrt(2)) is 2 exp(s² / 2) Phi(s), and infinite where that is more than a float holds.
+    return min(float(special.erfcx(-standardised / math.sqrt(2))) / math.sqrt(spread), _LARGEST_E_VALUE)
 
 
 def e_benjamini_hochberg(e_values: Sequence[float], alpha: float) -> list[bool]:
@@ -179,13 +180,6 @@ def _mixture_variance(alpha: float, tuned_for: int) -> float:
         raise EvidenceError(f"tuned_for is {tuned_for}; give the number of pairs expected by when it matters")
     level = -2 * math.log(alpha)
     return (level + math.log(level + 1)) / tuned_for
-
-
-def _log_scaled_normal_cdf(x: float) -> float:
-    """Logarithm of ``exp(x² / 2) Phi(x)``, which neither overflows nor vanishes."""
-    if x < -30:  # Phi would underflow; its tail is known
-        return -math.log(-x * math.sqrt(2 * math.pi)) + math.log1p(-1 / x**2 + 3 / x**4)
-    return x * x / 2 + math.log(math.erfc(-x / math.sqrt(2)) / 2)
 
 
 def _require_level(alpha: float) -> None:

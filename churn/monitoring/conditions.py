@@ -27,7 +27,6 @@ from churn.monitoring.drift import (
     Flag,
     Volume,
     common_moves,
-    confirmed,
     flag_fleet,
     freshness,
     is_broken,
@@ -279,12 +278,11 @@ def flag_drifts(
 
     flags = flag(newest)
     earlier = flag(inputs_before(batches, newest)) if flags else frozenset()
-    both = set(confirmed(flags, earlier))
     return [
-        DriftFlag(batch.batch_id, key, batch.week, drift, Flag(key, drift.feature) in both)
+        DriftFlag(batch.batch_id, key, batch.week, drift, one in earlier)
         for key, batch in sorted(newest.items())
         for drift in batch.drifts
-        if Flag(key, drift.feature) in flags
+        if (one := Flag(key, drift.feature)) in flags
     ]
 
 
@@ -293,8 +291,8 @@ def drifted(flags: Iterable[DriftFlag]) -> list[Condition]:
     drifts: dict[str, dict[str, list[FeatureDrift]]] = {"data_broken": {}, "input_drifted": {}, "scores_drifted": {}}
     for flag in flags:
         kind = "scores_drifted" if flag.drift.feature == SCORE else "input_drifted"
-        if flag.is_confirmed or is_broken(flag.drift):
-            kind = "data_broken" if is_broken(flag.drift) else kind
+        kind = "data_broken" if is_broken(flag.drift) else kind
+        if flag.is_confirmed or kind == "data_broken":
             drifts[kind].setdefault(flag.variant, []).append(flag.drift)
     return [
         Condition(kind, {key: _drift_sentence(of_variant, kind) for key, of_variant in by_variant.items()})
@@ -361,9 +359,7 @@ def variants_failed(attempts: Iterable[Attempt], batches: Mapping[str, ScoredBat
     for attempt, sentence in _failures(attempts, CHAMPION, now):
         has_batch = (batch := batches.get(attempt.variant)) is not None and batch.week == attempt.week
         rest = " (an earlier batch of the week is still published)" if has_batch else ""
-        again = (
-            "" if attempt.next_at is None else f"; scored again by itself from {attempt.next_at:%Y-%m-%d %H:%M} UTC on"
-        )
+        again = f"; scored again by itself from {at:%Y-%m-%d %H:%M} UTC on" if (at := attempt.next_at) else ""
         members[attempt.variant] = sentence + rest + again
     return Condition("variants_failed", members)
 
@@ -427,9 +423,9 @@ def to_repeat(attempts: Iterable[Attempt], missed: Condition, now: datetime) -> 
 
 def variants_missing(watched: Mapping[str, datetime], registered: Collection[str]) -> Condition:
     """Return the variants that were registered or scored, are not registered now, and were not acknowledged as gone."""
-    missing = {key: since for key, since in watched.items() if key not in registered}
     text = "not registered in MLflow any more, so it is not scored; watched since"
-    return Condition("variants_missing", {key: f"{text} {since:%Y-%m-%d}" for key, since in missing.items()})
+    members = {key: f"{text} {since:%Y-%m-%d}" for key, since in watched.items() if key not in registered}
+    return Condition("variants_missing", members)
 
 
 def data_stale(batches: Iterable[ScoredBatch], histories: Mapping[str, History], today: date) -> Condition:
@@ -449,21 +445,15 @@ def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) 
     """Return why a batch's data is another variant's or overdue, wherever it was read; ``None`` if it is neither."""
     if batch.data_of != batch.variant:
         return f"scored from the data of {batch.data_of}, since the variant has no input"
-    if (missing := _missing_month(batch)) is not None:
-        return f"the newest month of the data is {batch.newest_month:%Y-%m}; {missing:%Y-%m} should have arrived"
+    if batch.as_of is not None and batch.newest_month is not None:
+        due = newest_month_due(batch.as_of, LABEL_LAG_DAYS)  # the last month whose late reports should have arrived
+        if batch.newest_month < due:
+            return f"the newest month of the data is {batch.newest_month:%Y-%m}; {due:%Y-%m} should have arrived"
     arrived_on = [day for day in (history.inputs.values() if history else ()) if day <= today]
     age_days, limit_days = freshness(arrived_on, today) if arrived_on else (0, 0)
     if age_days <= limit_days:
         return None
     return f"no new data for {age_days} days, since {max(arrived_on)}; the limit is {limit_days} days"
-
-
-def _missing_month(batch: ScoredBatch) -> date | None:
-    """Return the month that a batch's data should reach: the last one whose late reports are due by the as-of day."""
-    if batch.as_of is None or batch.newest_month is None:
-        return None
-    due = newest_month_due(batch.as_of, LABEL_LAG_DAYS)
-    return due if batch.newest_month < due else None
 
 
 def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, History]) -> Condition:

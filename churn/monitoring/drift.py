@@ -122,22 +122,22 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile, Profile]]) -> d
     for reference, *others in profiles.values():
         for other in others:
             require_same_bins(reference, other)
-    n_bins = np.array([bins.n_bins for reference, _, _ in profiles.values() for bins in reference.bins], dtype=np.int64)
-    if not len(n_bins):
+    references = [reference for reference, _, _ in profiles.values()]
+    bins = [bins for reference in references for bins in reference.bins]
+    if not bins:
         return {variant: [] for variant in profiles}
+    n_bins = np.array([one.n_bins for one in bins], dtype=np.int64)
     before, now, year = (_padded([one.counts for one in side], n_bins) for side in zip(*profiles.values(), strict=True))
-    bins = [bins for reference, _, _ in profiles.values() for bins in reference.bins]
-    means = _padded([_contributions(reference) for reference, _, _ in profiles.values()], n_bins)
+    contributions = [
+        np.zeros(len(one.counts)) if one.contributions is None else one.contributions for one in references
+    ]
+    means = _padded(contributions, n_bins)
     is_category = np.array([bool(one.levels) for one in bins])
     measures = [*_differences(now, before, is_category), *_unknown(now, before, n_bins)]
     measures += [before.sum(axis=1), _effects(now, before, means)]
     rows = zip(bins, *(values.tolist() for values in measures), _moves(bins, before, now, year), strict=True)
     drifts = (FeatureDrift(one.feature, *of_one) for one, *of_one in rows)
     return {variant: list(islice(drifts, len(reference.bins))) for variant, (reference, _, _) in profiles.items()}
-
-
-def _contributions(reference: Profile) -> Floats:
-    return np.zeros(len(reference.counts)) if reference.contributions is None else reference.contributions
 
 
 def _effects(now: Ints, before: Ints, means: Floats) -> Floats:
@@ -332,10 +332,8 @@ def flag_fleet(
     """
     flags = [Flag(variant, drift.feature) for variant, of_variant in drifts.items() for drift in of_variant]
     moves = _Moves.of([drift for of_variant in drifts.values() for drift in of_variant])
-    p_values, of_move = (
-        np.ones(len(flags)),
-        moves.p_values(moves.medians()[moves.of_key], least_moved, least_unknown_rise),
-    )
+    p_values = np.ones(len(flags))
+    of_move = moves.p_values(moves.medians()[moves.of_key], least_moved, least_unknown_rise)
     np.minimum.at(p_values, moves.of_flag, of_move)
     n_moves = np.bincount(moves.of_flag, minlength=len(flags))
     is_drift = discoveries(np.minimum(p_values * n_moves, 1), fdr).tolist()
@@ -345,23 +343,13 @@ def flag_fleet(
 def common_moves(drifts: Mapping[str, Sequence[FeatureDrift]], least: float) -> dict[str, tuple[str, float]]:
     """Return the features that moved in most variants: the key that moved most, and by how much, at least ``least``."""
     moves = _Moves.of([drift for of_variant in drifts.values() for drift in of_variant])
-    found: dict[str, tuple[str, float]] = {}
-    for (feature, key), moved in sorted(
-        zip(moves.keys, moves.medians().tolist(), strict=True), key=lambda i: abs(i[1])
-    ):
-        if abs(moved) >= least:
-            found[feature] = key, moved
-    return found
+    by_size = sorted(zip(moves.keys, moves.medians().tolist(), strict=True), key=lambda pair: abs(pair[1]))
+    return {feature: (key, moved) for (feature, key), moved in by_size if abs(moved) >= least}
 
 
 def is_broken(drift: FeatureDrift) -> bool:
     """Return whether most values are unknown or missing that were not so in the reference."""
     return drift.unknown_rise >= LEAST_BROKEN
-
-
-def confirmed(this_input: frozenset[Flag], last_input: frozenset[Flag]) -> list[Flag]:
-    """Return the flags of two different inputs: unlike a drift, a faulty extract does not last."""
-    return sorted(this_input & last_input)
 
 
 @dataclass(frozen=True)

@@ -224,11 +224,10 @@ def with_contributions(reference: Profile, packed: Packed, contributions: npt.ND
         contributions: By source column, in log-odds; shape (n_rows, n columns).
     """
     means = []
-    for values, bins, of_column in zip(
-        [*packed.numbers, *packed.levels], reference.bins, contributions.T, strict=False
-    ):
-        codes = values.astype(np.int64) if bins.levels else np.searchsorted(bins.edges, values)
-        codes = np.where(np.isnan(values), bins.n_bins - 1, codes) if not bins.levels else codes
+    of_columns = zip([*packed.numbers, *packed.levels], reference.bins, contributions.T, strict=False)
+    for values, bins, of_column in of_columns:
+        number = np.searchsorted(bins.edges, values)
+        codes = values if bins.levels else np.where(np.isnan(values), bins.n_bins - 1, number)
         n, total = (np.bincount(codes, weights, bins.n_bins) for weights in (None, of_column))
         means.append(np.where(n > 0, total / np.maximum(n, 1), of_column.mean()))
     return replace(reference, contributions=np.concatenate([*means, np.zeros(reference.bins[-1].n_bins)]))
@@ -294,11 +293,10 @@ def untrained_missing(reference: Profile, batch: Profile, confidence: float = 0.
     """
     before, now = reference.by_feature(), batch.by_feature()
     found = {bins.feature: int(now[bins.feature][-1]) for bins in batch.bins[:-1] if not bins.levels}
-    chance = 1 - confidence
     return {
         name: n
         for name, n in found.items()
-        if n and not before[name][-1] and (1 - n / batch.n_rows) ** reference.n_rows < chance
+        if n and not before[name][-1] and (1 - n / batch.n_rows) ** reference.n_rows < 1 - confidence
     }
 
 

@@ -120,18 +120,12 @@ class ScoreSummary:
         measures = [asdict(drift) for drift in compare(season, self.profile, year)]
         return {str(drift.pop("feature")): drift for drift in measures}
 
-    @property
-    def untrained_missing(self) -> dict[str, int] | None:
-        """Accounts by feature that is missing and never was in the reference; ``None`` without a reference."""
-        if self.reference is None or self.profile is None:
-            return None
-        return untrained_missing(self.reference, self.profile)
-
     def record_fields(self) -> dict[str, Any]:
         """Return the fields of the batch's record that describe its scores."""
+        reference, profile = self.reference, self.profile
         return {
             "drift": self.drift(),
-            "untrained_missing": self.untrained_missing,
+            "untrained_missing": untrained_missing(reference, profile) if reference and profile else None,
             "n_at_risk": self.n if self.is_at_risk_known else None,
             "mean_probability": self.mean if self.n else None,
             "score_counts": self.counts.tolist(),

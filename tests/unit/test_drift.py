@@ -24,7 +24,6 @@ from churn.monitoring.drift import (
     common_moves,
     compare,
     compare_fleet,
-    confirmed,
     estimated_auc,
     flag_fleet,
     freshness,
@@ -227,7 +226,7 @@ def test_in_a_quarter_without_drift_at_most_one_feature_of_2000_variants_is_ever
         is_new = week % weeks_of_an_extract == 0
         flagged.append(flag_fleet(fleet.compare(fleet.batches())) if is_new else flagged[-1])
 
-    ever = {flag for last, this in pairwise(flagged) for flag in confirmed(this, last)}
+    ever = {flag for last, this in pairwise(flagged) for flag in this & last}
     assert len(ever) <= 1
 
 
@@ -237,7 +236,7 @@ def test_a_tenth_of_the_rows_moved_in_twenty_variants_is_confirmed_within_two_we
 
     weeks = [flag_fleet(fleet.compare(fleet.batches())) for _ in range(2)]
 
-    named = {flag.variant for flag in confirmed(weeks[1], weeks[0])}
+    named = {flag.variant for flag in weeks[1] & weeks[0]}
     planted = {f"company-c{i:04}" for i in range(20)}
     assert planted <= named
     assert len(named - planted) <= 2
@@ -311,7 +310,7 @@ def test_what_was_there_for_one_week_only_is_not_confirmed():
     again = flag_fleet(fleet.compare(fleet.batches()))
 
     assert len(faulty) >= 5
-    assert confirmed(faulty, quiet) == confirmed(again, faulty) == []
+    assert faulty & quiet == again & faulty == set()
 
 
 def test_false_flags_stay_a_small_share_when_many_variants_drift():

@@ -16,9 +16,10 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 from churn.data.activity import ONE_HOT_COLUMNS
+from churn.data.features import MISSING
 from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import MIN_OF_CLASS, calibration_bins, roc_auc_interval
-from churn.evaluation.segments import MISSING, MOST_LEVELS, EvaluatedSegment, Levels, below_limit, evaluate_segments
+from churn.evaluation.segments import MOST_LEVELS, EvaluatedSegment, Levels, below_limit, evaluate_segments
 
 AGREEMENT = 1e-6
 LIMIT = 0.7
