@@ -58,7 +58,6 @@ def _kind(run: dg.DagsterRun) -> tuple[Any, ...]:
 
 
 def _work(run: dg.DagsterRun) -> tuple[Any, ...]:
-    """Return the job and the variants of a run."""
     return (*_kind(run), *(run.tags.get(tag) for tag in BOUND_TAGS))
 
 

@@ -38,7 +38,6 @@ _ABANDONED_AFTER_S = 60
 _DELIVER_FOR_S = 8
 """A receiver may take 40 s more for an attempt that has begun, and a sensor is killed after 60."""
 
-
 _Cursor = TypeVar("_Cursor")
 
 

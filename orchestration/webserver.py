@@ -9,7 +9,7 @@ links from elsewhere that open a page.
 import argparse
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import graphql
 from starlette.datastructures import Headers
@@ -71,22 +71,19 @@ class Guard:
 
     def _is_own(self, origin: str, host: str) -> bool:
         """Return whether an origin is of the pages served here; a proxy in front may serve another port."""
-        return _netloc(origin) == host.lower() or self._is_allowed(_hostname(origin))
+        return _split(origin).netloc.lower() == host.lower() or self._is_allowed(_hostname(origin))
 
 
-def _netloc(url: str) -> str:
+def _split(url: str) -> SplitResult:
     try:
-        return urlsplit(url).netloc.lower()
+        return urlsplit(url)
     except ValueError:
-        return ""
+        return urlsplit("")
 
 
 def _hostname(url: str) -> str:
     """Return the host name of a URL in lower case, ``""`` if there is none."""
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+    return (_split(url).hostname or "").rstrip(".")
 
 
 def _changes(scope: Scope) -> bool:

@@ -359,18 +359,15 @@ def _count_keys(path: Path) -> tuple[int, int, int] | None:
 
     Text that resembles a key or a null is counted as well; the counts then differ from those of the values.
     """
-    n_lines, n_keys, n_nulls, rest = 1, 0, 0, b""
+    n_lines, n_keys, n_nulls = 1, 0, 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            whole, end, rest = (rest + chunk).rpartition(b"\n")
-            if not _is_flat(whole + end):
+        while lines := file.read(_CHUNK_BYTES) + file.readline():
+            if not _is_flat(lines):
                 return None
-            n_lines += chunk.count(b"\n")
-            n_keys += whole.count(b'":')
-            n_nulls += whole.count(b'":null') + whole.count(b'": null')
-    if not _is_flat(rest):
-        return None
-    return n_lines, n_keys + rest.count(b'":'), n_nulls + rest.count(b'":null') + rest.count(b'": null')
+            n_lines += lines.count(b"\n")
+            n_keys += lines.count(b'":')
+            n_nulls += lines.count(b'":null') + lines.count(b'": null')
+    return n_lines, n_keys, n_nulls
 
 
 def _is_flat(lines: bytes) -> bool:

@@ -227,7 +227,6 @@ def _known(reports: Reports, as_of: date) -> npt.NDArray[np.bool_]:
 
 
 def _known_by(reports: Reports, day: date) -> npt.NDArray[np.bool_]:
-    """Mark the reports that are known at the end of a day."""
     return reports.known_at < day_start_us(day + timedelta(days=1))
 
 

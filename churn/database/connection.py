@@ -73,7 +73,6 @@ SETUP_NEEDS = (
 )
 _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
 
-
 _SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}
 """Where a login was read, by user, host and port."""
 

@@ -190,12 +190,10 @@ class Evaluations(Tables):
         archive = sa.text("SELECT archive_evaluation(:batch_id, :labels_as_of)")
         segments = [_segment_columns(one, level) for one in evaluated for level in one.segments]
         with self._transaction() as connection:
-            archived = {
-                one.batch.batch_id: connection.scalar(
-                    archive, {"batch_id": one.batch.batch_id, "labels_as_of": one.labels_as_of}
-                )
-                for one in replaced
-            }
+            archived = {}
+            for one in replaced:
+                key = {"batch_id": one.batch.batch_id, "labels_as_of": one.labels_as_of}
+                archived[one.batch.batch_id] = connection.scalar(archive, key)
             rows = [_columns(one) | {"replaces": archived.get(one.batch.batch_id)} for one in evaluated]
             values = {"evaluated": json.dumps(rows, default=str), "segments": json.dumps(segments)}
             connection.execute(statement, values)

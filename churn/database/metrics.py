@@ -73,7 +73,6 @@ SELECT count(*), coalesce(extract(epoch FROM now() - min(a.created_at)), 0)
 FROM alert_deliveries AS d JOIN alerts AS a USING (alert_id) WHERE d.delivered_at IS NULL
 """
 
-
 Row = sa.Row[Any]
 
 

@@ -162,24 +162,20 @@ def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95
     return _logit_interval(value, math.sqrt(variance or value * (1 - value) / fewest), confidence)
 
 
-def p_at_least(auc: Interval, limit: float, confidence: float = 0.95) -> float:
-    """Return the one-sided p-value that an AUC is at least ``limit``, by the standard error and scale of its interval.
+def p_at_least(auc: Interval, limit: float) -> float:
+    """Return the one-sided p-value that an AUC is at least ``limit``, by the standard error of its 95 % interval.
 
     If every pair was ordered wrongly there is no standard error; then it is the chance that as many disjoint pairs all
-    are, as in :func:`roc_auc_interval`.
-
-    Args:
-        auc: From :func:`roc_auc_interval`.
-        confidence: That of its interval.
+    are, as in :func:`roc_auc_interval`, whose scale is used.
     """
     if auc.value == 1 or limit <= 0:
         return 1.0
     if limit >= 1:
         return 0.0
     if auc.value == 0:
-        n_pairs = math.log((1 - confidence) / 2) / math.log1p(-auc.high)
+        n_pairs = math.log((1 - 0.95) / 2) / math.log1p(-auc.high)
         return float((1 - limit) ** n_pairs)
-    error = (_log_odds(auc.high) - _log_odds(auc.low)) / 2 / _quantile(confidence)
+    error = (_log_odds(auc.high) - _log_odds(auc.low)) / 2 / _quantile(0.95)
     return NormalDist().cdf((_log_odds(auc.value) - _log_odds(limit)) / error)
 
 

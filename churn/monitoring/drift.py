@@ -160,15 +160,9 @@ def _moves(bins: Sequence[Bins], before: Ints, now: Ints, year: Ints) -> list[di
         for counts in known
     ]
     bin_of = (upto[2][:, None, 1:] > _QUANTILES[:, None]).argmax(axis=2)  # of each decile, shape (n features, 9)
-    low, high = (np.take_along_axis(upto[2], bin_of + i, axis=1) for i in (0, 1))
-    part = (_QUANTILES - low) / np.where(high > low, high - low, 1)
-    deciles = _nearest(
-        *(
-            np.take_along_axis(of_one, bin_of, axis=1) * (1 - part)
-            + np.take_along_axis(of_one, bin_of + 1, axis=1) * part
-            for of_one in upto
-        )
-    )
+    low, high = ([np.take_along_axis(of_one, bin_of + i, axis=1) for of_one in upto] for i in (0, 1))
+    part = (_QUANTILES - low[2]) / np.where(high[2] > low[2], high[2] - low[2], 1)
+    deciles = _nearest(*(below * (1 - part) + above * part for below, above in zip(low, high, strict=True)))
     unknown = shares[rows, last].tolist()
     moves: list[dict[str, Move]] = []
     for i, one in enumerate(bins):

@@ -45,7 +45,8 @@ def reason_to_retrain(
         drifted: Features that drifted in two different inputs.
         trained_on: The champion's training date; ``None`` if it is unknown or its age does not count.
     """
-    return low or _drift(drifted) or _age(trained_on, today, policy)
+    drift = f"{', '.join(sorted(drifted))} drifted in two different inputs" if drifted else None
+    return low or drift or _age(trained_on, today, policy)
 
 
 def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
@@ -72,10 +73,6 @@ def drifted_features(batches: Sequence[ScoredBatch], week: date) -> dict[tuple[s
         if flag.is_confirmed and flag.variant not in broken:
             features.setdefault((flag.variant, versions[flag.batch_id]), []).append(flag.drift.feature)
     return features
-
-
-def _drift(drifted: Sequence[str]) -> str | None:
-    return f"{', '.join(sorted(drifted))} drifted in two different inputs" if drifted else None
 
 
 def _age(trained_on: date | None, today: date, policy: RetrainingPolicy) -> str | None:

@@ -84,7 +84,6 @@ def _by(rows: Iterable[Row], *names: str) -> Mapping[Any, list[Row]]:
 
 
 def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
-    """Return a variant's row in the fleet's table."""
     batches = {row["scored_week"]: row for row in of.batches.get((key, CHAMPION), ())}
     current = batches.get(rows.week)
     error, challenger_error = (of.attempts.get((key, role), {}).get("error") for role in (CHAMPION, CHALLENGER))
@@ -128,19 +127,17 @@ def _champion(key: str, of: _Grouped, batches: Mapping[date, Row]) -> Content:
     scored = takewhile(lambda row: row["model_version"] == champion, reversed(list(batches.values())))
     days = [row["scored_week"] for row in scored] + ([event["since"].date()] if event else [])
     last = max(batches, default=None)
-    challengers = [row for row in of.batches.get((key, CHALLENGER), ()) if row["scored_week"] == last]
+    challengers = of.batches.get((key, CHALLENGER), ())
+    scored_last = next((row["model_version"] for row in challengers if row["scored_week"] == last), None)
     return {
         "champion": champion,
         "since": plain(min(days, default=None)),
-        "challenger": event["challenger_version"]
-        if event
-        else (challengers[0]["model_version"] if challengers else None),
+        "challenger": event["challenger_version"] if event else scored_last,
         "ab_share": event["ab_share"] if event else 0,
     }
 
 
 def _trend(batches: Sequence[Row]) -> Content:
-    """Return the distribution of a week's champions' scores and performance over the fleet."""
     return {
         "n": len(batches),
         "accounts": sum(row["n_rows_scored"] for row in batches),

@@ -59,7 +59,6 @@ def _report(key: str, evaluation: VariantEvaluation) -> AssetReport:
 
 
 def _metadata(evaluation: VariantEvaluation, status: VariantStatus) -> Metadata:
-    """Show the evaluated batches, the newest one's figures and calibration, and the comparison."""
     metadata: dict[str, object] = {
         "facts_added_to_history": evaluation.n_new_facts,
         "batches_evaluated": len(evaluation.batches),

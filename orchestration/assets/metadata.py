@@ -125,7 +125,6 @@ def histogram(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
 
 
 def _preview(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
-    """Show the accounts at risk with the highest churn probabilities."""
     rows = [(account_id, f"{probability:.3f}") for probability, account_id in summary.top]
     return table(("account_id", "churn_probability"), rows, "rr", note=f"The ranking is of {summary.population}.")
 

@@ -90,7 +90,6 @@ def _report(
 
 
 def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str]) -> Metadata:
-    """Return the asset's metadata: version and links, data, parameters, the gate, pictures and figures."""
     trained, lineage, version = outcome.trained, outcome.lineage, outcome.version
     links: Metadata = {}
     if version is not None:
