@@ -14,24 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from churn.data.labels import Ids
-from churn.evaluation.metrics import (
-    Doubles,
-    Interval,
-    Outcomes,
-    Scores,
-    calibration_error,
-    compare_roc_auc,
-    log_losses,
-    recalibrated,
-)
-from churn.evaluation.sequential import (
-    EvidenceError,
-    PairedSums,
-    confidence_sequence,
-    discount_months,
-    e_benjamini_hochberg,
-    e_value,
-)
+from churn.evaluation import metrics, sequential
+from churn.evaluation.metrics import Doubles, Interval, Outcomes, Scores
+from churn.evaluation.sequential import EvidenceError, PairedSums
 from churn.weeks import month_number
 
 _MOST_ODDS = 1_000_000
@@ -69,7 +54,7 @@ class PairedCohort:
     def sums(self) -> PairedSums:
         """Return the sums of the two models' losses, both recalibrated on these accounts."""
         champion, challenger = (
-            log_losses(self.churned, recalibrated(self.churned, scores, self.weights))
+            metrics.log_losses(self.churned, metrics.recalibrated(self.churned, scores, self.weights))
             for scores in (self.champion, self.challenger)
         )
         return PairedSums.of(champion, challenger, self.weights)
@@ -187,7 +172,7 @@ def choose(comparisons: Sequence[Comparison], alpha: float) -> list[bool]:
 
     One that a guardrail does not allow counts as without evidence: it would loosen the limit for those promoted.
     """
-    return e_benjamini_hochberg([0.0 if one.broken else one.e_value for one in comparisons], alpha)
+    return sequential.e_benjamini_hochberg([0.0 if one.broken else one.e_value for one in comparisons], alpha)
 
 
 def odds(e_value: float) -> str:
@@ -218,15 +203,15 @@ def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits
     churned = np.concatenate([cohort.churned for cohort in counted])
     champion = np.concatenate([cohort.champion for cohort in counted])
     challenger = np.concatenate([cohort.challenger for cohort in counted])
-    sums = discount_months([cohort.sums() for cohort in counted])
+    sums = sequential.discount_months([cohort.sums() for cohort in counted])
     return Comparison(
         n=len(churned),
         n_churned=int(churned.sum()),
-        improvement=confidence_sequence(sums, alpha=limits.alpha, tuned_for=limits.tuned_for),
-        e_value=e_value(sums, tuned_for=limits.tuned_for),
+        improvement=sequential.confidence_sequence(sums, alpha=limits.alpha, tuned_for=limits.tuned_for),
+        e_value=sequential.e_value(sums, tuned_for=limits.tuned_for),
         guardrails=tuple(_guardrails(churned, champion, challenger, limits)),
         alpha=limits.alpha,
-        min_gain=limits.min_gain * float(log_losses(churned, champion).mean()),
+        min_gain=limits.min_gain * float(metrics.log_losses(churned, champion).mean()),
     )
 
 
@@ -250,8 +235,8 @@ def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits:
     enough = _enough_labels(churned, limits)
     if not enough.holds:
         return [enough]
-    change = compare_roc_auc(churned, champion, challenger).interval
-    before, after = calibration_error(churned, champion), calibration_error(churned, challenger)
+    change = metrics.compare_roc_auc(churned, champion, challenger).interval
+    before, after = metrics.calibration_error(churned, champion), metrics.calibration_error(churned, challenger)
     # The expected error of a perfectly calibrated model in ten bins.
     chance = 0.8 * math.sqrt(10 * churned.mean() * (1 - churned.mean()) / len(churned))
     rise = limits.max_calibration_loss + chance
