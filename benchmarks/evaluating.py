@@ -7,19 +7,20 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.storage.history import Appended
 from churn.variants import Variant
-from churn.workflows.evaluate import PerformanceEvaluator, evaluate_fleet
+from churn.workflows.evaluate import evaluate_fleet
+from churn.workflows.ingest import Ingestion
 from tests.support.services import peak_mb
 
 _ingestions: list[float] = []
 
 
-class TimedEvaluator(PerformanceEvaluator):
+class TimedIngestion(Ingestion):
     """Measures how long ingestion takes."""
 
     def ingest(self, variant: Variant) -> Appended:
@@ -38,9 +39,9 @@ def fleet(n_variants: int) -> list[Variant]:
 def measure(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, float]:
     """Evaluate some variants as one run of the weekly job does; the seconds of ingestion are summed over threads."""
     promoter = deployment.promoter()
-    held = {field.name: getattr(promoter.evaluator, field.name) for field in fields(PerformanceEvaluator)}
+    timed_ingestion = TimedIngestion(**vars(promoter.evaluator.ingestion))
     totals = {"evaluated": 0.0, "accounts": 0.0, "matured": 0.0, "new_facts": 0.0}
-    timed = replace(promoter, evaluator=TimedEvaluator(**held))
+    timed = replace(promoter, evaluator=replace(promoter.evaluator, ingestion=timed_ingestion))
     for _, result in evaluate_fleet(timed, [variant.key for variant in variants]):
         if isinstance(result, BaseException):
             raise result

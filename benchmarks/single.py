@@ -98,7 +98,7 @@ def stages(deployment: Deployment) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as scratch:
         with timed("fetch from S3, with its sha256"):
-            raw = scorer.sources.fetch_input(Variant(), Path(scratch))
+            raw = scorer.ingestion.sources.fetch_input(Variant(), Path(scratch))
         with timed("read, check, find each account's row"):
             rows = prepare(raw.path, bundle.feature_names, WEEK, 0.05, origin=raw.provenance.uri)
         chunks = list(rows.chunks())

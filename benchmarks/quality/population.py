@@ -49,7 +49,7 @@ def score(path: Path, bundle: Bundle, store: PredictionStore, declared: Columns,
     batch = BatchInProgress(
         score_rows(chain([first], chunks), engine, SimpleNamespace(uri="the bundled model"), summary),  # type: ignore[arg-type]  # named in errors only
         lambda: (made, NO_ROWS),
-        source_columns=engine.reasons.source_columns if engine.reasons else (),
+        source_columns=engine.reasons.encoding.source_columns if engine.reasons else (),
         has_last_active_month=first[1].last_active_months is not None,
     )
     store.publish(made.variant, WEEK, batch)

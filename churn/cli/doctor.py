@@ -37,10 +37,6 @@ def _connect(deployment: Deployment) -> str:
     return f"{deployment.dagster_database.host}, database {deployment.dagster_database.database!r}"
 
 
-def _look_at_predictions(deployment: Deployment) -> str:
-    return deployment.store().identity()
-
-
 def _look_at_mlflow(deployment: Deployment) -> str:
     variants = deployment.registry(read_only=deployment.predictions is not None).variants()
     return f"registered are {counted(len(variants), 'variant')}"
@@ -59,7 +55,7 @@ def _look_at_bucket(deployment: Deployment) -> str:
 
 
 _LOOKS: dict[str, Callable[[Deployment], str]] = {
-    "predictions database, as scoring uses it": _look_at_predictions,
+    "predictions database, as scoring uses it": lambda deployment: deployment.store().identity(),
     "MLflow, as scoring uses it": _look_at_mlflow,
     "Dagster's database": _connect,
     "bucket": _look_at_bucket,

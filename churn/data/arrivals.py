@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 
 _MONTH = "activity_month"
-_LAST_INSTANT = pl.col(_MONTH).dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC") - pl.duration(
+LAST_INSTANT = pl.col(_MONTH).dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC") - pl.duration(
     microseconds=1
 )
+"""Of a row's month."""
 _INSTANT = pl.Datetime("us", "UTC")
 _COMPLETE_SHARE = 0.5  # of a usual month's accounts; with fewer, a month has hardly arrived
 
@@ -28,7 +29,7 @@ def date_arrivals(facts: pl.DataFrame, default: timedelta, received_at: datetime
         default: The delay if later extracts show none, see :func:`delivery_delay`.
         received_at: When the first extract was received, or later; UTC.
     """
-    is_first = facts.select(pl.col("known_at") == _LAST_INSTANT).to_series()
+    is_first = facts.select(pl.col("known_at") == LAST_INSTANT).to_series()
     if not is_first.any():
         return facts
     shown = delivery_delay(facts)
@@ -49,7 +50,7 @@ def delivery_delay(facts: pl.DataFrame) -> timedelta | None:
         ``None`` if no month shows it.
     """
     reports = facts.group_by("account_id", _MONTH).agg(pl.col("known_at").min())
-    late = (pl.col("known_at") - _LAST_INSTANT).alias("late")
+    late = (pl.col("known_at") - LAST_INSTANT).alias("late")
     months = reports.group_by(_MONTH).agg(late.median(), n=pl.len(), is_first=(late == timedelta(0)).any())
     usual = float(np.median(months["n"].to_numpy()))
     shown = months.filter(~pl.col("is_first"), pl.col("n") >= _COMPLETE_SHARE * usual)["late"].min()

@@ -352,7 +352,8 @@ def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = F
     mlflow_database = None
     if tracking is None:
         assert server is not None  # noqa: S101
-        mlflow_database = server.set(database=_mlflow_database_name(settings, server))
+        is_named = "mlflow_db_name" in settings.model_fields_set or server.database in (None, "", "postgres")
+        mlflow_database = server.set(database=settings.mlflow_db_name) if is_named else server
     elif uri.startswith("postgres"):
         mlflow_database = parse_database_url(uri, "MLFLOW_TRACKING_URI")
     dagster = None if predictions is None else predictions.set(database=settings.churn_dagster_db_name)
@@ -379,12 +380,6 @@ def _require_apart(databases: Mapping[str, sa.URL | None]) -> None:
     for name, url in databases.items():
         if url is not None and (other := names.setdefault((url.host, url.port or 5432, url.database), name)) != name:
             raise UsageError(f"{other} and {name} name one database, {url.database!r} at {url.host}; give each its own")
-
-
-def _mlflow_database_name(settings: Settings, server: sa.URL) -> str:
-    if "mlflow_db_name" in settings.model_fields_set or server.database in (None, "", "postgres"):
-        return settings.mlflow_db_name
-    return str(server.database)
 
 
 def _local_root(settings: Settings, *, is_embedded: bool) -> Path:

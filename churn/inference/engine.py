@@ -40,11 +40,6 @@ class Reasons:
     encoding: Encoding
     bias: float
 
-    @property
-    def source_columns(self) -> tuple[str, ...]:
-        """The columns by which contributions are summed."""
-        return self.encoding.source_columns
-
 
 @dataclass(frozen=True)
 class Engine:

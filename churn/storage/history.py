@@ -27,12 +27,11 @@ import logging
 import re
 import zlib
 from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +41,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from churn.concurrency import in_threads
 from churn.data.activity import KEY, QUARANTINED, is_activity
-from churn.data.arrivals import date_arrivals
+from churn.data.arrivals import LAST_INSTANT, date_arrivals
 from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns, keys_of
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
@@ -192,7 +191,10 @@ class ActivityHistory:
         Safe to repeat and to interrupt: a part's successor is written before the part is deleted, and a fact in both
         counts once, so readers never miss a fact of another account. Versions of earlier parts are deleted with it.
         """
-        found = {part.key: self._read_if_there(part.key) for part in self._parts(variant)}
+        found = {}
+        for part in self._parts(variant):
+            with suppress(NoSuchKeyError):
+                found[part.key] = self._read_part(part.key)
         kept = {key: erased.without(facts) for key, (facts, _) in found.items()}
         n_removed = {key: facts.height - kept[key].height for key, (facts, _) in found.items()}
         if dry_run or not any(n_removed.values()):
@@ -253,12 +255,6 @@ class ActivityHistory:
         )
         return [part for part, _ in live], [facts for _, facts in live], gone, first
 
-    def _read_if_there(self, key: str) -> tuple[pl.DataFrame, list[str]]:
-        try:
-            return self._read_part(key)
-        except NoSuchKeyError:
-            return pl.DataFrame(), []
-
     def _read_part(self, key: str) -> tuple[pl.DataFrame, list[str]]:
         """Return a part's facts, and the keys of the parts that it replaces."""
         content = with_retries(lambda: b"".join(self.place.open(key).chunks))
@@ -293,7 +289,7 @@ def _next_name(parts: Sequence[Entry], received_at: datetime, content: bytes, *,
 def _ordered(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Sort the facts of some parts; one that is stored twice, by parts that were compacted and not deleted, is one."""
     facts = in_order(_stack(parts))
-    return facts.unique(keep="last", maintain_order=True) if _follow(keys_of(facts)).any() else facts
+    return facts.unique(keep="last", maintain_order=True) if _are_followed(facts).any() else facts
 
 
 def _as_parquet(facts: pl.DataFrame, replaces: Sequence[str] = ()) -> bytes:
@@ -326,23 +322,18 @@ def new_facts(extract: pl.DataFrame, stored: pl.DataFrame | None, received_at: d
         )
     typed = extract.drop("row_number", strict=False).with_columns(cs.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
     has_known_at = "known_at" in typed.columns
-    facts = typed if has_known_at else typed.with_columns(known_at=_known_at(received_at, is_backfill=stored is None))
+    instant = pl.lit(received_at, dtype=_INSTANT)
+    known_at = pl.min_horizontal(instant, LAST_INSTANT) if stored is None else instant
+    facts = typed if has_known_at else typed.with_columns(known_at=known_at)
     earlier = facts.clear() if stored is None else stored
     if QUARANTINED in facts.columns or QUARANTINED in earlier.columns:
         facts = _date_quarantined(facts, earlier, received_at)
-    facts = _keep_last(in_order(facts))
+    facts = in_order(facts)
+    facts = facts.filter(~_are_followed(facts))  # of rows with the same keys, the last counts
     if has_known_at:
         facts = in_order(_date_contradictions(facts, earlier, received_at))
     _, differs = _compare(facts, earlier)
     return facts.filter(differs)
-
-
-def _known_at(received_at: datetime, *, is_backfill: bool) -> pl.Expr:
-    instant = pl.lit(received_at, dtype=_INSTANT)
-    if not is_backfill:
-        return instant
-    next_month = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return pl.min_horizontal(instant, next_month - pl.duration(microseconds=1))
 
 
 def _date_quarantined(facts: pl.DataFrame, stored: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
@@ -361,13 +352,6 @@ def _date_quarantined(facts: pl.DataFrame, stored: pl.DataFrame, received_at: da
     return joined.with_columns(known_at=known_at).drop("_after")
 
 
-def _keep_last(facts: pl.DataFrame) -> pl.DataFrame:
-    """Return the last of ordered rows that share account, month and ``known_at``."""
-    is_last = np.ones(facts.height, dtype=np.bool_)
-    is_last[:-1] = ~_follow(keys_of(facts))
-    return facts if is_last.all() else facts.filter(is_last)
-
-
 def _date_contradictions(facts: pl.DataFrame, stored: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
     """Set ``known_at`` to the time of receipt in rows that contradict the history at the same ``known_at``.
 
@@ -377,11 +361,9 @@ def _date_contradictions(facts: pl.DataFrame, stored: pl.DataFrame, received_at:
     known_at = pl.concat([stored["known_at"], facts["known_at"]])
     is_same_instant = (known_at.gather(np.maximum(predecessors, 0)) == facts["known_at"]).to_numpy()
     contradicts = (predecessors != _NO_PREDECESSOR) & differs & is_same_instant
-    is_superseded = np.zeros(facts.height, dtype=np.bool_)
-    is_superseded[:-1] = _follow(keys_of(facts.select(KEY)))
     received = pl.max_horizontal("known_at", pl.lit(received_at, dtype=_INSTANT))
     dated = facts.with_columns(known_at=pl.when(pl.Series(contradicts)).then(received).otherwise("known_at"))
-    return dated.filter(~(contradicts & is_superseded))
+    return dated.filter(~(contradicts & _are_followed(facts.select(KEY))))
 
 
 def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -407,9 +389,11 @@ def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[npt.NDArray[np.
     return predecessors, differs
 
 
-def _follow(keys: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-    """Mark the rows that are followed by a row with the same keys; shape (n - 1,)."""
-    return np.asarray(np.logical_and.reduce([key[:-1] == key[1:] for key in keys]))
+def _are_followed(facts: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    """Mark the rows that are followed by a row with the same keys; shape (facts.height,)."""
+    is_followed = np.zeros(facts.height, dtype=np.bool_)
+    is_followed[:-1] = np.logical_and.reduce([key[:-1] == key[1:] for key in keys_of(facts)])
+    return is_followed
 
 
 def _stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

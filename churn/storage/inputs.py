@@ -53,10 +53,6 @@ class Found:
     entries: tuple[Entry, ...]
     version: str
 
-    @property
-    def is_folder(self) -> bool:
-        return self.version.startswith(PARTS_VERSION)
-
 
 def find(entries: Mapping[str, Entry], prefix: str, keys: Sequence[str]) -> Found | None:
     """Return the first of some files that a listing has; an input in any of its forms.

@@ -247,7 +247,7 @@ def _copy_first(place: Place, variant: Variant, keys: Sequence[str], into: Path)
         entries = {key: entry for folder in folders for key, entry in _listing(place, prefix + folder).items()}
     if (found := inputs.find(entries, prefix, keys)) is None:
         raise places.MissingFileError(f"{place.uri(prefix)} has none of {', '.join(keys)}")
-    if found.is_folder:
+    if found.version.startswith(inputs.PARTS_VERSION):
         return _copy_parts(place, variant, found, into)
     return _copy(place, variant, place.open(found.key, found.version), into)
 

@@ -58,6 +58,11 @@ class GateCheck:
     outcome: Outcome
     sentence: str
 
+    @classmethod
+    def of(cls, name: str, value: float | None, limit: float | None, sentence: str, *, holds: bool) -> "GateCheck":
+        """Return the result of a check that was done."""
+        return cls(name, value, limit, "holds" if holds else "fails", sentence)
+
 
 @dataclass(frozen=True)
 class Gate:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import KEY, MONEY
+from churn.data.arrivals import LAST_INSTANT
 from churn.data.features import encode, features, in_order, plan_encoding
 from churn.data.snapshots import Snapshot
 from churn.data.windows import ACTIVITY
@@ -66,7 +67,9 @@ def check_churn_share(trained: Trained) -> GateCheck:
         f"{percent(MAX_CHURN_SHARE)}"
         f"{'' if share <= MAX_CHURN_SHARE else ': is the extract a sample of rows?'}"
     )
-    return _check("churn_share_is_plausible", share, limit, found, holds=MIN_CHURN_SHARE <= share <= MAX_CHURN_SHARE)
+    return GateCheck.of(
+        "churn_share_is_plausible", share, limit, found, holds=MIN_CHURN_SHARE <= share <= MAX_CHURN_SHARE
+    )
 
 
 def check_rows_per_account(facts: pl.DataFrame) -> GateCheck:
@@ -75,7 +78,7 @@ def check_rows_per_account(facts: pl.DataFrame) -> GateCheck:
     holds = mean >= MIN_ROWS_PER_ACCOUNT
     remedy = "" if holds else ": bring all rows of each account"
     found = f"{mean:.2f} months per account; at least {MIN_ROWS_PER_ACCOUNT:g} are needed{remedy}"
-    return _check("accounts_have_several_months", mean, MIN_ROWS_PER_ACCOUNT, found, holds=holds)
+    return GateCheck.of("accounts_have_several_months", mean, MIN_ROWS_PER_ACCOUNT, found, holds=holds)
 
 
 def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> GateCheck:
@@ -102,7 +105,7 @@ def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> Gate
         f"log-loss {model.mean():.4f}; the base rate's less it is {over_base:+.4f}, that of recency alone less it "
         f"{over_recency:+.4f} ± {error:.4f}{'' if holds else '; use other features, such as --features default'}"
     )
-    return _check(name, min(over_base, over_recency), 0.0, found, holds=holds)
+    return GateCheck.of(name, min(over_base, over_recency), 0.0, found, holds=holds)
 
 
 def check_restated(
@@ -122,8 +125,7 @@ def check_restated(
     name = "past_months_are_not_restated"
     if has_known_at:
         return GateCheck(name, None, MAX_RESTATED_SHARE, "skipped", "the extract says when each row became known")
-    month_end = pl.col("activity_month").dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    complete = in_order(facts).filter(pl.col("known_at") >= month_end - pl.duration(microseconds=1))
+    complete = in_order(facts).filter(pl.col("known_at") >= LAST_INSTANT)
     # Amounts as models read them: a warehouse that adds up in another order changes their last digits each time.
     complete = complete.with_columns(pl.col(pl.Float64).cast(pl.Float32))
     again = pl.struct(KEY).eq_missing(pl.struct(KEY).shift())
@@ -136,8 +138,9 @@ def check_restated(
         return GateCheck(name, None, MAX_RESTATED_SHARE, "skipped", "no extract has changed a past month yet")
     changes: list[tuple[float, float, str]] = []
     for limit, days in ((MAX_RESTATED_SHARE, ARRIVED_DAYS), (MAX_LATE_RESTATED_SHARE, LATE_DAYS)):
-        is_late = pl.col("known_at") >= month_end + pl.duration(days=days, microseconds=-1)
-        known = complete.filter(pl.col("known_at") < newest, month_end + pl.duration(days=days) <= newest)
+        over_since = LAST_INSTANT + pl.duration(days=days)
+        is_late = pl.col("known_at") >= over_since
+        known = complete.filter(pl.col("known_at") < newest, over_since < newest)
         n_known = known.select(KEY).n_unique()
         is_early = again & ~is_late
         was = complete.filter(is_early | ~again, ~is_early.shift(-1, fill_value=False))
@@ -154,7 +157,7 @@ def check_restated(
         f"{percent(MAX_LATE_RESTATED_SHARE)} after {LATE_DAYS} days: leave such a column out with --features, or bring "
         f"known_at with each row"
     )
-    return _check(name, share, limit, found, holds=not restated)
+    return GateCheck.of(name, share, limit, found, holds=not restated)
 
 
 def check_replay(
@@ -189,11 +192,7 @@ def check_replay(
         f"another score from the history as it was then, and {percent(MAX_REPLAY_SHARE)} may; more means that it has "
         f"rows that were not known then, or lacks some"
     )
-    return _check(name, share, MAX_REPLAY_SHARE, found, holds=share <= MAX_REPLAY_SHARE)
-
-
-def _check(name: str, value: float, limit: float, sentence: str, *, holds: bool) -> GateCheck:
-    return GateCheck(name, value, limit, "holds" if holds else "fails", sentence)
+    return GateCheck.of(name, share, MAX_REPLAY_SHARE, found, holds=share <= MAX_REPLAY_SHARE)
 
 
 def _lags(part: Part, rows_of: dict[date, pl.DataFrame]) -> npt.NDArray[np.int64]:

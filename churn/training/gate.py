@@ -23,7 +23,7 @@ from churn.evaluation.metrics import Evaluation, Interval, calibration_error, ro
 from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, load_bundle
 from churn.inference.engine import Engine, build_engine
 from churn.training import data_checks
-from churn.training.checks import Gate, GateCheck, Outcome
+from churn.training.checks import Gate, GateCheck
 from churn.training.data_checks import ScoredBefore
 from churn.training.train import Trained, fit
 from churn.weeks import day_start_us
@@ -111,7 +111,7 @@ def check_auc(evaluation: Evaluation, limits: GateLimits) -> GateCheck:
     if auc is None:
         return GateCheck(name, None, minimum, "fails", _insufficient(evaluation))
     found = f"AUC {auc:.4f} on {evaluation.n} held-out accounts; its lower end must be above {minimum:g}"
-    return GateCheck(name, auc.low, minimum, _outcome(holds=auc.low > minimum), found)
+    return GateCheck.of(name, auc.low, minimum, found, holds=auc.low > minimum)
 
 
 def check_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimits) -> GateCheck:
@@ -129,7 +129,7 @@ def check_calibration(trained: Trained, evaluation: Evaluation, limits: GateLimi
         by_chance = chance_calibration_error(scores, limit, trained.plan.seed)
         found += f", widened to {by_chance:.4f}, below which a model off by {limit:g} stays in 99 of 100 such samples"
         limit = max(limit, by_chance)
-    return GateCheck(name, error, limit, _outcome(holds=error <= limit), found)
+    return GateCheck.of(name, error, limit, found, holds=error <= limit)
 
 
 def chance_calibration_error(scores: npt.NDArray[np.floating], off_by: float, seed: int) -> float:
@@ -158,7 +158,7 @@ def check_shuffled(trained: Trained, limits: GateLimits) -> GateCheck:
         f"trained on shuffled labels, AUC {auc:.4f}, the middle one of {_SHUFFLES}; its lower end must not be "
         f"above {minimum:g}"
     )
-    return GateCheck(name, auc.low, minimum, _outcome(holds=auc.low <= minimum), found)
+    return GateCheck.of(name, auc.low, minimum, found, holds=auc.low <= minimum)
 
 
 def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build, seed: int) -> GateCheck:
@@ -177,7 +177,7 @@ def check_canary(facts: pl.DataFrame, held_out: Sequence[Snapshot], build: Build
         f"a marker on future facts has AUC {auc:.4f} on {len(markers)} held-out rows; "
         f"the interval ({percent(_CANARY_CONFIDENCE, 2)}) must contain 0.5"
     )
-    return GateCheck(name, auc.value, 0.5, _outcome(holds=auc.low <= 0.5 <= auc.high), found)
+    return GateCheck.of(name, auc.value, 0.5, found, holds=auc.low <= 0.5 <= auc.high)
 
 
 def plant_canary(facts: pl.DataFrame, shot: Snapshot, seed: int) -> pl.DataFrame:
@@ -202,15 +202,16 @@ def check_golden(trained: Trained) -> GateCheck:
     loaded = load_bundle(trained.bundle.data, None, "the trained model")
     gap = float(np.abs(loaded.predict(golden.matrix) - golden.scores).max(initial=0.0))
     found = f"after loading, the model's scores of {len(golden.scores)} golden rows differ by {gap:.2g} at most"
-    return GateCheck("golden_rows_reproduce", gap, GOLDEN_TOLERANCE, _outcome(holds=gap <= GOLDEN_TOLERANCE), found)
+    return GateCheck.of("golden_rows_reproduce", gap, GOLDEN_TOLERANCE, found, holds=gap <= GOLDEN_TOLERANCE)
 
 
 def check_compilation(engine: Engine) -> GateCheck:
     """Check that weekly scoring would use compiled tables."""
-    name, why = "trees_compile_to_tables", engine.fallback_reason
-    if why is None:
-        return GateCheck(name, None, None, "holds", "the trees compile; their tables give XGBoost's scores and reasons")
-    return GateCheck(name, None, None, "fails", f"XGBoost itself would have to score: {why}")
+    why = engine.fallback_reason
+    found = "the trees compile; their tables give XGBoost's scores and reasons"
+    if why is not None:
+        found = f"XGBoost itself would have to score: {why}"
+    return GateCheck.of("trees_compile_to_tables", None, None, found, holds=why is None)
 
 
 def check_speed(
@@ -232,7 +233,7 @@ def check_speed(
         f"and {limits.fast_enough_us:g} in any case"
     )
     holds = model_us <= max(limit * champion_us, limits.fast_enough_us)
-    return GateCheck(name, model_us / champion_us, limit, _outcome(holds=holds), found)
+    return GateCheck.of(name, model_us / champion_us, limit, found, holds=holds)
 
 
 def compile_for(bundle: Bundle, held_out: Sequence[Snapshot]) -> tuple[Engine, Packed]:
@@ -254,10 +255,6 @@ def _time(*sides: tuple[Engine, Packed]) -> list[float]:
             engine.score(packed)
             seconds.append((time.thread_time() - started) / packed.n_rows)
     return [1e6 * median(seconds) for seconds in times]
-
-
-def _outcome(*, holds: bool) -> Outcome:
-    return "holds" if holds else "fails"
 
 
 def _insufficient(evaluation: Evaluation) -> str:

@@ -147,7 +147,9 @@ def _open(url: str, position: int) -> Receiver:
     """Open a receiver; nothing is sent."""
     import apprise
 
-    _filter_logs()
+    for name in ("apprise", "urllib3.connectionpool", "urllib3.util.retry"):  # all that log URLs
+        logging.getLogger(name).addFilter(_is_loggable)
+    logging.getLogger("apprise").setLevel(logging.DEBUG)  # the reasons for failures are logged at that level
     asset = apprise.AppriseAsset(app_id="churn", app_desc="churn scoring", app_url="")
     parts = apprise.plugins.url_to_dict(url)  # type: ignore[no-untyped-call]
     service = None
@@ -185,13 +187,6 @@ def _is_loggable(record: logging.LogRecord) -> bool:
     if messages is not None and (record.levelno >= logging.WARNING or "Exception" in message[:40]):
         messages.append(message)
     return messages is None and record.name != "apprise"
-
-
-def _filter_logs() -> None:
-    """Filter all loggers that log URLs. Idempotent."""
-    for name in ("apprise", "urllib3.connectionpool", "urllib3.util.retry"):
-        logging.getLogger(name).addFilter(_is_loggable)
-    logging.getLogger("apprise").setLevel(logging.DEBUG)  # the reasons for failures are logged at that level
 
 
 @contextmanager

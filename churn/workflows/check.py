@@ -1,6 +1,7 @@
 """Checks of a published batch: load its figures and apply the rules of :mod:`churn.monitoring.batch_checks`."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from churn.errors import ChurnError
 from churn.monitoring.batch_checks import BatchFigures, CheckResult, check_batch, with_input
@@ -22,6 +23,9 @@ def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[
         as_of=record.as_of, newest_month=record.newest_month, n_newest=record.n_rows_newest_month,
         source_sha256=record.source_sha256,
     )  # fmt: skip
+    champion = None
+    with suppress(ChurnError):
+        champion = scorer.registry.aliases_of(record.variant).get(CHAMPION)
     figures = BatchFigures(
         n_read=record.n_rows_read,
         n_quarantined=record.n_rows_quarantined,
@@ -30,7 +34,7 @@ def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[
         lowest=summary.lowest,
         highest=summary.highest,
         source=record.source,
-        champion=_champion(outcome, scorer),
+        champion=champion,
         challenger=outcome.challenger_version,
         is_challenger_scored=outcome.challenger_record is not None,
         max_quarantine_share=scorer.max_quarantine_share,
@@ -39,10 +43,3 @@ def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[
     history = histories.get(batch.variant, History({}))
     arrived_on = record.source_modified_at.date()
     return check_batch(batch, figures, with_input(history, record.source_sha256, arrived_on), record.as_of)
-
-
-def _champion(outcome: ScoringOutcome, scorer: Scorer) -> int | None:
-    try:
-        return scorer.registry.aliases_of(outcome.record.variant).get(CHAMPION)
-    except ChurnError:
-        return None

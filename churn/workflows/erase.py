@@ -115,12 +115,14 @@ def _erase_input(place: Place, key: str, erased: Erased, *, dry_run: bool) -> li
         try:
             before = with_retries(lambda: b"".join(place.open(key).chunks))
             copy.write_bytes(before)
-            frame = _read_rows(copy)
+            if _ARRAYS.match(head_of(unpacked(copy))):  # rows without account ids
+                return []
+            frame = read_frame(copy)
         except (NoRowsError, NoSuchKeyError):
             return []
         except InputError as error:
             return [Removed(uri, 0, f"it cannot be read: {error}")]
-        if frame is None or not (is_erased := erased.marks(parse_ids(frame["account_id"]))).any():
+        if "account_id" not in frame.columns or not (is_erased := erased.marks(parse_ids(frame["account_id"]))).any():
             return []
         n = int(is_erased.sum())
         if not isinstance(place, Folder):
@@ -129,14 +131,6 @@ def _erase_input(place: Place, key: str, erased: Erased, *, dry_run: bool) -> li
         if not dry_run:
             place.replace(key, _serialize(frame.filter(pl.Series(~is_erased)), copy), before)
         return [Removed(uri, n)]
-
-
-def _read_rows(path: Path) -> pl.DataFrame | None:
-    """Read a file of rows; ``None`` if they have no account ids."""
-    if _ARRAYS.match(head_of(unpacked(path))):
-        return None
-    frame = read_frame(path)
-    return frame if "account_id" in frame.columns else None
 
 
 def _serialize(frame: pl.DataFrame, source: Path) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from churn.data.columns import Columns
-from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
+from churn.data.labels import Horizon, Ids, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
 from churn.errors import ChurnError, UnlabelledError
 from churn.evaluation.charts import draw_reliability
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
-TagsOf = Callable[[Variant, int], Mapping[str, str]]
+Tags = Mapping[str, str]
+TagsOf = Callable[[Variant, int], Tags]
 """Returns the tags of a variant's model version."""
 
 _AUTO_PROMOTED = "CHURN_AUTO_PROMOTE"  # the reason recorded with an automatic promotion
@@ -139,7 +140,7 @@ def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluatio
     """Ingest a variant's activity, evaluate its batches whose labels have matured, and compare its challenger."""
     evaluator = promoter.evaluator
     try:
-        appended = evaluator.ingest(variant)
+        appended = evaluator.ingestion.ingest(variant)
     except (NoActivityError, NoFileError) as error:
         # Encoded rows, the bundled simulation, or nothing yet: no labels can be built. What vanished is an error.
         if isinstance(error, NoFileError) and evaluator.ingestion.history.version(variant) is not None:
@@ -164,7 +165,7 @@ class PendingEvaluation:
 
     unevaluated: Sequence[PublishedBatch]
     unlogged: Sequence[EvaluatedBatch]
-    version_tags: Mapping[tuple[Variant, int], Mapping[str, str]] | None = None
+    version_tags: Mapping[tuple[Variant, int], Tags] | None = None
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,6 @@ class PerformanceEvaluator:
         listed = {one: PendingEvaluation(unevaluated[one], unlogged[one], tags) for one in variants}
         return replace(self, listed=listed)
 
-    def ingest(self, variant: Variant) -> Appended:
-        """Add the variant's inputs to its history; see :meth:`churn.workflows.ingest.Ingestion.ingest`."""
-        return self.ingestion.ingest(variant)
-
     def evaluate_batches(self, variant: Variant, today: date, appended: Appended | None = None) -> list[EvaluatedBatch]:
         """Evaluate the variant's current batches whose labels have matured and that were not evaluated yet.
 
@@ -214,7 +211,7 @@ class PerformanceEvaluator:
         up to 60 days.
 
         Args:
-            appended: The result of :meth:`ingest`, which contains the variant's history; ``None`` reads the history,
+            appended: The result of ingestion, which contains the variant's history; ``None`` reads the history,
                 and evaluates no batch again.
         """
         pending = self.listed.get(variant) or self._pending([variant], today)
@@ -284,7 +281,7 @@ class PerformanceEvaluator:
         unevaluated = self.results.unevaluated(variants, self.horizon.newest_mature(today))
         return PendingEvaluation(unevaluated, self.results.unlogged(variants, today - _LOGGED_WITHIN))
 
-    def _tags_of(self, pending: PendingEvaluation, variant: Variant, version: int) -> Mapping[str, str]:
+    def _tags_of(self, pending: PendingEvaluation, variant: Variant, version: int) -> Tags:
         listed = pending.version_tags
         return self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
 
@@ -292,17 +289,13 @@ class PerformanceEvaluator:
         self, batches: Sequence[PublishedBatch], known: Appended, today: date, tags_of: TagsOf
     ) -> list[EvaluatedBatch]:
         reports_of, levels_of = cache(partial(_reports, known)), cache(partial(Levels, known.facts))
-
-        def evaluate_one(batch: PublishedBatch, scored: Scored) -> EvaluatedBatch | None:
+        evaluated = []
+        for batch, scored in zip(batches, self.results.scores(batches), strict=True):
             tags = tags_of(batch.variant, batch.model_version)
             columns = _columns(batch, tags)
-            reports, levels = reports_of(columns), levels_of(columns.segments)
-            limit = float(tags.get(tag.AUC_LIMIT, self.auc_limit))
-            one = self._evaluate(batch, scored, reports, levels, today, limit=limit)
-            return one and replace(one, evidence_after=tag.evidence_after(tags))
-
-        pairs = zip(batches, self.results.scores(batches), strict=True)
-        return [one for pair in pairs if (one := evaluate_one(*pair)) is not None]
+            one = self._evaluate(batch, scored, reports_of(columns), levels_of(columns.segments), today, tags=tags)
+            evaluated += [] if one is None else [one]
+        return evaluated
 
     def _log_live(self, variant: Variant, unlogged: Iterable[EvaluatedBatch]) -> None:
         """Log weeks to MLflow, each to the run of the version that scored it."""
@@ -318,9 +311,9 @@ class PerformanceEvaluator:
             self.results.mark_logged(of_run)
 
     def _evaluate(
-        self, batch: PublishedBatch, scored: Scored, reports: Reports, levels: Levels, today: date, *, limit: float
+        self, batch: PublishedBatch, scored: Scored, reports: Reports, levels: Levels, today: date, *, tags: Tags
     ) -> EvaluatedBatch | None:
-        account_ids, scores = scored
+        (account_ids, scores), limit = scored, float(tags.get(tag.AUC_LIMIT, self.auc_limit))
         candidates = self._at_risk(reports, account_ids, batch.as_of)
         labels = label(reports, candidates, batch.as_of, today=today, horizon=self.horizon)
         if not len(labels.account_ids):
@@ -329,7 +322,7 @@ class PerformanceEvaluator:
                 batch.variant, batch.scored_week, len(account_ids), len(candidates),
             )  # fmt: skip
             return None
-        scores = scores[_places(account_ids, labels)]
+        scores = scores[np.searchsorted(account_ids, labels.account_ids)]
         evaluation = evaluate(labels.churned, scores)
         return EvaluatedBatch(
             batch=batch,
@@ -345,6 +338,7 @@ class PerformanceEvaluator:
             measures=evaluation.metrics(),
             reliability=None if evaluation.status == "insufficient" else reliability(labels.churned, scores),
             segments=evaluate_segments(levels.known(labels.account_ids, batch.as_of), labels.churned, scores, limit),
+            evidence_after=tag.evidence_after(tags),
         )
 
     def _at_risk(self, reports: Reports, account_ids: Ids, as_of: date) -> Ids:
@@ -356,12 +350,12 @@ class PerformanceEvaluator:
         both, first, second = np.intersect1d(account_ids, others, assume_unique=True, return_indices=True)
         candidates = self._at_risk(reports, both, pair.champion.as_of)
         labels = label(reports, candidates, pair.champion.as_of, today=today, horizon=self.horizon)
-        places = _places(both, labels)
+        places = np.searchsorted(both, labels.account_ids)
         champion, challenger = champion[first][places], challenger[second][places]
         return PairedCohort(pair.champion.as_of, labels.account_ids, champion, challenger, labels.churned)
 
 
-def _columns(batch: PublishedBatch, tags: Mapping[str, str]) -> Columns:
+def _columns(batch: PublishedBatch, tags: Tags) -> Columns:
     return tag.columns_of(tags.get(tag.COLUMNS), f"version {batch.model_version} of {batch.variant}")
 
 
@@ -411,11 +405,6 @@ def newest_of_each_month(items: Iterable[_Item], batch_of: Callable[[_Item], Pub
     """Return the last scored week of each month: labels cover whole months, so a month's weeks share them."""
     by_week = sorted(items, key=lambda item: batch_of(item).scored_week)
     return list({month_number(batch_of(item).as_of): item for item in by_week}.values())
-
-
-def _places(account_ids: np.ndarray, labels: Labels) -> np.ndarray:
-    """Return the positions of the labelled accounts among ids in ascending order."""
-    return np.searchsorted(account_ids, labels.account_ids)
 
 
 def _live_points(evaluated: Sequence[EvaluatedBatch]) -> list["LivePoint"]:

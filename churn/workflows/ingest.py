@@ -170,12 +170,8 @@ class Ingestion:
         return [self._ingest(scored) for scored in self.extracts.pending(variant)]
 
     def _ingest(self, scored: ScoredExtract) -> HistoryStatus:
-        status = self._append(scored)
-        self.extracts.mark(scored, status)  # after the facts are stored: an interrupted call is repeated
-        return status
-
-    def _append(self, scored: ScoredExtract) -> HistoryStatus:
         variant, of = scored.variant, (scored.uri, scored.version, scored.version_id)
+        status: HistoryStatus = "ingested"
         try:
             with tempfile.TemporaryDirectory(prefix="churn-ingest-") as scratch:
                 raw = self.sources.fetch_again(variant, *of, Path(scratch))
@@ -185,11 +181,12 @@ class Ingestion:
             self.history.append(variant, extract.rows, scored.modified_at)
         except GoneError as error:
             logger.warning("%s: an extract that was scored is gone before it was ingested: %s", variant, error)
-            return "gone"
+            status = "gone"
         except InputError as error:
             logger.warning("%s: an extract that was scored cannot be ingested: %s", variant, error)
-            return "rejected"
-        return "ingested"
+            status = "rejected"
+        self.extracts.mark(scored, status)  # after the facts are stored: an interrupted call is repeated
+        return status
 
     def fetch_known(self, variant: Variant, as_of: date, into: Path) -> SourceFile:
         """Write what was known about a variant's accounts at the end of a day into a folder, as one Parquet file.

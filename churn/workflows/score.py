@@ -33,7 +33,7 @@ from churn.monitoring.known_levels import UnknownLevels
 from churn.monitoring.profiles import Profile, regrouped
 from churn.monitoring.summary import ScoreSummary
 from churn.storage.inputs import is_sample, sample_beside
-from churn.storage.sources import Provenance, SourceFile, Sources
+from churn.storage.sources import Provenance, SourceFile
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import default_as_of, monday_of
@@ -123,7 +123,84 @@ class ScoringRequest(FleetRequest):
 
 
 @dataclass(frozen=True)
-class ScoringOutcome:
+class _Scoring:
+    """The scoring of one batch; ``counts`` and ``summary`` grow while PostgreSQL pulls the rows."""
+
+    request: ScoringRequest
+    model: ModelVersion
+    role: str
+    provenance: Provenance
+    code_version: str
+    counts: RowCounts
+    engine: "Engine"
+    summary: ScoreSummary
+    is_stand_in: bool
+
+    @property
+    def _is_own_extract(self) -> bool:
+        """Whether the rows are raw activity of the variant, from the place where they belong."""
+        is_activity = self.counts.first_month is not None and self.request.scored_from != "history"
+        return is_activity and self.provenance.variant == self.request.variant and not self.is_stand_in
+
+    def build_record(self) -> BatchRecord:
+        request, model, provenance, counts = self.request, self.model, self.provenance, self.counts
+        explanation: dict[str, Any] = {}
+        if (reasons := self.engine.reasons) is not None:
+            explanation = {
+                "bias": reasons.bias,
+                "other_source_columns": [
+                    name for name in reasons.encoding.source_columns if name not in SOURCE_COLUMNS
+                ],
+                "levels": {group.source_column: group.levels for group in reasons.encoding.one_hots},
+                "window_features": {
+                    column: {"place": place, "features": names}
+                    for place, (column, names) in enumerate(reasons.encoding.features_of_windows.items())
+                }
+                or None,
+                "importance": self.summary.importance(reasons.encoding.source_columns),
+            }
+        return BatchRecord(
+            variant=request.variant,
+            scored_week=request.week,
+            as_of=request.as_of,
+            registered_model=model.registered_model,
+            model_version=model.version,
+            model_sha256=model.sha256,
+            mlflow_run_id=model.mlflow_run_id,
+            dagster_run_id=request.dagster_run_id,
+            code_version=self.code_version,
+            source=provenance.source,
+            source_uri=provenance.uri,
+            source_version=provenance.version,
+            source_sha256=provenance.sha256,
+            source_version_id=provenance.version_id,
+            source_modified_at=provenance.modified_at,
+            source_variant=provenance.variant,
+            fallback_reason=provenance.fallback_reason,
+            account_ids="input" if counts.has_account_ids else "row_number",
+            n_rows_read=counts.n_read,
+            n_rows_quarantined=counts.quarantined.height,
+            n_accounts_withheld=counts.n_withheld,
+            n_rows_scored=counts.n_accounts,
+            horizon_months=counts.horizon_months,
+            first_month=counts.first_month,
+            newest_month=counts.newest_month,
+            n_rows_newest_month=counts.n_newest,
+            n_rows_erased=counts.n_erased,
+            n_short_windows=counts.n_short_windows,
+            unknown_levels=counts.unknown_levels,
+            started_at=request.started_at,
+            scored_from=request.scored_from,
+            history_status="pending" if self._is_own_extract else None,
+            scored_by="xgboost" if self.engine.fallback_reason else "tables",
+            role=self.role,
+            **explanation,
+            **self.summary.record_fields(),
+        )
+
+
+@dataclass(frozen=True)
+class ScoringOutcome(_Scoring):
     """A variant's published week.
 
     Attributes:
@@ -134,12 +211,7 @@ class ScoringOutcome:
 
     record: BatchRecord
     batch_id: int
-    provenance: Provenance
-    model: ModelVersion
-    counts: RowCounts
     feature_names: tuple[str, ...]
-    summary: ScoreSummary
-    engine: "Engine"
     challenger_version: int | None = None
     challenger_record: BatchRecord | None = None
     why_not_current: str | None = None
@@ -171,11 +243,6 @@ class Scorer:
     horizon_months: int = HORIZON_MONTHS
     aliases: _Aliases | None = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
-
-    @property
-    def sources(self) -> Sources:
-        """Where input is read from."""
-        return self.ingestion.sources
 
     def score_variant(self, request: ScoringRequest) -> ScoringOutcome:
         """Score a variant's week and publish the batch.
@@ -233,14 +300,10 @@ class Scorer:
         if record.importance:
             self._attach_importance(record, model.version)
         return ScoringOutcome(
+            **vars(scoring),
             record=record,
             batch_id=batch_id,
-            provenance=raw.provenance,
-            model=model.version,
-            counts=scoring.counts,
             feature_names=model.bundle.feature_names,
-            summary=scoring.summary,
-            engine=scoring.engine,
             challenger_version=challenge.version if challenge else None,
             challenger_record=published[1][1] if len(published) > 1 else None,
             why_not_current="; ".join(reasons) or None,
@@ -260,14 +323,14 @@ class Scorer:
             yield f"it was made from a local copy ({record.fallback_reason}), and the week's batch from S3"
         if record.fallback_reason or record.source_variant != request.variant:
             return
-        version = self.sources.input_version(request.variant)
+        version = self.ingestion.sources.input_version(request.variant)
         if version != f"{record.source_uri}@{record.source_version}":
             yield f"the input is {version} now, not {record.source_uri}@{record.source_version}"
 
     def _fetch(self, request: ScoringRequest, into: Path) -> SourceFile:
         if request.scored_from == "history":
             return self.ingestion.fetch_known(request.variant, request.as_of, into)
-        raw = self.sources.fetch_input(request.variant, into)
+        raw = self.ingestion.sources.fetch_input(request.variant, into)
         if is_sample(uri := raw.provenance.uri) and not request.is_forced:
             sample = sample_beside(uri)
             if self.store.had_input(request.variant, sample.rpartition("/")[0], other_than=sample):
@@ -316,7 +379,7 @@ class Scorer:
         engine = build_engine(model.bundle, encoding, first[1], n_rows=counts.n_read, with_reasons=with_reasons)
         reference = None if model.reference is None else regrouped(model.reference, encoding)
         summary = ScoreSummary(as_of=request.as_of, reference=reference, is_calibrated=model.version.is_calibrated)
-        is_stand_in = raw.provenance.source != self.sources.primary.source
+        is_stand_in = raw.provenance.source != self.ingestion.sources.primary.source
         scoring = _Scoring(
             request, model.version, role, raw.provenance, self.code_version, counts, engine, summary, is_stand_in
         )
@@ -324,7 +387,7 @@ class Scorer:
 
         def finish() -> tuple[BatchRecord, pl.DataFrame]:
             unknown.require(self.max_unknown_level_share, counts.unknown_levels)
-            return scoring.record(), counts.quarantined
+            return scoring.build_record(), counts.quarantined
 
         batch = BatchInProgress(
             score_rows(unknown.counted(chain([first], chunks)), engine, model.version, summary),
@@ -346,81 +409,6 @@ class Scorer:
             self.registry.attach(model, f"scoring/{record.scored_week}/{record.variant}.svg", picture)
         except Exception as error:  # noqa: BLE001 published is published, also on a full disk
             logger.warning("%s: the picture of its importances is not in MLflow: %s", record.variant, error)
-
-
-@dataclass(frozen=True)
-class _Scoring:
-    """The scoring of one batch; ``counts`` and ``summary`` grow while PostgreSQL pulls the rows."""
-
-    request: ScoringRequest
-    model: ModelVersion
-    role: str
-    provenance: Provenance
-    code_version: str
-    counts: RowCounts
-    engine: "Engine"
-    summary: ScoreSummary
-    is_stand_in: bool
-
-    @property
-    def _is_own_extract(self) -> bool:
-        """Whether the rows are raw activity of the variant, from the place where they belong."""
-        is_activity = self.counts.first_month is not None and self.request.scored_from != "history"
-        return is_activity and self.provenance.variant == self.request.variant and not self.is_stand_in
-
-    def record(self) -> BatchRecord:
-        request, model, provenance, counts = self.request, self.model, self.provenance, self.counts
-        explanation: dict[str, Any] = {}
-        if (reasons := self.engine.reasons) is not None:
-            explanation = {
-                "bias": reasons.bias,
-                "other_source_columns": [name for name in reasons.source_columns if name not in SOURCE_COLUMNS],
-                "levels": {group.source_column: group.levels for group in reasons.encoding.one_hots},
-                "window_features": {
-                    column: {"place": place, "features": names}
-                    for place, (column, names) in enumerate(reasons.encoding.features_of_windows.items())
-                }
-                or None,
-                "importance": self.summary.importance(reasons.source_columns),
-            }
-        return BatchRecord(
-            variant=request.variant,
-            scored_week=request.week,
-            as_of=request.as_of,
-            registered_model=model.registered_model,
-            model_version=model.version,
-            model_sha256=model.sha256,
-            mlflow_run_id=model.mlflow_run_id,
-            dagster_run_id=request.dagster_run_id,
-            code_version=self.code_version,
-            source=provenance.source,
-            source_uri=provenance.uri,
-            source_version=provenance.version,
-            source_sha256=provenance.sha256,
-            source_version_id=provenance.version_id,
-            source_modified_at=provenance.modified_at,
-            source_variant=provenance.variant,
-            fallback_reason=provenance.fallback_reason,
-            account_ids="input" if counts.has_account_ids else "row_number",
-            n_rows_read=counts.n_read,
-            n_rows_quarantined=counts.quarantined.height,
-            n_accounts_withheld=counts.n_withheld,
-            n_rows_scored=counts.n_accounts,
-            horizon_months=counts.horizon_months,
-            first_month=counts.first_month,
-            newest_month=counts.newest_month,
-            n_rows_newest_month=counts.n_newest,
-            n_rows_erased=counts.n_erased,
-            n_short_windows=counts.n_short_windows,
-            unknown_levels=counts.unknown_levels,
-            started_at=request.started_at,
-            scored_from=request.scored_from,
-            history_status="pending" if self._is_own_extract else None,
-            scored_by="xgboost" if self.engine.fallback_reason else "tables",
-            role=self.role,
-            **explanation,
-            **self.summary.record_fields(),
-        )
 
 
 def score_fleet(

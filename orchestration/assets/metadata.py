@@ -105,7 +105,7 @@ def _predictions(outcome: ScoringOutcome) -> Metadata:
         result = "scored the same rows" if outcome.challenger_record else "could not score"
         scores["challenger"] = f"version {challenger} {result}"
     if engine.reasons is not None:
-        importance = summary.importance(engine.reasons.source_columns)
+        importance = summary.importance(engine.reasons.encoding.source_columns)
         scores["bias"] = engine.reasons.bias
         scores["importance"] = picture(
             draw_importance(importance, f"mean |contribution|, log-odds, {summary.population}")

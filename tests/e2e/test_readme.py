@@ -126,7 +126,9 @@ def database(environment: dict[str, str]) -> Iterator[sa.URL]:
     """The predictions database of the commands, which answers for as long as the test runs."""
     with open_deployment(load_settings()) as deployment:
         for variant in VARIANTS:
-            deployment.evaluator().ingest(variant)  # as the Monday's evaluation does; past weeks are scored from it
+            deployment.evaluator().ingestion.ingest(
+                variant
+            )  # as the Monday's evaluation does; past weeks are scored from it
         yield deployment.database
 
 

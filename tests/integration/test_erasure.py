@@ -137,7 +137,7 @@ def player(
     score(instance, "geography-us", "geography-us")
     score(instance, "geography-us", "geography-us", week=monday(1))
     judge = deployment.evaluator()
-    assert all(judge.ingest(variant).facts.height > 0 for variant in (US, BASE))
+    assert all(judge.ingestion.ingest(variant).facts.height > 0 for variant in (US, BASE))
     copies = local_root / "geography-us/data/churn"
     copies.mkdir(parents=True)
     for name, write in COPIES.items():
@@ -177,7 +177,7 @@ def test_an_erased_account_is_nowhere_comes_back_by_no_extract_and_nobody_else_l
     require_the_others(site, player)
 
     score(instance, "base", "geography-us")
-    assert [player.judge.ingest(variant).n_added for variant in (US, BASE)] == [0, 0]
+    assert [player.judge.ingestion.ingest(variant).n_added for variant in (US, BASE)] == [0, 0]
     assert n_rows_naming(site, site.churn, account) == {}
     assert n_rows_naming(site, site.dagster, account) == {}
     dropped = "SELECT n_rows_erased FROM scoring_batches WHERE is_current AND scored_week = :week ORDER BY variant"

@@ -172,7 +172,7 @@ def test_a_challenger_is_promoted_on_matured_labels_and_not_before(
 ):
     for week in WEEKS:
         score(week)
-    promoter.evaluator.ingest(US)
+    promoter.evaluator.ingestion.ingest(US)
     early = replace(promoter, clock=lambda: datetime(2026, 5, 31, tzinfo=UTC))
     with pytest.raises(PromotionError, match="no account that both models scored has a matured label yet"):
         early.promote(US)
@@ -197,7 +197,7 @@ def test_weeks_that_either_model_has_seen_the_outcomes_of_are_no_evidence(
 ):
     for week in WEEKS:
         score(week)
-    promoter.evaluator.ingest(US)
+    promoter.evaluator.ingestion.ingest(US)
     for day, counts_after in ((date(2026, 5, 31), "2026-05-31"), (None, r"20\d\d-\d\d-\d\d")):
         trained_until(site, US, version, day=day)
 
@@ -213,7 +213,7 @@ def test_batches_are_judged_once_when_their_labels_have_matured(
     for week in WEEKS:
         score(week)
     judge = promoter.evaluator
-    judge.ingest(US)
+    judge.ingestion.ingest(US)
 
     assert judge.evaluate_batches(US, date(2026, 5, 31)) == []
     judged = judge.evaluate_batches(US, TODAY.date())
@@ -442,7 +442,7 @@ def test_a_fleet_is_promoted_where_it_is_better_and_the_rest_is_told(
 ):
     for week in WEEKS:
         score(week)
-    promoter.evaluator.ingest(US)
+    promoter.evaluator.ingestion.ingest(US)
 
     results = promoter.promote_all([US, other, Variant("nowhere")])
 
@@ -577,7 +577,7 @@ def test_a_fleet_asks_for_more_evidence_than_one_variant(
 ):
     for week in WEEKS:
         score(week)
-    promoter.evaluator.ingest(US)
+    promoter.evaluator.ingestion.ingest(US)
     found = promoter.status(US).comparison.e_value
     strict = replace(promoter.evaluator, limits=replace(promoter.evaluator.limits, alpha=1.1 / found))
     promoter = replace(promoter, evaluator=strict)

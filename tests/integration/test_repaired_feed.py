@@ -62,7 +62,7 @@ def test_a_gap_is_unknown_its_repair_is_evaluated_and_the_first_evaluation_stays
     evaluator = deployment.promoter().evaluator
 
     def evaluate(today: date) -> int:
-        return len(evaluator.evaluate_batches(US, today, evaluator.ingest(US)))
+        return len(evaluator.evaluate_batches(US, today, evaluator.ingestion.ingest(US)))
 
     assert evaluate(TODAY) == 1
     ((n_first, n_missing, n_churned, *why),) = site.rows(site.churn, EVALUATED)
@@ -99,7 +99,7 @@ def test_an_evaluation_that_is_no_evidence_any_more_counts_for_nobody(
 ):
     upload(site, activity)
     evaluator = deployment.promoter().evaluator
-    assert len(evaluator.evaluate_batches(US, TODAY, evaluator.ingest(US))) == 1
+    assert len(evaluator.evaluate_batches(US, TODAY, evaluator.ingestion.ingest(US))) == 1
     site.rows(site.churn, "UPDATE evaluated_batches SET roc_auc = 0.4, roc_auc_low = 0.35, roc_auc_high = 0.45")
 
     def counted() -> list[int]:
@@ -110,7 +110,7 @@ def test_an_evaluation_that_is_no_evidence_any_more_counts_for_nobody(
 
     assert counted() == [1, 1]
     trained_until(site, US, 1, day=WEEK + timedelta(days=6))
-    assert evaluator.evaluate_batches(US, TODAY, evaluator.ingest(US)) == []
+    assert evaluator.evaluate_batches(US, TODAY, evaluator.ingestion.ingest(US)) == []
     assert counted() == [0, 0]
     site.rows(site.churn, "UPDATE evaluated_batches SET evidence_after = NULL")
     assert counted() == [0, 0]
