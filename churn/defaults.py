@@ -3,9 +3,7 @@
 Limits that no deployment can set are in the module that applies them.
 """
 
-HORIZON_MONTHS = (
-    3  # without activity, after which a player has churned; also before the as-of month, for who is at risk
-)
+HORIZON_MONTHS = 3  # without activity, after which a player has churned; before the as-of month, for who is at risk
 LABEL_LAG_DAYS = 7  # after the horizon, until late reports of activity have arrived
 DELIVERY_DELAY_DAYS = 3  # after a month, until its rows arrive, while later extracts do not show it
 MIN_AUC = 0.6  # ROC AUC of a new model, and of champions registered without a limit of their own

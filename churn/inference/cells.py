@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
-from churn.inference.forest import Forest, NotCompilableError
+from churn.inference.forest import Bits, Floats, Forest, Longs, NotCompilableError
 
 # Numba leaves this pass of LLVM's out by default; with it, sums over a row's source columns take one instruction each.
 numba.config.SLP_VECTORIZE = 1
@@ -25,7 +25,6 @@ BLOCK = 16_384
 WORD_BITS = 64
 _MAX_CELLS = 1 << 16
 
-Longs = npt.NDArray[np.int64]
 Cells = npt.NDArray[np.uint16]
 """Shape (n_columns, n_rows): per column of the encoding, numbers first, the cell of each row."""
 
@@ -41,7 +40,7 @@ class Splits(NamedTuple):
     """
 
     column: npt.NDArray[np.int32]
-    cell: npt.NDArray[np.int64]
+    cell: Longs
     is_default_left: npt.NDArray[np.bool_]
     by_level: npt.NDArray[np.bool_]
 
@@ -55,7 +54,7 @@ class Words(NamedTuple):
         n_columns: The number of columns with bits in each word, shape (n_words,).
     """
 
-    bits: npt.NDArray[np.uint64]
+    bits: Bits
     columns: npt.NDArray[np.int32]
     n_columns: npt.NDArray[np.int32]
 
@@ -70,9 +69,9 @@ class CellPlan(NamedTuple):
     """
 
     n_numbers: int
-    thresholds: npt.NDArray[np.float32]
-    threshold_starts: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
+    thresholds: Floats
+    threshold_starts: Longs
+    starts: Longs
     splits: Splits
 
     def locate(self, packed: Packed) -> Cells:
@@ -82,7 +81,7 @@ class CellPlan(NamedTuple):
         cells[self.n_numbers :] = packed.levels
         return cells
 
-    def build_words(self, bits: npt.NDArray[np.uint64]) -> Words:
+    def build_words(self, bits: Bits) -> Words:
         """Find the columns that each word depends on; ``bits`` has shape (n_words, n_cells)."""
         has_bits = np.logical_or.reduceat(bits, self.starts[:-1], axis=1)
         columns = np.argsort(~has_bits, axis=1, kind="stable").astype(np.int32)
@@ -98,7 +97,7 @@ def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
     n_numbers = len(encoding.numbers)
     column = encoding.column_of_feature[forest.features]
     cell = np.zeros(len(column), dtype=np.int64)
-    thresholds: list[npt.NDArray[np.float32]] = []
+    thresholds: list[Floats] = []
     for i in range(n_numbers):
         splits = ~forest.is_leaf & (column == i)
         thresholds.append(np.unique(forest.values[splits]))
@@ -151,7 +150,7 @@ def goes_left(plan: CellPlan, node: int, cell: int, n_cells: int) -> bool:
 
 
 @compiled
-def gather(words: Words, word: int, starts: npt.NDArray[np.int64], cells: Cells, into: npt.NDArray[np.uint64]) -> None:
+def gather(words: Words, word: int, starts: Longs, cells: Cells, into: Bits) -> None:
     """OR one word's bits over its columns, for each row. Four columns at a time, to save passes."""
     bits, columns, n = words.bits[word], words.columns[word], words.n_columns[word]
     n_rows = cells.shape[1]
@@ -172,9 +171,7 @@ def gather(words: Words, word: int, starts: npt.NDArray[np.int64], cells: Cells,
 
 
 @compiled
-def _locate(
-    numbers: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float32], starts: npt.NDArray[np.int64], into: Cells
-) -> None:
+def _locate(numbers: Floats, thresholds: Floats, starts: Longs, into: Cells) -> None:
     for number in range(len(starts) - 1):
         cuts = thresholds[starts[number] : starts[number + 1]]
         for row in range(numbers.shape[1]):

@@ -8,18 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from churn.data.features import Encoding, Packed, unpack
 from churn.errors import ModelFileError
 from churn.inference.bundle import Bundle
 from churn.inference.explanations import build_explainer, sum_by_column
-from churn.inference.forest import NotCompilableError
+from churn.inference.forest import Floats, NotCompilableError
 from churn.inference.scoring import build_scorer
 
 logger = logging.getLogger(__name__)
-
-Floats = npt.NDArray[np.float32]
 
 _LARGE_BATCH = 100_000
 _PROVED_SCORES = 256

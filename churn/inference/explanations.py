@@ -16,7 +16,7 @@ import numpy.typing as npt
 from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
 from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
-from churn.inference.forest import LEAF, Forest, NotCompilableError
+from churn.inference.forest import LEAF, Bits, Doubles, Floats, Forest, Longs, NotCompilableError
 from churn.inference.scoring import probability
 
 _LANES = 8  # a row of a table is a multiple of it: one instruction adds so many floats
@@ -28,9 +28,9 @@ _AFFORDABLE_TABLE_BYTES = 64 << 20
 class Parts(NamedTuple):
     """Trees cut into parts of few splits: each one's tree, topmost node, and splits above and in it."""
 
-    tree: npt.NDArray[np.int64]
-    root: npt.NDArray[np.int64]
-    n_splits: npt.NDArray[np.int64]
+    tree: Longs
+    root: Longs
+    n_splits: Longs
 
 
 class Tables(NamedTuple):
@@ -44,11 +44,11 @@ class Tables(NamedTuple):
         word_starts: Each word's first part, and the count of parts; shape (n_words + 1,).
     """
 
-    rows: npt.NDArray[np.float32]
-    starts: npt.NDArray[np.int64]
-    shifts: npt.NDArray[np.uint64]
-    masks: npt.NDArray[np.uint64]
-    word_starts: npt.NDArray[np.int64]
+    rows: Floats
+    starts: Longs
+    shifts: Bits
+    masks: Bits
+    word_starts: Longs
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ForestExplainer:
     bias: float
     base_margin: np.float32
 
-    def explain(self, packed: Packed) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def explain(self, packed: Packed) -> tuple[Floats, Floats]:
         """Score and explain rows.
 
         Returns:
@@ -108,11 +108,11 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
         masks=(sizes - 1).astype(np.uint64),
         word_starts=np.searchsorted(word_of, np.arange(n_words + 1)),
     )
-    bias = _tabulate(forest, plan, _weights(depth), parts, word_of, bits, tables, depth) + float(forest.base_margin)
+    bias = _tabulate(forest, plan, _weights(depth), parts, word_of, bits, tables) + float(forest.base_margin)
     return ForestExplainer(plan, plan.build_words(bits), tables, n_columns, bias, forest.base_margin)
 
 
-def sum_by_column(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
+def sum_by_column(values: Floats, encoding: Encoding) -> Floats:
     """Sum contributions by feature, shape (n, at least n_features), by column, (n, n_columns)."""
     sums = np.zeros((len(values), len(encoding.columns)), dtype=np.float32)
     for feature, column in enumerate(encoding.column_of_feature):
@@ -132,14 +132,12 @@ class SummedReasons:
             shape (n_rows, n of these).
     """
 
-    contributions: npt.NDArray[np.float32]
-    values: npt.NDArray[np.float32]
+    contributions: Floats
+    values: Floats
     shown: npt.NDArray[np.uint8]
 
 
-def sum_by_source_column(
-    contributions: npt.NDArray[np.float32], values: npt.NDArray[np.float32], encoding: Encoding
-) -> SummedReasons:
+def sum_by_source_column(contributions: Floats, values: Floats, encoding: Encoding) -> SummedReasons:
     """Sum contributions by column by source column, and find the feature to show.
 
     Args:
@@ -166,7 +164,7 @@ def sum_by_source_column(
     return SummedReasons(sums, of_shown, shown)
 
 
-def _weights(depth: int) -> npt.NDArray[np.float64]:
+def _weights(depth: int) -> Doubles:
     """Return Shapley's weights: ``[u, k]`` is that of a coalition of ``k`` out of the ``u - 1`` other features."""
     weights = np.zeros((depth + 1, depth + 1))
     for u in range(1, depth + 1):
@@ -190,7 +188,7 @@ def _cut(forest: Forest, depth: int, n_splits: int, n_lanes: int) -> Parts:
     return parts
 
 
-def _pack_words(n_splits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _pack_words(n_splits: Longs) -> tuple[Longs, Longs]:
     """Place the parts' patterns one after another into words; return each one's shift and word."""
     shifts, word_of = np.zeros_like(n_splits), np.zeros_like(n_splits)
     word, used = 0, 0
@@ -203,9 +201,7 @@ def _pack_words(n_splits: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64],
 
 
 @compiled
-def _cut_trees(
-    starts: npt.NDArray[np.int64], left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], most: int
-) -> Parts:
+def _cut_trees(starts: Longs, left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], most: int) -> Parts:
     below, above, order = np.zeros((3, len(left)), dtype=np.int64)  # splits at and below a node, and above it
     tree_of, root, n_splits = np.zeros((3, len(left)), dtype=np.int64)
     n_parts = 0
@@ -239,18 +235,11 @@ def _cut_trees(
 
 @compiled
 def _tabulate(
-    forest: Forest,
-    plan: CellPlan,
-    weights: npt.NDArray[np.float64],
-    parts: Parts,
-    word_of: npt.NDArray[np.int64],
-    bits: npt.NDArray[np.uint64],
-    tables: Tables,
-    depth: int,
+    forest: Forest, plan: CellPlan, weights: Doubles, parts: Parts, word_of: Longs, bits: Bits, tables: Tables
 ) -> float:
     """Fill ``bits``, shape (n_words, n_cells), and ``tables``; return the trees' mean margin over the training rows."""
     left, above, features, covers = forest.left, forest.parents, forest.features, forest.covers
-    n_lanes = tables.rows.shape[1]
+    n_lanes, depth = tables.rows.shape[1], len(weights) - 1
     most = 1 << (parts.n_splits.max() if len(parts.n_splits) else 0)
     sums = np.zeros((most, n_lanes))
     of_leaf = np.zeros((1 << depth, n_lanes))
@@ -310,14 +299,12 @@ def _tabulate(
                 for lane in range(n_lanes):
                     sums[pattern, lane] += of_leaf[satisfied, lane]
         first = tables.starts[part]
-        for pattern in range(n_patterns):
-            for lane in range(n_lanes):
-                tables.rows[first + pattern, lane] = sums[pattern, lane]
+        tables.rows[first : first + n_patterns] = sums[:n_patterns]
     return bias
 
 
 @compiled
-def _set_bits(plan: CellPlan, node: int, shift: np.uint64, word: npt.NDArray[np.uint64]) -> None:
+def _set_bits(plan: CellPlan, node: int, shift: np.uint64, word: Bits) -> None:
     """Set a bit of the word in the cells that go left at a split."""
     column = plan.splits.column[node]
     first, end = plan.starts[column], plan.starts[column + 1]
@@ -328,13 +315,7 @@ def _set_bits(plan: CellPlan, node: int, shift: np.uint64, word: npt.NDArray[np.
 
 @compiled
 def _tabulate_leaf(
-    n: int,
-    shares: npt.NDArray[np.float64],
-    lanes: npt.NDArray[np.int64],
-    value: float,
-    weights: npt.NDArray[np.float64],
-    into: npt.NDArray[np.float64],
-    polynomial: npt.NDArray[np.float64],
+    n: int, shares: Doubles, lanes: Longs, value: float, weights: Doubles, into: Doubles, polynomial: Doubles
 ) -> None:
     """Compute a leaf's SHAP values for each set of satisfied features, and its value if all are satisfied.
 
@@ -381,14 +362,7 @@ def _tabulate_leaf(
 
 
 @compiled
-def _explain(
-    cells: Cells,
-    starts: npt.NDArray[np.int64],
-    words: Words,
-    tables: Tables,
-    sums: npt.NDArray[np.float32],
-    scores: npt.NDArray[np.float32],
-) -> None:
+def _explain(cells: Cells, starts: Longs, words: Words, tables: Tables, sums: Floats, scores: Floats) -> None:
     patterns = np.empty(BLOCK, dtype=np.uint64)
     for first in range(0, cells.shape[1], BLOCK):
         block = cells[:, first : first + BLOCK]
@@ -402,9 +376,7 @@ def _explain(
 
 
 @compiled
-def _add_parts(
-    tables: Tables, first: int, end: int, patterns: npt.NDArray[np.uint64], lane: int, sums: npt.NDArray[np.float32]
-) -> None:
+def _add_parts(tables: Tables, first: int, end: int, patterns: Bits, lane: int, sums: Floats) -> None:
     """Add what a word's parts contribute to eight lanes; written out so that the sums stay in one register."""
     for row in range(len(sums)):
         pattern, to = patterns[row], sums[row, lane : lane + 8]

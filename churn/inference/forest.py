@@ -12,6 +12,11 @@ import numpy.typing as npt
 
 LEAF = -1
 
+Longs = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Bits = npt.NDArray[np.uint64]
+
 
 class NotCompilableError(ValueError):
     """The trees are of a kind that only XGBoost itself can walk."""
@@ -35,17 +40,17 @@ class Forest(NamedTuple):
         base_margin: The margin before any tree, in log-odds.
     """
 
-    starts: npt.NDArray[np.int64]
+    starts: Longs
     left: npt.NDArray[np.int32]
     right: npt.NDArray[np.int32]
     parents: npt.NDArray[np.int32]
     features: npt.NDArray[np.int32]
-    values: npt.NDArray[np.float32]
+    values: Floats
     is_categorical: npt.NDArray[np.bool_]
-    set_sizes: npt.NDArray[np.int64]
-    categories: npt.NDArray[np.int64]
+    set_sizes: Longs
+    categories: Longs
     is_default_left: npt.NDArray[np.bool_]
-    covers: npt.NDArray[np.float32]
+    covers: Floats
     base_margin: np.float32
 
     @property
@@ -109,7 +114,7 @@ def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest
     )
 
 
-def sets_of(tree: dict[str, Any]) -> list[tuple[int, npt.NDArray[np.int64]]]:
+def sets_of(tree: dict[str, Any]) -> list[tuple[int, Longs]]:
     """Return a tree's categorical splits: each one's node, and the codes that it sends right."""
     nodes, starts, sizes = (tree.get(f"categories_{name}", ()) for name in ("nodes", "segments", "sizes"))
     if not len(nodes):  # at once, since most models have none

@@ -10,17 +10,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
 from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
-from churn.inference.forest import LEAF, Forest, NotCompilableError
+from churn.inference.forest import LEAF, Bits, Floats, Forest, Longs, NotCompilableError
 
 _MAX_TABLE_BYTES = 256 << 20
-_DE_BRUIJN = (
-    0x03F79D71B4CB0A89  # each run of six of its bits is different, so a product identifies the bit that was set
-)
+_DE_BRUIJN = 0x03F79D71B4CB0A89  # each run of six of its bits differs, so a product identifies the bit that was set
 
 _BIT_OF = np.zeros(64, dtype=np.int64)
 for _bit in range(64):
@@ -39,11 +36,11 @@ class ForestScorer:
 
     plan: CellPlan
     words: Words
-    word_starts: npt.NDArray[np.int64]
-    leaves: npt.NDArray[np.float32]
+    word_starts: Longs
+    leaves: Floats
     base_margin: np.float32
 
-    def score(self, packed: Packed) -> npt.NDArray[np.float32]:
+    def score(self, packed: Packed) -> Floats:
         """Return churn probabilities, shape (n_rows,)."""
         scores = np.empty(packed.n_rows, dtype=np.float32)
         cells = self.plan.locate(packed)
@@ -82,13 +79,7 @@ def _first_bit(bits: np.uint64) -> int:
 
 
 @compiled
-def _rule_out(
-    forest: Forest,
-    plan: CellPlan,
-    word_starts: npt.NDArray[np.int64],
-    bits: npt.NDArray[np.uint64],
-    leaves: npt.NDArray[np.float32],
-) -> None:
+def _rule_out(forest: Forest, plan: CellPlan, word_starts: Longs, bits: Bits, leaves: Floats) -> None:
     left, starts = forest.left, plan.starts
     first_leaf, end_leaf = np.zeros((2, len(left)), dtype=np.int64)
     visits = np.zeros(len(left), dtype=np.int8)
@@ -123,13 +114,7 @@ def _rule_out(
 
 @compiled
 def _score(
-    cells: Cells,
-    starts: npt.NDArray[np.int64],
-    words: Words,
-    word_starts: npt.NDArray[np.int64],
-    leaves: npt.NDArray[np.float32],
-    base_margin: np.float32,
-    into: npt.NDArray[np.float32],
+    cells: Cells, starts: Longs, words: Words, word_starts: Longs, leaves: Floats, base_margin: np.float32, into: Floats
 ) -> None:
     ruled_out = np.empty(BLOCK, dtype=np.uint64)
     is_due = np.empty(BLOCK, dtype=np.bool_)  # no leaf of the tree found yet

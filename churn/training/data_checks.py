@@ -175,17 +175,16 @@ def check_replay(
             name, None, MAX_REPLAY_SHARE, "skipped", "the champion has no batch of last month in the history"
         )
     names = scored_by.feature_names
-    known = facts.filter(pl.col("known_at") <= before.received_at, pl.col("activity_month") >= before.first_month)
+    known_then = facts.filter(pl.col("known_at") <= before.received_at, pl.col("activity_month") >= before.first_month)
     try:
-        rows = features(known, before.as_of, names, money)
+        rows = features(known_then, before.as_of, names, money)
         scores = scored_by.predict(encode(rows, plan_encoding(names, rows.columns, scored_by.categories)))
     except InputError as error:
         return GateCheck(name, None, MAX_REPLAY_SHARE, "skipped", f"the champion cannot score these rows: {error}")
     ids = rows["account_id"].to_numpy()
-    places = np.minimum(np.searchsorted(ids, before.account_ids), max(len(ids) - 1, 0))
-    is_known = ids[places] == before.account_ids if len(ids) else np.zeros(len(before.account_ids), dtype=np.bool_)
-    differs = ~is_known
-    differs[is_known] = np.abs(scores[places[is_known]] - before.scores[is_known]) > _REPLAY_TOLERANCE
+    _, again, known = np.intersect1d(ids, before.account_ids, assume_unique=True, return_indices=True)
+    differs = np.ones(len(before.account_ids), dtype=np.bool_)
+    differs[known] = np.abs(scores[again] - before.scores[known]) > _REPLAY_TOLERANCE
     share = float(differs.mean())
     found = (
         f"of {len(differs):,} accounts scored as of {before.as_of}, {differs.sum():,} ({percent(share, 1)}) get "

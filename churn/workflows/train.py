@@ -327,9 +327,7 @@ class FeatureNames:
 
     def of(self, facts: pl.DataFrame, columns: Columns) -> Sequence[str]:
         """Return the names for a variant's activity."""
-        if self.names is not None:
-            return self.names
-        return default_feature_names(facts, columns.activity, columns.segments)
+        return self.names or default_feature_names(facts, columns.activity, columns.segments)
 
 
 @dataclass(frozen=True)
