@@ -207,12 +207,10 @@ class FleetRun:
         partitions costs as much as scoring them, so runs plan ranges (``orchestration.instance``), and only the failed
         ones are planned one by one, here. It is the only use of an event that Dagster does not document.
         """
-        context = self.context
+        context, build = self.context, DagsterEvent.build_asset_materialization_planned_event
         for key, asset in product(self._failed, self._assets):
             planned = AssetMaterializationPlannedData(dg.AssetKey.from_user_string(asset), partition=key)
-            event = DagsterEvent.build_asset_materialization_planned_event(
-                context.job_name, context.op_def.name, planned
-            )
+            event = build(context.job_name, context.op_def.name, planned)
             context.instance.report_dagster_event(event, context.run.run_id)
 
     def _failure(self, failed: Mapping[str, BaseException]) -> dg.Failure:

@@ -107,9 +107,8 @@ def _move_all(promoter: Promoter, config: PromotionConfig) -> Iterator[tuple[str
         yield from for_each_variant(partial(_move, promoter, config), config.variants)
         return
     known = dict(for_each_variant(lambda variant: variant, config.variants))
-    results = promoter.promote_all(
-        [one for one in known.values() if isinstance(one, Variant)], reason=config.reason, dry_run=config.dry_run
-    )
+    variants = [one for one in known.values() if isinstance(one, Variant)]
+    results = promoter.promote_all(variants, reason=config.reason, dry_run=config.dry_run)
     for key, variant in known.items():
         if not isinstance(variant, Variant):
             yield key, variant

@@ -95,12 +95,11 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
     seen = [week.isoformat(), tick, [(key, previous.get(key), current[key], stand_ins.get(key)) for key in sorted(new)]]
     digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
     requests = [request(f"new-data:{digest}", chunk, tags) for chunk in ranges(keys, new, most)]
+    scored_again = redone | {key: stand_ins[key] for key in left & new}
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else f"no new input for any of {counted(len(registered), 'variant')}",
-        cursor=InputCursor(
-            tick=tick, versions=known, stand_ins=redone | {key: stand_ins[key] for key in left & new}
-        ).model_dump_json(),
+        cursor=InputCursor(tick=tick, versions=known, stand_ins=scored_again).model_dump_json(),
     )
 
 

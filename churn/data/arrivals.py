@@ -11,9 +11,8 @@ import numpy as np
 import polars as pl
 
 _MONTH = "activity_month"
-LAST_INSTANT = pl.col(_MONTH).dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC") - pl.duration(
-    microseconds=1
-)
+_NEXT_MONTH = pl.col(_MONTH).dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+LAST_INSTANT = _NEXT_MONTH - pl.duration(microseconds=1)
 """Of a row's month."""
 _INSTANT = pl.Datetime("us", "UTC")
 _COMPLETE_SHARE = 0.5  # of a usual month's accounts; with fewer, a month has hardly arrived

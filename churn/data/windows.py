@@ -248,9 +248,8 @@ def _plan(windows: Sequence[Window], known: KnownRows) -> tuple[npt.NDArray[np.i
             case "mean":
                 of_lag[1 : n + 1] = 1 / n
             case "rate":
-                of_lag[0 if days_of_running else 1 : n + 1] = 1 / (
-                    (month_start(end, 1) - month_start(end, 1 - n)).days + days_of_running
-                )
+                n_days = (month_start(end, 1) - month_start(end, 1 - n)).days + days_of_running
+                of_lag[0 if days_of_running else 1 : n + 1] = 1 / n_days
             case "trend":  # least squares over months that are evenly spaced
                 of_lag[1 : n + 1] = ((n - 1) / 2 - np.arange(n)) / (n * (n * n - 1) / 12)
     kinds = {"count": COUNT, "max": MAX, "since": SINCE}

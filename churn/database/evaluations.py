@@ -109,24 +109,19 @@ class Evaluations(Tables):
 
     def unevaluated(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
         """Return the current batches with account ids, as of ``until`` or earlier, not evaluated yet; oldest first."""
-        return self._batches(
+        rest = (
             f"LEFT JOIN evaluated_batches AS e USING (batch_id) WHERE e.batch_id IS NULL AND {_IS_EVIDENCE} "
-            "AND b.variant = ANY(:variants) AND b.as_of <= :until "
-            "ORDER BY b.scored_week, b.batch_id",
-            variants=[variant.key for variant in variants],
-            until=until,
+            "AND b.variant = ANY(:variants) AND b.as_of <= :until ORDER BY b.scored_week, b.batch_id"
         )
+        return self._batches(rest, variants=[variant.key for variant in variants], until=until)
 
     def pairs(self, variant: Variant, champion_version: int, challenger_version: int) -> list[Pair]:
         """Return the batches of the weeks that both versions scored in these roles, oldest first."""
-        batches = self._batches(
-            f"WHERE {_IS_EVIDENCE} AND b.variant = :variant AND "
-            "(b.role, b.model_version) IN (('champion', :champion), ('challenger', :challenger)) "
-            "ORDER BY b.scored_week",
-            variant=variant.key,
-            champion=champion_version,
-            challenger=challenger_version,
+        rest = (
+            f"WHERE {_IS_EVIDENCE} AND b.variant = :variant AND (b.role, b.model_version) "
+            "IN (('champion', :champion), ('challenger', :challenger)) ORDER BY b.scored_week"
         )
+        batches = self._batches(rest, variant=variant.key, champion=champion_version, challenger=challenger_version)
         by_week: dict[date, dict[str, PublishedBatch]] = {}
         for batch in batches:
             by_week.setdefault(batch.scored_week, {})[batch.role] = batch
@@ -214,12 +209,9 @@ class Evaluations(Tables):
 
     def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[EvaluatedBatch]:
         """Return the batches evaluated from ``since`` on that were not logged to MLflow yet, by week."""
-        return self._evaluated(
-            "b.variant = ANY(:variants) AND e.logged_at IS NULL AND e.labels_as_of >= :since",
-            ", e.reliability",
-            variants=[variant.key for variant in variants],
-            since=since,
-        )
+        where = "b.variant = ANY(:variants) AND e.logged_at IS NULL AND e.labels_as_of >= :since"
+        keys = [variant.key for variant in variants]
+        return self._evaluated(where, ", e.reliability", variants=keys, since=since)
 
     def mark_logged(self, evaluated: Sequence[EvaluatedBatch]) -> None:
         """Mark evaluated batches as logged to MLflow."""

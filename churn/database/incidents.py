@@ -155,11 +155,9 @@ def _write(connection: sa.Connection, change: Change, now: datetime) -> Change:
 
 
 def _write_members(connection: sa.Connection, incident: Incident, members: Mapping[str, str], now: datetime) -> None:
-    query = (
-        "UPDATE incidents SET members = :members, title = :title, updated_at = :now WHERE incident_id = :incident_id"
-    )
+    query = "UPDATE incidents SET members = :members, title = :title, updated_at = :now WHERE incident_id = :id"
     title = incidents.headline(incident.kind, incident.subject, members)
-    values = {"members": json.dumps(members), "title": title, "now": now, "incident_id": incident.incident_id}
+    values = {"members": json.dumps(members), "title": title, "now": now, "id": incident.incident_id}
     connection.execute(sa.text(query), values)
 
 

@@ -580,9 +580,8 @@ def _gap_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
 
 def _excess_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
     values = [one.log_loss_excess.value for one in cohorts if one.log_loss_excess is not None]
-    return (
-        f"log-loss {sum(values) / max(len(values), 1):.3f} above what the scores imply, mean of {len(values)} cohorts"
-    )
+    mean = sum(values) / max(len(values), 1)
+    return f"log-loss {mean:.3f} above what the scores imply, mean of {len(values)} cohorts"
 
 
 def segment_low(segments: Sequence[LowSegment], n_evaluated: int, excluded: Collection[str]) -> Condition:

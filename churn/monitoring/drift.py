@@ -128,10 +128,8 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile, Profile]]) -> d
         return {variant: [] for variant in profiles}
     n_bins = np.array([one.n_bins for one in bins], dtype=np.int64)
     before, now, year = (_padded([one.counts for one in side], n_bins) for side in zip(*profiles.values(), strict=True))
-    contributions = [
-        np.zeros(len(one.counts)) if one.contributions is None else one.contributions for one in references
-    ]
-    means = _padded(contributions, n_bins)
+    of_bins = [np.zeros(len(one.counts)) if one.contributions is None else one.contributions for one in references]
+    means = _padded(of_bins, n_bins)
     is_category = np.array([bool(one.levels) for one in bins])
     measures = [*_differences(now, before, is_category), *_unknown(now, before, n_bins)]
     measures += [before.sum(axis=1), _effects(now, before, means)]

@@ -107,9 +107,8 @@ def _predictions(outcome: ScoringOutcome) -> Metadata:
     if engine.reasons is not None:
         importance = summary.importance(engine.reasons.encoding.source_columns)
         scores["bias"] = engine.reasons.bias
-        scores["importance"] = picture(
-            draw_importance(importance, f"mean |contribution|, log-odds, {summary.population}")
-        )
+        title = f"mean |contribution|, log-odds, {summary.population}"
+        scores["importance"] = picture(draw_importance(importance, title))
     return scores
 
 

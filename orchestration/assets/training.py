@@ -100,9 +100,7 @@ def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str])
             "mlflow": dg.MetadataValue.url(model_link(version.registered_model, version.version)),
             "mlflow_run_id": version.mlflow_run_id,
         }
-    rows = [
-        (part.name, part.as_ofs[0], part.as_ofs[-1], f"{part.n:,}", f"{part.n_churned:,}") for part in trained.parts
-    ]
+    rows = [(one.name, one.as_ofs[0], one.as_ofs[-1], f"{one.n:,}", f"{one.n_churned:,}") for one in trained.parts]
     pictures = {
         name.removesuffix(".svg"): picture(outcome.pictures[name].decode())
         for name in _SHOWN_PICTURES
