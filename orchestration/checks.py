@@ -133,16 +133,10 @@ def of_evaluation(key: str, evaluation: VariantEvaluation) -> list[dg.AssetCheck
 
 def of_gate(key: str, results: Iterable[GateCheck]) -> list[dg.AssetCheckEvaluation]:
     """Convert the gate's checks of a trained model."""
+    pairs = ((one, {"outcome": one.outcome, "value": one.value, "limit": one.limit}) for one in results)
     return [
-        _evaluation(
-            TRAINED,
-            one.name,
-            key,
-            {"outcome": one.outcome, "value": one.value, "limit": one.limit},
-            passed=one.outcome != "fails",
-            description=one.sentence,
-        )
-        for one in results
+        _evaluation(TRAINED, one.name, key, figures, passed=one.outcome != "fails", description=one.sentence)
+        for one, figures in pairs
     ]
 
 

@@ -80,11 +80,8 @@ def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, serv
         raise dg.Failure(f"to names a version of one variant, not of {len(config.variants)}", allow_retries=False)
     launched = root_run(context)
     with services.open() as deployment:
-        promoter = replace(
-            deployment.promoter(),
-            decision=f"Dagster run {launched.dagster_run.run_id}",
-            decided_at=launched.create_timestamp,
-        )
+        decision = f"Dagster run {launched.dagster_run.run_id}"
+        promoter = replace(deployment.promoter(), decision=decision, decided_at=launched.create_timestamp)
         for key, result in _move_all(promoter, config):
             if isinstance(result, BaseException | str):
                 refused[key] = result if isinstance(result, str) else error_text(result)

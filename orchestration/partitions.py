@@ -63,11 +63,8 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
 def _bounds(instance: dg.DagsterInstance) -> set[str]:
     """Return the first and last variants of the runs that are not finished, or that Dagster will retry."""
     is_open = dg.RunsFilter(statuses=[status for status in dg.DagsterRunStatus if status not in _ENDED])
-    is_retried = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.FAILURE],
-        tags={RETRIED_TAG: "true"},
-        created_after=datetime.now(UTC) - _RETRIED_WITHIN,
-    )
+    since = datetime.now(UTC) - _RETRIED_WITHIN
+    is_retried = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={RETRIED_TAG: "true"}, created_after=since)
     to_retry = [run for run in instance.get_runs(is_retried) if RETRY_TAG not in run.tags]
     return {run.tags[tag] for run in [*instance.get_runs(is_open), *to_retry] for tag in BOUND_TAGS if tag in run.tags}
 

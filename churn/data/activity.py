@@ -140,8 +140,7 @@ def check_encoded(
         frame: Has ``features``, and perhaps ``account_id``; without it the row number is the account id.
         one_hot: The source columns of one-hot features, of which a row sets one at most.
         repeated: The ids that occur more than once in the file of which ``frame`` is a chunk; default: in ``frame``.
-        first_row: The number of the first row, where ``frame`` is a chunk of a file.
-        max_money: As of :func:`check_activity`.
+        first_row: As of :func:`check_activity`, like ``max_money``.
 
     Raises:
         InputError: If ``frame`` lacks a feature.

@@ -117,13 +117,9 @@ def _renamed(rows: RowFile, renamed: Mapping[str, str]) -> RowFile:
 
 def _open_parts(folder: Path, names: Sequence[str]) -> RowFile:
     """Open the files of a folder as one; ``<column>=<value>`` in a path is a column, as in Hive."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
-    within = {path.relative_to(folder): path for path in paths}
-    opened = {
-        key: _with_columns_of_path(_open_file(path, names), key)
-        for key, path in within.items()
-        if file_kinds.is_part(key.as_posix())
-    }
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    keys = [key for key in files if file_kinds.is_part(key.as_posix())]
+    opened = {key: _with_columns_of_path(_open_file(folder / key, names), key) for key in keys}
     parts = {key: part for key, part in opened.items() if part.n_rows}
     columns_of_first = next((part.columns for part in parts.values()), [])
     for key, part in parts.items():
@@ -194,25 +190,22 @@ def _batches(
     """
     n_read = 0
     options: dict[str, Any] = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": "us"}
-    try:
-        with pq.ParquetFile(path, read_dictionary=list(texts), **options) as file:
-            for batch in file.iter_batches(size, columns=list(columns), use_threads=False):
-                batch.validate(full=True)
-                yield batch
-                n_read += batch.num_rows
-    except (OSError, pa.ArrowException) as error:
-        if not texts or not is_not_implemented(error):
-            raise
-    else:
-        return
-    n_skipped, size = n_read, min(size, max(_LEAST_ROWS, _MOST_DECODED // max(unpacked, 1)))
-    with pq.ParquetFile(path, **options) as file:
-        for whole in file.iter_batches(size, columns=list(columns), use_threads=False):
-            batch = whole.slice(n_skipped)
-            n_skipped -= whole.num_rows - batch.num_rows
-            if batch.num_rows:
-                batch.validate(full=True)
-                yield batch
+    for dictionaries, most in ((list(texts), size), ([], max(_LEAST_ROWS, _MOST_DECODED // max(unpacked, 1)))):
+        n_skipped = n_read
+        try:
+            with pq.ParquetFile(path, read_dictionary=dictionaries, **options) as file:
+                for whole in file.iter_batches(min(size, most), columns=list(columns), use_threads=False):
+                    batch = whole.slice(n_skipped)
+                    n_skipped -= whole.num_rows - batch.num_rows
+                    if batch.num_rows:
+                        batch.validate(full=True)
+                        yield batch
+                        n_read += batch.num_rows
+        except (OSError, pa.ArrowException) as error:
+            if not dictionaries or not is_not_implemented(error):
+                raise
+        else:
+            return
 
 
 def _require_short_texts(path: Path, batch: pa.RecordBatch) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -223,16 +224,12 @@ def _read_activity(
 
     needed = {*activity.KINDS, *plan.packed.columns, *dates, *money}
     columns = [name for name in file.columns if name in needed]
-    keys: list[pl.DataFrame] = []
-    quarantined: list[pl.DataFrame] = []
-    packed: list[Packed] = []
+    parts, packed = zip(*_check_chunks(file, columns, check, max_quarantine_share), strict=True)
     unknown: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for part, packed_part in _check_chunks(file, columns, check, max_quarantine_share, quarantined):
-        keys.append(part.rows)
-        packed.append(packed_part)
-        for name, levels in packed_part.unknown_levels.items():
-            unknown[name].update(levels)
-    checked = CheckedRows(pl.concat(keys), pl.concat(quarantined), file.n_rows)
+    for name, levels in chain.from_iterable(part.unknown_levels.items() for part in packed):
+        unknown[name].update(levels)
+    quarantined = pl.concat([part.quarantined for part in parts])
+    checked = CheckedRows(pl.concat([part.rows for part in parts]), quarantined, file.n_rows)
     known = features.known_rows(as_of, *features.keys_of(checked.rows), by_account=bool(plan.windows))
     marks, n_withheld = _mark(checked, as_of, known)
     month = checked.rows["activity_month"]
@@ -324,7 +321,8 @@ def _open_encoded(
     def chunks() -> Iterator[Chunk]:
         quarantined: list[pl.DataFrame] = []
         columns = [*feature_names, *id_columns]
-        for part, packed in _check_chunks(file, columns, check, max_quarantine_share, quarantined):
+        for part, packed in _check_chunks(file, columns, check, max_quarantine_share):
+            quarantined.append(part.quarantined)
             counts.n_accounts += part.rows.height
             counts.n_erased += part.n_read - part.rows.height - part.quarantined.height
             if part.rows.height:
@@ -339,13 +337,11 @@ def _check_chunks(
     columns: Sequence[str],
     check: Callable[[pl.DataFrame, int], tuple[CheckedRows, Packed]],
     max_quarantine_share: float,
-    quarantined: list[pl.DataFrame],
 ) -> Iterator[tuple[CheckedRows, Packed]]:
     """Check a file chunk by chunk.
 
     Args:
         check: From a chunk and the number of its first row, counted from 1.
-        quarantined: Receives each chunk's quarantined rows.
 
     Raises:
         QuarantineError: As soon as more rows are quarantined than the limit allows.
@@ -357,6 +353,7 @@ def _check_chunks(
             yield frame, first_row
             first_row += frame.height
 
+    quarantined: list[pl.DataFrame] = []
     n_quarantined, valid = 0, pl.DataFrame()
     for checked, packed in in_threads(lambda chunk: check(*chunk), numbered()):
         quarantined.append(checked.quarantined)

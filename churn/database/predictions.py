@@ -123,9 +123,7 @@ class BatchInProgress:
         chunks: The rows.
         make_record: Returns the record, which has the number of rows scored, and the quarantined rows with the columns
             ``row_number, account_id, rules, row``. Called after the last chunk.
-        source_columns: The source columns of the rows' contributions, in order; empty without reasons.
-        n_shown: The number of them with windows.
-        has_last_active_month: Whether it is known when accounts were last active.
+        source_columns: As of :class:`CopyLayout`, like ``n_shown`` and ``has_last_active_month``.
         reference: The profile that the batch is compared with, as JSON; ``None`` if its model has none.
         n_erasures: The number of erasures when its rows were read; a later erasure prevents its publication.
     """

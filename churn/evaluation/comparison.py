@@ -240,18 +240,12 @@ def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits:
     # The expected error of a perfectly calibrated model in ten bins.
     chance = 0.8 * math.sqrt(10 * churned.mean() * (1 - churned.mean()) / len(churned))
     rise = limits.max_calibration_loss + chance
+    of_auc = f"ROC AUC changes by {change:+.4f}, and must not have fallen by more than {limits.max_auc_loss}"
+    of_calibration = f"calibration error goes from {before:.4f} to {after:.4f}, and may rise by {rise:.4f}"
     return [
         enough,
-        Guardrail(
-            "auc_holds",
-            f"ROC AUC changes by {change:+.4f}, and must not have fallen by more than {limits.max_auc_loss}",
-            change.high >= -limits.max_auc_loss,
-        ),
-        Guardrail(
-            "calibration_holds",
-            f"calibration error goes from {before:.4f} to {after:.4f}, and may rise by {rise:.4f}",
-            after <= before + rise,
-        ),
+        Guardrail("auc_holds", of_auc, change.high >= -limits.max_auc_loss),
+        Guardrail("calibration_holds", of_calibration, after <= before + rise),
     ]
 
 
