@@ -86,13 +86,9 @@ def _step(console: Console, title: str) -> Iterator[None]:
 
 def demo_activity(variant: Variant, week: date) -> pl.DataFrame:
     """Return a variant's simulated activity up to the month before a week, so that players are at risk in any year."""
+    first = month_start(week, -_MONTHS)
     return simulate_world(
-        SAMPLE_WORLD,
-        n_accounts=_ACCOUNTS,
-        first_month=month_start(week, -_MONTHS),
-        n_months=_MONTHS,
-        seed=_SEED,
-        variant=variant,
+        SAMPLE_WORLD, n_accounts=_ACCOUNTS, first_month=first, n_months=_MONTHS, seed=_SEED, variant=variant
     ).extract()
 
 
@@ -123,7 +119,6 @@ def _provide_inputs(deployment: Deployment, week: date) -> Iterator[str]:
 
 
 def _register(deployment: Deployment) -> Iterator[str]:
-    """Log and register the variants that are not registered yet."""
     from churn.workflows.register import log_variant
     from churn.workflows.set_up import set_up_variants
 

@@ -108,14 +108,11 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
     at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk:,} at risk"
     kept = "" if is_current and not outcome.why_not_current else "; stored, not made current"
     kept += f": {outcome.why_not_current}" if outcome.why_not_current else ""
-    left_out = [
-        f"{counted(n, what)} {why}"
-        for n, what, why in (
-            (record.n_rows_quarantined, "row", "quarantined"),
-            (record.n_accounts_withheld, "account", "not scored, since a row of it is quarantined"),
-        )
-        if n
-    ]
+    left_out = []
+    if n := record.n_rows_quarantined:
+        left_out.append(f"{counted(n, 'row')} quarantined")
+    if n := record.n_accounts_withheld:
+        left_out.append(f"{counted(n, 'account')} not scored, since a row of it is quarantined")
     return [
         f"{record.variant}: {counted(record.n_rows_scored, 'account')} ({at_risk}) scored for {record.scored_week} by "
         f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}{months}), "

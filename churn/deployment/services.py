@@ -204,14 +204,9 @@ class Deployment:
         """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""
         from churn.workflows.evaluate import PerformanceEvaluator
 
-        return PerformanceEvaluator(
-            ingestion=self.ingestion(),
-            registry=registry or self.registry(read_only=True),
-            results=Evaluations(self.database),
-            horizon=self.horizon,
-            limits=Limits(),
-            auc_limit=self.settings.churn_min_auc,
-        )
+        registry, results = registry or self.registry(read_only=True), Evaluations(self.database)
+        min_auc = self.settings.churn_min_auc
+        return PerformanceEvaluator(self.ingestion(), registry, results, self.horizon, Limits(), min_auc)
 
     def events(self) -> ModelEvents:
         """Open the audit trail of the aliases."""
@@ -263,13 +258,8 @@ class Deployment:
         """Open the services that monitoring the fleet needs; the registry is opened when it is queried."""
         from churn.workflows.monitor import FleetMonitor
 
-        return FleetMonitor(
-            fleet=self.fleet(),
-            incidents=Incidents(self.database),
-            champions=self._champions,
-            receivers=list(self.receivers()),
-            grace=timedelta(hours=self.settings.churn_schedule_grace_hours),
-        )
+        grace = timedelta(hours=self.settings.churn_schedule_grace_hours)
+        return FleetMonitor(self.fleet(), Incidents(self.database), self._champions, list(self.receivers()), grace)
 
     def retraining_planner(self) -> "RetrainingPlanner":
         """Open the services that deciding which champions are retrained needs."""

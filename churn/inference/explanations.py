@@ -298,8 +298,7 @@ def _tabulate(
                         satisfied |= 1 << i
                 for lane in range(n_lanes):
                     sums[pattern, lane] += of_leaf[satisfied, lane]
-        first = tables.starts[part]
-        tables.rows[first : first + n_patterns] = sums[:n_patterns]
+        tables.rows[tables.starts[part] : tables.starts[part] + n_patterns] = sums[:n_patterns]
     return bias
 
 

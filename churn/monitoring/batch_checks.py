@@ -32,7 +32,6 @@ class BatchFigures:
         untrained_missing: Accounts by feature that is missing and never was in the model's reference.
     """
 
-    n_read: int
     n_quarantined: int
     n_scored: int
     n_stored: int
@@ -53,7 +52,7 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     """
     low, high = figures.lowest, figures.highest
     n_stored, n_scored = figures.n_stored, figures.n_scored
-    share, limit = figures.n_quarantined / figures.n_read, figures.max_quarantine_share
+    share, limit = figures.n_quarantined / batch.n_rows, figures.max_quarantine_share
     origin = {"source": figures.source, "reason": batch.fallback_reason or "", "data_of_variant": batch.data_of}
     is_own = batch.fallback_reason is None and batch.data_of == batch.variant
     newest = batch.newest_month

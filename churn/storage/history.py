@@ -158,12 +158,7 @@ class ActivityHistory:
         return Appended(added.height, by_part, date)
 
     def _date(self, first: str, received_at: datetime) -> Callable[[pl.DataFrame], pl.DataFrame]:
-        """Return the function that dates the first extract's facts.
-
-        Args:
-            first: The key of its part; empty if there is none yet.
-            received_at: When it was received then.
-        """
+        """Return what dates the facts of the first extract, by its part's key, or received now if that is empty."""
         if match := _PART.search(first):
             received_at = datetime.strptime(match["received"], "%Y%m%dT%H%M%S.%f%z")
         return partial(date_arrivals, default=self.delay, received_at=received_at)
@@ -233,7 +228,6 @@ class ActivityHistory:
         return hashlib.sha256("\n".join(part.key for part in parts).encode()).hexdigest() if parts else None
 
     def _parts(self, variant: Variant) -> list[Entry]:
-        """List the parts in the order in which they were received."""
         prefix = variant.prefix + FOLDER
         entries = with_retries(lambda: self.place.list(prefix))
         parts = (entry for entry in entries if _PART.fullmatch(entry.key.removeprefix(prefix)))

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Parameters = Mapping[str, float | int]
 """Hyperparameters by XGBoost's names, such as ``max_depth``."""
 
+_N_VALIDATION = 3  # newest snapshots before the held-out ones, on which parameters, rounds and calibration are chosen
+_MAX_ROUNDS = 200  # of boosting; more trees also take longer to score
+_PATIENCE = 20  # rounds without a better validation loss after which a trial ends
 _FIRST_TRIAL: Parameters = {
     "max_depth": 4, "learning_rate": 0.1, "min_child_weight": 10.0, "subsample": 0.9, "colsample_bytree": 0.9,
     "reg_lambda": 1.0, "gamma": 0.0,
@@ -44,20 +47,14 @@ class TrainingPlan:
     Attributes:
         n_trials: Hyperparameter trials.
         n_held_out: Months of the newest snapshots, on which the model is evaluated and nothing is chosen.
-        n_validation: The newest snapshots before those, on which parameters, rounds and calibration are chosen.
         min_of_class: Minimum labels of each outcome in training and validation together.
-        max_rounds: Maximum boosting rounds; more trees also take longer to score.
-        patience: Rounds without a better validation loss after which a trial ends.
     """
 
     horizon: Horizon = field(default_factory=Horizon)
     n_trials: int = TRAINING_TRIALS
     seed: int = 1
     n_held_out: int = 3
-    n_validation: int = 3
     min_of_class: int = MIN_LABELS
-    max_rounds: int = 200
-    patience: int = 20
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def split(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Split:
     ordered = sorted((shot for shot in snapshots if len(shot.churned)), key=lambda shot: shot.as_of)
     months = sorted({month_start(shot.as_of) for shot in ordered})[-plan.n_held_out :]
     held_out = [shot for shot in ordered if shot.as_of >= months[0]] if months else []
-    validation = _matured(ordered, held_out, plan.horizon)[-plan.n_validation :]
+    validation = _matured(ordered, held_out, plan.horizon)[-_N_VALIDATION:]
     return Split(tuple(_matured(ordered, validation, plan.horizon)), tuple(validation), tuple(held_out))
 
 
@@ -172,7 +169,7 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
     parts = split(snapshots, plan)
     if not parts.training:
         n_months = len({month_start(shot.as_of) for shot in snapshots if len(shot.churned)})
-        needed = plan.n_held_out + plan.n_validation + 1
+        needed = plan.n_held_out + _N_VALIDATION + 1
         return (
             f"matured labels of {n_months} months, which cannot be split into training, validation and held-out ones "
             f"({needed} are needed, and the horizon of {plan.horizon.months} months twice between them)"
@@ -313,9 +310,9 @@ def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> t
         booster = xgb.train(
             {**_settings(parameters, plan), "eval_metric": "logloss"},
             data,
-            plan.max_rounds,
+            _MAX_ROUNDS,
             evals=[(validation, "validation")],
-            early_stopping_rounds=plan.patience,
+            early_stopping_rounds=_PATIENCE,
             verbose_eval=False,
         )
         # The booster includes the rounds after its best one, so only the number of rounds is used.

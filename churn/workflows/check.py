@@ -27,7 +27,6 @@ def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[
     with suppress(ChurnError):
         champion = scorer.registry.aliases_of(record.variant).get(CHAMPION)
     figures = BatchFigures(
-        n_read=record.n_rows_read,
         n_quarantined=record.n_rows_quarantined,
         n_scored=record.n_rows_scored,
         n_stored=scorer.store.count_rows(outcome.batch_id, record.scored_week),

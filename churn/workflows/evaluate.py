@@ -163,8 +163,8 @@ class PendingEvaluation:
         version_tags: Tags of all model versions, if they were listed; ``None`` queries those that are needed.
     """
 
-    unevaluated: Sequence[PublishedBatch]
-    unlogged: Sequence[EvaluatedBatch]
+    unevaluated: list[PublishedBatch]
+    unlogged: list[EvaluatedBatch]
     version_tags: Mapping[tuple[Variant, int], Tags] | None = None
 
 
@@ -188,16 +188,14 @@ class PerformanceEvaluator:
     def for_fleet(self, variants: Sequence[Variant], today: date) -> "PerformanceEvaluator":
         """Return an evaluator that has queried PostgreSQL and the registry once for a fleet's pending work."""
         pending = self._pending(variants, today)
-        unevaluated: dict[Variant, list[PublishedBatch]] = defaultdict(list)
-        unlogged: dict[Variant, list[EvaluatedBatch]] = defaultdict(list)
-        for batch in pending.unevaluated:
-            unevaluated[batch.variant].append(batch)
-        for one in pending.unlogged:
-            unlogged[one.batch.variant].append(one)
         tags = self.registry.version_tags() if len(variants) > 1 else None
         if tags is not None and (pending.unevaluated or pending.unlogged):
             self.registry.look_up_locations()
-        listed = {one: PendingEvaluation(unevaluated[one], unlogged[one], tags) for one in variants}
+        listed = {one: PendingEvaluation([], [], tags) for one in variants}
+        for batch in pending.unevaluated:
+            listed[batch.variant].unevaluated.append(batch)
+        for one in pending.unlogged:
+            listed[one.batch.variant].unlogged.append(one)
         return replace(self, listed=listed)
 
     def evaluate_batches(self, variant: Variant, today: date, appended: Appended | None = None) -> list[EvaluatedBatch]:
@@ -298,7 +296,6 @@ class PerformanceEvaluator:
         return evaluated
 
     def _log_live(self, variant: Variant, unlogged: Iterable[EvaluatedBatch]) -> None:
-        """Log weeks to MLflow, each to the run of the version that scored it."""
         by_run: dict[str, list[EvaluatedBatch]] = defaultdict(list)
         for one in unlogged:
             by_run[one.batch.mlflow_run_id].append(one)

@@ -414,14 +414,12 @@ def _is_open(event: ModelEvent | None) -> bool:
     return event is not None and event.state == "pending"
 
 
-def _versions(event: ModelEvent) -> dict[str, int]:
-    versions = {CHAMPION: event.champion, PREVIOUS: event.previous, CHALLENGER: event.challenger}
-    return {alias: version for alias, version in versions.items() if version is not None}
+def _versions(event: ModelEvent) -> tuple[int | None, ...]:
+    return event.champion, event.previous, event.challenger
 
 
 def _differs(latest: ModelEvent | None, aliases: Mapping[str, int]) -> bool:
-    ours = {alias: aliases[alias] for alias in (CHAMPION, PREVIOUS, CHALLENGER) if alias in aliases}
-    return latest is None or _versions(latest) != ours
+    return latest is None or _versions(latest) != tuple(map(aliases.get, (CHAMPION, PREVIOUS, CHALLENGER)))
 
 
 def _require_same(variant: Variant, challenger: int | None, compared: int) -> None:

@@ -174,7 +174,6 @@ class _Tasks:
 
 
 def _run_attempt(attempt: Callable[[str], Any], key: str) -> Any:
-    """Run an attempt on this node; returns its result or error."""
     result = attempt(key)
     if isinstance(result, BaseException) and not isinstance(result, ChurnError):
         return RuntimeError(f"{type(result).__name__}: {result}")  # other errors may not be picklable

@@ -55,6 +55,7 @@ from churn.workflows.register import FEATURE_NAMES
 logger = logging.getLogger(__name__)
 
 _MAX_TAG = 4000
+_MAX_MONTHS = 24  # of activity; older activity predicts little about today
 _WEEKS = 52  # that a model's reference covers
 _REFERENCE_ACCOUNTS = 200_000  # of which the reference describes those at risk each week
 _EXPLAINED_ROWS = 1_000
@@ -93,8 +94,7 @@ class Trainer:
         artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
         challenge: Makes a version of a variant the challenger, with a reason.
         features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
-        results: Published batches, one of which the gate scores again; ``None`` skips that.
-        max_months: Maximum number of months used; older activity predicts little about today.
+        results: Published batches, one of which the gate scores again.
         run_tags: By variant, in place of its run's other tags: its parts as a person typed them.
     """
 
@@ -105,11 +105,10 @@ class Trainer:
     challenge: Callable[[Variant, int, str], object]
     code_version: str
     max_quarantine_share: float
+    results: Evaluations
     plan: TrainingPlan = field(default_factory=TrainingPlan)
     limits: GateLimits = field(default_factory=GateLimits)
     features: "FeatureNames | None" = None
-    results: Evaluations | None = None
-    max_months: int = 24
     run_tags: Mapping[Variant, Mapping[str, str]] = field(default_factory=dict)
 
     def train_fleet(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> Attempts[TrainingOutcome]:
@@ -189,8 +188,6 @@ class Trainer:
 
     def _scored_before(self, champion: OpenModel, today: date) -> ScoredBefore | None:
         """Return a champion's newest batch from before this month whose extract is in the history."""
-        if self.results is None:
-            return None
         version = champion.version
         found = self.results.newest_in_history(version.variant, version.version, month_start(today))
         if found is None:
@@ -213,11 +210,7 @@ class Trainer:
             return FeatureNames(file.provenance.uri, parse_feature_names(file.path.read_bytes(), file.provenance.uri))
 
     def _columns(self, variant: Variant, champion: OpenModel | None, present: Sequence[str] | None = None) -> Columns:
-        """Return what a variant's columns mean: by its file, its champion, or those of the nearest fallback variant.
-
-        Args:
-            present: The columns of the variant's activity, which must contain those that its own file declares.
-        """
+        """Return what a variant's columns mean: by its file, which ``present`` must fit, its champion, or a fallback's."""
         for owner in fallback_variants(variant):
             if (declared := ingest.read_columns(self.sources, owner)) is not None:
                 if owner == variant and present is not None:
@@ -230,11 +223,7 @@ class Trainer:
     def _training_data(
         self, variant: Variant, requested: "FeatureNames", champion: OpenModel | None, today: date, *, dry_run: bool
     ) -> "_TrainingData":
-        """Load activity with enough labels: the variant's own, else that of a fallback variant.
-
-        Args:
-            champion: To compare with, so that the snapshots have its features as well.
-        """
+        """Load activity with enough labels, the variant's own or a fallback's, for its features and the champion's."""
         bundle = champion.bundle if champion else None
         also = [name for name in bundle.feature_names if name not in bundle.categories] if bundle else []
         detours: list[str] = []
@@ -300,7 +289,7 @@ class Trainer:
         """Return the training days; all weeks of the held-out months count equally, as they do when it scores."""
         first: date = facts["activity_month"].min()  # type: ignore[assignment]  # a column of dates
         last = self.plan.horizon.newest_mature(today)
-        return training_days(max(first, month_start(last, 1 - self.max_months)), last, self.plan.n_held_out)
+        return training_days(max(first, month_start(last, 1 - _MAX_MONTHS)), last, self.plan.n_held_out)
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
@@ -528,7 +517,6 @@ def _compare(
 
 
 def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]) -> Matrix:
-    """Build the champion's matrix of the held-out accounts' rows."""
     accounts, names = trained.held_out_accounts, champion.bundle.feature_names
     if names == trained.feature_names and not champion.bundle.categories:
         return accounts.matrix
@@ -543,7 +531,6 @@ def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]
 
 
 def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
-    """Draw the model's performance on the held-out accounts, and the contributions to its scores."""
     accounts, encoding = trained.held_out_accounts, trained.encoding
     churned, scores = accounts.churned, trained.bundle.predict(accounts.matrix)
     error = calibration_error(churned, scores)

@@ -14,7 +14,7 @@ WEEK = date(2026, 11, 23)
 AS_OF = WEEK - timedelta(days=1)
 BATCH = ScoredBatch(1, "geography-us", WEEK, 3, 1000, "geography-us", newest_month=date(2026, 10, 1))
 FIGURES = BatchFigures(
-    n_read=1000, n_quarantined=10, n_scored=800, n_stored=800, lowest=0.1, highest=0.9, source="s3", champion=3,
+    n_quarantined=10, n_scored=800, n_stored=800, lowest=0.1, highest=0.9, source="s3", champion=3,
     challenger=None, is_challenger_scored=False, max_quarantine_share=0.1,
 )  # fmt: skip
 HISTORY = History({WEEK - timedelta(weeks=n): 1000 for n in range(1, 9)}, {"abc": AS_OF - timedelta(days=3)})
