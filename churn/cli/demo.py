@@ -66,14 +66,10 @@ def run_demo(week: date) -> None:
         account = _show(console, deployment, week)
     run = "uv run " if find_checkout() else ""
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
-    if account is not None:
-        console.print(
-            f"  [bold]{run}churn explain --account {account}[/bold]   why a player has a score", soft_wrap=True
-        )
-    console.print(
-        f"  [bold]{run}churn up[/bold]   Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000",
-        soft_wrap=True,
-    )
+    following = {} if account is None else {f"explain --account {account}": "why a player has a score"}
+    following["up"] = "Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000"
+    for command, what in following.items():
+        console.print(f"  [bold]{run}churn {command}[/bold]   {what}", soft_wrap=True)
 
 
 @contextmanager

@@ -192,9 +192,8 @@ def _retain(args: argparse.Namespace) -> None:
 
     with open_deployment() as deployment:
         n_weeks = deployment.settings.churn_keep_weeks if args.weeks is None else args.weeks
-        dropped = drop_old_weeks(
-            deployment.database, _today(), n_weeks=n_weeks, horizon=deployment.horizon, dry_run=args.dry_run
-        )
+        horizon = deployment.horizon
+        dropped = drop_old_weeks(deployment.database, _today(), n_weeks=n_weeks, horizon=horizon, dry_run=args.dry_run)
     kept = f"the newest {counted(n_weeks, 'week')} are kept" if n_weeks else "all weeks are kept"
     done = "dry run, nothing was dropped: would drop" if args.dry_run else "dropped"
     print(f"{done} {counted(len(dropped), 'week')}{': ' if dropped else ''}{', '.join(map(str, dropped))}; {kept}")

@@ -158,7 +158,6 @@ class Deployment:
             yield is_locked
 
     def scorer(self) -> "Scorer":
-        """Open the services that scoring needs."""
         from churn.workflows.score import Scorer
 
         return Scorer(
@@ -196,7 +195,6 @@ class Deployment:
         return ActivityHistory(self.sources().primary, Erasures(self.database).settled, delay)
 
     def ingestion(self) -> Ingestion:
-        """Open the services that ingesting extracts needs."""
         extracts, share = ScoredExtracts(self.database), self.settings.churn_max_quarantine_share
         return Ingestion(self.sources(), self.history(), extracts, share)
 

@@ -192,9 +192,8 @@ def _market(variant: Variant) -> _Market:
 def _draw_players(
     rng: np.random.Generator, n: int, first_calendar_month: int, n_months: int, market: _Market
 ) -> Players:
-    brand, ben_login, product = (
-        rng.choice(len(mix), n, p=mix) for mix in (market.brands, market.ben_logins, market.products)
-    )
+    mixes = market.brands, market.ben_logins, market.products
+    brand, ben_login, product = (rng.choice(len(mix), n, p=mix) for mix in mixes)
     rank = np.floor(_TRACKERS_PER_LOGIN * rng.random(n) ** 1.3).astype(np.int64)
     engagement = rng.standard_normal(n)
     deposits = rng.random(n) < _logistic(1.4 + 0.5 * engagement)

@@ -206,9 +206,8 @@ class _Draws:
             again = p.leave + _PAUSE + rng.exponential(3.0, n)
             stays.append(("returned", rng.random(n) < 0.25, again, again + rng.exponential(4.0, n)))
         for name, chosen, start, leave in stays:
-            rows = self._with_stay(
-                rows, name, np.flatnonzero(chosen & (start < self.n_months) & (leave > start)), start, leave
-            )
+            is_shown = chosen & (start < self.n_months) & (leave > start)
+            rows = self._with_stay(rows, name, np.flatnonzero(is_shown), start, leave)
         return rows
 
     def _with_stay(self, rows: pl.DataFrame, name: str, chosen: Ints, start: Floats, leave: Floats) -> pl.DataFrame:

@@ -244,10 +244,8 @@ class ActivityHistory:
         names = {key for _, replaces in read for key in replaces}
         live = [(part, facts) for part, (facts, _) in zip(parts, read, strict=True) if part.key not in names]
         gone = [part for part in parts if part.key in names]
-        first = min(
-            (replaces[0] if replaces else part.key for part, (_, replaces) in zip(parts, read, strict=True)), default=""
-        )
-        return [part for part, _ in live], [facts for _, facts in live], gone, first
+        firsts = (replaces[0] if replaces else part.key for part, (_, replaces) in zip(parts, read, strict=True))
+        return [part for part, _ in live], [facts for _, facts in live], gone, min(firsts, default="")
 
     def _read_part(self, key: str) -> tuple[pl.DataFrame, list[str]]:
         """Return a part's facts, and the keys of the parts that it replaces."""

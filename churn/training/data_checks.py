@@ -62,11 +62,9 @@ def check_churn_share(trained: Trained) -> GateCheck:
     n, n_churned = sum(part.n for part in trained.parts), sum(part.n_churned for part in trained.parts)
     share = n_churned / n
     limit = MAX_CHURN_SHARE if share > MIN_CHURN_SHARE else MIN_CHURN_SHARE
-    found = (
-        f"{percent(share, 1)} of {n:,} rows churned; plausible are {percent(MIN_CHURN_SHARE)} to "
-        f"{percent(MAX_CHURN_SHARE)}"
-        f"{'' if share <= MAX_CHURN_SHARE else ': is the extract a sample of rows?'}"
-    )
+    plausible = f"{percent(MIN_CHURN_SHARE)} to {percent(MAX_CHURN_SHARE)}"
+    hint = "" if share <= MAX_CHURN_SHARE else ": is the extract a sample of rows?"
+    found = f"{percent(share, 1)} of {n:,} rows churned; plausible are {plausible}{hint}"
     return GateCheck.of(
         "churn_share_is_plausible", share, limit, found, holds=MIN_CHURN_SHARE <= share <= MAX_CHURN_SHARE
     )
@@ -89,9 +87,8 @@ def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> Gate
     """
     name, rows_of = "log_loss_beats_simple_models", {shot.as_of: shot.rows for shot in snapshots}
     accounts, earlier = trained.held_out_accounts, (trained.training, trained.validation)
-    lags, churned = (
-        np.concatenate(of) for of in ([_lags(part, rows_of) for part in earlier], [p.churned for p in earlier])
-    )
+    lags = np.concatenate([_lags(part, rows_of) for part in earlier])
+    churned = np.concatenate([part.churned for part in earlier])
     base = churned.mean()
     n, n_churned = np.bincount(lags), np.bincount(lags, weights=churned)
     by_lag = np.append((n_churned + base) / (n + 1), base)
@@ -171,9 +168,8 @@ def check_replay(
     """
     name = "past_features_are_those_scored"
     if before is None or scored_by is None:
-        return GateCheck(
-            name, None, MAX_REPLAY_SHARE, "skipped", "the champion has no batch of last month in the history"
-        )
+        why = "the champion has no batch of last month in the history"
+        return GateCheck(name, None, MAX_REPLAY_SHARE, "skipped", why)
     names = scored_by.feature_names
     known_then = facts.filter(pl.col("known_at") <= before.received_at, pl.col("activity_month") >= before.first_month)
     try:

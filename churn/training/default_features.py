@@ -34,8 +34,7 @@ def default_feature_names(
     names = [f"{column}_{window}" for column in money if column in facts.columns for window in _OF_MONEY]
     names += [*_OF_ACTIVITY, *(f"months_since_{column}" for column in _DATES if column in facts.columns)]
     for column in (name for name in segments if name in facts.columns):
-        counts = (
-            facts[column].cast(pl.String).drop_nulls().value_counts().sort(["count", column], descending=[True, False])
-        )
-        names += [f"{column}_{level}" for level in sorted(counts[column].head(MAX_LEVELS))]
+        counts = facts[column].cast(pl.String).drop_nulls().value_counts()
+        most = counts.sort(["count", column], descending=[True, False])[column].head(MAX_LEVELS)
+        names += [f"{column}_{level}" for level in sorted(most)]
     return names

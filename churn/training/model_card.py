@@ -136,9 +136,8 @@ def _by_week(trained: Trained) -> str:
 
 
 def _parameters(trained: Trained) -> str:
-    table = markdown_table(
-        ("parameter", "value"), [*trained.chosen.parameters.items(), ("rounds", trained.chosen.n_rounds)]
-    )
+    rows = [*trained.chosen.parameters.items(), ("rounds", trained.chosen.n_rounds)]
+    table = markdown_table(("parameter", "value"), rows)
     calibration = trained.calibration
     how = " (only shifted: a fitted slope would have reversed the order of scores)" if calibration.is_shift else ""
     return (

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WHOLE = 10_000
 """Shares of accounts are counted in ten-thousandths."""
+_RESUMED = ("promoted", "rolled_back")  # the actions that are completed, not decided again, when they are repeated
 
 
 @dataclass(frozen=True)
@@ -327,12 +328,7 @@ class Promoter:
         self.settle(variant)
         if self.decision is not None and (decided := self.events.decided(variant, self.decision)) is not None:
             return self._finish(decided)
-        if (
-            newest is None
-            or not _is_open(newest)
-            or newest.action != action
-            or action not in ("promoted", "rolled_back")
-        ):
+        if newest is None or not _is_open(newest) or newest.action != action or action not in _RESUMED:
             return None
         return self._finish(newest) if to in (None, newest.champion) else None
 

@@ -210,7 +210,7 @@ class Trainer:
             return FeatureNames(file.provenance.uri, parse_feature_names(file.path.read_bytes(), file.provenance.uri))
 
     def _columns(self, variant: Variant, champion: OpenModel | None, present: Sequence[str] | None = None) -> Columns:
-        """Return what a variant's columns mean: by its file, which ``present`` must fit, its champion, or a fallback's."""
+        """Return what a variant's columns mean: by its file, which ``present`` must fit, a champion, or a fallback."""
         for owner in fallback_variants(variant):
             if (declared := ingest.read_columns(self.sources, owner)) is not None:
                 if owner == variant and present is not None:
