@@ -17,8 +17,6 @@ from churn.concurrency import in_threads
 from churn.deployment.services import Deployment
 from churn.errors import ChurnError
 from churn.storage.inputs import is_sample, sample_beside
-from churn.storage.sources import Sources
-from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.wording import counted
 from churn.workflows.alert import deliver
@@ -81,7 +79,9 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
             store, sources = deployment.store(), deployment.sources()
             previous: dict[str, str] = cursor.versions or store.latest_inputs()
             stand_ins = store.stand_ins(week) if sources.bucket else {}
-            current = input_versions(sources, registered)
+            # One listing per variant: a listing over all of them would page through every model ever logged.
+            versions = zip(registered, in_threads(sources.input_version, registered, _LISTINGS_AT_ONCE), strict=True)
+            current = {variant.key: version for variant, version in versions if version is not None}
     except ChurnError as error:
         return dg.SensorResult(skip_reason=f"cannot check for new data: {error}", cursor=context.cursor)
     current = {key: version for key, version in current.items() if not _replaces_activity(previous.get(key), version)}
@@ -116,13 +116,6 @@ def _replaces_activity(previous: str | None, version: str) -> bool:
     """Return whether the sample is all that is left of an input that was activity, as while that is replaced."""
     is_beside = previous is not None and sample_beside(previous) == sample_beside(version)
     return is_beside and is_sample(version) and not is_sample(str(previous))
-
-
-def input_versions(sources: Sources, variants: list[Variant]) -> dict[str, str]:
-    """Return the version of each variant's own input, by key, for those that have one."""
-    # One listing per variant: a listing over all of them would page through every model ever logged.
-    versions = in_threads(sources.input_version, variants, _LISTINGS_AT_ONCE)
-    return {variant.key: version for variant, version in zip(variants, versions, strict=True) if version is not None}
 
 
 @dg.sensor(

@@ -217,7 +217,9 @@ def _read_activity(
         checked = activity.check_activity(frame, numbers, dates=dates, first_row=first_row, max_money=max_money)
         checked = _without(erased, checked)
         rows = features.derive(checked.rows, as_of, plan.of_row)
-        keys = _keys(checked.rows, money, needs_activity=plan.needs_activity)
+        keys = checked.rows.select(features.key_columns(checked.rows.columns))
+        if plan.needs_activity or not set(money).isdisjoint(checked.rows.columns):
+            keys = keys.with_columns(features.is_active(checked.rows, money))
         if plan.needs_activity:
             rows = rows.with_columns(keys["is_active"].alias(IS_ACTIVE))
         return replace(checked, rows=keys), features.pack(rows, plan.packed)
@@ -286,14 +288,6 @@ def _marked_chunks(
                 is_at_risk = None if at_risk_since is None else months >= at_risk_since
                 chosen = replace(chosen, last_active_months=months, is_at_risk=is_at_risk)
             yield account_ids[start:end][rows], chosen
-
-
-def _keys(rows: pl.DataFrame, money: Sequence[str], *, needs_activity: bool) -> pl.DataFrame:
-    """Select the key columns, and whether each row has activity, if a window needs it or a column measures it."""
-    keys = rows.select(features.key_columns(rows.columns))
-    if needs_activity or any(name in rows.columns for name in money):
-        keys = keys.with_columns(features.is_active(rows, money))
-    return keys
 
 
 def _open_encoded(
