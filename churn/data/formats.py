@@ -6,7 +6,7 @@ size suggests is rejected first.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from churn.data.activity import KINDS
 from churn.data.arrow_columns import convert, is_bytes, is_not_implemented, is_text
 from churn.data.csv_files import read_csv
 from churn.data.file_kinds import input_error, require_few_columns, short
-from churn.data.spellings import renames
+from churn.data.spellings import is_pattern, renames
 from churn.errors import InputError
 from churn.wording import listed
 
@@ -60,7 +60,7 @@ def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
     """Open a file of rows, whatever its suffix, or a folder of such files, as Spark writes them.
 
     Parquet is read by row group, other formats into memory. The names of columns are those of the contract and of the
-    model, whatever case they are written in.
+    model, whatever case they are written in. A column whose name polars takes for a pattern is left out.
 
     Args:
         positional_names: The model's feature names, which are the columns of a JSON array of arrays.
@@ -69,6 +69,7 @@ def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
         InputError: If the file is empty, truncated, or none of the formats.
     """
     rows = _open_parts(path, positional_names) if path.is_dir() else _open_file(path, positional_names)
+    rows = replace(rows, columns=[name for name in rows.columns if not is_pattern(name)])
     if not rows.n_rows or not rows.columns:
         raise NoRowsError(f"{path.name} has no rows; at least one is needed: check the extract that wrote it")
     renamed = renames(tuple(rows.columns), tuple(KINDS), tuple(positional_names))

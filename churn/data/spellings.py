@@ -83,6 +83,11 @@ def canonical(column: pl.Series, kind: Kind) -> pl.Series:
     return text.replace(distinct.filter(changed), written.filter(changed))
 
 
+def is_pattern(name: str) -> bool:
+    """Return whether polars takes a column's name for several columns."""
+    return name == "*" or (name.startswith("^") and name.endswith("$"))
+
+
 def is_odd(levels: pl.Series) -> bool:
     """Return whether a category has outer spaces or a spelling of a missing value."""
     distinct = levels.unique().cast(pl.String).drop_nulls()

@@ -19,6 +19,7 @@ import xgboost as xgb
 from churn.data.columns import parse_levels
 from churn.data.features import Levels, Matrix
 from churn.data.formats import unrepeated
+from churn.data.spellings import is_pattern
 from churn.errors import ModelFileError
 from churn.inference.categories import agree, read_levels
 from churn.inference.forest import Forest, base_margin, booster_kind, read_forest
@@ -255,7 +256,7 @@ def parse_feature_names(data: bytes, origin: str) -> list[str]:
     # XGBoost ends a name at the character NUL, and two names could become one.
     if odd := [name for name in names if not name.isprintable()]:
         raise ModelFileError(f"{origin} has names that cannot be printed: {odd[:_NAMES_SHOWN]}; rename the features")
-    _require_distinct(names, origin)
+    _require_usable_names(names, origin)
     return names
 
 
@@ -271,9 +272,11 @@ def _parse(data: bytes) -> Any:
     return json.loads(data, object_pairs_hook=unrepeated)
 
 
-def _require_distinct(names: Sequence[str], origin: str) -> None:
+def _require_usable_names(names: Sequence[str], origin: str) -> None:
     if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ModelFileError(f"{origin} has repeated feature names: {repeated[:_NAMES_SHOWN]}; each may occur once")
+    if patterns := [name for name in names if is_pattern(name)]:
+        raise ModelFileError(f"{origin} has feature names that are patterns: {patterns[:_NAMES_SHOWN]}; rename them")
 
 
 def _require_readable_format(data: bytes, origin: str) -> None:
@@ -431,7 +434,7 @@ def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str
             f"{origin} was trained on {n_features} features and its feature names file has {len(names)}; "
             f"export both from the same training run"
         )
-    _require_distinct(names, origin)
+    _require_usable_names(names, origin)
     if stored is not None and len(stored) != len(names):
         raise ModelFileError(f"{origin} has {len(stored)} feature names for its {n_features} features; train it again")
     pairs = enumerate(zip(stored or names, names, strict=True))

@@ -479,9 +479,11 @@ def test_a_feature_names_file_is_an_array_of_names(text):
         (b'["a", 1]', "is not a JSON array of feature names"),
         (b'["a", ""]', "is not a JSON array of feature names"),
         (b'["a", null]', "is not a JSON array of feature names"),
+        (b'["a", "*"]', r"has feature names that are patterns: \['\*'\]"),
+        (b'["a", "^b.*$"]', "has feature names that are patterns"),
         (b'["b", "a", "b", "a", "c"]', r"has repeated feature names: \['a', 'b'\]"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_any_other_feature_names_file_is_refused(data, why):
     with pytest.raises(ModelFileError, match=f"names {why}"):

@@ -224,6 +224,9 @@ def test_deep_nesting_cannot_crash_the_process(read, depth, start, end):
 @example(b'{"a":' + b"9" * 400 + b"}")
 @example(b'{"a":"\\ud800"}\n{"a":[]}')
 @example(b"a,a\n1,2")
+@example(b'{"":null,"*":null}')
+@example(b'{"*":null}')
+@example(b'{"^.*$":1,"a":2}')
 def test_any_bytes_end_in_rows_or_an_input_error(tmp_path, content):
     path = tmp_path / "any"
     path.write_bytes(content)
