@@ -345,6 +345,15 @@ def read_current(url: sa.URL, query: str, **values: object) -> pl.DataFrame:
         return pl.DataFrame(result.fetchall(), schema=list(result.keys()), orient="row", infer_schema_length=None)
 
 
+def _next_batch_id(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.text("SELECT nextval('scoring_batches_batch_id_seq')")).scalar_one())
+
+
+def _insert_batch(connection: sa.Connection, record: BatchRecord, batch_id: int) -> None:
+    values = record.columns() | {"batch_id": batch_id, "is_current": False}
+    insert(connection, "scoring_batches", values, published_at="clock_timestamp()")
+
+
 def _insert_reference(connection: sa.Connection, record: BatchRecord, reference: str | None) -> None:
     """Store the reference profile of a model version, so that queries can compare batches with it."""
     if reference is None:
@@ -366,26 +375,28 @@ def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> Non
 
 def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
     _require_no_newer_erasure(connection, batch.n_erasures)
-    batch_id: int = connection.scalar(sa.text("SELECT nextval('scoring_batches_batch_id_seq')"))
+    batch_id = _next_batch_id(connection)
     layout = CopyLayout(
         week, batch_id, tuple(batch.source_columns), batch.n_shown, has_last_active_month=batch.has_last_active_month
     )
     n_stored = _copy(connection, layout, batch.rows())
     record, quarantined = batch.finish(n_stored)
-    values = record.columns() | {"batch_id": batch_id, "is_current": False}
-    insert(connection, "scoring_batches", values, published_at="clock_timestamp()")
+    _insert_batch(connection, record, batch_id)
     _insert_reference(connection, record, batch.reference)
     _insert_quarantined(connection, batch_id, quarantined)
     run = {"dagster_run_id": record.dagster_run_id, "started_at": record.started_at, "outcome": "published"}
     variant = {"variant": record.variant.key, "scored_week": week, "role": record.role}
-    insert(connection, "scoring_attempts", variant | run | {"batch_id": batch_id}, ended_at="clock_timestamp()")
+    _insert_attempt(connection, variant | run | {"batch_id": batch_id})
     return batch_id, record
 
 
 def _insert_failure(connection: sa.Connection, error: BaseException, **attempt: object) -> None:
     message = str(error).replace("\0", "\\0")
     failure = {"error_type": type(error).__name__, "error": message, "is_transient": isinstance(error, TransientError)}
-    values = attempt | failure | {"outcome": "failed"}
+    _insert_attempt(connection, attempt | failure | {"outcome": "failed"})
+
+
+def _insert_attempt(connection: sa.Connection, values: Mapping[str, object]) -> None:
     insert(connection, "scoring_attempts", values, ended_at="clock_timestamp()")
 
 

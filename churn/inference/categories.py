@@ -26,10 +26,10 @@ def read_levels(document: dict[str, Any], n_features: int) -> dict[int, tuple[in
         for node, codes in sets_of(tree):
             feature = int(tree["split_indices"][node])
             highest[feature] = max(highest.get(feature, -1), int(codes.max(initial=-1)))
-    levels = [_decode(one) for one in model.get("cats", {}).get("enc", [])] or [()] * n_features
-    if len(levels) != n_features or not highest.keys() <= set(range(n_features)):
+    levels = [_decode(one) for one in model.get("cats", {}).get("enc", [])]
+    if (levels and len(levels) != n_features) or not all(0 <= i < n_features for i in highest):
         raise ValueError("its categories do not fit its features")
-    return {i: (most, levels[i]) for i, most in sorted(highest.items())}
+    return {i: (most, levels[i] if levels else ()) for i, most in sorted(highest.items())}
 
 
 def _decode(encoded: dict[str, Any]) -> tuple[str, ...]:

@@ -4,9 +4,18 @@ batch, nothing stale goes unflagged, and after the retry the week is published e
 The short form of ``just faults``: each fault of the matrix a few times, where that makes hundreds.
 """
 
+from importlib import import_module
+from operator import attrgetter
+
 import pytest
 
 from tests.support.faults.matrix import ROWS, SLOW, Row, Stage, run_row
+from tests.support.faults.worker import MOVES, POINTS, REGISTERING
+
+
+def test_each_point_at_which_a_worker_is_killed_is_a_function_of_the_product() -> None:
+    for module, path, _ in {**POINTS, **MOVES, **REGISTERING}.values():
+        assert callable(attrgetter(path)(import_module(module)))
 
 
 @pytest.mark.parametrize(
