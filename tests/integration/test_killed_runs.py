@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,15 +25,24 @@ def test_that_never_ends(homes, postgres):
 """
 
 
-def belongs_to(folder: Path) -> Callable[[psutil.Process], bool]:
-    """Return whether a process names a folder: in its arguments, its environment or its working directory."""
+STARTED = {"postgres", "embedded_watch.py", "moto.server", "sleep 1000"}
+
+
+def found(folder: Path) -> list[psutil.Process]:
+    """Return the processes that name a folder: in their arguments, their environment or their working directory."""
 
     def belongs(process: psutil.Process) -> bool:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error):  # also of one that is just becoming another program
             return str(folder) in " ".join((*process.cmdline(), *process.environ().values(), process.cwd()))
         return False
 
-    return belongs
+    return [process for process in psutil.process_iter() if belongs(process)]
+
+
+def told(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def test_a_run_that_is_killed_leaves_no_process_behind(homes: Path, tmp_path: Path) -> None:
@@ -47,10 +55,11 @@ def test_a_run_that_is_killed_leaves_no_process_behind(homes: Path, tmp_path: Pa
         assert run.stdout is not None
         try:
             assert any("all started" in line for line in run.stdout)
-            processes = [process for process in psutil.process_iter(["cmdline"]) if belongs_to(folder)(process)]
+            wait_until(
+                lambda: {name for name in STARTED for process in found(folder) if name in told(process)} >= STARTED
+            )
+            processes = found(folder)
         finally:
             run.send_signal(signal.SIGKILL)
-        names = " ".join(" ".join(process.info["cmdline"]) for process in processes)
-        assert all(name in names for name in ("postgres", "embedded_watch.py", "moto.server", "sleep 1000"))
 
     wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in processes))
