@@ -3,9 +3,9 @@
 Without a bucket, a variant that has no files gets the bundled model. With one, it needs files of its own, or
 --from-variant, which names the variant whose files are used.
 
---adopt takes in a version that others registered in MLflow, such as by mlflow.xgboost.log_model in a notebook, and
-leaves theirs as it is. Its variant is that of --geography, --company or --variant; with PREFIX*, '*' as geography or
-company is the rest of each name. Else the name must end in a variant's key, as risk-geography-us and
+--adopt registers a version of others, such as one logged by mlflow.xgboost.log_model in a notebook, as the variant's
+own, and leaves theirs as it is. Its variant is that of --geography, --company or --variant; with PREFIX*, '*' as
+geography or company is the rest of each name. Else the name must end in a variant's key, as risk-geography-us and
 risk-geography-eu-company-clientb do. Repeating it changes nothing.
 
 MLflow's URI and a bucket are enough. Without a predictions database no trail of the aliases is kept, and an alias that

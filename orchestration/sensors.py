@@ -93,8 +93,7 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
     known = {key: version for key, version in (previous | current).items() if key in set(keys)}
     tags = {WEEK_TAG: week.isoformat(), TRIGGER_TAG: "new data"}
     seen = [week.isoformat(), tick, [(key, previous.get(key), current[key], stand_ins.get(key)) for key in sorted(new)]]
-    digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
-    requests = [request(f"new-data:{digest}", chunk, tags) for chunk in ranges(keys, new, most)]
+    requests = [request(f"new-data:{_digest(seen)}", chunk, tags) for chunk in ranges(keys, new, most)]
     scored_again = redone | {key: stand_ins[key] for key in left & new}
     return dg.SensorResult(
         run_requests=requests,
@@ -110,6 +109,11 @@ def _read_cursor(context: dg.SensorEvaluationContext, kind: TypeAdapter[_Cursor]
     except ValidationError:
         context.log.warning("the cursor %.80r is not this sensor's, so the sensor starts without one", context.cursor)
         return empty
+
+
+def _digest(seen: list[object]) -> str:
+    """Return what tells run keys apart by what a sensor saw."""
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def _replaces_activity(previous: str | None, version: str) -> bool:
@@ -139,7 +143,7 @@ def unpublished_week_sensor(context: dg.SensorEvaluationContext, services: Servi
     unfinished = dg.RunsFilter(job_name=churn_prediction_job.name, statuses=NOT_FINISHED_STATUSES)
     busy = {key for run in context.instance.get_runs(unfinished) for key in span(run.tags, keys)} if due else set()
     left = due.keys() - busy
-    digest = hashlib.sha256(json.dumps([sorted((key, due[key]) for key in left), now.hour]).encode()).hexdigest()[:16]
+    digest = _digest([sorted((key, due[key]) for key in left), now.hour])
     tags = {WEEK_TAG: week, TRIGGER_TAG: "unpublished week"}
     requests = [request(f"again:{week}:{now.day}:{digest}", chunk, tags) for chunk in ranges(keys, left, most)]
     waiting = f"{counted(len(busy & due.keys()), 'variant')} in runs that are not finished"

@@ -37,7 +37,7 @@ class Erasures(Tables):
 
 
 def block_erasures(connection: sa.Connection) -> None:
-    """Let no erasure begin until the end of the caller's transaction."""
+    """Block erasures until the end of the caller's transaction."""
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(hashtextextended('erasure', 0))")
 
 

@@ -33,7 +33,7 @@ class ForeignVersion:
 
     @property
     def identity(self) -> str:
-        """Name, version, run and artifacts, which tell it from a version of a model that is made anew."""
+        """Name, version, run and artifacts: a model that was deleted and registered again has others."""
         return f"{self.uri}, run {self.version.run_id or 'none'}, artifacts {self.version.source}"
 
 
