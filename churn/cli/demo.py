@@ -199,7 +199,7 @@ def _sources_table(batches: Sequence[Row], deployment: Deployment) -> Table:
     title = f"Sources of the predictions in {deployment.database.database}"
     table = Table(Column("variant", overflow="fold"), *numbers, "model", "data", title=title, title_justify="left")
     for batch in batches:
-        owner = " (the base variant's)" if batch.is_foreign_data else ""
+        owner = " (the base variant's)" if batch.is_foreign_data else " (encoded sample)" if batch.is_sample else ""
         source = f"[yellow]{batch.source}[/yellow]{owner}" if batch.source == "local" else batch.source
         at_risk = f"{batch.n_at_risk:,}" if batch.is_at_risk_known else "unknown"
         figures = str(batch.batch_id), f"{at_risk} of {batch.n_accounts:,}", f"{batch.mean_probability:.3f}"

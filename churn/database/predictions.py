@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -309,13 +309,13 @@ class PredictionStore(Tables):
         )
         return dict(map(tuple, self._rows(query)))
 
-    def had_input(self, variant: Variant, folder: str, *, other_than: str) -> bool:
-        """Return whether a batch of a variant was scored from a file in a folder of other URI than begins so."""
+    def had_activity(self, variant: Variant, simulated: Collection[str]) -> bool:
+        """Return whether a batch of a variant was scored from activity of its own, not from these simulated files."""
         query = (
-            "SELECT EXISTS (SELECT FROM scoring_batches WHERE variant = :variant AND starts_with(source_uri, :folder) "
-            "AND NOT starts_with(source_uri, :other_than))"
+            "SELECT EXISTS (SELECT FROM scoring_batches WHERE variant = :variant AND source_variant = variant "
+            "AND NOT is_sample AND (source = 's3' OR source_sha256 <> ALL(:simulated)))"
         )
-        ((found,),) = self._rows(query, variant=variant.key, folder=folder, other_than=other_than)
+        ((found,),) = self._rows(query, variant=variant.key, simulated=list(simulated))
         return bool(found)
 
     def stand_ins(self, week: date) -> dict[str, int]:

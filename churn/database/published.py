@@ -18,7 +18,7 @@ WHERE account_id = :account AND (:week IS NULL OR scored_week = CAST(:week AS da
 """
 _PREDICTION = """
 SELECT variant, scored_week, account_id, churn_probability, last_active_month, is_at_risk, bias, reasons,
-       registered_model, model_version, is_fallback, is_foreign_data, batch_id
+       registered_model, model_version, is_fallback, is_foreign_data, is_sample, batch_id
 FROM churn_predictions_current
 WHERE variant = :variant AND account_id = :account AND (:week IS NULL OR scored_week = CAST(:week AS date))
 ORDER BY scored_week DESC LIMIT 1
@@ -27,9 +27,9 @@ _BATCHES = """
 SELECT variant, batch_id, count(*) AS n_accounts, count(*) FILTER (WHERE is_at_risk) AS n_at_risk,
        bool_or(is_at_risk IS NOT NULL) AS is_at_risk_known,
        avg(churn_probability) FILTER (WHERE is_at_risk IS NOT FALSE) AS mean_probability, model_version, source,
-       is_foreign_data, fallback_reason
+       is_foreign_data, is_sample, fallback_reason
 FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
-GROUP BY variant, batch_id, model_version, source, is_foreign_data, fallback_reason
+GROUP BY variant, batch_id, model_version, source, is_foreign_data, is_sample, fallback_reason
 ORDER BY variant
 """
 _HIGHEST = """

@@ -53,7 +53,7 @@ _QUERIES = {
     "batches": f"""
 SELECT b.variant, b.scored_week, b.role, b.model_version, b.n_rows_scored, b.n_at_risk,
        {_short("b", "mean_probability", "estimated_auc")},
-       b.fallback_reason IS NOT NULL AS is_fallback, b.source_variant <> b.variant AS is_foreign_data,
+       b.fallback_reason IS NOT NULL AS is_fallback, b.source_variant <> b.variant AS is_foreign_data, b.is_sample,
        e.status, e.n_matured, e.n_churned, {_short("e", *EVALUATED_MEASURES)}
 FROM scoring_batches AS b
 LEFT JOIN evaluated_batches AS e ON e.batch_id = b.batch_id AND b.as_of > e.evidence_after
@@ -106,6 +106,11 @@ FROM events AS e LEFT JOIN changed AS c USING (variant)
 WHERE c.place IS NULL OR e.place < c.place
 GROUP BY e.variant
 """,
+    "registered": """
+SELECT variant FROM watched_variants WHERE acknowledged_at IS NULL AND since < :end
+UNION SELECT variant FROM model_events WHERE occurred_at < :end
+EXCEPT SELECT variant FROM watched_variants WHERE acknowledged_at IS NOT NULL
+""",
     "changes": """
 SELECT variant, occurred_at, action, champion_version, previous_version, reason, actor FROM model_events
 WHERE action IN ('promoted', 'rolled_back') AND occurred_at >= :first AND occurred_at < :end
@@ -133,6 +138,7 @@ class FleetRows:
         flags: Drift flags of these weeks.
         attempts: The last attempt of each variant and role in ``week``.
         champions: Each variant's champion and challenger at the end of ``week``, and the champion's first day.
+        registered: The variants that were registered by the end of ``week``, scored or not.
         changes: Promotions and rollbacks in these weeks, newest first.
         incidents: Open incidents, then recently resolved ones.
     """
@@ -146,6 +152,7 @@ class FleetRows:
     flags: Sequence[Row] = ()
     attempts: Sequence[Row] = ()
     champions: Sequence[Row] = ()
+    registered: Sequence[Row] = ()
     changes: Sequence[Row] = ()
     incidents: Sequence[Row] = ()
 

@@ -34,7 +34,8 @@ def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Conte
         The fleet's part, and a part for each of its variants, in the same order.
     """
     grouped = _Grouped(rows)
-    keys = sorted({key for key, _ in grouped.batches} | {key for key, _ in grouped.attempts})
+    known = {key for key, _ in [*grouped.batches, *grouped.attempts]}
+    keys = sorted(known | {row["variant"] for row in rows.registered})
     fleet = {
         "week": plain(rows.week),
         "weeks": plain(rows.weeks),
@@ -99,6 +100,7 @@ def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
         "mean": current["mean_probability"] if current else None,
         "is_fallback": bool(current and current["is_fallback"]),
         "is_foreign_data": bool(current and current["is_foreign_data"]),
+        "is_sample": bool(current and current["is_sample"]),
         "auc": _auc(measured) if measured else None,
         "aucs": [batches[week]["roc_auc"] if week in batches else None for week in rows.weeks],
         "confirmed": [row["feature"] for row in flags if row["is_confirmed"]],

@@ -84,6 +84,7 @@ function statusBadges(v) {
   else if (v.new.length) found.push(badge("", "△", "drift unconfirmed", v.new.join(", ")));
   if (v.is_foreign_data) found.push(badge("", "◇", "base variant’s data"));
   else if (v.is_fallback) found.push(badge("", "◇", "local copy"));
+  if (v.is_sample) found.push(badge("", "◇", "encoded sample"));
   return h("div", { class: "badges" }, found);
 }
 
@@ -296,7 +297,7 @@ const figures = (headings, rows) =>
 // ---- the fleet
 
 const FILTERS = {
-  all: ["All with a batch or an attempt", () => true],
+  all: ["All", () => true],
   attention: ["Needs attention", (v) => urgency(v) > 1],
   failed: ["Failed", (v) => v.status === "failed" || Boolean(v.error)],
   missing: ["Not scored", (v) => v.status === "missing"],
@@ -304,7 +305,7 @@ const FILTERS = {
   moved: ["Unconfirmed drift", (v) => v.new.length > 0],
   low: ["AUC below its limit", (v) => Boolean(v.auc && v.auc.is_below)],
   challenger: ["Has a challenger", (v) => known(v.challenger)],
-  stand_in: ["Scored from fallback data", (v) => v.is_fallback || v.is_foreign_data],
+  stand_in: ["Scored from fallback data", (v) => v.is_fallback || v.is_foreign_data || v.is_sample],
 };
 const COLUMNS = [
   ["Variant", (v) => v.key, ""],

@@ -32,7 +32,7 @@ from churn.evaluation.charts import draw_importance
 from churn.monitoring.known_levels import UnknownLevels
 from churn.monitoring.profiles import Profile, regrouped
 from churn.monitoring.summary import ScoreSummary
-from churn.storage.inputs import is_sample, sample_beside
+from churn.storage.inputs import is_sample
 from churn.storage.sources import Provenance, SourceFile
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
@@ -331,14 +331,18 @@ class Scorer:
         if request.scored_from == "history":
             return self.ingestion.fetch_known(request.variant, request.as_of, into)
         raw = self.ingestion.sources.fetch_input(request.variant, into)
-        if is_sample(uri := raw.provenance.uri) and not request.is_forced:
-            sample = sample_beside(uri)
-            if self.store.had_input(request.variant, sample.rpartition("/")[0], other_than=sample):
-                raise InputError(
-                    f"{request.variant} was scored from activity in this folder before, and only the sample {uri} is "
-                    f"left; wait for whoever replaces the activity, upload it, or use --force to score the sample"
-                )
+        if is_sample(raw.provenance.uri) and not request.is_forced and self._had_activity(request.variant, raw):
+            raise InputError(
+                f"{request.variant} had activity before, and only the sample {raw.provenance.uri} is left; wait for "
+                f"whoever replaces the activity, upload it, or use --force to score the sample"
+            )
         return raw
+
+    def _had_activity(self, variant: Variant, raw: SourceFile) -> bool:
+        """Return whether a batch, or the history where it can be read, shows that the sample is not all there was."""
+        sources, history = self.ingestion.sources, self.ingestion.history
+        has_history = raw.provenance.source == sources.primary.source and history.version(variant) is not None
+        return has_history or self.store.had_activity(variant, sources.simulated)
 
     def _challenge(self, request: ScoringRequest, raw: SourceFile, aliases: _Aliases) -> Challenge | None:
         """Prepare the challenger's batch, if there is a challenger; it begins after the champion's."""

@@ -67,10 +67,13 @@ def test_the_report_holds_what_the_tables_hold(site: Site, fleet: None, deployme
         us=US.key,
     )
     by_hand(site, judged_id, batch_id)
+    watched = "INSERT INTO watched_variants VALUES ('company-new', now(), NULL), ('company-gone', now(), now())"
+    site.rows(site.churn, watched)
 
     held = report(deployment, tmp_path / "report.html")
 
-    eu, us = held["fleet"]["variants"]
+    new, eu, us = held["fleet"]["variants"]
+    assert (new["key"], new["status"], new["is_sample"]) == ("company-new", "missing", False)
     assert (eu["key"], eu["status"], us["key"], us["status"]) == (EU.key, "failed", US.key, "scored")
     assert "Parquet" in eu["error"]
     assert (us["champion"], us["challenger"], us["confirmed"]) == (1, 2, ["brand_id"])
@@ -81,7 +84,7 @@ def test_the_report_holds_what_the_tables_hold(site: Site, fleet: None, deployme
     assert [incident["title"] for incident in held["fleet"]["incidents"]] == ["Input drifted: 1 variant", "Old"]
     assert held["fleet"]["trend"][0]["auc"] == [0.61, 0.61, 0.61]
 
-    _, of_us = held["part-0"]
+    _, _, of_us = held["part-0"]
     ((mean, score_counts, drift, importance, run_id, sha256),) = site.rows(
         site.churn,
         "SELECT mean_probability, score_counts, drift, importance, mlflow_run_id, source_sha256 "

@@ -320,7 +320,28 @@ def test_a_batch_of_the_sample_is_flagged_in_any_of_its_forms(site: Site, store:
         "s3://X_test_sample_2.json-bucket/data/churn/activity.csv": False,
         "s3://bucket/history/geography-us/2026-10.parquet": False,
     }
-    for uri in inputs:
+    for uri, expected in inputs.items():
         publish(store, replace(record(1), source_uri=uri), [scored(1)], NO_ROWS)
+        for view in ("current", "latest", "by_role"):
+            query = f"SELECT source_uri, is_sample FROM churn_predictions_{view}"  # noqa: S608 our own names
+            assert list(map(tuple, site.rows(site.churn, query))) == [(uri, expected)]
 
     assert dict(map(tuple, site.rows(site.churn, "SELECT source_uri, is_sample FROM scoring_batches"))) == inputs
+
+
+def test_what_a_variant_was_scored_from_says_whether_it_had_activity(store: PredictionStore) -> None:
+    us, simulated = Variant("us"), ["sha-of-the-bundle"]
+    local = {"source": "local", "fallback_reason": "S3 is not configured"}
+    cases = [
+        ({"source_uri": "s3://b/geography-us/data/churn/X_test_sample_2.json"}, False),
+        ({"source_uri": "file:///r/data/churn/activity.parquet", "source_variant": Variant(), **local}, False),
+        (
+            {"source_uri": "file:///r/geography-us/data/churn/activity.csv", "source_sha256": simulated[0], **local},
+            False,
+        ),
+        ({"source_uri": "file:///r/geography-us/data/churn/activity.csv", **local}, True),
+    ]
+    for changed, has in cases:
+        publish(store, replace(record(1), **changed), [scored(1)], NO_ROWS)
+        assert store.had_activity(us, simulated) is has, changed
+    assert store.had_activity(Variant("eu"), simulated) is False

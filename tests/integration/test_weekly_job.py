@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from moto.server import ThreadedMotoServer
 
 import churn.workflows.score as score_module
 from churn.deployment.services import Deployment
-from churn.errors import RegistryUnavailableError
+from churn.errors import InputError, RegistryUnavailableError
 from churn.training.checks import GATE_CHECKS
 from churn.variants import Variant
 from churn.weeks import monday_of
@@ -294,17 +295,24 @@ def test_neither_the_sample_nor_bundled_data_takes_the_place_of_activity(
 ) -> None:
     execute("geography-us")
     scored = predictions(site, "geography-us")
+    deployment.ingestion().ingest(Variant("us"))
     boto3.client("s3").delete_object(Bucket=site.bucket, Key="geography-us/data/churn/activity.parquet")
 
     only_the_sample = execute("geography-us", ok=False)
 
-    assert "was scored from activity in this folder before, and only the sample" in failure(only_the_sample)
+    assert "geography-us had activity before, and only the sample" in failure(only_the_sample)
     boto3.client("s3").delete_object(Bucket=site.bucket, Key="geography-us/data/churn/X_test_sample_2.json")
     assert "there is no local copy" in failure(execute("geography-us", ok=False))
     assert predictions(site, "geography-us") == scored
     site.put("geography-us/data/churn/X_test_sample_2.json", bundled("X_test_sample_2.json"))
     today = datetime.now(UTC).date()
-    request = FleetRequest.as_known(monday_of(today), today=today, force=True)
+    site.rows(
+        site.churn, "UPDATE scoring_batches SET source_variant = 'base'"
+    )  # as if no batch of its own was retained
+    request = FleetRequest.as_known(monday_of(today), today=today)
+    with pytest.raises(InputError, match="geography-us had activity before"):
+        deployment.scorer().score_variant(request.of(Variant("us")))
+    request = replace(request, is_forced=True)
     assert deployment.scorer().score_variant(request.of(Variant("us"))).record.n_rows_scored == 500
 
 

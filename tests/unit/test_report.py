@@ -35,6 +35,7 @@ def batch(variant: str, week: date, *, version: int = 1, role: str = CHAMPION, *
         "mean_probability": 0.4,
         "is_fallback": False,
         "is_foreign_data": False,
+        "is_sample": False,
         **judged,
     }
 
@@ -69,6 +70,7 @@ def test_a_variant_is_scored_failed_or_missing_and_a_later_failure_is_told_besid
         WEEKS,
         batches=[batch("scored", WEEKS[2]), batch("scored-then-failed", WEEKS[2]), batch("missing", WEEKS[1])],
         attempts=[failed("failed", "no file"), failed("scored-then-failed", "no file")],
+        registered=[{"variant": "never-scored"}, {"variant": "scored"}],
     )
 
     found = summary(rows)
@@ -76,6 +78,7 @@ def test_a_variant_is_scored_failed_or_missing_and_a_later_failure_is_told_besid
     assert {key: (v["status"], v["error"]) for key, v in found.items()} == {
         "failed": ("failed", "no file"),
         "missing": ("missing", None),
+        "never-scored": ("missing", None),
         "scored": ("scored", None),
         "scored-then-failed": ("scored", "no file"),
     }

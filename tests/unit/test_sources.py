@@ -7,6 +7,7 @@ object or a setting that is wrong.
 import hashlib
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -718,12 +719,31 @@ def test_a_folder_that_is_being_written_is_waited_for_and_nothing_takes_its_plac
     assert sources.input_version(US) is None
 
 
-@pytest.mark.parametrize("name", ["activity.xlsx", "activity.csv.bz2", "Activity.csv", "activity", "activity-2025.csv"])
-def test_the_sample_does_not_take_the_place_of_activity_of_another_name(bucket, root, into, name):
-    put(bucket, f"{INPUT_FOLDER}{name}", BODY)
-    put(bucket, f"{INPUT_FOLDER}X_test_sample_2.json", b"sample")
-    with pytest.raises(InputError, match=f"{name} looks like the variant's activity.*rename it to one of"):
-        Sources(Bucket(bucket), Folder(root)).fetch_input(Variant(), into)
+def test_the_sample_does_not_take_the_place_of_activity_of_another_name(tmp_path, root, into):
+    names = (
+        "activity.xlsx", "activity.csv.bz2", "Activity.csv", "activity", "activity-2025.csv", "activity_2025.parquet",
+        "us_activity.parquet", "player-activity.jsonl.gz", "ACTIVITY (1).csv", "activity.csv.tmp", "activity.txt",
+        "activity.delta/_delta_log/0.json", "part-00000-7f3c.snappy.parquet", "activity_month=2025-10/part-0.parquet",
+        "month=10/part-00000.csv", "activity.parquet.inprogress/part-0.parquet", "daily activity.tsv",
+    )  # fmt: skip
+    for place, name in enumerate(names):
+        folder = Folder(tmp_path / str(place))
+        folder.write(f"{INPUT_FOLDER}X_test_sample_2.json", b"sample")
+        folder.write(f"{INPUT_FOLDER}{name}", BODY)
+        with pytest.raises(
+            InputError, match=f"{re.escape(name)} looks like the variant's activity.*rename it to one of"
+        ):
+            Sources(None, folder).fetch_input(Variant(), into)
+
+
+def test_the_sample_is_read_beside_what_is_no_activity(tmp_path, into):
+    names = "activity.md", "feature_names_3.json", "columns.json", "inactivity.csv", "activitylog.csv", "X_train.json"
+    for name in ("X_test_sample_2.json", *names):
+        Folder(tmp_path / "new").write(INPUT_FOLDER + name, name.encode())
+
+    assert (
+        Sources(None, Folder(tmp_path / "new")).fetch_input(Variant(), into).path.read_bytes()[:13] == b"X_test_sample"
+    )
 
 
 @pytest.mark.parametrize("place", ["s3", "local"])

@@ -49,7 +49,7 @@ def test_a_terminal_shows_it_as_text(
     prediction = SimpleNamespace(
         account_id=7, variant="base", scored_week="2026-11-16", churn_probability=0.5, registered_model="m",
         model_version=1, batch_id=3, last_active_month=None, is_at_risk=True, reasons=reasons, bias=0.1,
-        is_fallback=False, is_foreign_data=False,
+        is_fallback=False, is_foreign_data=False, is_sample=False,
     )  # fmt: skip
     monkeypatch.setenv("COLUMNS", "2000")
     _print(prediction, build_console())  # type: ignore[arg-type]  # a row's fields
