@@ -1,4 +1,4 @@
-"""``churn doctor``: shows what is set, reached, permitted and missing, without any secret. It writes nothing."""
+"""``churn doctor``: shows what is set, reached, permitted and missing, without any secret."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,25 +7,27 @@ from pydantic import SecretStr
 from churn.database.connection import require_connection
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import Settings, load_settings
-from churn.errors import ChurnError
-from churn.storage.places import Bucket, MissingFileError
+from churn.errors import AccessDeniedError, ChurnError
+from churn.storage.history import FOLDER
+from churn.storage.places import Bucket, Folder, MissingFileError, Place
 from churn.storage.sources import MODEL_NAMES
 from churn.wording import counted
 
 
 def examine() -> Iterator[tuple[str, str, str]]:
-    """Yield a status, what it is of, and what was found; the status ``FAILED`` has the error and the next step."""
+    """Yield a status, what it is of, and what was found, or the error and the next step: ``FAILED``, ``denied``."""
     settings = load_settings()
     for name in sorted(settings.model_fields_set & Settings.model_fields.keys()):
         value = getattr(settings, name)
         yield "set", name.upper(), "(not shown)" if isinstance(value, SecretStr) else str(value)
     try:
         with open_deployment(settings) as deployment:
-            for what, look in _LOOKS.items():
+            for what, look in (_LOOKS | _WRITES).items():
                 try:
                     found = look(deployment)
                 except ChurnError as error:
-                    yield "FAILED", what, str(error)
+                    is_denied = what in _WRITES and isinstance(error, AccessDeniedError)
+                    yield "denied" if is_denied else "FAILED", what, str(error)
                 else:
                     yield ("ok", what, found) if found else ("not set", what, "none is named by the settings")
     except ChurnError as error:
@@ -54,10 +56,27 @@ def _look_at_bucket(deployment: Deployment) -> str:
     return f"{bucket.uri('')} may be listed and read; {len(files)} files of the base variant's models"
 
 
+def _write_to(place: Place, folder: str) -> str:
+    """Write a small file and delete it."""
+    file = f"{folder}doctor.txt"
+    place.write(file, b"churn doctor")
+    try:
+        place.delete(file)
+    except AccessDeniedError:
+        return f"files may be written to {place.uri(folder)} and not deleted, so that doctor.txt is left there"
+    return f"files may be written to {place.uri(folder)} and deleted there"
+
+
 _LOOKS: dict[str, Callable[[Deployment], str]] = {
     "predictions database, as scoring uses it": lambda deployment: deployment.store().identity(),
     "MLflow, as scoring uses it": _look_at_mlflow,
     "Dagster's database": _connect,
     "bucket": _look_at_bucket,
     "receivers of alerts": lambda deployment: ", ".join(deployment.receivers()),
+}
+_WRITES: dict[str, Callable[[Deployment], str]] = {
+    "activity histories, as evaluation and training write them": lambda of: _write_to(of.sources().primary, FOLDER),
+    "artifact store, as log_model.py and training write it": lambda of: _write_to(
+        of.sources().bucket or Folder(of.settings.churn_home / "artifacts"), "mlflow/"
+    ),
 }

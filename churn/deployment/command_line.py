@@ -97,9 +97,9 @@ def describe_os_error(error: OSError) -> str:
     remedies = {
         errno.ENOSPC: f"free space there, or set TMPDIR (now {tempfile.gettempdir()}) or CHURN_HOME to another disk",
         errno.EDQUOT: "the quota of this user is used up: free space, or set TMPDIR or CHURN_HOME to another disk",
-        errno.EACCES: "give this user the right to it, or set another path",
+        **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user the right to it, or set another path"),
         errno.EROFS: "the disk is mounted read-only: set TMPDIR and CHURN_HOME to one that is not",
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
         errno.ENOMEM: "give this process more memory, or score fewer variants at once",
     }
     remedy = remedies.get(error.errno or 0, "correct that, and run it again")

@@ -318,6 +318,8 @@ def open_deployment(settings: Settings | None = None) -> Iterator[Deployment]:
         yield _resolve(settings, None)
     elif settings.churn_database_url is not None:
         raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
+    elif {"mlflow_db_host", "mlflow_db_port"} & settings.model_fields_set:
+        raise UsageError("MLFLOW_DB_HOST or MLFLOW_DB_PORT is set without MLFLOW_SECRET_NAME, which has the login")
     else:
         with embedded_postgres(settings.churn_home, bin_dir=settings.churn_postgres_bin) as server:
             yield _resolve(settings, server, is_embedded=True)

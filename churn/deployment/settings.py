@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     )
     churn_alert_urls: SecretStr | None = Field(
         None,
-        description="Apprise URLs to notify (Slack, mail, webhooks), separated by spaces, perhaps named "
+        description="Apprise URLs to notify (Slack, mail, webhooks), between spaces or commas, perhaps named "
         "(ops=slack://…); unset: no alerts.",
     )
     churn_schedule_grace_hours: Annotated[int, Field(ge=1, le=120)] = Field(

@@ -30,6 +30,7 @@ message is truncated; no redirect, which would turn the message into an empty GE
 logger = logging.getLogger(__name__)
 
 _SCHEMA = re.compile(r"[a-z][a-z0-9]{0,19}(?=://)", re.IGNORECASE)
+_BETWEEN = re.compile(r"[\s,;]+(?=(?:[a-z][\w-]*=)?[a-z][a-z0-9]*://)|\s+", re.IGNORECASE)
 _NAMED = re.compile(r"([a-z][\w-]{0,39})=(?=[a-z][a-z0-9]*://)", re.IGNORECASE)
 _STATUS = re.compile(r"\berror=(\d{3})\b")
 _REASONS = {
@@ -72,7 +73,7 @@ class Receiver:
 
 
 def parse_receivers(text: str) -> dict[str, Receiver]:
-    """Parse Apprise URLs, separated by white space, each with a name before it (``ops=slack://…``) or without.
+    """Parse Apprise URLs, separated by white space or commas, each perhaps with a name before it (``ops=slack://…``).
 
     Returns:
         Each receiver once, by its name.
@@ -80,7 +81,7 @@ def parse_receivers(text: str) -> dict[str, Receiver]:
     Raises:
         UsageError: If one is not such a URL, or two have one name; names its position and schema, never the URL.
     """
-    given = [(one, _NAMED.match(one)) for one in dict.fromkeys(text.split())]
+    given = [(one, _NAMED.match(one)) for one in dict.fromkeys(_BETWEEN.split(text.strip(" \t\r\n,;"))) if one]
     names = [match[1] for _, match in given if match]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"CHURN_ALERT_URLS has several receivers named {', '.join(sorted(twice))}; rename one")

@@ -422,6 +422,15 @@ def test_a_receiver_is_known_by_its_url_alone_and_counts_once():
     assert all(name.startswith("json-") and len(name) == len("json-") + 12 for name in names)
 
 
+def test_receivers_are_separated_by_spaces_lines_or_commas():
+    one, other = url_of(8001), url_of(8002)
+    both = list(parse_receivers(f"{one} {other}"))
+    for between in (",", ", ", " ,", ";", "; ", "\n", ",\n", "\t", ",,", " \r\n "):
+        assert list(parse_receivers(f"{one}{between}{other}{between}")) == both, between
+    assert list(parse_receivers(f"ops={one},night={other}")) == ["ops", "night"]
+    assert len(parse_receivers("mailto://u:p@example.com?to=a@example.com,b@example.com")) == 1
+
+
 def test_what_waits_for_a_named_receiver_follows_its_name_to_another_url(
     site: Site, incidents: Incidents, hook: WebHook
 ):

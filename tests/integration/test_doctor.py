@@ -1,12 +1,16 @@
 """At stake: a deployment that does not work is put right by what this command says, which may be shown to anybody."""
 
+import json
 import os
+from pathlib import Path
 
+import boto3
 import pytest
+import requests
 
 from churn.cli.main import main
 from tests.support.inputs import register_bundled
-from tests.support.site import Run, Site
+from tests.support.site import Run, Site, client
 
 
 def test_a_deployment_that_works_has_nothing_failed(
@@ -21,6 +25,53 @@ def test_a_deployment_that_works_has_nothing_failed(
     assert "ok      MLflow, as scoring uses it: registered are 1 variant" in said.out
     assert f"ok      bucket: s3://{site.bucket}/ may be listed and read; 1 files" in said.out
     assert "not set receivers of alerts: none is named by the settings\n" in said.out
+    written = f"files may be written to s3://{site.bucket}/"
+    assert (
+        f"histories, as evaluation and training write them: {written}history/activity/ and deleted there\n" in said.out
+    )
+    assert f"artifact store, as log_model.py and training write it: {written}mlflow/ and deleted there\n" in said.out
+    assert "doctor" not in str(client("s3").list_objects_v2(Bucket=site.bucket))
+
+
+def test_a_role_that_may_not_write_is_told_what_it_lacks_and_may_go_on_scoring(
+    site: Site, run_main: Run, log_model: Run, *, dagster_database: str, aws: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_bundled(site, log_model, "base")
+    iam = client("iam")
+    iam.create_user(UserName="scoring")
+    actions = ["s3:ListBucket", "s3:GetObject", "secretsmanager:GetSecretValue"]
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]}
+    iam.put_user_policy(UserName="scoring", PolicyName="reads", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName="scoring")["AccessKey"]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the other credentials
+    requests.post(f"{aws}/moto-api/reset-auth", data="0", timeout=5)  # from now on, permissions are enforced
+    try:
+        said = run_main(main, "doctor")
+    finally:
+        requests.post(f"{aws}/moto-api/reset-auth", data="inf", timeout=5)
+
+    assert (said.status, said.err) == (0, ""), said
+    denied = [line for line in said.out.splitlines() if line.startswith("denied")]
+    assert len(denied) == 2, said.out
+    assert all("s3:PutObject" in line for line in denied)
+    assert f"ok      bucket: s3://{site.bucket}/ may be listed and read" in said.out
+
+
+def test_without_a_bucket_folders_are_written_to(
+    site: Site, run_main: Run, local_root: Path, monkeypatch: pytest.MonkeyPatch, dagster_database: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_S3_BUCKET")
+    (local_root / "history").write_text("a file where the folder should be")
+
+    said = run_main(main, "doctor")
+
+    assert said.status == 1
+    (failed,) = [line for line in said.out.splitlines() if line.startswith("FAILED")]
+    assert failed.startswith("FAILED  activity histories")
+    assert "could not be written" in failed
+    assert "ok      artifact store, as log_model.py and training write it: files may be written to file:///" in said.out
 
 
 WRONG = {

@@ -58,6 +58,9 @@ def test_loopback_never_goes_through_a_proxy(name, before, monkeypatch):
         (errno.ENOSPC, "set TMPDIR"), (errno.EDQUOT, "quota"), (errno.EACCES, "give this user the right"),
         (errno.EROFS, "mounted read-only"), (errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "more memory"),
         (errno.EIO, "correct that"), (errno.ENOENT, "correct that"), (errno.ENOTDIR, "correct that"),
+        (errno.EISDIR, "correct that"), (errno.ENAMETOOLONG, "correct that"), (errno.ELOOP, "correct that"),
+        (errno.ESTALE, "correct that"), (errno.EBUSY, "correct that"), (errno.EPERM, "give this user the right"),
+        (errno.ENFILE, "ulimit -n"), (errno.EFBIG, "correct that"), (errno.EADDRINUSE, "correct that"),
     ],
 )  # fmt: skip
 def test_an_error_of_the_operating_system_is_one_line(code, said, capsys):
