@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 _RULES = {"-": "---", "l": ":---", "r": "---:"}
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
@@ -24,6 +25,17 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def listed_with_nearest(names: Sequence[str], known: Sequence[str]) -> str:
+    """Return :func:`listed` names, each with the known one that it is close to.
+
+    >>> listed_with_nearest(["total_hanlde", "x"], ["total_handle", "y_1"])
+    'total_hanlde (total_handle?), x'
+    """
+    near = (get_close_matches(name[:64], known, 1) for name in names)
+    first = [f"{name} ({found[0]}?)" if found else name for name, found in zip(names[:8], near, strict=False)]
+    return listed([*first, *names[8:]])
 
 
 def percent(share: float, digits: int = 0) -> str:

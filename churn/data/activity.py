@@ -15,7 +15,7 @@ import polars as pl
 
 from churn.data.spellings import Kind, canonical, is_odd
 from churn.errors import InputError, QuarantineError
-from churn.wording import listed, percent
+from churn.wording import listed, listed_with_nearest, percent
 
 _DTYPES: Mapping[Kind, pl.DataType] = {
     "integer": pl.Int64(), "date": pl.Date(), "instant": pl.Datetime("us", "UTC"), "text": pl.String(),
@@ -193,8 +193,9 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
             f"the rows have columns {listed(sorted(columns))}, which are neither raw activity (account_id, "
             f"activity_month, …) nor the model's {len(features)} features ({listed(features, 4)})"
         )
+    near = listed_with_nearest(missing, [name for name in columns if name not in features])
     raise InputError(
-        f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {listed(missing)}; "
+        f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {near}; "
         f"export them again with the model's feature names"
     )
 

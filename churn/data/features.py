@@ -19,7 +19,7 @@ from churn.data.spellings import canonical, fold, folded_levels
 from churn.data.windows import IS_ACTIVE, KnownRows, Window, check_levels, compute, parse, source_column_of, windows_of
 from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
-from churn.wording import listed
+from churn.wording import listed_with_nearest
 
 Matrix = npt.NDArray[np.float32]
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
@@ -304,7 +304,8 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str], levels: 
     if unexplained:
         raise InputError(
             f"the activity has columns {sorted(columns)}, from which {len(unexplained)} of the model's features cannot "
-            f"be built: {listed(unexplained)}; add the columns or correct the variant's feature names"
+            f"be built: {listed_with_nearest(unexplained, columns)}; add the columns or correct the variant's feature "
+            f"names"
         )
     one_hots = (OneHot(name, tuple(a for a, _ in of), tuple(b for _, b in of)) for name, of in groups.items())
     # Encoded rows have windows as columns, and lack the columns that these were computed from.

@@ -24,7 +24,7 @@ from churn.data.activity import KINDS
 from churn.data.observed import observed_months
 from churn.errors import InputError
 from churn.weeks import day_from_epoch, days_since_epoch, month_end, month_number, month_start
-from churn.wording import listed
+from churn.wording import listed_with_nearest
 
 ACTIVITY = "activity"
 """The source column, in reasons, of the windows over activity in any money column."""
@@ -198,9 +198,10 @@ def source_column_of(name: str, columns: Collection[str]) -> str | None:
 
 def not_windows(names: Sequence[str], columns: Collection[str]) -> InputError:
     """Return the error for features that look like windows and are none."""
+    meant = [column for column in sorted(columns) if not any(name.startswith(f"{column}_") for name in names)]
     return InputError(
-        f"{listed([repr(name) for name in names])} look like windows over past months and are none of the columns "
-        f"{sorted(columns)}; a window is {GRAMMAR}: correct the variant's feature names"
+        f"{listed_with_nearest(list(map(repr, names)), meant)} look like windows over past months and are none of the "
+        f"columns {sorted(columns)}; a window is {GRAMMAR}: correct the variant's feature names"
     )
 
 

@@ -13,7 +13,7 @@ import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from churn.data.activity import check_activity
+from churn.data.activity import check_activity, require_features
 from churn.data.features import encode, features, own_columns, pack, plan_encoding
 from churn.errors import InputError
 from churn.inference.bundle import read_bundle
@@ -263,6 +263,20 @@ def test_a_model_with_other_features_in_another_order_works():
 def test_features_that_no_column_gives_are_refused_with_their_names():
     with pytest.raises(InputError, match=r"2 of the model's features cannot be built: age, city_Oslo; add the columns"):
         plan_encoding(("age", "brand_id_OH", "city_Oslo"), ["brand_id"])
+
+
+def test_a_misspelled_feature_gets_the_nearest_column():
+    columns = ["account_id", "activity_month", "brand_id", "total_deposit", "total_handle", "total_ngr", "ben_login_id"]
+    meant = {
+        "total_hanlde": "total_handle", "total_deposits": "total_deposit", "total_Ngr": "total_ngr",
+        "brandid_OH": "brand_id", "total_hanlde_sum_3m": "total_handle", "benlogin_id": "ben_login_id",
+        "totaldeposit": "total_deposit", "total_depositt_trend_6m": "total_deposit",
+    }  # fmt: skip
+    for name, column in meant.items():
+        with pytest.raises(InputError, match=rf"{name}'? \({column}\?\)(; add| look like)"):
+            plan_encoding((name, "brand_id_OH"), columns)
+    with pytest.raises(InputError, match=r"lack 1 of the model's 2 features: total_hanlde \(total_handles\?\); export"):
+        require_features(["total_handles", "brand_id_OH"], ["total_hanlde", "brand_id_OH"])
 
 
 def test_the_order_of_the_inputs_columns_does_not_matter():
