@@ -2,6 +2,7 @@
 run of the version that made the predictions gets it as a time series; and MLflow failing loses nothing of it.
 """
 
+import gzip
 import json
 import logging
 from collections.abc import Callable
@@ -168,6 +169,13 @@ INPUTS: dict[str, tuple[bytes | None, str | type[ChurnError]]] = {
     "UTF-16": ("account_id,activity_month\n".encode("utf-16"), InputError),
     "no rows": (b"account_id,activity_month,total_ngr\n", InputError),
     "over the quarantine limit": (b"account_id,activity_month,total_ngr\n1,never,1\n2,never,1\n", QuarantineError),
+    "gzip cut off": (gzip.compress(bundled("activity.jsonl"))[:-100], InputError),
+    "JSON Lines cut off": (bundled("activity.jsonl")[:-20], InputError),
+    "ORC": (b"ORC" + bytes(100), InputError),
+    "a login page": (b"<html><title>Sign in</title></html>", InputError),
+    "a title": (b"Players of March\naccount_id,activity_month,total_ngr\n1,2026-03-01,1\n", InputError),
+    "without a header": (b"1,2026-03-01,1.5\n2,2026-03-01,2.5\n", InputError),
+    "a dump": (b"PGDMP" + bytes(100), InputError),
     "vanished": (None, NoFileError),
     "encoded rows": (SAMPLE, "already encoded"),
 }

@@ -177,7 +177,24 @@ def test_partitions_follow_the_registry(
 
 @pytest.mark.parametrize(
     ("n_before", "n_listed", "n_left"),
-    [(4, 1, 1), (5, 1, 5), (4, 0, 4), (40, 37, 37), (40, 36, 36), (40, 35, 40), (60, 54, 54), (60, 53, 60), (3, 0, 0)],
+    [
+        (4, 1, 1),
+        (5, 1, 5),
+        (4, 0, 4),
+        (40, 37, 37),
+        (40, 36, 36),
+        (40, 35, 40),
+        (60, 54, 54),
+        (60, 53, 60),
+        (3, 0, 0),
+        (1, 0, 0),
+        (10, 7, 7),
+        (10, 6, 10),
+        (10, 0, 10),
+        (100, 90, 90),
+        (100, 89, 100),
+        (100, 1, 100),
+    ],
 )
 def test_a_listing_that_comes_back_short_deletes_no_partition(
     caplog: pytest.LogCaptureFixture, n_before: int, n_listed: int, n_left: int
@@ -350,6 +367,13 @@ CURSORS = [
     '{"tick": "many"}',
     '{"base": "2026-11-02"}',
     "1764500",
+    "2026-11-02T00:00:00+00:00",
+    "NaN",
+    '{"tick": 1, "versions": {"base": 5}}',
+    '{"tick": 1, "versions": {}, "stand_ins": {"base": "x"}}',
+    '{"tick": 1, "versions": {}, "partitions": []}',
+    '{"latest_storage_id": 7, "latest_backfill_timestamp": null}',  # of an asset sensor
+    "\ufeff{}x",
 ]
 
 

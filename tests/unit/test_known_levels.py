@@ -41,6 +41,15 @@ def reference(n_known: int, n_unknown: int) -> Profile:
         (["Ohio"] * 99 + ["OH"], reference(90, 10), False),
         (["Ohio"] * 100, reference(5, 95), False),  # a model of few of the levels
         (["1", "2", "3", "4"] * 25, reference(100, 0), True),  # codes in place of names
+        (["US-OH"] * 100, reference(100, 0), True),  # ISO 3166-2
+        (["ohio", "pennsylvania"] * 50, None, True),
+        (['"OH"'] * 100, reference(100, 0), True),  # quoted twice
+        (["OH;"] * 100, reference(100, 0), True),  # a separator that was left
+        (["brand_id_OH"] * 100, reference(100, 0), True),  # the feature's name
+        (["Not Available", "Unknown", "-", "0"] * 25, reference(100, 0), True),
+        (["\u041eH"] * 100, reference(100, 0), True),  # Cyrillic
+        (["\uff2f\uff28", "\u00a0PA"] * 50, reference(100, 0), False),  # full width, and a space of no break
+        (["OH", "Ohio"] * 50, reference(100, 0), False),  # reported, not refused
     ],
 )
 def test_a_share_of_unknown_levels_far_above_the_references_is_refused(brands, before, is_refused):
