@@ -29,6 +29,7 @@ from churn.deployment.credentials import read_secret
 from churn.deployment.settings import Settings, find_bundled_files, find_project_root, load_settings
 from churn.errors import AccessDeniedError, CredentialsError, StoreError, UsageError
 from churn.evaluation.comparison import Limits
+from churn.registry.cache import ArrayCache
 from churn.samples.simulated import SIMULATED
 from churn.storage.history import ActivityHistory
 from churn.storage.places import Bucket, Folder
@@ -169,6 +170,7 @@ class Deployment:
             max_unknown_level_share=self.settings.churn_max_unknown_level_share,
             with_reasons=self.settings.churn_reasons,
             horizon_months=self.settings.churn_horizon_months,
+            tables=ArrayCache(self.settings.churn_home / "cache" / "tables"),
         )
 
     def cluster(self) -> "RayCluster[Scorer] | None":

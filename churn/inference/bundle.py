@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,16 +93,23 @@ class Bundle:
     """A booster that was checked against its feature names.
 
     Attributes:
+        load: Returns the booster, which is needed only where its tables cannot be used.
         data: The file's bytes.
         parameters: The model's parameters as stored in the file; empty when loaded without reading them.
         categories: The levels of each categorical feature, in the order of their codes.
+        golden: Rows and the scores that were logged with the model; ``None`` if it was not logged.
     """
 
-    booster: xgb.Booster
+    load: Callable[[], xgb.Booster] = field(repr=False)
     feature_names: tuple[str, ...]
     data: bytes = field(repr=False)
     parameters: dict[str, Any]
     categories: Levels = field(default_factory=dict)
+    golden: Golden | None = field(default=None, repr=False)
+
+    @cached_property
+    def booster(self) -> xgb.Booster:
+        return self.load()
 
     @property
     def sha256(self) -> str:
@@ -220,7 +228,33 @@ def load_bundle(
         booster.feature_names = list(names)
     except ValueError as error:
         raise ModelFileError(f"{origin} has feature names that XGBoost rejects ({error}); rename them") from error
-    return Bundle(booster, names, data, parameters or {}, levels)
+    return Bundle(lambda: booster, names, data, parameters or {}, levels)
+
+
+def load_logged(data: bytes, golden: Golden, origin: str) -> Bundle:
+    """Load a booster that was logged with golden rows; see :func:`load_bundle`.
+
+    Raises:
+        ModelFileError: If its scores of these rows differ from the logged ones.
+    """
+    bundle = replace(load_bundle(data, None, origin), golden=golden)
+    bundle.require_golden(golden)
+    return bundle
+
+
+def describe_bundle(bundle: Bundle) -> bytes:
+    """Return what :func:`reopen_bundle` needs to know of a booster, as JSON, for this version of XGBoost."""
+    names, levels = bundle.feature_names, bundle.categories
+    return json.dumps({"xgboost": xgb.__version__, "feature_names": names, "categories": levels}).encode()
+
+
+def reopen_bundle(data: bytes, golden: Golden, description: bytes, origin: str) -> Bundle | None:
+    """Return a booster that was loaded and described before, and load it only when it is needed; ``None`` if unfit."""
+    known = json.loads(description)
+    if known["xgboost"] != xgb.__version__:
+        return None
+    names, levels = tuple(known["feature_names"]), parse_levels(known["categories"])
+    return Bundle(lambda: load_logged(data, golden, origin).booster, names, data, {}, levels, golden)
 
 
 def _rounds_that_predict(booster: xgb.Booster, origin: str) -> xgb.Booster:

@@ -1,20 +1,26 @@
 """Scoring and explaining a batch: by tables compiled from the booster's trees, or otherwise by XGBoost itself.
 
-The tables' results are compared with XGBoost's on rows of each batch before they are used.
+The tables' results are compared with XGBoost's on rows of a batch before they are used, and kept.
 """
 
+import functools
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
+import xgboost as xgb
 
-from churn.data.features import Encoding, Packed, unpack
+from churn.data.features import Encoding, Packed, pack_matrix, unpack
 from churn.errors import ModelFileError
-from churn.inference.bundle import Bundle
-from churn.inference.explanations import build_explainer, sum_by_column
+from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle
+from churn.inference.explanations import ForestExplainer, build_explainer, sum_by_column
 from churn.inference.forest import Floats, NotCompilableError
-from churn.inference.scoring import build_scorer
+from churn.inference.scoring import ForestScorer, build_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +29,8 @@ _PROVED_SCORES = 256
 _PROVED_REASONS = 4
 _SCORE_TOLERANCE = 1e-6  # equal bits are expected, but C libraries may round an exponential's last bit differently
 _REASON_TOLERANCE = 1e-4  # log-odds
+
+_Tables = ForestExplainer | ForestScorer
 
 
 @dataclass(frozen=True)
@@ -53,30 +61,99 @@ class Engine:
     fallback_reason: str | None = None
 
 
-def build_engine(bundle: Bundle, encoding: Encoding, head: Packed, *, n_rows: int, with_reasons: bool) -> Engine:
+class TableCache(Protocol):
+    """Keeps arrays by key."""
+
+    def load(self, key: str) -> dict[str, npt.NDArray[Any]] | None: ...
+
+    def store(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None: ...
+
+
+def build_engine(
+    bundle: Bundle,
+    encoding: Encoding,
+    head: Packed,
+    *,
+    n_rows: int,
+    with_reasons: bool,
+    cache: "TableCache | None" = None,
+) -> Engine:
     """Compile a model for rows of an encoding, and compare it with XGBoost on the first of them.
 
     Args:
         head: Some rows of the batch.
         n_rows: The approximate number of rows in the batch.
+        cache: Keeps the tables that gave XGBoost's results; those found there need to give the model's golden scores.
     """
+    is_large = n_rows >= _LARGE_BATCH
+    key = _key(bundle, encoding, is_large=is_large, with_reasons=with_reasons)
+    if cache is not None and (kept := _load(cache, key, bundle, encoding, with_reasons=with_reasons)) is not None:
+        return kept
     try:
-        compiled = _compile(bundle, encoding, is_large_batch=n_rows >= _LARGE_BATCH, with_reasons=with_reasons)
+        tables = _compile(bundle, encoding, is_large_batch=is_large, with_reasons=with_reasons)
     except NotCompilableError as error:
         return _use_xgboost(bundle, encoding, str(error), with_reasons=with_reasons)
+    compiled = _engine(tables, encoding)
     if difference := _compare(compiled, bundle, encoding, head):
         logger.warning("compiled scores differ from XGBoost's (%s); XGBoost scores this batch", difference)
         return _use_xgboost(bundle, encoding, difference, with_reasons=with_reasons)
+    if cache is not None:
+        cache.store(key, dict(_flattened(tables)))
     return compiled
 
 
-def _compile(bundle: Bundle, encoding: Encoding, *, is_large_batch: bool, with_reasons: bool) -> Engine:
+def _compile(bundle: Bundle, encoding: Encoding, *, is_large_batch: bool, with_reasons: bool) -> _Tables:
     forest = bundle.read_forest()
     if with_reasons:
-        explainer = build_explainer(forest, encoding, is_large_batch=is_large_batch)
-        return Engine(explainer.explain, Reasons(encoding, explainer.bias))
-    scorer = build_scorer(forest, encoding)
-    return Engine(lambda packed: (scorer.score(packed), None), None)
+        return build_explainer(forest, encoding, is_large_batch=is_large_batch)
+    return build_scorer(forest, encoding)
+
+
+def _engine(tables: _Tables, encoding: Encoding) -> Engine:
+    if isinstance(tables, ForestExplainer):
+        return Engine(tables.explain, Reasons(encoding, tables.bias))
+    return Engine(lambda packed: (tables.score(packed), None), None)
+
+
+@functools.cache
+def _makers() -> str:
+    """Return a hash of all that decides what tables are made of a model, beside the model itself."""
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(code + repr((xgb.__version__, np.__version__)).encode()).hexdigest()
+
+
+def _key(bundle: Bundle, encoding: Encoding, *, is_large: bool, with_reasons: bool) -> str:
+    made_of = (_makers(), bundle.sha256, encoding, is_large, with_reasons)
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()
+
+
+def _load(cache: "TableCache", key: str, bundle: Bundle, encoding: Encoding, *, with_reasons: bool) -> Engine | None:
+    """Return the engine of tables that were kept, if they give the model's golden scores."""
+    golden, arrays = bundle.golden, cache.load(key)
+    if golden is None or arrays is None:
+        return None
+    try:
+        engine = _engine(_restored(ForestExplainer if with_reasons else ForestScorer, arrays), encoding)
+    except KeyError:
+        return None
+    scores, _ = engine.score(pack_matrix(golden.matrix, encoding))
+    return engine if float(np.abs(scores - golden.scores).max()) <= GOLDEN_TOLERANCE else None
+
+
+def _flattened(value: Any, name: str = "") -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Yield the arrays and numbers of nested named tuples by path."""
+    if hasattr(value, "_fields"):
+        for field, inner in value._asdict().items():
+            yield from _flattened(inner, f"{name}.{field}")
+    else:
+        yield name, np.asarray(value)
+
+
+def _restored(kind: Any, arrays: Mapping[str, npt.NDArray[Any]], name: str = "") -> Any:
+    """Put together what :func:`_flattened` took apart."""
+    if hasattr(kind, "_fields"):
+        return kind(*(_restored(inner, arrays, f"{name}.{field}") for field, inner in get_type_hints(kind).items()))
+    return kind(arrays[name]) if isinstance(kind, type) and issubclass(kind, int | float | np.float32) else arrays[name]
 
 
 def _use_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: bool) -> Engine:

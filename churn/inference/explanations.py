@@ -51,8 +51,7 @@ class Tables(NamedTuple):
     word_starts: Longs
 
 
-@dataclass(frozen=True)
-class ForestExplainer:
+class ForestExplainer(NamedTuple):
     """A forest ready to explain rows of one encoding; see :func:`build_explainer`.
 
     Attributes:

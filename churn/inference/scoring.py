@@ -7,7 +7,7 @@ beforehand, so a tree costs one look-up for each column it uses, however deep it
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ for _bit in range(64):
     _BIT_OF[(((1 << _bit) * _DE_BRUIJN) & (2**64 - 1)) >> 58] = _bit
 
 
-@dataclass(frozen=True)
-class ForestScorer:
+class ForestScorer(NamedTuple):
     """A forest ready to score rows of one encoding; see :func:`build_scorer`.
 
     Attributes:

@@ -1,16 +1,29 @@
-"""A cache of model files on disk. Nothing in it can make a variant fail: what is damaged is fetched again."""
+"""Caches of model files and of the tables made of them.
+
+Nothing in one can make a variant fail: what is damaged is replaced.
+"""
 
 import hashlib
 import io
+import json
 import os
+import shutil
 import uuid
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 _UNFINISHED = "."
 MAX_BYTES = 4 << 30
+MAX_SHARE = 0.5
+_ALIGNED = 64
 _CHECKED_EVERY = 32  # entries; listing thousands of them takes longer than writing one
 
 
@@ -54,15 +67,71 @@ class ModelCache:
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(folder / digest)
+            for path in folder.iterdir():
+                if path.name != digest and not path.name.startswith(_UNFINISHED):
+                    path.unlink(missing_ok=True)
             if int(digest[:8], 16) % _CHECKED_EVERY == 0:
                 self.shrink()
 
     def shrink(self) -> None:
         """Delete the entries that were not used for longest until the rest is small enough."""
-        found = [(path.stat(), path) for path in self._folder.glob("*/*")]
-        size = sum(stat.st_size for stat, _ in found)
-        for stat, path in sorted(found, key=lambda one: one[0].st_mtime):
-            if size <= self._max_bytes:
-                break
-            path.unlink(missing_ok=True)
-            size -= stat.st_size
+        _shrink(self._folder, self._max_bytes)
+
+
+class ArrayCache:
+    """Arrays by key, each entry a file that is mapped into memory; what is damaged counts as absent.
+
+    Args:
+        max_bytes: As of :class:`ModelCache`; by default as much as :data:`MAX_SHARE` of the free disk.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def load(self, key: str) -> dict[str, npt.NDArray[Any]] | None:
+        """Return an entry's arrays by name, which may be changed in memory only; ``None`` if it is absent."""
+        path = self._folder / key
+        try:
+            with path.open("rb") as file:
+                header = file.readline()
+            known, body = json.loads(header), np.memmap(path, np.uint8, "c", len(header)).view(np.ndarray)
+            if zlib.crc32(memoryview(body)) != known["crc"]:
+                return None
+            os.utime(path)
+            return {name: body[at : at + n].view(kind).reshape(shape) for name, kind, shape, at, n in known["arrays"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def store(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Store an entry; does nothing if the disk is full or may not be written."""
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            unfinished = self._folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+            unfinished.write_bytes(_packed(arrays))
+            unfinished.replace(self._folder / key)
+            if int(key[:8], 16) % _CHECKED_EVERY == 0:
+                _shrink(self._folder, self._max_bytes)
+
+
+def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return a line of JSON that says what the arrays are, and the arrays, each on a line of the processor's cache."""
+    entries: list[object] = []
+    body = bytearray()
+    for name, array in arrays.items():
+        content = array.tobytes()
+        entries.append((name, array.dtype.str, array.shape, len(body), len(content)))
+        body += content + bytes(-len(content) % _ALIGNED)
+    header = json.dumps({"crc": zlib.crc32(body), "arrays": entries}).encode()
+    return b"%s%s\n%s" % (header, b" " * (-(len(header) + 1) % _ALIGNED), body)
+
+
+def _shrink(folder: Path, max_bytes: int | None) -> None:
+    found = [(stat, path) for path in folder.rglob("*") if S_ISREG((stat := path.stat()).st_mode)]
+    size = sum(stat.st_size for stat, _ in found)
+    most = MAX_SHARE * (size + shutil.disk_usage(folder).free) if max_bytes is None else max_bytes
+    for stat, path in sorted(found, key=lambda one: one[0].st_mtime):
+        if size <= most:
+            break
+        path.unlink(missing_ok=True)
+        size -= stat.st_size

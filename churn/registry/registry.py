@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -36,7 +37,7 @@ from churn.registry.cache import ModelCache
 from churn.registry.errors import errors_translated
 from churn.registry.records import LivePoint, LoggedRun, OpenModel
 from churn.variants import Variant, nearest
-from churn.versions import CHAMPION, AliasMove, ModelVersion
+from churn.versions import CHALLENGER, CHAMPION, AliasMove, ModelVersion
 
 logger = logging.getLogger(__name__)
 # A uv environment has no pip, and MLflow warns about that for every model.
@@ -45,7 +46,9 @@ logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 _BOOSTER_FILE = "model.ubj"
 _GOLDEN_FILE = "golden_rows.json"
 _REFERENCE_FILE = "reference_profile.json"
+_DESCRIPTION_FILE = "description.json"  # in the cache only
 _MODEL_NAME_PREFIX = Variant().registered_model
+_LISTED_FROM = 20  # variants with the same version number; fewer are queried one by one
 
 
 class Registry:
@@ -72,6 +75,7 @@ class Registry:
             self.client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = ModelCache(cache)
         self._pending_moves, self._lock = pending_moves, lock
+        self._looked_up: dict[tuple[str, int], Any] = {}
         self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
 
     def variants(self) -> list[Variant]:
@@ -123,9 +127,26 @@ class Registry:
                 f"registered model {name!r} has no alias {alias!r} (it has: {others}); "
                 f"set one with experiment_tracking/log_model.py --alias {alias}"
             )
-        with errors_translated(f"reading {name!r}"):
-            found = self.client.get_model_version(name, str(aliases[alias]))
+        if (found := self._looked_up.pop((name, aliases[alias]), None)) is None:
+            with errors_translated(f"reading {name!r}"):
+                found = self.client.get_model_version(name, str(aliases[alias]))
         return self._describe(variant, found, alias)
+
+    def look_up_versions(self, listed: Mapping[Variant, Mapping[str, int]]) -> None:
+        """Look up the champions and challengers of many variants, for :meth:`resolve`: a query per version number."""
+        wanted = {
+            (variant.registered_model, aliases[alias])
+            for variant, aliases in listed.items()
+            for alias in {CHAMPION, CHALLENGER} & aliases.keys()
+        }
+        numbers = Counter(number for _, number in wanted)
+        with errors_translated("listing the model versions"):
+            for number in (number for number, n in numbers.items() if n >= _LISTED_FROM):
+                condition = f"name LIKE '{_MODEL_NAME_PREFIX}%' AND version_number = {number}"
+                found = (
+                    (one.name, int(one.version), one) for one in pages(self.client.search_model_versions, condition)
+                )
+                self._looked_up |= {(name, of): one for name, of, one in found if (name, of) in wanted}
 
     def open(
         self, variant: Variant, alias: str = CHAMPION, listed: Mapping[Variant, Mapping[str, int]] | None = None
@@ -136,28 +157,18 @@ class Registry:
             RegistryError: See :meth:`resolve`.
             ModelFileError: If the booster differs from the one that was logged, or its golden scores differ.
         """
-        from churn.inference.bundle import Golden, load_bundle
+        from churn.inference.bundle import Golden, describe_bundle, load_logged, reopen_bundle
 
         version = self.resolve(variant, alias, listed)
         cached = self._cached(version)
         files = cached or self._fetch(version)
-        bundle = load_bundle(files[_BOOSTER_FILE], None, version.uri)
-        bundle.require_golden(Golden.from_json(files[_GOLDEN_FILE]))
+        data, golden = files[_BOOSTER_FILE], Golden.from_json(files[_GOLDEN_FILE])
+        bundle = reopen_bundle(data, golden, cached[_DESCRIPTION_FILE], version.uri) if cached else None
         reference = Profile.from_json(files[_REFERENCE_FILE]) if version.has_reference else None
-        if cached is None:
-            self._cache.store(version.model_id, files)
+        if bundle is None:
+            bundle = load_logged(data, golden, version.uri)
+            self._cache.store(version.model_id, {**files, _DESCRIPTION_FILE: describe_bundle(bundle)})
         return OpenModel(version, bundle, reference)
-
-    def attach(self, version: ModelVersion, path: str, text: str) -> None:
-        """Write or replace a text artifact of the version's run, such as ``scoring/2026-11-16/importance.svg``.
-
-        Only the artifact store is written.
-
-        Raises:
-            RegistryError: If that fails.
-        """
-        with errors_translated(f"writing {path} of {version.uri}"):
-            self._log_artifacts(version.variant, version.mlflow_run_id, {path: text})
 
     def log_live(self, variant: Variant, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
         """Log the realized performance of weeks as metrics ``live_…`` of a version's run. Safe to repeat.
@@ -385,7 +396,7 @@ class Registry:
     def _cached(self, version: ModelVersion) -> dict[str, bytes] | None:
         """Return a version's files by name, if the cache has those that were logged."""
         files = self._cache.load(version.model_id)
-        if files is None or not files.keys() >= _names(version):
+        if files is None or not files.keys() >= {*_names(version), _DESCRIPTION_FILE}:
             return None
         return files if hashlib.sha256(files[_BOOSTER_FILE]).hexdigest() == version.sha256 else None
 

@@ -28,7 +28,6 @@ from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
 from churn.database.predictions import BatchInProgress, BatchRecord, Challenge, PredictionStore
 from churn.defaults import HORIZON_MONTHS, MAX_UNKNOWN_LEVEL_SHARE
 from churn.errors import ChurnError, InputError, ModelFileError, TransientError, UnregisteredError, UsageError
-from churn.evaluation.charts import draw_importance
 from churn.monitoring.known_levels import UnknownLevels
 from churn.monitoring.profiles import Profile, regrouped
 from churn.monitoring.summary import ScoreSummary
@@ -42,7 +41,7 @@ from churn.workflows.ingest import Ingestion
 from churn.workflows.ray_engine import RayCluster, RayEngine, work_on_node
 
 if TYPE_CHECKING:
-    from churn.inference.engine import Engine
+    from churn.inference.engine import Engine, TableCache
     from churn.registry.records import OpenModel
     from churn.registry.registry import Registry
 
@@ -230,6 +229,7 @@ class Scorer:
         horizon_months: The horizon by which accounts are at risk; only these are summarized and compared with the
             model's reference.
         aliases: The registry's aliases as listed once for a fleet; ``None`` queries them variant by variant.
+        tables: Keeps the tables compiled from models; ``None`` compiles them for each batch.
         circuit: Opens while a service is down, so that a fleet waits for it a few times and not once per variant.
     """
 
@@ -242,6 +242,7 @@ class Scorer:
     with_reasons: bool = True
     horizon_months: int = HORIZON_MONTHS
     aliases: _Aliases | None = None
+    tables: "TableCache | None" = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
 
     def score_variant(self, request: ScoringRequest) -> ScoringOutcome:
@@ -297,8 +298,6 @@ class Scorer:
         for reason in reasons:
             logger.warning("%s: batch %d is stored and not made current: %s", variant, published[0][0], reason)
         batch_id, record = published[0]
-        if record.importance:
-            self._attach_importance(record, model.version)
         return ScoringOutcome(
             **vars(scoring),
             record=record,
@@ -380,7 +379,9 @@ class Scorer:
         chunks = rows.chunks()
         first = next(chunks)
         encoding, with_reasons = rows.encoding, self.with_reasons
-        engine = build_engine(model.bundle, encoding, first[1], n_rows=counts.n_read, with_reasons=with_reasons)
+        engine = build_engine(
+            model.bundle, encoding, first[1], n_rows=counts.n_read, with_reasons=with_reasons, cache=self.tables
+        )
         reference = None if model.reference is None else regrouped(model.reference, encoding)
         summary = ScoreSummary(as_of=request.as_of, reference=reference, is_calibrated=model.version.is_calibrated)
         is_stand_in = raw.provenance.source != self.ingestion.sources.primary.source
@@ -403,16 +404,6 @@ class Scorer:
             n_erasures=erased.n_erasures,
         )
         return batch, scoring
-
-    def _attach_importance(self, record: BatchRecord, model: ModelVersion) -> None:
-        """Log the picture of the batch's importances to MLflow; if that fails, the batch stays published."""
-        population = "all accounts" if record.n_at_risk is None else "accounts at risk"
-        title = f"{record.variant}, week of {record.scored_week}: mean |log-odds| of {population}"
-        try:
-            picture = draw_importance(record.importance or {}, title)
-            self.registry.attach(model, f"scoring/{record.scored_week}/{record.variant}.svg", picture)
-        except Exception as error:  # noqa: BLE001 published is published, also on a full disk
-            logger.warning("%s: the picture of its importances is not in MLflow: %s", record.variant, error)
 
 
 def score_fleet(
@@ -439,13 +430,13 @@ def score_fleet(
     """
     if not keys:
         return
-    # A fleet's aliases and locations are listed once; those of a single variant are queried.
+    # A fleet's aliases and versions are listed once; those of a single variant are queried.
     aliases = scorer.registry.aliases() if len(keys) > 1 else None
-    if aliases is not None and cluster is None:
-        scorer.registry.look_up_locations()
-    elif aliases is not None:
+    if aliases is not None:
         requested = set(keys)
         aliases = {variant: versions for variant, versions in aliases.items() if variant.key in requested}
+        if cluster is None:
+            scorer.registry.look_up_versions(aliases)
     work = partial(_score_and_report, aliases=aliases, request=request, report=report)
     if cluster is None:
         yield from for_each_variant(partial(work, scorer), keys)

@@ -8,19 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+import numpy as np
+import numpy.typing as npt
 
 from churn.database.evaluations import EvaluatedBatch
-from churn.evaluation.charts import Distribution, draw_distributions, draw_importance
 from churn.monitoring.profiles import SCORE
 from churn.monitoring.summary import ScoreSummary
-from churn.wording import markdown_table
+from churn.wording import markdown_table, percent
 from churn.workflows.score import ScoringOutcome
 
 Metadata = Mapping[str, Any]
 """Values by label: texts, numbers, lists and dictionaries as they are, everything else as a ``dg.MetadataValue``."""
 
 _BAR_WIDTH = 30
-_FEATURES_DRAWN = 2
+_MOST_VALUES = 12
 _MAX_ROWS, _MAX_SEGMENTS = 50, 20
 
 
@@ -73,19 +74,25 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
 
 
 def _distributions(outcome: ScoringOutcome) -> Metadata:
-    """Draw the features that differ most from the model's reference."""
-    drift, reference, batch = outcome.record.drift, outcome.summary.reference, outcome.summary.profile
-    if not drift or reference is None or batch is None:
+    """Show the values whose share of the rows differs most from the model's reference."""
+    reference, batch = outcome.summary.reference, outcome.summary.profile
+    if not outcome.record.drift or reference is None or batch is None:
         return {}
-    inputs = {feature: measures["excess_psi"] for feature, measures in drift.items() if feature != SCORE}
-    most = sorted(inputs, key=lambda feature: -inputs[feature])[:_FEATURES_DRAWN]
-    labels = {bins.feature: bins.labels for bins in reference.bins}
     before, now = reference.by_feature(), batch.by_feature()
-    drawn = [
-        Distribution(f"{name}, PSI {drift[name]['psi']:.3f}", labels[name], before[name].tolist(), now[name].tolist())
-        for name in most
+    shares = [
+        (bins.feature, label, *pair)
+        for bins in reference.bins
+        if bins.feature != SCORE
+        for label, *pair in zip(bins.labels, *(_shares(one[bins.feature]) for one in (before, now)), strict=True)
     ]
-    return {"distributions": picture(draw_distributions(drawn, "Features that differ most from the reference"))}
+    most = sorted(shares, key=lambda one: -abs(one[2] - one[3]))[:_MOST_VALUES]
+    rows = [(feature, label, percent(was, 1), percent(is_now, 1)) for feature, label, was, is_now in most]
+    note = "The table has the values whose shares of the rows differ most."
+    return {"distributions": table(("feature", "value", "reference", "this batch"), rows, "--rr", note)}
+
+
+def _shares(counts: npt.NDArray[np.int64]) -> list[float]:
+    return (counts / max(counts.sum(), 1)).tolist()  # type: ignore[no-any-return]
 
 
 def _predictions(outcome: ScoringOutcome) -> Metadata:
@@ -107,20 +114,24 @@ def _predictions(outcome: ScoringOutcome) -> Metadata:
     if engine.reasons is not None:
         importance = summary.importance(engine.reasons.encoding.source_columns)
         scores["bias"] = engine.reasons.bias
-        title = f"mean |contribution|, log-odds, {summary.population}"
-        scores["importance"] = picture(draw_importance(importance, title))
+        scores["importance"] = _bars(("column", "mean |log-odds|"), importance, f"The mean is of {summary.population}.")
     return scores
 
 
 def histogram(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
     """Draw the distribution as a table, one row per twentieth."""
-    longest = max(int(summary.counts.max()), 1)
     width = 1 / len(summary.counts)
+    counts = {f"{i * width:.2f}-{(i + 1) * width:.2f}": n for i, n in enumerate(summary.counts.tolist())}
+    return _bars(("churn probability", "accounts"), counts, f"The table counts {summary.population}.")
+
+
+def _bars(columns: tuple[str, str], sizes: Mapping[str, float], note: str) -> dg.MarkdownMetadataValue:
+    longest = max([*sizes.values()], default=0) or 1
     rows = [
-        (f"{i * width:.2f}-{(i + 1) * width:.2f}", f"{count:,}", "█" * round(_BAR_WIDTH * count / longest))
-        for i, count in enumerate(summary.counts.tolist())
+        (name, f"{size:,}" if isinstance(size, int) else f"{size:.3f}", "█" * round(_BAR_WIDTH * size / longest))
+        for name, size in sizes.items()
     ]
-    return table(("churn probability", "accounts", ""), rows, "-rl", note=f"The table counts {summary.population}.")
+    return table((*columns, ""), rows, "-rl", note=note)
 
 
 def _preview(summary: ScoreSummary) -> dg.MarkdownMetadataValue:

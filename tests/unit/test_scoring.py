@@ -1,7 +1,9 @@
 """Compiled scores and reasons: an analyst acts on them, so they must be XGBoost's own, for any booster there may be."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from churn.inference.engine import build_engine, require_sums
 from churn.inference.explanations import ForestExplainer, build_explainer
 from churn.inference.forest import Forest, NotCompilableError, read_forest
 from churn.inference.scoring import build_scorer
+from churn.registry.cache import ArrayCache
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not used")
@@ -220,6 +223,77 @@ def test_tables_that_disagree_with_xgboost_are_not_believed(monkeypatch: pytest.
         ours = build_engine(case.bundle, case.encoding, case.packed, n_rows=80, with_reasons=with_reasons)
         np.testing.assert_array_equal(ours.score(case.packed)[0], case.bundle.predict(case.matrix))
         assert str(ours.fallback_reason).startswith("scores by")
+
+
+class NeededError(Exception):
+    """XGBoost's booster was needed."""
+
+
+def not_needed() -> xgb.Booster:
+    raise NeededError
+
+
+def change_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "a line that is no JSON": lambda path: path.write_bytes(b"{\n"),
+    "JSON of another kind": lambda path: path.write_bytes(b"[1]\n0"),
+    "the line only": lambda path: path.write_bytes(path.read_bytes().partition(b"\n")[0] + b"\n"),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-64]),
+    "a byte changed": change_a_byte,
+    "a folder": lambda path: (path.unlink(), path.mkdir(), path.rmdir()),
+    "arrays of other names": lambda path: ArrayCache(path.parent).store(path.name, {"other": np.zeros(3)}),
+    "no arrays": lambda path: ArrayCache(path.parent).store(path.name, {}),
+}
+
+
+@pytest.mark.parametrize("with_reasons", [True, False])
+def test_kept_tables_score_to_the_bit_without_xgboost_and_spoiled_ones_are_made_anew(
+    tmp_path: Path, with_reasons: bool
+):
+    case, cache = make_case(), ArrayCache(tmp_path)
+    bundle = replace(case.bundle, golden=case.bundle.make_golden(case.matrix))
+    closed = replace(bundle, load=not_needed)
+    build = partial(
+        build_engine, encoding=case.encoding, head=case.packed, n_rows=80, with_reasons=with_reasons, cache=cache
+    )
+    expected = build(bundle).score(case.packed)
+    (entry,) = tmp_path.iterdir()
+
+    for spoil in SPOILED.values():
+        kept = build(closed)
+        for ours, theirs in zip(kept.score(case.packed), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert kept.fallback_reason is None
+        spoil(entry)
+        with pytest.raises(NeededError):
+            build(closed)
+        build(bundle)
+    assert list(tmp_path.iterdir()) == [entry]
+
+
+def test_kept_tables_of_other_golden_scores_model_or_encoding_are_not_used(tmp_path: Path):
+    case, cache = make_case(), ArrayCache(tmp_path)
+    golden = case.bundle.make_golden(case.matrix)
+    bundle = replace(case.bundle, golden=golden)
+    build = partial(build_engine, head=case.packed, n_rows=80, with_reasons=True, cache=cache)
+    build(bundle, case.encoding)
+    closed = replace(bundle, load=not_needed)
+
+    for other in (
+        replace(closed, golden=replace(golden, scores=golden.scores + np.float32(0.01))),
+        replace(closed, golden=None),
+        replace(closed, data=bytes(case.bundle.booster.save_raw("json"))),
+    ):
+        with pytest.raises(NeededError):
+            build(other, case.encoding)
+    with pytest.raises(NeededError):
+        build(closed, replace(case.encoding, windows=(("n0", "n1"),)))
 
 
 def test_reasons_that_do_not_add_up_are_refused():

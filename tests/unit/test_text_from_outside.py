@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from churn.cli.explain import _print, build_console
 from churn.deployment.command_line import _OneLine
 from churn.errors import InputError
-from churn.evaluation.charts import Distribution, draw_distributions, draw_importance
+from churn.evaluation.charts import draw_reliability
 from churn.report.prometheus import _drift
 from churn.wording import markdown_table, printable
 
@@ -60,9 +60,9 @@ def test_a_terminal_shows_it_as_text(
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_picture_shows_it_as_text(text: str) -> None:
-    drawn = draw_distributions([Distribution(text, ["a", text], [1, 2], [3, 4])], text)
+    bins = {"n": [100, 100], "mean_score": [0.2, 0.4], "churned_share": [0.1, 0.5]}
+    drawn = draw_reliability(bins, text, "about")
     assert printable(text) in [one.text for one in ET.fromstring(drawn).iter() if one.text]  # noqa: S314 our own
-    assert ET.fromstring(draw_importance({text: 1.0}, "title")) is not None  # noqa: S314 our own
 
 
 @pytest.mark.parametrize("text", HOSTILE)

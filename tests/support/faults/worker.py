@@ -21,7 +21,6 @@ import pytest
 import sqlalchemy as sa
 
 from churn.deployment.services import Deployment
-from churn.evaluation.charts import draw_importance
 from churn.inference.engine import build_engine
 from churn.variants import Variant
 from churn.workflows.score import Scorer
@@ -188,7 +187,6 @@ def _warm_scorer(deployment: Deployment, warmth: Warmth) -> Scorer:
     scorer = open_scorer(deployment)
     model = scorer.registry.open(VARIANTS[0])
     build_engine(model.bundle, warmth.encoding, warmth.chunk[1], n_rows=100, with_reasons=True).score(warmth.chunk[1])
-    scorer.registry.attach(model.version, "scoring/warm.svg", draw_importance({"total_ngr": 1.0}, "warm"))
     for engine in (item for item in gc.get_objects() if isinstance(item, sa.Engine)):
         engine.dispose()
     return scorer
