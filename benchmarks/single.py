@@ -115,12 +115,13 @@ def stages(deployment: Deployment) -> dict[str, float]:
         ScoredRows(ids, probabilities, packed.last_active_months, contributions, packed.values)
         for (ids, packed), (probabilities, contributions) in zip(chunks, results, strict=True)
     ]
-    layout = CopyLayout(WEEK, 1, rows.encoding.source_columns, has_last_active_month=True)
+    layout = CopyLayout(WEEK, rows.encoding.source_columns, has_last_active_month=True)
     with timed("lay out for COPY"):
         blocks = b"".join(encode_rows(layout, scored))
     engine_of_store = create_engine(deployment.database)
     with timed("COPY with reasons"), engine_of_store.begin() as connection:
-        connection.exec_driver_sql("CREATE TEMPORARY TABLE bench_copy (LIKE churn_predictions)")
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE bench_copy (LIKE churn_predictions INCLUDING DEFAULTS)")
+        connection.exec_driver_sql("SELECT nextval('scoring_batches_batch_id_seq')")
         cursor = connection.connection.cursor()
         columns = ", ".join(layout.columns)
         cursor.copy_expert(f"COPY bench_copy ({columns}) FROM STDIN WITH (FORMAT binary)", io.BytesIO(blocks), 1 << 20)
@@ -150,9 +151,9 @@ def limit(deployment: Deployment, n_rows: int) -> Callable[[], int]:
     rng = np.random.default_rng(0)
     account_ids, scores = rng.permutation(n_rows), rng.random(n_rows, dtype=np.float32)
     ready = Path(str(deployment.settings.churn_home)) / f"ready-{n_rows}.bin"
-    ready.write_bytes(b"".join(encode_rows(CopyLayout(WEEK, 1), [ScoredRows(account_ids, scores)])))
+    ready.write_bytes(b"".join(encode_rows(CopyLayout(WEEK), [ScoredRows(account_ids, scores)])))
     engine = create_engine(deployment.database)
-    columns = "scored_week date, batch_id bigint, account_id bigint, churn_probability real"
+    columns = "scored_week date, account_id bigint, churn_probability real"
 
     def run() -> int:
         for start in range(0, n_rows, len(matrix)):

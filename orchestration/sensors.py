@@ -202,7 +202,7 @@ def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
             changes = ", ".join(f"{change.event}: {change.title}" for change in status.changes) or "no change"
         except ChurnError as error:
             changes = f"cannot examine the fleet: {error}"
-        sent = deliver(monitor.incidents, receivers, datetime.now(UTC), _DELIVER_FOR_S)
+        sent = deliver(monitor.incidents, receivers, _DELIVER_FOR_S)
     return dg.SkipReason(
         f"{completed}{changes}; {counted(sent.n_sent, 'alert')} sent, {counted(sent.n_failed, 'attempt')} failed, "
         f"{counted(sent.n_waiting, 'alert')} waiting"

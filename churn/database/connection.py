@@ -208,12 +208,11 @@ def locked_alone(url: sa.URL, key: str, owner: str) -> Iterator[None]:
         yield
 
 
-def insert(connection: sa.Connection, table: str, *rows: Mapping[str, object], **computed: str) -> None:
-    """Insert rows of the same columns; ``computed`` has SQL expressions by column, for all rows."""
+def insert(connection: sa.Connection, table: str, *rows: Mapping[str, object]) -> None:
+    """Insert rows of the same columns."""
     if not rows:
         return
-    names = ", ".join((*rows[0], *computed))
-    slots = ", ".join((*(f":{name}" for name in rows[0]), *computed.values()))
+    names, slots = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
     # A batch's number is drawn before its row is inserted.
     statement = f"INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({slots})"  # noqa: S608 our own names
     connection.execute(sa.text(statement), list(rows))

@@ -52,7 +52,7 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class CopyLayout:
-    """The columns of one batch's rows, and the values that all of them share.
+    """The columns of one batch's rows, of which all have the same week; the database adds the batch's number.
 
     Attributes:
         source_columns: The source columns of the rows' contributions; empty without reasons.
@@ -61,7 +61,6 @@ class CopyLayout:
     """
 
     week: date
-    batch_id: int
     source_columns: tuple[str, ...] = ()
     n_shown: int = 0
     has_last_active_month: bool = False
@@ -83,7 +82,7 @@ class CopyLayout:
         arrays = ["other_contributions", "other_values"] if self.other else []
         arrays += ["shown_features"] if self.n_shown else []
         months = ["last_active_month"] if self.has_last_active_month else []
-        return ["scored_week", "batch_id", "account_id", "churn_probability", *months, *reals, *arrays]
+        return ["scored_week", "account_id", "churn_probability", *months, *reals, *arrays]
 
     def blank_row(self) -> npt.NDArray[np.void]:
         """Return one row, shape (1,), with the values that all rows of the batch share."""
@@ -91,7 +90,7 @@ class CopyLayout:
         element = np.dtype([("size", ">i4"), ("value", ">f4")])
         array = np.dtype([("n_dims", ">i4"), ("nulls", ">i4"), ("oid", ">i4"), ("length", ">i4"), ("lower", ">i4"),
                           ("elements", element, (n_other,))])  # fmt: skip
-        types: dict[str, Any] = {"scored_week": ">i4", "batch_id": ">i8", "account_id": ">i8"}
+        types: dict[str, Any] = {"scored_week": ">i4", "account_id": ">i8"}
         types["last_active_month"] = ">i4"
         types |= dict.fromkeys(("other_contributions", "other_values"), array)
         types["shown_features"] = ("u1", (self.n_shown,))
@@ -105,7 +104,6 @@ class CopyLayout:
                 value["n_dims"], value["oid"], value["length"], value["lower"] = 1, _REAL_OID, n_other, 1
                 value["elements"]["size"] = 4
         row["scored_week"]["value"] = (self.week - _POSTGRES_EPOCH).days
-        row["batch_id"]["value"] = self.batch_id
         return row
 
 

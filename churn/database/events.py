@@ -3,7 +3,7 @@
 MLflow's aliases name the current versions. This table has the earlier ones, who changed them, why, and on what
 evidence. A decision is committed here, ``pending``, before the first alias moves, and counts from then on. A change
 made outside this project (in MLflow's UI, by another tool) is recorded later as ``observed``. The database sets the
-time of a row; its number gives the order.
+time of a row and the login that its actor begins with; its number gives the order.
 """
 
 import getpass
@@ -31,13 +31,7 @@ _COLUMNS = (
     "is_forced, evidence, from_champion, from_previous, from_challenger, state, decision, event_id"
 )
 _NEWEST = "WHERE variant = :variant ORDER BY event_id DESC LIMIT 1"
-_RECORD = (
-    "INSERT INTO model_events (variant, registered_model, action, champion_version, previous_version, "
-    "challenger_version, reason, actor, ab_share, is_forced, evidence, from_champion, from_previous, from_challenger, "
-    "state, decision) VALUES (:variant, :registered_model, :action, :champion, :previous, :challenger, :reason, "
-    ":actor, :ab_share, :is_forced, :evidence, :from_champion, :from_previous, :from_challenger, :state, :decision) "
-    "RETURNING event_id, occurred_at"
-)
+_RECORD = "SELECT event_id, occurred_at, actor FROM record_event(CAST(:event AS jsonb))"
 
 
 @dataclass(frozen=True)
@@ -94,11 +88,11 @@ class Trail:
         return None if row is None else _event(row)
 
     def record(self, event: ModelEvent) -> ModelEvent:
-        """Add an event; returns it with its number and time."""
-        values = {**vars(event), "variant": event.variant.key, "registered_model": event.variant.registered_model}
-        values |= {"evidence": json.dumps(event.evidence)}
-        row = self._connection.execute(sa.text(_RECORD), values).one()
-        return replace(event, event_id=row.event_id, occurred_at=row.occurred_at)
+        """Add an event; returns it with its number, its time, and the database's login before its actor."""
+        values = {f"{name}_version": getattr(event, name) for name in (CHAMPION, PREVIOUS, CHALLENGER)} | vars(event)
+        values |= {"variant": event.variant.key, "registered_model": event.variant.registered_model}
+        row = self._connection.execute(sa.text(_RECORD), {"event": json.dumps(values, default=str)}).one()
+        return replace(event, **row._asdict())
 
     def end(self, state: State) -> None:
         """End the pending event as ``done`` or ``overtaken``."""
@@ -111,7 +105,7 @@ class Trail:
 
 
 class ModelEvents(Tables):
-    """The table ``model_events``, as the writer role, which may only add rows."""
+    """The table ``model_events``, as the writer role, which adds rows by a function of the owner."""
 
     @contextmanager
     def recording(self, variant: Variant) -> Iterator[Trail]:

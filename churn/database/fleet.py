@@ -3,13 +3,14 @@
 :mod:`churn.monitoring.conditions` interprets the records.
 """
 
+import json
 from collections.abc import Collection, Iterable, Sequence
 from datetime import date, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from churn.database.connection import Tables, insert, lock
+from churn.database.connection import Tables, lock
 from churn.evaluation.metrics import Interval
 from churn.monitoring import conditions
 
@@ -134,11 +135,10 @@ class FleetTables(Tables):
             lock(connection, "drift_flags")
             recorded = {tuple(row) for row in connection.execute(sa.text(_FLAGS), {"batches": list(batch_ids)})}
             changed = {batch_id for batch_id, _, _ in wanted ^ recorded}
-            delete = sa.text("DELETE FROM drift_flags WHERE batch_id = ANY(:batches)")
-            connection.execute(delete, {"batches": list(changed)})
             columns = ("batch_id", "feature", "is_confirmed")
-            rows = (dict(zip(columns, flag, strict=True)) for flag in sorted(wanted) if flag[0] in changed)
-            insert(connection, "drift_flags", *rows)
+            rows = [dict(zip(columns, flag, strict=True)) for flag in sorted(wanted) if flag[0] in changed]
+            replace = sa.text("SELECT replace_flags(:batches, CAST(:flags AS jsonb))")
+            connection.execute(replace, {"batches": list(changed), "flags": json.dumps(rows)})
 
 
 def _evaluated(row: dict[str, Any]) -> conditions.EvaluatedChampion:

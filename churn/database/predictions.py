@@ -1,8 +1,8 @@
 """The tables of predictions and scoring batches: publishes the batches of a variant's week.
 
 A variant's week is one transaction: the champion's batch and the challenger's, if there is one. Readers see all the old
-batches or all the new ones. Publishing again adds batches and moves ``is_current`` to them; nothing else changes.
-Earlier batches remain for audit.
+batches or all the new ones. Publishing again adds batches and moves ``is_current`` to them; nothing else changes, and
+the database lets nobody add a row to a published batch. Earlier batches remain for audit.
 
 PostgreSQL pulls the rows: while COPY runs, psycopg2 reads blocks from a :class:`BatchInProgress`, which scores its rows
 only then. So a batch of any size needs little memory, and an error while scoring rolls the transaction back.
@@ -227,22 +227,19 @@ class PredictionStore(Tables):
             if replaced is not None and outdated(published[0][1], replaced):
                 return published
             if make_current:
-                _make_current(connection, variant, week, published[0][0])
+                _make_current(connection, published[0][0])
             if challenge is not None:
-                published += self._publish_challenger(connection, *published[0], challenge)
+                published += self._publish_challenger(connection, published[0][1], challenge)
         return published
 
     def _publish_challenger(
-        self, connection: sa.Connection, champion_id: int, champion: BatchRecord, challenge: Challenge
+        self, connection: sa.Connection, champion: BatchRecord, challenge: Challenge
     ) -> list[tuple[int, BatchRecord]]:
         variant, week = champion.variant, champion.scored_week
         try:
             with connection.begin_nested(), errors_translated(self._url):
                 batch_id, record = _write_batch(connection, week, challenge.make())
-                values = {"share": challenge.share, "salt": challenge.salt, "batches": [champion_id, batch_id]}
-                query = "UPDATE scoring_batches SET ab_share = :share, ab_salt = :salt WHERE batch_id = ANY(:batches)"
-                connection.execute(sa.text(query), values)
-                _mark_current(connection, batch_id)
+                _make_current(connection, batch_id, challenge.share, challenge.salt)
         except DatabaseUnavailableError:
             raise
         except (Exception, pl.exceptions.PanicException) as error:
@@ -350,8 +347,7 @@ def _next_batch_id(connection: sa.Connection) -> int:
 
 
 def _insert_batch(connection: sa.Connection, record: BatchRecord, batch_id: int) -> None:
-    values = record.columns() | {"batch_id": batch_id, "is_current": False}
-    insert(connection, "scoring_batches", values, published_at="clock_timestamp()")
+    insert(connection, "scoring_batches", record.columns() | {"batch_id": batch_id})
 
 
 def _insert_reference(connection: sa.Connection, record: BatchRecord, reference: str | None) -> None:
@@ -376,9 +372,8 @@ def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> Non
 def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
     _require_no_newer_erasure(connection, batch.n_erasures)
     batch_id = _next_batch_id(connection)
-    layout = CopyLayout(
-        week, batch_id, tuple(batch.source_columns), batch.n_shown, has_last_active_month=batch.has_last_active_month
-    )
+    months = batch.has_last_active_month
+    layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, has_last_active_month=months)
     n_stored = _copy(connection, layout, batch.rows())
     record, quarantined = batch.finish(n_stored)
     _insert_batch(connection, record, batch_id)
@@ -397,7 +392,7 @@ def _insert_failure(connection: sa.Connection, error: BaseException, **attempt: 
 
 
 def _insert_attempt(connection: sa.Connection, values: Mapping[str, object]) -> None:
-    insert(connection, "scoring_attempts", values, ended_at="clock_timestamp()")
+    insert(connection, "scoring_attempts", values)
 
 
 def _current_source(connection: sa.Connection, variant: Variant, week: date) -> str | None:
@@ -406,18 +401,13 @@ def _current_source(connection: sa.Connection, variant: Variant, week: date) -> 
     return source
 
 
-def _make_current(connection: sa.Connection, variant: Variant, week: date, batch_id: int) -> None:
-    """Replace all current batches by a champion's, a challenger's included, since they scored other input."""
-    query = (
-        "UPDATE scoring_batches SET is_current = false WHERE variant = :variant AND scored_week = :week AND is_current"
-    )
-    connection.execute(sa.text(query), {"variant": variant.key, "week": week})
-    _mark_current(connection, batch_id)
+def _make_current(connection: sa.Connection, batch_id: int, share: int = 0, salt: str = "") -> None:
+    """Replace all current batches by a champion's, a challenger's included, since they scored other input.
 
-
-def _mark_current(connection: sa.Connection, batch_id: int) -> None:
-    statement = sa.text("UPDATE scoring_batches SET is_current = true WHERE batch_id = :batch")
-    connection.execute(statement, {"batch": batch_id})
+    A challenger's becomes current beside the champion's, and both get its share and salt.
+    """
+    values = {"batch": batch_id, "share": share, "salt": salt}
+    connection.execute(sa.text("SELECT make_current(:batch, :share, :salt)"), values)
 
 
 def _insert_quarantined(connection: sa.Connection, batch_id: int, quarantined: pl.DataFrame) -> None:
@@ -432,7 +422,10 @@ def _without_nul(text: str) -> str:
 
 
 def _copy(connection: sa.Connection, layout: CopyLayout, rows: Iterable[ScoredRows]) -> int:
-    """Stream the rows into the week's partition, without the table's row routing; returns the number of rows stored."""
+    """Stream the rows into the week's partition, without the table's row routing; returns the number of rows stored.
+
+    They belong to the batch whose number this session has drawn last.
+    """
     cursor: Any = connection.connection.cursor()
     partition = f"churn_predictions_{layout.week:%Y%m%d}"
     statement = f"COPY {partition} ({', '.join(layout.columns)}) FROM STDIN WITH (FORMAT binary)"

@@ -8,12 +8,11 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from churn.database.incidents import Alert, Incidents
@@ -101,7 +100,7 @@ class Delivered:
     n_waiting: int
 
 
-def deliver(incidents: Incidents, receivers: Mapping[str, Receiver], now: datetime, budget_s: float) -> Delivered:
+def deliver(incidents: Incidents, receivers: Mapping[str, Receiver], budget_s: float) -> Delivered:
     """Send the alerts that are due, to each receiver in a separate thread, so that a slow one delays no other.
 
     Safe in concurrent processes: no alert is sent by two. A receiver that fails is not tried again until the next call.
@@ -109,21 +108,14 @@ def deliver(incidents: Incidents, receivers: Mapping[str, Receiver], now: dateti
     Args:
         budget_s: No attempt begins later; one that has begun takes at most about 40 s more (``URL_DEFAULTS``).
     """
-    started = time.monotonic()
-
-    def clock() -> datetime:
-        return now + timedelta(seconds=time.monotonic() - started)
-
-    until = now + timedelta(seconds=budget_s)
+    until_s = time.monotonic() + budget_s
     with ThreadPoolExecutor(MAX_THREADS) as pool:
-        results = list(pool.map(lambda receiver: _deliver_to(receiver, incidents, clock, until), receivers.values()))
+        results = list(pool.map(lambda receiver: _deliver_to(receiver, incidents, until_s), receivers.values()))
     n_sent, n_failed = sum(n for n, _ in results), sum(is_failed for _, is_failed in results)
     return Delivered(n_sent, n_failed, incidents.count_undelivered(receivers))
 
 
-def _deliver_to(
-    receiver: Receiver, incidents: Incidents, clock: Callable[[], datetime], until: datetime
-) -> tuple[int, bool]:
+def _deliver_to(receiver: Receiver, incidents: Incidents, until_s: float) -> tuple[int, bool]:
     """Return how many alerts one receiver accepted, and whether the last attempt failed."""
 
     def send(alert: Alert) -> str | None:
@@ -136,8 +128,8 @@ def _deliver_to(
         return error
 
     n_sent = 0
-    while clock() < until:
-        is_accepted = incidents.deliver_next(receiver.name, clock, send)
+    while time.monotonic() < until_s:
+        is_accepted = incidents.deliver_next(receiver.name, send)
         if not is_accepted:
             return n_sent, is_accepted is False
         n_sent += 1

@@ -151,7 +151,7 @@ class FleetMonitor:
         unavailable: frozenset[str] = frozenset().union(
             _REGISTRY_KINDS if champions is None else (), _RUN_KINDS if failed_runs is None else ()
         )
-        changes = self.incidents.reconcile(found, set(KINDS) - unavailable, self.receivers, now)
+        changes = self.incidents.reconcile(found, set(KINDS) - unavailable, self.receivers)
         return FleetStatus(len(registered), found, unavailable, changes)
 
     def to_repeat(self, now: datetime) -> dict[str, int]:

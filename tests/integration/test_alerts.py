@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from churn.database.connection import OWNER, create_engine
 from churn.database.incidents import LONGEST_RETRY_S, Incidents
 from churn.deployment.services import Deployment
 from churn.errors import UsageError
@@ -100,9 +101,19 @@ def hook() -> Iterator[WebHook]:
     hook.stop()
 
 
+class DatedIncidents(Incidents):
+    """Incidents in a database that lives at the time last named."""
+
+    def at(self, now: datetime) -> "DatedIncidents":
+        clock = f"CREATE OR REPLACE FUNCTION churn_now() RETURNS timestamptz LANGUAGE sql RETURN timestamptz '{now}'"
+        with create_engine(self._url, role=OWNER).begin() as connection:
+            connection.exec_driver_sql(clock)
+        return self
+
+
 @pytest.fixture
-def incidents(deployment: Deployment) -> Incidents:
-    return Incidents(deployment.database)
+def incidents(deployment: Deployment) -> DatedIncidents:
+    return DatedIncidents(deployment.database)
 
 
 @pytest.fixture
@@ -133,7 +144,7 @@ def test_two_that_look_at_once_open_one_incident(site: Site, deployment: Deploym
         n_changes = 0
         for number in range(1, 11):
             together.wait()
-            n_changes += len(mine.reconcile(failed[:number], ["run_failed"], ["json-1"], NOW))
+            n_changes += len(mine.reconcile(failed[:number], ["run_failed"], ["json-1"]))
         return n_changes
 
     with ThreadPoolExecutor(6) as pool:
@@ -144,13 +155,13 @@ def test_two_that_look_at_once_open_one_incident(site: Site, deployment: Deploym
     assert site.rows(site.churn, "SELECT event, count(*) FROM alerts GROUP BY event") == [("opened", 10)]
 
 
-def test_what_comes_back_after_it_was_over_is_a_new_incident(site: Site, incidents: Incidents):
+def test_what_comes_back_after_it_was_over_is_a_new_incident(site: Site, incidents: DatedIncidents):
     hours = [NOW + timedelta(hours=hour) for hour in range(4)]
-    incidents.reconcile([drifted("geography-us", "geography-eu")], KINDS, [], hours[0])
-    assert incidents.reconcile([drifted("geography-eu")], KINDS, [], hours[1]) == []
+    incidents.at(hours[0]).reconcile([drifted("geography-us", "geography-eu")], KINDS, [])
+    assert incidents.at(hours[1]).reconcile([drifted("geography-eu")], KINDS, []) == []
     assert [dict(found.members) for found in incidents.open()] == [{"geography-eu": "PSI 0.31 of deposits_30d"}]
-    ended = incidents.reconcile([], KINDS, [], hours[2])
-    again = incidents.reconcile([drifted("geography-us")], KINDS, [], hours[3])
+    ended = incidents.at(hours[2]).reconcile([], KINDS, [])
+    again = incidents.at(hours[3]).reconcile([drifted("geography-us")], KINDS, [])
 
     assert [(change.event, change.incident_id) for change in ended + again] == [("resolved", 1), ("opened", 2)]
     query = "SELECT opened_at, updated_at, resolved_at FROM incidents ORDER BY incident_id"
@@ -159,33 +170,35 @@ def test_what_comes_back_after_it_was_over_is_a_new_incident(site: Site, inciden
     assert oldest == tuple(hours[:3])
 
 
-def test_no_incident_is_written_without_its_alerts(site: Site, incidents: Incidents):
+def test_no_incident_is_written_without_its_alerts(site: Site, incidents: DatedIncidents):
     with pytest.raises(ValueError, match="NUL"):
-        incidents.reconcile([drifted("geography-us")], KINDS, ["no receiver\x00"], NOW)
+        incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, ["no receiver\x00"])
 
     assert incidents.open() == []
-    changes = incidents.reconcile([drifted("geography-us")], KINDS, ["json-1"], NOW)
+    changes = incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, ["json-1"])
     assert [change.event for change in changes] == ["opened"]
 
 
-def test_a_receiver_that_is_down_gets_the_whole_story_once_and_in_order_when_it_is_up(site: Site, incidents: Incidents):
+def test_a_receiver_that_is_down_gets_the_whole_story_once_and_in_order_when_it_is_up(
+    site: Site, incidents: DatedIncidents
+):
     gone = WebHook()
     gone.stop()
     receivers = parse_receivers(url_of(gone.port))
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
-    assert deliver(incidents, receivers, NOW, 10) == Delivered(n_sent=0, n_failed=1, n_waiting=1)
+    incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, receivers)
+    assert deliver(incidents.at(NOW), receivers, 10) == Delivered(n_sent=0, n_failed=1, n_waiting=1)
     [(n_attempts, error, _)] = due(site)
     assert (n_attempts, error) == (1, "connection refused")
-    incidents.reconcile([drifted("geography-us", "geography-eu")], KINDS, receivers, LATER)
-    incidents.reconcile([], KINDS, receivers, LATER)
-    assert deliver(incidents, receivers, LATER, 10).n_failed == 1
+    incidents.at(LATER).reconcile([drifted("geography-us", "geography-eu")], KINDS, receivers)
+    incidents.at(LATER).reconcile([], KINDS, receivers)
+    assert deliver(incidents.at(LATER), receivers, 10).n_failed == 1
 
     hook = WebHook(gone.port)
     # The second and third are due, and wait for the first.
     site.rows(site.churn, "UPDATE alert_deliveries SET next_attempt_at = '2026-03-03' WHERE alert_id = 1")
-    assert deliver(incidents, receivers, LATER, 10).n_sent == 0
-    sent = deliver(incidents, receivers, NOW + timedelta(days=2), 10)
-    again = deliver(incidents, receivers, NOW + timedelta(days=3), 10)
+    assert deliver(incidents.at(LATER), receivers, 10).n_sent == 0
+    sent = deliver(incidents.at(NOW + timedelta(days=2)), receivers, 10)
+    again = deliver(incidents.at(NOW + timedelta(days=3)), receivers, 10)
     hook.stop()
 
     assert (sent, again.n_sent) == (Delivered(n_sent=3, n_failed=0, n_waiting=0), 0)
@@ -203,72 +216,72 @@ def test_a_receiver_that_is_down_gets_the_whole_story_once_and_in_order_when_it_
 
 
 def test_an_answer_that_is_not_200_is_no_delivery_and_is_tried_again(
-    site: Site, incidents: Incidents, receivers: Receivers, hook: WebHook
+    site: Site, incidents: DatedIncidents, receivers: Receivers, hook: WebHook
 ):
     statuses = [500, 302, 401, 500]
     hook.answers = [(0, status) for status in statuses]
-    incidents.reconcile([drifted("geography-us"), stale("geography-us")], KINDS, receivers, NOW)
+    incidents.at(NOW).reconcile([drifted("geography-us"), stale("geography-us")], KINDS, receivers)
 
     hours = [NOW + timedelta(hours=hour) for hour in range(6)]
     for now, status in zip(hours, statuses, strict=False):
         # Left alone after a failure: the other alert is not even tried.
-        assert deliver(incidents, receivers, now, 10) == Delivered(n_sent=0, n_failed=1, n_waiting=2)
+        assert deliver(incidents.at(now), receivers, 10) == Delivered(n_sent=0, n_failed=1, n_waiting=2)
         assert f"HTTP {status}" in [error for _, error, _ in due(site)]
-    assert deliver(incidents, receivers, hours[4], 10).n_sent == 2
-    assert deliver(incidents, receivers, hours[5], 10).n_sent == 0
+    assert deliver(incidents.at(hours[4]), receivers, 10).n_sent == 2
+    assert deliver(incidents.at(hours[5]), receivers, 10).n_sent == 0
     assert sorted(hook.titles) == ["Data is stale or a stand-in: 1 variant", "Input drifted: 1 variant"]
     assert len(hook.seen) == 6
 
 
-def test_a_slow_receiver_gets_it_once_and_holds_up_nobody_else(incidents: Incidents, hook: WebHook):
+def test_a_slow_receiver_gets_it_once_and_holds_up_nobody_else(incidents: DatedIncidents, hook: WebHook):
     slow = WebHook()
     slow.answers = [(8, 200)]
     receivers = parse_receivers(f"{url_of(slow.port)}\n{url_of(hook.port)}")
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
+    incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, receivers)
     with ThreadPoolExecutor(1) as pool:
-        delivering = pool.submit(deliver, incidents, receivers, NOW, 20)
+        delivering = pool.submit(deliver, incidents.at(NOW), receivers, 20)
         wait_until(lambda: bool(hook.taken) and bool(slow.seen))
         assert not slow.taken
         # Meanwhile another process delivers, too, and finds nothing to do.
-        assert deliver(incidents, receivers, LATER, 20).n_sent == 0
+        assert deliver(incidents.at(LATER), receivers, 20).n_sent == 0
         assert delivering.result() == Delivered(n_sent=2, n_failed=0, n_waiting=0)
-    assert deliver(incidents, receivers, LATER, 20).n_sent == 0
+    assert deliver(incidents.at(LATER), receivers, 20).n_sent == 0
     slow.stop()
 
     assert (len(slow.seen), len(hook.seen)) == (1, 1)
 
 
 def test_pauses_grow_up_to_a_quarter_of_an_hour_and_never_become_for_ever(
-    site: Site, incidents: Incidents, receivers: Receivers, hook: WebHook
+    site: Site, incidents: DatedIncidents, receivers: Receivers, hook: WebHook
 ):
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
+    incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, receivers)
     hook.answers = [(0, 500)] * 2
 
     pauses = []
     for n_attempts in (0, 5000):
         query = "UPDATE alert_deliveries SET n_attempts = :n, next_attempt_at = :now"
         site.rows(site.churn, query, n=n_attempts, now=NOW)
-        deliver(incidents, receivers, NOW, 10)
+        deliver(incidents.at(NOW), receivers, 10)
         [(_, _, next_attempt_at)] = due(site)
         pauses.append((next_attempt_at - NOW).total_seconds())
 
     assert 0 <= pauses[0] < 20
     assert 0 <= pauses[1] < LONGEST_RETRY_S + 5
-    assert deliver(incidents, receivers, LATER, 10).n_sent == 1
+    assert deliver(incidents.at(LATER), receivers, 10).n_sent == 1
 
 
-def test_nothing_begins_after_the_budget_is_used_up(incidents: Incidents, receivers: Receivers, hook: WebHook):
-    incidents.reconcile([drifted("geography-us"), stale("geography-us")], KINDS, receivers, NOW)
+def test_nothing_begins_after_the_budget_is_used_up(incidents: DatedIncidents, receivers: Receivers, hook: WebHook):
+    incidents.at(NOW).reconcile([drifted("geography-us"), stale("geography-us")], KINDS, receivers)
     hook.answers = [(0.5, 200)]
 
-    assert deliver(incidents, receivers, NOW, 0).n_sent == 0
-    assert deliver(incidents, receivers, NOW, 0.3) == Delivered(n_sent=1, n_failed=0, n_waiting=1)
+    assert deliver(incidents.at(NOW), receivers, 0).n_sent == 0
+    assert deliver(incidents.at(NOW), receivers, 0.3) == Delivered(n_sent=1, n_failed=0, n_waiting=1)
     # Without receivers nothing is sent, and what waits for a receiver that is configured no more is not counted.
-    assert deliver(incidents, {}, NOW, 10) == Delivered(n_sent=0, n_failed=0, n_waiting=0)
+    assert deliver(incidents.at(NOW), {}, 10) == Delivered(n_sent=0, n_failed=0, n_waiting=0)
 
 
 DELIVER = """
-import datetime, os, sys
+import os, sys
 import sqlalchemy as sa
 from churn.workflows.alert import deliver, parse_receivers
 from churn.database.incidents import Incidents
@@ -276,7 +289,7 @@ receivers = parse_receivers(os.environ["CHURN_ALERT_URLS"])
 incidents = Incidents(sa.make_url(os.environ["CHURN_DATABASE_URL"]))
 print("ready", flush=True)
 sys.stdin.readline()
-print(deliver(incidents, receivers, datetime.datetime.now(datetime.UTC), 60).n_sent)
+print(deliver(incidents, receivers, 60).n_sent)
 """
 
 
@@ -313,12 +326,12 @@ def is_being_sent(site: Site) -> bool:
 
 
 def test_two_processes_that_deliver_at_once_send_nothing_twice_and_keep_the_order(
-    deployment: Deployment, incidents: Incidents, receivers: Receivers, hook: WebHook
+    deployment: Deployment, incidents: DatedIncidents, receivers: Receivers, hook: WebHook
 ):
     for wrong in ([], ["a"], ["a", "b"], []) * 2:
         members = dict.fromkeys(wrong, "bad")
         conditions = [Condition(kind, members) for kind in KINDS]
-        incidents.reconcile(conditions, KINDS, receivers, NOW)
+        incidents.at(NOW).reconcile(conditions, KINDS, receivers)
     hook.answers = [(0.03, 200)] * 100
 
     with deliverer(deployment, hook.port) as one, deliverer(deployment, hook.port) as other:
@@ -337,13 +350,15 @@ def test_two_processes_that_deliver_at_once_send_nothing_twice_and_keep_the_orde
     assert [alerts for alerts in by_incident.values() if alerts != sorted(alerts)] == []
 
 
-def test_a_deliverer_killed_before_it_sends_loses_nothing(site: Site, deployment: Deployment, incidents: Incidents):
+def test_a_deliverer_killed_before_it_sends_loses_nothing(
+    site: Site, deployment: Deployment, incidents: DatedIncidents
+):
     # A listener whose queue is full: whoever connects waits, and has sent nothing.
     with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
         port = deaf.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)), deliverer(deployment, port) as process:
             receivers = parse_receivers(url_of(port))
-            incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
+            incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, receivers)
             go(process)
             wait_until(lambda: is_being_sent(site))
             process.send_signal(signal.SIGKILL)
@@ -351,7 +366,7 @@ def test_a_deliverer_killed_before_it_sends_loses_nothing(site: Site, deployment
     wait_until(lambda: not is_being_sent(site))
 
     hook = WebHook(port)
-    sent = deliver(incidents, receivers, NOW, 10)
+    sent = deliver(incidents.at(NOW), receivers, 10)
     hook.stop()
 
     assert (sent.n_sent, sent.n_waiting) == (1, 0)
@@ -359,9 +374,9 @@ def test_a_deliverer_killed_before_it_sends_loses_nothing(site: Site, deployment
 
 
 def test_what_is_sent_again_because_its_sender_died_bears_the_same_numbers(
-    site: Site, deployment: Deployment, incidents: Incidents, receivers: Receivers, hook: WebHook
+    site: Site, deployment: Deployment, incidents: DatedIncidents, receivers: Receivers, hook: WebHook
 ):
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers, NOW)
+    incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, receivers)
     hook.answers = [(1.5, 200)]
     with deliverer(deployment, hook.port) as process:
         go(process)
@@ -370,22 +385,22 @@ def test_what_is_sent_again_because_its_sender_died_bears_the_same_numbers(
         process.wait()
     wait_until(lambda: not is_being_sent(site) and bool(hook.taken))
 
-    assert deliver(incidents, receivers, NOW, 10).n_sent == 1
+    assert deliver(incidents.at(NOW), receivers, 10).n_sent == 1
     first, second = hook.taken
     assert first == second
     assert first["message"].startswith("Incident 1, alert 1\n")
 
 
 def test_no_url_is_in_the_database_nor_in_any_log(
-    site: Site, incidents: Incidents, receivers: Receivers, hook: WebHook, caplog: pytest.LogCaptureFixture
+    site: Site, incidents: DatedIncidents, receivers: Receivers, hook: WebHook, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.DEBUG)
     hook.answers = [(0, 500)]
     gone = parse_receivers(url_of(1))
-    incidents.reconcile([drifted("geography-us")], KINDS, receivers | gone, NOW)
+    incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, receivers | gone)
     for now in (NOW, LATER):
-        deliver(incidents, receivers, now, 10)
-        deliver(incidents, gone, now, 10)
+        deliver(incidents.at(now), receivers, 10)
+        deliver(incidents.at(now), gone, 10)
 
     assert "did not accept alert 1 of incident 1 (opened): HTTP 500; it will be retried" in caplog.text
     assert "did not accept alert 1 of incident 1 (opened): connection refused; it will be retried" in caplog.text
@@ -432,16 +447,16 @@ def test_receivers_are_separated_by_spaces_lines_or_commas():
 
 
 def test_what_waits_for_a_named_receiver_follows_its_name_to_another_url(
-    site: Site, incidents: Incidents, hook: WebHook
+    site: Site, incidents: DatedIncidents, hook: WebHook
 ):
     wrong = parse_receivers(f"ops={url_of(1)}")
-    incidents.reconcile([drifted("geography-us")], KINDS, wrong, NOW)
-    assert deliver(incidents, wrong, NOW, 10).n_waiting == 1
+    incidents.at(NOW).reconcile([drifted("geography-us")], KINDS, wrong)
+    assert deliver(incidents.at(NOW), wrong, 10).n_waiting == 1
 
     right = parse_receivers(f"ops={url_of(hook.port)}")
 
     assert list(wrong) == list(right) == ["ops"]
-    assert deliver(incidents, right, LATER, 10) == Delivered(n_sent=1, n_failed=0, n_waiting=0)
+    assert deliver(incidents.at(LATER), right, 10) == Delivered(n_sent=1, n_failed=0, n_waiting=0)
     assert hook.titles == ["Input drifted: 1 variant"]
 
 
@@ -454,7 +469,7 @@ def test_two_receivers_with_one_name_are_refused_without_their_urls():
 
 
 def test_pagerduty_is_told_which_of_its_incidents_an_alert_opens_and_ends(
-    incidents: Incidents, hook: WebHook, monkeypatch: pytest.MonkeyPatch
+    incidents: DatedIncidents, hook: WebHook, monkeypatch: pytest.MonkeyPatch
 ):
     from apprise.plugins import pagerduty
 
@@ -462,9 +477,9 @@ def test_pagerduty_is_told_which_of_its_incidents_an_alert_opens_and_ends(
     monkeypatch.setitem(pagerduty.PAGERDUTY_API_LOOKUP, "us", f"http://127.0.0.1:{hook.port}/")
     receivers = parse_receivers(f"pagerduty://{SECRET}@{SECRET}")
     for wrong in ([drifted("geography-us"), stale("base")], [stale("base")]):
-        incidents.reconcile(wrong, KINDS, receivers, NOW)
+        incidents.at(NOW).reconcile(wrong, KINDS, receivers)
 
-    assert deliver(incidents, receivers, NOW, 30).n_sent == 3
+    assert deliver(incidents.at(NOW), receivers, 30).n_sent == 3
     actions = [(message["event_action"], message["dedup_key"]) for message in hook.taken]
     assert sorted(action for action, _ in actions) == ["resolve", "trigger", "trigger"]
     assert len({key for _, key in actions}) == 2

@@ -210,7 +210,7 @@ def test_a_missed_week_is_told_after_the_grace_and_what_is_gone_until_somebody_s
     assert set(monitor.reconcile(noon(week), []).members("variants_missing")) == {EU}
     page = (ROOT / "docs/how-to/remove-a-variant.md").read_text()
     (statements,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    site.rows(site.churn, f"SET ROLE churn_writer; {statements}; RESET ROLE".replace("geography-ux", EU))
+    site.rows(site.churn, f"SET ROLE churn_owner; {statements}; RESET ROLE".replace("geography-ux", EU))
     assert not monitor.reconcile(noon(week), []).members("variants_missing")
     assert set(site.current()["variant"]) == {US}
 

@@ -135,7 +135,7 @@ def refuse_an_alert(deployment: Deployment, instance: dg.DagsterInstance) -> Non
     now = datetime.now(UTC)
     changes = deployment.fleet_monitor().reconcile(now, failed_runs(instance, now)).changes
     assert changes
-    told = deliver(Incidents(deployment.database), deployment.receivers(), now, 20)
+    told = deliver(Incidents(deployment.database), deployment.receivers(), 20)
     require_no_secret("deliveries", repr(told) + repr(deployment.receivers()))
 
 

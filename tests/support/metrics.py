@@ -99,7 +99,8 @@ def seed_watching(site: Site, batch_id: int, judged_batch_id: int) -> None:
         INSERT INTO model_events (occurred_at, variant, registered_model, action, champion_version, reason, actor)
         VALUES (now(), 'geography-us', 'churn-prediction-model-us', 'promoted', 1, 'it proved better', 'test')
     """)
-    run("INSERT INTO quarantined_rows VALUES (:batch, 3, 7, ARRAY['account_id_is_missing'], '{}')")
+    quarantined = "INSERT INTO quarantined_rows VALUES (:batch, 3, 7, ARRAY['account_id_is_missing'], '{}')"
+    run(f"SET session_replication_role = replica; {quarantined}")  # no trigger, since the batch is published
     run("""
         WITH incident AS (
             INSERT INTO incidents (kind, severity, title, members, opened_at, updated_at)

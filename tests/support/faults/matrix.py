@@ -621,7 +621,7 @@ SLOW = {
     # One of each kind is enough for README's command.
     *(f"worker killed when {point}" for point in (
         "the input is read", "the model is loaded", "the week is open", "the lock is held", "a batch id is taken",
-        "the batch is recorded", "the attempt is recorded", "the old batch is put aside",
+        "the batch is recorded", "the attempt is recorded", "the batch is to become current",
     )),
     "rows sent into a black hole", "too many connections", "serialization failure", "S3 drips a byte now and then",
     "S3 takes the request and says nothing", "MLflow slow",

@@ -40,7 +40,7 @@ POINTS: Mapping[str, tuple[str, str, str]] = {
     "rows are all sent": (_PREDICTIONS, "_copy", "left"),
     "the batch is recorded": (_PREDICTIONS, "_insert_batch", "left"),
     "the attempt is recorded": (_PREDICTIONS, "_insert_attempt", "left"),
-    "the old batch is put aside": (_PREDICTIONS, "_mark_current", "entered"),
+    "the batch is to become current": (_PREDICTIONS, "_make_current", "entered"),
     "the new batch is current": (_PREDICTIONS, "_make_current", "left"),
     "commit is asked for": ("churn.database.deadlines", "DeadlineConnection.commit", "entered"),
     "it is committed": (_PREDICTIONS, "PredictionStore.publish", "left"),
