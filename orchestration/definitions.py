@@ -8,7 +8,7 @@ import dagster as dg
 from orchestration.assets.evaluation import evaluation_assets
 from orchestration.assets.monitoring import drifted_features, fleet_incidents
 from orchestration.assets.reporting import fleet_report
-from orchestration.assets.scoring import weekly_assets
+from orchestration.assets.scoring import EXPORT, weekly_assets
 from orchestration.assets.training import training_assets
 from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
 from orchestration.jobs import evaluation_job, maintenance_job, monitoring_job, promotion_job, training_job
@@ -17,7 +17,7 @@ from orchestration.schedules import maintenance_schedule, weekly_evaluation_sche
 from orchestration.sensors import incident_sensor, new_data_sensor, retraining_sensor, unpublished_week_sensor
 
 defs = dg.Definitions(
-    assets=[weekly_assets, evaluation_assets, training_assets, drifted_features, fleet_incidents, fleet_report],
+    assets=[weekly_assets, EXPORT, evaluation_assets, training_assets, drifted_features, fleet_incidents, fleet_report],
     jobs=[churn_prediction_job, evaluation_job, training_job, monitoring_job, promotion_job, maintenance_job],
     schedules=[
         weekly_churn_prediction_schedule,

@@ -21,6 +21,7 @@ from churn.wording import counted
 from churn.workflows.erase import drop_old_weeks
 from churn.workflows.fleet import error_text, for_each_variant
 from churn.workflows.promote import Promoter
+from orchestration.assets.scoring import deliver_all
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS, TRAINED
 from orchestration.fleet import RUN_TAGS, root_run
 from orchestration.resources import Services
@@ -145,6 +146,17 @@ def drop_weeks_not_kept(context: dg.OpExecutionContext, services: Services) -> N
         _log_weeks(context, "dropped", weeks)
 
 
+@dg.op(
+    description="Delivers the batches that are not delivered, and withdraws weeks that were dropped.",
+    tags={"dagster/priority": "-1"},  # after weeks are dropped
+)
+def complete_deliveries(context: dg.OpExecutionContext, services: Services) -> None:
+    """Deliver what is due of all variants; one that fails stops no other, and fails the run at the end."""
+    with services.open() as deployment:
+        if failed := deliver_all(context, deployment):
+            raise dg.Failure(f"not delivered: {'; '.join(failed.values())}", metadata={"failed": failed})
+
+
 def _log_weeks(context: dg.OpExecutionContext, done: str, weeks: list[date]) -> None:
     context.log.info("weeks %s: %s", done, ", ".join(map(str, weeks)) or "none")
     context.add_output_metadata({"weeks": [week.isoformat() for week in weeks]})
@@ -172,10 +184,11 @@ def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -
 
 @dg.job(
     description="Ingests extracts that were scored, indexes closed weeks of predictions by account, and drops weeks "
-    "older than the retention period, CHURN_KEEP_WEEKS."
+    "older than the retention period, CHURN_KEEP_WEEKS. Completes what is delivered."
 )
 def maintenance_job() -> None:
     """Maintain the activity histories and the predictions database."""
     ingest_scored_extracts()
     index_closed_weeks()
     drop_weeks_not_kept()
+    complete_deliveries()

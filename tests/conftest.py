@@ -27,6 +27,7 @@ OURS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")
 TOGETHER = {
     "tests/e2e/test_readme.py": "the demo",
     "tests/e2e/test_ui.py": "the demo",
+    "tests/faults/test_delivery.py": "faults",
     "tests/faults/test_matrix.py": "faults",
     "tests/faults/test_moves.py": "faults",
     "tests/faults/test_registration.py": "faults",

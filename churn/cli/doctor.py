@@ -67,6 +67,13 @@ def _write_to(place: Place, folder: str) -> str:
     return f"files may be written to {place.uri(folder)} and deleted there"
 
 
+def _look_at_delivery(deployment: Deployment) -> str:
+    if (deliverer := deployment.deliverer()) is None:
+        return ""
+    n_variants = len(deliverer.keys())
+    return f"{_write_to(deliverer.bucket, deliverer.prefix)}; {counted(n_variants, 'variant')}"
+
+
 _LOOKS: dict[str, Callable[[Deployment], str]] = {
     "predictions database, as scoring uses it": lambda deployment: deployment.store().identity(),
     "MLflow, as scoring uses it": _look_at_mlflow,
@@ -79,4 +86,5 @@ _WRITES: dict[str, Callable[[Deployment], str]] = {
     "artifact store, as log_model.py and training write it": lambda of: _write_to(
         of.sources().bucket or Folder(of.settings.churn_home / "artifacts"), "mlflow/"
     ),
+    "delivered files": _look_at_delivery,
 }

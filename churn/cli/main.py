@@ -1,4 +1,4 @@
-"""``churn demo|up|score|explain|report|metrics|erase|retain|doctor``: a command line over functions of the core.
+"""The command ``churn``: a command line over functions of the core.
 
 Each command imports what it needs when it runs, so that ``--help`` and wrong usage are answered at once.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from churn.deployment import command_line
 from churn.deployment.command_line import FAILED, parse_account, parse_day, parse_port, print_attempts, run_command
+from churn.errors import UsageError
 from churn.signals import stop_request
 from churn.weeks import parse_week
 from churn.wording import counted, listed, percent
@@ -54,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     retain = commands.add_parser("retain", help="drop predictions older than the retention period")
     retain.add_argument("--weeks", type=int, help="weeks to retain, this one included; default: CHURN_KEEP_WEEKS")
     retain.add_argument("--dry-run", action="store_true", help="list the weeks without dropping them")
+    deliver = commands.add_parser("deliver", help="deliver published predictions to CHURN_DELIVERY_PREFIX")
+    deliver.add_argument("--variant", metavar="KEY", help="deliver this variant only; default: all")
+    deliver.add_argument("--week", help="the Monday of the week, as YYYY-MM-DD; default: this week's")
+    deliver.add_argument("--all-weeks", action="store_true", help="deliver all; withdraw weeks that were dropped")
     commands.add_parser("doctor", help="show what is set, reached, permitted and missing, without any secret")
     metrics = commands.add_parser("metrics", help="serve the state of the fleet to Prometheus until interrupted")
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
@@ -199,6 +204,21 @@ def _retain(args: argparse.Namespace) -> None:
     print(f"{done} {counted(len(dropped), 'week')}{': ' if dropped else ''}{', '.join(map(str, dropped))}; {kept}")
 
 
+def _deliver(args: argparse.Namespace) -> None:
+    from churn.deployment.services import open_deployment
+    from churn.variants import find_variant, fold_name
+    from churn.workflows.fleet import for_each_variant
+
+    name = fold_name(args.variant) if args.variant else None
+    weeks = None if args.all_weeks else [parse_week(args.week, _today())]
+    with open_deployment() as deployment:
+        deliverer, registered = deployment.deliverer(), lambda: deployment.registry(read_only=True).variants()
+        if deliverer is None:
+            raise UsageError("CHURN_DELIVERY_PREFIX is not set; set it to s3://bucket/folder")
+        keys = [find_variant(name, registered).key] if name else deliverer.keys()
+        print_attempts("churn deliver", for_each_variant(partial(deliverer.deliver, weeks=weeks), keys))
+
+
 def _doctor(_args: argparse.Namespace) -> None:
     from churn.cli.doctor import examine
 
@@ -212,5 +232,5 @@ def _doctor(_args: argparse.Namespace) -> None:
 
 _COMMANDS = {
     "demo": _demo, "up": _up, "score": _score, "explain": _explain, "report": _report, "metrics": _metrics,
-    "erase": _erase, "retain": _retain, "doctor": _doctor,
+    "erase": _erase, "retain": _retain, "deliver": _deliver, "doctor": _doctor,
 }  # fmt: skip

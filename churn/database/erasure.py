@@ -3,18 +3,22 @@
 Both act as the owner role, since the writer role may not delete predictions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 
 import sqlalchemy as sa
 
 from churn.data.erased import Erased, Tombstone, tombstone
-from churn.database.connection import OWNER, Tables, create_engine, errors_translated
+from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock
 from churn.errors import StoreError
 from churn.variants import Variant
 
 _WAIT = "SET LOCAL lock_timeout = '300s'"  # a batch of many million rows may be being written
+_WEEKS_OF = (
+    "SELECT DISTINCT variant, scored_week FROM churn_predictions JOIN scoring_batches USING (batch_id, scored_week) "
+    "WHERE account_id = :account AND account_ids = 'input' AND :variant IN ('', variant)"
+)
 # Where Dagster stores the metadata and messages of assets and runs.
 _DAGSTER_TEXTS = (("event_logs", "event"), ("asset_keys", "last_materialization"), ("job_ticks", "tick_body"))
 
@@ -52,10 +56,20 @@ def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:
     return Erased(bytes(rows[0].salt), stones, rows[0].n_erasures)
 
 
-def erase_rows(url: sa.URL, account_id: int, variant: Variant | None, *, dry_run: bool) -> dict[str, int]:
+def erase_rows(
+    url: sa.URL,
+    account_id: int,
+    variant: Variant | None,
+    *,
+    dry_run: bool,
+    withdraw: Callable[[str, date], None] = lambda _key, _week: None,
+) -> dict[str, int]:
     """Erase an account from the predictions of a variant, or of all, and block it from later batches. Idempotent.
 
     Waits for the batches that are being published, and erases the account from them too. ``dry_run`` rolls back.
+
+    Args:
+        withdraw: Called before, with the variant and week of its predictions; no delivery runs until the commit.
 
     Returns:
         Rows removed by table; ``messages`` counts error messages and alerts from which the account was removed.
@@ -66,6 +80,9 @@ def erase_rows(url: sa.URL, account_id: int, variant: Variant | None, *, dry_run
         stone = tombstone(_salt(connection), account_id)
         key = variant.key if variant else ""
         values = {"account": account_id, "variant": key, "code": stone.code, "digest": stone.digest}
+        lock(connection, "erasure")
+        for row in connection.execute(sa.text(_WEEKS_OF), values).all():
+            withdraw(row.variant, row.scored_week)
         removed = {row.place: int(row.n_rows) for row in connection.execute(query, values)}
         _end(connection, dry_run=dry_run)
     return removed

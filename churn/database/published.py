@@ -1,10 +1,13 @@
-"""Reads published predictions through ``churn_predictions_current``, as the reader role, for the command line."""
+"""Reads published predictions through ``churn_predictions_current``, as the reader role: to show and deliver them."""
 
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import sqlalchemy as sa
+from pyarrow import parquet
 
 from churn.database.connection import READER, Tables
 from churn.variants import Variant
@@ -42,6 +45,15 @@ JOIN (
 ) AS ranked USING (variant, account_id)
 WHERE place <= :n AND scored_week = :week ORDER BY variant, place
 """
+_CURRENT = "SELECT scored_week, batch_id FROM scoring_batches WHERE variant = :v AND is_current AND role = 'champion'"
+_ROWS = "SELECT * FROM churn_predictions_current WHERE variant = :variant AND scored_week = :week"
+_TYPES = {
+    16: pa.bool_(), 20: pa.int64(), 23: pa.int32(), 700: pa.float32(), 701: pa.float64(), 1082: pa.date32(),
+    1184: pa.timestamp("us", "UTC"),
+    3802: pa.list_(pa.struct([("feature", "str"), ("value", "str"), ("contribution", "f8"), ("window", "str")])),
+}  # fmt: skip
+"""Arrow's types by PostgreSQL's, others being text; the only JSON are the reasons."""
+_BLOCK_ROWS = 50_000
 
 
 class PublishedPredictions(Tables):
@@ -74,3 +86,22 @@ class PublishedPredictions(Tables):
         Where it is unknown who is at risk, all accounts of the variant are ranked.
         """
         return self._rows(_HIGHEST, week=week, variants=list(variants), n=n)
+
+
+def current_batches(snapshot: sa.Connection, variant: Variant) -> dict[date, int]:
+    """Return the champion's current batch of each week."""
+    return dict(map(tuple, snapshot.execute(sa.text(_CURRENT), {"v": variant.key})))
+
+
+def export_week(snapshot: sa.Connection, variant: Variant, week: date, path: Path) -> int:
+    """Write a variant's current rows of a week as Parquet, with the view's columns; returns their number."""
+    of, n_rows = {"variant": variant.key, "week": week}, 0
+    found = snapshot.execution_options(yield_per=_BLOCK_ROWS).execute(sa.text(_ROWS), of)
+    described: Any = found.cursor.description
+    schema = pa.schema([(one.name, _TYPES.get(one.type_code, pa.string())) for one in described])
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for rows in found.partitions():
+            columns = zip(zip(*rows, strict=True), schema.types, strict=True)
+            writer.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema))
+            n_rows += len(rows)
+    return n_rows

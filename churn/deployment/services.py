@@ -4,6 +4,7 @@ There is one code path. If nothing is set, an embedded PostgreSQL is started and
 supply values. Entry points open a deployment, and pass workflows the services that they use.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,6 +44,7 @@ from churn.workflows.ray_engine import RayCluster
 if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.database.fleet import FleetTables
     from churn.registry.registry import Registry
+    from churn.workflows.deliver import Deliverer
     from churn.workflows.erase import Eraser
     from churn.workflows.evaluate import PerformanceEvaluator
     from churn.workflows.monitor import FleetMonitor
@@ -275,7 +277,16 @@ class Deployment:
 
         sources = self.sources()
         places = [place for place in (sources.bucket, sources.local) if place is not None]
-        return Eraser(self.database, self.dagster_database, places)
+        return Eraser(self.database, self.dagster_database, places, self.deliverer())
+
+    def deliverer(self) -> "Deliverer | None":
+        """Open the place that predictions are delivered to; ``None`` if they are not."""
+        from churn.workflows.deliver import Deliverer
+
+        if self.settings.churn_delivery_prefix is None:
+            return None
+        bucket, _, folder = self.settings.churn_delivery_prefix.removeprefix("s3://").partition("/")
+        return Deliverer(self.database, Erasures(self.database), Bucket(bucket), f"{folder.strip('/')}/")
 
     def receivers(self) -> dict[str, Receiver]:
         """Parse the receivers of alerts; none if ``CHURN_ALERT_URLS`` is not set.
@@ -348,6 +359,12 @@ def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = F
         mlflow_database = server.set(database=settings.mlflow_db_name) if is_named else server
     elif uri.startswith("postgres"):
         mlflow_database = parse_database_url(uri, "MLFLOW_TRACKING_URI")
+    taken = rf"s3://{settings.mlflow_s3_bucket}/(data|models|history|mlflow|geography-[^/]+|company-[^/]+)(/|$)"
+    if re.match(taken, prefix := settings.churn_delivery_prefix or ""):
+        raise UsageError(
+            f"CHURN_DELIVERY_PREFIX {prefix} is among the files of variants, histories or models; name a folder of its "
+            f"own, such as s3://{settings.mlflow_s3_bucket}/delivered"
+        )
     dagster = None if predictions is None else predictions.set(database=settings.churn_dagster_db_name)
     _require_apart(
         {

@@ -156,6 +156,11 @@ class Settings(BaseSettings):
     churn_keep_weeks: Annotated[int, Field(ge=0)] = Field(
         0, description="Weeks of predictions to retain, the current one included; older ones are dropped; 0: all."
     )
+    churn_delivery_prefix: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]+/[\w=-][\w./=-]*$",
+        description="Where published predictions are delivered as Parquet, s3://bucket/folder; unset: nowhere.",
+    )
     churn_mlflow_ui_url: str = Field(
         "http://127.0.0.1:5000", description="Address of the MLflow UI, used in links only."
     )

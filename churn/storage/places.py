@@ -35,7 +35,7 @@ _REMEDIES = (
     (("InvalidAccessKeyId", "SignatureDoesNotMatch"), "the AWS access key or its secret is wrong: correct them"),
     (("RequestLimit", "AllAccessDisabled"), "the bucket is disabled: ask its owner"),
 )
-_REPLACED = "PreconditionFailed"
+_REPLACED = {"PreconditionFailed", "ConditionalRequestConflict"}
 _TRANSIENT = {"SlowDown", "RequestTimeout", "Throttling"}
 _UNVERSIONED = "null"  # the version of an object that was written while the bucket kept none
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -319,6 +319,17 @@ class Bucket:
         with self._errors_translated(key, needs="s3:PutObject"):
             self._client.put_object(Bucket=self.name, Key=key, Body=body)
 
+    def upload(self, key: str, path: Path) -> None:
+        """Write an object of any size from a file."""
+        with self._errors_translated(key, needs="s3:PutObject"), path.open("rb") as file:
+            self._client.upload_fileobj(file, self.name, key)
+
+    def swap(self, key: str, body: bytes, version: str | None) -> None:
+        """Write an object in place of this version, ``None`` where there is none; else raise ``ReplacedError``."""
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        with self._errors_translated(key, needs="s3:PutObject"):
+            self._client.put_object(Bucket=self.name, Key=key, Body=body, **condition)
+
     def delete(self, key: str) -> None:
         with self._errors_translated(key, needs="s3:DeleteObject"):
             self._client.delete_object(Bucket=self.name, Key=key)
@@ -365,7 +376,7 @@ def _translate(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
         return _absent("/".join(uri.split("/")[:3]), code)
     if code in _MISSING:
         return NoSuchKeyError(f"{uri} does not exist ({code})")
-    if code == _REPLACED:
+    if code in _REPLACED:
         return ReplacedError(f"{uri} changed before it was read")
     message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:300]
     if code in _DENIED or status in (401, 403):
@@ -385,8 +396,8 @@ def _code(error: aws.ClientError) -> str:
 
 def _absent(uri: str, code: str) -> UsageError:
     return UsageError(
-        f"the bucket {uri} does not exist ({code}); correct MLFLOW_S3_BUCKET or AWS_ENDPOINT_URL, or create it. The "
-        f"local copy is not used"
+        f"the bucket {uri} does not exist ({code}); correct MLFLOW_S3_BUCKET, CHURN_DELIVERY_PREFIX or "
+        f"AWS_ENDPOINT_URL, or create it. The local copy is not used"
     )
 
 

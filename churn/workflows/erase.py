@@ -28,6 +28,7 @@ from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
 from churn.storage.places import Folder, NoSuchKeyError, Place, with_retries
 from churn.variants import Variant
 from churn.weeks import monday_of
+from churn.workflows.deliver import Deliverer
 
 _PREFIXES = (FOLDER, INPUT_FOLDER, "geography-", "company-")
 _KEY = re.compile(
@@ -60,6 +61,7 @@ class Eraser:
     database: sa.URL
     dagster_database: sa.URL
     places: Sequence[Place]
+    deliverer: Deliverer | None = None
 
     def erase_account(self, account_id: int, variant: Variant | None, *, dry_run: bool = False) -> Iterator[Removed]:
         """Erase an account from predictions, quarantine, messages, histories and local copies, and exclude it for good.
@@ -74,9 +76,20 @@ class Eraser:
         Raises:
             ChurnError: If a place does not answer or refuses. What was yielded is erased; repeat to erase the rest.
         """
+        withdrawn: dict[str, tuple[Variant, date]] = {}
+
+        def withdraw(key: str, week: date) -> None:
+            of = Variant.from_key(key), week
+            if self.deliverer and (uri := self.deliverer.withdraw(*of, dry_run=dry_run)):
+                withdrawn[uri] = of
+
         # The database first, so that no concurrent ingestion stores the account again.
-        for place, n in erase_rows(self.database, account_id, variant, dry_run=dry_run).items():
+        for place, n in erase_rows(self.database, account_id, variant, dry_run=dry_run, withdraw=withdraw).items():
             yield Removed(f"{self.database.database}: {place}", n)
+        for uri, (owner, week) in withdrawn.items():
+            if self.deliverer and not dry_run:
+                self.deliverer.deliver(owner, [week], anew=True)
+            yield Removed(uri, 1)
         texts = erase_from_dagster(self.dagster_database, account_id, dry_run=dry_run)
         yield Removed(f"{self.dagster_database.database}: texts in Dagster", texts)
         erased = Erasures(self.database).only(account_id)

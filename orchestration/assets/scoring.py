@@ -1,24 +1,29 @@
 """The weekly graph: input and model become features, predictions, and rows in PostgreSQL.
 
 One op materializes the five assets for a range of variants, in its process or on a Ray cluster. A published variant
-gets its five materializations and its checks together; variants that failed are named once all others are done. Not
-here: how a variant is scored (``churn.workflows.score``).
+gets its five materializations and its checks together; variants that failed are named once all others are done. Then
+what was published is delivered, as an asset of its own that makes no published variant a failed one. Not here: how a
+variant is scored (``churn.workflows.score``) or delivered (``churn.workflows.deliver``).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
 from functools import partial
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from churn.deployment.services import Deployment
 from churn.monitoring.conditions import MEMORY, History
 from churn.weeks import parse_week
 from churn.workflows.check import check_published
+from churn.workflows.fleet import error_text, for_each_variant
 from churn.workflows.score import FleetRequest, Scorer, ScoringOutcome, score_fleet
 from orchestration import checks
 from orchestration.assets.metadata import describe
-from orchestration.fleet import AssetReport, FleetRun, build_report, fleet_assets, resumed_runs, root_run
+from orchestration.fleet import AssetReport, FleetRun, build_report, fleet_assets, log_report, resumed_runs, root_run
+from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
@@ -62,6 +67,13 @@ SPECS = [
     ),
 ]
 ASSETS = [spec.key.to_user_string() for spec in SPECS]
+EXPORT = _spec(
+    "delivered_predictions",
+    deps=["store_predictions"],
+    kinds={"s3", "parquet"},
+    partitions_def=variants_partitions,
+    description="Each current batch is a Parquet file below CHURN_DELIVERY_PREFIX, which a manifest names.",
+)
 
 
 class WeeklyConfig(dg.Config):
@@ -95,7 +107,23 @@ def weekly_assets(
             week, today=today, corrected=config.corrected, dagster_run_id=context.run.run_id
         )
         run.log(score_fleet(scorer, keys, request, report, deployment.cluster()), lambda _, finished: finished)
+        deliver_all(context, deployment, list(context.partition_keys), [week])
     yield from run.finish()
+
+
+def deliver_all(
+    context: Any, deployment: Deployment, keys: Sequence[str] = (), weeks: Collection[date] | None = None
+) -> dict[str, str]:
+    """Deliver what is due of many variants, by default all; returns the errors of those that failed."""
+    deliverer, failed = deployment.deliverer(), dict[str, str]()
+    attempts = for_each_variant(partial(deliverer.deliver, weeks=weeks), keys or deliverer.keys()) if deliverer else ()
+    for key, done in attempts:
+        if isinstance(done, BaseException):
+            failed[key] = error_text(done)
+            context.log.warning("%s was not delivered, which the nightly maintenance repeats: %s", key, failed[key])
+        elif done:
+            log_report(context, key, AssetReport({EXPORT.key.to_user_string(): {"delivered": done}}))
+    return failed
 
 
 def report_batch(

@@ -10,11 +10,11 @@ from operator import attrgetter
 import pytest
 
 from tests.support.faults.matrix import ROWS, SLOW, Row, Stage, run_row
-from tests.support.faults.worker import MOVES, POINTS, REGISTERING
+from tests.support.faults.worker import DELIVERING, MOVES, POINTS, REGISTERING
 
 
 def test_each_point_at_which_a_worker_is_killed_is_a_function_of_the_product() -> None:
-    for module, path, _ in {**POINTS, **MOVES, **REGISTERING}.values():
+    for module, path, _ in {**POINTS, **MOVES, **REGISTERING, **DELIVERING}.values():
         assert callable(attrgetter(path)(import_module(module)))
 
 

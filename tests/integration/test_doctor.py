@@ -14,9 +14,10 @@ from tests.support.site import Run, Site, client
 
 
 def test_a_deployment_that_works_has_nothing_failed(
-    site: Site, run_main: Run, log_model: Run, dagster_database: str
+    site: Site, run_main: Run, log_model: Run, dagster_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register_bundled(site, log_model, "base")
+    monkeypatch.setenv("CHURN_DELIVERY_PREFIX", f"s3://{site.bucket}/delivered")
 
     said = run_main(main, "doctor")
 
@@ -24,6 +25,7 @@ def test_a_deployment_that_works_has_nothing_failed(
     assert f"set     MLFLOW_S3_BUCKET: {site.bucket}\n" in said.out
     assert "ok      MLflow, as scoring uses it: registered are 1 variant" in said.out
     assert f"ok      bucket: s3://{site.bucket}/ may be listed and read; 1 files" in said.out
+    assert f"ok      delivered files: files may be written to s3://{site.bucket}/delivered/ and deleted" in said.out
     assert "not set receivers of alerts: none is named by the settings\n" in said.out
     written = f"files may be written to s3://{site.bucket}/"
     assert (
@@ -85,6 +87,12 @@ WRONG = {
     "no predictions database": ({"CHURN_DB_NAME": "absent"}, "predictions database", "no or an outdated schema"),
     "no MLflow database": ({"MLFLOW_DB_NAME": "absent"}, "MLflow", "no or an outdated schema"),
     "no Dagster database": ({"CHURN_DAGSTER_DB_NAME": "absent"}, "Dagster's database", "no or an outdated schema"),
+    "a delivery bucket that does not exist": (
+        {"CHURN_DELIVERY_PREFIX": "s3://no-such-bucket-here/x"}, "delivered files", "does not exist",
+    ),
+    "a delivery among the inputs": (
+        {"MLFLOW_S3_BUCKET": "any", "CHURN_DELIVERY_PREFIX": "s3://any/geography-us/x"}, "settings and", "is among"
+    ),
     "alerts that go nowhere": ({"CHURN_ALERT_URLS": "hunter2"}, "receivers of alerts", "CHURN_ALERT_URLS"),
     "a tracking server that is down": ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "MLflow", "did not answer"),
     "predictions in MLflow's database": ({"CHURN_DB_NAME": "=MLFLOW_DB_NAME"}, "settings and", "name one database"),

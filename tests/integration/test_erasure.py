@@ -40,6 +40,7 @@ from churn.workflows.evaluate import PerformanceEvaluator
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from tests.support.batches import NO_ROWS, WEEK, record, scored, week_request
+from tests.support.delivered import read_delivered, require_delivered
 from tests.support.inputs import activity, as_csv, as_json_array, as_json_lines, as_parquet, monday, put_input, register
 from tests.support.site import Run, Site, bundled, client
 
@@ -119,7 +120,8 @@ class Player:
 def player(
     site: Site, deployment: Deployment, instance: dg.DagsterInstance, log_model: Run, local_root: Path
 ) -> Player:
-    """The likeliest to churn, whom Dagster's UI lists: scored, quarantined, in histories and in local copies."""
+    """The likeliest to churn, whom Dagster's UI lists: scored, delivered, quarantined, in histories, local copies."""
+    os.environ["CHURN_DELIVERY_PREFIX"] = f"s3://{site.bucket}/delivered"
     boto3.client("s3").put_bucket_versioning(Bucket=site.bucket, VersioningConfiguration={"Status": "Enabled"})
     register(site, log_model, instance, "base", "geography-us")
     rows = activity()
@@ -157,6 +159,9 @@ def test_an_erased_account_is_nowhere_comes_back_by_no_extract_and_nobody_else_l
     assert "quarantined_rows" in before
     assert set(n_rows_naming(site, site.dagster, account)) == {"event_logs", "asset_keys"}
 
+    weeks = {(BASE.key, monday()), (US.key, monday()), (US.key, monday(1))}
+    delivered = read_delivered(site.bucket, "delivered/")
+    assert {key for key, rows in delivered.items() if account in rows["account_id"]} == weeks
     counted = run_main(main, "erase", "--account", str(account), "--dry-run")
     assert counted.status == 0, counted
     assert n_rows_naming(site, site.churn, account) == before
@@ -169,6 +174,8 @@ def test_an_erased_account_is_nowhere_comes_back_by_no_extract_and_nobody_else_l
     assert f"     2 erased  {site.churn}: quarantined_rows\n" in said.out
     assert n_rows_naming(site, site.churn, account) == {}
     assert n_rows_naming(site, site.dagster, account) == {}
+    assert said.out.count(f"     1 erased  s3://{site.bucket}/delivered/variant=") == len(weeks)
+    require_delivered(site.bucket, "delivered/", site.current())
     assert files_naming(account, player.copies, load_settings().churn_home, tmp_path / "dagster-home") == set()
     # The extracts are their maker's: they are named and counted.
     extracts = {"data/churn/activity.parquet", "geography-us/data/churn/activity.parquet"}
@@ -438,15 +445,18 @@ def test_the_nightly_upkeep_drops_weeks_that_are_not_kept_and_all_that_is_record
     batch_id = store.publish(US, old, BatchInProgress([scored(3)], lambda: (told, quarantined)))[0][0]
     site.rows(site.churn, "INSERT INTO drift_flags VALUES (:batch, 'total_deposit', true)", batch=batch_id)
     job = defs.resolve_job_def("maintenance_job")
+    monkeypatch.setenv("CHURN_DELIVERY_PREFIX", f"s3://{site.bucket}/delivered")
 
     assert job.execute_in_process(instance=instance).success
     assert set(n_by_week(site, "churn_predictions")) == {monday(), kept, old, older}  # unset: for ever
+    assert {week for _, week in read_delivered(site.bucket, "delivered/")} == {monday(), kept, old, older}
     monkeypatch.setenv("CHURN_KEEP_WEEKS", "20")
     assert job.execute_in_process(instance=instance).success
 
     for table in ("churn_predictions", "scoring_batches", "scoring_attempts"):
         assert set(n_by_week(site, table)) == {monday(), kept}
     assert n_by_week(site, "churn_predictions") == {monday(): 3, kept: 3}
+    require_delivered(site.bucket, "delivered/", site.current())
     gone = site.rows(
         site.churn,
         "SELECT to_regclass(:a), to_regclass(:b)",

@@ -1,11 +1,18 @@
-"""Commands that change MLflow, for a child to be killed at."""
+"""Commands that change MLflow, or what is delivered, for a child to be killed at."""
 
+import sqlalchemy as sa
+
+from churn.database.erasure import Erasures
 from churn.deployment.services import Deployment
+from churn.storage.places import Bucket
 from churn.variants import Variant
+from churn.workflows.deliver import Deliverer
+from churn.workflows.erase import Eraser
 from experiment_tracking.log_model import adopt_models, build_parser, log_variants
 from tests.support.faults.house import VARIANTS
 
 VARIANT = VARIANTS[3]
+DELIVERED = Variant(company="delivered")
 
 
 def promote(deployment: Deployment) -> None:
@@ -14,6 +21,21 @@ def promote(deployment: Deployment) -> None:
 
 def roll_back(deployment: Deployment) -> None:
     deployment.promoter().roll_back(VARIANT, "a drill")
+
+
+def deliverer_of(deployment: Deployment, bucket: str) -> Deliverer:
+    return Deliverer(deployment.database, Erasures(deployment.database), Bucket(bucket), "delivered/")
+
+
+def deliver(deployment: Deployment, bucket: str) -> None:
+    deliverer_of(deployment, bucket).deliver(DELIVERED)
+
+
+def erase(deployment: Deployment, bucket: str, server: sa.URL) -> None:
+    """Erase account 2 as an administrator, who is the owner, and deliver what that leaves to the next delivery."""
+    eraser = Eraser(server, server.set(database="none"), [], deliverer_of(deployment, bucket))
+    list(eraser.erase_account(2, DELIVERED))
+    deliver(deployment, bucket)
 
 
 def register(deployment: Deployment, key: str) -> None:

@@ -70,6 +70,19 @@ REGISTERING: Mapping[str, tuple[str, str, str]] = {
 }
 """Likewise for a process that registers a model."""
 
+_DELIVER = "churn.workflows.deliver"
+DELIVERING: Mapping[str, tuple[str, str, str]] = {
+    "nothing is delivered": (_DELIVER, "Deliverer._deliver", "entered"),
+    "the rows are read": (_DELIVER, "export_week", "left"),
+    "the object is written": ("churn.storage.places", "Bucket.upload", "left"),
+    "the manifest is written": ("churn.storage.places", "Bucket.swap", "left"),
+    "an old object is deleted": ("churn.storage.places", "Bucket.erase", "left"),
+    "everything is delivered": (_DELIVER, "Deliverer._deliver", "left"),
+    "a week is withdrawn": (_DELIVER, "Deliverer.withdraw", "left"),
+    "an account is erased": ("churn.workflows.erase", "erase_rows", "left"),
+}
+"""Likewise for a process that delivers what is published, or erases an account from it."""
+
 _CALLS_BEFORE = {"rows are half sent": 2, "commit is asked for": 1, "two aliases are moved": 1}
 
 
@@ -79,7 +92,7 @@ def _die() -> None:
 
 def arm(point: str) -> None:
     """Make this process kill itself when it comes to a point."""
-    module_name, path, when = {**POINTS, **MOVES, **REGISTERING}[point]
+    module_name, path, when = {**POINTS, **MOVES, **REGISTERING, **DELIVERING}[point]
     owner: Any = importlib.import_module(module_name)
     *outer, name = path.split(".")
     for part in outer:

@@ -103,10 +103,11 @@ resource "aws_iam_role" "task" {
 locals {
   mlflow_objects  = ["${var.bucket_arn}/mlflow/*", "${var.bucket_arn}/*/mlflow/*"]
   history_objects = ["${var.bucket_arn}/history/*", "${var.bucket_arn}/*/history/*"]
+  delivery        = regexall("^s3://([^/]+)/(.*[^/])", lookup(var.settings, "CHURN_DELIVERY_PREFIX", ""))
   policies        = { code = data.aws_iam_policy_document.code.json, mlflow = data.aws_iam_policy_document.mlflow.json }
 }
 
-# SECURITY.md, "AWS": reads the bucket, writes models and histories, removes parts of histories that were folded or held an erased account.
+# SECURITY.md, "AWS": reads the bucket, writes models, histories and what is delivered, removes parts of histories that were folded or held an erased account, and what was delivered.
 data "aws_iam_policy_document" "code" {
   statement {
     sid       = "List"
@@ -130,6 +131,32 @@ data "aws_iam_policy_document" "code" {
     sid       = "Erase"
     actions   = ["s3:DeleteObject", "s3:DeleteObjectVersion"]
     resources = local.history_objects
+  }
+
+  # Of another bucket, its owner must allow the same, and the use of its key.
+  dynamic "statement" {
+    for_each = local.delivery
+
+    content {
+      sid       = "ListDelivered"
+      actions   = ["s3:ListBucket", "s3:ListBucketVersions"]
+      resources = ["arn:${data.aws_partition.current.partition}:s3:::${statement.value[0]}"]
+      condition {
+        test     = "StringLike"
+        variable = "s3:prefix"
+        values   = ["${statement.value[1]}/*"]
+      }
+    }
+  }
+
+  dynamic "statement" {
+    for_each = local.delivery
+
+    content {
+      sid       = "Deliver"
+      actions   = ["s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:DeleteObjectVersion"]
+      resources = ["arn:${data.aws_partition.current.partition}:s3:::${statement.value[0]}/${statement.value[1]}/*"]
+    }
   }
 
   statement {

@@ -1,0 +1,97 @@
+"""At stake: whoever reads what is delivered sees each week whole and once, and none that is not published any more."""
+
+import re
+from dataclasses import replace
+from datetime import timedelta
+
+import boto3
+import dagster as dg
+import polars as pl
+import pytest
+
+from churn.cli.main import main
+from churn.database.erasure import Erasures
+from churn.database.predictions import BatchInProgress, Challenge, PredictionStore
+from churn.deployment.services import Deployment
+from churn.storage.places import Bucket
+from churn.variants import Variant
+from churn.versions import CHALLENGER
+from churn.workflows.deliver import Deliverer
+from orchestration.assets.scoring import deliver_all
+from tests.support import ROOT
+from tests.support.batches import NO_ROWS, WEEK, record, scored
+from tests.support.delivered import read_delivered, require_delivered
+from tests.support.site import Run, Site
+
+PREFIX = "delivered/"
+US, BASE = Variant("us"), Variant()
+BEFORE = WEEK - timedelta(weeks=1)
+
+
+@pytest.fixture
+def store(site: Site, monkeypatch: pytest.MonkeyPatch) -> PredictionStore:
+    monkeypatch.setenv("CHURN_DELIVERY_PREFIX", f"s3://{site.bucket}/{PREFIX}")
+    boto3.client("s3").put_bucket_versioning(Bucket=site.bucket, VersioningConfiguration={"Status": "Enabled"})
+    return PredictionStore(site.login.set(database=site.churn))
+
+
+def batch(n_rows: int, **changed: object) -> BatchInProgress:
+    told = record(n_rows, **changed)
+    return BatchInProgress([scored(n_rows)], lambda: (told, NO_ROWS))
+
+
+def publish(store: PredictionStore, n_rows: int, **changed: object) -> None:
+    told = record(n_rows, **changed)
+    store.publish(told.variant, told.scored_week, batch(n_rows, **changed))
+
+
+def keys(site: Site) -> dict[str, str]:
+    listed = boto3.client("s3").list_objects_v2(Bucket=site.bucket, Prefix=PREFIX)
+    return {item["Key"]: str(item["LastModified"]) for item in listed.get("Contents", [])}
+
+
+def test_every_week_is_delivered_once_and_replaced_with_its_batch(
+    site: Site, store: PredictionStore, run_main: Run
+) -> None:
+    publish(store, 2, scored_week=BEFORE)
+    challenge = Challenge(lambda: batch(40, variant=BASE, role=CHALLENGER, model_version=2), 2, 5_000, "salt")
+    store.publish(BASE, WEEK, batch(40, variant=BASE), challenge)
+
+    said = run_main(main, "deliver", "--week", str(WEEK))
+    uri = f"s3://{site.bucket}/{PREFIX}variant=base/week={WEEK}/batch-"
+    assert (said.status, said.err) == (0, "")
+    assert said.out.startswith(f"base, week of {WEEK}: 40 accounts delivered, {uri}")
+    assert run_main(main, "deliver", "--all-weeks", "--variant", "geography-us").out.count("accounts") == 1
+    require_delivered(site.bucket, PREFIX, site.current())
+    before = keys(site)
+    assert run_main(main, "deliver", "--all-weeks").out.strip() == ""
+    assert keys(site) == before
+
+    publish(store, 4, scored_week=BEFORE)
+    assert run_main(main, "deliver", "--week", str(BEFORE)).out.count("accounts") == 1
+    require_delivered(site.bucket, PREFIX, site.current())
+    page = (ROOT / "docs/how-to/read-delivered-files.md").read_text()
+    (code,) = re.findall(r"<!-- read -->\n```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, pl.DataFrame] = {}
+    exec(code.replace("BUCKET", site.bucket).replace("2026-11-23", str(BEFORE)), names)  # noqa: S102 our own page
+    assert names["predictions"].equals(read_delivered(site.bucket, PREFIX)[US.key, BEFORE])
+
+
+def test_what_others_do_in_the_middle_of_a_delivery_is_put_right_and_a_bucket_that_is_missing_is_named(
+    site: Site, store: PredictionStore, deployment: Deployment
+) -> None:
+    class Overtaken(Bucket):
+        def swap(self, key: str, body: bytes, version: str | None) -> None:
+            if version is None:
+                self.write(key, b"{}")
+                self.write(key.replace("manifests/", "").replace(".json", "/batch-1-0.parquet"), b"")
+            super().swap(key, body, version)
+
+    publish(store, 3)
+
+    Deliverer(deployment.database, Erasures(deployment.database), Overtaken(site.bucket), PREFIX).deliver(US)
+
+    require_delivered(site.bucket, PREFIX, site.current())
+    settings = deployment.settings.model_copy(update={"churn_delivery_prefix": "s3://no-such-bucket-here/folder"})
+    failed = deliver_all(dg.build_op_context(), replace(deployment, settings=settings), [US.key])
+    assert "the bucket s3://no-such-bucket-here does not exist" in failed[US.key]
