@@ -57,7 +57,7 @@ def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterabl
     """Start, or join, the embedded PostgreSQL for the duration of a ``with`` block.
 
     The server listens on 127.0.0.1 only. It stops at the end of the last block that uses it, in whichever process, and
-    within seconds if all processes that used it were killed.
+    within seconds if all processes that used it were killed, or the one that watches them.
 
     Args:
         home: The project's state folder; the server's files are in ``home/postgres``.
@@ -193,7 +193,6 @@ class _Server:
 
     def _start(self, alive: int, ports: Iterable[int]) -> None:
         self._drop_foreign_pid()
-        host.watch(self.folder)
         output = "no port to try"
         with os.fdopen(host.open_private(self.log, os.O_RDWR | os.O_APPEND | os.O_CREAT), "rb") as log:
             for port in ports:
@@ -202,10 +201,8 @@ class _Server:
                 settings = (
                     f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c max_connections=300 "
                     f"-c max_wal_size=4GB -c checkpoint_timeout=15min"
-                )
-                action = ("start", "-w", "-t", str(_WAIT_SECONDS), "-o", settings)
-                start = self.programs.run("pg_ctl", *action, data=self.data, inherit=[alive], output=log.fileno())
-                if start.returncode == 0:
+                ).split()
+                if self.programs.start(self.folder, settings, data=self.data, alive=alive, log=log.fileno()):
                     return
                 log.seek(before)
                 output = log.read().decode(errors="replace")

@@ -50,6 +50,29 @@ class Programs:
         """Run a program on the data folder and wait for it; it and its children inherit the descriptors ``inherit``."""
         return _run_as(self.account, self.folder / name, *arguments, data=data, inherit=inherit, output=output)
 
+    def start(self, folder: Path, settings: Sequence[str], *, data: Path, alive: int, log: int) -> bool:
+        """Start the server, whose processes inherit ``alive``; returns whether it is ready.
+
+        A watcher of the users' lock in ``folder`` is its parent, unless a process that changed its user is no longer
+        allowed to run this Python; then the next user stops what killed users left.
+        """
+        watcher = Path(__file__).with_name("embedded_watch.py")
+        if os.access(sys.executable, os.X_OK) and os.access(watcher, os.R_OK):
+            account = [str(number) for number in self.account or (-1, -1)]
+            command: list[str | Path] = [
+                sys.executable,
+                "-I",
+                "-S",
+                watcher,
+                folder,
+                *account,
+                self.folder / "postgres",
+                *settings,
+            ]
+            return _run_as(None, *command, data=data, inherit=[alive], output=log).returncode == 0
+        action = ("start", "-w", "-t", "300", "-o", " ".join(settings))
+        return self.run("pg_ctl", *action, data=data, inherit=[alive], output=log).returncode == 0
+
 
 def _run_as(
     account: Account | None,
@@ -243,10 +266,3 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def watch(folder: Path) -> None:
-    """Start the process that stops the server after all its users were killed; if it fails, the next user does so."""
-    program = Path(__file__).with_name("embedded_watch.py")
-    with suppress(OSError):  # a process that changed its user may no longer be allowed to run this Python
-        _run_as(None, sys.executable, "-I", "-S", program, folder, output=subprocess.DEVNULL)

@@ -268,7 +268,21 @@ def test_a_forked_child_does_not_keep_the_server_of_a_killed_user(used_home):
 def watchers(home: Path) -> list[int]:
     folder = str((home / "postgres").resolve())
     listed = (line.split(maxsplit=1) for line in ps("-axww", "-o", "pid=,args=").splitlines())
-    return [int(pid) for pid, command in listed if "embedded_watch.py" in command and command.endswith(folder)]
+    return [int(pid) for pid, command in listed if f"embedded_watch.py {folder} " in command]
+
+
+@pytest.mark.parametrize("also_user", [True, False])
+def test_a_server_ends_with_its_watcher_and_the_next_user_starts_both(used_home, also_user):
+    with other_process(used_home) as user:
+        server = server_pid(used_home)
+        for process in (*watchers(used_home), *([user.pid] if also_user else [])):
+            os.kill(process, signal.SIGKILL)
+        assert eventually(lambda: is_gone(server))
+
+        with embedded_postgres(used_home) as url:
+            assert ask(url, "select n from kept") == 7
+            assert len(watchers(used_home)) == 1
+    assert not is_listening(url.port)
 
 
 def test_what_was_committed_survives_the_kill_of_the_server(used_home):
