@@ -102,3 +102,7 @@ class StoreError(ChurnError):
 
 class DatabaseUnavailableError(StoreError, TransientError):
     """PostgreSQL did not answer, or the connection was lost during a call."""
+
+
+class LockTimeoutError(DatabaseUnavailableError):
+    """Another session did not release its lock on a table in time."""

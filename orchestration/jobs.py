@@ -17,6 +17,7 @@ from pydantic import Field
 from churn.database.events import ModelEvent
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
+from churn.weeks import monday_of
 from churn.wording import counted
 from churn.workflows.erase import drop_old_weeks
 from churn.workflows.fleet import error_text, for_each_variant
@@ -25,6 +26,8 @@ from orchestration.assets.scoring import deliver_all
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS, TRAINED
 from orchestration.fleet import RUN_TAGS, root_run
 from orchestration.resources import Services
+
+WEEKS_AHEAD = 5
 
 evaluation_job = dg.define_asset_job(
     "evaluation_job",
@@ -130,6 +133,14 @@ def promotion_job() -> None:
     move_champions()
 
 
+@dg.op(description=f"Opens the partitions of this week and of the next {WEEKS_AHEAD}, so that no weekly run has to.")
+def open_weeks_ahead(context: dg.OpExecutionContext, services: Services) -> None:
+    """Open each week once."""
+    with services.open() as deployment:
+        weeks = deployment.store().open_weeks(monday_of(datetime.now(UTC).date()), 1 + WEEKS_AHEAD)
+        _log_weeks(context, "open", weeks)
+
+
 @dg.op(description="Indexes the weeks that are over by account, for account look-up and erasure.")
 def index_closed_weeks(context: dg.OpExecutionContext, services: Services) -> None:
     """Index each week once: building the index is cheapest when all rows of the week are there."""
@@ -183,11 +194,12 @@ def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -
 
 
 @dg.job(
-    description="Ingests extracts that were scored, indexes closed weeks of predictions by account, and drops weeks "
-    "older than the retention period, CHURN_KEEP_WEEKS. Completes what is delivered."
+    description="Opens coming weeks of predictions, ingests extracts that were scored, indexes closed weeks by "
+    "account, and drops weeks older than the retention period, CHURN_KEEP_WEEKS. Completes what is delivered."
 )
 def maintenance_job() -> None:
     """Maintain the activity histories and the predictions database."""
+    open_weeks_ahead()
     ingest_scored_extracts()
     index_closed_weeks()
     drop_weeks_not_kept()

@@ -4,6 +4,7 @@ Every connection acts as one of three group roles, none of which can log in: the
 publishes batches and reads MLflow's tables, the reader reads. ``experiment_tracking/setup.py`` creates the roles.
 """
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import psycopg2
 import sqlalchemy as sa
+import tenacity
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -22,18 +24,22 @@ from churn.errors import (
     ChurnError,
     CredentialsError,
     DatabaseUnavailableError,
+    LockTimeoutError,
     StoreError,
     UsageError,
 )
+
+logger = logging.getLogger(__name__)
 
 ANSWER_WITHIN_S = 600.0
 THREADED_POOL_SIZE = 4
 """Pool size for objects that several threads share: opening a connection costs the server more than most queries."""
 
-# The server must release the locks of a client that vanished; its default is two hours.
+# The server must release the locks of a client that vanished; its default is two hours. Ours may be idle in a
+# transaction for longer than analysts, such as while a challenger's rows are read.
 _SERVER_LIMITS = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=60000 "
-    "-c client_connection_check_interval=10000"
+    "-c client_connection_check_interval=10000 -c idle_in_transaction_session_timeout=3600000"
 )
 # Starting a parallel worker or JIT compilation takes longer than the queries that threads run for one variant.
 _SMALL_QUERIES = "-c max_parallel_workers_per_gather=0 -c jit=off"
@@ -52,8 +58,8 @@ _IS_SET = "SELECT current_setting(s) FROM unnest('{role,timezone,client_connecti
 _SETUP = "run experiment_tracking/setup.py, which makes and grants what is missing"
 
 # Connection, serialization, resources, shutdown, cancelled or timed out, lock timeout, a standby after a failover.
-_READ_ONLY = "25006"
-_TRANSIENT_STATES = ("08", "40", "53", "57P", "57014", "25P03", "25P04", "55P03", _READ_ONLY)
+_READ_ONLY, _LOCK_TIMEOUT = "25006", "55P03"
+_TRANSIENT_STATES = ("08", "40", "53", "57P", "57014", "25P03", "25P04", _LOCK_TIMEOUT, _READ_ONLY)
 # What the driver, servers and poolers say, without a SQLSTATE, that may answer later.
 _UNANSWERED = re.compile(
     r"(?i)connection refused|is the server running|tim(e|ed).?out|translate host|closed|reset by|broken pipe|EOF|"
@@ -72,6 +78,15 @@ SETUP_NEEDS = (
     "login's database, that must run GRANT ALL ON SCHEMA public TO this login WITH GRANT OPTION"
 )
 _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
+
+retry_locked = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(LockTimeoutError),
+    stop=tenacity.stop_after_delay(600),  # by then a reader that forgot its transaction was disconnected
+    wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
+    before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
+    reraise=True,
+)
+"""Decorates a function whose strong locks have a short timeout: others queue behind it only that long at a time."""
 
 _SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}
 """Where a login was read, by user, host and port."""
@@ -162,6 +177,10 @@ class Tables:
         self._url = url
         self._engine = create_engine(url, role=self.role, pool_size=self.pool_size, answer_within_s=answer_within_s)
 
+    def close(self) -> None:
+        """Close the pool's connections; a later statement opens others."""
+        self._engine.dispose()
+
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
         """Open a connection, and commit at the end of the block."""
@@ -248,6 +267,9 @@ def _translate(error: BaseException, url: sa.URL, remedy: str) -> ChurnError:
     if not state and not isinstance(error, _OURS):
         return _translate_refusal(text, where, url, remedy)
     text = f"{state}: {text}" if state else text
+    if state == _LOCK_TIMEOUT:
+        idle = "SELECT * FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        return LockTimeoutError(f"{where} is locked by another session ({text}); try again, or see {idle}")
     if state.startswith(_TRANSIENT_STATES):
         return DatabaseUnavailableError(f"{where} hit a transient error ({text}); try again")
     if state == _DENIED:

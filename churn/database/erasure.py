@@ -10,7 +10,7 @@ from datetime import date
 import sqlalchemy as sa
 
 from churn.data.erased import Erased, Tombstone, tombstone
-from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock
+from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock, retry_locked
 from churn.errors import StoreError
 from churn.variants import Variant
 
@@ -126,11 +126,12 @@ def _erase_texts(url: sa.URL, account_id: int, *, dry_run: bool) -> int:
     return n_texts
 
 
+@retry_locked
 def drop_weeks(url: sa.URL, before: date, *, dry_run: bool = False) -> list[date]:
     """Drop all weeks before a day, in every table; returns the weeks that had predictions.
 
     Raises:
-        DatabaseUnavailableError: If a reader blocks the table for longer than five seconds; nothing is dropped.
+        LockTimeoutError: If readers blocked the table whenever it was tried; nothing is dropped.
     """
     with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
         weeks = list(connection.scalars(sa.text("SELECT drop_weeks(:before)"), {"before": before}))

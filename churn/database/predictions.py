@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,16 @@ import psycopg2
 import sqlalchemy as sa
 
 from churn.data.erased import Erased
-from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert, lock
+from churn.database.connection import (
+    READER,
+    WRITER,
+    Tables,
+    create_engine,
+    errors_translated,
+    insert,
+    lock,
+    retry_locked,
+)
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
 from churn.database.erasure import block_erasures, read_erased
 from churn.database.extracts import HistoryStatus
@@ -292,6 +301,14 @@ class PredictionStore(Tables):
         with errors_translated(self._url), self._engine.connect() as connection:
             return read_erased(connection, *variants)
 
+    def open_weeks(self, first: date, n: int) -> list[date]:
+        """Open the partitions of ``n`` weeks, so that no weekly run has to; returns the weeks. Idempotent."""
+        weeks = [first + timedelta(weeks=i) for i in range(n)]
+        for week in weeks:
+            self._open_week(week)
+        return weeks
+
+    @retry_locked
     def index_closed_weeks(self, today: date) -> list[date]:
         """Index the weeks that are over by account, which is cheapest when they are complete; returns those indexed."""
         engine = create_engine(self._url, role=WRITER, answer_within_s=_INDEX_WITHIN_S)
@@ -327,8 +344,8 @@ class PredictionStore(Tables):
     def _open_week(self, week: date) -> None:
         if week in self._opened:
             return
-        # In a separate transaction: creating a partition locks the table, and must not wait for a batch to be
-        # written. Readers queue behind the waiting lock, so the wait is short, and the caller tries again.
+        # In a separate transaction: creating a partition excludes other DDL, which must not wait for a batch to be
+        # written. Nor may the batch wait long for other DDL; the caller tries again.
         with self._transaction() as connection:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_WEEK_LOCK_TIMEOUT}'")
             connection.execute(sa.text("SELECT open_week(:week)"), {"week": week})

@@ -15,12 +15,31 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from churn.database.connection import OWNER, READER, SETUP_NEEDS, WRITER, create_engine, errors_translated
+from churn.database.connection import OWNER, READER, SETUP_NEEDS, WRITER, create_engine, errors_translated, retry_locked
 from churn.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 _LOCK = "SELECT pg_advisory_lock(hashtextextended('churn set-up', 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('churn set-up', 0))"
 _setting_up = functools.partial(errors_translated, remedy=SETUP_NEEDS)  # which does not advise to run set-up
+_LOCK_WITHIN = "400ms"  # readers queue behind a migration that waits for another reader
+# Readers lock a view, then its tables. In the other order, a migration and a reader would wait for each other.
+_LOCK_VIEWS = """
+DO $$ DECLARE view name; BEGIN
+    FOR view IN SELECT viewname FROM pg_views WHERE schemaname = 'public' AND viewowner = current_user LOOP
+        EXECUTE format('ALTER VIEW public.%I OWNER TO CURRENT_USER', view);
+    END LOOP;
+END $$
+"""
+_LIMIT_READERS = """
+SELECT format('ALTER DATABASE %I SET idle_in_transaction_session_timeout = %L', datname, '5min') AS statement,
+       pg_has_role(datdba, 'USAGE') AS is_owner
+FROM pg_database AS d WHERE datname = current_database() AND NOT EXISTS (
+    SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid AND setrole = 0
+    AND array_to_string(setconfig, ' ') LIKE '%idle_in_transaction_session_timeout=%'
+)
+"""
 _ALREADY = ("42P04", "42710", "23505")  # duplicate database, duplicate object, unique violation in a race
 
 
@@ -56,11 +75,13 @@ def ensure_roles(url: sa.URL) -> list[str]:
     return created
 
 
+@retry_locked
 def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
     """Migrate the predictions database as the owner role; returns the revisions before, if any, and after.
 
     Raises:
         StoreError: If its schema is none that this code can migrate.
+        LockTimeoutError: If readers blocked its tables whenever it was tried; nothing is migrated.
     """
     config = _alembic_config()
     with _setting_up(url), create_engine(url).connect() as connection, _set_up_lock(connection):
@@ -74,7 +95,11 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
                 f"a commit between releases; use the code that made it, or first set it up with release 0.9.0 or, if "
                 f"it was made later, the last commit with migration {before} (docs/adr/0039)"
             )
+        _limit_idle_readers(connection)
         connection.exec_driver_sql(f"SET ROLE {OWNER}")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_WITHIN}'")
+        if before != _known_revisions()[0]:
+            connection.exec_driver_sql(_LOCK_VIEWS.replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.exec_driver_sql(f"GRANT SELECT ON alembic_version TO {WRITER}, {READER}")
@@ -84,6 +109,20 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
     return before, str(after)
 
 
+def _limit_idle_readers(connection: sa.Connection) -> None:
+    """End sessions that are idle in a transaction, whose locks stop retention, unless the database has a limit.
+
+    A database's setting reaches every login, a group role's does not reach its members. Our connections have their own.
+    """
+    for statement, is_owner in connection.exec_driver_sql(_LIMIT_READERS.replace("%", "%%")).all():
+        if is_owner:
+            connection.exec_driver_sql(statement)
+        else:
+            logger.warning("open transactions of readers stop retention; its owner can limit them by %s", statement)
+    connection.commit()
+
+
+@retry_locked
 def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
     """Migrate MLflow's database, and grant the writer role read access; returns the revisions before and after.
 
@@ -95,7 +134,8 @@ def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
     with _setting_up(url), create_engine(url).connect() as connection, _set_up_lock(connection):
         before = MigrationContext.configure(connection).get_current_revision()
         connection.commit()
-        upgrade.callback(url.render_as_string(hide_password=False))
+        limited = url.update_query_dict({"options": f"-c lock_timeout={_LOCK_WITHIN}"})
+        upgrade.callback(limited.render_as_string(hide_password=False))
         connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA public TO {WRITER}")
         connection.exec_driver_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {WRITER}")
         connection.commit()

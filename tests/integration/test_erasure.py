@@ -26,8 +26,7 @@ from churn.cli.main import main
 from churn.data.erased import Erased, tombstone
 from churn.data.formats import read_frame
 from churn.data.labels import Horizon
-from churn.database.connection import create_engine
-from churn.database.erasure import Erasures, drop_weeks, erase_rows
+from churn.database.erasure import Erasures, erase_rows
 from churn.database.predictions import BatchInProgress, PredictionStore
 from churn.deployment.services import Deployment
 from churn.deployment.settings import load_settings
@@ -492,13 +491,3 @@ def test_weeks_are_not_dropped_before_they_can_be_judged(site: Site, run_main: R
     assert first_kept_week(date(2026, 11, 24), 0, horizon) is None
     with pytest.raises(UsageError):
         first_kept_week(date(2026, 11, 24), 17, horizon)
-
-
-def test_weeks_that_somebody_reads_are_not_waited_for_long(site: Site, store: PredictionStore) -> None:
-    publish(store, scored_week=monday(30))
-    url = site.login.set(database=site.churn)
-    with create_engine(url).connect() as reading:
-        reading.exec_driver_sql("SELECT count(*) FROM churn_predictions")
-        with pytest.raises(DatabaseUnavailableError, match="lock timeout"):
-            drop_weeks(url, monday(20))
-    assert drop_weeks(url, monday(20)) == [monday(30)]
