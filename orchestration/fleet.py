@@ -4,7 +4,6 @@ Such an op logs each variant's report to Dagster when the variant is done, and a
 the variants that failed. Not here: the loop over the variants, which is ``churn.workflows.fleet``.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,12 +122,24 @@ class FleetRun:
         self.context = context
         self._assets = [spec.key.to_user_string() for spec in specs]
         self._severities = checks.severities(self._assets)
-        self._not_passed: dict[tuple[str, str], list[str]] = {check: [] for check in self._severities}
-        self._n_checked: Counter[tuple[str, str]] = Counter()
+        self._passed: dict[tuple[str, str], dict[str, bool]] = {check: {} for check in self._severities}
         self._failed: dict[str, BaseException] = {}
-        self._n_done = self._n_incomplete = 0
+        self._done: set[str] = set()
+        self._incomplete: set[str] = set()
         # Reuse the event log's connection, as a webserver does; by default each event opens three.
         context.instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
+        for run_id in reversed(resumed_runs(context)):
+            self._recall(run_id)
+
+    def _recall(self, run_id: str) -> None:
+        """Count what an earlier try, or a run that this one resumes, has logged."""
+        kinds = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION}
+        for entry in self.context.instance.all_logs(run_id, kinds):
+            event = entry.get_dagster_event()
+            if isinstance(one := event.event_specific_data, dg.AssetCheckEvaluation):
+                self._passed.get((one.asset_key.to_user_string(), one.check_name), {})[one.partition or ""] = one.passed
+            elif event.asset_key == dg.AssetKey.from_user_string(self._assets[-1]) and event.partition:
+                self._done.add(event.partition)
 
     @contextmanager
     def open(self, services: Services) -> Iterator[Deployment]:
@@ -144,13 +155,15 @@ class FleetRun:
 
         By default these are the ones that this run, or a run that it resumes, has materialized.
         """
-        if done is None:
-            kind, instance = dg.DagsterEventType.ASSET_MATERIALIZATION, self.context.instance
-            entries = (entry for run_id in resumed_runs(self.context) for entry in instance.all_logs(run_id, kind))
-            done = {event.partition for entry in entries if (event := entry.dagster_event) and event.partition}
+        done = self._done if done is None else done
         left = [key for key in dict.fromkeys(self.context.partition_keys) if key not in done]
         self.context.log.info("%d variants to do, %d already done", len(left), len(done))
         return left
+
+    def untold(self, published: Collection[str], last_check: tuple[str, str]) -> list[str]:
+        """Return the run's variants that are ``published`` without the check that is logged last of each."""
+        told = self._passed[last_check]
+        return [key for key in dict.fromkeys(self.context.partition_keys) if key in published and key not in told]
 
     def log(self, attempts: Attempts[_Out], build: Callable[[str, _Out], AssetReport]) -> None:
         """Log the report of each variant that succeeds, and collect the errors of the others.
@@ -165,23 +178,20 @@ class FleetRun:
                 self._log_report(key, build_report(self._assets, partial(build, key, result)))
 
     def _log_report(self, key: str, report: AssetReport) -> None:
-        self._n_done += 1
+        self._done.add(key)
         if not report.is_dry_run and not log_report(self.context, key, report):
-            self._n_incomplete += 1
+            self._incomplete.add(key)
             return
         for evaluation in report.checks:
-            check = evaluation.asset_key.to_user_string(), evaluation.check_name
-            self._n_checked[check] += 1
-            if not evaluation.passed:
-                self._not_passed[check].append(key)
+            self._passed[evaluation.asset_key.to_user_string(), evaluation.check_name][key] = evaluation.passed
 
     def finish(self) -> Iterator[dg.AssetCheckResult]:
         """Yield a result of each check over all variants, then raise a failure that names the failed ones, if any.
 
         If the op will be retried, no result is yielded yet.
         """
-        if self._n_incomplete:
-            self.context.log.warning("%d of %d reports are incomplete", self._n_incomplete, self._n_done)
+        if self._incomplete:
+            self.context.log.warning("%d of %d reports are incomplete", len(self._incomplete), len(self._done))
         failure = self._failure(self._failed) if self._failed else None
         if failure is None or not failure.allow_retries:
             yield from self._check_results()
@@ -190,13 +200,16 @@ class FleetRun:
             raise failure
 
     def _check_results(self) -> Iterator[dg.AssetCheckResult]:
-        for (asset, name), keys in self._not_passed.items():
+        n_done, n_incomplete = len(self._done), len(self._incomplete)
+        for (asset, name), passed in self._passed.items():
+            checked = passed.keys() & self._done - self._incomplete
+            keys = [key for key in passed if key in checked and not passed[key]]
             yield dg.AssetCheckResult(
                 asset_key=asset,
                 check_name=name,
-                passed=not keys and not self._n_incomplete,
+                passed=not keys and not n_incomplete,
                 severity=self._severities[asset, name],
-                description=_describe_check(self._n_checked[asset, name], len(keys), self._n_done, self._n_incomplete),
+                description=_describe_check(len(checked), len(keys), n_done, n_incomplete),
                 metadata={"variants_that_failed": listed(keys, _NAMED_IN_CHECK) or "none"},
             )
 

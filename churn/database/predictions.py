@@ -110,6 +110,12 @@ class BatchRecord:
             return None
         return month_range(self.first_month, self.newest_month)
 
+    @classmethod
+    def of_columns(cls, values: Mapping[str, Any]) -> "BatchRecord":
+        """Build a record from the columns of its row."""
+        names = ("variant", "source_variant")
+        return cls(**{**values, **{name: Variant.from_key(values[name]) for name in names}})
+
     def columns(self) -> dict[str, Any]:
         """Return the values by column, in the types that PostgreSQL accepts."""
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -290,11 +296,23 @@ class PredictionStore(Tables):
         digest = hashlib.sha256(b"identity" + self.erased().salt).hexdigest()
         return f"{self._url.host}:{self._url.port or 5432}/{self._url.database} ({digest[:12]})"
 
-    def count_rows(self, batch_id: int, week: date) -> int:
-        """Count the rows of a batch in the table."""
-        query = "SELECT count(*) FROM churn_predictions WHERE scored_week = :week AND batch_id = :batch"
-        ((n_rows,),) = self._rows(query, week=week, batch=batch_id)
-        return int(n_rows)
+    def measure(self, batch_id: int, week: date) -> tuple[int, float, float]:
+        """Return the number of rows of a batch in the table, and the lowest and the highest score (0 without a row)."""
+        query = (
+            "SELECT count(*), coalesce(min(churn_probability), 0), coalesce(max(churn_probability), 0) "
+            "FROM churn_predictions WHERE scored_week = :week AND batch_id = :batch"
+        )
+        ((n_rows, lowest, highest),) = self._rows(query, week=week, batch=batch_id)
+        return n_rows, lowest, highest
+
+    def current(self, variant: Variant, week: date) -> dict[str, tuple[int, BatchRecord]]:
+        """Return id and record of the current batches of a variant's week, by role."""
+        query = (
+            f"SELECT batch_id, {', '.join(BatchRecord.__dataclass_fields__)} FROM scoring_batches "  # noqa: S608 our names
+            "WHERE variant = :variant AND scored_week = :week AND is_current"
+        )
+        rows = [row._asdict() for row in self._rows(query, variant=variant.key, week=week)]
+        return {row["role"]: (row.pop("batch_id"), BatchRecord.of_columns(row)) for row in rows}
 
     def erased(self, *variants: Variant) -> Erased:
         """Return the accounts erased from any of these variants, or from all."""

@@ -48,7 +48,7 @@ class BatchFigures:
 def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_of: date) -> list[CheckResult]:
     """Check a published batch; returns a result for each check that applies.
 
-    ``challenger_was_scored`` needs a challenger, and the checks of drift a reference.
+    ``challenger_was_scored`` needs a challenger, and the checks of drift a reference; ``rows_were_scored`` is the last.
     """
     low, high = figures.lowest, figures.highest
     n_stored, n_scored = figures.n_stored, figures.n_scored
@@ -60,7 +60,6 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     is_champion = figures.champion == batch.model_version
     versions = {"scored_with": batch.model_version, "champion": figures.champion or "unknown"}
     results = [
-        CheckResult("rows_were_scored", n_stored == n_scored > 0, {"n_stored": n_stored, "n_scored": n_scored}),
         CheckResult("probabilities_are_valid", is_valid, {"lowest": low, "highest": high}),
         CheckResult("input_came_from_s3", is_own, origin),
         CheckResult("input_is_activity", newest is not None, {"newest_month": str(newest or "none: encoded rows")}),
@@ -73,7 +72,9 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     if (missing := figures.untrained_missing) is not None:
         found = ", ".join(f"{name} of {n:,} accounts" for name, n in missing.items()) or "none"
         results.append(CheckResult("missing_values_were_trained", not missing, {"missing": found}))
-    return [*results, *_check_against_history(batch, history, as_of), *_check_against_reference(batch)]
+    results += [*_check_against_history(batch, history, as_of), *_check_against_reference(batch)]
+    counts = {"n_stored": n_stored, "n_scored": n_scored}
+    return [*results, CheckResult("rows_were_scored", n_stored == n_scored > 0, counts)]
 
 
 def _check_against_history(batch: ScoredBatch, history: History, as_of: date) -> list[CheckResult]:

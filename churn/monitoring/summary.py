@@ -40,8 +40,6 @@ class ScoreSummary:
     is_at_risk_known: bool = False
     is_calibrated: bool = False
     total: float = 0.0
-    lowest: float = 1.0
-    highest: float = 0.0
     fine_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_FINE_BINS, dtype=np.int64))
     top: list[tuple[float, int]] = field(default_factory=list)
     absolute: npt.NDArray[np.float64] | None = None
@@ -105,8 +103,6 @@ class ScoreSummary:
             return
         self.n += probabilities.size
         self.total += float(probabilities.sum(dtype=np.float64))
-        self.lowest = min(self.lowest, float(probabilities.min()))
-        self.highest = max(self.highest, float(probabilities.max()))
         self.fine_counts += np.histogram(probabilities, bins=_FINE_BINS, range=(0, 1))[0]
         best = np.argpartition(-probabilities, min(_TOP, probabilities.size) - 1)[:_TOP]
         highest = [(float(probabilities[i]), int(account_ids[i])) for i in best]

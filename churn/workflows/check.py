@@ -3,39 +3,51 @@
 from collections.abc import Mapping
 from contextlib import suppress
 
+from churn.database.predictions import BatchRecord
 from churn.errors import ChurnError
 from churn.monitoring.batch_checks import BatchFigures, CheckResult, check_batch, with_input
 from churn.monitoring.conditions import History, ScoredBatch, read_drifts
-from churn.versions import CHAMPION
-from churn.workflows.score import Scorer, ScoringOutcome
+from churn.versions import CHALLENGER, CHAMPION
+from churn.workflows.score import Scorer
 
 
-def check_published(outcome: ScoringOutcome, scorer: Scorer, histories: Mapping[str, History]) -> list[CheckResult]:
+def check_published(
+    batch_id: int,
+    record: BatchRecord,
+    scorer: Scorer,
+    histories: Mapping[str, History],
+    challenger: int | None = None,
+    *,
+    is_challenger_scored: bool,
+) -> list[CheckResult]:
     """Check a published batch, with the variants' earlier batches and inputs by key.
+
+    Args:
+        challenger: The version that was to score, too; ``None`` for the one that is challenger now, if any.
 
     Raises:
         ChurnError: If PostgreSQL does not answer; the batch stays published.
     """
-    record, summary = outcome.record, outcome.summary
     batch = ScoredBatch(
-        outcome.batch_id, record.variant.key, record.scored_week, record.model_version, record.n_rows_read,
+        batch_id, record.variant.key, record.scored_week, record.model_version, record.n_rows_read,
         data_of=record.source_variant.key, fallback_reason=record.fallback_reason, drifts=read_drifts(record.drift),
         as_of=record.as_of, newest_month=record.newest_month, n_newest=record.n_rows_newest_month,
         source_sha256=record.source_sha256,
     )  # fmt: skip
-    champion = None
+    aliases: Mapping[str, int] = {}
     with suppress(ChurnError):
-        champion = scorer.registry.aliases_of(record.variant).get(CHAMPION)
+        aliases = scorer.registry.aliases_of(record.variant)
+    n_stored, lowest, highest = scorer.store.measure(batch_id, record.scored_week)
     figures = BatchFigures(
         n_quarantined=record.n_rows_quarantined,
         n_scored=record.n_rows_scored,
-        n_stored=scorer.store.count_rows(outcome.batch_id, record.scored_week),
-        lowest=summary.lowest,
-        highest=summary.highest,
+        n_stored=n_stored,
+        lowest=lowest,
+        highest=highest,
         source=record.source,
-        champion=champion,
-        challenger=outcome.challenger_version,
-        is_challenger_scored=outcome.challenger_record is not None,
+        champion=aliases.get(CHAMPION),
+        challenger=challenger or aliases.get(CHALLENGER),
+        is_challenger_scored=is_challenger_scored,
         max_quarantine_share=scorer.max_quarantine_share,
         untrained_missing=record.untrained_missing,
     )

@@ -16,6 +16,8 @@ from pydantic import Field
 
 from churn.deployment.services import Deployment
 from churn.monitoring.conditions import MEMORY, History
+from churn.variants import Variant
+from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import parse_week
 from churn.workflows.check import check_published
 from churn.workflows.fleet import error_text, for_each_variant
@@ -28,6 +30,7 @@ from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
 OP_NAME = "score_variants"
+_LAST_CHECK = "store_predictions", "rows_were_scored"
 
 _spec = partial(dg.AssetSpec, group_name="weekly_scoring", owners=["team:retention"], skippable=True)
 
@@ -100,8 +103,10 @@ def weekly_assets(
         named = config.week or context.run.tags.get(WEEK_TAG)
         week = parse_week(named, today if named else root_run(context).create_timestamp.date())
         scorer = deployment.scorer()
-        keys = run.left(scorer.store.published_by(resumed_runs(context), week))
-        histories = deployment.fleet().histories(week - MEMORY, keys)
+        published = scorer.store.published_by(resumed_runs(context), week)
+        keys, untold = run.left(published), run.untold(published, _LAST_CHECK)
+        histories = deployment.fleet().histories(week - MEMORY, [*keys, *untold])
+        run.log(for_each_variant(partial(report_again, week, scorer, histories), untold), lambda _, report: report)
         report = partial(report_batch, histories=histories, model_link=deployment.model_link)
         request = FleetRequest.as_known(
             week, today=today, corrected=config.corrected, dagster_run_id=context.run.run_id
@@ -132,7 +137,28 @@ def report_batch(
     """Describe and check a published batch in the process that scored it; the report is small and picklable."""
 
     def build() -> AssetReport:
-        results = check_published(outcome, scorer, histories)
+        challenger, is_scored = outcome.challenger_version, outcome.challenger_record is not None
+        batch = outcome.batch_id, outcome.record
+        results = check_published(*batch, scorer, histories, challenger, is_challenger_scored=is_scored)
         return AssetReport(describe(outcome, model_link), checks.of_batch(outcome.record.variant.key, results))
+
+    return build_report(ASSETS, build)
+
+
+def report_again(week: date, scorer: Scorer, histories: Mapping[str, History], variant: Variant) -> AssetReport:
+    """Describe and check, from PostgreSQL, a batch that was published by a run that ended before it logged all."""
+
+    def build() -> AssetReport:
+        current = scorer.store.current(variant, week)
+        batch_id, record = current[CHAMPION]
+        challenger = current[CHALLENGER][1].model_version if CHALLENGER in current else None
+        is_scored = challenger is not None
+        results = check_published(batch_id, record, scorer, histories, challenger, is_challenger_scored=is_scored)
+        metadata = {
+            "dagster/row_count": record.n_rows_scored,
+            "batch_id": batch_id,
+            "published_by": record.dagster_run_id,
+        }
+        return AssetReport(dict.fromkeys(ASSETS, metadata), checks.of_batch(variant.key, results))
 
     return build_report(ASSETS, build)

@@ -14,8 +14,9 @@ from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.variants import Variant
 from churn.weeks import monday_of
-from orchestration.assets.scoring import OP_NAME
+from orchestration.assets.scoring import ASSETS, OP_NAME
 from orchestration.definitions import defs
+from orchestration.fleet import RESUME_TAGS
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import REASON_TAG, retraining_sensor
@@ -146,6 +147,40 @@ def test_a_retry_scores_the_week_that_its_first_run_was_launched_in(
     monday = monday_of(datetime.now(UTC).date())
     weeks = site.rows(site.churn, "SELECT scored_week FROM scoring_batches ORDER BY batch_id")
     assert weeks == [(monday,), (monday - timedelta(days=7),)]
+
+
+def test_what_a_killed_run_published_is_told_by_the_run_that_resumes_it(
+    site: Site, fleet: None, deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    tags = {RANGE_START_TAG: KEYS[0], RANGE_END_TAG: KEYS[-1]}
+    week = monday_of(datetime.now(UTC).date())
+    # What a kill between a commit and its events leaves: a failed run, and a batch of it.
+    killed = instance.create_run_for_job(weekly_job(), tags=tags)
+    instance.report_run_failed(killed)
+    deployment.scorer().score_variant(week_request(week, dagster_run_id=killed.run_id).of(US))
+    logged, parent = [], killed.run_id
+    for _ in range(2):
+        resume = dg.ReexecutionOptions(parent_run_id=parent)
+        config, resuming = {"ops": {OP_NAME: {"config": {"corrected": True}}}}, tags | {RESUME_TAGS[0]: "true"}
+        job = dg.reconstructable(weekly_job)
+        with dg.execute_job(job, instance, run_config=config, tags=resuming, reexecution_options=resume) as resumed:
+            assert resumed.success
+            logged.append((resumed.asset_materializations_for_node(OP_NAME), resumed.get_asset_check_evaluations()))
+        parent = resumed.run_id
+
+    assert site.rows(site.churn, "SELECT variant FROM scoring_batches ORDER BY batch_id") == [(US.key,), (EU.key,)]
+    (told, checked), (told_again, checked_again) = logged
+    assert sorted((event.asset_key.to_user_string(), event.partition) for event in told) == [
+        (asset, key) for asset in sorted(ASSETS) for key in KEYS
+    ]
+    checks = {key: {one.check_name for one in checked if one.partition == key} for key in KEYS}
+    assert "rows_were_scored" in checks[US.key]
+    assert checks[US.key] >= checks[EU.key]
+    assert told_again == []
+    assert [one for one in checked_again if one.partition] == []
+    for all_checked in (checked, checked_again):
+        summary = {one.check_name: one.description for one in all_checked if one.partition is None}
+        assert summary["rows_were_scored"] == "Passed for 2 of 2 variants."
 
 
 def evaluated(variant: Variant, as_of: date, high: float, deployment: Deployment) -> None:

@@ -61,7 +61,7 @@ def test_what_is_published_is_what_is_read(site: Site, store: PredictionStore) -
     assert held.select("geography", "company", "model_version", "source", "is_fallback", "is_foreign_data").unique(
         maintain_order=True
     ).rows() == [("us", None, 1, "s3", False, False)]
-    assert store.count_rows(batch_id, WEEK) == 5
+    assert store.measure(batch_id, WEEK) == (5, 0, 1)
     assert site.rows(site.churn, "SELECT unknown_levels FROM scoring_batches") == [({"brand_id": {"XX": 2}},)]
 
 

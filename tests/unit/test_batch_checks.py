@@ -34,8 +34,9 @@ def test_a_sound_batch_passes_every_check_that_applies():
 
     assert failed() == set()
     assert names == [
-        "rows_were_scored", "probabilities_are_valid", "input_came_from_s3", "input_is_activity",
+        "probabilities_are_valid", "input_came_from_s3", "input_is_activity",
         "quarantine_is_small", "model_is_the_champion", "row_count_is_usual", "data_is_fresh",
+        "rows_were_scored",
     ]  # fmt: skip
 
 

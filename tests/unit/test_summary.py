@@ -37,7 +37,6 @@ def test_figures_are_of_accounts_at_risk_or_of_all_where_that_is_unknown(is_at_r
     assert (summary.n, summary.n_scored) == (counted.sum(), 6)
     assert summary.mean == pytest.approx(scores.mean())
     assert summary.counts.sum() == counted.sum()
-    assert (summary.lowest, summary.highest) == pytest.approx((scores.min(), scores.max()))
     assert summary.importance(["x"])["x"] == pytest.approx(scores.mean())
     assert [account for _, account in summary.top] == accounts[np.argsort(-scores)].tolist()
     assert summary.record_fields()["n_at_risk"] == (None if is_at_risk is None else 3)
