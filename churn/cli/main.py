@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     deliver.add_argument("--variant", metavar="KEY", help="deliver this variant only; default: all")
     deliver.add_argument("--week", help="the Monday of the week, as YYYY-MM-DD; default: this week's")
     deliver.add_argument("--all-weeks", action="store_true", help="deliver all; withdraw weeks that were dropped")
+    alerts = commands.add_parser("alerts", help="list the alerts that wait for receivers, or drop those of one")
+    alerts.add_argument("--drop", metavar="RECEIVER", help="drop what waits for this receiver, which is gone")
     commands.add_parser("doctor", help="show what is set, reached, permitted and missing, without any secret")
     metrics = commands.add_parser("metrics", help="serve the state of the fleet to Prometheus until interrupted")
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
@@ -219,6 +221,22 @@ def _deliver(args: argparse.Namespace) -> None:
         print_attempts("churn deliver", for_each_variant(partial(deliverer.deliver, weeks=weeks), keys))
 
 
+def _alerts(args: argparse.Namespace) -> None:
+    from churn.deployment.services import open_deployment
+    from churn.workflows.alert import drop_waiting
+
+    with open_deployment() as deployment:
+        incidents, receivers = deployment.incidents(), deployment.receivers()
+        if args.drop:
+            n = drop_waiting(incidents, receivers, args.drop)
+            print(f"dropped {counted(n, 'alert')} that waited for {args.drop}")
+            return
+        waiting = incidents.undelivered()
+    for name in sorted({*receivers, *waiting}):
+        gone = "" if name in receivers else "  not in CHURN_ALERT_URLS; --drop drops them"
+        print(f"{waiting.get(name, 0):6,} waiting  {name}{gone}")
+
+
 def _doctor(_args: argparse.Namespace) -> None:
     from churn.cli.doctor import examine
 
@@ -232,5 +250,5 @@ def _doctor(_args: argparse.Namespace) -> None:
 
 _COMMANDS = {
     "demo": _demo, "up": _up, "score": _score, "explain": _explain, "report": _report, "metrics": _metrics,
-    "erase": _erase, "retain": _retain, "deliver": _deliver, "doctor": _doctor,
+    "erase": _erase, "retain": _retain, "deliver": _deliver, "alerts": _alerts, "doctor": _doctor,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from churn.database.connection import Tables, lock
+from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock
 from churn.monitoring import incidents
 from churn.monitoring.incidents import Change, Condition, Event, Incident, Severity
 
@@ -104,11 +104,16 @@ class Incidents(Tables):
             connection.execute(sa.text(_ATTEMPTED), values | {"retry_after_s": _pause_s(n_attempts)})
         return error is None
 
-    def count_undelivered(self, receivers: Collection[str]) -> int:
-        """Count the alerts that these receivers have not received yet."""
-        query = "SELECT count(*) FROM alert_deliveries WHERE delivered_at IS NULL AND receiver = ANY(:receivers)"
-        ((n,),) = self._rows(query, receivers=list(receivers))
-        return int(n)
+    def undelivered(self) -> dict[str, int]:
+        """Return the number of alerts that each receiver has not received yet, by name; none that has received all."""
+        query = "SELECT receiver, count(*) FROM alert_deliveries WHERE delivered_at IS NULL GROUP BY receiver"
+        return dict(map(tuple, self._rows(query)))
+
+    def drop_undelivered(self, receiver: str) -> None:
+        """Drop the alerts that wait for a receiver, as the owner role."""
+        statement = sa.text("DELETE FROM alert_deliveries WHERE receiver = :receiver AND delivered_at IS NULL")
+        with errors_translated(self._url), create_engine(self._url, role=OWNER).begin() as connection:
+            connection.execute(statement, {"receiver": receiver})
 
 
 def _write(connection: sa.Connection, change: Change) -> Change:

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import unicodedata
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -98,7 +99,8 @@ def _fetch_secret(name: str, region: str) -> str:
     config = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 4, "mode": "standard"})
     try:
         client = boto3.client("secretsmanager", region_name=region, config=config)
-        answer = within(_DEADLINE_S, lambda: client.get_secret_value(SecretId=name))
+        with closing(client):
+            answer = within(_DEADLINE_S, lambda: client.get_secret_value(SecretId=name))
     except aws.ClientError as error:
         raise _translate(error, name, region) from error
     except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:

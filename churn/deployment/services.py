@@ -7,17 +7,17 @@ supply values. Entry points open a deployment, and pass workflows the services t
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import sqlalchemy as sa
 
 from churn.data.labels import Horizon
-from churn.database.connection import LIBPQ_LIMITS, WRITER, locked, parse_database_url, require_connection
+from churn.database.connection import LIBPQ_LIMITS, WRITER, Tables, locked, parse_database_url, require_connection
 from churn.database.embedded import embedded_postgres
 from churn.database.erasure import Erasures
 from churn.database.evaluations import Evaluations
@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.workflows.score import Scorer
     from churn.workflows.train import FeatureNames, Trainer
 
+_SomeTables = TypeVar("_SomeTables", bound=Tables)
 _EQUAL_ON_NODES = (
     "churn_local_fallback", "churn_local_max_age", "churn_max_quarantine_share", "churn_max_unknown_level_share",
     "churn_reasons", "churn_horizon_months", "churn_delivery_delay_days",
@@ -79,6 +80,20 @@ class Deployment:
     tracking_uri: str = field(repr=False)
     local_root: Path
     is_embedded: bool
+    _opened: dict[type[Sources | Tables], Sources | Tables] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def close(self) -> None:
+        """Close the connections to the predictions database and to S3."""
+        for opened in self._opened.values():
+            opened.close()
+
+    def _tables(self, kind: type[_SomeTables]) -> _SomeTables:
+        """Open some tables of the predictions database, once."""
+        if kind not in self._opened:
+            self._opened[kind] = kind(self.database)
+        return cast(_SomeTables, self._opened[kind])
 
     @property
     def code_version(self) -> str:
@@ -114,11 +129,13 @@ class Deployment:
         return Horizon(self.settings.churn_horizon_months, self.settings.churn_label_lag_days)
 
     def sources(self) -> Sources:
-        """Open the bucket, if there is one, and its local copy."""
-        name, fallback = self.settings.mlflow_s3_bucket, self.settings.churn_local_fallback == "auto"
-        bucket, local = Bucket(name) if name else None, Folder(self.local_root)
-        max_age = self.settings.churn_local_max_age
-        return Sources(bucket, local, fallback=fallback, max_age=max_age, simulated=SIMULATED)
+        """Open the bucket, if there is one, and its local copy; once."""
+        if Sources not in self._opened:
+            name, fallback = self.settings.mlflow_s3_bucket, self.settings.churn_local_fallback == "auto"
+            bucket, local = Bucket(name) if name else None, Folder(self.local_root)
+            max_age = self.settings.churn_local_max_age
+            self._opened[Sources] = Sources(bucket, local, fallback=fallback, max_age=max_age, simulated=SIMULATED)
+        return cast(Sources, self._opened[Sources])
 
     def require_schema(self) -> None:
         """Raise ``ChurnError`` if the predictions database cannot be reached as its writer, or is not set up."""
@@ -129,7 +146,7 @@ class Deployment:
     def store(self) -> PredictionStore:
         """Open the predictions database as its writer."""
         self.require_schema()
-        return PredictionStore(self.database)
+        return self._tables(PredictionStore)
 
     def registry(self, *, read_only: bool) -> "Registry":
         """Open MLflow's registry; ``read_only`` as a database role that may only read, as scoring does."""
@@ -145,7 +162,7 @@ class Deployment:
                 limits = {name: str(value) for name, value in LIBPQ_LIMITS.items()}
                 url = self.mlflow_database.update_query_dict({**limits, "options": f"-c role={role}"})
                 uri = url.render_as_string(hide_password=False)
-        moves = ModelEvents(self.predictions).pending_moves if self.predictions is not None else dict
+        moves = self._tables(ModelEvents).pending_moves if self.predictions is not None else dict
         return Registry(uri, self.settings.churn_home / "cache" / "models", moves, self._registration_lock)
 
     @contextmanager
@@ -196,24 +213,24 @@ class Deployment:
     def history(self) -> ActivityHistory:
         """Open the activity histories, which do not store accounts that were erased."""
         delay = timedelta(days=self.settings.churn_delivery_delay_days)
-        return ActivityHistory(self.sources().primary, Erasures(self.database).settled, delay)
+        return ActivityHistory(self.sources().primary, self._tables(Erasures).settled, delay)
 
     def ingestion(self) -> Ingestion:
-        extracts, share = ScoredExtracts(self.database), self.settings.churn_max_quarantine_share
+        extracts, share = self._tables(ScoredExtracts), self.settings.churn_max_quarantine_share
         return Ingestion(self.sources(), self.history(), extracts, share)
 
     def evaluator(self, registry: "Registry | None" = None) -> "PerformanceEvaluator":
         """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""
         from churn.workflows.evaluate import PerformanceEvaluator
 
-        registry, results = registry or self.registry(read_only=True), Evaluations(self.database)
+        registry, results = registry or self.registry(read_only=True), self._tables(Evaluations)
         min_auc = self.settings.churn_min_auc
         return PerformanceEvaluator(self.ingestion(), registry, results, self.horizon, Limits(), min_auc)
 
     def events(self) -> ModelEvents:
         """Open the audit trail of the aliases."""
         self.require_schema()
-        return ModelEvents(self.database)
+        return self._tables(ModelEvents)
 
     def promoter(self) -> "Promoter":
         """Open the services that moving a variant's aliases needs."""
@@ -243,7 +260,7 @@ class Deployment:
             challenge=promoter.challenge,
             code_version=self.code_version,
             max_quarantine_share=settings.churn_max_quarantine_share,
-            results=Evaluations(self.database),
+            results=self._tables(Evaluations),
             plan=TrainingPlan(horizon=self.horizon, n_trials=n_trials, min_of_class=settings.churn_min_labels),
             limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
             features=features,
@@ -254,14 +271,19 @@ class Deployment:
         from churn.database.fleet import FleetTables
 
         self.require_schema()
-        return FleetTables(self.database)
+        return self._tables(FleetTables)
 
     def fleet_monitor(self) -> "FleetMonitor":
         """Open the services that monitoring the fleet needs; the registry is opened when it is queried."""
         from churn.workflows.monitor import FleetMonitor
 
         grace = timedelta(hours=self.settings.churn_schedule_grace_hours)
-        return FleetMonitor(self.fleet(), Incidents(self.database), self._champions, list(self.receivers()), grace)
+        return FleetMonitor(self.fleet(), self.incidents(), self._champions, list(self.receivers()), grace)
+
+    def incidents(self) -> Incidents:
+        """Open the incidents and their alerts."""
+        self.require_schema()
+        return self._tables(Incidents)
 
     def retraining_planner(self) -> "RetrainingPlanner":
         """Open the services that deciding which champions are retrained needs."""
@@ -316,7 +338,7 @@ class Deployment:
 
 @contextmanager
 def open_deployment(settings: Settings | None = None) -> Iterator[Deployment]:
-    """Resolve the services; on the embedded default, run PostgreSQL while the context lasts.
+    """Resolve the services, and close them at the end; on the embedded default, run PostgreSQL meanwhile.
 
     Args:
         settings: ``None`` reads the environment.
@@ -324,18 +346,20 @@ def open_deployment(settings: Settings | None = None) -> Iterator[Deployment]:
     Raises:
         ChurnError: If the settings are wrong or contradict each other, or the credentials cannot be read.
     """
-    settings = settings or load_settings()
-    if settings.mlflow_secret_name is not None:
-        yield _resolve(settings, read_secret(settings))
-    elif settings.mlflow_tracking_uri is not None:
-        yield _resolve(settings, None)
-    elif settings.churn_database_url is not None:
-        raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
-    elif {"mlflow_db_host", "mlflow_db_port"} & settings.model_fields_set:
-        raise UsageError("MLFLOW_DB_HOST or MLFLOW_DB_PORT is set without MLFLOW_SECRET_NAME, which has the login")
-    else:
-        with embedded_postgres(settings.churn_home, bin_dir=settings.churn_postgres_bin) as server:
-            yield _resolve(settings, server, is_embedded=True)
+    settings, server, is_embedded = settings or load_settings(), None, False
+    with ExitStack() as stack:
+        if settings.mlflow_secret_name is not None:
+            server = read_secret(settings)
+        elif settings.mlflow_tracking_uri is None:
+            if settings.churn_database_url is not None:
+                raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
+            if {"mlflow_db_host", "mlflow_db_port"} & settings.model_fields_set:
+                raise UsageError(
+                    "MLFLOW_DB_HOST or MLFLOW_DB_PORT is set without MLFLOW_SECRET_NAME, which has the login"
+                )
+            embedded = embedded_postgres(settings.churn_home, bin_dir=settings.churn_postgres_bin)
+            server, is_embedded = stack.enter_context(embedded), True
+        yield stack.enter_context(closing(_resolve(settings, server, is_embedded=is_embedded)))
 
 
 @contextmanager

@@ -258,6 +258,10 @@ class Bucket:
                 f"the AWS settings are wrong ({error}); correct AWS_PROFILE or AWS_ENDPOINT_URL"
             ) from error
 
+    def close(self) -> None:
+        """Close the connections; a later request opens others."""
+        self._client.close()
+
     def uri(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
 

@@ -92,6 +92,11 @@ class Sources:
     simulated: frozenset[str] = frozenset()
     patience_s: float = PATIENCE_S
 
+    def close(self) -> None:
+        """Close the bucket's connections."""
+        if isinstance(self.bucket, places.Bucket):
+            self.bucket.close()
+
     @property
     def primary(self) -> Place:
         """The place without fallback: the bucket, or the local folder if there is no bucket."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from churn.database.incidents import Alert, Incidents
 from churn.errors import UsageError
+from churn.wording import listed
 
 if TYPE_CHECKING:
     from apprise import NotifyBase
@@ -112,7 +113,25 @@ def deliver(incidents: Incidents, receivers: Mapping[str, Receiver], budget_s: f
     with ThreadPoolExecutor(MAX_THREADS) as pool:
         results = list(pool.map(lambda receiver: _deliver_to(receiver, incidents, until_s), receivers.values()))
     n_sent, n_failed = sum(n for n, _ in results), sum(is_failed for _, is_failed in results)
-    return Delivered(n_sent, n_failed, incidents.count_undelivered(receivers))
+    return Delivered(n_sent, n_failed, sum(n for name, n in incidents.undelivered().items() if name in receivers))
+
+
+def drop_waiting(incidents: Incidents, receivers: Mapping[str, Receiver], name: str) -> int:
+    """Drop the alerts that wait for a receiver that is gone; returns their number.
+
+    Raises:
+        UsageError: If the receiver is still configured, or none waits for one of this name.
+    """
+    waiting = incidents.undelivered()
+    if name in receivers:
+        raise UsageError(f"receiver {name!r} is in CHURN_ALERT_URLS and will get its alerts; remove it there first")
+    if name not in waiting:
+        gone = sorted(waiting.keys() - receivers.keys())
+        raise UsageError(
+            f"no alert waits for a receiver {name!r}; of those gone, there are for {listed(gone) or 'none'}"
+        )
+    incidents.drop_undelivered(name)
+    return waiting[name]
 
 
 def _deliver_to(receiver: Receiver, incidents: Incidents, until_s: float) -> tuple[int, bool]:

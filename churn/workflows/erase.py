@@ -8,6 +8,7 @@ account's rows in them are counted, and dropped whenever an extract is read.
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -92,7 +93,8 @@ class Eraser:
             yield Removed(uri, 1)
         texts = erase_from_dagster(self.dagster_database, account_id, dry_run=dry_run)
         yield Removed(f"{self.dagster_database.database}: texts in Dagster", texts)
-        erased = Erasures(self.database).only(account_id)
+        with closing(Erasures(self.database)) as erasures:
+            erased = erasures.only(account_id)
         for place_of_files in self.places:
             yield from _erase_files(place_of_files, variant, erased, dry_run=dry_run)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from churn.cli.main import main as churn
 from churn.database.connection import OWNER, create_engine
 from churn.database.incidents import LONGEST_RETRY_S, Incidents
 from churn.deployment.services import Deployment
@@ -26,7 +27,7 @@ from churn.monitoring.incidents import Condition
 from churn.workflows.alert import Delivered, Receiver, deliver, parse_receivers
 from tests.support import ROOT
 from tests.support.children import bound
-from tests.support.site import Site, wait_until
+from tests.support.site import Run, Site, wait_until
 
 NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -458,6 +459,26 @@ def test_what_waits_for_a_named_receiver_follows_its_name_to_another_url(
     assert list(wrong) == list(right) == ["ops"]
     assert deliver(incidents.at(LATER), right, 10) == Delivered(n_sent=1, n_failed=0, n_waiting=0)
     assert hook.titles == ["Input drifted: 1 variant"]
+
+
+def test_what_waits_for_a_receiver_that_is_gone_can_be_dropped(
+    site: Site, incidents: Incidents, run_main: Run, monkeypatch: pytest.MonkeyPatch
+):
+    incidents.reconcile([drifted("geography-us")], KINDS, ["gone", "ops"])
+    monkeypatch.setenv("CHURN_ALERT_URLS", f"ops={url_of(1)} new={url_of(2)}")
+
+    listed = run_main(churn, "alerts").out.splitlines()
+
+    assert [line.split()[:3] for line in listed] == [
+        ["1", "waiting", "gone"],
+        ["0", "waiting", "new"],
+        ["1", "waiting", "ops"],
+    ]
+    assert ["--drop" in line for line in listed] == [True, False, False]
+    run_main(churn, "alerts", "--drop", "ops").require_one_line("'ops' is in CHURN_ALERT_URLS", "remove it", status=2)
+    run_main(churn, "alerts", "--drop", "none").require_one_line("no alert waits", "there are for gone", status=2)
+    assert run_main(churn, "alerts", "--drop", "gone").out == "dropped 1 alert that waited for gone\n"
+    assert incidents.undelivered() == {"ops": 1}
 
 
 def test_two_receivers_with_one_name_are_refused_without_their_urls():
