@@ -96,7 +96,7 @@ class ArrayCache:
             with path.open("rb") as file:
                 header = file.readline()
             known, body = json.loads(header), np.memmap(path, np.uint8, "c", len(header)).view(np.ndarray)
-            if zlib.crc32(memoryview(body)) != known["crc"]:
+            if zlib.crc32(body.data) != known["crc"]:
                 return None
             os.utime(path)
             return {name: body[at : at + n].view(kind).reshape(shape) for name, kind, shape, at, n in known["arrays"]}
