@@ -31,7 +31,7 @@ import sqlalchemy as sa
 
 from benchmarks import drift
 from benchmarks.evaluating import fleet
-from churn.concurrency import CORES, in_threads
+from churn.concurrency import cores, in_threads
 from churn.database.connection import OWNER, create_engine
 from churn.deployment.code_version import code_version
 from churn.deployment.services import Deployment, open_deployment
@@ -154,7 +154,7 @@ def _monday(deployment: Deployment, folder: Path, n_variants: int, n_processes: 
     n_evaluated = int(totals["evaluated"])
     return Monday(
         evaluation=evaluated - started,
-        ingestion=totals["ingestion"] / n_processes / CORES,
+        ingestion=totals["ingestion"] / n_processes / cores(),
         processors=sum(getattr(ended, name) - getattr(children, name) for name in ("children_user", "children_system")),
         monitoring=monitored - evaluated,
         reporting=reported - monitored,

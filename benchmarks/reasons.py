@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from churn.concurrency import CORES, in_threads
+from churn.concurrency import cores, in_threads
 from churn.data.features import Encoding, Packed, derive, pack, plan_encoding, unpack
 from churn.inference.bundle import Bundle, read_bundle
 from churn.inference.engine import build_engine
@@ -35,7 +35,7 @@ def ours(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
 
 def pred_contribs(bundle: Bundle, encoding: Encoding, packed: Packed) -> np.ndarray:
     """XGBoost's own, on all cores."""
-    bundle.booster.set_param({"nthread": CORES})
+    bundle.booster.set_param({"nthread": cores()})
     return sum_by_column(bundle.contributions(unpack(packed, encoding)), encoding)
 
 

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 from churn.errors import TransientError
@@ -12,7 +13,6 @@ from churn.errors import TransientError
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
-CORES = 2
 FAILURES_IN_A_ROW = 3
 PAUSE_S = 30.0
 
@@ -26,11 +26,20 @@ def without_frames(error: BaseException) -> BaseException:
     return error
 
 
-def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int = CORES) -> Iterator[_Out]:
-    """Map in order on a few threads, with bounded read-ahead."""
+@cache
+def cores() -> int:
+    """Return the processor cores that this process may use, by its affinity and its control group's quota."""
+    from joblib import cpu_count  # its import takes 0.1 s
+
+    return int(cpu_count())
+
+
+def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Iterator[_Out]:
+    """Map in order on threads, as many as there are cores by default, with bounded read-ahead."""
     if isinstance(items, Sized) and len(items) == 1:  # starting a thread takes longer than a small task
         yield from map(work, items)
         return
+    threads = threads or cores()
     with ThreadPoolExecutor(threads) as pool:
         started: deque[Future[_Out]] = deque()
         for item in items:

@@ -96,6 +96,10 @@ class ClusterUnavailableError(ClusterError, TransientError):
     """A Ray cluster did not answer, had no node, or lost a variant's workers repeatedly."""
 
 
+class WorkerLostError(TransientError):
+    """The processes that scored a variant died repeatedly."""
+
+
 class StoreError(ChurnError):
     """PostgreSQL has no or an outdated schema, or rejected a statement."""
 

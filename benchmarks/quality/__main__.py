@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import quality
-from churn.concurrency import CORES
+from churn.concurrency import cores
 from churn.deployment.code_version import code_version
 
 
@@ -23,7 +23,7 @@ def main() -> int:
         print(run.stdout, flush=True)
         tables.append(run.stdout.strip() or f"## {name}\n\nIt ended with status {run.returncode} and printed nothing.")
         status = status or run.returncode
-    written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {code_version()}, {CORES} cores"
+    written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {code_version()}, {cores()} cores"
     head = f"# Quality of the scores\n\nWritten by `just quality` ({written}).\n"
     if not sys.argv[1:]:
         Path(__file__).parents[1].joinpath("QUALITY.md").write_text("\n\n".join([head, *tables]).rstrip() + "\n")

@@ -23,7 +23,7 @@ import xgboost as xgb
 from scipy import stats
 
 from benchmarks.quality import Target, report
-from churn.concurrency import CORES
+from churn.concurrency import cores
 from churn.data.features import Packed, encode, features, is_active, pack_matrix, plan_encoding
 from churn.evaluation.metrics import wilson_interval
 from churn.monitoring.conditions import LEAST_COMMON
@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     read = [N_REFERENCE + EVERY * n for n in range(N_READ)]
     simulate = partial(simulate_market, n_accounts=args.accounts, weeks=[*range(N_REFERENCE), *read])
-    with ProcessPoolExecutor(CORES, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         markets = list(pool.map(simulate, range(args.markets)))
     rng = np.random.default_rng(7)
     fleet = Fleet(markets, draw_members(rng, markets, args.variants))

@@ -27,7 +27,7 @@ import xgboost as xgb
 
 from benchmarks.quality import NONE, Target, bootstrap, report
 from benchmarks.quality.live import snapshot_of
-from churn.concurrency import CORES
+from churn.concurrency import cores
 from churn.data.features import encode, features, plan_encoding
 from churn.data.labels import Horizon
 from churn.data.scoring_rows import prepare
@@ -113,7 +113,7 @@ def _examples(shots: Sequence[Snapshot], encoding: object) -> tuple[np.ndarray, 
 
 def targets_of_worth(phase: str, n_variants: int) -> list[Target]:
     """Compare the sets over all variants."""
-    with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:  # polars' threads do not survive a fork
+    with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:  # polars' threads do not survive a fork
         results = list(pool.map(worth, range(n_variants), repeat(phase)))
     month, windows = (np.array([result[name] for result in results]) for name in ("month", "windows"))
     gains, savings = windows[:, 0] - month[:, 0], 1 - windows[:, 1] / month[:, 1]

@@ -24,7 +24,7 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.quality import NONE, Target, bootstrap, report
-from churn.concurrency import CORES
+from churn.concurrency import cores
 from churn.data.activity import KINDS
 from churn.data.arrivals import date_arrivals
 from churn.data.features import encode, features, in_order
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     arms = [(feed, of_history) for feed in FEEDS for of_history in HISTORIES]
     tasks = [(i, *arm, chosen.accounts) for arm in arms for i in range(chosen.worlds)]
-    with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:  # polars' threads do not survive a fork
+    with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:  # polars' threads do not survive a fork
         results = list(pool.map(measure, tasks))
     targets = []
     for k, (feed, of_history) in enumerate(arms):

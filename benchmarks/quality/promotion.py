@@ -23,7 +23,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from benchmarks.quality import Target, bootstrap, report, without_target
-from churn.concurrency import CORES
+from churn.concurrency import cores
 from churn.evaluation.comparison import Limits, PairedCohort, compare, count_once
 from churn.evaluation.metrics import compare_roc_auc, log_losses, wilson_interval
 from churn.evaluation.sequential import PairedSums, confidence_sequence, discount_months, e_value
@@ -113,7 +113,7 @@ def course(world: World, n: int, n_months: int, seed: int) -> Course:
 
 def courses(world: World, n: int, n_months: int, n_runs: int) -> list[Course]:
     """Simulate many challengers, on all cores."""
-    with ProcessPoolExecutor(CORES) as pool:
+    with ProcessPoolExecutor(cores()) as pool:
         return list(pool.map(partial(course, world, n, n_months), range(n_runs), chunksize=10))
 
 

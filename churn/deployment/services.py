@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import sqlalchemy as sa
 
+from churn.concurrency import cores
 from churn.data.labels import Horizon
 from churn.database.connection import LIBPQ_LIMITS, WRITER, Tables, locked, parse_database_url, require_connection
 from churn.database.embedded import embedded_postgres
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.workflows.train import FeatureNames, Trainer
 
 _SomeTables = TypeVar("_SomeTables", bound=Tables)
+_LEAST_FOR_PROCESSES = 50  # variants; starting processes takes as long as scoring some ten
 _EQUAL_ON_NODES = (
     "churn_local_fallback", "churn_local_max_age", "churn_max_quarantine_share", "churn_max_unknown_level_share",
     "churn_reasons", "churn_horizon_months", "churn_delivery_delay_days",
@@ -192,10 +194,12 @@ class Deployment:
             tables=ArrayCache(self.settings.churn_home / "cache" / "tables"),
         )
 
-    def cluster(self) -> "RayCluster[Scorer] | None":
-        """Return the Ray cluster of ``CHURN_RAY_ADDRESS``; ``None`` to score in this process."""
-        address = self.settings.churn_ray_address
-        return None if address is None else RayCluster(address, open_node, self.fingerprint())
+    def cluster(self, n_variants: int) -> "RayCluster[Scorer] | None":
+        """Return where to score a fleet: on ``CHURN_RAY_ADDRESS``, in processes, or, ``None``, in this process."""
+        address, n = self.settings.churn_ray_address, self.settings.churn_workers or cores()
+        if address is None and (n == 1 or n_variants < _LEAST_FOR_PROCESSES):
+            return None
+        return RayCluster(address, open_node, self.fingerprint(), min(n, n_variants))
 
     def fingerprint(self) -> dict[str, str]:
         """Return the values that must be equal wherever a fleet is scored, by a name for people; contains no secret."""

@@ -112,6 +112,10 @@ class Settings(BaseSettings):
         pattern=r"^(auto|(ray://)?[^/@\s]+:\d{1,5})$",
         description="Ray cluster to score on: auto, host:6379 or ray://host:10001; unset: this process.",
     )
+    churn_workers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None,
+        description="Processes that score a fleet of 50 variants or more, some 0.5 GB each; unset: one for each core.",
+    )
     churn_horizon_months: Annotated[int, Field(ge=1, le=24)] = Field(
         defaults.HORIZON_MONTHS,
         description="Whole calendar months after the as-of day's month; a player without activity in them has churned.",

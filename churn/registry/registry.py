@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlflow
@@ -47,6 +48,8 @@ _BOOSTER_FILE = "model.ubj"
 _GOLDEN_FILE = "golden_rows.json"
 _REFERENCE_FILE = "reference_profile.json"
 _DESCRIPTION_FILE = "description.json"  # in the cache only
+_Aliases = Mapping[Variant, Mapping[str, int]]
+_Versions = Mapping[tuple[Variant, int], ModelVersion]
 _MODEL_NAME_PREFIX = Variant().registered_model
 _LISTED_FROM = 20  # variants with the same version number; fewer are queried one by one
 
@@ -75,7 +78,6 @@ class Registry:
             self.client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = ModelCache(cache)
         self._pending_moves, self._lock = pending_moves, lock
-        self._looked_up: dict[tuple[str, int], Any] = {}
         self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
 
     def variants(self) -> list[Variant]:
@@ -103,12 +105,17 @@ class Registry:
         return {} if model is None else _aliases(model)
 
     def resolve(
-        self, variant: Variant, alias: str = CHAMPION, listed: Mapping[Variant, Mapping[str, int]] | None = None
+        self,
+        variant: Variant,
+        alias: str = CHAMPION,
+        listed: _Aliases | None = None,
+        versions: _Versions = MappingProxyType({}),
     ) -> ModelVersion:
         """Return the version that ``alias`` names.
 
         Args:
             listed: The result of :meth:`aliases`, for many look-ups at one moment; ``None`` queries MLflow.
+            versions: The result of :meth:`look_up_versions`; others are queried.
 
         Raises:
             UnregisteredError: If the variant is not registered.
@@ -127,29 +134,36 @@ class Registry:
                 f"registered model {name!r} has no alias {alias!r} (it has: {others}); "
                 f"set one with experiment_tracking/log_model.py --alias {alias}"
             )
-        if (found := self._looked_up.pop((name, aliases[alias]), None)) is None:
-            with errors_translated(f"reading {name!r}"):
-                found = self.client.get_model_version(name, str(aliases[alias]))
+        if (known := versions.get((variant, aliases[alias]))) is not None:
+            return replace(known, alias=alias)
+        with errors_translated(f"reading {name!r}"):
+            found = self.client.get_model_version(name, str(aliases[alias]))
         return self._describe(variant, found, alias)
 
-    def look_up_versions(self, listed: Mapping[Variant, Mapping[str, int]]) -> None:
-        """Look up the champions and challengers of many variants, for :meth:`resolve`: a query per version number."""
+    def look_up_versions(self, listed: _Aliases) -> _Versions:
+        """Return the versions that champions and challengers are, in a query for each version number that many have."""
         wanted = {
-            (variant.registered_model, aliases[alias])
+            (variant.registered_model, aliases[alias]): variant
             for variant, aliases in listed.items()
             for alias in {CHAMPION, CHALLENGER} & aliases.keys()
         }
         numbers = Counter(number for _, number in wanted)
+        versions: dict[tuple[Variant, int], ModelVersion] = {}
         with errors_translated("listing the model versions"):
             for number in (number for number, n in numbers.items() if n >= _LISTED_FROM):
                 condition = f"name LIKE '{_MODEL_NAME_PREFIX}%' AND version_number = {number}"
-                found = (
-                    (one.name, int(one.version), one) for one in pages(self.client.search_model_versions, condition)
-                )
-                self._looked_up |= {(name, of): one for name, of, one in found if (name, of) in wanted}
+                for found in pages(self.client.search_model_versions, condition):
+                    if (variant := wanted.get((found.name, number))) is not None:
+                        with contextlib.suppress(RegistryError):  # raised again when that variant is scored
+                            versions[variant, number] = self._describe(variant, found, None)
+        return versions
 
     def open(
-        self, variant: Variant, alias: str = CHAMPION, listed: Mapping[Variant, Mapping[str, int]] | None = None
+        self,
+        variant: Variant,
+        alias: str = CHAMPION,
+        listed: _Aliases | None = None,
+        versions: _Versions = MappingProxyType({}),
     ) -> OpenModel:
         """Resolve a version (see :meth:`resolve`) and load its booster and reference, from the cache if possible.
 
@@ -159,7 +173,7 @@ class Registry:
         """
         from churn.inference.bundle import Golden, describe_bundle, load_logged, reopen_bundle
 
-        version = self.resolve(variant, alias, listed)
+        version = self.resolve(variant, alias, listed, versions)
         cached = self._cached(version)
         files = cached or self._fetch(version)
         data, golden = files[_BOOSTER_FILE], Golden.from_json(files[_GOLDEN_FILE])

@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 
-from churn.concurrency import CORES, in_threads, without_frames
+from churn.concurrency import in_threads, without_frames
 from churn.errors import ChurnError
 from churn.variants import Variant
 
@@ -37,7 +37,7 @@ def for_each_variant(
     yield from (engine or threads())(partial(_attempt, work), keys)
 
 
-def threads(n: int = CORES) -> FleetEngine[_Out]:
+def threads(n: int | None = None) -> FleetEngine[_Out]:
     """Return the engine that works in threads of this process."""
 
     def run(attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:
@@ -53,6 +53,14 @@ def _attempt(work: Callable[[Variant], _Out], key: str) -> _Out | BaseException:
         if not isinstance(error, ChurnError):
             logger.exception("%s failed", key)
         return without_frames(error)
+
+
+def run_attempt(attempt: Callable[[str], Any], key: str) -> Any:
+    """Attempt a variant in another process; errors that are not ours may not be picklable, and are described."""
+    result = attempt(key)
+    if isinstance(result, BaseException) and not isinstance(result, ChurnError):
+        return RuntimeError(f"{type(result).__name__}: {result}")
+    return result
 
 
 def error_text(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar, cast
 from churn.errors import ChurnError, ClusterError, ClusterUnavailableError, TransientError, UsageError
 from churn.signals import sigterm_kept
 from churn.variants import Variant
-from churn.workflows.fleet import Attempts
+from churn.workflows.fleet import Attempts, run_attempt
 
 _Out = TypeVar("_Out")
 _Services = TypeVar("_Services")
@@ -46,11 +46,16 @@ _RAY_DEFAULTS = {
 
 @dataclass(frozen=True)
 class RayCluster(Generic[_Services]):
-    """A cluster, and the settings that must be the same on every node, by their names for people; no secret."""
+    """A cluster, and the settings that must be the same on every node, by their names for people; no secret.
 
-    address: str
+    Attributes:
+        address: Of Ray's head; ``None`` for processes of this machine, of which there are ``n_processes``.
+    """
+
+    address: str | None
     open_services: OpenServices[_Services]
     fingerprint: Mapping[str, str]
+    n_processes: int = 0
 
 
 class UnfitNodeError(ClusterError):
@@ -123,7 +128,7 @@ class _Tasks:
 
     def run(self, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
         attempt = self._ray.put(self._attempt)
-        task = self._ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=False)(_run_attempt)
+        task = self._ray.remote(num_cpus=1, max_retries=MAX_RETRIES, retry_exceptions=False)(run_attempt)
         queue = iter(keys)
         running: dict[Future[Any], tuple[str, datetime, object]] = {}
         while True:
@@ -171,13 +176,6 @@ class _Tasks:
                 return result
         self._engine.record_lost(key, started_at, result)
         return result
-
-
-def _run_attempt(attempt: Callable[[str], Any], key: str) -> Any:
-    result = attempt(key)
-    if isinstance(result, BaseException) and not isinstance(result, ChurnError):
-        return RuntimeError(f"{type(result).__name__}: {result}")  # other errors may not be picklable
-    return result
 
 
 def _first_line(error: BaseException) -> str:

@@ -38,6 +38,7 @@ from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import default_as_of, monday_of
 from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant
 from churn.workflows.ingest import Ingestion
+from churn.workflows.process_engine import ProcessEngine
 from churn.workflows.ray_engine import RayCluster, RayEngine, work_on_node
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 _Out = TypeVar("_Out")
 _Aliases = Mapping[Variant, Mapping[str, int]]
+_Versions = Mapping[tuple[Variant, int], ModelVersion]
 ScoredFrom = Literal["extract", "history", "corrected extract"]
 
 _ATTEMPTS = 8
@@ -229,6 +231,7 @@ class Scorer:
         horizon_months: The horizon by which accounts are at risk; only these are summarized and compared with the
             model's reference.
         aliases: The registry's aliases as listed once for a fleet; ``None`` queries them variant by variant.
+        versions: The champions and challengers looked up with them.
         tables: Keeps the tables compiled from models; ``None`` compiles them for each batch.
         circuit: Opens while a service is down, so that a fleet waits for it a few times and not once per variant.
     """
@@ -242,6 +245,7 @@ class Scorer:
     with_reasons: bool = True
     horizon_months: int = HORIZON_MONTHS
     aliases: _Aliases | None = None
+    versions: _Versions = field(default_factory=dict)
     tables: "TableCache | None" = None
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
 
@@ -281,7 +285,7 @@ class Scorer:
         request = replace(request, started_at=datetime.now(UTC))
         variant = request.variant
         aliases = self.aliases if self.aliases is not None else {variant: self.registry.aliases_of(variant)}
-        model = self.registry.open(variant, CHAMPION, aliases)
+        model = self.registry.open(variant, CHAMPION, aliases, self.versions)
         with tempfile.TemporaryDirectory(prefix="churn-score-") as scratch:
             raw = self._fetch(request, Path(scratch))
             batch, scoring = self._begin(request, model, raw, CHAMPION)
@@ -350,7 +354,8 @@ class Scorer:
             return None
 
         def begin() -> BatchInProgress:
-            return self._begin(request, self.registry.open(variant, CHALLENGER, aliases), raw, CHALLENGER)[0]
+            model = self.registry.open(variant, CHALLENGER, aliases, self.versions)
+            return self._begin(request, model, raw, CHALLENGER)[0]
 
         # The salt decides which accounts a challenger serves: always the same ones while it is challenger.
         return Challenge(begin, version, self.store.ab_share(variant, version), salt=f"{variant.key}:{version}")
@@ -419,7 +424,7 @@ def score_fleet(
         report: Called with each outcome after it was published, in the thread or on the node that scored it: an error
             of it is the variant's result and is not recorded as a failed attempt. For a cluster, ``report`` and its
             result are pickled: neither may contain a scorer, a deployment or an outcome.
-        cluster: Where to score; ``None`` for threads of this process.
+        cluster: Processes that score; ``None`` for threads of this one.
 
     Yields:
         Each key with the result of ``report`` or the error: as they complete on a cluster, else in the order of
@@ -435,20 +440,28 @@ def score_fleet(
     if aliases is not None:
         requested = set(keys)
         aliases = {variant: versions for variant, versions in aliases.items() if variant.key in requested}
-        if cluster is None:
-            scorer.registry.look_up_versions(aliases)
-    work = partial(_score_and_report, aliases=aliases, request=request, report=report)
+    versions = scorer.registry.look_up_versions(aliases) if aliases is not None else {}
+    work = partial(_score_and_report, aliases=aliases, versions=versions, request=request, report=report)
     if cluster is None:
         yield from for_each_variant(partial(work, scorer), keys)
     else:
-        engine: FleetEngine[_Out] = RayEngine(cluster.address, partial(scorer.record_failure, request))
+        lost = partial(scorer.record_failure, request)
+        engine: FleetEngine[_Out] = (
+            RayEngine(cluster.address, lost) if cluster.address else ProcessEngine(cluster.n_processes, lost)
+        )
         yield from for_each_variant(partial(work_on_node, cluster, work), keys, engine)
 
 
 def _score_and_report(
-    scorer: Scorer, variant: Variant, *, aliases: _Aliases | None, request: FleetRequest, report: Report[_Out]
+    scorer: Scorer,
+    variant: Variant,
+    *,
+    aliases: _Aliases | None,
+    versions: _Versions,
+    request: FleetRequest,
+    report: Report[_Out],
 ) -> _Out:
-    scorer, of_variant = replace(scorer, aliases=aliases), request.of(variant)
+    scorer, of_variant = replace(scorer, aliases=aliases, versions=versions), request.of(variant)
     try:
         outcome = scorer.score_variant(of_variant)
     except (Exception, pl.exceptions.PanicException) as error:
