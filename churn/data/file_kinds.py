@@ -116,7 +116,8 @@ def unpacked(path: Path) -> Path:
     """
     if (codec := codec_of(head_of(path))) is None:
         return path
-    copy, limit = path.with_name(f".{path.name}.unpacked"), max(MANY_BYTES, MOST_PACKED * path.stat().st_size)
+    copy, limit = path.parent / ".unpacked" / path.name, max(MANY_BYTES, MOST_PACKED * path.stat().st_size)
+    copy.parent.mkdir(exist_ok=True)  # under its own name, which messages have
     try:
         with pa.input_stream(str(path), compression=codec) as packed, copy.open("wb") as file:
             while file.tell() <= limit and (chunk := packed.read(1 << 20)):

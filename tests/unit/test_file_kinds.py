@@ -153,6 +153,7 @@ REFUSED = {
     "UTF-32": (CSV.encode("utf-32"), "is text in UTF-32"),
     "Windows-1252": (CSV.replace("OH", "é").encode("cp1252"), "line 2 has the byte 0xe9, which is no UTF-8"),
     "a title": (f"Players of March\n\n{CSV}".encode(), "begins with a title, 'Players of March'.*header is on line 3"),
+    "a title, packed": (gzip.compress(f"Players\n{CSV}".encode()), "^rows begins with a title, 'Players'"),
     "a title with empty fields": (f"Report,,,,\n{CSV}".encode(), "begins with a title.*header is on line 2"),
     "a title before semicolons": (f"Report\n{CSV.replace(',', ';')}".encode(), "header is on line 2"),
     "no header": (CSV.partition("\n")[2].encode(), "has no header: of the 5 fields of line 1, 4 are numbers or dates"),
