@@ -5,11 +5,13 @@ row at a time, from README's words.
 """
 
 import csv
+import gzip
 import io
 import json
 import math
 import re
 import unicodedata
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -47,6 +49,7 @@ def parse_rows(content: bytes, names: Sequence[str]) -> list[Row]:
 def _parse_rows(content: bytes, names: Sequence[str]) -> list[Row]:
     """Read by the standard library, and Parquet by Arrow, value by value."""
     try:
+        content = _unpacked(content)
         if content.startswith(b"PAR1"):
             return _parquet(content)
         text = content.decode("utf-8-sig")
@@ -57,13 +60,34 @@ def _parse_rows(content: bytes, names: Sequence[str]) -> list[Row]:
         if start == "{":
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         return _csv(text)
-    except (ValueError, TypeError, pa.ArrowException, OSError, RecursionError, csv.Error) as error:
+    except (
+        ValueError,
+        TypeError,
+        pa.ArrowException,
+        OSError,
+        RecursionError,
+        csv.Error,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise UnreadableError(repr(error)) from error
 
 
+def _unpacked(content: bytes) -> bytes:
+    if content.startswith(b"\x1f\x8b"):
+        return gzip.decompress(content)
+    if content.startswith(b"\x28\xb5\x2f\xfd"):
+        return bytes(pa.CompressedInputStream(pa.BufferReader(content), "zstd").read())
+    return content
+
+
 def _csv(text: str) -> list[Row]:
+    declared = re.match(r'"?sep=(.)"?\r?\n', text)
+    text = text[declared.end() :] if declared else text
     first = text.lstrip("\r\n").partition("\n")[0]
-    separator = max(",;\t|", key=lambda each: len(next(csv.reader([first], delimiter=each), [])))
+    separator = (
+        declared[1] if declared else max(",;\t|", key=lambda each: len(next(csv.reader([first], delimiter=each), [])))
+    )
     header, *lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=False)
     return [
         {name: value or None for name, value in zip(header, line or [""] * len(header), strict=True)} for line in lines

@@ -22,8 +22,9 @@ def report(tally: Tally) -> str:
     return f"""# Hostile input
 
 Written by `python -m tests.hostile`, which gave {tally.n:,} bad inputs to every reader, parser and flag: files of rows
-(Parquet, CSV, JSON Lines, JSON arrays; raw activity and encoded rows), booster files, feature names, golden rows,
-reference profiles, names of variants, weeks, aliases, the environment, secrets, database URLs and command lines.
+(Parquet, CSV, JSON Lines, JSON arrays, packed or not; raw activity and encoded rows), booster files, feature names,
+golden rows, reference profiles, names of variants, weeks, aliases, the environment, secrets, database URLs and command
+lines.
 
 {table(tally)}
 

@@ -4,6 +4,7 @@
 
 # Inputs are tables.
 
+import gzip
 import io
 import json
 import math
@@ -99,11 +100,23 @@ def _parquet(table: pa.Table, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _delta(table: pa.Table) -> bytes:
+    """Write Parquet as DuckDB and Spark do, with texts that are encoded by what differs from the text before."""
+    texts = [field.name for field in table.schema if pa.types.is_large_string(field.type)]
+    encodings = {name: ("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY")[i % 2] for i, name in enumerate(texts)}
+    options = {"use_dictionary": False, "data_page_version": "2.0", "compression": "none"}
+    return _parquet(table, column_encoding=encodings, row_group_size=7, **options)
+
+
 SEEDS: Mapping[str, Callable[[], bytes]] = {
     "lines": cache(lambda: _lines(corpus.activity_rows())),
     "array": cache(lambda: json.dumps(corpus.activity_rows()).encode()),
     "CSV": cache(lambda: _csv(corpus.activity_rows())),
     "Parquet": cache(lambda: _parquet(_table(corpus.activity_rows()), compression="none")),
+    "delta Parquet": cache(lambda: _delta(_table(corpus.activity_rows()))),
+    "semicolons": cache(lambda: b"sep=;\n" + _csv(corpus.activity_rows()).replace(b",", b";")),
+    "packed CSV": cache(lambda: _csv(corpus.activity_rows())),
+    "packed lines": cache(lambda: _lines(corpus.activity_rows())),
     "encoded lines": cache(lambda: _lines(corpus.encoded_rows())),
     "encoded array": cache(lambda: json.dumps(corpus.encoded_rows()).encode()),
     "encoded arrays": cache(lambda: json.dumps([list(row.values())[1:] for row in corpus.encoded_rows()]).encode()),
@@ -252,6 +265,27 @@ CSVS: Mapping[str, Callable[[], bytes]] = {
     "names of control characters": lambda: b"\x1b[31mred\x07,b\n1,2\n",
     "formulas": lambda: SEEDS["CSV"]().replace(b"BETTING", b"=cmd|' /C calc'!A0"),
 }  # fmt: skip
+PACKED: Mapping[str, Callable[[], bytes]] = {
+    "a zstd bomb": lambda: _zstd(b"0" * (64 * corpus.MB)),
+    "a gzip bomb of rows": lambda: gzip.compress(SEEDS["lines"]() * 20_000),
+    "a zstd bomb of rows": lambda: _zstd(SEEDS["CSV"]() * 60_000),
+    "gzip twice": lambda: gzip.compress(gzip.compress(SEEDS["CSV"]())),
+    "gzip in zstd": lambda: _zstd(gzip.compress(SEEDS["CSV"]())),
+    "Parquet by gzip": lambda: gzip.compress(SEEDS["Parquet"]()),
+    "delta-encoded Parquet by zstd": lambda: _zstd(SEEDS["delta Parquet"]()),
+    "a bomb of Parquet by gzip": lambda: gzip.compress(PARQUETS["10,000,000 equal rows"]()),
+    "gzip and garbage": lambda: gzip.compress(SEEDS["CSV"]()) + b"garbage",
+    "gzip and zeros": lambda: gzip.compress(SEEDS["CSV"]()) + bytes(512),
+    "gzip of another length": lambda: gzip.compress(SEEDS["CSV"]())[:-4] + b"\xff\xff\xff\x7f",
+    "gzip of another checksum": lambda: gzip.compress(SEEDS["CSV"]())[:-8] + bytes(4) + gzip.compress(SEEDS["CSV"]())[-4:],
+    "gzip of nothing": lambda: gzip.compress(b""),
+    "gzip's magic alone": lambda: b"\x1f\x8b",
+    "zstd's magic alone": lambda: b"\x28\xb5\x2f\xfd",
+    "a zstd frame that claims 16 EB": lambda: b"\x28\xb5\x2f\xfd\xe0" + b"\xff" * 8 + b"\x01\x00\x00",
+    "a zstd frame with a window of 4 TB": lambda: b"\x28\xb5\x2f\xfd\x00\xf8" + b"\x01\x00\x00",
+    "a zstd frame to skip": lambda: b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd" + _zstd(SEEDS["CSV"]()),
+    "gzip of bzip2's magic": lambda: gzip.compress(b"BZh91AY&SY"),
+}  # fmt: skip
 CSV_TOKENS = [token.strip('"') for token in [*corpus.NUMBERS, *corpus.DATES]] + ['"', '""', '"a\nb"', "\0", "a,b", " "]
 
 
@@ -275,11 +309,12 @@ def mutate_csv(seed: Callable[[], bytes]) -> Callable[[random.Random], bytes]:
             return corpus.damage(seed(), chance)
         if kind < 5:
             return corpus.encode_otherwise(seed(), chance)
-        lines = [line.split(",") for line in seed().decode().splitlines()]
+        separator = ";" if seed().startswith(b"sep=") else ","
+        lines = [line.split(separator) for line in seed().decode().splitlines()]
         for _ in range(chance.choice((1, 1, 3))):
             fields = chance.choice(lines)
             fields[chance.randrange(len(fields))] = chance.choice(CSV_TOKENS)
-        return "\n".join(map(",".join, lines)).encode("utf-8", "surrogatepass")
+        return "\n".join(map(separator.join, lines)).encode("utf-8", "surrogatepass")
 
     return mutate
 
@@ -298,6 +333,31 @@ def mutate_parquet(seed: Callable[[], bytes]) -> Callable[[random.Random], bytes
     return mutate
 
 
+def mutate_packed(mutate: Any) -> Any:
+    """Damage rows and pack them, or pack rows and damage what comes of it."""
+
+    def of(seed: Callable[[], bytes]) -> Callable[[random.Random], bytes]:
+        def packed(chance: random.Random) -> bytes:
+            inside = chance.randrange(2)
+            content = (mutate(seed)(chance) if inside else seed()) or b" "
+            parts = (
+                [content[: len(content) // 2], content[len(content) // 2 :]] if chance.randrange(3) == 0 else [content]
+            )
+            data = b"".join(map(chance.choice((gzip.compress, _zstd)), parts))
+            return data if inside else corpus.damage(data, chance)
+
+        return packed
+
+    return of
+
+
+def _zstd(content: bytes) -> bytes:
+    buffer = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(buffer, "zstd") as stream:
+        stream.write(content)
+    return buffer.getvalue().to_pybytes()
+
+
 def _rows(name: str, crafted: Mapping[str, Callable[[], bytes]], mutate: Any, n_full: int) -> Family:
     return Family(name, dict(crafted), mutate(SEEDS[name]), judge_rows, n_full)
 
@@ -309,6 +369,10 @@ ROWS = {
         _rows("array", {}, mutate_json, 600),
         _rows("CSV", CSVS, mutate_csv, 800),
         _rows("Parquet", PARQUETS, mutate_parquet, 1300),
+        _rows("delta Parquet", {}, mutate_parquet, 400),
+        _rows("semicolons", {}, mutate_csv, 200),
+        _rows("packed CSV", PACKED, mutate_packed(mutate_csv), 200),
+        _rows("packed lines", {}, mutate_packed(mutate_json), 200),
         _rows("encoded lines", {}, mutate_json, 400),
         _rows("encoded array", {}, mutate_json, 300),
         _rows("encoded arrays", {}, mutate_json, 200),
