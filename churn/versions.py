@@ -1,5 +1,6 @@
-"""Model versions and the names of aliases; does not import MLflow."""
+"""Model versions, the names of aliases and the version of the code; does not import MLflow."""
 
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,12 @@ from churn.variants import Variant
 CHAMPION = "champion"  # the version that scores
 CHALLENGER = "challenger"  # the version that also scores every batch, to be compared with the champion
 PREVIOUS = "previous"  # the previous champion, which a rollback returns to
+
+
+def package_version() -> str:
+    """Return the version of the installed package, by whichever of its two folders it was installed."""
+    names = "churn-scoring", "churn-experiment-tracking"
+    return next((one.version for name in names for one in importlib.metadata.distributions(name=name)), "unknown")
 
 
 @dataclass(frozen=True)

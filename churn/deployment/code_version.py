@@ -1,11 +1,11 @@
 """The version of the running code, recorded with every model and every batch."""
 
 import functools
-import importlib.metadata
 import subprocess
 from contextlib import suppress
 
 from churn.deployment.settings import find_checkout
+from churn.versions import package_version
 
 
 @functools.cache
@@ -17,4 +17,4 @@ def code_version() -> str:
         with suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=False)
             commit = done.stdout.strip()
-    return commit or importlib.metadata.version("churn-scoring")
+    return commit or package_version()

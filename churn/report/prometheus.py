@@ -4,7 +4,6 @@ Each scrape runs a few statements as the reader role in one snapshot. If the dat
 succeeds and ``churn_up`` is 0.
 """
 
-import importlib.metadata
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from prometheus_client.registry import Collector
 from churn.database.metrics import FleetMetrics, Row, read_metrics
 from churn.errors import ChurnError, UsageError
 from churn.monitoring.incidents import KINDS
+from churn.versions import package_version
 from churn.weeks import monday_of
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class FleetCollector(Collector):
 
     def __init__(self, url: sa.URL, code_version: str) -> None:
         self._url = url
-        self._build = {"version": importlib.metadata.version("churn-scoring"), "code_version": code_version}
+        self._build = {"version": package_version(), "code_version": code_version}
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of one snapshot; if the database does not answer, only ``churn_build`` and ``churn_up``."""

@@ -334,18 +334,16 @@ class Scorer:
         if request.scored_from == "history":
             return self.ingestion.fetch_known(request.variant, request.as_of, into)
         raw = self.ingestion.sources.fetch_input(request.variant, into)
-        if is_sample(raw.provenance.uri) and not request.is_forced and self._had_activity(request.variant, raw):
-            raise InputError(
-                f"{request.variant} had activity before, and only the sample {raw.provenance.uri} is left; wait for "
-                f"whoever replaces the activity, upload it, or use --force to score the sample"
-            )
+        if is_sample(uri := raw.provenance.uri) and not request.is_forced:
+            sources, history, variant = self.ingestion.sources, self.ingestion.history, request.variant
+            had_activity = self.store.had_activity(variant, sources.simulated)
+            # The history, where S3 answers, lasts longer than batches.
+            if had_activity or (raw.provenance.source == sources.primary.source and history.version(variant)):
+                raise InputError(
+                    f"{variant} had activity before, and only the sample {uri} is left; wait for whoever replaces the "
+                    f"activity, upload it, or use --force to score the sample"
+                )
         return raw
-
-    def _had_activity(self, variant: Variant, raw: SourceFile) -> bool:
-        """Return whether a batch, or the history where it can be read, shows that the sample is not all there was."""
-        sources, history = self.ingestion.sources, self.ingestion.history
-        has_history = raw.provenance.source == sources.primary.source and history.version(variant) is not None
-        return has_history or self.store.had_activity(variant, sources.simulated)
 
     def _challenge(self, request: ScoringRequest, raw: SourceFile, aliases: _Aliases) -> Challenge | None:
         """Prepare the challenger's batch, if there is a challenger; it begins after the champion's."""
