@@ -67,6 +67,11 @@ class Variant:
         parts = [part for part in (self.geography, self.company) if part is not None]
         return "-".join(["churn-prediction-model", *parts])
 
+    @property
+    def scopes(self) -> list[str]:
+        """The names of what includes the variant, where accounts are erased: all, itself, and its company."""
+        return ["", self.key, *([f"company={self.company}"] if self.company else [])]
+
     @classmethod
     def from_key(cls, key: str) -> "Variant":
         """Return the variant of a :attr:`key`.

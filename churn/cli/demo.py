@@ -160,7 +160,7 @@ def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
             yield f"run {result.run_id}: {' … '.join(tags.values())}"
 
 
-def _show(console: Console, deployment: Deployment, week: date) -> int | None:
+def _show(console: Console, deployment: Deployment, week: date) -> str | None:
     """Print the tables; return the first account at risk, of the base variant if it has one."""
     variants = [variant.key for variant in VARIANTS]
     published = PublishedPredictions(deployment.database)
@@ -172,24 +172,24 @@ def _show(console: Console, deployment: Deployment, week: date) -> int | None:
     console.print(_sources_table(batches, deployment))
     for reason in sorted({batch.fallback_reason for batch in batches if batch.fallback_reason}):
         console.print(f"[yellow]local[/yellow]: the local copy was read, because {reason}", soft_wrap=True)
-    return int(highest[0].account_id) if highest else None
+    return str(highest[0].account_key) if highest else None
 
 
 def _predictions_table(highest: Sequence[Row], week: date, unknown: Sequence[str]) -> Table:
-    account = Column("account_id", justify="right", no_wrap=True)
-    columns = Column("variant", no_wrap=True), account, Column("probability", no_wrap=True)
+    accounts = Column("account_id", justify="right", no_wrap=True)
+    columns = Column("variant", no_wrap=True), accounts, Column("probability", no_wrap=True)
     title = f"Accounts at risk that are most likely to churn, week of {week}"
     if unknown:
         title += f"; of {', '.join(unknown)} it is unknown who is at risk, so all accounts are ranked"
     table = Table(*columns, Column("main reasons, log-odds", style="dim"), title=title, title_justify="left")
     previous = None
-    for variant, account_id, probability, *texts in highest:
+    for variant, account, probability, *texts in highest:
         if previous not in (None, variant):
             table.add_section()
         bar = "█" * round(_BAR_WIDTH * probability)
         name = variant if variant != previous else ""
         reasons = "\n".join(as_text(text) for text in texts if text and not text.endswith(("+0.00)", "-0.00)")))
-        table.add_row(name, str(account_id), f"{probability:.3f} [red]{bar}[/red]", reasons)
+        table.add_row(name, as_text(account), f"{probability:.3f} [red]{bar}[/red]", reasons)
         previous = variant
     return table
 

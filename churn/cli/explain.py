@@ -30,7 +30,7 @@ def as_text(text: str) -> str:
     return escape(printable(text))
 
 
-def explain_account(url: sa.URL, variant: str | None, account_id: int, week: date | None, console: Console) -> None:
+def explain_account(url: sa.URL, variant: str | None, account: str, week: date | None, console: Console) -> None:
     """Print the reasons of an account's current prediction.
 
     Args:
@@ -43,19 +43,20 @@ def explain_account(url: sa.URL, variant: str | None, account_id: int, week: dat
     """
     published = PublishedPredictions(url)
     key = BASE_KEY if variant is None else find_variant(variant, published.variants).key
-    if (prediction := published.prediction(key, account_id, week)) is None:
-        others = published.variants_of(account_id, week)
+    if (prediction := published.prediction(key, account, week)) is None:
+        others = published.variants_of(account, week)
         if variant is None and len(others) == 1:
-            return explain_account(url, others[0], account_id, week, console)
+            return explain_account(url, others[0], account, week, console)
         hint = f"of {listed(others)} it has one: name it with --variant" if others else "and none of any variant"
         when = f"the week of {week}" if week else "any week"
-        raise UsageError(f"account {account_id} has no current prediction of {key} for {when}, {hint}")
+        raise UsageError(f"account {account} has no current prediction of {key} for {when}, {hint}")
     return _print(prediction, console)
 
 
 def _print(prediction: Row, console: Console) -> None:
     console.print(
-        f"[bold]account {prediction.account_id}[/bold] of {prediction.variant}, week of {prediction.scored_week}: "
+        f"[bold]account {as_text(prediction.account)}[/bold] of {prediction.variant}, "
+        f"week of {prediction.scored_week}: "
         f"churn probability [bold]{prediction.churn_probability:.3f}[/bold]  "
         f"[dim]{prediction.registered_model} v{prediction.model_version}, batch {prediction.batch_id}[/dim]",
         soft_wrap=True,

@@ -16,7 +16,7 @@ from churn.deployment.command_line import FAILED, parse_account, parse_day, pars
 from churn.errors import UsageError
 from churn.signals import stop_request
 from churn.weeks import parse_week
-from churn.wording import counted, listed, percent
+from churn.wording import counted, listed, percent, printable
 
 if TYPE_CHECKING:
     from churn.workflows.score import Scorer, ScoringOutcome
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--force", action="store_true", help=force)
     explain = commands.add_parser("explain", help="show why an account has its score")
-    explain.add_argument("--account", type=parse_account, required=True, help="the account_id")
+    explain.add_argument("--account", type=parse_account, required=True, help="the account's id, a number or a text")
     variant = "a key, or us if one scored variant has that name; default: base, or the only one with the account"
     explain.add_argument("--variant", help=variant)
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
@@ -49,8 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
     report.add_argument("--week", help="the Monday to report on, as YYYY-MM-DD; default: the newest scored week's")
     erase = commands.add_parser("erase", help="erase an account everywhere, and exclude it from later extracts")
-    erase.add_argument("--account", type=parse_account, required=True, help="the account_id")
-    erase.add_argument("--variant", metavar="KEY", help="erase it from this variant only; default: all")
+    erase.add_argument("--account", type=parse_account, required=True, help="the account's id, a number or a text")
+    scope = erase.add_mutually_exclusive_group()
+    scope.add_argument("--variant", metavar="KEY", help="erase it from this variant only; default: all")
+    scope.add_argument("--company", help="erase it from this company's variants only, whose ids are its own")
     erase.add_argument("--dry-run", action="store_true", help="count matches without deleting")
     retain = commands.add_parser("retain", help="drop predictions older than the retention period")
     retain.add_argument("--weeks", type=int, help="weeks to retain, this one included; default: CHURN_KEEP_WEEKS")
@@ -179,18 +181,23 @@ def _report(args: argparse.Namespace) -> None:
 
 def _erase(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
-    from churn.variants import find_variant, fold_name
+    from churn.variants import Variant, find_variant, fold_name
 
     name = fold_name(args.variant) if args.variant else None
     done = "would be erased" if args.dry_run else "erased"
+    there: set[str] = set()
     with open_deployment() as deployment:
-        variant = find_variant(name, lambda: deployment.registry(read_only=True).variants()) if name else None
-        for found in deployment.eraser().erase_account(args.account, variant, dry_run=args.dry_run):
+        scope = find_variant(name, lambda: deployment.registry(read_only=True).variants()).key if name else ""
+        if args.company:
+            scope = Variant(company=args.company).scopes[-1]
+        for found in deployment.eraser().erase_account(args.account, scope, dry_run=args.dry_run):
+            there.update(found.variants)
             print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)
             if found.why_left:
                 print(f"       {found.why_left}", flush=True)
     nothing = "dry run, nothing was erased: " if args.dry_run else ""
-    print(f"{nothing}account {args.account} {done} from {variant or 'all variants'}, and excluded from later extracts")
+    of = f"{scope or 'all variants'} (found in {', '.join(sorted(there)) or 'none'})"
+    print(f"{nothing}account {printable(args.account)} {done} from {of}, and excluded from later extracts")
 
 
 def _retain(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ filled in. The quirks of real extracts (dates out of order, missing deposit date
 data. Columns, units and quirks: README, "The input files".
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import lru_cache
@@ -13,18 +13,19 @@ from itertools import compress
 
 import polars as pl
 
+from churn.data.account_ids import ACCOUNT_KEY, PADDED, with_numbers
 from churn.data.spellings import Kind, canonical, is_odd
 from churn.errors import InputError, QuarantineError
 from churn.wording import listed, listed_with_nearest, percent
 
 _DTYPES: Mapping[Kind, pl.DataType] = {
-    "integer": pl.Int64(), "date": pl.Date(), "instant": pl.Datetime("us", "UTC"), "text": pl.String(),
-    "number": pl.Float64(), "money": pl.Float64(), "balance": pl.Float64(),
+    "account": pl.Int64(), "integer": pl.Int64(), "date": pl.Date(), "instant": pl.Datetime("us", "UTC"),
+    "text": pl.String(), "number": pl.Float64(), "money": pl.Float64(), "balance": pl.Float64(),
 }  # fmt: skip
 
 # balance: money that may be negative. Further columns that a model uses are numbers.
 KINDS: Mapping[str, Kind] = {
-    "account_id": "integer", "activity_month": "date", "known_at": "instant", "brand_id": "text",
+    "account_id": "account", "activity_month": "date", "known_at": "instant", "brand_id": "text",
     "reg_date": "date", "ftd_date": "date", "qp_date": "date", "ben_login_id": "text", "tracker_id": "integer",
     "player_reg_product": "text", "total_deposit": "money", "total_handle": "money", "total_ngr": "balance",
 }  # fmt: skip
@@ -45,7 +46,7 @@ _MAX_EXACT = 2.0**53  # above it, neighbouring account ids are one and the same 
 
 _QUARANTINED: Mapping[str, pl.DataType] = {
     "row_number": pl.UInt32(), "account_id": pl.Int64(), "activity_month": pl.Date(), "rules": pl.List(pl.String()),
-    "row": pl.String(),
+    "row": pl.String(), ACCOUNT_KEY: pl.String(),
 }  # fmt: skip
 
 Rule = tuple[str, pl.Expr]
@@ -57,9 +58,10 @@ class CheckedRows:
     """The result of checking a file's rows.
 
     Attributes:
-        rows: The rows that break no rule, typed, with ``row_number`` (from 1, as in the file).
+        rows: The rows that break no rule, typed, with ``row_number`` (from 1, as in the file), and ``account_key`` if
+            any id is a text.
         quarantined: ``row_number, account_id (null if unreadable), activity_month (null if unreadable or absent),
-            rules (list of str), row (the original as JSON)``.
+            rules (list of str), row (the original as JSON), account_key (null of numbers)``.
     """
 
     rows: pl.DataFrame
@@ -152,29 +154,28 @@ def check_encoded(
     # A blank line of a CSV is such a row; without a rule it would be scored as an account.
     rules.append(("row_empty", pl.all_horizontal(pl.col(features).is_null())))
     if "account_id" in frame.columns:
-        kinds["account_id"] = "integer"
+        kinds["account_id"] = "account"
         # Nothing shows which of two rows is the right one.
         if repeated is None:
-            repeated = repeated_ids([frame["account_id"]])
+            repeated = repeated_ids(parse_ids(frame["account_id"])["account_id"])
         rules.append(("account_id_duplicated", pl.col("account_id").is_in(repeated.implode())))
         return _check(frame, kinds, ["account_id"], rules, first_row)
     checked = _check(frame, kinds, [], rules, first_row)
     return replace(checked, rows=checked.rows.with_columns(account_id=pl.col("row_number").cast(pl.Int64)))
 
 
-def repeated_ids(chunks: Iterable[pl.Series]) -> pl.Series:
-    """Return the account ids that occur more than once in a column, given as unparsed chunks."""
-    ids = pl.concat([parse_ids(chunk) for chunk in chunks]).drop_nulls()
-    return ids.filter(ids.is_duplicated()).unique()
+def repeated_ids(ids: pl.Series) -> pl.Series:
+    """Return the account ids that occur more than once."""
+    return ids.filter(ids.is_duplicated() & ids.is_not_null()).unique()
 
 
-def parse_ids(ids: pl.Series) -> pl.Series:
-    """Return account ids as integers, null where one cannot be read, as the contract does."""
-    parsed = ids.to_frame().select(_parse(ids.name, "integer", ids.dtype)).to_series()
-    if parsed.null_count() == ids.null_count() or not _is_text(ids):
+def parse_ids(ids: pl.Series) -> pl.DataFrame:
+    """Return ``account_id``, null where one cannot be read, and perhaps ``account_key``, as the contract does."""
+    parsed = ids.to_frame().select(_parse("account_id", "account", ids.dtype).alias("account_id"))
+    if parsed["account_id"].null_count() == ids.null_count():
         return parsed
-    written = canonical(ids, "integer")
-    return written.to_frame().select(_parse(ids.name, "integer", written.dtype)).to_series()
+    written, keys = with_numbers(ids.to_frame())
+    return written.select(_parse("account_id", "account", written.schema["account_id"]).alias("account_id"), *keys)
 
 
 def require_features(columns: Collection[str], features: Sequence[str]) -> None:
@@ -203,15 +204,16 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
 def _check(
     frame: pl.DataFrame, kinds: Mapping[str, Kind], required: Sequence[str], rules: Sequence[Rule], first_row: int
 ) -> CheckedRows:
-    frame = frame.drop("row_number", strict=False)  # a file's own column of that name has no meaning here
+    frame = frame.drop("row_number", ACCOUNT_KEY, strict=False)  # a file's own have no meaning here
     schema = frame.schema
     columns = [_parse(name, kind, schema[name]).alias(name) for name, kind in kinds.items()]
     parsed = frame.with_columns(columns).with_row_index("row_number", offset=first_row)
     written = frame
     if odd := _odd_columns(frame, parsed, kinds):
         written = frame.with_columns(canonical(frame[name], kinds[name]) for name in odd)
+        written, keys = with_numbers(written) if "account_id" in odd else (written, [])
         columns = [_parse(name, kinds[name], written.schema[name]).alias(name) for name in odd]
-        parsed = parsed.with_columns(written.with_columns(columns).select(odd))
+        parsed = parsed.with_columns(*written.with_columns(columns).select(odd), *keys)
     if _is_valid(written, parsed, kinds, required, rules):
         return CheckedRows(parsed, pl.DataFrame(schema=_QUARANTINED), frame.height)
     was_null = written.select(pl.col(kinds.keys()).is_null())
@@ -259,6 +261,7 @@ def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series) 
         activity_month=month if parsed.schema.get("activity_month") == pl.Date else pl.lit(None, dtype=pl.Date),
         rules=rules,
         row=_as_json(original),
+        **{ACCOUNT_KEY: pl.col(ACCOUNT_KEY) if ACCOUNT_KEY in parsed.columns else pl.lit(None, dtype=pl.String)},
     )
 
 
@@ -316,9 +319,10 @@ def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
     is_number = dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
     # A number is no date: days since 1970, a year or 20250101 could be meant. A truth value is no id.
     is_readable = dtype in (pl.Date, pl.Datetime) if kind in ("date", "instant") else is_number
-    if not is_readable or (kind == "integer" and dtype == pl.Boolean):
+    is_whole = kind in ("account", "integer")
+    if not is_readable or (is_whole and dtype == pl.Boolean):
         return pl.lit(None, dtype=_DTYPES[kind])
-    if kind == "integer" and (dtype.is_float() or dtype.is_decimal()):
+    if is_whole and (dtype.is_float() or dtype.is_decimal()):
         number = column.cast(pl.Float64)
         column = pl.when((number == number.round()) & (number.abs() < _MAX_EXACT)).then(column)
     if kind == "date" and isinstance(dtype, pl.Datetime):
@@ -346,6 +350,8 @@ def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
     if kind == "instant":
         exact = column.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False)
         return exact.fill_null(column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False))
-    if kind == "integer":
+    if kind == "account":
+        stripped = pl.when(~stripped.str.contains(PADDED)).then(stripped)
+    if kind in ("account", "integer"):
         return stripped.cast(pl.Int64, strict=False)
     return stripped.cast(pl.Float64, strict=False)

@@ -20,6 +20,8 @@ def convert(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _convert(name: str, array: pa.Array) -> pa.Array:
+    if isinstance(array.type, pa.UuidType):
+        array = pa.array([None if one is None else str(one) for one in array.to_pylist()], pa.string())
     kind, types = array.type, pa.types
     if types.is_dictionary(kind) and not is_text(kind.value_type):
         return _convert(name, array.dictionary_decode())

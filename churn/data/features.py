@@ -336,6 +336,7 @@ class Packed:
         last_active_months: Each account's newest month with activity as days since 1970, ``NEVER`` without one; shape
             (n_rows,). ``None`` if unknown.
         is_at_risk: Which accounts are at risk of churning, shape (n_rows,). ``None`` if unknown: then all count.
+        account_keys: The ids that are texts, null where one is a number, shape (n_rows,); ``None`` if none is.
     """
 
     numbers: npt.NDArray[np.float32]
@@ -343,6 +344,7 @@ class Packed:
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
     last_active_months: npt.NDArray[np.int32] | None = None
     is_at_risk: npt.NDArray[np.bool_] | None = None
+    account_keys: pl.Series | None = None
 
     @property
     def n_rows(self) -> int:

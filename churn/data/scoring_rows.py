@@ -18,6 +18,7 @@ import polars as pl
 
 from churn.concurrency import in_threads
 from churn.data import activity, features
+from churn.data.account_ids import ACCOUNT_KEY, require_distinct
 from churn.data.activity import CheckedRows
 from churn.data.columns import Columns
 from churn.data.erased import Erased
@@ -217,8 +218,9 @@ def _read_activity(
         checked = activity.check_activity(frame, numbers, dates=dates, first_row=first_row, max_money=max_money)
         checked = _without(erased, checked)
         rows = features.derive(checked.rows, as_of, plan.of_row)
-        keys = checked.rows.select(features.key_columns(checked.rows.columns))
-        if plan.needs_activity or not set(money).isdisjoint(checked.rows.columns):
+        columns = checked.rows.columns
+        keys = checked.rows.select(*features.key_columns(columns), *({ACCOUNT_KEY} & {*columns}))
+        if plan.needs_activity or not set(money).isdisjoint(columns):
             keys = keys.with_columns(features.is_active(checked.rows, money))
         if plan.needs_activity:
             rows = rows.with_columns(keys["is_active"].alias(IS_ACTIVE))
@@ -231,7 +233,8 @@ def _read_activity(
     for name, levels in chain.from_iterable(part.unknown_levels.items() for part in packed):
         unknown[name].update(levels)
     quarantined = pl.concat([part.quarantined for part in parts])
-    checked = CheckedRows(pl.concat([part.rows for part in parts]), quarantined, file.n_rows)
+    checked = CheckedRows(pl.concat([part.rows for part in parts], how="diagonal"), quarantined, file.n_rows)
+    require_distinct(checked.rows, quarantined)
     known = features.known_rows(as_of, *features.keys_of(checked.rows), by_account=bool(plan.windows))
     marks, n_withheld = _mark(checked, as_of, known)
     month = checked.rows["activity_month"]
@@ -262,7 +265,8 @@ def _read_activity(
     account_ids = checked.rows["account_id"].to_numpy()
     first = at_risk_since(as_of, horizon_months)  # no month that new may be known
     since = None if known.newest_month < first else days_since_epoch(first)
-    chunks = partial(_marked_chunks, packed, account_ids, marks, last_active, since)
+    keys = checked.rows.get_column(ACCOUNT_KEY, default=None)
+    chunks = partial(_marked_chunks, packed, account_ids, marks, last_active, since, account_keys=keys)
     if not plan.windows:
         return ScoringRows(counts, plan.encoding, chunks)
     computed = compute(plan.windows, known, partial(plan.column, packed))
@@ -276,6 +280,8 @@ def _marked_chunks(
     marks: npt.NDArray[np.bool_],
     last_active: npt.NDArray[np.int32] | None,
     at_risk_since: int | None,
+    *,
+    account_keys: pl.Series | None,
 ) -> Iterator[Chunk]:
     end = 0
     for part in packed:
@@ -287,6 +293,8 @@ def _marked_chunks(
                 months = last_active[start:end][rows]
                 is_at_risk = None if at_risk_since is None else months >= at_risk_since
                 chosen = replace(chosen, last_active_months=months, is_at_risk=is_at_risk)
+            if account_keys is not None:
+                chosen = replace(chosen, account_keys=account_keys[start:end].filter(pl.Series(rows)))
             yield account_ids[start:end][rows], chosen
 
 
@@ -297,8 +305,11 @@ def _open_encoded(
     one_hot = declared.encoded
     encoding = features.plan_encoded(feature_names, one_hot, declared.categories)
     id_columns = [name for name in file.columns if name == "account_id"]
-    ids = (chunk["account_id"] for chunk in file.chunks(id_columns, CHUNK_ROWS))
-    repeated = activity.repeated_ids(ids) if id_columns else None
+    ids = pl.DataFrame(schema={"account_id": pl.Int64})
+    if id_columns:
+        parts = (activity.parse_ids(chunk["account_id"]) for chunk in file.chunks(id_columns, CHUNK_ROWS))
+        require_distinct(ids := pl.concat(parts, how="diagonal"))
+    repeated, keys = activity.repeated_ids(ids["account_id"]), ids.get_column(ACCOUNT_KEY, default=None)
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
         frame = features.with_codes(frame, declared.categories)
@@ -308,7 +319,9 @@ def _open_encoded(
         if id_columns:  # otherwise the row number is the id
             checked = _without(erased, checked)
         matrix = checked.rows.select(feature_names).cast(pl.Float32).to_numpy()
-        return checked, features.pack_matrix(matrix, encoding)
+        packed = features.pack_matrix(matrix, encoding)
+        of_rows = None if keys is None else keys.gather(checked.rows["row_number"] - 1)
+        return checked, replace(packed, account_keys=of_rows)
 
     counts = RowCounts(file.n_rows, 0, 0, 0, bool(id_columns), pl.DataFrame(), {})
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import polars as pl
 
-Kind = Literal["integer", "date", "instant", "text", "number", "money", "balance"]
+Kind = Literal["account", "integer", "date", "instant", "text", "number", "money", "balance"]
 
 MISSING_LEVELS = ("", "null", "\\n", "nan", "<na>", "(null)")
 """Lower-case spellings of a missing category; NA and None may be levels."""

@@ -9,11 +9,14 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from churn.data.account_ids import ACCOUNT_KEY
 from churn.data.features import NEVER
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -40,6 +43,7 @@ class ScoredRows:
         contributions: Log-odds by source column, shape (n, n_source_columns); ``None`` without reasons.
         values: Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n).
         shown: Of each source column with windows, the index of the feature whose value that is; shape (n, n of these).
+        account_keys: The ids that are texts, null where one is a number, shape (n,); ``None`` if none is.
     """
 
     account_ids: npt.NDArray[np.int64]
@@ -48,6 +52,7 @@ class ScoredRows:
     contributions: npt.NDArray[np.float32] | None = None
     values: npt.NDArray[np.float32] | None = None
     shown: npt.NDArray[np.uint8] | None = None
+    account_keys: pl.Series | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,14 @@ class CopyLayout:
         source_columns: The source columns of the rows' contributions; empty without reasons.
         n_shown: The number of them with windows, of which the index of the shown feature is stored.
         has_last_active_month: Whether it is known when accounts were last active.
+        has_account_keys: Whether any account's id is a text; texts have no fixed size, and are the last field.
     """
 
     week: date
     source_columns: tuple[str, ...] = ()
     n_shown: int = 0
     has_last_active_month: bool = False
+    has_account_keys: bool = False
 
     @property
     def separate(self) -> list[str]:
@@ -82,10 +89,11 @@ class CopyLayout:
         arrays = ["other_contributions", "other_values"] if self.other else []
         arrays += ["shown_features"] if self.n_shown else []
         months = ["last_active_month"] if self.has_last_active_month else []
-        return ["scored_week", "account_id", "churn_probability", *months, *reals, *arrays]
+        keys = [ACCOUNT_KEY] if self.has_account_keys else []
+        return ["scored_week", "account_id", "churn_probability", *months, *reals, *arrays, *keys]
 
     def blank_row(self) -> npt.NDArray[np.void]:
-        """Return one row, shape (1,), with the values that all rows of the batch share."""
+        """Return one row but for a text, shape (1,), with the values that all rows of the batch share."""
         n_other = len(self.other)
         element = np.dtype([("size", ">i4"), ("value", ">f4")])
         array = np.dtype([("n_dims", ">i4"), ("nulls", ">i4"), ("oid", ">i4"), ("length", ">i4"), ("lower", ">i4"),
@@ -94,10 +102,11 @@ class CopyLayout:
         types["last_active_month"] = ">i4"
         types |= dict.fromkeys(("other_contributions", "other_values"), array)
         types["shown_features"] = ("u1", (self.n_shown,))
-        fields = [(name, [("size", ">i4"), ("value", types.get(name, ">f4"))]) for name in self.columns]
+        sized = [name for name in self.columns if name != ACCOUNT_KEY]
+        fields = [(name, [("size", ">i4"), ("value", types.get(name, ">f4"))]) for name in sized]
         row = np.zeros(1, dtype=[("n_fields", ">i2"), *fields])
         row["n_fields"] = len(self.columns)
-        for name in self.columns:
+        for name in sized:
             value = row[name]["value"]
             row[name]["size"] = value.nbytes
             if name.startswith("other_"):
@@ -128,8 +137,16 @@ def encode_rows(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[byte
                 block["other_values"]["value"]["elements"]["value"] = chunk.values[others].T
             if layout.n_shown:
                 block["shown_features"]["value"] = chunk.shown
-        yield block.tobytes()
+        yield _with_texts(block, chunk.account_keys) if layout.has_account_keys else block.tobytes()
     yield _TRAILER
+
+
+def _with_texts(block: npt.NDArray[np.void], texts: pl.Series | None) -> bytes:
+    """Return the bytes of rows, each followed by the field of a text, which may be null."""
+    values = [b""] * len(block) if texts is None else [text.encode() for text in texts.fill_null("")]
+    sizes = np.array([len(value) or -1 for value in values], dtype=">i4")  # no key is empty
+    rows, of_sizes = (part.view(f"V{part.itemsize}").tolist() for part in (block, sizes))
+    return b"".join(chain.from_iterable(zip(rows, of_sizes, values, strict=True)))
 
 
 def decode_single_fields(content: memoryview) -> Sequence[memoryview]:

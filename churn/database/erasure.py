@@ -3,21 +3,25 @@
 Both act as the owner role, since the writer role may not delete predictions.
 """
 
-from collections.abc import Callable, Iterator
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 
 import sqlalchemy as sa
 
+from churn.data.account_ids import read_id
 from churn.data.erased import Erased, Tombstone, tombstone
 from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock, retry_locked
+from churn.database.published import Row
 from churn.errors import StoreError
 from churn.variants import Variant
 
 _WAIT = "SET LOCAL lock_timeout = '300s'"  # a batch of many million rows may be being written
 _WEEKS_OF = (
     "SELECT DISTINCT variant, scored_week FROM churn_predictions JOIN scoring_batches USING (batch_id, scored_week) "
-    "WHERE account_id = :account AND account_ids = 'input' AND :variant IN ('', variant)"
+    "WHERE account_id = :account AND account_ids = 'input' AND :scope IN ('', variant, 'company=' || company)"
 )
 # Where Dagster stores the metadata and messages of assets and runs.
 _DAGSTER_TEXTS = (("event_logs", "event"), ("asset_keys", "last_materialization"), ("job_ticks", "tick_body"))
@@ -33,11 +37,11 @@ class Erasures(Tables):
             block_erasures(connection)
             yield read_erased(connection, *variants)
 
-    def only(self, account_id: int) -> Erased:
+    def only(self, account: str) -> Erased:
         """Return the state in which only this account is erased."""
         with errors_translated(self._url), self._engine.connect() as connection:
             salt = _salt(connection)
-        return Erased(salt, frozenset([tombstone(salt, account_id)]))
+        return Erased(salt, frozenset([tombstone(salt, read_id(account)[0])]))
 
 
 def block_erasures(connection: sa.Connection) -> None:
@@ -49,22 +53,22 @@ def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:
     """Return the accounts erased from any of these variants, or from all, within the caller's transaction."""
     query = sa.text(
         "SELECT salt, (SELECT count(*) FROM erased_accounts) AS n_erasures, code, digest FROM erasure_salt "
-        "LEFT JOIN erased_accounts ON variant = '' OR variant = ANY(:variants)"
+        "LEFT JOIN erased_accounts ON variant = ANY(:scopes)"
     )
-    rows = connection.execute(query, {"variants": [variant.key for variant in variants]}).all()
+    rows = connection.execute(query, {"scopes": ["", *(scope for one in variants for scope in one.scopes)]}).all()
     stones = frozenset(Tombstone(row.code, bytes(row.digest)) for row in rows if row.digest is not None)
     return Erased(bytes(rows[0].salt), stones, rows[0].n_erasures)
 
 
 def erase_rows(
     url: sa.URL,
-    account_id: int,
-    variant: Variant | None,
+    account: str,
+    scope: str = "",
     *,
     dry_run: bool,
     withdraw: Callable[[str, date], None] = lambda _key, _week: None,
-) -> dict[str, int]:
-    """Erase an account from the predictions of a variant, or of all, and block it from later batches. Idempotent.
+) -> Sequence[Row]:
+    """Erase an account from the predictions of one of ``Variant.scopes``, and block it from later batches. Idempotent.
 
     Waits for the batches that are being published, and erases the account from them too. ``dry_run`` rolls back.
 
@@ -72,41 +76,55 @@ def erase_rows(
         withdraw: Called before, with the variant and week of its predictions; no delivery runs until the commit.
 
     Returns:
-        Rows removed by table; ``messages`` counts error messages and alerts from which the account was removed.
+        ``place``, ``n_rows`` and ``variants`` (``None`` without rows): the table, the rows removed, and of which
+        variants; of ``messages``, the error messages and alerts from which the account was removed.
     """
-    query = sa.text("SELECT place, n_rows FROM erase_account(:account, :variant, :code, :digest)")
+    query = sa.text("SELECT place, n_rows, variants FROM erase_account(:account, :scope, :code, :digest, :quoted)")
     with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
         connection.exec_driver_sql(_WAIT)
-        stone = tombstone(_salt(connection), account_id)
-        key = variant.key if variant else ""
-        values = {"account": account_id, "variant": key, "code": stone.code, "digest": stone.digest}
+        number, _ = read_id(account)
+        values = {"account": number, "scope": scope, "quoted": _quoted(account)}
         lock(connection, "erasure")
         for row in connection.execute(sa.text(_WEEKS_OF), values).all():
             withdraw(row.variant, row.scored_week)
-        removed = {row.place: int(row.n_rows) for row in connection.execute(query, values)}
+        removed = connection.execute(query, values | tombstone(_salt(connection), number)._asdict()).all()
         _end(connection, dry_run=dry_run)
     return removed
 
 
-def erase_from_dagster(url: sa.URL, account_id: int, *, dry_run: bool) -> int:
+def erase_from_dagster(url: sa.URL, account: str, *, dry_run: bool) -> int:
     """Erase an account from Dagster's events: from tables of the highest scores, and from messages that quote a row.
 
     Returns the number of texts that named it; 0 if Dagster's tables or database do not exist yet.
     """
     try:
         with errors_translated(url):
-            return _erase_texts(url, account_id, dry_run=dry_run)
+            return _erase_texts(url, account, dry_run=dry_run)
     except StoreError as error:
         if f'database "{url.database}" does not exist' in str(error):
             return 0
         raise
 
 
-def _erase_texts(url: sa.URL, account_id: int, *, dry_run: bool) -> int:
+def _pattern(account: str) -> str:
+    """Return the pattern of an id as Markdown, Python and JSON in JSON escape it."""
+    escaped = (json.dumps(one)[1:-1].replace("\\", r"\\+") for one in account)
+    return "".join(
+        rf"\\*{re.escape(one)}" if one.isascii() and one.isprintable() else rf"(?:{one}|{as_json}|\\+x{ord(one):02x})"
+        for one, as_json in zip(account, escaped, strict=True)
+    )
+
+
+def _quoted(account: str) -> str:
+    """Return the pattern of an id in a message that quotes a row; the id alone could be any word."""
+    return rf"(account_id[^-0-9A-Za-z]{{1,24}}){_pattern(account)}(?![-0-9A-Za-z_])"
+
+
+def _erase_texts(url: sa.URL, account: str, *, dry_run: bool) -> int:
     values = {
-        "named": f"%{account_id}%",
-        "listed": rf"\| {account_id} \| ([01]\.[0-9]+ \|)",
-        "quoted": rf"(account_id[^-0-9A-Za-z]{{1,8}}){account_id}(?![0-9])",
+        "named": f"%{max(re.findall('[0-9A-Za-z]+', account), key=len, default='')}%",
+        "listed": rf"\| {_pattern(account)} \| ([01]\.[0-9]+ \|)",
+        "quoted": _quoted(account),
     }
     with create_engine(url).connect() as connection:
         n_texts = 0

@@ -138,7 +138,7 @@ class BatchInProgress:
         chunks: The rows.
         make_record: Returns the record, which has the number of rows scored, and the quarantined rows with the columns
             ``row_number, account_id, rules, row``. Called after the last chunk.
-        source_columns: As of :class:`CopyLayout`, like ``n_shown`` and ``has_last_active_month``.
+        source_columns: As of :class:`CopyLayout`, like ``n_shown`` and the next two.
         reference: The profile that the batch is compared with, as JSON; ``None`` if its model has none.
         n_erasures: The number of erasures when its rows were read; a later erasure prevents its publication.
     """
@@ -148,6 +148,7 @@ class BatchInProgress:
     source_columns: Sequence[str] = ()
     n_shown: int = 0
     has_last_active_month: bool = False
+    has_account_keys: bool = False
     reference: str | None = None
     n_erasures: int = 0
     _account_ids: list[npt.NDArray[np.int64]] = field(default_factory=list, init=False)
@@ -407,8 +408,8 @@ def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> Non
 def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
     _require_no_newer_erasure(connection, batch.n_erasures)
     batch_id = _next_batch_id(connection)
-    months = batch.has_last_active_month
-    layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, has_last_active_month=months)
+    has = {"has_last_active_month": batch.has_last_active_month, "has_account_keys": batch.has_account_keys}
+    layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, **has)
     n_stored = _copy(connection, layout, batch.rows())
     record, quarantined = batch.finish(n_stored)
     _insert_batch(connection, record, batch_id)
@@ -446,7 +447,7 @@ def _make_current(connection: sa.Connection, batch_id: int, share: int = 0, salt
 
 
 def _insert_quarantined(connection: sa.Connection, batch_id: int, quarantined: pl.DataFrame) -> None:
-    rows = quarantined.select("row_number", "account_id", "rules", "row").to_dicts()
+    rows = quarantined.drop("activity_month").to_dicts()
     batch = {"batch_id": batch_id}
     insert(connection, "quarantined_rows", *(row | batch | {"row": _without_nul(row["row"])} for row in rows))
 

@@ -17,13 +17,15 @@ Row = sa.Row[Any]
 _VARIANTS = "SELECT DISTINCT variant FROM scoring_batches WHERE is_current ORDER BY variant"
 _VARIANTS_OF = """
 SELECT DISTINCT variant FROM churn_predictions_current
-WHERE account_id = :account AND (:week IS NULL OR scored_week = CAST(:week AS date)) ORDER BY variant
+WHERE account_id = churn_account_number(:account) AND (:week IS NULL OR scored_week = CAST(:week AS date))
+ORDER BY variant
 """
 _PREDICTION = """
-SELECT variant, scored_week, account_id, churn_probability, last_active_month, is_at_risk, bias, reasons,
+SELECT variant, scored_week, account_key AS account, churn_probability, last_active_month, is_at_risk, bias, reasons,
        registered_model, model_version, is_fallback, is_foreign_data, is_sample, batch_id
 FROM churn_predictions_current
-WHERE variant = :variant AND account_id = :account AND (:week IS NULL OR scored_week = CAST(:week AS date))
+WHERE variant = :variant AND account_id = churn_account_number(:account)
+  AND (:week IS NULL OR scored_week = CAST(:week AS date))
 ORDER BY scored_week DESC LIMIT 1
 """
 _BATCHES = """
@@ -36,7 +38,7 @@ GROUP BY variant, batch_id, model_version, source, is_foreign_data, is_sample, f
 ORDER BY variant
 """
 _HIGHEST = """
-SELECT variant, account_id, churn_probability, reason_1, reason_2 FROM churn_predictions_current
+SELECT variant, account_key, churn_probability, reason_1, reason_2 FROM churn_predictions_current
 JOIN (
     SELECT variant, account_id,
            row_number() OVER (PARTITION BY variant ORDER BY churn_probability DESC, account_id) AS place
@@ -65,13 +67,13 @@ class PublishedPredictions(Tables):
         """Return the variants with a current batch."""
         return [Variant.from_key(row.variant) for row in self._rows(_VARIANTS)]
 
-    def variants_of(self, account_id: int, week: date | None) -> list[str]:
+    def variants_of(self, account: str, week: date | None) -> list[str]:
         """Return the keys of the variants with a current prediction of an account; of ``week``, or of any."""
-        return [row.variant for row in self._rows(_VARIANTS_OF, account=account_id, week=week)]
+        return [row.variant for row in self._rows(_VARIANTS_OF, account=account, week=week)]
 
-    def prediction(self, variant: str, account_id: int, week: date | None) -> Row | None:
+    def prediction(self, variant: str, account: str, week: date | None) -> Row | None:
         """Return an account's prediction of ``week``, or of its newest week; reasons are null if none were computed."""
-        return next(iter(self._rows(_PREDICTION, variant=variant, account=account_id, week=week)), None)
+        return next(iter(self._rows(_PREDICTION, variant=variant, account=account, week=week)), None)
 
     def summarize(self, week: date, variants: Sequence[str]) -> Sequence[Row]:
         """Return a summary of the week's predictions of each of these variants, with the provenance of their input.

@@ -193,11 +193,15 @@ def parse_port(text: str) -> int:
     return int(text)
 
 
-def parse_account(text: str) -> int:
-    """Parse an account's id, for argparse."""
-    if not re.fullmatch(r"-?[0-9]{1,19}", text) or not -(2**63) <= int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an account_id; a whole number of 64 bits is needed")
-    return int(text)
+def parse_account(text: str) -> str:
+    """Parse an account's id, a number or a text, for argparse."""
+    from churn.data.account_ids import read_id
+
+    try:
+        return read_id(text)[1]
+    except ValueError:
+        needed = "a whole number, or a text of at most 256 bytes that is no other number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not an account_id; {needed} is needed") from None
 
 
 def _read_keys(path: Path | None) -> list[str]:

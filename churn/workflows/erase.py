@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ _KEY = re.compile(
     rf"|{INPUT_FOLDER}(?:{'|'.join(map(re.escape, INPUT_NAMES))})(?:\.gz|\.zst|/(?P<part>.+))?$)"
 )
 _ARRAYS = re.compile(rb"\s*\[\s*\[")
+_NO_IDS = pl.Series("account_id", [], pl.Int64)
 _MOST_WEEKS = 10_000
 
 
@@ -48,11 +49,13 @@ class Removed:
     Attributes:
         n: Rows, facts or texts.
         why_left: Why they are still there, or cannot be counted; empty if they were erased.
+        variants: The keys of the variants that they are of, as far as that is known.
     """
 
     place: str
     n: int
     why_left: str = ""
+    variants: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ class Eraser:
     places: Sequence[Place]
     deliverer: Deliverer | None = None
 
-    def erase_account(self, account_id: int, variant: Variant | None, *, dry_run: bool = False) -> Iterator[Removed]:
+    def erase_account(self, account: str, scope: str = "", *, dry_run: bool = False) -> Iterator[Removed]:
         """Erase an account from predictions, quarantine, messages, histories and local copies, and exclude it for good.
 
         Args:
-            variant: The variant that it is erased from; ``None`` for all.
+            scope: What it is erased from, one of :attr:`churn.variants.Variant.scopes`; default: everything.
             dry_run: Count only.
 
         Yields:
@@ -85,37 +88,36 @@ class Eraser:
                 withdrawn[uri] = of
 
         # The database first, so that no concurrent ingestion stores the account again.
-        for place, n in erase_rows(self.database, account_id, variant, dry_run=dry_run, withdraw=withdraw).items():
-            yield Removed(f"{self.database.database}: {place}", n)
+        for row in erase_rows(self.database, account, scope, dry_run=dry_run, withdraw=withdraw):
+            yield Removed(f"{self.database.database}: {row.place}", row.n_rows, variants=row.variants or ())
         for uri, (owner, week) in withdrawn.items():
             if self.deliverer and not dry_run:
                 self.deliverer.deliver(owner, [week], anew=True)
             yield Removed(uri, 1)
-        texts = erase_from_dagster(self.dagster_database, account_id, dry_run=dry_run)
+        texts = erase_from_dagster(self.dagster_database, account, dry_run=dry_run)
         yield Removed(f"{self.dagster_database.database}: texts in Dagster", texts)
         with closing(Erasures(self.database)) as erasures:
-            erased = erasures.only(account_id)
+            erased = erasures.only(account)
         for place_of_files in self.places:
-            yield from _erase_files(place_of_files, variant, erased, dry_run=dry_run)
+            yield from _erase_files(place_of_files, scope, erased, dry_run=dry_run)
 
 
-def _erase_files(place: Place, variant: Variant | None, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
-    prefixes = _PREFIXES if variant is None else [variant.prefix + folder for folder in (FOLDER, INPUT_FOLDER)]
+def _erase_files(place: Place, scope: str, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
     with_history: set[Variant] = set()
-    for entry in with_retries(lambda: [file for prefix in prefixes for file in place.list(prefix)]):
+    for entry in with_retries(lambda: [file for prefix in _PREFIXES for file in place.list(prefix)]):
         if (match := _KEY.match(entry.key)) is None:
             continue
         owner = Variant(match["geography"], match["company"])
-        if variant not in (None, owner):
-            continue
-        if match["part"] and not (is_part(match["part"]) and entry.size):
+        is_other = match["part"] and not (is_part(match["part"]) and entry.size)
+        if scope not in owner.scopes or is_other:
             continue
         if not match["history"]:
-            yield from with_retries(partial(_erase_input, place, entry.key, erased, dry_run=dry_run))
+            for removed in with_retries(partial(_erase_input, place, entry.key, erased, dry_run=dry_run)):
+                yield replace(removed, variants=[owner.key])
         elif owner not in with_history:
             with_history.add(owner)
             if n := ActivityHistory(place).erase(owner, erased, dry_run=dry_run):
-                yield Removed(place.uri(owner.prefix + FOLDER), n)
+                yield Removed(place.uri(owner.prefix + FOLDER), n, variants=[owner.key])
 
 
 def _erase_input(place: Place, key: str, erased: Erased, *, dry_run: bool) -> list[Removed]:
@@ -137,9 +139,9 @@ def _erase_input(place: Place, key: str, erased: Erased, *, dry_run: bool) -> li
             return []
         except InputError as error:
             return [Removed(uri, 0, f"it cannot be read: {error}")]
-        if "account_id" not in frame.columns or not (is_erased := erased.marks(parse_ids(frame["account_id"]))).any():
+        is_erased = erased.marks(parse_ids(frame.get_column("account_id", default=_NO_IDS))["account_id"])
+        if not (n := int(is_erased.sum())):
             return []
-        n = int(is_erased.sum())
         if not isinstance(place, Folder):
             reason = "the account must be removed at the source; until then its rows are dropped at every read"
             return [Removed(uri, n, reason)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
+from churn.data.account_ids import ACCOUNT_KEY, require_distinct
 from churn.data.activity import KINDS, check_activity, is_activity
 from churn.data.columns import Columns
 from churn.data.formats import read_frame
@@ -77,6 +78,7 @@ def _check(raw: SourceFile, sources: Sources, max_quarantine_share: float) -> Ex
         columns = read_columns(sources, raw.provenance.variant) or Columns()
         checked = check_activity(frame, max_money=columns.max_money)
     checked.require_share(max_quarantine_share)
+    require_distinct(checked.rows, checked.quarantined)
     first_month: date = checked.rows["activity_month"].min()  # type: ignore[assignment]  # a column of dates
     return Extract(checked.with_quarantined(), raw.provenance, first_month)
 
@@ -207,6 +209,8 @@ class Ingestion:
                 f"the activity history of {variant} has nothing that was known at {as_of}{why}; score the day from "
                 f"today's extract with --corrected (in Dagster corrected: true), which uses what became known since"
             )
+        if ACCOUNT_KEY in known.columns:
+            known = known.with_columns(account_id=pl.coalesce(ACCOUNT_KEY, pl.col("account_id").cast(pl.String)))
         path = into / "activity.parquet"
         known.write_parquet(path)
         content, place = path.read_bytes(), self.history.place

@@ -150,7 +150,7 @@ def test_the_tables_of_columns_list_the_view(database: sa.URL):
 def test_the_analysts_queries_answer_what_their_text_says(database: sa.URL):
     blocks = re.findall(r"```sql\n(.*?)```", ANALYSTS, re.DOTALL)
 
-    newest, list_, risen, reasons, evaluated = (read_current(database, block) for block in blocks)
+    newest, list_, risen, reasons, by_id, evaluated = (read_current(database, block) for block in blocks)
 
     assert newest["accounts"].to_list() == [1000] * 4
     assert list_.height == 100
@@ -158,6 +158,7 @@ def test_the_analysts_queries_answer_what_their_text_says(database: sa.URL):
     assert list_["account_id"][0] in reasons_shown(ANALYSTS)
     assert (risen.height, evaluated.height) == (0, 0)  # the demo has one recent week, of which no label is mature
     assert set(reasons["feature"]) >= {"total_handle", "ben_login_id", "brand_id"}
+    assert by_id["account_key"].unique().to_list() == [str(reasons_shown(ANALYSTS)[0])]
 
 
 def reasons_shown(text: str) -> list[int]:

@@ -265,7 +265,7 @@ def test_a_port_or_account_out_of_range_is_wrong_usage(text):
 
     with pytest.raises(argparse.ArgumentTypeError, match="is not a port"):
         parse_port(text)
-    if text not in ("0", "65536", "-1"):
+    if text in ("9" * 5_000, ""):
         with pytest.raises(argparse.ArgumentTypeError, match="is not an account_id"):
             parse_account(text)
 

@@ -41,7 +41,7 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from tests.support.batches import NO_ROWS, WEEK, record, scored, week_request
 from tests.support.delivered import read_delivered, require_delivered
 from tests.support.inputs import activity, as_csv, as_json_array, as_json_lines, as_parquet, monday, put_input, register
-from tests.support.site import Run, Site, bundled, client
+from tests.support.site import Run, Site, bundled, client, n_rows_naming
 
 US = Variant("us")
 BASE = Variant()
@@ -54,18 +54,6 @@ COPIES = {
     "X_test_sample_2.json/part-0.parquet": as_parquet,
 }
 PREDICTIONS = "SELECT p::text FROM churn_predictions AS p"
-
-
-def n_rows_naming(site: Site, database: str, account: int) -> dict[str, int]:
-    """Read every table of a database as text; returns how many rows of which name the account."""
-    tables = "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
-    query = "SELECT count(*) FROM {table} AS t WHERE t::text ~ :whole"
-    counts = {
-        table: site.rows(database, query.format(table=table), whole=rf"\m{account}\M")[0][0]
-        for (table,) in site.rows(database, tables)
-    }
-    assert len(counts) > 10
-    return {table: count for table, count in counts.items() if count}
 
 
 def names(content: bytes, account: int) -> bool:
@@ -242,7 +230,8 @@ def test_messages_that_quoted_the_account_do_not_any_more_and_say_the_rest(site:
     told = 'row 7 broke a rule: {"account_id":70,"x":7}; and {"account_id": 7, "x": 7}'
     store.record_failure("geography-us", WEEK, None, datetime.now(UTC), RuntimeError(told))
 
-    assert erase_rows(site.login.set(database=site.churn), 7, None, dry_run=False)["messages"] == 1
+    removed = erase_rows(site.login.set(database=site.churn), "7", dry_run=False)
+    assert [(one.n_rows, one.variants) for one in removed if one.place == "messages"] == [(1, ["geography-us"])]
 
     kept = 'row 7 broke a rule: {"account_id":70,"x":7}; and {"account_id": erased, "x": 7}'
     assert site.rows(site.churn, "SELECT error FROM scoring_attempts") == [(kept,)]
@@ -250,7 +239,7 @@ def test_messages_that_quoted_the_account_do_not_any_more_and_say_the_rest(site:
 
 def test_rows_read_before_an_erasure_are_not_published_after_it(site: Site, store: PredictionStore) -> None:
     read_before = store.erased(US).n_erasures
-    erase_rows(site.login.set(database=site.churn), 2, None, dry_run=False)
+    erase_rows(site.login.set(database=site.churn), "2", dry_run=False)
 
     with pytest.raises(DatabaseUnavailableError, match="must be read again"):
         publish(store, n_erasures=read_before)
@@ -272,12 +261,12 @@ def test_an_erasure_waits_for_batches_on_their_way_and_erases_theirs(site: Site,
     with ThreadPoolExecutor(2) as pool:
         publishing = pool.submit(store.publish, US, WEEK, batch)
         assert is_writing.wait(30)
-        erasing = pool.submit(erase_rows, site.login.set(database=site.churn), 2, None, dry_run=False)
+        erasing = pool.submit(erase_rows, site.login.set(database=site.churn), "2", dry_run=False)
         with pytest.raises(TimeoutError):
             erasing.result(0.5)
         may_end.set()
         publishing.result(30)
-        assert erasing.result(30)["churn_predictions"] == 1
+        assert [one.n_rows for one in erasing.result(30) if one.place == "churn_predictions"] == [1]
     assert site.rows(site.churn, "SELECT account_id FROM churn_predictions ORDER BY 1") == [(1,), (3,)]
 
 
@@ -308,7 +297,7 @@ def test_an_erasure_waits_for_extracts_on_their_way_into_the_history(
     with ThreadPoolExecutor(2) as pool:
         appending = pool.submit(history.append, US, EXTRACT, RECEIVED_AT)
         assert place.has_begun.wait(30)
-        erasing = pool.submit(lambda: list(eraser.erase_account(2, None)))
+        erasing = pool.submit(lambda: list(eraser.erase_account("2")))
         assert not wait([erasing], timeout=0.5).done
         place.may_end.set()
         appending.result(30)
@@ -353,7 +342,7 @@ def test_an_extract_delivered_during_an_erasure_stays_and_is_erased_from(
     place = Delivering(tmp_path, newer.write_csv().encode(), can_exchange=can_exchange)
     place.write(key, older.write_csv().encode())
 
-    removed = list(replace(deployment.eraser(), places=[place]).erase_account(2, None))
+    removed = list(replace(deployment.eraser(), places=[place]).erase_account("2"))
 
     assert [one.n for one in removed if one.place == place.uri(key)] == [1]
     assert (tmp_path / key).read_text() == newer.head(1).write_csv()

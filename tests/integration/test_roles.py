@@ -385,7 +385,7 @@ def test_what_a_caller_puts_in_the_way_does_not_run_as_the_owner(site: Site, mem
     """On PostgreSQL 14 everybody may create in ``public``; here the right is granted, and so is calling the rest."""
     caller = member[WRITER]
     run_sql(site.server.set(database=site.churn), f"GRANT CREATE ON SCHEMA public TO {caller.username}")
-    everything = "erase_account(bigint, text, integer, bytea), drop_weeks(date)"
+    everything = "erase_account(bigint, text, integer, bytea, text), drop_weeks(date)"
     run_sql(site.server.set(database=site.churn), f"GRANT EXECUTE ON FUNCTION {everything} TO {caller.username}")
     with connected(caller) as connection:
         connection.exec_driver_sql(OVERLOADS)

@@ -85,6 +85,18 @@ def _engine(url: sa.URL) -> sa.Engine:
     return create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
 
 
+def n_rows_naming(site: Site, database: str, account: int | str) -> dict[str, int]:
+    """Read every table of a database as text; returns how many rows of which name the account."""
+    tables = "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    query = "SELECT count(*) FROM {table} AS t WHERE t::text ~ :whole"
+    counts = {
+        table: site.rows(database, query.format(table=table), whole=rf"\m{account}\M")[0][0]
+        for (table,) in site.rows(database, tables)
+    }
+    assert len(counts) > 10
+    return {table: count for table, count in counts.items() if count}
+
+
 def create_login(server: sa.URL, attributes: str = "CREATEDB CREATEROLE") -> sa.URL:
     """Make a login that is no superuser, whose password holds everything awkward."""
     name = f"app_{uuid.uuid4().hex[:8]}"

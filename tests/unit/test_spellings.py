@@ -3,35 +3,21 @@
 A spelling that is not understood is quarantined, never read as another value.
 """
 
-import csv
-import io
-import json
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from churn.data.activity import check_activity
 from churn.data.features import encode, plan_encoding
 from churn.data.formats import read_frame
 from churn.data.spellings import folded_levels
+from tests.support.extracts import FEATURES, GOOD, WRITERS, as_lines, typed
 
-GOOD: dict[str, Any] = {
-    "account_id": "1723", "activity_month": "2025-03-01", "known_at": "2025-04-01T06:00:00Z", "brand_id": "PA",
-    "reg_date": "2024-12-05", "ftd_date": "2024-12-06", "qp_date": "2024-12-07", "ben_login_id": "BCUSA22L",
-    "tracker_id": "101", "player_reg_product": "BETTING", "total_deposit": "1234.5", "total_handle": "20",
-    "total_ngr": "-1234567",
-}  # fmt: skip
-FEATURES = (
-    "total_deposit", "total_handle", "total_ngr", "months_active", "brand_id_PA", "brand_id_OH",
-    "ben_login_id_BCUSA22L", "player_reg_product_BETTING",
-)  # fmt: skip
 SPELLINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "account_id": {"1723": ("1723.0", "1723.00", " 1723 ", "+1723", "1.723e3", "1.723E+03", "1723.")},
     "activity_month": {
@@ -74,27 +60,6 @@ CASES = [
 ]
 
 
-def as_csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def as_lines(rows: list[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def as_parquet(rows: list[dict[str, Any]] | pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows), buffer)
-    return buffer.getvalue()
-
-
-WRITERS = {"CSV": as_csv, "JSON Lines": as_lines, "Parquet": as_parquet}
-
-
 def read(content: bytes, folder: Path) -> pl.DataFrame:
     """The features of a file's rows, in which no row may be quarantined."""
     (folder / "rows").write_bytes(content)
@@ -123,11 +88,6 @@ def test_each_spelling_of_a_value_gives_the_same_matrix_in_every_format(form, tm
         matrix = matrix_of(read(WRITERS[form](rows), tmp_path))
 
         assert np.array_equal(matrix[1], matrix[2], equal_nan=True), (column, spelling)
-
-
-def typed(column: str, array: pa.Array) -> bytes:
-    table = pa.Table.from_pylist([GOOD])
-    return as_parquet(table.set_column(table.column_names.index(column), column, array))
 
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -183,8 +143,8 @@ def test_nan_is_missing_in_every_format(nothing, tmp_path):
 @pytest.mark.parametrize(
     ("column", "spelling"),
     [
-        ("account_id", "1.23457E+12"), ("account_id", "1,723"), ("account_id", "0x6BB"), ("account_id", "1723.5"),
-        ("account_id", "1_723"), ("activity_month", "01/03/2025"), ("activity_month", "2025-03"),
+        ("account_id", "1.23457E+12"), ("account_id", "1,723"), ("account_id", "1 723"), ("account_id", "1723.5"),
+        ("account_id", "true"), ("activity_month", "01/03/2025"), ("activity_month", "2025-03"),
         ("activity_month", "20250301"), ("activity_month", "01.03.2025"), ("activity_month", "45717"),
         ("activity_month", "2025-02-30"), ("activity_month", "1740787200"), ("total_deposit", "1,234"),
         ("total_deposit", "$5"), ("total_deposit", "5 EUR"), ("total_deposit", "12%"), ("total_deposit", "1.2.3"),

@@ -6,6 +6,7 @@ row at a time, from README's words.
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -30,6 +31,7 @@ MAY_BE_MISSING = ("ftd_date", "qp_date", "total_handle")
 KNOWN = ("account_id", "tracker_id", "known_at", *DATES, *LEVELS, *NUMBERS)
 MISSING_LEVELS = ("", "null", "\\n", "nan", "<na>", "(null)")
 MISSING = (*MISSING_LEVELS, "na", "n/a", "#n/a", "nat", "none", "-nan")
+SPACES = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 FIRST_DAY, LAST_DAY = date(1990, 1, 1), date(2200, 1, 1)
 
 
@@ -182,6 +184,28 @@ def integer(value: Any) -> int | None:
     return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
 
 
+def account(value: Any) -> int | None:
+    """The number of an account: of a whole number itself, of a text one that is made of its hash."""
+    if isinstance(value, Decimal):
+        value = format(value, "f")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        return integer(value)
+    text = value.strip(SPACES)
+    plain = re.sub("^\u2212", "-", text)
+    is_text = re.fullmatch(r"[0-9]+[eE][0-9]+|[+-]?0[0-9]+", plain) is not None
+    if not is_text and not re.match("[+-]?0[0-9]", plain) and (whole := integer(plain)) is not None:
+        return whole
+    point = r"([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+    grouped = r"[0-9]{1,3}([,.' \u2019\u00a0\u202f][0-9]{3})+([.,][0-9]*)?"
+    number = rf"[+-]?({point}|[0-9]+[eE][+-][0-9]+|[0-9]+,[0-9]+|{grouped}|inf|infinity)|true|false"
+    is_no_id = re.fullmatch(number, plain, re.IGNORECASE | re.ASCII) or re.match(r'\{["}]|\[', text) or "\0" in text
+    if (is_no_id and not is_text) or len(text.encode()) > 256:
+        return None
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True) | -(2**63)
+
+
 def day(value: Any) -> date | None:
     if isinstance(value, datetime):
         return value.date()
@@ -214,7 +238,7 @@ def _breaks(name: str, value: Any) -> bool:
         parsed = day(value)
         return parsed is None or not FIRST_DAY <= parsed <= LAST_DAY or (name == "activity_month" and parsed.day != 1)
     if name in ("account_id", "tracker_id"):
-        return integer(value) is None
+        return (account if name == "account_id" else integer)(value) is None
     return name in NUMBERS and _is_bad_number(name, value)  # a level that the model does not know sets no column
 
 
@@ -235,18 +259,18 @@ def activity_matrix(rows: Sequence[Row], names: Sequence[str], as_of: date) -> d
         if breaks_activity(row):
             broken.append(row)
             continue
-        account, month = integer(row["account_id"]), day(row["activity_month"])
-        assert account is not None
+        number_of, month = account(row["account_id"]), day(row["activity_month"])
+        assert number_of is not None
         assert month is not None
-        if month <= as_of and (account not in latest or latest[account][0] <= month):
-            latest[account] = (month, row)
+        if month <= as_of and (number_of not in latest or latest[number_of][0] <= month):
+            latest[number_of] = (month, row)
     for row in broken:
-        account, month = integer(row.get("account_id")), day(row.get("activity_month"))
+        number_of, month = account(row.get("account_id")), day(row.get("activity_month"))
         if month is not None and not FIRST_DAY <= month <= LAST_DAY:
             month = None
-        if account in latest and (month is None or latest[account][0] <= month <= as_of):
-            del latest[account]
-    return {account: _encode(row, names) for account, (_, row) in latest.items()}
+        if number_of in latest and (month is None or latest[number_of][0] <= month <= as_of):
+            del latest[number_of]
+    return {number: _encode(row, names) for number, (_, row) in latest.items()}
 
 
 def _encode(row: Mapping[str, Any], names: Sequence[str]) -> list[float]:
@@ -274,11 +298,11 @@ def _fold(level: Any) -> Any:
 def encoded_matrix(rows: Sequence[Row], names: Sequence[str]) -> dict[int, list[float]]:
     """Take rows that came encoded; those of a repeated account and those that break the contract are left out."""
     has_ids = any("account_id" in row for row in rows)
-    ids = [integer(row.get("account_id")) if has_ids else i for i, row in enumerate(rows, 1)]
+    ids = [account(row.get("account_id")) if has_ids else i for i, row in enumerate(rows, 1)]
     taken = {}
-    for account, row in zip(ids, rows, strict=True):
+    for number_of, row in zip(ids, rows, strict=True):
         values = [None if is_missing(name, row.get(name)) else row.get(name) for name in names]
-        if account is None or ids.count(account) > 1 or all(value is None for value in values):
+        if number_of is None or ids.count(number_of) > 1 or all(value is None for value in values):
             continue
         if any(value is not None and _is_bad_number(name, value) for name, value in zip(names, values, strict=True)):
             continue
@@ -289,5 +313,5 @@ def encoded_matrix(rows: Sequence[Row], names: Sequence[str]) -> dict[int, list[
             group.count(1.0) > 1 for group in groups.values()
         ):
             continue
-        taken[account] = [math.nan if value is None else float(number(value) or 0.0) for value in values]
+        taken[number_of] = [math.nan if value is None else float(number(value) or 0.0) for value in values]
     return taken

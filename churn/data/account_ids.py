@@ -1,0 +1,71 @@
+"""Account ids as companies write them, numbers or texts, and the number of 64 bits that an account is inside. Pure.
+
+A whole number is itself. Any other text, such as a UUID or ``00123``, has a negative number made of its SHA-256, and is
+kept beside it as the account's key. What is missing, a truth value, or a number that was rounded or could be read as
+another is no id. PostgreSQL computes the same (``churn_account_number``).
+"""
+
+import hashlib
+
+import numpy as np
+import polars as pl
+import polars.selectors as cs
+
+from churn.data.spellings import canonical
+from churn.errors import InputError
+
+ACCOUNT_KEY = "account_key"
+"""The column of the ids that are texts, null where one is a number; frames without such ids lack it."""
+PADDED = r"^[-+]?0[0-9]"  # numbers with leading zeros, which are other ids than the numbers
+_MAX_BYTES = 256
+_WHOLE, _HEXADECIMAL = r"^[-+]?(0|[1-9][0-9]*)$", r"^[0-9]+[eE][0-9]+$"  # nothing writes 1e5 for a number
+_NO_ID = (
+    r"^[-+\u2212]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+][0-9]+|[0-9]+,[0-9]+"
+    r"|[0-9]{1,3}([,.' \u2019\u00a0\u202f][0-9]{3})+([.,][0-9]*)?)$|\x00"
+    r'|^(\{["}]|\[)'  # objects and arrays of JSON
+)
+_NO_IDS = ("true", "false", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
+
+
+def read_id(text: str) -> tuple[int, str]:
+    """Return an id's number, and the id without what is no part of it; raises ``ValueError`` if the text is no id.
+
+    >>> read_id(" 1723.0 "), read_id(" A-17")
+    ((1723, '1723'), (-873866075587846623, 'A-17'))
+    """
+    written, keys = with_numbers(pl.DataFrame({"account_id": [text]}))
+    number = int(written.item() or "")
+    return number, next((key[0] for key in keys), str(number))
+
+
+def with_numbers(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[pl.Series]]:
+    """Replace each ``account_id`` by its number in digits, null if missing and ``?`` if it is none; add the keys."""
+    ids = frame["account_id"]
+    if not (ids.dtype in (pl.String, pl.Categorical, pl.Enum) or ids.dtype.is_integer() or ids.dtype.is_decimal()):
+        return frame, []
+    ids = ids.cast(pl.String)
+    distinct = ids.drop_nulls().unique()
+    key, whole = distinct.str.strip_chars(), canonical(distinct, "integer")
+    is_number = whole.str.contains(_WHOLE) & ~key.str.contains(_HEXADECIMAL)
+    numbers = whole.set(~is_number, None).cast(pl.Int64, strict=False).cast(pl.String)
+    is_no_id = key.str.contains(_NO_ID) | key.str.to_lowercase().is_in(_NO_IDS) | (key.str.len_bytes() > _MAX_BYTES)
+    keys = key.set(whole.is_null() | numbers.is_not_null() | is_no_id, None)
+    heads = b"".join(hashlib.sha256(one.encode()).digest()[:8] for one in keys.fill_null(""))
+    of_keys = pl.Series(np.frombuffer(heads, ">i8").astype(np.int64) | np.iinfo(np.int64).min).cast(pl.String)
+    written = numbers.fill_null(of_keys.set(keys.is_null(), None))
+    written = written.zip_with(written.is_not_null() | whole.is_null(), pl.Series(["?"]))
+    written, of_rows = (
+        ids.replace_strict(distinct, to, default=None, return_dtype=pl.String) for to in (written, keys)
+    )
+    return frame.with_columns(account_id=written), [of_rows.alias(ACCOUNT_KEY)] if keys.count() else []
+
+
+def require_distinct(*parts: pl.DataFrame) -> None:
+    """Raise ``InputError`` if two ids of an extract have the same number."""
+    names = cs.by_name("account_id", ACCOUNT_KEY, require_all=False)
+    ids = pl.concat([part.select(names) for part in parts], how="diagonal").drop_nulls("account_id")
+    if ACCOUNT_KEY in ids.columns and ids[ACCOUNT_KEY].count() and ids.unique()["account_id"].is_duplicated().any():
+        raise InputError(
+            "two account ids of the extract, one of them a text, have the same number of 64 bits, so that their "
+            "accounts cannot be told apart; correct the ids"
+        )
