@@ -63,6 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     deliver.add_argument("--all-weeks", action="store_true", help="deliver all; withdraw weeks that were dropped")
     alerts = commands.add_parser("alerts", help="list the alerts that wait for receivers, or drop those of one")
     alerts.add_argument("--drop", metavar="RECEIVER", help="drop what waits for this receiver, which is gone")
+    reader = commands.add_parser("reader", help="create a login that reads the predictions of some variants only")
+    reader.add_argument("action", choices=["add"], help="add: create the login, or extend it by further variants")
+    reader.add_argument("name", help="the login")
+    reader.add_argument("--variant", metavar="KEY", action="append", required=True, help="may be given repeatedly")
     commands.add_parser("doctor", help="show what is set, reached, permitted and missing, without any secret")
     metrics = commands.add_parser("metrics", help="serve the state of the fleet to Prometheus until interrupted")
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
@@ -244,6 +248,24 @@ def _alerts(args: argparse.Namespace) -> None:
         print(f"{waiting.get(name, 0):6,} waiting  {name}{gone}")
 
 
+def _reader(args: argparse.Namespace) -> None:
+    from churn.database.readers import add_reader
+    from churn.deployment.services import open_deployment
+    from churn.variants import find_variant, fold_name, nearest
+
+    with open_deployment() as deployment:
+        known, url = deployment.registry(read_only=True).variants(), deployment.database
+        variants = [find_variant(fold_name(name), lambda: known) for name in args.variant]
+        for variant in variants:
+            if variant not in known:
+                raise UsageError(f"variant {variant} is not registered{nearest(variant, known)}")
+        bound = add_reader(url, args.name, variants)
+    server = f"{url.host}:{url.port or 5432}/{url.database}"
+    print(f"{args.name} may read {counted(len(bound), 'variant')}: {', '.join(bound)}")
+    print(f"Set its password:  psql postgresql://{url.username}@{server} -c '\\password {args.name}'")
+    print(f"Log in and read:   psql postgresql://{args.name}@{server} -c 'TABLE own_predictions_latest'")
+
+
 def _doctor(_args: argparse.Namespace) -> None:
     from churn.cli.doctor import examine
 
@@ -257,5 +279,5 @@ def _doctor(_args: argparse.Namespace) -> None:
 
 _COMMANDS = {
     "demo": _demo, "up": _up, "score": _score, "explain": _explain, "report": _report, "metrics": _metrics,
-    "erase": _erase, "retain": _retain, "deliver": _deliver, "alerts": _alerts, "doctor": _doctor,
+    "erase": _erase, "retain": _retain, "deliver": _deliver, "alerts": _alerts, "reader": _reader, "doctor": _doctor,
 }  # fmt: skip

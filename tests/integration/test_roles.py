@@ -22,7 +22,7 @@ from tests.support.batches import NO_ROWS, WEEK, record, scored
 from tests.support.site import Site, create_login, run_sql
 
 DENIED = "42501"
-NEVER = ("55000", "42809")  # nobody can change what these views show, nor truncate a view
+NEVER = ("55000", "42809", "0A000")  # nobody can change what these views show, nor truncate a view
 READ, ADD = "SELECT", "INSERT"
 PARTITIONED = "churn_predictions_20260105"
 
@@ -48,10 +48,19 @@ MAY_WRITE: Mapping[str, set[str]] = {
     "churn_predictions_current": {READ},
     "churn_predictions_by_role": {READ},
     "churn_predictions_latest": {READ},
+    "own_predictions_current": {READ},
+    "own_predictions_by_role": {READ},
+    "own_predictions_latest": {READ},
+    "own_rows": set(),
+    "own_newest_rows": set(),
+    "own_batches": set(),
+    "reader_variants": set(),
 }
 """All that the writer may do: what is not named is denied."""
 
-MAY_NOT_READ = {"erasure_salt", "erased_accounts", PARTITIONED}
+MAY_NOT_READ = {
+    "erasure_salt", "erased_accounts", PARTITIONED, "own_rows", "own_newest_rows", "own_batches", "reader_variants",
+}  # fmt: skip
 """What the reader may not even read; a partition is read through its table."""
 
 ATTEMPTS = {

@@ -1,0 +1,58 @@
+"""Readers that are bound to variants: logins that see the predictions of these and nothing else.
+
+The views ``own_predictions_…`` show a login the variants that ``reader_variants`` names for it.
+"""
+
+import re
+from collections.abc import Collection
+
+import sqlalchemy as sa
+
+from churn.database.connection import OWNER, READER, SETUP_NEEDS, WRITER, create_engine, errors_translated
+from churn.errors import UsageError
+from churn.variants import Variant
+
+_NAME = re.compile(r"(?!pg_|churn_)[a-z][a-z0-9_]{0,62}")
+_RIGHTS = sa.text(
+    "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls OR rolreplication OR "
+    "EXISTS (SELECT FROM pg_auth_members WHERE member = r.oid) FROM pg_roles AS r WHERE rolname = :reader"
+)
+_GRANT = sa.text(
+    "INSERT INTO reader_variants (reader, variant) SELECT :reader, unnest(CAST(:variants AS text[])) "
+    "ON CONFLICT DO NOTHING"
+)
+_GRANTED = sa.text("SELECT variant FROM reader_variants WHERE reader = :reader ORDER BY variant")
+
+
+def add_reader(url: sa.URL, reader: str, variants: Collection[Variant]) -> list[str]:
+    """Create a login that is bound to variants, without a password, or bind it to further ones. Idempotent.
+
+    Args:
+        url: With a login that may create roles and act as the owner.
+
+    Returns:
+        The keys of all variants that it is bound to.
+
+    Raises:
+        UsageError: If the name cannot be a reader's, or a login of that name may do more than such a reader.
+    """
+    if not _NAME.fullmatch(reader):
+        raise UsageError(
+            f"{reader!r} cannot be a reader: use a to z, 0 to 9 and _, a letter first, neither pg_ nor churn_, at most "
+            "63 characters"
+        )
+    with errors_translated(url, remedy=SETUP_NEEDS), create_engine(url).begin() as connection:
+        may_do_more = connection.scalar(_RIGHTS, {"reader": reader})
+        if may_do_more:
+            raise UsageError(
+                f"login {reader!r} is a member of another role or an administrator, so that it may read more than some "
+                f"variants; take another name, or revoke that from it ({OWNER}, {WRITER}, {READER} and the like)"
+            )
+        quoted = connection.dialect.identifier_preparer.quote_identifier
+        if may_do_more is None:
+            connection.exec_driver_sql(f"CREATE ROLE {quoted(reader)} LOGIN")
+        connection.exec_driver_sql(f"ALTER ROLE {quoted(reader)} SET default_transaction_read_only = on")
+        connection.exec_driver_sql(f"GRANT CONNECT ON DATABASE {quoted(url.database or '')} TO {quoted(reader)}")
+        connection.exec_driver_sql(f"SET LOCAL ROLE {OWNER}")
+        connection.execute(_GRANT, {"reader": reader, "variants": [variant.key for variant in variants]})
+        return list(connection.scalars(_GRANTED, {"reader": reader}))
