@@ -28,6 +28,7 @@ ALLOWED: Mapping[str, str] = {
     "churn/database/evaluations.py:_evaluated": OUR_TEXT,
     "churn/database/evaluations.py:record": OUR_COLUMNS,
     "churn/database/evaluations.py:_scores": "COPY takes no parameters; integers and dates are put in",
+    "churn/database/predictions.py:current": OUR_COLUMNS,
     "churn/database/readers.py:add_reader": "names cannot be bound; one matches a pattern, SQLAlchemy quotes both",
     "churn/database/schema.py:ensure_database": "a database's name cannot be bound; SQLAlchemy quotes it",
     "churn/database/schema.py:ensure_roles": "one of three constants",
