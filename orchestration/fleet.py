@@ -4,6 +4,7 @@ Such an op logs each variant's report to Dagster when the variant is done, and a
 the variants that failed. Not here: the loop over the variants, which is ``churn.workflows.fleet``.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from churn.wording import counted, listed
 from churn.workflows.fleet import Attempts, error_text
 from orchestration import checks
 from orchestration.assets.metadata import Metadata
+from orchestration.event_log import BATCH, log_materializations, standing_outcomes
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
@@ -29,6 +31,8 @@ RUN_TAGS = {"dagster/retry_on_asset_or_op_failure": "false", "dagster/max_runtim
 """Tags of jobs over ranges: the settings of ``dagster.yaml``, for instances that do not use it (Dagster's chart)."""
 
 _NAMED_IN_MESSAGE, _NAMED_IN_CHECK = 20, 50
+_SLOW_S = 0.5  # from one report to the next; so long, a report does not wait for others
+_INCOMPLETE = "%s is done, but its report is incomplete: %s"
 
 _Out = TypeVar("_Out")
 
@@ -88,7 +92,7 @@ def log_report(context: dg.AssetExecutionContext, key: str, report: AssetReport)
         for asset in left:
             context.log_event(dg.AssetMaterialization(asset, partition=key))
     if problem is not None:
-        context.log.warning("%s is done, but its report is incomplete: %s", key, problem)
+        context.log.warning(_INCOMPLETE, key, problem)
     return problem is None
 
 
@@ -128,18 +132,19 @@ class FleetRun:
         self._incomplete: set[str] = set()
         # Reuse the event log's connection, as a webserver does; by default each event opens three.
         context.instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
-        for run_id in reversed(resumed_runs(context)):
-            self._recall(run_id)
+        self._standing = standing_outcomes(context.instance, self._severities, list(context.partition_keys))
+        self._waiting: list[tuple[str, AssetReport]] = []
+        self._last_report_at = 0.0
+        self._recall()
 
-    def _recall(self, run_id: str) -> None:
+    def _recall(self) -> None:
         """Count what an earlier try, or a run that this one resumes, has logged."""
-        kinds = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION}
-        for entry in self.context.instance.all_logs(run_id, kinds):
-            event = entry.get_dagster_event()
-            if isinstance(one := event.event_specific_data, dg.AssetCheckEvaluation):
-                self._passed.get((one.asset_key.to_user_string(), one.check_name), {})[one.partition or ""] = one.passed
-            elif event.asset_key == dg.AssetKey.from_user_string(self._assets[-1]) and event.partition:
-                self._done.add(event.partition)
+        kind, last = dg.DagsterEventType.ASSET_MATERIALIZATION, dg.AssetKey.from_user_string(self._assets[-1])
+        for run_id in resumed_runs(self.context):
+            events = (entry.get_dagster_event() for entry in self.context.instance.all_logs(run_id, kind))
+            self._done |= {event.partition for event in events if event.asset_key == last and event.partition}
+        for check, standing in self._standing.items():
+            self._passed[check] = {key: passed for key, passed in standing.items() if key in self._done}
 
     @contextmanager
     def open(self, services: Services) -> Iterator[Deployment]:
@@ -160,30 +165,61 @@ class FleetRun:
         self.context.log.info("%d variants to do, %d already done", len(left), len(done))
         return left
 
-    def untold(self, published: Collection[str], last_check: tuple[str, str]) -> list[str]:
-        """Return the run's variants that are ``published`` without the check that is logged last of each."""
-        told = self._passed[last_check]
-        return [key for key in dict.fromkeys(self.context.partition_keys) if key in published and key not in told]
+    def untold(self, published: Collection[str]) -> list[str]:
+        """Return the run's variants that are ``published`` without the materialization that is logged last of each."""
+        return [key for key in dict.fromkeys(self.context.partition_keys) if key in published and key not in self._done]
 
     def log(self, attempts: Attempts[_Out], build: Callable[[str, _Out], AssetReport]) -> None:
         """Log the report of each variant that succeeds, and collect the errors of the others.
 
         A variant has succeeded even if ``build``, which gets its key and its result, raises an error.
         """
-        for key, result in attempts:
-            if isinstance(result, BaseException):
-                self._failed[key] = result
-                self.context.log.error("%s: %s", key, result)
-            else:
-                self._log_report(key, build_report(self._assets, partial(build, key, result)))
+        try:
+            for key, result in attempts:
+                if isinstance(result, BaseException):
+                    self._failed[key] = result
+                    self.context.log.error("%s: %s", key, result)
+                else:
+                    self._add(key, build_report(self._assets, partial(build, key, result)))
+        finally:
+            self._log_waiting()
 
-    def _log_report(self, key: str, report: AssetReport) -> None:
+    def _add(self, key: str, report: AssetReport) -> None:
+        """Log a variant's report, together with the next ones while they come quickly."""
         self._done.add(key)
-        if not report.is_dry_run and not log_report(self.context, key, report):
-            self._incomplete.add(key)
-            return
-        for evaluation in report.checks:
-            self._passed[evaluation.asset_key.to_user_string(), evaluation.check_name][key] = evaluation.passed
+        self._waiting.append((key, report))
+        is_slow = time.monotonic() - self._last_report_at > _SLOW_S
+        if is_slow or len(self._waiting) == BATCH:
+            self._log_waiting()
+        self._last_report_at = time.monotonic()
+
+    def _log_waiting(self) -> None:
+        """Log the reports that wait, or one by one if that fails, and count their checks."""
+        reports, self._waiting = self._waiting, []
+        real = [(key, report) for key, report in reports if not report.is_dry_run]
+        try:
+            self._log_together(real)
+        except Exception:  # noqa: BLE001 Dagster's storage and its clients raise errors of many kinds
+            incomplete = {key for key, report in real if not log_report(self.context, key, report)}
+        else:
+            incomplete = {key for key, report in real if report.problem is not None}
+            for key in incomplete:
+                self.context.log.warning(_INCOMPLETE, key, dict(real)[key].problem)
+        self._incomplete |= incomplete
+        for key, evaluation in ((key, one) for key, report in reports for one in report.checks):
+            if key not in incomplete:
+                self._passed[_check(evaluation)][key] = evaluation.passed
+
+    def _log_together(self, reports: Sequence[tuple[str, AssetReport]]) -> None:
+        """Log the checks that did not pass or did not before, then each asset's materializations at once."""
+        for key, evaluation in ((key, one) for key, report in reports for one in report.checks):
+            if not (evaluation.passed and self._standing[_check(evaluation)].get(key)):
+                self.context.log_event(evaluation)
+        for asset in self._assets:
+            described = [(key, one.description, one.metadata[asset]) for key, one in reports if asset in one.metadata]
+            log_materializations(
+                self.context, [dg.AssetMaterialization(asset, text, of, partition=key) for key, text, of in described]
+            )
 
     def finish(self) -> Iterator[dg.AssetCheckResult]:
         """Yield a result of each check over all variants, then raise a failure that names the failed ones, if any.
@@ -218,7 +254,7 @@ class FleetRun:
 
         Dagster does so for partitions that a failed run planned and did not materialize. Planning each of thousands of
         partitions costs as much as scoring them, so runs plan ranges (``orchestration.instance``), and only the failed
-        ones are planned one by one, here. It is the only use of an event that Dagster does not document.
+        ones are planned one by one, here, by an event that Dagster does not document.
         """
         context, build = self.context, DagsterEvent.build_asset_materialization_planned_event
         for key, asset in product(self._failed, self._assets):
@@ -238,6 +274,10 @@ class FleetRun:
             metadata={"failed": reasons},
             allow_retries=is_transient and self.context.retry_number < MAX_RETRIES,
         )
+
+
+def _check(evaluation: dg.AssetCheckEvaluation) -> tuple[str, str]:
+    return evaluation.asset_key.to_user_string(), evaluation.check_name
 
 
 def _describe_check(n_checked: int, n_failed: int, n_done: int, n_incomplete: int) -> str:

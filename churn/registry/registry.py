@@ -9,6 +9,8 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -51,6 +53,7 @@ _DESCRIPTION_FILE = "description.json"  # in the cache only
 _Aliases = Mapping[Variant, Mapping[str, int]]
 _Versions = Mapping[tuple[Variant, int], ModelVersion]
 _MODEL_NAME_PREFIX = Variant().registered_model
+_LATELY_S = 30.0
 _LISTED_FROM = 20  # variants with the same version number; fewer are queried one by one
 
 
@@ -78,6 +81,8 @@ class Registry:
             self.client = MlflowClient(tracking_uri, tracking_uri)
         self._cache = ModelCache(cache)
         self._pending_moves, self._lock = pending_moves, lock
+        self._listing_lock, self._listed_at = threading.Lock(), -_LATELY_S
+        self._listed: _Aliases = {}
         self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
 
     def variants(self) -> list[Variant]:
@@ -92,6 +97,13 @@ class Registry:
         # Moves are asked for last: one that was completed meanwhile no longer fits, or changes nothing.
         moves = {variant: move for variant, move in self._pending_moves().items() if variant in listed}
         return listed | {variant: move.applied(listed[variant]) for variant, move in moves.items()}
+
+    def aliases_lately(self, variant: Variant) -> Mapping[str, int]:
+        """Return a variant's aliases as they were at most half a minute ago: one listing serves many variants."""
+        with self._listing_lock:
+            if time.monotonic() - self._listed_at > _LATELY_S:
+                self._listed, self._listed_at = self.aliases(), time.monotonic()
+            return self._listed.get(variant, {})
 
     def aliases_of(self, variant: Variant) -> Mapping[str, int]:
         """Return the version that each of a variant's aliases names now; none if it is not registered."""

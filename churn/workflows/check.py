@@ -36,7 +36,8 @@ def check_published(
     )  # fmt: skip
     aliases: Mapping[str, int] = {}
     with suppress(ChurnError):
-        aliases = scorer.registry.aliases_of(record.variant)
+        is_fleet, registry = scorer.aliases is not None, scorer.registry
+        aliases = registry.aliases_lately(record.variant) if is_fleet else registry.aliases_of(record.variant)
     n_stored, lowest, highest = scorer.store.measure(batch_id, record.scored_week)
     figures = BatchFigures(
         n_quarantined=record.n_rows_quarantined,

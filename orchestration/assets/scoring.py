@@ -30,7 +30,6 @@ from orchestration.resources import Services
 
 WEEK_TAG = "churn/week"
 OP_NAME = "score_variants"
-_LAST_CHECK = "store_predictions", "rows_were_scored"
 
 _spec = partial(dg.AssetSpec, group_name="weekly_scoring", owners=["team:retention"], skippable=True)
 
@@ -104,7 +103,7 @@ def weekly_assets(
         week = parse_week(named, today if named else root_run(context).create_timestamp.date())
         scorer = deployment.scorer()
         published = scorer.store.published_by(resumed_runs(context), week)
-        keys, untold = run.left(published), run.untold(published, _LAST_CHECK)
+        keys, untold = run.left(published), run.untold(published)
         histories = deployment.fleet().histories(week - MEMORY, [*keys, *untold])
         run.log(for_each_variant(partial(report_again, week, scorer, histories), untold), lambda _, report: report)
         report = partial(report_batch, histories=histories, model_link=deployment.model_link)

@@ -3,13 +3,15 @@ published variant published, and the others' reports are logged.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.event_log import SqliteEventLogStorage
 
 from churn.errors import SourceError, SourceUnavailableError
-from orchestration import checks
+from orchestration import checks, event_log, fleet
 from orchestration.checks import EVALUATED
 from orchestration.fleet import AssetReport, FleetRun
 
@@ -35,7 +37,9 @@ def report(key: str, result: Any) -> AssetReport:
     return AssetReport({EVALUATED: {"figure": result}}, evaluations, f"about {key}")
 
 
-def run(attempts: Mapping[str, Any], *later: Any) -> tuple[dg.ExecuteInProcessResult, list[str]]:
+def run(
+    attempts: Mapping[str, Any], *later: Any, instance: dg.DagsterInstance | None = None
+) -> tuple[dg.ExecuteInProcessResult, list[str]]:
     """Run an op over three variants, in which each comes to what is given; returns the warnings, too.
 
     ``later`` is what those come to that are left at each retry.
@@ -51,16 +55,16 @@ def run(attempts: Mapping[str, Any], *later: Any) -> tuple[dg.ExecuteInProcessRe
         retry_policy=dg.RetryPolicy(max_retries=len(later)),
     )
     def evaluate(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        fleet = FleetRun(context, [SPEC])
-        left = fleet.left()
+        fleet_run = FleetRun(context, [SPEC])
+        left = fleet_run.left()
         tried = dict.fromkeys(left, next(outcomes)) if context.retry_number else attempts
-        fleet.log(iter(tried.items()), report)
-        yield from fleet.finish()
+        fleet_run.log(iter(tried.items()), report)
+        yield from fleet_run.finish()
 
     tags = {"dagster/asset_partition_range_start": KEYS[0], "dagster/asset_partition_range_end": KEYS[-1]}
-    with dg.instance_for_test() as instance:
-        result = dg.materialize([evaluate], instance=instance, tags=tags, raise_on_error=False)
-        warnings += [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level == 30]
+    with dg.instance_for_test() if instance is None else nullcontext(instance) as used:
+        result = dg.materialize([evaluate], instance=used, tags=tags, raise_on_error=False)
+        warnings += [entry.user_message for entry in used.all_logs(result.run_id) if entry.level == 30]
     return result, warnings
 
 
@@ -85,6 +89,45 @@ def test_a_variant_whose_report_fails_is_materialized_and_the_others_are_reporte
         "auc_is_not_below_its_limit": (False, "Passed for 2 of 3 variants; not evaluated for 1."),
         "no_segment_is_below_its_limit": (False, "Passed for 1 of 3 variants; not evaluated for 1."),
     }
+
+
+def test_reports_that_come_quickly_are_logged_together_and_known_outcomes_not_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fleet, "_SLOW_S", 60.0)
+    stored: list[int] = []
+    storage = SqliteEventLogStorage  # of the test's instance
+    together = storage.store_event_batch
+    monkeypatch.setattr(
+        storage, "store_event_batch", lambda self, events: (stored.append(len(events)), together(self, events))[1]
+    )
+    with dg.instance_for_test() as instance:
+        first, _ = run({"company-a": 1, "company-b": 2, "company-c": 3}, instance=instance)
+        assert stored == [2]  # the first did not wait for others
+        assert set(materialized(first)) == set(KEYS)
+        again, _ = run({"company-a": 1, "company-b": 2, "company-c": 3}, instance=instance)
+
+    def logged(result: dg.ExecuteInProcessResult) -> list[tuple[str, bool]]:
+        return [(str(one.partition), one.passed) for one in result.get_asset_check_evaluations() if one.partition]
+
+    assert len(logged(first)) == 6
+    assert logged(again) == [("company-c", False)]
+    for result in (first, again):
+        summary = [one.description for one in result.get_asset_check_evaluations() if one.partition is None]
+        assert summary == ["Passed for 3 of 3 variants.", "Passed for 2 of 3 variants."]
+
+
+@pytest.mark.parametrize("missing", ["generate_event_batch_id", "DagsterEventBatchMetadata"])
+def test_without_dagsters_batches_each_is_logged_alone(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def changed(*_: object) -> None:
+        raise TypeError("it takes no such argument")
+
+    monkeypatch.setattr(event_log, missing, changed)
+    result, warnings = run({"company-a": 1, "company-b": 2, "company-c": 3})
+
+    assert result.success
+    assert set(materialized(result)) == set(KEYS)
+    assert not any("incomplete" in warning for warning in warnings)
 
 
 def test_a_variant_that_failed_is_named_and_not_materialized() -> None:
