@@ -1,6 +1,6 @@
 """At stake: a company that has models, data and servers of its own takes the project into use, and what stands in its
 way is said at each step. Nothing is as the demo makes it: others made the databases, a pooler and a login stand before
-them, the models are from notebooks, and the data from Spark.
+them, the models are from notebooks, the data from Spark, and players have text for ids.
 """
 
 import os
@@ -135,7 +135,13 @@ def register(model: xgb.XGBClassifier, name: str) -> None:
     mlflow.MlflowClient().set_registered_model_alias(name, "champion", version)
 
 
-def scores_of(model: xgb.XGBClassifier, rows: pd.DataFrame) -> dict[int, float]:
+def of_players(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give players the ids that a company has: UUIDs, and numbers with zeros before them."""
+    texts = {one: str(uuid.UUID(int=one)) if one % 2 else f"{one:012}" for one in rows["account_id"].unique().tolist()}
+    return rows.assign(account_id=rows["account_id"].map(texts))
+
+
+def scores_of(model: xgb.XGBClassifier, rows: pd.DataFrame) -> dict[str, float]:
     """Each player's score by pandas and the notebook's own model."""
     newest = rows.sort_values("activity_month", kind="stable").groupby("account_id").tail(1)
     matrix = pd.get_dummies(newest, columns=["brand_id"]).reindex(columns=NAMES, fill_value=0).astype("float32")
@@ -193,8 +199,8 @@ def test_a_company_with_models_data_and_servers_of_its_own(
         assert adopted.status == 0, adopted
         assert adopted.out.count("version   1, alias champion") == 2, adopted.out
 
-        # A folder of Spark's parts.
-        rows = activity()
+        # A folder of Spark's parts, of players with text for ids.
+        rows = of_players(activity())
         key, half, s3 = "geography-us/data/churn/activity.parquet", len(rows) // 2, client("s3")
         for part, some in enumerate((rows[:half], rows[half:])):
             s3.put_object(Bucket=bucket, Key=f"{key}/part-0000{part}-c000.snappy.parquet", Body=as_parquet(some))
@@ -205,11 +211,11 @@ def test_a_company_with_models_data_and_servers_of_its_own(
         scored = command("score", "geography-us")
         assert scored.status == 0, scored
 
-        query = "SELECT account_id, churn_probability, is_sample FROM churn_predictions_current"
+        query = "SELECT account_key, churn_probability, is_sample FROM churn_predictions_current"
         found = run_sql(postgres.set(database=names["players"]), query)
         assert {key: score for key, score, _ in found} == pytest.approx(scores_of(models["US"], rows), abs=1e-6)
         assert {is_sample for *_, is_sample in found} == {False}
-        player = str(rows["account_id"].iloc[0])
+        player = rows["account_id"].iloc[0]
         assert player in command("explain", "--account", player, "--variant", "geography-us").out
         checked = command("doctor")
         assert (checked.status, "FAILED" in checked.out) == (0, False), checked.out
