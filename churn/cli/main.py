@@ -241,7 +241,6 @@ def _alerts(args: argparse.Namespace) -> None:
         if args.drop:
             n = drop_waiting(incidents, receivers, args.drop)
             print(f"dropped {counted(n, 'alert')} that waited for {args.drop}")
-            return
         waiting = incidents.undelivered()
     for name in sorted({*receivers, *waiting}):
         gone = "" if name in receivers else "  not in CHURN_ALERT_URLS; --drop drops them"

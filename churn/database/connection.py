@@ -4,7 +4,6 @@ Every connection acts as one of three group roles, none of which can log in: the
 publishes batches and reads MLflow's tables, the reader reads. ``experiment_tracking/setup.py`` creates the roles.
 """
 
-import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 
 import psycopg2
 import sqlalchemy as sa
-import tenacity
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -28,8 +26,6 @@ from churn.errors import (
     StoreError,
     UsageError,
 )
-
-logger = logging.getLogger(__name__)
 
 ANSWER_WITHIN_S = 600.0
 THREADED_POOL_SIZE = 4
@@ -78,15 +74,6 @@ SETUP_NEEDS = (
     "login's database, that must run GRANT ALL ON SCHEMA public TO this login WITH GRANT OPTION"
 )
 _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
-
-retry_locked = tenacity.retry(
-    retry=tenacity.retry_if_exception_type(LockTimeoutError),
-    stop=tenacity.stop_after_delay(600),  # by then a reader that forgot its transaction was disconnected
-    wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
-    before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
-    reraise=True,
-)
-"""Decorates a function whose strong locks have a short timeout: others queue behind it only that long at a time."""
 
 _SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}
 """Where a login was read, by user, host and port."""

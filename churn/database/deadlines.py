@@ -1,10 +1,11 @@
-"""Connections that are closed when their server does not answer in time.
+"""Connections that are closed when their server does not answer in time, and retries after a lock timeout.
 
 TCP detects a peer that vanished, but not one that accepts data and never answers (a stuck pooler, a proxy that has lost
 its server), and ``statement_timeout`` runs on the server. So one thread of the process shuts down the socket of each
 overdue connection. The thread that waits for it then gets the error of a lost connection.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -15,8 +16,21 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions
+import tenacity
+
+from churn.errors import LockTimeoutError
 
 _CHECK_EVERY_S = 0.5
+
+
+retry_locked = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(LockTimeoutError),
+    stop=tenacity.stop_after_delay(600),  # by then a reader that forgot its transaction was disconnected
+    wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
+    before_sleep=tenacity.before_sleep_log(logging.getLogger(__name__), logging.WARNING),
+    reraise=True,
+)
+"""Decorates a function whose strong locks have a short timeout: others queue behind it only that long at a time."""
 
 
 class _Watchdog:

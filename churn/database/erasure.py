@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from churn.data.account_ids import read_id
 from churn.data.erased import Erased, Tombstone, tombstone
-from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock, retry_locked
+from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock
+from churn.database.deadlines import retry_locked
 from churn.database.published import Row
 from churn.errors import StoreError
 from churn.variants import Variant

@@ -109,11 +109,11 @@ class Incidents(Tables):
         query = "SELECT receiver, count(*) FROM alert_deliveries WHERE delivered_at IS NULL GROUP BY receiver"
         return dict(map(tuple, self._rows(query)))
 
-    def drop_undelivered(self, receiver: str) -> None:
-        """Drop the alerts that wait for a receiver, as the owner role."""
+    def drop_undelivered(self, receiver: str) -> int:
+        """Drop the alerts that wait for a receiver, as the owner role; returns their number."""
         statement = sa.text("DELETE FROM alert_deliveries WHERE receiver = :receiver AND delivered_at IS NULL")
         with errors_translated(self._url), create_engine(self._url, role=OWNER).begin() as connection:
-            connection.execute(statement, {"receiver": receiver})
+            return connection.execute(statement, {"receiver": receiver}).rowcount
 
 
 def _write(connection: sa.Connection, change: Change) -> Change:

@@ -25,17 +25,9 @@ import psycopg2
 import sqlalchemy as sa
 
 from churn.data.erased import Erased
-from churn.database.connection import (
-    READER,
-    WRITER,
-    Tables,
-    create_engine,
-    errors_translated,
-    insert,
-    lock,
-    retry_locked,
-)
+from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert, lock
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
+from churn.database.deadlines import retry_locked
 from churn.database.erasure import block_erasures, read_erased
 from churn.database.extracts import HistoryStatus
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError

@@ -6,7 +6,7 @@ Only set-up creates or alters tables. Every function is idempotent and safe to r
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.resources import files
 
 import sqlalchemy as sa
@@ -15,7 +15,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from churn.database.connection import OWNER, READER, SETUP_NEEDS, WRITER, create_engine, errors_translated, retry_locked
+from churn.database.connection import OWNER, READER, SETUP_NEEDS, WRITER, create_engine, errors_translated
+from churn.database.deadlines import retry_locked
 from churn.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -24,22 +25,6 @@ _LOCK = "SELECT pg_advisory_lock(hashtextextended('churn set-up', 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('churn set-up', 0))"
 _setting_up = functools.partial(errors_translated, remedy=SETUP_NEEDS)  # which does not advise to run set-up
 _LOCK_WITHIN = "400ms"  # readers queue behind a migration that waits for another reader
-# Readers lock a view, then its tables. In the other order, a migration and a reader would wait for each other.
-_LOCK_VIEWS = """
-DO $$ DECLARE view name; BEGIN
-    FOR view IN SELECT viewname FROM pg_views WHERE schemaname = 'public' AND viewowner = current_user LOOP
-        EXECUTE format('ALTER VIEW public.%I OWNER TO CURRENT_USER', view);
-    END LOOP;
-END $$
-"""
-_LIMIT_READERS = """
-SELECT format('ALTER DATABASE %I SET idle_in_transaction_session_timeout = %L', datname, '5min') AS statement,
-       pg_has_role(datdba, 'USAGE') AS is_owner
-FROM pg_database AS d WHERE datname = current_database() AND NOT EXISTS (
-    SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid AND setrole = 0
-    AND array_to_string(setconfig, ' ') LIKE '%idle_in_transaction_session_timeout=%'
-)
-"""
 _ALREADY = ("42P04", "42710", "23505")  # duplicate database, duplicate object, unique violation in a race
 
 
@@ -95,11 +80,15 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
                 f"a commit between releases; use the code that made it, or first set it up with release 0.9.0 or, if "
                 f"it was made later, the last commit with migration {before} (docs/adr/0039)"
             )
-        _limit_idle_readers(connection)
+        with closing(connection.connection.cursor()) as cursor:  # SQLAlchemy drops warnings
+            cursor.execute(_statements("limit_idle_readers"))
+            for notice in cursor.connection.notices:
+                logger.warning(" ".join(notice.split()))
+        connection.commit()
         connection.exec_driver_sql(f"SET ROLE {OWNER}")
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_WITHIN}'")
         if before != _known_revisions()[0]:
-            connection.exec_driver_sql(_LOCK_VIEWS.replace("%", "%%"))
+            connection.exec_driver_sql(_statements("lock_views").replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.exec_driver_sql(f"GRANT SELECT ON alembic_version TO {WRITER}, {READER}")
@@ -107,19 +96,6 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
         connection.exec_driver_sql("RESET ROLE")
         after = MigrationContext.configure(connection).get_current_revision()
     return before, str(after)
-
-
-def _limit_idle_readers(connection: sa.Connection) -> None:
-    """End sessions that are idle in a transaction, whose locks stop retention, unless the database has a limit.
-
-    A database's setting reaches every login, a group role's does not reach its members. Our connections have their own.
-    """
-    for statement, is_owner in connection.exec_driver_sql(_LIMIT_READERS.replace("%", "%%")).all():
-        if is_owner:
-            connection.exec_driver_sql(statement)
-        else:
-            logger.warning("open transactions of readers stop retention; its owner can limit them by %s", statement)
-    connection.commit()
 
 
 @retry_locked
@@ -177,6 +153,10 @@ def _mlflow_revisions() -> tuple[str, ...]:
     from mlflow.store.db.utils import _get_alembic_config
 
     return tuple(script.revision for script in ScriptDirectory.from_config(_get_alembic_config("")).walk_revisions())
+
+
+def _statements(name: str) -> str:
+    return (files("churn.database") / "migrations" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def _alembic_config() -> Config:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from churn.database.incidents import Alert, Incidents
 from churn.errors import UsageError
-from churn.wording import listed
 
 if TYPE_CHECKING:
     from apprise import NotifyBase
@@ -120,18 +119,11 @@ def drop_waiting(incidents: Incidents, receivers: Mapping[str, Receiver], name: 
     """Drop the alerts that wait for a receiver that is gone; returns their number.
 
     Raises:
-        UsageError: If the receiver is still configured, or none waits for one of this name.
+        UsageError: If the receiver is still configured.
     """
-    waiting = incidents.undelivered()
     if name in receivers:
         raise UsageError(f"receiver {name!r} is in CHURN_ALERT_URLS and will get its alerts; remove it there first")
-    if name not in waiting:
-        gone = sorted(waiting.keys() - receivers.keys())
-        raise UsageError(
-            f"no alert waits for a receiver {name!r}; of those gone, there are for {listed(gone) or 'none'}"
-        )
-    incidents.drop_undelivered(name)
-    return waiting[name]
+    return incidents.drop_undelivered(name)
 
 
 def _deliver_to(receiver: Receiver, incidents: Incidents, until_s: float) -> tuple[int, bool]:

@@ -76,7 +76,7 @@ def test_a_schema_of_other_code_is_not_told_to_be_set_up_again(site: Site) -> No
     assert "setup.py" not in str(refused.value)
 
 
-def test_databases_of_a_dba_say_what_the_dba_must_grant(site: Site) -> None:
+def test_databases_of_a_dba_say_what_the_dba_must_grant(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     dba, login = create_login(site.server), create_login(site.server, "NOCREATEDB NOCREATEROLE")
     name = f"of_{dba.username}"
     run_sql(site.server, f"CREATE DATABASE {name} OWNER {dba.username}")
@@ -97,6 +97,7 @@ def test_databases_of_a_dba_say_what_the_dba_must_grant(site: Site) -> None:
     assert statement.replace(str(login.username), "this login") in str(denied.value)
     run_sql(dba.set(database=name), statement)
     before, after = migrate_predictions(url)
+    assert f"limit them by ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '5min'" in caplog.text
 
     assert (before, bool(after)) == (None, True)
     require_connection(url, role=WRITER)
