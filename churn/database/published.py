@@ -55,7 +55,7 @@ _TYPES = {
     3802: pa.list_(pa.struct([("feature", "str"), ("value", "str"), ("contribution", "f8"), ("window", "str")])),
 }  # fmt: skip
 """Arrow's types by PostgreSQL's, others being text; the only JSON are the reasons."""
-_BLOCK_ROWS = 50_000
+_BLOCK_ROWS = 10_000
 
 
 class PublishedPredictions(Tables):

@@ -82,7 +82,7 @@ class Deployment:
     tracking_uri: str = field(repr=False)
     local_root: Path
     is_embedded: bool
-    _opened: dict[type[Sources | Tables], Sources | Tables] = field(
+    _opened: dict[type[Sources | Bucket | Tables], Sources | Bucket | Tables] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
 
@@ -311,8 +311,9 @@ class Deployment:
 
         if self.settings.churn_delivery_prefix is None:
             return None
-        bucket, _, folder = self.settings.churn_delivery_prefix.removeprefix("s3://").partition("/")
-        return Deliverer(self.database, Erasures(self.database), Bucket(bucket), f"{folder.strip('/')}/")
+        name, _, folder = self.settings.churn_delivery_prefix.removeprefix("s3://").partition("/")
+        bucket = cast(Bucket, self._opened.setdefault(Bucket, Bucket(name)))
+        return Deliverer(self.database, self._tables(Erasures), bucket, f"{folder.strip('/')}/")
 
     def receivers(self) -> dict[str, Receiver]:
         """Parse the receivers of alerts; none if ``CHURN_ALERT_URLS`` is not set.

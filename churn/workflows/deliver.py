@@ -54,10 +54,9 @@ class Deliverer:
         with open_snapshot(self.database) as snapshot:
             current = current_batches(snapshot, variant)
         stored = with_retries(partial(self._stored, variant))
-        known = sorted(
-            current.keys() | stored.keys() if weeks is None else (current.keys() | stored.keys()) & set(weeks)
-        )
-        due = [week for week in known if anew or not _is_delivered(stored[week], current.get(week))]
+        known = current.keys() | stored.keys()
+        wanted = sorted(known if weeks is None else known & set(weeks))
+        due = [week for week in wanted if anew or not _is_delivered(stored[week], current.get(week))]
         return [with_retries(partial(self._deliver, variant, week)) for week in due]
 
     def _deliver(self, variant: Variant, week: date) -> str:

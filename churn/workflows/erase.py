@@ -60,7 +60,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Eraser:
-    """Where accounts are stored: two databases, and the places of files."""
+    """Where accounts are stored: two databases, the places of files, and what is delivered."""
 
     database: sa.URL
     dagster_database: sa.URL
@@ -90,16 +90,16 @@ class Eraser:
         # The database first, so that no concurrent ingestion stores the account again.
         for row in erase_rows(self.database, account, scope, dry_run=dry_run, withdraw=withdraw):
             yield Removed(f"{self.database.database}: {row.place}", row.n_rows, variants=row.variants or ())
-        for uri, (owner, week) in withdrawn.items():
-            if self.deliverer and not dry_run:
-                self.deliverer.deliver(owner, [week], anew=True)
-            yield Removed(uri, 1)
         texts = erase_from_dagster(self.dagster_database, account, dry_run=dry_run)
         yield Removed(f"{self.dagster_database.database}: texts in Dagster", texts)
         with closing(Erasures(self.database)) as erasures:
             erased = erasures.only(account)
         for place_of_files in self.places:
             yield from _erase_files(place_of_files, scope, erased, dry_run=dry_run)
+        for uri, (owner, week) in withdrawn.items():
+            if self.deliverer and not dry_run:
+                self.deliverer.deliver(owner, [week], anew=True)
+            yield Removed(uri, 1, variants=[owner.key])
 
 
 def _erase_files(place: Place, scope: str, erased: Erased, *, dry_run: bool) -> Iterator[Removed]:
