@@ -34,7 +34,7 @@ def deliver(deployment: Deployment, bucket: str) -> None:
 def erase(deployment: Deployment, bucket: str, server: sa.URL) -> None:
     """Erase account 2 as an administrator, who is the owner, and deliver what that leaves to the next delivery."""
     eraser = Eraser(server, server.set(database="none"), [], deliverer_of(deployment, bucket))
-    list(eraser.erase_account(2, DELIVERED))
+    list(eraser.erase_account("2", DELIVERED.key))
     deliver(deployment, bucket)
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import wraps
 from multiprocessing.connection import Connection
@@ -138,7 +138,7 @@ class Nursery:
     def __init__(self, environment: Mapping[str, str], deployment: Deployment, warmth: Warmth) -> None:
         context = multiprocessing.get_context("spawn")
         self._orders, theirs = context.Pipe()
-        arguments = (dict(environment), deployment, warmth, theirs)
+        arguments = (dict(environment), replace(deployment), warmth, theirs)  # nothing is open in it
         self._process = context.Process(target=_nurse, args=arguments, daemon=True)
         with pytest.MonkeyPatch.context() as patch:  # OpenMP reads it when it is loaded; its threads survive no fork
             patch.setenv("OMP_THREAD_LIMIT", "1")
