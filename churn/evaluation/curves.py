@@ -1,8 +1,7 @@
 """Charts of a model's performance on held-out rows, as SVG, by scikit-learn's displays and matplotlib. Pure.
 
 Belongs here: one function per chart. The numbers in the titles are those of ``churn.evaluation.metrics``; the title of
-a chart of fewer rows than they need states that. Not here: charts of a batch, which must cost microseconds
-(``churn.evaluation.charts``).
+a chart of fewer rows than they need states that.
 
 ``pyplot`` is not used, and the user's matplotlibrc is ignored: the same rows give the same bytes.
 """
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from churn.evaluation import metrics
 from churn.evaluation.metrics import Evaluation, Interval, NotMeasurableError, Outcomes, Scores
+from churn.wording import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,6 +109,20 @@ def draw_gain(churned: Outcomes, scores: Scores, about: str) -> bytes:
 
     title = f"Gain: {_TOO_FEW if lift is None else f'lift {lift:.2f} at 10 %'}"
     return _render(draw, (6.4, 4.8), title, _subtitle(about, evaluation))
+
+
+def draw_reliability(churned: Outcomes, scores: Scores, about: str) -> bytes:
+    """Draw the share that churned against the mean score, in bins of about equal numbers of rows."""
+    evaluation = _evaluate(churned, scores)
+
+    def draw(axes: "Axes") -> None:
+        from sklearn.calibration import CalibrationDisplay
+
+        CalibrationDisplay.from_predictions(churned, scores, n_bins=10, strategy="quantile", name="model", ax=axes)
+        axes.set(xlabel="mean score", ylabel="share that churned")
+
+    error = metrics.calibration_error(churned, scores)
+    return _render(draw, (5.2, 5.4), f"Calibration: error {error:.4f}", _subtitle(about, evaluation))
 
 
 def draw_scores(churned: Outcomes, scores: Scores, about: str) -> bytes:
@@ -238,6 +252,7 @@ def _draw_value_scale(axes: "Axes") -> None:
 
 
 def _shorten(name: str) -> str:
+    name = printable(name)  # XML allows no control characters
     return name if len(name) <= _MOST_CHARACTERS else f"{name[: _MOST_CHARACTERS - 1]}…"
 
 
@@ -264,7 +279,7 @@ def _render(draw: Callable[["Axes"], None], size: tuple[float, float], title: st
         figure = Figure(figsize=size)
         axes = figure.subplots()
         figure.text(0.015, 1 - 0.10 / size[1], title, va="top", fontsize=12, fontweight="bold")
-        figure.text(0.015, 1 - 0.36 / size[1], below, va="top", color=_FAINT)
+        figure.text(0.015, 1 - 0.36 / size[1], printable(below), va="top", color=_FAINT)
         figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.58 / size[1]))
         draw(axes)
         figure.savefig(buffer, format="svg", dpi=_DOTS_PER_INCH, metadata={"Date": None, "Creator": None})

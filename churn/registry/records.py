@@ -86,14 +86,12 @@ class LivePoint:
     Attributes:
         n_matured: Accounts with a matured label; logged with every point.
         metrics: By name, without the prefix ``live_``.
-        artifacts: Texts by their path below the week's folder.
     """
 
     scored_week: date
     as_of: date
     n_matured: int
     metrics: Mapping[str, float]
-    artifacts: Mapping[str, str]
 
     def to_mlflow(self) -> list[Metric]:
         """Return MLflow metrics; the step is the number of weeks since 1970-01-05, the timestamp the as-of date."""

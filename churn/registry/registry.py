@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,13 +24,12 @@ import mlflow
 import pandas as pd
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LoggedModelOutput, LoggedModelStatus, Metric, Param, ViewType
+from mlflow.entities import Experiment, LoggedModelOutput, LoggedModelStatus, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types.schema import AnyType, ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
-from mlflow.utils.uri import append_to_uri_path
 
 from churn.errors import AbsentError, ModelFileError, RegistryError, UnregisteredError
 from churn.monitoring.profiles import Profile
@@ -83,7 +81,6 @@ class Registry:
         self._pending_moves, self._lock = pending_moves, lock
         self._listing_lock, self._listed_at = threading.Lock(), -_LATELY_S
         self._listed: _Aliases = {}
-        self._locations: dict[str, str] = {}  # artifact location by experiment; MLflow never changes it
 
     def variants(self) -> list[Variant]:
         """Return the registered variants, in order of their keys."""
@@ -196,28 +193,17 @@ class Registry:
             self._cache.store(version.model_id, {**files, _DESCRIPTION_FILE: describe_bundle(bundle)})
         return OpenModel(version, bundle, reference)
 
-    def log_live(self, variant: Variant, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
-        """Log the realized performance of weeks as metrics ``live_…`` of a version's run. Safe to repeat.
+    def log_live(self, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
+        """Log the realized performance of weeks as metrics ``live_…`` of a version's run, in one transaction.
 
-        Artifacts are logged first, and all metrics in one transaction: a week that has metrics is complete.
+        Safe to repeat.
 
         Raises:
             RegistryError: If that fails.
         """
         with errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
-            artifacts = ((f"performance/{point.scored_week}", point.artifacts) for point in points)
-            texts = {f"{folder}/{name}": text for folder, of_week in artifacts for name, text in of_week.items()}
-            self._log_artifacts(variant, mlflow_run_id, texts)
-            metrics = [metric for point in points for metric in point.to_mlflow()]
-            if metrics:
+            if metrics := [metric for point in points for metric in point.to_mlflow()]:
                 self.client.log_batch(mlflow_run_id, metrics=metrics)
-
-    def look_up_locations(self) -> None:
-        """Look up the artifact locations of all variants' experiments at once, for :meth:`log_live` and others."""
-        search = partial(self.client.search_experiments, ViewType.ALL)
-        with errors_translated("listing the experiments"):
-            experiments = pages(search, f"name LIKE '{Variant().experiment}%'")
-            self._locations |= {experiment.name: experiment.artifact_location for experiment in experiments}
 
     def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[Experiment, str]:
         """Ensure that the variant's experiment exists and is active; returns it and ``created|restored|found``."""
@@ -324,7 +310,7 @@ class Registry:
             model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
             has_reference = str(logged.reference is not None).lower()
             self._log_values(mlflow_run_id, logged)
-            self._log_artifacts(variant, mlflow_run_id, logged.artifacts)
+            self._log_artifacts(mlflow_run_id, logged.artifacts)
             if self._registered(variant) is None:
                 with _existing_ignored():
                     about = f"Weekly churn scores of variant {variant}; the version with the alias champion scores."
@@ -474,33 +460,15 @@ class Registry:
         if logged.dataset is not None:
             self.client.log_inputs(mlflow_run_id, datasets=[logged.dataset])
 
-    def _location(self, variant: Variant) -> str | None:
-        """Return the artifact location of the variant's experiment; ``None`` if the experiment was renamed."""
-        if variant.experiment not in self._locations:
-            experiment = self.client.get_experiment_by_name(variant.experiment)
-            if experiment is None:
-                return None
-            self._locations[variant.experiment] = experiment.artifact_location
-        return self._locations[variant.experiment]
-
-    def _log_artifacts(self, variant: Variant, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
-        """Write a run's artifacts, by path, to the location that MLflow uses.
-
-        MLflow would read the whole run to find the location; the experiment has it, too.
-        """
-        if not artifacts:
-            return
-        location = self._location(variant)
+    def _log_artifacts(self, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
+        """Log a run's artifacts by path."""
         with tempfile.TemporaryDirectory() as scratch:
             for name, content in artifacts.items():
                 path = Path(scratch) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.encode() if isinstance(content, str) else content)
-            if location is None:
+            if artifacts:
                 self.client.log_artifacts(mlflow_run_id, scratch)
-            else:
-                uri = append_to_uri_path(location, mlflow_run_id, "artifacts")
-                get_artifact_repository(uri).log_artifacts(scratch)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from churn.data.columns import Columns
 from churn.data.labels import Horizon, Ids, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
 from churn.errors import ChurnError, UnlabelledError
-from churn.evaluation.charts import draw_reliability
 from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare
 from churn.evaluation.metrics import evaluate, reliability
 from churn.evaluation.segments import EvaluatedSegment, Levels, below_limit, evaluate_segments
@@ -189,8 +188,6 @@ class PerformanceEvaluator:
         """Return an evaluator that has queried PostgreSQL and the registry once for a fleet's pending work."""
         pending = self._pending(variants, today)
         tags = self.registry.version_tags() if len(variants) > 1 else None
-        if tags is not None and (pending.unevaluated or pending.unlogged):
-            self.registry.look_up_locations()
         listed = {one: PendingEvaluation([], [], tags) for one in variants}
         for batch in pending.unevaluated:
             listed[batch.variant].unevaluated.append(batch)
@@ -301,7 +298,7 @@ class PerformanceEvaluator:
             by_run[one.batch.mlflow_run_id].append(one)
         for mlflow_run_id, of_run in by_run.items():
             try:
-                self.registry.log_live(variant, mlflow_run_id, _live_points(of_run))
+                self.registry.log_live(mlflow_run_id, _live_points(of_run))
             except ChurnError as error:
                 logger.warning("%s: evaluated; logging to MLflow failed and will be retried: %s", variant, error)
                 continue
@@ -389,15 +386,6 @@ def _reports(known: Appended, columns: Columns) -> Reports:
     return Reports.of(facts, columns.activity, columns.segments, quarantined)
 
 
-def reliability_picture(evaluated: EvaluatedBatch) -> str | None:
-    """Draw an evaluated batch's calibration as SVG; ``None`` if too few labels have matured."""
-    if evaluated.reliability is None:
-        return None
-    batch, error = evaluated.batch, evaluated.measures["calibration_error"]
-    about = f"{batch.variant} v{batch.model_version}, week of {batch.scored_week}: {evaluated.n_matured:,} accounts"
-    return draw_reliability(evaluated.reliability, f"Calibration: error {error:.4f}", about)
-
-
 def newest_of_each_month(items: Iterable[_Item], batch_of: Callable[[_Item], PublishedBatch]) -> list[_Item]:
     """Return the last scored week of each month: labels cover whole months, so a month's weeks share them."""
     by_week = sorted(items, key=lambda item: batch_of(item).scored_week)
@@ -405,16 +393,13 @@ def newest_of_each_month(items: Iterable[_Item], batch_of: Callable[[_Item], Pub
 
 
 def _live_points(evaluated: Sequence[EvaluatedBatch]) -> list["LivePoint"]:
-    """Build the metrics of each week, with a picture only for the last of each month: its weeks are nearly equal."""
+    """Build the metrics of each week."""
     from churn.registry.records import LivePoint
 
-    drawn = {one.batch.batch_id for one in newest_of_each_month(evaluated, lambda one: one.batch)}
     points = []
     for one in evaluated:
-        picture = reliability_picture(one) if one.batch.batch_id in drawn else None
-        artifacts = {} if picture is None else {"reliability.svg": picture}
         metrics = {name: one.measures[name] for name in _LIVE_METRICS if name in one.measures}
         # Of the values of a week, MLflow shows that of the latest day.
         day = one.batch.as_of if one.replaces_because is None else one.labels_as_of
-        points.append(LivePoint(one.batch.scored_week, day, one.n_matured, metrics, artifacts))
+        points.append(LivePoint(one.batch.scored_week, day, one.n_matured, metrics))
     return points

@@ -26,8 +26,7 @@ from churn.data.snapshots import Held, Snapshot, snapshots
 from churn.database.evaluations import Evaluations
 from churn.errors import InputError, SourceError, TransientError, UnlabelledError
 from churn.evaluation import curves
-from churn.evaluation.charts import draw_reliability
-from churn.evaluation.metrics import Evaluation, calibration_error, compare_roc_auc, evaluate, reliability
+from churn.evaluation.metrics import Evaluation, compare_roc_auc, evaluate
 from churn.inference.bundle import GOLDEN_ROWS, parse_feature_names
 from churn.inference.explanations import sum_by_column
 from churn.monitoring.profiles import Profile, reference_profile, season_of, spliced, with_contributions
@@ -533,9 +532,6 @@ def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]
 def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
     accounts, encoding = trained.held_out_accounts, trained.encoding
     churned, scores = accounts.churned, trained.bundle.predict(accounts.matrix)
-    error = calibration_error(churned, scores)
-    rows = f"{about}: {accounts.n:,} held-out rows, {accounts.n_churned:,} churned"
-    calibration = draw_reliability(reliability(churned, scores), f"Calibration: error {error:.4f}", rows)
     explained = accounts.matrix[:_EXPLAINED_ROWS]
     contributions = sum_by_column(trained.bundle.contributions(explained), encoding)
     return {
@@ -543,7 +539,7 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
         "precision_recall.svg": curves.draw_precision_recall(churned, scores, about),
         "gain.svg": curves.draw_gain(churned, scores, about),
         "scores.svg": curves.draw_scores(churned, scores, about),
-        "reliability.svg": calibration.encode(),
+        "reliability.svg": curves.draw_reliability(churned, scores, about),
         "reasons.svg": curves.draw_contributions(contributions, _by_column(explained, encoding), about),
     }
 

@@ -11,10 +11,10 @@ import dagster as dg
 from churn.database.evaluations import EvaluatedBatch
 from churn.evaluation.metrics import Interval
 from churn.wording import counted
-from churn.workflows.evaluate import VariantEvaluation, evaluate_fleet, reliability_picture
+from churn.workflows.evaluate import VariantEvaluation, evaluate_fleet
 from churn.workflows.promote import VariantStatus
 from orchestration import checks
-from orchestration.assets.metadata import Metadata, picture, table
+from orchestration.assets.metadata import Metadata, table
 from orchestration.checks import EVALUATED
 from orchestration.fleet import AssetReport, FleetRun, fleet_assets
 from orchestration.resources import Services
@@ -69,8 +69,10 @@ def _metadata(evaluation: VariantEvaluation, status: VariantStatus) -> Metadata:
     if evaluation.of_champion:
         newest = evaluation.of_champion[-1]
         metadata |= {name: float(value) for name, value in newest.measures.items()}
-        if (drawn := reliability_picture(newest)) is not None:
-            metadata["reliability"] = picture(drawn)
+        if (bins := newest.reliability) is not None:
+            columns = zip(bins["n"], bins["mean_score"], bins["churned_share"], strict=True)
+            rows = [(f"{n:,}", f"{score:.3f}", f"{share:.3f}") for n, score, share in columns]
+            metadata["reliability"] = table(("accounts", "mean score", "share that churned"), rows, "rrr")
     if status.comparison is not None:
         metadata["challenger"] = str(status.event.challenger)
         metadata["comparison"] = status.comparison.sentence

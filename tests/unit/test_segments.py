@@ -2,7 +2,6 @@
 an account when it was scored, and a level with too few labels has no figure at all.
 """
 
-import xml.etree.ElementTree as ET
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -17,7 +16,6 @@ from sklearn.calibration import calibration_curve
 
 from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.features import MISSING
-from churn.evaluation.charts import draw_reliability
 from churn.evaluation.metrics import MIN_OF_CLASS, calibration_bins, roc_auc_interval
 from churn.evaluation.segments import MOST_LEVELS, EvaluatedSegment, Levels, below_limit, evaluate_segments
 
@@ -169,25 +167,3 @@ def test_segments_are_the_contracts_categories():
         | {name: ["x"] * n for name in (*ONE_HOT_COLUMNS, "tracker_id")}
     )
     assert Levels(facts).known(np.arange(n), date(2026, 2, 1)).columns == list(ONE_HOT_COLUMNS)
-
-
-def test_the_reliability_picture_shows_each_bin_with_its_interval_and_escapes_its_title():
-    _, churned, scores = draw(3)
-    n, mean_score, share = calibration_bins(churned, scores)
-    bins = {"n": n.tolist(), "mean_score": mean_score.tolist(), "churned_share": share.tolist()}
-
-    picture = ET.fromstring(draw_reliability(bins, "<a> & b", "c"))  # noqa: S314 our own text
-
-    inside = "{http://www.w3.org/2000/svg}"
-    circles = picture.findall(f".//{inside}circle")
-    assert len(circles) == len(n)
-    heights = [float(circle.get("cy")) for circle in circles]
-    assert np.argsort(heights).tolist() == np.argsort(-share, kind="stable").tolist()
-    assert picture.find(f"{inside}text").text == "<a> & b"
-
-
-def test_a_reliability_picture_of_certain_bins_stays_within_its_frame():
-    bins = {"n": [100, 100], "mean_score": [0.0, 1.0], "churned_share": [0.0, 1.0]}
-    picture = ET.fromstring(draw_reliability(bins, "certain", "two bins"))  # noqa: S314 our own text
-    circles = picture.findall(".//{http://www.w3.org/2000/svg}circle")
-    assert [(circle.get("cx"), circle.get("cy")) for circle in circles] == [("48.0", "322.0"), ("308.0", "62.0")]
