@@ -37,10 +37,8 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
     A run resolves its range by the first and last key when it starts, which may be long after it was requested. If one
     of them were missing it would fail, and if one had been added again, at the end, it would resolve to other variants.
     If the listing lacks more than a tenth of the partitions, and more than three, it may have come back short: none is
-    deleted, and a warning says so.
-
-    Returns:
-        The keys in Dagster's order, which is the order of their addition and that of ranges.
+    deleted, and a warning says so. Returns the keys in Dagster's order, which is the order of their addition and that
+    of ranges.
     """
     name = str(variants_partitions.name)
     keys = [variant.key for variant in registered]

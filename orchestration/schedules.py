@@ -60,15 +60,11 @@ def requests_for_all(
     most: int | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Yield a request for each chunk of the registered variants.
+    """Yield a request for each chunk of the registered variants, by default of CHURN_VARIANTS_PER_RUN.
 
     A daemon that died between two runs of a tick evaluates it again. Chunks already requested are then requested again
-    unchanged, which Dagster recognizes by the run key, and the remaining variants in separate chunks: variants added or
-    removed in between would shift all bounds, and some would be scored twice.
-
-    Args:
-        tick: The beginning of the run keys.
-        most: Variants per run; ``None`` for CHURN_VARIANTS_PER_RUN.
+    unchanged, which Dagster recognizes by the run key, which begins with ``tick``, and the remaining variants in
+    separate chunks: variants added or removed in between would shift all bounds, and some would be scored twice.
     """
     with services.open() as deployment:
         registered = deployment.registry(read_only=True).variants()

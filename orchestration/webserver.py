@@ -26,8 +26,7 @@ _STATEMENT_TIMEOUT_MS, _POOL_RECYCLE_S, _MAX_OVERFLOW = 15_000, 3600, 20  # as d
 class Guard:
     """ASGI middleware that refuses requests to untrusted host names, and of other sites' pages.
 
-    Args:
-        allowed_hosts: Host names, or patterns with ``*``, trusted beside loopback.
+    ``allowed_hosts`` are host names, or patterns with ``*``, trusted beside loopback.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str] = ()) -> None:

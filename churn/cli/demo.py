@@ -40,11 +40,7 @@ _BAR_WIDTH, _HIGHEST_SHOWN = 5, 3
 
 
 def run_demo(week: date) -> None:
-    """Set up, register, score through Dagster, and show the predictions and their sources.
-
-    Raises:
-        ChurnError: If a step fails; names the variants and the reason.
-    """
+    """Set up, register, score through Dagster, and show the results; a ``ChurnError`` names variants and reason."""
     console = build_console()
     logging.getLogger("churn").setLevel(logging.ERROR)  # the last table has the content of the warnings
     started = time.monotonic()

@@ -31,15 +31,10 @@ def as_text(text: str) -> str:
 
 
 def explain_account(url: sa.URL, variant: str | None, account: str, week: date | None, console: Console) -> None:
-    """Print the reasons of an account's current prediction.
+    """Print the reasons of an account's current prediction; raises ``UsageError`` if there is none.
 
-    Args:
-        variant: A folded name, as of :func:`churn.variants.find_variant`; ``None`` for the base variant,
-            or for the only one that has the account.
-        week: ``None`` for the account's newest week.
-
-    Raises:
-        UsageError: If there is no such prediction.
+    ``variant`` is a folded name, as of :func:`churn.variants.find_variant`; ``None`` for the base variant, or for the
+    only one that has the account. ``week`` is by default the account's newest.
     """
     published = PublishedPredictions(url)
     key = BASE_KEY if variant is None else find_variant(variant, published.variants).key

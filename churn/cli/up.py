@@ -28,9 +28,7 @@ _STOP_WITHIN_S = 15
 def serve(*, dagster_port: int, mlflow_port: int) -> None:
     """Run MLflow's server, Dagster's webserver and its daemon until interrupted, then stop them all.
 
-    Raises:
-        UsageError: If a port is in use, or another ``churn up`` serves the instance.
-        ChurnError: If a server does not start, or ends.
+    Raises ``UsageError`` if a port is in use, or another ``churn up`` serves the instance; ``ChurnError`` if one ends.
     """
     for port, flag in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
         with socket.socket() as probe:

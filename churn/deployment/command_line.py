@@ -62,8 +62,7 @@ class _OneLine(logging.Formatter):
 def run_command(name: str, command: Callable[[], None], *, waits: bool = False) -> None:
     """Run a command; print an error raised on purpose as one line and exit, with 2 for wrong usage, else 1.
 
-    Args:
-        waits: Whether it serves until ``churn.signals.stop_request`` is set.
+    With ``waits`` it serves until ``churn.signals.stop_request`` is set.
     """
     prepare_process()
     handler = logging.StreamHandler(sys.stderr)
@@ -140,8 +139,7 @@ def _of_variant(key: str, text: str) -> str:
 def parse_variants(args: argparse.Namespace) -> list[str]:
     """Return the names of the variants that the flags name, each once, in order; call it before a service is opened.
 
-    Raises:
-        UsageError: If a name is not allowed, or the file of ``--all`` cannot be read.
+    Raises ``UsageError`` if a name is not allowed, or the file of ``--all`` cannot be read.
     """
     many = [fold_name(name) for name in [*args.variant, *_read_keys(args.all)]]
     is_one = bool(args.geography or args.company) or not (many or args.under is not None)
@@ -223,11 +221,7 @@ def _read_keys(path: Path | None) -> list[str]:
 
 
 def parse_alias(args: argparse.Namespace) -> str | None:
-    """Return the value of ``--alias``.
-
-    Raises:
-        UsageError: If MLflow would reject it, which it does only when the version is registered.
-    """
+    """Return the value of ``--alias``; raises ``UsageError`` if MLflow would reject it at registration."""
     alias: str | None = args.alias
     if alias is not None and not _ALIAS.fullmatch(alias):
         raise UsageError(

@@ -28,13 +28,9 @@ _KEYS = {"username", "password", "host", "port", "dbname"}
 
 
 def read_secret(settings: Settings) -> sa.URL:
-    """Read the database server and its credentials from Secrets Manager.
+    """Return the URL of the database server in Secrets Manager, with the secret's ``dbname``, else ``postgres``.
 
-    Returns:
-        A URL with the secret's ``dbname``, else ``postgres``.
-
-    Raises:
-        CredentialsError: If there is no such secret, or it lacks ``username`` or ``password``.
+    Raises ``CredentialsError`` if there is no such secret, or it lacks ``username`` or ``password``.
     """
     name = str(settings.mlflow_secret_name)
     return parse_secret(_fetch_secret(name, settings.mlflow_secret_region), name, settings)

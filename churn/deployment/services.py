@@ -103,11 +103,7 @@ class Deployment:
 
     @property
     def database(self) -> sa.URL:
-        """The predictions database.
-
-        Raises:
-            UsageError: If none is set.
-        """
+        """The predictions database; raises ``UsageError`` if none is set."""
         if self.predictions is None:
             raise UsageError(
                 "MLFLOW_TRACKING_URI is set without a database for predictions; "
@@ -244,12 +240,7 @@ class Deployment:
         return Promoter(registry, events, self.evaluator(registry), this_person())
 
     def trainer(self, *, n_trials: int | None = None, features: "FeatureNames | None" = None) -> "Trainer":
-        """Open the services that training needs.
-
-        Args:
-            n_trials: ``None`` takes ``CHURN_TRAINING_TRIALS``.
-            features: In place of each variant's own; ``None`` for these.
-        """
+        """Open the services of training, by default with ``CHURN_TRAINING_TRIALS`` and each variant's own features."""
         from churn.training.gate import GateLimits
         from churn.training.train import TrainingPlan
         from churn.workflows.train import Trainer
@@ -316,11 +307,7 @@ class Deployment:
         return Deliverer(self.database, self._tables(Erasures), bucket, f"{folder.strip('/')}/")
 
     def receivers(self) -> dict[str, Receiver]:
-        """Parse the receivers of alerts; none if ``CHURN_ALERT_URLS`` is not set.
-
-        Raises:
-            UsageError: If ``CHURN_ALERT_URLS`` contains text that is not an Apprise URL.
-        """
+        """Parse the receivers in ``CHURN_ALERT_URLS``, if it is set; raises ``UsageError`` if one is no Apprise URL."""
         urls = self.settings.churn_alert_urls
         return parse_receivers(urls.get_secret_value() if urls else "")
 
@@ -345,11 +332,8 @@ class Deployment:
 def open_deployment(settings: Settings | None = None) -> Iterator[Deployment]:
     """Resolve the services, and close them at the end; on the embedded default, run PostgreSQL meanwhile.
 
-    Args:
-        settings: ``None`` reads the environment.
-
-    Raises:
-        ChurnError: If the settings are wrong or contradict each other, or the credentials cannot be read.
+    The settings are by default the environment's. Raises ``ChurnError`` if they are wrong or contradict each other, or
+    the credentials cannot be read.
     """
     settings, server, is_embedded = settings or load_settings(), None, False
     with ExitStack() as stack:

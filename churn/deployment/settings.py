@@ -180,11 +180,9 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the environment.
+    """Read the environment; raises ``UsageError`` that names every variable whose value is invalid.
 
-    Raises:
-        UsageError: If a variable's value is invalid; names every such variable, with its value if that is a number,
-            since a text may be a password that was meant for another variable.
+    The value is shown if it is a number, since a text may be a password that was meant for another variable.
     """
     try:
         settings = Settings()

@@ -24,14 +24,11 @@ _MOST_ODDS = 1_000_000
 
 @dataclass(frozen=True)
 class PairedCohort:
-    """Accounts with matured labels that both models scored in one week, each once; arrays of shape (n,).
+    """Accounts with matured labels and both models' churn probabilities of one week, each once; arrays of shape (n,).
 
-    Attributes:
-        champion: The champion's churn probabilities.
-        challenger: The challenger's.
-        weights: 0 leaves an account out, such as one that was contacted; the inverse of the probability not to be
-            contacted makes the others stand for it. ``None`` weights all alike. Guardrails count each account that is
-            not left out once.
+    A weight of 0 leaves an account out, such as one that was contacted; the inverse of the probability not to be
+    contacted makes the others stand for it. ``None`` weights all alike. Guardrails count each account that is not left
+    out once.
     """
 
     as_of: date
@@ -189,11 +186,9 @@ def odds(e_value: float) -> str:
 
 
 def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits) -> Comparison:
-    """Compare a challenger with the champion on the accounts of several weeks.
+    """Compare a challenger with the champion on the accounts of several weeks, one a month at most.
 
-    Args:
-        cohorts: One a month at most; see :func:`newest_of_each_month`.
-        horizon_months: The label's; an account counts again only when its outcomes do not overlap.
+    An account counts again only when its outcomes, over the label's ``horizon_months``, do not overlap.
     """
     known = [cohort if cohort.weights is None else cohort.select(cohort.weights > 0) for cohort in cohorts]
     counted = count_once(sorted(known, key=lambda cohort: cohort.as_of), horizon_months)
@@ -216,11 +211,7 @@ def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits
 
 
 def count_once(cohorts: Sequence[PairedCohort], horizon_months: int) -> list[PairedCohort]:
-    """Drop the accounts with an outcome that overlaps one counted before.
-
-    Args:
-        cohorts: By as-of date, oldest first.
-    """
+    """Drop the accounts with an outcome that overlaps one counted before; the oldest of the ``cohorts`` comes first."""
     counted: list[PairedCohort] = []
     for cohort in cohorts:
         month = month_number(cohort.as_of)

@@ -37,15 +37,10 @@ _settings = threading.Lock()
 
 
 def draw_roc(churned: Outcomes, scores: Scores, about: str) -> bytes:
-    """Draw the ROC curve.
+    """Draw the ROC curve of outcomes, both present, and churn probabilities, shape (n,) each.
 
-    Args:
-        churned: Shape (n,), both outcomes present.
-        scores: Churn probabilities, shape (n,).
-        about: Names the model and the rows; shown below the title.
-
-    Raises:
-        NotMeasurableError: If an outcome is missing, or the arrays do not fit together; likewise for the other charts.
+    ``about`` names the model and the rows below the title. Raises ``NotMeasurableError`` if an outcome is missing, or
+    the arrays do not fit together; likewise for the other charts.
     """
     evaluation = _evaluate(churned, scores)
 
@@ -152,12 +147,9 @@ def draw_contributions(
 ) -> bytes:
     """Draw each row's contribution of each feature as a dot, coloured by the feature's value; the widest first.
 
-    At most 15 features and 1,000 rows, spread evenly.
-
-    Args:
-        contributions: SHAP values in log-odds, shape (n, n_features).
-        values: The rows' values by feature, in the order of the contributions, shape (n,) each. Numbers are coloured by
-            rank; other and missing values are grey.
+    At most 15 features and 1,000 rows, spread evenly. ``contributions`` are SHAP values in log-odds, shape (n,
+    n_features), and ``values`` the rows' values by feature, in the same order, shape (n,) each. Numbers are coloured by
+    rank; other and missing values are grey.
     """
     contributions = np.asarray(contributions, dtype=np.float64)
     n, features = len(contributions), list(values)

@@ -57,9 +57,7 @@ class Interval:
 class AucComparison:
     """Two models' AUC on the same rows.
 
-    Attributes:
-        difference: AUC of the second less that of the first: above 0 the second is better.
-        p_value: Two-sided, that they are equal.
+    ``difference`` is the second's less the first's: above 0 the second is better. ``p_value`` is two-sided.
     """
 
     difference: float
@@ -107,14 +105,9 @@ class Evaluation:
 
 
 def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
-    """Compute every metric, or none if either outcome is too rare.
+    """Compute every metric of outcomes and churn probabilities, shape (n,) each; none if an outcome is too rare.
 
-    Args:
-        churned: Shape (n,).
-        scores: Churn probabilities, shape (n,), in [0, 1].
-
-    Raises:
-        NotMeasurableError: If the shapes differ or a score is not a probability.
+    Raises ``NotMeasurableError`` if the shapes differ or a score is not a probability.
     """
     churned, scores = _checked(churned, scores, probabilities=True)
     n, n_churned = len(churned), int(churned.sum())
@@ -144,12 +137,8 @@ def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95
     are equal, as with tied scores, the variance is the largest possible, ``AUC (1 - AUC) / k`` (Birnbaum and Klose,
     1957).
 
-    Args:
-        churned: Shape (n,), both outcomes present.
-        scores: Shape (n,), higher meaning likelier to churn; any finite numbers.
-
-    Raises:
-        NotMeasurableError: If an outcome is missing, the shapes differ or a score is not finite.
+    Both arguments have shape (n,); scores are any finite numbers, higher meaning likelier to churn. Raises
+    ``NotMeasurableError`` if an outcome is missing, the shapes differ or a score is not finite.
     """
     churned, scores = _both_outcomes(churned, scores)
     wins, losses = _wins(churned, scores)
@@ -201,9 +190,8 @@ def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores) -> AucComp
 def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.NDArray[np.bool_]:
     """Return which null hypotheses are rejected at a false discovery rate ``fdr`` (Benjamini and Hochberg).
 
-    Args:
-        p_values: Shape (n,), of all hypotheses that are tested together.
-        n_tested: The number tested, if more than n; those that are not listed are not rejected.
+    ``p_values``, shape (n,), are of all that are tested together, or the smallest of ``n_tested``; others are not
+    rejected.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not len(p):
@@ -264,9 +252,7 @@ def log_loss_excess(churned: Outcomes, scores: Scores) -> Interval:
     """Return log-loss less what the scores themselves lead one to expect; 0 if they are calibrated, above if too sure.
 
     Log-loss alone moves with the share that churns; its expectation, the mean entropy of the scores, moves with it.
-
-    Raises:
-        NotMeasurableError: If there are fewer than two rows, the shapes differ or a score is not a probability.
+    Raises ``NotMeasurableError`` if there are fewer than two rows, the shapes differ or a score is not a probability.
     """
     churned, scores = _checked(churned, scores, probabilities=True)
     if len(scores) < 2:
@@ -290,10 +276,7 @@ def calibration_bins(
     """Return rows, mean score and share churned of bins that have as equal numbers of rows as ties allow.
 
     Most bins of equal width would be nearly empty and noisy, since a variant's scores are close together. Equal scores
-    share a bin, so the order of rows does not matter.
-
-    Returns:
-        Three arrays by rising score; empty bins are left out.
+    share a bin, so the order of rows does not matter. Bins are by rising score; empty ones are left out.
     """
     churned, scores = _checked(churned, scores, probabilities=True)
     if not len(churned):

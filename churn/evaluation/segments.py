@@ -25,8 +25,7 @@ MOST_LEVELS = 50
 class EvaluatedSegment:
     """The metrics of one level's accounts; ``None`` if the status is ``insufficient``.
 
-    Attributes:
-        p_below_limit: P-value of an AUC this low if the true one is the batch's limit; ``None`` without a limit.
+    ``p_below_limit`` is the p-value of an AUC this low if the true one is the batch's limit; ``None`` without a limit.
     """
 
     segment: str
@@ -51,11 +50,8 @@ class Levels:
     def known(self, account_ids: npt.NDArray[np.int64], as_of: date) -> pl.DataFrame:
         """Return each account's levels as known at the end of ``as_of``, by the rules of features: the row scored then.
 
-        Args:
-            account_ids: Shape (n,); each has a fact known by then.
-
-        Returns:
-            Shape (n, n_segments), without segments that the facts lack.
+        Each of ``account_ids``, shape (n,), has a fact known by then. The result has shape (n, n_segments), without
+        segments that the facts lack.
         """
         if not self._levels.columns:
             return self._levels
@@ -66,15 +62,9 @@ class Levels:
 def evaluate_segments(
     levels: pl.DataFrame, churned: Outcomes, scores: Scores, auc_limit: float | None
 ) -> list[EvaluatedSegment]:
-    """Evaluate the 50 largest levels of each segment.
+    """Evaluate the 50 largest levels of each segment; returns them by segment, the largest level first.
 
-    Args:
-        levels: Shape (n, n_segments), from :meth:`Levels.known`.
-        churned: Shape (n,).
-        scores: Shape (n,).
-
-    Returns:
-        By segment, the largest level first.
+    ``levels`` are from :meth:`Levels.known`, shape (n, n_segments); ``churned`` and ``scores`` have shape (n,).
     """
     named = levels.select(pl.all().cast(pl.String).fill_null(MISSING))
     return [one for column in named for one in _evaluate_levels(column, churned, scores, auc_limit)]

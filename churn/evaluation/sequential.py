@@ -57,8 +57,7 @@ Losses = npt.NDArray[np.float64]
 class PairedSums:
     """Sufficient sums of paired differences; add those of new accounts with ``+``.
 
-    Attributes:
-        n: Accounts, or as many equally weighted, independent ones as have the same variance.
+    ``n`` counts accounts, or as many equally weighted, independent ones as have the same variance.
     """
 
     n: float = 0
@@ -69,8 +68,7 @@ class PairedSums:
     def of(cls, champion_losses: Losses, challenger_losses: Losses, weights: Losses | None = None) -> "PairedSums":
         """Sum up accounts that both models scored: losses of shape (n,), in the same order.
 
-        Args:
-            weights: 0 or more, shape (n,); not all 0. Unequal weights leave fewer effective accounts (Kish).
+        Weights are 0 or more, shape (n,); not all 0. Unequal ones leave fewer effective accounts (Kish).
         """
         same_shape = champion_losses.shape == challenger_losses.shape
         if not same_shape or not np.isfinite(differences := champion_losses - challenger_losses).all():
@@ -119,11 +117,9 @@ def discount_months(months: Sequence[PairedSums]) -> PairedSums:
 def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int = 1000) -> Interval:
     """Return the mean difference with an interval that covers the true one at all looks together, with 1 - alpha.
 
-    Two-sided, for display; promotion uses :func:`e_value`. Below ``MIN_PAIRS`` the interval is unbounded.
-
-    Args:
-        tuned_for: Pairs at which it is narrowest. Fix it before the first look: an interval is not valid if this
-            depends on the data.
+    Two-sided, for display; promotion uses :func:`e_value`. Below ``MIN_PAIRS`` the interval is unbounded. It is
+    narrowest at ``tuned_for`` pairs; fix that before the first look: an interval is not valid if it depends on the
+    data.
     """
     _require_level(alpha)
     if sums.n < MIN_PAIRS:
@@ -137,15 +133,12 @@ def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int
 def e_value(sums: PairedSums, *, tuned_for: int = 1000) -> float:
     """Return the evidence that the challenger is better: at most 1 on average, at any stopping time, if it is not.
 
-    With differences standardised to unit variance and sum s, the likelihood ratio of a mean m against 0 is
-    ``exp(m s - m² n / 2)``; this is its mean over m from a half-normal distribution, so that only improvements count.
+    With differences standardised to unit variance and sum s, the likelihood ratio of a mean m against 0 is ``exp(m s -
+    m² n / 2)``; this is its mean over m from a half-normal distribution, so that only improvements count. It grows
+    soonest at ``tuned_for`` pairs, fixed beforehand, see :func:`confidence_sequence`.
 
-    Args:
-        tuned_for: Pairs at which it grows soonest; fixed beforehand, see :func:`confidence_sequence`.
-
-    Returns:
-        Between 0 and 1e300; 1, no evidence either way, below ``MIN_PAIRS`` and if all differences are equal, since
-        their variation is then unknown.
+    It is between 0 and 1e300; 1, no evidence either way, below ``MIN_PAIRS`` and if all differences are equal, since
+    their variation is then unknown.
     """
     rho_squared = _mixture_variance(2 * _TUNED_ALPHA, tuned_for)
     # Sums of squares leave a rounding error where the variance is 0.

@@ -55,12 +55,7 @@ _NO_CHILD = -1
 
 @dataclass(frozen=True)
 class Golden:
-    """Rows and their scores from when the model was logged.
-
-    Attributes:
-        matrix: Shape (n, n_features), in the model's order.
-        scores: Shape (n,), in [0, 1].
-    """
+    """Rows in the model's order, shape (n, n_features), and their scores, shape (n,), from when it was logged."""
 
     matrix: Matrix
     scores: npt.NDArray[np.float32]
@@ -141,8 +136,7 @@ class Bundle:
     def contributions(self, matrix: Matrix) -> npt.NDArray[np.float32]:
         """Explain rows by XGBoost's exact SHAP values, hundreds of times slower than scoring.
 
-        Returns:
-            Log-odds by feature, the bias last, shape (n, n_features + 1).
+        Returns log-odds by feature, the bias last, shape (n, n_features + 1).
         """
         data = xgb.DMatrix(matrix, feature_names=list(self.feature_names))
         return np.asarray(self.booster.predict(data, pred_contribs=True), dtype=np.float32)
@@ -166,11 +160,8 @@ def read_bundle(
 ) -> Bundle:
     """Read an untrusted booster and check it against its feature names.
 
-    Args:
-        data: The file's bytes.
-        feature_names: The names in the model's order; ``None`` for those stored in the booster.
-        origin: The name of the file in an error.
-        declared: The levels of categorical features by their author, for files that do not store them.
+    The names, in the model's order, are by default those stored in the booster; ``origin`` names the file in an error.
+    ``declared`` are the levels of categorical features by their author, for files that do not store them.
 
     Raises:
         ModelFileError: If the file is not a whole UBJSON or JSON model, was saved by a newer XGBoost than this one,
@@ -232,11 +223,7 @@ def load_bundle(
 
 
 def load_logged(data: bytes, golden: Golden, origin: str) -> Bundle:
-    """Load a booster that was logged with golden rows; see :func:`load_bundle`.
-
-    Raises:
-        ModelFileError: If its scores of these rows differ from the logged ones.
-    """
+    """Load a booster that was logged with golden rows; raises ``ModelFileError`` if its scores of these differ."""
     bundle = replace(load_bundle(data, None, origin), golden=golden)
     bundle.require_golden(golden)
     return bundle

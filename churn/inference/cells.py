@@ -91,8 +91,7 @@ class CellPlan(NamedTuple):
 def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
     """Cut each column at the thresholds with which the forest compares it.
 
-    Raises:
-        NotCompilableError: If a column has more cells than 16 bits can number, or is compared by code and has none.
+    Raises ``NotCompilableError`` if a column has more cells than 16 bits number, or is compared by code and has none.
     """
     n_numbers = len(encoding.numbers)
     column = encoding.column_of_feature[forest.features]

@@ -35,12 +35,7 @@ _Tables = ForestExplainer | ForestScorer
 
 @dataclass(frozen=True)
 class Reasons:
-    """What a batch's contributions refer to.
-
-    Attributes:
-        encoding: Of the rows; the contributions are in the order of its columns.
-        bias: Log-odds that are the same for all rows of the model.
-    """
+    """A batch's contributions: in the order of the encoding's columns, with a bias, in log-odds, of all rows."""
 
     encoding: Encoding
     bias: float
@@ -80,10 +75,8 @@ def build_engine(
 ) -> Engine:
     """Compile a model for rows of an encoding, and compare it with XGBoost on the first of them.
 
-    Args:
-        head: Some rows of the batch.
-        n_rows: The approximate number of rows in the batch.
-        cache: Keeps the tables that gave XGBoost's results; those found there need to give the model's golden scores.
+    ``head`` is some rows of the batch, ``n_rows`` about their number in all. The cache keeps the tables that gave
+    XGBoost's results; those found there need to give the model's golden scores.
     """
     is_large = n_rows >= _LARGE_BATCH
     key = _key(bundle, encoding, is_large=is_large, with_reasons=with_reasons)

@@ -54,8 +54,7 @@ class Tables(NamedTuple):
 class ForestExplainer(NamedTuple):
     """A forest ready to explain rows of one encoding; see :func:`build_explainer`.
 
-    Attributes:
-        bias: The mean margin of the training rows, in log-odds.
+    ``bias`` is the mean margin of the training rows, in log-odds.
     """
 
     plan: CellPlan
@@ -66,11 +65,9 @@ class ForestExplainer(NamedTuple):
     base_margin: np.float32
 
     def explain(self, packed: Packed) -> tuple[Floats, Floats]:
-        """Score and explain rows.
+        """Return churn probabilities, shape (n_rows,), and contributions in log-odds, shape (n_rows, n_columns).
 
-        Returns:
-            Churn probabilities, shape (n_rows,), and contributions by column in log-odds, shape (n_rows, n_columns),
-            in the order of ``Encoding.columns``; with ``bias`` they are the margin.
+        They are in the order of ``Encoding.columns``; with ``bias`` they are the margin.
         """
         sums = np.zeros((packed.n_rows, self.tables.rows.shape[1]), dtype=np.float32)
         scores = np.empty(packed.n_rows, dtype=np.float32)
@@ -80,13 +77,9 @@ class ForestExplainer(NamedTuple):
 
 
 def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool) -> ForestExplainer:
-    """Tabulate the contributions.
+    """Tabulate the contributions; for a large batch in tables that take longer to build and less time to use.
 
-    Args:
-        is_large_batch: Whether to build larger tables, which take longer to build and less time to use.
-
-    Raises:
-        NotCompilableError: If the trees are too deep or too many for tables.
+    Raises ``NotCompilableError`` if the trees are too deep or too many for tables.
     """
     plan = plan_cells(forest, encoding)
     depth = forest.depth
@@ -137,11 +130,9 @@ class SummedReasons:
 
 
 def sum_by_source_column(contributions: Floats, values: Floats, encoding: Encoding) -> SummedReasons:
-    """Sum contributions by column by source column, and find the feature to show.
+    """Sum contributions by column, shape (n_rows, n_columns), by source column, and find the feature to show.
 
-    Args:
-        contributions: Shape (n_rows, n_columns).
-        values: Shape (n_columns, n_rows).
+    ``values`` have shape (n_columns, n_rows).
     """
     source_columns, windowed = encoding.source_columns, encoding.features_of_windows
     if not windowed:

@@ -74,11 +74,7 @@ def booster_kind(gradient_booster: dict[str, Any]) -> str:
 def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest:
     """Read the trees of a parsed model file that :func:`churn.inference.bundle.read_bundle` has checked.
 
-    Args:
-        n_rounds: The boosting rounds that predict; ``None`` for all.
-
-    Raises:
-        NotCompilableError: If it is not a ``gbtree`` booster.
+    ``n_rounds`` boosting rounds predict, by default all. Raises ``NotCompilableError`` if it is no ``gbtree`` booster.
     """
     learner = document["learner"]
     booster = learner["gradient_booster"]

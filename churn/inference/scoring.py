@@ -48,11 +48,7 @@ class ForestScorer(NamedTuple):
 
 
 def build_scorer(forest: Forest, encoding: Encoding) -> ForestScorer:
-    """Tabulate the leaves that each cell of each column rules out.
-
-    Raises:
-        NotCompilableError: If the tables take too much memory.
-    """
+    """Tabulate the leaves each cell rules out; raises ``NotCompilableError`` if the tables need too much memory."""
     plan = plan_cells(forest, encoding)
     n_leaves = np.add.reduceat(forest.is_leaf, forest.starts[:-1], dtype=np.int64)
     word_starts = np.cumsum([0, *(-(-n_leaves // WORD_BITS))])

@@ -19,8 +19,7 @@ _CONSTANTS = {b"T": True, b"F": False, b"Z": None}
 def parse_ubjson(data: bytes) -> Any:
     """Read one UBJSON value that fills ``data``.
 
-    Raises:
-        ValueError: If the bytes end early, continue after the value, or have an unknown marker; gives the position.
+    Raises ``ValueError``, with the position, if the bytes end early, go on after the value, or have an unknown marker.
     """
     reader = _Reader(data)
     value = reader.read_value(reader.take(1), depth=0)

@@ -100,8 +100,7 @@ class ScoredBatch:
 class Attempt:
     """The newest scoring attempt of a variant in a role; ``error`` is ``None`` if it published a batch.
 
-    Attributes:
-        n_failed: The failed attempts of its week until then.
+    ``n_failed`` counts the failed attempts of its week until then.
     """
 
     number: int
@@ -266,9 +265,8 @@ def flag_drifts(
 ) -> list[DriftFlag]:
     """Find the features and scores that drifted in each variant's newest batch, over the whole fleet.
 
-    Args:
-        batches: Of each variant, at least the newest one until ``week``, and the newest one of another input.
-        least_moved: As :func:`churn.monitoring.drift.flag_fleet`; ``least_unknown_rise`` likewise.
+    There is, of each variant, at least the newest batch until ``week``, and the newest one of another input. The
+    thresholds are as of :func:`churn.monitoring.drift.flag_fleet`.
     """
     newest = newest_batches(batches, week)
 
@@ -409,8 +407,7 @@ def week_missed(
 def to_repeat(attempts: Iterable[Attempt], missed: Condition, now: datetime) -> dict[str, int]:
     """Return the variants to score again for the running week, each with the number of its last attempt, else 0.
 
-    Args:
-        missed: From :func:`week_missed`, for the running week.
+    ``missed`` is from :func:`week_missed`, for the running week.
     """
     week = monday_of(now.date())
     failed = {
@@ -587,10 +584,8 @@ def _excess_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
 def segment_low(segments: Sequence[LowSegment], n_evaluated: int, excluded: Collection[str]) -> Condition:
     """Return the variants with a segment that has a ROC AUC significantly below the limit.
 
-    Args:
-        segments: Those with a p-value of at most ``FDR``; no other can be significant.
-        n_evaluated: The number of segments of the fleet that have a p-value.
-        excluded: Variants with low overall performance.
+    ``segments`` are those with a p-value of at most ``FDR``, since no other can be significant, of the fleet's
+    ``n_evaluated`` with one. ``excluded`` are variants with low overall performance.
     """
     is_low = discoveries([segment.p_below_limit for segment in segments], FDR, n_evaluated)
     low: dict[str, list[LowSegment]] = {}

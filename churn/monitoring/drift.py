@@ -107,17 +107,13 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile, Profile]]) -> d
 
     Bins with fewer than 5 expected rows on either side are merged with their neighbours, levels in order of their rows;
     the two samples together decide that, so it favours no outcome. In a PSI a bin empty on one side counts half a row.
-    The p-value is that of the likelihood ratio test.
-    Its statistic 2 (n + m) JS, JS weighted by the samples' sizes, equals PSI / (1/n + 1/m) for small differences, but
-    follows its chi-squared distribution in the tails as well, where PSI exceeds it tenfold.
+    The p-value is that of the likelihood ratio test. Its statistic 2 (n + m) JS, JS weighted by the samples' sizes,
+    equals PSI / (1/n + 1/m) for small differences, but follows its chi-squared distribution in the tails as well, where
+    PSI exceeds it tenfold.
 
-    Args:
-        profiles: By variant the reference, the batch and the reference's whole year, in the same bins; an empty batch
-            has no drift. A share moved only as far as it lies beyond both the reference's and the year's: one week of
-            the reference may have had a gap in its feed, and a year has seasons.
-
-    Raises:
-        InputError: If a batch has other bins than its reference.
+    ``profiles`` are by variant the reference, the batch and the reference's whole year, in the same bins, else it
+    raises ``InputError``; an empty batch has no drift. A share moved only as far as it lies beyond both the reference's
+    and the year's: one week of the reference may have had a gap in its feed, and a year has seasons.
     """
     for reference, *others in profiles.values():
         for other in others:
@@ -357,10 +353,7 @@ def volume(n_rows: int, previous: Sequence[int]) -> Volume:
     """Compare a batch's number of rows with those of earlier batches.
 
     A number is unusual if it is more than 1.5 times higher or lower than the median, and by more than four times the
-    spread of the earlier batches.
-
-    Args:
-        previous: Rows of earlier batches, the latest last; at least 3 are needed, the last 8 are used.
+    spread of the earlier batches. Of these, the latest last, at least 3 are needed, and the last 8 are used.
     """
     if len(previous) < 3:
         return Volume(n_rows, None, "insufficient")
@@ -377,11 +370,8 @@ def volume(n_rows: int, previous: Sequence[int]) -> Volume:
 def freshness(arrived_on: Sequence[date], as_of: date) -> tuple[int, int]:
     """Return the age of the newest data in days, and its limit: the usual gap between new data plus a week.
 
-    Args:
-        arrived_on: Days on which the variant's input was new, in any order; days after ``as_of`` are ignored.
-
-    Raises:
-        InputError: If nothing had arrived by ``as_of``.
+    ``arrived_on`` are the days on which the variant's input was new; those after ``as_of`` are ignored. Raises
+    ``InputError`` if nothing had arrived by then.
     """
     days = sorted({day for day in arrived_on if day <= as_of})
     if not days:
@@ -395,14 +385,9 @@ def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) 
     """Estimate the ROC AUC of scores, in [0.5, 1], without labels (confidence-based performance estimation, CBPE).
 
     Assumes calibrated scores and no concept drift: the estimate does not change when the same inputs lead to other
-    outcomes. It does not replace labels.
-
-    Args:
-        scores: Churn probabilities, shape (n,), or the middles of a histogram's bins.
-        counts: Rows at each score, shape (n,); by default one each.
-
-    Raises:
-        InputError: If there is no row, or all scores are 0 or all are 1.
+    outcomes. It does not replace labels. ``scores`` are churn probabilities, shape (n,), or the middles of a
+    histogram's bins; ``counts`` the rows at each, by default one. Raises ``InputError`` if there is no row, or all
+    scores are 0 or all are 1.
     """
     order = np.argsort(-scores)
     p, n = np.asarray(scores[order], dtype=np.float64), np.ones(len(scores)) if counts is None else counts[order]

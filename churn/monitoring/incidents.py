@@ -94,12 +94,9 @@ def reconcile(
 ) -> list[Change]:
     """Return the incidents that open, get further members, or are resolved.
 
-    There is no change when only some members recover; :func:`remaining` returns the members to store then.
-
-    Args:
-        open_incidents: At most one of each kind and subject.
-        conditions: All conditions found of the checked kinds; those of one kind and subject are merged.
-        checked: The kinds that were checked. Incidents of other kinds do not change.
+    There is no change when only some members recover; :func:`remaining` returns the members to store then. Of each kind
+    and subject at most one incident is open, and conditions are merged. Incidents of kinds that were not ``checked`` do
+    not change.
     """
     known = {(incident.kind, incident.subject): incident for incident in open_incidents if incident.kind in checked}
     current = _by_incident(conditions, checked)

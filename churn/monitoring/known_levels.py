@@ -39,11 +39,7 @@ class UnknownLevels:
             yield chunk
 
     def require(self, limit: float, examples: Mapping[str, Mapping[str, int]]) -> None:
-        """Raise ``QuarantineError`` if a column's share is more than ``limit`` above the reference's.
-
-        Args:
-            examples: Levels that are not known, by source column.
-        """
+        """Raise ``QuarantineError``, with ``examples``, if a share exceeds the reference's by over ``limit``."""
         counts = {} if self.reference is None else self.reference.by_feature()
         for group in self.encoding.one_hots:
             # A model of one level knows nothing of the others; without a reference their share is not known either.

@@ -115,8 +115,7 @@ class Profile:
     def count(self, packed: Packed, scores: npt.NDArray[np.floating]) -> "Profile":
         """Count rows in the encoding of this profile, with their scores, shape (n_rows,), into its bins.
 
-        Raises:
-            InputError: If the rows do not fit that encoding, or their number differs from that of the scores.
+        Raises ``InputError`` if the rows do not fit that encoding, or their number differs from that of the scores.
         """
         categories = [bins for bins in self.bins if bins.levels]
         numbers = [bins for bins in self.bins if not bins.levels][:-1]
@@ -217,11 +216,9 @@ def require_same_bins(first: Profile, second: Profile) -> None:
 
 
 def with_contributions(reference: Profile, packed: Packed, contributions: npt.NDArray[np.floating]) -> Profile:
-    """Return a reference with the mean contribution of the rows in each of its bins.
+    """Return a reference with the mean contribution of the rows in each of its bins, by some of these rows.
 
-    Args:
-        packed: Some of the reference's rows.
-        contributions: By source column, in log-odds; shape (n_rows, n columns).
+    The contributions are by source column, in log-odds; shape (n_rows, n columns).
     """
     means = []
     of_columns = zip([*packed.numbers, *packed.levels], reference.bins, contributions.T, strict=False)
@@ -237,11 +234,8 @@ def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np
     """Derive a model's bins from reference rows, and count these rows.
 
     The bins of a number contain about equal numbers of rows; a value of more than a fifth of the rows, such as 0, has a
-    separate bin.
-
-    Args:
-        packed: Preferably rows that the model was not trained on, since scores of training rows are more extreme.
-        scores: Their churn probabilities, shape (n_rows,).
+    separate bin. Rows that the model was not trained on are best, since scores of training rows are more extreme;
+    ``scores`` are their churn probabilities, shape (n_rows,).
     """
     numbers = [Bins(name, _edges(values)) for (name, _), values in zip(encoding.numbers, packed.numbers, strict=True)]
     categories = [Bins(group.source_column, levels=group.levels) for group in encoding.one_hots]
@@ -263,11 +257,8 @@ def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
     """Convert a reference's counts to the columns of another encoding of the same features.
 
     A reference of one-hot encoded rows has a number of 0 or 1 for each level of a category of raw rows; the category's
-    counts follow from those of the numbers.
-
-    Returns:
-        ``None`` if the encoding has a column that the reference lacks. Parts and contributions are those of the
-        reference if nothing had to be converted, else none.
+    counts follow from those of the numbers. Returns ``None`` if the encoding has a column that the reference lacks.
+    Parts and contributions are those of the reference if nothing had to be converted, else none.
     """
     counts = reference.by_feature()
     numbers = {bins.feature: bins for bins in reference.bins if not bins.levels and bins.feature != SCORE}

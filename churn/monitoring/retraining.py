@@ -40,10 +40,8 @@ def reason_to_retrain(
 ) -> str | None:
     """Return why a champion should be retrained, as a sentence; ``None`` if there is no reason.
 
-    Args:
-        low: How its performance is below the limit, as a sentence; ``None`` if it is not.
-        drifted: Features that drifted in two different inputs.
-        trained_on: The champion's training date; ``None`` if it is unknown or its age does not count.
+    ``low`` is how its performance is below the limit, if it is, and ``drifted`` the features that drifted in two
+    different inputs. ``trained_on`` is ``None`` if it is unknown, or the champion's age does not count.
     """
     drift = f"{', '.join(sorted(drifted))} drifted in two different inputs" if drifted else None
     return low or drift or _age(trained_on, today, policy)

@@ -87,12 +87,9 @@ class ScoreSummary:
     ) -> None:
         """Count a chunk of scored rows.
 
-        Args:
-            account_ids: Shape (n,), as ``probabilities``.
-            contributions: Shape (n, n_source_columns); ``None`` without reasons.
-            is_at_risk: Shape (n,); ``None`` if unknown.
-            profile: The chunk's accounts at risk, counted into the reference's bins; ``None`` without one.
-            account_keys: Shape (n,), as of :class:`churn.data.features.Packed`.
+        Arrays have shape (n,), ``contributions``, if there are reasons, (n, n_source_columns). ``is_at_risk`` is
+        ``None`` if unknown; ``profile`` counts the accounts at risk into the reference's bins, if there is one.
+        ``account_keys`` are as of :class:`churn.data.features.Packed`.
         """
         self.n_scored += probabilities.size
         self.is_at_risk_known = is_at_risk is not None

@@ -15,11 +15,7 @@ from churn.storage.places import Folder
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written.
-
-    Attributes:
-        week: The week it reports on; ``None`` when nothing was scored yet.
-    """
+    """A report that was written; ``week`` is ``None`` when nothing was scored yet."""
 
     path: Path
     week: date | None
@@ -28,15 +24,10 @@ class Report:
 
 
 def write_report(url: sa.URL, out: Path, *, week: date | None, now: datetime, mlflow_ui: str) -> Report:
-    """Read the predictions database and write the file atomically.
+    """Read the predictions database and write the file atomically; by default about the newest week.
 
-    Args:
-        week: A Monday; ``None`` for the newest week.
-        mlflow_ui: Address of the MLflow UI.
-
-    Raises:
-        UsageError: If nothing was scored in ``week``, or the file cannot be written.
-        ChurnError: If the database cannot be read.
+    Raises ``UsageError`` if nothing was scored in ``week``, a Monday, or the file cannot be written; ``ChurnError`` if
+    the database cannot be read.
     """
     rows = read_fleet(url, week, now)
     fleet, variants = build_content(rows, now, mlflow_ui.rstrip("/"))

@@ -25,13 +25,9 @@ _SEGMENT = ("segment", "level", "n_matured", "n_churned", *SEGMENT_MEASURES)
 
 
 def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Content, list[Content]]:
-    """Build the content from the rows of the database.
+    """Build the fleet's part from the rows of the database, and a part for each of its variants, in the same order.
 
-    Args:
-        mlflow_ui: Address of the MLflow UI, without a slash at the end.
-
-    Returns:
-        The fleet's part, and a part for each of its variants, in the same order.
+    ``mlflow_ui`` is the address of the MLflow UI, without a slash at the end.
     """
     grouped = _Grouped(rows)
     known = {key for key, _ in [*grouped.batches, *grouped.attempts]}

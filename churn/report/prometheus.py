@@ -130,14 +130,7 @@ def _gauge(name: str, text: str, value: float, unit: str = "") -> Metric:
 
 @contextmanager
 def metrics_server(url: sa.URL, code_version: str, *, host: str, port: int) -> Iterator[str]:
-    """Serve metrics until the end of the block; yields the address.
-
-    Args:
-        port: 0 picks a free port.
-
-    Raises:
-        UsageError: If the address cannot be bound.
-    """
+    """Serve metrics at a port, 0 for a free one, and yield the address; raises ``UsageError`` if it cannot be bound."""
     registry = CollectorRegistry()
     registry.register(FleetCollector(url, code_version))
     try:

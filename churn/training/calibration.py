@@ -22,11 +22,9 @@ MIN_SLOPE = 0.05  # below it, scores hardly predict the outcomes, and float32 ha
 
 @dataclass(frozen=True)
 class Calibration:
-    """A linear map from a model's log-odds to calibrated ones: ``slope * log_odds + intercept``.
+    """A linear map from a model's log-odds to calibrated ones: ``slope * log_odds + intercept``, the slope positive.
 
-    Attributes:
-        slope: Positive.
-        is_shift: Whether only the intercept was fitted, because the best slope was below ``MIN_SLOPE``.
+    ``is_shift`` is whether only the intercept was fitted, because the best slope was below ``MIN_SLOPE``.
     """
 
     slope: float
@@ -37,12 +35,8 @@ class Calibration:
 def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_]) -> Calibration:
     """Fit Platt's slope and intercept by maximum likelihood; deterministic.
 
-    Args:
-        margins: A model's log-odds of rows it was not trained on, shape (n,).
-        churned: The outcomes, shape (n,); both occur.
-
-    Returns:
-        The best fit; if its slope is below ``MIN_SLOPE``, the best fit with a slope of 1.
+    ``margins`` are a model's log-odds of rows it was not trained on, ``churned`` their outcomes, both occurring; shape
+    (n,) each. If the best fit has a slope below ``MIN_SLOPE``, the best one with a slope of 1 is returned.
     """
     from sklearn.linear_model import LogisticRegression  # its import takes two seconds
 
@@ -68,8 +62,7 @@ def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_])
 def apply_to_booster(booster: xgb.Booster, calibration: Calibration) -> xgb.Booster:
     """Return a booster with the calibrated margin; the argument is not changed.
 
-    Raises:
-        NotCompilableError: If it is not a ``gbtree`` booster of plain splits.
+    Raises ``NotCompilableError`` if it is not a ``gbtree`` booster of plain splits.
     """
     document = json.loads(bytes(booster.save_raw("json")))
     base_margin = float(read_forest(document).base_margin)

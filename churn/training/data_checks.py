@@ -114,10 +114,8 @@ def check_restated(
     again for past months breaks that: at a past day it would reveal what was found out later. The newest report of a
     month is compared with that of the days after its end, so what was damaged and repaired counts as unchanged.
 
-    Args:
-        facts: From a history, in which each report of a month differs from the one before.
-        has_known_at: Whether the extract itself says when each row became known.
-        money: The columns of activity, which windows over activity are computed from.
+    The facts are from a history, in which each report of a month differs from the one before. ``has_known_at`` is
+    whether the extract itself says when each row became known; windows over activity are computed from ``money``.
     """
     name = "past_months_are_not_restated"
     if has_known_at:
@@ -162,9 +160,7 @@ def check_replay(
 ) -> GateCheck:
     """Compute last month's features again from the history, and compare their scores with those published then.
 
-    Args:
-        before: A batch of last month; ``None`` if there is none.
-        scored_by: The model that scored it.
+    ``before`` is a batch of last month, if there is one, and ``scored_by`` the model that scored it.
     """
     name = "past_features_are_those_scored"
     if before is None or scored_by is None:

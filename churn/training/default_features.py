@@ -24,12 +24,9 @@ _DATES = ("reg_date", "ftd_date", "qp_date")
 def default_feature_names(
     facts: pl.DataFrame, money: Sequence[str] = MONEY, segments: Sequence[str] = ONE_HOT_COLUMNS
 ) -> list[str]:
-    """Return the names for a variant's activity: the windows of the columns it has, and the levels that occur in it.
+    """Return the names for a variant's checked activity: windows of the columns it has, and levels that occur in it.
 
-    Args:
-        facts: Checked activity.
-        money: The columns in which a value other than 0 is activity.
-        segments: The columns whose levels become features.
+    In columns of ``money`` a value other than 0 is activity; the levels of ``segments`` become features.
     """
     names = [f"{column}_{window}" for column in money if column in facts.columns for window in _OF_MONEY]
     names += [*_OF_ACTIVITY, *(f"months_since_{column}" for column in _DATES if column in facts.columns)]

@@ -77,14 +77,10 @@ def check_gate(
 ) -> Gate:
     """Run every gate check on a model.
 
-    Args:
-        evaluation: Of ``trained.held_out_accounts``.
-        facts: The activity that the model was trained on.
-        shots: The snapshots of all parts, from ``build``.
-        champion: The current champion, if any, which is timed as well.
-        before: A batch that the champion scored last month, if any.
-        has_known_at: Whether the extract says when each row became known.
-        money: The columns in which a value other than 0 is activity.
+    ``evaluation`` is of ``trained.held_out_accounts``, ``facts`` are the activity that the model was trained on, and
+    ``shots`` the snapshots of all parts, from ``build``. The current champion is timed as well, and ``before`` is a
+    batch that it scored last month. ``has_known_at`` and ``money`` are as of
+    :func:`churn.training.data_checks.check_restated`.
     """
     held_out = [shot for shot in shots if shot.as_of in trained.held_out.as_ofs]
     engine, packed = compile_for(trained.bundle, held_out)

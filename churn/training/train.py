@@ -70,9 +70,8 @@ class Split:
 class Part:
     """The rows of one side of the split, snapshot after snapshot; arrays of n rows.
 
-    Attributes:
-        places: The index in ``as_ofs`` of each row's as-of date.
-        matrix: Shape (n, n_features), in the model's order.
+    ``places`` has the index in ``as_ofs`` of each row's as-of date; ``matrix`` the shape (n, n_features), in model
+    order.
     """
 
     name: str
@@ -191,11 +190,8 @@ def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: Tra
     The calibration is fitted on validation scores of a model that was not trained on the validation snapshots. It is
     applied to one trained on them as well, with the same rounds. Deterministic: same snapshots and plan, same bytes.
 
-    Args:
-        feature_names: In the model's order; each must come from a column of the snapshots' rows.
-
-    Raises:
-        InputError: If there are too few labels (see :func:`shortage`), or the rows lack a feature.
+    Raises ``InputError`` if there are too few labels (see :func:`shortage`), or the snapshots' rows lack a column that
+    a feature, in the model's order, comes from.
     """
     if reason := shortage(snapshots, plan):
         raise InputError(f"the activity has {reason}; bring more of it")
@@ -232,8 +228,7 @@ def fit(
 ) -> xgb.Booster:
     """Train a trial's parameters and rounds on the rows of some parts; not calibrated.
 
-    Args:
-        shuffled_by: Shuffles the labels, so that nothing can be learned.
+    ``shuffled_by`` shuffles the labels, so that nothing can be learned.
     """
     matrix = np.concatenate([part.matrix for part in parts])
     churned = np.concatenate([part.churned for part in parts])

@@ -40,8 +40,7 @@ def assign(
 ) -> tuple[dict[Variant, ForeignVersion], dict[str, ChurnError]]:
     """Assign each version to a variant: that of the arguments, else of its model's tags, else of its name.
 
-    Returns:
-        The versions, and why others have no variant of their own, by name.
+    Returns the versions, and why others have no variant of their own, by name.
     """
     named: dict[Variant, list[ForeignVersion]] = {}
     errors: dict[str, ChurnError] = {}
@@ -70,9 +69,8 @@ def adopt_each(
 ) -> Callable[[Variant], tuple[ModelVersion, Candidate] | str]:
     """Return the work for one variant: register its version, or tell that it was; what was interrupted is completed.
 
-    Args:
-        alias: ``None`` means ``champion`` if the variant has none that can be scored.
-        how: Further arguments of :func:`churn.workflows.register.log_variant`.
+    The alias is by default ``champion`` if the variant has none that can be scored; ``how`` are further arguments of
+    :func:`churn.workflows.register.log_variant`.
     """
     oldest_last = sorted(registry.version_tags().items(), key=lambda one: -one[0][1])
     adopted = {(of, tags.get(tag.ADOPTED)): number for (of, number), tags in oldest_last}
@@ -98,8 +96,7 @@ def read_adopted(
 ) -> Candidate:
     """Read a version with the variant's sample, else its activity, if it has any; check that they belong together.
 
-    Raises:
-        ChurnError: As of :func:`churn.workflows.register.read_candidate`.
+    Raises ``ChurnError`` as :func:`churn.workflows.register.read_candidate` does.
     """
     fetch = partial(fetch_own, sources, variant, into=folder)
     data, names, is_sklearn = read_version(registry.client, source, folder)

@@ -74,11 +74,8 @@ class Receiver:
 def parse_receivers(text: str) -> dict[str, Receiver]:
     """Parse Apprise URLs, separated by white space or commas, each perhaps with a name before it (``ops=slack://…``).
 
-    Returns:
-        Each receiver once, by its name.
-
-    Raises:
-        UsageError: If one is not such a URL, or two have one name; names its position and schema, never the URL.
+    Returns each receiver once, by its name. Raises ``UsageError`` if one is not such a URL, or two have one name; names
+    its position and schema, never the URL.
     """
     given = [(one, _NAMED.match(one)) for one in dict.fromkeys(_BETWEEN.split(text.strip(" \t\r\n,;"))) if one]
     names = [match[1] for _, match in given if match]
@@ -104,9 +101,7 @@ def deliver(incidents: Incidents, receivers: Mapping[str, Receiver], budget_s: f
     """Send the alerts that are due, to each receiver in a separate thread, so that a slow one delays no other.
 
     Safe in concurrent processes: no alert is sent by two. A receiver that fails is not tried again until the next call.
-
-    Args:
-        budget_s: No attempt begins later; one that has begun takes at most about 40 s more (``URL_DEFAULTS``).
+    No attempt begins after ``budget_s``; one that has begun takes at most about 40 s more (``URL_DEFAULTS``).
     """
     until_s = time.monotonic() + budget_s
     with ThreadPoolExecutor(MAX_THREADS) as pool:
@@ -118,8 +113,7 @@ def deliver(incidents: Incidents, receivers: Mapping[str, Receiver], budget_s: f
 def drop_waiting(incidents: Incidents, receivers: Mapping[str, Receiver], name: str) -> int:
     """Drop the alerts that wait for a receiver that is gone; returns their number.
 
-    Raises:
-        UsageError: If the receiver is still configured.
+    Raises ``UsageError`` if the receiver is still configured, or none waits for one of this name.
     """
     if name in receivers:
         raise UsageError(f"receiver {name!r} is in CHURN_ALERT_URLS and will get its alerts; remove it there first")

@@ -22,11 +22,8 @@ def check_published(
 ) -> list[CheckResult]:
     """Check a published batch, with the variants' earlier batches and inputs by key.
 
-    Args:
-        challenger: The version that was to score, too; ``None`` for the one that is challenger now, if any.
-
-    Raises:
-        ChurnError: If PostgreSQL does not answer; the batch stays published.
+    ``challenger`` is the version that was to score, too; ``None`` for the one that is challenger now, if any. Raises
+    ``ChurnError`` if PostgreSQL does not answer; the batch stays published.
     """
     batch = ScoredBatch(
         batch_id, record.variant.key, record.scored_week, record.model_version, record.n_rows_read,

@@ -47,9 +47,7 @@ class Deliverer:
     def deliver(self, variant: Variant, weeks: Collection[date] | None = None, *, anew: bool = False) -> list[str]:
         """Deliver the weeks whose batch is not delivered, and withdraw those without one; returns what was done.
 
-        Args:
-            weeks: Only these; ``None`` for all.
-            anew: Deliver also what is delivered, since rows of it were erased.
+        It does so for all weeks by default. ``anew`` delivers also what is delivered, since rows of it were erased.
         """
         with open_snapshot(self.database) as snapshot:
             current = current_batches(snapshot, variant)

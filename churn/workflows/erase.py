@@ -70,15 +70,10 @@ class Eraser:
     def erase_account(self, account: str, scope: str = "", *, dry_run: bool = False) -> Iterator[Removed]:
         """Erase an account from predictions, quarantine, messages, histories and local copies, and exclude it for good.
 
-        Args:
-            scope: What it is erased from, one of :attr:`churn.variants.Variant.scopes`; default: everything.
-            dry_run: Count only.
-
-        Yields:
-            The account's data in each place once it is erased; files without any are omitted.
-
-        Raises:
-            ChurnError: If a place does not answer or refuses. What was yielded is erased; repeat to erase the rest.
+        ``scope`` is what it is erased from, one of :attr:`churn.variants.Variant.scopes`, by default everything; a dry
+        run only counts. Yields the account's data in each place once it is erased; files without any are omitted.
+        Raises ``ChurnError`` if a place does not answer or refuses: what was yielded is erased; repeat to erase the
+        rest.
         """
         withdrawn: dict[str, tuple[Variant, date]] = {}
 
@@ -123,8 +118,7 @@ def _erase_files(place: Place, scope: str, erased: Erased, *, dry_run: bool) -> 
 def _erase_input(place: Place, key: str, erased: Erased, *, dry_run: bool) -> list[Removed]:
     """Rewrite a local copy without the account; of an extract in the bucket, only count its rows.
 
-    Raises:
-        ReplacedError: If an extract was delivered meanwhile, which is left as it is.
+    Raises ``ReplacedError`` if an extract was delivered meanwhile, which is left as it is.
     """
     uri = place.uri(key)
     with tempfile.TemporaryDirectory(prefix="churn-erase-") as scratch:
@@ -170,8 +164,7 @@ def _serialize(frame: pl.DataFrame, source: Path) -> bytes:
 def first_kept_week(today: date, n_weeks: int, horizon: Horizon) -> date | None:
     """Return the Monday of the first week that is kept; ``None`` if all are.
 
-    Raises:
-        UsageError: If weeks would be dropped before their labels have matured, so that none would ever be evaluated.
+    Raises ``UsageError`` if weeks would be dropped before their labels have matured, so that none is ever evaluated.
     """
     if not 0 <= n_weeks <= _MOST_WEEKS:
         raise UsageError(f"{n_weeks} weeks cannot be kept; use 1 to {_MOST_WEEKS}, or 0 to keep all")

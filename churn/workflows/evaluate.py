@@ -93,11 +93,9 @@ def evaluate_fleet(
 ) -> Attempts[VariantEvaluation]:
     """Evaluate many variants, promote challengers that are proven better if ``auto_promote``, and withdraw ended ones.
 
-    Aliases that were moved outside of this project are recorded first. False promotions are controlled over all of
-    ``keys``, so they should be many. Aliases are moved, which is logged to ``log``, once the last result was consumed.
-
-    Yields:
-        Each key with the evaluation or the error, in the order of ``keys``.
+    Yields each key with the evaluation or the error, in the order of ``keys``. Aliases that were moved outside of this
+    project are recorded first. False promotions are controlled over all of ``keys``, so they should be many. Aliases
+    are moved, which is logged to ``log``, once the last result was consumed.
     """
     aliases = promoter.registry.aliases()
     promoter.observe(aliases)
@@ -198,16 +196,12 @@ class PerformanceEvaluator:
     def evaluate_batches(self, variant: Variant, today: date, appended: Appended | None = None) -> list[EvaluatedBatch]:
         """Evaluate the variant's current batches whose labels have matured and that were not evaluated yet.
 
-        A week with outcomes that its model has seen is not evaluated (see
-        :func:`churn.registry.tags.evidence_after`). One whose labels are missing is evaluated once the activity that
-        they need has arrived. One that was evaluated within the last 180 days is evaluated again if activity that
-        arrived since changes the labels of 1 % of the accounts at risk, as after a repair of the feed; the earlier
-        evaluation stays in ``replaced_evaluations``. If MLflow fails, the figures are logged at a later evaluation, for
-        up to 60 days.
-
-        Args:
-            appended: The result of ingestion, which contains the variant's history; ``None`` reads the history,
-                and evaluates no batch again.
+        A week with outcomes that its model has seen is not evaluated (see :func:`churn.registry.tags.evidence_after`).
+        One whose labels are missing is evaluated once the activity that they need has arrived. One that was evaluated
+        within the last 180 days is evaluated again if activity that arrived since changes the labels of 1 % of the
+        accounts at risk, as after a repair of the feed; the earlier evaluation stays in ``replaced_evaluations``. If
+        MLflow fails, the figures are logged at a later evaluation, for up to 60 days. The history is that of ingestion,
+        ``appended``; without it, it is read, and no batch is evaluated again.
         """
         pending = self.listed.get(variant) or self._pending([variant], today)
         tags_of = cache(partial(self._tags_of, pending))

@@ -26,13 +26,9 @@ def for_each_variant(
 ) -> Attempts[_Out]:
     """Do some work for many variants, several at once; one that fails stops no other.
 
-    Args:
-        work: For an engine of other processes it must be picklable, and so must its result.
-        keys: The variants' keys; an invalid key is an error like any other.
-        engine: Default: threads of this process, which keep the order of ``keys``.
-
-    Yields:
-        Each key with the result of ``work`` or the error.
+    Yields each key with the result of ``work`` or the error; an invalid key is an error like any other. By default
+    threads of this process work, which keep the order of ``keys``. For an engine of other processes, ``work`` and its
+    result must be picklable.
     """
     yield from (engine or threads())(partial(_attempt, work), keys)
 

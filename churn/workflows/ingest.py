@@ -88,15 +88,8 @@ def with_numbers(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Convert the columns beyond the contract that a model or the labels use to numbers and dates.
 
-    Args:
-        names: The model's feature names.
-        columns: What the variant's columns mean.
-
-    Returns:
-        The facts, and those left out because they have other values.
-
-    Raises:
-        QuarantineError: If more rows have other values than the limit allows.
+    ``names`` are the model's features. Returns the facts, and those left out because they have other values. Raises
+    ``QuarantineError`` if these are more than the limit allows.
     """
     windows = windows_of(names, facts.columns)
     dates = {window.column for window in windows if window.is_of_row} - KINDS.keys()
@@ -140,11 +133,9 @@ class Ingestion:
     def ingest(self, variant: Variant) -> Appended:
         """Append the new facts of extracts that were scored and of the current one to the history. Safe to repeat.
 
-        A scored extract that cannot be ingested is logged and stays pending.
-
-        Raises:
-            NoActivityError: If the current input is not the variant's own raw activity.
-            ChurnError: If it cannot be read or breaks the contract, or the history cannot be written.
+        A scored extract that cannot be ingested is logged and stays pending. Raises ``NoActivityError`` if the current
+        input is not the variant's own raw activity, ``ChurnError`` if it cannot be read or breaks the contract, or the
+        history cannot be written.
         """
         extract = read_extract(self.sources, variant, self.max_quarantine_share)
         received_at, current = extract.provenance.modified_at, None
@@ -164,10 +155,8 @@ class Ingestion:
     def ingest_scored(self, variant: Variant) -> list[HistoryStatus]:
         """Append the new facts of the extracts that a variant's batches were scored from; returns what became of each.
 
-        Safe to repeat, to interrupt, and in several processes at once.
-
-        Raises:
-            ChurnError: If an extract may still be there and cannot be read now; it stays pending.
+        Safe to repeat, to interrupt, and in several processes at once. Raises ``ChurnError`` if an extract may still be
+        there and cannot be read now; it stays pending.
         """
         return [self._ingest(scored) for scored in self.extracts.pending(variant)]
 
@@ -194,11 +183,8 @@ class Ingestion:
         """Write what was known about a variant's accounts at the end of a day into a folder, as one Parquet file.
 
         Extracts that have arrived by now are ingested first; their facts count if they became known by that day. Months
-        that the extract scored by then no longer held do not.
-
-        Raises:
-            InputError: If nothing was known, or a part of the history is damaged.
-            SourceError: If the history cannot be read.
+        that the extract scored by then no longer held do not. Raises ``InputError`` if nothing was known, or a part of
+        the history is damaged, ``SourceError`` if it cannot be read.
         """
         facts, why = self._facts(variant)
         end = datetime.combine(as_of + timedelta(days=1), time.min, UTC)

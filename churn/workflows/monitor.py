@@ -121,13 +121,8 @@ class FleetMonitor:
         """Detect problems and open, update or resolve incidents; queue an alert for each receiver of a change.
 
         An incident keeps a variant that is no longer registered until somebody acknowledges that it is gone.
-
-        Args:
-            failed_runs: ``None`` if Dagster could not be queried.
-
-        Raises:
-            ChurnError: If the predictions database does not answer. Without the registry, kinds that need it are left
-                as they are.
+        ``failed_runs`` is ``None`` if Dagster could not be queried. Raises ``ChurnError`` if the predictions database
+        does not answer; without the registry, kinds that need it are left as they are.
         """
         champions = self._champions()
         week = monday_of(now.date())
@@ -158,10 +153,8 @@ class FleetMonitor:
         """Return the registered variants to score again now, each with the number of its last attempt, else 0.
 
         These are the ones whose newest attempt of this week failed for a cause that may pass, after a pause that grows,
-        and those without an attempt after the grace period, as when no daemon ran on Monday.
-
-        Raises:
-            ChurnError: If the registry or the predictions database does not answer.
+        and those without an attempt after the grace period, as when no daemon ran on Monday. Raises ``ChurnError`` if
+        the registry or the predictions database does not answer.
         """
         week, due = monday_of(now.date()), conditions.week_due(now, self.grace)
         champions, attempts = self.champions(), self.fleet.attempts(week - _WEEK)

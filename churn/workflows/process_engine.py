@@ -35,8 +35,7 @@ _attempt: Callable[[str], Any]
 class ProcessEngine:
     """Runs attempts in ``n`` processes; see :data:`churn.workflows.fleet.FleetEngine`.
 
-    Attributes:
-        record_lost: Called with the key, the start and the error of an attempt whose process died too often.
+    ``record_lost`` is called with the key, the start and the error of an attempt whose process died too often.
     """
 
     n: int

@@ -100,8 +100,7 @@ class Promoter:
     def settle(self, variant: Variant) -> ModelEvent:
         """Complete the variant's pending move, record what somebody else moved, and return the newest event.
 
-        Raises:
-            PromotionError: If the variant is not registered or has no alias.
+        Raises ``PromotionError`` if the variant is not registered or has no alias.
         """
         with self.events.recording(variant) as trail:
             return self._settle(trail, variant)
@@ -134,11 +133,7 @@ class Promoter:
         evidence: Mapping[str, Any] | None = None,
         dry_run: bool = False,
     ) -> ModelEvent:
-        """End a challenger: it scores no longer, and training may name another one.
-
-        Args:
-            challenger: Its version; ``None`` for whichever is challenger.
-        """
+        """End a challenger, by default whichever there is: it scores no longer, and training may name another one."""
 
         def after(now: ModelEvent) -> ModelEvent:
             version = _require(now.challenger, f"{variant} has no challenger to withdraw")
@@ -175,19 +170,12 @@ class Promoter:
         is_forced: bool = False,
         dry_run: bool = False,
     ) -> tuple[ModelEvent, Comparison | None]:
-        """Make the challenger the champion, if it is proven better.
+        """Make the challenger, by default whichever there is, the champion, if it is proven better.
 
         A promotion that was decided and interrupted is completed; it is returned without a comparison, as is the newest
-        event if ``to`` is champion already.
-
-        Args:
-            to: The challenger's version; ``None`` for whichever is challenger.
-            is_forced: Promote regardless of the test and the guardrails; needs a reason.
-            dry_run: Decide without moving an alias.
-
-        Raises:
-            PromotionError: If there is no challenger, or it is not proven better; with the figures.
-            UsageError: If it is forced without a reason.
+        event if ``to`` is champion already. By force it is promoted regardless of the test and the guardrails. Raises
+        ``PromotionError``, with the figures, if there is no challenger, or it is not proven better, and ``UsageError``
+        if it is forced without a reason.
         """
         if is_forced and not reason.strip():
             raise UsageError("--force needs --reason, which is recorded with the promotion")
@@ -215,9 +203,8 @@ class Promoter:
     ) -> dict[Variant, ModelEvent | Comparison | BaseException]:
         """Promote the challengers of a fleet that are proven better, with false discoveries controlled over all of it.
 
-        Returns:
-            For each variant that has a challenger: the promotion, the comparison if there was none, with the level that
-            the fleet asks of it, or the error.
+        Returns for each variant that has a challenger: the promotion, the comparison if there was none, with the level
+        that the fleet asks of it, or the error.
         """
         results: dict[Variant, ModelEvent | Comparison | BaseException] = {}
         compared: dict[str, tuple[int, Comparison]] = {}
@@ -248,9 +235,8 @@ class Promoter:
     def roll_back(self, variant: Variant, reason: str, *, to: int | None = None, dry_run: bool = False) -> ModelEvent:
         """Make an earlier champion the champion again; the current champion becomes the previous one.
 
-        Args:
-            to: A version that was champion before; nothing is done if it is champion. ``None`` for the previous one,
-                unless the last change of the champion was a rollback, which that would undo.
+        Nothing is done if ``to`` is champion. By default it is the previous one, unless the last change of the champion
+        was a rollback, which that would undo.
         """
 
         def after(now: ModelEvent) -> ModelEvent:

@@ -48,8 +48,7 @@ _RAY_DEFAULTS = {
 class RayCluster(Generic[_Services]):
     """A cluster, and the settings that must be the same on every node, by their names for people; no secret.
 
-    Attributes:
-        address: Of Ray's head; ``None`` for processes of this machine, of which there are ``n_processes``.
+    ``address`` is that of Ray's head; ``None`` for ``n_processes`` processes of this machine.
     """
 
     address: str | None
@@ -69,9 +68,8 @@ class _NodeUnavailableError(ClusterUnavailableError):
 def work_on_node(cluster: RayCluster[_Services], work: Callable[[_Services, Variant], _Out], variant: Variant) -> _Out:
     """Work on a variant with the services of the node that this runs on.
 
-    Raises:
-        UnfitNodeError: If this node's fingerprint differs from the one needed.
-        ClusterUnavailableError: If its services cannot be opened now.
+    Raises ``UnfitNodeError`` if this node's fingerprint differs from the one needed, ``ClusterUnavailableError`` if its
+    services cannot be opened now.
     """
     try:
         actual, services = cast("tuple[Mapping[str, str], _Services]", _open_once(cluster.open_services))
@@ -101,9 +99,8 @@ def _open_once(open_services: OpenServices[Any]) -> tuple[Mapping[str, str], Any
 class RayEngine:
     """Runs attempts as tasks of a Ray cluster; see :data:`churn.workflows.fleet.FleetEngine`.
 
-    Attributes:
-        record_lost: Called with the key, the start and the error of an attempt that could not record its failure: its
-            worker died too often, or no node could start it.
+    ``record_lost`` is called with the key, the start and the error of an attempt that could not record its failure: its
+    worker died too often, or no node could start it.
     """
 
     address: str
@@ -112,9 +109,8 @@ class RayEngine:
     def __call__(self, attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:
         """Run an attempt for each key on all nodes; yields the results as they complete.
 
-        Raises:
-            ClusterError: If the cluster does not answer, a node is unfit, or the cluster has had no node for a while;
-                running tasks are cancelled.
+        Raises ``ClusterError`` if the cluster does not answer, a node is unfit, or the cluster has had no node for a
+        while; running tasks are cancelled.
         """
         with _connected(self.address) as ray:
             yield from _Tasks(ray, self, attempt).run(keys)

@@ -143,8 +143,7 @@ def _require_expected(frame: pl.DataFrame, scores: npt.NDArray[np.float32], orig
 def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant, folder: Path) -> Candidate:
     """Check the declared columns and the sample against the variant's activity, if it has any.
 
-    Raises:
-        InputError: If the activity lacks a declared column.
+    Raises ``InputError`` if the activity lacks a declared column.
     """
     names, levels = candidate.bundle.feature_names, candidate.bundle.categories
     columns = replace(candidate.columns, categories=levels)

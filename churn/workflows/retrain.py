@@ -28,10 +28,7 @@ class RetrainingPlanner:
         """Yield the key of each variant to retrain, with the reason.
 
         A variant with a recent challenger is excluded. A stale challenger is replaced if the champion underperforms or
-        its input drifted, not because of the champion's age.
-
-        Args:
-            requested: When training was last requested, by variant key.
+        its input drifted, not because of the champion's age. ``requested`` is when training was last requested, by key.
         """
         of_variants = self.registry.aliases()
         champions = {variant.key: aliases.get(CHAMPION) for variant, aliases in of_variants.items()}

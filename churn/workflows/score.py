@@ -90,13 +90,9 @@ class FleetRequest:
     ) -> "FleetRequest":
         """Return the request to score a week as it was known then: a day that is past from the history.
 
-        Args:
-            as_of: Default: :func:`churn.weeks.default_as_of`.
-            corrected: Score a past day from today's extract instead.
-            force: Allow an as-of day outside the week; such a batch is stored and does not become current.
-
-        Raises:
-            UsageError: If the as-of day is in the future or, without ``force``, outside the week.
+        The as-of day is by default :func:`churn.weeks.default_as_of`. ``corrected`` scores a past day from today's
+        extract instead; ``force`` allows an as-of day outside the week, whose batch is stored and does not become
+        current. Raises ``UsageError`` if the day is in the future or, without ``force``, outside the week.
         """
         day = as_of or default_as_of(week, today)
         if day > today:
@@ -250,11 +246,9 @@ class Scorer:
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
 
     def score_variant(self, request: ScoringRequest) -> ScoringOutcome:
-        """Score a variant's week and publish the batch.
+        """Score a variant's week and publish the batch; if it raises ``ChurnError``, nothing is published.
 
-        Raises:
-            ChurnError: Nothing is published then. Transient errors were retried first, unless the circuit breaker is
-                open.
+        Transient errors were retried first, unless the circuit breaker is open.
         """
         retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
@@ -419,18 +413,11 @@ def score_fleet(
 ) -> Attempts[_Out]:
     """Score many variants, several at once; one that fails stops no other, and its attempt is recorded.
 
-    Args:
-        report: Called with each outcome after it was published, in the thread or on the node that scored it: an error
-            of it is the variant's result and is not recorded as a failed attempt. For a cluster, ``report`` and its
-            result are pickled: neither may contain a scorer, a deployment or an outcome.
-        cluster: Processes that score; ``None`` for threads of this one.
-
-    Yields:
-        Each key with the result of ``report`` or the error: as they complete on a cluster, else in the order of
-        ``keys``.
-
-    Raises:
-        ChurnError: If the cluster cannot be reached, has no node, or has one whose settings differ from this process's.
+    Yields each key with the result of ``report`` or the error: as they complete on a cluster, in the order of ``keys``
+    in threads of this process, the default. ``report`` is called with each outcome after it was published, where it was
+    scored: an error of it is the variant's result and is not recorded as a failed attempt. For a cluster, ``report``
+    and its result are pickled: neither may contain a scorer, a deployment or an outcome. Raises ``ChurnError`` if the
+    cluster cannot be reached, has no node, or has one whose settings differ from this process's.
     """
     if not keys:
         return
@@ -474,8 +461,7 @@ def score_rows(
 ) -> Iterator[ScoredRows]:
     """Score every account, with bounded read-ahead, and count the scores into ``summary``.
 
-    Raises:
-        ModelFileError: If a score is not a probability, or its reasons do not add up to it.
+    Raises ``ModelFileError`` if a score is not a probability, or its reasons do not add up to it.
     """
     for scored, is_at_risk, profile in in_threads(partial(_score_chunk, engine, model, summary.reference), chunks):
         ids, keys = scored.account_ids, scored.account_keys

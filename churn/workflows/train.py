@@ -122,14 +122,10 @@ class Trainer:
 
         A model that passes the gate becomes the challenger, or the champion if the variant has none. One that fails is
         registered without an alias and tagged with the reasons. A variant with too few labels is trained on the
-        activity of a fallback variant, and its version is tagged so.
+        activity of a fallback variant, and its version is tagged so. A dry run changes neither the history nor MLflow.
 
-        Args:
-            dry_run: Change neither the history nor MLflow.
-
-        Raises:
-            InputError: If the input is not raw activity, or no variant up to the base variant has enough labels.
-            ChurnError: For any other reason; no version is registered then.
+        Raises ``InputError`` if the input is not raw activity, or no variant up to the base variant has enough labels,
+        and ``ChurnError`` for any other reason; no version is registered then.
         """
         champion = self._champion(variant)
         requested = self.features or self._own_names(variant, champion)
@@ -304,11 +300,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class FeatureNames:
-    """The features of a new model: ``names``, or the default set if they are ``None``.
-
-    Attributes:
-        origin: Where they come from, for people.
-    """
+    """The features of a new model: ``names``, else the default set; ``origin`` is where they come from, for people."""
 
     origin: str
     names: Sequence[str] | None = None
@@ -333,8 +325,7 @@ class _Activity:
 class _TrainingData:
     """The activity that a variant is trained on, and the variant that it belongs to.
 
-    Attributes:
-        shots_of: Builds snapshots with these columns and quarantined rows; takes facts, as-of days and ``names``.
+    ``shots_of`` builds snapshots with these columns and quarantined rows; takes facts, as-of days and ``names``.
     """
 
     owner: Variant
