@@ -53,10 +53,7 @@ def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int |
 def within(seconds: float, work: Callable[[], _Out]) -> _Out:
     """Call ``work`` with a total timeout: a peer that sends a byte now and then resets every socket's timeout.
 
-    Work that hangs continues in a daemon thread, so it may only read, not write.
-
-    Raises:
-        TimeoutError: After ``seconds``.
+    Work that hangs continues in a daemon thread, so it may only read, not write; here, ``TimeoutError`` is raised.
     """
     outcome: Future[_Out] = Future()
 

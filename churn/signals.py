@@ -52,10 +52,8 @@ def signals_handled(*, waits: bool) -> Iterator[None]:
     """Handle the signals that end a command during a ``with`` block in the main thread.
 
     SIGTERM is handled even where it was ignored before. Dagster treats it as SIGINT, which a shell's background job
-    ignores, and child processes inherit that.
-
-    Args:
-        waits: The first signal only sets ``stop_request``; a second one interrupts the orderly stop.
+    ignores, and child processes inherit that. For a command that ``waits``, the first signal only sets
+    ``stop_request``; a second one interrupts the orderly stop.
     """
     stop_request.is_set = False
 

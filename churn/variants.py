@@ -24,10 +24,8 @@ _KEY_AT_END = re.compile(r"(?:^|[^a-z0-9])((?:geography|company)-.*)")
 class Variant:
     """One model variant; no geography and no company is the base variant.
 
-    Parts are case-folded, so ``Variant("US")`` equals ``Variant("us")``. Sort by ``key``: a part may be ``None``.
-
-    Raises:
-        UsageError: If a part is not ``[a-z0-9]+(_[a-z0-9]+)*`` of at most 64 characters after folding.
+    Parts are case-folded, so ``Variant("US")`` equals ``Variant("us")``. Sort by ``key``: a part may be ``None``. After
+    folding, a part must be ``[a-z0-9]+(_[a-z0-9]+)*`` of at most 64 characters, else ``UsageError`` is raised.
 
     >>> Variant("EU", "ClientB").registered_model
     'churn-prediction-model-eu-clientb'
@@ -74,11 +72,7 @@ class Variant:
 
     @classmethod
     def from_key(cls, key: str) -> "Variant":
-        """Return the variant of a :attr:`key`.
-
-        Raises:
-            UsageError: If ``key`` is not the key of a variant.
-        """
+        """Return the variant of a :attr:`key`; raises ``UsageError`` if it is none."""
         parts = (part.partition("-") for part in key.split(".")) if key != BASE_KEY else ()
         fields = {label: value for label, _, value in parts}
         variant = cls(**fields) if fields.keys() <= {"geography", "company"} else None
@@ -94,8 +88,7 @@ class Variant:
     def from_model_name(cls, name: str) -> "Variant":
         """Return the variant of a registered model's name that ends in a key, or is ours and has both parts or none.
 
-        Raises:
-            UsageError: If the name tells no variant, or two: that of ours with one part.
+        Raises ``UsageError`` if the name tells no variant, or two: that of ours with one part.
 
         >>> Variant.from_model_name("risk-Geography-US").key, Variant.from_model_name("churn-prediction-model-eu-b").key
         ('geography-us', 'geography-eu.company-b')

@@ -20,11 +20,7 @@ def monday_of(day: date) -> date:
 
 
 def parse_week(text: str | None, today: date) -> date:
-    """Parse the Monday of the week to score, as ``YYYY-MM-DD``; ``None`` is this week's.
-
-    Raises:
-        UsageError: If it is not a date, not a Monday, or in the future.
-    """
+    """Parse the Monday to score, by default this week's; raises ``UsageError`` if it is none, or in the future."""
     if text is None:
         return monday_of(today)
     try:

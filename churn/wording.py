@@ -73,9 +73,8 @@ def markdown_table(
 ) -> str:
     r"""Return a Markdown table without a newline at its end; ``None`` is an empty cell.
 
-    Args:
-        align: ``-`` (default), ``l`` or ``r`` for each column; columns beyond its end have the default.
-        is_markup: Whether the cells are Markdown themselves, of which only ``|`` is escaped, instead of texts.
+    ``align`` is ``-`` (default), ``l`` or ``r`` for each column. Cells that are Markdown themselves (``is_markup``)
+    have only ``|`` escaped.
 
     >>> print(markdown_table(("name", "rows"), [("a|b", 2)], "-r"))
     | name | rows |

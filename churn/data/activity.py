@@ -113,8 +113,7 @@ def check_activity(
 
     Args:
         frame: Has ``account_id``, ``activity_month`` and perhaps other columns of the contract; the rest is unchecked.
-        numbers: Further columns that a model uses as numbers.
-        dates: Further columns that a model uses as dates.
+        numbers: Further columns that a model uses as numbers, as it does ``dates`` as dates.
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
         max_money: Maximum of money a month; it knows no currency, and is a variant's own where that matters.
     """
@@ -136,16 +135,13 @@ def check_encoded(
     first_row: int = 1,
     max_money: float = MAX_MONEY,
 ) -> CheckedRows:
-    """Check encoded rows: one row per account, a column per feature.
+    """Check encoded rows: one row per account, a column per feature; raises ``InputError`` if ``frame`` lacks one.
 
     Args:
         frame: Has ``features``, and perhaps ``account_id``; without it the row number is the account id.
         one_hot: The source columns of one-hot features, of which a row sets one at most.
         repeated: The ids that occur more than once in the file of which ``frame`` is a chunk; default: in ``frame``.
         first_row: As of :func:`check_activity`, like ``max_money``.
-
-    Raises:
-        InputError: If ``frame`` lacks a feature.
     """
     require_features(frame.columns, features)
     kinds: dict[str, Kind] = {name: KINDS.get(name, "number") for name in features}

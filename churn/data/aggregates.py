@@ -77,12 +77,7 @@ def count_accounts(
     first_day: int,
     into: npt.NDArray[np.int64],
 ) -> None:
-    """Count the accounts with a report of each month.
-
-    Args:
-        rows: As :func:`aggregate` has them.
-        into: By the month's first day, from ``first_day``.
-    """
+    """Count the accounts with a report of each month, by the month's first day from ``first_day``."""
     account, month = np.int64(0), np.int32(0)
     for i in range(len(rows)):
         row = rows[i]

@@ -43,10 +43,7 @@ def delivery_delay(facts: pl.DataFrame) -> timedelta | None:
     """Return the shortest time from the end of a month until the rows of half its accounts had arrived.
 
     Months of the first extract, and months of which hardly any row has arrived, do not count. The delay is 0 where rows
-    arrive while their month is under way.
-
-    Returns:
-        ``None`` if no month shows it.
+    arrive while their month is under way, and ``None`` where no month shows it.
     """
     reports = facts.group_by("account_id", _MONTH).agg(pl.col("known_at").min())
     late = (pl.col("known_at") - LAST_INSTANT).alias("late")

@@ -10,11 +10,7 @@ _NOT_IMPLEMENTED = ("Not yet implemented", "NotImplemented", "not supported", "n
 
 
 def convert(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the batch with each column in a type that Polars reads, and bytes that are text as text.
-
-    Raises:
-        InputError: Naming a time zone that does not exist.
-    """
+    """Convert columns to types that Polars reads, and bytes to text; raises ``InputError`` for an unknown time zone."""
     arrays = [_convert(name, array) for name, array in zip(batch.schema.names, batch.columns, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
 

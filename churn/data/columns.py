@@ -118,13 +118,10 @@ def parse_levels(declared: dict[str, Any]) -> Levels:
 
 
 def one_hot_columns(feature_names: Sequence[str], matrix: Matrix) -> tuple[str, ...]:
-    """Find the source columns of one-hot features in encoded rows.
+    """Find the source columns of one-hot features in encoded sample rows, of which at least 50 are needed.
 
     Features form a group if their names begin with ``<column>_``, their values are 0 and 1, no row has two of them, and
     most rows have one. Of the groups of a feature the largest counts, then the one of the longest column.
-
-    Args:
-        matrix: Sample rows, shape (n, n_features); with fewer than 50 nothing is found.
     """
     if len(matrix) < _LEAST_ROWS:
         return ()

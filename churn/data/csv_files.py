@@ -30,13 +30,9 @@ _DECIMAL_POINT = r"^[-+]?[0-9]+\.([0-9]{1,2}|[0-9]{4,})$"
 
 
 def read_csv(path: Path, names: Sequence[str] = ()) -> pl.DataFrame:
-    """Read a file of separated values.
+    """Read separated values; the header is recognized by the contract's key and by the model's feature ``names``.
 
-    Args:
-        names: The model's feature names, by which a header is recognized, besides the contract's key.
-
-    Raises:
-        InputError: If it has no header, rows of unequal length, or is no text in UTF-8.
+    Raises ``InputError`` if it has no header, rows of unequal length, or is no text in UTF-8.
     """
     header, separator, n_skipped = _read_layout(path, names)
     with input_error(f"{path.name} cannot be read as CSV with a header", *_ERRORS):
@@ -121,11 +117,7 @@ def _require_utf8(path: Path) -> None:
 
 
 def _require_whole_rows(path: Path, n_columns: int, separator: str, n_skipped: int, n_rows: int) -> bool:
-    """Reject rows with fewer fields than the header, which polars would pad with nulls.
-
-    Returns:
-        Whether there are quotes in the file.
-    """
+    """Reject rows shorter than the header, which polars would pad with nulls; return whether the file has quotes."""
     n_separators, has_quotes = 0, False
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -45,7 +45,7 @@ _PHYSICAL = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
 def features(
     activity: pl.DataFrame, as_of: date, names: Sequence[str] = (), money: Sequence[str] = MONEY
 ) -> pl.DataFrame:
-    """Build one row per account from the activity known at the end of ``as_of``.
+    """Build one row per account, sorted by ``account_id``, from the activity known at the end of ``as_of``.
 
     An account's row is its latest active month; of a month reported more than once, the report known last, then the
     one later in the file. ``months_active`` counts whole months from the first deposit's month to that month, and is
@@ -59,9 +59,6 @@ def features(
         activity: Checked rows with ``account_id``, ``activity_month`` and perhaps ``known_at`` (UTC), ``ftd_date``.
         names: The model's feature names; those that are windows are computed, see :mod:`churn.data.windows`.
         money: The columns in which a value other than 0 is activity.
-
-    Returns:
-        ``activity``'s columns, ``months_active`` and the windows, sorted by ``account_id``.
 
     Raises:
         InputError: If a name looks like a window and is none, or its column has no numbers, or no dates.
@@ -83,11 +80,7 @@ def features(
 
 
 def is_active(activity: pl.DataFrame, money: Sequence[str] = MONEY) -> pl.Series:
-    """Return whether each row has activity: a money column that is neither missing nor 0.
-
-    Raises:
-        UnlabelledError: If the rows lack every money column.
-    """
+    """Return whether a money column of each row is neither missing nor 0; raises ``UnlabelledError`` without any."""
     schema = activity.schema
     columns = [as_number(name, schema[name]).ne(0.0) for name in money if name in schema]
     if not columns:
@@ -134,12 +127,11 @@ def known_rows(
     *,
     by_account: bool = True,
 ) -> KnownRows:
-    """Return the reports known at the end of ``as_of``, by the rules of :func:`features`.
+    """Return the reports known at the end of ``as_of``, by the rules of :func:`features`; arrays of shape (n,).
 
     Args:
-        account_ids: Shape (n,).
-        months: Shape (n,), days since 1970.
-        known_at: Shape (n,), microseconds since 1970, UTC; ``None`` when all rows were always known.
+        months: Days since 1970.
+        known_at: Microseconds since 1970, UTC; ``None`` when all rows were always known.
         by_account: Whether accounts must be in order, as for windows. Otherwise those with one report each stay as they
             are.
     """
@@ -160,13 +152,9 @@ def known_rows(
 
 
 def last_active_months(known: KnownRows, is_active: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Return the account's newest month with activity at each account's latest row.
+    """Return the account's newest month with activity at each account's latest row; any value at other rows.
 
-    Args:
-        is_active: Of each row of the file, shape (n,).
-
-    Returns:
-        Days since 1970, ``NEVER`` where no month has activity, shape (n,); without meaning at other rows.
+    Days since 1970, ``NEVER`` where no month has activity; shape (n,) like ``is_active``, which is that of each row.
     """
     rows = known.rows
     if known.latest is rows:  # each account has one row, as in most weekly files
@@ -211,9 +199,8 @@ def own_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
 class OneHot:
     """The columns of one categorical source column: ``levels[i]`` sets matrix column ``positions[i]``.
 
-    Attributes:
-        is_coded: Whether the matrix has one column with the level's index, its code, in place of one for each level.
-            The last of ``levels`` is then that of missing values, which are NaN in the matrix.
+    If ``is_coded``, the matrix has one column with the level's index, its code, in place of one for each level. The
+    last of ``levels`` is then that of missing values, which are NaN in the matrix.
     """
 
     source_column: str
@@ -231,8 +218,7 @@ class OneHot:
 class Encoding:
     """How a frame's columns become a model's features: numbers unchanged, levels one-hot or by their codes.
 
-    Attributes:
-        windows: The numbers that are windows, each with the source column that it is computed from.
+    ``windows`` are the numbers that are windows, each with the source column that it is computed from.
     """
 
     n_features: int
@@ -282,8 +268,7 @@ class Encoding:
 def plan_encoding(feature_names: Sequence[str], columns: Sequence[str], levels: Levels | None = None) -> Encoding:
     """Find each feature's source: a column of its name, a window, else ``<column>_<level>`` of the longest such column.
 
-    Raises:
-        InputError: Naming the features that come from no column, or that look like windows and are none.
+    Raises ``InputError`` naming the features that come from no column, or that look like windows and are none.
     """
     available, levels = set(columns), levels or {}
     windows = {window.name for window in windows_of(feature_names, available)}

@@ -58,11 +58,7 @@ _WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF
 
 
 def sniff(head: bytes, name: str) -> str:
-    """Return the format by the first bytes: ``parquet``, ``json_array``, ``json_lines`` or ``csv``.
-
-    Raises:
-        InputError: If the bytes are empty or of another format, naming it if it is known.
-    """
+    """Return ``parquet``, ``json_array``, ``json_lines`` or ``csv``; raises ``InputError`` naming any other format."""
     text = head.removeprefix(_BOM).lstrip()
     if not text:
         raise InputError(f"{name} is empty; Parquet, CSV, JSON Lines or a JSON array of rows is needed")
@@ -111,8 +107,7 @@ def codec_of(head: bytes) -> str | None:
 def unpacked(path: Path) -> Path:
     """Return the path of a file's content: of a file packed by gzip or zstd, a copy beside it.
 
-    Raises:
-        InputError: If it is cut off or damaged, or packs far more than rows of many accounts do.
+    Raises ``InputError`` if it is cut off or damaged, or packs far more than rows of many accounts do.
     """
     if (codec := codec_of(head_of(path))) is None:
         return path

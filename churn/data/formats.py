@@ -46,9 +46,8 @@ class NoRowsError(InputError):
 class RowFile:
     """A file of rows that can be read repeatedly, some columns and a chunk at a time.
 
-    Attributes:
-        chunks: From columns and a size to frames of at most so many rows, in file order. Raises ``InputError`` if the
-            file turns out to be damaged.
+    ``chunks`` takes columns and a size, and yields frames of at most so many rows, in file order; it raises
+    ``InputError`` if the file turns out to be damaged.
     """
 
     columns: list[str]
@@ -60,13 +59,8 @@ def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
     """Open a file of rows, whatever its suffix, or a folder of such files, as Spark writes them.
 
     Parquet is read by row group, other formats into memory. The names of columns are those of the contract and of the
-    model, whatever case they are written in. A column whose name polars takes for a pattern is left out.
-
-    Args:
-        positional_names: The model's feature names, which are the columns of a JSON array of arrays.
-
-    Raises:
-        InputError: If the file is empty, truncated, or none of the formats.
+    model, whatever case they are written in; a JSON array of arrays has the model's, in order. A column whose name
+    polars takes for a pattern is left out. Raises ``InputError`` if the file is empty, truncated, or in no such format.
     """
     rows = _open_parts(path, positional_names) if path.is_dir() else _open_file(path, positional_names)
     rows = replace(rows, columns=[name for name in rows.columns if not is_pattern(name)])
@@ -77,18 +71,7 @@ def open_rows(path: Path, positional_names: Sequence[str] = ()) -> RowFile:
 
 
 def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame:
-    """Read a file of rows, or a folder of such files, into memory; see :func:`open_rows`.
-
-    Args:
-        path: Parquet, CSV with a header, JSON Lines of objects, or a JSON array of objects or of arrays.
-        positional_names: Column names for a JSON array of arrays, which carries none: the model's feature order.
-
-    Returns:
-        One row per record, in file order. CSV columns are all strings.
-
-    Raises:
-        InputError: If the file is empty, truncated, or none of the formats.
-    """
+    """Read the rows of a file or folder, opened by :func:`open_rows`, into memory, in order; those of CSV are text."""
     rows = open_rows(path, positional_names)
     chunks = list(rows.chunks(rows.columns, _BATCH_LINES))
     with input_error(f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):

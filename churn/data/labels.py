@@ -30,11 +30,7 @@ _MONTHS_AFTER = 3  # after the horizon, which show whether accounts came back
 
 @dataclass(frozen=True)
 class Horizon:
-    """The months after an as-of date that a label covers, and the wait for late reports.
-
-    Attributes:
-        months: The whole calendar months after the as-of date's month.
-        lag_days: Days after the last of them until its reports have arrived.
+    """The whole calendar months after an as-of date's month that a label covers, and the days of wait for late reports.
 
     >>> Horizon().last_month(date(2025, 11, 30)), Horizon().matures_on(date(2025, 11, 30))
     (datetime.date(2026, 2, 1), datetime.date(2026, 3, 8))
@@ -116,13 +112,9 @@ class Reports:
         segments: Sequence[str] = ONE_HOT_COLUMNS,
         quarantined: pl.DataFrame | None = None,
     ) -> "Reports":
-        """Build from checked activity.
+        """Build from checked activity, and from the keys and ``known_at`` of the rows that broke the contract.
 
-        Args:
-            quarantined: ``account_id``, ``activity_month`` and ``known_at`` of the rows that broke the contract.
-
-        Raises:
-            InputError: If ``facts`` lack ``known_at`` or every money column.
+        Raises ``InputError`` if ``facts`` lack ``known_at`` or every money column.
         """
         if "known_at" not in facts.columns:
             raise InputError(
@@ -142,12 +134,9 @@ class Reports:
 
 
 def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horizon: Horizon) -> Labels:
-    """Return which accounts churned at ``as_of``, by the facts known at the end of ``today``.
+    """Return which accounts churned at ``as_of``, by the facts known at the end of ``today``; ids in any order.
 
     Of the reports of an account's month, the one known last counts, then the one later in the file.
-
-    Args:
-        account_ids: Shape (n,), in any order.
     """
     requested = _distinct(np.sort(account_ids))
     first_month, last_month = horizon.first_month(as_of), horizon.last_month(as_of)

@@ -125,14 +125,8 @@ def _count(flags: Flags, groups: Groups) -> npt.NDArray[np.int64]:
 def unreadable_reports(quarantined: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
     """Return, of each quarantined row, the months that it may be about and when a report took its place.
 
-    A row whose month could not be read may be about any month that had begun when it arrived.
-
-    Args:
-        quarantined: ``account_id``, ``activity_month`` (``UNDATED`` if unreadable) and ``known_at``.
-        facts: The readable reports.
-
-    Returns:
-        ``account_id, first_month, last_month, known_at, replaced_at``; the last is null if there is none.
+    A row whose month could not be read, ``UNDATED``, may be about any month that had begun when it arrived. The columns
+    are ``account_id, first_month, last_month, known_at, replaced_at``; the last is null if there is none.
     """
     month, is_undated = pl.col("activity_month"), pl.col("activity_month") == UNDATED
     arrived_on = pl.col("known_at").dt.date()

@@ -31,15 +31,13 @@ def compare_with_activity(
     """Compare sample rows with the features of the same accounts; return the result as a sentence.
 
     The day of a sample is not known, and may differ by account. So each row is compared with the account's features as
-    of the end of each month of the last two years, and the month with the fewest differences counts.
+    of the end of each month of the last two years, and the month with the fewest differences counts. The sentence names
+    the features that differ in more than 5 % of the accounts; it is ``None`` if no account is in both.
 
     Args:
         account_ids: Of the sample rows, shape (n,); rows of an account that occurs twice are left out.
         matrix: The sample rows, shape (n, n_features).
         activity: Checked activity with the columns that the features need, as numbers.
-
-    Returns:
-        Which features differ in more than 5 % of the accounts; ``None`` if no account is in both.
     """
     is_common = account_ids.is_unique() & account_ids.is_in(activity["account_id"].unique().implode())
     rows = np.flatnonzero(is_common.fill_null(value=False).to_numpy())[:_MOST_ACCOUNTS]

@@ -80,9 +80,8 @@ class RowCounts:
 class ScoringRows:
     """One row per account, ready for a model.
 
-    Attributes:
-        chunks: Yields at least one chunk of 1 to ``CHUNK_ROWS`` rows; call it once. Raises ``QuarantineError``, at the
-            latest after the last chunk, if more rows break the contract than the limit allows.
+    ``chunks`` yields at least one chunk of 1 to ``CHUNK_ROWS`` rows; call it once. It raises ``QuarantineError``, after
+    the last chunk at the latest, if more rows break the contract than the limit allows.
     """
 
     counts: RowCounts
@@ -95,7 +94,6 @@ class RowPlan:
     """How raw activity becomes a model's rows: what is packed of each row, and what is computed from several.
 
     Attributes:
-        encoding: Of the model's rows.
         packed: Of the file's rows: the features that follow from one row, and the columns of the windows.
         of_row: The windows that follow from one row.
         windows: The others, computed for all accounts at once.
@@ -119,12 +117,7 @@ class RowPlan:
     def with_windows(
         self, chunks: Iterator[Chunk], accounts: npt.NDArray[np.int64], computed: npt.NDArray[np.float32]
     ) -> Iterator[Chunk]:
-        """Replace the columns of the windows in chunks by the windows.
-
-        Args:
-            accounts: In rising order, shape (n,).
-            computed: Shape (n windows, n).
-        """
+        """Replace the windows' columns by ``computed``, shape (n windows, n), of ``accounts`` in rising order."""
         places = {name: i for i, (name, _) in enumerate(self.packed.numbers)}
         places |= {window.name: len(places) + i for i, window in enumerate(self.windows)}
         order = [places[name] for name, _ in self.encoding.numbers]
@@ -137,13 +130,9 @@ class RowPlan:
 def plan_rows(
     feature_names: Sequence[str], columns: Sequence[str], derived: Sequence[str] = (), levels: Levels | None = None
 ) -> RowPlan:
-    """Plan the rows of activity with these columns.
+    """Plan the rows of activity with these columns, and with those ``derived`` of each row, of which no window is.
 
-    Args:
-        derived: Columns that are computed of each row, and of which no window is.
-
-    Raises:
-        InputError: Naming the features that come from no column, or that look like windows and are none.
+    Raises ``InputError`` naming the features that come from no column, or that look like windows and are none.
     """
     windows = windows_of(feature_names, columns)
     encoding = features.plan_encoding(feature_names, [*columns, *derived], levels)
@@ -177,13 +166,9 @@ def prepare(
     erased: Erased | None = None,
     declared: Columns | None = None,
 ) -> ScoringRows:
-    """Open a file of raw activity or encoded rows, and find each account's row.
+    """Open a file of raw activity or encoded rows, named ``origin`` in errors, and find each account's row.
 
-    Args:
-        origin: The name of the file in an error.
-        horizon_months: The horizon by which accounts are at risk.
-        erased: Accounts whose rows are dropped and counted.
-        declared: What the variant's columns mean; ``None`` for the defaults.
+    The rows of ``erased`` accounts are dropped and counted.
 
     Raises:
         InputError: If the file has no rows, they lack the model's features, or no account is known.
@@ -345,14 +330,7 @@ def _check_chunks(
     check: Callable[[pl.DataFrame, int], tuple[CheckedRows, Packed]],
     max_quarantine_share: float,
 ) -> Iterator[tuple[CheckedRows, Packed]]:
-    """Check a file chunk by chunk.
-
-    Args:
-        check: From a chunk and the number of its first row, counted from 1.
-
-    Raises:
-        QuarantineError: As soon as more rows are quarantined than the limit allows.
-    """
+    """Check chunks by their first row's number, from 1; raises ``QuarantineError`` once too many rows are broken."""
 
     def numbered() -> Iterator[tuple[pl.DataFrame, int]]:
         first_row = 1

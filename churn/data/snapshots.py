@@ -23,12 +23,7 @@ _COLUMNS = Columns()
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The examples of one as-of date.
-
-    Attributes:
-        rows: The ``features`` of the accounts at risk with a mature label, sorted by ``account_id``.
-        churned: Their labels; shape (rows.height,).
-    """
+    """The ``features`` of accounts at risk with a mature label, by ``account_id``, and whether they churned."""
 
     as_of: date
     rows: pl.DataFrame
@@ -62,7 +57,7 @@ def snapshots(
 ) -> list[Snapshot]:
     """Build the training examples of several as-of dates, labelled by the facts known at the end of ``today``.
 
-    An as-of date whose labels are immature or missing gives no rows.
+    An as-of date whose labels are immature or missing gives no rows. Raises as ``features`` and ``Reports.of`` do.
 
     Args:
         facts: A variant's activity with ``known_at``, from its history.
@@ -70,9 +65,6 @@ def snapshots(
         columns: The columns that measure activity, and the segments whose rows are watched for gaps of the feed.
         quarantined: Rows that broke the contract, as in :meth:`churn.data.labels.Reports.of`.
         held: The months that extracts hold, if not all; features and who is at risk come from these, labels from all.
-
-    Raises:
-        InputError: If ``facts`` lack ``known_at`` or every money column, or a name looks like a window and is none.
     """
     ordered = in_order(facts)  # once for all dates
     reports = Reports.of(ordered, columns.activity, columns.segments, quarantined)

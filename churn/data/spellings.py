@@ -67,8 +67,7 @@ _MOST_ROUNDED = 1e11  # spreadsheets round longer integers when they write an ex
 def canonical(column: pl.Series, kind: Kind) -> pl.Series:
     """Rewrite each spelling of a value to the one that the contract parses; what is not in the table stays as it is.
 
-    Args:
-        column: Text, or numbers, of which NaN is a missing value.
+    Among numbers, NaN is a missing value.
     """
     if column.dtype.is_float():
         return column.fill_nan(None)

@@ -162,8 +162,7 @@ def _within_limits(window: Window) -> Window | None:
 def windows_of(names: Sequence[str], columns: Collection[str]) -> tuple[Window, ...]:
     """Return the windows among a model's features, except those that the activity has a column for; checks its types.
 
-    Raises:
-        InputError: Naming the features that look like windows and are none, with the grammar.
+    Raises ``InputError`` naming the features that look like windows and are none, with the grammar.
     """
     available = set(columns)
     windows = [window for name in names if name not in available and (window := parse(name, available))]
@@ -208,16 +207,10 @@ def not_windows(names: Sequence[str], columns: Collection[str]) -> InputError:
 def compute(
     windows: Sequence[Window], known: KnownRows, column: Callable[[str], npt.NDArray[Any]]
 ) -> npt.NDArray[np.float32]:
-    """Compute windows for all accounts at once.
+    """Compute windows for all accounts at once; shape (len(windows), n_accounts), in the order of ``windows``.
 
-    The sums are made in the same order whatever the order of the file, so equal facts give equal bytes.
-
-    Args:
-        column: From a source column to its values in the file's order, NaN if missing; from ``IS_ACTIVE`` to whether
-            a row is active.
-
-    Returns:
-        Shape (len(windows), n_accounts), in the order of ``windows``.
+    The sums are made in the same order whatever the order of the file, so equal facts give equal bytes. ``column``
+    gives a source column's values in the file's order, NaN if missing; of ``IS_ACTIVE``, whether a row is active.
     """
     from churn.data.aggregates import aggregate  # imports Numba
 

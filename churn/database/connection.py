@@ -82,8 +82,7 @@ _SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}
 def parse_database_url(text: str, name: str) -> sa.URL:
     """Parse a ``postgresql://`` URL from a setting, and add SQLAlchemy's ``+psycopg2`` if it is missing.
 
-    Raises:
-        UsageError: If the text is not such a URL. The message does not repeat it: it may contain a password.
+    Raises ``UsageError`` if it is none, without repeating the text, which may contain a password.
     """
     try:
         url = sa.make_url(text)
@@ -199,11 +198,7 @@ def locked(url: sa.URL, key: str) -> Iterator[None]:
 def locked_alone(url: sa.URL, key: str, owner: str) -> Iterator[None]:
     """Own the advisory lock of ``key`` during the block, in which no transaction is open.
 
-    Args:
-        owner: Shown to others who want the lock.
-
-    Raises:
-        UsageError: If another process owns it.
+    If another process owns it, this raises ``UsageError``, which shows the other's ``owner``.
     """
     with errors_translated(url), create_engine(url).connect() as connection:
         connection.execute(sa.text("SELECT set_config('application_name', :owner, false)"), {"owner": owner})

@@ -62,7 +62,6 @@ class CopyLayout:
     Attributes:
         source_columns: The source columns of the rows' contributions; empty without reasons.
         n_shown: The number of them with windows, of which the index of the shown feature is stored.
-        has_last_active_month: Whether it is known when accounts were last active.
         has_account_keys: Whether any account's id is a text; texts have no fixed size, and are the last field.
     """
 
@@ -163,8 +162,7 @@ def decode_single_fields(content: memoryview) -> Sequence[memoryview]:
 class PulledStream(io.RawIOBase):
     """A readable file over blocks of bytes, which are computed when psycopg2's COPY reads them.
 
-    Attributes:
-        error: The error raised by a block's computation, which psycopg2 replaces by another.
+    ``error`` is the one that a block's computation raised, which psycopg2 replaces by another.
     """
 
     def __init__(self, blocks: Iterator[bytes]) -> None:

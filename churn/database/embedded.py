@@ -54,7 +54,7 @@ _WAIT_SECONDS = 300  # after a power cut, a start replays up to a gigabyte of lo
 
 @contextmanager
 def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterable[int] | None = None) -> Iterator[URL]:
-    """Start, or join, the embedded PostgreSQL for the duration of a ``with`` block.
+    """Start, or join, the embedded PostgreSQL; yields the superuser's URL of the database ``postgres``, with password.
 
     The server listens on 127.0.0.1 only. It stops at the end of the last block that uses it, in whichever process, and
     within seconds if all processes that used it were killed, or the one that watches them.
@@ -63,9 +63,6 @@ def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterabl
         home: The project's state folder; the server's files are in ``home/postgres``.
         bin_dir: Folder of PostgreSQL's programs; by default the wheel's, then the system's, version 14 or newer.
         ports: Ports to try, in order, if the server has to be started; by default free ones.
-
-    Yields:
-        The superuser's URL of the database ``postgres``, password included.
 
     Raises:
         DatabaseUnavailableError: If the server is running and does not answer.

@@ -133,12 +133,8 @@ def account_for(cluster: Path) -> Account | None:
 def find_programs(bin_dir: Path | None, account: Account | None, *, copies: Path) -> Programs:
     """Return the programs of ``bin_dir`` if it is given, else the wheel's, else the newest of the system's.
 
-    Args:
-        account: The account that must be able to run them.
-        copies: Folder to copy the wheel's programs to if ``account`` has no access to them.
-
-    Raises:
-        StoreError: If none of them is PostgreSQL 14 or newer; names the folders searched.
+    The account must be able to run them; the wheel's are copied to ``copies`` if it has no access to them. Raises
+    ``StoreError`` with the folders searched if none is PostgreSQL 14 or newer.
     """
     candidates = [bin_dir.absolute()] if bin_dir else [*_of_wheel(account, copies), *_of_system()]
     for candidate in candidates:

@@ -72,9 +72,7 @@ def erase_rows(
     """Erase an account from the predictions of one of ``Variant.scopes``, and block it from later batches. Idempotent.
 
     Waits for the batches that are being published, and erases the account from them too. ``dry_run`` rolls back.
-
-    Args:
-        withdraw: Called before, with the variant and week of its predictions; no delivery runs until the commit.
+    ``withdraw`` is called before, with the variant and week of its predictions; no delivery runs until the commit.
 
     Returns:
         ``place``, ``n_rows`` and ``variants`` (``None`` without rows): the table, the rows removed, and of which
@@ -149,8 +147,7 @@ def _erase_texts(url: sa.URL, account: str, *, dry_run: bool) -> int:
 def drop_weeks(url: sa.URL, before: date, *, dry_run: bool = False) -> list[date]:
     """Drop all weeks before a day, in every table; returns the weeks that had predictions.
 
-    Raises:
-        LockTimeoutError: If readers blocked the table whenever it was tried; nothing is dropped.
+    If readers blocked the table whenever it was tried, this raises ``LockTimeoutError``, and nothing is dropped.
     """
     with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
         weeks = list(connection.scalars(sa.text("SELECT drop_weeks(:before)"), {"before": before}))

@@ -132,8 +132,7 @@ class Evaluations(Tables):
     ) -> tuple[PublishedBatch, datetime, date] | None:
         """Return a champion version's newest batch as of an earlier day, if the history has the extract scored.
 
-        Returns:
-            The batch, when its extract had arrived, UTC, and the extract's first month; ``None`` if there is none.
+        With it, when its extract had arrived, UTC, and the extract's first month.
         """
         query = (
             f"SELECT {_OF_BATCH}, b.source_modified_at, b.first_month FROM scoring_batches AS b "  # noqa: S608 ours
@@ -168,8 +167,7 @@ class Evaluations(Tables):
     def record(self, evaluated: Sequence[EvaluatedBatch], replaced: Sequence[EvaluatedBatch] = ()) -> None:
         """Store evaluated batches, except those that another process has stored meanwhile.
 
-        Args:
-            replaced: Their earlier evaluations, which are moved to the table ``replaced_evaluations``.
+        ``replaced`` are their earlier evaluations, which are moved to the table ``replaced_evaluations``.
         """
         if not evaluated:
             return

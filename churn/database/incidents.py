@@ -58,14 +58,9 @@ class Incidents(Tables):
     ) -> list[Change]:
         """Open, update and resolve incidents to match ``conditions``, and queue the alerts; one transaction.
 
-        Concurrent calls run one after the other, so that no incident opens twice. Idempotent.
-
-        Args:
-            conditions: All current conditions of the ``checked`` kinds.
-            receivers: Names of the receivers to alert. One that is added later gets later changes only.
-
-        Returns:
-            The changes to alert about, each with its incident's number.
+        Concurrent calls run one after the other, so that no incident opens twice. Idempotent. ``conditions`` are all of
+        the ``checked`` kinds. A receiver that is added later gets later changes only. Returns the changes to alert
+        about, each with its incident's number.
         """
         with self._transaction() as connection:
             lock(connection, "incidents", _LOCK_TIMEOUT)
@@ -84,12 +79,9 @@ class Incidents(Tables):
 
         The delivery is locked meanwhile, so no other process sends it; the lock ends with this process. A failed
         delivery is retried after a random pause; its limit doubles with each attempt up to ``LONGEST_RETRY_S``.
+        ``send`` must not raise; it returns what went wrong, without any secret, or ``None``.
 
-        Args:
-            send: Returns what went wrong, without any secret; ``None`` on success. Must not raise.
-
-        Returns:
-            Whether the delivery succeeded; ``None`` if none is due, or other processes are sending all due alerts.
+        Returns whether the delivery succeeded; ``None`` if none is due, or other processes are sending all due alerts.
         """
         with self._transaction() as connection:
             # Overrides the server's setting, and limits how long a hanging sender locks its alert.

@@ -102,11 +102,7 @@ class FleetMetrics:
 
 
 def read_metrics(url: sa.URL, week: date) -> FleetMetrics:
-    """Read the state of the fleet in the week that begins on the Monday ``week``.
-
-    Raises:
-        ChurnError: If the database cannot be read within a scrape's time.
-    """
+    """Read the fleet in the week that begins on a Monday; raises ``ChurnError`` if that takes longer than a scrape."""
     with open_snapshot(url, answer_within_s=_ANSWER_WITHIN_S) as connection:
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT}'")
 

@@ -182,12 +182,9 @@ class BatchInProgress:
 
 @dataclass(frozen=True)
 class Challenge:
-    """A challenger's batch for the same week.
+    """A challenger's batch for the same week, made after the champion's is written.
 
-    Attributes:
-        make: Called after the champion's batch is written.
-        share: The number of accounts per 10,000 that are served its score; 0 for none.
-        salt: Assigns the accounts: the same salt always assigns the same ones.
+    ``share`` is the number of accounts per 10,000 that are served its score; the same ``salt`` always assigns the same.
     """
 
     make: Callable[[], BatchInProgress]
@@ -217,10 +214,8 @@ class PredictionStore(Tables):
 
         Without ``make_current`` they are stored beside the current ones, and readers do not see them; so is a batch
         that would replace another if ``outdated``, which gets its record and the other's source, returns why it should
-        not.
-
-        If the challenger fails, its rows are rolled back and its attempt is recorded as failed. Returns batch id and
-        record of the champion's batch and, if it succeeded, of the challenger's.
+        not. If the challenger fails, its rows are rolled back and its attempt is recorded as failed. Returns batch id
+        and record of the champion's batch and, if it succeeded, of the challenger's.
 
         Raises:
             StoreError: If rows were lost on the way, or the database rejects them; nothing is written then.

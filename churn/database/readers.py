@@ -27,14 +27,8 @@ _GRANTED = sa.text("SELECT variant FROM reader_variants WHERE reader = :reader O
 def add_reader(url: sa.URL, reader: str, variants: Collection[Variant]) -> list[str]:
     """Create a login that is bound to variants, without a password, or bind it to further ones. Idempotent.
 
-    Args:
-        url: With a login that may create roles and act as the owner.
-
-    Returns:
-        The keys of all variants that it is bound to.
-
-    Raises:
-        UsageError: If the name cannot be a reader's, or a login of that name may do more than such a reader.
+    The login of ``url`` creates roles and acts as the owner. Returns the keys of all variants that the reader is bound
+    to. Raises ``UsageError`` if the name cannot be a reader's, or a login of that name may do more than such a reader.
     """
     if not _NAME.fullmatch(reader):
         raise UsageError(

@@ -158,10 +158,7 @@ class FleetRows:
 
 
 def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:
-    """Read the rows of one week's report.
-
-    Args:
-        week: A Monday; ``None`` for the newest week with an attempt.
+    """Read the rows of the report on a week, by its Monday; ``None`` is the newest week with an attempt.
 
     Raises:
         UsageError: If ``week`` has neither a batch nor an attempt; names the newest week.

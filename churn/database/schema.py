@@ -64,9 +64,8 @@ def ensure_roles(url: sa.URL) -> list[str]:
 def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
     """Migrate the predictions database as the owner role; returns the revisions before, if any, and after.
 
-    Raises:
-        StoreError: If its schema is none that this code can migrate.
-        LockTimeoutError: If readers blocked its tables whenever it was tried; nothing is migrated.
+    Raises ``StoreError`` if its schema is none that this code can migrate, and ``LockTimeoutError`` if readers blocked
+    its tables whenever it was tried; nothing is migrated then.
     """
     config = _alembic_config()
     with _setting_up(url), create_engine(url).connect() as connection, _set_up_lock(connection):

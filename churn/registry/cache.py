@@ -30,8 +30,7 @@ _CHECKED_EVERY = 32  # entries; listing thousands of them takes longer than writ
 class ModelCache:
     """Entries are ``<model id>/<SHA-256 of the content>``; the content is a ZIP file of the model's files.
 
-    Args:
-        max_bytes: The entries that were not used for longest are deleted beyond this size.
+    Beyond ``max_bytes``, the entries that were not used for longest are deleted.
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -81,8 +80,7 @@ class ModelCache:
 class ArrayCache:
     """Arrays by key, each entry a file that is mapped into memory; what is damaged counts as absent.
 
-    Args:
-        max_bytes: As of :class:`ModelCache`; by default as much as :data:`MAX_SHARE` of the free disk.
+    ``max_bytes`` is as of :class:`ModelCache`; by default as much as :data:`MAX_SHARE` of the free disk.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:

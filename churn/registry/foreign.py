@@ -40,8 +40,7 @@ class ForeignVersion:
 def find_versions(client: MlflowClient, text: str) -> dict[str, ForeignVersion | RegistryError]:
     """Find ``NAME``, ``NAME@ALIAS``, ``NAME/VERSION``, ``PREFIX*`` or ``PREFIX*@ALIAS`` by two listings; by name.
 
-    Raises:
-        UsageError: If the text is none of these, or no registered model has the name or the prefix.
+    Raises ``UsageError`` if the text is none of these, or no registered model has the name or the prefix.
     """
     named = _NAMED.fullmatch(text)
     if named is None or not named[1] + named[2] or (named[2] and named[4]):
@@ -73,13 +72,8 @@ def find_versions(client: MlflowClient, text: str) -> dict[str, ForeignVersion |
 def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tuple[bytes, list[str] | None, bool]:
     """Download a version's booster into a folder, with what its ``MLmodel`` says about it.
 
-    Returns:
-        The booster; the feature names of the signature, if it has any; whether a class of XGBoost's scikit-learn
-        interface was logged.
-
-    Raises:
-        ModelFileError: If it is no XGBoost model, or a file is missing or damaged.
-        RegistryError: If MLflow or its artifacts cannot be read.
+    Returns the booster; the feature names of the signature, if it has any; whether a class of XGBoost's scikit-learn
+    interface was logged. Raises ``ModelFileError`` if it is no XGBoost model, or a file is missing or damaged.
     """
     source = str(of.version.source)
     with errors_translated(f"reading the artifacts of {of.uri}"):

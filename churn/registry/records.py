@@ -23,11 +23,7 @@ _DIGEST_LENGTH = 36  # of MLflow's column
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model version that is ready to score.
-
-    Attributes:
-        reference: Inputs and scores that its batches are compared with; ``None`` if none was logged.
-    """
+    """A model version that is ready to score, and the reference, if logged, that its batches are compared with."""
 
     version: ModelVersion
     bundle: "Bundle"
@@ -40,13 +36,7 @@ class OpenModel:
 
 
 def training_data(name: str, *, sha256: str, uri: str, profile: Mapping[str, Any]) -> DatasetInput:
-    """Describe the data that a model was trained on, for MLflow.
-
-    Args:
-        sha256: Of the rows, in hexadecimal.
-        uri: Location of the data.
-        profile: Counts that distinguish the data set from others.
-    """
+    """Describe the data that a model was trained on: where they are, the SHA-256 of their rows, and counts of them."""
     source = json.dumps({"uri": uri, "sha256": sha256})
     dataset = Dataset(name, sha256[:_DIGEST_LENGTH], "churn", source, profile=json.dumps(dict(profile)))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
@@ -62,7 +52,6 @@ class LoggedRun:
         about: The version's description: the model, its data, how good it is, and what it is for.
         artifacts: Texts and pictures by their path, such as ``model_card.md``.
         name: Name of the run; ``None`` for ``log-<variant>``.
-        dataset: ``None`` if it is not known.
         reference: Inputs and scores that batches are compared with, of rows the model was not trained on, if any.
     """
 
@@ -81,10 +70,9 @@ class LoggedRun:
 
 @dataclass(frozen=True)
 class LivePoint:
-    """The realized performance of a version in one week.
+    """The realized performance of a version in one week, by ``n_matured`` accounts with a mature label.
 
     Attributes:
-        n_matured: Accounts with a matured label; logged with every point.
         metrics: By name, without the prefix ``live_``.
     """
 

@@ -122,9 +122,8 @@ class Registry:
     ) -> ModelVersion:
         """Return the version that ``alias`` names.
 
-        Args:
-            listed: The result of :meth:`aliases`, for many look-ups at one moment; ``None`` queries MLflow.
-            versions: The result of :meth:`look_up_versions`; others are queried.
+        For many look-ups at one moment, ``listed`` is the result of :meth:`aliases`, and ``versions`` that of
+        :meth:`look_up_versions`; what they lack is queried.
 
         Raises:
             UnregisteredError: If the variant is not registered.
@@ -176,9 +175,7 @@ class Registry:
     ) -> OpenModel:
         """Resolve a version (see :meth:`resolve`) and load its booster and reference, from the cache if possible.
 
-        Raises:
-            RegistryError: See :meth:`resolve`.
-            ModelFileError: If the booster differs from the one that was logged, or its golden scores differ.
+        Raises ``ModelFileError`` if the booster differs from the one that was logged, or its golden scores differ.
         """
         from churn.inference.bundle import Golden, describe_bundle, load_logged, reopen_bundle
 
@@ -194,13 +191,7 @@ class Registry:
         return OpenModel(version, bundle, reference)
 
     def log_live(self, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
-        """Log the realized performance of weeks as metrics ``live_…`` of a version's run, in one transaction.
-
-        Safe to repeat.
-
-        Raises:
-            RegistryError: If that fails.
-        """
+        """Log weeks' realized performance as metrics ``live_…`` of a version's run, at once. Safe to repeat."""
         with errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
             if metrics := [metric for point in points for metric in point.to_mlflow()]:
                 self.client.log_batch(mlflow_run_id, metrics=metrics)

@@ -109,20 +109,17 @@ class ActivityHistory:
     def append(
         self, variant: Variant, extract: pl.DataFrame, received_at: datetime, *, dry_run: bool = False
     ) -> Appended:
-        """Add the facts of an extract that are new. Appending it again adds nothing.
+        """Add the facts of an extract that are new. Appending it again adds nothing, and ``dry_run`` writes nothing.
 
-        Accounts that were erased are excluded; an erasure waits for the end of the call.
+        Accounts that were erased are excluded; an erasure waits for the end of the call. Raises as the place does, too.
 
         Args:
             extract: Checked activity, with or without ``known_at``; columns beyond the contract's are stored, too.
                 Quarantined rows are marked, see :meth:`churn.data.activity.CheckedRows.with_quarantined`.
-            received_at: When the extract was received, with its time zone.
-            dry_run: Return the same and write nothing.
+            received_at: When the extract was received.
 
         Raises:
             InputError: If ``extract`` is no raw activity, contradicts a column's type, or a part is damaged.
-            SourceError: If the place does not answer.
-            AccessDeniedError: If the place denies access.
             UsageError: If ``received_at`` has no time zone.
         """
         if received_at.tzinfo is None:
@@ -212,9 +209,8 @@ class ActivityHistory:
     def open(self, variant: Variant) -> Appended:
         """Read all facts and quarantined rows; nothing is added.
 
-        Raises:
-            InputError: If a part is damaged; names it.
-            SourceError: If the variant has no history, or the place does not answer.
+        Raises ``InputError`` naming a damaged part, and ``SourceError`` if the variant has no history, or the place
+        does not answer.
         """
         _, read, _, first = self._read_parts(variant)
         if not read:
@@ -291,21 +287,13 @@ def _as_parquet(facts: pl.DataFrame, replaces: Sequence[str] = ()) -> bytes:
 
 
 def new_facts(extract: pl.DataFrame, stored: pl.DataFrame | None, received_at: datetime) -> pl.DataFrame:
-    """Return the facts of an extract that are not known yet, and when they became known. Pure.
+    """Return the facts of an extract that are not known yet, and when they became known; in order of the keys. Pure.
 
     A row is compared with the report of its account and month that counted at the row's ``known_at``, in the columns
-    that the extract has. Of rows of one account, month and ``known_at``, the one later in the file counts.
+    that the extract has. Of rows of one account, month and ``known_at``, the one later in the file counts. Without any
+    ``stored`` facts, the extract is a backfill.
 
-    Args:
-        extract: Checked activity.
-        stored: Facts so far; ``None`` if there are none, which makes the extract a backfill.
-        received_at: UTC.
-
-    Returns:
-        Facts in order of account, month and ``known_at``.
-
-    Raises:
-        InputError: If ``extract`` is no raw activity, or a column's type differs from that of ``stored``.
+    Raises ``InputError`` if ``extract`` is no raw activity, or a column's type differs from that of ``stored``.
     """
     if not is_activity(extract.columns):
         raise InputError(
@@ -359,11 +347,9 @@ def _date_contradictions(facts: pl.DataFrame, stored: pl.DataFrame, received_at:
 
 
 def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Find each fact's predecessor of its account and month, and whether the two differ.
+    """Find each fact's predecessor of its account and month, and whether it has none or differs from it.
 
-    Returns:
-        Positions of the predecessors in ``stored`` followed by ``facts``, or ``_NO_PREDECESSOR``; and whether a fact
-        has no predecessor or differs from it, shape (facts.height,) both.
+    A predecessor is a position in ``stored`` followed by ``facts``, or ``_NO_PREDECESSOR``; shape (facts.height,) both.
     """
     keys = [np.concatenate(pair) for pair in zip(keys_of(stored), keys_of(facts), strict=True)]
     order = np.lexsort(keys[::-1])  # stable: stored facts come before new ones

@@ -43,13 +43,7 @@ class UnfinishedError(SourceError, TransientError):
 
 @dataclass(frozen=True)
 class Found:
-    """An input in a listing.
-
-    Attributes:
-        key: Of the file, or of the folder without its last slash.
-        entries: The file alone, or the parts of the folder.
-        version: Changes when the content does.
-    """
+    """A file in a listing, or a folder of parts, without its last slash; ``version`` changes when the content does."""
 
     key: str
     entries: tuple[Entry, ...]

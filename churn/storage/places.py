@@ -170,9 +170,8 @@ class Folder:
     def replace(self, key: str, body: bytes, before: bytes) -> None:
         """Replace a file whose content is ``before``, and keep its mode and modification time.
 
-        Raises:
-            ReplacedError: If the file changed meanwhile; it stays as it is now. A system that cannot exchange two
-                files atomically has a moment in which that is not noticed.
+        Raises ``ReplacedError`` if the file changed meanwhile; it stays as it is now. A system that cannot exchange two
+        files atomically has a moment in which that is not noticed.
         """
         path = self._path(key)
         with self._written(path, body) as unfinished:
@@ -408,8 +407,7 @@ def _absent(uri: str, code: str) -> UsageError:
 def with_retries(work: Callable[[], _Out], patience_s: float = PATIENCE_S) -> _Out:
     """Call ``work`` up to ``ATTEMPTS`` times while its source does not answer or returns damaged data.
 
-    Args:
-        patience_s: Where the source is busy, it is called for so long, and at least as often.
+    A source that is busy is called for ``patience_s`` seconds, and at least as often.
     """
     attempts, deadline = tenacity.stop_after_attempt(ATTEMPTS), tenacity.stop_after_delay(FETCH_DEADLINE_S)
 

@@ -103,13 +103,10 @@ class Sources:
         return self.bucket or self.local
 
     def fetch(self, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
-        """Copy one file of each group into an existing folder, all from one place and one variant.
+        """Copy one file of each group into an existing folder, all from one place and one variant, in order.
 
         Args:
             groups: For each file, its possible keys below the variant's prefix, the preferred one first.
-
-        Returns:
-            A file per group, in order.
 
         Raises:
             AccessDeniedError: If S3 or the file system denies access.
@@ -151,11 +148,7 @@ class Sources:
         return with_retries(lambda: _copy(place, variant, _open_again(place, key, version, version_id), into))
 
     def input_version(self, variant: Variant) -> str | None:
-        """Return the version of the variant's own input without reading it; ``None`` if it has none that is complete.
-
-        Raises:
-            SourceError: If S3 is configured and does not answer.
-        """
+        """Return the version of the variant's own complete input, if any; raises ``SourceError`` if S3 is silent."""
         place, names = self.primary, [INPUT_FOLDER + name for name in INPUT_NAMES]
         try:
             found = inputs.find(_listing(place, variant.prefix + INPUT_FOLDER), variant.prefix, names)
@@ -164,11 +157,7 @@ class Sources:
         return f"{place.uri(found.key)}@{found.version}" if found else None
 
     def variants_under(self, prefix: str) -> list[Variant]:
-        """List the variants that have a model file under a key prefix.
-
-        Raises:
-            SourceError: If S3 is configured and does not answer.
-        """
+        """List the variants with a model file under a prefix; raises ``SourceError`` if S3 does not answer."""
         matches = (_MODEL_KEY.fullmatch(entry.key) for entry in self.primary.list(prefix))
         return list(dict.fromkeys(Variant(match["geography"], match["company"]) for match in matches if match))
 
@@ -219,11 +208,7 @@ class Sources:
     def _own_or_bundled(
         self, variant: Variant, groups: Sequence[Sequence[str]], into: Path, why: str
     ) -> tuple[list[SourceFile], str]:
-        """Copy a variant's own local files; without a bucket and such files, the bundled ones. Returns the reason, too.
-
-        Raises:
-            MissingFileError: If there are none.
-        """
+        """Copy a variant's own local files, or without a bucket the bundled ones; return the reason, too."""
         try:
             return _fetch_from(self.local, variant, groups, into), why
         except places.MissingFileError:
