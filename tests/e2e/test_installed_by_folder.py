@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,7 +52,7 @@ SHELL = ("PATH", "LANG", "TMPDIR", "UV_CACHE_DIR", "UV_INDEX_URL", "PIP_INDEX_UR
 
 
 @pytest.fixture(scope="module", params=INSTALLERS)
-def clone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A clone, as far as git has its files, with an environment of its own, ``venv``, that has all dependencies."""
     make, install = INSTALLERS[request.param]
     if shutil.which(make[0]) is None:
@@ -65,7 +65,8 @@ def clone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             shutil.copy(ROOT / name, folder / name)
     subprocess.run([*make, folder / "venv"], check=True)
     subprocess.run(install, cwd=folder, env=shell(folder), check=True, timeout=1500)
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # gigabytes, which pytest would keep
 
 
 def shell(clone: Path, **variables: str) -> dict[str, str]:
