@@ -85,7 +85,7 @@ def _unpacked(content: bytes) -> bytes:
 
 def _csv(text: str) -> list[Row]:
     declared = re.match(r'"?sep=(.)"?\r?\n', text)
-    text = text[declared.end() :] if declared else text
+    text = text[declared.end() :].lstrip("\r\n") if declared else text
     first = text.lstrip("\r\n").partition("\n")[0]
     separator = (
         declared[1] if declared else max(",;\t|", key=lambda each: len(next(csv.reader([first], delimiter=each), [])))
@@ -186,6 +186,8 @@ def integer(value: Any) -> int | None:
 
 def account(value: Any) -> int | None:
     """The number of an account: of a whole number itself, of a text one that is made of its hash."""
+    if is_missing("account_id", value):
+        return None
     if isinstance(value, Decimal):
         value = format(value, "f")
     elif isinstance(value, int) and not isinstance(value, bool):

