@@ -27,7 +27,7 @@ from tests.support.site import Run, Site, bundled
 
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname IN (:mlflow, :churn)"
 MOST_MEMORY = 30 * 2**20
-"""Caches of MLflow and of compiled code grow a little while they fill, whatever the number of calls."""
+"""Growth in the second half of the calls; nothing but chance in the allocator adds to it."""
 
 
 def score() -> None:
@@ -90,7 +90,7 @@ def require_no_more(site: Site, before: Mapping[str, int], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_scorings", "n_ticks", "n_reports"), [(2, 2, 1), pytest.param(200, 200, 50, marks=pytest.mark.slow)]
+    ("n_scorings", "n_ticks", "n_reports"), [(2, 2, 2), pytest.param(200, 200, 50, marks=pytest.mark.slow)]
 )
 def test_scorings_ticks_and_reports_leave_nothing_open(
     site: Site,
@@ -104,23 +104,27 @@ def test_scorings_ticks_and_reports_leave_nothing_open(
 ) -> None:
     register_bundled(site, log_model, "base")
     site.put("data/churn/activity.parquet", bundled("activity.parquet"))
-    every_tick = ticks(instance)
-    work = {
-        "scorings": [score] * n_scorings,
-        "ticks": islice(every_tick, n_ticks),
-        "reports": [lambda: report(tmp_path)] * n_reports,
-    }
     n_sensors = min(n_ticks, len(defs.get_repository_def().sensor_defs))
     for once in (score, *islice(ticks(instance), n_sensors), lambda: report(tmp_path)):  # imports, caches, shared pools
         once()
+    work = {
+        "scorings": [score] * n_scorings,
+        "ticks": list(islice(ticks(instance), n_ticks)),
+        "reports": [lambda: report(tmp_path)] * n_reports,
+    }
     gc.collect()
-    before, memory = held(site), psutil.Process().memory_info().rss
+    before = held(site)
 
     for name, calls in work.items():
         with without_collector():
-            for call in calls:
+            for call in calls[: len(calls) // 2]:
                 call()
             require_no_more(site, before, name)
+    memory = psutil.Process().memory_info().rss
+    for calls in work.values():
+        for call in calls[len(calls) // 2 :]:
+            call()
 
+    require_no_more(site, before, "all")
     gc.collect()
     assert psutil.Process().memory_info().rss - memory < MOST_MEMORY
