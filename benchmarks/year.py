@@ -24,7 +24,7 @@ def report(year: Year) -> str:
         "# A simulated year",
         "",
         f"Written by `just year` on {datetime.now(UTC):%Y-%m-%d} in {year.seconds / 60:.0f} minutes: "
-        f"{len(year.first_champions)} variants in the realistic world (all effects of `churn/samples/world.py` but "
+        f"{len(year.first_champions)} variants in the realistic world (all effects of `tests/support/world.py` but "
         f"`restated`), {year.n_scored} batches of every second Monday, labels of three months. "
         f"For {len(year.twisted)} variants the world changed after their champions were trained: engaged players leave "
         "sooner, where they stayed longer before. "

@@ -24,10 +24,10 @@ from churn.data.labels import Horizon
 from churn.data.snapshots import snapshots
 from churn.defaults import HORIZON_MONTHS
 from churn.evaluation.metrics import roc_auc_interval
-from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS
-from churn.samples.world import SAMPLE_WORLD, Simulation, simulate_world
 from churn.weeks import monday_of, month_start, training_days
 from churn.wording import markdown_table
+from tests.support.simulator import BEN_LOGINS, BRANDS, PRODUCTS
+from tests.support.world import SAMPLE_WORLD, Simulation, simulate_world
 
 FIRST_MONTH = date(2025, 2, 1)
 N_MONTHS = 21

@@ -25,10 +25,10 @@ from churn.data.labels import Horizon
 from churn.data.snapshots import snapshots
 from churn.evaluation.comparison import PairedCohort, compare, count_once
 from churn.evaluation.sequential import PairedSums, discount_months, e_value
-from churn.samples.world import World, simulate_world
 from churn.storage.history import new_facts
 from churn.training.default_features import default_feature_names
 from churn.weeks import month_ends, month_start
+from tests.support.world import World, simulate_world
 
 FIRST_MONTH, N_MONTHS = date(2022, 1, 1), 44
 N_WORLDS, N_ACCOUNTS, N_MODELS, N_RUNS = 2, 100_000, 10, 400

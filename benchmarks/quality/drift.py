@@ -29,11 +29,11 @@ from churn.evaluation.metrics import wilson_interval
 from churn.monitoring.conditions import LEAST_COMMON
 from churn.monitoring.drift import FeatureDrift, Flag, common_moves, compare_fleet, flag_fleet
 from churn.monitoring.profiles import Bins, Profile, reference_profile, season_of
-from churn.samples.world import World, simulate_world
 from churn.training.default_features import default_feature_names
 from churn.variants import Variant
 from churn.weeks import at_risk_since, month_start
 from churn.wording import percent
+from tests.support.world import World, simulate_world
 
 WORLD = World(restated=False)
 FIRST_MONTH, N_MONTHS, HORIZON = date(2022, 1, 1), 36, 3

@@ -33,8 +33,6 @@ from churn.data.labels import Horizon
 from churn.data.scoring_rows import prepare
 from churn.data.snapshots import Snapshot, snapshots
 from churn.evaluation.metrics import roc_auc_interval
-from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS
-from churn.samples.world import PLAIN_WORLD, Simulation, simulate_world
 from churn.storage.history import new_facts
 from churn.training.default_features import default_feature_names
 from churn.training.train import TrainingPlan, split
@@ -43,6 +41,8 @@ from churn.weeks import month_ends, month_start, training_days
 from churn.wording import percent
 from tests.support.services import peak_mb
 from tests.support.simulated import FEATURE_NAMES
+from tests.support.simulator import BEN_LOGINS, BRANDS, PRODUCTS
+from tests.support.world import PLAIN_WORLD, Simulation, simulate_world
 
 FIRST_MONTH, N_MONTHS = date(2024, 1, 1), 24
 N_ACCOUNTS = 8_000

@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.quality import Target, bootstrap, report
 from churn.data.labels import Horizon, Reports, at_risk, label
-from churn.samples.world import World, simulate_world
 from churn.storage.history import new_facts
 from churn.weeks import month_start
+from tests.support.world import World, simulate_world
 
 N_ACCOUNTS, N_WORLDS = 20_000, 6
 FIRST, N_MONTHS, AS_OFS = date(2024, 1, 1), 24, range(8, 18)

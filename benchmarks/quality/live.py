@@ -31,11 +31,11 @@ from churn.data.features import encode, features, in_order
 from churn.data.labels import Reports, at_risk, label
 from churn.data.snapshots import Snapshot, snapshots
 from churn.evaluation.metrics import calibration_error
-from churn.samples.world import HEALTHY_WORLD, Simulation, simulate_world
 from churn.storage.history import new_facts
 from churn.training.default_features import default_feature_names
 from churn.training.train import Part, Trained, TrainingPlan, train
 from churn.weeks import month_start, training_days
+from tests.support.world import HEALTHY_WORLD, Simulation, simulate_world
 
 N_WORLDS, N_ACCOUNTS = 6, 12_000
 FIRST_MONTH, N_MONTHS = date(2023, 1, 1), 42

@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
+from hashlib import sha256
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -22,20 +24,16 @@ from churn.defaults import HORIZON_MONTHS
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import find_bundled_files, find_checkout
 from churn.errors import ChurnError
-from churn.samples.world import SAMPLE_WORLD, simulate_world
 from churn.signals import sigterm_kept
 from churn.storage.inputs import INPUT_FOLDER
 from churn.storage.places import Folder
 from churn.variants import Variant
 from churn.versions import CHAMPION
-from churn.weeks import at_risk_since, month_start
+from churn.weeks import at_risk_since, month_number, month_numbers
 from orchestration.instance import dagster_environment
 
 VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", "clientb"))
 
-_ACCOUNTS = 1000
-_MONTHS = 21
-_SEED = 7
 _BAR_WIDTH, _HIGHEST_SHOWN = 5, 3
 
 
@@ -76,12 +74,20 @@ def _step(console: Console, title: str) -> Iterator[None]:
     console.print(f"[green]✓[/green] {title} [dim]{time.monotonic() - started:.1f} s[/dim]")
 
 
-def demo_activity(variant: Variant, week: date) -> pl.DataFrame:
-    """Return a variant's simulated activity up to the month before a week, so that players are at risk in any year."""
-    first = month_start(week, -_MONTHS)
-    return simulate_world(
-        SAMPLE_WORLD, n_accounts=_ACCOUNTS, first_month=first, n_months=_MONTHS, seed=_SEED, variant=variant
-    ).extract()
+def demo_activity(sample: pl.DataFrame, variant: Variant, week: date) -> pl.DataFrame:
+    """Return a variant's part of the sample, its dates moved by whole months to end with the month before a week. Pure.
+
+    So players are at risk in any year. The base variant has all accounts, each other one its own half of them.
+    """
+    newest: int = sample.select(month_numbers(pl.col("activity_month").max())).item()
+    accounts = sample["account_id"].unique().to_list()
+    held = [account for account in accounts if variant == Variant() or _is_drawn(variant, account)]
+    moved = cs.temporal().dt.offset_by(f"{month_number(week) - 1 - newest}mo")  # from the 31st to a month's last day
+    return sample.filter(pl.col("account_id").is_in(held)).with_columns(moved)
+
+
+def _is_drawn(variant: Variant, account: int) -> bool:
+    return sha256(f"{variant.key} {account}".encode()).digest()[0] < 128
 
 
 def is_outdated_sample(path: Path, week: date) -> bool:
@@ -94,7 +100,8 @@ def is_outdated_sample(path: Path, week: date) -> bool:
 
 
 def _provide_inputs(deployment: Deployment, week: date) -> Iterator[str]:
-    """On the embedded default, simulate the activity of the variants that have none, or an outdated sample."""
+    """On the embedded default, write activity for the variants that have none, or an outdated sample."""
+    sample = pl.read_parquet(find_bundled_files() / INPUT_FOLDER / "activity.parquet")
     for variant in VARIANTS:
         key = f"{variant.prefix}{INPUT_FOLDER}activity.parquet"
         path = deployment.local_root / key
@@ -103,11 +110,11 @@ def _provide_inputs(deployment: Deployment, week: date) -> Iterator[str]:
         elif path.exists() and not is_outdated_sample(path, week):
             yield f"{variant}: {path}"
         else:
-            activity = demo_activity(variant, week)
+            activity = demo_activity(sample, variant, week)
             body = io.BytesIO()
             activity.write_parquet(body)
             Folder(deployment.local_root).write(key, body.getvalue())
-            yield f"{variant}: simulated {activity.height} player-months into {path}"
+            yield f"{variant}: {activity.height} player-months of the bundled sample, written to {path}"
 
 
 def _register(deployment: Deployment) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Simulated players, and the bundled data and model that are made from them."""
+"""The bundled data and model, where a wheel has them, and the hashes by which they are known to be simulated."""

@@ -8,7 +8,7 @@ import pytest
 from tests.support.people import DEMO, Project, published
 
 pytestmark = pytest.mark.slow  # tests/e2e/test_ui.py sees what one run shows
-FIRST = [(key, 1000, 1000, 1) for key in DEMO]
+FIRST = [(key, n, n, 1) for key, n in DEMO.items()]
 
 
 def test_a_second_run_takes_over_what_the_first_left(homes: Path):

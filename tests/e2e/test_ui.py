@@ -63,17 +63,17 @@ def count(project: Project, table: str) -> int:
 def test_the_demo_shows_what_came_of_every_variant_and_where_to_look(demo: Demo):
     predictions, sources = re.split("Sources of the predictions", demo.printed.partition("most likely to churn")[2])
 
-    for key in DEMO:
+    for key, n in DEMO.items():
         assert re.search(rf"{re.escape(key)} +│ +\d+ │ 0\.\d{{3}} █", predictions)
-        assert re.search(rf"{re.escape(key)} +│ +\d+ │ +\d+ of 1,000 │ 0\.\d{{3}} │ v1 +│ local", sources)
+        assert re.search(rf"{re.escape(key)} +│ +\d+ │ +\d+ of {n:,} │ 0\.\d{{3}} │ v1 +│ local", sources)
     assert "because S3 is not configured (MLFLOW_S3_BUCKET)" in sources
     assert re.search(r"uv run churn up .*http://127.0.0.1:3000.*http://127.0.0.1:5000\n", sources)
     assert max(map(len, sources.splitlines())) <= 110
-    assert sorted(variant.key for variant in VARIANTS) == DEMO
+    assert sorted(variant.key for variant in VARIANTS) == list(DEMO)
 
 
 def test_the_demos_predictions_are_in_postgresql_and_nothing_is_left_running(demo: Demo):
-    assert demo.published == [(key, 1000, 1000, 1) for key in DEMO]
+    assert demo.published == [(key, n, n, 1) for key, n in DEMO.items()]
     assert demo.left == []
 
 
@@ -234,7 +234,7 @@ def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(lon
         assert {node["assetKey"]["path"][-1] for node in nodes} >= ASSETS
         assert {node["repository"]["location"]["name"] for node in nodes} == {"churn"}
 
-        eventually(lambda: partitions(address) == DEMO, "the sensor to make the partitions equal to the registry")
+        eventually(lambda: partitions(address) == list(DEMO), "the sensor to make the partitions equal to the registry")
         params = {
             "selector": {
                 "repositoryLocationName": "churn",

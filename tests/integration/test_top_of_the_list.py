@@ -6,11 +6,14 @@ What an account did is read from the rows of the extract, not from ``is_at_risk`
 import io
 import re
 from datetime import date, timedelta
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 import pytest
+from polars.testing import assert_frame_equal
 
 from churn.cli.demo import VARIANTS, _predictions_table, demo_activity, is_outdated_sample
 from churn.cli.explain import build_console
@@ -19,16 +22,18 @@ from churn.database.published import PublishedPredictions
 from churn.defaults import HORIZON_MONTHS
 from churn.deployment.services import Deployment
 from churn.deployment.settings import find_bundled_files
-from churn.samples.world import World, simulate_world
 from churn.variants import Variant
-from churn.weeks import monday_of, month_start
+from churn.weeks import monday_of, month_end, month_start
 from churn.workflows.score import score_fleet
 from tests.support.batches import week_request
 from tests.support.inputs import put_input, register_bundled
 from tests.support.site import Run, Site
+from tests.support.world import World, simulate_world
 
 FIRST_WEEK, N_WEEKS, N_TOP = date(2026, 4, 27), 26, 100
 KEYS = [variant.key for variant in VARIANTS]
+BUNDLED = pl.read_parquet(find_bundled_files() / "data" / "churn" / "activity.parquet")
+NEWEST = date(2026, 10, 1)
 
 
 @pytest.mark.slow
@@ -61,20 +66,32 @@ def test_nobody_in_the_top_100_of_26_weeks_had_left(site: Site, log_model: Run, 
 
 @pytest.mark.parametrize("week", [date(2026, 11, 30), date(2031, 3, 3)])
 def test_the_demo_of_any_year_has_more_players_at_risk_than_it_shows(week: date) -> None:
-    for key in KEYS:
-        activity = demo_activity(Variant.from_key(key), week)
-        assert activity["activity_month"].max() == month_start(week, -1)
-        assert len(active_accounts(activity, week)) > N_TOP
+    activity = {variant: demo_activity(BUNDLED, variant, week) for variant in VARIANTS}
+    for months in activity.values():
+        assert months["activity_month"].max() == month_start(week, -1)
+        assert len(active_accounts(months, week)) > N_TOP
+    accounts = [set(months["account_id"]) for months in activity.values()]
+    assert accounts[0] == set(BUNDLED["account_id"])
+    assert all(len(one - other) > N_TOP for one, other in permutations(accounts[1:], 2))
+
+
+@pytest.mark.parametrize("n", [-22, 0, 1, 4, 13])
+def test_all_dates_of_the_demo_move_by_the_same_months(n: int) -> None:
+    moved = demo_activity(BUNDLED, Variant(), month_start(NEWEST, n + 1))
+    days = BUNDLED.select(cs.temporal())
+    for before, after in zip(days, moved.select(cs.temporal()), strict=True):
+        assert [None if day is None else later(day, n) for day in before] == after.to_list(), before.name
+    assert days.width == 4
+    assert_frame_equal(moved.select(~cs.temporal()), BUNDLED.select(~cs.temporal()))
 
 
 def test_the_demo_replaces_the_bundled_activity_once_nobody_in_it_is_at_risk(tmp_path: Path) -> None:
     bundled = find_bundled_files() / "data" / "churn" / "activity.parquet"
-    newest = pl.read_parquet(bundled)["activity_month"].max()
-    weeks = [monday_of(month_start(newest, months) + timedelta(days=6)) for months in (1, 3, 4)]
+    weeks = [monday_of(month_start(NEWEST, months) + timedelta(days=6)) for months in (1, 3, 4)]
     assert [is_outdated_sample(bundled, week) for week in weeks] == [False, False, True]
-    assert len(active_accounts(pl.read_parquet(bundled), weeks[1])) > N_TOP
+    assert len(active_accounts(BUNDLED, weeks[1])) > N_TOP
     own = tmp_path / "activity.parquet"
-    pl.read_parquet(bundled).head(100).write_parquet(own)
+    BUNDLED.head(100).write_parquet(own)
     assert not is_outdated_sample(own, weeks[2])
 
 
@@ -87,6 +104,12 @@ def active_accounts(extract: pl.DataFrame, as_of: date) -> set[int]:
             "account_id"
         ]
     )
+
+
+def later(day: date, n_months: int) -> date:
+    """Return the same day of a later month, or that month's last day."""
+    month = month_start(day, n_months)
+    return month.replace(day=min(day.day, month_end(month).day))
 
 
 def as_parquet(extract: pl.DataFrame) -> bytes:

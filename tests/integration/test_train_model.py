@@ -20,7 +20,6 @@ import pytest
 from moto.s3.models import s3_backends
 
 from churn.deployment.services import Deployment
-from churn.samples.world import HEALTHY_WORLD, simulate_world
 from churn.storage.history import ActivityHistory
 from churn.training.checks import GATE_CHECKS, GateCheck
 from churn.training.gate import GateLimits
@@ -33,6 +32,7 @@ from tests.support import ROOT
 from tests.support.batches import week_request
 from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Said, Site, bundled, put_model_files, run_script
+from tests.support.world import HEALTHY_WORLD, simulate_world
 
 FIRST_MONTH = date(2025, 2, 1)
 NAMES: list[str] = json.loads(bundled("feature_names_3.json"))

@@ -116,7 +116,7 @@ def test_the_installed_commands_work_in_an_empty_folder(installed: Path, homes: 
 
     said = run(installed / "churn", "demo", cwd=folder, env=environment)
 
-    assert "Most likely to churn" in said
+    assert "most likely to churn" in said
     assert "uv run" not in said
     assert {path.name for path in folder.iterdir()} == {".churn"}
     account = re.search(r"churn explain --account (\d+)", said)

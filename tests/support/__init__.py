@@ -1,4 +1,7 @@
-"""What tests, benchmarks and documentation share: services, data, people. It imports none of them."""
+"""What tests, benchmarks, documentation and ``data/make_artifacts.py`` share: services, data, people.
+
+It imports none of them.
+"""
 
 from pathlib import Path
 

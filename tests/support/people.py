@@ -28,8 +28,8 @@ from tests.support.children import bound
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-DEMO = ["base", "company-clienta", "geography-eu.company-clientb", "geography-us"]
-"""The variants of ``churn demo``."""
+DEMO = {"base": 1000, "company-clienta": 475, "geography-eu.company-clientb": 477, "geography-us": 501}
+"""The variants of ``churn demo``, and how many accounts each has."""
 
 _SETTINGS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")
 _QUIET = ("sandbox", "first-run")

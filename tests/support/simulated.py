@@ -5,9 +5,9 @@ from datetime import date
 
 import polars as pl
 
-from churn.samples.simulator import draw_activity
 from churn.variants import Variant
 from tests.support import ROOT
+from tests.support.simulator import draw_activity
 
 FEATURE_NAMES: tuple[str, ...] = tuple(json.loads((ROOT / "data/churn/feature_names_3.json").read_text()))
 
@@ -21,5 +21,5 @@ def simulate_activity(
     variant: Variant | None = None,
     twist: date | None = None,
 ) -> pl.DataFrame:
-    """Return the frame of :func:`churn.samples.simulator.draw_activity`, of the base variant by default."""
+    """Return the frame of :func:`tests.support.simulator.draw_activity`, of the base variant by default."""
     return draw_activity(n_accounts, first_month, n_months, seed, variant=variant or Variant(), twist=twist)[1]

@@ -28,7 +28,6 @@ from churn.database.events import ModelEvent
 from churn.database.predictions import read_current
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
-from churn.samples.world import World, simulate_world
 from churn.storage.history import new_facts
 from churn.variants import Variant
 from churn.versions import CHAMPION
@@ -38,6 +37,7 @@ from churn.workflows.score import FleetRequest, score_fleet
 from churn.workflows.set_up import set_up_server
 from churn.workflows.train import FeatureNames, TrainingOutcome
 from tests.support.services import BUCKET, bench_environment
+from tests.support.world import World, simulate_world
 
 FIRST_WEEK = date(2025, 11, 3)
 N_WEEKS, EVERY = 52, 2

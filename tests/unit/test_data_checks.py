@@ -11,7 +11,6 @@ import pytest
 
 from churn.data.features import encode, features, plan_encoding
 from churn.data.snapshots import Snapshot, snapshots
-from churn.samples.world import HEALTHY_WORLD, Simulation, simulate_world
 from churn.storage.history import new_facts
 from churn.training.data_checks import (
     ScoredBefore,
@@ -24,6 +23,7 @@ from churn.training.data_checks import (
 from churn.training.train import Trained, TrainingPlan, train
 from churn.weeks import training_days
 from tests.support.simulated import FEATURE_NAMES, simulate_activity
+from tests.support.world import HEALTHY_WORLD, Simulation, simulate_world
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
 PLAN = TrainingPlan(n_trials=1)

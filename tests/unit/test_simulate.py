@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 
 from churn.errors import UsageError
-from churn.samples.simulator import BEN_LOGINS, BRANDS, PRODUCTS
 from churn.variants import Variant
 from tests.support.simulated import simulate_activity
+from tests.support.simulator import BEN_LOGINS, BRANDS, PRODUCTS
 
 FIRST_MONTH = date(2025, 2, 1)
 DEPOSIT, HANDLE, NGR = pl.col("total_deposit"), pl.col("total_handle"), pl.col("total_ngr")

@@ -18,10 +18,10 @@ from churn.data.labels import Horizon, Reports, at_risk, label
 from churn.data.scoring_rows import prepare
 from churn.data.snapshots import Held, Snapshot, snapshots
 from churn.errors import InputError
-from churn.samples.world import HEALTHY_WORLD, simulate_world
 from churn.storage.history import new_facts
 from churn.weeks import month_ends, month_start
 from tests.support.simulated import simulate_activity
+from tests.support.world import HEALTHY_WORLD, simulate_world
 
 HORIZON = Horizon()
 TODAY = date(2025, 11, 20)

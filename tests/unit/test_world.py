@@ -9,8 +9,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from churn.data.activity import MONEY
-from churn.samples.world import HEALTHY_WORLD, PLAIN_WORLD, Simulation, World, simulate_world
 from tests.support.simulated import simulate_activity
+from tests.support.world import HEALTHY_WORLD, PLAIN_WORLD, Simulation, World, simulate_world
 
 ARGUMENTS = {"n_accounts": 2_000, "first_month": date(2025, 2, 1), "n_months": 21, "seed": 3}
 KEYS = ["account_id", "activity_month"]

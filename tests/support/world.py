@@ -1,7 +1,7 @@
 """Worlds around the simulator: what real extracts do that its plain months do not, each switched by name.
 
 Belongs here: returns, seasons, growth, heavy tails, how a feed delivers, restated columns, campaigns, and the extract
-as it would be read on any day, with the truth beside it. Not here: the plain players (``churn.samples.simulator``).
+as it would be read on any day, with the truth beside it. Not here: the plain players (``tests.support.simulator``).
 Each switch has random numbers of its own, drawn per account and month, so that switching one on leaves the others as
 they are. With all switches off, the whole extract is that of ``draw_activity``, byte for byte.
 
@@ -21,9 +21,9 @@ import numpy as np
 import polars as pl
 
 from churn.data.activity import MONEY
-from churn.samples.simulator import BRANDS, Floats, Ints, Players, draw_activity, draw_stays_again, random_stream
 from churn.variants import Variant
 from churn.weeks import days_since_epoch, month_number, month_numbers, month_start
+from tests.support.simulator import BRANDS, Floats, Ints, Players, draw_activity, draw_stays_again, random_stream
 
 _KEYS = ["account_id", "activity_month"]
 _DEPOSITS = ("ftd_date", "qp_date")
@@ -73,7 +73,7 @@ class World:
 PLAIN_WORLD = World(**dict.fromkeys((field.name for field in fields(World)), False))
 HEALTHY_WORLD = World(season=False, growth=False, feed_gaps=False, campaign=False)
 SAMPLE_WORLD = replace(HEALTHY_WORLD, restated=False)
-"""Of the bundled files and the demo: the healthy world in the columns of a real extract, to which ``restated`` adds."""
+"""Of the bundled files: the healthy world in the columns of a real extract, to which ``restated`` adds."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def simulate_world(
     """Simulate a variant's players in a world. Pure: same arguments, same extracts.
 
     Args:
-        twist: As in :func:`churn.samples.simulator.draw_activity`.
+        twist: As in :func:`tests.support.simulator.draw_activity`.
 
     Raises:
-        UsageError: As :func:`churn.samples.simulator.draw_activity` does.
+        UsageError: As :func:`tests.support.simulator.draw_activity` does.
     """
     variant = variant or Variant()
     players, rows = draw_activity(n_accounts, first_month, n_months, seed, variant=variant, twist=twist)

@@ -1,7 +1,7 @@
 """A seeded simulation of the affiliate's monthly activity extract, complete and on time.
 
 Belongs here: drawing players, their months and their money, with the quirks of the real extract. Not here: what
-changes or hides those months (``churn.samples.world``), labels, features, files. One ``PCG64`` stream makes everything,
+changes or hides those months (``tests.support.world``), labels, features, files. One ``PCG64`` stream makes everything,
 so that a seed gives the same frame on every machine.
 
 A player has a latent engagement. It stretches the stay, raises the stakes and the odds of paying
