@@ -68,7 +68,7 @@ class Variant:
     @property
     def scopes(self) -> list[str]:
         """The names of what includes the variant, where accounts are erased: all, itself, and its company."""
-        return ["", self.key, *([f"company={self.company}"] if self.company else [])]
+        return [self.key, "", *([f"company={self.company}"] if self.company else [])]
 
     @classmethod
     def from_key(cls, key: str) -> "Variant":

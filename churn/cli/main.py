@@ -191,9 +191,9 @@ def _erase(args: argparse.Namespace) -> None:
     done = "would be erased" if args.dry_run else "erased"
     there: set[str] = set()
     with open_deployment() as deployment:
-        scope = find_variant(name, lambda: deployment.registry(read_only=True).variants()).key if name else ""
-        if args.company:
-            scope = Variant(company=args.company).scopes[-1]
+        scope = Variant(company=args.company).scopes[-1]
+        if name:
+            scope = find_variant(name, lambda: deployment.registry(read_only=True).variants()).key
         for found in deployment.eraser().erase_account(args.account, scope, dry_run=args.dry_run):
             there.update(found.variants)
             print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)

@@ -8,6 +8,7 @@ another is no id. PostgreSQL computes the same (``churn_account_number``).
 import hashlib
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
@@ -60,12 +61,23 @@ def with_numbers(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[pl.Series]]:
     return frame.with_columns(account_id=written), [of_rows.alias(ACCOUNT_KEY)] if keys.count() else []
 
 
-def require_distinct(*parts: pl.DataFrame) -> None:
-    """Raise ``InputError`` if two ids of an extract have the same number."""
+def key_table(*parts: pl.DataFrame) -> pl.DataFrame | None:
+    """Return the keys of an extract's accounts in order of the numbers, of which no two ids may have the same.
+
+    ``None`` if no id is a text; ``InputError`` if two ids have the same number.
+    """
     names = cs.by_name("account_id", ACCOUNT_KEY, require_all=False)
     ids = pl.concat([part.select(names) for part in parts], how="diagonal").drop_nulls("account_id")
-    if ACCOUNT_KEY in ids.columns and ids[ACCOUNT_KEY].count() and ids.unique()["account_id"].is_duplicated().any():
+    if ACCOUNT_KEY not in ids.columns or not ids[ACCOUNT_KEY].count():
+        return None
+    if (table := ids.unique().sort("account_id"))["account_id"].is_duplicated().any():
         raise InputError(
             "two account ids of the extract, one of them a text, have the same number of 64 bits, so that their "
             "accounts cannot be told apart; correct the ids"
         )
+    return table
+
+
+def keys_of(table: pl.DataFrame, account_ids: npt.ArrayLike) -> pl.Series:
+    """Return the keys of accounts of a :func:`key_table`, null where an id is a number."""
+    return table[ACCOUNT_KEY].gather(np.searchsorted(table["account_id"].to_numpy(), account_ids))

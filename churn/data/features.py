@@ -51,9 +51,8 @@ def features(
     one later in the file. ``months_active`` counts whole months from the first deposit's month to that month, and is
     missing where the first deposit is, or lies after ``as_of``, as in some real extracts.
 
-    Without ``known_at`` a month counts as known from its first day. That is right for scoring, where the extract ends
-    today, and wrong at a past date, where the month's total would be known before the month was over. Training
-    therefore reads its facts from :mod:`churn.storage.history`, which adds a ``known_at`` to each.
+    Without ``known_at`` a month counts as known from its first day: right for scoring, where the extract ends today,
+    and wrong at a past date, for which :mod:`churn.storage.history` adds a ``known_at`` to each fact.
 
     Args:
         activity: Checked rows with ``account_id``, ``activity_month`` and perhaps ``known_at`` (UTC), ``ftd_date``.
@@ -321,7 +320,6 @@ class Packed:
         last_active_months: Each account's newest month with activity as days since 1970, ``NEVER`` without one; shape
             (n_rows,). ``None`` if unknown.
         is_at_risk: Which accounts are at risk of churning, shape (n_rows,). ``None`` if unknown: then all count.
-        account_keys: The ids that are texts, null where one is a number, shape (n_rows,); ``None`` if none is.
     """
 
     numbers: npt.NDArray[np.float32]
@@ -329,7 +327,6 @@ class Packed:
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
     last_active_months: npt.NDArray[np.int32] | None = None
     is_at_risk: npt.NDArray[np.bool_] | None = None
-    account_keys: pl.Series | None = None
 
     @property
     def n_rows(self) -> int:

@@ -47,11 +47,9 @@ class Horizon:
             )
 
     def first_month(self, as_of: date) -> date:
-        """Return the first day of the horizon."""
         return month_start(as_of, 1)
 
     def last_month(self, as_of: date) -> date:
-        """Return the first day of the horizon's last month."""
         return month_start(as_of, self.months)
 
     def matures_on(self, as_of: date) -> date:
@@ -74,10 +72,9 @@ class Labels:
     Attributes:
         account_ids: Those with a mature label, ascending; shape (n,).
         churned: Their labels; shape (n,).
-        n_missing: Accounts without a label although the horizon has passed, because the facts do not reach its end,
-            because the account was not known at the as-of date, or because a month of the horizon was not observed
-            (:mod:`churn.data.observed`): whether it has activity in another makes no difference, since those who stay
-            would have labels more often than those who leave.
+        n_missing: Accounts without a label although the horizon has passed: the facts do not reach its end, the account
+            was not known at the as-of date, or a month was not observed (:mod:`churn.data.observed`). Activity in
+            another makes no difference, or those who stay would have labels more often than those who leave.
     """
 
     account_ids: Ids

@@ -18,7 +18,7 @@ import polars as pl
 
 from churn.concurrency import in_threads
 from churn.data import activity, features
-from churn.data.account_ids import ACCOUNT_KEY, require_distinct
+from churn.data.account_ids import ACCOUNT_KEY, key_table
 from churn.data.activity import CheckedRows
 from churn.data.columns import Columns
 from churn.data.erased import Erased
@@ -46,12 +46,12 @@ class RowCounts:
         n_withheld: Accounts left out because their newest row was quarantined; an older one would be stale.
         quarantined: ``row_number, account_id, activity_month, rules, row``.
         unknown_levels: ``{source_column: {level: rows}}`` of the valid rows; the most frequent levels of each.
+        account_keys: See :func:`churn.data.account_ids.key_table`.
         n_erased: Rows dropped because their account was erased.
         own_columns: Features that could be computed, and are columns of the file.
         n_short_windows: Features over more months than the activity has.
         horizon_months: The horizon by which accounts are at risk.
-        first_month: The first month known at the as-of day; ``None`` of encoded rows, as the next.
-        newest_month: The newest month known at the as-of day.
+        first_month: The first month known at the as-of day, ``None`` of encoded rows; likewise ``newest_month``.
         n_newest: Rows of the newest month that was over by then; ``None`` of encoded rows.
     """
 
@@ -62,6 +62,7 @@ class RowCounts:
     has_account_ids: bool
     quarantined: pl.DataFrame
     unknown_levels: dict[str, dict[str, int]]
+    account_keys: pl.DataFrame | None = None
     n_erased: int = 0
     n_short_windows: int = 0
     own_columns: tuple[str, ...] = ()
@@ -219,7 +220,6 @@ def _read_activity(
         unknown[name].update(levels)
     quarantined = pl.concat([part.quarantined for part in parts])
     checked = CheckedRows(pl.concat([part.rows for part in parts], how="diagonal"), quarantined, file.n_rows)
-    require_distinct(checked.rows, quarantined)
     known = features.known_rows(as_of, *features.keys_of(checked.rows), by_account=bool(plan.windows))
     marks, n_withheld = _mark(checked, as_of, known)
     month = checked.rows["activity_month"]
@@ -239,6 +239,7 @@ def _read_activity(
         has_account_ids=True,
         quarantined=checked.quarantined,
         unknown_levels={name: dict(levels.most_common(_MOST_LEVELS)) for name, levels in unknown.items()},
+        account_keys=key_table(checked.rows, quarantined),
         n_erased=file.n_rows - checked.rows.height - checked.quarantined.height,
         n_short_windows=count_short(plan.windows, known) if plan.windows else 0,
         horizon_months=horizon_months,
@@ -250,8 +251,7 @@ def _read_activity(
     account_ids = checked.rows["account_id"].to_numpy()
     first = at_risk_since(as_of, horizon_months)  # no month that new may be known
     since = None if known.newest_month < first else days_since_epoch(first)
-    keys = checked.rows.get_column(ACCOUNT_KEY, default=None)
-    chunks = partial(_marked_chunks, packed, account_ids, marks, last_active, since, account_keys=keys)
+    chunks = partial(_marked_chunks, packed, account_ids, marks, last_active, since)
     if not plan.windows:
         return ScoringRows(counts, plan.encoding, chunks)
     computed = compute(plan.windows, known, partial(plan.column, packed))
@@ -265,8 +265,6 @@ def _marked_chunks(
     marks: npt.NDArray[np.bool_],
     last_active: npt.NDArray[np.int32] | None,
     at_risk_since: int | None,
-    *,
-    account_keys: pl.Series | None,
 ) -> Iterator[Chunk]:
     end = 0
     for part in packed:
@@ -278,8 +276,6 @@ def _marked_chunks(
                 months = last_active[start:end][rows]
                 is_at_risk = None if at_risk_since is None else months >= at_risk_since
                 chosen = replace(chosen, last_active_months=months, is_at_risk=is_at_risk)
-            if account_keys is not None:
-                chosen = replace(chosen, account_keys=account_keys[start:end].filter(pl.Series(rows)))
             yield account_ids[start:end][rows], chosen
 
 
@@ -293,8 +289,8 @@ def _open_encoded(
     ids = pl.DataFrame(schema={"account_id": pl.Int64})
     if id_columns:
         parts = (activity.parse_ids(chunk["account_id"]) for chunk in file.chunks(id_columns, CHUNK_ROWS))
-        require_distinct(ids := pl.concat(parts, how="diagonal"))
-    repeated, keys = activity.repeated_ids(ids["account_id"]), ids.get_column(ACCOUNT_KEY, default=None)
+        ids = pl.concat(parts, how="diagonal")
+    repeated = activity.repeated_ids(ids["account_id"])
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
         frame = features.with_codes(frame, declared.categories)
@@ -304,11 +300,9 @@ def _open_encoded(
         if id_columns:  # otherwise the row number is the id
             checked = _without(erased, checked)
         matrix = checked.rows.select(feature_names).cast(pl.Float32).to_numpy()
-        packed = features.pack_matrix(matrix, encoding)
-        of_rows = None if keys is None else keys.gather(checked.rows["row_number"] - 1)
-        return checked, replace(packed, account_keys=of_rows)
+        return checked, features.pack_matrix(matrix, encoding)
 
-    counts = RowCounts(file.n_rows, 0, 0, 0, bool(id_columns), pl.DataFrame(), {})
+    counts = RowCounts(file.n_rows, 0, 0, 0, bool(id_columns), pl.DataFrame(), {}, key_table(ids))
 
     def chunks() -> Iterator[Chunk]:
         quarantined: list[pl.DataFrame] = []

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.data.account_ids import ACCOUNT_KEY
+from churn.data.account_ids import ACCOUNT_KEY, keys_of
 from churn.data.features import NEVER
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -43,7 +43,6 @@ class ScoredRows:
         contributions: Log-odds by source column, shape (n, n_source_columns); ``None`` without reasons.
         values: Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n).
         shown: Of each source column with windows, the index of the feature whose value that is; shape (n, n of these).
-        account_keys: The ids that are texts, null where one is a number, shape (n,); ``None`` if none is.
     """
 
     account_ids: npt.NDArray[np.int64]
@@ -52,7 +51,6 @@ class ScoredRows:
     contributions: npt.NDArray[np.float32] | None = None
     values: npt.NDArray[np.float32] | None = None
     shown: npt.NDArray[np.uint8] | None = None
-    account_keys: pl.Series | None = None
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,14 @@ class CopyLayout:
     Attributes:
         source_columns: The source columns of the rows' contributions; empty without reasons.
         n_shown: The number of them with windows, of which the index of the shown feature is stored.
-        has_account_keys: Whether any account's id is a text; texts have no fixed size, and are the last field.
+        account_keys: See :func:`churn.data.account_ids.key_table`; texts have no fixed size, and are the last field.
     """
 
     week: date
     source_columns: tuple[str, ...] = ()
     n_shown: int = 0
     has_last_active_month: bool = False
-    has_account_keys: bool = False
+    account_keys: pl.DataFrame | None = None
 
     @property
     def separate(self) -> list[str]:
@@ -88,7 +86,7 @@ class CopyLayout:
         arrays = ["other_contributions", "other_values"] if self.other else []
         arrays += ["shown_features"] if self.n_shown else []
         months = ["last_active_month"] if self.has_last_active_month else []
-        keys = [ACCOUNT_KEY] if self.has_account_keys else []
+        keys = [] if self.account_keys is None else [ACCOUNT_KEY]
         return ["scored_week", "account_id", "churn_probability", *months, *reals, *arrays, *keys]
 
     def blank_row(self) -> npt.NDArray[np.void]:
@@ -136,13 +134,14 @@ def encode_rows(layout: CopyLayout, rows: Iterable[ScoredRows]) -> Iterator[byte
                 block["other_values"]["value"]["elements"]["value"] = chunk.values[others].T
             if layout.n_shown:
                 block["shown_features"]["value"] = chunk.shown
-        yield _with_texts(block, chunk.account_keys) if layout.has_account_keys else block.tobytes()
+        keys = layout.account_keys
+        yield block.tobytes() if keys is None else _with_texts(block, keys_of(keys, chunk.account_ids))
     yield _TRAILER
 
 
-def _with_texts(block: npt.NDArray[np.void], texts: pl.Series | None) -> bytes:
+def _with_texts(block: npt.NDArray[np.void], texts: pl.Series) -> bytes:
     """Return the bytes of rows, each followed by the field of a text, which may be null."""
-    values = [b""] * len(block) if texts is None else [text.encode() for text in texts.fill_null("")]
+    values = [text.encode() for text in texts.fill_null("")]
     sizes = np.array([len(value) or -1 for value in values], dtype=">i4")  # no key is empty
     rows, of_sizes = (part.view(f"V{part.itemsize}").tolist() for part in (block, sizes))
     return b"".join(chain.from_iterable(zip(rows, of_sizes, values, strict=True)))

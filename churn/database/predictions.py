@@ -140,7 +140,7 @@ class BatchInProgress:
     source_columns: Sequence[str] = ()
     n_shown: int = 0
     has_last_active_month: bool = False
-    has_account_keys: bool = False
+    account_keys: pl.DataFrame | None = None
     reference: str | None = None
     n_erasures: int = 0
     _account_ids: list[npt.NDArray[np.int64]] = field(default_factory=list, init=False)
@@ -395,8 +395,8 @@ def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> Non
 def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
     _require_no_newer_erasure(connection, batch.n_erasures)
     batch_id = _next_batch_id(connection)
-    has = {"has_last_active_month": batch.has_last_active_month, "has_account_keys": batch.has_account_keys}
-    layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, **has)
+    months, keys = batch.has_last_active_month, batch.account_keys
+    layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, months, keys)
     n_stored = _copy(connection, layout, batch.rows())
     record, quarantined = batch.finish(n_stored)
     _insert_batch(connection, record, batch_id)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from churn.monitoring.drift import compare, estimated_auc
 from churn.monitoring.profiles import Profile, untrained_missing
@@ -29,7 +28,7 @@ class ScoreSummary:
         is_at_risk_known: Whether the accounts summarized are those at risk; ``False`` if they are all.
         is_calibrated: Whether the scores are probabilities.
         fine_counts: Accounts per thousandth of [0, 1], shape (1000,).
-        top: ``(probability, account id)`` of the highest, in falling order; an id may be a text.
+        top: ``(probability, account id)`` of the highest, in falling order.
         absolute: Sums of the contributions' absolute values, by source column; ``None`` without reasons.
         as_of: The batch's as-of day, by which the part of the reference is chosen; ``None`` for the whole.
         reference: The model's reference profile; ``None`` if the model has none.
@@ -42,7 +41,7 @@ class ScoreSummary:
     is_calibrated: bool = False
     total: float = 0.0
     fine_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_FINE_BINS, dtype=np.int64))
-    top: list[tuple[float, int | str]] = field(default_factory=list)
+    top: list[tuple[float, int]] = field(default_factory=list)
     absolute: npt.NDArray[np.float64] | None = None
     as_of: date | None = None
     reference: Profile | None = None
@@ -82,14 +81,11 @@ class ScoreSummary:
         contributions: npt.NDArray[np.float32] | None,
         is_at_risk: npt.NDArray[np.bool_] | None,
         profile: Profile | None = None,
-        *,
-        account_keys: pl.Series | None = None,
     ) -> None:
         """Count a chunk of scored rows.
 
         Arrays have shape (n,), ``contributions``, if there are reasons, (n, n_source_columns). ``is_at_risk`` is
         ``None`` if unknown; ``profile`` counts the accounts at risk into the reference's bins, if there is one.
-        ``account_keys`` are as of :class:`churn.data.features.Packed`.
         """
         self.n_scored += probabilities.size
         self.is_at_risk_known = is_at_risk is not None
@@ -106,11 +102,8 @@ class ScoreSummary:
         self.total += float(probabilities.sum(dtype=np.float64))
         self.fine_counts += np.histogram(probabilities, bins=_FINE_BINS, range=(0, 1))[0]
         best = np.argpartition(-probabilities, min(_TOP, probabilities.size) - 1)[:_TOP]
-        rows = best if is_at_risk is None else np.flatnonzero(is_at_risk)[best]
-        keys = [None] * len(best) if account_keys is None else account_keys.gather(rows).to_list()
-        ids = [key or number for key, number in zip(keys, account_ids[best].tolist(), strict=True)]
-        highest = [*self.top, *zip(probabilities[best].tolist(), ids, strict=True)]
-        self.top = sorted(highest, key=lambda pair: (-pair[0], isinstance(pair[1], str), pair[1]))[:_TOP]
+        highest = [(float(probabilities[i]), int(account_ids[i])) for i in best]
+        self.top = sorted([*self.top, *highest], key=lambda pair: (-pair[0], pair[1]))[:_TOP]
 
     def drift(self) -> dict[str, dict[str, Any]] | None:
         """Return the drift measures by feature; ``None`` without a reference."""

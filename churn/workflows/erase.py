@@ -49,7 +49,7 @@ class Removed:
     Attributes:
         n: Rows, facts or texts.
         why_left: Why they are still there, or cannot be counted; empty if they were erased.
-        variants: The keys of the variants that they are of, as far as that is known.
+        variants: The keys of the variants that they are of, if known.
     """
 
     place: str

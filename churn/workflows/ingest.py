@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from churn.data.account_ids import ACCOUNT_KEY, require_distinct
+from churn.data.account_ids import ACCOUNT_KEY, key_table
 from churn.data.activity import KINDS, check_activity, is_activity
 from churn.data.columns import Columns
 from churn.data.formats import read_frame
@@ -78,7 +78,7 @@ def _check(raw: SourceFile, sources: Sources, max_quarantine_share: float) -> Ex
         columns = read_columns(sources, raw.provenance.variant) or Columns()
         checked = check_activity(frame, max_money=columns.max_money)
     checked.require_share(max_quarantine_share)
-    require_distinct(checked.rows, checked.quarantined)
+    key_table(checked.rows, checked.quarantined)  # refuses two ids of one number
     first_month: date = checked.rows["activity_month"].min()  # type: ignore[assignment]  # a column of dates
     return Extract(checked.with_quarantined(), raw.provenance, first_month)
 

@@ -396,7 +396,7 @@ class Scorer:
             finish,
             source_columns=encoding.source_columns if with_reasons else (),
             has_last_active_month=first[1].last_active_months is not None,
-            has_account_keys=first[1].account_keys is not None,
+            account_keys=counts.account_keys,
             n_shown=len(encoding.features_of_windows) if with_reasons else 0,
             reference=replace(reference, parts={}).to_json() if reference else None,
             n_erasures=erased.n_erasures,
@@ -464,8 +464,7 @@ def score_rows(
     Raises ``ModelFileError`` if a score is not a probability, or its reasons do not add up to it.
     """
     for scored, is_at_risk, profile in in_threads(partial(_score_chunk, engine, model, summary.reference), chunks):
-        ids, keys = scored.account_ids, scored.account_keys
-        summary.add(ids, scored.probabilities, scored.contributions, is_at_risk, profile, account_keys=keys)
+        summary.add(scored.account_ids, scored.probabilities, scored.contributions, is_at_risk, profile)
         yield scored
 
 
@@ -483,8 +482,7 @@ def _score_chunk(
             f"{model.uri} gave {wrong.size} of {probabilities.size} rows no probability "
             f"(first: {probabilities[wrong[0]]}); nothing was published: log the model again"
         )
-    months, keys = packed.last_active_months, packed.account_keys
-    scored = ScoredRows(account_ids, probabilities, last_active_months=months, account_keys=keys)
+    scored = ScoredRows(account_ids, probabilities, last_active_months=packed.last_active_months)
     if contributions is not None and engine.reasons is not None:
         require_sums(probabilities, contributions, engine.reasons.bias, model.uri)
         reasons = sum_by_source_column(contributions, packed.values, engine.reasons.encoding)

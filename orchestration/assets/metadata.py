@@ -10,7 +10,9 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from churn.data.account_ids import keys_of
 from churn.database.evaluations import EvaluatedBatch
 from churn.monitoring.profiles import SCORE
 from churn.monitoring.summary import ScoreSummary
@@ -68,7 +70,7 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
             "batch_id": outcome.batch_id,
             "is_current": f"no: {outcome.why_not_current}" if outcome.why_not_current else "yes",
             "scored_week": record.scored_week.isoformat(),
-            "highest_risk": _preview(outcome.summary),
+            "highest_risk": _preview(outcome.summary, outcome.counts.account_keys),
         },
     }
 
@@ -134,8 +136,10 @@ def _bars(columns: tuple[str, str], sizes: Mapping[str, float], note: str) -> dg
     return table((*columns, ""), rows, "-rl", note=note)
 
 
-def _preview(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
-    rows = [(account_id, f"{probability:.3f}") for probability, account_id in summary.top]
+def _preview(summary: ScoreSummary, keys: pl.DataFrame | None) -> dg.MarkdownMetadataValue:
+    ids = [account_id for _, account_id in summary.top]
+    shown = ids if keys is None else (key or number for key, number in zip(keys_of(keys, ids), ids, strict=True))
+    rows = [(account, f"{probability:.3f}") for account, (probability, _) in zip(shown, summary.top, strict=True)]
     return table(("account_id", "churn_probability"), rows, "rr", note=f"The ranking is of {summary.population}.")
 
 

@@ -4,9 +4,8 @@ Belongs here: drawing players, their months and their money, with the quirks of 
 changes or hides those months (``tests.support.world``), labels, features, files. One ``PCG64`` stream makes everything,
 so that a seed gives the same frame on every machine.
 
-A player has a latent engagement. It stretches the stay, raises the stakes and the odds of paying
-in, and fades as the end comes near. That is all a model can learn from, and why it cannot learn
-churn perfectly.
+A player has a latent engagement. It stretches the stay, raises the stakes and the odds of paying in, and fades as the
+end comes near. That is all a model can learn from, and why it cannot learn churn perfectly.
 """
 
 from dataclasses import dataclass, replace
@@ -100,31 +99,26 @@ def draw_activity(
 ) -> tuple[Players, pl.DataFrame]:
     """Draw the monthly activity of ``n_accounts`` players. Pure: same arguments, same frame.
 
-    The base variant has the distributions of the reference extract over 21 months. A geography and
-    a company each tilt the level mixes, the stay and the stakes by an amount their name fixes.
+    The base variant has the distributions of the reference extract over 21 months. A geography and a company each tilt
+    the level mixes, the stay and the stakes by an amount their name fixes.
 
     Args:
         n_accounts: Players; each has at least one row. About 3.3 rows a player over 21 months.
-        first_month: First day of the first month.
-        n_months: Months in the extract.
-        seed: Any non-negative integer.
         twist: A first of month from which on engaged players leave sooner, where they stayed longer before: the
             relation of features to churn changes, which no model trained before can know. ``None`` for never.
 
     Returns:
         The players, in account order, and a frame of shape (n_rows, 12), sorted by ``activity_month`` and
-        ``account_id``, one row per player and month but for a handful of repeats. ``total_deposit``,
-        ``total_handle`` and ``total_ngr`` are currency units in cents; ``ftd_date``, ``qp_date`` and
-        ``total_handle`` hold nulls.
+        ``account_id``, one row per player and month but for a handful of repeats. Money is in currency units with
+        cents; ``ftd_date``, ``qp_date`` and ``total_handle`` hold nulls.
 
     Raises:
-        UsageError: If a count is below 1, the seed is negative or ``first_month`` is not the
-            first of a month.
+        UsageError: If a count is below 1, the seed is negative or ``first_month`` is not the first of a month.
     """
     if min(n_accounts, n_months) < 1 or seed < 0 or first_month.day != 1:
         raise UsageError(
-            f"cannot simulate {n_accounts=}, {n_months=}, {seed=} from {first_month}; give counts "
-            f"of at least 1, a seed of at least 0 and the first day of a month"
+            f"cannot simulate {n_accounts=}, {n_months=}, {seed=} from {first_month}; give counts of at least 1, a "
+            f"seed of at least 0 and the first day of a month"
         )
     market = _market(variant)
     rng = random_stream(seed, variant.key)
@@ -198,17 +192,9 @@ def _draw_players(
     engagement = rng.standard_normal(n)
     deposits = rng.random(n) < _logistic(1.4 + 0.5 * engagement)
     start = _draw_starts(rng, n, first_calendar_month, n_months)
-    came = Players(
-        account_id=10_000_000 + np.cumsum(rng.integers(1, 1_000, n)),
-        brand=brand,
-        ben_login=ben_login,
-        product=product,
-        tracker_id=1_000 + ben_login * _TRACKERS_PER_LOGIN + rank,
-        engagement=engagement,
-        deposits=deposits,
-        start=start,
-        leave=start,
-    )
+    account_id = 10_000_000 + np.cumsum(rng.integers(1, 1_000, n))
+    tracker_id = 1_000 + ben_login * _TRACKERS_PER_LOGIN + rank
+    came = Players(account_id, brand, ben_login, product, tracker_id, engagement, deposits, start, leave=start)
     stays = _draw_stays(rng, np.exp(_log_stay(market, came, _PULL)), np.maximum(-start, 0.0))
     return replace(came, leave=start + stays)
 

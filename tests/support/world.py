@@ -3,15 +3,8 @@
 Belongs here: returns, seasons, growth, heavy tails, how a feed delivers, restated columns, campaigns, and the extract
 as it would be read on any day, with the truth beside it. Not here: the plain players (``tests.support.simulator``).
 Each switch has random numbers of its own, drawn per account and month, so that switching one on leaves the others as
-they are. With all switches off, the whole extract is that of ``draw_activity``, byte for byte.
-
-What no world shows: players with several accounts, players whose brand or product changes, odds and sports calendars,
-what one player does to another, competitors, changes of rules or of bonus costs, erroneous duplicates of whole months,
-days in the feed's own time zone, registrations that the feed dates again when a player comes back (of the rows of the
-reference extract, 3.5 % have one after their month, here 0.6 %; a date that is not over is missing to features, which
-would tell who comes back), a player's last days (what a month has is spread over all of it), and campaigns that
-make players leave sooner. Growth and seasons thin out rows, so that an extract has fewer of them. The strength of each
-effect was chosen, not measured; the share of future dates is that of the reference extract.
+they are. With all switches off, the whole extract is that of ``draw_activity``, byte for byte. What no world shows:
+docs/adr/0025.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from churn.data.account_ids import read_id
+from churn.data.account_ids import keys_of, read_id
 from churn.data.activity import check_activity, check_encoded
 from churn.data.formats import read_frame
 from churn.data.scoring_rows import prepare
@@ -88,13 +89,10 @@ def test_numbers_and_texts_may_be_mixed_in_json(tmp_path):
 
 
 def scored(path: Path, features: tuple[str, ...] = FEATURES) -> list[tuple[int, str | None]]:
-    from datetime import date
-
-    found = []
-    for ids, packed in prepare(path, features, date(2025, 4, 6), 0.0, "the extract").chunks():
-        keys = [None] * len(ids) if packed.account_keys is None else packed.account_keys.to_list()
-        found += zip(ids.tolist(), keys, strict=True)
-    return found
+    rows = prepare(path, features, date(2025, 4, 6), 0.0, "the extract")
+    ids = np.concatenate([ids for ids, _ in rows.chunks()])
+    keys = rows.counts.account_keys
+    return list(zip(ids.tolist(), [None] * len(ids) if keys is None else keys_of(keys, ids), strict=True))
 
 
 def test_keys_follow_their_accounts_to_the_rows_that_are_scored(tmp_path):
@@ -126,22 +124,15 @@ def test_a_files_own_column_of_keys_is_not_read(tmp_path):
 
 
 def test_a_text_is_the_last_field_of_a_copied_row_and_numbers_pay_nothing():
-    from datetime import date
-
     rows = ScoredRows(np.array([7, -9]), np.array([0.5, 0.25], np.float32))
-    week = date(2026, 11, 23)
-    plain = [*encode_rows(CopyLayout(week), [rows])][1]
-    keys = pl.Series([None, "\u00e9\U0001f3b2"])
-    layout = CopyLayout(week, has_account_keys=True)
-    mixed = [*encode_rows(layout, [ScoredRows(rows.account_ids, rows.probabilities, account_keys=keys)])][1]
-    without = [*encode_rows(layout, [rows])][1]
+    plain = [*encode_rows(CopyLayout(date(2026, 11, 23)), [rows])][1]
+    keys = pl.DataFrame({"account_id": [-9, 7], "account_key": ["\u00e9\U0001f3b2", None]})
+    mixed = [*encode_rows(CopyLayout(date(2026, 11, 23), account_keys=keys), [rows])][1]
 
     half = len(plain) // 2
-    fields = [plain[2:half], plain[half + 2 :]]
     null, text = b"\xff\xff\xff\xff", b"\x00\x00\x00\x06" + "\u00e9\U0001f3b2".encode()
-    assert plain[:2] == b"\x00\x03"
-    assert mixed == b"\x00\x04" + fields[0] + null + b"\x00\x04" + fields[1] + text
-    assert without == b"\x00\x04" + fields[0] + null + b"\x00\x04" + fields[1] + null
+    assert plain[:2] == plain[half : half + 2] == b"\x00\x03"
+    assert mixed == b"\x00\x04" + plain[2:half] + null + b"\x00\x04" + plain[half + 2 :] + text
 
 
 def test_encoded_rows_of_a_text_that_occurs_twice_are_quarantined_as_numbers_are():
