@@ -257,7 +257,7 @@ def _day_range(days: Sequence[date]) -> str:
 def _file_table(folder: Path, names: Sequence[str]) -> str:
     contents: Mapping[str, bytes] = {name: (folder / name).read_bytes() for name in names}
     rows = [(f"`{name}`", f"{len(raw):,}", f"`{sha256(raw).hexdigest()}`") for name, raw in contents.items()]
-    return markdown_table(("file", "bytes", "sha256"), rows)
+    return markdown_table(("file", "bytes", "sha256"), rows, is_markup=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -56,6 +56,16 @@ def test_regenerating_gives_the_committed_data_files_byte_for_byte(regenerated, 
 
 
 @pytest.mark.slow
+def test_regenerating_gives_the_committed_readme_of_the_data_but_for_versions(regenerated):
+    root, _ = regenerated
+    written, committed = (
+        [line for line in (folder / "README.md").read_text().splitlines() if "These were written by" not in line]
+        for folder in (root / "data" / "churn", DATA)
+    )
+    assert written == committed
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_regenerating_gives_the_committed_model_files_byte_for_byte(regenerated, name):
     written_by = json.loads((MODELS / "xgb_churn_model_2.json").read_text())["version"]
