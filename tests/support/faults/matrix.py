@@ -42,6 +42,7 @@ from tests.support.faults.worker import POINTS, Nursery, Order
 ROUNDS_A_WEEK = 24
 NAIVE_MOST = 10
 LANE_ROUNDS = 100 * ROUNDS_A_WEEK
+_NEW_WEEKS = count(300)
 WENT_THROUGH = "went through by itself"
 _MID_COPY, _MID_INSERT = 9000, 2500  # bytes sent on a connection: more than precedes the rows, less than with them
 
@@ -446,10 +447,10 @@ def serialization_failure(attempt: Try) -> str | None:
 
 def lock_timeout(attempt: Try) -> str | None:
     """Hold what opening a week needs for longer than it waits."""
-    week = week_of(300 + next(attempt.stage.rounds))
+    week = week_of(next(_NEW_WEEKS))
     elsewhere = Try(attempt.stage, attempt.variant, week, attempt.run_id, attempt.meant)
     with sa.create_engine(attempt.stage.house.server, poolclass=sa.NullPool).begin() as connection:
-        connection.exec_driver_sql("LOCK TABLE churn_predictions IN ACCESS SHARE MODE")
+        connection.exec_driver_sql("LOCK TABLE churn_predictions IN SHARE UPDATE EXCLUSIVE MODE")
         timer = threading.Timer(12, connection.rollback)
         timer.start()
         said = elsewhere.score(attempt.stage.fresh("one"))
@@ -468,7 +469,7 @@ def _of_another_week(attempt: Try, said: str) -> str:
 def disk_full(attempt: Try) -> str | None:
     """Open a week on a small disk that is full, and make room while the product tries again."""
     stage = attempt.stage
-    week = week_of(300 + next(stage.rounds))
+    week = week_of(next(_NEW_WEEKS))
     with small_disk(stage.house) as ballast:
         execute(stage.house.server, f"ALTER ROLE {LOGIN} SET default_tablespace = small")
         try:
