@@ -3,7 +3,6 @@
 What fails after a batch was published must not make it a failed one.
 """
 
-import errno
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -85,24 +84,3 @@ def test_the_older_model_does_not_replace_the_newer_one(
 
     assert outcome.why_not_current == "the champion is version 2 now, not 1"
     assert set(site.current()["model_version"]) == {2}
-
-
-def test_a_disk_that_is_full_after_the_commit_fails_no_variant(
-    site: Site, log_model: Run, deployment: Deployment, caplog: pytest.LogCaptureFixture
-) -> None:
-    register_bundled(site, log_model, US.key)
-    put_input(site, US.key, as_parquet(activity()))
-    scorer = deployment.scorer()
-
-    class FullDisk:
-        def __getattr__(self, name: str) -> object:
-            return getattr(scorer.registry, name)
-
-        def attach(self, *_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    full = replace(scorer, registry=FullDisk())  # type: ignore[arg-type]
-    outcome = full.score_variant(week_request(monday()).of(US))
-
-    assert "No space left on device" in caplog.text
-    assert set(site.current()["batch_id"]) == {outcome.batch_id}
