@@ -28,11 +28,7 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def listed_with_nearest(names: Sequence[str], known: Sequence[str]) -> str:
-    """Return :func:`listed` names, each with the known one that it is close to.
-
-    >>> listed_with_nearest(["total_hanlde", "x"], ["total_handle", "y_1"])
-    'total_hanlde (total_handle?), x'
-    """
+    """Return :func:`listed` names, each with the known one that it is close to, if there is one."""
     near = (get_close_matches(name[:64], known, 1) for name in names)
     first = [f"{name} ({found[0]}?)" if found else name for name, found in zip(names[:8], near, strict=False)]
     return listed([*first, *names[8:]])

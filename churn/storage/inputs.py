@@ -18,9 +18,7 @@ INPUT_NAMES = ("activity.parquet", "activity.csv", "activity.jsonl", "activity.j
 PACKED = ("", ".gz", ".zst")
 PARTS_VERSION = "parts-"
 _SUCCESS = "_SUCCESS"
-_ACTIVITY = re.compile(
-    r"(?!.*\.(md|html|pdf|sql)$)([^/]*[^a-z/])?activity(?![a-z])|([^/]+=[^/]*/)*part-\d", re.IGNORECASE
-)
+_ACTIVITY = re.compile(r"(?i)(?!.*\.(md|html|pdf|sql)$)([^/]*[^a-z/])?activity(?![a-z])|([^/]+=[^/]*/)*part-\d")
 
 
 def sample_beside(uri: str) -> str:

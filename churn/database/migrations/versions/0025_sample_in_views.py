@@ -1,14 +1,7 @@
 """The flag of the encoded sample in the views of predictions."""
 
-from pathlib import Path
-
-from alembic import op
+from churn.database.migrations import by_sql
 
 revision = "0025"
 down_revision = "0020"
-
-
-def upgrade() -> None:
-    """Add the column to the three views."""
-    statements = (Path(__file__).parents[1] / "sample_in_views.sql").read_text(encoding="utf-8")
-    op.get_bind().exec_driver_sql(statements.replace("%", "%%"))
+upgrade = by_sql("sample_in_views.sql")
