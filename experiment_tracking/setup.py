@@ -29,7 +29,7 @@ def set_up(args: argparse.Namespace) -> None:
     """Set up the server, then each variant; prints a line for each step."""
     named = command_line.parse_variants(args)
     with open_deployment() as deployment:
-        for line in set_up_server(*deployment.databases):
+        for line in set_up_server(*deployment.databases, keep_weeks=deployment.settings.churn_keep_weeks):
             print(line, flush=True)
         registry = deployment.registry(read_only=False)
         variants = command_line.find_variants(named, args, registry.variants, deployment.sources())

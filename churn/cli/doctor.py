@@ -1,17 +1,20 @@
 """``churn doctor``: shows what is set, reached, permitted and missing, without any secret."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Literal
 
 from pydantic import SecretStr
 
-from churn.database.connection import require_connection
+from churn.database.connection import OWNER, READER, require_connection
+from churn.database.schema import excess_rights
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import Settings, load_settings
 from churn.errors import AccessDeniedError, ChurnError
 from churn.storage.history import FOLDER
 from churn.storage.places import Bucket, Folder, MissingFileError, Place
 from churn.storage.sources import MODEL_NAMES
-from churn.wording import counted
+from churn.wording import counted, listed
 
 
 def examine() -> Iterator[tuple[str, str, str]]:
@@ -30,8 +33,28 @@ def examine() -> Iterator[tuple[str, str, str]]:
                     yield "denied" if is_denied else "FAILED", what, str(error)
                 else:
                     yield ("ok", what, found) if found else ("not set", what, "none is named by the settings")
+            yield from _excess(deployment)
     except ChurnError as error:
         yield "FAILED", "settings and credentials", str(error)
+
+
+def _excess(deployment: Deployment) -> Iterator[tuple[str, str, str]]:
+    """Warn if whoever has the password of the job may do everything."""
+    with suppress(ChurnError):  # which is shown above
+        if rights := excess_rights(deployment.database):
+            remedy = 'give set-up a login of its own (CHURN_SETUP_DATABASE_URL; SECURITY.md, "Logins")'
+            yield "warning", f"login {deployment.database.username} of the job", f"{listed(rights)}; {remedy}"
+
+
+def _look_at(user: Literal["setup", "monitoring", "reader"], role: str) -> Callable[[Deployment], str]:
+    def look(deployment: Deployment) -> str:
+        url = deployment.database_as(user)
+        if url == deployment.database:
+            return ""
+        require_connection(url, role=role)
+        return f"{url.username} may act as {role}"
+
+    return look
 
 
 def _connect(deployment: Deployment) -> str:
@@ -76,6 +99,9 @@ def _look_at_delivery(deployment: Deployment) -> str:
 
 _LOOKS: dict[str, Callable[[Deployment], str]] = {
     "predictions database, as scoring uses it": lambda deployment: deployment.store().identity(),
+    "login of set-up": _look_at("setup", OWNER),
+    "login of monitoring": _look_at("monitoring", READER),
+    "login of readers": _look_at("reader", READER),
     "MLflow, as scoring uses it": _look_at_mlflow,
     "Dagster's database": _connect,
     "bucket": _look_at_bucket,

@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that ``--help`` and wrong us
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -152,7 +153,7 @@ def _explain(args: argparse.Namespace) -> None:
     week = parse_week(args.week, _today()) if args.week else None
     name = fold_name(args.variant) if args.variant else None
     with open_deployment() as deployment:
-        explain_account(deployment.database, name, args.account, week, build_console())
+        explain_account(deployment.database_as("reader"), name, args.account, week, build_console())
 
 
 def _metrics(args: argparse.Namespace) -> None:
@@ -161,7 +162,9 @@ def _metrics(args: argparse.Namespace) -> None:
 
     with (
         open_deployment() as deployment,
-        metrics_server(deployment.database, deployment.code_version, host=args.host, port=args.port) as address,
+        metrics_server(
+            deployment.database_as("monitoring"), deployment.code_version, host=args.host, port=args.port
+        ) as address,
     ):
         print(f"metrics  {address}\nCtrl-C stops it.", flush=True)
         stop_request.wait()
@@ -177,7 +180,8 @@ def _report(args: argparse.Namespace) -> None:
     with open_deployment() as deployment:
         settings = deployment.settings
         out = args.out or settings.churn_home / "report.html"
-        written = write_report(deployment.database, out, week=week, now=now, mlflow_ui=settings.churn_mlflow_ui_url)
+        database, mlflow_ui = deployment.database_as("reader"), settings.churn_mlflow_ui_url
+        written = write_report(database, out, week=week, now=now, mlflow_ui=mlflow_ui)
     n_variants = counted(written.n_variants, "variant")
     about = f"{n_variants}, week of {written.week}" if written.week else "nothing was scored yet"
     print(f"{written.path} ({about}; {written.n_bytes / 1e6:.1f} MB)")
@@ -211,7 +215,8 @@ def _retain(args: argparse.Namespace) -> None:
     with open_deployment() as deployment:
         n_weeks = deployment.settings.churn_keep_weeks if args.weeks is None else args.weeks
         horizon = deployment.horizon
-        dropped = drop_old_weeks(deployment.database, _today(), n_weeks=n_weeks, horizon=horizon, dry_run=args.dry_run)
+        database = deployment.database_as("setup")
+        dropped = drop_old_weeks(database, _today(), n_weeks=n_weeks, horizon=horizon, dry_run=args.dry_run)
     kept = f"the newest {counted(n_weeks, 'week')} are kept" if n_weeks else "all weeks are kept"
     done = "dry run, nothing was dropped: would drop" if args.dry_run else "dropped"
     print(f"{done} {counted(len(dropped), 'week')}{': ' if dropped else ''}{', '.join(map(str, dropped))}; {kept}")
@@ -233,11 +238,13 @@ def _deliver(args: argparse.Namespace) -> None:
 
 
 def _alerts(args: argparse.Namespace) -> None:
+    from churn.database.incidents import Incidents
     from churn.deployment.services import open_deployment
     from churn.workflows.alert import drop_waiting
 
-    with open_deployment() as deployment:
-        incidents, receivers = deployment.incidents(), deployment.receivers()
+    with open_deployment() as deployment, closing(Incidents(deployment.database_as("setup"))) as incidents:
+        deployment.require_schema()
+        receivers = deployment.receivers()
         if args.drop:
             n = drop_waiting(incidents, receivers, args.drop)
             print(f"dropped {counted(n, 'alert')} that waited for {args.drop}")
@@ -253,7 +260,7 @@ def _reader(args: argparse.Namespace) -> None:
     from churn.variants import find_variant, fold_name, nearest
 
     with open_deployment() as deployment:
-        known, url = deployment.registry(read_only=True).variants(), deployment.database
+        known, url = deployment.registry(read_only=True).variants(), deployment.database_as("setup")
         variants = [find_variant(fold_name(name), lambda: known) for name in args.variant]
         for variant in variants:
             if variant not in known:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from churn.data.account_ids import read_id
 from churn.data.erased import Erased, Tombstone, tombstone
-from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock
+from churn.database.connection import OWNER, WRITER, Tables, create_engine, errors_translated, lock
 from churn.database.deadlines import retry_locked
 from churn.database.published import Row
 from churn.errors import StoreError
@@ -147,12 +147,19 @@ def _erase_texts(url: sa.URL, account: str, *, dry_run: bool) -> int:
 def drop_weeks(url: sa.URL, before: date, *, dry_run: bool = False) -> list[date]:
     """Drop all weeks before a day, in every table; returns the weeks that had predictions.
 
-    If readers blocked the table whenever it was tried, this raises ``LockTimeoutError``, and nothing is dropped.
+    If readers blocked the table whenever it was tried, this raises ``LockTimeoutError``, and nothing is dropped; so does
+    ``AccessDeniedError`` for weeks that set-up recorded as kept, unless the login is an owner.
     """
-    with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
-        weeks = list(connection.scalars(sa.text("SELECT drop_weeks(:before)"), {"before": before}))
+    with errors_translated(url), create_engine(url, role=WRITER).connect() as connection:
+        weeks = list(connection.scalars(sa.text("SELECT retain_weeks(:before)"), {"before": before}))
         _end(connection, dry_run=dry_run)
     return weeks
+
+
+def record_retention(url: sa.URL, keep_weeks: int) -> None:
+    """Record how many weeks are kept, 0 for all, for logins that are no owner."""
+    with errors_translated(url), create_engine(url, role=OWNER).begin() as connection:
+        connection.execute(sa.text("UPDATE retention SET keep_weeks = :n"), {"n": keep_weeks})
 
 
 def _salt(connection: sa.Connection) -> bytes:

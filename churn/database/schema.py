@@ -25,6 +25,14 @@ _LOCK = "SELECT pg_advisory_lock(hashtextextended('churn set-up', 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('churn set-up', 0))"
 _setting_up = functools.partial(errors_translated, remedy=SETUP_NEEDS)  # which does not advise to run set-up
 _LOCK_WITHIN = "400ms"  # readers queue behind a migration that waits for another reader
+_EXCESS = """
+SELECT what FROM pg_roles AS r, pg_database AS d, LATERAL (VALUES
+    (r.rolsuper, 'is a superuser'),
+    (r.rolcreaterole, 'may create roles'),
+    (pg_has_role(r.oid, (SELECT oid FROM pg_roles WHERE rolname = :owner), 'MEMBER'), 'may drop tables'),
+    (d.datdba = r.oid, 'owns the database')
+) AS rights (is_held, what) WHERE r.rolname = session_user AND d.datname = current_database() AND is_held
+"""
 _ALREADY = ("42P04", "42710", "23505")  # duplicate database, duplicate object, unique violation in a race
 
 
@@ -117,6 +125,12 @@ def migrate_mlflow(url: sa.URL) -> tuple[str | None, str]:
         after = MigrationContext.configure(connection).get_current_revision()
         connection.commit()
     return before, str(after)
+
+
+def excess_rights(url: sa.URL) -> list[str]:
+    """Return what a login may do that the weekly job need not."""
+    with errors_translated(url), create_engine(url).connect() as connection:
+        return list(connection.scalars(sa.text(_EXCESS), {"owner": OWNER}))
 
 
 def require_predictions_schema(url: sa.URL, *, role: str) -> None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from churn.concurrency import cores
 from churn.data.labels import Horizon
@@ -111,15 +112,21 @@ class Deployment:
             )
         return self.predictions
 
+    def database_as(self, user: Literal["setup", "monitoring", "reader"]) -> sa.URL:
+        """The predictions database with the login of a user's own setting, else with the job's."""
+        name = f"churn_{user}_database_url"
+        url: SecretStr | None = getattr(self.settings, name)
+        return self.database if url is None else parse_database_url(url.get_secret_value(), name.upper())
+
     @property
     def dagster_database(self) -> sa.URL:
-        """Dagster's database, on the same server."""
-        return self.database.set(database=self.settings.churn_dagster_db_name)
+        """Dagster's database, on the same server, with the login of set-up."""
+        return self.database_as("setup").set(database=self.settings.churn_dagster_db_name)
 
     @property
     def databases(self) -> tuple[sa.URL, sa.URL, sa.URL | None]:
         """The databases of predictions, of Dagster and, if this deployment owns it, of MLflow."""
-        return self.database, self.dagster_database, self.mlflow_database
+        return self.database_as("setup"), self.dagster_database, self.mlflow_database
 
     @property
     def horizon(self) -> Horizon:
@@ -294,7 +301,7 @@ class Deployment:
 
         sources = self.sources()
         places = [place for place in (sources.bucket, sources.local) if place is not None]
-        return Eraser(self.database, self.dagster_database, places, self.deliverer())
+        return Eraser(self.database_as("setup"), self.dagster_database, places, self.deliverer())
 
     def deliverer(self) -> "Deliverer | None":
         """Open the place that predictions are delivered to; ``None`` if they are not."""

@@ -76,6 +76,15 @@ class Settings(BaseSettings):
     churn_database_url: SecretStr | None = Field(
         None, description="postgresql:// URL of the predictions database; unset: CHURN_DB_NAME on MLflow's server."
     )
+    churn_setup_database_url: SecretStr | None = Field(
+        None, description="The same database with the login of set-up, erasure and readers' grants; unset: the job's."
+    )
+    churn_monitoring_database_url: SecretStr | None = Field(
+        None, description="The same database with the login of churn metrics, which only reads; unset: the job's."
+    )
+    churn_reader_database_url: SecretStr | None = Field(
+        None, description="The same database with the login of churn explain and churn report; unset: the job's."
+    )
     churn_db_name: str = Field("churn_db", description="Name of the predictions database.")
     churn_dagster_db_name: str = Field("dagster_db", description="Name of Dagster's database of runs and events.")
     churn_home: Path = Field(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from churn.database.erasure import record_retention
 from churn.database.schema import ensure_database, ensure_roles, migrate_mlflow, migrate_predictions
 from churn.variants import Variant
 from churn.workflows.fleet import Attempts, for_each_variant
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from churn.registry.registry import Registry
 
 
-def set_up_server(database: sa.URL, dagster_database: sa.URL, mlflow_database: sa.URL | None) -> Iterator[str]:
+def set_up_server(
+    database: sa.URL, dagster_database: sa.URL, mlflow_database: sa.URL | None, *, keep_weeks: int = 0
+) -> Iterator[str]:
     """Create databases, schemas and roles; yields a line for each step.
 
     ``mlflow_database`` is ``None`` if MLflow runs behind its server elsewhere.
@@ -27,6 +30,7 @@ def set_up_server(database: sa.URL, dagster_database: sa.URL, mlflow_database: s
     if mlflow_database is not None:
         yield f"MLflow schema: {_migrated(*migrate_mlflow(mlflow_database))}"
     yield f"predictions schema: {_migrated(*migrate_predictions(database))}"
+    record_retention(database, keep_weeks)
 
 
 def set_up_variants(

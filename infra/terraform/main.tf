@@ -48,6 +48,7 @@ module "artifacts" {
   source = "./modules/artifacts"
 
   bucket                  = var.bucket
+  uploaders               = var.uploaders
   kms_key_arn             = module.secrets.kms_key_arn
   noncurrent_version_days = var.noncurrent_version_days
   log_retention_days      = var.log_retention_days

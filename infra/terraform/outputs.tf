@@ -43,6 +43,11 @@ output "bucket" {
   value       = module.artifacts.bucket
 }
 
+output "uploader_policies" {
+  description = "ARN of the policy of each partner's uploader; attach it to the partner's role."
+  value       = module.artifacts.uploader_policies
+}
+
 output "alarm_topic" {
   description = "SNS topic of the alarms."
   value       = module.alarms.topic_arn

@@ -214,6 +214,20 @@ variable "service_sizes" {
   }
 }
 
+variable "uploaders" {
+  description = "Prefixes below which each partner may write extracts, by name: acme = [\"company-acme\", \"geography-us/company-acme\"]."
+  type        = map(list(string))
+  default     = {}
+
+  validation {
+    condition = alltrue([
+      for prefix in flatten(values(var.uploaders)) :
+      can(regex("^(geography-[a-z0-9]+(_[a-z0-9]+)*/)?company-[a-z0-9]+(_[a-z0-9]+)*$", prefix))
+    ])
+    error_message = "Prefixes are those of companies: company-acme, geography-us/company-acme."
+  }
+}
+
 variable "settings" {
   description = "Settings of .env.example that say how to score, learn, watch and keep, by name."
   type        = map(string)
@@ -221,8 +235,8 @@ variable "settings" {
 
   validation {
     condition = alltrue([
-      for name in keys(var.settings) : startswith(name, "CHURN_") && !contains(
-        ["CHURN_ALERT_URLS", "CHURN_DATABASE_URL", "CHURN_DAGSTER_DATABASE_URL", "CHURN_HOME", "CHURN_LOCAL_ROOT", "CHURN_POSTGRES_BIN"], name
+      for name in keys(var.settings) : startswith(name, "CHURN_") && !endswith(name, "_DATABASE_URL") && !contains(
+        ["CHURN_ALERT_URLS", "CHURN_HOME", "CHURN_LOCAL_ROOT", "CHURN_POSTGRES_BIN"], name
       )
     ])
     error_message = "Names begin with CHURN_; where things are, and secrets, are not set here."

@@ -32,6 +32,7 @@ import yaml
 
 from churn.database.connection import create_engine
 from churn.database.embedded import embedded_postgres
+from churn.database.schema import excess_rights
 from churn.weeks import monday_of
 
 pytestmark = pytest.mark.slow
@@ -315,14 +316,17 @@ def test_s3_is_seen_and_the_servers_behind_it_are_not(started: Stack) -> None:
 def test_each_login_reaches_its_own_database_alone(started: Stack) -> None:
     passwords = dict(line.split("=", 1) for line in (started.folder / ".env").read_text().splitlines())
     reached = set()
-    for login in ("churn", "mlflow", "dagster", "watch"):
+    for login in ("setup", "churn", "analyst", "watch", "mlflow", "dagster"):
         for database in ("churn_db", "mlflow_db", "dagster_db", "postgres"):
             password = passwords[f"{login.upper()}_DB_PASSWORD"]
             url = started.server.set(username=login, password=password, database=database)
             with suppress(sa.exc.OperationalError), create_engine(url).connect():
                 reached.add((login, database))
     own = {(login, f"{login}_db") for login in ("churn", "mlflow", "dagster")}
-    assert reached == own | {("churn", "dagster_db"), ("watch", "churn_db")}
+    others = {("churn", "dagster_db"), ("watch", "churn_db"), ("analyst", "churn_db")}
+    assert reached == own | others | {("setup", "churn_db"), ("setup", "dagster_db")}
+    job = started.server.set(username="churn", password=passwords["CHURN_DB_PASSWORD"], database="churn_db")
+    assert excess_rights(job) == []
 
 
 def test_mlflow_refuses_a_foreign_host_name(started: Stack) -> None:

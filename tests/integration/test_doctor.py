@@ -26,6 +26,7 @@ def test_a_deployment_that_works_has_nothing_failed(
     assert "ok      MLflow, as scoring uses it: registered are 1 variant" in said.out
     assert f"ok      bucket: s3://{site.bucket}/ may be listed and read; 1 files" in said.out
     assert f"ok      delivered files: files may be written to s3://{site.bucket}/delivered/ and deleted" in said.out
+    assert f"warning login {site.login.username} of the job: may create roles" in said.out
     assert "not set receivers of alerts: none is named by the settings\n" in said.out
     written = f"files may be written to s3://{site.bucket}/"
     assert (

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,22 @@ import sqlalchemy as sa
 import yaml
 from moto.server import ThreadedMotoServer
 
+from churn.cli.main import main
 from churn.database.embedded import embedded_postgres
+from churn.database.erasure import drop_weeks
+from churn.database.readers import add_reader
+from churn.database.schema import excess_rights
 from churn.deployment.credentials import read_secret
 from churn.deployment.settings import load_settings
+from churn.errors import AccessDeniedError
+from churn.variants import Variant
+from churn.weeks import monday_of
 from tests.support import ROOT
 from tests.support.site import Run, run_sql
 
 TERRAFORM = ROOT / "infra" / "terraform"
 DATABASES = TERRAFORM / "modules" / "services" / "databases.py"
-LOGINS = ("churn", "mlflow", "dagster", "watch")
+LOGINS = ("setup", "churn", "analyst", "watch", "mlflow", "dagster")
 IMAGE = f"ghcr.io/example/churn@sha256:{'a' * 64}"
 # Where a machine may hold providers beside those of ~/.terraform.d, which Terraform finds by itself.
 MIRRORS = ("/usr/local/share/terraform/plugins", "/opt/tf-plugins")
@@ -128,7 +136,8 @@ def made(workplace: tuple[Path, dict[str, str]]) -> Iterator[Made]:
             "TF_VAR_image": IMAGE,
             "TF_VAR_started": "false",
         }
-        values = ["-var-file=environments/production/values.tfvars", f"-var=certificate_arn={certificate}"]
+        uploaders = '-var=uploaders={acme=["company-acme","geography-us/company-acme"]}'
+        values = [uploaders, "-var-file=environments/production/values.tfvars", f"-var=certificate_arn={certificate}"]
         terraform(copied, environment, "apply", "-auto-approve", "-input=false", "-no-color", *values)
         terraform(copied, environment, "plan", "-input=false", "-no-color", "-out=again", *values)
         again = json.loads(terraform(copied, environment, "show", "-json", "again"))
@@ -252,6 +261,16 @@ class TestAWholeEnvironment:
             held = allowed(f"churn-production-{task}-execution", "start")["SecretsOfItsEnvironment"]
             assert made.outputs["master_secret"] not in held
 
+    def test_a_partners_uploader_writes_extracts_below_its_own_prefixes_alone(self, made: Made) -> None:
+        (arn,) = made.outputs["uploader_policies"].values()
+        document = made.client("iam").get_policy_version(PolicyArn=arn, VersionId="v1")["PolicyVersion"]["Document"]
+        extracts, key = document["Statement"]
+        bucket = f"arn:aws:s3:::{made.outputs['bucket']}"
+        own = {f"{bucket}/{prefix}/data/churn/*" for prefix in ("company-acme", "geography-us/company-acme")}
+        assert set(extracts["Resource"]) == own
+        assert set(extracts["Action"]) == {"s3:PutObject", "s3:AbortMultipartUpload"}
+        assert {action.split(":")[0] for action in key["Action"]} == {"kms"}
+
     def test_only_who_must_may_connect(self, made: Made) -> None:
         groups = made.client("ec2").describe_security_groups()["SecurityGroups"]
         names = {group["GroupId"]: group["GroupName"].removeprefix("churn-production-") for group in groups}
@@ -314,7 +333,7 @@ def is_let_in(server: sa.URL, login: str, suffix: str, database: str) -> bool:
 
 
 def test_logins_are_made_by_an_administrator_who_is_no_superuser_and_set_up_works_with_them(
-    administrator: sa.URL, set_up: Run, monkeypatch: pytest.MonkeyPatch
+    administrator: sa.URL, set_up: Run, run_main: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed = make_databases(administrator, "first")
     assert make_databases(administrator, "second").count("found") == printed.count("\n")
@@ -330,8 +349,22 @@ def test_logins_are_made_by_an_administrator_who_is_no_superuser_and_set_up_work
         made = administrator.set(drivername="postgresql", username=login, password=f"{login}-second", database=database)
         return made.render_as_string(hide_password=False)
 
+    job, setup = (sa.make_url(url(login, "churn_db")) for login in ("churn", "setup"))
     monkeypatch.setenv("CHURN_DATABASE_URL", url("churn", "churn_db"))
+    monkeypatch.setenv("CHURN_SETUP_DATABASE_URL", url("setup", "churn_db"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url("mlflow", "mlflow_db"))
     said = [set_up() for _ in range(2)]
     assert [one.status for one in said] == [0, 0], said
     assert "predictions schema: already at" in said[1].out
+    assert excess_rights(job) == []
+    assert "may create roles and may drop tables" in " and ".join(excess_rights(setup))
+
+    with pytest.raises(AccessDeniedError, match="set-up recorded CHURN_KEEP_WEEKS=0"):
+        drop_weeks(job, date(2020, 1, 6))
+    monkeypatch.setenv("CHURN_KEEP_WEEKS", "60")
+    assert set_up().status == 0
+    assert drop_weeks(job, date(2020, 1, 6)) == []
+    with pytest.raises(AccessDeniedError, match="set-up recorded CHURN_KEEP_WEEKS=60"):
+        drop_weeks(job, monday_of(date.today()) - timedelta(weeks=58))  # noqa: DTZ011
+    assert add_reader(setup, "acme", [Variant(company="acme")]) == ["company-acme"]
+    assert run_main(main, "doctor").out.count("warning") == 0

@@ -176,9 +176,14 @@ def test_a_setting_means_in_the_containers_what_it_means_in_env(services: dict[s
         "churn_db_name", "churn_postgres_bin",
     }  # fmt: skip
     of_what_the_image_lacks = {"churn_ray_address"}
-    given = {key.lower() for key in services["code"]["environment"]}
+    apart = {key: value for key, value in services["setup"]["environment"].items() if key.endswith("_DATABASE_URL")}
+    given = {key.lower() for name in ("setup", "metrics") for key in services[name]["environment"]}
     assert set(Settings.model_fields) - given == of_the_image | of_other_ways_in | of_what_the_image_lacks
-    assert services["setup"]["environment"] == services["code"]["environment"]
+    assert services["setup"]["environment"] == services["code"]["environment"] | apart
+    assert set(apart) - set(services["code"]["environment"]) == {
+        "CHURN_SETUP_DATABASE_URL",
+        "CHURN_READER_DATABASE_URL",
+    }
     # No password of the containers is taken for a setting by commands that run beside them and read the same .env.
     assert not {name.lower() for name in dotenv_values(env)} & set(Settings.model_fields)
 

@@ -8,6 +8,11 @@ variable "kms_key_arn" {
   type        = string
 }
 
+variable "uploaders" {
+  description = "Prefixes below which each partner may write extracts, by the partner's name."
+  type        = map(list(string))
+}
+
 variable "noncurrent_version_days" {
   description = "Days for which a replaced or deleted object can be had back."
   type        = number

@@ -11,10 +11,12 @@ locals {
   logs    = "arn:${data.aws_partition.current.partition}:logs:${data.aws_region.current.name}:${local.account}:log-group"
   # Login and database; as infra/compose/databases.sql has them.
   logins = {
+    setup   = "churn_db"
     churn   = "churn_db"
+    analyst = "churn_db"
+    watch   = "churn_db"
     mlflow  = "mlflow_db"
     dagster = "dagster_db"
-    watch   = "churn_db"
   }
 }
 

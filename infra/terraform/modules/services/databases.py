@@ -15,8 +15,15 @@ from psycopg2.extensions import connection, encrypt_password
 
 GROUPS = ("churn_owner", "churn_writer", "churn_reader")
 # A login may do what those named beside it may: docs/adr/0006, infra/compose/databases.sql.
-LOGINS = {"dagster": (), "mlflow": ("churn_writer",), "churn": (*GROUPS, "dagster"), "watch": ("churn_reader",)}
-DATABASES = {"churn_db": "churn", "mlflow_db": "mlflow", "dagster_db": "dagster"}
+LOGINS = {
+    "dagster": (),
+    "mlflow": ("churn_writer",),
+    "setup": (*GROUPS, "dagster"),
+    "churn": ("churn_writer", "churn_reader"),
+    "analyst": ("churn_reader",),
+    "watch": ("churn_reader",),
+}
+DATABASES = {"churn_db": "setup", "mlflow_db": "mlflow", "dagster_db": "dagster"}
 
 
 def make(server: connection, kind: str, name: str) -> None:
@@ -46,6 +53,8 @@ def set_up(server: connection) -> None:
             )
             for group in memberships:
                 cursor.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(login)))
+        cursor.execute("ALTER ROLE setup CREATEROLE")  # which makes readers
+        cursor.execute("REVOKE churn_owner, dagster FROM churn")  # as earlier releases had it
         for database, owner in DATABASES.items():
             make(server, "DATABASE", database)
             names = {"database": sql.Identifier(database), "owner": sql.Identifier(owner)}
@@ -54,7 +63,8 @@ def set_up(server: connection) -> None:
             cursor.execute(sql.SQL("ALTER DATABASE {database} OWNER TO {owner}").format(**names))
             cursor.execute(sql.SQL("REVOKE CONNECT ON DATABASE {database} FROM PUBLIC").format(**names))
         cursor.execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
-        cursor.execute("GRANT CONNECT ON DATABASE churn_db TO watch")
+        cursor.execute("GRANT CONNECT ON DATABASE churn_db TO churn, analyst, watch")
+        cursor.execute("GRANT CONNECT ON DATABASE dagster_db TO churn")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ data "aws_iam_policy_document" "trust" {
 locals {
   # A secret's key is named behind its ARN: ARN:KEY:: .
   injected = merge(
-    { for name, service in local.services : name => values(service.secrets) },
-    { setup = values(local.code_secrets), databases = values(local.database_task_secrets) },
+    # The task of the code begins with set-up.
+    { for name, service in local.services : name => values(name == "code" ? local.setup_secrets : service.secrets) },
+    { setup = values(local.setup_secrets), databases = values(local.database_task_secrets) },
   )
   injected_arns = { for name, sources in local.injected : name => distinct(concat(
     [for source in sources : join(":", slice(split(":", source), 0, 7))],

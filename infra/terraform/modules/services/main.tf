@@ -36,6 +36,12 @@ locals {
     var.alert_secret_arn == null ? {} : { CHURN_ALERT_URLS = var.alert_secret_arn },
   )
 
+  # Its login alone makes tables, erases and makes readers; no service has it.
+  setup_secrets = merge(local.code_secrets, {
+    CHURN_READER_DATABASE_URL = "${var.login_secrets["analyst"].arn}:url::"
+    CHURN_SETUP_DATABASE_URL  = "${var.login_secrets["setup"].arn}:url::"
+  })
+
   is_healthy = "import urllib.request as r; r.urlopen('http://127.0.0.1:%d/%s', timeout=4)"
 
   services = {

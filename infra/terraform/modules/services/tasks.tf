@@ -64,7 +64,7 @@ locals {
     essential   = false
     command     = ["python", "-m", "experiment_tracking.setup"]
     environment = local.environment["code"]
-    secrets     = local.secrets["code"]
+    secrets     = [for key, source in local.setup_secrets : { name = key, valueFrom = source }]
     dependsOn   = local.after_files
   })
 }
