@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 _NO_TRAIL = "no database for predictions is set; set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
 _NEAR = "{} is new, has no files of its own, and is spelled like {}; to undo it: docs/how-to/remove-a-variant.md"
+_NEXT = (
+    "next      version {0} is still the champion, which scores; log the model with --alias challenger to compare it "
+    "with version {0}, or with --alias champion to replace that"
+)
 _THREADS = 2  # each variant is taken to its end: a killed run leaves few unfinished
 
 
@@ -94,13 +98,6 @@ def adopt_models(deployment: Deployment, args: argparse.Namespace) -> None:
     log_variants(deployment, list(chosen), alias, adopt=adopt, failed=failed)
 
 
-def _next_step(champion: int | None) -> str:
-    return (
-        f"next      version {champion} is still the champion, which scores; log the model with --alias challenger to "
-        f"compare it with version {champion}, or with --alias champion to replace that"
-    )
-
-
 def log_variants(
     deployment: Deployment,
     variants: Sequence[Variant],
@@ -112,12 +109,10 @@ def log_variants(
     adopt: "Callable[[Variant], tuple[ModelVersion, Candidate] | str] | None" = None,
     failed: Mapping[str, BaseException] | None = None,
 ) -> None:
-    """Log the variants, a few at once, and print the results.
+    """Log the variants, a few at once, and print the results and the models that are of no variant, with the reason.
 
-    Args:
-        typed: The tags of a variant's run that have its parts as a person spelled them.
-        adopt: In place of logging a variant's files; returns a line where that was done before.
-        failed: Models that are of no variant, by name, with the reason.
+    ``typed`` are the tags with a variant's parts as a person spelled them. ``adopt`` adopts a version in place of
+    logging the variant's files; it returns a line where that was done before.
     """
     from churn.workflows.register import log_variant, read_candidate
 
@@ -154,7 +149,7 @@ def log_variants(
             f"model URI {version.uri}",
             f"version   {'already registered as version ' if version.is_repeat else ''}{version.version}, "
             f"{f'alias {held}' if held else 'without an alias'}{'; nothing was changed' if version.is_repeat else ''}",
-            *([] if held else [_next_step(aliases.get(CHAMPION))]),
+            *([] if held else [_NEXT.format(aliases.get(CHAMPION))]),
             *([f"warning   {_NEAR.format(variant, near)}"] if near and variant not in known else []),
             *(f"remark    {remark}" for remark in candidate.remarks),
         ]

@@ -41,9 +41,8 @@ _Out = TypeVar("_Out")
 class AssetReport:
     """What Dagster shows of a variant whose work is done.
 
-    Attributes:
-        problem: Why the report is incomplete; ``None`` if it is complete.
-        is_dry_run: Whether nothing was changed; the checks then count, and no event is logged.
+    ``problem`` is why it is incomplete, if it is. With ``is_dry_run`` nothing was changed: the checks count, and no
+    event is logged.
     """
 
     metadata: Mapping[str, Metadata]

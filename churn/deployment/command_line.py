@@ -151,9 +151,7 @@ def find_variants(
 ) -> list[Variant]:
     """Return the variants of these names and of ``--under``; raises ``UsageError`` where there is none.
 
-    Args:
-        known: Returns the registered variants.
-        places: Where ``--under`` searches model files; ``None``: the registered variants.
+    ``--under`` searches model files in ``places``, and in place of ``None`` the registered variants, ``known``.
     """
     found, under = [find_variant(name, known) for name in names], []
     for place in places if args.under is not None else ():

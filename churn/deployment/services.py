@@ -74,7 +74,6 @@ class Deployment:
         predictions: The predictions database; ``None`` if only MLflow is set, which is enough to log models.
         mlflow_database: MLflow's database if this deployment owns it; ``None`` behind an MLflow server.
         tracking_uri: For MLflow clients; may contain a password.
-        is_embedded: Whether the PostgreSQL is the embedded one.
     """
 
     settings: Settings

@@ -89,7 +89,6 @@ class Bundle:
 
     Attributes:
         load: Returns the booster, which is needed only where its tables cannot be used.
-        data: The file's bytes.
         parameters: The model's parameters as stored in the file; empty when loaded without reading them.
         categories: The levels of each categorical feature, in the order of their codes.
         golden: Rows and the scores that were logged with the model; ``None`` if it was not logged.

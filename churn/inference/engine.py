@@ -43,12 +43,10 @@ class Reasons:
 
 @dataclass(frozen=True)
 class Engine:
-    """Scores rows of one encoding.
+    """Scores rows of one encoding; ``fallback_reason`` is why XGBoost itself does, ``None`` for the compiled tables.
 
-    Attributes:
-        score: From rows to churn probabilities, shape (n_rows,), and contributions in log-odds, shape
-            (n_rows, n_columns), or ``None`` without reasons; thread-safe.
-        fallback_reason: Why XGBoost itself scores; ``None`` for the compiled tables.
+    ``score`` returns churn probabilities, shape (n_rows,), and contributions in log-odds, shape (n_rows, n_columns), or
+    ``None`` without reasons; thread-safe.
     """
 
     score: Callable[[Packed], tuple[Floats, Floats | None]]
@@ -83,7 +81,8 @@ def build_engine(
     if cache is not None and (kept := _load(cache, key, bundle, encoding, with_reasons=with_reasons)) is not None:
         return kept
     try:
-        tables = _compile(bundle, encoding, is_large_batch=is_large, with_reasons=with_reasons)
+        build = functools.partial(build_explainer, is_large_batch=is_large) if with_reasons else build_scorer
+        tables = build(bundle.read_forest(), encoding)
     except NotCompilableError as error:
         return _use_xgboost(bundle, encoding, str(error), with_reasons=with_reasons)
     compiled = _engine(tables, encoding)
@@ -93,13 +92,6 @@ def build_engine(
     if cache is not None:
         cache.store(key, dict(_flattened(tables)))
     return compiled
-
-
-def _compile(bundle: Bundle, encoding: Encoding, *, is_large_batch: bool, with_reasons: bool) -> _Tables:
-    forest = bundle.read_forest()
-    if with_reasons:
-        return build_explainer(forest, encoding, is_large_batch=is_large_batch)
-    return build_scorer(forest, encoding)
 
 
 def _engine(tables: _Tables, encoding: Encoding) -> Engine:

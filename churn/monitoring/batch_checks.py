@@ -26,10 +26,9 @@ class CheckResult:
 class BatchFigures:
     """The figures that the checks compare, in addition to the batch.
 
-    Attributes:
-        n_stored: Rows of the batch in PostgreSQL.
-        champion: The model version that is champion now; ``None`` if the registry could not be queried.
-        untrained_missing: Accounts by feature that is missing and never was in the model's reference.
+    ``n_stored`` rows of it are in PostgreSQL. ``champion`` is the version that is champion now, ``None`` if the
+    registry could not be queried; ``untrained_missing`` counts accounts by feature that never was missing in its
+    reference.
     """
 
     n_quarantined: int
@@ -72,19 +71,15 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     if (missing := figures.untrained_missing) is not None:
         found = ", ".join(f"{name} of {n:,} accounts" for name, n in missing.items()) or "none"
         results.append(CheckResult("missing_values_were_trained", not missing, {"missing": found}))
-    results += [*_check_against_history(batch, history, as_of), *_check_against_reference(batch)]
+    rows, stale = history.volume_of(batch), outdated_sentence(batch, history, as_of)
+    volume = {"n_rows": rows.n_rows, "usual": "not known yet" if rows.usual is None else rows.usual}
     counts = {"n_stored": n_stored, "n_scored": n_scored}
-    return [*results, CheckResult("rows_were_scored", n_stored == n_scored > 0, counts)]
-
-
-def _check_against_history(batch: ScoredBatch, history: History, as_of: date) -> list[CheckResult]:
-    rows = history.volume_of(batch)
-    stale = outdated_sentence(batch, history, as_of)
-    usual = "not known yet" if rows.usual is None else rows.usual
-    is_usual = rows.status not in ("low", "high")
     return [
-        CheckResult("row_count_is_usual", is_usual, {"n_rows": rows.n_rows, "usual": usual}),
+        *results,
+        CheckResult("row_count_is_usual", rows.status not in ("low", "high"), volume),
         CheckResult("data_is_fresh", stale is None, {"problem": stale or "none"}),
+        *_check_against_reference(batch),
+        CheckResult("rows_were_scored", n_stored == n_scored > 0, counts),
     ]
 
 

@@ -124,10 +124,8 @@ class Attempt:
 class History:
     """A variant's row counts and inputs over its earlier weeks.
 
-    Attributes:
-        n_rows: Rows read for the current batch of each week.
-        inputs: The day on which each input file of the variant first appeared, by the file's SHA-256.
-        n_newest: Rows of each month that was the newest whole one.
+    ``n_rows`` were read for the current batch of each week, ``n_newest`` of each month that was the newest whole one.
+    ``inputs`` has the day on which each input file of the variant first appeared, by the file's SHA-256.
     """
 
     n_rows: Mapping[date, int]

@@ -64,7 +64,6 @@ class FeatureDrift:
         unknown_share: Share of rows with a missing value or a level that the model does not know.
         unknown_rise: Increase of that share over the reference's; negative if it decreased.
         unknown_p_value: Probability of an increase at least this large without drift.
-        n_reference: Rows of the reference.
         effect: Shift of the mean contribution to the scores in log-odds; 0 if the reference has no contributions.
         moves: Of a category the share of each level, of a number the share of the known values at or below each decile
             of the reference's year, and the share of ``unknown`` values; by the level's name or the decile, as ``0.5``.
@@ -309,14 +308,10 @@ def flag_fleet(
     least_moved: float = LEAST_MOVED,
     least_unknown_rise: float = LEAST_UNKNOWN_RISE,
 ) -> frozenset[Flag]:
-    """Return the features that drifted, at a false discovery rate of ``fdr`` (Benjamini-Hochberg).
+    """Return the features that drifted, at a false discovery rate of ``fdr`` (Benjamini-Hochberg), in the whole fleet.
 
     A feature's p-value is that of its largest move beyond the fleet's and the tolerance, times the number of its moves.
-
-    Args:
-        drifts: The whole fleet's, since its movement and the threshold depend on all of them.
-        least_moved: Share of the rows, beyond the fleet's movement, below which a move is ignored.
-        least_unknown_rise: Increase of the unknown share below which it is ignored.
+    Ignored are moves below ``least_moved`` of the rows, and rises of the unknown share below ``least_unknown_rise``.
     """
     flags = [Flag(variant, drift.feature) for variant, of_variant in drifts.items() for drift in of_variant]
     moves = _Moves.of([drift for of_variant in drifts.values() for drift in of_variant])

@@ -55,9 +55,8 @@ KINDS: Mapping[str, Kind] = {
 class Condition:
     """A problem that exists now.
 
-    Attributes:
-        members: The affected variants (by key) or runs (by Dagster run id), each with a sentence.
-        subject: The job's name for ``run_failed``, which has one incident for each job; else empty.
+    ``members`` are the affected variants (by key) or runs (by Dagster run id), each with a sentence. ``subject`` is the
+    job's name for ``run_failed``, which has one incident for each job; else empty.
     """
 
     kind: str

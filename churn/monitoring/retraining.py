@@ -22,13 +22,7 @@ _STALE_AFTER = 3  # horizons: labels take one to mature, which leaves two cohort
 
 @dataclass(frozen=True)
 class RetrainingPolicy:
-    """Thresholds for retraining.
-
-    Attributes:
-        horizon_months: Horizon of the label.
-        after_months: Maximum age of a champion; 0 means no maximum.
-        pause_days: Minimum time between two requests for a variant.
-    """
+    """Thresholds for retraining: the age at which a champion is too old, 0 for none, and the pause between requests."""
 
     horizon_months: int = HORIZON_MONTHS
     after_months: int = RETRAIN_AFTER_MONTHS

@@ -18,6 +18,7 @@ from churn.data.features import encode, features, in_order, plan_encoding
 from churn.data.snapshots import Snapshot
 from churn.data.windows import ACTIVITY
 from churn.errors import InputError
+from churn.evaluation.metrics import log_losses
 from churn.inference.bundle import Bundle
 from churn.training.checks import GateCheck
 from churn.training.train import Part, Trained
@@ -93,8 +94,8 @@ def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> Gate
     n, n_churned = np.bincount(lags), np.bincount(lags, weights=churned)
     by_lag = np.append((n_churned + base) / (n + 1), base)
     recency = by_lag[np.minimum(_lags(accounts, rows_of), len(n))]
-    model = _losses(accounts.churned, trained.bundle.predict(accounts.matrix))
-    gains = [_losses(accounts.churned, scores) - model for scores in (np.full(accounts.n, base), recency)]
+    model = log_losses(accounts.churned, trained.bundle.predict(accounts.matrix))
+    gains = [log_losses(accounts.churned, scores) - model for scores in (np.full(accounts.n, base), recency)]
     over_base, over_recency = (float(gain.mean()) for gain in gains)
     error = float(_CONFIDENCE * gains[1].std() / np.sqrt(accounts.n))
     holds = over_base > 0 and over_recency + error > 0
@@ -194,8 +195,3 @@ def _lags(part: Part, rows_of: dict[date, pl.DataFrame]) -> npt.NDArray[np.int64
         months = rows.select(month_number(as_of) - month_numbers(pl.col("activity_month"))).to_series().to_numpy()
         lags[chosen] = months[np.searchsorted(rows["account_id"].to_numpy(), part.account_ids[chosen])]
     return lags
-
-
-def _losses(churned: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    clipped = np.clip(scores.astype(np.float64), 1e-6, 1 - 1e-6)
-    return -np.log(np.where(churned, clipped, 1 - clipped))

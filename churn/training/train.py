@@ -44,10 +44,8 @@ _FIRST_TRIAL: Parameters = {
 class TrainingPlan:
     """How to train.
 
-    Attributes:
-        n_trials: Hyperparameter trials.
-        n_held_out: Months of the newest snapshots, on which the model is evaluated and nothing is chosen.
-        min_of_class: Minimum labels of each outcome in training and validation together.
+    The model is evaluated on the newest ``n_held_out`` months of snapshots, and nothing is chosen on them. Training and
+    validation together need ``min_of_class`` labels of each outcome.
     """
 
     horizon: Horizon = field(default_factory=Horizon)

@@ -44,12 +44,10 @@ _MOST_WEEKS = 10_000
 
 @dataclass(frozen=True)
 class Removed:
-    """The data of an account in one place.
+    """The rows, facts or texts of an account in one place.
 
-    Attributes:
-        n: Rows, facts or texts.
-        why_left: Why they are still there, or cannot be counted; empty if they were erased.
-        variants: The keys of the variants that they are of, if known.
+    ``why_left`` is why they are still there, or cannot be counted; empty if they were erased. ``variants`` are the keys
+    of the variants that they are of, if known.
     """
 
     place: str

@@ -57,12 +57,9 @@ _LIVE_METRICS = (
 
 @dataclass(frozen=True)
 class VariantEvaluation:
-    """The result of evaluating a variant.
+    """The result of evaluating a variant: the batches evaluated now, by week, its models and their comparison.
 
-    Attributes:
-        batches: The batches that were evaluated now, by week.
-        status: The variant's models and their comparison; ``None`` if it could not be evaluated.
-        not_evaluated: Why the variant cannot be evaluated; ``None`` if it was.
+    ``not_evaluated`` is why the variant cannot be evaluated; then ``status`` is ``None``.
     """
 
     n_new_facts: int = 0
@@ -152,12 +149,9 @@ def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluatio
 
 @dataclass(frozen=True)
 class PendingEvaluation:
-    """The pending work of some variants.
+    """The current batches of some variants to evaluate, whose labels may be used, and the evaluations to log to MLflow.
 
-    Attributes:
-        unevaluated: Their current batches that were not evaluated, and whose labels may be used.
-        unlogged: Their evaluated batches that were not logged to MLflow yet.
-        version_tags: Tags of all model versions, if they were listed; ``None`` queries those that are needed.
+    ``version_tags`` are those of all model versions, if they were listed; ``None`` queries those that are needed.
     """
 
     unevaluated: list[PublishedBatch]
@@ -167,11 +161,9 @@ class PendingEvaluation:
 
 @dataclass(frozen=True)
 class PerformanceEvaluator:
-    """The services and limits of evaluation.
+    """The services and limits of evaluation; ``auc_limit`` is that of versions registered without a limit of their own.
 
-    Attributes:
-        auc_limit: Minimum ROC AUC of versions that were registered without a limit of their own.
-        listed: The pending work of a fleet's variants, from one query; that of others is queried when needed.
+    ``listed`` is the pending work of a fleet's variants, from one query; that of others is queried when needed.
     """
 
     ingestion: Ingestion

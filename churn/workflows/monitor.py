@@ -26,12 +26,9 @@ _WEEK = timedelta(weeks=1)
 
 @dataclass(frozen=True)
 class FleetDrift:
-    """The drift of a fleet's newest batches.
+    """The drift of a fleet's newest batches, of which ``n_compared`` could be compared with a reference.
 
-    Attributes:
-        n_compared: Variants whose newest batch could be compared with a reference.
-        unknown_levels: Flags of categorical features whose share of unknown levels rose.
-        missing_values: Flags of other features whose share of missing values rose.
+    The other flags are of categorical features whose share of unknown levels rose, and of others that miss more values.
     """
 
     n_compared: int
@@ -64,11 +61,9 @@ _KINDS_OF_CHECK: Mapping[str, Collection[str]] = {
 
 @dataclass(frozen=True)
 class FleetStatus:
-    """The problems of a fleet.
+    """The problems of a fleet by kind, kinds without a problem included.
 
-    Attributes:
-        conditions: The problems by kind, kinds without a problem included.
-        unavailable_kinds: Kinds that could not be examined, because the registry or Dagster could not be queried.
+    Kinds are unavailable that could not be examined, because the registry or Dagster could not be queried.
     """
 
     n_variants: int

@@ -44,9 +44,11 @@ class ProcessEngine:
     def __call__(self, attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:
         """Run an attempt for each key; yields the results as they complete."""
         queue, deaths = deque(keys), Counter[str]()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(_PRELOADED))
         while queue:
             running: dict[Future[Any], tuple[str, datetime]] = {}
-            pool = self._start(attempt)
+            pool = ProcessPoolExecutor(self.n, context, _begin, (attempt,))
             try:
                 yield from self._drain(pool, queue, running, deaths)
             except BrokenProcessPool:
@@ -86,11 +88,6 @@ class ProcessEngine:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 result = future.result()
                 yield running.pop(future)[0], result
-
-    def _start(self, attempt: Callable[[str], Any]) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOADED))
-        return ProcessPoolExecutor(self.n, context, _begin, (attempt,))
 
 
 def _begin(attempt: Callable[[str], Any]) -> None:

@@ -72,10 +72,7 @@ class Candidate:
 
 
 def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of: Variant | None = None) -> Candidate:
-    """Download a variant's model, feature names and sample into a folder, and check that they belong together.
-
-    Args:
-        files_of: The variant whose files are used; ``None`` for the variant's own.
+    """Download the files of a variant, or of ``files_of``, into a folder, and check that they belong together.
 
     Raises:
         SourceError: If a file cannot be read.

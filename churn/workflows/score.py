@@ -198,12 +198,9 @@ class _Scoring:
 
 @dataclass(frozen=True)
 class ScoringOutcome(_Scoring):
-    """A variant's published week.
+    """A variant's published week; ``why_not_current`` is why the batch did not replace the current one.
 
-    Attributes:
-        challenger_version: ``None`` if the variant has no challenger.
-        challenger_record: Of the challenger's batch; ``None`` if there is none or it failed.
-        why_not_current: Why the batch did not replace the current one.
+    The challenger's version is ``None`` if there is none, and its batch's record also if it failed.
     """
 
     record: BatchRecord

@@ -62,12 +62,9 @@ _EXPLAINED_ROWS = 1_000
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """The result of training a variant.
+    """The result of training a variant; ``version`` is ``None`` after a dry run.
 
-    Attributes:
-        provenance: Of the variant's own input file; ``None`` if it has none.
-        against: The champion on the same held-out accounts; ``None`` if there is none.
-        version: ``None`` after a dry run.
+    ``provenance`` is of the variant's own input file, ``against`` the champion on the same held-out accounts, if any.
     """
 
     variant: Variant

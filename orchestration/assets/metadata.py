@@ -3,13 +3,10 @@
 Belongs here: the metadata of a published batch, and the Markdown that several assets share.
 """
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from churn.data.account_ids import keys_of
@@ -80,21 +77,19 @@ def _distributions(outcome: ScoringOutcome) -> Metadata:
     reference, batch = outcome.summary.reference, outcome.summary.profile
     if not outcome.record.drift or reference is None or batch is None:
         return {}
-    before, now = reference.by_feature(), batch.by_feature()
+    before, now = (
+        {name: counts / max(counts.sum(), 1) for name, counts in one.by_feature().items()} for one in (reference, batch)
+    )
     shares = [
         (bins.feature, label, *pair)
         for bins in reference.bins
         if bins.feature != SCORE
-        for label, *pair in zip(bins.labels, *(_shares(one[bins.feature]) for one in (before, now)), strict=True)
+        for label, *pair in zip(bins.labels, before[bins.feature], now[bins.feature], strict=True)
     ]
     most = sorted(shares, key=lambda one: -abs(one[2] - one[3]))[:_MOST_VALUES]
     rows = [(feature, label, percent(was, 1), percent(is_now, 1)) for feature, label, was, is_now in most]
     note = "The table has the values whose shares of the rows differ most."
     return {"distributions": table(("feature", "value", "reference", "this batch"), rows, "--rr", note)}
-
-
-def _shares(counts: npt.NDArray[np.int64]) -> list[float]:
-    return (counts / max(counts.sum(), 1)).tolist()  # type: ignore[no-any-return]
 
 
 def _predictions(outcome: ScoringOutcome) -> Metadata:
@@ -156,11 +151,6 @@ def segment_table(evaluated: EvaluatedBatch) -> dg.MarkdownMetadataValue:
     n_others = len(evaluated.segments) - len(measured)
     note = f"{evaluated.batch.scored_week}{limit}; {n_others} levels with too few labels"
     return table(("segment", "level", "matured", "churned", "ROC AUC", "calibration error"), rows, "--rr-r", note)
-
-
-def picture(svg: str) -> dg.MarkdownMetadataValue:
-    """Embed a picture in Markdown."""
-    return dg.MetadataValue.md(f"![picture](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})")
 
 
 def table(

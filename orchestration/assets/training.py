@@ -4,6 +4,7 @@ One op trains a range of variants in one process. A failed gate does not fail th
 an alias, and the failed checks give the reasons. Not here: how a variant is trained (``churn.workflows.train``).
 """
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from functools import partial
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from churn.errors import UsageError
 from orchestration import checks
-from orchestration.assets.metadata import Metadata, picture, table
+from orchestration.assets.metadata import Metadata, table
 from orchestration.checks import TRAINED
 from orchestration.fleet import AssetReport, FleetRun, fleet_assets
 from orchestration.resources import Services
@@ -102,9 +103,11 @@ def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str])
         }
     rows = [(one.name, one.as_ofs[0], one.as_ofs[-1], f"{one.n:,}", f"{one.n_churned:,}") for one in trained.parts]
     pictures = {
-        name.removesuffix(".svg"): picture(outcome.pictures[name].decode())
+        name.removesuffix(".svg"): dg.MetadataValue.md(
+            f"![picture](data:image/svg+xml;base64,{b64encode(svg).decode()})"
+        )
         for name in _SHOWN_PICTURES
-        if len(outcome.pictures[name]) <= _MAX_PICTURE_BYTES
+        if len(svg := outcome.pictures[name]) <= _MAX_PICTURE_BYTES
     }
     return {
         **links,
