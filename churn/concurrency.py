@@ -86,15 +86,12 @@ class CircuitBreaker:
     def call(
         self, work: Callable[[], _Out], *failing: type[TransientError], waits_for: type[TransientError] | None = None
     ) -> _Out:
-        """Call ``work``, or fail at once while the breaker is open.
+        """Call ``work``, or fail at once with the last error's type while the breaker is open.
 
         Args:
             failing: The errors that ``work`` raises when the service is down; other errors do not count.
             waits_for: If an error of this type opened the breaker, wait until it tries again, once for all callers:
                 what passes within the pause then costs a fleet one wait, and what lasts longer does not cost it more.
-
-        Raises:
-            TransientError: The error of ``work``, or one of the type that opened the breaker.
         """
         if not (waits_for and self._has_waited(waits_for)):
             self._require_closed()

@@ -64,11 +64,7 @@ def month_start(day: date, months_later: int = 0) -> date:
 
 
 def month_range(first: date, last: date) -> str:
-    """Return the months from one to another as text.
-
-    >>> month_range(date(2025, 1, 1), date(2026, 3, 1))
-    '2025-01 to 2026-03'
-    """
+    """Return the months from one to another as text, such as ``2025-01 to 2026-03``."""
     return f"{first:%Y-%m} to {last:%Y-%m}"
 
 

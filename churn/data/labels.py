@@ -135,7 +135,7 @@ def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horiz
 
     Of the reports of an account's month, the one known last counts, then the one later in the file.
     """
-    requested = _distinct(np.sort(account_ids))
+    requested = np.unique(account_ids)
     first_month, last_month = horizon.first_month(as_of), horizon.last_month(as_of)
     is_mature = today >= horizon.matures_on(as_of)
     if not is_mature or not _reach(reports, last_month, today):
@@ -204,7 +204,7 @@ def _active_accounts(reports: Reports, first_month: date, last_month: date, know
     accounts, months = reports.account_ids[rows], months[rows]
     counts = np.ones(len(rows), dtype=np.bool_)
     counts[:-1] = (accounts[1:] != accounts[:-1]) | (months[1:] != months[:-1])
-    return _distinct(accounts[counts & reports.is_active[rows]])
+    return np.unique(accounts[counts & reports.is_active[rows]])
 
 
 def _known(reports: Reports, as_of: date) -> npt.NDArray[np.bool_]:
@@ -214,12 +214,6 @@ def _known(reports: Reports, as_of: date) -> npt.NDArray[np.bool_]:
 
 def _known_by(reports: Reports, day: date) -> npt.NDArray[np.bool_]:
     return reports.known_at < day_start_us(day + timedelta(days=1))
-
-
-def _distinct(ordered: Ids) -> Ids:
-    is_first = np.ones(len(ordered), dtype=np.bool_)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    return ordered[is_first]
 
 
 def _reach(reports: Reports, last_month: date, today: date) -> bool:

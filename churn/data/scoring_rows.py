@@ -50,7 +50,6 @@ class RowCounts:
         n_erased: Rows dropped because their account was erased.
         own_columns: Features that could be computed, and are columns of the file.
         n_short_windows: Features over more months than the activity has.
-        horizon_months: The horizon by which accounts are at risk.
         first_month: The first month known at the as-of day, ``None`` of encoded rows; likewise ``newest_month``.
         n_newest: Rows of the newest month that was over by then; ``None`` of encoded rows.
     """

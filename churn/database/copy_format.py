@@ -4,7 +4,6 @@ https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY-FORMAT: a 
 fields and the size and bytes of each, then a trailer.
 """
 
-import io
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -158,7 +157,7 @@ def decode_single_fields(content: memoryview) -> Sequence[memoryview]:
     return fields
 
 
-class PulledStream(io.RawIOBase):
+class PulledStream:
     """A readable file over blocks of bytes, which are computed when psycopg2's COPY reads them.
 
     ``error`` is the one that a block's computation raised, which psycopg2 replaces by another.
@@ -168,9 +167,6 @@ class PulledStream(io.RawIOBase):
         self._blocks = blocks
         self._rest = memoryview(b"")
         self.error: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
 
     def read(self, size: int = -1) -> bytes:
         while not self._rest:

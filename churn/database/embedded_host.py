@@ -58,18 +58,10 @@ class Programs:
         """
         watcher = Path(__file__).with_name("embedded_watch.py")
         if os.access(sys.executable, os.X_OK) and os.access(watcher, os.R_OK):
-            account = [str(number) for number in self.account or (-1, -1)]
-            command: list[str | Path] = [
-                sys.executable,
-                "-I",
-                "-S",
-                watcher,
-                folder,
-                *account,
-                self.folder / "postgres",
-                *settings,
-            ]
-            return _run_as(None, *command, data=data, inherit=[alive], output=log).returncode == 0
+            account = map(str, self.account or (-1, -1))
+            watched: list[str | Path] = [sys.executable, "-I", "-S", watcher, folder, *account]
+            server: list[str | Path] = [self.folder / "postgres", *settings]
+            return _run_as(None, *watched, *server, data=data, inherit=[alive], output=log).returncode == 0
         action = ("start", "-w", "-t", "300", "-o", " ".join(settings))
         return self.run("pg_ctl", *action, data=data, inherit=[alive], output=log).returncode == 0
 

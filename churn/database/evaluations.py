@@ -63,7 +63,6 @@ class EvaluatedBatch:
     Batches that are read back have no ``segments``, and ``reliability`` only to be logged.
 
     Attributes:
-        n_accounts: Accounts scored.
         n_at_risk: Accounts at risk at the as-of date; only these are evaluated.
         auc_limit: Minimum ROC AUC of its model version; ``None`` if unknown.
         status: ``insufficient`` if too few labels matured; ``measures`` is empty then.

@@ -42,7 +42,6 @@ class ModelEvent:
         champion: The champion's version; ``None`` if the alias is not set. Likewise ``previous`` and ``challenger``.
         ab_share: The number of accounts per 10,000 that are served the challenger's score.
         is_forced: Whether a person overruled the test or a guardrail.
-        occurred_at: When it was recorded, by the database's clock.
         evidence: The figures behind the decision.
         from_champion: The version of each alias before it.
         state: ``pending`` until all aliases are moved; ``overtaken`` if somebody else moved one before that.

@@ -41,6 +41,14 @@ _LOCK_TIMEOUT, _WEEK_LOCK_TIMEOUT = "45s", "10s"
 _ANSWER_WITHIN_S, _INDEX_WITHIN_S = 60.0, 3600.0
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+# So that queries can compare batches with it.
+_INSERT_REFERENCE = sa.text(
+    "INSERT INTO model_references (registered_model, model_version, profile) "
+    "VALUES (:model, :version, :profile) ON CONFLICT DO NOTHING"
+)
+_CURRENT_SOURCE = sa.text(
+    "SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :week AND is_current"
+)
 _JSON_COLUMNS = ("unknown_levels", "levels", "importance", "drift", "window_features", "untrained_missing")
 
 
@@ -127,7 +135,6 @@ class BatchInProgress:
     """A batch that is scored while PostgreSQL pulls its rows: read all of :meth:`rows` once, then :meth:`finish`.
 
     Attributes:
-        chunks: The rows.
         make_record: Returns the record, which has the number of rows scored, and the quarantined rows with the columns
             ``row_number, account_id, rules, row``. Called after the last chunk.
         source_columns: As of :class:`CopyLayout`, like ``n_shown`` and the next two.
@@ -156,9 +163,7 @@ class BatchInProgress:
     def finish(self, n_stored: int) -> tuple[BatchRecord, pl.DataFrame]:
         """Return the record and the quarantined rows, after PostgreSQL stored ``n_stored`` rows.
 
-        Raises:
-            RuntimeError: If not all rows were read.
-            StoreError: If no row was scored, rows were lost on the way, or an account was scored twice.
+        Raises ``StoreError`` if no row was scored, rows were lost on the way, or an account was scored twice.
         """
         if not self._is_drained:
             raise RuntimeError(f"the batch was finished after {n_stored} rows, before all of its rows were read")
@@ -226,7 +231,8 @@ class PredictionStore(Tables):
         with self._transaction() as connection:
             lock(connection, f"{variant.key}|{week.isoformat()}", _LOCK_TIMEOUT)
             published = [_write_batch(connection, week, champion)]
-            replaced = _current_source(connection, variant, week) if make_current else None
+            values = {"variant": variant.key, "week": week}
+            replaced = connection.scalar(_CURRENT_SOURCE, values) if make_current else None
             if replaced is not None and outdated(published[0][1], replaced):
                 return published
             if make_current:
@@ -373,35 +379,21 @@ def _insert_batch(connection: sa.Connection, record: BatchRecord, batch_id: int)
     insert(connection, "scoring_batches", record.columns() | {"batch_id": batch_id})
 
 
-def _insert_reference(connection: sa.Connection, record: BatchRecord, reference: str | None) -> None:
-    """Store the reference profile of a model version, so that queries can compare batches with it."""
-    if reference is None:
-        return
-    statement = (
-        "INSERT INTO model_references (registered_model, model_version, profile) "
-        "VALUES (:model, :version, :profile) ON CONFLICT DO NOTHING"
-    )
-    values = {"model": record.registered_model, "version": record.model_version, "profile": _without_nul(reference)}
-    connection.execute(sa.text(statement), values)
-
-
-def _require_no_newer_erasure(connection: sa.Connection, n_erasures: int) -> None:
-    """Block erasures until the batch is committed, and reject the batch if there was one since its rows were read."""
-    block_erasures(connection)
-    if connection.execute(sa.text("SELECT count(*) FROM erased_accounts")).scalar_one() != n_erasures:
-        raise DatabaseUnavailableError("an account was erased after the rows were read; they must be read again")
-
-
 def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
-    _require_no_newer_erasure(connection, batch.n_erasures)
+    block_erasures(connection)  # until the batch is committed
+    if connection.scalar(sa.text("SELECT count(*) FROM erased_accounts")) != batch.n_erasures:
+        raise DatabaseUnavailableError("an account was erased after the rows were read; they must be read again")
     batch_id = _next_batch_id(connection)
     months, keys = batch.has_last_active_month, batch.account_keys
     layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, months, keys)
     n_stored = _copy(connection, layout, batch.rows())
     record, quarantined = batch.finish(n_stored)
     _insert_batch(connection, record, batch_id)
-    _insert_reference(connection, record, batch.reference)
-    _insert_quarantined(connection, batch_id, quarantined)
+    if batch.reference is not None:
+        model = {"model": record.registered_model, "version": record.model_version}
+        connection.execute(_INSERT_REFERENCE, model | {"profile": _without_nul(batch.reference)})
+    rows, of_batch = quarantined.drop("activity_month").to_dicts(), {"batch_id": batch_id}
+    insert(connection, "quarantined_rows", *(row | of_batch | {"row": _without_nul(row["row"])} for row in rows))
     run = {"dagster_run_id": record.dagster_run_id, "started_at": record.started_at, "outcome": "published"}
     variant = {"variant": record.variant.key, "scored_week": week, "role": record.role}
     _insert_attempt(connection, variant | run | {"batch_id": batch_id})
@@ -418,12 +410,6 @@ def _insert_attempt(connection: sa.Connection, values: Mapping[str, object]) -> 
     insert(connection, "scoring_attempts", values)
 
 
-def _current_source(connection: sa.Connection, variant: Variant, week: date) -> str | None:
-    query = "SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :week AND is_current"
-    source: str | None = connection.scalar(sa.text(query), {"variant": variant.key, "week": week})
-    return source
-
-
 def _make_current(connection: sa.Connection, batch_id: int, share: int = 0, salt: str = "") -> None:
     """Replace all current batches by a champion's, a challenger's included, since they scored other input.
 
@@ -431,12 +417,6 @@ def _make_current(connection: sa.Connection, batch_id: int, share: int = 0, salt
     """
     values = {"batch": batch_id, "share": share, "salt": salt}
     connection.execute(sa.text("SELECT make_current(:batch, :share, :salt)"), values)
-
-
-def _insert_quarantined(connection: sa.Connection, batch_id: int, quarantined: pl.DataFrame) -> None:
-    rows = quarantined.drop("activity_month").to_dicts()
-    batch = {"batch_id": batch_id}
-    insert(connection, "quarantined_rows", *(row | batch | {"row": _without_nul(row["row"])} for row in rows))
 
 
 def _without_nul(text: str) -> str:

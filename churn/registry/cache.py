@@ -70,11 +70,7 @@ class ModelCache:
                 if path.name != digest and not path.name.startswith(_UNFINISHED):
                     path.unlink(missing_ok=True)
             if int(digest[:8], 16) % _CHECKED_EVERY == 0:
-                self.shrink()
-
-    def shrink(self) -> None:
-        """Delete the entries that were not used for longest until the rest is small enough."""
-        _shrink(self._folder, self._max_bytes)
+                shrink(self._folder, self._max_bytes)
 
 
 class ArrayCache:
@@ -109,7 +105,7 @@ class ArrayCache:
             unfinished.write_bytes(_packed(arrays))
             unfinished.replace(self._folder / key)
             if int(key[:8], 16) % _CHECKED_EVERY == 0:
-                _shrink(self._folder, self._max_bytes)
+                shrink(self._folder, self._max_bytes)
 
 
 def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -124,7 +120,8 @@ def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     return b"%s%s\n%s" % (header, b" " * (-(len(header) + 1) % _ALIGNED), body)
 
 
-def _shrink(folder: Path, max_bytes: int | None) -> None:
+def shrink(folder: Path, max_bytes: int | None) -> None:
+    """Delete the entries that were not used for longest until the rest is small enough."""
     found = [(stat, path) for path in folder.rglob("*") if S_ISREG((stat := path.stat()).st_mode)]
     size = sum(stat.st_size for stat, _ in found)
     most = MAX_SHARE * (size + shutil.disk_usage(folder).free) if max_bytes is None else max_bytes

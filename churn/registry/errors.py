@@ -29,7 +29,7 @@ def errors_translated(doing: str) -> Iterator[None]:
     except requests.exceptions.SSLError as error:
         raise _translate_answer(doing, str(error)) from error
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
-        raise _unavailable(doing, error) from error
+        raise _unavailable(doing, type(error).__name__) from error
 
 
 def _translate_mlflow_error(doing: str, error: MlflowException) -> RegistryError:
@@ -41,7 +41,7 @@ def _translate_mlflow_error(doing: str, error: MlflowException) -> RegistryError
     if error.error_code == "PERMISSION_DENIED":
         return RegistryError(f"MLflow denied {doing}: {text}")
     if isinstance(error.__cause__, sqlalchemy.exc.OperationalError):
-        return _unavailable(doing, error)
+        return _unavailable(doing, type(error).__name__)
     return RegistryError(f"MLflow failed at {doing}: {text}")
 
 
@@ -73,10 +73,7 @@ def _translate_answer(doing: str, message: str) -> RegistryError:
             f"the server has no MLflow API at {doing} (HTTP 404): {told}; check the path in MLFLOW_TRACKING_URI"
         )
     if code == 429 or code >= 500 or (not code and "API request to" in text):
-        return RegistryUnavailableError(
-            f"the MLflow registry did not answer while {doing} ({f'HTTP {code}' if code else _cause(text)}); "
-            f"check MLFLOW_TRACKING_URI or MLFLOW_DB_HOST, and that it runs"
-        )
+        return _unavailable(doing, f"HTTP {code}" if code else _cause(text))
     return RegistryError(f"MLflow failed at {doing}: {told}")
 
 
@@ -103,8 +100,8 @@ def _translate_artifact_error(doing: str, error: Exception) -> ChurnError:
     return RegistryError(f"{what} ({code}); restore the bucket and its objects, or log the model again")
 
 
-def _unavailable(doing: str, error: Exception) -> RegistryUnavailableError:
+def _unavailable(doing: str, cause: str) -> RegistryUnavailableError:
     return RegistryUnavailableError(
-        f"the MLflow registry did not answer while {doing} ({type(error).__name__}); "
+        f"the MLflow registry did not answer while {doing} ({cause}); "
         f"check MLFLOW_TRACKING_URI or MLFLOW_DB_HOST, and that it runs"
     )

@@ -70,11 +70,7 @@ class LoggedRun:
 
 @dataclass(frozen=True)
 class LivePoint:
-    """The realized performance of a version in one week, by ``n_matured`` accounts with a mature label.
-
-    Attributes:
-        metrics: By name, without the prefix ``live_``.
-    """
+    """A version's realized performance in a week, of ``n_matured`` accounts; ``metrics`` lack the prefix ``live_``."""
 
     scored_week: date
     as_of: date

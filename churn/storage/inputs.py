@@ -51,9 +51,8 @@ class Found:
 def find(entries: Mapping[str, Entry], prefix: str, keys: Sequence[str]) -> Found | None:
     """Return the first of some files that a listing has; an input in any of its forms.
 
-    Raises:
-        UnfinishedError: If it is a folder of parts without ``_SUCCESS``.
-        InputError: If only the sample is left, and beside it is activity in a form that is not read.
+    Raises ``UnfinishedError`` if it is a folder of parts without ``_SUCCESS``, and ``InputError`` if only the sample is
+    left, and beside it is activity in a form that is not read.
     """
     for key in keys:
         forms = PACKED if key.removeprefix(INPUT_FOLDER) in INPUT_NAMES else PACKED[:1]

@@ -46,11 +46,9 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file in a place.
+    """One file in a place; its ``version`` changes when the content does: ETag, or mtime and size.
 
-    Attributes:
-        version: Changes when the content does: ETag, or mtime and size.
-        version_id: By which S3 returns the file after it was replaced; ``None`` where no versions are kept.
+    By ``version_id`` S3 returns the file after it was replaced; ``None`` where no versions are kept.
     """
 
     key: str

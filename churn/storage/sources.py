@@ -133,9 +133,8 @@ class Sources:
     def fetch_again(self, variant: Variant, uri: str, version: str, version_id: str | None, into: Path) -> SourceFile:
         """Copy an input of the variant as it was when it was read: by its S3 version if it was replaced since.
 
-        Raises:
-            GoneError: If it was replaced or deleted, and no version of it is kept.
-            SourceError: If the place does not answer or denies access; the file may still be there.
+        Raises ``GoneError`` if it was replaced or deleted, and no version of it is kept; ``SourceError`` if the place
+        does not answer or denies access: the file may still be there.
         """
         keys = [variant.prefix + INPUT_FOLDER + name + form for name in INPUT_NAMES for form in inputs.PACKED]
         read_from = [place for place in (self.bucket, self.local) if place is not None]

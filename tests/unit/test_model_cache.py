@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from churn.registry.cache import ModelCache
+from churn.registry.cache import ModelCache, shrink
 
 FILES = {"model.ubj": b"trees", "golden_rows.json": b"{}"}
 
@@ -61,6 +61,6 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
         os.utime(entry, (i, i))
     cache.load("m-0")
 
-    ModelCache(tmp_path, max_bytes=2_500).shrink()
+    shrink(tmp_path, max_bytes=2_500)
 
     assert [i for i in range(4) if cache.load(f"m-{i}")] == [0, 3]
