@@ -20,10 +20,9 @@ _TOP = 10
 
 @dataclass
 class ScoreSummary:
-    """Counts and extremes of a batch's scores.
+    """Counts and extremes of the scores of a batch's ``n`` accounts summarized.
 
     Attributes:
-        n: Accounts summarized.
         n_scored: Accounts scored, those not at risk included.
         is_at_risk_known: Whether the accounts summarized are those at risk; ``False`` if they are all.
         is_calibrated: Whether the scores are probabilities.

@@ -35,13 +35,10 @@ def check_published(
     with suppress(ChurnError):
         is_fleet, registry = scorer.aliases is not None, scorer.registry
         aliases = registry.aliases_lately(record.variant) if is_fleet else registry.aliases_of(record.variant)
-    n_stored, lowest, highest = scorer.store.measure(batch_id, record.scored_week)
     figures = BatchFigures(
-        n_quarantined=record.n_rows_quarantined,
-        n_scored=record.n_rows_scored,
-        n_stored=n_stored,
-        lowest=lowest,
-        highest=highest,
+        record.n_rows_quarantined,
+        record.n_rows_scored,
+        *scorer.store.measure(batch_id, record.scored_week),
         source=record.source,
         champion=aliases.get(CHAMPION),
         challenger=challenger or aliases.get(CHALLENGER),

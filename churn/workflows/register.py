@@ -51,8 +51,6 @@ class Candidate:
     """A model and its sample rows, checked against each other and ready to be logged.
 
     Attributes:
-        scores: The model's scores of the sample rows.
-        columns: What the columns of the variant's activity mean.
         account_ids: Of the sample rows, if they have any.
         has_data: Whether the rows are data, and not made from the model alone.
         tags: Of the version, beside those that describe the files.
