@@ -147,8 +147,8 @@ def _erase_texts(url: sa.URL, account: str, *, dry_run: bool) -> int:
 def drop_weeks(url: sa.URL, before: date, *, dry_run: bool = False) -> list[date]:
     """Drop all weeks before a day, in every table; returns the weeks that had predictions.
 
-    If readers blocked the table whenever it was tried, this raises ``LockTimeoutError``, and nothing is dropped; so does
-    ``AccessDeniedError`` for weeks that set-up recorded as kept, unless the login is an owner.
+    If readers blocked the table whenever it was tried, this raises ``LockTimeoutError``, and nothing is dropped; so
+    does ``AccessDeniedError`` for weeks that set-up recorded as kept, unless the login is an owner.
     """
     with errors_translated(url), create_engine(url, role=WRITER).connect() as connection:
         weeks = list(connection.scalars(sa.text("SELECT retain_weeks(:before)"), {"before": before}))

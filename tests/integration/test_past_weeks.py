@@ -3,6 +3,8 @@ slip in, or a replay looks better than the week was.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -235,8 +237,8 @@ def test_an_extract_that_contradicts_the_history_is_rejected_and_one_that_cannot
     score_this_week(deployment)
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-        with pytest.raises(SourceUnavailableError):
-            deployment.ingestion().ingest_scored(US)
+        with closing(replace(deployment)) as cut_off, pytest.raises(SourceUnavailableError):
+            cut_off.ingestion().ingest_scored(US)
     assert statuses(site) == ["pending"]
 
     assert deployment.ingestion().ingest_scored(US) == ["rejected"]
