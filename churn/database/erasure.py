@@ -38,6 +38,10 @@ class Erasures(Tables):
             block_erasures(connection)
             yield read_erased(connection, *variants)
 
+    def count(self) -> int:
+        """Return the number of erasures in the deployment, as ``Erased.n_erasures``."""
+        return int(self._rows("SELECT count(*) FROM erased_accounts")[0][0])
+
     def only(self, account: str) -> Erased:
         """Return the state in which only this account is erased."""
         with errors_translated(self._url), self._engine.connect() as connection:

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from churn.database.connection import locked, open_snapshot
 from churn.database.erasure import Erasures
 from churn.database.published import PublishedPredictions, current_batches, export_week
-from churn.storage.places import Bucket, Entry, with_retries
+from churn.storage.places import Bucket, Entry, ReplacedError, with_retries
 from churn.variants import Variant
 from churn.wording import counted
 
@@ -61,7 +61,7 @@ class Deliverer:
         # An erasure waits for the week, so that no row is delivered that it erases; so do others who deliver it.
         with (
             locked(self.database, f"delivery|{variant.key}"),
-            self.erasures.settled(variant),
+            self.erasures.settled(variant) as erased,
             open_snapshot(self.database) as snapshot,
             tempfile.TemporaryDirectory(prefix="churn-deliver-") as scratch,
         ):
@@ -79,6 +79,8 @@ class Deliverer:
             named = {"variant": variant.key, "scored_week": str(week), "object": key.removeprefix(self.prefix)}
             figures = {"batch_id": batch_id, "n_rows": n_rows, "n_bytes": path.stat().st_size, "sha256": sha256}
             body = json.dumps({"schema_version": 1, **named, **figures}).encode()
+            if self.erasures.count() != erased.n_erasures:  # the connection, and with it the lock, was lost
+                raise ReplacedError(f"an account was erased while {self.bucket.uri(key)} was written")
             self.bucket.swap(manifest, body, found[manifest].version if manifest in found else None)
             for other in found.keys() - {manifest, key}:
                 self.bucket.erase(other)

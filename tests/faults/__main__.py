@@ -43,6 +43,7 @@ ALONE = {
     "test_a_password_rotated_in_mid_run_fails_clearly_and_the_next_run_reads_the_new_one",
     "the Dagster daemon killed in the middle of a run, and started again": "tests/integration/"
     "test_schedule_and_sensor.py::test_a_daemon_killed_in_the_middle_of_a_run_and_started_again_scores_exactly_once",
+    "a delivery, or an erasure from what is delivered, killed at each step": "tests/faults/test_delivery.py",
     "clocks put forward and back, year ends, week 53": "tests/faults/test_clock.py",
 }
 """Faults that are not of one variant's week, and the tests that prove what comes of them."""

@@ -1,8 +1,11 @@
 """At stake: whoever reads what is delivered sees each week whole and once, and none that is not published any more."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import boto3
 import dagster as dg
@@ -10,7 +13,8 @@ import polars as pl
 import pytest
 
 from churn.cli.main import main
-from churn.database.erasure import Erasures
+from churn.data.erased import Erased
+from churn.database.erasure import Erasures, erase_rows, read_erased
 from churn.database.predictions import BatchInProgress, Challenge, PredictionStore
 from churn.deployment.services import Deployment
 from churn.storage.places import Bucket
@@ -80,6 +84,20 @@ def test_every_week_is_delivered_once_and_replaced_with_its_batch(
 def test_what_others_do_in_the_middle_of_a_delivery_is_put_right_and_a_bucket_that_is_missing_is_named(
     site: Site, store: PredictionStore, deployment: Deployment
 ) -> None:
+    class Unlocked(Erasures):
+        @contextmanager
+        def settled(self, *variants: Variant) -> Iterator[Erased]:
+            with self._transaction() as connection:
+                yield read_erased(connection, *variants)
+
+    class Erasing(Bucket):
+        n_erased = 0
+
+        def upload(self, key: str, path: Path) -> None:
+            if not self.n_erased:
+                self.n_erased = len(erase_rows(site.login.set(database=site.churn), "2", US.key, dry_run=False))
+            super().upload(key, path)
+
     class Overtaken(Bucket):
         def swap(self, key: str, body: bytes, version: str | None) -> None:
             if version is None:
@@ -88,10 +106,13 @@ def test_what_others_do_in_the_middle_of_a_delivery_is_put_right_and_a_bucket_th
             super().swap(key, body, version)
 
     publish(store, 3)
+    publish(store, 3, variant=BASE)
 
-    Deliverer(deployment.database, Erasures(deployment.database), Overtaken(site.bucket), PREFIX).deliver(US)
+    Deliverer(deployment.database, Erasures(deployment.database), Overtaken(site.bucket), PREFIX).deliver(BASE)
+    Deliverer(deployment.database, Unlocked(deployment.database), Erasing(site.bucket), PREFIX).deliver(US)
 
     require_delivered(site.bucket, PREFIX, site.current())
+    assert site.current()["account_id"].to_list() == [1, 2, 3, 1, 3]
     settings = deployment.settings.model_copy(update={"churn_delivery_prefix": "s3://no-such-bucket-here/folder"})
     failed = deliver_all(dg.build_op_context(), replace(deployment, settings=settings), [US.key])
     assert "the bucket s3://no-such-bucket-here does not exist" in failed[US.key]
