@@ -71,6 +71,7 @@ SPECS = [
 ASSETS = [spec.key.to_user_string() for spec in SPECS]
 EXPORT = _spec(
     "delivered_predictions",
+    group_name="delivery",
     deps=["store_predictions"],
     kinds={"s3", "parquet"},
     partitions_def=variants_partitions,
