@@ -17,7 +17,6 @@ from churn.errors import InputError
 
 ACCOUNT_KEY = "account_key"
 """The column of the ids that are texts, null where one is a number; frames without such ids lack it."""
-PADDED = r"^[-+]?0[0-9]"  # numbers with leading zeros, which are other ids than the numbers
 _MAX_BYTES = 256
 _WHOLE, _HEXADECIMAL = r"^[-+]?(0|[1-9][0-9]*)$", r"^[0-9]+[eE][0-9]+$"  # nothing writes 1e5 for a number
 _NO_ID = (

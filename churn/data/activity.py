@@ -13,7 +13,7 @@ from itertools import compress
 
 import polars as pl
 
-from churn.data.account_ids import ACCOUNT_KEY, PADDED, with_numbers
+from churn.data.account_ids import ACCOUNT_KEY, with_numbers
 from churn.data.spellings import Kind, canonical, is_odd
 from churn.errors import InputError, QuarantineError
 from churn.wording import listed, listed_with_nearest, percent
@@ -171,7 +171,7 @@ def parse_ids(ids: pl.Series) -> pl.DataFrame:
     if parsed["account_id"].null_count() == ids.null_count():
         return parsed
     written, keys = with_numbers(ids.to_frame())
-    return written.select(_parse("account_id", "account", written.schema["account_id"]).alias("account_id"), *keys)
+    return written.select(_parse("account_id", "integer", written.schema["account_id"]).alias("account_id"), *keys)
 
 
 def require_features(columns: Collection[str], features: Sequence[str]) -> None:
@@ -208,7 +208,8 @@ def _check(
     if odd := _odd_columns(frame, parsed, kinds):
         written = frame.with_columns(canonical(frame[name], kinds[name]) for name in odd)
         written, keys = with_numbers(written) if "account_id" in odd else (written, [])
-        columns = [_parse(name, kinds[name], written.schema[name]).alias(name) for name in odd]
+        kinds_written = {name: kind if kind != "account" else "integer" for name, kind in kinds.items()}
+        columns = [_parse(name, kinds_written[name], written.schema[name]).alias(name) for name in odd]
         parsed = parsed.with_columns(*written.with_columns(columns).select(odd), *keys)
     if _is_valid(written, parsed, kinds, required, rules):
         return CheckedRows(parsed, pl.DataFrame(schema=_QUARANTINED), frame.height)
@@ -346,8 +347,8 @@ def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
     if kind == "instant":
         exact = column.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False)
         return exact.fill_null(column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False))
-    if kind == "account":
-        stripped = pl.when(~stripped.str.contains(PADDED)).then(stripped)
-    if kind in ("account", "integer"):
+    if kind == "account":  # what begins with a zero, a sign or a space is looked at more closely
+        return pl.when(column >= "1").then(column.cast(pl.Int64, strict=False))
+    if kind == "integer":
         return stripped.cast(pl.Int64, strict=False)
     return stripped.cast(pl.Float64, strict=False)
