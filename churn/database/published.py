@@ -102,7 +102,7 @@ def export_week(snapshot: sa.Connection, variant: Variant, week: date, path: Pat
     described: Any = found.cursor.description
     schema = pa.schema([(one.name, _TYPES.get(one.type_code, pa.string())) for one in described])
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for rows in found.partitions():
+        for rows in found.partitions(_BLOCK_ROWS):
             columns = zip(zip(*rows, strict=True), schema.types, strict=True)
             writer.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema))
             n_rows += len(rows)

@@ -1,5 +1,6 @@
 """At stake: whoever reads what is delivered sees each week whole and once, and none that is not published any more."""
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import boto3
 import dagster as dg
 import polars as pl
 import pytest
+from pyarrow.parquet import ParquetFile
 
 from churn.cli.main import main
 from churn.data.erased import Erased
@@ -55,8 +57,9 @@ def keys(site: Site) -> dict[str, str]:
 
 
 def test_every_week_is_delivered_once_and_replaced_with_its_batch(
-    site: Site, store: PredictionStore, run_main: Run
+    site: Site, store: PredictionStore, run_main: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("churn.database.published._BLOCK_ROWS", 16)
     publish(store, 2, scored_week=BEFORE)
     challenge = Challenge(lambda: batch(40, variant=BASE, role=CHALLENGER, model_version=2), 2, 5_000, "salt")
     store.publish(BASE, WEEK, batch(40, variant=BASE), challenge)
@@ -68,6 +71,9 @@ def test_every_week_is_delivered_once_and_replaced_with_its_batch(
     assert run_main(main, "deliver", "--all-weeks", "--variant", "geography-us").out.count("accounts") == 1
     require_delivered(site.bucket, PREFIX, site.current())
     before = keys(site)
+    (of_base,) = (key for key in before if "variant=base" in key and key.endswith(".parquet"))
+    body = boto3.client("s3").get_object(Bucket=site.bucket, Key=of_base)["Body"].read()
+    assert ParquetFile(io.BytesIO(body)).num_row_groups == 3, "rows are streamed in blocks"
     assert run_main(main, "deliver", "--all-weeks").out.strip() == ""
     assert keys(site) == before
 
