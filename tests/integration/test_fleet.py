@@ -168,3 +168,8 @@ def test_ten_kills_at_random_and_every_variant_is_published_exactly_once(
     assert dict(batches) == dict.fromkeys(KEYS, 1)
     doubled = "SELECT count(*) FROM churn_predictions_current GROUP BY variant, account_id HAVING count(*) > 1"
     assert site.rows(site.churn, doubled) == []
+    for spec in SPECS:  # also those of variants that were published by a run that was killed before it logged them
+        assert set(states(instance, spec.key).values()) == {AssetPartitionStatus.MATERIALIZED}
+    kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    logs = [entry for run in instance.get_runs() for entry in instance.all_logs(run.run_id, kind)]
+    assert {entry.get_dagster_event().asset_check_evaluation_data.partition for entry in logs} >= set(KEYS)
