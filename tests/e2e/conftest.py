@@ -13,7 +13,7 @@ from tests.support.people import Demo, Project, Served, published
 def demo(homes: Path) -> Demo:
     project = Project(homes / "demo")
     printed = project.run("uv", "run", "churn", "demo")
-    return Demo(project, printed, project.processes(), published(project))
+    return Demo(project, printed, project.left(), published(project))
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +28,4 @@ def served(project: Project) -> Iterator[Served]:
         yield served
         served.command.process.send_signal(signal.SIGINT)  # uv hands it on
         assert served.command.process.wait(60) == 0, served.command.printed
-        assert project.processes() == []
+        assert project.left() == []

@@ -20,7 +20,7 @@ def test_a_second_run_takes_over_what_the_first_left(homes: Path):
     assert "registered models:/" not in printed
     assert printed.count("is its champion") == len(DEMO)
     assert published(project) == FIRST
-    assert project.processes() == []
+    assert project.left() == []
 
 
 def test_two_demos_at_once_in_two_homes_do_not_meet(homes: Path):
@@ -32,7 +32,7 @@ def test_two_demos_at_once_in_two_homes_do_not_meet(homes: Path):
 
     for project in (one, other):
         assert published(project) == FIRST
-        assert project.processes() == []
+        assert project.left() == []
 
 
 def test_a_demo_interrupted_in_any_step_leaves_no_postgresql_and_goes_on_when_run_again(homes: Path):
@@ -44,7 +44,7 @@ def test_a_demo_interrupted_in_any_step_leaves_no_postgresql_and_goes_on_when_ru
             assert command.stop(signal.SIGINT) == 130, command.printed
             assert "churn demo: interrupted; run it again to continue" in command.printed
             assert "Traceback" not in command.printed
-        assert project.processes() == []
+        assert project.left() == []
 
     project.run("churn", "demo")
     assert published(project) == FIRST

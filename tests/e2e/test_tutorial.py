@@ -78,7 +78,7 @@ def test_a_new_user_who_follows_the_tutorial_sees_their_own_variant_scored_and_e
     assert "version    2, alias challenger" in trained
     assert "champion   v1" in status
     assert "challenger v2" in status
-    assert clone.processes() == []
+    assert clone.left() == []
 
 
 def test_the_variant_of_the_tutorial_is_trained_evaluated_compared_and_promoted(clone: Project):
@@ -118,7 +118,7 @@ def test_the_variant_of_the_tutorial_is_trained_evaluated_compared_and_promoted(
     compared = promote("status")
     assert re.search(r"comparison \d{3} matured accounts, log-loss (better|worse) by", compared), compared
     assert "champion v3, previous v2" in promote("promote", "--force", "--reason", "fewer features")
-    assert clone.processes() == []
+    assert clone.left() == []
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def test_a_signal_or_an_impatient_second_one_ends_every_server(lone: Project, si
             served.command.process.send_signal(number)
             served.command.wait_until_printed("stopping")
         assert served.command.stop(last) == (130 if patient else 0)
-        assert lone.processes() == []
+        assert lone.left() == []
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_a_terminal_closed_while_the_servers_start_leaves_none_behind(lone: Proj
         command.wait_until_printed("starting")
 
         assert command.stop(signal.SIGHUP) == 0
-        assert lone.processes() == []
+        assert lone.left() == []
 
 
 @contextmanager

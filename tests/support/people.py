@@ -100,6 +100,13 @@ class Project:
         """Whatever runs for this project: its servers, what they started, its PostgreSQL."""
         return [found for process in psutil.process_iter() if (found := self._belonging(process))]
 
+    def left(self) -> list[str]:
+        """Return what still runs for this project; the watcher of its PostgreSQL ends up to two seconds after it."""
+        deadline = time.monotonic() + 5
+        while (found := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
     def _belonging(self, process: psutil.Process) -> str | None:
         # PostgreSQL rewrites its environment, and works in its data folder.
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
