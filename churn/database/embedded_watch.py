@@ -59,8 +59,11 @@ def _become(command: list[str], uid: int, gid: int, parent: int) -> None:
 def _watch(folder: Path, server: int) -> None:
     """Check every two seconds whether a process uses the server, until it has stopped."""
     gate, users = (os.open(folder / f"{name}.lock", os.O_RDWR) for name in ("gate", "users"))
+    ends: list[int] = []
+    with suppress(AttributeError, ProcessLookupError):  # so that it ends with a server that was stopped
+        ends.append(os.pidfd_open(server))
     while not _has_ended(server):
-        time.sleep(_INTERVAL_S)
+        select.select(ends, [], [], _INTERVAL_S)
         fcntl.flock(gate, fcntl.LOCK_EX)  # like every process that joins, starts or stops the server
         with suppress(BlockingIOError):
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)

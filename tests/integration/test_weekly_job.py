@@ -574,7 +574,7 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         "load_model_from_mlflow": ([], *weekly, ["mlflow", "xgboost"]),
         "generate_predictions": (["load_model_from_mlflow", "transformed_features"], *weekly, ["xgboost"]),
         "store_predictions": (["generate_predictions"], *weekly, ["postgres", "table"]),
-        "delivered_predictions": (["store_predictions"], *weekly, ["parquet", "s3"]),
+        "delivered_predictions": (["store_predictions"], "delivery", ["team:retention"], ["parquet", "s3"]),
         "evaluated_batches": (["store_predictions"], *learning, ["postgres", "table"]),
         "trained_models": ([], *learning, ["mlflow", "xgboost"]),
         "drifted_features": (["store_predictions"], *monitoring, ["postgres", "table"]),
