@@ -151,7 +151,7 @@ def _explain(args: argparse.Namespace) -> None:
     from churn.variants import fold_name
 
     week = parse_week(args.week, _today()) if args.week else None
-    name = fold_name(args.variant) if args.variant else None
+    name = None if args.variant is None else fold_name(args.variant)
     with open_deployment() as deployment:
         explain_account(deployment.database_as("reader"), name, args.account, week, build_console())
 
@@ -191,12 +191,12 @@ def _erase(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
     from churn.variants import Variant, find_variant, fold_name
 
-    name = fold_name(args.variant) if args.variant else None
+    name = None if args.variant is None else fold_name(args.variant)
     done = "would be erased" if args.dry_run else "erased"
     there: set[str] = set()
     with open_deployment() as deployment:
         scope = Variant(company=args.company).scopes[-1]
-        if name:
+        if name is not None:
             scope = find_variant(name, lambda: deployment.registry(read_only=True).variants()).key
         for found in deployment.eraser().erase_account(args.account, scope, dry_run=args.dry_run):
             there.update(found.variants)
@@ -227,13 +227,13 @@ def _deliver(args: argparse.Namespace) -> None:
     from churn.variants import find_variant, fold_name
     from churn.workflows.fleet import for_each_variant
 
-    name = fold_name(args.variant) if args.variant else None
+    name = None if args.variant is None else fold_name(args.variant)
     weeks = None if args.all_weeks else [parse_week(args.week, _today())]
     with open_deployment() as deployment:
         deliverer, registered = deployment.deliverer(), lambda: deployment.registry(read_only=True).variants()
         if deliverer is None:
             raise UsageError("CHURN_DELIVERY_PREFIX is not set; set it to s3://bucket/folder")
-        keys = [find_variant(name, registered).key] if name else deliverer.keys()
+        keys = deliverer.keys() if name is None else [find_variant(name, registered).key]
         print_attempts("churn deliver", for_each_variant(partial(deliverer.deliver, weeks=weeks), keys))
 
 

@@ -139,7 +139,7 @@ class Folder:
         # The suffix is tested first: an unfinished file may vanish before is_file().
         paths = (path for path in sorted(folder.rglob("*")) if path.suffix != _UNFINISHED and path.is_file())
         keys = (((Path(base) / path.relative_to(folder)).as_posix(), path) for path in paths)
-        return [_local_entry(key, path.stat()) for key, path in keys if key.startswith(prefix)]
+        return [_local_entry(key, path.stat()) for key, path in keys if key.casefold().startswith(prefix.casefold())]
 
     def folders(self, prefix: str) -> Iterator[str]:
         yield from (path.name for path in sorted(self._path(prefix).glob("*")) if path.is_dir())

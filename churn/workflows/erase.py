@@ -32,8 +32,9 @@ from churn.weeks import monday_of
 from churn.workflows.deliver import Deliverer
 
 _PREFIXES = (FOLDER, INPUT_FOLDER, "geography-", "company-")
+_PART = r"(?=\w{1,64}/)(?ai:[a-z0-9]+(?:_[a-z0-9]+)*)"  # others are no variant's
 _KEY = re.compile(
-    r"(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
+    rf"(?:(?i:geography)-(?P<geography>{_PART})/)?(?:(?i:company)-(?P<company>{_PART})/)?"
     rf"(?:(?P<history>{FOLDER})"
     rf"|{INPUT_FOLDER}(?:{'|'.join(map(re.escape, INPUT_NAMES))})(?:\.gz|\.zst|/(?P<part>.+))?$)"
 )

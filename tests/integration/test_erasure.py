@@ -127,8 +127,11 @@ def player(
     score(instance, "geography-us", "geography-us", week=monday(1))
     judge = deployment.evaluator()
     assert all(judge.ingestion.ingest(variant).facts.height > 0 for variant in (US, BASE))
-    copies = local_root / "geography-us/data/churn"
-    copies.mkdir(parents=True)
+    copies = local_root / "Geography-US/data/churn"  # a folder may be spelled in any case
+    nobodys = local_root / "geography-a__b/data/churn"
+    for folder in (copies, nobodys):
+        folder.mkdir(parents=True)
+    (nobodys / "activity.csv").write_bytes(as_csv(rows.head(1)))
     for name, write in COPIES.items():
         (copies / name).parent.mkdir(exist_ok=True)
         (copies / name).write_bytes(write(rows))
@@ -209,8 +212,10 @@ def test_an_account_is_erased_of_one_variant_alone_where_that_is_asked(
     publish(store)
     publish(store, variant=BASE)
 
+    unset = run_main(main, "erase", "--account", "2", "--variant", "")  # as of a variable of the shell
     said = run_main(main, "erase", "--account", "2", "--variant", "geography-us")
 
+    unset.require_one_line("variant key ''", status=2)
     assert said.status == 0, said
     held = site.rows(site.churn, "SELECT variant, account_id FROM churn_predictions_current ORDER BY 1, 2")
     assert held == [("base", 1), ("base", 2), ("base", 3), ("geography-us", 1), ("geography-us", 3)]
