@@ -48,5 +48,7 @@ def add_reader(url: sa.URL, reader: str, variants: Collection[Variant]) -> list[
         connection.exec_driver_sql(f"ALTER ROLE {quoted(reader)} SET default_transaction_read_only = on")
         connection.exec_driver_sql(f"GRANT CONNECT ON DATABASE {quoted(url.database or '')} TO {quoted(reader)}")
         connection.exec_driver_sql(f"SET LOCAL ROLE {OWNER}")
+        if may_do_more is None:  # what a login of this name was bound to, which was dropped, is not this one's
+            connection.execute(sa.text("DELETE FROM reader_variants WHERE reader = :reader"), {"reader": reader})
         connection.execute(_GRANT, {"reader": reader, "variants": [variant.key for variant in variants]})
         return list(connection.scalars(_GRANTED, {"reader": reader}))

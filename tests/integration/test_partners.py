@@ -42,8 +42,14 @@ def partner(site: Site, deployment: Deployment) -> Iterator[sa.URL]:
     for statement in ("ANALYZE", "VACUUM"):
         run_sql(site.server.set(database=site.churn), statement)
     yield site.server.set(database=site.churn, username=name, password=PASSWORD)
-    run_sql(site.server.set(database=site.churn), f"DROP OWNED BY {name}")
-    run_sql(site.server, f"DROP ROLE {name}")
+    drop(site, name)
+    assert add_reader(deployment.database, name, [RIVAL]) == [RIVAL.key], "bound as its namesake"
+    drop(site, name)
+
+
+def drop(site: Site, reader: str) -> None:
+    run_sql(site.server.set(database=site.churn), f"DROP OWNED BY {reader}")
+    run_sql(site.server, f"DROP ROLE {reader}")
 
 
 def answer(url: sa.URL, statement: str) -> list[tuple[object, ...]] | str:
