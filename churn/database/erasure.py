@@ -24,6 +24,7 @@ _WEEKS_OF = (
     "SELECT DISTINCT variant, scored_week FROM churn_predictions JOIN scoring_batches USING (batch_id, scored_week) "
     "WHERE account_id = :account AND account_ids = 'input' AND :scope IN ('', variant, 'company=' || company)"
 )
+_SPACES = r"(?:\s|\\+(?:[tnrfv]|x[0-9a-f]{2}|u[0-9a-f]{4}))+"
 # Where Dagster stores the metadata and messages of assets and runs.
 _DAGSTER_TEXTS = (("event_logs", "event"), ("asset_keys", "last_materialization"), ("job_ticks", "tick_body"))
 
@@ -110,11 +111,15 @@ def erase_from_dagster(url: sa.URL, account: str, *, dry_run: bool) -> int:
 
 
 def _pattern(account: str) -> str:
-    """Return the pattern of an id as Markdown, Python and JSON in JSON escape it."""
-    escaped = (json.dumps(one)[1:-1].replace("\\", r"\\+") for one in account)
+    """Return the pattern of an id as Markdown, which shows spaces as one, Python and JSON in JSON escape it."""
+    return _SPACES.join(map(_pattern_of_word, account.split()))
+
+
+def _pattern_of_word(word: str) -> str:
+    escaped = (json.dumps(one)[1:-1].replace("\\", r"\\+") for one in word)
     return "".join(
         rf"\\*{re.escape(one)}" if one.isascii() and one.isprintable() else rf"(?:{one}|{as_json}|\\+x{ord(one):02x})"
-        for one, as_json in zip(account, escaped, strict=True)
+        for one, as_json in zip(word, escaped, strict=True)
     )
 
 

@@ -122,7 +122,7 @@ def test_texts_are_scored_shown_explained_erased_and_known_in_past_weeks(
     assert n_rows_naming(site, site.churn, name) == {}
 
 
-@pytest.mark.parametrize("key", ["A-17", 'it\'s "q" \\ 5 %', "M\u00fc\U0001f3b2", "a|b*c"])
+@pytest.mark.parametrize("key", ["A-17", 'it\'s "q" \\ 5 %', "M\u00fc\U0001f3b2", "a|b*c", "a  b\u00a0c\td"])
 def test_a_text_is_erased_where_dagster_shows_or_quotes_it(site: Site, key: str) -> None:
     others = [f"{key}-2", f"x{key}", f"{key}b", "other"]
     listed = table(("account_id", "churn_probability"), [(one, "0.912") for one in (key, *others)]).value
