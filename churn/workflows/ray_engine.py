@@ -76,12 +76,13 @@ def work_on_node(cluster: RayCluster[_Services], work: Callable[[_Services, Vari
     except TransientError as error:
         raise _NodeUnavailableError(str(error)) from error
     except ChurnError as error:
-        raise UnfitNodeError(f"node {_node()} of the Ray cluster cannot open its services: {error}") from error
+        raise UnfitNodeError(f"{_worker(cluster)} cannot open its services: {error}") from error
     needed = cluster.fingerprint.items()
     if differing := [f"{name} is {actual[name]} there and {one} here" for name, one in needed if one != actual[name]]:
+        remedy = "Start its `ray start` with the same package, and in an environment with the same settings"
         raise UnfitNodeError(
-            f"node {_node()} of the Ray cluster differs from this process: {'; '.join(differing)}. Start its "
-            f"`ray start` with the same package, and in an environment with the same settings"
+            f"{_worker(cluster)} differs from this process: {'; '.join(differing)}. "
+            f"{remedy if cluster.address else 'They were changed meanwhile: start again'}"
         )
     return work(services, variant)
 
@@ -178,10 +179,12 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _node() -> str:
+def _worker(cluster: RayCluster[Any]) -> str:
+    if cluster.address is None:
+        return "a process of this machine"
     import ray
 
-    return str(ray.util.get_node_ip_address())
+    return f"node {ray.util.get_node_ip_address()} of the Ray cluster"
 
 
 def load_ray() -> Any:

@@ -1,12 +1,15 @@
 """At stake: a setting that cannot be meant is told before anything is scored, with what to do about it."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from churn.deployment.settings import load_settings
 from churn.errors import UsageError
-from churn.workflows.ray_engine import load_ray
+from churn.variants import Variant
+from churn.workflows.ray_engine import RayCluster, UnfitNodeError, load_ray, work_on_node
 
 
 @pytest.mark.parametrize("address", ["auto", "10.0.0.5:6379", "ray://head.internal:10001", "[fd00::5]:6379"])
@@ -29,3 +32,14 @@ def test_without_ray_the_command_that_installs_it_is_told(monkeypatch: pytest.Mo
 
     with pytest.raises(UsageError, match="uv sync --extra ray"):
         load_ray()
+
+
+def test_a_process_of_this_machine_that_differs_is_no_node_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def changed() -> Iterator[tuple[dict[str, str], None]]:
+        yield {"the code": "new"}, None
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+    with pytest.raises(UnfitNodeError, match=r"^a process of this machine differs .*: the code is new .* start again$"):
+        work_on_node(RayCluster(None, changed, {"the code": "old"}, 2), lambda *_: None, Variant())
