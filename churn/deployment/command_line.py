@@ -120,7 +120,7 @@ def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | Base
             status = status if isinstance(result, UsageError) else FAILED
             print(f"{name}: {_of_variant(key, error_text(result))}", file=sys.stderr, flush=True)
         else:
-            print("\n".join(result), flush=True)
+            print("\n".join(result) or f"{key}: nothing is due", flush=True)
     if failed:
         if n_variants > 1:
             print(f"{name}: {len(failed)} of {n_variants} failed: {', '.join(failed)}", file=sys.stderr)
