@@ -89,9 +89,8 @@ def require_no_more(site: Site, before: Mapping[str, int], name: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    ("n_scorings", "n_ticks", "n_reports"), [(2, 2, 2), pytest.param(200, 200, 50, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_scorings", "n_ticks", "n_reports"), [(2, 2, 2), (200, 200, 50)])
 def test_scorings_ticks_and_reports_leave_nothing_open(
     site: Site,
     *,
