@@ -83,12 +83,10 @@ def take_predictions(served: Served, page: Page, out: Path) -> None:
 
 
 def take_importance(page: Page, out: Path) -> None:
-    """What drove that variant's scores: the picture behind the link on the same page."""
+    """What drove that variant's scores: a table further down the same page."""
     page.set_viewport_size({"width": 1180, "height": 700})
-    page.get_by_text("[Show Markdown]").click()
-    picture = page.get_by_role("img", name="picture")
-    expect(picture).to_be_visible()
-    expect(picture).to_have_js_property("complete", value=True)
+    page.get_by_text("The mean is of").scroll_into_view_if_needed()
+    expect(page.get_by_text("mean |log-odds|")).to_be_visible()
     save(page, out / "dagster-importance.png")
 
 
