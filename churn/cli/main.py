@@ -211,12 +211,16 @@ def _erase(args: argparse.Namespace) -> None:
 def _retain(args: argparse.Namespace) -> None:
     from churn.deployment.services import open_deployment
     from churn.workflows.erase import drop_old_weeks
+    from churn.workflows.fleet import for_each_variant
 
     with open_deployment() as deployment:
         n_weeks = deployment.settings.churn_keep_weeks if args.weeks is None else args.weeks
         horizon = deployment.horizon
         database = deployment.database_as("setup")
         dropped = drop_old_weeks(database, _today(), n_weeks=n_weeks, horizon=horizon, dry_run=args.dry_run)
+        if dropped and not args.dry_run and (deliverer := deployment.deliverer()) is not None:
+            attempts = for_each_variant(partial(deliverer.deliver, weeks=dropped), deliverer.keys())
+            print_attempts("churn retain", ((key, done) for key, done in attempts if done))
     kept = f"the newest {counted(n_weeks, 'week')} are kept" if n_weeks else "all weeks are kept"
     done = "dry run, nothing was dropped: would drop" if args.dry_run else "dropped"
     print(f"{done} {counted(len(dropped), 'week')}{': ' if dropped else ''}{', '.join(map(str, dropped))}; {kept}")

@@ -77,6 +77,13 @@ def test_every_week_is_delivered_once_and_replaced_with_its_batch(
     assert run_main(main, "deliver", "--all-weeks").out == "base: nothing is due\ngeography-us: nothing is due\n"
     assert keys(site) == before
 
+    old = WEEK - timedelta(weeks=80)
+    publish(store, 2, scored_week=old)
+    run_main(main, "deliver", "--week", str(old))
+    said = run_main(main, "retain", "--weeks", "60")
+    assert said.out.startswith(f"geography-us, week of {old}: withdrawn\ndropped 1 week: {old}; "), said
+    assert keys(site) == before
+
     publish(store, 4, scored_week=BEFORE)
     assert run_main(main, "deliver", "--week", str(BEFORE)).out.count("accounts") == 1
     require_delivered(site.bucket, PREFIX, site.current())
