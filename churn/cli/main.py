@@ -110,7 +110,7 @@ def _score(args: argparse.Namespace) -> None:
         report = partial(_describe_scored, is_current=request.make_current)
         scorer = deployment.scorer()
         keys = [find_variant(name, scorer.registry.variants).key for name in names]
-        attempts = score_fleet(scorer, keys, request, report, deployment.cluster(len(keys)))
+        attempts = score_fleet(scorer, keys, request, report, deployment.workers(len(keys)))
         print_attempts("churn score", attempts)
 
 

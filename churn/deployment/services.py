@@ -41,7 +41,7 @@ from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.workflows.alert import Receiver, parse_receivers
 from churn.workflows.ingest import Ingestion
-from churn.workflows.ray_engine import RayCluster
+from churn.workflows.ray_engine import Workers
 
 if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.database.fleet import FleetTables
@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.workflows.score import Scorer
     from churn.workflows.train import FeatureNames, Trainer
 
+_Service = TypeVar("_Service", bound=Sources | Bucket | Tables)
 _SomeTables = TypeVar("_SomeTables", bound=Tables)
 _LEAST_FOR_PROCESSES = 50  # variants; starting processes takes as long as scoring some ten
 _EQUAL_ON_NODES = (
@@ -82,20 +83,22 @@ class Deployment:
     tracking_uri: str = field(repr=False)
     local_root: Path
     is_embedded: bool
-    _opened: dict[type[Sources | Bucket | Tables], Sources | Bucket | Tables] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
+    _opened: dict[type, Sources | Bucket | Tables] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def close(self) -> None:
         """Close the connections to the predictions database and to S3."""
         for opened in self._opened.values():
             opened.close()
 
+    def _once(self, kind: type[_Service], opener: Callable[[], _Service]) -> _Service:
+        """Open a service at its first use."""
+        if kind not in self._opened:
+            self._opened[kind] = opener()
+        return cast("_Service", self._opened[kind])
+
     def _tables(self, kind: type[_SomeTables]) -> _SomeTables:
         """Open some tables of the predictions database, once."""
-        if kind not in self._opened:
-            self._opened[kind] = kind(self.database)
-        return cast(_SomeTables, self._opened[kind])
+        return self._once(kind, lambda: kind(self.database))
 
     @property
     def code_version(self) -> str:
@@ -134,12 +137,13 @@ class Deployment:
 
     def sources(self) -> Sources:
         """Open the bucket, if there is one, and its local copy; once."""
-        if Sources not in self._opened:
-            name, fallback = self.settings.mlflow_s3_bucket, self.settings.churn_local_fallback == "auto"
-            bucket, local = Bucket(name) if name else None, Folder(self.local_root)
-            max_age = self.settings.churn_local_max_age
-            self._opened[Sources] = Sources(bucket, local, fallback=fallback, max_age=max_age, simulated=SIMULATED)
-        return cast(Sources, self._opened[Sources])
+        return self._once(Sources, self._open_sources)
+
+    def _open_sources(self) -> Sources:
+        name, fallback = self.settings.mlflow_s3_bucket, self.settings.churn_local_fallback == "auto"
+        bucket, local = Bucket(name) if name else None, Folder(self.local_root)
+        max_age = self.settings.churn_local_max_age
+        return Sources(bucket, local, fallback=fallback, max_age=max_age, simulated=SIMULATED)
 
     def require_schema(self) -> None:
         """Raise ``ChurnError`` if the predictions database cannot be reached as its writer, or is not set up."""
@@ -196,12 +200,12 @@ class Deployment:
             tables=ArrayCache(self.settings.churn_home / "cache" / "tables"),
         )
 
-    def cluster(self, n_variants: int) -> "RayCluster[Scorer] | None":
+    def workers(self, n_variants: int) -> "Workers[Scorer] | None":
         """Return where to score a fleet: on ``CHURN_RAY_ADDRESS``, in processes, or, ``None``, in this process."""
         address, n = self.settings.churn_ray_address, self.settings.churn_workers or cores()
         if address is None and (n == 1 or n_variants < _LEAST_FOR_PROCESSES):
             return None
-        return RayCluster(address, open_node, self.fingerprint(), min(n, n_variants))
+        return Workers(address, open_node, self.fingerprint(), min(n, n_variants))
 
     def fingerprint(self) -> dict[str, str]:
         """Return the values that must be equal wherever a fleet is scored, by a name for people; contains no secret."""
@@ -309,7 +313,7 @@ class Deployment:
         if self.settings.churn_delivery_prefix is None:
             return None
         name, _, folder = self.settings.churn_delivery_prefix.removeprefix("s3://").partition("/")
-        bucket = cast(Bucket, self._opened.setdefault(Bucket, Bucket(name)))
+        bucket = self._once(Bucket, lambda: Bucket(name))
         return Deliverer(self.database, self._tables(Erasures), bucket, f"{folder.strip('/')}/")
 
     def receivers(self) -> dict[str, Receiver]:

@@ -135,7 +135,7 @@ def _flattened(value: Any, name: str = "") -> Iterator[tuple[str, npt.NDArray[An
 
 
 def _restored(kind: Any, arrays: Mapping[str, npt.NDArray[Any]], name: str = "") -> Any:
-    """Put together what :func:`_flattened` took apart."""
+    """Rebuild nested named tuples from the arrays of :func:`_flattened`."""
     if hasattr(kind, "_fields"):
         return kind(*(_restored(inner, arrays, f"{name}.{field}") for field, inner in get_type_hints(kind).items()))
     return kind(arrays[name]) if isinstance(kind, type) and issubclass(kind, int | float | np.float32) else arrays[name]

@@ -44,17 +44,17 @@ class Deliverer:
         stored = {name.removeprefix("variant=") for name in names if name.startswith("variant=")}
         return sorted(stored.union(variant.key for variant in PublishedPredictions(self.database).variants()))
 
-    def deliver(self, variant: Variant, weeks: Collection[date] | None = None, *, anew: bool = False) -> list[str]:
+    def deliver(self, variant: Variant, weeks: Collection[date] | None = None, *, force: bool = False) -> list[str]:
         """Deliver the weeks whose batch is not delivered, and withdraw those without one; returns what was done.
 
-        It does so for all weeks by default. ``anew`` delivers also what is delivered, since rows of it were erased.
+        It does so for all weeks by default; with ``force`` also what is delivered, since rows of it were erased.
         """
         with open_snapshot(self.database) as snapshot:
             current = current_batches(snapshot, variant)
         stored = with_retries(partial(self._stored, variant))
         known = current.keys() | stored.keys()
         wanted = sorted(known if weeks is None else known & set(weeks))
-        due = [week for week in wanted if anew or not _is_delivered(stored[week], current.get(week))]
+        due = [week for week in wanted if force or not _is_delivered(stored[week], current.get(week))]
         return [with_retries(partial(self._deliver, variant, week)) for week in due]
 
     def _deliver(self, variant: Variant, week: date) -> str:

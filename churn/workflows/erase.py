@@ -92,7 +92,7 @@ class Eraser:
             yield from _erase_files(place_of_files, scope, erased, dry_run=dry_run)
         for uri, (owner, week) in withdrawn.items():
             if self.deliverer and not dry_run:
-                self.deliverer.deliver(owner, [week], anew=True)
+                self.deliverer.deliver(owner, [week], force=True)
             yield Removed(uri, 1, variants=[owner.key])
 
 

@@ -45,8 +45,8 @@ _RAY_DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class RayCluster(Generic[_Services]):
-    """A cluster, and the settings that must be the same on every node, by their names for people; no secret.
+class Workers(Generic[_Services]):
+    """Processes that open services of their own, with the settings that must be the same on all, by name; no secret.
 
     ``address`` is that of Ray's head; ``None`` for ``n_processes`` processes of this machine.
     """
@@ -65,7 +65,7 @@ class _NodeUnavailableError(ClusterUnavailableError):
     """A node could not open its services now, so the work did not start."""
 
 
-def work_on_node(cluster: RayCluster[_Services], work: Callable[[_Services, Variant], _Out], variant: Variant) -> _Out:
+def work_on_node(cluster: Workers[_Services], work: Callable[[_Services, Variant], _Out], variant: Variant) -> _Out:
     """Work on a variant with the services of the node that this runs on.
 
     Raises ``UnfitNodeError`` if this node's fingerprint differs from the one needed, ``ClusterUnavailableError`` if its
@@ -179,7 +179,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _worker(cluster: RayCluster[Any]) -> str:
+def _worker(cluster: Workers[Any]) -> str:
     if cluster.address is None:
         return "a process of this machine"
     import ray

@@ -39,7 +39,7 @@ from churn.weeks import default_as_of, monday_of
 from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant
 from churn.workflows.ingest import Ingestion
 from churn.workflows.process_engine import ProcessEngine
-from churn.workflows.ray_engine import RayCluster, RayEngine, work_on_node
+from churn.workflows.ray_engine import RayEngine, Workers, work_on_node
 
 if TYPE_CHECKING:
     from churn.inference.engine import Engine, TableCache
@@ -406,13 +406,13 @@ def score_fleet(
     keys: Sequence[str],
     request: FleetRequest,
     report: Report[_Out],
-    cluster: RayCluster[Scorer] | None = None,
+    workers: Workers[Scorer] | None = None,
 ) -> Attempts[_Out]:
     """Score many variants, several at once; one that fails stops no other, and its attempt is recorded.
 
-    Yields each key with the result of ``report`` or the error: as they complete on a cluster, in the order of ``keys``
+    Yields each key with the result of ``report`` or the error: as they complete from workers, in the order of ``keys``
     in threads of this process, the default. ``report`` is called with each outcome after it was published, where it was
-    scored: an error of it is the variant's result and is not recorded as a failed attempt. For a cluster, ``report``
+    scored: an error of it is the variant's result and is not recorded as a failed attempt. For workers, ``report``
     and its result are pickled: neither may contain a scorer, a deployment or an outcome. Raises ``ChurnError`` if the
     cluster cannot be reached, has no node, or has one whose settings differ from this process's.
     """
@@ -425,14 +425,14 @@ def score_fleet(
         aliases = {variant: versions for variant, versions in aliases.items() if variant.key in requested}
     versions = scorer.registry.look_up_versions(aliases) if aliases is not None else {}
     work = partial(_score_and_report, aliases=aliases, versions=versions, request=request, report=report)
-    if cluster is None:
+    if workers is None:
         yield from for_each_variant(partial(work, scorer), keys)
     else:
         lost = partial(scorer.record_failure, request)
         engine: FleetEngine[_Out] = (
-            RayEngine(cluster.address, lost) if cluster.address else ProcessEngine(cluster.n_processes, lost)
+            RayEngine(workers.address, lost) if workers.address else ProcessEngine(workers.n_processes, lost)
         )
-        yield from for_each_variant(partial(work_on_node, cluster, work), keys, engine)
+        yield from for_each_variant(partial(work_on_node, workers, work), keys, engine)
 
 
 def _score_and_report(

@@ -9,7 +9,7 @@ import pytest
 from churn.deployment.settings import load_settings
 from churn.errors import UsageError
 from churn.variants import Variant
-from churn.workflows.ray_engine import RayCluster, UnfitNodeError, load_ray, work_on_node
+from churn.workflows.ray_engine import UnfitNodeError, Workers, load_ray, work_on_node
 
 
 @pytest.mark.parametrize("address", ["auto", "10.0.0.5:6379", "ray://head.internal:10001", "[fd00::5]:6379"])
@@ -42,4 +42,4 @@ def test_a_process_of_this_machine_that_differs_is_no_node_of_ray(monkeypatch: p
     monkeypatch.setitem(sys.modules, "ray", None)
 
     with pytest.raises(UnfitNodeError, match=r"^a process of this machine differs .*: the code is new .* start again$"):
-        work_on_node(RayCluster(None, changed, {"the code": "old"}, 2), lambda *_: None, Variant())
+        work_on_node(Workers(None, changed, {"the code": "old"}, 2), lambda *_: None, Variant())

@@ -76,6 +76,6 @@ BEGIN
 END
 $do$;
 COMMENT ON FUNCTION make_own_views IS
-    'Makes the views of own predictions anew from those of all; migrations that change these call it.';
+    'Rebuilds the views of own predictions from those of all; migrations that change these call it.';
 REVOKE ALL ON FUNCTION make_own_views() FROM PUBLIC;
 SELECT make_own_views();
