@@ -136,10 +136,11 @@ class Folder:
             return []  # no such key exists, and the path would lead out of the folder
         base = prefix.rpartition("/")[0]
         folder = self._path(base)
+        start = prefix.lower() if prefix.isascii() else prefix  # a letter that lower() makes another's names nothing
         # The suffix is tested first: an unfinished file may vanish before is_file().
         paths = (path for path in sorted(folder.rglob("*")) if path.suffix != _UNFINISHED and path.is_file())
         keys = (((Path(base) / path.relative_to(folder)).as_posix(), path) for path in paths)
-        return [_local_entry(key, path.stat()) for key, path in keys if key.casefold().startswith(prefix.casefold())]
+        return [_local_entry(key, path.stat()) for key, path in keys if key.lower().startswith(start)]
 
     def folders(self, prefix: str) -> Iterator[str]:
         yield from (path.name for path in sorted(self._path(prefix).glob("*")) if path.is_dir())

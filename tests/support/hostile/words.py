@@ -74,9 +74,9 @@ def judge_under(payload: object, folder: Path) -> str:
     model.write_bytes(b"")
     found = Sources(None, Folder(folder / "local")).variants_under(payload)
     require(set(found) <= {Variant("us")}, "it found what is not there")
+    start = payload.lower() if payload.isascii() else payload  # a folder may be spelled in any case
     require(
-        "geography-us".startswith(payload) or not found or payload.startswith("geography-us/"),
-        "a prefix matched another",
+        not found or "geography-us".startswith(start) or start.startswith("geography-us/"), "a prefix matched another"
     )
     if not found:
         return USAGE
