@@ -1,15 +1,12 @@
-"""Caches of model files and of the tables made of them.
+"""The caches on disk: of model files, and of the tables made of them.
 
 Nothing in one can make a variant fail: what is damaged is replaced.
 """
 
-import hashlib
-import io
 import json
 import os
 import shutil
 import uuid
-import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,63 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_UNFINISHED = "."
-MAX_BYTES = 4 << 30
 MAX_SHARE = 0.5
 _ALIGNED = 64
 _CHECKED_EVERY = 32  # entries; listing thousands of them takes longer than writing one
 
 
-class ModelCache:
-    """Entries are ``<model id>/<SHA-256 of the content>``; the content is a ZIP file of the model's files.
-
-    Beyond ``max_bytes``, the entries that were not used for longest are deleted.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
-        self._folder = folder
-        self._max_bytes = max_bytes
-
-    def load(self, model_id: str) -> dict[str, bytes] | None:
-        """Return a model's files by name; ``None`` if the cache lacks them or they are damaged, which deletes them."""
-        with suppress(OSError):
-            entries = (self._folder / model_id).iterdir()
-            for path in (entry for entry in entries if not entry.name.startswith(_UNFINISHED)):
-                content = path.read_bytes()
-                if hashlib.sha256(content).hexdigest() == path.name:
-                    os.utime(path)
-                    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                        return {name: archive.read(name) for name in archive.namelist()}
-                path.unlink(missing_ok=True)
-        return None
-
-    def store(self, model_id: str, files: Mapping[str, bytes]) -> None:
-        """Store a model's files, safe against a power cut; does nothing if the disk is full or may not be written."""
-        body = io.BytesIO()
-        with zipfile.ZipFile(body, "w") as archive:
-            for name, data in files.items():
-                archive.writestr(zipfile.ZipInfo(name), data)
-        digest = hashlib.sha256(body.getvalue()).hexdigest()
-        with suppress(OSError):
-            folder = self._folder / model_id
-            folder.mkdir(parents=True, exist_ok=True)
-            unfinished = folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
-            with unfinished.open("xb") as file:
-                file.write(body.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(folder / digest)
-            for path in folder.iterdir():
-                if path.name != digest and not path.name.startswith(_UNFINISHED):
-                    path.unlink(missing_ok=True)
-            if int(digest[:8], 16) % _CHECKED_EVERY == 0:
-                shrink(self._folder, self._max_bytes)
-
-
 class ArrayCache:
-    """Arrays by key, each entry a file that is mapped into memory; what is damaged counts as absent.
+    """Arrays by key, a digest in hexadecimal, each entry a file that is mapped into memory; damaged ones are absent.
 
-    ``max_bytes`` is as of :class:`ModelCache`; by default as much as :data:`MAX_SHARE` of the free disk.
+    Beyond ``max_bytes``, by default as much as :data:`MAX_SHARE` of the free disk, the entries that were not used for
+    longest are deleted.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
@@ -101,7 +51,7 @@ class ArrayCache:
         """Store an entry; does nothing if the disk is full or may not be written."""
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            unfinished = self._folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+            unfinished = self._folder / f".{uuid.uuid4().hex}"
             unfinished.write_bytes(_packed(arrays))
             unfinished.replace(self._folder / key)
             if int(key[:8], 16) % _CHECKED_EVERY == 0:

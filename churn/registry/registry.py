@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import requests
 from mlflow import MlflowClient
@@ -34,7 +35,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from churn.errors import AbsentError, ModelFileError, RegistryError, UnregisteredError
 from churn.monitoring.profiles import Profile
 from churn.registry import tags
-from churn.registry.cache import ModelCache
+from churn.registry.cache import ArrayCache
 from churn.registry.errors import errors_translated
 from churn.registry.records import LivePoint, LoggedRun, OpenModel
 from churn.variants import Variant, nearest
@@ -51,6 +52,7 @@ _DESCRIPTION_FILE = "description.json"  # in the cache only
 _Aliases = Mapping[Variant, Mapping[str, int]]
 _Versions = Mapping[tuple[Variant, int], ModelVersion]
 _MODEL_NAME_PREFIX = Variant().registered_model
+_MAX_CACHED_BYTES = 4 << 30
 _LATELY_S = 30.0
 _LISTED_FROM = 20  # variants with the same version number; fewer are queried one by one
 
@@ -69,7 +71,7 @@ class Registry:
 
         Args:
             tracking_uri: Server or database; it may contain a password, and is never logged.
-            cache: Folder for boosters by model id; created when needed.
+            cache: Folder for the files of models; created when needed.
             pending_moves: Returns the moves of aliases that were decided and are not complete in MLflow; whoever asks
                 for aliases gets them as decided.
             lock: Locks a variant's registration, if that is possible; says whether it is.
@@ -77,7 +79,7 @@ class Registry:
         _set_process_uri(tracking_uri)
         with errors_translated("opening the registry"):
             self.client = MlflowClient(tracking_uri, tracking_uri)
-        self._cache = ModelCache(cache)
+        self._cache = ArrayCache(cache, _MAX_CACHED_BYTES)
         self._pending_moves, self._lock = pending_moves, lock
         self._listing_lock, self._listed_at = threading.Lock(), -_LATELY_S
         self._listed: _Aliases = {}
@@ -187,7 +189,8 @@ class Registry:
         reference = Profile.from_json(files[_REFERENCE_FILE]) if version.has_reference else None
         if bundle is None:
             bundle = load_logged(data, golden, version.uri)
-            self._cache.store(version.model_id, {**files, _DESCRIPTION_FILE: describe_bundle(bundle)})
+            known = {**files, _DESCRIPTION_FILE: describe_bundle(bundle)}
+            self._cache.store(_key(version), {name: np.frombuffer(one, np.uint8) for name, one in known.items()})
         return OpenModel(version, bundle, reference)
 
     def log_live(self, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
@@ -398,8 +401,8 @@ class Registry:
 
     def _cached(self, version: ModelVersion) -> dict[str, bytes] | None:
         """Return a version's files by name, if the cache has those that were logged."""
-        files = self._cache.load(version.model_id)
-        if files is None or not files.keys() >= {*_names(version), _DESCRIPTION_FILE}:
+        files = {name: one.tobytes() for name, one in (self._cache.load(_key(version)) or {}).items()}
+        if not files.keys() >= {*_names(version), _DESCRIPTION_FILE}:
             return None
         return files if hashlib.sha256(files[_BOOSTER_FILE]).hexdigest() == version.sha256 else None
 
@@ -493,6 +496,10 @@ def _set_process_uri(uri: str) -> None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         os.environ["MLFLOW_TRACKING_URI"] = exported
+
+
+def _key(version: ModelVersion) -> str:
+    return hashlib.sha256(version.model_id.encode()).hexdigest()
 
 
 def _names(version: ModelVersion) -> set[str]:
