@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 _DRAWS, _SEED = 2_000, 1
 NONE = "none"
@@ -36,6 +37,12 @@ def bootstrap(values: Sequence[float], statistic: Callable[[np.ndarray], float])
     drawn = [statistic(numbers[rng.integers(0, len(numbers), len(numbers))]) for _ in range(_DRAWS)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
+
+
+def share_interval(n: int, of: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share, ``n`` of ``of``."""
+    found = stats.binomtest(int(n), of).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def report(title: str, targets: Sequence[Target]) -> int:

@@ -22,10 +22,9 @@ import polars as pl
 import xgboost as xgb
 from scipy import stats
 
-from benchmarks.quality import Target, report
+from benchmarks.quality import Target, report, share_interval
 from churn.concurrency import cores
 from churn.data.features import Packed, encode, features, is_active, pack_matrix, plan_encoding
-from churn.evaluation.metrics import wilson_interval
 from churn.monitoring.conditions import LEAST_COMMON
 from churn.monitoring.drift import FeatureDrift, Flag, common_moves, compare_fleet, flag_fleet
 from churn.monitoring.profiles import Bins, Profile, reference_profile, season_of
@@ -247,7 +246,7 @@ def _told(name: str, figure: str) -> Target:
 
 def _found(found: Mapping[tuple[int, float], tuple[int, int]], size: int) -> Target:
     n, of = found[size, PLANTED_SHARE]
-    low, high = (float(end) for end in wilson_interval(of, n / of))
+    low, high = share_interval(n, of)
     target, is_met = ("95 % or more", n / of >= 0.95) if size >= LEAST_SIZE else ("none", True)
     name = f"a tenth of the rows moved, about {size:,} rows: found within three inputs"
     return Target(name, target, f"{percent(n / of)} of {of}", f"{percent(low)} to {percent(high)}", is_met)

@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np
 from scipy import special, stats
 
-from benchmarks.quality import Target, report
-from churn.evaluation.metrics import MIN_OF_CLASS, log_loss_excess, roc_auc_interval, wilson_interval
+from benchmarks.quality import Target, report, share_interval
+from churn.evaluation.metrics import MIN_OF_CLASS, log_loss_excess, roc_auc_interval
 from churn.monitoring.conditions import EvaluatedChampion, calibration_poor, independent_cohorts, performance_low
 from churn.weeks import month_start
 from churn.wording import percent
@@ -127,7 +127,7 @@ def small_fleets(rng: np.random.Generator) -> list[Target]:
 
 
 def _share(name: str, n: int, of: int, target: str, *, is_met: bool) -> Target:
-    low, high = (float(end) for end in wilson_interval(of, n / of))
+    low, high = share_interval(n, of)
     return Target(name, target, f"{percent(n / of, 1)} of {of}", f"{percent(low, 1)} to {percent(high, 1)}", is_met)
 
 
@@ -139,7 +139,7 @@ def targets() -> list[Target]:
     for size in SIZES:
         worse = live_through(rng, size, shuffled, 0.0)
         n, others = found(worse["performance_low"])
-        low, high = (float(end) for end in wilson_interval(PLANTED, n / PLANTED))
+        low, high = share_interval(n, PLANTED)
         first = next(
             (i + 1 for i, told in enumerate(worse["performance_low"]) if found([told])[0] >= PLANTED / 2), None
         )
@@ -154,7 +154,7 @@ def targets() -> list[Target]:
         n_false["calibration_poor"] += found(worse["calibration_poor"])[1]
     for size in SIZES:
         n, _ = found(live_through(rng, size, 0.0, TOO_MANY)["calibration_poor"])
-        low, high = (float(end) for end in wilson_interval(PLANTED, n / PLANTED))
+        low, high = share_interval(n, PLANTED)
         name = f"{TOO_MANY} log-odds more churn than expected, {size:,} labels: found within {N_COHORTS} cohorts"
         rows.append(
             Target(

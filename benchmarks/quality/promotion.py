@@ -22,10 +22,10 @@ from functools import cache, partial
 import numpy as np
 from scipy.optimize import brentq
 
-from benchmarks.quality import Target, bootstrap, report, without_target
+from benchmarks.quality import Target, bootstrap, report, share_interval, without_target
 from churn.concurrency import cores
 from churn.evaluation.comparison import Limits, PairedCohort, compare, count_once
-from churn.evaluation.metrics import compare_roc_auc, log_losses, wilson_interval
+from churn.evaluation.metrics import compare_roc_auc, log_losses
 from churn.evaluation.sequential import PairedSums, confidence_sequence, discount_months, e_value
 from churn.weeks import month_end, month_start
 from churn.wording import percent
@@ -143,7 +143,7 @@ def _probability(log_odds: np.ndarray) -> np.ndarray:
 
 def share(name: str, target: str, found: Sequence[bool], most: float) -> Target:
     """Return a share of runs, which meets its target if the interval's lower end is at most ``most``."""
-    low, high = (abs(float(end)) for end in wilson_interval(len(found), np.mean(found)))
+    low, high = share_interval(sum(found), len(found))
     return Target(name, target, percent(np.mean(found), 1), f"{percent(low, 1)} to {percent(high, 1)}", low <= most)
 
 

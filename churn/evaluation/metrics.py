@@ -10,11 +10,11 @@ average precision are computed on the logit scale, where they have their nominal
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from churn.errors import ChurnError
 
@@ -164,8 +164,8 @@ def p_at_least(auc: Interval, limit: float) -> float:
     if auc.value == 0:
         n_pairs = math.log((1 - 0.95) / 2) / math.log1p(-auc.high)
         return float((1 - limit) ** n_pairs)
-    error = (_log_odds(auc.high) - _log_odds(auc.low)) / 2 / _quantile(0.95)
-    return NormalDist().cdf((_log_odds(auc.value) - _log_odds(limit)) / error)
+    low, value, high, least = special.logit([auc.low, auc.value, auc.high, limit])
+    return float(special.ndtr((value - least) / ((high - low) / 2 / _quantile(0.95))))
 
 
 def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores) -> AucComparison:
@@ -236,16 +236,16 @@ def recalibrated(churned: Outcomes, scores: Scores, weights: Doubles | None = No
     """
     churned, scores = _checked(churned, scores, probabilities=True)
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
-    log_odds, shift = np.log(clipped / (1 - clipped)), 0.0
+    log_odds, shift = special.logit(clipped), 0.0
     of_row = np.ones(1) if weights is None else weights
     for _ in range(_MOST_STEPS):
-        shifted = (1 + np.tanh((log_odds + shift) / 2)) / 2
+        shifted = special.expit(log_odds + shift)
         slope = float((of_row * (churned - shifted)).sum()) - shift / _SHIFT_SD**2
         step = slope / (float((of_row * shifted * (1 - shifted)).sum()) + 1 / _SHIFT_SD**2)
         shift += min(max(step, -1.0), 1.0)  # Newton's step alone overshoots where most scores are near 0 or 1
         if abs(step) < _CLOSE:
             break
-    return np.asarray((1 + np.tanh((log_odds + shift) / 2)) / 2)
+    return np.asarray(special.expit(log_odds + shift))
 
 
 def log_loss_excess(churned: Outcomes, scores: Scores) -> Interval:
@@ -258,16 +258,7 @@ def log_loss_excess(churned: Outcomes, scores: Scores) -> Interval:
     if len(scores) < 2:
         raise NotMeasurableError(f"{len(scores)} rows have no interval; give at least 2")
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
-    excess = (clipped - churned) * np.log(clipped / (1 - clipped))
-    return _mean_interval(excess, least=-math.inf)
-
-
-def brier_score(churned: Outcomes, scores: Scores) -> float:
-    """Return the mean squared distance of the scores from the outcomes."""
-    churned, scores = _checked(churned, scores, probabilities=True)
-    if not len(scores):
-        raise NotMeasurableError("there are no rows to take the mean of; give at least one")
-    return float(((scores - churned) ** 2).mean())
+    return _mean_interval((clipped - churned) * special.logit(clipped), least=-math.inf)
 
 
 def calibration_bins(
@@ -292,14 +283,6 @@ def reliability(churned: Outcomes, scores: Scores) -> dict[str, list[float]]:
     """Return :func:`calibration_bins` as lists named ``n``, ``mean_score`` and ``churned_share``."""
     names = ("n", "mean_score", "churned_share")
     return {name: values.tolist() for name, values in zip(names, calibration_bins(churned, scores), strict=True)}
-
-
-def wilson_interval(n: npt.ArrayLike, share: npt.ArrayLike, confidence: float = 0.95) -> tuple[Doubles, Doubles]:
-    """Return the ends of Wilson's score interval for shares of n rows; shapes as given."""
-    n, share, z = np.asarray(n), np.asarray(share), _quantile(confidence)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - reach, centre + reach
 
 
 def calibration_error(churned: Outcomes, scores: Scores, n_bins: int = 10) -> float:
@@ -375,20 +358,12 @@ def _mean_interval(values: Doubles, least: float = 0.0, most: float = math.inf) 
 
 
 def _logit_interval(value: float, error: float, confidence: float) -> Interval:
-    centre, reach = _log_odds(value), _quantile(confidence) * error / (value * (1 - value))
-    return Interval(value, *(_expit(centre + side * reach) for side in (-1, 1)))
-
-
-def _log_odds(probability: float) -> float:
-    return math.log(probability / (1 - probability))
-
-
-def _expit(log_odds: float) -> float:
-    return (1 + math.tanh(log_odds / 2)) / 2
+    centre, reach = special.logit(value), _quantile(confidence) * error / (value * (1 - value))
+    return Interval(value, *special.expit([centre - reach, centre + reach]).tolist())
 
 
 def _quantile(confidence: float) -> float:
     """Return the half-width of an interval in standard errors."""
     if not 0 < confidence < 1:
         raise NotMeasurableError(f"confidence {confidence} is not between 0 and 1; the usual is 0.95")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+    return float(special.ndtri((1 + confidence) / 2))

@@ -102,7 +102,7 @@ def _measure(segment: str, level: str, churned: Outcomes, scores: Scores, auc_li
         n_churned=int(churned.sum()),
         status="ok",
         roc_auc=auc,
-        brier_score=metrics.brier_score(churned, scores),
+        brier_score=float(np.square(scores - churned.astype(np.float64)).mean()),
         calibration_error=metrics.calibration_error(churned, scores),
         mean_score=float(scores.mean(dtype=np.float64)),
         p_below_limit=None if auc_limit is None else metrics.p_at_least(auc, auc_limit),

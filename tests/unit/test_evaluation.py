@@ -18,7 +18,6 @@ from churn.evaluation.metrics import (
     MIN_OF_CLASS,
     Interval,
     average_precision_interval,
-    brier_score,
     calibration_bins,
     calibration_error,
     compare_roc_auc,
@@ -27,7 +26,6 @@ from churn.evaluation.metrics import (
     log_losses,
     p_at_least,
     roc_auc_interval,
-    wilson_interval,
 )
 
 AGREEMENT = 1e-6
@@ -64,7 +62,6 @@ def test_metrics_are_scikit_learns(seed, decimals):
         metrics.average_precision_score(churned, scores), abs=AGREEMENT
     )
     assert log_losses(churned, scores).mean() == pytest.approx(metrics.log_loss(churned, scores), abs=AGREEMENT)
-    assert brier_score(churned, scores) == pytest.approx(metrics.brier_score_loss(churned, scores), abs=AGREEMENT)
 
 
 @given(seed=seeds, decimals=tie_decimals, n_bins=st.integers(1, 20))
@@ -306,10 +303,9 @@ def test_log_odds_are_not_taken_for_probabilities():
         evaluate(np.array([True, False]), np.array([-1.0, 2.0]))
 
 
-@pytest.mark.parametrize("measure", [brier_score, calibration_error])
-def test_no_rows_have_no_mean(measure):
+def test_no_rows_have_no_mean():
     with pytest.raises(ChurnError, match="there are no rows"):
-        measure(np.zeros(0, dtype=bool), np.zeros(0))
+        calibration_error(np.zeros(0, dtype=bool), np.zeros(0))
 
 
 def test_shares_and_confidences_outside_their_range_are_refused():
@@ -326,12 +322,6 @@ def test_fifty_thousand_rows_are_evaluated_in_no_time():
     started = time.process_time()
     evaluate(churned, scores)
     assert time.process_time() - started < 0.25, "it takes 30 ms; the limit leaves room for a busy machine"
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 10), (10, 10), (250, 1_000)])
-def test_the_interval_of_a_share_is_scipys(hits: int, n: int):
-    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    assert wilson_interval(n, hits / n) == pytest.approx((expected.low, expected.high), abs=AGREEMENT)
 
 
 def test_an_interval_is_written_with_its_ends():
