@@ -25,10 +25,10 @@ import psycopg2
 import sqlalchemy as sa
 
 from churn.data.erased import Erased
-from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert, lock
+from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
 from churn.database.deadlines import retry_locked
-from churn.database.erasure import block_erasures, read_erased
+from churn.database.erasure import read_erased
 from churn.database.extracts import HistoryStatus
 from churn.errors import ChurnError, DatabaseUnavailableError, StoreError, TransientError
 from churn.variants import Variant
@@ -41,14 +41,27 @@ _LOCK_TIMEOUT, _WEEK_LOCK_TIMEOUT = "45s", "10s"
 _ANSWER_WITHIN_S, _INDEX_WITHIN_S = 60.0, 3600.0
 _COPY_BYTES = 1 << 20
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-# So that queries can compare batches with it.
-_INSERT_REFERENCE = sa.text(
-    "INSERT INTO model_references (registered_model, model_version, profile) "
-    "VALUES (:model, :version, :profile) ON CONFLICT DO NOTHING"
+_BEGIN_BATCH = sa.text("SELECT n_erasures, batch_id FROM begin_batch(:key, :lock_timeout)")
+_MAKE_CURRENT = sa.text("SELECT make_current(:batch, :share, :salt)")
+# One statement, since a fleet's batches are small. The reference is stored so that queries can compare batches with it.
+_RECORD_BATCH = """
+WITH batch AS (
+    INSERT INTO scoring_batches (batch_id, {names}) OVERRIDING SYSTEM VALUE VALUES (:batch_id, {values})
+), reference AS (
+    INSERT INTO model_references (registered_model, model_version, profile)
+    SELECT :registered_model, :model_version, profile FROM CAST(:reference AS jsonb) AS profile
+    WHERE profile IS NOT NULL ON CONFLICT DO NOTHING
+), quarantined AS (
+    INSERT INTO quarantined_rows (batch_id, row_number, account_id, account_key, rules, row)
+    SELECT :batch_id, row_number, account_id, account_key, rules, row::jsonb
+    FROM jsonb_to_recordset(CAST(:quarantined AS jsonb))
+        AS q (row_number bigint, account_id bigint, account_key text, rules text[], row text)
+), attempt AS (
+    INSERT INTO scoring_attempts (variant, scored_week, role, dagster_run_id, started_at, outcome, batch_id)
+    VALUES (:variant, :scored_week, :role, :dagster_run_id, :started_at, 'published', :batch_id)
 )
-_CURRENT_SOURCE = sa.text(
-    "SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :week AND is_current"
-)
+SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :scored_week AND is_current
+"""
 _JSON_COLUMNS = ("unknown_levels", "levels", "importance", "drift", "window_features", "untrained_missing")
 
 
@@ -229,16 +242,14 @@ class PredictionStore(Tables):
         """
         self._open_week(week)
         with self._transaction() as connection:
-            lock(connection, f"{variant.key}|{week.isoformat()}", _LOCK_TIMEOUT)
-            published = [_write_batch(connection, week, champion)]
-            values = {"variant": variant.key, "week": week}
-            replaced = connection.scalar(_CURRENT_SOURCE, values) if make_current else None
-            if replaced is not None and outdated(published[0][1], replaced):
+            batch_id, record, replaced = _write_batch(connection, variant, week, champion)
+            published = [(batch_id, record)]
+            if make_current and replaced is not None and outdated(record, replaced):
                 return published
             if make_current:
-                _make_current(connection, published[0][0])
+                _make_current(connection, batch_id)
             if challenge is not None:
-                published += self._publish_challenger(connection, published[0][1], challenge)
+                published += self._publish_challenger(connection, record, challenge)
         return published
 
     def _publish_challenger(
@@ -247,7 +258,7 @@ class PredictionStore(Tables):
         variant, week = champion.variant, champion.scored_week
         try:
             with connection.begin_nested(), errors_translated(self._url):
-                batch_id, record = _write_batch(connection, week, challenge.make())
+                batch_id, record, _ = _write_batch(connection, variant, week, challenge.make())
                 _make_current(connection, batch_id, challenge.share, challenge.salt)
         except DatabaseUnavailableError:
             raise
@@ -371,43 +382,46 @@ def read_current(url: sa.URL, query: str, **values: object) -> pl.DataFrame:
         return pl.DataFrame(result.fetchall(), schema=list(result.keys()), orient="row", infer_schema_length=None)
 
 
-def _next_batch_id(connection: sa.Connection) -> int:
-    return int(connection.execute(sa.text("SELECT nextval('scoring_batches_batch_id_seq')")).scalar_one())
-
-
-def _insert_batch(connection: sa.Connection, record: BatchRecord, batch_id: int) -> None:
-    insert(connection, "scoring_batches", record.columns() | {"batch_id": batch_id})
-
-
-def _write_batch(connection: sa.Connection, week: date, batch: BatchInProgress) -> tuple[int, BatchRecord]:
-    block_erasures(connection)  # until the batch is committed
-    if connection.scalar(sa.text("SELECT count(*) FROM erased_accounts")) != batch.n_erasures:
+def _begin_batch(connection: sa.Connection, variant: Variant, week: date, n_erasures: int) -> int:
+    """Lock the variant's week and block erasures until the transaction ends; returns the batch's number."""
+    values = {"key": f"{variant.key}|{week.isoformat()}", "lock_timeout": _LOCK_TIMEOUT}
+    found = connection.execute(_BEGIN_BATCH, values).one()
+    if found.n_erasures != n_erasures:
         raise DatabaseUnavailableError("an account was erased after the rows were read; they must be read again")
-    batch_id = _next_batch_id(connection)
+    return int(found.batch_id)
+
+
+def _write_batch(
+    connection: sa.Connection, variant: Variant, week: date, batch: BatchInProgress
+) -> tuple[int, BatchRecord, str | None]:
+    """Write a batch that is not current; returns its number and record, and the source of the current one, if any."""
+    batch_id = _begin_batch(connection, variant, week, batch.n_erasures)
     months, keys = batch.has_last_active_month, batch.account_keys
     layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, months, keys)
-    n_stored = _copy(connection, layout, batch.rows())
-    record, quarantined = batch.finish(n_stored)
-    _insert_batch(connection, record, batch_id)
-    if batch.reference is not None:
-        model = {"model": record.registered_model, "version": record.model_version}
-        connection.execute(_INSERT_REFERENCE, model | {"profile": _without_nul(batch.reference)})
-    rows, of_batch = quarantined.drop("activity_month").to_dicts(), {"batch_id": batch_id}
-    insert(connection, "quarantined_rows", *(row | of_batch | {"row": _without_nul(row["row"])} for row in rows))
-    run = {"dagster_run_id": record.dagster_run_id, "started_at": record.started_at, "outcome": "published"}
-    variant = {"variant": record.variant.key, "scored_week": week, "role": record.role}
-    _insert_attempt(connection, variant | run | {"batch_id": batch_id})
-    return batch_id, record
+    record, quarantined = batch.finish(_copy(connection, layout, batch.rows()))
+    reference = None if batch.reference is None else _without_nul(batch.reference)
+    return batch_id, record, _record_batch(connection, batch_id, record, reference, quarantined)
+
+
+def _record_batch(
+    connection: sa.Connection, batch_id: int, record: BatchRecord, reference: str | None, quarantined: pl.DataFrame
+) -> str | None:
+    """Record a batch with all that belongs to it; returns the source of the variant's current batch, if there is one.
+
+    Bound as text, for the database to parse: ``reference`` and the rows are JSON.
+    """
+    values = record.columns()
+    names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
+    rows = [row | {"row": _without_nul(row["row"])} for row in quarantined.drop("activity_month").to_dicts()]
+    values |= {"batch_id": batch_id, "reference": reference, "quarantined": json.dumps(rows)}
+    source: str | None = connection.scalar(sa.text(_RECORD_BATCH.format(names=names, values=slots)), values)
+    return source
 
 
 def _insert_failure(connection: sa.Connection, error: BaseException, **attempt: object) -> None:
     message = str(error).replace("\0", "\\0")
     failure = {"error_type": type(error).__name__, "error": message, "is_transient": isinstance(error, TransientError)}
-    _insert_attempt(connection, attempt | failure | {"outcome": "failed"})
-
-
-def _insert_attempt(connection: sa.Connection, values: Mapping[str, object]) -> None:
-    insert(connection, "scoring_attempts", values)
+    insert(connection, "scoring_attempts", attempt | failure | {"outcome": "failed"})
 
 
 def _make_current(connection: sa.Connection, batch_id: int, share: int = 0, salt: str = "") -> None:
@@ -415,8 +429,7 @@ def _make_current(connection: sa.Connection, batch_id: int, share: int = 0, salt
 
     A challenger's becomes current beside the champion's, and both get its share and salt.
     """
-    values = {"batch": batch_id, "share": share, "salt": salt}
-    connection.execute(sa.text("SELECT make_current(:batch, :share, :salt)"), values)
+    connection.execute(_MAKE_CURRENT, {"batch": batch_id, "share": share, "salt": salt})
 
 
 def _without_nul(text: str) -> str:

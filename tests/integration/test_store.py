@@ -77,6 +77,31 @@ def test_publishing_again_leaves_one_current_prediction_per_account_and_keeps_th
     assert n_stored(site) == 5
 
 
+def test_a_batch_is_one_transaction_of_five_statements_beside_copy(site: Site, store: PredictionStore) -> None:
+    publish(store, record(1), [scored(1)], NO_ROWS)  # opens the week
+    row = {"row_number": 7, "account_id": 2, "account_key": None, "rules": ["a", "b"], "row": '{"x": "\\u0000"}'}
+    quarantined = pl.concat([NO_ROWS, pl.DataFrame([row])], how="diagonal_relaxed")
+    sent: list[str] = []
+    listeners = {
+        "begin": lambda _: sent.append("BEGIN"),
+        "before_cursor_execute": lambda _, __, statement, *___: sent.append(" ".join(statement.split())[:25]),
+        "commit": lambda _: sent.append("COMMIT"),
+    }
+    for name, listener in listeners.items():
+        sa.event.listen(sa.Engine, name, listener)
+    try:
+        batch = BatchInProgress([scored(2)], lambda: (record(2), quarantined), reference='{"bins": []}')
+        store.publish(Variant("us"), WEEK, batch, outdated=lambda _, source: None if source == "s3" else "")
+    finally:
+        for name, listener in listeners.items():
+            sa.event.remove(sa.Engine, name, listener)
+
+    assert [statement.split()[0] for statement in sent] == ["BEGIN", "SELECT", "WITH", "SELECT", "COMMIT"]
+    query = "SELECT row_number, account_id, account_key, rules, row FROM quarantined_rows"
+    assert site.rows(site.churn, query) == [(7, 2, None, ["a", "b"], {"x": "\ufffd"})]
+    assert site.rows(site.churn, "SELECT profile FROM model_references") == [({"bins": []},)]
+
+
 def test_variants_and_weeks_do_not_touch_each_other(site: Site, store: PredictionStore) -> None:
     publish(store, record(3), [scored(3, 0.25)], NO_ROWS)
     publish(store, record(2, scored_week=date(2026, 11, 9)), [scored(2, 0.5)], NO_ROWS)

@@ -158,6 +158,21 @@ BEGIN
 END
 $do$;
 
+CREATE FUNCTION begin_batch(key text, lock_timeout text, OUT n_erasures bigint, OUT batch_id bigint)
+-- One statement for a client, and one snapshot for each inside: erasures are counted once none can begin.
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', begin_batch.lock_timeout, true);
+    PERFORM pg_advisory_xact_lock(hashtextextended(key, 0));
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('erasure', 0));
+    SELECT count(*) INTO n_erasures FROM public.erased_accounts;
+    batch_id := nextval('public.scoring_batches_batch_id_seq');
+END
+$$;
+COMMENT ON FUNCTION begin_batch IS
+    'Draws the number of a new batch, and until the transaction ends locks what the key names and lets no erasure '
+    'begin; returns how many erasures there were.';
+
 CREATE FUNCTION own_batch() RETURNS bigint
 -- It depends on the session. To be called immutable makes it a constant of each COPY or INSERT, where it would cost
 -- more than reading the row; such statements that were prepared earlier are planned anew once the number is published.
@@ -554,14 +569,16 @@ $$;
 COMMENT ON FUNCTION replace_flags IS 'Replaces all flags of some batches.';
 
 REVOKE ALL ON FUNCTION
-    grant_rows(regclass), seal_batch(), require_own_batch(), make_current(bigint, integer, text), record_event(jsonb),
+    begin_batch(text, text), grant_rows(regclass), seal_batch(), require_own_batch(),
+    make_current(bigint, integer, text), record_event(jsonb),
     open_incident(text, text, text, text, jsonb), update_incident(bigint, text, jsonb), resolve_incident(bigint),
     queue_alert(bigint, text, text, text, text[]),
     next_delivery(text), record_delivery(bigint, text, text, interval), replace_flags(bigint[], jsonb)
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    make_current(bigint, integer, text), record_event(jsonb), open_incident(text, text, text, text, jsonb),
-    update_incident(bigint, text, jsonb), resolve_incident(bigint), queue_alert(bigint, text, text, text, text[]),
+    begin_batch(text, text), make_current(bigint, integer, text), record_event(jsonb),
+    open_incident(text, text, text, text, jsonb), update_incident(bigint, text, jsonb), resolve_incident(bigint),
+    queue_alert(bigint, text, text, text, text[]),
     next_delivery(text), record_delivery(bigint, text, text, interval), replace_flags(bigint[], jsonb)
 TO churn_writer;
 

@@ -621,8 +621,8 @@ SLOW = {
     "week's table locked for 12 s", "S3 answers 503 for long, no local copy allowed",
     # One of each kind is enough for README's command.
     *(f"worker killed when {point}" for point in (
-        "the input is read", "the model is loaded", "the week is open", "the lock is held", "a batch id is taken",
-        "the batch is recorded", "the attempt is recorded", "the batch is to become current",
+        "the input is read", "the model is loaded", "the week is open", "the lock is held", "the batch is recorded",
+        "the batch is to become current",
     )),
     "rows sent into a black hole", "too many connections", "serialization failure", "S3 drips a byte now and then",
     "S3 takes the request and says nothing", "MLflow slow",
