@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.resources import files
 from typing import Any
 
 import psycopg2
@@ -101,6 +102,13 @@ def parse_database_url(text: str, name: str) -> sa.URL:
         )
     name_source(url, name)
     return url.set(drivername="postgresql+psycopg2")
+
+
+def read_queries(name: str) -> dict[str, str]:
+    """Read a file of SQL beside this module; returns its queries by the names in the lines ``-- name`` before each."""
+    text = (files("churn.database") / f"{name}.sql").read_text(encoding="utf-8")
+    _, *parts = map(str.strip, re.split(r"^-- (\w+)$", text, flags=re.MULTILINE))
+    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def name_source(url: sa.URL, source: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from churn.database.report import EVALUATED_MEASURES, LINEAGE, SEGMENT_MEASURES, FleetRows, Row
+from churn.database.report import FleetRows, Row
 from churn.monitoring.incidents import RUNBOOK
 from churn.monitoring.profiles import Bins, Profile
 from churn.versions import CHALLENGER, CHAMPION
@@ -19,9 +19,13 @@ Content = dict[str, Any]
 
 _HISTORY = (
     "model_version", "n_rows_scored", "mean_probability", "estimated_auc", "status", "n_matured", "n_churned",
-    *EVALUATED_MEASURES,
+    "roc_auc", "roc_auc_low", "roc_auc_high", "auc_limit", "brier_score", "calibration_error", "lift_at_10",
 )  # fmt: skip
-_SEGMENT = ("segment", "level", "n_matured", "n_churned", *SEGMENT_MEASURES)
+_SEGMENT = (
+    "segment", "level", "n_matured", "n_churned", "roc_auc", "roc_auc_low", "roc_auc_high", "calibration_error",
+    "mean_score",
+)  # fmt: skip
+_NO_LINEAGE = {"variant", "score_counts", "profile_counts", "drift", "importance", "reference"}
 
 
 def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Content, list[Content]]:
@@ -159,7 +163,7 @@ def _details(key: str, of: _Grouped, rows: FleetRows) -> Content:
         "key": key,
         "history": {role: _history(of.batches.get((key, role), ()), places) for role in (CHAMPION, CHALLENGER)},
         "flags": [[places[row["scored_week"]], row["feature"], row["is_confirmed"]] for row in flags],
-        "lineage": {name: plain(newest[name]) for name in LINEAGE} if newest else None,
+        "lineage": plain({name: newest[name] for name in newest if name not in _NO_LINEAGE}) if newest else None,
         "importance": plain(newest["importance"]) if newest else None,
         "features": _features(newest) if newest else [],
         "scores": newest["score_counts"] if newest else None,
