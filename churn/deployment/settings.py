@@ -48,144 +48,102 @@ def _seconds_as_number(value: object) -> object:
 
 logger = logging.getLogger(__name__)
 
+_ENV_FILE = find_project_root() / ".env"
 _CLOSE = {"CHURN": 0.8, "MLFLOW": 0.85}  # similarity of two names, of 1; MLflow has variables of its own
 
 
 class Settings(BaseSettings):
-    """The settings of a deployment. With nothing set, an embedded PostgreSQL and local files are used."""
+    """The settings of a deployment. With nothing set, an embedded PostgreSQL and local files are used.
+
+    The line below a field describes it, in the reference and in ``.env.example``, too.
+    """
 
     model_config = SettingsConfigDict(
-        env_file=find_project_root() / ".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_file=_ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
     )
 
-    mlflow_secret_name: str | None = Field(
-        None, description="Secrets Manager secret with username and password, optionally host, port and dbname."
-    )
-    mlflow_secret_region: str = Field("us-east-1", description="AWS region of the secret.")
-    mlflow_s3_bucket: str | None = Field(
-        None, description="Bucket of the variants' files and MLflow artifacts; unset: local files."
-    )
-    mlflow_db_name: str = Field("mlflow_db", description="Name of MLflow's database.")
-    mlflow_db_host: str = Field("localhost", description="Host of the PostgreSQL server; overrides the secret's host.")
-    mlflow_db_port: Annotated[int, Field(gt=0, lt=65536)] = Field(
-        5432, description="Port of the PostgreSQL server; overrides the secret's port."
-    )
-    mlflow_tracking_uri: SecretStr | None = Field(
-        None, description="URI of an MLflow server or database; unset: MLflow's database is opened directly."
-    )
-    churn_database_url: SecretStr | None = Field(
-        None, description="postgresql:// URL of the predictions database; unset: CHURN_DB_NAME on MLflow's server."
-    )
-    churn_setup_database_url: SecretStr | None = Field(
-        None, description="The same database with the login of set-up, erasure and readers' grants; unset: the job's."
-    )
-    churn_monitoring_database_url: SecretStr | None = Field(
-        None, description="The same database with the login of churn metrics, which only reads; unset: the job's."
-    )
-    churn_reader_database_url: SecretStr | None = Field(
-        None, description="The same database with the login of churn explain and churn report; unset: the job's."
-    )
-    churn_db_name: str = Field("churn_db", description="Name of the predictions database.")
-    churn_dagster_db_name: str = Field("dagster_db", description="Name of Dagster's database of runs and events.")
-    churn_home: Path = Field(
-        default_factory=lambda: find_project_root() / ".churn",
-        description="Folder of caches and the embedded PostgreSQL; created when needed.",
-    )
-    churn_local_root: Path | None = Field(
-        None, description="Local copy of the bucket; unset: the project, or CHURN_HOME/local when embedded."
-    )
-    churn_local_fallback: Literal["auto", "never"] = Field(
-        "auto", description="auto: read the local copy, flagged, when S3 is unavailable; never: fail."
-    )
-    churn_local_max_age: Annotated[timedelta | None, BeforeValidator(_seconds_as_number)] = Field(
-        None, description="Maximum age of the local copy, in seconds or ISO 8601 (P7D); unset: no limit."
-    )
-    churn_max_quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        defaults.MAX_QUARANTINE_SHARE,
-        description="Maximum share of rows that may break the contract; above it the batch fails.",
-    )
-    churn_max_unknown_level_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        defaults.MAX_UNKNOWN_LEVEL_SHARE,
-        description="Maximum share of accounts with a level that the model does not know, in a column, above the share "
-        "in the model's reference; above it the batch fails. 1: no limit.",
-    )
-    churn_variants_per_run: Annotated[int, Field(ge=0)] = Field(
-        500, description="Maximum variants per run of the weekly job, which is split into several runs; 0: one run."
-    )
-    churn_concurrent_runs: Annotated[int, Field(ge=1)] = Field(
-        2, description="Maximum Dagster runs of any job at once; others wait. Each uses connections to PostgreSQL."
-    )
-    churn_reasons: bool = Field(default=True, description="Whether the contributions of every prediction are stored.")
-    churn_ray_address: str | None = Field(
-        None,
-        pattern=r"^(auto|(ray://)?[^/@\s]+:\d{1,5})$",
-        description="Ray cluster to score on: auto, host:6379 or ray://host:10001; unset: this process.",
-    )
-    churn_workers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None,
-        description="Processes that score a fleet of 50 variants or more, some 0.5 GB each; unset: one for each core.",
-    )
-    churn_horizon_months: Annotated[int, Field(ge=1, le=24)] = Field(
-        defaults.HORIZON_MONTHS,
-        description="Whole calendar months after the as-of day's month; a player without activity in them has churned.",
-    )
-    churn_label_lag_days: Annotated[int, Field(ge=0, le=92)] = Field(
-        defaults.LABEL_LAG_DAYS, description="Days after the horizon to wait for late activity before labels are used."
-    )
-    churn_delivery_delay_days: Annotated[int, Field(ge=0, le=92)] = Field(
-        defaults.DELIVERY_DELAY_DAYS,
-        description="Days from a month's end until its rows arrive, for a first extract; later ones show it.",
-    )
-    churn_min_auc: Annotated[float, Field(ge=0.5, lt=1)] = Field(
-        defaults.MIN_AUC,
-        description="Minimum ROC AUC of a new model, and of champions registered without a limit of their own.",
-    )
-    churn_max_calibration_error: Annotated[float, Field(gt=0, lt=1)] = Field(
-        defaults.MAX_CALIBRATION_ERROR,
-        description="Maximum calibration error of a new model, widened by sampling error when it has few accounts.",
-    )
-    churn_min_labels: Annotated[int, Field(ge=50)] = Field(
-        defaults.MIN_LABELS,
-        description="Minimum matured labels of each outcome; below it, training uses the fallback variant's activity.",
-    )
-    churn_training_trials: Annotated[int, Field(ge=1)] = Field(
-        defaults.TRAINING_TRIALS, description="Hyperparameter trials per training run."
-    )
-    churn_retrain_after_months: Annotated[int, Field(ge=0, le=60)] = Field(
-        defaults.RETRAIN_AFTER_MONTHS,
-        description="Age of a champion, in months, at which training is requested; 0: never by age.",
-    )
-    churn_auto_promote: bool = Field(
-        default=False, description="Promote a challenger that is proven better without a person's approval."
-    )
-    churn_alert_urls: SecretStr | None = Field(
-        None,
-        description="Apprise URLs to notify (Slack, mail, webhooks), between spaces or commas, perhaps named "
-        "(ops=slack://…); unset: no alerts.",
-    )
-    churn_schedule_grace_hours: Annotated[int, Field(ge=1, le=120)] = Field(
-        6, description="Hours after Monday 00:00 UTC by which a week must be scored; later it counts as missed."
-    )
-    churn_keep_weeks: Annotated[int, Field(ge=0)] = Field(
-        0, description="Weeks of predictions to retain, the current one included; older ones are dropped; 0: all."
-    )
-    churn_delivery_prefix: str | None = Field(
-        None,
-        pattern=r"^s3://[a-z0-9][a-z0-9.-]+/[\w=-][\w./=-]*$",
-        description="Where published predictions are delivered as Parquet, s3://bucket/folder; unset: nowhere.",
-    )
-    churn_mlflow_ui_url: str = Field(
-        "http://127.0.0.1:5000", description="Address of the MLflow UI, used in links only."
-    )
-    churn_allowed_hosts: str | None = Field(
-        None, description="Host names, separated by commas, of Dagster's UI beside loopback; * is any text."
-    )
-    churn_code_version: str | None = Field(
-        None, description="Code version to record with each batch; unset: the checkout's commit or package version."
-    )
-    churn_postgres_bin: Path | None = Field(
-        None, description="Folder with initdb and pg_ctl for the embedded PostgreSQL; unset: the bundled ones."
-    )
+    mlflow_secret_name: str | None = None
+    """Secrets Manager secret with username and password, optionally host, port and dbname."""
+    mlflow_secret_region: str = "us-east-1"  # noqa: S105 no secret
+    """AWS region of the secret."""
+    mlflow_s3_bucket: str | None = None
+    """Bucket of the variants' files and MLflow artifacts; unset: local files."""
+    mlflow_db_name: str = "mlflow_db"
+    """Name of MLflow's database."""
+    mlflow_db_host: str = "localhost"
+    """Host of the PostgreSQL server; overrides the secret's host."""
+    mlflow_db_port: int = Field(5432, gt=0, lt=65536)
+    """Port of the PostgreSQL server; overrides the secret's port."""
+    mlflow_tracking_uri: SecretStr | None = None
+    """URI of an MLflow server or database; unset: MLflow's database is opened directly."""
+    churn_database_url: SecretStr | None = None
+    """postgresql:// URL of the predictions database; unset: CHURN_DB_NAME on MLflow's server."""
+    churn_setup_database_url: SecretStr | None = None
+    """The same database with the login of set-up, erasure and readers' grants; unset: the job's."""
+    churn_monitoring_database_url: SecretStr | None = None
+    """The same database with the login of churn metrics, which only reads; unset: the job's."""
+    churn_reader_database_url: SecretStr | None = None
+    """The same database with the login of churn explain and churn report; unset: the job's."""
+    churn_db_name: str = "churn_db"
+    """Name of the predictions database."""
+    churn_dagster_db_name: str = "dagster_db"
+    """Name of Dagster's database of runs and events."""
+    churn_home: Path = Field(default_factory=lambda: find_project_root() / ".churn")
+    """Folder of caches and the embedded PostgreSQL; created when needed."""
+    churn_local_root: Path | None = None
+    """Local copy of the bucket; unset: the project, or CHURN_HOME/local when embedded."""
+    churn_local_fallback: Literal["auto", "never"] = "auto"
+    """auto: read the local copy, flagged, when S3 is unavailable; never: fail."""
+    churn_local_max_age: Annotated[timedelta | None, BeforeValidator(_seconds_as_number)] = None
+    """Maximum age of the local copy, in seconds or ISO 8601 (P7D); unset: no limit."""
+    churn_max_quarantine_share: float = Field(defaults.MAX_QUARANTINE_SHARE, ge=0, le=1)
+    """Maximum share of rows that may break the contract; above it the batch fails."""
+    churn_max_unknown_level_share: float = Field(defaults.MAX_UNKNOWN_LEVEL_SHARE, ge=0, le=1)
+    """Maximum share of a column's values unknown to the model, above its reference's; above it the batch fails."""
+    churn_variants_per_run: int = Field(500, ge=0)
+    """Maximum variants per run of the weekly job, which is split into several runs; 0: one run."""
+    churn_concurrent_runs: int = Field(2, ge=1)
+    """Maximum Dagster runs of any job at once; others wait. Each uses connections to PostgreSQL."""
+    churn_reasons: bool = True
+    """Whether the contributions of every prediction are stored."""
+    churn_ray_address: str | None = Field(None, pattern=r"^(auto|(ray://)?[^/@\s]+:\d{1,5})$")
+    """Ray cluster to score on: auto, host:6379 or ray://host:10001; unset: this process."""
+    churn_workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Processes that score a fleet of 50 variants or more, some 0.5 GB each; unset: one for each core."""
+    churn_horizon_months: int = Field(defaults.HORIZON_MONTHS, ge=1, le=24)
+    """Whole calendar months after the as-of day's month; a player without activity in them has churned."""
+    churn_label_lag_days: int = Field(defaults.LABEL_LAG_DAYS, ge=0, le=92)
+    """Days after the horizon to wait for late activity before labels are used."""
+    churn_delivery_delay_days: int = Field(defaults.DELIVERY_DELAY_DAYS, ge=0, le=92)
+    """Days from a month's end until its rows arrive, for a first extract; later ones show it."""
+    churn_min_auc: float = Field(defaults.MIN_AUC, ge=0.5, lt=1)
+    """Minimum ROC AUC of a new model, and of champions registered without a limit of their own."""
+    churn_max_calibration_error: float = Field(defaults.MAX_CALIBRATION_ERROR, gt=0, lt=1)
+    """Maximum calibration error of a new model, widened by sampling error when it has few accounts."""
+    churn_min_labels: int = Field(defaults.MIN_LABELS, ge=50)
+    """Minimum matured labels of each outcome; below it, training uses the fallback variant's activity."""
+    churn_training_trials: int = Field(defaults.TRAINING_TRIALS, ge=1)
+    """Hyperparameter trials per training run."""
+    churn_retrain_after_months: int = Field(defaults.RETRAIN_AFTER_MONTHS, ge=0, le=60)
+    """Age of a champion, in months, at which training is requested; 0: never by age."""
+    churn_auto_promote: bool = False
+    """Promote a challenger that is proven better without a person's approval."""
+    churn_alert_urls: SecretStr | None = None
+    """Apprise URLs to notify, as slack://… or named ops=mailtos://…, between spaces or commas; unset: no alerts."""
+    churn_schedule_grace_hours: int = Field(6, ge=1, le=120)
+    """Hours after Monday 00:00 UTC by which a week must be scored; later it counts as missed."""
+    churn_keep_weeks: int = Field(0, ge=0)
+    """Weeks of predictions to retain, the current one included; older ones are dropped; 0: all."""
+    churn_delivery_prefix: str | None = Field(None, pattern=r"^s3://[a-z0-9][a-z0-9.-]+/[\w=-][\w./=-]*$")
+    """Where published predictions are delivered as Parquet, s3://bucket/folder; unset: nowhere."""
+    churn_mlflow_ui_url: str = "http://127.0.0.1:5000"
+    """Address of the MLflow UI, used in links only."""
+    churn_allowed_hosts: str | None = None
+    """Host names, separated by commas, of Dagster's UI beside loopback; * is any text."""
+    churn_code_version: str | None = None
+    """Code version to record with each batch; unset: the checkout's commit or package version."""
+    churn_postgres_bin: Path | None = None
+    """Folder with initdb and pg_ctl for the embedded PostgreSQL; unset: the bundled ones."""
 
 
 def load_settings() -> Settings:
@@ -200,7 +158,7 @@ def load_settings() -> Settings:
     except ValidationError as error:
         wrong = [_describe_wrong(str(item["loc"][0]), item["input"], item["msg"]) for item in error.errors()]
         raise UsageError(f"the environment or .env is wrong: {'; '.join(wrong)}; see .env.example") from None
-    for name, meant in misspelled([*os.environ, *dotenv_values(find_project_root() / ".env")]).items():
+    for name, meant in misspelled([*os.environ, *dotenv_values(_ENV_FILE)]).items():
         _warn_of_name(name, meant)
     return settings
 
