@@ -29,6 +29,7 @@ Both are asymptotic: the variance is estimated, as the central limit theorem all
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,7 @@ def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int
     _require_level(alpha)
     if sums.n < MIN_PAIRS:
         return Interval(sums.mean, -math.inf, math.inf)
-    n, rho_squared = sums.n, _mixture_variance(alpha, tuned_for)
+    n, rho_squared = sums.n, mixture_variance(alpha, tuned_for)
     spread = n * rho_squared + 1
     reach = math.sqrt(sums.variance * 2 * spread / (n * n * rho_squared) * math.log(math.sqrt(spread) / alpha))
     return Interval(sums.mean, sums.mean - reach, sums.mean + reach)
@@ -140,7 +141,7 @@ def e_value(sums: PairedSums, *, tuned_for: int = 1000) -> float:
     It is between 0 and 1e300; 1, no evidence either way, below ``MIN_PAIRS`` and if all differences are equal, since
     their variation is then unknown.
     """
-    rho_squared = _mixture_variance(2 * _TUNED_ALPHA, tuned_for)
+    rho_squared = mixture_variance(2 * _TUNED_ALPHA, tuned_for)
     # Sums of squares leave a rounding error where the variance is 0.
     if sums.n < MIN_PAIRS or sums.variance <= 1e-12 * sums.total_squares / sums.n:
         return 1.0
@@ -167,12 +168,12 @@ def e_benjamini_hochberg(e_values: Sequence[float], alpha: float) -> list[bool]:
     return [bool(value >= falling[enough[-1]]) for value in values]
 
 
-def _mixture_variance(alpha: float, tuned_for: int) -> float:
+def mixture_variance(alpha: float, tuned_for: npt.ArrayLike) -> Any:
     """Return the variance of mixed-over means that makes a two-sided sequence narrowest at ``tuned_for`` pairs."""
-    if tuned_for < 1:
-        raise EvidenceError(f"tuned_for is {tuned_for}; give the number of pairs expected by when it matters")
+    if np.min(tuned_for) < 1:
+        raise EvidenceError(f"tuned_for is {tuned_for!r}; give the number of pairs expected by when it matters")
     level = -2 * math.log(alpha)
-    return (level + math.log(level + 1)) / tuned_for
+    return (level + math.log(level + 1)) / np.asarray(tuned_for)
 
 
 def _require_level(alpha: float) -> None:
