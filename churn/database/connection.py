@@ -69,7 +69,7 @@ _TRUST = "correct PGSSLMODE and PGSSLROOTCERT, and use the host name in its cert
 _POOLER = ("startup parameter", "command-line options")
 _PAST_POOLER = "PgBouncer and RDS Proxy pass no role and no limits on, so name the host and port of PostgreSQL itself"
 _UNTRUSTED = ("server certificate for", "certificate verify failed", "root certificate", "support SSL", "sslmode")
-_DENIED = "42501"
+_DENIED, _REFUSED = "42501", "CH001"
 SETUP_NEEDS = (
     "set-up needs a login with CREATEDB, CREATEROLE and, once they exist, ADMIN OPTION on the churn roles; in another "
     "login's database, that must run GRANT ALL ON SCHEMA public TO this login WITH GRANT OPTION"
@@ -256,6 +256,8 @@ def _translate(error: BaseException, url: sa.URL, remedy: str) -> ChurnError:
     text = " ".join(str(error).split()) or type(error).__name__
     if not state and not isinstance(error, _OURS):
         return _translate_refusal(text, where, url, remedy)
+    if state == _REFUSED:
+        return UsageError(text.partition(" CONTEXT: ")[0])
     text = f"{state}: {text}" if state else text
     if state == _LOCK_TIMEOUT:
         idle = "SELECT * FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
@@ -264,9 +266,8 @@ def _translate(error: BaseException, url: sa.URL, remedy: str) -> ChurnError:
         return DatabaseUnavailableError(f"{where} hit a transient error ({text}); try again")
     if state == _DENIED:
         return AccessDeniedError(f"{where} denied access to user {url.username!r} ({text}); {remedy}")
-    if state in _MISSING:
-        return StoreError(f"{where} has no or an outdated schema ({text}); {remedy}")
-    return StoreError(f"{where} rejected the statement: {text}")
+    outdated = f"has no or an outdated schema ({text}); {remedy}"
+    return StoreError(f"{where} {outdated if state in _MISSING else f'rejected the statement: {text}'}")
 
 
 def _translate_refusal(text: str, where: str, url: sa.URL, remedy: str) -> ChurnError:

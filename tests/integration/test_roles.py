@@ -51,6 +51,15 @@ MAY_WRITE: Mapping[str, set[str]] = {
     "own_predictions_current": {READ},
     "own_predictions_by_role": {READ},
     "own_predictions_latest": {READ},
+    "campaigns": {READ},
+    "campaign_members": {READ},
+    "campaign_exposures": {READ},
+    "campaign_summary": {READ},
+    "campaign_targets": {READ},
+    "own_campaign_targets": {READ},
+    "list_exports": {READ},
+    "exclusions": set(),
+    "exclusions_in_force": set(),
     "own_batches": set(),
     "own_newest_batches": set(),
     "reader_variants": set(),
@@ -58,7 +67,7 @@ MAY_WRITE: Mapping[str, set[str]] = {
 }
 """All that the writer may do: what is not named is denied."""
 
-HIDDEN = {"own_batches", "own_newest_batches", "reader_variants"}
+HIDDEN = {"own_batches", "own_newest_batches", "reader_variants", "exclusions", "exclusions_in_force"}
 MAY_NOT_READ = {"erasure_salt", "erased_accounts", PARTITIONED} | HIDDEN
 """What the reader may not even read; a partition is read through its table."""
 
@@ -109,8 +118,19 @@ WRITING = (
     "SELECT record_delivery(1, 'json-1', NULL, '1 s')",
     "SELECT replace_flags(ARRAY[1], '[]')",
 )
+DECIDING = (
+    'SELECT create_campaign(\'{"name": "x", "variants": ["us"], "policy": "risk", "control_share": 0, '
+    '"holdout_share": 0, "allows_overlap": false, "starts_on": "2026-01-05", "channel": "m", "note": ""}\')',
+    "SELECT stage_revenue()",
+    "SELECT close_campaign('x')",
+    "SELECT select_members('x')",
+    "SELECT * FROM exclude_accounts(ARRAY[''], ARRAY[1]::bigint[], ARRAY['harm'], ARRAY[NULL]::date[])",
+    "SELECT revoke_exclusions(ARRAY[''], ARRAY[1]::bigint[], ARRAY['harm'])",
+    "SELECT * FROM record_exposures('[{}]')",
+)
 READERS_TOO = (
     *WRITING,
+    *DECIDING,
     "SELECT end_move('base', 'done')",
     "SELECT archive_evaluation(1, '2026-01-05')",
     "SELECT open_week('2026-01-05')",
@@ -385,7 +405,13 @@ CALLS = (
     "SELECT public.drop_weeks('2020-01-06')",
     "SELECT public.end_move('base', 'done')",
     "SELECT public.archive_evaluation(1, '2026-01-05')",
-    *(call.replace("SELECT ", "SELECT public.").replace("public.* FROM ", "* FROM public.") for call in WRITING[2:]),
+    *(
+        call.replace("SELECT ", "SELECT public.").replace("public.* FROM ", "* FROM public.")
+        for call in (*WRITING[2:], *(one for one in DECIDING if "select_members" not in one))
+    ),
+    "SELECT public.variant_left_out('us', '2026-01-05'), public.record_export(NULL, 'us', NULL, 0, '{}', 'x')",
+    "SELECT * FROM public.variant_list('us', '2026-01-05', 1)",
+    "SELECT * FROM public.erase_decisions(1, '')",
 )
 
 
@@ -393,7 +419,7 @@ def test_what_a_caller_puts_in_the_way_does_not_run_as_the_owner(site: Site, mem
     """On PostgreSQL 14 everybody may create in ``public``; here the right is granted, and so is calling the rest."""
     caller = member[WRITER]
     run_sql(site.server.set(database=site.churn), f"GRANT CREATE ON SCHEMA public TO {caller.username}")
-    everything = "erase_account(bigint, text, integer, bytea, text), drop_weeks(date)"
+    everything = "erase_account(bigint, text, integer, bytea, text), drop_weeks(date), erase_decisions(bigint, text)"
     run_sql(site.server.set(database=site.churn), f"GRANT EXECUTE ON FUNCTION {everything} TO {caller.username}")
     with connected(caller) as connection:
         connection.exec_driver_sql(OVERLOADS)
@@ -414,6 +440,8 @@ def test_every_function_that_runs_as_the_owner_searches_no_schema_that_others_ma
     found = dict(site.rows(site.churn, query))
 
     owned = {"open_week", "index_closed_weeks", "erase_account", "drop_weeks", "end_move", "archive_evaluation"}
-    owned |= {call.replace("* FROM ", "").removeprefix("SELECT ").partition("(")[0] for call in WRITING}
+    called = (*WRITING, *DECIDING)
+    owned |= {call.replace("* FROM ", "").removeprefix("SELECT ").partition("(")[0] for call in called}
+    owned |= {"variant_list", "variant_left_out", "record_export", "decision_salt", "erase_decisions"}
     assert set(found) == owned | {"require_own_batch", "retain_weeks"}
     assert all("search_path=pg_catalog, pg_temp" in settings for settings in found.values())

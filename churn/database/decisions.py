@@ -1,0 +1,179 @@
+"""The tables of campaigns, exclusions and exported lists. Their rules are functions of the owner (``campaigns.sql``).
+
+An account is a company, empty for variants without one, and the account's number.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from datetime import date
+from typing import Any, NamedTuple
+
+import polars as pl
+import sqlalchemy as sa
+
+from churn.database.connection import READER, Tables
+from churn.database.published import Row
+
+_SUMMARY = "SELECT * FROM campaign_summary WHERE CAST(:name AS text) IS NULL OR name = :name ORDER BY created_at, name"
+_DUE = (
+    "SELECT name FROM campaigns WHERE selected_at IS NULL AND closed_at IS NULL AND starts_on <= :today ORDER BY name"
+)
+_AS_OFS = """
+SELECT DISTINCT ON (variant) variant, as_of FROM scoring_batches
+WHERE is_current AND role = 'champion' AND variant = ANY(:variants) ORDER BY variant, scored_week DESC
+"""
+_EXCLUDE = "SELECT * FROM exclude_accounts(:companies, :accounts, :reasons, CAST(:untils AS date[]))"
+_REVOKE = "SELECT revoke_exclusions(:companies, :accounts, :reasons)"
+_RECORD = "SELECT rule, row_numbers FROM record_exposures(CAST(:rows AS jsonb))"
+_TARGETS = """
+SELECT account_id, company, variant, score, value_at_risk, scored_week, channel, starts_on
+FROM campaign_targets WHERE campaign = :campaign ORDER BY coalesce(value_at_risk, score) DESC, company, account_id
+"""
+_NOT_TARGETS = """
+SELECT coalesce(removed_why, replace(arm, '_', ' ')) AS why, count(*) AS n FROM campaign_members
+WHERE campaign = :campaign AND (arm <> 'offered' OR removed_at IS NOT NULL) GROUP BY 1 ORDER BY 1
+"""
+_WEEK = "SELECT max(scored_week) FROM scoring_batches WHERE variant = :variant AND is_current"
+_LIST = """
+SELECT account_id, score, score_before AS score_week_before, rise, place, rise_place
+FROM variant_list(:variant, :week, :top) ORDER BY place
+"""
+_LEFT_OUT = "SELECT variant_left_out(:variant, :week)"
+_EXPORTED = "SELECT record_export(:campaign, :variant, :week, :n, CAST(:left_out AS jsonb), :file)"
+_ROWS_AT_ONCE = 50_000
+
+
+class Exclusion(NamedTuple):
+    """An account that no list may hold until a day, or for ever; ``company`` ``None`` if nobody said whose it is."""
+
+    company: str | None
+    account: int
+    reason: str
+    until: date | None = None
+
+
+class Decisions(Tables):
+    """Campaigns, their members and exposures, and exclusions, as the writer role."""
+
+    def summaries(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Return all campaigns, or one, with the numbers of their members, contacts and exports; the oldest first."""
+        return [row._asdict() for row in self._rows(_SUMMARY, name=name)]
+
+    def due(self, today: date) -> list[str]:
+        """Return the open campaigns that have begun and whose members are not selected."""
+        return [row.name for row in self._rows(_DUE, today=today)]
+
+    def as_ofs(self, variants: Sequence[str]) -> dict[str, date]:
+        """Return the as-of day of each variant's newest champion's batch, which lists are made of."""
+        return dict(map(tuple, self._rows(_AS_OFS, variants=list(variants))))
+
+    def create(self, campaign: Mapping[str, object], revenues: Iterable[pl.DataFrame] | None) -> None:
+        """Add a campaign and select its members in one transaction; ``None`` leaves the selection for later.
+
+        ``revenues`` are as of :meth:`select`. Idempotent; raises ``UsageError`` if another has its name, or it is
+        unknown who is at risk in one of its variants.
+        """
+        with self._transaction() as connection:
+            described = {"described": json.dumps(campaign, default=str)}
+            connection.execute(sa.text("SELECT create_campaign(CAST(:described AS jsonb))"), described)
+            connection.execute(sa.text("SELECT require_lists(:variants)"), {"variants": campaign["variants"]})
+            if revenues is not None:
+                _select(connection, str(campaign["name"]), revenues)
+
+    def select(self, name: str, revenues: Iterable[pl.DataFrame]) -> None:
+        """Select a campaign's members, in one transaction, unless they are selected.
+
+        ``revenues`` have ``variant, account_id, revenue``: the net revenue that each account is expected to bring over
+        the horizon, if the campaign is by value at risk. Raises as :meth:`create`.
+        """
+        with self._transaction() as connection:
+            _select(connection, name, revenues)
+
+    def close_campaign(self, name: str) -> bool:
+        """End a campaign; returns whether it was open."""
+        with self._transaction() as connection:
+            return bool(connection.scalar(sa.text("SELECT close_campaign(:name)"), {"name": name}))
+
+    def record(self, contacts: Sequence[Mapping[str, object]]) -> dict[str | None, list[int]]:
+        """Record contacts, all or none; returns the numbers of the rows that break each rule, ``None`` of the others.
+
+        Each has ``row_number, campaign, account_id, exposed_at`` and perhaps ``channel, delivered, company``, as texts.
+        """
+        found: dict[str | None, list[int]] = {}
+        with self._transaction() as connection:
+            for start in range(0, len(contacts), _ROWS_AT_ONCE):
+                values = {"rows": json.dumps(contacts[start : start + _ROWS_AT_ONCE])}
+                for rule, numbers in connection.execute(sa.text(_RECORD), values):
+                    found.setdefault(rule, []).extend(numbers)
+        return found
+
+    def exclude(self, exclusions: Sequence[Exclusion]) -> Row:
+        """Exclude accounts from all lists; returns ``n_new``, and ``n_removed`` accounts that left ``n_lists``.
+
+        It is committed when this returns: no list that is selected, read or exported later holds the accounts.
+        """
+        with self._transaction() as connection:
+            return connection.execute(sa.text(_EXCLUDE), _columns(exclusions)).one()
+
+    def revoke(self, exclusions: Sequence[Exclusion]) -> int:
+        """End the exclusions of these accounts that have the same reason; returns how many."""
+        with self._transaction() as connection:
+            values = {name: value for name, value in _columns(exclusions).items() if name != "untils"}
+            return int(connection.execute(sa.text(_REVOKE), values).scalar_one())
+
+
+class Lists(Tables):
+    """The lists that are handed out, as the reader role; the login that reads one is recorded."""
+
+    role, pool_size = READER, 0
+
+    def export_campaign(
+        self, name: str, file: str, write: Callable[[pl.DataFrame], None]
+    ) -> tuple[int, dict[str, int]]:
+        """Export the list of a campaign; returns the accounts on it, and how many are not, by why.
+
+        ``write`` gets the rows when the export is recorded. No exclusion is recorded before it has returned.
+        """
+        return self._export(_TARGETS, _NOT_TARGETS, file, write, campaign=name, variant=None, week=None)
+
+    def export_variant(
+        self, variant: str, week: date | None, top: int, file: str, write: Callable[[pl.DataFrame], None]
+    ) -> tuple[int, dict[str, int]]:
+        """Export a variant's ``top`` accounts by score and by its rise in a week; as :meth:`export_campaign`."""
+        newest = self._rows(_WEEK, variant=variant)[0][0]
+        of = {"variant": variant, "week": week or newest, "top": top}
+        return self._export(_LIST, _LEFT_OUT, file, write, campaign=None, **of)
+
+    def _export(
+        self, query: str, left_out: str, file: str, write: Callable[[pl.DataFrame], None], **of: Any
+    ) -> tuple[int, dict[str, int]]:
+        with self._transaction() as connection:
+            connection.execute(sa.text("SELECT lock_decisions(false)"))
+            if of["variant"] is not None:
+                connection.execute(sa.text("SELECT require_lists(ARRAY[:variant], :week)"), of)
+            found = connection.execute(sa.text(query), of)
+            rows = pl.DataFrame(found.fetchall(), list(found.keys()), orient="row", infer_schema_length=None)
+            counted = connection.execute(sa.text(left_out), of).all()
+            absent = dict(map(tuple, counted)) if left_out is _NOT_TARGETS else counted[0][0]
+            with self._transaction() as trail:  # committed before there is a file
+                values = {**of, "n": rows.height, "left_out": json.dumps(absent), "file": file}
+                trail.execute(sa.text(_EXPORTED), values)
+            write(rows)
+        return rows.height, absent
+
+
+def _select(connection: sa.Connection, name: str, revenues: Iterable[pl.DataFrame]) -> None:
+    connection.execute(sa.text("SELECT lock_decisions(true), stage_revenue()"))
+    cursor: Any = connection.connection.cursor()
+    with closing(cursor):
+        for frame in revenues:
+            text = io.StringIO(frame.select("variant", "account_id", "revenue").write_csv(include_header=False))
+            cursor.copy_expert("COPY pg_temp.staged_revenue FROM STDIN WITH (FORMAT csv)", text)
+    connection.execute(sa.text("SELECT select_members(:name)"), {"name": name})
+
+
+def _columns(exclusions: Sequence[Exclusion]) -> dict[str, list[object]]:
+    names = ("companies", "accounts", "reasons", "untils")
+    return {name: [one[i] for one in exclusions] for i, name in enumerate(names)}
