@@ -32,7 +32,7 @@ from churn.monitoring.drift import (
     is_broken,
     volume,
 )
-from churn.monitoring.incidents import Condition
+from churn.monitoring.incidents import Condition, one_line
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of, month_number, newest_month_due, newest_whole_month
@@ -338,7 +338,8 @@ def describe_drift(drift: FeatureDrift) -> str:
     'brand_id (share of OH 10 % → 25 %, log-odds -0.10, PSI 0.31, unknown 12.0 %)'
     """
     unknown = f", unknown {100 * drift.unknown_share:.1f} %" if has_more_unknown(drift) else ""
-    key, before, now = drift.largest if drift.moves else (UNKNOWN, 0.0, 0.0)
+    by_size = sorted(drift.moves.items(), key=lambda move: abs(move[1][1] - move[1][0]))
+    key, (before, now) = by_size[-1] if by_size else (UNKNOWN, (0.0, 0.0))
     moved = "" if key == UNKNOWN else f"{_share_of(key).removeprefix('the ')} {percent(before)} → {percent(now)}, "
     effect = f"log-odds {drift.effect:+.2f}, " if drift.effect else ""
     return f"{drift.feature} ({moved}{effect}PSI {drift.psi:.2f}{unknown})"
@@ -373,12 +374,7 @@ def _failures(attempts: Iterable[Attempt], role: str, now: datetime) -> Iterator
     for one in attempts:
         is_recent = one.is_transient and now - one.ended_at < _TRANSIENT_FOR
         if one.role == role and one.error is not None and not is_recent:
-            yield one, f"week of {one.week}: {_shortened(one.error)}"
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _MOST_ERROR else f"{line[: _MOST_ERROR - 1]}…"
+            yield one, f"week of {one.week}: {one_line(one.error, _MOST_ERROR)}"
 
 
 def week_due(now: datetime, grace: timedelta) -> date:
@@ -425,15 +421,13 @@ def variants_missing(watched: Mapping[str, datetime], registered: Collection[str
 
 def data_stale(batches: Iterable[ScoredBatch], histories: Mapping[str, History], today: date) -> Condition:
     """Return the variants scored from a fallback copy, from another variant's data, or from overdue data."""
-    stale = {batch.variant: stale_sentence(batch, histories.get(batch.variant), today) for batch in batches}
-    return Condition("data_stale", {key: sentence for key, sentence in stale.items() if sentence})
-
-
-def stale_sentence(batch: ScoredBatch, history: History | None, today: date) -> str | None:
-    """Return why a batch's data is stale; ``None`` if it is fresh."""
-    if batch.fallback_reason is not None:
-        return f"scored from the local copy: {_shortened(batch.fallback_reason)}"
-    return outdated_sentence(batch, history, today)
+    members: dict[str, str] = {}
+    for batch in batches:
+        if batch.fallback_reason is not None:
+            members[batch.variant] = f"scored from the local copy: {one_line(batch.fallback_reason, _MOST_ERROR)}"
+        elif sentence := outdated_sentence(batch, histories.get(batch.variant), today):
+            members[batch.variant] = sentence
+    return Condition("data_stale", members)
 
 
 def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) -> str | None:
@@ -444,11 +438,11 @@ def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) 
         due = newest_month_due(batch.as_of, LABEL_LAG_DAYS)  # the last month whose late reports should have arrived
         if batch.newest_month < due:
             return f"the newest month of the data is {batch.newest_month:%Y-%m}; {due:%Y-%m} should have arrived"
-    arrived_on = [day for day in (history.inputs.values() if history else ()) if day <= today]
-    age_days, limit_days = freshness(arrived_on, today) if arrived_on else (0, 0)
+    age_days, limit_days = freshness(history.inputs.values() if history else (), today)
     if age_days <= limit_days:
         return None
-    return f"no new data for {age_days} days, since {max(arrived_on)}; the limit is {limit_days} days"
+    since = today - timedelta(days=age_days)
+    return f"no new data for {age_days} days, since {since}; the limit is {limit_days} days"
 
 
 def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, History]) -> Condition:
@@ -500,18 +494,13 @@ def performance_low(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condi
         accumulated([p_at_least(one.roc_auc, one.limit) for one in of_variant], [one.n for one in of_variant])
         for of_variant in cohorts.values()
     ]
-    is_low = discoveries([p for p, _ in found], FDR)
-    members = {
-        of_variant[0].variant: _low_sentence(of_variant[:n])
-        for of_variant, (_, n) in compress(zip(cohorts.values(), found, strict=True), is_low)
-    }
+    members: dict[str, str] = {}
+    newest = [of_variant[0] for of_variant in cohorts.values()]
+    for one, (_, n) in compress(zip(newest, found, strict=True), discoveries([p for p, _ in found], FDR)):
+        more = "" if n == 1 else f", with {counted(n - 1, 'earlier cohort')}"
+        sentence = f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}{more}; the limit is {one.limit:.3f}"
+        members[one.variant] = sentence
     return Condition("performance_low", members)
-
-
-def _low_sentence(cohorts: Sequence[EvaluatedChampion]) -> str:
-    one = cohorts[0]
-    more = "" if len(cohorts) == 1 else f", with {counted(len(cohorts) - 1, 'earlier cohort')}"
-    return f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}{more}; the limit is {one.limit:.3f}"
 
 
 def calibration_poor(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condition:
@@ -606,5 +595,5 @@ def runs_failed(runs: Iterable[FailedRun], attempts: Iterable[Attempt]) -> list[
     for run in runs:
         is_reported = run.names and all(key in newest and newest[key] >= run.started_at for key in run.names)
         if not is_reported:
-            by_job.setdefault(run.job, {})[run.dagster_run_id] = _shortened(run.sentence)
+            by_job.setdefault(run.job, {})[run.dagster_run_id] = one_line(run.sentence, _MOST_ERROR)
     return [Condition("run_failed", members, subject=job) for job, members in by_job.items()]

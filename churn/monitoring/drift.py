@@ -7,7 +7,7 @@ the fleet, and a drift of a single input is not reported. Tenure (months since a
 it grows with the age of the business.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import chain, islice, pairwise
@@ -81,12 +81,6 @@ class FeatureDrift:
     n_reference: int = 0
     effect: float = 0.0
     moves: Mapping[str, Move] = field(default_factory=dict)
-
-    @property
-    def largest(self) -> tuple[str, float, float]:
-        """The largest move: its key, the share of the reference's rows and that of the batch's."""
-        key, (before, now) = max(self.moves.items(), key=lambda item: abs(item[1][1] - item[1][0]))
-        return key, before, now
 
 
 class Flag(NamedTuple):
@@ -362,18 +356,16 @@ def volume(n_rows: int, previous: Sequence[int]) -> Volume:
     return Volume(n_rows, usual, "low" if change < 0 else "high")
 
 
-def freshness(arrived_on: Sequence[date], as_of: date) -> tuple[int, int]:
+def freshness(arrived_on: Iterable[date], as_of: date) -> tuple[int, int]:
     """Return the age of the newest data in days, and its limit: the usual gap between new data plus a week.
 
-    ``arrived_on`` are the days on which the variant's input was new; those after ``as_of`` are ignored. Raises
-    ``InputError`` if nothing had arrived by then.
+    ``arrived_on`` are the days on which the variant's input was new; those after ``as_of`` are ignored. Without any,
+    the age is 0.
     """
     days = sorted({day for day in arrived_on if day <= as_of})
-    if not days:
-        raise InputError(f"no data had arrived by {as_of}; give the days on which the variant's input was new")
     gaps = [(later - earlier).days for earlier, later in pairwise(days)][-_BATCHES_REMEMBERED:]
     usual = round(median(gaps)) if len(gaps) >= 3 else _DAYS_BETWEEN_DATA
-    return (as_of - days[-1]).days, usual + _GRACE_DAYS
+    return (as_of - max(days, default=as_of)).days, usual + _GRACE_DAYS
 
 
 def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) -> float:

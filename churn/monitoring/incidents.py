@@ -130,7 +130,7 @@ def _by_incident(conditions: Sequence[Condition], checked: Collection[str]) -> d
     members: dict[tuple[str, str], dict[str, str]] = {}
     for condition in conditions:
         if condition.kind in checked and condition.members:
-            sentences = {member: _one_line(sentence) for member, sentence in condition.members.items()}
+            sentences = {member: one_line(sentence) for member, sentence in condition.members.items()}
             members.setdefault((condition.kind, condition.subject), {}).update(sentences)
     return members
 
@@ -161,10 +161,11 @@ def _body(kind: str, members: Mapping[str, str]) -> str:
     return "\n".join([links, "", *lines])
 
 
-def _one_line(sentence: str) -> str:
+def one_line(sentence: str, most: int = MAX_SENTENCE) -> str:
+    """Return a text in one line of at most so many characters."""
     # An error may contain characters that PostgreSQL does not accept, such as NUL, which would block all alerts.
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in sentence).split())
-    return text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _heading(kind: str, subject: str) -> str:

@@ -153,25 +153,20 @@ class Profile:
         try:
             parsed = json.loads(text)
             if parsed["format"] != _FORMAT:
-                raise InputError(
-                    f"a profile is of format {parsed['format']!r}; this code reads {_FORMAT}, so profile the rows again"
-                )
+                raise ValueError(f"it is of format {parsed['format']!r}, and this code reads {_FORMAT}")
             bins = tuple(_parse_bins(item) for item in parsed["features"])
             counts = [np.array(item["counts"]) for item in parsed["features"]]
             if [(each.n_bins,) for each in bins] != [array.shape for array in counts]:
-                raise InputError("a profile has features with more or fewer counts than bins; profile the rows again")
+                raise ValueError("it has features with more or fewer counts than bins")
             parts = {str(key): np.array(values) for key, values in parsed.get("parts", {}).items()}
             every = [*counts, *parts.values()]
             if any(array.dtype != np.int64 or array.min() < 0 or array.max() > _MAX_COUNT for array in every):
-                raise InputError(
-                    f"a profile has counts that are no whole numbers of 0 to {_MAX_COUNT}; profile the rows again"
-                )
+                raise ValueError(f"it has counts that are no whole numbers of 0 to {_MAX_COUNT}")
             if len({each.feature for each in bins}) != len(bins):
-                raise InputError("a profile has a feature twice; profile the rows again")
+                raise ValueError("it has a feature twice")
             return cls(bins, np.concatenate(counts), parts, _parse_contributions(parsed.get("contributions"), counts))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"not a profile in JSON ({reason}); profile the rows again") from error
+            raise InputError(f"not a profile ({type(error).__name__}: {error}); profile the rows again") from error
 
 
 def _parse_contributions(values: Any, counts: Sequence[Counts]) -> npt.NDArray[np.float64] | None:

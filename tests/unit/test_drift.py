@@ -37,6 +37,10 @@ def profile(bins: Bins, counts: object) -> Profile:
     return Profile((bins,), np.array(counts, dtype=np.int64))
 
 
+def largest_move(drift: FeatureDrift) -> float:
+    return max(abs(now - before) for before, now in drift.moves.values())
+
+
 def compare_counts(reference: object, batch: object, bins: Bins | None = None) -> FeatureDrift:
     bins = bins or Bins("x", edges=tuple(map(float, range(len(batch) - 2))))
     [drift] = compare(profile(bins, reference), profile(bins, batch))
@@ -150,7 +154,7 @@ def test_any_move_of_a_tenth_of_the_rows_is_larger_than_the_least_that_counts():
         drift = compare_counts([*[100_000 // n_bins] * n_bins, 0], [*now, 0])
 
         assert drift.excess_psi > 0.04
-        assert drift.largest[2] - drift.largest[1] == pytest.approx(0.1)
+        assert largest_move(drift) == pytest.approx(0.1)
         assert flag_fleet({"us": [drift]})
 
 
@@ -158,7 +162,7 @@ def test_an_excess_psi_of_0_02_is_no_measure_of_the_rows_moved():
     drift = compare_counts([99_000, 900, 100, 0], [98_100, 900, 1_000, 0], Bins("x", levels=("a", "b", "c")))
 
     assert drift.excess_psi > 0.02
-    assert abs(drift.largest[2] - drift.largest[1]) == pytest.approx(0.009)
+    assert largest_move(drift) == pytest.approx(0.009)
     assert not flag_fleet({"us": [drift]})
 
 
@@ -369,8 +373,7 @@ def test_data_that_came_later_is_not_known_yet():
     arrived_on = [date(2026, 6, 1), date(2026, 7, 1)]
 
     assert freshness(arrived_on, date(2026, 6, 30))[0] == 29
-    with pytest.raises(InputError, match="2026-05-31"):
-        freshness(arrived_on, date(2026, 5, 31))
+    assert freshness(arrived_on, date(2026, 5, 31))[0] == 0
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (0.5, 0.5), (20, 30)])
