@@ -6,7 +6,7 @@ Each command imports what it needs when it runs, so that ``--help`` and wrong us
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,12 @@ from churn.deployment import command_line
 from churn.deployment.command_line import FAILED, parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.errors import UsageError
 from churn.signals import stop_request
+from churn.variants import Variant, find_variant, fold_name, nearest
 from churn.weeks import parse_week
 from churn.wording import counted, listed, percent, printable
 
 if TYPE_CHECKING:
+    from churn.deployment.services import Deployment
     from churn.workflows.score import Scorer, ScoringOutcome
 
 
@@ -85,6 +87,12 @@ def _today() -> date:
     return datetime.now(UTC).date()
 
 
+def _opened() -> "AbstractContextManager[Deployment]":
+    from churn.deployment.services import open_deployment
+
+    return open_deployment()
+
+
 def _demo(args: argparse.Namespace) -> None:
     from churn.cli.demo import run_demo
 
@@ -98,15 +106,13 @@ def _up(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from churn.deployment.services import open_deployment
-    from churn.variants import find_variant, fold_name
     from churn.workflows.score import FleetRequest, score_fleet
 
     names = [fold_name(name) for name in args.variant]
     today = _today()
     week = parse_week(args.week, today)
     request = FleetRequest.as_known(week, today=today, as_of=args.as_of, corrected=args.corrected, force=args.force)
-    with open_deployment() as deployment:
+    with _opened() as deployment:
         report = partial(_describe_scored, is_current=request.make_current)
         scorer = deployment.scorer()
         keys = [find_variant(name, scorer.registry.variants).key for name in names]
@@ -147,21 +153,18 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
 
 def _explain(args: argparse.Namespace) -> None:
     from churn.cli.explain import build_console, explain_account
-    from churn.deployment.services import open_deployment
-    from churn.variants import fold_name
 
     week = parse_week(args.week, _today()) if args.week else None
     name = None if args.variant is None else fold_name(args.variant)
-    with open_deployment() as deployment:
+    with _opened() as deployment:
         explain_account(deployment.database_as("reader"), name, args.account, week, build_console())
 
 
 def _metrics(args: argparse.Namespace) -> None:
-    from churn.deployment.services import open_deployment
     from churn.report.prometheus import metrics_server
 
     with (
-        open_deployment() as deployment,
+        _opened() as deployment,
         metrics_server(
             deployment.database_as("monitoring"), deployment.code_version, host=args.host, port=args.port
         ) as address,
@@ -172,12 +175,11 @@ def _metrics(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from churn.deployment.services import open_deployment
     from churn.report import write_report
 
     now = datetime.now(UTC)
     week = parse_week(args.week, now.date()) if args.week else None
-    with open_deployment() as deployment:
+    with _opened() as deployment:
         settings = deployment.settings
         out = args.out or settings.churn_home / "report.html"
         database, mlflow_ui = deployment.database_as("reader"), settings.churn_mlflow_ui_url
@@ -188,13 +190,10 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _erase(args: argparse.Namespace) -> None:
-    from churn.deployment.services import open_deployment
-    from churn.variants import Variant, find_variant, fold_name
-
     name = None if args.variant is None else fold_name(args.variant)
     done = "would be erased" if args.dry_run else "erased"
     there: set[str] = set()
-    with open_deployment() as deployment:
+    with _opened() as deployment:
         scope = Variant(company=args.company).scopes[-1]
         if name is not None:
             scope = find_variant(name, lambda: deployment.registry(read_only=True).variants()).key
@@ -209,11 +208,10 @@ def _erase(args: argparse.Namespace) -> None:
 
 
 def _retain(args: argparse.Namespace) -> None:
-    from churn.deployment.services import open_deployment
     from churn.workflows.erase import drop_old_weeks
     from churn.workflows.fleet import for_each_variant
 
-    with open_deployment() as deployment:
+    with _opened() as deployment:
         n_weeks = deployment.settings.churn_keep_weeks if args.weeks is None else args.weeks
         horizon = deployment.horizon
         database = deployment.database_as("setup")
@@ -227,13 +225,11 @@ def _retain(args: argparse.Namespace) -> None:
 
 
 def _deliver(args: argparse.Namespace) -> None:
-    from churn.deployment.services import open_deployment
-    from churn.variants import find_variant, fold_name
     from churn.workflows.fleet import for_each_variant
 
     name = None if args.variant is None else fold_name(args.variant)
     weeks = None if args.all_weeks else [parse_week(args.week, _today())]
-    with open_deployment() as deployment:
+    with _opened() as deployment:
         deliverer, registered = deployment.deliverer(), lambda: deployment.registry(read_only=True).variants()
         if deliverer is None:
             raise UsageError("CHURN_DELIVERY_PREFIX is not set; set it to s3://bucket/folder")
@@ -243,10 +239,9 @@ def _deliver(args: argparse.Namespace) -> None:
 
 def _alerts(args: argparse.Namespace) -> None:
     from churn.database.incidents import Incidents
-    from churn.deployment.services import open_deployment
     from churn.workflows.alert import drop_waiting
 
-    with open_deployment() as deployment, closing(Incidents(deployment.database_as("setup"))) as incidents:
+    with _opened() as deployment, closing(Incidents(deployment.database_as("setup"))) as incidents:
         deployment.require_schema()
         receivers = deployment.receivers()
         if args.drop:
@@ -260,10 +255,8 @@ def _alerts(args: argparse.Namespace) -> None:
 
 def _reader(args: argparse.Namespace) -> None:
     from churn.database.readers import add_reader
-    from churn.deployment.services import open_deployment
-    from churn.variants import find_variant, fold_name, nearest
 
-    with open_deployment() as deployment:
+    with _opened() as deployment:
         known, url = deployment.registry(read_only=True).variants(), deployment.database_as("setup")
         variants = [find_variant(fold_name(name), lambda: known) for name in args.variant]
         for variant in variants:

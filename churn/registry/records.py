@@ -68,18 +68,7 @@ class LoggedRun:
     reference: Profile | None = None
 
 
-@dataclass(frozen=True)
-class LivePoint:
-    """A version's realized performance in a week, of ``n_matured`` accounts; ``metrics`` lack the prefix ``live_``."""
-
-    scored_week: date
-    as_of: date
-    n_matured: int
-    metrics: Mapping[str, float]
-
-    def to_mlflow(self) -> list[Metric]:
-        """Return MLflow metrics; the step is the number of weeks since 1970-01-05, the timestamp the as-of date."""
-        step = (self.scored_week - _FIRST_MONDAY).days // 7
-        at = int(datetime.combine(self.as_of, time.min, UTC).timestamp() * 1000)
-        values = {f"live_{name}": value for name, value in self.metrics.items()} | {"live_n_matured": self.n_matured}
-        return [Metric(name, float(value), at, step) for name, value in values.items()]
+def live_metrics(week: date, day: date, values: Mapping[str, float]) -> list[Metric]:
+    """Return a week's values as metrics ``live_…``; the step is the number of weeks since 1970-01-05."""
+    step, at = (week - _FIRST_MONDAY).days // 7, int(datetime.combine(day, time.min, UTC).timestamp() * 1000)
+    return [Metric(f"live_{name}", float(value), at, step) for name, value in values.items()]

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,7 +37,7 @@ from churn.monitoring.profiles import Profile
 from churn.registry import tags
 from churn.registry.cache import ArrayCache
 from churn.registry.errors import errors_translated
-from churn.registry.records import LivePoint, LoggedRun, OpenModel
+from churn.registry.records import LoggedRun, OpenModel, live_metrics
 from churn.variants import Variant, nearest
 from churn.versions import CHALLENGER, CHAMPION, AliasMove, ModelVersion
 
@@ -193,11 +193,14 @@ class Registry:
             self._cache.store(_key(version), {name: np.frombuffer(one, np.uint8) for name, one in known.items()})
         return OpenModel(version, bundle, reference)
 
-    def log_live(self, mlflow_run_id: str, points: Sequence[LivePoint]) -> None:
-        """Log weeks' realized performance as metrics ``live_…`` of a version's run, at once. Safe to repeat."""
+    def log_live(self, mlflow_run_id: str, points: Sequence[tuple[date, date, Mapping[str, float]]]) -> None:
+        """Log weeks' realized performance to a version's run, at once; safe to repeat.
+
+        Each point is a scored week, the day that is the metrics' timestamp, and the values without the prefix
+        ``live_``.
+        """
         with errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
-            if metrics := [metric for point in points for metric in point.to_mlflow()]:
-                self.client.log_batch(mlflow_run_id, metrics=metrics)
+            self.client.log_batch(mlflow_run_id, metrics=[one for point in points for one in live_metrics(*point)])
 
     def ensure_experiment(self, variant: Variant, artifact_location: str) -> tuple[Experiment, str]:
         """Ensure that the variant's experiment exists and is active; returns it and ``created|restored|found``."""

@@ -33,7 +33,6 @@ from churn.workflows.fleet import Attempts, FleetEngine, error_text, for_each_va
 from churn.workflows.ingest import Ingestion, NoActivityError, with_numbers
 
 if TYPE_CHECKING:
-    from churn.registry.records import LivePoint
     from churn.registry.registry import Registry
     from churn.workflows.promote import Promoter, VariantStatus
 
@@ -284,7 +283,7 @@ class PerformanceEvaluator:
             by_run[one.batch.mlflow_run_id].append(one)
         for mlflow_run_id, of_run in by_run.items():
             try:
-                self.registry.log_live(mlflow_run_id, _live_points(of_run))
+                self.registry.log_live(mlflow_run_id, [_live_point(one) for one in of_run])
             except ChurnError as error:
                 logger.warning("%s: evaluated; logging to MLflow failed and will be retried: %s", variant, error)
                 continue
@@ -378,14 +377,8 @@ def newest_of_each_month(items: Iterable[_Item], batch_of: Callable[[_Item], Pub
     return list({month_number(batch_of(item).as_of): item for item in by_week}.values())
 
 
-def _live_points(evaluated: Sequence[EvaluatedBatch]) -> list["LivePoint"]:
-    """Build the metrics of each week."""
-    from churn.registry.records import LivePoint
-
-    points = []
-    for one in evaluated:
-        metrics = {name: one.measures[name] for name in _LIVE_METRICS if name in one.measures}
-        # Of the values of a week, MLflow shows that of the latest day.
-        day = one.batch.as_of if one.replaces_because is None else one.labels_as_of
-        points.append(LivePoint(one.batch.scored_week, day, one.n_matured, metrics))
-    return points
+def _live_point(one: EvaluatedBatch) -> tuple[date, date, dict[str, float]]:
+    """Return an evaluation's week, its day and its metrics; of the values of a week, MLflow shows the latest day's."""
+    metrics = {name: one.measures[name] for name in _LIVE_METRICS if name in one.measures}
+    day = one.batch.as_of if one.replaces_because is None else one.labels_as_of
+    return one.batch.scored_week, day, metrics | {"n_matured": one.n_matured}
