@@ -6,7 +6,7 @@ Not here: when jobs run (``schedules``, ``sensors``). https://docs.dagster.io/gu
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.wording import counted
+from churn.workflows.collect import collect_versions
 from churn.workflows.erase import drop_old_weeks
 from churn.workflows.fleet import error_text, for_each_variant
 from churn.workflows.promote import Promoter
@@ -26,6 +27,7 @@ from orchestration.assets.scoring import deliver_all
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS, TRAINED
 from orchestration.fleet import RUN_TAGS, root_run
 from orchestration.resources import Services
+from orchestration.upkeep import purge_runs
 
 WEEKS_AHEAD = 5
 
@@ -168,6 +170,18 @@ def complete_deliveries(context: dg.OpExecutionContext, services: Services) -> N
             raise dg.Failure(f"not delivered: {'; '.join(failed.values())}", metadata={"failed": failed})
 
 
+@dg.op(description="Deletes runs, their events and model versions that are older than CHURN_KEEP_RUN_DAYS.")
+def purge_old_runs(context: dg.OpExecutionContext, services: Services) -> None:
+    """Purge Dagster's log and MLflow's registry; nothing if all is kept."""
+    with services.open() as deployment:
+        if n_days := deployment.settings.churn_keep_run_days:
+            before = datetime.now(UTC) - timedelta(days=n_days)
+            n_runs, n_events = purge_runs(context.instance, before)
+            registry, store, events = deployment.registry(read_only=False), deployment.store(), deployment.events()
+            versions = collect_versions(registry, store, events, before)
+            context.add_output_metadata({"runs": n_runs, "events": n_events, "model_versions": versions})
+
+
 def _log_weeks(context: dg.OpExecutionContext, done: str, weeks: list[date]) -> None:
     context.log.info("weeks %s: %s", done, ", ".join(map(str, weeks)) or "none")
     context.add_output_metadata({"weeks": [week.isoformat() for week in weeks]})
@@ -195,7 +209,8 @@ def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -
 
 @dg.job(
     description="Opens coming weeks of predictions, ingests extracts that were scored, indexes closed weeks by "
-    "account, and drops weeks older than the retention period, CHURN_KEEP_WEEKS. Completes what is delivered."
+    "account, and drops weeks older than the retention period, CHURN_KEEP_WEEKS. Completes what is delivered. Purges "
+    "old runs, events and model versions, CHURN_KEEP_RUN_DAYS."
 )
 def maintenance_job() -> None:
     """Maintain the activity histories and the predictions database."""
@@ -204,3 +219,4 @@ def maintenance_job() -> None:
     index_closed_weeks()
     drop_weeks_not_kept()
     complete_deliveries()
+    purge_old_runs()

@@ -11,6 +11,9 @@ from itertools import groupby
 
 import dagster as dg
 
+from churn.defaults import PARTITIONS_NAME
+from churn.deployment.settings import load_settings
+from churn.errors import UsageError
 from churn.variants import Variant
 from churn.wording import listed
 
@@ -18,7 +21,17 @@ logger = logging.getLogger(__name__)
 
 _MOST_DELETED = 3
 
-variants_partitions = dg.DynamicPartitionsDefinition(name="variants")
+_NAME_BEFORE_1_0 = "variants"
+
+
+def _name() -> str:
+    try:
+        return load_settings().churn_partitions_name
+    except UsageError:
+        return PARTITIONS_NAME  # nothing runs until the settings are right
+
+
+variants_partitions = dg.DynamicPartitionsDefinition(name=_name())
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
@@ -38,7 +51,7 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
     of them were missing it would fail, and if one had been added again, at the end, it would resolve to other variants.
     If the listing lacks more than a tenth of the partitions, and more than three, it may have come back short: none is
     deleted, and a warning says so. Returns the keys in Dagster's order, which is the order of their addition and that
-    of ranges.
+    of ranges; keys that have an order from before 1.0 keep it.
     """
     name = str(variants_partitions.name)
     keys = [variant.key for variant in registered]
@@ -53,6 +66,9 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
         obsolete = set()
     for key in obsolete - _bounds(instance) if obsolete else ():
         instance.delete_dynamic_partition(name, key)
+    if not existing:
+        order = {key: i for i, key in enumerate(instance.get_dynamic_partitions(_NAME_BEFORE_1_0))}
+        keys.sort(key=lambda key: order.get(key, len(order)))
     if missing := [key for key in keys if key not in existing]:
         instance.add_dynamic_partitions(name, missing)
     return list(instance.get_dynamic_partitions(name))

@@ -5,6 +5,8 @@ Belongs here: cursors, run requests and skip reasons. Not here: the rules. https
 
 import hashlib
 import json
+from bisect import bisect_right
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from itertools import islice
 from typing import TypeVar
@@ -17,6 +19,7 @@ from churn.concurrency import in_threads
 from churn.deployment.services import Deployment
 from churn.errors import ChurnError
 from churn.storage.inputs import is_sample, sample_beside
+from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.wording import counted
 from churn.workflows.alert import deliver
@@ -24,12 +27,14 @@ from orchestration.assets.scoring import WEEK_TAG
 from orchestration.failed_runs import failed_runs
 from orchestration.job import churn_prediction_job
 from orchestration.jobs import training_job
-from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions, variants_partitions
 from orchestration.resources import Services
 from orchestration.schedules import request
+from orchestration.upkeep import load_state, save_state
 
 TRIGGER_TAG, REASON_TAG = "churn/trigger", "churn/reason"
 _LISTINGS_AT_ONCE = 16
+_INTERVAL_S = 30
 _TAG_LENGTH = 250
 _MAX_REQUESTS = 50  # per evaluation; the next one continues
 _ABANDONED_AFTER_S = 60
@@ -39,11 +44,11 @@ _DELIVER_FOR_S = 8
 _Cursor = TypeVar("_Cursor")
 
 
-class InputCursor(BaseModel):
-    """The cursor of ``new_data_sensor``.
+class InputState(BaseModel):
+    """What ``new_data_sensor`` has seen. It is kept beside the cursor, as its tick's; before 1.0 it was the cursor.
 
     Attributes:
-        tick: The number of evaluations that requested runs.
+        tick: How often it has changed.
         versions: The last version of each variant's input, by key.
         stand_ins: The batches of this week from a local copy that are being scored again, by key.
     """
@@ -55,9 +60,18 @@ class InputCursor(BaseModel):
     stand_ins: dict[str, int] = {}
 
 
+class InputCursor(BaseModel):
+    """The cursor of ``new_data_sensor``: which state is its own, and the variant whose input it looked up last."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: int
+    looked_up: str = ""
+
+
 @dg.sensor(
     job=churn_prediction_job,
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=_INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Requests scoring of each variant whose own input file is new, in S3 or, without a bucket, in the "
     "local folder. Dagster's partitions are kept equal to the variants that are registered in MLflow.",
@@ -67,39 +81,74 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
 
     If the cursor is empty, the inputs of the last published batches are the previous ones, so that switching the sensor
     on scores only inputs that were never scored. Batches of this week that were made from a local copy are scored
-    again, once S3 answers.
+    again, once S3 answers. Of a large fleet in S3, each evaluation looks up the next CHURN_INPUT_CHECKS_PER_MINUTE.
     """
     week = monday_of(datetime.now(UTC).date())
     try:
         with services.open() as deployment:
-            most = deployment.settings.churn_variants_per_run
+            settings = deployment.settings
             registered = deployment.registry(read_only=True).variants()
             keys = sync_partitions(context.instance, registered)
-            cursor = _read_cursor(context, TypeAdapter(InputCursor), InputCursor())
+            state, looked_up = _read_inputs(context)
             store, sources = deployment.store(), deployment.sources()
-            previous: dict[str, str] = cursor.versions or store.latest_inputs()
+            previous: dict[str, str] = state.versions or store.latest_inputs()
             stand_ins = store.stand_ins(week) if sources.bucket else {}
+            most = settings.churn_input_checks_per_minute * _INTERVAL_S // 60 if sources.bucket else len(registered)
+            chosen = _next(registered, looked_up, max(most, 1))
             # One listing per variant: a listing over all of them would page through every model ever logged.
-            versions = zip(registered, in_threads(sources.input_version, registered, _LISTINGS_AT_ONCE), strict=True)
+            versions = zip(chosen, in_threads(sources.input_version, chosen, _LISTINGS_AT_ONCE), strict=True)
             current = {variant.key: version for variant, version in versions if version is not None}
     except ChurnError as error:
         return dg.SensorResult(skip_reason=f"cannot check for new data: {error}", cursor=context.cursor)
     current = {key: version for key, version in current.items() if not _replaces_activity(previous.get(key), version)}
-    redone = {key: batch for key, batch in stand_ins.items() if cursor.stand_ins.get(key) == batch}
+    redone = {key: batch for key, batch in stand_ins.items() if state.stand_ins.get(key) == batch}
     left = stand_ins.keys() - redone.keys()
     new = {key for key, version in current.items() if previous.get(key) != version or key in left}
-    tick = cursor.tick + bool(new)
-    # Inputs that are missing now stay in the cursor: the same file, when it reappears, is not new.
+    # Inputs that are missing now stay in the state: the same file, when it reappears, is not new.
     known = {key: version for key, version in (previous | current).items() if key in set(keys)}
-    tags = {WEEK_TAG: week.isoformat(), TRIGGER_TAG: "new data"}
-    seen = [week.isoformat(), tick, [(key, previous.get(key), current[key], stand_ins.get(key)) for key in sorted(new)]]
-    requests = [request(f"new-data:{_digest(seen)}", chunk, tags) for chunk in ranges(keys, new, most)]
     scored_again = redone | {key: stand_ins[key] for key in left & new}
+    now = InputState(tick=state.tick, versions=known, stand_ins=scored_again)
+    if now != state:  # the state before stays, as Dagster keeps its cursor if it dies before the runs are requested
+        now.tick += 1
+        _save_inputs(context, now)
+    looked_up = chosen[-1].key if len(chosen) < len(registered) else ""
+    tags = {WEEK_TAG: week.isoformat(), TRIGGER_TAG: "new data"}
+    seen = [week.isoformat(), now.tick, [(k, previous.get(k), current[k], stand_ins.get(k)) for k in sorted(new)]]
+    chunks = ranges(keys, new, settings.churn_variants_per_run)
+    requests = [request(f"new-data:{_digest(seen)}", chunk, tags) for chunk in chunks]
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else f"no new input for any of {counted(len(registered), 'variant')}",
-        cursor=InputCursor(tick=tick, versions=known, stand_ins=scored_again).model_dump_json(),
+        skip_reason=None if requests else f"no new input for any of {counted(len(chosen), 'variant')}",
+        cursor=InputCursor(state=now.tick, looked_up=looked_up).model_dump_json(),
     )
+
+
+def _next(registered: Sequence[Variant], looked_up: str, most: int) -> Sequence[Variant]:
+    """Return the next variants in turn, which are sorted by key."""
+    start = bisect_right(registered, looked_up, key=lambda variant: variant.key)
+    return [*registered[start:], *registered[:start]][:most]
+
+
+def _read_inputs(context: dg.SensorEvaluationContext) -> tuple[InputState, str]:
+    """Return the state that the cursor names, and the variant whose input was looked up last."""
+    kind: TypeAdapter[InputState | InputCursor] = TypeAdapter(InputState | InputCursor)
+    cursor = _read_cursor(context, kind, InputState())
+    if isinstance(cursor, InputState):
+        _save_inputs(context, cursor)
+        return cursor, ""
+    state = InputState.model_validate_json(load_state(context.instance, _state_name(cursor.state)) or "{}")
+    if state.tick != cursor.state:
+        context.log.warning("the state of the cursor %r is gone, so the sensor starts without one", context.cursor)
+        state = InputState(tick=cursor.state)
+    return state, cursor.looked_up
+
+
+def _save_inputs(context: dg.SensorEvaluationContext, state: InputState) -> None:
+    save_state(context.instance, _state_name(state.tick), state.model_dump_json())
+
+
+def _state_name(tick: int) -> str:
+    return f"{variants_partitions.name}/new_data_sensor/{tick % 2}"
 
 
 def _read_cursor(context: dg.SensorEvaluationContext, kind: TypeAdapter[_Cursor], empty: _Cursor) -> _Cursor:

@@ -346,6 +346,10 @@ class PredictionStore(Tables):
         )
         return dict(map(tuple, self._rows(query)))
 
+    def versions_named(self) -> set[tuple[str, int]]:
+        """Return the versions, each with its variant's key, that stored batches name."""
+        return {tuple(row) for row in self._rows("SELECT DISTINCT variant, model_version FROM scoring_batches")}
+
     def had_activity(self, variant: Variant, simulated: Collection[str]) -> bool:
         """Return whether a batch of a variant was scored from activity of its own, not from these simulated files."""
         query = (

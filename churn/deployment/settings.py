@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     """Maximum variants per run of the weekly job, which is split into several runs; 0: one run."""
     churn_concurrent_runs: int = Field(2, ge=1)
     """Maximum Dagster runs of any job at once; others wait. Each uses connections to PostgreSQL."""
+    churn_partitions_name: str = Field(defaults.PARTITIONS_NAME, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """Name of Dagster's partitions of variants; code locations of one instance share them by name."""
+    churn_input_checks_per_minute: int = Field(defaults.INPUT_CHECKS_PER_MINUTE, ge=1)
+    """Variants per minute whose input is looked up in S3, in turn, one request of LIST each."""
+    churn_keep_run_days: int = Field(defaults.KEEP_RUN_DAYS, ge=0)
+    """Days to keep Dagster's runs and events, and MLflow's versions without alias that no batch names; 0: all."""
     churn_reasons: bool = True
     """Whether the contributions of every prediction are stored."""
     churn_ray_address: str | None = Field(None, pattern=r"^(auto|(ray://)?[^/@\s]+:\d{1,5})$")

@@ -207,7 +207,7 @@ class Registry:
         with errors_translated(f"preparing experiment {variant.experiment!r}"):
             experiment, done = self.client.get_experiment_by_name(variant.experiment), "found"
             if experiment is None:
-                with _existing_ignored():
+                with _ignored("RESOURCE_ALREADY_EXISTS"):
                     about = f"Models of variant {variant}, and their measured performance by week (metrics live_…)."
                     self.client.create_experiment(variant.experiment, artifact_location, {MLFLOW_RUN_NOTE: about})
                     done = "created"
@@ -309,7 +309,7 @@ class Registry:
             self._log_values(mlflow_run_id, logged)
             self._log_artifacts(mlflow_run_id, logged.artifacts)
             if self._registered(variant) is None:
-                with _existing_ignored():
+                with _ignored("RESOURCE_ALREADY_EXISTS"):
                     about = f"Weekly churn scores of variant {variant}; the version with the alias champion scores."
                     self.client.create_registered_model(variant.registered_model, variant_tags, about)
                 self._registered(variant)
@@ -361,6 +361,39 @@ class Registry:
                 for version in versions
                 if (variant := tags.variant_of(version)) is not None
             }
+
+    def versions_before(self, before: datetime) -> list[tuple[Variant, int]]:
+        """Return the versions of ours that were registered before a time and that no alias names."""
+        condition = f"name LIKE '{_MODEL_NAME_PREFIX}%' AND tags.`{tags.MODEL_SHA256}` LIKE '%'"
+        with errors_translated("listing the model versions"):
+            old = [
+                (variant, int(version.version))
+                for version in pages(self.client.search_model_versions, condition)
+                if version.creation_timestamp < before.timestamp() * 1000
+                and (variant := tags.variant_of(version)) is not None
+            ]
+        listed = self.aliases() if old else {}
+        return [(variant, version) for variant, version in old if version not in listed.get(variant, {}).values()]
+
+    def delete_version(self, variant: Variant, version: int) -> bool:
+        """Delete a version with its model, its run and their files; returns whether no alias or pending move names it.
+
+        The variant's lock is the caller's. The version goes last, so that a repeat completes what was killed.
+        """
+        if variant in self._pending_moves() or version in self.aliases_in_mlflow(variant).values():
+            return False
+        with errors_translated(f"deleting version {version} of {variant.registered_model!r}"):
+            found = self._describe(variant, self.client.get_model_version(variant.registered_model, str(version)), None)
+            with _ignored("RESOURCE_DOES_NOT_EXIST"):
+                model = self.client.get_logged_model(found.model_id)
+                get_artifact_repository(model.artifact_location).delete_artifacts()
+                self.client.delete_logged_model(found.model_id)
+            with _ignored("RESOURCE_DOES_NOT_EXIST"):
+                run = self.client.get_run(found.mlflow_run_id)
+                get_artifact_repository(run.info.artifact_uri).delete_artifacts()
+                self.client.delete_run(found.mlflow_run_id)
+            self.client.delete_model_version(variant.registered_model, str(version))
+        return True
 
     def _registered(self, variant: Variant) -> Any:
         """Return the variant's registered model or ``None``; raises if the model of that name is another variant's."""
@@ -469,12 +502,12 @@ class Registry:
 
 
 @contextlib.contextmanager
-def _existing_ignored() -> Iterator[None]:
-    """Ignore that another process created the same object first."""
+def _ignored(code: str) -> Iterator[None]:
+    """Ignore an error of MLflow, such as that another process created or deleted the same object first."""
     try:
         yield
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code != code:
             raise
 
 

@@ -60,7 +60,7 @@ def schemas(postgres: sa.URL, login: sa.URL, tmp_path_factory: pytest.TempPathFa
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("dagster-template")
         with open_instance(home, login.set(database=names["dagster"]), patch) as instance:
-            assert instance.get_dynamic_partitions("variants") == []
+            assert instance.get_dynamic_partitions("churn_variants") == []
     for name in names.values():
         disconnect(postgres, name)
     return names

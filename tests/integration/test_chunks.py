@@ -113,7 +113,7 @@ def tick(instance: dg.DagsterInstance) -> list[dg.RunRequest]:
 
 
 def spans(requests: Sequence[dg.RunRequest], instance: dg.DagsterInstance) -> list[list[str]]:
-    keys = list(instance.get_dynamic_partitions("variants"))
+    keys = list(instance.get_dynamic_partitions("churn_variants"))
     return [span(request.tags, keys) for request in requests]
 
 
@@ -191,10 +191,10 @@ def test_who_bounds_a_run_that_is_not_over_keeps_its_partition_until_then(
 
     def held() -> set[str]:
         sync_partitions(instance, deployment.registry(read_only=True).variants())
-        return set(named) - set(instance.get_dynamic_partitions("variants"))
+        return set(named) - set(instance.get_dynamic_partitions("churn_variants"))
 
     assert held() == {named[2]}
-    assert span(waiting.tags, list(instance.get_dynamic_partitions("variants"))) == [
+    assert span(waiting.tags, list(instance.get_dynamic_partitions("churn_variants"))) == [
         key for key in named[:5] if key != named[2]
     ]
     instance.report_run_canceled(waiting)
@@ -343,7 +343,7 @@ def test_twelve_variants_in_three_runs_are_each_published_once(
     with weekly_runs(instance, 3) as runs:
         pass
 
-    keys = list(instance.get_dynamic_partitions("variants"))
+    keys = list(instance.get_dynamic_partitions("churn_variants"))
     assert sorted(len(span(run.tags, keys)) for run in runs()) == [2, 5, 5]
     assert [run.status for run in runs()] == [dg.DagsterRunStatus.SUCCESS] * 3
     assert most_at_once(instance) == (2 if is_queued else 3)
@@ -357,7 +357,7 @@ def test_a_run_that_is_killed_goes_on_alone_and_the_others_are_left_alone(
     by_run = "SELECT dagster_run_id, count(*) FROM scoring_batches GROUP BY 1"
 
     def victim(runs: list[dg.DagsterRun]) -> dg.DagsterRun | None:
-        keys = list(instance.get_dynamic_partitions("variants"))
+        keys = list(instance.get_dynamic_partitions("churn_variants"))
         n_done = dict(site.rows(site.churn, by_run))
         return next((run for run in runs if 0 < n_done.get(run.run_id, 0) < len(span(run.tags, keys)) - 1), None)
 

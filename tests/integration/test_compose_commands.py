@@ -360,7 +360,8 @@ def put_sample_files(stack: Stack) -> None:
 LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 ADD = """mutation ($where: RepositorySelector!, $key: String!) {
-  addDynamicPartition(repositorySelector: $where, partitionsDefName: "variants", partitionKey: $key) { __typename } }"""
+  addDynamicPartition(repositorySelector: $where, partitionsDefName: "churn_variants", partitionKey: $key) {
+    __typename } }"""
 STATUS = "query ($id: ID!) { runOrError(runId: $id) { __typename ... on Run { status } } }"
 
 

@@ -23,6 +23,7 @@ from orchestration.job import weekly_churn_prediction_schedule
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor, unpublished_week_sensor
+from orchestration.upkeep import load_state
 from tests.support.batches import week_request
 from tests.support.daemons import daemon, wait_for
 from tests.support.inputs import register_bundled
@@ -77,7 +78,7 @@ def test_a_tick_asks_for_the_week_that_begins_and_for_every_variant(
 
     assert asked(requests) == [(monday.isoformat(), "base", "geography-us")]
     assert requests[0].run_key == f"{monday}:base:geography-us"
-    assert instance.get_dynamic_partitions("variants") == FLEET
+    assert instance.get_dynamic_partitions("churn_variants") == FLEET
 
 
 @pytest.mark.parametrize("sensor", defs.get_repository_def().sensor_defs, ids=lambda sensor: sensor.name)
@@ -162,6 +163,16 @@ def test_ranges_cover_the_wanted_keys_and_no_other(ordered: str, wanted: str, mo
     assert found == covered
 
 
+def test_partitions_named_as_before_1_0_keep_their_order_and_are_left_to_whom_they_belong() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("variants", ["geography-us", "another-teams", "base"])
+
+        keys = sync_partitions(instance, [Variant(), Variant("eu"), Variant("us")])
+
+        assert keys == ["geography-us", "base", "geography-eu"]
+        assert list(instance.get_dynamic_partitions("variants")) == ["geography-us", "another-teams", "base"]
+
+
 def test_partitions_follow_the_registry(
     fleet: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
@@ -171,7 +182,7 @@ def test_partitions_follow_the_registry(
     requests = tick(instance, datetime(2027, 1, 4, tzinfo=UTC))
 
     left = ["base", "geography-eu.company-clientb", "geography-us"]
-    assert instance.get_dynamic_partitions("variants") == left
+    assert instance.get_dynamic_partitions("churn_variants") == left
     assert asked(requests) == [("2027-01-04", "base", "geography-us")]
 
 
@@ -214,6 +225,12 @@ def look(instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult:
         result = new_data_sensor(context, services=Services())
     assert isinstance(result, dg.SensorResult)
     return result
+
+
+def known(instance: dg.DagsterInstance, result: dg.SensorResult) -> set[str]:
+    """Return the variants whose inputs the sensor has seen."""
+    slot = json.loads(str(result.cursor))["state"] % 2
+    return set(json.loads(str(load_state(instance, f"churn_variants/new_data_sensor/{slot}")))["versions"])
 
 
 @pytest.fixture
@@ -261,6 +278,48 @@ def test_a_new_object_asks_for_exactly_its_variant_once_and_a_changed_one_again(
         assert not look(instance, result.cursor).run_requests
         cursor = result.cursor
     assert len(set(keys)) == 2  # or Dagster would take the second for the first
+
+
+def test_a_tick_costs_few_bytes_and_looks_up_as_many_inputs_as_a_setting_says_in_turn(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHURN_INPUT_CHECKS_PER_MINUTE", "4")
+    cursor = look(instance, None).cursor
+    for variant in scored:
+        site.put(f"{variant.prefix}data/churn/activity.parquet", bundled("activity.jsonl").splitlines()[0])
+    found: list[list[str]] = []
+    for _ in range(3):
+        result = look(instance, cursor)
+        found += [[first, last] for _, first, last in asked(list(result.run_requests or []))]
+        assert len(str(result.cursor)) < 80
+        cursor = result.cursor
+    assert sorted(found) == [["base", "company-clienta"], ["geography-eu.company-clientb", "geography-us"]]
+
+
+def test_a_sensor_that_dies_before_its_runs_are_requested_requests_the_same_ones_again(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance
+) -> None:
+    cursor = look(instance, None).cursor
+    site.put("company-clienta/data/churn/activity.parquet", bundled("activity.jsonl").splitlines()[0])
+
+    lost, again = look(instance, cursor), look(instance, cursor)
+
+    assert len(again.run_requests or []) == 1
+    assert [one.run_key for one in again.run_requests or []] == [one.run_key for one in lost.run_requests or []]
+    assert not look(instance, again.cursor).run_requests
+
+
+def test_a_cursor_from_before_1_0_goes_on_and_one_whose_state_is_gone_starts_from_what_was_scored(
+    site: Site, scored: list[Variant], instance: dg.DagsterInstance, deployment: Deployment
+) -> None:
+    versions = deployment.store().latest_inputs() | {"geography-us": "an earlier one"}
+    before = json.dumps({"tick": 7, "versions": versions, "stand_ins": {}})
+
+    result = look(instance, before)
+
+    assert asked(list(result.run_requests or [])) == [(this_week(), "geography-us", "geography-us")]
+    assert json.loads(str(result.cursor)) == {"state": 8, "looked_up": ""}
+    assert not look(instance, '{"state": 3}').run_requests
 
 
 def test_the_same_bytes_uploaded_again_are_not_new(
@@ -382,7 +441,7 @@ def test_a_cursor_of_something_else_begins_anew(scored: list[Variant], instance:
         result = look(instance, cursor)
 
         assert not result.run_requests
-        assert json.loads(str(result.cursor))["versions"].keys() == set(FLEET)
+        assert known(instance, result) == set(FLEET)
 
 
 def test_a_cursor_that_was_reset_repeats_no_run_key(
@@ -399,13 +458,13 @@ def test_a_variant_taken_out_of_the_registry_loses_its_partition(
     scored: list[Variant], deployment: Deployment, instance: dg.DagsterInstance
 ) -> None:
     cursor = look(instance, None).cursor
-    assert instance.get_dynamic_partitions("variants") == FLEET
+    assert instance.get_dynamic_partitions("churn_variants") == FLEET
     remove(deployment, "geography-eu.company-clientb")
 
     result = look(instance, cursor)
 
-    assert instance.get_dynamic_partitions("variants") == ["base", "company-clienta", "geography-us"]
-    assert set(json.loads(str(result.cursor))["versions"]) == {"base", "company-clienta", "geography-us"}
+    assert instance.get_dynamic_partitions("churn_variants") == ["base", "company-clienta", "geography-us"]
+    assert known(instance, result) == {"base", "company-clienta", "geography-us"}
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def test_every_connection_of_a_deployment_is_encrypted_to_the_server_that_was_as
         for name, value in dagster_environment(deployment).items():
             monkeypatch.setenv(name, value)
         with dg.DagsterInstance.get() as instance:
-            assert instance.get_dynamic_partitions("variants") == []
+            assert instance.get_dynamic_partitions("churn_variants") == []
 
     assert 0 < after_store < after_registry < front.n_let_in
     assert front.in_clear == []

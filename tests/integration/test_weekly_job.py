@@ -407,7 +407,7 @@ def test_a_bad_row_of_a_file_with_odd_columns_is_quarantined_and_the_rest_is_sco
 def test_an_unregistered_partition_fails_with_a_hint(
     site: Site, us: pd.DataFrame, instance: dg.DagsterInstance, execute: Execute
 ) -> None:
-    instance.add_dynamic_partitions("variants", ["geography-uss"])
+    instance.add_dynamic_partitions("churn_variants", ["geography-uss"])
 
     result = execute("geography-uss", ok=False)
 
@@ -587,4 +587,4 @@ def test_the_graph_is_the_one_that_people_know() -> None:
     partitions = {
         graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group != "monitoring"
     }
-    assert partitions == {dg.DynamicPartitionsDefinition(name="variants")}
+    assert partitions == {dg.DynamicPartitionsDefinition(name="churn_variants")}

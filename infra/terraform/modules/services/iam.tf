@@ -131,7 +131,7 @@ data "aws_iam_policy_document" "code" {
   statement {
     sid       = "Erase"
     actions   = ["s3:DeleteObject", "s3:DeleteObjectVersion"]
-    resources = local.history_objects
+    resources = concat(local.mlflow_objects, local.history_objects) # old model versions, too
   }
 
   # Of another bucket, its owner must allow the same, and the use of its key.
