@@ -25,23 +25,18 @@ def log_materializations(
     context: dg.AssetExecutionContext, materializations: Sequence[dg.AssetMaterialization]
 ) -> None:
     """Log materializations of one asset, at most ``BATCH``, in one write."""
-    if len(materializations) < 2:
-        _log_one_by_one(context, materializations)
-        return
+    is_batch = len(materializations) > 1
     try:
         op = context.op_execution_context
         step, batch = op._step_execution_context, generate_event_batch_id()  # type: ignore[no-untyped-call]  # noqa: SLF001 see above
         os.environ["DAGSTER_EVENT_BATCH_SIZE"] = str(BATCH + 1)  # read when an event comes; above it, batches are cut
-        for i, one in enumerate(materializations, start=1):
+        for i, one in enumerate(materializations if is_batch else (), start=1):
             is_last = DagsterEventBatchMetadata(batch, i == len(materializations))
             op._events.append(DagsterEvent.asset_materialization(step, one, is_last))  # noqa: SLF001 see above
     except (AttributeError, TypeError) as error:
         logger.warning("materializations are logged one by one, since Dagster's batches have changed: %s", error)
-        _log_one_by_one(context, materializations)
-
-
-def _log_one_by_one(context: dg.AssetExecutionContext, materializations: Sequence[dg.AssetMaterialization]) -> None:
-    for one in materializations:
+        is_batch = False
+    for one in () if is_batch else materializations:
         context.log_event(one)
 
 

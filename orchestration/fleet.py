@@ -125,7 +125,6 @@ class FleetRun:
         self.context = context
         self._assets = [spec.key.to_user_string() for spec in specs]
         self._severities = checks.severities(self._assets)
-        self._passed: dict[tuple[str, str], dict[str, bool]] = {check: {} for check in self._severities}
         self._failed: dict[str, BaseException] = {}
         self._done: set[str] = set()
         self._incomplete: set[str] = set()
@@ -134,16 +133,15 @@ class FleetRun:
         self._standing = standing_outcomes(context.instance, self._severities, list(context.partition_keys))
         self._waiting: list[tuple[str, AssetReport]] = []
         self._last_report_at = 0.0
-        self._recall()
-
-    def _recall(self) -> None:
-        """Count what an earlier try, or a run that this one resumes, has logged."""
+        # What an earlier try, or a run that this one resumes, has logged counts.
         kind, last = dg.DagsterEventType.ASSET_MATERIALIZATION, dg.AssetKey.from_user_string(self._assets[-1])
-        for run_id in resumed_runs(self.context):
-            events = (entry.get_dagster_event() for entry in self.context.instance.all_logs(run_id, kind))
+        for run_id in resumed_runs(context):
+            events = (entry.get_dagster_event() for entry in context.instance.all_logs(run_id, kind))
             self._done |= {event.partition for event in events if event.asset_key == last and event.partition}
-        for check, standing in self._standing.items():
-            self._passed[check] = {key: passed for key, passed in standing.items() if key in self._done}
+        self._passed = {
+            check: {key: passed for key, passed in standing.items() if key in self._done}
+            for check, standing in self._standing.items()
+        }
 
     @contextmanager
     def open(self, services: Services) -> Iterator[Deployment]:

@@ -8,7 +8,7 @@ import dagster as dg
 from orchestration.assets.scoring import ASSETS, WEEK_TAG
 from orchestration.fleet import RUN_TAGS
 from orchestration.resources import Services
-from orchestration.schedules import requests_for_all
+from orchestration.schedules import RUNNING, requests_for_all
 
 _PRIORITY = {"dagster/priority": "1"}
 """Before other runs in the queue: a training run takes minutes, and dozens of them may be queued."""
@@ -24,8 +24,7 @@ churn_prediction_job = dg.define_asset_job(
 @dg.schedule(
     job=churn_prediction_job,
     cron_schedule="0 0 * * 1",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
+    **RUNNING,
     description="Scores all registered variants for the week that begins, every Monday at 00:00 UTC.",
 )
 def weekly_churn_prediction_schedule(

@@ -3,20 +3,16 @@
 https://docs.dagster.io/guides/build/external-resources
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import dagster as dg
 
 from churn.deployment.services import Deployment, open_deployment
-from churn.deployment.settings import load_settings
 
 
 class Services(dg.ConfigurableResource):
     """PostgreSQL, MLflow and S3 as configured by the environment, or the embedded default."""
 
-    @contextmanager
-    def open(self) -> Iterator[Deployment]:
+    def open(self) -> AbstractContextManager[Deployment]:
         """Resolve the services and, on the embedded default, run PostgreSQL while the context lasts."""
-        with open_deployment(load_settings()) as deployment:
-            yield deployment
+        return open_deployment()

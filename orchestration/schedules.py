@@ -5,6 +5,7 @@ https://docs.dagster.io/guides/automate/schedules
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -13,6 +14,7 @@ from orchestration.jobs import evaluation_job, maintenance_job, monitoring_job
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions
 from orchestration.resources import Services
 
+RUNNING: Any = {"execution_timezone": "UTC", "default_status": dg.DefaultScheduleStatus.RUNNING}
 TICK_TAG = "churn/tick"
 """Common to the runs of one tick and their retries; filter the list of runs by it."""
 
@@ -20,8 +22,7 @@ TICK_TAG = "churn/tick"
 @dg.schedule(
     job=evaluation_job,
     cron_schedule="0 6 * * 1",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
+    **RUNNING,
     description="Evaluates all registered variants every Monday at 06:00 UTC, after the week was scored.",
 )
 def weekly_evaluation_schedule(
@@ -36,8 +37,7 @@ weekly_monitoring_schedule = dg.ScheduleDefinition(
     name="weekly_monitoring_schedule",
     job=monitoring_job,
     cron_schedule="0 7 * * 1",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
+    **RUNNING,
     description="Monitors the whole fleet every Monday at 07:00 UTC, after the week was scored and past weeks were "
     "evaluated.",
 )
@@ -46,8 +46,7 @@ maintenance_schedule = dg.ScheduleDefinition(
     name="maintenance_schedule",
     job=maintenance_job,
     cron_schedule="0 3 * * *",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
+    **RUNNING,
     description="Maintains the predictions database every night at 03:00 UTC.",
 )
 

@@ -1,7 +1,7 @@
 """Rules that a published batch is checked by. Pure.
 
 A failed check does not withdraw a batch; problems that must prevent one are errors in the scoring workflow. The names
-are those of the asset checks in Dagster, where ``orchestration.checks`` describes each.
+are those of the asset checks in Dagster, where ``orchestration/checks.toml`` describes each.
 """
 
 from collections.abc import Mapping
