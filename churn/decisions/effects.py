@@ -202,6 +202,23 @@ def _rows(outcome: str, names: Sequence[str | None], sums: Sums, exposed: Sums, 
     return pl.DataFrame(keys | arms | intervals | {"shrunken": shrunken(found.difference, found.error)})
 
 
+def inverse_weights(account_ids: Ints, members: pl.DataFrame) -> Doubles | None:
+    """Return weights by which accounts that were offered nothing stand for all, shape (n,); ``None`` if all are alike.
+
+    They are 0 for accounts that were offered something, and 1 / p for others, p the probability of staying untreated:
+    1 below every cut, and ``h + (1 - h) c`` above one, of holdout share h and control share c. The holdout is the same
+    in all campaigns; each draws its control by itself. ``members`` has ``account_id``, ``arm``, ``holdout_share`` and
+    ``control_share`` of each campaign above whose cut an account was, held out or not.
+    """
+    held_out, control = pl.col("holdout_share"), pl.col("control_share")
+    untreated = held_out.first() + ((held_out.shift(-1, fill_value=1.0) - held_out) * control.cum_prod()).sum()
+    of_account = members.sort("holdout_share").group_by("account_id")
+    weights = of_account.agg(weight=pl.when((pl.col("arm") == "offered").any()).then(0.0).otherwise(1 / untreated))
+    joined = pl.DataFrame({"account_id": account_ids}).join(weights, "account_id", "left", maintain_order="left")
+    found = joined["weight"].fill_null(1.0).to_numpy()
+    return None if (found == 1).all() else np.where(np.isfinite(found), found, 0.0)
+
+
 def needed(churn: float, change: float, control_share: float, n_claims: int = 0) -> int:
     """Return the accounts, both arms, by which a change of churn is found with a power of 80 %.
 

@@ -27,8 +27,7 @@ class PairedCohort:
     """Accounts with matured labels and both models' churn probabilities of one week, each once; arrays of shape (n,).
 
     A weight of 0 leaves an account out, such as one that was contacted; the inverse of the probability not to be
-    contacted makes the others stand for it. ``None`` weights all alike. Guardrails count each account that is not left
-    out once.
+    contacted makes the others stand for it. ``None`` weights all alike.
     """
 
     as_of: date
@@ -194,19 +193,22 @@ def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits
     counted = count_once(sorted(known, key=lambda cohort: cohort.as_of), horizon_months)
     if not counted:
         unknown = Interval(0.0, -np.inf, np.inf)
-        return Comparison(0, 0, unknown, 1.0, (_enough_labels(np.zeros(0, dtype=np.bool_), limits),), limits.alpha)
+        return Comparison(
+            0, 0, unknown, 1.0, (_enough_labels(np.zeros(0, dtype=np.bool_), None, limits),), limits.alpha
+        )
     churned = np.concatenate([cohort.churned for cohort in counted])
     champion = np.concatenate([cohort.champion for cohort in counted])
     challenger = np.concatenate([cohort.challenger for cohort in counted])
+    weights = np.concatenate([np.ones(len(one.churned)) if one.weights is None else one.weights for one in counted])
     sums = sequential.discount_months([cohort.sums() for cohort in counted])
     return Comparison(
         n=len(churned),
         n_churned=int(churned.sum()),
         improvement=sequential.confidence_sequence(sums, alpha=limits.alpha, tuned_for=limits.tuned_for),
         e_value=sequential.e_value(sums, tuned_for=limits.tuned_for),
-        guardrails=tuple(_guardrails(churned, champion, challenger, limits)),
+        guardrails=tuple(_guardrails(churned, champion, challenger, weights, limits)),
         alpha=limits.alpha,
-        min_gain=limits.min_gain * float(metrics.log_losses(churned, champion).mean()),
+        min_gain=limits.min_gain * float(np.average(metrics.log_losses(churned, champion), weights=weights)),
     )
 
 
@@ -222,14 +224,16 @@ def count_once(cohorts: Sequence[PairedCohort], horizon_months: int) -> list[Pai
     return counted
 
 
-def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits: Limits) -> list[Guardrail]:
-    enough = _enough_labels(churned, limits)
+def _guardrails(
+    churned: Outcomes, champion: Scores, challenger: Scores, weights: Doubles, limits: Limits
+) -> list[Guardrail]:
+    enough = _enough_labels(churned, weights, limits)
     if not enough.holds:
         return [enough]
-    change = metrics.compare_roc_auc(churned, champion, challenger).interval
-    before, after = metrics.calibration_error(churned, champion), metrics.calibration_error(churned, challenger)
-    # The expected error of a perfectly calibrated model in ten bins.
-    chance = 0.8 * math.sqrt(10 * churned.mean() * (1 - churned.mean()) / len(churned))
+    change = metrics.compare_roc_auc(churned, champion, challenger, weights).interval
+    before, after = (metrics.calibration_error(churned, one, weights=weights) for one in (champion, challenger))
+    n, n_churned, _ = metrics.counts(churned, weights)
+    chance = 0.8 * math.sqrt(10 * n_churned * (n - n_churned) / n**3)  # of a perfectly calibrated model in ten bins
     rise = limits.max_calibration_loss + chance
     of_auc = f"ROC AUC changes by {change:+.4f}, and must not have fallen by more than {limits.max_auc_loss}"
     of_calibration = f"calibration error goes from {before:.4f} to {after:.4f}, and may rise by {rise:.4f}"
@@ -240,7 +244,11 @@ def _guardrails(churned: Outcomes, champion: Scores, challenger: Scores, limits:
     ]
 
 
-def _enough_labels(churned: Outcomes, limits: Limits) -> Guardrail:
-    n_churned, n_stayed = int(churned.sum()), int((~churned).sum())
-    sentence = f"{n_churned} matured accounts churned and {n_stayed} stayed; {limits.min_of_class} of each are needed"
-    return Guardrail("labels_are_enough", sentence, min(n_churned, n_stayed) >= limits.min_of_class)
+def _enough_labels(churned: Outcomes, weights: Doubles | None, limits: Limits) -> Guardrail:
+    n, n_churned, fewest = metrics.counts(churned, weights)
+    sentence = (
+        f"{n_churned} matured accounts churned and {n - n_churned} stayed; {limits.min_of_class} of each are needed"
+    )
+    if n < len(churned):
+        sentence = f"of {len(churned)} accounts that were not contacted, which weigh as much as {n}, {sentence}"
+    return Guardrail("labels_are_enough", sentence, fewest >= limits.min_of_class)

@@ -2,7 +2,8 @@
 
 Belongs here: arithmetic on outcomes and scores. Not here: which rows are held out, and the limits of the metrics. Every
 interval assumes independent rows, so pass one row per account: an account in several snapshots counts several times
-and makes the intervals too narrow.
+and makes the intervals too narrow. Weights of accounts, shape (n,), are above 0, such as the inverse of the probability
+to be there (:func:`churn.decisions.treatment.weights`).
 
 AUC and its variance: DeLong et al., Biometrics 1988, from ranks as Sun and Xu, IEEE SPL 2014. The intervals of AUC and
 average precision are computed on the logit scale, where they have their nominal coverage near 1 and stay in [0, 1].
@@ -25,6 +26,8 @@ LIFT_SHARE = 0.1
 
 # Scores are served as float32, so a probability of 1 means "nearer to 1 than float32 resolves".
 _SMALLEST = float(np.finfo(np.float32).eps)
+
+_ROUNDING = 1e-12  # of sums of weights
 
 _SHIFT_SD, _MOST_STEPS, _CLOSE = 0.5, 25, 1e-6  # of the log-odds, in recalibration
 
@@ -104,32 +107,49 @@ class Evaluation:
         return flat
 
 
-def evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
+def counts(churned: Outcomes, weights: Doubles | None = None) -> tuple[int, int, float]:
+    """Return rows, those that churned, and those of the rarer outcome.
+
+    With weights, they are so many equally weighted ones as have the same variance (Kish), and the share churned.
+    """
+    w = _weights(weights, churned)
+    n, fewest = round(_effective(w)), min(_effective(w[churned]), _effective(w[~churned]))
+    return n, round(n * float(w[churned].sum() / w.sum())) if n else 0, fewest
+
+
+def _effective(weights: Doubles) -> float:
+    return float(weights.sum() ** 2 / (weights * weights).sum()) if len(weights) else 0.0
+
+
+def evaluate(churned: Outcomes, scores: Scores, weights: Doubles | None = None) -> Evaluation:
     """Compute every metric of outcomes and churn probabilities, shape (n,) each; none if an outcome is too rare.
 
-    Raises ``NotMeasurableError`` if the shapes differ or a score is not a probability.
+    With weights, ``n`` is the effective number of accounts, and ``n_churned`` the weighted share of it. Raises
+    ``NotMeasurableError`` if the shapes differ or a score is not a probability.
     """
     churned, scores = _checked(churned, scores, probabilities=True)
-    n, n_churned = len(churned), int(churned.sum())
-    mean_score = float(scores.mean()) if n else math.nan
-    if min(n_churned, n - n_churned) < MIN_OF_CLASS:
+    w, (n, n_churned, fewest) = _weights(weights, churned), counts(churned, weights)
+    mean_score = float(np.average(scores, weights=w)) if n else math.nan
+    if fewest < MIN_OF_CLASS:
         return Evaluation(n, n_churned, None, None, None, None, None, None, None, mean_score, "insufficient")
     return Evaluation(
         n=n,
         n_churned=n_churned,
-        roc_auc=roc_auc_interval(churned, scores),
-        average_precision=average_precision_interval(churned, scores),
-        log_loss=_mean_interval(log_losses(churned, scores)),
-        log_loss_excess=log_loss_excess(churned, scores),
-        brier_score=_mean_interval((scores - churned) ** 2, most=1),
-        calibration_error=calibration_error(churned, scores),
-        lift_at_10=lift(churned, scores, LIFT_SHARE),
+        roc_auc=roc_auc_interval(churned, scores, weights=weights),
+        average_precision=average_precision_interval(churned, scores, weights=weights),
+        log_loss=_mean_interval(log_losses(churned, scores), w),
+        log_loss_excess=log_loss_excess(churned, scores, weights),
+        brier_score=_mean_interval((scores - churned) ** 2, w, most=1),
+        calibration_error=calibration_error(churned, scores, weights=weights),
+        lift_at_10=lift(churned, scores, LIFT_SHARE, weights),
         mean_score=mean_score,
         status="ok",
     )
 
 
-def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
+def roc_auc_interval(
+    churned: Outcomes, scores: Scores, confidence: float = 0.95, weights: Doubles | None = None
+) -> Interval:
     """Return the AUC, ties counting half, with DeLong's variance on the logit scale.
 
     A bound replaces a DeLong variance of 0. If all pairs are ordered correctly, the lower end is the exact bound from
@@ -141,13 +161,15 @@ def roc_auc_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95
     ``NotMeasurableError`` if an outcome is missing, the shapes differ or a score is not finite.
     """
     churned, scores = _both_outcomes(churned, scores)
-    wins, losses = _wins(churned, scores)
-    n_churned, n_stayed, fewest = len(wins), len(losses), min(len(wins), len(losses))
-    value = float(wins.sum() / (n_churned * n_stayed))
-    if value in {0.0, 1.0}:
+    w = _weights(weights, churned)
+    wins, losses = _wins(churned, scores, w)
+    of_churned, of_stayed = w[churned], w[~churned]
+    fewest = min(_effective(of_churned), _effective(of_stayed))
+    value = float(np.average(wins, weights=of_churned))
+    if min(value, 1 - value) < _ROUNDING:
         far = ((1 - confidence) / 2) ** (1 / fewest)
-        return Interval(1.0, far, 1.0) if value else Interval(0.0, 0.0, 1 - far)
-    variance = _variance_of_mean(wins / n_stayed) + _variance_of_mean(losses / n_churned)
+        return Interval(1.0, far, 1.0) if value > _ROUNDING else Interval(0.0, 0.0, 1 - far)
+    variance = _variance_of_mean(wins, of_churned) + _variance_of_mean(losses, of_stayed)
     return _logit_interval(value, math.sqrt(variance or value * (1 - value) / fewest), confidence)
 
 
@@ -168,22 +190,23 @@ def p_at_least(auc: Interval, limit: float) -> float:
     return float(special.ndtr((value - least) / ((high - low) / 2 / _quantile(0.95))))
 
 
-def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores) -> AucComparison:
+def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores, weights: Doubles | None = None) -> AucComparison:
     """Compare two models on the same rows: DeLong's paired test.
 
     If the variance of the difference is 0 and the difference is not, as between a constant and a perfect model, the
     p-value is Hoeffding's bound over disjoint pairs of a churned row and one that stayed.
     """
-    of_first, of_second = (_wins(*_both_outcomes(churned, scores)) for scores in (first, second))
-    n_churned, n_stayed = (len(wins) for wins in of_first)
-    by_churned = (of_second[0] - of_first[0]) / n_stayed
-    by_stayed = (of_first[1] - of_second[1]) / n_churned
-    difference = float(by_churned.mean())
-    error = math.sqrt(_variance_of_mean(by_churned) + _variance_of_mean(by_stayed))
+    w = _weights(weights, churned)
+    of_first, of_second = (_wins(*_both_outcomes(churned, scores), w) for scores in (first, second))
+    of_churned, of_stayed = w[churned], w[~churned]
+    by_churned, by_stayed = of_second[0] - of_first[0], of_first[1] - of_second[1]
+    difference = float(np.average(by_churned, weights=of_churned))
+    error = math.sqrt(_variance_of_mean(by_churned, of_churned) + _variance_of_mean(by_stayed, of_stayed))
     if error:
         p_value = math.erfc(abs(difference) / error / math.sqrt(2))
     else:
-        p_value = min(1.0, 2 * math.exp(-min(n_churned, n_stayed) * difference**2 / 2))
+        fewest = min(_effective(of_churned), _effective(of_stayed))
+        p_value = min(1.0, 2 * math.exp(-fewest * difference**2 / 2))
     return AucComparison(difference, error, p_value)
 
 
@@ -202,7 +225,9 @@ def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.N
     return np.asarray(adjusted[: len(p)] <= fdr)
 
 
-def average_precision_interval(churned: Outcomes, scores: Scores, confidence: float = 0.95) -> Interval:
+def average_precision_interval(
+    churned: Outcomes, scores: Scores, confidence: float = 0.95, weights: Doubles | None = None
+) -> Interval:
     """Return average precision, as scikit-learn defines it, with the infinitesimal jackknife's variance on logit scale.
 
     A bootstrap converges to it with more resamples: each row's influence is the derivative by its weight, and the
@@ -210,15 +235,17 @@ def average_precision_interval(churned: Outcomes, scores: Scores, confidence: fl
     """
     churned, scores = _both_outcomes(churned, scores)
     order = np.argsort(-scores)
-    hits, (starts, ends) = churned[order], _ties(scores[order])
-    precisions = np.cumsum(hits)[ends - 1] / ends
-    value, n_churned = float(precisions[hits].mean()), int(hits.sum())
-    if value == 1:
-        fewest = min(n_churned, len(churned) - n_churned)
+    w = _weights(weights, churned)[order]
+    hits, (starts, ends), total = w * churned[order], _ties(scores[order]), np.cumsum(w)
+    above = total[ends - 1]
+    precisions = np.cumsum(hits)[ends - 1] / above
+    value = float(np.average(precisions, weights=hits))
+    if value > 1 - _ROUNDING:
+        fewest = min(_effective(hits[hits > 0]), _effective(w[hits == 0]))
         return Interval(1.0, ((1 - confidence) / 2) ** (1 / fewest), 1.0)
     # A row at or above a churned one moves that one's precision: by 1/n if it churned, all less precision/n.
-    gained, lost = (np.cumsum(moves[::-1])[::-1][starts] for moves in (hits / ends, hits * precisions / ends))
-    influence = (hits * (precisions + gained - value) - lost) / n_churned
+    gained, lost = (np.cumsum(moves[::-1])[::-1][starts] for moves in (hits / above, hits * precisions / above))
+    influence = (hits * (precisions + gained - value) - w * lost) / hits.sum()
     return _logit_interval(value, math.sqrt(influence @ influence), confidence)
 
 
@@ -248,7 +275,7 @@ def recalibrated(churned: Outcomes, scores: Scores, weights: Doubles | None = No
     return np.asarray(special.expit(log_odds + shift))
 
 
-def log_loss_excess(churned: Outcomes, scores: Scores) -> Interval:
+def log_loss_excess(churned: Outcomes, scores: Scores, weights: Doubles | None = None) -> Interval:
     """Return log-loss less what the scores themselves lead one to expect; 0 if they are calibrated, above if too sure.
 
     Log-loss alone moves with the share that churns; its expectation, the mean entropy of the scores, moves with it.
@@ -258,12 +285,13 @@ def log_loss_excess(churned: Outcomes, scores: Scores) -> Interval:
     if len(scores) < 2:
         raise NotMeasurableError(f"{len(scores)} rows have no interval; give at least 2")
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
-    return _mean_interval((clipped - churned) * special.logit(clipped), least=-math.inf)
+    excess = (clipped - churned) * special.logit(clipped)
+    return _mean_interval(excess, _weights(weights, churned), least=-math.inf)
 
 
 def calibration_bins(
-    churned: Outcomes, scores: Scores, n_bins: int = 10
-) -> tuple[npt.NDArray[np.int64], Doubles, Doubles]:
+    churned: Outcomes, scores: Scores, n_bins: int = 10, weights: Doubles | None = None
+) -> tuple[Doubles, Doubles, Doubles]:
     """Return rows, mean score and share churned of bins that have as equal numbers of rows as ties allow.
 
     Most bins of equal width would be nearly empty and noisy, since a variant's scores are close together. Equal scores
@@ -274,27 +302,29 @@ def calibration_bins(
         raise NotMeasurableError("there are no rows to calibrate; give at least one")
     edges = np.percentile(scores, np.linspace(0, 1, n_bins + 1) * 100)
     of_row = np.searchsorted(edges[1:-1], scores)
-    n, total, hits = (np.bincount(of_row, weights, n_bins) for weights in (None, scores, churned))
+    w = _weights(weights, churned)
+    n, total, hits = np.array([np.bincount(of_row, one, n_bins) for one in (w, w * scores, w * churned)], np.float64)
     filled = n > 0
     return n[filled], total[filled] / n[filled], hits[filled] / n[filled]
 
 
-def reliability(churned: Outcomes, scores: Scores) -> dict[str, list[float]]:
+def reliability(churned: Outcomes, scores: Scores, weights: Doubles | None = None) -> dict[str, list[float]]:
     """Return :func:`calibration_bins` as lists named ``n``, ``mean_score`` and ``churned_share``."""
     names = ("n", "mean_score", "churned_share")
-    return {name: values.tolist() for name, values in zip(names, calibration_bins(churned, scores), strict=True)}
+    bins = calibration_bins(churned, scores, weights=weights)
+    return {name: values.tolist() for name, values in zip(names, bins, strict=True)}
 
 
-def calibration_error(churned: Outcomes, scores: Scores, n_bins: int = 10) -> float:
+def calibration_error(churned: Outcomes, scores: Scores, n_bins: int = 10, weights: Doubles | None = None) -> float:
     """Return the mean distance of score and share churned over :func:`calibration_bins`, weighted by rows.
 
     By chance alone it is about ``0.8 sqrt(n_bins p (1 - p) / n)`` for a share p of n rows: 0.014 of 5,000 at 0.2.
     """
-    n, mean_score, share = calibration_bins(churned, scores, n_bins)
+    n, mean_score, share = calibration_bins(churned, scores, n_bins, weights)
     return float(n @ np.abs(mean_score - share) / n.sum())
 
 
-def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE) -> float:
+def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE, weights: Doubles | None = None) -> float:
     """Return how many times likelier than all rows the highest scored ``share`` of them were to churn.
 
     Rows tied at the cut count by their mean, as if it fell among them at random. A fraction of a row counts as a row.
@@ -302,11 +332,13 @@ def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE) -> float:
     churned, scores = _both_outcomes(churned, scores)
     if not 0 < share <= 1:
         raise NotMeasurableError(f"lift of the highest {share} of the rows is undefined; the share must be in (0, 1]")
-    n_top = math.ceil(round(share * len(scores), 6))
-    cut = np.partition(scores, -n_top)[-n_top]
+    w = _weights(weights, churned)
+    n_top = math.ceil(round(share * len(scores), 6)) if weights is None else share * w.sum()
+    falling = np.argsort(-scores)
+    cut = scores[falling[np.searchsorted(np.cumsum(w[falling]), n_top - _ROUNDING)]]
     above, tied = scores > cut, scores == cut
-    hits = churned[above].sum() + (n_top - above.sum()) * churned[tied].mean()
-    return float(hits / n_top / churned.mean())
+    hits = w[above & churned].sum() + (n_top - w[above].sum()) * np.average(churned[tied], weights=w[tied])
+    return float(hits / n_top / np.average(churned, weights=w))
 
 
 def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Outcomes, Doubles]:
@@ -329,16 +361,27 @@ def _both_outcomes(churned: Any, scores: Any) -> tuple[Outcomes, Doubles]:
     return churned, scores
 
 
-def _wins(churned: Outcomes, scores: Doubles) -> tuple[Doubles, Doubles]:
-    """Count the stayed rows below each churned row, and the churned rows above each stayed row; ties count half."""
+def _weights(weights: Doubles | None, churned: Outcomes) -> Doubles:
+    if weights is None:
+        return np.ones(len(churned))
+    if weights.shape != churned.shape or not (np.isfinite(weights) & (weights > 0)).all():
+        raise NotMeasurableError(f"{len(weights)} weights of {len(churned)} rows are not one above 0 for each")
+    return weights
+
+
+def _wins(churned: Outcomes, scores: Doubles, weights: Doubles) -> tuple[Doubles, Doubles]:
+    """Return the share of stayed rows below each churned row, and that of churned ones above each stayed row.
+
+    Ties count half.
+    """
     order = np.argsort(scores)
     starts, ends = _ties(scores[order])
-    n_stayed = np.append(0, np.cumsum(~churned[order]))  # of the first so many
-    below = np.empty(len(scores))
-    below[order] = (n_stayed[starts] + n_stayed[ends]) / 2
-    above = np.empty(len(scores))
-    above[order] = churned.sum() - (starts + ends - n_stayed[starts] - n_stayed[ends]) / 2
-    return below[churned], above[~churned]
+    placed = []
+    for of_class in (weights * ~churned, weights * churned):
+        sums = np.append(0, np.cumsum(of_class[order]))  # of the first so many
+        placed.append(np.empty(len(scores)))
+        placed[-1][order] = (sums[starts] + sums[ends]) / 2 / sums[-1]
+    return placed[0][churned], 1 - placed[1][~churned]
 
 
 def _ties(ordered: Doubles) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -348,12 +391,19 @@ def _ties(ordered: Doubles) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     return np.repeat(starts, n), np.repeat(starts + n, n)
 
 
-def _variance_of_mean(values: Doubles) -> float:
-    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
+def _variance_of_mean(values: Doubles, weights: Doubles) -> float:
+    if not len(values) or not np.ptp(values):
+        return 0.0
+    # Products are summed without BLAS, whose threads wait for each other where cores are busy.
+    off = weights * (values - (weights * values).sum() / weights.sum())
+    return float((off * off).sum()) / float(weights.sum()) ** 2 * len(values) / (len(values) - 1)
 
 
-def _mean_interval(values: Doubles, least: float = 0.0, most: float = math.inf) -> Interval:
-    value, reach = float(values.mean()), _quantile(0.95) * math.sqrt(_variance_of_mean(values))
+def _mean_interval(values: Doubles, weights: Doubles, least: float = 0.0, most: float = math.inf) -> Interval:
+    value, reach = (
+        float(np.average(values, weights=weights)),
+        _quantile(0.95) * math.sqrt(_variance_of_mean(values, weights)),
+    )
     return Interval(value, max(value - reach, least), min(value + reach, most))
 
 

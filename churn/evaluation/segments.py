@@ -7,7 +7,7 @@ account was scored. Each level is evaluated like a whole batch: with too few of 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import polars as pl
 from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.features import MISSING, keys_of, known_rows
 from churn.evaluation import metrics
-from churn.evaluation.metrics import Interval, Outcomes, Scores
+from churn.evaluation.metrics import Doubles, Interval, Outcomes, Scores
 
 MOST_LEVELS = 50
 
@@ -60,14 +60,15 @@ class Levels:
 
 
 def evaluate_segments(
-    levels: pl.DataFrame, churned: Outcomes, scores: Scores, auc_limit: float | None
+    levels: pl.DataFrame, churned: Outcomes, scores: Scores, auc_limit: float | None, weights: Doubles | None = None
 ) -> list[EvaluatedSegment]:
     """Evaluate the 50 largest levels of each segment; returns them by segment, the largest level first.
 
-    ``levels`` are from :meth:`Levels.known`, shape (n, n_segments); ``churned`` and ``scores`` have shape (n,).
+    ``levels`` are from :meth:`Levels.known`, shape (n, n_segments); the others have shape (n,).
     """
     named = levels.select(pl.all().cast(pl.String).fill_null(MISSING))
-    return [one for column in named for one in _evaluate_levels(column, churned, scores, auc_limit)]
+    w = np.ones(len(churned)) if weights is None else weights
+    return [one for column in named for one in _evaluate_levels(column, churned, scores, w, auc_limit)]
 
 
 def below_limit(segments: Sequence[EvaluatedSegment], fdr: float = 0.01) -> list[bool]:
@@ -78,32 +79,32 @@ def below_limit(segments: Sequence[EvaluatedSegment], fdr: float = 0.01) -> list
 
 
 def _evaluate_levels(
-    levels: pl.Series, churned: Outcomes, scores: Scores, auc_limit: float | None
+    levels: pl.Series, churned: Outcomes, scores: Scores, weights: Doubles, auc_limit: float | None
 ) -> list[EvaluatedSegment]:
     # Arrow encodes a small batch's levels in a quarter of the time of polars and numpy.
     encoded = levels.to_arrow().dictionary_encode()
     of_row, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    n, n_churned = (np.bincount(of_row, weights, len(names)).astype(np.int64) for weights in (None, churned))
+    n = np.bincount(of_row, minlength=len(names))
     largest = sorted(range(len(names)), key=lambda i: (-n[i], names[i]))[:MOST_LEVELS]
+    of_level = ((names[i], of_row == i) for i in largest)
     return [
-        _measure(levels.name, names[i], churned[of_row == i], scores[of_row == i], auc_limit)
-        if min(n_churned[i], n[i] - n_churned[i]) >= metrics.MIN_OF_CLASS
-        else EvaluatedSegment(levels.name, names[i], int(n[i]), int(n_churned[i]), "insufficient")
-        for i in largest
+        EvaluatedSegment(levels.name, name, **_measures(churned[rows], scores[rows], weights[rows], auc_limit))
+        for name, rows in of_level
     ]
 
 
-def _measure(segment: str, level: str, churned: Outcomes, scores: Scores, auc_limit: float | None) -> EvaluatedSegment:
-    auc = metrics.roc_auc_interval(churned, scores)
-    return EvaluatedSegment(
-        segment=segment,
-        level=level,
-        n_matured=len(churned),
-        n_churned=int(churned.sum()),
-        status="ok",
-        roc_auc=auc,
-        brier_score=float(np.square(scores - churned.astype(np.float64)).mean()),
-        calibration_error=metrics.calibration_error(churned, scores),
-        mean_score=float(scores.mean(dtype=np.float64)),
-        p_below_limit=None if auc_limit is None else metrics.p_at_least(auc, auc_limit),
-    )
+def _measures(churned: Outcomes, scores: Scores, weights: Doubles, auc_limit: float | None) -> dict[str, Any]:
+    n, n_churned, fewest = metrics.counts(churned, weights)
+    counts = {"n_matured": n, "n_churned": n_churned}
+    if fewest < metrics.MIN_OF_CLASS:
+        return {**counts, "status": "insufficient"}
+    auc = metrics.roc_auc_interval(churned, scores, weights=weights)
+    return {
+        **counts,
+        "status": "ok",
+        "roc_auc": auc,
+        "brier_score": float(np.average((scores - churned.astype(np.float64)) ** 2, weights=weights)),
+        "calibration_error": metrics.calibration_error(churned, scores, weights=weights),
+        "mean_score": float(np.average(scores.astype(np.float64), weights=weights)),
+        "p_below_limit": None if auc_limit is None else metrics.p_at_least(auc, auc_limit),
+    }

@@ -71,7 +71,7 @@ def _metadata(evaluation: VariantEvaluation, status: VariantStatus) -> Metadata:
         metadata |= {name: float(value) for name, value in newest.measures.items()}
         if (bins := newest.reliability) is not None:
             columns = zip(bins["n"], bins["mean_score"], bins["churned_share"], strict=True)
-            rows = [(f"{n:,}", f"{score:.3f}", f"{share:.3f}") for n, score, share in columns]
+            rows = [(f"{n:,.0f}", f"{score:.3f}", f"{share:.3f}") for n, score, share in columns]
             metadata["reliability"] = table(("accounts", "mean score", "share that churned"), rows, "rrr")
     if status.comparison is not None:
         metadata["challenger"] = str(status.event.challenger)

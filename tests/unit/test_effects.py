@@ -7,7 +7,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from churn.decisions.effects import ALPHA, Sums, claimed, estimate, measure, needed, shrunken, smallest, sum_up
+from churn.decisions.effects import (
+    ALPHA,
+    Sums,
+    claimed,
+    estimate,
+    inverse_weights,
+    measure,
+    needed,
+    shrunken,
+    smallest,
+    sum_up,
+)
 from churn.errors import ChurnError
 from churn.evaluation.sequential import PairedSums, confidence_sequence
 
@@ -165,3 +176,36 @@ def test_a_plan_says_what_a_size_can_show():
 def test_a_plan_without_a_control_group_is_refused(churn, control_share):
     with pytest.raises(ChurnError, match="allow no plan"):
         needed(churn, -0.05, control_share)
+
+
+HELD_OUT, CONTROL = 0.1, 0.2
+
+
+def members(*rows: tuple[int, str, float, float]) -> pl.DataFrame:
+    return pl.DataFrame(rows, ["account_id", "arm", "holdout_share", "control_share"], orient="row")
+
+
+@pytest.mark.parametrize(
+    ("of_account", "weight"),
+    [
+        ([], 1),
+        ([("offered", HELD_OUT, CONTROL)], 0),
+        ([("control", HELD_OUT, CONTROL)], 1 / 0.28),
+        ([("held_out", HELD_OUT, CONTROL)], 1 / 0.28),
+        ([("control", HELD_OUT, CONTROL), ("offered", HELD_OUT, CONTROL)], 0),
+        ([("control", HELD_OUT, CONTROL), ("control", HELD_OUT, 0.5)], 1 / (0.1 + 0.9 * 0.2 * 0.5)),
+        ([("held_out", HELD_OUT, CONTROL), ("control", 0.0, 0.5)], 1 / (0.1 * 0.5 + 0.9 * 0.2 * 0.5)),
+        ([("held_out", HELD_OUT, 0.0)], 1 / 0.1),
+        ([("control", 0.0, 0.0)], 0),
+    ],
+)
+def test_an_account_stands_for_those_that_were_as_likely_to_be_contacted(of_account, weight):
+    others = members((1, "control", HELD_OUT, CONTROL), *((5, *one) for one in of_account))
+
+    weights = inverse_weights(np.array([3, 5, 9]), others)
+    assert (np.ones(3) if weights is None else weights).tolist() == pytest.approx([1, weight, 1])
+
+
+def test_where_nobody_was_above_a_cut_all_weigh_alike():
+    assert inverse_weights(np.array([3, 5]), members((4, "offered", HELD_OUT, CONTROL))) is None
+    assert inverse_weights(np.array([3, 5]), members((4, "offered", HELD_OUT, CONTROL)).clear()) is None

@@ -100,6 +100,40 @@ def test_the_figures_of_one_hand_made_case():
     assert calibration_error(churned, scores, n_bins=2) == pytest.approx((abs(3.5 / 5 - 3 / 5) + abs(1.0 / 5 - 0)) / 2)
 
 
+def test_weighted_metrics_are_scikit_learns_and_those_of_rows_repeated():
+    churned, scores = draw(5, n=600, decimals=2)
+    weights = np.random.default_rng(5).integers(1, 6, 600).astype(float)
+    rows = np.repeat(np.arange(600), weights.astype(int))
+    ours, repeated = evaluate(churned, scores, weights), evaluate(churned[rows], scores[rows])
+
+    theirs = metrics.roc_auc_score(churned, scores, sample_weight=weights)
+    assert ours.roc_auc.value == pytest.approx(theirs, abs=AGREEMENT)
+    theirs = metrics.average_precision_score(churned, scores, sample_weight=weights)
+    assert ours.average_precision.value == pytest.approx(theirs, abs=AGREEMENT)
+    for name in ("log_loss", "log_loss_excess", "brier_score"):
+        assert getattr(ours, name).value == pytest.approx(getattr(repeated, name).value, abs=AGREEMENT)
+    assert ours.mean_score == pytest.approx(repeated.mean_score, abs=AGREEMENT)
+    assert ours.lift_at_10 == pytest.approx(repeated.lift_at_10, rel=1e-2)
+    assert ours.n_churned / ours.n == pytest.approx(churned[rows].mean(), abs=1e-3)
+    assert ours.n == round(weights.sum() ** 2 / (weights**2).sum())
+    assert (
+        ours.roc_auc.high - ours.roc_auc.low
+        > evaluate(churned, scores).roc_auc.high - evaluate(churned, scores).roc_auc.low
+    )
+
+
+def test_where_a_few_weigh_most_it_is_insufficient():
+    churned, scores = draw(5, n=600)
+    weights = np.where(np.arange(600) < 20, 100.0, 1.0)
+    assert evaluate(churned, scores, weights).status == "insufficient"
+
+
+@pytest.mark.parametrize("weights", [np.zeros(10), np.full(10, np.nan), np.ones(9)], ids=["0", "NaN", "too few"])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ChurnError, match="weights"):
+        evaluate(np.arange(10) < 5, np.full(10, 0.5), weights)
+
+
 @given(seed=seeds, decimals=tie_decimals)
 @settings(max_examples=25, deadline=None)
 def test_paired_comparison_and_variance_are_mlstatkits(seed, decimals):
