@@ -1,11 +1,10 @@
 """The loops over the months of all accounts, compiled; :mod:`churn.data.windows` calls them. Pure."""
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from churn.arrays import Array, Doubles, Floats, Ints, Longs
 from churn.compiled import compiled
 
 WEIGHTED_SUM, COUNT, MAX, SINCE = range(4)
@@ -13,15 +12,15 @@ WEIGHTED_SUM, COUNT, MAX, SINCE = range(4)
 
 @compiled
 def aggregate(
-    account_ids: npt.NDArray[np.int64],
-    months: npt.NDArray[np.int32],
-    rows: npt.NDArray[np.int64],
-    values: npt.NDArray[Any],
+    account_ids: Longs,
+    months: Ints,
+    rows: Longs,
+    values: Array,
     first_day: int,
-    lags: npt.NDArray[np.int64],
-    windows: npt.NDArray[np.int64],
-    weights: npt.NDArray[np.float64],
-    into: npt.NDArray[np.float32],
+    lags: Longs,
+    windows: Longs,
+    weights: Doubles,
+    into: Floats,
 ) -> None:
     """Aggregate one column over several windows, one account after another.
 
@@ -70,13 +69,7 @@ def aggregate(
 
 
 @compiled
-def count_accounts(
-    account_ids: npt.NDArray[np.int64],
-    months: npt.NDArray[np.int32],
-    rows: npt.NDArray[np.int64],
-    first_day: int,
-    into: npt.NDArray[np.int64],
-) -> None:
+def count_accounts(account_ids: Longs, months: Ints, rows: Longs, first_day: int, into: Longs) -> None:
     """Count the accounts with a report of each month, by the month's first day from ``first_day``."""
     account, month = np.int64(0), np.int32(0)
     for i in range(len(rows)):

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
+
+from churn.arrays import Flags, Ints, Longs
 
 _CODE_BITS = 20
 
@@ -35,7 +36,7 @@ class Erased:
     tombstones: frozenset[Tombstone] = frozenset()
     n_erasures: int = 0
 
-    def marks(self, account_ids: pl.Series) -> npt.NDArray[np.bool_]:
+    def marks(self, account_ids: pl.Series) -> Flags:
         """Mark the erased accounts; ids may be missing. Shape (n,)."""
         if not self.tombstones:
             return np.zeros(len(account_ids), dtype=np.bool_)
@@ -62,7 +63,7 @@ def tombstone(salt: bytes, account_id: int) -> Tombstone:
     return Tombstone(int(_codes(salt, np.array([account_id], dtype=np.int64))[0]), _digest(salt, account_id))
 
 
-def _codes(salt: bytes, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+def _codes(salt: bytes, ids: Longs) -> Ints:
     multiplier = np.uint64(int.from_bytes(salt[:8], "big") | 1)
     codes = (ids.view(np.uint64) * multiplier) >> np.uint64(64 - _CODE_BITS)  # wraps around, as it should
     return codes.astype(np.int32)

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from churn.arrays import Array, Flags, Floats, Ints, Longs
 from churn.data.activity import KINDS, MONEY, as_number
 from churn.data.spellings import canonical, fold, folded_levels
 from churn.data.windows import IS_ACTIVE, KnownRows, Window, check_levels, compute, parse, source_column_of, windows_of
@@ -21,7 +21,7 @@ from churn.errors import InputError, UnlabelledError
 from churn.weeks import day_start_us, days_since_epoch, month_number, month_numbers
 from churn.wording import listed_with_nearest
 
-Matrix = npt.NDArray[np.float32]
+Matrix = Floats
 """Shape (n_rows, n_features), C order, NaN where a value is missing."""
 
 MAX_OF_COLUMN = 256
@@ -69,7 +69,7 @@ def features(
     if not over_months:
         return rows.sort("account_id")
 
-    def column(name: str) -> npt.NDArray[Any]:
+    def column(name: str) -> Array:
         values = is_active(activity, money) if name == IS_ACTIVE else activity[name].cast(pl.Float32)
         return values.to_numpy()
 
@@ -96,16 +96,16 @@ def in_order(activity: pl.DataFrame) -> pl.DataFrame:
     return activity if are_in_order(keys) else activity[np.lexsort(keys[::-1])]
 
 
-def keys_of(activity: pl.DataFrame) -> list[npt.NDArray[Any]]:
+def keys_of(activity: pl.DataFrame) -> list[Array]:
     """Return the columns that :func:`key_columns` names, shape (activity.height,) each."""
     # Column by column: an expression over all of them takes 15 times as long, more than the rest of small batches.
     columns = (activity.get_column(name) for name in key_columns(activity.columns))
     return [column.cast(_PHYSICAL.get(column.dtype.base_type(), column.dtype)).to_numpy() for column in columns]
 
 
-def are_in_order(keys: Iterable[npt.NDArray[Any]]) -> bool:
+def are_in_order(keys: Iterable[Array]) -> bool:
     """Return whether rows are sorted by their keys, the first key first."""
-    tied: bool | npt.NDArray[np.bool_] = True
+    tied: bool | Flags = True
     for key in keys:
         if (tied & (key[:-1] > key[1:])).any():
             return False
@@ -119,12 +119,7 @@ def key_columns(columns: Sequence[str]) -> list[str]:
 
 
 def known_rows(
-    as_of: date,
-    account_ids: npt.NDArray[np.int64],
-    months: npt.NDArray[np.int32],
-    known_at: npt.NDArray[np.int64] | None = None,
-    *,
-    by_account: bool = True,
+    as_of: date, account_ids: Longs, months: Ints, known_at: Longs | None = None, *, by_account: bool = True
 ) -> KnownRows:
     """Return the reports known at the end of ``as_of``, by the rules of :func:`features`; arrays of shape (n,).
 
@@ -138,7 +133,7 @@ def known_rows(
     if known_at is not None:
         is_known &= known_at < day_start_us(as_of + timedelta(days=1))
     rows = np.flatnonzero(is_known)
-    keys: list[npt.NDArray[Any]] = [account_ids, months, *([] if known_at is None else [known_at])]
+    keys: list[Array] = [account_ids, months, *([] if known_at is None else [known_at])]
     if not are_in_order(key[rows] for key in keys):
         if not by_account and pl.Series(account_ids[rows]).n_unique() == len(rows):
             # As in most weekly files; this check takes a tenth of the time of sorting.
@@ -150,7 +145,7 @@ def known_rows(
     return KnownRows(account_ids, months, rows, rows[is_latest], as_of)
 
 
-def last_active_months(known: KnownRows, is_active: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+def last_active_months(known: KnownRows, is_active: Flags) -> Ints:
     """Return the account's newest month with activity at each account's latest row; any value at other rows.
 
     Days since 1970, ``NEVER`` where no month has activity; shape (n,) like ``is_active``, which is that of each row.
@@ -236,7 +231,7 @@ class Encoding:
         return tuple(dict.fromkeys(self._sources))
 
     @property
-    def source_of_column(self) -> npt.NDArray[np.int64]:
+    def source_of_column(self) -> Longs:
         """The index in ``source_columns`` of each of ``columns``."""
         place = {name: i for i, name in enumerate(self.source_columns)}
         return np.array([place[name] for name in self._sources], dtype=np.int64)
@@ -255,7 +250,7 @@ class Encoding:
         return {source: tuple(names) for source, names in features.items() if names != [source]}
 
     @property
-    def column_of_feature(self) -> npt.NDArray[np.int32]:
+    def column_of_feature(self) -> Ints:
         """The index of each feature's column in ``columns``, shape (n_features,)."""
         columns = np.empty(self.n_features, dtype=np.int32)
         positions = [(position,) for _, position in self.numbers] + [group.positions for group in self.one_hots]
@@ -322,22 +317,22 @@ class Packed:
         is_at_risk: Which accounts are at risk of churning, shape (n_rows,). ``None`` if unknown: then all count.
     """
 
-    numbers: npt.NDArray[np.float32]
+    numbers: Floats
     levels: npt.NDArray[np.uint16]
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
-    last_active_months: npt.NDArray[np.int32] | None = None
-    is_at_risk: npt.NDArray[np.bool_] | None = None
+    last_active_months: Ints | None = None
+    is_at_risk: Flags | None = None
 
     @property
     def n_rows(self) -> int:
         return int(self.numbers.shape[1])
 
     @property
-    def values(self) -> npt.NDArray[np.float32]:
+    def values(self) -> Floats:
         """Each column's values, a level by its index; shape (n columns, n_rows)."""
         return np.concatenate([self.numbers, self.levels.astype(np.float32)])
 
-    def take(self, rows: slice | npt.NDArray[np.bool_]) -> "Packed":
+    def take(self, rows: slice | Flags) -> "Packed":
         """Return some of the rows."""
         return Packed(self.numbers[:, rows], self.levels[:, rows])
 

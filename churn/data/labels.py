@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from churn.arrays import Flags, Ints, Longs
 from churn.data.activity import MONEY, ONE_HOT_COLUMNS
 from churn.data.features import are_in_order, is_active, key_columns
 from churn.data.observed import observed_accounts, unknown_accounts, unreadable_reports
@@ -23,7 +23,7 @@ from churn.defaults import HORIZON_MONTHS, LABEL_LAG_DAYS
 from churn.errors import InputError, UsageError
 from churn.weeks import at_risk_since, day_start_us, days_since_epoch, month_start
 
-Ids = npt.NDArray[np.int64]
+Ids = Longs
 _MONTHS_BEFORE = 6  # up to the as-of date's, with which the months of the horizon are compared
 _MONTHS_AFTER = 3  # after the horizon, which show whether accounts came back
 
@@ -78,7 +78,7 @@ class Labels:
     """
 
     account_ids: Ids
-    churned: npt.NDArray[np.bool_]
+    churned: Flags
     n_missing: int
 
 
@@ -95,9 +95,9 @@ class Reports:
     """
 
     account_ids: Ids
-    months: npt.NDArray[np.int32]
-    known_at: npt.NDArray[np.int64]
-    is_active: npt.NDArray[np.bool_]
+    months: Ints
+    known_at: Longs
+    is_active: Flags
     segments: pl.DataFrame
     unreadable: pl.DataFrame | None = None
 
@@ -147,9 +147,7 @@ def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horiz
     return Labels(labelled, churned, len(requested) - len(labelled))
 
 
-def _are_observed(
-    reports: Reports, account_ids: Ids, as_of: date, today: date, horizon: Horizon
-) -> npt.NDArray[np.bool_]:
+def _are_observed(reports: Reports, account_ids: Ids, as_of: date, today: date, horizon: Horizon) -> Flags:
     """Return whether all months of the horizon were observed for accounts known at ``as_of``; ids ascending."""
     first, end = 1 - _MONTHS_BEFORE, horizon.months + _MONTHS_AFTER + 1
     months = np.array([days_since_epoch(month_start(as_of, i)) for i in range(first, end)])
@@ -171,7 +169,7 @@ def _are_observed(
     return observed & ~np.isin(account_ids, unknown)
 
 
-def _rows_at(reports: Reports, first_rows: npt.NDArray[np.int64], as_of: date) -> npt.NDArray[np.int64]:
+def _rows_at(reports: Reports, first_rows: Longs, as_of: date) -> Longs:
     """Return each account's row as known at ``as_of``; the first of those that were not known then."""
     known = np.flatnonzero(_known(reports, as_of))
     accounts = reports.account_ids[first_rows]
@@ -207,12 +205,12 @@ def _active_accounts(reports: Reports, first_month: date, last_month: date, know
     return np.unique(accounts[counts & reports.is_active[rows]])
 
 
-def _known(reports: Reports, as_of: date) -> npt.NDArray[np.bool_]:
+def _known(reports: Reports, as_of: date) -> Flags:
     """Mark the reports, known at the end of a day, of months that have begun by then."""
     return (reports.months <= days_since_epoch(as_of)) & _known_by(reports, as_of)
 
 
-def _known_by(reports: Reports, day: date) -> npt.NDArray[np.bool_]:
+def _known_by(reports: Reports, day: date) -> Flags:
     return reports.known_at < day_start_us(day + timedelta(days=1))
 
 

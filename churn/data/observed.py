@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from churn.arrays import Flags, Longs
 from churn.data.activity import UNDATED
-
-Flags = npt.NDArray[np.bool_]
-Groups = npt.NDArray[np.int64]
 
 GONE = 0.2
 """Share of a group's usual accounts below which a month is not observed; no season takes four fifths of all players."""
@@ -61,7 +59,7 @@ def observed_months(volumes: npt.NDArray[np.number[Any]], elapsed: float = 1.0) 
     return observed
 
 
-def observed_accounts(present: Flags, segments: Sequence[Groups], horizon: slice) -> Flags:
+def observed_accounts(present: Flags, segments: Sequence[Longs], horizon: slice) -> Flags:
     """Return of which accounts all months of a horizon were observed, shape (n_accounts,).
 
     The usual number of a group's accounts is that of its last observed month, so that a group may shrink or grow over
@@ -84,7 +82,7 @@ def observed_accounts(present: Flags, segments: Sequence[Groups], horizon: slice
     return observed & of_feed[horizon].all()
 
 
-def _are_observed(present: Flags, groups: Groups, horizon: slice, reduced: float) -> Flags:
+def _are_observed(present: Flags, groups: Longs, horizon: slice, reduced: float) -> Flags:
     is_small = _count(present[:, : horizon.start], groups).max(axis=1) < MIN_ACCOUNTS
     groups = np.where(is_small[groups], 0, groups)
     volumes = _count(present[:, : horizon.stop], groups)
@@ -106,7 +104,7 @@ def _are_usual(volumes: npt.NDArray[np.number[Any]], are_steady: Flags, reduced:
     return are_usual
 
 
-def _are_steady(present: Flags, groups: Groups) -> Flags:
+def _are_steady(present: Flags, groups: Longs) -> Flags:
     """Return in which groups' months enough of the accounts are present that are so before and after."""
     is_between = np.zeros(present.shape, dtype=np.bool_)
     seen_before = np.logical_or.accumulate(present, axis=1)
@@ -116,7 +114,7 @@ def _are_steady(present: Flags, groups: Groups) -> Flags:
     return (n >= MIN_ACCOUNTS) & (_count(is_between & present, groups) > STEADY * n)
 
 
-def _count(flags: Flags, groups: Groups) -> npt.NDArray[np.int64]:
+def _count(flags: Flags, groups: Longs) -> Longs:
     """Count the flags of each group and month; shape (n_groups, n_months)."""
     n_groups = int(groups.max(initial=0)) + 1
     return np.stack([np.bincount(groups[of_month], minlength=n_groups) for of_month in flags.T], axis=1)
@@ -149,9 +147,7 @@ def unreadable_reports(quarantined: pl.DataFrame, facts: pl.DataFrame) -> pl.Dat
     return rows.join(replaced, on="index", how="left").drop("index", "replaceable")
 
 
-def unknown_accounts(
-    unreadable: pl.DataFrame, first_month: date, last_month: date, today: date
-) -> npt.NDArray[np.int64]:
+def unknown_accounts(unreadable: pl.DataFrame, first_month: date, last_month: date, today: date) -> Longs:
     """Return the accounts with a month of these that could not be read, as known at the end of ``today``."""
     end = datetime.combine(today, time.max, UTC)
     concerns = (pl.col("first_month") <= last_month) & (pl.col("last_month") >= first_month)

@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from churn.arrays import Flags, Floats, Ints, Longs
 from churn.concurrency import in_threads
 from churn.data import activity, features
 from churn.data.account_ids import ACCOUNT_KEY, key_table
@@ -32,7 +32,7 @@ from churn.weeks import at_risk_since, days_since_epoch, newest_whole_month
 CHUNK_ROWS = 65_536  # small chunks cost more calls a row; larger ones only cost memory
 _MOST_LEVELS = 20
 
-Chunk = tuple[npt.NDArray[np.int64], Packed]
+Chunk = tuple[Longs, Packed]
 """Account ids, shape (n,), and their rows."""
 
 
@@ -108,15 +108,13 @@ class RowPlan:
     def needs_activity(self) -> bool:
         return any(window.column == IS_ACTIVE for window in self.windows)
 
-    def column(self, packed: Sequence[Packed], name: str) -> npt.NDArray[np.float32]:
+    def column(self, packed: Sequence[Packed], name: str) -> Floats:
         """Return a packed column of all rows; of activity, whether there is any."""
         place = self.packed.columns.index(name)
         values = np.concatenate([part.numbers[place] for part in packed])
         return values == 1 if name == IS_ACTIVE else values
 
-    def with_windows(
-        self, chunks: Iterator[Chunk], accounts: npt.NDArray[np.int64], computed: npt.NDArray[np.float32]
-    ) -> Iterator[Chunk]:
+    def with_windows(self, chunks: Iterator[Chunk], accounts: Longs, computed: Floats) -> Iterator[Chunk]:
         """Replace the windows' columns by ``computed``, shape (n windows, n), of ``accounts`` in rising order."""
         places = {name: i for i, (name, _) in enumerate(self.packed.numbers)}
         places |= {window.name: len(places) + i for i, window in enumerate(self.windows)}
@@ -259,11 +257,7 @@ def _read_activity(
 
 
 def _marked_chunks(
-    packed: Sequence[Packed],
-    account_ids: npt.NDArray[np.int64],
-    marks: npt.NDArray[np.bool_],
-    last_active: npt.NDArray[np.int32] | None,
-    at_risk_since: int | None,
+    packed: Sequence[Packed], account_ids: Longs, marks: Flags, last_active: Ints | None, at_risk_since: int | None
 ) -> Iterator[Chunk]:
     end = 0
     for part in packed:
@@ -348,7 +342,7 @@ def _without(erased: Erased, checked: CheckedRows) -> CheckedRows:
     return replace(checked, rows=erased.without(checked.rows), quarantined=erased.without(checked.quarantined))
 
 
-def _mark(checked: CheckedRows, as_of: date, known: KnownRows) -> tuple[npt.NDArray[np.bool_], int]:
+def _mark(checked: CheckedRows, as_of: date, known: KnownRows) -> tuple[Flags, int]:
     """Mark the rows to score, and count the accounts withheld."""
     marks = np.zeros(checked.rows.height, dtype=np.bool_)
     marks[known.latest] = True

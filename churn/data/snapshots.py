@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from churn.arrays import Flags
 from churn.data.columns import Columns
 from churn.data.features import features, in_order
 from churn.data.labels import Horizon, Reports, at_risk, label
@@ -27,7 +27,7 @@ class Snapshot:
 
     as_of: date
     rows: pl.DataFrame
-    churned: npt.NDArray[np.bool_]
+    churned: Flags
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from churn.arrays import Array, Doubles, Floats, Ints, Longs
 from churn.data.activity import KINDS
 from churn.data.observed import observed_months
 from churn.errors import InputError
@@ -93,10 +93,10 @@ class KnownRows:
         latest: The position of each account's latest row, in order of account; shape (n_accounts,).
     """
 
-    account_ids: npt.NDArray[np.int64]
-    months: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int64]
-    latest: npt.NDArray[np.int64]
+    account_ids: Longs
+    months: Ints
+    rows: Longs
+    latest: Longs
     as_of: date
 
     @cached_property
@@ -204,9 +204,7 @@ def not_windows(names: Sequence[str], columns: Collection[str]) -> InputError:
     )
 
 
-def compute(
-    windows: Sequence[Window], known: KnownRows, column: Callable[[str], npt.NDArray[Any]]
-) -> npt.NDArray[np.float32]:
+def compute(windows: Sequence[Window], known: KnownRows, column: Callable[[str], Array]) -> Floats:
     """Compute windows for all accounts at once; shape (len(windows), n_accounts), in the order of ``windows``.
 
     The sums are made in the same order whatever the order of the file, so equal facts give equal bytes. ``column``
@@ -227,7 +225,7 @@ def compute(
     return computed
 
 
-def _plan(windows: Sequence[Window], known: KnownRows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def _plan(windows: Sequence[Window], known: KnownRows) -> tuple[Longs, Doubles]:
     """Return what each window is, and its weights, for :func:`churn.data.aggregates.aggregate`."""
     from churn.data.aggregates import COUNT, MAX, SINCE, WEIGHTED_SUM
 
@@ -257,7 +255,7 @@ def count_short(windows: Sequence[Window], known: KnownRows) -> int:
     return sum(month_start(end, 1 - window.months) < first for window in windows)
 
 
-def _lags(known: KnownRows) -> tuple[int, npt.NDArray[np.int64]]:
+def _lags(known: KnownRows) -> tuple[int, Longs]:
     """Return the first day of any month, and by day from then the months to the windows' last month; -1 after it."""
     first = int(known.months.min())
     months = np.arange(first, int(known.months.max()) + 1).astype("M8[D]").astype("M8[M]")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from churn.arrays import Floats, Ints, Longs
 from churn.data.account_ids import ACCOUNT_KEY, keys_of
 from churn.data.features import NEVER
 
@@ -44,11 +45,11 @@ class ScoredRows:
         shown: Of each source column with windows, the index of the feature whose value that is; shape (n, n of these).
     """
 
-    account_ids: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
-    last_active_months: npt.NDArray[np.int32] | None = None
-    contributions: npt.NDArray[np.float32] | None = None
-    values: npt.NDArray[np.float32] | None = None
+    account_ids: Longs
+    probabilities: Floats
+    last_active_months: Ints | None = None
+    contributions: Floats | None = None
+    values: Floats | None = None
     shown: npt.NDArray[np.uint8] | None = None
 
 

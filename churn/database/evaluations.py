@@ -13,9 +13,9 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import sqlalchemy as sa
 
+from churn.arrays import Floats, Longs
 from churn.database.connection import Tables, errors_translated
 from churn.database.copy_format import decode_single_fields
 from churn.evaluation.segments import EvaluatedSegment
@@ -39,7 +39,7 @@ _MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions 
 _MOST_CHARACTERS = 200  # a level is part of a key, and an input file may contain levels of any length
 
 Reliability = Mapping[str, Sequence[float]]
-Scored = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+Scored = tuple[Longs, Floats]
 """Account ids and their churn probabilities, shape (n,) both."""
 
 

@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xgboost as xgb
 
+from churn.arrays import Floats
 from churn.data.columns import parse_levels
 from churn.data.features import Levels, Matrix
 from churn.data.formats import unrepeated
@@ -58,7 +58,7 @@ class Golden:
     """Rows in the model's order, shape (n, n_features), and their scores, shape (n,), from when it was logged."""
 
     matrix: Matrix
-    scores: npt.NDArray[np.float32]
+    scores: Floats
 
     def to_json(self) -> str:
         """Write as JSON; a missing value is ``null``, and every float32 is read back unchanged."""
@@ -120,7 +120,7 @@ class Bundle:
         """Read the trees that predict; see :func:`churn.inference.forest.read_forest`."""
         return read_forest(_parse(self.data), self.booster.num_boosted_rounds())
 
-    def predict(self, matrix: Matrix) -> npt.NDArray[np.float32]:
+    def predict(self, matrix: Matrix) -> Floats:
         """Return the churn probabilities of ``Booster.predict``, shape (n,), of rows of shape (n, n_features)."""
         if matrix.shape[1] != len(self.feature_names):
             raise ModelFileError(f"the matrix has {matrix.shape[1]} columns; the model needs {len(self.feature_names)}")
@@ -132,7 +132,7 @@ class Bundle:
             scores = self.booster.predict(xgb.DMatrix(matrix), validate_features=False)
         return np.asarray(scores, dtype=np.float32)
 
-    def contributions(self, matrix: Matrix) -> npt.NDArray[np.float32]:
+    def contributions(self, matrix: Matrix) -> Floats:
         """Explain rows by XGBoost's exact SHAP values, hundreds of times slower than scoring.
 
         Returns log-odds by feature, the bias last, shape (n, n_features + 1).

@@ -12,9 +12,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from churn.arrays import Bits, Flags, Floats, Ints, Longs
 from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
-from churn.inference.forest import Bits, Floats, Forest, Longs, NotCompilableError
+from churn.inference.forest import Forest, NotCompilableError
 
 # Numba leaves this pass of LLVM's out by default; with it, sums over a row's source columns take one instruction each.
 numba.config.SLP_VECTORIZE = 1
@@ -39,10 +40,10 @@ class Splits(NamedTuple):
         by_level: Whether each cell of levels goes left, split after split.
     """
 
-    column: npt.NDArray[np.int32]
+    column: Ints
     cell: Longs
-    is_default_left: npt.NDArray[np.bool_]
-    by_level: npt.NDArray[np.bool_]
+    is_default_left: Flags
+    by_level: Flags
 
 
 class Words(NamedTuple):
@@ -55,8 +56,8 @@ class Words(NamedTuple):
     """
 
     bits: Bits
-    columns: npt.NDArray[np.int32]
-    n_columns: npt.NDArray[np.int32]
+    columns: Ints
+    n_columns: Ints
 
 
 class CellPlan(NamedTuple):
@@ -114,9 +115,7 @@ def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
     )
 
 
-def _split_by_level(
-    forest: Forest, encoding: Encoding, column: npt.NDArray[np.int32], n_cells: Longs, cell: Longs
-) -> npt.NDArray[np.bool_]:
+def _split_by_level(forest: Forest, encoding: Encoding, column: Ints, n_cells: Longs, cell: Longs) -> Flags:
     """Tabulate which cells of levels go left, split after split; set ``cell`` to where those of each split begin."""
     level = np.zeros(encoding.n_features, dtype=np.int64)
     for group in encoding.one_hots:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
 import numpy as np
-import numpy.typing as npt
 import xgboost as xgb
 
+from churn.arrays import Array, Floats
 from churn.data.features import Encoding, Packed, pack_matrix, unpack
 from churn.errors import ModelFileError
 from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle
 from churn.inference.explanations import ForestExplainer, build_explainer, sum_by_column
-from churn.inference.forest import Floats, NotCompilableError
+from churn.inference.forest import NotCompilableError
 from churn.inference.scoring import ForestScorer, build_scorer
 
 logger = logging.getLogger(__name__)
@@ -57,9 +57,9 @@ class Engine:
 class TableCache(Protocol):
     """Keeps arrays by key."""
 
-    def load(self, key: str) -> dict[str, npt.NDArray[Any]] | None: ...
+    def load(self, key: str) -> dict[str, Array] | None: ...
 
-    def store(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None: ...
+    def store(self, key: str, arrays: Mapping[str, Array]) -> None: ...
 
 
 def build_engine(
@@ -125,7 +125,7 @@ def _load(cache: "TableCache", key: str, bundle: Bundle, encoding: Encoding, *, 
     return engine if float(np.abs(scores - golden.scores).max()) <= GOLDEN_TOLERANCE else None
 
 
-def _flattened(value: Any, name: str = "") -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _flattened(value: Any, name: str = "") -> Iterator[tuple[str, Array]]:
     """Yield the arrays and numbers of nested named tuples by path."""
     if hasattr(value, "_fields"):
         for field, inner in value._asdict().items():
@@ -134,7 +134,7 @@ def _flattened(value: Any, name: str = "") -> Iterator[tuple[str, npt.NDArray[An
         yield name, np.asarray(value)
 
 
-def _restored(kind: Any, arrays: Mapping[str, npt.NDArray[Any]], name: str = "") -> Any:
+def _restored(kind: Any, arrays: Mapping[str, Array], name: str = "") -> Any:
     """Rebuild nested named tuples from the arrays of :func:`_flattened`."""
     if hasattr(kind, "_fields"):
         return kind(*(_restored(inner, arrays, f"{name}.{field}") for field, inner in get_type_hints(kind).items()))

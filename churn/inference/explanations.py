@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from churn.arrays import Bits, Doubles, Floats, Ints, Longs
 from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
 from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
-from churn.inference.forest import LEAF, Bits, Doubles, Floats, Forest, Longs, NotCompilableError
+from churn.inference.forest import LEAF, Forest, NotCompilableError
 from churn.inference.scoring import probability
 
 _LANES = 8  # a row of a table is a multiple of it: one instruction adds so many floats
@@ -191,7 +192,7 @@ def _pack_words(n_splits: Longs) -> tuple[Longs, Longs]:
 
 
 @compiled
-def _cut_trees(starts: Longs, left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], most: int) -> Parts:
+def _cut_trees(starts: Longs, left: Ints, right: Ints, most: int) -> Parts:
     below, above, order = np.zeros((3, len(left)), dtype=np.int64)  # splits at and below a node, and above it
     tree_of, root, n_splits = np.zeros((3, len(left)), dtype=np.int64)
     n_parts = 0

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-LEAF = -1
+from churn.arrays import Array, Flags, Floats, Ints, Longs
 
-Longs = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Bits = npt.NDArray[np.uint64]
+LEAF = -1
 
 
 class NotCompilableError(ValueError):
@@ -41,20 +38,20 @@ class Forest(NamedTuple):
     """
 
     starts: Longs
-    left: npt.NDArray[np.int32]
-    right: npt.NDArray[np.int32]
-    parents: npt.NDArray[np.int32]
-    features: npt.NDArray[np.int32]
+    left: Ints
+    right: Ints
+    parents: Ints
+    features: Ints
     values: Floats
-    is_categorical: npt.NDArray[np.bool_]
+    is_categorical: Flags
     set_sizes: Longs
     categories: Longs
-    is_default_left: npt.NDArray[np.bool_]
+    is_default_left: Flags
     covers: Floats
     base_margin: np.float32
 
     @property
-    def is_leaf(self) -> npt.NDArray[np.bool_]:
+    def is_leaf(self) -> Flags:
         return np.equal(self.left, LEAF)
 
     @property
@@ -84,7 +81,7 @@ def read_forest(document: dict[str, Any], n_rounds: int | None = None) -> Forest
     if not trees:
         raise NotCompilableError("no trees")
 
-    def join(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def join(name: str, dtype: npt.DTypeLike) -> Array:
         return np.concatenate([np.asarray(tree[name]) for tree in trees]).astype(dtype)
 
     sets = [codes for tree in trees for _, codes in sets_of(tree)]

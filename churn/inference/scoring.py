@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from churn.arrays import Bits, Floats, Longs
 from churn.compiled import compiled
 from churn.data.features import Encoding, Packed
 from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
-from churn.inference.forest import LEAF, Bits, Floats, Forest, Longs, NotCompilableError
+from churn.inference.forest import LEAF, Forest, NotCompilableError
 
 _MAX_TABLE_BYTES = 256 << 20
 _DE_BRUIJN = 0x03F79D71B4CB0A89  # each run of six of its bits differs, so a product identifies the bit that was set

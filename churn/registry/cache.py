@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from churn.arrays import Array
 
 MAX_SHARE = 0.5
 _ALIGNED = 64
@@ -33,7 +33,7 @@ class ArrayCache:
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def load(self, key: str) -> dict[str, npt.NDArray[Any]] | None:
+    def load(self, key: str) -> dict[str, Array] | None:
         """Return an entry's arrays by name, which may be changed in memory only; ``None`` if it is absent."""
         path = self._folder / key
         try:
@@ -47,7 +47,7 @@ class ArrayCache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def store(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    def store(self, key: str, arrays: Mapping[str, Array]) -> None:
         """Store an entry; does nothing if the disk is full or may not be written."""
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class ArrayCache:
                 shrink(self._folder, self._max_bytes)
 
 
-def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+def _packed(arrays: Mapping[str, Array]) -> bytes:
     """Return a line of JSON that says what the arrays are, and the arrays, each on a line of the processor's cache."""
     entries: list[object] = []
     body = bytearray()

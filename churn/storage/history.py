@@ -34,11 +34,11 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
+from churn.arrays import Flags, Longs
 from churn.concurrency import in_threads
 from churn.data.activity import KEY, QUARANTINED, is_activity
 from churn.data.arrivals import LAST_INSTANT, date_arrivals
@@ -346,7 +346,7 @@ def _date_contradictions(facts: pl.DataFrame, stored: pl.DataFrame, received_at:
     return dated.filter(~(contradicts & _are_followed(facts.select(KEY))))
 
 
-def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[Longs, Flags]:
     """Find each fact's predecessor of its account and month, and whether it has none or differs from it.
 
     A predecessor is a position in ``stored`` followed by ``facts``, or ``_NO_PREDECESSOR``; shape (facts.height,) both.
@@ -367,7 +367,7 @@ def _compare(facts: pl.DataFrame, stored: pl.DataFrame) -> tuple[npt.NDArray[np.
     return predecessors, differs
 
 
-def _are_followed(facts: pl.DataFrame) -> npt.NDArray[np.bool_]:
+def _are_followed(facts: pl.DataFrame) -> Flags:
     """Mark the rows that are followed by a row with the same keys; shape (facts.height,)."""
     is_followed = np.zeros(facts.height, dtype=np.bool_)
     is_followed[:-1] = np.logical_and.reduce([key[:-1] == key[1:] for key in keys_of(facts)])
