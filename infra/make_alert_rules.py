@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from churn.database.metrics import EXPECTED_DAYS, STATES
+from churn.database.metrics import EXPECTED_DAYS, QUERIES
 from churn.monitoring.incidents import KINDS, RUNBOOK
 
 INFRA = Path(__file__).parent
 _MADE = "# Written by infra/make_alert_rules.py; change it there.\n"
 
 _WEEK = "date_trunc('week', now() AT TIME ZONE 'UTC')::date"
-_STATES = STATES.strip().replace(":week", _WEEK).replace(":days", str(EXPECTED_DAYS))
+_STATES = QUERIES["states"].replace(":week", _WEEK).replace(":days", str(EXPECTED_DAYS))
 
 
 @dataclass(frozen=True)

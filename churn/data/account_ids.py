@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 
-from churn.data.spellings import canonical
+from churn.data.spellings import TEXTS, canonical
 from churn.errors import InputError
 
 ACCOUNT_KEY = "account_key"
@@ -41,7 +41,7 @@ def read_id(text: str) -> tuple[int, str]:
 def with_numbers(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[pl.Series]]:
     """Replace each ``account_id`` by its number in digits, null if missing and ``?`` if it is none; add the keys."""
     ids = frame["account_id"]
-    if not (ids.dtype in (pl.String, pl.Categorical, pl.Enum) or ids.dtype.is_integer() or ids.dtype.is_decimal()):
+    if not (ids.dtype in TEXTS or ids.dtype.is_integer() or ids.dtype.is_decimal()):
         return frame, []
     ids = ids.cast(pl.String)
     distinct = ids.drop_nulls().unique()

@@ -14,7 +14,7 @@ from itertools import compress
 import polars as pl
 
 from churn.data.account_ids import ACCOUNT_KEY, with_numbers
-from churn.data.spellings import Kind, canonical, is_odd
+from churn.data.spellings import TEXTS, Kind, canonical, is_odd
 from churn.errors import InputError, QuarantineError
 from churn.wording import listed, listed_with_nearest, percent
 
@@ -167,11 +167,11 @@ def repeated_ids(ids: pl.Series) -> pl.Series:
 
 def parse_ids(ids: pl.Series) -> pl.DataFrame:
     """Return ``account_id``, null where one cannot be read, and perhaps ``account_key``, as the contract does."""
-    parsed = ids.to_frame().select(_parse("account_id", "account", ids.dtype).alias("account_id"))
+    parsed = ids.to_frame().select(parse_value("account_id", "account", ids.dtype).alias("account_id"))
     if parsed["account_id"].null_count() == ids.null_count():
         return parsed
     written, keys = with_numbers(ids.to_frame())
-    return written.select(_parse("account_id", "integer", written.schema["account_id"]).alias("account_id"), *keys)
+    return written.select(parse_value("account_id", "integer", written.schema["account_id"]).alias("account_id"), *keys)
 
 
 def require_features(columns: Collection[str], features: Sequence[str]) -> None:
@@ -202,14 +202,14 @@ def _check(
 ) -> CheckedRows:
     frame = frame.drop("row_number", ACCOUNT_KEY, strict=False)  # a file's own have no meaning here
     schema = frame.schema
-    columns = [_parse(name, kind, schema[name]).alias(name) for name, kind in kinds.items()]
+    columns = [parse_value(name, kind, schema[name]).alias(name) for name, kind in kinds.items()]
     parsed = frame.with_columns(columns).with_row_index("row_number", offset=first_row)
     written = frame
     if odd := _odd_columns(frame, parsed, kinds):
         written = frame.with_columns(canonical(frame[name], kinds[name]) for name in odd)
         written, keys = with_numbers(written) if "account_id" in odd else (written, [])
         kinds_written = {name: kind if kind != "account" else "integer" for name, kind in kinds.items()}
-        columns = [_parse(name, kinds_written[name], written.schema[name]).alias(name) for name in odd]
+        columns = [parse_value(name, kinds_written[name], written.schema[name]).alias(name) for name in odd]
         parsed = parsed.with_columns(*written.with_columns(columns).select(odd), *keys)
     if _is_valid(written, parsed, kinds, required, rules):
         return CheckedRows(parsed, pl.DataFrame(schema=_QUARANTINED), frame.height)
@@ -228,14 +228,10 @@ def _odd_columns(frame: pl.DataFrame, parsed: pl.DataFrame, kinds: Mapping[str, 
     """Return the columns with a value that is spelled otherwise than the contract parses it; they are rare."""
     n_null, n_null_parsed = (one.null_count().row(0, named=True) for one in (frame, parsed))
     odd = {name for name in kinds if n_null_parsed[name] > n_null[name]}
-    odd |= {name for name, kind in kinds.items() if kind == "text" and _is_text(frame[name]) and is_odd(frame[name])}
+    odd |= {name for name, kind in kinds.items() if kind == "text" and is_odd(frame[name])}
     numbers = [name for name, dtype in parsed.schema.items() if name in kinds and dtype.is_float()]
     has_nan = parsed.select(pl.col(numbers).is_nan().any()).row(0) if numbers else ()
     return [name for name in kinds if name in odd | set(compress(numbers, has_nan))]
-
-
-def _is_text(column: pl.Series) -> bool:
-    return column.dtype in (pl.String, pl.Categorical, pl.Enum)
 
 
 def _is_valid(
@@ -306,12 +302,12 @@ def _one_hot_rules(features: Sequence[str], one_hot: Collection[str]) -> list[Ru
     return rules
 
 
-def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
+def parse_value(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
     """Cast a column to its kind; a value that cannot be cast becomes null, which a rule then reports."""
     column = pl.col(name)
     if kind == "text" and dtype == pl.Categorical:
         return column
-    if dtype in (pl.String, pl.Categorical, pl.Enum):
+    if dtype in TEXTS:
         return _parse_text(column.cast(pl.String), kind)
     is_number = dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)
     # A number is no date: days since 1970, a year or 20250101 could be meant. A truth value is no id.
@@ -331,11 +327,6 @@ def _parse(name: str, kind: Kind, dtype: pl.DataType) -> pl.Expr:
         in_range = pl.when(column.is_between(_EARLIEST, _LATEST)).then(column)
         return in_range.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     return column.cast(_DTYPES[kind], strict=False)
-
-
-def as_number(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return a column as numbers; a value that is none becomes null."""
-    return _parse(name, "number", dtype)
 
 
 def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.arrays import Array, Flags, Floats, Ints, Longs
-from churn.data.activity import KINDS, MONEY, as_number
+from churn.data.activity import KINDS, MONEY, parse_value
 from churn.data.spellings import canonical, fold, folded_levels
 from churn.data.windows import IS_ACTIVE, KnownRows, Window, check_levels, compute, parse, source_column_of, windows_of
 from churn.errors import InputError, UnlabelledError
@@ -81,7 +81,7 @@ def features(
 def is_active(activity: pl.DataFrame, money: Sequence[str] = MONEY) -> pl.Series:
     """Return whether a money column of each row is neither missing nor 0; raises ``UnlabelledError`` without any."""
     schema = activity.schema
-    columns = [as_number(name, schema[name]).ne(0.0) for name in money if name in schema]
+    columns = [parse_value(name, "number", schema[name]).ne(0.0) for name in money if name in schema]
     if not columns:
         raise UnlabelledError(
             f"the activity has columns {sorted(activity.columns)}, none of which measures activity; at least one of "

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -326,11 +327,6 @@ def _flat(value: object, *, is_mixed: bool) -> object:
     return json.dumps(value) if isinstance(value, dict | list) or (is_mixed and isinstance(value, bool)) else value
 
 
-def _constant(name: str) -> float | None:
-    """Read what Python writes though it is no JSON: NaN is a missing number, and the contract refuses infinity."""
-    return None if name == "NaN" else float(name)
-
-
 def _count_keys(path: Path) -> tuple[int, int, int] | None:
     """Count lines, keys and nulls; ``None`` where a value is nested, or a space before a colon could hide a key.
 
@@ -355,7 +351,9 @@ def _is_flat(lines: bytes) -> bool:
 
 
 def _parse_line(line: bytes) -> Any:
-    return json.loads(line, parse_constant=_constant, object_pairs_hook=unrepeated)
+    # Python writes NaN though it is no JSON: a missing number; and infinity, which the contract refuses.
+    constants = {"NaN": None, "Infinity": inf, "-Infinity": -inf}
+    return json.loads(line, parse_constant=constants.__getitem__, object_pairs_hook=unrepeated)
 
 
 def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -395,8 +393,5 @@ def _is_one_object(path: Path) -> bool:
         return False
 
 
-_READERS: Mapping[str, Callable[[Path, Sequence[str]], pl.DataFrame]] = {
-    "csv": read_csv,
-    "json_lines": _read_json_lines,
-    "json_array": _read_json_array,
-}
+_Reader = Callable[[Path, Sequence[str]], pl.DataFrame]
+_READERS: Mapping[str, _Reader] = {"csv": read_csv, "json_lines": _read_json_lines, "json_array": _read_json_array}

@@ -22,7 +22,7 @@ from churn.data.account_ids import ACCOUNT_KEY, key_table
 from churn.data.activity import CheckedRows
 from churn.data.columns import Columns
 from churn.data.erased import Erased
-from churn.data.features import Encoding, Levels, Packed
+from churn.data.features import Encoding, Packed
 from churn.data.formats import RowFile, open_rows
 from churn.data.windows import IS_ACTIVE, KnownRows, Window, compute, count_short, windows_of
 from churn.defaults import HORIZON_MONTHS
@@ -125,32 +125,24 @@ class RowPlan:
             yield account_ids, replace(packed, numbers=np.stack(numbers))
 
 
-def plan_rows(
-    feature_names: Sequence[str], columns: Sequence[str], derived: Sequence[str] = (), levels: Levels | None = None
-) -> RowPlan:
-    """Plan the rows of activity with these columns, and with those ``derived`` of each row, of which no window is.
+def plan_file(feature_names: Sequence[str], columns: Sequence[str], declared: Columns) -> RowPlan | None:
+    """Plan the rows of a file; ``None`` if they are encoded.
 
     Raises ``InputError`` naming the features that come from no column, or that look like windows and are none.
     """
+    if not activity.is_activity(columns):
+        activity.require_features(columns, feature_names)
+        return None
     windows = windows_of(feature_names, columns)
-    encoding = features.plan_encoding(feature_names, [*columns, *derived], levels)
+    # Derived of each row; no window is.
+    derived = [features.DERIVED] if "ftd_date" in columns and features.DERIVED not in columns else []
+    encoding = features.plan_encoding(feature_names, [*columns, *derived], declared.categories)
     over_months = tuple(window for window in windows if not window.is_of_row)
-    if not over_months:
-        return RowPlan(encoding, encoding, windows, ())
     names = {window.name for window in over_months}
     kept = [name for name, _ in encoding.numbers if name not in names]
     numbers = dict.fromkeys([*kept, *(window.column for window in over_months)])
     packed = replace(encoding, numbers=tuple((name, 0) for name in numbers), windows=())
     return RowPlan(encoding, packed, tuple(window for window in windows if window.is_of_row), over_months)
-
-
-def plan_file(feature_names: Sequence[str], columns: Sequence[str], declared: Columns) -> RowPlan | None:
-    """Plan the rows of a file; ``None`` if they are encoded. Raises ``InputError`` if they do not give the features."""
-    if not activity.is_activity(columns):
-        activity.require_features(columns, feature_names)
-        return None
-    derived = [features.DERIVED] if "ftd_date" in columns and features.DERIVED not in columns else []
-    return plan_rows(feature_names, columns, derived, declared.categories)
 
 
 def prepare(
@@ -174,11 +166,10 @@ def prepare(
     """
     file = open_rows(path, feature_names)
     erased, declared = erased or Erased(), declared or Columns()
-    plan = plan_file(feature_names, file.columns, declared)
-    if plan is not None:
-        read = partial(_read_activity, horizon_months=horizon_months, erased=erased, declared=declared, origin=origin)
-        return read(file, plan, feature_names, as_of, max_quarantine_share)
-    return _open_encoded(file, feature_names, max_quarantine_share, erased, declared)
+    if (plan := plan_file(feature_names, file.columns, declared)) is None:
+        return _open_encoded(file, feature_names, max_quarantine_share, erased, declared)
+    read = partial(_read_activity, horizon_months=horizon_months, erased=erased, declared=declared, origin=origin)
+    return read(file, plan, feature_names, as_of, max_quarantine_share)
 
 
 def _read_activity(

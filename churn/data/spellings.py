@@ -13,6 +13,7 @@ from typing import Literal
 
 import polars as pl
 
+TEXTS = (pl.String, pl.Categorical, pl.Enum)
 Kind = Literal["account", "integer", "date", "instant", "text", "number", "money", "balance"]
 
 MISSING_LEVELS = ("", "null", "\\n", "nan", "<na>", "(null)")
@@ -71,7 +72,7 @@ def canonical(column: pl.Series, kind: Kind) -> pl.Series:
     """
     if column.dtype.is_float():
         return column.fill_nan(None)
-    if column.dtype not in (pl.String, pl.Categorical, pl.Enum):
+    if column.dtype not in TEXTS:
         return column
     text = column.cast(pl.String)
     distinct = text.unique()  # files repeat days and levels, and each spelling is rewritten once
@@ -89,6 +90,8 @@ def is_pattern(name: str) -> bool:
 
 def is_odd(levels: pl.Series) -> bool:
     """Return whether a category has outer spaces or a spelling of a missing value."""
+    if levels.dtype not in TEXTS:
+        return False
     distinct = levels.unique().cast(pl.String).drop_nulls()
     return bool((distinct.str.strip_chars().ne(distinct) | distinct.str.to_lowercase().is_in(MISSING_LEVELS)).any())
 

@@ -143,20 +143,18 @@ def parse(name: str, columns: Collection[str]) -> Window | None:
     """
     if name == f"{_SINCE}active":
         return Window(name, IS_ACTIVE, "since")
-    if (match := _ACTIVE_MONTHS.fullmatch(name)) is not None:
-        return _within_limits(Window(name, IS_ACTIVE, "count", int(match["months"])))
     column = name.removeprefix(_SINCE)
     if column != name and column in columns and KINDS.get(column, "date") == "date":
         return Window(name, column, "since_date")
-    match = _OVER_MONTHS.fullmatch(name)
-    if match is None or match["column"] not in columns or KINDS.get(match["column"], "number") not in _NUMBERS:
+    if match := _ACTIVE_MONTHS.fullmatch(name):
+        window = Window(name, IS_ACTIVE, "count", int(match["months"]))
+    elif (match := _OVER_MONTHS.fullmatch(name)) and match["column"] in columns:
+        window = Window(name, match["column"], match["aggregate"], int(match["months"]))
+    else:
         return None
-    return _within_limits(Window(name, match["column"], match["aggregate"], int(match["months"])))
-
-
-def _within_limits(window: Window) -> Window | None:
-    is_possible = (2 if window.aggregate == "trend" else 1) <= window.months <= MAX_MONTHS
-    return window if is_possible else None
+    is_of_numbers = KINDS.get(window.column, "number") in _NUMBERS
+    least = 2 if window.aggregate == "trend" else 1
+    return window if is_of_numbers and least <= window.months <= MAX_MONTHS else None
 
 
 def windows_of(names: Sequence[str], columns: Collection[str]) -> tuple[Window, ...]:

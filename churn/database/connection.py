@@ -181,6 +181,11 @@ class Tables:
         with errors_translated(self._url), self._engine.begin() as connection:
             yield connection
 
+    def _execute(self, statement: str, **values: object) -> None:
+        """Execute a statement with ``:name`` parameters, and commit."""
+        with self._transaction() as connection:
+            connection.execute(sa.text(statement), values)
+
     def _rows(self, query: str, **values: object) -> Sequence[sa.Row[Any]]:
         """Return all rows of a query with ``:name`` parameters."""
         with errors_translated(self._url), self._engine.connect() as connection:

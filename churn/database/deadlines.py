@@ -40,20 +40,16 @@ class _Watchdog:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def limit(self, connection: "DeadlineConnection") -> Iterator[None]:
-        self._start_clock(connection)
+    def limit(self, connection: "DeadlineConnection", *, pauses: bool = False) -> Iterator[None]:
+        """Run a connection's clock during the block, or stop it meanwhile."""
+        at_start, at_end = self._start_clock, self._stop_clock
+        if pauses:
+            at_start, at_end = at_end, at_start
+        at_start(connection)
         try:
             yield
         finally:
-            self._stop_clock(connection)
-
-    @contextmanager
-    def pause(self, connection: "DeadlineConnection") -> Iterator[None]:
-        self._stop_clock(connection)
-        try:
-            yield
-        finally:
-            self._start_clock(connection)
+            at_end(connection)
 
     def _stop_clock(self, connection: "DeadlineConnection") -> None:
         with self._lock:
@@ -120,9 +116,9 @@ class _CopyFile:
         self._connection = connection
 
     def read(self, size: int) -> bytes:
-        with _watchdog.pause(self._connection):
+        with _watchdog.limit(self._connection, pauses=True):
             return bytes(self._file.read(size))
 
     def write(self, block: bytes) -> None:
-        with _watchdog.pause(self._connection):
+        with _watchdog.limit(self._connection, pauses=True):
             self._file.write(block)

@@ -197,12 +197,11 @@ class Evaluations(Tables):
 
     def date_evidence(self, variant: Variant, version: int, after: date) -> None:
         """Set ``evidence_after`` of all evaluations of a model version."""
-        statement = sa.text(
+        statement = (
             "UPDATE evaluated_batches AS e SET evidence_after = :after FROM scoring_batches AS b "
             "WHERE b.batch_id = e.batch_id AND b.variant = :variant AND b.model_version = :version"
         )
-        with self._transaction() as connection:
-            connection.execute(statement, {"variant": variant.key, "version": version, "after": after})
+        self._execute(statement, variant=variant.key, version=version, after=after)
 
     def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[EvaluatedBatch]:
         """Return the batches evaluated from ``since`` on that were not logged to MLflow yet, by week."""
@@ -212,12 +211,8 @@ class Evaluations(Tables):
 
     def mark_logged(self, evaluated: Sequence[EvaluatedBatch]) -> None:
         """Mark evaluated batches as logged to MLflow."""
-        statement = sa.text(
-            "UPDATE evaluated_batches SET logged_at = clock_timestamp() "
-            "WHERE batch_id = ANY(:ids) AND logged_at IS NULL"
-        )
-        with self._transaction() as connection:
-            connection.execute(statement, {"ids": [one.batch.batch_id for one in evaluated]})
+        statement = "UPDATE evaluated_batches SET logged_at = now() WHERE batch_id = ANY(:ids) AND logged_at IS NULL"
+        self._execute(statement, ids=[one.batch.batch_id for one in evaluated])
 
     def _evaluated(self, where: str, more: str = "", **values: object) -> list[EvaluatedBatch]:
         query = (

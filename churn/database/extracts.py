@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Literal
 
-import sqlalchemy as sa
-
 from churn.database.connection import Tables
 from churn.variants import Variant
 
@@ -26,7 +24,7 @@ _FIRST_MONTH = (
     "AND scored_from = 'extract' AND first_month IS NOT NULL ORDER BY as_of DESC, batch_id DESC LIMIT 1"
 )
 _VARIANTS = "SELECT DISTINCT variant FROM scoring_batches WHERE history_status = 'pending' ORDER BY variant"
-_MARK = sa.text(
+_MARK = (
     "UPDATE scoring_batches AS b SET history_status = CASE WHEN :status = 'gone' AND EXISTS ("
     "SELECT 1 FROM scoring_batches AS k WHERE k.variant = b.variant AND k.source_sha256 = b.source_sha256 "
     "AND k.history_status = 'ingested') THEN 'ingested' ELSE :status END "
@@ -64,6 +62,4 @@ class ScoredExtracts(Tables):
 
     def mark(self, extract: ScoredExtract, status: HistoryStatus) -> None:
         """Record what became of a pending extract, with all batches that were scored from it. Idempotent."""
-        values = {"variant": extract.variant.key, "sha256": extract.sha256, "status": status}
-        with self._transaction() as connection:
-            connection.execute(_MARK, values)
+        self._execute(_MARK, variant=extract.variant.key, sha256=extract.sha256, status=status)

@@ -35,9 +35,8 @@ class FleetTables(Tables):
     def histories(self, since: date, variants: Collection[str] | None = None) -> dict[str, conditions.History]:
         """Return each variant's row counts and inputs from ``since`` on; of all variants, or of those named."""
         values = {"since": since, "of_all": variants is None, "variants": list(variants or ())}
-        inputs = {
-            row.variant: dict(zip(row.digests, row.days, strict=True)) for row in self._rows(_SQL["arrivals"], **values)
-        }
+        arrivals = self._rows(_SQL["arrivals"], **values)
+        inputs = {row.variant: dict(zip(row.digests, row.days, strict=True)) for row in arrivals}
         return {
             row.variant: conditions.History(
                 dict(zip(row.weeks, row.n_rows, strict=True)),
@@ -52,8 +51,7 @@ class FleetTables(Tables):
         rows = self._rows(_SQL["watched"])
         watched = {key: since for key, since, is_watched in rows if is_watched}
         if added := {*registered} - watched.keys() | {*scored}.difference(key for key, _, _ in rows):
-            with self._transaction() as connection:
-                connection.execute(sa.text(_SQL["watch"]), {"added": sorted(added), "now": now})
+            self._execute(_SQL["watch"], added=sorted(added), now=now)
         return watched | dict.fromkeys(added, now)
 
     def evaluated(self) -> list[conditions.EvaluatedChampion]:

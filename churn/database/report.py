@@ -79,5 +79,4 @@ def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:
 
 
 def _rows(connection: sa.Connection, query: str, values: Mapping[str, object]) -> list[Row]:
-    used = {name: value for name, value in values.items() if f":{name}" in query}
-    return [dict(row) for row in connection.execute(sa.text(query), used).mappings()]
+    return [dict(row) for row in connection.execute(sa.text(query), values).mappings()]

@@ -5,17 +5,16 @@ import logging
 import re
 import unicodedata
 from contextlib import closing
-from typing import TYPE_CHECKING
 
+import boto3
+import botocore.exceptions as aws
 import sqlalchemy as sa
+from botocore.config import Config
 
 from churn.concurrency import within
 from churn.database.connection import name_source
 from churn.deployment.settings import Settings
 from churn.errors import AccessDeniedError, ChurnError, CredentialsError, SecretsUnavailableError, UsageError
-
-if TYPE_CHECKING:
-    from botocore.exceptions import ClientError
 
 _DEADLINE_S = 90.0
 _DENIED = (
@@ -86,10 +85,6 @@ def _port(name: str, port: object) -> object:
 
 
 def _fetch_secret(name: str, region: str) -> str:
-    import boto3
-    import botocore.exceptions as aws
-    from botocore.config import Config
-
     logging.getLogger("botocore.parsers").setLevel(logging.INFO)  # at DEBUG it logs the answer, which is the secret
     # Botocore's standard mode waits with full jitter, and does not retry permanent errors.
     config = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 4, "mode": "standard"})
@@ -115,7 +110,7 @@ def _fetch_secret(name: str, region: str) -> str:
     return str(text)
 
 
-def _translate(error: "ClientError", name: str, region: str) -> ChurnError:
+def _translate(error: aws.ClientError, name: str, region: str) -> ChurnError:
     code = error.response.get("Error", {}).get("Code", "")
     if code == "ResourceNotFoundException":
         return CredentialsError(

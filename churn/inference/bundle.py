@@ -250,7 +250,9 @@ def _rounds_that_predict(booster: xgb.Booster, origin: str) -> xgb.Booster:
     """
     attributes, n_rounds = booster.attributes(), booster.num_boosted_rounds()
     best = attributes.get("best_iteration")
-    if "scikit_learn" not in attributes or best is None or _is_linear(booster):
+    if "scikit_learn" not in attributes or best is None:
+        return booster
+    if json.loads(booster.save_config())["learner"]["gradient_booster"]["name"] == "gblinear":
         return booster
     if not best.isdecimal() or int(best) >= n_rounds:
         raise ModelFileError(
@@ -259,10 +261,6 @@ def _rounds_that_predict(booster: xgb.Booster, origin: str) -> xgb.Booster:
             f"model.get_booster(), or all of them after set_attr(best_iteration=None)"
         )
     return booster if int(best) + 1 == n_rounds else booster[: int(best) + 1]
-
-
-def _is_linear(booster: xgb.Booster) -> bool:
-    return bool(json.loads(booster.save_config())["learner"]["gradient_booster"]["name"] == "gblinear")
 
 
 def parse_feature_names(data: bytes, origin: str) -> list[str]:

@@ -7,7 +7,6 @@ margin is summed in a separate column, in XGBoost's order, so the score needs no
 Lundberg et al., "Consistent Individualized Feature Attribution for Tree Ensembles", 2018.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -113,31 +112,22 @@ def sum_by_column(values: Floats, encoding: Encoding) -> Floats:
     return sums
 
 
-@dataclass(frozen=True)
-class SummedReasons:
-    """Contributions by source column, and what is shown beside them.
-
-    Attributes:
-        contributions: Log-odds, shape (n_rows, n_source_columns).
-        values: The value of each source column's feature with the largest contribution; shape (n_source_columns,
-            n_rows).
-        shown: The index of that feature among the source column's features, of source columns with windows only;
-            shape (n_rows, n of these).
-    """
-
-    contributions: Floats
-    values: Floats
-    shown: npt.NDArray[np.uint8]
-
-
-def sum_by_source_column(contributions: Floats, values: Floats, encoding: Encoding) -> SummedReasons:
+def sum_by_source_column(
+    contributions: Floats, values: Floats, encoding: Encoding
+) -> tuple[Floats, Floats, npt.NDArray[np.uint8]]:
     """Sum contributions by column, shape (n_rows, n_columns), by source column, and find the feature to show.
 
-    ``values`` have shape (n_columns, n_rows).
+    Args:
+        values: Shape (n_columns, n_rows).
+
+    Returns:
+        The sums, shape (n_rows, n_source_columns); the value of each source column's feature with the largest
+        contribution, (n_source_columns, n_rows); and, of source columns with windows only, the index of that feature
+        among the source column's, (n_rows, n of these).
     """
     source_columns, windowed = encoding.source_columns, encoding.features_of_windows
     if not windowed:
-        return SummedReasons(contributions, values, np.empty((len(contributions), 0), dtype=np.uint8))
+        return contributions, values, np.empty((len(contributions), 0), dtype=np.uint8)
     n_rows, rows = len(contributions), np.arange(len(contributions))
     sums = np.empty((n_rows, len(source_columns)), dtype=np.float32)
     of_shown = np.empty((len(source_columns), n_rows), dtype=np.float32)
@@ -152,7 +142,7 @@ def sum_by_source_column(contributions: Floats, values: Floats, encoding: Encodi
         if source in windowed:
             shown[:, n_windowed] = largest
             n_windowed += 1
-    return SummedReasons(sums, of_shown, shown)
+    return sums, of_shown, shown
 
 
 def _weights(depth: int) -> Doubles:

@@ -5,7 +5,7 @@ succeeds and ``churn_up`` is 0.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
 
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from churn.database.metrics import FleetMetrics, Row, read_metrics
+from churn.database.metrics import Row, read_metrics
 from churn.errors import ChurnError, UsageError
 from churn.monitoring.incidents import KINDS
 from churn.versions import package_version
@@ -73,12 +73,13 @@ class FleetCollector(Collector):
         yield _gauge("churn_up", "1 if the predictions database answered, else 0.", fleet is not None)
         if fleet is not None:
             yield from _of_fleet(week, fleet)
-            yield from _by_variant(_OF_BATCHES, fleet.batches)
-            yield from _by_variant(_OF_EVALUATED, fleet.evaluated)
-            yield from _drift(fleet.flags)
+            yield from _by_variant(_OF_BATCHES, fleet["batches"])
+            yield from _by_variant(_OF_EVALUATED, fleet["evaluated"])
+            yield from _drift(fleet["flags"])
 
 
-def _of_fleet(week: date, fleet: FleetMetrics) -> Iterator[Metric]:
+def _of_fleet(week: date, fleet: Mapping[str, Sequence[Row]]) -> Iterator[Metric]:
+    ((last_published_s,),), ((n_undelivered, oldest_undelivered_s),) = fleet["published"], fleet["alerts"]
     monday = datetime.combine(week, time.min, UTC).timestamp()
     yield _gauge("churn_week", "Monday of the current week.", monday, "timestamp_seconds")
     text = (
@@ -86,16 +87,17 @@ def _of_fleet(week: date, fleet: FleetMetrics) -> Iterator[Metric]:
         "(not attempted). Expected are variants attempted in the four weeks up to the last earlier week with attempts; "
         "variants that were never attempted are not counted."
     )
-    yield _family("churn_variants", text, ["state"], (([state], n) for state, n in fleet.n_by_state.items()))
-    if fleet.last_published_s is not None:
+    yield _family("churn_variants", text, ["state"], (([state], n) for state, n in fleet["states"]))
+    if last_published_s is not None:
         text = "Time at which the newest batch of any variant was published."
-        yield _gauge("churn_last_published", text, fleet.last_published_s, "timestamp_seconds")
-    incidents = {(kind.name, kind.severity): 0 for kind in KINDS.values()} | dict(fleet.n_incidents)
+        yield _gauge("churn_last_published", text, last_published_s, "timestamp_seconds")
+    incidents = {(kind.name, kind.severity): 0 for kind in KINDS.values()}
+    incidents |= {(kind, severity): n for kind, severity, n in fleet["incidents"]}
     text = "Open incidents by kind and severity."
     yield _family("churn_open_incidents", text, ["kind", "severity"], incidents.items())
-    yield _gauge("churn_alerts_waiting", "Alerts that were not delivered to their receiver yet.", fleet.n_undelivered)
+    yield _gauge("churn_alerts_waiting", "Alerts that were not delivered to their receiver yet.", n_undelivered)
     text = "Age of the oldest alert that was not delivered to its receiver yet; 0 if there is none."
-    yield _gauge("churn_alerts_waiting_oldest", text, fleet.oldest_undelivered_s, "seconds")
+    yield _gauge("churn_alerts_waiting_oldest", text, oldest_undelivered_s, "seconds")
 
 
 def _by_variant(gauges: Iterable[tuple[str, str, str, str]], rows: Sequence[Row]) -> Iterator[Metric]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from churn.data.activity import as_number, check_activity, check_encoded, is_activity
+from churn.data.activity import check_activity, check_encoded, is_activity, parse_value
 from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import Matrix, pack_matrix, plan_encoded, with_codes
 from churn.data.formats import open_rows, read_frame
@@ -124,7 +124,7 @@ def _require_expected(frame: pl.DataFrame, scores: npt.NDArray[np.float32], orig
     """Raise ``ModelFileError`` if the scores are not those that the author got for the sample, where it has them."""
     if SCORE_COLUMN not in frame.columns:
         return
-    expected = frame.select(as_number(SCORE_COLUMN, frame.schema[SCORE_COLUMN])).to_series().cast(pl.Float64).to_numpy()
+    expected = frame.select(parse_value(SCORE_COLUMN, "number", frame.schema[SCORE_COLUMN])).to_series().to_numpy()
     gaps = np.abs(expected - scores)
     if not (gaps <= GOLDEN_TOLERANCE).all():
         worst = int(np.nanargmax(np.where(np.isnan(gaps), np.inf, gaps)))

@@ -482,8 +482,8 @@ def _score_chunk(
     scored = ScoredRows(account_ids, probabilities, last_active_months=packed.last_active_months)
     if contributions is not None and engine.reasons is not None:
         require_sums(probabilities, contributions, engine.reasons.bias, model.uri)
-        reasons = sum_by_source_column(contributions, packed.values, engine.reasons.encoding)
-        scored = replace(scored, contributions=reasons.contributions, values=reasons.values, shown=reasons.shown)
+        sums, values, shown = sum_by_source_column(contributions, packed.values, engine.reasons.encoding)
+        scored = replace(scored, contributions=sums, values=values, shown=shown)
     is_at_risk = packed.is_at_risk
     if reference is None:
         return scored, is_at_risk, None
