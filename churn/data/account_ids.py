@@ -54,10 +54,9 @@ def with_numbers(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[pl.Series]]:
     of_keys = pl.Series(np.frombuffer(heads, ">i8").astype(np.int64) | np.iinfo(np.int64).min).cast(pl.String)
     written = numbers.fill_null(of_keys.set(keys.is_null(), None))
     written = written.zip_with(written.is_not_null() | whole.is_null(), pl.Series(["?"]))
-    written, of_rows = (
-        ids.replace_strict(distinct, to, default=None, return_dtype=pl.String) for to in (written, keys)
-    )
-    return frame.with_columns(account_id=written), [of_rows.alias(ACCOUNT_KEY)] if keys.count() else []
+    spread = (ids.replace_strict(distinct, to, default=None, return_dtype=pl.String) for to in (written, keys))
+    numbers, of_rows = spread
+    return frame.with_columns(account_id=numbers), [of_rows.alias(ACCOUNT_KEY)] if keys.count() else []
 
 
 def key_table(*parts: pl.DataFrame) -> pl.DataFrame | None:

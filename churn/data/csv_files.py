@@ -105,15 +105,14 @@ def _require_names(path: Path, header: Sequence[str]) -> None:
 
 
 def _require_utf8(path: Path) -> None:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"line {number} has the byte {line[error.start]:#04x}, which is no UTF-8; Excel's plain CSV is in "
-                    f"Windows-1252: save it as CSV UTF-8"
-                ) from error
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        number, byte = error.object.count(10, 0, error.start) + 1, error.object[error.start]  # 10 is a line feed
+        raise ValueError(
+            f"line {number} has the byte {byte:#04x}, which is no UTF-8; Excel's plain CSV is in Windows-1252: save it "
+            f"as CSV UTF-8"
+        ) from error
 
 
 def _require_whole_rows(path: Path, n_columns: int, separator: str, n_skipped: int, n_rows: int) -> bool:

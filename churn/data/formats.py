@@ -242,11 +242,8 @@ def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
     frames, names, n_rows, n_values = [], set[str](), 0, 0
     lines = _parse_lines(path)
     while batch := list(islice(lines, _BATCH_LINES)):
-        for record in batch:
-            names.update(record)
-            n_values += len(record)
-            require_few_columns(path, len(names))
-        n_rows += len(batch)
+        names.update(*batch)
+        n_rows, n_values = n_rows + len(batch), n_values + sum(map(len, batch))
         _require_few_gaps(path, n_rows, len(names), n_values)
         frames.append(_from_records(path.name, batch))
     with input_error(f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
@@ -314,12 +311,8 @@ def _from_records(name: str, rows: list[Any], names: list[str] | None = None) ->
 
 def _mixed_columns(rows: list[dict[str, Any]]) -> set[str]:
     """Return the columns with truth values and others: among numbers, polars would make ``true`` the number 1."""
-    kinds: dict[bool, set[str]] = {True: set(), False: set()}
-    for row in rows:
-        for name, value in row.items():
-            if value is not None:
-                kinds[isinstance(value, bool)].add(name)
-    return kinds[True] & kinds[False]
+    seen = {(name, isinstance(value, bool)) for row in rows for name, value in row.items() if value is not None}
+    return {name for name, is_truth in seen if is_truth and (name, False) in seen}
 
 
 def _flat(value: object, *, is_mixed: bool) -> object:

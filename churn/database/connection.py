@@ -89,10 +89,8 @@ def parse_database_url(text: str, name: str) -> sa.URL:
         url = sa.make_url(text)
     except (ArgumentError, ValueError):
         raise UsageError(f"{name} is not a URL; postgresql://user:password@host:port/database is needed") from None
-    if url.get_backend_name() not in ("postgresql", "postgres") or not url.database:
-        raise UsageError(
-            f"{name} is a {url.get_backend_name()} URL; postgresql://user:password@host:port/database is needed"
-        )
+    if (kind := url.get_backend_name()) not in ("postgresql", "postgres") or not url.database:
+        raise UsageError(f"{name} is a {kind} URL; postgresql://user:password@host:port/database is needed")
     parts = (url.username, url.password, url.host, url.database, *map(str, url.query.items()))
     letters = {letter for part in parts if part for letter in part}
     if "@" in f"{url.host}{url.database}" or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in letters):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -104,21 +105,7 @@ class _DeadlineCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
             self.execute(query, row)
 
     def copy_expert(self, sql: str, file: Any, size: int = 8192) -> None:
+        paused = _watchdog.limit(self.connection, pauses=True)  # time in the file's methods is not the server's
+        methods = {name: paused(getattr(file, name)) for name in ("read", "write") if hasattr(file, name)}
         with _watchdog.limit(self.connection):
-            super().copy_expert(sql, _CopyFile(file, self.connection), size)
-
-
-class _CopyFile:
-    """A file for COPY; time spent in its ``read`` and ``write`` does not count as the server's."""
-
-    def __init__(self, file: Any, connection: DeadlineConnection) -> None:
-        self._file = file
-        self._connection = connection
-
-    def read(self, size: int) -> bytes:
-        with _watchdog.limit(self._connection, pauses=True):
-            return bytes(self._file.read(size))
-
-    def write(self, block: bytes) -> None:
-        with _watchdog.limit(self._connection, pauses=True):
-            self._file.write(block)
+            super().copy_expert(sql, SimpleNamespace(**methods), size)

@@ -108,10 +108,8 @@ class Deployment:
     def database(self) -> sa.URL:
         """The predictions database; raises ``UsageError`` if none is set."""
         if self.predictions is None:
-            raise UsageError(
-                "MLFLOW_TRACKING_URI is set without a database for predictions; "
-                "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
-            )
+            needed = "set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
+            raise UsageError(f"MLFLOW_TRACKING_URI is set without a database for predictions; {needed}")
         return self.predictions
 
     def database_as(self, user: Literal["setup", "monitoring", "reader"]) -> sa.URL:
@@ -137,13 +135,11 @@ class Deployment:
 
     def sources(self) -> Sources:
         """Open the bucket, if there is one, and its local copy; once."""
-        return self._once(Sources, self._open_sources)
-
-    def _open_sources(self) -> Sources:
         name, fallback = self.settings.mlflow_s3_bucket, self.settings.churn_local_fallback == "auto"
-        bucket, local = Bucket(name) if name else None, Folder(self.local_root)
-        max_age = self.settings.churn_local_max_age
-        return Sources(bucket, local, fallback=fallback, max_age=max_age, simulated=SIMULATED)
+        local, max_age = Folder(self.local_root), self.settings.churn_local_max_age
+        return self._once(
+            Sources, lambda: Sources(Bucket(name) if name else None, local, fallback, max_age, simulated=SIMULATED)
+        )
 
     def require_schema(self) -> None:
         """Raise ``ChurnError`` if the predictions database cannot be reached as its writer, or is not set up."""

@@ -182,10 +182,8 @@ def read_bundle(
     _require_known_version(version, origin)
     if parameters.pop("n_outputs") > 1:
         raise ModelFileError(f"{origin} has several scores per row; one churn probability is needed")
-    if parameters["objective"] != "binary:logistic":
-        raise ModelFileError(
-            f"{origin} has objective {parameters['objective']!r}; churn probabilities need binary:logistic"
-        )
+    if (objective := parameters["objective"]) != "binary:logistic":
+        raise ModelFileError(f"{origin} has objective {objective!r}; churn probabilities need binary:logistic")
     try:
         base_margin(parameters["base_score"])
     except ValueError as error:

@@ -147,8 +147,12 @@ class ActivityHistory:
         content = _as_parquet(written, [first, *(part.key for part in compacted)] if compacted else [])
         key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(compacted))
         with_retries(partial(self.place.write, key, content))
-        if compacted:
-            self._require_readable(key)
+        if compacted:  # it is read back before its predecessors are deleted
+            try:
+                self._read_part(key)
+            except InputError:
+                self.place.delete(key)
+                raise
         self._delete(variant, compacted or replaced)
         at = bisect([part.key for part in parts], key)
         by_part = [written] if compacted else [*read[:at], added, *read[at:]]
@@ -159,14 +163,6 @@ class ActivityHistory:
         if match := _PART.search(first):
             received_at = datetime.strptime(match["received"], "%Y%m%dT%H%M%S.%f%z")
         return partial(date_arrivals, default=self.delay, received_at=received_at)
-
-    def _require_readable(self, key: str) -> None:
-        """Read a compacted part back before its predecessors are deleted; delete it if it is damaged."""
-        try:
-            self._read_part(key)
-        except InputError:
-            self.place.delete(key)
-            raise
 
     def _delete(self, variant: Variant, compacted: Sequence[Entry]) -> None:
         """Delete parts that were compacted, now or by a killed process; if that is denied, readers skip them."""

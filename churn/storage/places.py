@@ -251,10 +251,8 @@ class Bucket:
         config = Config(**limits, retries={"total_max_attempts": 1}, user_agent="churn")
         try:
             self._client: Any = boto3.client("s3", config=config)
-        except (aws.BotoCoreError, ValueError) as error:
-            raise UsageError(
-                f"the AWS settings are wrong ({error}); correct AWS_PROFILE or AWS_ENDPOINT_URL"
-            ) from error
+        except (aws.BotoCoreError, ValueError) as why:
+            raise UsageError(f"the AWS settings are wrong ({why}); correct AWS_PROFILE or AWS_ENDPOINT_URL") from why
 
     def close(self) -> None:
         """Close the connections; a later request opens others."""
@@ -380,16 +378,14 @@ def _translate(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
         return NoSuchKeyError(f"{uri} does not exist ({code})")
     if code in _REPLACED:
         return ReplacedError(f"{uri} changed before it was read")
-    message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:300]
+    text = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:300]
     if code in _DENIED or status in (401, 403):
-        remedy = next((text for words, text in _REMEDIES if any(word in f"{code} {message}" for word in words)), "")
+        remedy = next((one for words, one in _REMEDIES if any(word in f"{code} {text}" for word in words)), "")
         remedy += f"{'. It also' if remedy else 'the role'} needs {needs} on it"
-        return AccessDeniedError(
-            f"access to {uri} was denied ({code}: {message}); {remedy}. The local copy is not used"
-        )
+        return AccessDeniedError(f"access to {uri} was denied ({code}: {text}); {remedy}. The local copy is not used")
     if status >= 500 or status == 429 or code in _TRANSIENT:
         return BusyError(f"{uri} kept failing ({code or status})")
-    return SourceError(f"{uri} could not be read: {code or f'HTTP {status}'} {message}")
+    return SourceError(f"{uri} could not be read: {code or f'HTTP {status}'} {text}")
 
 
 def _code(error: aws.ClientError) -> str:
