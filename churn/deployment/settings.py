@@ -181,7 +181,7 @@ def _warn_of_name(name: str, meant: str) -> None:
 
 def misspelled(names: Iterable[str]) -> dict[str, str]:
     """Return the names that are no setting and close to one, with the setting meant."""
-    known = {name.upper() for name in Settings.model_fields}
+    known = {"CHURN_DAGSTER_DATABASE_URL", *(name.upper() for name in Settings.model_fields)}  # that is dagster.yaml's
     found: dict[str, str] = {}
     for name in names:
         prefix, _, rest = name.upper().partition("_")
