@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import sqlalchemy as sa
 
 from benchmarks.__main__ import call
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the weeks, print a line each quarter, and compare the last year with the one before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variants", type=int, default=20)
-    parser.add_argument("--weeks", type=int, default=156)
+    parser.add_argument("--weeks", type=int, default=156, help="more than a year and a half")
     parser.add_argument("--rows", type=int, default=200, help="of each variant; events do not depend on it")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="churn-years-") as folder:
@@ -43,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with bench_environment(Path(folder) / "home"), open_deployment(load_settings()) as deployment:
             list(set_up_server(*deployment.databases))
             variants = [Variant(company=f"c{i:04}") for i in range(args.variants)]
-            upload_fleet(variants, [parquet_bytes(simulated_rows(args.rows))], model_files())
+            before = monday_of(datetime.now(UTC).date()).replace(day=1) - timedelta(weeks=args.weeks + 10)
+            rows = simulated_rows(args.rows).with_columns(pl.lit(before.replace(day=1)).alias("activity_month"))
+            upload_fleet(variants, [parquet_bytes(rows)], model_files())
             listed = Path(folder) / "fleet"
             listed.write_text("\n".join(variant.key for variant in variants))
             call("experiment_tracking/log_model.py", "--all", str(listed))

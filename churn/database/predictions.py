@@ -198,6 +198,9 @@ class BatchInProgress:
         return record, quarantined
 
 
+_Outdated = Callable[[BatchRecord, str], str | None]
+
+
 @dataclass(frozen=True)
 class Challenge:
     """A challenger's batch for the same week, made after the champion's is written.
@@ -226,14 +229,15 @@ class PredictionStore(Tables):
         challenge: Challenge | None = None,
         *,
         make_current: bool = True,
-        outdated: Callable[[BatchRecord, str], str | None] = lambda _, __: None,
+        outdated: _Outdated = lambda _, __: None,
     ) -> list[tuple[int, BatchRecord]]:
         """Write the batches of a variant and week and make them the current ones, in one transaction.
 
         Without ``make_current`` they are stored beside the current ones, and readers do not see them; so is a batch
         that would replace another if ``outdated``, which gets its record and the other's source, returns why it should
-        not. If the challenger fails, its rows are rolled back and its attempt is recorded as failed. Returns batch id
-        and record of the champion's batch and, if it succeeded, of the challenger's.
+        not. A challenger's always is, since it may have been withdrawn. If the challenger fails, its rows are rolled
+        back and its attempt is recorded as failed. Returns batch id and record of the champion's batch and, if it
+        succeeded, of the challenger's.
 
         Raises:
             StoreError: If rows were lost on the way, or the database rejects them; nothing is written then.
@@ -249,16 +253,18 @@ class PredictionStore(Tables):
             if make_current:
                 _make_current(connection, batch_id)
             if challenge is not None:
-                published += self._publish_challenger(connection, record, challenge)
+                published += self._publish_challenger(connection, record, challenge, outdated)
         return published
 
     def _publish_challenger(
-        self, connection: sa.Connection, champion: BatchRecord, challenge: Challenge
+        self, connection: sa.Connection, champion: BatchRecord, challenge: Challenge, outdated: _Outdated
     ) -> list[tuple[int, BatchRecord]]:
         variant, week = champion.variant, champion.scored_week
         try:
             with connection.begin_nested(), errors_translated(self._url):
-                batch_id, record, _ = _write_batch(connection, variant, week, challenge.make())
+                batch_id, record, replaced = _write_batch(connection, variant, week, challenge.make())
+                if outdated(record, replaced or record.source):  # a withdrawn challenger serves nobody
+                    return []
                 _make_current(connection, batch_id, challenge.share, challenge.salt)
         except DatabaseUnavailableError:
             raise

@@ -284,14 +284,15 @@ class Scorer:
             reasons: list[str] = []
 
             def outdated(record: BatchRecord, current_source: str) -> str | None:
-                reasons.extend([] if request.is_forced else self._outdated(request, record, current_source))
-                return reasons[0] if reasons else None
+                found = [] if request.is_forced else list(self._outdated(request, record, current_source))
+                for why in found:
+                    logger.warning("%s: its %s's batch is stored, not made current: %s", variant, record.role, why)
+                reasons.extend(found if record.role == CHAMPION else [])
+                return found[0] if found else None
 
             published = self.store.publish(
                 variant, request.week, batch, challenge, make_current=request.make_current, outdated=outdated
             )
-        for reason in reasons:
-            logger.warning("%s: batch %d is stored and not made current: %s", variant, published[0][0], reason)
         batch_id, record = published[0]
         return ScoringOutcome(
             **vars(scoring),
@@ -304,22 +305,27 @@ class Scorer:
         )
 
     def _outdated(self, request: ScoringRequest, record: BatchRecord, current_source: str) -> Iterator[str]:
-        """Yield why a batch must not replace another: a newer model, a newer extract of the running week, or S3.
+        """Yield why a batch must not replace another: a newer model, newer input, or S3.
 
         What a slow run read may have been replaced, scored and published by a faster one since.
         """
-        champion = self.registry.aliases_of(request.variant).get(CHAMPION)
-        if champion != record.model_version:
-            yield f"the champion is version {champion} now, not {record.model_version}"
+        version = self.registry.aliases_of(request.variant).get(record.role)
+        if version != record.model_version:
+            yield f"the {record.role} is version {version} now, not {record.model_version}"
         if request.scored_from == "history":
+            if self.ingestion.history.version(request.variant) != record.source_version:
+                with tempfile.TemporaryDirectory() as folder:
+                    known = self.ingestion.fetch_known(request.variant, request.as_of, Path(folder)).provenance
+                if known.sha256 != record.source_sha256:
+                    yield f"the history has other facts that were known at {request.as_of} than it was made from"
             return
         if record.source != current_source == "s3":
             yield f"it was made from a local copy ({record.fallback_reason}), and the week's batch from S3"
         if record.fallback_reason or record.source_variant != request.variant:
             return
-        version = self.ingestion.sources.input_version(request.variant)
-        if version != f"{record.source_uri}@{record.source_version}":
-            yield f"the input is {version} now, not {record.source_uri}@{record.source_version}"
+        input_version = self.ingestion.sources.input_version(request.variant)
+        if input_version != f"{record.source_uri}@{record.source_version}":
+            yield f"the input is {input_version} now, not {record.source_uri}@{record.source_version}"
 
     def _fetch(self, request: ScoringRequest, into: Path) -> SourceFile:
         if request.scored_from == "history":

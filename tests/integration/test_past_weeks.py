@@ -21,7 +21,7 @@ from churn.variants import Variant
 from churn.workflows.score import ScoringOutcome
 from orchestration.definitions import defs
 from tests.support.batches import week_request
-from tests.support.inputs import activity, as_parquet, encoded, expected, monday, put_input, register_bundled
+from tests.support.inputs import activity, as_parquet, encoded, expected, facts, monday, put_input, register_bundled
 from tests.support.site import Run, Site, client
 
 US = Variant("us")
@@ -41,11 +41,6 @@ def at(day: date) -> datetime:
 
 def scores(site: Site) -> dict[int, float]:
     return dict(site.current().select("account_id", "churn_probability").iter_rows())
-
-
-def facts(rows: pd.DataFrame) -> pl.DataFrame:
-    typed = pl.from_pandas(rows)
-    return typed.with_columns(pl.col("activity_month", "reg_date", "ftd_date", "qp_date").cast(pl.Date))
 
 
 def test_a_past_week_is_what_was_known_then_and_a_corrected_one_says_so(

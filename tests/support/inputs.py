@@ -141,3 +141,9 @@ def register_with_input(site: Site, log_model: Run, *variants: Variant) -> None:
 
 def put_input(site: Site, key: str, body: bytes, name: str = "activity.parquet") -> None:
     site.put(f"{Variant.from_key(key).prefix}data/churn/{name}", body)
+
+
+def facts(rows: pd.DataFrame) -> pl.DataFrame:
+    """Return activity with dates as an extract has them."""
+    typed = pl.from_pandas(rows)
+    return typed.with_columns(pl.col("activity_month", "reg_date", "ftd_date", "qp_date").cast(pl.Date))
