@@ -61,7 +61,7 @@ def of_evaluation(key: str, evaluation: VariantEvaluation) -> list[dg.AssetCheck
     """Convert the evaluation of a variant; it has no check if no batch was evaluated."""
     if not evaluation.batches:
         return []
-    weeks = [week.isoformat() for week in evaluation.weeks_below_limit]
+    weeks = [one.batch.scored_week.isoformat() for one in evaluation.of_champion if one.is_below_limit]
     low = [f"{week}: {segment.segment} {segment.level}" for week, segment in evaluation.segments_below_limit]
     figures: dict[str, object] = {"below": low}
     if evaluation.of_champion:

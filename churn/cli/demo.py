@@ -81,13 +81,10 @@ def demo_activity(sample: pl.DataFrame, variant: Variant, week: date) -> pl.Data
     """
     newest: int = sample.select(month_numbers(pl.col("activity_month").max())).item()
     accounts = sample["account_id"].unique().to_list()
-    held = [account for account in accounts if variant == Variant() or _is_drawn(variant, account)]
+    is_drawn = {one: sha256(f"{variant.key} {one}".encode()).digest()[0] < 128 for one in accounts}
+    held = [account for account in accounts if variant == Variant() or is_drawn[account]]
     moved = cs.temporal().dt.offset_by(f"{month_number(week) - 1 - newest}mo")  # from the 31st to a month's last day
     return sample.filter(pl.col("account_id").is_in(held)).with_columns(moved)
-
-
-def _is_drawn(variant: Variant, account: int) -> bool:
-    return sha256(f"{variant.key} {account}".encode()).digest()[0] < 128
 
 
 def is_outdated_sample(path: Path, week: date) -> bool:

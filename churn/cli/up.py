@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from churn.database.connection import locked_alone
@@ -46,7 +46,7 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
         logs = deployment.settings.churn_home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         servers = {
-            name: stack.enter_context(_Server(name, command, environment, logs))
+            name: stack.enter_context(_Server(name, command, environment, logs / f"{name}.log"))
             for name, (command, environment) in _commands(deployment, dagster_port, mlflow_port).items()
         }
         addresses = {"mlflow": f"http://{HOST}:{mlflow_port}", "dagster": f"http://{HOST}:{dagster_port}"}
@@ -84,20 +84,20 @@ def _commands(
     }
 
 
+@dataclass
 class _Server:
     """One server process: started on entry; on exit it and its child processes are stopped."""
 
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str], logs: Path) -> None:
-        self.name = name
-        self.log = logs / f"{name}.log"
-        self._command = command
-        self._environment = {**os.environ, **environment}
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    log: Path
 
     def __enter__(self) -> "_Server":
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
-                self._command,
-                env=self._environment,
+                self.command,
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -133,6 +133,6 @@ class _Server:
             try:
                 with urllib.request.urlopen(address, timeout=2):  # noqa: S310 our own loopback address
                     return
-            except (urllib.error.URLError, OSError):
+            except OSError:
                 stop_request.wait(0.3)
         raise ChurnError(f"{self.name} did not answer at {address} within {_READY_WITHIN_S} s; see {self.log}")

@@ -9,6 +9,7 @@ a chart of fewer rows than they need states that.
 import io
 import threading
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,114 +33,113 @@ _MOST_FEATURES = 15
 _MOST_CHARACTERS = 28
 _TOO_FEW = f"no figure below {metrics.MIN_OF_CLASS} rows of an outcome"
 
+Chart = Callable[[Outcomes, Scores, str], bytes]
+"""Draws outcomes, both present, and churn probabilities, shape (n,) each; the text names the model and the rows.
+
+Raises ``NotMeasurableError`` if an outcome is missing, or the arrays do not fit together.
+"""
+
 # matplotlib's settings are global to the process; two charts at once would restore each other's.
 _settings = threading.Lock()
 
 
-def draw_roc(churned: Outcomes, scores: Scores, about: str) -> bytes:
-    """Draw the ROC curve of outcomes, both present, and churn probabilities, shape (n,) each.
+def _chart(width: float, height: float) -> Callable[[Callable[[Any, Outcomes, Scores, Evaluation], str]], Chart]:
+    """Return the decorator of a function that draws outcomes and scores on axes and returns the title."""
 
-    ``about`` names the model and the rows below the title. Raises ``NotMeasurableError`` if an outcome is missing, or
-    the arrays do not fit together; likewise for the other charts.
-    """
-    evaluation = _evaluate(churned, scores)
+    def decorate(draw: Callable[[Any, Outcomes, Scores, Evaluation], str]) -> Chart:
+        @wraps(draw)
+        def chart(churned: Outcomes, scores: Scores, about: str) -> bytes:
+            one = metrics.evaluate(churned, scores)
+            if not 0 < one.n_churned < one.n:
+                raise NotMeasurableError(
+                    f"{one.n_churned} of {one.n} rows churned; a chart needs rows of both outcomes"
+                )
+            below = f"{about}: {one.n:,} held-out rows, {one.n_churned:,} churned"
+            return _render(lambda axes: draw(axes, churned, scores, one), (width, height), below)
 
-    def draw(axes: "Axes") -> None:
-        from sklearn.metrics import RocCurveDisplay
+        return chart
 
-        RocCurveDisplay.from_predictions(
-            churned, scores, ax=axes, curve_kwargs={"label": "model"}, plot_chance_level=True, chance_level_kw=_CHANCE
-        )
-        _label_shares(axes, "share of those who stayed that is flagged", "share of those who churned that is flagged")
-
-    title = f"ROC: {_format('AUC', evaluation.roc_auc)}"
-    return _render(draw, (5.2, 5.4), title, _subtitle(about, evaluation))
+    return decorate
 
 
-def draw_precision_recall(churned: Outcomes, scores: Scores, about: str) -> bytes:
+@_chart(5.2, 5.4)
+def draw_roc(axes: "Axes", churned: Outcomes, scores: Scores, evaluation: Evaluation) -> str:
+    """Draw the ROC curve."""
+    from sklearn.metrics import RocCurveDisplay
+
+    RocCurveDisplay.from_predictions(
+        churned, scores, ax=axes, curve_kwargs={"label": "model"}, plot_chance_level=True, chance_level_kw=_CHANCE
+    )
+    _label_shares(axes, "share of those who stayed that is flagged", "share of those who churned that is flagged")
+    return f"ROC: {_format('AUC', evaluation.roc_auc)}"
+
+
+@_chart(6.4, 4.8)
+def draw_precision_recall(axes: "Axes", churned: Outcomes, scores: Scores, evaluation: Evaluation) -> str:
     """Draw precision against recall."""
-    evaluation = _evaluate(churned, scores)
+    from sklearn.metrics import PrecisionRecallDisplay, precision_recall_curve
+
     share = evaluation.n_churned / evaluation.n
     chance = _CHANCE | {"label": f"chance: {share:.3f} churned"}
-
-    def draw(axes: "Axes") -> None:
-        from sklearn.metrics import PrecisionRecallDisplay, precision_recall_curve
-
-        precision, recall, _ = precision_recall_curve(churned, scores, drop_intermediate=True)
-        display = PrecisionRecallDisplay(precision, recall, prevalence_pos_label=share)
-        display.plot(axes, name="model", plot_chance_level=True, chance_level_kw=chance)
-        axes.set_aspect("auto")
-        recall_label = "recall: share of those who churned that is flagged"
-        _label_shares(axes, recall_label, "precision: share of those flagged that churned")
-
-    title = f"Precision: {_format('average', evaluation.average_precision)}"
-    return _render(draw, (6.4, 4.8), title, _subtitle(about, evaluation))
+    precision, recall, _ = precision_recall_curve(churned, scores, drop_intermediate=True)
+    display = PrecisionRecallDisplay(precision, recall, prevalence_pos_label=share)
+    display.plot(axes, name="model", plot_chance_level=True, chance_level_kw=chance)
+    axes.set_aspect("auto")
+    recall_label = "recall: share of those who churned that is flagged"
+    _label_shares(axes, recall_label, "precision: share of those flagged that churned")
+    return f"Precision: {_format('average', evaluation.average_precision)}"
 
 
-def draw_gain(churned: Outcomes, scores: Scores, about: str) -> bytes:
+@_chart(6.4, 4.8)
+def draw_gain(axes: "Axes", churned: Outcomes, scores: Scores, evaluation: Evaluation) -> str:
     """Draw the share of those who churned that is among the highest scored, for each share of the accounts."""
-    evaluation = _evaluate(churned, scores)
+    from sklearn.metrics import roc_curve
+
     lift, perfect = evaluation.lift_at_10, evaluation.n_churned / evaluation.n
-
-    def draw(axes: "Axes") -> None:
-        from sklearn.metrics import roc_curve
-
-        axes.plot([0, 1], [0, 1], **_CHANCE)
-        axes.plot([0, perfect, 1], [0, 1, 1], color=_FAINT, linewidth=1, linestyle=":", label="perfect")
-        of_stayed, of_churned, _ = roc_curve(churned, scores)
-        axes.plot(perfect * of_churned + (1 - perfect) * of_stayed, of_churned, label="model")
-        if lift is not None:
-            gain = lift * metrics.LIFT_SHARE
-            axes.plot([metrics.LIFT_SHARE] * 2, [0, gain], color=_CHURNED, linewidth=1)
-            axes.plot([metrics.LIFT_SHARE], [gain], "o", color=_CHURNED, markersize=6)
-            axes.annotate(
-                f"the highest 10 % include\n{100 * gain:.0f} % of those who churned",
-                (metrics.LIFT_SHARE, gain),
-                xytext=(0.34, 0.07),
-                color=_CHURNED,
-                arrowprops={"arrowstyle": "-", "color": _CHURNED, "linewidth": 0.8},
-            )
-        _label_shares(axes, "share of accounts, the highest scored first", "share of those who churned among them")
-        axes.legend(loc="lower right")
-
-    title = f"Gain: {_TOO_FEW if lift is None else f'lift {lift:.2f} at 10 %'}"
-    return _render(draw, (6.4, 4.8), title, _subtitle(about, evaluation))
+    axes.plot([0, 1], [0, 1], **_CHANCE)
+    axes.plot([0, perfect, 1], [0, 1, 1], color=_FAINT, linewidth=1, linestyle=":", label="perfect")
+    of_stayed, of_churned, _ = roc_curve(churned, scores)
+    axes.plot(perfect * of_churned + (1 - perfect) * of_stayed, of_churned, label="model")
+    if lift is not None:
+        gain = lift * metrics.LIFT_SHARE
+        axes.annotate(
+            f"the highest 10 % include\n{100 * gain:.0f} % of those who churned",
+            (metrics.LIFT_SHARE, gain),
+            xytext=(0.34, 0.07),
+            color=_CHURNED,
+            arrowprops={"arrowstyle": "-", "color": _CHURNED, "linewidth": 0.8},
+        )
+    _label_shares(axes, "share of accounts, the highest scored first", "share of those who churned among them")
+    axes.legend(loc="lower right")
+    return f"Gain: {_TOO_FEW if lift is None else f'lift {lift:.2f} at 10 %'}"
 
 
-def draw_reliability(churned: Outcomes, scores: Scores, about: str) -> bytes:
+@_chart(5.2, 5.4)
+def draw_reliability(axes: "Axes", churned: Outcomes, scores: Scores, _: Evaluation) -> str:
     """Draw the share that churned against the mean score, in bins of about equal numbers of rows."""
-    evaluation = _evaluate(churned, scores)
+    from sklearn.calibration import CalibrationDisplay
 
-    def draw(axes: "Axes") -> None:
-        from sklearn.calibration import CalibrationDisplay
-
-        CalibrationDisplay.from_predictions(churned, scores, n_bins=10, strategy="quantile", name="model", ax=axes)
-        axes.set(xlabel="mean score", ylabel="share that churned")
-
-    error = metrics.calibration_error(churned, scores)
-    return _render(draw, (5.2, 5.4), f"Calibration: error {error:.4f}", _subtitle(about, evaluation))
+    CalibrationDisplay.from_predictions(churned, scores, n_bins=10, strategy="quantile", name="model", ax=axes)
+    axes.set(xlabel="mean score", ylabel="share that churned")
+    return f"Calibration: error {metrics.calibration_error(churned, scores):.4f}"
 
 
-def draw_scores(churned: Outcomes, scores: Scores, about: str) -> bytes:
+@_chart(6.4, 4.4)
+def draw_scores(axes: "Axes", churned: Outcomes, scores: Scores, _: Evaluation) -> str:
     """Draw the histograms of the scores of those who churned and of the others; each adds up to 1."""
-    evaluation = _evaluate(churned, scores)
     scores = np.asarray(scores, dtype=np.float64)
     groups = {"churned": (scores[churned], _CHURNED), "stayed": (scores[~churned], _STAYED)}
-    means = ", ".join(f"{of_group.mean():.3f} where {name}" for name, (of_group, _) in groups.items())
-
-    def draw(axes: "Axes") -> None:
-        edges = np.linspace(0, min(1.0, 1.05 * float(scores.max()) or 1.0), 41).tolist()
-        for name, (of_group, colour) in groups.items():
-            weights = np.full(len(of_group), 1 / len(of_group))
-            label = f"{name}, {len(of_group):,} rows"
-            axes.hist(of_group, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.25)
-            axes.hist(of_group, edges, weights=weights, histtype="step", color=colour, linewidth=1.5, label=label)
-            axes.axvline(of_group.mean(), color=colour, linewidth=1, linestyle="--")
-        axes.set(xlabel="score; dashed: the mean", ylabel="share of the group's rows", xlim=(0, edges[-1]))
-        axes.margins(y=0.25)
-        axes.legend(loc="best")
-
-    return _render(draw, (6.4, 4.4), f"Scores: mean {means}", _subtitle(about, evaluation))
+    edges = np.linspace(0, min(1.0, 1.05 * float(scores.max()) or 1.0), 41).tolist()
+    for name, (of_group, colour) in groups.items():
+        weights = np.full(len(of_group), 1 / len(of_group))
+        label = f"{name}, {len(of_group):,} rows"
+        axes.hist(of_group, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.25)
+        axes.hist(of_group, edges, weights=weights, histtype="step", color=colour, linewidth=1.5, label=label)
+        axes.axvline(of_group.mean(), color=colour, linewidth=1, linestyle="--")
+    axes.set(xlabel="score; dashed: the mean", ylabel="share of the group's rows", xlim=(0, edges[-1]))
+    axes.margins(y=0.25)
+    axes.legend(loc="best")
+    return f"Scores: mean {', '.join(f'{of_group.mean():.3f} where {name}' for name, (of_group, _) in groups.items())}"
 
 
 def draw_contributions(
@@ -161,7 +161,7 @@ def draw_contributions(
     widest = np.argsort(-sizes, kind="stable")[:_MOST_FEATURES]
     some = np.linspace(0, n - 1, min(n, _MOST_DOTS)).round().astype(np.int64)
 
-    def draw(axes: "Axes") -> None:
+    def draw(axes: "Axes") -> str:
         axes.axvline(0, color=_FAINT, linewidth=1)
         for place, feature in enumerate(widest):
             x, of_feature = contributions[some, feature], np.asarray(values[features[feature]])
@@ -175,17 +175,9 @@ def draw_contributions(
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         _draw_value_scale(axes)
+        return f"Reasons: {_shorten(features[widest[0]])} first, {sizes[widest[0]]:.2f} on average"
 
-    title = f"Reasons: {_shorten(features[widest[0]])} first, {sizes[widest[0]]:.2f} on average"
-    below = f"{about}: {n:,} rows; grey: a category, or missing"
-    return _render(draw, (7.2, 1.9 + 0.42 * len(widest)), title, below)
-
-
-def _evaluate(churned: Outcomes, scores: Scores) -> Evaluation:
-    result = metrics.evaluate(churned, scores)
-    if not 0 < result.n_churned < result.n:
-        raise NotMeasurableError(f"{result.n_churned} of {result.n} rows churned; a chart needs rows of both outcomes")
-    return result
+    return _render(draw, (7.2, 1.9 + 0.42 * len(widest)), f"{about}: {n:,} rows; grey: a category, or missing")
 
 
 def _swarm(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -252,15 +244,12 @@ def _format(name: str, interval: Interval | None) -> str:
     return _TOO_FEW if interval is None else f"{name} {interval:.3f}"
 
 
-def _subtitle(about: str, evaluation: Evaluation) -> str:
-    return f"{about}: {evaluation.n:,} held-out rows, {evaluation.n_churned:,} churned"
-
-
 def _label_shares(axes: "Axes", x: str, y: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x, ylabel=y)
 
 
-def _render(draw: Callable[["Axes"], None], size: tuple[float, float], title: str, below: str) -> bytes:
+def _render(draw: Callable[["Axes"], str], size: tuple[float, float], below: str) -> bytes:
+    """Return what ``draw`` draws as SVG, with the title that it returns and a line below it."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -270,9 +259,8 @@ def _render(draw: Callable[["Axes"], None], size: tuple[float, float], title: st
         mpl.rcParams.update(mpl.rc_params_from_file(_STYLE, use_default_template=False))
         figure = Figure(figsize=size)
         axes = figure.subplots()
-        figure.text(0.015, 1 - 0.10 / size[1], title, va="top", fontsize=12, fontweight="bold")
         figure.text(0.015, 1 - 0.36 / size[1], printable(below), va="top", color=_FAINT)
         figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.58 / size[1]))
-        draw(axes)
+        figure.text(0.015, 1 - 0.10 / size[1], draw(axes), va="top", fontsize=12, fontweight="bold")
         figure.savefig(buffer, format="svg", dpi=_DOTS_PER_INCH, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

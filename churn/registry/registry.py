@@ -51,6 +51,7 @@ _REFERENCE_FILE = "reference_profile.json"
 _DESCRIPTION_FILE = "description.json"  # in the cache only
 _Aliases = Mapping[Variant, Mapping[str, int]]
 _Versions = Mapping[tuple[Variant, int], ModelVersion]
+_NONE: _Versions = MappingProxyType({})
 _MODEL_NAME_PREFIX = Variant().registered_model
 _MAX_CACHED_BYTES = 4 << 30
 _LATELY_S = 30.0
@@ -116,11 +117,7 @@ class Registry:
         return {} if model is None else _aliases(model)
 
     def resolve(
-        self,
-        variant: Variant,
-        alias: str = CHAMPION,
-        listed: _Aliases | None = None,
-        versions: _Versions = MappingProxyType({}),
+        self, variant: Variant, alias: str = CHAMPION, listed: _Aliases | None = None, versions: _Versions = _NONE
     ) -> ModelVersion:
         """Return the version that ``alias`` names.
 
@@ -169,11 +166,7 @@ class Registry:
         return versions
 
     def open(
-        self,
-        variant: Variant,
-        alias: str = CHAMPION,
-        listed: _Aliases | None = None,
-        versions: _Versions = MappingProxyType({}),
+        self, variant: Variant, alias: str = CHAMPION, listed: _Aliases | None = None, versions: _Versions = _NONE
     ) -> OpenModel:
         """Resolve a version (see :meth:`resolve`) and load its booster and reference, from the cache if possible.
 

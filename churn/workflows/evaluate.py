@@ -72,11 +72,6 @@ class VariantEvaluation:
         return [one for one in self.batches if one.batch.role == CHAMPION]
 
     @property
-    def weeks_below_limit(self) -> list[date]:
-        """Weeks in which the champion's ROC AUC was below its limit, beyond its confidence interval."""
-        return [one.batch.scored_week for one in self.of_champion if one.is_below_limit]
-
-    @property
     def segments_below_limit(self) -> list[tuple[date, EvaluatedSegment]]:
         """Segments of the champion's batches below the limit, with false discoveries controlled over the variant."""
         segments = [(one.batch.scored_week, segment) for one in self.of_champion for segment in one.segments]

@@ -21,6 +21,7 @@ from churn.errors import WorkerLostError
 from churn.workflows.fleet import Attempts, run_attempt
 
 _Out = TypeVar("_Out")
+_Running = dict[Future[Any], tuple[str, datetime]]  # the keys, and when they began
 
 MAX_RETRIES = 3
 """How often a variant is tried again whose process died."""
@@ -47,7 +48,7 @@ class ProcessEngine:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(_PRELOADED))
         while queue:
-            running: dict[Future[Any], tuple[str, datetime]] = {}
+            running: _Running = {}
             pool = ProcessPoolExecutor(self.n, context, _begin, (attempt,))
             try:
                 yield from self._drain(pool, queue, running, deaths)
@@ -69,11 +70,7 @@ class ProcessEngine:
                 pool.shutdown(cancel_futures=True)
 
     def _drain(
-        self,
-        pool: ProcessPoolExecutor,
-        queue: deque[str],
-        running: dict[Future[Any], tuple[str, datetime]],
-        deaths: Counter[str],
+        self, pool: ProcessPoolExecutor, queue: deque[str], running: _Running, deaths: Counter[str]
     ) -> Attempts[Any]:
         """Yield results until all keys are done; those of a process that died stay in ``running``.
 
