@@ -35,6 +35,7 @@ _MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "log_loss_excess", "log_loss_excess_low",
     "log_loss_excess_high", "brier_score", "calibration_error", "lift_at_10", "mean_score",
 )  # fmt: skip
+_SEGMENT = ", ".join(("batch_id", *EvaluatedSegment.__dataclass_fields__, "roc_auc_low", "roc_auc_high"))
 _MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions of accounts
 _MOST_CHARACTERS = 200  # a level is part of a key, and an input file may contain levels of any length
 
@@ -175,8 +176,8 @@ class Evaluations(Tables):
             f"WITH new AS (INSERT INTO evaluated_batches ({columns}) "  # noqa: S608 our own names
             f"SELECT {columns} FROM jsonb_populate_recordset(NULL::evaluated_batches, CAST(:evaluated AS jsonb)) "
             "ON CONFLICT DO NOTHING RETURNING batch_id) "
-            "INSERT INTO evaluated_segments "
-            "SELECT s.* FROM jsonb_populate_recordset(NULL::evaluated_segments, CAST(:segments AS jsonb)) AS s "
+            f"INSERT INTO evaluated_segments ({_SEGMENT}) SELECT {_SEGMENT} "
+            "FROM jsonb_populate_recordset(NULL::evaluated_segments, CAST(:segments AS jsonb)) AS s "
             "JOIN new USING (batch_id) ON CONFLICT DO NOTHING"
         )
         archive = sa.text("SELECT archive_evaluation(:batch_id, :labels_as_of)")

@@ -27,7 +27,9 @@ SELECT incident_id, kind, subject, members, opened_at FROM incidents WHERE resol
 _OPEN = "SELECT open_incident(:kind, :subject, :severity, :title, CAST(:members AS jsonb))"
 _UPDATE = "SELECT update_incident(:id, :title, CAST(:members AS jsonb))"
 _ALERT = "SELECT queue_alert(:incident_id, :event, :title, :body, CAST(:receivers AS text[]))"
-_NEXT = "SELECT * FROM next_delivery(:receiver)"
+_NEXT = """
+SELECT alert_id, incident_id, event, severity, title, body, opened_at, n_attempts FROM next_delivery(:receiver)
+"""
 _ATTEMPTED = "SELECT record_delivery(:alert_id, :receiver, :error, make_interval(secs => :retry_after_s))"
 
 

@@ -48,7 +48,13 @@ JOIN (
 WHERE place <= :n AND scored_week = :week ORDER BY variant, place
 """
 _CURRENT = "SELECT scored_week, batch_id FROM scoring_batches WHERE variant = :v AND is_current AND role = 'champion'"
-_ROWS = "SELECT * FROM churn_predictions_current WHERE variant = :variant AND scored_week = :week"
+_ROWS = """
+SELECT variant, geography, company, scored_week, account_id, churn_probability, last_active_month, is_at_risk, reason_1,
+       reason_2, reason_3, reasons, bias, role, registered_model, model_version, scored_at, as_of, newest_month,
+       scored_from, source, is_fallback, fallback_reason, is_foreign_data, source_uri, source_modified_at, account_ids,
+       batch_id, is_sample, account_key
+FROM churn_predictions_current WHERE variant = :variant AND scored_week = :week
+"""
 _TYPES = {
     16: pa.bool_(), 20: pa.int64(), 23: pa.int32(), 700: pa.float32(), 701: pa.float64(), 1082: pa.date32(),
     1184: pa.timestamp("us", "UTC"),
@@ -96,7 +102,7 @@ def current_batches(snapshot: sa.Connection, variant: Variant) -> dict[date, int
 
 
 def export_week(snapshot: sa.Connection, variant: Variant, week: date, path: Path) -> int:
-    """Write a variant's current rows of a week as Parquet, with the view's columns; returns their number."""
+    """Write a variant's current rows of a week as Parquet, with this release's columns; returns their number."""
     of, n_rows = {"variant": variant.key, "week": week}, 0
     found = snapshot.execution_options(yield_per=_BLOCK_ROWS).execute(sa.text(_ROWS), of)
     described: Any = found.cursor.description

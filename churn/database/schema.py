@@ -5,7 +5,7 @@ Only set-up creates or alters tables. Every function is idempotent and safe to r
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.resources import files
 
@@ -33,6 +33,7 @@ SELECT what FROM pg_roles AS r, pg_database AS d, LATERAL (VALUES
     (d.datdba = r.oid, 'owns the database')
 ) AS rights (is_held, what) WHERE r.rolname = session_user AND d.datname = current_database() AND is_held
 """
+_SET_UP = "run experiment_tracking/setup.py"
 _ALREADY = ("42P04", "42710", "23505")  # duplicate database, duplicate object, unique violation in a race
 
 
@@ -72,8 +73,8 @@ def ensure_roles(url: sa.URL) -> list[str]:
 def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
     """Migrate the predictions database as the owner role; returns the revisions before, if any, and after.
 
-    Raises ``StoreError`` if its schema is none that this code can migrate, and ``LockTimeoutError`` if readers blocked
-    its tables whenever it was tried; nothing is migrated then.
+    A newer schema that serves this code stays as it is. Raises ``StoreError`` if its schema is none that this code can
+    migrate, and ``LockTimeoutError`` if readers blocked its tables whenever it was tried; nothing is migrated then.
     """
     config = _alembic_config()
     with _setting_up(url), create_engine(url).connect() as connection, _set_up_lock(connection):
@@ -81,12 +82,8 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
         connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA public TO {WRITER}, {READER}")
         connection.commit()
         before = MigrationContext.configure(connection).get_current_revision()
-        if before and before not in _known_revisions():
-            raise StoreError(
-                f"database {url.database!r} is at schema {before}, which this code does not know: it is newer, or of "
-                f"a commit between releases; use the code that made it, or first set it up with release 0.9.0 or, if "
-                f"it was made later, the last commit with migration {before} (docs/adr/0039)"
-            )
+        if before and _is_newer(connection, before):
+            return before, before
         with closing(connection.connection.cursor()) as cursor:  # SQLAlchemy drops warnings
             cursor.execute(_statements("limit_idle_readers"))
             for notice in cursor.connection.notices:
@@ -134,24 +131,52 @@ def excess_rights(url: sa.URL) -> list[str]:
 
 
 def require_predictions_schema(url: sa.URL, *, role: str) -> None:
-    """Raise ``StoreError`` unless the predictions database has the schema that this code needs."""
-    _require_revision(url, role, _known_revisions(), "database", "this code")
+    """Raise ``StoreError`` unless the predictions database has this code's schema, or a newer one that serves it."""
+    newest = _known_revisions()[0]
+    with errors_translated(url), create_engine(url, role=role).connect() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+        is_served = revision and (revision == newest or _is_newer(connection, revision))
+    if not is_served:
+        raise StoreError(
+            f"database {url.database!r} is at schema {revision or 'none'} and this code needs {newest}; {_SET_UP}"
+        )
 
 
 def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
     """Raise ``StoreError`` unless MLflow's database has the installed MLflow's schema: opening it would migrate it."""
-    _require_revision(url, role, _mlflow_revisions(), "MLflow's database", "the installed MLflow")
-
-
-def _require_revision(url: sa.URL, role: str | None, known: Sequence[str], database: str, user: str) -> None:
+    known = _mlflow_revisions()
     with errors_translated(url), create_engine(url, role=role).connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
     if revision != known[0]:
         unknown = "it does not know that one: use the code that made it"
-        remedy = "run experiment_tracking/setup.py" if revision in (None, *known) else unknown
         raise StoreError(
-            f"{database} {url.database!r} is at schema {revision or 'none'} and {user} needs {known[0]}; {remedy}"
+            f"MLflow's database {url.database!r} is at schema {revision or 'none'} and the installed MLflow needs "
+            f"{known[0]}; {_SET_UP if revision in (None, *known) else unknown}"
         )
+
+
+def _is_newer(connection: sa.Connection, revision: str) -> bool:
+    """Return whether a schema is newer than this code.
+
+    Raises ``StoreError`` if it says that it does not serve this code, or is none of a release and so says nothing.
+    """
+    known, name = _known_revisions(), connection.engine.url.database
+    says = connection.scalar(sa.text("SELECT to_regprocedure('oldest_code()')"))
+    oldest = connection.scalar(sa.text("SELECT oldest_code()")) if says else None
+    if revision in known and (oldest or revision == known[-1]):
+        return False
+    if oldest is None:
+        raise StoreError(
+            f"database {name!r} is at schema {revision}, which this code does not know: it is of a commit between "
+            "releases; use the code that made it, or first set it up with release 0.9.0 or, if it was made later, the "
+            f"last commit with migration {revision} (docs/adr/0039)"
+        )
+    if oldest not in known:
+        raise StoreError(
+            f"database {name!r} is at schema {revision}, which serves code of schema {oldest} or newer, and this code "
+            f"is of {known[0]}; install the release that made it, or restore the backup from before its upgrade"
+        )
+    return True
 
 
 @functools.cache  # reading all migrations takes a tenth of a second

@@ -124,7 +124,8 @@ class FleetMonitor:
         batches, attempts = self.fleet.newest_inputs(week), self.fleet.attempts(week - _WEEK)
         newest = conditions.newest_batches(batches, week)
         watched = self.fleet.watch(champions or (), newest, now)
-        old = [Condition(one.kind, one.members) for one in self.incidents.open() if KINDS[one.kind].noun == "variant"]
+        stored = (one for one in self.incidents.open() if one.kind in KINDS)  # others are those of newer code
+        old = [Condition(one.kind, one.members) for one in stored if KINDS[one.kind].noun == "variant"]
         # Without the registry, those that were missing before are missing still.
         gone = {key for one in old if one.kind == "variants_missing" for key in one.members}
         registered = {*watched, *(one.variant for one in attempts)} - gone if champions is None else set(champions)

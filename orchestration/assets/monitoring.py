@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from churn.monitoring.conditions import DriftFlag
-from churn.monitoring.incidents import KINDS, Incident, headline
+from churn.monitoring.incidents import Incident, headline, kind_of
 from orchestration import checks
 from orchestration.assets.metadata import table
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS
@@ -90,7 +90,7 @@ def _drift_table(flags: Sequence[DriftFlag]) -> dg.MarkdownMetadataValue:
 
 def _incident_table(incidents: Sequence[Incident]) -> dg.MarkdownMetadataValue:
     rows = [
-        (one.incident_id, headline(one.kind, one.subject, one.members), KINDS[one.kind].severity,
+        (one.incident_id, headline(one.kind, one.subject, one.members), kind_of(one.kind).severity,
          f"{one.opened_at:%Y-%m-%d %H:%M}")
         for one in incidents
     ]  # fmt: skip

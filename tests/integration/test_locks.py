@@ -15,18 +15,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import tenacity
-from alembic import command
-from alembic.config import Config
 
-from churn.database.connection import OWNER, READER, create_engine
+from churn.database.connection import READER, create_engine
 from churn.database.embedded_host import find_programs
 from churn.database.erasure import drop_weeks
 from churn.database.predictions import BatchInProgress, PredictionStore
 from churn.database.schema import ensure_database, migrate_predictions
 from churn.errors import LockTimeoutError
 from churn.variants import Variant
-from tests.support import ROOT
 from tests.support.batches import NO_ROWS, WEEK, record, scored
+from tests.support.next_schema import migrate_to
 from tests.support.site import Site, run_sql, wait_until
 
 READ = "SELECT count(*) FROM churn_predictions_current"
@@ -122,15 +120,7 @@ def upgrade(site: Site, _store: PredictionStore) -> tuple[str, Callable[..., obj
     """Make a database of release 0.9.0, as an upgrade finds it."""
     url = site.login.set(database=site.dagster)
     ensure_database(url)
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "churn" / "database" / "migrations"))
-    config.set_main_option("path_separator", "os")
-    with create_engine(url).connect() as connection:
-        connection.exec_driver_sql(f"GRANT USAGE, CREATE ON SCHEMA public TO {OWNER}, {READER}")
-        connection.exec_driver_sql(f"SET ROLE {OWNER}")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0007")
-        connection.commit()
+    migrate_to(url, "0007")
     return site.dagster, migrate_predictions
 
 

@@ -15,7 +15,7 @@ from churn.deployment.settings import load_settings
 from churn.workflows.score import score_fleet
 from experiment_tracking.setup import main as set_up
 from orchestration.instance import dagster_environment
-from orchestration.partitions import variants_partitions
+from orchestration.partitions import sync_partitions
 from tests.support.batches import week_request
 from tests.support.release import DATA, VARIANTS, WEEK, published, restore
 
@@ -64,5 +64,7 @@ def test_a_data_directory_of_a_release_is_upgraded_and_goes_on(
         for name, value in dagster_environment(deployment).items():
             monkeypatch.setenv(name, value)
         with dg.DagsterInstance.get() as instance:
-            assert sorted(instance.get_dynamic_partitions(str(variants_partitions.name))) == sorted(KEYS)
+            before = list(instance.get_dynamic_partitions("variants"))
+            assert sync_partitions(instance, VARIANTS) == before
+            assert sorted(before) == sorted(KEYS)
             assert instance.get_materialized_partitions(dg.AssetKey("store_predictions")) == set(KEYS)

@@ -1,5 +1,10 @@
 -- From the schema of release 0.9.0 to that of the next release.
 
+-- For which code this schema serves. A migration that only adds leaves it; one that takes something away, or makes it
+-- stricter, replaces it by its own number.
+CREATE FUNCTION oldest_code() RETURNS text LANGUAGE sql IMMUTABLE AS $$SELECT '0020'$$;
+COMMENT ON FUNCTION oldest_code IS 'The oldest migration whose code works on this schema.';
+
 -- Scores: who is at risk, and which of a source column's features over months is shown beside its contribution.
 
 ALTER TABLE churn_predictions
