@@ -25,21 +25,19 @@ from typing import TYPE_CHECKING
 from churn.deployment import command_line
 from churn.deployment.services import Deployment, open_deployment
 from churn.errors import UsageError
-from churn.storage.sources import NoFileError
 from churn.variants import Variant, find_variant, fold_name, similar
-from churn.versions import CHAMPION, ModelVersion
-from churn.workflows.fleet import FleetEngine, for_each_variant, threads
+from churn.versions import CHAMPION
+from churn.workflows.engines import for_each_on
+from churn.workflows.fleet import Attempts, for_each_variant
 
 if TYPE_CHECKING:
-    from churn.workflows.register import Candidate
+    from churn.workflows.register import Registered, Registrar
 
-_NO_TRAIL = "no database for predictions is set; set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
 _NEAR = "{} is new, has no files of its own, and is spelled like {}; to undo it: docs/how-to/remove-a-variant.md"
 _NEXT = (
     "next      version {0} is still the champion, which scores; log the model with --alias challenger to compare it "
     "with version {0}, or with --alias champion to replace that"
 )
-_THREADS = 2  # each variant is taken to its end: a killed run leaves few unfinished
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,8 +91,7 @@ def adopt_models(deployment: Deployment, args: argparse.Namespace) -> None:
     keys = [find_variant(fold_name(name), registry.variants).key for name in args.variant]
     chosen, failed = assign(find_versions(registry.client, args.adopt), args.geography, args.company, *keys)
     typed = {name: part for name, part in parts.items() if part != "*"}
-    how = {"artifact_location": deployment.artifact_location, "code_version": deployment.code_version}
-    adopt = adopt_each(registry, deployment.sources(), chosen, alias, run_tags=typed, **how)
+    adopt = adopt_each(deployment.registrar(), chosen, alias, typed)
     log_variants(deployment, list(chosen), alias, adopt=adopt, failed=failed)
 
 
@@ -106,7 +103,7 @@ def log_variants(
     once: bool = False,
     files_of: Variant | None = None,
     typed: Mapping[Variant, Mapping[str, str]] | None = None,
-    adopt: "Callable[[Variant], tuple[ModelVersion, Candidate] | str] | None" = None,
+    adopt: "Callable[[Variant], Registered | str] | None" = None,
     failed: Mapping[str, BaseException] | None = None,
 ) -> None:
     """Log the variants, a few at once, and print the results and the models that are of no variant, with the reason.
@@ -114,49 +111,49 @@ def log_variants(
     ``typed`` are the tags with a variant's parts as a person spelled them. ``adopt`` adopts a version in place of
     logging the variant's files; it returns a line where that was done before.
     """
-    from churn.workflows.register import log_variant, read_candidate
+    from churn.workflows.register import NO_TRAIL, Registered, Registrar
 
     if deployment.predictions is None:
-        print(f"trail     none of the aliases is kept, since {_NO_TRAIL}", flush=True)
-    registry, sources = deployment.registry(read_only=False), deployment.sources()
-    known = registry.variants()
+        print(f"trail     none of the aliases is kept, since {NO_TRAIL}", flush=True)
+    registrar, keys = deployment.registrar(), [variant.key for variant in variants]
+    known = registrar.registry.variants()
+    attempts: Attempts[Registered | str]
+    if adopt is not None:
+        attempts = for_each_variant(adopt, keys)
+    else:
+        work = partial(Registrar.log_files, alias=alias, once=once, files_of=files_of, run_tags=typed)
+        workers = deployment.workers(len(keys), Deployment.registrar) if once else None
+        attempts = for_each_on(workers, registrar, work, keys)
 
-    def log(variant: Variant) -> list[str]:
-        location, code_version = deployment.artifact_location, deployment.code_version
-        if alias and deployment.predictions is None and alias in registry.aliases().get(variant, {}):
-            raise UsageError(
-                f"the alias {alias} of {variant} names a version, and moving it needs a trail; {_NO_TRAIL}"
-            )
-        read, run_tags = partial(read_candidate, sources, variant, files_of=files_of), (typed or {}).get(variant)
-        log_files = partial(log_variant, alias=alias, once=once, read=read, run_tags=run_tags)
-        try:
-            logged = adopt(variant) if adopt else log_files(registry, sources, variant, location, code_version)
-        except NoFileError as error:
-            raise NoFileError(f"{error}{sources.hint(variant)}") from error
-        if isinstance(logged, str):
-            return [logged]
-        version, candidate = logged
-        model, aliases = candidate.files[0].provenance, {} if version.alias else registry.aliases_of(variant)
-        held = version.alias or ", ".join(sorted(name for name in aliases if aliases[name] == version.version))
-        near = None if model.variant == variant else similar(variant, [*known, *sources.beside(variant).values()])
-        copy = "bundled model" if model.sha256 in sources.simulated else f"local copy of {model.variant}"
-        fallback = f"fallback  {copy}, because {model.fallback_reason}"
-        return [
-            f"variant   {variant}",
-            f"model     {model.uri} ({model.size} bytes, sha256 {model.sha256[:12]}…)",
-            *([fallback] if model.fallback_reason else []),
-            f"run id    {version.mlflow_run_id}",
-            f"model URI {version.uri}",
-            f"version   {'already registered as version ' if version.is_repeat else ''}{version.version}, "
-            f"{f'alias {held}' if held else 'without an alias'}{'; nothing was changed' if version.is_repeat else ''}",
-            *([] if held else [_NEXT.format(aliases.get(CHAMPION))]),
-            *([f"warning   {_NEAR.format(variant, near)}"] if near and variant not in known else []),
-            *(f"remark    {remark}" for remark in candidate.remarks),
-        ]
+    def describe(key: str, done: "Registered | str | BaseException") -> list[str] | BaseException:
+        if isinstance(done, Registered):
+            return _describe(Variant.from_key(key), done, registrar, known)
+        return [done] if isinstance(done, str) else done
 
-    engine: FleetEngine[Sequence[str]] = threads(_THREADS)
-    attempts = for_each_variant(log, [variant.key for variant in variants], engine)
-    command_line.print_attempts("log_model.py", chain(attempts, (failed or {}).items()))
+    lines = ((key, describe(key, done)) for key, done in chain(attempts, (failed or {}).items()))
+    command_line.print_attempts("log_model.py", lines)
+
+
+def _describe(variant: Variant, done: "Registered", registrar: "Registrar", known: Sequence[Variant]) -> list[str]:
+    """Return the lines about a version; ``known`` variants were registered before."""
+    version, model, sources = done.version, done.model, registrar.sources
+    aliases = {} if version.alias else registrar.registry.aliases_of(variant)
+    held = version.alias or ", ".join(sorted(name for name in aliases if aliases[name] == version.version))
+    near = None if model.variant == variant else similar(variant, [*known, *sources.beside(variant).values()])
+    copy = "bundled model" if model.sha256 in sources.simulated else f"local copy of {model.variant}"
+    fallback = f"fallback  {copy}, because {model.fallback_reason}"
+    return [
+        f"variant   {variant}",
+        f"model     {model.uri} ({model.size} bytes, sha256 {model.sha256[:12]}…)",
+        *([fallback] if model.fallback_reason else []),
+        f"run id    {version.mlflow_run_id}",
+        f"model URI {version.uri}",
+        f"version   {'already registered as version ' if version.is_repeat else ''}{version.version}, "
+        f"{f'alias {held}' if held else 'without an alias'}{'; nothing was changed' if version.is_repeat else ''}",
+        *([] if held else [_NEXT.format(aliases.get(CHAMPION))]),
+        *([f"warning   {_NEAR.format(variant, near)}"] if near and variant not in known else []),
+        *(f"remark    {remark}" for remark in done.remarks),
+    ]
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def _up(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
+    from churn.deployment.services import Deployment
     from churn.workflows.score import FleetRequest, score_fleet
 
     names = [fold_name(name) for name in args.variant]
@@ -116,7 +117,7 @@ def _score(args: argparse.Namespace) -> None:
         report = partial(_describe_scored, is_current=request.make_current)
         scorer = deployment.scorer()
         keys = [find_variant(name, scorer.registry.variants).key for name in names]
-        attempts = score_fleet(scorer, keys, request, report, deployment.workers(len(keys)))
+        attempts = score_fleet(scorer, keys, request, report, deployment.workers(len(keys), Deployment.scorer))
         print_attempts("churn score", attempts)
 
 

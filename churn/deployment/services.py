@@ -51,12 +51,14 @@ if TYPE_CHECKING:  # slow to import, so each is imported where it is used
     from churn.workflows.evaluate import PerformanceEvaluator
     from churn.workflows.monitor import FleetMonitor
     from churn.workflows.promote import Promoter
+    from churn.workflows.register import Registrar
     from churn.workflows.retrain import RetrainingPlanner
     from churn.workflows.score import Scorer
     from churn.workflows.train import FeatureNames, Trainer
 
 _Service = TypeVar("_Service", bound=Sources | Bucket | Tables)
 _SomeTables = TypeVar("_SomeTables", bound=Tables)
+_Any = TypeVar("_Any")
 _LEAST_FOR_PROCESSES = 50  # variants; starting processes takes as long as scoring some ten
 _EQUAL_ON_NODES = (
     "churn_local_fallback", "churn_local_max_age", "churn_max_quarantine_share", "churn_max_unknown_level_share",
@@ -196,12 +198,21 @@ class Deployment:
             tables=ArrayCache(self.settings.churn_home / "cache" / "tables"),
         )
 
-    def workers(self, n_variants: int) -> "Workers[Scorer] | None":
-        """Return where to score a fleet: on ``CHURN_RAY_ADDRESS``, in processes, or, ``None``, in this process."""
+    def registrar(self) -> "Registrar":
+        from churn.workflows.register import Registrar
+
+        registry, has_trail = self.registry(read_only=False), self.predictions is not None
+        return Registrar(registry, self.sources(), self.artifact_location, self.code_version, has_trail)
+
+    def workers(self, n_variants: int, service: "Callable[[Deployment], _Any]") -> "Workers[_Any] | None":
+        """Return where a fleet's work is done: on ``CHURN_RAY_ADDRESS``, in processes, or, ``None``, in this process.
+
+        ``service`` opens what the work needs, once for each worker, such as ``Deployment.scorer``; pickled by its name.
+        """
         address, n = self.settings.churn_ray_address, self.settings.churn_workers or cores()
-        if address is None and (n == 1 or n_variants < _LEAST_FOR_PROCESSES):
+        if self.predictions is None or (address is None and (n == 1 or n_variants < _LEAST_FOR_PROCESSES)):
             return None
-        return Workers(address, open_node, self.fingerprint(), min(n, n_variants))
+        return Workers(address, open_node, self.fingerprint(), min(n, n_variants), service)
 
     def fingerprint(self) -> dict[str, str]:
         """Return the values that must be equal wherever a fleet is scored, by a name for people; contains no secret."""
@@ -358,10 +369,10 @@ def open_deployment(settings: Settings | None = None) -> Iterator[Deployment]:
 
 
 @contextmanager
-def open_node() -> Iterator[tuple[Mapping[str, str], "Scorer"]]:
-    """Open a Ray node's services for scoring, from the node's own environment; yields its fingerprint, too."""
+def open_node(service: Callable[[Deployment], _Any]) -> Iterator[tuple[Mapping[str, str], _Any]]:
+    """Open some of a worker's services, from its own environment; yields its fingerprint, too."""
     with open_deployment() as deployment:
-        yield deployment.fingerprint(), deployment.scorer()
+        yield deployment.fingerprint(), service(deployment)
 
 
 def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = False) -> Deployment:

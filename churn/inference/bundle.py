@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xgboost as xgb
 
-from churn.arrays import Floats
+from churn.arrays import Floats, Longs
 from churn.data.columns import parse_levels
 from churn.data.features import Levels, Matrix
 from churn.data.formats import unrepeated
@@ -50,6 +50,7 @@ _TREE_FIELDS = {
     "split_indices", "split_type", "sum_hessian", "tree_param",
 }  # fmt: skip
 _SIZE_FIELDS = {"num_deleted", "num_feature", "num_nodes", "size_leaf_vector"}
+_NODE_FIELDS = ("left_children", "right_children", "parents", "split_indices", "split_conditions", "default_left")
 _NO_CHILD = -1
 
 
@@ -348,7 +349,7 @@ def _parameters(document: dict[str, Any]) -> dict[str, Any]:
         "n_outputs": n_outputs,
         "n_trees": len(trees),
         "n_leaves": sum(int((np.asarray(tree["left_children"]) == -1).sum()) for tree in trees),
-        "max_depth": max((_depth(tree, n_features) for tree in trees), default=0) if n_outputs == 1 else None,
+        "max_depth": _depth(trees, n_features) if n_outputs == 1 else None,
         "xgboost_version": ".".join(str(int(part)) for part in document["version"]),
     }
 
@@ -392,35 +393,43 @@ def _require_tree(holds: object, problem: str) -> None:
         raise ValueError(f"one of its trees has {problem}")
 
 
-def _depth(tree: dict[str, Any], n_features: int) -> int:
-    """Return a tree's depth and check its indices: XGBoost follows them unchecked, even out of memory."""
+def _depth(trees: Sequence[dict[str, Any]], n_features: int) -> int:
+    """Return the depth of the deepest tree and check the indices of all: XGBoost follows them, even out of memory.
+
+    All trees are walked down at once, level by level, their nodes numbered on.
+    """
+    if not trees:
+        return 0
+    lengths = np.array([[len(tree[name]) for name in _NODE_FIELDS] for tree in trees])
+    sizes = lengths[:, 0]
+    _require_tree((sizes > 0).all() and (lengths == sizes[:, None]).all(), "arrays of different lengths")
     left, right, parents, features = (
-        np.asarray(tree[name], dtype=np.int64)
-        for name in ("left_children", "right_children", "parents", "split_indices")
+        np.concatenate([np.asarray(tree[name], dtype=np.int64) for tree in trees]) for name in _NODE_FIELDS[:4]
     )
-    n_nodes = left.size
-    sizes = {right.size, parents.size, features.size, len(tree["split_conditions"]), len(tree["default_left"])}
-    _require_tree(n_nodes and sizes == {n_nodes}, "arrays of different lengths")
-    values = np.asarray(tree["split_conditions"], dtype=np.float32)
-    _require_categories(tree, n_nodes)
+    values = np.concatenate([np.asarray(tree["split_conditions"], dtype=np.float32) for tree in trees])
+    shapes = {left.shape, right.shape, parents.shape, features.shape, values.shape}
+    _require_tree(shapes == {(sizes.sum(),)}, "arrays of arrays")
+    kinds = np.concatenate([_require_categories(tree, n_nodes) for tree, n_nodes in zip(trees, sizes, strict=True)])
     # XGBoost before 3 wrote NaN as the threshold of a categorical split.
-    is_categorical = np.resize(np.asarray(tree.get("split_type", 0), dtype=np.bool_), n_nodes) & (left != _NO_CHILD)
-    _require_tree(np.isfinite(values[~is_categorical]).all(), "thresholds or leaves that are not finite")
-    depth, n_seen, level = 0, 1, np.zeros(1, dtype=np.int64)
+    is_number = (kinds == 0) | (left == _NO_CHILD)
+    _require_tree(np.isfinite(values[is_number]).all(), "thresholds or leaves that are not finite")
+    first, tree_of = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes)
+    depth, n_seen, level = 0, np.ones(len(sizes), dtype=np.int64), first
     while (inner := level[left[level] != _NO_CHILD]).size:
-        children = np.concatenate([left[inner], right[inner]])
-        n_seen += children.size
-        is_node = n_seen <= n_nodes and children.min() >= 0 and children.max() < n_nodes
+        children, of_tree = np.concatenate([left[inner], right[inner]]), np.tile(tree_of[inner], 2)
+        n_seen += np.bincount(of_tree, minlength=len(sizes))
+        is_node = (n_seen <= sizes).all() and (children >= 0).all() and (children < sizes[of_tree]).all()
         _require_tree(is_node, "children that are not its nodes")
-        _require_tree((parents[children] == np.tile(inner, 2)).all(), "nodes that disagree about their parents")
+        depth, level = depth + 1, children + first[of_tree]
+        agree = parents[level] == np.tile(inner - first[tree_of[inner]], 2)
+        _require_tree(agree.all(), "nodes that disagree about their parents")
         is_feature = features[inner].min() >= 0 and features[inner].max() < n_features
         _require_tree(is_feature, f"splits on features that are not among its {n_features}")
-        depth, level = depth + 1, children
     return depth
 
 
-def _require_categories(tree: dict[str, Any], n_nodes: int) -> None:
-    """Check a tree's categorical splits and leaf vectors, which XGBoost reads unchecked."""
+def _require_categories(tree: dict[str, Any], n_nodes: int) -> Longs:
+    """Check a tree's categorical splits and leaf vectors, which XGBoost reads unchecked; returns each node's kind."""
     _require_tree(int(tree["tree_param"].get("size_leaf_vector", 0)) <= 1, "leaves of several values")
     kinds, nodes, segments, sizes, categories = (
         np.asarray(tree.get(name, []), dtype=np.int64)
@@ -428,11 +437,14 @@ def _require_categories(tree: dict[str, Any], n_nodes: int) -> None:
     )
     has_lengths = {nodes.size} == {segments.size, sizes.size} and kinds.size in (0, n_nodes)
     _require_tree(has_lengths, "categories of different lengths")
+    if not kinds.any() and not nodes.size and not categories.size:  # most trees, and each check takes as long as a tree
+        return np.zeros(n_nodes, dtype=np.int64)
     has_categories = np.isin(kinds, (0, 1)).all() and np.array_equal(np.flatnonzero(kinds), nodes)
     _require_tree(has_categories, "categorical splits without categories")
     is_positive = (np.concatenate([segments, sizes, categories]) >= 0).all()
     is_within = (segments + sizes <= categories.size).all() and (categories < _MAX_CATEGORY).all()
     _require_tree(is_positive and is_within, "categories out of range")
+    return kinds if kinds.size else np.zeros(n_nodes, dtype=np.int64)
 
 
 def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str) -> tuple[str, ...]:

@@ -26,12 +26,15 @@ import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LoggedModelOutput, LoggedModelStatus, Metric, Param
+from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from mlflow.entities.model_registry import ModelVersionTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types.schema import AnyType, ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+from churn.concurrency import in_threads
 from churn.errors import AbsentError, ModelFileError, RegistryError, UnregisteredError
 from churn.monitoring.profiles import Profile
 from churn.registry import tags
@@ -55,6 +58,8 @@ _NONE: _Versions = MappingProxyType({})
 _MODEL_NAME_PREFIX = Variant().registered_model
 _MAX_CACHED_BYTES = 4 << 30
 _LATELY_S = 30.0
+_EXISTS = "RESOURCE_ALREADY_EXISTS"
+_UPLOADS_AT_ONCE = 4  # a model has nine files
 _LISTED_FROM = 20  # variants with the same version number; fewer are queried one by one
 
 
@@ -200,7 +205,7 @@ class Registry:
         with errors_translated(f"preparing experiment {variant.experiment!r}"):
             experiment, done = self.client.get_experiment_by_name(variant.experiment), "found"
             if experiment is None:
-                with _ignored("RESOURCE_ALREADY_EXISTS"):
+                with _ignored(_EXISTS):
                     about = f"Models of variant {variant}, and their measured performance by week (metrics live_…)."
                     self.client.create_experiment(variant.experiment, artifact_location, {MLFLOW_RUN_NOTE: about})
                     done = "created"
@@ -248,23 +253,22 @@ class Registry:
             # Where the alias names the version that is adopted, which cannot be scored, nobody is champion yet.
             is_vacant = CHAMPION not in aliases or adopted == f"models:/{variant.registered_model}/{aliases[CHAMPION]}"
             given = alias or (CHAMPION if or_champion and is_vacant else None)
-            experiment_id = self.ensure_experiment(variant, location)[0].experiment_id
+            experiment, done = self.ensure_experiment(variant, location)
             with errors_translated(f"logging a model of {variant}"):
-                ended = self._end_killed_runs(experiment_id) if is_locked else set()
+                is_new = done == "created"
+                ended = self._end_killed_runs(experiment.experiment_id) if is_locked and not is_new else set()
                 alike = self._alike(variant, logged) if registered is not None else []
                 found = [one for one in alike if adopted or CHAMPION not in aliases or one.run_id in ended]
                 repeats = [one for one in alike if given is None or aliases.get(given) == int(one.version)]
                 if not found and repeats and self._is_whole(variant, repeats[0]):
                     return replace(self._describe(variant, repeats[0], given), is_repeat=True)
-                version = found[0] if found else self._log(variant, experiment_id, logged)
+                version = found[0] if found else self._log(variant, experiment.experiment_id, logged, registered)
                 keeps_one = (once or adopted) and not is_locked
                 if keeps_one and (first := self._alike(variant, logged)[0]).version != version.version:
                     self.client.delete_model_version(variant.registered_model, version.version)
                     version = first
                 if given is not None:  # last: a variant that has a champion is registered to the end
                     self.client.set_registered_model_alias(variant.registered_model, given, version.version)
-                # The answer to a registration lacks the tags.
-                version = self.client.get_model_version(variant.registered_model, version.version)
             return self._describe(variant, version, given)
 
     def _end_killed_runs(self, experiment_id: str) -> set[str]:
@@ -291,7 +295,7 @@ class Registry:
             return bool(self._fetch(self._describe(variant, version, None)))
         return False
 
-    def _log(self, variant: Variant, experiment_id: str, logged: LoggedRun) -> Any:
+    def _log(self, variant: Variant, experiment_id: str, logged: LoggedRun, registered: Any) -> Any:
         variant_tags = tags.tags_of_variant(variant)
         run_tags = variant_tags | dict(logged.tags)
         run = self.client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=run_tags)
@@ -301,25 +305,34 @@ class Registry:
             has_reference = str(logged.reference is not None).lower()
             self._log_values(mlflow_run_id, logged)
             self._log_artifacts(mlflow_run_id, logged.artifacts)
-            if self._registered(variant) is None:
-                with _ignored("RESOURCE_ALREADY_EXISTS"):
-                    about = f"Weekly churn scores of variant {variant}; the version with the alias champion scores."
-                    self.client.create_registered_model(variant.registered_model, variant_tags, about)
-                self._registered(variant)
+            if registered is None:
+                self._register(variant, variant_tags)
+            version_tags = run_tags | variant_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference}
             version = self.client.create_model_version(
                 variant.registered_model,
                 source=f"models:/{model_id}",
                 run_id=mlflow_run_id,
                 model_id=model_id,
                 description=logged.about,
-                tags=run_tags | variant_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference},
+                tags=version_tags,
             )
         except BaseException:
             with contextlib.suppress(MlflowException, requests.RequestException):
                 self.client.set_terminated(mlflow_run_id, "FAILED")
             raise
         self.client.set_terminated(mlflow_run_id)
-        return version
+        # The answer to a registration lacks the tags.
+        known = [ModelVersionTag(name, value) for name, value in version_tags.items()]
+        return MlflowVersion.from_dictionary({**dict(version), "tags": known})
+
+    def _register(self, variant: Variant, variant_tags: dict[str, str]) -> None:
+        about = f"Weekly churn scores of variant {variant}; the version with the alias champion scores."
+        try:
+            self.client.create_registered_model(variant.registered_model, variant_tags, about)
+        except MlflowException as error:
+            if error.error_code != _EXISTS:
+                raise
+            self._registered(variant)  # another process was first; perhaps it is another variant's
 
     def set_aliases(self, variant: Variant, versions: Mapping[str, int | None]) -> None:
         """Move a variant's aliases in the given order; ``None`` deletes one. Each move is atomic, not all together."""
@@ -468,7 +481,9 @@ class Registry:
             if logged.reference is not None:
                 (folder / _REFERENCE_FILE).write_text(logged.reference.to_json())
             sha256 = hashlib.sha256((folder / _BOOSTER_FILE).read_bytes()).hexdigest()
-            self.client.log_model_artifacts(model_id, str(folder))
+            # MLflow uploads one file after the other.
+            files = [str(path) for path in folder.iterdir()]
+            list(in_threads(get_artifact_repository(location).log_artifact, files, _UPLOADS_AT_ONCE))
         self.client.finalize_logged_model(model_id, "READY")
         self.client.log_outputs(mlflow_run_id, models=[LoggedModelOutput(model_id, 0)])
         return model_id, sha256

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xgboost as xgb
@@ -25,11 +24,11 @@ from churn.registry.registry import Registry
 from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
 from churn.storage.sources import Provenance, SourceFile, Sources
 from churn.variants import Variant
-from churn.versions import CHAMPION, ModelVersion
+from churn.versions import CHAMPION
 from churn.wording import listed
 from churn.workflows import register
 from churn.workflows.ingest import fetch_own, read_columns
-from churn.workflows.register import Candidate
+from churn.workflows.register import Candidate, Registered, Registrar
 
 _MOST_ROWS = 20_000
 _REST = "*"  # as a geography or company: what follows the prefix in a model's name
@@ -65,18 +64,20 @@ def assign(
 
 
 def adopt_each(
-    registry: Registry, sources: Sources, chosen: Mapping[Variant, ForeignVersion], alias: str | None, **how: Any
-) -> Callable[[Variant], tuple[ModelVersion, Candidate] | str]:
+    registrar: Registrar, chosen: Mapping[Variant, ForeignVersion], alias: str | None, run_tags: Mapping[str, str]
+) -> Callable[[Variant], Registered | str]:
     """Return the work for one variant: register its version, or tell that it was; what was interrupted is completed.
 
-    The alias is by default ``champion`` if the variant has none that can be scored; ``how`` are further arguments of
+    The alias is by default ``champion`` if the variant has none that can be scored; ``run_tags`` are of
     :func:`churn.workflows.register.log_variant`.
     """
+    registry, sources = registrar.registry, registrar.sources
     oldest_last = sorted(registry.version_tags().items(), key=lambda one: -one[0][1])
     adopted = {(of, tags.get(tag.ADOPTED)): number for (of, number), tags in oldest_last}
     all_aliases = registry.aliases()
 
-    def adopt(variant: Variant) -> tuple[ModelVersion, Candidate] | str:
+    def adopt(variant: Variant) -> Registered | str:
+        registrar.require_trail(variant, alias)
         source, aliases, name = chosen[variant], all_aliases.get(variant, {}), variant.registered_model
         number, is_in_place = int(source.version.version), source.model.name == name
         is_ours = is_in_place and tag.MODEL_SHA256 in source.version.tags
@@ -86,7 +87,8 @@ def adopt_each(
         if known is not None and (is_ours or given is None or known in (aliases.get(given), aliases.get(CHAMPION))):
             return f"{source.uri} is already adopted as version {known} of {name}"
         read = partial(read_adopted, registry, sources, variant, source)
-        return register.log_variant(registry, sources, variant, alias=alias, read=read, **how)
+        services = registry, sources, variant, registrar.artifact_location, registrar.code_version
+        return Registered.of(*register.log_variant(*services, alias=alias, read=read, run_tags=run_tags))
 
     return adopt
 

@@ -26,8 +26,8 @@ from churn.workflows.fleet import Attempts, run_attempt
 _Out = TypeVar("_Out")
 _Services = TypeVar("_Services")
 
-OpenServices = Callable[[], AbstractContextManager[tuple[Mapping[str, str], _Services]]]
-"""Opens a node's services, with their fingerprint, from the node's environment; pickled by its name."""
+OpenServices = Callable[[Any], AbstractContextManager[tuple[Mapping[str, str], _Services]]]
+"""Opens some of a node's services, with their fingerprint, from the node's environment; pickled by its name."""
 
 MAX_RETRIES = 3
 """How often Ray restarts a task whose worker died, in addition to the retries of the job."""
@@ -48,13 +48,15 @@ _RAY_DEFAULTS = {
 class Workers(Generic[_Services]):
     """Processes that open services of their own, with the settings that must be the same on all, by name; no secret.
 
-    ``address`` is that of Ray's head; ``None`` for ``n_processes`` processes of this machine.
+    ``address`` is that of Ray's head; ``None`` for ``n_processes`` processes of this machine. ``service`` says which
+    services to open.
     """
 
     address: str | None
     open_services: OpenServices[_Services]
     fingerprint: Mapping[str, str]
     n_processes: int = 0
+    service: Any = None
 
 
 class UnfitNodeError(ClusterError):
@@ -72,7 +74,9 @@ def work_on_node(cluster: Workers[_Services], work: Callable[[_Services, Variant
     services cannot be opened now.
     """
     try:
-        actual, services = cast("tuple[Mapping[str, str], _Services]", _open_once(cluster.open_services))
+        actual, services = cast(
+            "tuple[Mapping[str, str], _Services]", _open_once(cluster.open_services, cluster.service)
+        )
     except TransientError as error:
         raise _NodeUnavailableError(str(error)) from error
     except ChurnError as error:
@@ -88,10 +92,10 @@ def work_on_node(cluster: Workers[_Services], work: Callable[[_Services, Variant
 
 
 @functools.cache
-def _open_once(open_services: OpenServices[Any]) -> tuple[Mapping[str, str], Any]:
+def _open_once(open_services: OpenServices[Any], service: Any) -> tuple[Mapping[str, str], Any]:
     """Open this worker's services, for as long as the worker lives."""
     with ExitStack() as stack:
-        opened = stack.enter_context(open_services())
+        opened = stack.enter_context(open_services(service))
         atexit.register(stack.pop_all().close)
     return opened
 

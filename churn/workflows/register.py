@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from churn.registry import tags as tag
 from churn.registry.records import LoggedRun
 from churn.registry.registry import Registry
 from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
-from churn.storage.sources import MODEL_NAMES, SourceFile, Sources
+from churn.storage.sources import MODEL_NAMES, NoFileError, Provenance, SourceFile, Sources
 from churn.variants import Variant
 from churn.versions import ModelVersion
 from churn.wording import listed
@@ -42,6 +43,8 @@ LABEL_COLUMN = "churned"
 
 SCORE_COLUMN = "expected_probability"
 """Optional column of a sample: the score that the model's author got for the row."""
+
+NO_TRAIL = "no database for predictions is set; set CHURN_DATABASE_URL or MLFLOW_SECRET_NAME"
 
 Labels = npt.NDArray[np.int8]
 
@@ -198,6 +201,54 @@ def log_variant(
         run = describe(candidate, code_version)
         run = replace(run, tags={**run.tags, **(run_tags or {})})
         return registry.log(variant, artifact_location(variant), run, alias, once=once), candidate
+
+
+@dataclass(frozen=True)
+class Registrar:
+    """The services that registering many variants needs; without ``has_trail``, no alias is moved."""
+
+    registry: Registry
+    sources: Sources
+    artifact_location: Callable[[Variant], str]
+    code_version: str
+    has_trail: bool
+
+    def require_trail(self, variant: Variant, alias: str | None) -> None:
+        """Raise ``UsageError`` if the alias would be moved without a trail."""
+        if alias and not self.has_trail and alias in self.registry.aliases().get(variant, {}):
+            raise UsageError(f"the alias {alias} of {variant} names a version, and moving it needs a trail; {NO_TRAIL}")
+
+    def log_files(
+        self,
+        variant: Variant,
+        *,
+        alias: str | None = None,
+        once: bool = False,
+        files_of: Variant | None = None,
+        run_tags: Mapping[Variant, Mapping[str, str]] | None = None,
+    ) -> "Registered":
+        """Log and register a variant's files, or those of ``files_of``; see :func:`log_variant`."""
+        self.require_trail(variant, alias)
+        read, tags = partial(read_candidate, self.sources, variant, files_of=files_of), (run_tags or {}).get(variant)
+        services = self.registry, self.sources, variant, self.artifact_location, self.code_version
+        try:
+            return Registered.of(*log_variant(*services, alias=alias, once=once, read=read, run_tags=tags))
+        except NoFileError as error:
+            raise NoFileError(f"{error}{self.sources.hint(variant)}") from error
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version that was registered, where its model came from, and remarks for people; picklable."""
+
+    version: ModelVersion
+    model: Provenance
+    remarks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, version: ModelVersion, candidate: Candidate) -> "Registered":
+        """Keep of the candidate what is shown."""
+        return cls(version, candidate.files[0].provenance, candidate.remarks)
 
 
 def describe(candidate: Candidate, code_version: str) -> LoggedRun:

@@ -36,10 +36,10 @@ from churn.storage.sources import Provenance, SourceFile
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import default_as_of, monday_of
-from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant
+from churn.workflows.engines import for_each_on
+from churn.workflows.fleet import Attempts
 from churn.workflows.ingest import Ingestion
-from churn.workflows.process_engine import ProcessEngine
-from churn.workflows.ray_engine import RayEngine, Workers, work_on_node
+from churn.workflows.ray_engine import Workers
 
 if TYPE_CHECKING:
     from churn.inference.engine import Engine, TableCache
@@ -431,14 +431,7 @@ def score_fleet(
         aliases = {variant: versions for variant, versions in aliases.items() if variant.key in requested}
     versions = scorer.registry.look_up_versions(aliases) if aliases is not None else {}
     work = partial(_score_and_report, aliases=aliases, versions=versions, request=request, report=report)
-    if workers is None:
-        yield from for_each_variant(partial(work, scorer), keys)
-    else:
-        lost = partial(scorer.record_failure, request)
-        engine: FleetEngine[_Out] = (
-            RayEngine(workers.address, lost) if workers.address else ProcessEngine(workers.n_processes, lost)
-        )
-        yield from for_each_variant(partial(work_on_node, workers, work), keys, engine)
+    yield from for_each_on(workers, scorer, work, keys, partial(scorer.record_failure, request))
 
 
 def _score_and_report(

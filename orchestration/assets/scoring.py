@@ -111,7 +111,10 @@ def weekly_assets(
         request = FleetRequest.as_known(
             week, today=today, corrected=config.corrected, dagster_run_id=context.run.run_id
         )
-        run.log(score_fleet(scorer, keys, request, report, deployment.workers(len(keys))), lambda _, finished: finished)
+        run.log(
+            score_fleet(scorer, keys, request, report, deployment.workers(len(keys), Deployment.scorer)),
+            lambda _, finished: finished,
+        )
         deliver_all(context, deployment, list(context.partition_keys), [week])
     yield from run.finish()
 

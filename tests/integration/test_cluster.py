@@ -27,7 +27,7 @@ import sqlalchemy as sa
 
 import churn.workflows.ray_engine as cluster_module
 from churn.database.connection import create_engine
-from churn.deployment.services import open_deployment
+from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.errors import ClusterError, ClusterUnavailableError, InputError
 from churn.variants import Variant
@@ -90,7 +90,9 @@ class Fleet:
     def score(self, keys: list[str], week: date, run: str, then: Callable[..., Any] = place) -> dict[str, Any]:
         with open_deployment(load_settings()) as deployment:
             asked = week_request(week, as_of=AS_OF, dagster_run_id=run)
-            return dict(score_fleet(deployment.scorer(), keys, asked, then, deployment.workers(len(keys))))
+            return dict(
+                score_fleet(deployment.scorer(), keys, asked, then, deployment.workers(len(keys), Deployment.scorer))
+            )
 
     def require_same_as_local(self, keys: list[str], week: date) -> None:
         """Every account of these variants has one current row, and the local engine's to the bit."""
@@ -362,7 +364,10 @@ def test_a_driver_on_another_machine_reaches_the_cluster_by_its_client_port(
 
 def test_nothing_that_is_sent_to_a_node_holds_a_password(fleet: Fleet) -> None:
     with open_deployment(load_settings()) as deployment:
-        sent = (partial(report_batch, histories={}, model_link=deployment.model_link), deployment.workers(1))
+        sent = (
+            partial(report_batch, histories={}, model_link=deployment.model_link),
+            deployment.workers(1, Deployment.scorer),
+        )
 
     require_no_password(pickle.dumps(sent, protocol=0).decode("latin-1"), repr(sent))
 

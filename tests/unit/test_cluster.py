@@ -36,7 +36,7 @@ def test_without_ray_the_command_that_installs_it_is_told(monkeypatch: pytest.Mo
 
 def test_a_process_of_this_machine_that_differs_is_no_node_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def changed() -> Iterator[tuple[dict[str, str], None]]:
+    def changed(_: None) -> Iterator[tuple[dict[str, str], None]]:
         yield {"the code": "new"}, None
 
     monkeypatch.setitem(sys.modules, "ray", None)
