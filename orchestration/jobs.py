@@ -187,14 +187,18 @@ def _log_weeks(context: dg.OpExecutionContext, done: str, weeks: list[date]) -> 
     context.add_output_metadata({"weeks": [week.isoformat() for week in weeks]})
 
 
-@dg.op(description="Adds the extracts that batches were scored from to the activity histories.")
+@dg.op(
+    description="Adds the extracts that batches were scored from to the activity histories, and takes the exclusions "
+    "beside them and of the variants of open campaigns."
+)
 def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -> None:
     """Ingest what is pending; a variant that fails stops no other, and fails the run at the end."""
     n: Counter[str] = Counter()
     failed = {}
     with services.open() as deployment:
         ingestion = deployment.ingestion()
-        for key, result in for_each_variant(ingestion.ingest_scored, ingestion.extracts.variants()):
+        keys = {*ingestion.extracts.variants(), *deployment.decider().decisions.listed_variants()}
+        for key, result in for_each_variant(ingestion.ingest_scored, sorted(keys)):
             if isinstance(result, BaseException):
                 failed[key] = error_text(result)
             else:

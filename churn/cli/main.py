@@ -5,13 +5,14 @@ Each command imports what it needs when it runs, so that ``--help`` and wrong us
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from churn.cli import campaign
 from churn.deployment import command_line
 from churn.deployment.command_line import FAILED, parse_account, parse_day, parse_port, print_attempts, run_command
 from churn.errors import UsageError
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     reader.add_argument("action", choices=["add"], help="add: create the login, or extend it by further variants")
     reader.add_argument("name", help="the login")
     reader.add_argument("--variant", metavar="KEY", action="append", required=True, help="may be given repeatedly")
+    campaign.add_parsers(commands)
     commands.add_parser("doctor", help="show what is set, reached, permitted and missing, without any secret")
     metrics = commands.add_parser("metrics", help="serve the state of the fleet to Prometheus until interrupted")
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
@@ -281,7 +283,8 @@ def _doctor(_args: argparse.Namespace) -> None:
         sys.exit(FAILED)
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo, "up": _up, "score": _score, "explain": _explain, "report": _report, "metrics": _metrics,
     "erase": _erase, "retain": _retain, "deliver": _deliver, "alerts": _alerts, "reader": _reader, "doctor": _doctor,
+    **dict.fromkeys(("campaign", "export", "exclude"), partial(campaign.run, opened=_opened)),
 }  # fmt: skip

@@ -5,16 +5,19 @@ An account is a company, empty for variants without one, and the account's numbe
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
 
 from churn.database.connection import READER, Tables
 from churn.database.published import Row
+from churn.decisions.exclusions import Exclusion, parse_exclusions
+from churn.errors import InputError
+from churn.wording import counted, listed
 
 _SUMMARY = "SELECT * FROM campaign_summary WHERE CAST(:name AS text) IS NULL OR name = :name ORDER BY created_at, name"
 _DUE = (
@@ -45,15 +48,6 @@ _EXPORTED = "SELECT record_export(:campaign, :variant, :week, :n, CAST(:left_out
 _ROWS_AT_ONCE = 50_000
 
 
-class Exclusion(NamedTuple):
-    """An account that no list may hold until a day, or for ever; ``company`` ``None`` if nobody said whose it is."""
-
-    company: str | None
-    account: int
-    reason: str
-    until: date | None = None
-
-
 class Decisions(Tables):
     """Campaigns, their members and exposures, and exclusions, as the writer role."""
 
@@ -65,11 +59,16 @@ class Decisions(Tables):
         """Return the open campaigns that have begun and whose members are not selected."""
         return [row.name for row in self._rows(_DUE, today=today)]
 
+    def listed_variants(self) -> list[str]:
+        """Return the keys of the variants of open campaigns."""
+        query = "SELECT DISTINCT unnest(variants) AS variant FROM campaigns WHERE closed_at IS NULL ORDER BY 1"
+        return [row.variant for row in self._rows(query)]
+
     def as_ofs(self, variants: Sequence[str]) -> dict[str, date]:
         """Return the as-of day of each variant's newest champion's batch, which lists are made of."""
         return dict(map(tuple, self._rows(_AS_OFS, variants=list(variants))))
 
-    def create(self, campaign: Mapping[str, object], revenues: Iterable[pl.DataFrame] | None) -> None:
+    def create(self, campaign: Mapping[str, object], revenues: Mapping[str, pl.DataFrame] | None) -> None:
         """Add a campaign and select its members in one transaction; ``None`` leaves the selection for later.
 
         ``revenues`` are as of :meth:`select`. Idempotent; raises ``UsageError`` if another has its name, or it is
@@ -82,11 +81,11 @@ class Decisions(Tables):
             if revenues is not None:
                 _select(connection, str(campaign["name"]), revenues)
 
-    def select(self, name: str, revenues: Iterable[pl.DataFrame]) -> None:
+    def select(self, name: str, revenues: Mapping[str, pl.DataFrame]) -> None:
         """Select a campaign's members, in one transaction, unless they are selected.
 
-        ``revenues`` have ``variant, account_id, revenue``: the net revenue that each account is expected to bring over
-        the horizon, if the campaign is by value at risk. Raises as :meth:`create`.
+        ``revenues`` have by variant ``account_id, revenue``: the net revenue that each account is expected to bring
+        over the horizon, if the campaign is by value at risk. Raises as :meth:`create`.
         """
         with self._transaction() as connection:
             _select(connection, name, revenues)
@@ -116,6 +115,20 @@ class Decisions(Tables):
         """
         with self._transaction() as connection:
             return connection.execute(sa.text(_EXCLUDE), _columns(exclusions)).one()
+
+    def exclude_rows(self, rows: pl.DataFrame, origin: str, *of: Any) -> Row:
+        """Exclude the accounts of a file's rows; ``of`` and the rows are as of :func:`parse_exclusions`.
+
+        Raises ``InputError`` naming rows that cannot be read; the others are excluded then.
+        """
+        exclusions, broken = parse_exclusions(rows, *of)
+        done = self.exclude(exclusions)
+        if broken:
+            raise InputError(
+                f"{origin}: {counted(len(broken), 'row')} cannot be read and excluded nobody: "
+                f"{listed(list(map(str, broken)))}; correct their id, reason or day, and exclude the file again"
+            )
+        return done
 
     def revoke(self, exclusions: Sequence[Exclusion]) -> int:
         """End the exclusions of these accounts that have the same reason; returns how many."""
@@ -164,13 +177,14 @@ class Lists(Tables):
         return rows.height, absent
 
 
-def _select(connection: sa.Connection, name: str, revenues: Iterable[pl.DataFrame]) -> None:
+def _select(connection: sa.Connection, name: str, revenues: Mapping[str, pl.DataFrame]) -> None:
     connection.execute(sa.text("SELECT lock_decisions(true), stage_revenue()"))
     cursor: Any = connection.connection.cursor()
     with closing(cursor):
-        for frame in revenues:
-            text = io.StringIO(frame.select("variant", "account_id", "revenue").write_csv(include_header=False))
-            cursor.copy_expert("COPY pg_temp.staged_revenue FROM STDIN WITH (FORMAT csv)", text)
+        for key, frame in revenues.items():
+            frame.select(pl.lit(key), "account_id", "revenue").write_csv(body := io.BytesIO(), include_header=False)
+            body.seek(0)
+            cursor.copy_expert("COPY pg_temp.staged_revenue FROM STDIN WITH (FORMAT csv)", body)
     connection.execute(sa.text("SELECT select_members(:name)"), {"name": name})
 
 

@@ -80,10 +80,14 @@ def erase_rows(
     ``withdraw`` is called before, with the variant and week of its predictions; no delivery runs until the commit.
 
     Returns:
-        ``place``, ``n_rows`` and ``variants`` (``None`` without rows): the table, the rows removed, and of which
-        variants; of ``messages``, the error messages and alerts from which the account was removed.
+        ``place``, ``n_rows``, ``variants`` (``None`` without rows) and ``why_left``: the table, the rows removed, and
+        of which variants; of ``messages``, the error messages and alerts from which the account was removed; and the
+        exported lists with it, which are others' now.
     """
-    query = sa.text("SELECT place, n_rows, variants FROM erase_account(:account, :scope, :code, :digest, :quoted)")
+    query = sa.text(
+        "SELECT * FROM erase_decisions(:account, :scope) UNION ALL "
+        "SELECT place, n_rows, variants, '' FROM erase_account(:account, :scope, :code, :digest, :quoted)"
+    )
     with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
         connection.exec_driver_sql(_WAIT)
         number, _ = read_id(account)

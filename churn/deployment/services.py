@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from churn.concurrency import cores
 from churn.data.labels import Horizon
 from churn.database.connection import LIBPQ_LIMITS, WRITER, Tables, locked, parse_database_url, require_connection
+from churn.database.decisions import Decisions
 from churn.database.embedded import embedded_postgres
 from churn.database.erasure import Erasures
 from churn.database.evaluations import Evaluations
@@ -40,6 +41,7 @@ from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.workflows.alert import Receiver, parse_receivers
+from churn.workflows.decide import Decider
 from churn.workflows.ingest import Ingestion
 from churn.workflows.ray_engine import Workers
 
@@ -234,7 +236,12 @@ class Deployment:
 
     def ingestion(self) -> Ingestion:
         extracts, share = self._tables(ScoredExtracts), self.settings.churn_max_quarantine_share
-        return Ingestion(self.sources(), self.history(), extracts, share)
+        return Ingestion(self.sources(), self.history(), extracts, share, self._tables(Decisions))
+
+    def decider(self) -> Decider:
+        """Open the services that campaigns and exclusions need."""
+        self.require_schema()
+        return Decider(self._tables(Decisions), self.ingestion(), self.settings.churn_horizon_months)
 
     def evaluator(self, registry: "Registry | None" = None) -> "PerformanceEvaluator":
         """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""

@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     """Apprise URLs to notify, as slack://… or named ops=mailtos://…, between spaces or commas; unset: no alerts."""
     churn_schedule_grace_hours: int = Field(6, ge=1, le=120)
     """Hours after Monday 00:00 UTC by which a week must be scored; later it counts as missed."""
+    churn_holdout_share: float = Field(0.1, ge=0, lt=1)
+    """Share of accounts that no campaign created from now on contacts, always the same ones; 0: none."""
     churn_keep_weeks: int = Field(0, ge=0)
     """Weeks of predictions to retain, the current one included; older ones are dropped; 0: all."""
     churn_delivery_prefix: str | None = Field(None, pattern=r"^s3://[a-z0-9][a-z0-9.-]+/[\w=-][\w./=-]*$")

@@ -83,7 +83,7 @@ class Eraser:
 
         # The database first, so that no concurrent ingestion stores the account again.
         for row in erase_rows(self.database, account, scope, dry_run=dry_run, withdraw=withdraw):
-            yield Removed(f"{self.database.database}: {row.place}", row.n_rows, variants=row.variants or ())
+            yield Removed(f"{self.database.database}: {row.place}", row.n_rows, row.why_left, row.variants or ())
         texts = erase_from_dagster(self.dagster_database, account, dry_run=dry_run)
         yield Removed(f"{self.dagster_database.database}: texts in Dagster", texts)
         with closing(Erasures(self.database)) as erasures:

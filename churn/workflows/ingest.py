@@ -19,6 +19,7 @@ from churn.data.activity import KINDS, check_activity, is_activity
 from churn.data.columns import Columns
 from churn.data.formats import read_frame
 from churn.data.windows import windows_of
+from churn.database.decisions import Decisions
 from churn.database.extracts import HistoryStatus, ScoredExtract, ScoredExtracts
 from churn.errors import AccessDeniedError, ChurnError, InputError, SourceError, TransientError
 from churn.storage.history import FOLDER, ActivityHistory, Appended
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 COLUMNS_NAMES = ("data/churn/columns.json",)
 """Optional: what the columns of the variant's activity mean."""
+EXCLUSIONS_NAMES = ("data/churn/exclusions.csv",)
+"""Optional: accounts that no list may hold, as of :func:`churn.decisions.exclusions.parse_exclusions`."""
 
 
 class NoActivityError(InputError):
@@ -129,6 +132,17 @@ class Ingestion:
     history: ActivityHistory
     extracts: ScoredExtracts
     max_quarantine_share: float
+    decisions: Decisions | None = None
+
+    def exclude(self, variant: Variant) -> None:
+        """Exclude the accounts that a variant's file of exclusions names, if it has one. Idempotent.
+
+        Raises ``InputError`` if a row of it cannot be read; the others are excluded then.
+        """
+        with tempfile.TemporaryDirectory(prefix="churn-exclusions-") as scratch:
+            file = fetch_own(self.sources, variant, EXCLUSIONS_NAMES, Path(scratch))
+            if self.decisions is not None and file is not None:
+                self.decisions.exclude_rows(read_frame(file.path), file.provenance.uri, variant.company or "")
 
     def ingest(self, variant: Variant) -> Appended:
         """Append the new facts of extracts that were scored and of the current one to the history. Safe to repeat.
@@ -158,7 +172,9 @@ class Ingestion:
         Safe to repeat, to interrupt, and in several processes at once. Raises ``ChurnError`` if an extract may still be
         there and cannot be read now; it stays pending.
         """
-        return [self._ingest(scored) for scored in self.extracts.pending(variant)]
+        ingested = [self._ingest(scored) for scored in self.extracts.pending(variant)]
+        self.exclude(variant)
+        return ingested
 
     def _ingest(self, scored: ScoredExtract) -> HistoryStatus:
         variant, of = scored.variant, (scored.uri, scored.version, scored.version_id)

@@ -589,24 +589,30 @@ BEGIN
     SELECT count(*), array_agg(DISTINCT m.variant) INTO n_rows, variants
     FROM public.campaign_exposures AS e JOIN public.campaign_members AS m USING (campaign, company, account_id)
     WHERE m.account_id = account AND of_scope IN ('', m.variant, 'company=' || m.company);
-    RETURN NEXT;
+    IF n_rows > 0 THEN
+        RETURN NEXT;
+    END IF;
     place := 'campaign_members';
     WITH deleted AS (
         DELETE FROM public.campaign_members AS m
         WHERE m.account_id = account AND of_scope IN ('', m.variant, 'company=' || m.company) RETURNING m.variant
     )
     SELECT count(*), array_agg(DISTINCT d.variant) INTO n_rows, variants FROM deleted AS d;
-    RETURN NEXT;
+    IF n_rows > 0 THEN
+        RETURN NEXT;
+    END IF;
     -- Those of one variant stay: the account is on no list of the company's other variants.
     place := 'exclusions';
     variants := NULL;
     DELETE FROM public.exclusions AS e WHERE e.account_id = account AND of_scope IN ('', 'company=' || e.company);
     GET DIAGNOSTICS n_rows = ROW_COUNT;
-    RETURN NEXT;
+    IF n_rows > 0 THEN
+        RETURN NEXT;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION erase_decisions IS
-    'Erases an account from campaigns and exclusions; names the lists with it that left the house.';
+    'Erases an account from campaigns and exclusions, if it is there; names the lists with it that left the house.';
 
 GRANT SELECT ON campaigns, campaign_members, campaign_exposures, list_exports, campaign_targets, campaign_summary
     TO churn_reader, churn_writer;
