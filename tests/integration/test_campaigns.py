@@ -49,6 +49,7 @@ def test_a_campaign_is_drawn_once_and_its_arms_are_apart(deployment: Deployment,
     assert 25 < summary["n_held_out"] < 65
 
 
+@pytest.mark.slow
 def test_by_command_a_campaign_is_created_excluded_from_exported_recorded_and_closed(
     site: Site, deployment: Deployment, decisions: Decisions, run_main: Run, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_campaign_refuses_where_it_is_unknown_who_is_at_risk(deployment: Deplo
         decisions.create(campaign("spring", US, budget=5), {})
 
 
+@pytest.mark.slow
 def test_the_list_of_a_week_leaves_out_whom_no_list_may_hold_and_says_how_many(
     site: Site, deployment: Deployment, decisions: Decisions, run_main: Run, tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_exclusions_beside_an_extract_are_taken_before_anybody_is_selected(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_campaign_by_value_spends_its_budget_on_what_is_lost(
     site: Site, deployment: Deployment, decisions: Decisions
 ) -> None:
@@ -200,6 +203,7 @@ def test_a_campaign_by_value_spends_its_budget_on_what_is_lost(
     assert top[0] == pytest.approx(3 * 1000 * top[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_an_erased_account_leaves_campaigns_and_the_lists_that_left_are_named(
     site: Site, deployment: Deployment, decisions: Decisions, run_main: Run, tmp_path: Path
 ) -> None:
