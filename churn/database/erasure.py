@@ -85,7 +85,7 @@ def erase_rows(
         exported lists with it, which are others' now.
     """
     query = sa.text(
-        "SELECT * FROM erase_decisions(:account, :scope) UNION ALL "
+        "SELECT place, n_rows, variants, why_left FROM erase_decisions(:account, :scope) UNION ALL "
         "SELECT place, n_rows, variants, '' FROM erase_account(:account, :scope, :code, :digest, :quoted)"
     )
     with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
