@@ -14,7 +14,7 @@ import dagster as dg
 from churn.monitoring.batch_checks import CheckResult
 from churn.monitoring.conditions import FDR
 from churn.monitoring.drift import LEAST_BROKEN, LEAST_MOVED, LEAST_UNKNOWN_RISE
-from churn.training.checks import GateCheck
+from churn.training.checks import GATE_CHECKS, GateCheck
 from churn.wording import counted, percent
 from churn.workflows.evaluate import VariantEvaluation
 from orchestration.assets.metadata import Metadata, segment_table, table
@@ -26,15 +26,13 @@ _LIMITS = {
     "fdr": percent(FDR), "moved": percent(LEAST_MOVED), "unknown": percent(LEAST_UNKNOWN_RISE),
     "broken": percent(LEAST_BROKEN),
 }  # fmt: skip
-DESCRIPTIONS: Mapping[str, Mapping[str, str]] = tomllib.loads(
-    files("orchestration").joinpath("checks.toml").read_text(encoding="utf-8").format(**_LIMITS)
-)
-"""The description of each check, by asset and name, in the order in which they are shown."""
+_TEXT = files("orchestration").joinpath("checks.toml").read_text(encoding="utf-8").format(**_LIMITS)
+_DESCRIPTIONS: Mapping[str, Mapping[str, str]] = tomllib.loads(_TEXT) | {TRAINED: GATE_CHECKS}
 _ERRORS = {
     "rows_were_scored", "probabilities_are_valid", "every_variant_was_scored", "performance_holds", "no_data_is_broken",
 }  # fmt: skip
 _FLEET_ASSETS = (EVALUATED, TRAINED, DRIFTED, INCIDENTS)
-_ASSET_OF = {name: asset for asset in DESCRIPTIONS if asset not in _FLEET_ASSETS for name in DESCRIPTIONS[asset]}
+_ASSET_OF = {name: asset for asset in _DESCRIPTIONS if asset not in _FLEET_ASSETS for name in _DESCRIPTIONS[asset]}
 """The asset of each check of a published batch."""
 
 
@@ -43,13 +41,13 @@ def specs(assets: Iterable[str]) -> list[dg.AssetCheckSpec]:
     return [
         dg.AssetCheckSpec(name, asset=asset, description=text)
         for asset in assets
-        for name, text in DESCRIPTIONS[asset].items()
+        for name, text in _DESCRIPTIONS[asset].items()
     ]
 
 
 def severities(assets: Iterable[str]) -> dict[tuple[str, str], dg.AssetCheckSeverity]:
     """Return the severity of each check of some assets, by asset and name."""
-    return {(asset, name): _severity(name) for asset in assets for name in DESCRIPTIONS[asset]}
+    return {(asset, name): _severity(name) for asset in assets for name in _DESCRIPTIONS[asset]}
 
 
 def of_batch(key: str, results: Iterable[CheckResult]) -> list[dg.AssetCheckEvaluation]:

@@ -3,12 +3,18 @@
 Not here: how a check is done (``churn.training.gate``), which imports XGBoost.
 """
 
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Literal
 
 from churn.wording import markdown_table
 
 Outcome = Literal["holds", "fails", "skipped"]
+
+GATE_CHECKS: Mapping[str, str] = tomllib.loads(files("churn.training").joinpath("gate_checks.toml").read_text("utf-8"))
+"""The description of every check by its name, in the order in which they run."""
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,11 @@ from moto.s3.models import s3_backends
 
 from churn.deployment.services import Deployment
 from churn.storage.history import ActivityHistory
-from churn.training.checks import GateCheck
+from churn.training.checks import GATE_CHECKS, GateCheck
 from churn.training.gate import GateLimits
 from churn.variants import Variant
 from churn.weeks import monday_of, month_start
 from churn.workflows.score import FleetRequest
-from orchestration.checks import DESCRIPTIONS, TRAINED
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions, variants_partitions
 from tests.support import ROOT
@@ -251,7 +250,7 @@ def require_card(client: Any, version: Any) -> None:
     card = Path(client.download_artifacts(version.run_id, "model_card.md")).read_text()
     metrics = client.get_run(version.run_id).data.metrics
     assert f"{metrics['roc_auc']:.4f} ({metrics['roc_auc_low']:.4f} to {metrics['roc_auc_high']:.4f})" in card
-    for check in DESCRIPTIONS[TRAINED]:
+    for check in GATE_CHECKS:
         assert f"| {check} |" in card
     for heading in ("Data", "Metrics", "Gate", "Parameters", "Limits", "Lineage"):
         assert f"## {heading}\n" in card
@@ -431,7 +430,7 @@ def test_dagster_trains_a_range_and_shows_what_came_of_each_variant(
     assert metadata["roc"].value.startswith("![picture](data:image/svg+xml;base64,")
     assert metadata["held_out_roc_auc"].value > 0.6
     evaluations = [e for e in done.get_asset_check_evaluations() if e.partition == "base"]
-    assert {e.check_name for e in evaluations} == set(DESCRIPTIONS[TRAINED])
+    assert {e.check_name for e in evaluations} == set(GATE_CHECKS)
     assert all(e.passed for e in evaluations), evaluations
     assert client.get_model_version_by_alias("churn-prediction-model", "challenger").version == 2
     status = instance.get_status_by_partition(dg.AssetKey("trained_models"), keys, variants_partitions)

@@ -25,10 +25,10 @@ from moto.server import ThreadedMotoServer
 import churn.workflows.score as score_module
 from churn.deployment.services import Deployment
 from churn.errors import InputError, RegistryUnavailableError
+from churn.training.checks import GATE_CHECKS
 from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.workflows.score import FleetRequest
-from orchestration.checks import DESCRIPTIONS, TRAINED
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from tests.support import ROOT
@@ -582,7 +582,7 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         "fleet_report": (["fleet_incidents"], *monitoring, ["html"]),
     }
     evaluation_checks = {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
-    checks = CHECKS | MONITORING_CHECKS | set(DESCRIPTIONS[TRAINED]) | evaluation_checks
+    checks = CHECKS | MONITORING_CHECKS | set(GATE_CHECKS) | evaluation_checks
     assert {key.name for key in graph.asset_check_keys} == checks
     partitions = {
         graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group != "monitoring"

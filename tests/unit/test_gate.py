@@ -14,7 +14,7 @@ from churn.data.snapshots import Snapshot, snapshots
 from churn.evaluation.metrics import Evaluation, evaluate
 from churn.inference.bundle import Bundle, load_bundle
 from churn.training.calibration import Calibration, apply_to_booster
-from churn.training.checks import Gate, GateCheck
+from churn.training.checks import GATE_CHECKS, Gate, GateCheck
 from churn.training.gate import (
     GateLimits,
     chance_calibration_error,
@@ -31,7 +31,6 @@ from churn.training.gate import (
 )
 from churn.training.train import Trained, TrainingPlan, train
 from churn.weeks import month_ends, training_days
-from orchestration.checks import DESCRIPTIONS, TRAINED
 from tests.support.simulated import FEATURE_NAMES, simulate_activity
 
 FIRST, TODAY = date(2025, 2, 1), date(2026, 11, 24)
@@ -85,7 +84,7 @@ def test_a_sound_model_passes_and_every_check_is_made_once(
 ):
     passed = check_gate(trained, evaluation, facts=facts, shots=shots, build=build, champion=None, limits=LIMITS)
 
-    assert [check.name for check in passed.checks] == list(DESCRIPTIONS[TRAINED])
+    assert [check.name for check in passed.checks] == list(GATE_CHECKS)
     assert passed.failures == (), passed.to_markdown()
     assert {check.name for check in passed.checks if check.outcome == "skipped"} == {
         "past_features_are_those_scored", "scoring_is_no_slower",
