@@ -330,8 +330,6 @@ def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE, weights: 
     Rows tied at the cut count by their mean, as if it fell among them at random. A fraction of a row counts as a row.
     """
     churned, scores = _both_outcomes(churned, scores)
-    if not 0 < share <= 1:
-        raise NotMeasurableError(f"lift of the highest {share} of the rows is undefined; the share must be in (0, 1]")
     w = _weights(weights, churned)
     n_top = math.ceil(round(share * len(scores), 6)) if weights is None else share * w.sum()
     falling = np.argsort(-scores)
@@ -400,10 +398,8 @@ def _variance_of_mean(values: Doubles, weights: Doubles) -> float:
 
 
 def _mean_interval(values: Doubles, weights: Doubles, least: float = 0.0, most: float = math.inf) -> Interval:
-    value, reach = (
-        float(np.average(values, weights=weights)),
-        _quantile(0.95) * math.sqrt(_variance_of_mean(values, weights)),
-    )
+    value = float(np.average(values, weights=weights))
+    reach = _quantile(0.95) * math.sqrt(_variance_of_mean(values, weights))
     return Interval(value, max(value - reach, least), min(value + reach, most))
 
 
@@ -414,6 +410,4 @@ def _logit_interval(value: float, error: float, confidence: float) -> Interval:
 
 def _quantile(confidence: float) -> float:
     """Return the half-width of an interval in standard errors."""
-    if not 0 < confidence < 1:
-        raise NotMeasurableError(f"confidence {confidence} is not between 0 and 1; the usual is 0.95")
     return float(special.ndtri((1 + confidence) / 2))

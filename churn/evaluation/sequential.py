@@ -1,25 +1,14 @@
 """Sequential test of challenger against champion: valid at every weekly look. Pure.
 
-The evidence is the differences of paired losses, ``d = loss(champion) - loss(challenger)``, one per account: above 0
-the challenger was nearer to the outcome. Only sums are stored, so a look costs the same after a year as after a week.
+The evidence is the differences of paired losses, ``d = loss(champion) - loss(challenger)``, one per account and
+horizon: above 0 the challenger was nearer to the outcome. Only sums are stored, so a look costs the same after a year
+as after a week. docs/explanation/statistics.md has the reasons: why a repeated z-test is invalid, an outcome counts
+once, months are discounted, and a fleet is decided by e-values.
 
-Why not a z-test: its 5 % are of one look. Applied weekly and acted on as soon as it is significant, it promotes a
-challenger that is no better in about a quarter of all half-years. A confidence sequence covers the true mean at all
-looks together with 95 %. An e-value has a mean of at most 1 at any stopping time if the challenger is no better, so it
-ever reaches 20 in at most 5 % of cases (Ville's inequality).
-
-Why increments must not overlap: scores are weekly and a label takes months, so one outcome of an account evaluates many
-weeks of scores. Those differences are nearly copies: a dozen weeks would look like twelve times the evidence. So an
-account counts once per horizon, and each look adds only outcomes that were not added before.
-
-Why e-values over a fleet: thousands of variants evaluated on the same months share every surprise of the season, so
-their tests have an unknown dependence. Benjamini and Hochberg's procedure on p-values needs near independence; on
-e-values it bounds the expected share of false promotions under any dependence (Wang and Ramdas, JRSS B 2022), because
-it uses only each one's mean.
-
-Why months are discounted: a season may suit one model, so the accounts of a month share a surprise, and ten thousand
-of them are not ten thousand independent ones. :func:`discount_months` divides them by their design effect (Kish). Until
-there are many months, the surprise is mostly assumed: few months cannot show how much they differ.
+A confidence sequence covers the true mean at all looks together with 95 %. An e-value has a mean of at most 1 at any
+stopping time if the challenger is no better, so it ever reaches 20 in at most 5 % of cases (Ville's inequality). On
+e-values, Benjamini and Hochberg's procedure bounds the expected share of false promotions under any dependence, because
+it uses only each one's mean (Wang and Ramdas, JRSS B 2022). Months are divided by their design effect (Kish).
 
 Both are asymptotic: the variance is estimated, as the central limit theorem allows, so there is no evidence below
 ``MIN_PAIRS`` (Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence sequences", arXiv
@@ -48,7 +37,7 @@ _LARGEST_E_VALUE = 1e300  # finite, for the sums, means and JSON of e-values
 
 
 class EvidenceError(ChurnError, ValueError):
-    """Sums, e-values or a level out of range."""
+    """Losses, weights or e-values out of range."""
 
 
 Losses = npt.NDArray[np.float64]
@@ -122,7 +111,6 @@ def confidence_sequence(sums: PairedSums, *, alpha: float = 0.05, tuned_for: int
     narrowest at ``tuned_for`` pairs; fix that before the first look: an interval is not valid if it depends on the
     data.
     """
-    _require_level(alpha)
     if sums.n < MIN_PAIRS:
         return Interval(sums.mean, -math.inf, math.inf)
     n, rho_squared = sums.n, mixture_variance(alpha, tuned_for)
@@ -157,7 +145,6 @@ def e_benjamini_hochberg(e_values: Sequence[float], alpha: float) -> list[bool]:
     The k largest are rejected, k being the most for which the k-th largest is at least ``len(e_values) / (alpha k)``.
     Valid under any dependence. Include every hypothesis tested, those without evidence as 1. Results keep the order.
     """
-    _require_level(alpha)
     values = np.asarray(e_values, dtype=np.float64)
     if not (values >= 0).all():  # NaN included
         raise EvidenceError(f"e-values {values[~(values >= 0)][:3].tolist()} are not 0 or more")
@@ -174,8 +161,3 @@ def mixture_variance(alpha: float, tuned_for: npt.ArrayLike) -> Any:
         raise EvidenceError(f"tuned_for is {tuned_for!r}; give the number of pairs expected by when it matters")
     level = -2 * math.log(alpha)
     return (level + math.log(level + 1)) / np.asarray(tuned_for)
-
-
-def _require_level(alpha: float) -> None:
-    if not 0 < alpha < 1:
-        raise EvidenceError(f"level {alpha} is not between 0 and 1; the usual is 0.05")

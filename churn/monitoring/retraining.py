@@ -37,8 +37,11 @@ def reason_to_retrain(
     ``low`` is how its performance is below the limit, if it is, and ``drifted`` the features that drifted in two
     different inputs. ``trained_on`` is ``None`` if it is unknown, or the champion's age does not count.
     """
-    drift = f"{', '.join(sorted(drifted))} drifted in two different inputs" if drifted else None
-    return low or drift or _age(trained_on, today, policy)
+    if low or drifted:
+        return low or f"{', '.join(sorted(drifted))} drifted in two different inputs"
+    months = 0 if trained_on is None else _months_since(trained_on, today)
+    is_old = policy.after_months and months >= policy.after_months
+    return f"trained on {trained_on}, {months} months ago" if is_old else None
 
 
 def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
@@ -65,13 +68,6 @@ def drifted_features(batches: Sequence[ScoredBatch], week: date) -> dict[tuple[s
         if flag.is_confirmed and flag.variant not in broken:
             features.setdefault((flag.variant, versions[flag.batch_id]), []).append(flag.drift.feature)
     return features
-
-
-def _age(trained_on: date | None, today: date, policy: RetrainingPolicy) -> str | None:
-    if not policy.after_months or trained_on is None:
-        return None
-    months = _months_since(trained_on, today)
-    return f"trained on {trained_on}, {months} months ago" if months >= policy.after_months else None
 
 
 def _months_since(day: date, today: date) -> int:

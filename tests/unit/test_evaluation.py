@@ -342,14 +342,6 @@ def test_no_rows_have_no_mean():
         calibration_error(np.zeros(0, dtype=bool), np.zeros(0))
 
 
-def test_shares_and_confidences_outside_their_range_are_refused():
-    churned, scores = draw(1)
-    with pytest.raises(ChurnError, match=r"highest 0 of the rows"):
-        lift(churned, scores, 0)
-    with pytest.raises(ChurnError, match=r"confidence 95 is not between 0 and 1"):
-        roc_auc_interval(churned, scores, 95)
-
-
 def test_fifty_thousand_rows_are_evaluated_in_no_time():
     churned, scores = draw(1, n=50_000)
     evaluate(churned, scores)

@@ -300,12 +300,6 @@ def test_what_is_no_e_value_is_refused(values):
         e_benjamini_hochberg(values, 0.05)
 
 
-@pytest.mark.parametrize("alpha", [0, 1, 5])
-def test_a_level_that_is_no_probability_is_refused(alpha):
-    with pytest.raises(ChurnError, match=f"level {alpha} is not between 0 and 1"):
-        confidence_sequence(sums_of(500, mean=0, sd=1), alpha=alpha)
-
-
 def test_a_sequence_tuned_for_no_pairs_is_refused():
     with pytest.raises(ChurnError, match="tuned_for is 0"):
         e_value(sums_of(500, mean=0, sd=1), tuned_for=0)
