@@ -15,9 +15,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 
 logger = logging.getLogger(__name__)
 
-BATCH = 50
-"""Materializations of an asset that are written together, at most."""
-
+BATCH = 50  # materializations of an asset that are written together, at most
 _OUTCOMES = {AssetCheckExecutionRecordStatus.SUCCEEDED: True, AssetCheckExecutionRecordStatus.FAILED: False}
 
 

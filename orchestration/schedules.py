@@ -15,8 +15,7 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, spa
 from orchestration.resources import Services
 
 RUNNING: Any = {"execution_timezone": "UTC", "default_status": dg.DefaultScheduleStatus.RUNNING}
-TICK_TAG = "churn/tick"
-"""Common to the runs of one tick and their retries; filter the list of runs by it."""
+TICK_TAG = "churn/tick"  # common to the runs of one tick and their retries; filter the list of runs by it
 
 
 @dg.schedule(

@@ -38,18 +38,10 @@ from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of, month_number, newest_month_due, newest_whole_month
 from churn.wording import counted, listed, percent
 
-FDR = 0.01
-"""False discovery rate: the expected share of false findings among all findings."""
-
-LEAST_COMMON = 0.1
-"""Share of the rows that moves in most variants of a fleet before people are told."""
-
-LEAST_MONTHS = 3
-"""Earlier months with which a month's rows are compared, at least."""
-
-MOST_COHORTS = 6
-"""Independent cohorts over which evidence accumulates, at most."""
-
+FDR = 0.01  # false discovery rate: the expected share of false findings among all findings
+LEAST_COMMON = 0.1  # share of the rows that moves in most variants of a fleet before people are told
+LEAST_MONTHS = 3  # earlier months with which a month's rows are compared, at least
+MOST_COHORTS = 6  # independent cohorts over which evidence accumulates, at most
 MEMORY = timedelta(weeks=40)
 """How far back a variant's history is read: nine months of monthly data, twice as much as is used."""
 

@@ -23,19 +23,11 @@ from churn.errors import InputError
 from churn.evaluation.metrics import discoveries
 from churn.monitoring.profiles import Bins, Profile, require_same_bins
 
-LEAST_MOVED = 0.05
-"""Share of the rows that a drift moves at least, beyond what moves in the fleet."""
-
+LEAST_MOVED = 0.05  # share of the rows that a drift moves at least, beyond what moves in the fleet
 LEAST_UNKNOWN_RISE = 0.01
-LEAST_BROKEN = 0.5
-"""Rise of the share of unknown or missing values above which the data is broken, not drifted."""
-
-LEAST_FLEET = 20
-"""Variants that have a feature in common below which the fleet's movement is not estimated."""
-
-UNKNOWN = "unknown"
-"""The key of the last bin's move."""
-
+LEAST_BROKEN = 0.5  # rise of the share of unknown or missing values above which the data is broken, not drifted
+LEAST_FLEET = 20  # variants that have a feature in common below which the fleet's movement is not estimated
+UNKNOWN = "unknown"  # the key of the last bin's move
 _TOLERANCE, _UNKNOWN_TOLERANCE = 0.03, 0.005  # shares that move without a cause, from one year's week to the next's
 _QUANTILES = np.arange(1, 10) / 10
 _DECILES = tuple(f"{quantile:.1f}" for quantile in _QUANTILES)

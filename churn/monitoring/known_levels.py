@@ -16,8 +16,7 @@ from churn.errors import QuarantineError
 from churn.monitoring.profiles import Profile
 from churn.wording import listed, percent
 
-MANY = 0.5
-"""Share of accounts above the reference's from which an unknown level is shown with the batch."""
+MANY = 0.5  # share of accounts above the reference's from which an unknown level is shown with the batch
 
 
 @dataclass

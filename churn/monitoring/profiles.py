@@ -18,9 +18,7 @@ from churn.data.features import Encoding, Packed
 from churn.errors import InputError
 
 SCORE = "churn_probability"
-MOST_BINS = 10
-"""Maximum number of bins for a numeric feature's values; one more bin counts missing values."""
-
+MOST_BINS = 10  # maximum number of bins for a numeric feature's values; one more bin counts missing values
 _FREQUENT_SHARE = 0.2  # no more than four values exceed it, so the bins between them stay within MOST_BINS
 _FORMAT = 1
 _MAX_COUNT = 2**53

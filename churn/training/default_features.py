@@ -10,12 +10,8 @@ import polars as pl
 
 from churn.data.activity import MONEY, ONE_HOT_COLUMNS
 
-DEFAULT_SET = "the default set, version 1"
-"""Recorded with a training run; the version changes with the set."""
-
-MAX_LEVELS = 60
-"""Levels of each category, the most frequent ones."""
-
+DEFAULT_SET = "the default set, version 1"  # recorded with a training run; the version changes with the set
+MAX_LEVELS = 60  # levels of each category, the most frequent ones
 _OF_MONEY = ("sum_1m", "sum_3m", "sum_12m", "count_6m", "trend_6m", "rate_1m")
 _OF_ACTIVITY = ("months_since_active", "active_months_3m", "active_months_6m", "active_months_12m")
 _DATES = ("reg_date", "ftd_date", "qp_date")

@@ -40,9 +40,7 @@ logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 Tags = Mapping[str, str]
-TagsOf = Callable[[Variant, int], Tags]
-"""Returns the tags of a variant's model version."""
-
+TagsOf = Callable[[Variant, int], Tags]  # returns the tags of a variant's model version
 _AUTO_PROMOTED = "CHURN_AUTO_PROMOTE"  # the reason recorded with an automatic promotion
 _THREADS = 2  # more of them wait for one another
 _LOGGED_WITHIN = timedelta(days=60)

@@ -23,13 +23,11 @@ from churn.workflows.fleet import Attempts, run_attempt
 _Out = TypeVar("_Out")
 _Running = dict[Future[Any], tuple[str, datetime]]  # the keys, and when they began
 
-MAX_RETRIES = 3
-"""How often a variant is tried again whose process died."""
+MAX_RETRIES = 3  # how often a variant is tried again whose process died
 _TASKS_PER_PROCESS = 2  # one runs, one is queued
 _PRELOADED = ("churn.deployment.services", "churn.inference.engine", "churn.registry.registry", "churn.workflows.check")
 
-_attempt: Callable[[str], Any]
-"""What this process does, if it is a worker."""
+_attempt: Callable[[str], Any]  # what this process does, if it is a worker
 
 
 @dataclass(frozen=True)

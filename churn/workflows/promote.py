@@ -28,8 +28,7 @@ from churn.workflows.fleet import for_each_variant
 if TYPE_CHECKING:
     from churn.registry.registry import Registry
 
-WHOLE = 10_000
-"""Shares of accounts are counted in ten-thousandths."""
+WHOLE = 10_000  # shares of accounts are counted in ten-thousandths
 _RESUMED = ("promoted", "rolled_back")  # the actions that are completed, not decided again, when they are repeated
 
 
