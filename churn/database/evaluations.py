@@ -13,10 +13,11 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import polars as pl
 import sqlalchemy as sa
 
 from churn.arrays import Floats, Longs
-from churn.database.connection import Tables, errors_translated
+from churn.database.connection import Tables, errors_translated, read_queries
 from churn.database.copy_format import decode_single_fields
 from churn.evaluation.segments import EvaluatedSegment
 from churn.variants import Variant
@@ -36,6 +37,8 @@ _MEASURES = (
     "log_loss_excess_high", "brier_score", "calibration_error", "lift_at_10", "mean_score",
 )  # fmt: skip
 _SEGMENT = ", ".join(("batch_id", *EvaluatedSegment.__dataclass_fields__, "roc_auc_low", "roc_auc_high"))
+_ABOVE_CUTS = read_queries("effects")["above_cuts"]
+_MEMBER = {"account_id": pl.Int64, "arm": pl.String, "holdout_share": pl.Float64, "control_share": pl.Float64}
 _MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions of accounts
 _MOST_CHARACTERS = 200  # a level is part of a key, and an input file may contain levels of any length
 
@@ -163,6 +166,14 @@ class Evaluations(Tables):
                 cursor.copy_expert(f"COPY ({query}) TO STDOUT WITH (FORMAT binary)", buffer)
         by_id = dict(map(_decode_scores, decode_single_fields(buffer.getbuffer())))
         return [by_id[one.batch_id] for one in batches]
+
+    def above_cuts(self, variant: Variant, since: date, until: date) -> pl.DataFrame:
+        """Return who was above the cut of a campaign that ran then, for ``churn.decisions.effects.inverse_weights``.
+
+        ``until`` is not included.
+        """
+        rows = self._rows(_ABOVE_CUTS, company=variant.company or "", since=since, until=until)
+        return pl.DataFrame(rows, _MEMBER, orient="row")
 
     def record(self, evaluated: Sequence[EvaluatedBatch], replaced: Sequence[EvaluatedBatch] = ()) -> None:
         """Store evaluated batches, except those that another process has stored meanwhile.

@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import polars as pl
 
+from churn.arrays import Doubles, Flags
 from churn.data.columns import Columns
-from churn.data.labels import Horizon, Ids, Reports, at_risk, label
+from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
+from churn.decisions.effects import inverse_weights
 from churn.errors import ChurnError, UnlabelledError
 from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare
-from churn.evaluation.metrics import evaluate, reliability
+from churn.evaluation.metrics import counts, evaluate, reliability
 from churn.evaluation.segments import EvaluatedSegment, Levels, below_limit, evaluate_segments
 from churn.registry import tags as tag
 from churn.storage.history import Appended
 from churn.storage.sources import NoFileError
 from churn.variants import Variant
 from churn.versions import CHAMPION
-from churn.weeks import month_number
+from churn.weeks import month_number, month_start
 from churn.workflows.fleet import Attempts, FleetEngine, error_text, for_each_variant, threads
 from churn.workflows.ingest import Ingestion, NoActivityError, with_numbers
 
@@ -228,7 +230,9 @@ class PerformanceEvaluator:
             candidates = at_risk(reports, one.batch.as_of, self.horizon)
             labels = label(reports, candidates, one.batch.as_of, today=today, horizon=self.horizon)
             if _why_again(one, len(labels.account_ids), int(labels.churned.sum())):
-                changed.add(month)
+                _, churned, weights = self.untreated(one.batch, labels)
+                if weights is None or _why_again(one, *counts(churned, weights)[:2]):
+                    changed.add(month)
         return [one for one in counted if month_number(one.batch.as_of) in changed]
 
     def compare(
@@ -294,22 +298,28 @@ class PerformanceEvaluator:
                 batch.variant, batch.scored_week, len(account_ids), len(candidates),
             )  # fmt: skip
             return None
-        scores = scores[np.searchsorted(account_ids, labels.account_ids)]
-        evaluation = evaluate(labels.churned, scores)
+        known, churned, weights = self.untreated(batch, labels)
+        scores = scores[np.searchsorted(account_ids, known)]
+        evaluation = evaluate(churned, scores, weights)
+        if weights is not None:
+            logger.info(
+                "%s, week of %s: of %d accounts with labels, campaigns left %d alone, which weigh as much as %d: %s",
+                batch.variant, batch.scored_week, len(labels.account_ids), len(known), evaluation.n, evaluation.status,
+            )  # fmt: skip
         return EvaluatedBatch(
             batch=batch,
             labels_as_of=today,
             horizon_months=self.horizon.months,
             n_accounts=len(account_ids),
             n_at_risk=len(candidates),
-            n_matured=len(labels.account_ids),
+            n_matured=evaluation.n,
             n_missing=labels.n_missing,
-            n_churned=int(labels.churned.sum()),
+            n_churned=evaluation.n_churned,
             status=evaluation.status,
             auc_limit=limit,
             measures=evaluation.metrics(),
-            reliability=None if evaluation.status == "insufficient" else reliability(labels.churned, scores),
-            segments=evaluate_segments(levels.known(labels.account_ids, batch.as_of), labels.churned, scores, limit),
+            reliability=None if evaluation.status == "insufficient" else reliability(churned, scores, weights),
+            segments=evaluate_segments(levels.known(known, batch.as_of), churned, scores, limit, weights),
             evidence_after=tag.evidence_after(tags),
         )
 
@@ -317,14 +327,26 @@ class PerformanceEvaluator:
         """Exclude the accounts that had churned before they were scored, which any model could predict."""
         return np.intersect1d(account_ids, at_risk(reports, as_of, self.horizon), assume_unique=True)
 
+    def untreated(self, batch: PublishedBatch, labels: Labels) -> tuple[Ids, Flags, Doubles | None]:
+        """Return the accounts that no campaign offered anything, their labels, and their weights if there was one.
+
+        Campaigns count that ran within a horizon before the as-of day or until the labels' last month.
+        """
+        since, until = (month_start(batch.as_of, months) for months in (-self.horizon.months, self.horizon.months + 1))
+        weights = inverse_weights(labels.account_ids, self.results.above_cuts(batch.variant, since, until))
+        if weights is None:
+            return labels.account_ids, labels.churned, None
+        return labels.account_ids[weights > 0], labels.churned[weights > 0], weights[weights > 0]
+
     def _cohort(self, pair: Pair, reports: Reports, today: date) -> PairedCohort:
         (account_ids, champion), (others, challenger) = self.results.scores([pair.champion, pair.challenger])
         both, first, second = np.intersect1d(account_ids, others, assume_unique=True, return_indices=True)
         candidates = self._at_risk(reports, both, pair.champion.as_of)
         labels = label(reports, candidates, pair.champion.as_of, today=today, horizon=self.horizon)
-        places = np.searchsorted(both, labels.account_ids)
+        known, churned, weights = self.untreated(pair.champion, labels)
+        places = np.searchsorted(both, known)
         champion, challenger = champion[first][places], challenger[second][places]
-        return PairedCohort(pair.champion.as_of, labels.account_ids, champion, challenger, labels.churned)
+        return PairedCohort(pair.champion.as_of, known, champion, challenger, churned, weights)
 
 
 def _columns(batch: PublishedBatch, tags: Tags) -> Columns:

@@ -18,7 +18,8 @@ from sklearn import metrics
 
 from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.columns import Columns
-from churn.data.labels import Horizon, Reports, at_risk, label
+from churn.data.labels import Horizon, Labels, Reports, at_risk, label
+from churn.database.decisions import Decisions
 from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.errors import ChurnError, InputError, QuarantineError
@@ -30,6 +31,7 @@ from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator, Va
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
 from tests.support.batches import week_request
+from tests.support.campaigns import campaign, members
 from tests.support.inputs import register_bundled, trained_until
 from tests.support.simulated import simulate_activity
 from tests.support.site import Run, Site, bundled, client
@@ -112,6 +114,33 @@ def test_a_batch_is_judged_by_segment_as_scikit_learn_would(site: Site, judge: P
                 assert low < auc
                 assert (p_value < 0.5) == (auc < judge.auc_limit)
     assert {status for *_, status, _, _, _, _, _ in rows} == {"ok", "insufficient"}
+
+
+@pytest.mark.slow
+def test_accounts_that_a_campaign_contacted_do_not_count_and_others_stand_for_them(
+    site: Site, judge: PerformanceEvaluator, deployment: Deployment
+):
+    columns = {"top_share": 0.5, "holdout_share": 0.1, "control_share": 0.2, "starts_on": WEEKS[1]}
+    Decisions(deployment.database).create(campaign("spring", US, **columns), {})
+    (found,) = (one for one in judge.evaluate_batches(US, TODAY) if one.batch.scored_week == WEEKS[1])
+    batch, labels = found.batch, _labels(judge, found.batch.as_of)
+    arms = members(deployment.database, "spring")
+    offered = np.isin(labels.account_ids, [account for account, arm in arms.items() if arm == "offered"])
+    ids, churned, weights = judge.untreated(batch, labels)
+
+    assert 0.3 < offered.mean() < 0.4
+    assert ids.tolist() == labels.account_ids[~offered].tolist()
+    assert weights == pytest.approx(np.where(np.isin(ids, list(arms)), 1 / (0.1 + 0.9 * 0.2), 1.0))
+    assert weights.sum() == pytest.approx(len(labels.account_ids), rel=0.1)
+    assert churned.mean() < np.average(churned, weights=weights)
+    assert judge.untreated(replace(batch, as_of=date(2025, 6, 30)), labels)[2] is None
+    assert found.n_matured == round(weights.sum() ** 2 / (weights @ weights)) < len(ids)
+    assert found.n_churned / found.n_matured == pytest.approx(labels.churned.mean(), abs=0.05)
+
+
+def _labels(judge: PerformanceEvaluator, as_of: date) -> Labels:
+    reports = Reports.of(judge.ingestion.history.read(US))
+    return label(reports, at_risk(reports, as_of, Horizon()), as_of, today=TODAY, horizon=Horizon())
 
 
 def _outcomes(site: Site, facts: pl.DataFrame, week: date) -> pl.DataFrame:
