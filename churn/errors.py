@@ -4,6 +4,9 @@ Every message names the offending value, what was needed, and the next step. Non
 also a :class:`TransientError` may not occur again, so that a retry makes sense.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from churn.wording import printable
 
 _LONGEST, _KEPT = 2_000, 1_400
@@ -110,3 +113,19 @@ class DatabaseUnavailableError(StoreError, TransientError):
 
 class LockTimeoutError(DatabaseUnavailableError):
     """Another session did not release its lock on a table in time."""
+
+
+@contextmanager
+def raised_as(kind: type[ChurnError], problem: str, *errors: type[BaseException], remedy: str = "") -> Iterator[None]:
+    """Raise errors of these types as ``kind``: the problem, the cause in brackets, and the remedy."""
+    try:
+        yield
+    except errors as error:
+        raise kind(f"{problem} ({cause_of(error)})" + (f"; {remedy}" if remedy else "")) from error
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the first line of an error; its name where there is none, and before one that says little by itself."""
+    line = "".join(str(error).strip().splitlines()[:1])[:200]
+    is_clear = line and not isinstance(error, LookupError | TypeError | AttributeError)
+    return line if is_clear else ": ".join(filter(None, (type(error).__name__, line)))

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from churn.errors import InputError
+from churn.errors import InputError, raised_as
 
 _UTC = {"Z", "z", "zulu", "UTC", "utc"}
 _NOT_IMPLEMENTED = ("Not yet implemented", "NotImplemented", "not supported", "not built")
@@ -37,12 +37,9 @@ def _with_known_zone(name: str, array: pa.Array) -> pa.Array:
     unit, zone = array.type.unit, array.type.tz
     if zone in _UTC:
         return array.cast(pa.timestamp(unit, "UTC"))
-    try:
+    problem = f"column {name!r} has instants of the time zone {zone!r}, which is not known"
+    with raised_as(InputError, problem, pa.ArrowInvalid):
         local = pc.local_timestamp(array)
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"column {name!r} has instants of the time zone {zone!r}, which is not known ({error})"
-        ) from error
     if not zone.startswith(("+", "-")) or zone.endswith(":00"):
         return array
     return pc.binary_join_element_wise(local.cast(pa.string()), zone, "")  # as text, since Polars knows no such zone

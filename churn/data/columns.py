@@ -14,7 +14,7 @@ import numpy as np
 
 from churn.data.activity import KINDS, MAX_MONEY, MONEY, ONE_HOT_COLUMNS
 from churn.data.features import Levels, Matrix
-from churn.errors import InputError
+from churn.errors import InputError, raised_as
 
 _LEAST_ROWS = 50  # in fewer sample rows, two flags may never be set together by chance
 
@@ -51,7 +51,11 @@ class Columns:
     @classmethod
     def from_json(cls, text: str | bytes, origin: str) -> "Columns":
         """Parse a declaration; ``origin`` names it in an ``InputError``, which any other text raises."""
-        try:
+        problem = f"{origin} is no declaration of columns"
+        example = '{"activity": ["total_deposit"], "segments": ["brand_id"], "revenue": "total_ngr"}'
+        remedy = f"a JSON object is needed, such as {example}"
+        errors = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+        with raised_as(InputError, problem, *errors, remedy=remedy):
             declared: dict[str, Any] = json.loads(text)
             has_no_columns = bool(declared) and set(declared) <= {"max_money", "categories"}
             categories = parse_levels(declared.pop("categories", {}))
@@ -72,11 +76,6 @@ class Columns:
             )
             if declared or not columns.activity:
                 raise ValueError(f"unknown keys: {', '.join(declared) or 'none'}; columns of activity: none")
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise InputError(
-                f"{origin} is no declaration of columns ({type(error).__name__}: {error}); a JSON object is needed, "
-                f'such as {{"activity": ["total_deposit"], "segments": ["brand_id"], "revenue": "total_ngr"}}'
-            ) from error
         return columns
 
     def to_json(self) -> str:

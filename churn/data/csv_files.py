@@ -15,9 +15,9 @@ from pathlib import Path
 import polars as pl
 
 from churn.data.activity import KEY
-from churn.data.file_kinds import input_error, require_few_columns
+from churn.data.file_kinds import require_few_columns
 from churn.data.spellings import fold_name
-from churn.errors import InputError
+from churn.errors import InputError, raised_as
 
 _SEPARATORS = ",;\t|"
 _HEAD_BYTES, _CHUNK_BYTES = 1 << 20, 1 << 20
@@ -35,7 +35,7 @@ def read_csv(path: Path, names: Sequence[str] = ()) -> pl.DataFrame:
     Raises ``InputError`` if it has no header, rows of unequal length, or is no text in UTF-8.
     """
     header, separator, n_skipped = _read_layout(path, names)
-    with input_error(f"{path.name} cannot be read as CSV with a header", *_ERRORS):
+    with raised_as(InputError, f"{path.name} cannot be read as CSV with a header", *_ERRORS):
         try:
             frame = pl.read_csv(path, infer_schema=False, glob=False, separator=separator, skip_lines=n_skipped)
         except pl.exceptions.PolarsError:
@@ -57,7 +57,7 @@ def _read_layout(path: Path, names: Sequence[str]) -> tuple[list[str], str, int]
     if (said := re.fullmatch(r'"?sep=(.)"?\r?', lines[0])) is not None:
         n_skipped, separators, lines = 1, said[1], lines[1:]
     text = "\n".join(lines)
-    with input_error(f"{path.name} cannot be read as CSV with a header", *_ERRORS):
+    with raised_as(InputError, f"{path.name} cannot be read as CSV with a header", *_ERRORS):
         header, separator = _widest(text.lstrip("\r\n"), separators)
     require_few_columns(path, len(header))
     known = {fold_name(name) for name in (*KEY, *names)}

@@ -5,13 +5,11 @@ Not here: how a format is read (``churn.data.formats``).
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 
-from churn.errors import InputError
+from churn.errors import InputError, raised_as
 
 PARQUET = b"PAR1"
 SNIFFED_BYTES = 65_536
@@ -113,13 +111,12 @@ def unpacked(path: Path) -> Path:
         return path
     copy, limit = path.parent / ".unpacked" / path.name, max(MANY_BYTES, MOST_PACKED * path.stat().st_size)
     copy.parent.mkdir(exist_ok=True)  # under its own name, which messages have
-    try:
-        with pa.input_stream(str(path), compression=codec) as packed, copy.open("wb") as file:
+    problem = f"{path.name} is a truncated or damaged {codec} file"
+    with raised_as(InputError, problem, OSError, pa.ArrowException, remedy="write it again"), copy.open("wb") as file:
+        with pa.input_stream(str(path), compression=codec) as packed:
             while file.tell() <= limit and (chunk := packed.read(1 << 20)):
                 file.write(chunk)
-            size = file.tell()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path.name} is a truncated or damaged {codec} file ({error}); write it again") from error
+        size = file.tell()
     if size > limit:
         raise InputError(
             f"{path.name} packs more than {limit} bytes into {path.stat().st_size}, which no extract of many accounts "
@@ -145,20 +142,6 @@ def is_part(key: str) -> bool:
     [True, False, True, False]
     """
     return not any(name.startswith(("_", ".")) and "=" not in name for name in key.split("/"))
-
-
-@contextmanager
-def input_error(problem: str, *errors: type[BaseException], remedy: str = "") -> Iterator[None]:
-    """Translate errors into an ``InputError`` of the problem, the cause and the remedy."""
-    try:
-        yield
-    except errors as error:
-        raise InputError(f"{problem} ({short(error)}){remedy}") from error
-
-
-def short(error: BaseException) -> str:
-    """Return the first line of an error, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def require_few_columns(path: Path, n_columns: int) -> None:

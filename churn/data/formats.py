@@ -22,9 +22,9 @@ from churn.data import file_kinds
 from churn.data.activity import KINDS
 from churn.data.arrow_columns import convert, is_bytes, is_not_implemented, is_text
 from churn.data.csv_files import read_csv
-from churn.data.file_kinds import input_error, require_few_columns, short
+from churn.data.file_kinds import require_few_columns
 from churn.data.spellings import is_pattern, renames
-from churn.errors import InputError
+from churn.errors import InputError, cause_of, raised_as
 from churn.wording import listed
 
 _BATCH_LINES = 65_536
@@ -36,6 +36,7 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _MANY_CELLS, _MANY_ROWS = 50_000_000, 1_000_000
 _LONGEST_TEXT = 1_000
 _LEAST_ROWS, _MOST_DECODED = 64, 2 << 30  # of a batch of delta-encoded text
+_NO_JSON = (ValueError, RecursionError)
 _DAMAGE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OSError)
 
 
@@ -75,7 +76,7 @@ def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame
     """Read the rows of a file or folder, opened by :func:`open_rows`, into memory, in order; those of CSV are text."""
     rows = open_rows(path, positional_names)
     chunks = list(rows.chunks(rows.columns, _BATCH_LINES))
-    with input_error(f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
+    with raised_as(InputError, f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
         whole = pl.concat(chunks, how="vertical_relaxed") if chunks else pl.DataFrame()
     return whole.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
@@ -136,8 +137,8 @@ def _with_columns_of_path(rows: RowFile, path: Path) -> RowFile:
 
 
 def _open_parquet(path: Path) -> RowFile:
-    problem, remedy = f"{path.name} is a truncated or damaged Parquet file", "; write it again"
-    with input_error(problem, *_DAMAGE, remedy=remedy), pq.ParquetFile(path) as file:
+    problem, remedy = f"{path.name} is a truncated or damaged Parquet file", "write it again"
+    with raised_as(InputError, problem, *_DAMAGE, remedy=remedy), pq.ParquetFile(path) as file:
         unpacked = _require_modest(path, file.metadata)
         names: list[str] = file.schema_arrow.names
         n_rows = int(file.metadata.num_rows)
@@ -146,7 +147,7 @@ def _open_parquet(path: Path) -> RowFile:
 
     def chunks(columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
         n_read = 0
-        with input_error(problem, *_DAMAGE, remedy=remedy):
+        with raised_as(InputError, problem, *_DAMAGE, remedy=remedy):
             try:
                 for batch in _batches(path, columns, [name for name in columns if name in texts], size, unpacked):
                     _require_short_texts(path, batch)
@@ -156,7 +157,7 @@ def _open_parquet(path: Path) -> RowFile:
                 if is_not_implemented(error):
                     raise InputError(
                         f"{path.name}, written by {writer!r}, is a Parquet file of a kind that is not read "
-                        f"({short(error)}); write it with the codec zstd or snappy, and without encryption"
+                        f"({cause_of(error)}); write it with the codec zstd or snappy, and without encryption"
                     ) from error
                 raise
             if n_read != n_rows:
@@ -246,7 +247,7 @@ def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
         n_rows, n_values = n_rows + len(batch), n_values + sum(map(len, batch))
         _require_few_gaps(path, n_rows, len(names), n_values)
         frames.append(_from_records(path.name, batch))
-    with input_error(f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
+    with raised_as(InputError, f"{path.name} mixes kinds of values in one column", pl.exceptions.PolarsError):
         return pl.concat(frames, how="diagonal_relaxed")
 
 
@@ -281,7 +282,7 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
             f"{path.name} is one JSON array of {size} bytes, and up to {MAX_ARRAY_BYTES} are read; write Parquet or "
             f"JSON Lines"
         )
-    with input_error(f"{path.name} is not valid JSON", ValueError, RecursionError, remedy="; it may be truncated"):
+    with raised_as(InputError, f"{path.name} is not valid JSON", *_NO_JSON, remedy="it may be truncated"):
         rows = _parse_line(path.read_bytes())
     if not rows:
         return pl.DataFrame()
@@ -300,7 +301,7 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
 
 def _from_records(name: str, rows: list[Any], names: list[str] | None = None) -> pl.DataFrame:
     errors = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, RecursionError)
-    with input_error(f"{name} has values that make no table", *errors):
+    with raised_as(InputError, f"{name} has values that make no table", *errors):
         if names is None:
             mixed = _mixed_columns(rows)
             flat = [{key: _flat(value, is_mixed=key in mixed) for key, value in row.items()} for row in rows]
@@ -367,13 +368,13 @@ def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
             shown = repr(line.strip()[:60].decode(errors="replace"))
             try:
                 record = _parse_line(line)
-            except (ValueError, RecursionError) as error:
+            except _NO_JSON as error:
                 if _is_one_object(path):
                     raise InputError(
                         f"{path.name} is a single JSON object; JSON Lines (an object a line) or a JSON array of rows "
                         f"is needed"
                     ) from error
-                raise InputError(f"{where} is not JSON ({short(error)}): {shown}") from error
+                raise InputError(f"{where} is not JSON ({cause_of(error)}): {shown}") from error
             if not isinstance(record, dict):
                 raise InputError(f"{where} is not an object: {shown}")
             yield record
@@ -382,7 +383,7 @@ def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _is_one_object(path: Path) -> bool:
     try:
         return isinstance(json.loads(path.read_bytes()), dict)
-    except (ValueError, RecursionError):
+    except _NO_JSON:
         return False
 
 

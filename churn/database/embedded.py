@@ -31,7 +31,7 @@ from sqlalchemy import URL, NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
 from churn.database import embedded_host as host
-from churn.errors import DatabaseUnavailableError, StoreError
+from churn.errors import DatabaseUnavailableError, StoreError, raised_as
 
 _logger = logging.getLogger(__name__)
 
@@ -69,19 +69,15 @@ def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterabl
         StoreError: If it cannot be created or started; the message has the end of its log.
     """
     link = home.absolute() / "postgres"
+    needed = f"user {os.geteuid()} needs write access, and its disk free space: correct that, or move {link} away"
     with ExitStack() as stack:
-        try:
+        with raised_as(StoreError, f"{link} cannot contain the embedded PostgreSQL", OSError, remedy=needed):
             account = host.account_for(link / "cluster")
             folder = host.server_folder(link, account)
             with _gate(folder):
                 programs = host.find_programs(bin_dir, account, copies=folder)
             server = _Server(folder, programs)
             url = stack.enter_context(server.in_use(ports or _free_ports()))
-        except OSError as error:
-            raise StoreError(
-                f"{link} cannot contain the embedded PostgreSQL: {error}. User {os.geteuid()} needs write access, "
-                f"and its disk free space; correct that, or move {link} away to start with an empty folder"
-            ) from error
         yield url
 
 

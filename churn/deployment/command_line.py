@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from churn.deployment.surroundings import prepare_process
-from churn.errors import ChurnError, UsageError
+from churn.errors import ChurnError, UsageError, raised_as
 from churn.signals import Stopped, signals_handled
 from churn.variants import Variant, find_variant, fold_name
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
@@ -203,18 +203,15 @@ def parse_account(text: str) -> str:
 def _read_keys(path: Path | None) -> list[str]:
     if path is None:
         return []
-    try:
+    needed = "a text file with a variant key on each line is needed"
+    with raised_as(UsageError, f"--all {path} cannot be read", OSError, ValueError, remedy=needed):
         with path.open() as file:
             text = file.read(_MAX_KEYS_TEXT + 1)
         if len(text) > _MAX_KEYS_TEXT:
             raise ValueError(f"it is longer than {_MAX_KEYS_TEXT} characters")
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--all {path} cannot be read ({error}); a text file with a variant key on each line is needed"
-        ) from error
     keys = [line.strip() for line in text.splitlines() if line.strip()]
     if not keys:
-        raise UsageError(f"--all {path} names no variant; a variant key on each line is needed")
+        raise UsageError(f"--all {path} names no variant; {needed}")
     return keys
 
 

@@ -21,7 +21,7 @@ from churn.data.columns import parse_levels
 from churn.data.features import Levels, Matrix
 from churn.data.formats import unrepeated
 from churn.data.spellings import is_pattern
-from churn.errors import ModelFileError
+from churn.errors import ModelFileError, raised_as
 from churn.inference.categories import agree, read_levels
 from churn.inference.forest import Forest, base_margin, booster_kind, read_forest
 from churn.inference.ubjson import parse_ubjson
@@ -52,6 +52,7 @@ _TREE_FIELDS = {
 _SIZE_FIELDS = {"num_deleted", "num_feature", "num_nodes", "size_leaf_vector"}
 _NODE_FIELDS = ("left_children", "right_children", "parents", "split_indices", "split_conditions", "default_left")
 _NO_CHILD = -1
+_BAD_CONTENT = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,9 @@ class Golden:
     @classmethod
     def from_json(cls, text: str | bytes) -> "Golden":
         """Read the output of :meth:`to_json`; raises ``ModelFileError`` if it is damaged or has no row."""
-        try:
+        with raised_as(ModelFileError, "the golden rows are damaged", *_BAD_CONTENT, remedy="log the model again"):
             document = json.loads(text)
             rows, scores = (np.array(document[name], dtype=np.float32) for name in ("rows", "scores"))
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise ModelFileError(
-                f"the golden rows are damaged ({type(error).__name__}: {error}); log the model again"
-            ) from error
         if rows.ndim != 2 or not len(rows) or scores.shape != (len(rows),) or not ((scores >= 0) & (scores <= 1)).all():
             raise ModelFileError(
                 f"the golden rows have shape {rows.shape} and their scores {scores.shape}, or scores that are not "
@@ -168,27 +165,25 @@ def read_bundle(
             has another objective than ``binary:logistic``, or does not match the names.
     """
     _require_readable_format(data, origin)
-    try:
+    damage, kinds = f"{origin} is damaged", (ValueError, OverflowError, RecursionError)
+    other, fields = f"{origin} is not an XGBoost model", (LookupError, TypeError, AttributeError)
+    with (
+        raised_as(ModelFileError, damage, *kinds, remedy="save the model again"),
+        raised_as(ModelFileError, other, *fields, remedy="save one with Booster.save_model"),
+    ):
         # XGBoost's reader can crash on a truncated file, so the whole file is parsed first.
         document = _parse(data)
         parameters = _parameters(document)
         version = [int(part) for part in document["version"]]
         levels = read_levels(document, parameters["n_features"])
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise ModelFileError(f"{origin} is damaged: {error}; save the model again") from error
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelFileError(
-            f"{origin} is not an XGBoost model ({type(error).__name__}: {error}); save one with Booster.save_model"
-        ) from error
     _require_known_version(version, origin)
     if parameters.pop("n_outputs") > 1:
         raise ModelFileError(f"{origin} has several scores per row; one churn probability is needed")
     if (objective := parameters["objective"]) != "binary:logistic":
         raise ModelFileError(f"{origin} has objective {objective!r}; churn probabilities need binary:logistic")
-    try:
+    needed = "one number between 0 and 1 is needed: train it again"
+    with raised_as(ModelFileError, f"{origin} has no probability to begin with", ValueError, remedy=needed):
         base_margin(parameters["base_score"])
-    except ValueError as error:
-        raise ModelFileError(f"{origin}: {error}; one number between 0 and 1 is needed: train it again") from error
     _require_known_fields(document, origin)
     bundle = load_bundle(data, feature_names, origin, parameters)
     named = ((bundle.feature_names[i], most, stored) for i, (most, stored) in levels.items())
@@ -209,14 +204,11 @@ def load_bundle(
         raise ModelFileError(f"{origin} is damaged: {cause}; save the model again") from error
     names = _agreed_names(booster, feature_names, origin)
     booster = _rounds_that_predict(booster, origin)
-    try:
+    with raised_as(ModelFileError, f"{origin} has another attribute {_LEVELS} than is written here", *_BAD_CONTENT):
         levels = parse_levels(json.loads(booster.attr(_LEVELS) or "{}"))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFileError(f"{origin} has another attribute {_LEVELS} than is written here: {error}") from error
-    try:
+    problem = f"{origin} has feature names that XGBoost rejects"
+    with raised_as(ModelFileError, problem, ValueError, remedy="rename them"):
         booster.feature_names = list(names)
-    except ValueError as error:
-        raise ModelFileError(f"{origin} has feature names that XGBoost rejects ({error}); rename them") from error
     return Bundle(lambda: booster, names, data, parameters or {}, levels)
 
 
@@ -264,10 +256,9 @@ def _rounds_that_predict(booster: xgb.Booster, origin: str) -> xgb.Booster:
 
 def parse_feature_names(data: bytes, origin: str) -> list[str]:
     """Read a JSON array of distinct feature names; raises ``ModelFileError`` if it is anything else."""
-    try:
+    needed = "an array of feature names is needed"
+    with raised_as(ModelFileError, f"{origin} is not JSON", ValueError, RecursionError, remedy=needed):
         names = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{origin} is not JSON ({error}); an array of feature names is needed") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ModelFileError(f'{origin} is not a JSON array of feature names, such as ["total_deposit", …]')
     # XGBoost ends a name at the character NUL, and two names could become one.

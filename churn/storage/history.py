@@ -44,7 +44,7 @@ from churn.data.activity import KEY, QUARANTINED, is_activity
 from churn.data.arrivals import LAST_INSTANT, date_arrivals
 from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns, keys_of
-from churn.errors import AccessDeniedError, InputError, SourceError, UsageError
+from churn.errors import AccessDeniedError, InputError, SourceError, UsageError, raised_as
 from churn.storage.places import Entry, NoSuchKeyError, Place, with_retries
 from churn.variants import Variant
 
@@ -248,11 +248,10 @@ class ActivityHistory:
                 f"{uri} is damaged: its content does not match the SHA-256 in its name; restore it from a backup, or "
                 f"delete it and append its extract again"
             )
-        try:
+        problem = f"{uri} cannot be read as Parquet"
+        with raised_as(InputError, problem, pl.exceptions.PolarsError, remedy="was it written here?"):
             replaces = pl.read_parquet_metadata(io.BytesIO(content)).get(_REPLACES, "")
             return pl.read_parquet(content), replaces.split()
-        except pl.exceptions.PolarsError as error:
-            raise InputError(f"{uri} cannot be read as Parquet ({str(error)[:200]}); was it written here?") from error
 
 
 def max_parts(variant: Variant) -> int:

@@ -19,7 +19,7 @@ import tenacity
 from botocore.config import Config
 
 from churn.concurrency import within
-from churn.errors import AccessDeniedError, ChurnError, InputError, SourceError, SourceUnavailableError, UsageError
+from churn.errors import AccessDeniedError, InputError, SourceError, SourceUnavailableError, UsageError, raised_as
 
 FETCH_DEADLINE_S, ANSWER_DEADLINE_S = 300.0, 60.0  # of a whole file, and of one request
 ATTEMPTS = 3
@@ -216,10 +216,8 @@ class Folder:
                 unfinished.unlink()
 
     def delete(self, key: str) -> None:
-        try:
+        with raised_as(AccessDeniedError, f"{self.uri(key)} may not be deleted by this user", OSError):
             self._path(key).unlink(missing_ok=True)
-        except OSError as error:
-            raise AccessDeniedError(f"{self.uri(key)} may not be deleted by this user ({error})") from error
 
     erase = delete
 
@@ -249,10 +247,9 @@ class Bucket:
         # for every request, which takes a tenth of the request.
         limits = {"connect_timeout": 3, "read_timeout": 20, "max_pool_connections": 16}
         config = Config(**limits, retries={"total_max_attempts": 1}, user_agent="churn")
-        try:
+        remedy = "correct AWS_PROFILE or AWS_ENDPOINT_URL"
+        with raised_as(UsageError, "the AWS settings are wrong", aws.BotoCoreError, ValueError, remedy=remedy):
             self._client: Any = boto3.client("s3", config=config)
-        except (aws.BotoCoreError, ValueError) as why:
-            raise UsageError(f"the AWS settings are wrong ({why}); correct AWS_PROFILE or AWS_ENDPOINT_URL") from why
 
     def close(self) -> None:
         """Close the connections; a later request opens others."""
@@ -369,7 +366,7 @@ class Bucket:
             raise SourceError(f"{uri} could not be read: {error}") from error
 
 
-def _translate(error: aws.ClientError, uri: str, needs: str) -> ChurnError:
+def _translate(error: aws.ClientError, uri: str, needs: str) -> Exception:
     code = _code(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code == "NoSuchBucket":
