@@ -113,7 +113,7 @@ def _from_exponents(text: pl.Series) -> pl.Series:
     exponent = r"^[-+]?[0-9]+(\.[0-9]+)?[eE][+]?[0-9]{1,3}$"
     number = text.str.extract(f"({exponent})").cast(pl.Float64, strict=False)
     is_whole = (number == number.round()) & (number.abs() < _MOST_ROUNDED)
-    whole = number.zip_with(is_whole.fill_null(value=False), pl.Series([None], dtype=pl.Float64))
+    whole = number.set(~is_whole.fill_null(value=False), None)
     return whole.cast(pl.Int64).cast(pl.String).fill_null(text)
 
 
@@ -123,8 +123,7 @@ def _rewrite_numbers(text: pl.Series) -> pl.Series:
     for pattern, dropped in _NUMBERS:
         number = text.str.replace_all(dropped, "", literal=len(dropped) == 1) if dropped else text
         number = number.str.replace(",", ".", literal=True)
-        is_one = text.str.contains(pattern).fill_null(value=False)
-        rewritten = rewritten.fill_null(number.zip_with(is_one, pl.Series([None], dtype=pl.String)))
+        rewritten = rewritten.fill_null(number.set(~text.str.contains(pattern).fill_null(value=False), None))
     # Where some commas are decimal points, 1.234 could be thousands as well.
     has_commas = (rewritten.str.contains(".", literal=True) & text.str.contains(_DECIMAL_COMMA)).any()
     ambiguous = text.str.contains(_THREE_DECIMALS) & has_commas

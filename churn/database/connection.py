@@ -92,8 +92,7 @@ def parse_database_url(text: str, name: str) -> sa.URL:
     if (kind := url.get_backend_name()) not in ("postgresql", "postgres") or not url.database:
         raise UsageError(f"{name} is a {kind} URL; postgresql://user:password@host:port/database is needed")
     parts = (url.username, url.password, url.host, url.database, *map(str, url.query.items()))
-    letters = {letter for part in parts if part for letter in part}
-    if "@" in f"{url.host}{url.database}" or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in letters):
+    if "@" in f"{url.host}{url.database}" or not is_sendable("".join(filter(None, parts))):
         raise UsageError(
             f"{name} contains a character that must be percent-encoded (such as @ in the password) or that PostgreSQL "
             "does not accept; correct it"
@@ -107,6 +106,11 @@ def read_queries(name: str) -> dict[str, str]:
     text = (files("churn.database") / f"{name}.sql").read_text(encoding="utf-8")
     _, *parts = map(str.strip, re.split(r"^-- (\w+)$", text, flags=re.MULTILINE))
     return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def is_sendable(text: str) -> bool:
+    """Return whether a text has no control character, and UTF-8 can encode it."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
 def name_source(url: sa.URL, source: str) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from churn.errors import StoreError
 
@@ -44,11 +44,9 @@ class Programs:
     major: int
     account: Account | None
 
-    def run(
-        self, name: str, *arguments: str | Path, data: Path, inherit: Sequence[int] = (), output: int = subprocess.PIPE
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, name: str, *arguments: str | Path, data: Path, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program on the data folder and wait for it; it and its children inherit the descriptors ``inherit``."""
-        return _run_as(self.account, self.folder / name, *arguments, data=data, inherit=inherit, output=output)
+        return _run_as(self.account, self.folder / name, *arguments, data=data, **options)
 
     def start(self, folder: Path, settings: Sequence[str], *, data: Path, alive: int, log: int) -> bool:
         """Start the server, whose processes inherit ``alive``; returns whether it is ready.

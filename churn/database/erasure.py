@@ -67,12 +67,7 @@ def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:
 
 
 def erase_rows(
-    url: sa.URL,
-    account: str,
-    scope: str = "",
-    *,
-    dry_run: bool,
-    withdraw: Callable[[str, date], None] = lambda _key, _week: None,
+    url: sa.URL, account: str, scope: str = "", *, dry_run: bool, withdraw: Callable[[str, date], object]
 ) -> Sequence[Row]:
     """Erase an account from the predictions of one of ``Variant.scopes``, and block it from later batches. Idempotent.
 

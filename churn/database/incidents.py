@@ -116,11 +116,8 @@ def _write(connection: sa.Connection, change: Change) -> Change:
         connection.execute(sa.text("SELECT resolve_incident(:id)"), {"id": change.incident_id})
     if change.incident_id is not None:
         return change
-    values = {
-        "kind": change.kind, "subject": change.subject, "severity": incidents.KINDS[change.kind].severity,
-        "title": change.title, "members": json.dumps(change.members),
-    }  # fmt: skip
-    return replace(change, incident_id=connection.execute(sa.text(_OPEN), values).scalar_one())
+    values = {"severity": incidents.KINDS[change.kind].severity, "members": json.dumps(change.members)}
+    return replace(change, incident_id=connection.scalar(sa.text(_OPEN), vars(change) | values))
 
 
 def _write_members(connection: sa.Connection, incident: Incident, members: Mapping[str, str]) -> None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import unicodedata
 from contextlib import closing
 
 import boto3
@@ -12,7 +11,7 @@ import sqlalchemy as sa
 from botocore.config import Config
 
 from churn.concurrency import within
-from churn.database.connection import name_source
+from churn.database.connection import is_sendable, name_source
 from churn.deployment.settings import Settings
 from churn.errors import AccessDeniedError, ChurnError, CredentialsError, SecretsUnavailableError, UsageError
 
@@ -53,23 +52,17 @@ def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
         raise CredentialsError(
             f"secret {name!r} has an invalid {' and '.join(invalid)}; text without control characters is needed"
         )
-    url = sa.URL.create(
-        "postgresql+psycopg2",
-        username=secret["username"],
-        password=secret["password"],
-        host=_chosen(settings, "mlflow_db_host", secret.get("host")),
-        port=int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port")))),
-        database=str(secret.get("dbname") or "postgres"),
-    )
+    host = _chosen(settings, "mlflow_db_host", secret.get("host"))
+    port = int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port"))))
+    login, database = (secret["username"], secret["password"]), str(secret.get("dbname") or "postgres")
+    url = sa.URL.create("postgresql+psycopg2", *login, host, port, database)
     name_source(url, "the secret")
     return url
 
 
 def _is_sendable(value: object) -> bool:
-    """Return whether a value can be part of a connection: a number, nothing, or text that UTF-8 can encode."""
-    if not isinstance(value, str):
-        return value is None or isinstance(value, int)
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value)
+    """Return whether a value can be part of a connection: a number, nothing, or text that PostgreSQL accepts."""
+    return is_sendable(value) if isinstance(value, str) else value is None or isinstance(value, int)
 
 
 def _chosen(settings: Settings, field_name: str, in_secret: object) -> str:

@@ -26,6 +26,7 @@ from churn.database.erasure import Erasures
 from churn.database.evaluations import Evaluations
 from churn.database.events import ModelEvents, model_lock, this_person
 from churn.database.extracts import ScoredExtracts
+from churn.database.fleet import FleetTables
 from churn.database.incidents import Incidents
 from churn.database.predictions import PredictionStore
 from churn.deployment.code_version import code_version
@@ -33,6 +34,7 @@ from churn.deployment.credentials import read_secret
 from churn.deployment.settings import Settings, find_bundled_files, find_project_root, load_settings
 from churn.errors import AccessDeniedError, CredentialsError, StoreError, UsageError
 from churn.evaluation.comparison import Limits
+from churn.monitoring.retraining import RetrainingPolicy
 from churn.registry.cache import ArrayCache
 from churn.samples.simulated import SIMULATED
 from churn.storage.history import ActivityHistory
@@ -42,19 +44,18 @@ from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.workflows.alert import Receiver, parse_receivers
 from churn.workflows.decide import Decider
+from churn.workflows.deliver import Deliverer
+from churn.workflows.erase import Eraser
+from churn.workflows.evaluate import PerformanceEvaluator
 from churn.workflows.ingest import Ingestion
+from churn.workflows.monitor import FleetMonitor
+from churn.workflows.promote import Promoter
 from churn.workflows.ray_engine import Workers
+from churn.workflows.retrain import RetrainingPlanner
 
 if TYPE_CHECKING:  # slow to import, so each is imported where it is used
-    from churn.database.fleet import FleetTables
     from churn.registry.registry import Registry
-    from churn.workflows.deliver import Deliverer
-    from churn.workflows.erase import Eraser
-    from churn.workflows.evaluate import PerformanceEvaluator
-    from churn.workflows.monitor import FleetMonitor
-    from churn.workflows.promote import Promoter
     from churn.workflows.register import Registrar
-    from churn.workflows.retrain import RetrainingPlanner
     from churn.workflows.score import Scorer
     from churn.workflows.train import FeatureNames, Trainer
 
@@ -218,16 +219,12 @@ class Deployment:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the values that must be equal wherever a fleet is scored, by a name for people; contains no secret."""
-        settings, mlflow = self.settings, self.mlflow_database
-        return {
-            "the code": self.code_version,
-            "the predictions database": self.store().identity(),
-            "MLflow": f"{mlflow.host}:{mlflow.port or 5432}/{mlflow.database}"
-            if mlflow
-            else self.tracking_uri.rpartition("@")[2].partition("?")[0],
-            "MLFLOW_S3_BUCKET": settings.mlflow_s3_bucket or "not set",
-            **{name.upper(): str(getattr(settings, name)) for name in _EQUAL_ON_NODES},
-        }
+        settings, mlflow = self.settings, self.tracking_uri.rpartition("@")[2].partition("?")[0]
+        if (url := self.mlflow_database) is not None:
+            mlflow = f"{url.host}:{url.port or 5432}/{url.database}"
+        found = {"the code": self.code_version, "the predictions database": self.store().identity(), "MLflow": mlflow}
+        found["MLFLOW_S3_BUCKET"] = settings.mlflow_s3_bucket or "not set"
+        return found | {name.upper(): str(getattr(settings, name)) for name in _EQUAL_ON_NODES}
 
     def history(self) -> ActivityHistory:
         """Open the activity histories, which do not store accounts that were erased."""
@@ -243,10 +240,8 @@ class Deployment:
         self.require_schema()
         return Decider(self._tables(Decisions), self.ingestion(), self.settings.churn_horizon_months)
 
-    def evaluator(self, registry: "Registry | None" = None) -> "PerformanceEvaluator":
+    def evaluator(self, registry: "Registry | None" = None) -> PerformanceEvaluator:
         """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""
-        from churn.workflows.evaluate import PerformanceEvaluator
-
         registry, results = registry or self.registry(read_only=True), self._tables(Evaluations)
         min_auc = self.settings.churn_min_auc
         return PerformanceEvaluator(self.ingestion(), registry, results, self.horizon, Limits(), min_auc)
@@ -256,10 +251,8 @@ class Deployment:
         self.require_schema()
         return self._tables(ModelEvents)
 
-    def promoter(self) -> "Promoter":
+    def promoter(self) -> Promoter:
         """Open the services that moving a variant's aliases needs."""
-        from churn.workflows.promote import Promoter
-
         events, registry = self.events(), self.registry(read_only=False)
         return Promoter(registry, events, self.evaluator(registry), this_person())
 
@@ -285,17 +278,13 @@ class Deployment:
             features=features,
         )
 
-    def fleet(self) -> "FleetTables":
+    def fleet(self) -> FleetTables:
         """Open the state of all variants in the predictions database."""
-        from churn.database.fleet import FleetTables
-
         self.require_schema()
         return self._tables(FleetTables)
 
-    def fleet_monitor(self) -> "FleetMonitor":
+    def fleet_monitor(self) -> FleetMonitor:
         """Open the services that monitoring the fleet needs; the registry is opened when it is queried."""
-        from churn.workflows.monitor import FleetMonitor
-
         grace = timedelta(hours=self.settings.churn_schedule_grace_hours)
         return FleetMonitor(self.fleet(), self.incidents(), self._champions, list(self.receivers()), grace)
 
@@ -304,26 +293,19 @@ class Deployment:
         self.require_schema()
         return self._tables(Incidents)
 
-    def retraining_planner(self) -> "RetrainingPlanner":
+    def retraining_planner(self) -> RetrainingPlanner:
         """Open the services that deciding which champions are retrained needs."""
-        from churn.monitoring.retraining import RetrainingPolicy
-        from churn.workflows.retrain import RetrainingPlanner
-
         policy = RetrainingPolicy(self.settings.churn_horizon_months, self.settings.churn_retrain_after_months)
         return RetrainingPlanner(self.registry(read_only=True), self.fleet(), policy)
 
-    def eraser(self) -> "Eraser":
+    def eraser(self) -> Eraser:
         """Open the places that accounts are erased from."""
-        from churn.workflows.erase import Eraser
-
         sources = self.sources()
         places = [place for place in (sources.bucket, sources.local) if place is not None]
         return Eraser(self.database_as("setup"), self.dagster_database, places, self.deliverer())
 
-    def deliverer(self) -> "Deliverer | None":
+    def deliverer(self) -> Deliverer | None:
         """Open the place that predictions are delivered to; ``None`` if they are not."""
-        from churn.workflows.deliver import Deliverer
-
         if self.settings.churn_delivery_prefix is None:
             return None
         name, _, folder = self.settings.churn_delivery_prefix.removeprefix("s3://").partition("/")
@@ -410,14 +392,9 @@ def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = F
             "CHURN_DAGSTER_DB_NAME": dagster,
         }
     )
-    return Deployment(
-        settings=settings,
-        predictions=predictions,
-        mlflow_database=mlflow_database,
-        tracking_uri=mlflow_database.render_as_string(hide_password=False) if mlflow_database is not None else uri,
-        local_root=_local_root(settings, is_embedded=is_embedded),
-        is_embedded=is_embedded,
-    )
+    tracking_uri = mlflow_database.render_as_string(hide_password=False) if mlflow_database is not None else uri
+    local_root = _local_root(settings, is_embedded=is_embedded)
+    return Deployment(settings, predictions, mlflow_database, tracking_uri, local_root, is_embedded)
 
 
 def _require_apart(databases: Mapping[str, sa.URL | None]) -> None:

@@ -108,7 +108,9 @@ def test_what_others_do_in_the_middle_of_a_delivery_is_put_right_and_a_bucket_th
 
         def upload(self, key: str, path: Path) -> None:
             if not self.n_erased:
-                self.n_erased = len(erase_rows(site.login.set(database=site.churn), "2", US.key, dry_run=False))
+                self.n_erased = len(
+                    erase_rows(site.login.set(database=site.churn), "2", US.key, dry_run=False, withdraw=print)
+                )
             super().upload(key, path)
 
     class Overtaken(Bucket):

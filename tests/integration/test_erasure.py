@@ -235,7 +235,7 @@ def test_messages_that_quoted_the_account_do_not_any_more_and_say_the_rest(site:
     told = 'row 7 broke a rule: {"account_id":70,"x":7}; and {"account_id": 7, "x": 7}'
     store.record_failure("geography-us", WEEK, None, datetime.now(UTC), RuntimeError(told))
 
-    removed = erase_rows(site.login.set(database=site.churn), "7", dry_run=False)
+    removed = erase_rows(site.login.set(database=site.churn), "7", dry_run=False, withdraw=print)
     assert [(one.n_rows, one.variants) for one in removed if one.place == "messages"] == [(1, ["geography-us"])]
 
     kept = 'row 7 broke a rule: {"account_id":70,"x":7}; and {"account_id": erased, "x": 7}'
@@ -244,7 +244,7 @@ def test_messages_that_quoted_the_account_do_not_any_more_and_say_the_rest(site:
 
 def test_rows_read_before_an_erasure_are_not_published_after_it(site: Site, store: PredictionStore) -> None:
     read_before = store.erased(US).n_erasures
-    erase_rows(site.login.set(database=site.churn), "2", dry_run=False)
+    erase_rows(site.login.set(database=site.churn), "2", dry_run=False, withdraw=print)
 
     with pytest.raises(DatabaseUnavailableError, match="must be read again"):
         publish(store, n_erasures=read_before)

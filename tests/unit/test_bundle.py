@@ -347,7 +347,7 @@ def test_a_tree_whose_indices_lead_out_of_it_is_refused(document):
         "split_indices": [len(NAMES), *indices[1:]],
         "split_conditions": tree["split_conditions"][:-1],
     }.items():
-        with pytest.raises(ModelFileError, match="is damaged .one of its trees"):
+        with pytest.raises(ModelFileError, match=r"is damaged \(one of its trees"):
             read_bundle(tree_with(document, name, values), NAMES, "model")
 
 
@@ -355,7 +355,7 @@ def test_a_tree_with_a_cycle_or_shared_children_is_refused_at_once(document):
     tree = document["learner"]["gradient_booster"]["model"]["trees"][0]
     n_nodes = len(tree["left_children"])
     for left in ([0] * n_nodes, [min(i + 1, n_nodes - 1) for i in range(n_nodes)]):
-        with pytest.raises(ModelFileError, match="is damaged .one of its trees"):
+        with pytest.raises(ModelFileError, match=r"is damaged \(one of its trees"):
             read_bundle(tree_with(document, "left_children", left), NAMES, "model")
 
 
@@ -413,7 +413,7 @@ def test_weights_that_are_not_of_the_trees_are_refused(boosters, form, weights):
     document = dart_forms(boosters["dart"])[form]
     held = document["learner"]["gradient_booster"]
     (held if form == "older" else held["model"])["weight_drop"] = weights
-    with pytest.raises(ModelFileError, match="is damaged .*weights of trees"):
+    with pytest.raises(ModelFileError, match=r"is damaged \(.*weights of trees"):
         read_bundle(json.dumps(document).encode(), NAMES, "model")
 
 
