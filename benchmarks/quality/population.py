@@ -47,12 +47,12 @@ def score(path: Path, bundle: Bundle, store: PredictionStore, declared: Columns,
     summary = ScoreSummary(is_calibrated=True)
     made = record(
         rows.counts.n_read, scored_week=WEEK, as_of=WEEK + timedelta(days=6), newest_month=rows.counts.newest_month,
-        bias=engine.reasons.bias if engine.reasons else None,
+        bias=engine.bias,
     )  # fmt: skip
     batch = BatchInProgress(
         score_rows(chain([first], chunks), engine, SimpleNamespace(uri="the bundled model"), summary),  # type: ignore[arg-type]  # named in errors only
         lambda: (made, NO_ROWS),
-        source_columns=engine.reasons.encoding.source_columns if engine.reasons else (),
+        source_columns=engine.encoding.source_columns if engine.bias is not None else (),
         has_last_active_month=first[1].last_active_months is not None,
     )
     store.publish(made.variant, WEEK, batch)

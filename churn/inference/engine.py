@@ -34,23 +34,17 @@ _Tables = ForestExplainer | ForestScorer
 
 
 @dataclass(frozen=True)
-class Reasons:
-    """A batch's contributions: in the order of the encoding's columns, with a bias, in log-odds, of all rows."""
-
-    encoding: Encoding
-    bias: float
-
-
-@dataclass(frozen=True)
 class Engine:
     """Scores rows of one encoding; ``fallback_reason`` is why XGBoost itself does, ``None`` for the compiled tables.
 
-    ``score`` returns churn probabilities, shape (n_rows,), and contributions in log-odds, shape (n_rows, n_columns), or
-    ``None`` without reasons; thread-safe.
+    ``score`` returns churn probabilities, shape (n_rows,), and contributions in log-odds, shape (n_rows, n_columns), in
+    the order of the encoding's columns, or ``None`` without reasons; thread-safe. With contributions, ``bias`` is of
+    all rows.
     """
 
     score: Callable[[Packed], tuple[Floats, Floats | None]]
-    reasons: Reasons | None
+    encoding: Encoding
+    bias: float | None = None
     fallback_reason: str | None = None
 
 
@@ -96,8 +90,8 @@ def build_engine(
 
 def _engine(tables: _Tables, encoding: Encoding) -> Engine:
     if isinstance(tables, ForestExplainer):
-        return Engine(tables.explain, Reasons(encoding, tables.bias))
-    return Engine(lambda packed: (tables.score(packed), None), None)
+        return Engine(tables.explain, encoding, tables.bias)
+    return Engine(lambda packed: (tables.score(packed), None), encoding)
 
 
 @functools.cache
@@ -143,14 +137,14 @@ def _restored(kind: Any, arrays: Mapping[str, Array], name: str = "") -> Any:
 
 def _use_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: bool) -> Engine:
     if not with_reasons:
-        return Engine(lambda packed: (bundle.predict(unpack(packed, encoding)), None), None, why)
+        return Engine(lambda packed: (bundle.predict(unpack(packed, encoding)), None), encoding, None, why)
 
     def score(packed: Packed) -> tuple[Floats, Floats]:
         matrix = unpack(packed, encoding)
         return bundle.predict(matrix), sum_by_column(bundle.contributions(matrix), encoding)
 
     bias = float(bundle.contributions(np.zeros((1, encoding.n_features), dtype=np.float32))[0, -1])
-    return Engine(score, Reasons(encoding, bias), why)
+    return Engine(score, encoding, bias, why)
 
 
 def _compare(engine: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
@@ -161,10 +155,10 @@ def _compare(engine: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -
     gap = float(np.abs(scores - bundle.predict(matrix)).max())
     if not gap <= _SCORE_TOLERANCE:
         return f"scores by {gap:.2g}"
-    if contributions is not None and engine.reasons is not None:
+    if contributions is not None and engine.bias is not None:
         by_feature = bundle.contributions(matrix[:_PROVED_REASONS])
         expected, bias = sum_by_column(by_feature, encoding), float(by_feature[0, -1])
-        gap = max(float(np.abs(contributions[:_PROVED_REASONS] - expected).max()), abs(bias - engine.reasons.bias))
+        gap = max(float(np.abs(contributions[:_PROVED_REASONS] - expected).max()), abs(bias - engine.bias))
         if not gap <= _REASON_TOLERANCE:
             return f"contributions by {gap:.2g}"
     return ""

@@ -142,19 +142,18 @@ class _Scoring:
     def build_record(self) -> BatchRecord:
         request, model, provenance, counts = self.request, self.model, self.provenance, self.counts
         explanation: dict[str, Any] = {}
-        if (reasons := self.engine.reasons) is not None:
+        if (bias := self.engine.bias) is not None:
+            encoding = self.engine.encoding
             explanation = {
-                "bias": reasons.bias,
-                "other_source_columns": [
-                    name for name in reasons.encoding.source_columns if name not in SOURCE_COLUMNS
-                ],
-                "levels": {group.source_column: group.levels for group in reasons.encoding.one_hots},
+                "bias": bias,
+                "other_source_columns": [name for name in encoding.source_columns if name not in SOURCE_COLUMNS],
+                "levels": {group.source_column: group.levels for group in encoding.one_hots},
                 "window_features": {
                     column: {"place": place, "features": names}
-                    for place, (column, names) in enumerate(reasons.encoding.features_of_windows.items())
+                    for place, (column, names) in enumerate(encoding.features_of_windows.items())
                 }
                 or None,
-                "importance": self.summary.importance(reasons.encoding.source_columns),
+                "importance": self.summary.importance(encoding.source_columns),
             }
         return BatchRecord(
             variant=request.variant,
@@ -479,9 +478,9 @@ def _score_chunk(
             f"(first: {probabilities[wrong[0]]}); nothing was published: log the model again"
         )
     scored = ScoredRows(account_ids, probabilities, last_active_months=packed.last_active_months)
-    if contributions is not None and engine.reasons is not None:
-        require_sums(probabilities, contributions, engine.reasons.bias, model.uri)
-        sums, values, shown = sum_by_source_column(contributions, packed.values, engine.reasons.encoding)
+    if contributions is not None and engine.bias is not None:
+        require_sums(probabilities, contributions, engine.bias, model.uri)
+        sums, values, shown = sum_by_source_column(contributions, packed.values, engine.encoding)
         scored = replace(scored, contributions=sums, values=values, shown=shown)
     is_at_risk = packed.is_at_risk
     if reference is None:

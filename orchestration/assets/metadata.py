@@ -108,9 +108,9 @@ def _predictions(outcome: ScoringOutcome) -> Metadata:
     if challenger is not None:
         result = "scored the same rows" if outcome.challenger_record else "could not score"
         scores["challenger"] = f"version {challenger} {result}"
-    if engine.reasons is not None:
-        importance = summary.importance(engine.reasons.encoding.source_columns)
-        scores["bias"] = engine.reasons.bias
+    if engine.bias is not None:
+        importance = summary.importance(engine.encoding.source_columns)
+        scores["bias"] = engine.bias
         scores["importance"] = _bars(("column", "mean |log-odds|"), importance, f"The mean is of {summary.population}.")
     return scores
 

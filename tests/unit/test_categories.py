@@ -150,7 +150,7 @@ def test_scores_and_reasons_are_xgboosts(kind):
     np.testing.assert_allclose(without, expected, atol=1e-6)
     np.testing.assert_allclose(bundle.predict(unpack(packed, encoding)), expected, atol=1e-6)
     np.testing.assert_allclose(reasons, contributions[:, :3], atol=1e-6)
-    assert engine.reasons.bias == pytest.approx(contributions[0, 3], abs=1e-6)
+    assert engine.bias == pytest.approx(contributions[0, 3], abs=1e-6)
 
 
 UNSEEN = {"beyond the trained codes": 7, "far beyond": 5_000_000, "of no category": -1}

@@ -331,7 +331,7 @@ def test_a_model_saved_by_xgboost_2_1_is_scored_and_explained_as_that_version_di
     np.testing.assert_allclose(scores, said["scores"], atol=1e-6)
     np.testing.assert_allclose(contributions[:, :2], expected[:, :2], atol=1e-4)
     np.testing.assert_allclose(contributions[:, 2], expected[:, 2:5].sum(axis=1), atol=1e-4)
-    assert ours.reasons.bias == pytest.approx(expected[0, -1], abs=1e-4)
+    assert ours.bias == pytest.approx(expected[0, -1], abs=1e-4)
 
 
 def test_an_early_stopped_booster_is_taken_with_all_its_trees_as_xgboost_takes_it():
