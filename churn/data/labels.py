@@ -20,7 +20,7 @@ from churn.data.features import are_in_order, is_active, key_columns
 from churn.data.observed import observed_accounts, unknown_accounts, unreadable_reports
 from churn.data.windows import KnownRows
 from churn.defaults import HORIZON_MONTHS, LABEL_LAG_DAYS
-from churn.errors import InputError, UsageError
+from churn.errors import InputError
 from churn.weeks import at_risk_since, day_start_us, days_since_epoch, month_start
 
 Ids = Longs
@@ -32,19 +32,14 @@ _MONTHS_AFTER = 3  # after the horizon, which show whether accounts came back
 class Horizon:
     """The whole calendar months after an as-of date's month that a label covers, and the days of wait for late reports.
 
+    At least 1 month and 0 days, as the settings require.
+
     >>> Horizon().last_month(date(2025, 11, 30)), Horizon().matures_on(date(2025, 11, 30))
     (datetime.date(2026, 2, 1), datetime.date(2026, 3, 8))
     """
 
     months: int = HORIZON_MONTHS
     lag_days: int = LABEL_LAG_DAYS
-
-    def __post_init__(self) -> None:
-        if self.months < 1 or self.lag_days < 0:
-            raise UsageError(
-                f"a horizon of {self.months} months with {self.lag_days} days of lag is invalid; give at least 1 month "
-                f"and 0 days"
-            )
 
     def first_month(self, as_of: date) -> date:
         return month_start(as_of, 1)

@@ -24,10 +24,10 @@ from churn.data.columns import Columns
 from churn.data.erased import Erased
 from churn.data.features import Encoding, Packed
 from churn.data.formats import RowFile, open_rows
-from churn.data.windows import IS_ACTIVE, KnownRows, Window, compute, count_short, windows_of
+from churn.data.windows import IS_ACTIVE, KnownRows, Window, compute, windows_of
 from churn.defaults import HORIZON_MONTHS
 from churn.errors import InputError
-from churn.weeks import at_risk_since, days_since_epoch, newest_whole_month
+from churn.weeks import at_risk_since, days_since_epoch, month_start, newest_whole_month
 
 CHUNK_ROWS = 65_536  # small chunks cost more calls a row; larger ones only cost memory
 _MOST_LEVELS = 20
@@ -229,7 +229,7 @@ def _read_activity(
         unknown_levels={name: dict(levels.most_common(_MOST_LEVELS)) for name, levels in unknown.items()},
         account_keys=key_table(checked.rows, quarantined),
         n_erased=file.n_rows - checked.rows.height - checked.quarantined.height,
-        n_short_windows=count_short(plan.windows, known) if plan.windows else 0,
+        n_short_windows=sum(month_start(known.last_month, 1 - one.months) < known.first_month for one in plan.windows),
         horizon_months=horizon_months,
         own_columns=tuple(features.own_columns(feature_names, file.columns)),
         first_month=known.first_month,

@@ -247,12 +247,6 @@ def _plan(windows: Sequence[Window], known: KnownRows) -> tuple[Longs, Doubles]:
     return np.array(plan, dtype=np.int64), weights
 
 
-def count_short(windows: Sequence[Window], known: KnownRows) -> int:
-    """Count the windows that begin before the first month of the activity."""
-    first, end = known.first_month, known.last_month
-    return sum(month_start(end, 1 - window.months) < first for window in windows)
-
-
 def _lags(known: KnownRows) -> tuple[int, Longs]:
     """Return the first day of any month, and by day from then the months to the windows' last month; -1 after it."""
     first = int(known.months.min())

@@ -7,7 +7,7 @@ sends the alerts.
 
 import json
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -68,9 +68,11 @@ class Incidents(Tables):
             lock(connection, "incidents", _LOCK_TIMEOUT)
             known = [Incident(*row) for row in connection.execute(sa.text(_OPEN_INCIDENTS))]
             current = incidents.remaining(known, conditions, checked)
-            for incident in known:
-                if incident.incident_id in current:
-                    _write_members(connection, incident, current[incident.incident_id])
+            for incident in (one for one in known if one.incident_id in current):
+                members = current[incident.incident_id]
+                title = incidents.headline(incident.kind, incident.subject, members)
+                values = {"members": json.dumps(members), "title": title, "id": incident.incident_id}
+                connection.execute(sa.text(_UPDATE), values)
             changes = [_write(connection, change) for change in incidents.reconcile(known, conditions, checked)]
             for change in changes:
                 connection.execute(sa.text(_ALERT), vars(change) | {"receivers": sorted(set(receivers))})
@@ -118,12 +120,6 @@ def _write(connection: sa.Connection, change: Change) -> Change:
         return change
     values = {"severity": incidents.KINDS[change.kind].severity, "members": json.dumps(change.members)}
     return replace(change, incident_id=connection.scalar(sa.text(_OPEN), vars(change) | values))
-
-
-def _write_members(connection: sa.Connection, incident: Incident, members: Mapping[str, str]) -> None:
-    title = incidents.headline(incident.kind, incident.subject, members)
-    values = {"members": json.dumps(members), "title": title, "id": incident.incident_id}
-    connection.execute(sa.text(_UPDATE), values)
 
 
 def _pause_s(n_attempts: int) -> float:

@@ -71,7 +71,7 @@ def build_engine(
     XGBoost's results; those found there need to give the model's golden scores.
     """
     is_large = n_rows >= _LARGE_BATCH
-    key = _key(bundle, encoding, is_large=is_large, with_reasons=with_reasons)
+    key = hashlib.sha256(repr((_makers(), bundle.sha256, encoding, is_large, with_reasons)).encode()).hexdigest()
     if cache is not None and (kept := _load(cache, key, bundle, encoding, with_reasons=with_reasons)) is not None:
         return kept
     try:
@@ -99,11 +99,6 @@ def _makers() -> str:
     """Return a hash of all that decides what tables are made of a model, beside the model itself."""
     code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     return hashlib.sha256(code + repr((xgb.__version__, np.__version__)).encode()).hexdigest()
-
-
-def _key(bundle: Bundle, encoding: Encoding, *, is_large: bool, with_reasons: bool) -> str:
-    made_of = (_makers(), bundle.sha256, encoding, is_large, with_reasons)
-    return hashlib.sha256(repr(made_of).encode()).hexdigest()
 
 
 def _load(cache: "TableCache", key: str, bundle: Bundle, encoding: Encoding, *, with_reasons: bool) -> Engine | None:

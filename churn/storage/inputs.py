@@ -15,6 +15,7 @@ from churn.storage.places import Entry
 # A variant's input is the first of these in its data folder; the format is detected from the content.
 INPUT_FOLDER = "data/churn/"
 INPUT_NAMES = ("activity.parquet", "activity.csv", "activity.jsonl", "activity.json", "X_test_sample_2.json")
+INPUT_KEYS = [INPUT_FOLDER + name for name in INPUT_NAMES]
 PACKED = ("", ".gz", ".zst")
 PARTS_VERSION = "parts-"
 _SUCCESS = "_SUCCESS"
@@ -55,8 +56,8 @@ def find(entries: Mapping[str, Entry], prefix: str, keys: Sequence[str]) -> Foun
     left, and beside it is activity in a form that is not read.
     """
     for key in keys:
-        forms = PACKED if key.removeprefix(INPUT_FOLDER) in INPUT_NAMES else PACKED[:1]
-        if len(keys) > 1 and key == INPUT_FOLDER + INPUT_NAMES[-1]:
+        forms = PACKED if key in INPUT_KEYS else PACKED[:1]
+        if len(keys) > 1 and key == INPUT_KEYS[-1]:
             _require_no_other_activity(entries, prefix)
         for form in forms:
             if entry := entries.get(prefix + key + form):

@@ -19,7 +19,7 @@ from typing import Literal
 from churn.concurrency import CircuitBreaker
 from churn.errors import InputError, SourceError, SourceUnavailableError, UsageError
 from churn.storage import inputs, places
-from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES, Found
+from churn.storage.inputs import INPUT_FOLDER, INPUT_KEYS, Found
 from churn.storage.places import PATIENCE_S, BusyError, Entry, NoSuchKeyError, OpenFile, Place, with_retries
 from churn.variants import Variant, nearest
 
@@ -128,7 +128,7 @@ class Sources:
 
     def fetch_input(self, variant: Variant, into: Path) -> SourceFile:
         """Copy the variant's input rows into a folder; see :meth:`fetch`."""
-        return self.fetch(variant, [[INPUT_FOLDER + name for name in INPUT_NAMES]], into)[0]
+        return self.fetch(variant, [INPUT_KEYS], into)[0]
 
     def fetch_again(self, variant: Variant, uri: str, version: str, version_id: str | None, into: Path) -> SourceFile:
         """Copy an input of the variant as it was when it was read: by its S3 version if it was replaced since.
@@ -136,7 +136,7 @@ class Sources:
         Raises ``GoneError`` if it was replaced or deleted, and no version of it is kept; ``SourceError`` if the place
         does not answer or denies access: the file may still be there.
         """
-        keys = [variant.prefix + INPUT_FOLDER + name + form for name in INPUT_NAMES for form in inputs.PACKED]
+        keys = [variant.prefix + key + form for key in INPUT_KEYS for form in inputs.PACKED]
         read_from = [place for place in (self.bucket, self.local) if place is not None]
         found = next(((place, key) for place in read_from for key in keys if place.uri(key) == uri), None)
         if found is None:
@@ -148,12 +148,11 @@ class Sources:
 
     def input_version(self, variant: Variant) -> str | None:
         """Return the version of the variant's own complete input, if any; raises ``SourceError`` if S3 is silent."""
-        place, names = self.primary, [INPUT_FOLDER + name for name in INPUT_NAMES]
-        try:
-            found = inputs.find(_listing(place, variant.prefix + INPUT_FOLDER), variant.prefix, names)
-        except (inputs.UnfinishedError, InputError):
-            return None
-        return f"{place.uri(found.key)}@{found.version}" if found else None
+        with suppress(inputs.UnfinishedError, InputError):
+            entries = _listing(self.primary, variant.prefix + INPUT_FOLDER)
+            if found := inputs.find(entries, variant.prefix, INPUT_KEYS):
+                return f"{self.primary.uri(found.key)}@{found.version}"
+        return None
 
     def variants_under(self, prefix: str) -> list[Variant]:
         """List the variants with a model file under a prefix; raises ``SourceError`` if S3 does not answer."""

@@ -266,7 +266,7 @@ def test_an_erasure_waits_for_batches_on_their_way_and_erases_theirs(site: Site,
     with ThreadPoolExecutor(2) as pool:
         publishing = pool.submit(store.publish, US, WEEK, batch)
         assert is_writing.wait(30)
-        erasing = pool.submit(erase_rows, site.login.set(database=site.churn), "2", dry_run=False)
+        erasing = pool.submit(erase_rows, site.login.set(database=site.churn), "2", dry_run=False, withdraw=print)
         with pytest.raises(TimeoutError):
             erasing.result(0.5)
         may_end.set()
