@@ -4,10 +4,12 @@ Values are read unchanged; ``churn.data.activity`` checks them. A file that woul
 size suggests is rejected first.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from urllib.parse import unquote
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from churn.data import file_kinds
@@ -29,11 +32,11 @@ from churn.wording import listed
 
 _BATCH_LINES = 65_536
 _HEAD_LINES = 1_000
-_CHUNK_BYTES = 1 << 20
 
 MAX_ARRAY_BYTES = 256 << 20
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _MANY_CELLS, _MANY_ROWS = 50_000_000, 1_000_000
+_LEAST_BYTES = 6  # of a key and its value
 _LONGEST_TEXT = 1_000
 _LEAST_ROWS, _MOST_DECODED = 64, 2 << 30  # of a batch of delta-encoded text
 _NO_JSON = (ValueError, RecursionError)
@@ -254,26 +257,28 @@ def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
 def _read_even_lines(path: Path) -> pl.DataFrame | None:
     """Read lines whose keys and kinds of values are all among those of the first; ``None`` when some are not.
 
-    Polars silently drops keys that its schema lacks, and one of two equal keys. It dropped none if there are as many
-    values and nulls as keys in the file.
+    Arrow rejects any other, and a key that occurs twice. It accepts several objects on a line, and NaN, which is a
+    missing number. Nested values are excluded before it infers the kinds: deep ones may end the process.
     """
-    if (counted := _count_keys(path)) is None:
-        return None
-    n_lines, n_keys, n_nulls = counted
-    try:
-        with path.open("rb") as file:
-            head = list(islice(file, _HEAD_LINES))
-        records = [_parse_line(line) for line in head if line.strip()]
-        if not all(isinstance(record, dict) for record in records):
+    with path.open("rb") as file:
+        head = list(islice(file, _HEAD_LINES))
+        n_lines = sum(not line.isspace() for line in chain(head, file))
+    with suppress(ValueError, RecursionError, AttributeError, pa.ArrowException, pl.exceptions.PolarsError):
+        items = [item for line in head if not line.isspace() for item in _parse_line(line).items()]
+        if any(isinstance(value, dict | list) for _, value in items):
             return None
-        names = {name for record in records for name in record}
-        _require_few_gaps(path, n_lines, len(names), n_keys)
-        schema = pl.read_ndjson(b"".join(head), infer_schema_length=None).schema
-        frame = pl.read_ndjson(path, schema=schema)
-    except (pl.exceptions.PolarsError, ValueError, RecursionError):
-        return None
-    n_values = frame.height * frame.width - sum(frame.null_count().row(0))
-    return frame if n_values + n_nulls == n_keys else None
+        inferred = pj.read_json(io.BytesIO(b"".join(head))).schema
+        kinds = [(field.name, pa.string() if pa.types.is_temporal(field.type) else field.type) for field in inferred]
+        require_few_columns(path, len(kinds))
+        if n_lines * len(kinds) > max(_MANY_CELLS, 8 * path.stat().st_size // _LEAST_BYTES):
+            return None
+        options = pj.ParseOptions(explicit_schema=pa.schema(kinds), unexpected_field_behavior="error")
+        table = pj.read_json(path, parse_options=options)
+        table.validate(full=True)
+        frame = pl.DataFrame(pl.from_arrow(table)).with_columns(pl.col(pl.Float64).fill_nan(None))
+        if frame.height == n_lines and {*frame.columns} == {name for name, _ in items}:
+            return frame
+    return None
 
 
 def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
@@ -319,29 +324,6 @@ def _mixed_columns(rows: list[dict[str, Any]]) -> set[str]:
 def _flat(value: object, *, is_mixed: bool) -> object:
     """Write a nested value as text: in a column with objects, polars would silently make a number null."""
     return json.dumps(value) if isinstance(value, dict | list) or (is_mixed and isinstance(value, bool)) else value
-
-
-def _count_keys(path: Path) -> tuple[int, int, int] | None:
-    """Count lines, keys and nulls; ``None`` where a value is nested, or a space before a colon could hide a key.
-
-    Text that resembles a key or a null is counted as well; the counts then differ from those of the values.
-    """
-    n_lines, n_keys, n_nulls = 1, 0, 0
-    with path.open("rb") as file:
-        while lines := file.read(_CHUNK_BYTES) + file.readline():
-            if not _is_flat(lines):
-                return None
-            n_lines += lines.count(b"\n")
-            n_keys += lines.count(b'":')
-            n_nulls += lines.count(b'":null') + lines.count(b'": null')
-    return n_lines, n_keys, n_nulls
-
-
-def _is_flat(lines: bytes) -> bool:
-    """Return whether each line is one object without nested values; deep ones crash polars and the process."""
-    if any(odd in lines for odd in (b"[", b'" ', b'"\t', b'"\r', b'"\n')):
-        return False
-    return lines.count(b"{") == (b"\n" + lines).count(b"\n{")
 
 
 def _parse_line(line: bytes) -> Any:
