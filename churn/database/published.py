@@ -52,7 +52,7 @@ _ROWS = """
 SELECT variant, geography, company, scored_week, account_id, churn_probability, last_active_month, is_at_risk, reason_1,
        reason_2, reason_3, reasons, bias, role, registered_model, model_version, scored_at, as_of, newest_month,
        scored_from, source, is_fallback, fallback_reason, is_foreign_data, source_uri, source_modified_at, account_ids,
-       batch_id, is_sample, account_key
+       batch_id, is_sample, account_key, is_repeated_input
 FROM churn_predictions_current WHERE variant = :variant AND scored_week = :week
 """
 _TYPES = {

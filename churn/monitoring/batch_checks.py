@@ -6,7 +6,7 @@ are those of the asset checks in Dagster, where ``orchestration/checks.toml`` de
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 
 from churn.monitoring.conditions import History, ScoredBatch, describe_drift, outdated_sentence
 from churn.monitoring.drift import flag_fleet
@@ -72,12 +72,14 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
         found = ", ".join(f"{name} of {n:,} accounts" for name, n in missing.items()) or "none"
         results.append(CheckResult("missing_values_were_trained", not missing, {"missing": found}))
     rows, stale = history.volume_of(batch), outdated_sentence(batch, history, as_of)
+    arrived = history.inputs.get(batch.source_sha256, batch.week)
     volume = {"n_rows": rows.n_rows, "usual": "not known yet" if rows.usual is None else rows.usual}
     counts = {"n_stored": n_stored, "n_scored": n_scored}
     return [
         *results,
         CheckResult("row_count_is_usual", rows.status not in ("low", "high"), volume),
         CheckResult("data_is_fresh", stale is None, {"problem": stale or "none"}),
+        CheckResult("input_is_new", arrived >= batch.week - timedelta(weeks=1), {"first_seen": arrived.isoformat()}),
         *_check_against_reference(batch),
         CheckResult("rows_were_scored", n_stored == n_scored > 0, counts),
     ]

@@ -33,7 +33,7 @@ _QUANTILES = np.arange(1, 10) / 10
 _DECILES = tuple(f"{quantile:.1f}" for quantile in _QUANTILES)
 _LEAST_EXPECTED = 5.0
 _DAYS_BETWEEN_DATA = 31
-_GRACE_DAYS = 7
+_WEEK_DAYS = 7
 _BATCHES_REMEMBERED = 8
 
 Floats = npt.NDArray[np.float64]
@@ -349,7 +349,7 @@ def volume(n_rows: int, previous: Sequence[int]) -> Volume:
 
 
 def freshness(arrived_on: Iterable[date], as_of: date) -> tuple[int, int]:
-    """Return the age of the newest data in days, and its limit: the usual gap between new data plus a week.
+    """Return the age of the newest data in days, and its limit: a week, or a longer usual gap plus a week.
 
     ``arrived_on`` are the days on which the variant's input was new; those after ``as_of`` are ignored. Without any,
     the age is 0.
@@ -357,7 +357,7 @@ def freshness(arrived_on: Iterable[date], as_of: date) -> tuple[int, int]:
     days = sorted({day for day in arrived_on if day <= as_of})
     gaps = [(later - earlier).days for earlier, later in pairwise(days)][-_BATCHES_REMEMBERED:]
     usual = round(median(gaps)) if len(gaps) >= 3 else _DAYS_BETWEEN_DATA
-    return (as_of - max(days, default=as_of)).days, usual + _GRACE_DAYS
+    return (as_of - max(days, default=as_of)).days, _WEEK_DAYS if usual <= _WEEK_DAYS else usual + _WEEK_DAYS
 
 
 def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) -> float:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +331,22 @@ def test_what_a_dagster_run_has_published_and_what_was_read_last_are_told(site: 
     assert store.published_by(["another"], WEEK) == set()  # its batch is no longer the current one
     uri = "s3://bucket/geography-us/data/churn/activity.parquet"
     assert store.latest_inputs() == {"geography-us": f"{uri}@etag", "company-clienta": f"{uri}@e2"}
+
+
+def test_a_week_without_new_input_is_flagged_though_the_file_was_uploaded_again(
+    site: Site, store: PredictionStore
+) -> None:
+    monday = datetime.combine(WEEK, time(), UTC)
+    weeks = {WEEK - timedelta(weeks=2): False, WEEK - timedelta(weeks=1): False, WEEK: True}
+    for week, uploaded in zip(weeks, (15, 8, 1), strict=True):  # days before the last one
+        content = "2" * 64 if week < WEEK - timedelta(weeks=1) else "1" * 64
+        batch = replace(
+            record(1), scored_week=week, as_of=week, source_sha256=content,
+            source_modified_at=monday - timedelta(days=uploaded),
+        )  # fmt: skip
+        publish(store, batch, [scored(1)], NO_ROWS)
+    query = "SELECT scored_week, is_repeated_input FROM churn_predictions_by_role"
+    assert dict(map(tuple, site.rows(site.churn, query))) == weeks
 
 
 def test_a_batch_of_the_sample_is_flagged_in_any_of_its_forms(site: Site, store: PredictionStore) -> None:

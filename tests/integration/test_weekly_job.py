@@ -63,6 +63,7 @@ CHECKS = {
     "challenger_was_scored",
     "row_count_is_usual",
     "data_is_fresh",
+    "input_is_new",
     "input_matches_its_reference",
     "missing_values_were_trained",
     "scores_match_their_reference",

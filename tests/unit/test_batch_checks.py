@@ -36,7 +36,7 @@ def test_a_sound_batch_passes_every_check_that_applies():
     assert names == [
         "probabilities_are_valid", "input_came_from_s3", "input_is_activity",
         "quarantine_is_small", "model_is_the_champion", "row_count_is_usual", "data_is_fresh",
-        "rows_were_scored",
+        "input_is_new", "rows_were_scored",
     ]  # fmt: skip
 
 
@@ -79,6 +79,13 @@ def test_volume_and_age_are_compared_with_the_weeks_before():
     assert failed(history=old) == {"data_is_fresh"}
     assert failed(history=with_input(old, "def", AS_OF)) == set()
     assert with_input(old, "abc", AS_OF) == old
+
+
+def test_last_weeks_file_is_told_from_one_that_came_since():
+    week = BATCH.week - timedelta(weeks=1)
+
+    for arrived_on, names in ((week, set()), (week - timedelta(days=1), {"input_is_new"})):
+        assert failed(replace(BATCH, source_sha256="abc"), history=History({}, {"abc": arrived_on})) == names
 
 
 def test_drift_of_inputs_and_of_scores_are_separate_checks():

@@ -358,14 +358,14 @@ def test_steady_volumes_are_seldom_called_unusual_at_any_size():
     assert verdicts.count("ok") >= 895
 
 
-def test_data_is_stale_a_week_after_it_usually_comes():
+def test_data_is_stale_a_week_after_it_usually_comes_and_at_once_if_that_is_weekly():
     monthly = [date(2026, month, 3) for month in range(1, 7)]
     weekly = [date(2026, 6, 1) + timedelta(weeks=week) for week in range(6)]
 
     assert freshness(monthly, date(2026, 7, 9)) == (36, 38)
     assert freshness(monthly, date(2026, 7, 12)) == (39, 38)
-    assert freshness(weekly, date(2026, 7, 20)) == (14, 14)
-    assert freshness(weekly, date(2026, 7, 21)) == (15, 14)
+    assert freshness(weekly, date(2026, 7, 13)) == (7, 7)
+    assert freshness(weekly, date(2026, 7, 14)) == (8, 7)
     assert freshness(weekly[:1], date(2026, 7, 9))[1] == 38
 
 

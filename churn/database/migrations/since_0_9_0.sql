@@ -45,6 +45,7 @@ ALTER TABLE scoring_batches
     ADD COLUMN n_rows_newest_month bigint,
     ADD COLUMN is_sample boolean NOT NULL
         GENERATED ALWAYS AS (position('/data/churn/X_test_sample_2.json' IN source_uri) > 0) STORED,
+    ADD COLUMN is_repeated_input boolean,
     ADD COLUMN published_by text,
     ADD COLUMN published_in xid8,
     ALTER COLUMN is_current SET DEFAULT false,
@@ -77,6 +78,9 @@ COMMENT ON COLUMN scoring_batches.untrained_missing IS
     'reference; their scores follow branches that no training row took. Null without a reference.';
 COMMENT ON COLUMN scoring_batches.n_rows_newest_month IS
     'Rows of the newest whole month known at the as-of day, by which the volume is checked. Null of encoded rows.';
+COMMENT ON COLUMN scoring_batches.is_repeated_input IS
+    'Whether the week has no new input: a file of the same content was there a week earlier and was scored. Null of '
+    'batches before 1.0.';
 COMMENT ON COLUMN scoring_batches.is_sample IS 'Whether the encoded sample was scored, for want of any activity.';
 COMMENT ON COLUMN scoring_batches.mean_probability IS
     'Mean score of the accounts at risk, or of all accounts if it is unknown who is at risk.';
@@ -216,6 +220,12 @@ BEGIN
         RAISE EXCEPTION 'batch % has a number that this session did not draw last; draw one with nextval',
             NEW.batch_id USING ERRCODE = 'insufficient_privilege';
     END IF;
+    NEW.is_repeated_input := EXISTS (
+        SELECT FROM public.scoring_batches
+        WHERE variant = NEW.variant AND is_current AND role = NEW.role AND scored_week < NEW.scored_week
+          AND source_sha256 = NEW.source_sha256
+          AND source_modified_at < (NEW.scored_week - 7)::timestamp AT TIME ZONE 'UTC'
+    );
     -- From here on the session has no number, so that it can add no row to this batch.
     DISCARD SEQUENCES;
     DISCARD PLANS;
@@ -701,7 +711,8 @@ SELECT b.variant, b.geography, b.company, p.scored_week, p.account_id, p.churn_p
        b.registered_model, b.model_version, b.published_at AS scored_at, b.as_of, b.newest_month,
        b.scored_from, b.source, b.fallback_reason IS NOT NULL AS is_fallback, b.fallback_reason,
        b.source_variant <> b.variant AS is_foreign_data, b.source_uri, b.source_modified_at,
-       b.account_ids, p.batch_id, b.is_sample, coalesce(p.account_key, p.account_id::text) AS account_key
+       b.account_ids, p.batch_id, b.is_sample, coalesce(p.account_key, p.account_id::text) AS account_key,
+       b.is_repeated_input
 FROM churn_predictions AS p
 JOIN scoring_batches AS b ON b.batch_id = p.batch_id AND b.scored_week = p.scored_week
 LEFT JOIN LATERAL (
@@ -798,6 +809,7 @@ BEGIN
             ('account_ids', 'Where account_id is from: input or row_number.'),
             ('batch_id', 'The batch in scoring_batches, which has its hashes, counts, code version and run ids.'),
             ('is_sample', 'Whether the encoded sample was scored, because the variant never had activity.'),
+            ('is_repeated_input', 'Whether the week has no new input: the file was there a week earlier, and scored.'),
             ('account_key', 'The account''s id as the company writes it, as text. Search by account_id, which has an '
                 'index.')
         ) AS texts (of_column, text)
