@@ -58,26 +58,17 @@ class PairedCohort:
 
 @dataclass(frozen=True)
 class Limits:
-    """The conditions of promotion.
+    """The conditions of promotion."""
 
-    Attributes:
-        alpha: Maximum share of promotions among challengers that are no better.
-        tuned_for: Accounts by which an improvement should be detected; fixed before the first look.
-        min_of_class: Minimum matured accounts of each outcome.
-        max_auc_loss: Maximum decrease of ROC AUC that is accepted for a better log-loss; it is exceeded if the whole
-            interval of the difference is below.
-        max_calibration_loss: Maximum increase of the calibration error, beyond chance.
-        min_gain: Smallest decrease of log-loss worth having, as a share of the champion's.
-        max_months: Months after which a challenger that is not proven better ends.
-    """
-
-    alpha: float = 0.05
-    tuned_for: int = 1000
-    min_of_class: int = 50
+    alpha: float = 0.05  # maximum share of promotions among challengers that are no better
+    tuned_for: int = 1000  # accounts by which an improvement should be detected; fixed before the first look
+    min_of_class: int = 50  # minimum matured accounts of each outcome
+    # Maximum decrease of ROC AUC that is accepted for a better log-loss; it is exceeded if the whole interval of the
+    # difference is below.
     max_auc_loss: float = 0.005
-    max_calibration_loss: float = 0.02
-    min_gain: float = 0.01
-    max_months: int = 30
+    max_calibration_loss: float = 0.02  # maximum increase of the calibration error, beyond chance
+    min_gain: float = 0.01  # smallest decrease of log-loss worth having, as a share of the champion's
+    max_months: int = 30  # months after which a challenger that is not proven better ends
 
 
 @dataclass(frozen=True)
@@ -91,26 +82,17 @@ class Guardrail:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of comparing a challenger with the champion.
+    """The result of comparing a challenger with the champion."""
 
-    Attributes:
-        n: Accounts counted, each once per horizon.
-        improvement: Mean decrease of log-loss, with an interval valid at all looks.
-        e_value: The evidence that the challenger is better; ``1 / alpha`` is needed.
-        after: Only later as-of days count, since one of the models was trained on outcomes up to then.
-        min_gain: Smallest improvement worth having.
-        since: The first as-of day that both models scored.
-    """
-
-    n: int
+    n: int  # accounts counted, each once per horizon
     n_churned: int
-    improvement: Interval
-    e_value: float
+    improvement: Interval  # mean decrease of log-loss, with an interval valid at all looks
+    e_value: float  # the evidence that the challenger is better; `1 / alpha` is needed
     guardrails: tuple[Guardrail, ...]
     alpha: float
-    after: date | None = None
-    min_gain: float = 0.0
-    since: date | None = None
+    after: date | None = None  # only later as-of days count, since one of the models was trained on outcomes up to then
+    min_gain: float = 0.0  # smallest improvement worth having
+    since: date | None = None  # the first as-of day that both models scored
 
     @property
     def is_hopeless(self) -> bool:

@@ -76,25 +76,19 @@ class AucComparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's metrics on rows it was not trained on; ``None`` if the status is ``insufficient``.
-
-    Attributes:
-        mean_score: NaN of no rows.
-        log_loss_excess: Log-loss less its expectation if the scores were calibrated.
-        status: ``insufficient`` if fewer than ``MIN_OF_CLASS`` rows churned, or fewer did not.
-    """
+    """A model's metrics on rows it was not trained on; ``None`` if the status is ``insufficient``."""
 
     n: int
     n_churned: int
     roc_auc: Interval | None
     average_precision: Interval | None
     log_loss: Interval | None
-    log_loss_excess: Interval | None
+    log_loss_excess: Interval | None  # log-loss less its expectation if the scores were calibrated
     brier_score: Interval | None
     calibration_error: float | None
     lift_at_10: float | None
-    mean_score: float
-    status: Literal["ok", "insufficient"]
+    mean_score: float  # NaN of no rows
+    status: Literal["ok", "insufficient"]  # `insufficient` if fewer than `MIN_OF_CLASS` rows churned, or fewer did not
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics that exist as flat numbers, for MLflow; interval ends end in ``_low`` and ``_high``."""

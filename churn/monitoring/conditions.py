@@ -56,30 +56,21 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A current batch of a champion.
-
-    Attributes:
-        data_of: The key of the variant whose data was scored.
-        fallback_reason: ``None`` if the data came from the configured source.
-        drifts: One for each feature and one for the score; empty if the model has no reference.
-        as_of: The batch's as-of day; ``None`` if unknown.
-        newest_month: The newest month known then; ``None`` of encoded rows.
-        source_sha256: Of the input file; batches of one file are one input.
-        n_newest: Rows of the newest month that was over at the as-of day; ``None`` if unknown.
-    """
+    """A current batch of a champion."""
 
     batch_id: int
     variant: str
     week: date
     model_version: int
     n_rows: int
-    data_of: str
-    fallback_reason: str | None = None
+    data_of: str  # the key of the variant whose data was scored
+    fallback_reason: str | None = None  # `None` if the data came from the configured source
+    # One for each feature and one for the score; empty if the model has no reference
     drifts: Sequence[FeatureDrift] = ()
-    as_of: date | None = None
-    newest_month: date | None = None
-    source_sha256: str = ""
-    n_newest: int | None = None
+    as_of: date | None = None  # the batch's as-of day; `None` if unknown
+    newest_month: date | None = None  # the newest month known then; `None` of encoded rows
+    source_sha256: str = ""  # of the input file; batches of one file are one input
+    n_newest: int | None = None  # rows of the newest month that was over at the as-of day; `None` if unknown
 
     @property
     def whole_month(self) -> date | None:
@@ -138,30 +129,21 @@ class History:
 
 @dataclass(frozen=True)
 class EvaluatedChampion:
-    """A champion's batch with enough matured labels.
-
-    Attributes:
-        limit: The minimum ROC AUC of its model version.
-        horizon_months: Batches at least this far apart share no outcome.
-        n: Labels; ``n_churned`` of them churned.
-        mean_score: Mean churn probability of the accounts with a label; ``None`` if unknown.
-        log_loss_excess: See :func:`churn.evaluation.metrics.log_loss_excess`; ``None`` if unknown.
-        is_calibrated: Whether the scores are meant as probabilities.
-    """
+    """A champion's batch with enough matured labels."""
 
     batch_id: int
     variant: str
     week: date
     model_version: int
     roc_auc: Interval
-    limit: float
+    limit: float  # the minimum ROC AUC of its model version
     as_of: date
-    horizon_months: int
-    n: int
+    horizon_months: int  # batches at least this far apart share no outcome
+    n: int  # labels; `n_churned` of them churned
     n_churned: int
-    mean_score: float | None = None
-    log_loss_excess: Interval | None = None
-    is_calibrated: bool = False
+    mean_score: float | None = None  # mean churn probability of the accounts with a label; `None` if unknown
+    log_loss_excess: Interval | None = None  # see churn.evaluation.metrics.log_loss_excess; `None` if unknown
+    is_calibrated: bool = False  # whether the scores are meant as probabilities
 
     @property
     def gap(self) -> float:

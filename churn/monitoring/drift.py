@@ -46,32 +46,22 @@ Move = tuple[float, float]
 
 @dataclass(frozen=True)
 class FeatureDrift:
-    """How one feature, or the score, of a batch differs from the reference.
-
-    Attributes:
-        psi: Population stability index.
-        excess_psi: PSI minus its expectation without drift, (bins - 1) (1/n + 1/m); can be negative.
-        jensen_shannon: Jensen-Shannon distance, base 2, in [0, 1].
-        p_value: Probability of a difference at least this large without drift.
-        unknown_share: Share of rows with a missing value or a level that the model does not know.
-        unknown_rise: Increase of that share over the reference's; negative if it decreased.
-        unknown_p_value: Probability of an increase at least this large without drift.
-        effect: Shift of the mean contribution to the scores in log-odds; 0 if the reference has no contributions.
-        moves: Of a category the share of each level, of a number the share of the known values at or below each decile
-            of the reference's year, and the share of ``unknown`` values; by the level's name or the decile, as ``0.5``.
-    """
+    """How one feature, or the score, of a batch differs from the reference."""
 
     feature: str
     n_rows: int
-    psi: float
-    excess_psi: float
-    jensen_shannon: float
-    p_value: float
-    unknown_share: float
-    unknown_rise: float
-    unknown_p_value: float
+    psi: float  # population stability index
+    excess_psi: float  # PSI minus its expectation without drift, (bins - 1) (1/n + 1/m); can be negative
+    jensen_shannon: float  # Jensen-Shannon distance, base 2, in [0, 1]
+    p_value: float  # probability of a difference at least this large without drift
+    unknown_share: float  # share of rows with a missing value or a level that the model does not know
+    unknown_rise: float  # increase of that share over the reference's; negative if it decreased
+    unknown_p_value: float  # probability of an increase at least this large without drift
     n_reference: int = 0
+    # Shift of the mean contribution to the scores in log-odds; 0 if the reference has no contributions
     effect: float = 0.0
+    # Of a category the share of each level, of a number the share of the known values at or below each decile of the
+    # reference's year, and the share of `unknown` values; by the level's name or the decile, as `0.5`.
     moves: Mapping[str, Move] = field(default_factory=dict)
 
 

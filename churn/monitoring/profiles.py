@@ -29,16 +29,13 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Bins:
-    """The bins of one feature. The last bin counts unknown values.
-
-    Attributes:
-        edges: For a number: bin i counts ``edges[i - 1] < value <= edges[i]``; the first and the last value bin are
-            open. One more bin counts missing values. All edges are exact in float32.
-        levels: For a category, empty for a number: one bin each, then one for levels unknown to the model.
-    """
+    """The bins of one feature. The last bin counts unknown values."""
 
     feature: str
+    # For a number: bin i counts `edges[i - 1] < value <= edges[i]`; the first and the last value bin are open. One more
+    # bin counts missing values. All edges are exact in float32.
     edges: tuple[float, ...] = ()
+    # For a category, empty for a number: one bin each, then one for levels unknown to the model
     levels: tuple[str, ...] = ()
 
     @property
@@ -68,19 +65,14 @@ class Bins:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """The counts of a batch's rows in each bin.
+    """The counts of a batch's rows in each bin."""
 
-    Attributes:
-        bins: Those of each of ``Encoding.columns``, in that order, then those of the score.
-        counts: Rows in each bin, feature by feature; shape (sum of n_bins,).
-        parts: Of a reference, the counts of one week of the year each, by :func:`season_of` its as-of day.
-        contributions: Of a reference, the mean contribution of the rows in each bin to their scores, in log-odds; 0 for
-            the score itself. Shape as ``counts``; ``None`` if they were not computed.
-    """
-
-    bins: tuple[Bins, ...]
-    counts: Counts
+    bins: tuple[Bins, ...]  # those of each of `Encoding.columns`, in that order, then those of the score
+    counts: Counts  # rows in each bin, feature by feature; shape (sum of n_bins,)
+    # Of a reference, the counts of one week of the year each, by season_of its as-of day
     parts: Mapping[str, Counts] = field(default_factory=dict)
+    # Of a reference, the mean contribution of the rows in each bin to their scores, in log-odds; 0 for the score
+    # itself. Shape as `counts`; `None` if they were not computed.
     contributions: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:

@@ -20,31 +20,23 @@ _TOP = 10
 
 @dataclass
 class ScoreSummary:
-    """Counts and extremes of the scores of a batch's ``n`` accounts summarized.
-
-    Attributes:
-        n_scored: Accounts scored, those not at risk included.
-        is_at_risk_known: Whether the accounts summarized are those at risk; ``False`` if they are all.
-        is_calibrated: Whether the scores are probabilities.
-        fine_counts: Accounts per thousandth of [0, 1], shape (1000,).
-        top: ``(probability, account id)`` of the highest, in falling order.
-        absolute: Sums of the contributions' absolute values, by source column; ``None`` without reasons.
-        as_of: The batch's as-of day, by which the part of the reference is chosen; ``None`` for the whole.
-        reference: The model's reference profile; ``None`` if the model has none.
-        profile: The rows counted into the bins of the reference; ``None`` without one.
-    """
+    """Counts and extremes of the scores of a batch's ``n`` accounts summarized."""
 
     n: int = 0
-    n_scored: int = 0
-    is_at_risk_known: bool = False
-    is_calibrated: bool = False
+    n_scored: int = 0  # accounts scored, those not at risk included
+    is_at_risk_known: bool = False  # whether the accounts summarized are those at risk; `False` if they are all
+    is_calibrated: bool = False  # whether the scores are probabilities
     total: float = 0.0
+    # Accounts per thousandth of [0, 1], shape (1000,)
     fine_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_FINE_BINS, dtype=np.int64))
+    # `(probability, account id)` of the highest, in falling order
     top: list[tuple[float, int]] = field(default_factory=list)
+    # Sums of the contributions' absolute values, by source column; `None` without reasons
     absolute: npt.NDArray[np.float64] | None = None
+    # The batch's as-of day, by which the part of the reference is chosen; `None` for the whole
     as_of: date | None = None
-    reference: Profile | None = None
-    profile: Profile | None = None
+    reference: Profile | None = None  # the model's reference profile; `None` if the model has none
+    profile: Profile | None = None  # the rows counted into the bins of the reference; `None` without one
 
     @property
     def mean(self) -> float:

@@ -44,27 +44,20 @@ def training_data(name: str, *, sha256: str, uri: str, profile: Mapping[str, Any
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """The content of a new version's run.
-
-    Attributes:
-        tags: In addition to the variant's, which are always set.
-        metrics: Measured metrics only; empty without labels.
-        about: The version's description: the model, its data, how good it is, and what it is for.
-        artifacts: Texts and pictures by their path, such as ``model_card.md``.
-        name: Name of the run; ``None`` for ``log-<variant>``.
-        reference: Inputs and scores that batches are compared with, of rows the model was not trained on, if any.
-    """
+    """The content of a new version's run."""
 
     bundle: "Bundle"
     golden: "Golden"
     sample: pd.DataFrame
     parameters: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    tags: Mapping[str, str]
-    about: str = ""
+    metrics: Mapping[str, float]  # measured metrics only; empty without labels
+    tags: Mapping[str, str]  # in addition to the variant's, which are always set
+    about: str = ""  # the version's description: the model, its data, how good it is, and what it is for
+    # Texts and pictures by their path, such as `model_card.md`
     artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
-    name: str | None = None
+    name: str | None = None  # name of the run; `None` for `log-<variant>`
     dataset: DatasetInput | None = None
+    # Inputs and scores that batches are compared with, of rows the model was not trained on, if any
     reference: Profile | None = None
 
 

@@ -42,20 +42,13 @@ _CONFIDENCE = 1.96
 
 @dataclass(frozen=True)
 class ScoredBefore:
-    """A published batch, and the version that scored it.
-
-    Attributes:
-        received_at: When the extract that was scored had arrived, UTC.
-        account_ids: Shape (n,), ascending.
-        scores: As published, shape (n,).
-        first_month: The oldest month of that extract; the history may have older ones.
-    """
+    """A published batch, and the version that scored it."""
 
     as_of: date
-    received_at: datetime
-    account_ids: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
-    first_month: date
+    received_at: datetime  # when the extract that was scored had arrived, UTC
+    account_ids: npt.NDArray[np.int64]  # shape (n,), ascending
+    scores: npt.NDArray[np.float32]  # as published, shape (n,)
+    first_month: date  # the oldest month of that extract; the history may have older ones
 
 
 def check_churn_share(trained: Trained) -> GateCheck:

@@ -86,19 +86,14 @@ class FleetStatus:
 
 @dataclass(frozen=True)
 class FleetMonitor:
-    """The services that monitoring needs.
-
-    Attributes:
-        champions: Queries the registry for each registered variant's champion version, by key.
-        receivers: Names of the receivers of alerts; incidents are recorded without any, too.
-        grace: Time after Monday 00:00 UTC by which a week must have been scored.
-    """
+    """The services that monitoring needs."""
 
     fleet: FleetTables
     incidents: Incidents
+    # Queries the registry for each registered variant's champion version, by key
     champions: Callable[[], Mapping[str, int | None]]
-    receivers: Sequence[str]
-    grace: timedelta
+    receivers: Sequence[str]  # names of the receivers of alerts; incidents are recorded without any, too
+    grace: timedelta  # time after Monday 00:00 UTC by which a week must have been scored
 
     def flag_drift(self, now: datetime) -> FleetDrift:
         """Detect drift and store it; the newest flags of a batch replace its earlier ones."""

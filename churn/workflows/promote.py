@@ -42,24 +42,19 @@ class VariantStatus:
 
 @dataclass(frozen=True)
 class Promoter:
-    """The services that promotion needs.
-
-    Attributes:
-        actor: Who moves aliases, as recorded in the events.
-        clock: The current time, UTC; its day decides which labels have matured.
-        decision: What is decided once for each variant, however often it is tried: a Dagster run with its retries.
-        decided_at: When that was asked for; later decisions about the same variants stand.
-        listed: Aliases and newest event of a fleet's variants, from one query; those of others are queried when needed.
-    """
+    """The services that promotion needs."""
 
     registry: "Registry"
     events: ModelEvents
     evaluator: PerformanceEvaluator
-    actor: str
+    actor: str  # who moves aliases, as recorded in the events
+    # The current time, UTC; its day decides which labels have matured
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    # Aliases and newest event of a fleet's variants, from one query; those of others are queried when needed
     listed: Mapping[Variant, tuple[Mapping[str, int], ModelEvent | None]] = field(default_factory=dict)
+    # What is decided once for each variant, however often it is tried: a Dagster run with its retries
     decision: str | None = None
-    decided_at: datetime | None = None
+    decided_at: datetime | None = None  # when that was asked for; later decisions about the same variants stand
 
     @property
     def today(self) -> date:
