@@ -39,17 +39,13 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class AssetReport:
-    """What Dagster shows of a variant whose work is done.
-
-    ``problem`` is why it is incomplete, if it is. With ``is_dry_run`` nothing was changed: the checks count, and no
-    event is logged.
-    """
+    """What Dagster shows of a variant whose work is done."""
 
     metadata: Mapping[str, Metadata]
     checks: Sequence[dg.AssetCheckEvaluation] = ()
     description: str | None = None
-    problem: str | None = None
-    is_dry_run: bool = False
+    problem: str | None = None  # why it is incomplete, if it is
+    is_dry_run: bool = False  # whether nothing was changed: the checks count, and no event is logged
 
 
 def fleet_assets(

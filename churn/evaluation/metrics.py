@@ -58,14 +58,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class AucComparison:
-    """Two models' AUC on the same rows.
+    """Two models' AUC on the same rows."""
 
-    ``difference`` is the second's less the first's: above 0 the second is better. ``p_value`` is two-sided.
-    """
-
-    difference: float
+    difference: float  # the second's less the first's: above 0 the second is better
     standard_error: float
-    p_value: float
+    p_value: float  # two-sided
 
     @property
     def interval(self) -> Interval:

@@ -23,10 +23,7 @@ MOST_LEVELS = 50
 
 @dataclass(frozen=True)
 class EvaluatedSegment:
-    """The metrics of one level's accounts; ``None`` if the status is ``insufficient``.
-
-    ``p_below_limit`` is the p-value of an AUC this low if the true one is the batch's limit; ``None`` without a limit.
-    """
+    """The metrics of one level's accounts; ``None`` if the status is ``insufficient``."""
 
     segment: str
     level: str
@@ -37,7 +34,7 @@ class EvaluatedSegment:
     brier_score: float | None = None
     calibration_error: float | None = None
     mean_score: float | None = None
-    p_below_limit: float | None = None
+    p_below_limit: float | None = None  # of an AUC this low if the true one is the batch's limit; `None` without one
 
 
 class Levels:

@@ -45,12 +45,9 @@ Losses = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairedSums:
-    """Sufficient sums of paired differences; add those of new accounts with ``+``.
+    """Sufficient sums of paired differences; add those of new accounts with ``+``."""
 
-    ``n`` counts accounts, or as many equally weighted, independent ones as have the same variance.
-    """
-
-    n: float = 0
+    n: float = 0  # of accounts, or of as many equally weighted, independent ones as have the same variance
     total: float = 0.0
     total_squares: float = 0.0
 

@@ -24,24 +24,19 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class BatchFigures:
-    """The figures that the checks compare, in addition to the batch.
-
-    ``n_stored`` rows of it are in PostgreSQL. ``champion`` is the version that is champion now, ``None`` if the
-    registry could not be queried; ``untrained_missing`` counts accounts by feature that never was missing in its
-    reference.
-    """
+    """The figures that the checks compare, in addition to the batch."""
 
     n_quarantined: int
     n_scored: int
-    n_stored: int
+    n_stored: int  # rows in PostgreSQL
     lowest: float
     highest: float
     source: str
-    champion: int | None
+    champion: int | None  # the version that is champion now; `None` if the registry could not be queried
     challenger: int | None
     is_challenger_scored: bool
     max_quarantine_share: float
-    untrained_missing: Mapping[str, int] | None = None
+    untrained_missing: Mapping[str, int] | None = None  # accounts by feature that never was missing in its reference
 
 
 def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_of: date) -> list[CheckResult]:

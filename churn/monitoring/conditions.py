@@ -81,10 +81,7 @@ class ScoredBatch:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The newest scoring attempt of a variant in a role; ``error`` is ``None`` if it published a batch.
-
-    ``n_failed`` counts the failed attempts of its week until then.
-    """
+    """The newest scoring attempt of a variant in a role; ``error`` is ``None`` if it published a batch."""
 
     number: int
     variant: str
@@ -93,7 +90,7 @@ class Attempt:
     ended_at: datetime
     error: str | None = None
     is_transient: bool = False
-    n_failed: int = 1
+    n_failed: int = 1  # failed attempts of its week until then
 
     @property
     def next_at(self) -> datetime | None:
@@ -105,15 +102,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class History:
-    """A variant's row counts and inputs over its earlier weeks.
+    """A variant's row counts and inputs over its earlier weeks."""
 
-    ``n_rows`` were read for the current batch of each week, ``n_newest`` of each month that was the newest whole one.
-    ``inputs`` has the day on which each input file of the variant first appeared, by the file's SHA-256.
-    """
-
-    n_rows: Mapping[date, int]
-    inputs: Mapping[str, date] = field(default_factory=dict)
-    n_newest: Mapping[date, int] = field(default_factory=dict)
+    n_rows: Mapping[date, int]  # read for the current batch of each week
+    inputs: Mapping[str, date] = field(default_factory=dict)  # when each file first appeared, by its SHA-256
+    n_newest: Mapping[date, int] = field(default_factory=dict)  # of each month that was the newest whole one
 
     def volume_of(self, batch: ScoredBatch) -> Volume:
         """Compare a batch's newest whole month with earlier ones, or its rows with those of the weeks before.

@@ -58,15 +58,11 @@ def kind_of(name: str) -> Kind:
 
 @dataclass(frozen=True)
 class Condition:
-    """A problem that exists now.
-
-    ``members`` are the affected variants (by key) or runs (by Dagster run id), each with a sentence. ``subject`` is the
-    job's name for ``run_failed``, which has one incident for each job; else empty.
-    """
+    """A problem that exists now."""
 
     kind: str
-    members: Mapping[str, str]
-    subject: str = ""
+    members: Mapping[str, str]  # the affected variants (by key) or runs (by Dagster run id), each with a sentence
+    subject: str = ""  # the job's name for `run_failed`, which has one incident for each job; else empty
 
 
 @dataclass(frozen=True)

@@ -45,16 +45,12 @@ _MOST_WEEKS = 10_000
 
 @dataclass(frozen=True)
 class Removed:
-    """The rows, facts or texts of an account in one place.
-
-    ``why_left`` is why they are still there, or cannot be counted; empty if they were erased. ``variants`` are the keys
-    of the variants that they are of, if known.
-    """
+    """The rows, facts or texts of an account in one place."""
 
     place: str
     n: int
-    why_left: str = ""
-    variants: Sequence[str] = ()
+    why_left: str = ""  # why they are still there, or cannot be counted; empty if they were erased
+    variants: Sequence[str] = ()  # the keys of the variants that they are of, if known
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,12 @@ _LIVE_METRICS = (
 
 @dataclass(frozen=True)
 class VariantEvaluation:
-    """The result of evaluating a variant: the batches evaluated now, by week, its models and their comparison.
-
-    ``not_evaluated`` is why the variant cannot be evaluated; then ``status`` is ``None``.
-    """
+    """The result of evaluating a variant: the batches evaluated now, by week, its models and their comparison."""
 
     n_new_facts: int = 0
     batches: Sequence[EvaluatedBatch] = ()
     status: "VariantStatus | None" = None
-    not_evaluated: str | None = None
+    not_evaluated: str | None = None  # why the variant cannot be evaluated; then `status` is `None`
 
     @property
     def of_champion(self) -> list[EvaluatedBatch]:
@@ -143,29 +140,24 @@ def evaluate_variant(promoter: "Promoter", variant: Variant) -> VariantEvaluatio
 
 @dataclass(frozen=True)
 class PendingEvaluation:
-    """The current batches of some variants to evaluate, whose labels may be used, and the evaluations to log to MLflow.
-
-    ``version_tags`` are those of all model versions, if they were listed; ``None`` queries those that are needed.
-    """
+    """Batches to evaluate, whose labels may be used, and evaluations to log to MLflow, of some variants."""
 
     unevaluated: list[PublishedBatch]
     unlogged: list[EvaluatedBatch]
-    version_tags: Mapping[tuple[Variant, int], Tags] | None = None
+    version_tags: Mapping[tuple[Variant, int], Tags] | None = None  # of all versions; `None` queries those needed
 
 
 @dataclass(frozen=True)
 class PerformanceEvaluator:
-    """The services and limits of evaluation; ``auc_limit`` is that of versions registered without a limit of their own.
-
-    ``listed`` is the pending work of a fleet's variants, from one query; that of others is queried when needed.
-    """
+    """The services and limits of evaluation."""
 
     ingestion: Ingestion
     registry: "Registry"
     results: Evaluations
     horizon: Horizon
     limits: Limits
-    auc_limit: float
+    auc_limit: float  # of versions registered without a limit of their own
+    # Of a fleet's variants, from one query; that of others is queried when needed.
     listed: Mapping[Variant, PendingEvaluation] = field(default_factory=dict)
 
     def for_fleet(self, variants: Sequence[Variant], today: date) -> "PerformanceEvaluator":

@@ -26,15 +26,12 @@ _WEEK = timedelta(weeks=1)
 
 @dataclass(frozen=True)
 class FleetDrift:
-    """The drift of a fleet's newest batches, of which ``n_compared`` could be compared with a reference.
-
-    The other flags are of categorical features whose share of unknown levels rose, and of others that miss more values.
-    """
+    """The drift of a fleet's newest batches, of which ``n_compared`` could be compared with a reference."""
 
     n_compared: int
     flags: Sequence[DriftFlag]
-    unknown_levels: Sequence[DriftFlag]
-    missing_values: Sequence[DriftFlag]
+    unknown_levels: Sequence[DriftFlag]  # of categorical features whose share of unknown levels rose
+    missing_values: Sequence[DriftFlag]  # of others that miss more values
 
     def by_check(self) -> dict[str, dict[str, str]]:
         """Return the variants that fail each check, by the check's name, each with a sentence."""
@@ -61,14 +58,11 @@ _KINDS_OF_CHECK: Mapping[str, Collection[str]] = {
 
 @dataclass(frozen=True)
 class FleetStatus:
-    """The problems of a fleet by kind, kinds without a problem included.
-
-    Kinds are unavailable that could not be examined, because the registry or Dagster could not be queried.
-    """
+    """The problems of a fleet by kind, kinds without a problem included."""
 
     n_variants: int
     conditions: Sequence[Condition]
-    unavailable_kinds: frozenset[str]
+    unavailable_kinds: frozenset[str]  # not examined, because the registry or Dagster could not be queried
     changes: Sequence[Change]
 
     def by_check(self) -> dict[str, dict[str, str] | None]:

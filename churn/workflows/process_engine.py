@@ -32,12 +32,10 @@ _attempt: Callable[[str], Any]  # what this process does, if it is a worker
 
 @dataclass(frozen=True)
 class ProcessEngine:
-    """Runs attempts in ``n`` processes; see :data:`churn.workflows.fleet.FleetEngine`.
-
-    ``record_lost`` is called with the key, the start and the error of an attempt whose process died too often.
-    """
+    """Runs attempts in ``n`` processes; see :data:`churn.workflows.fleet.FleetEngine`."""
 
     n: int
+    # Called with the key, the start and the error of an attempt whose process died too often.
     record_lost: Callable[[str, datetime, BaseException], None]
 
     def __call__(self, attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:
