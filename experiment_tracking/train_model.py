@@ -80,7 +80,8 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
         f"variant    {outcome.variant}",
         f"activity   of {lineage.activity_of}: {lineage.n_facts:,} facts, {outcome.n_facts_added:,} of them new; "
         f"known by {lineage.today}",
-        f"months     {months}",
+        *([f"months     {months}"] if lineage.n_facts else []),
+        *([f"pool       of {lineage.pooled}"] if lineage.pooled else []),
         *(f"because    {why}" for why in lineage.detours),
         *([f"fallback   {source.fallback_reason}"] if source and source.fallback_reason else []),
         f"features   {len(trained.feature_names)} of {lineage.names_from}",

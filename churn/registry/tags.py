@@ -23,6 +23,7 @@ EVIDENCE_AFTER = "churn.evidence_after"  # last day of the outcomes that the ver
 TRAINED_AS_OF = "churn.trained_as_of"
 TRAINED_ON = "churn.trained_on"  # key of the variant with the training activity
 TRAINED_ON_BECAUSE = "churn.trained_on_because"  # why it is not the variant's own activity
+POOLED = "churn.pooled"  # how many variants' trees the version has, and what is its own; missing if trained alone
 DATA_SHA256 = "churn.data_sha256"
 HORIZON_MONTHS = "churn.horizon_months"
 CODE_VERSION = "churn.code_version"

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xgboost as xgb
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit
 
 from churn.inference.forest import LEAF, read_forest
 
 MIN_SLOPE = 0.05  # below it, scores hardly predict the outcomes, and float32 hardly preserves their order
+_PRIOR_SD = np.array(
+    [0.3, 0.15]
+)  # of a variant's intercept and slope about those of its pool; benchmarks/quality/pooled
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,24 @@ def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_])
     mean = targets.mean()
     shift = brentq(lambda shift: expit(x + shift).mean() - mean, logit(mean) - x.max() - 1, logit(mean) - x.min() + 1)
     return Calibration(1.0, float(shift), is_shift=True)
+
+
+def fit_shrunken(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_]) -> Calibration:
+    """Fit a slope near 1 and an intercept near 0, as far as the outcomes show otherwise; deterministic.
+
+    The maximum a posteriori of a logistic regression with normal priors, so that no or few rows, or rows of one
+    outcome, change little. ``margins`` are a calibrated model's log-odds; shape (n,), n may be 0.
+    """
+    x, y = np.asarray(margins, dtype=np.float64), churned.astype(np.float64)
+
+    def loss(line: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        z, off = line[0] + line[1] * x, (line - (0.0, 1.0)) / _PRIOR_SD
+        error = expit(z) - y
+        value = (np.logaddexp(0.0, z) - y * z).sum() + (off**2).sum() / 2
+        return float(value), np.array([error.sum(), error @ x]) + off / _PRIOR_SD
+
+    intercept, slope = minimize(loss, np.array([0.0, 1.0]), jac=True, method="BFGS").x
+    return Calibration(max(float(slope), MIN_SLOPE), float(intercept))
 
 
 def apply_to_booster(booster: xgb.Booster, calibration: Calibration) -> xgb.Booster:

@@ -6,7 +6,7 @@ labels must not pass, and a marker of the label on future facts must not reach t
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from statistics import median
 
@@ -23,7 +23,7 @@ from churn.evaluation.metrics import Evaluation, Interval, calibration_error, ro
 from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, load_bundle
 from churn.inference.engine import Engine, build_engine
 from churn.training import data_checks
-from churn.training.checks import Gate, GateCheck
+from churn.training.checks import GATE_CHECKS, Gate, GateCheck
 from churn.training.data_checks import ScoredBefore
 from churn.training.train import Trained, fit
 from churn.weeks import day_start_us
@@ -41,6 +41,8 @@ _N_DRAWS = 200
 _TIMED_ROWS = 16_384
 _REPEATS = 7
 _SHUFFLES = 7
+_LEAST_SHUFFLED = 10  # rounds, of a model with no trees of its own
+_OF_EACH = "done for each variant of the pool that has enough labels"
 _ONE_OUTCOME = "the held-out accounts all had the same outcome; nothing can be measured"
 
 
@@ -101,6 +103,22 @@ def check_gate(
     return Gate(checks)
 
 
+def check_pool(trained: Trained, evaluation: Evaluation, shots: Sequence[Snapshot], limits: GateLimits) -> Gate:
+    """Run the checks that a pool of many variants' rows can be given; the others are done for each with labels."""
+    engine, _ = compile_for(trained.bundle, [shot for shot in shots if shot.as_of in trained.held_out.as_ofs])
+    done = (
+        check_auc(evaluation, limits),
+        check_calibration(trained, evaluation, limits),
+        data_checks.check_churn_share(trained),
+        data_checks.check_simple_models(trained, shots),
+        check_golden(trained),
+        check_compilation(engine),
+    )
+    found = {check.name: check for check in done}
+    others = {name: GateCheck(name, None, None, "skipped", _OF_EACH) for name in GATE_CHECKS}
+    return Gate(tuple((others | found).values()))
+
+
 def check_auc(evaluation: Evaluation, limits: GateLimits) -> GateCheck:
     """Compare the held-out AUC with the minimum."""
     name, minimum, auc = "auc_is_above_minimum", limits.min_auc, evaluation.roc_auc
@@ -144,9 +162,10 @@ def check_shuffled(trained: Trained, limits: GateLimits) -> GateCheck:
     rng = np.random.Generator(np.random.PCG64(trained.plan.seed))
     parts = (trained.training, trained.validation)
     intervals: list[Interval] = []
+    trial = replace(trained.chosen, n_rounds=trained.chosen.n_rounds or _LEAST_SHUFFLED)
     # By chance, one such model may rank accounts by a real cause of churn, in the right direction.
     for _ in range(_SHUFFLES):
-        booster = fit(parts, trained.chosen, trained.feature_names, trained.plan, shuffled_by=rng)
+        booster = fit(parts, trial, trained.feature_names, trained.plan, shuffled_by=rng)
         scores = booster.inplace_predict(accounts.matrix, validate_features=False)
         intervals.append(roc_auc_interval(accounts.churned, scores))
     auc = sorted(intervals, key=lambda interval: interval.low)[_SHUFFLES // 2]

@@ -27,6 +27,7 @@ class Lineage:
         months: The first and the newest month of them.
         data_sha256: Digest of the training, validation and held-out rows and labels.
         names_from: Where the feature names come from.
+        pooled: The pool whose trees it has, and what is its own, as of the tag; empty if it was trained alone.
     """
 
     variant: Variant
@@ -39,6 +40,7 @@ class Lineage:
     data_sha256: str
     names_from: str
     code_version: str
+    pooled: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def short_description(trained: Trained, lineage: Lineage, evaluation: Evaluation
 
 def _data(trained: Trained, lineage: Lineage) -> str:
     source = f"Activity of **{lineage.activity_of}**"
+    if lineage.pooled:
+        source += f", and the trees of a pool of {lineage.pooled}"
     if lineage.detours:
         source += f", because {'; and '.join(lineage.detours)}"
     rows = []
@@ -148,7 +152,8 @@ def _parameters(trained: Trained) -> str:
 
 
 def _limits(trained: Trained, lineage: Lineage) -> str:
-    own = f"Its metrics are of {lineage.activity_of}'s accounts, not of {lineage.variant}'s own."
+    whose = "the pool" if lineage.pooled else str(lineage.activity_of)
+    own = f"Its metrics are of {whose}'s accounts, not of {lineage.variant}'s own."
     limits = [
         *([own] if lineage.detours else []),
         f"The newest rows it was trained on are of {trained.validation.as_ofs[-1]}; later rows only evaluate it, "
@@ -167,6 +172,7 @@ def _lineage(trained: Trained, lineage: Lineage) -> str:
     rows = [
         ("trained as of", str(lineage.today)),
         ("activity of", lineage.activity_of.key),
+        *([("pool", lineage.pooled)] if lineage.pooled else []),
         ("facts in its history", f"{lineage.n_facts:,}, of {month_range(*lineage.months)}"),
         *((f"input {uri}", f"sha256 {sha256}") for uri, sha256 in lineage.sources),
         ("rows and labels", f"sha256 {lineage.data_sha256}"),

@@ -6,9 +6,10 @@ and whether the model is good enough (``churn.training.gate``).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,6 +98,13 @@ class Trial:
     log_loss: float
 
 
+Trials = tuple[Trial, ...]
+Search = Callable[[], Trials]
+Learned = tuple[xgb.Booster, Trials, Trial, Calibration]
+Learn = Callable[[Part, Part, Sequence[str], TrainingPlan], Learned]
+"""Learns features from training and validation rows; returns a calibrated booster, and what ``Trained`` has of it."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained model, and the data and choices behind it.
@@ -182,11 +190,12 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
     )
 
 
-def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: TrainingPlan) -> Trained:
-    """Choose parameters and rounds, calibrate, and train on everything before the held-out snapshots.
+def train(
+    snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: TrainingPlan, learn: Learn | None = None
+) -> Trained:
+    """Learn from everything before the held-out snapshots, by default as :func:`learn_alone` does.
 
-    The calibration is fitted on validation scores of a model that was not trained on the validation snapshots. It is
-    applied to one trained on them as well, with the same rounds. Deterministic: same snapshots and plan, same bytes.
+    Deterministic: same snapshots and plan, same bytes.
 
     Raises ``InputError`` if there are too few labels (see :func:`shortage`), or the snapshots' rows lack a column that
     a feature, in the model's order, comes from.
@@ -196,11 +205,7 @@ def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: Tra
     parts = split(snapshots, plan)
     encoding = plan_encoding(feature_names, parts.training[0].rows.columns)
     training, validation, held_out = (_part(name, shots, encoding) for name, shots in vars(parts).items())
-    data, unseen_data = _dmatrix(training, feature_names), _dmatrix(validation, feature_names)
-    trials, chosen = _search(data, unseen_data, plan)
-    provisional = xgb.train(_settings(chosen.parameters, plan), data, chosen.n_rounds)
-    calibration = fit_platt(provisional.predict(unseen_data, output_margin=True), validation.churned)
-    booster = apply_to_booster(fit([training, validation], chosen, feature_names, plan), calibration)
+    booster, trials, chosen, calibration = (learn or learn_alone)(training, validation, feature_names, plan)
     return Trained(
         bundle=read_bundle(bytes(booster.save_raw("ubj")), feature_names, "the trained booster"),
         encoding=encoding,
@@ -212,8 +217,30 @@ def train(snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: Tra
         validation=validation,
         held_out=held_out,
         held_out_accounts=_take(held_out, _one_an_account(parts.held_out, plan.seed)),
-        data_sha256=_digest(feature_names, (training, validation, held_out)),
+        data_sha256=digest(feature_names, (training, validation, held_out)),
     )
+
+
+def learn_alone(
+    training: Part,
+    validation: Part,
+    feature_names: Sequence[str],
+    plan: TrainingPlan,
+    remember: Callable[[str, Search], Trials] = lambda _, search: search(),
+) -> Learned:
+    """Choose parameters and rounds, calibrate, and train on both parts.
+
+    The calibration is fitted on validation scores of a model that was not trained on the validation snapshots. It is
+    applied to one trained on them as well, with the same rounds. ``remember`` takes the digest of the data and the
+    search, which takes longest, and may return what that returned before.
+    """
+    data, unseen_data = _dmatrix(training, feature_names), _dmatrix(validation, feature_names)
+    trials = remember(digest(feature_names, (training, validation)), partial(_search, data, unseen_data, plan))
+    chosen = min(trials, key=lambda trial: trial.log_loss)
+    provisional = xgb.train(settings(chosen.parameters, plan), data, chosen.n_rounds)
+    calibration = fit_platt(provisional.predict(unseen_data, output_margin=True), validation.churned)
+    booster = apply_to_booster(fit([training, validation], chosen, feature_names, plan), calibration)
+    return booster, trials, chosen, calibration
 
 
 def fit(
@@ -233,7 +260,7 @@ def fit(
     if shuffled_by is not None:
         churned = shuffled_by.permutation(churned)
     data = xgb.DMatrix(matrix, churned, feature_names=list(feature_names), nthread=1)
-    return xgb.train(_settings(trial.parameters, plan), data, trial.n_rounds)
+    return xgb.train(settings(trial.parameters, plan), data, trial.n_rounds)
 
 
 def _matured(ordered: Sequence[Snapshot], later: Sequence[Snapshot], horizon: Horizon) -> list[Snapshot]:
@@ -284,13 +311,14 @@ def _dmatrix(part: Part, feature_names: Sequence[str]) -> xgb.DMatrix:
     return xgb.DMatrix(part.matrix, part.churned, feature_names=list(feature_names), nthread=1)
 
 
-def _settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:
+def settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:
+    """Return XGBoost's settings for some hyperparameters."""
     # Several threads may add gradients in a different order and so change the last bits.
     return {"objective": "binary:logistic", "tree_method": "hist", "nthread": 1, "seed": plan.seed, **parameters}
 
 
-def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> tuple[tuple[Trial, ...], Trial]:
-    """Run the trials by TPE, a reasonable one first; return all, and the one with the lowest validation loss."""
+def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> Trials:
+    """Run the trials by TPE, a reasonable one first."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -301,7 +329,7 @@ def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> t
     def loss_of(trial: "optuna.Trial") -> float:
         parameters = _suggest(trial)
         booster = xgb.train(
-            {**_settings(parameters, plan), "eval_metric": "logloss"},
+            {**settings(parameters, plan), "eval_metric": "logloss"},
             data,
             _MAX_ROUNDS,
             evals=[(validation, "validation")],
@@ -313,7 +341,7 @@ def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> t
         return trials[-1].log_loss
 
     study.optimize(loss_of, n_trials=plan.n_trials)
-    return tuple(trials), min(trials, key=lambda trial: trial.log_loss)
+    return tuple(trials)
 
 
 def _suggest(trial: "optuna.Trial") -> Parameters:
@@ -331,10 +359,11 @@ def _suggest(trial: "optuna.Trial") -> Parameters:
     return {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in suggested.items()}
 
 
-def _digest(feature_names: Sequence[str], parts: Sequence[Part]) -> str:
-    digest = hashlib.sha256("\n".join(feature_names).encode())
+def digest(feature_names: Sequence[str], parts: Sequence[Part]) -> str:
+    """Return the SHA-256 of some rows and labels, in hexadecimal."""
+    found = hashlib.sha256("\n".join(feature_names).encode())
     for part in parts:
-        digest.update(f"{part.name} {' '.join(map(str, part.as_ofs))} {part.matrix.shape}".encode())
+        found.update(f"{part.name} {' '.join(map(str, part.as_ofs))} {part.matrix.shape}".encode())
         for array in (part.account_ids, part.matrix, part.churned):
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

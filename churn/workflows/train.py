@@ -3,10 +3,12 @@
 The same data train to the same booster, so a repeat adds a version with the same bytes and changes nothing else.
 """
 
+import hashlib
 import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -35,16 +37,19 @@ from churn.registry.records import LoggedRun, OpenModel, training_data
 from churn.registry.registry import Registry
 from churn.storage.history import ActivityHistory, Appended
 from churn.storage.inputs import INPUT_FOLDER
+from churn.storage.places import with_retries
 from churn.storage.sources import NoFileError, Provenance, Sources
+from churn.training import pool as pooling
 from churn.training.checks import Gate
 from churn.training.data_checks import ScoredBefore
 from churn.training.default_features import DEFAULT_SET, default_feature_names
 from churn.training.gate import GateLimits, check_gate
 from churn.training.model_card import AgainstChampion, Lineage, short_description, write_card
-from churn.training.train import Trained, TrainingPlan, shortage, train
+from churn.training.pool import Pool
+from churn.training.train import Search, Trained, TrainingPlan, Trial, Trials, learn_alone, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
-from churn.weeks import month_range, month_start, newest_month_due, training_days
+from churn.weeks import monday_of, month_range, month_start, newest_month_due, training_days
 from churn.wording import listed
 from churn.workflows import ingest
 from churn.workflows.fleet import Attempts, for_each_variant
@@ -58,6 +63,7 @@ _MAX_MONTHS = 24  # of activity; older activity predicts little about today
 _WEEKS = 52  # that a model's reference covers
 _REFERENCE_ACCOUNTS = 200_000  # of which the reference describes those at risk each week
 _EXPLAINED_ROWS = 1_000
+_POOLS = "history/pools/"  # where training may write
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class TrainingOutcome:
     gate: Gate
     card: str
     pictures: dict[str, bytes]
-    reference: Profile
+    reference: Profile | None
     columns: Columns
     version: ModelVersion | None = None
 
@@ -92,6 +98,8 @@ class Trainer:
         features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
         results: Published batches, one of which the gate scores again.
         run_tags: By variant, in place of its run's other tags: its parts as a person typed them.
+        least_pooled: A fleet of that many variants or more is trained together; of less, each alone.
+        pools: Of the fleet; the one of a variant's features is adapted to it.
     """
 
     sources: Sources
@@ -106,20 +114,60 @@ class Trainer:
     limits: GateLimits = field(default_factory=GateLimits)
     features: "FeatureNames | None" = None
     run_tags: Mapping[Variant, Mapping[str, str]] = field(default_factory=dict)
+    least_pooled: int = 10
+    pools: Sequence[Pool] = ()
 
-    def train_fleet(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> Attempts[TrainingOutcome]:
+    def train_fleet(
+        self, keys: Sequence[str], today: date, *, fleet: Sequence[str] = (), dry_run: bool = False
+    ) -> Attempts[TrainingOutcome]:
         """Train many variants, a few at once; yields each key with the outcome or the error, in the order of ``keys``.
 
-        An outcome contains the variant's rows, so callers should drop it soon.
+        ``fleet`` are all variants of a launch of which ``keys`` are left, and are pooled; by default, ``keys``. An
+        outcome contains the variant's rows, so callers should drop it soon.
         """
-        yield from for_each_variant(lambda variant: self.train_variant(variant, today, dry_run=dry_run), keys)
+        trainer = self.with_pools(fleet or keys, today, dry_run=dry_run)
+        yield from for_each_variant(partial(trainer.train_variant, today=today, dry_run=dry_run), keys)
+
+    def with_pools(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> "Trainer":
+        """Train the pools of a fleet on what was known on the week's Monday; none for a small fleet.
+
+        So a launch that is repeated in the week has the same. Variants that cannot be read are left out.
+        """
+        if len(keys) < self.least_pooled:
+            return self
+        work = partial(self._sample, today=monday_of(today), most=pooling.MAX_ROWS // len(keys))
+        samples = [sample for _, sample in for_each_variant(work, keys) if isinstance(sample, pooling.Sample)]
+        learn = partial(learn_alone, remember=partial(self._remember, dry_run))
+        return replace(self, pools=pooling.build_pools(samples, self.plan, self.limits, learn))
+
+    def _sample(self, variant: Variant, today: date, most: int) -> pooling.Sample | None:
+        champion, activity = self._champion(variant), self._activity(variant, is_own=True, dry_run=True)
+        if activity.appended is None:
+            return None
+        requested = self.features or self._own_names(variant, champion)
+        data = self._labelled(variant, variant, activity, requested, champion, today=today, n_full=0)
+        shots = [shot for shot in data.snapshots if len(shot.churned)]
+        return pooling.draw_sample(data.kind, data.names, shots, variant.key, most) if shots else None
+
+    def _remember(self, dry_run: bool, digest: str, search: Search) -> Trials:  # noqa: FBT001 for partial()
+        """Return the trials of a pool that are stored for the same data, plan and code; else search, and store them."""
+        place, content = self.history.place, f"{digest} {self.plan} {self.code_version}"
+        key = f"{_POOLS}{hashlib.sha256(content.encode()).hexdigest()}.json"
+        with suppress(SourceError, ValueError, TypeError):
+            stored = json.loads(with_retries(lambda: b"".join(place.open(key).chunks)))
+            return tuple(Trial(**trial) for trial in stored)
+        trials = search()
+        if not dry_run:
+            with_retries(partial(place.write, key, json.dumps([asdict(trial) for trial in trials]).encode()))
+        return trials
 
     def train_variant(self, variant: Variant, today: date, *, dry_run: bool = False) -> TrainingOutcome:
         """Train a variant on what was known at the end of ``today``, and register the model.
 
         A model that passes the gate becomes the challenger, or the champion if the variant has none. One that fails is
-        registered without an alias and tagged with the reasons. A variant with too few labels is trained on the
-        activity of a fallback variant, and its version is tagged so. A dry run changes neither the history nor MLflow.
+        registered without an alias and tagged with the reasons. A variant with too few labels takes its pool as it is,
+        or is trained on the activity of a fallback variant, and its version is tagged so. A dry run changes neither the
+        history nor MLflow.
 
         Raises ``InputError`` if the input is not raw activity, or no variant up to the base variant has enough labels,
         and ``ChurnError`` for any other reason; no version is registered then.
@@ -127,22 +175,8 @@ class Trainer:
         champion = self._champion(variant)
         requested = self.features or self._own_names(variant, champion)
         data = self._training_data(variant, requested, champion, today, dry_run=dry_run)
-        trained = train(data.snapshots, data.names, self.plan)
-        accounts = trained.held_out_accounts
-        evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix))
-        gate = check_gate(
-            trained,
-            evaluation,
-            facts=data.facts,
-            shots=data.snapshots,
-            build=lambda facts, as_of: data.shots_of(facts, [as_of], names=data.names)[0],
-            champion=champion.bundle if champion else None,
-            limits=self.limits,
-            before=self._scored_before(champion, today) if champion and data.owner == variant else None,
-            has_known_at=data.activity.has_known_at,
-            money=data.columns.activity,
-        )
-        against = _compare(champion, trained, evaluation, data.snapshots) if champion else None
+        trained, evaluation, gate, against = self._fit(variant, data, champion, today)
+        has_labels = data.shortage is None
         lineage = Lineage(
             variant=variant,
             activity_of=data.owner,
@@ -150,10 +184,13 @@ class Trainer:
             today=today,
             sources=tuple((source.uri, source.sha256) for source in data.sources.values()),
             n_facts=data.facts.height,
-            months=_months_of(data.facts, today),
+            months=_months_of(data.facts, today)
+            if data.facts.height
+            else (trained.training.as_ofs[0], trained.held_out.as_ofs[-1]),
             data_sha256=trained.data_sha256,
             names_from=requested.origin,
             code_version=self.code_version,
+            pooled=pooling.describe(data.pool, trained, has_labels=has_labels) if data.pool else "",
         )
         outcome = TrainingOutcome(
             variant=variant,
@@ -165,14 +202,40 @@ class Trainer:
             against=against,
             gate=gate,
             card=write_card(trained, evaluation, gate, lineage, against),
-            pictures=_pictures(trained, f"{variant}, trained as of {today}"),
-            reference=_reference(trained, data.facts, data.columns.activity, data.activity.held),
+            pictures={} if data.pool else _pictures(trained, f"{variant}, trained as of {today}"),
+            reference=_reference(trained, data.facts, data.columns.activity, data.activity.held)
+            if has_labels
+            else None,
             columns=replace(
                 self._columns(variant, champion),
                 one_hot=tuple(group.source_column for group in trained.encoding.one_hots),
             ),
         )
         return outcome if dry_run else self._register(outcome)
+
+    def _fit(
+        self, variant: Variant, data: "_TrainingData", champion: OpenModel | None, today: date
+    ) -> tuple[Trained, Evaluation, Gate, AgainstChampion | None]:
+        """Train and check a model, or, with too few labels, take that of the pool, which was checked."""
+        pool, shots = data.pool, data.snapshots
+        if pool is not None and data.shortage is not None:
+            return pooling.shift(pool, shots), pool.evaluation, pool.gate, None
+        trained = pooling.adapt(pool, shots, self.plan) if pool else train(shots, data.names, self.plan)
+        accounts = trained.held_out_accounts
+        evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix))
+        gate = check_gate(
+            trained,
+            evaluation,
+            facts=data.facts,
+            shots=shots,
+            build=lambda facts, as_of: data.shots_of(facts, [as_of], names=data.names)[0],
+            champion=champion.bundle if champion else None,
+            limits=self.limits,
+            before=self._scored_before(champion, today) if champion and data.owner == variant else None,
+            has_known_at=data.activity.has_known_at,
+            money=data.columns.activity,
+        )
+        return trained, evaluation, gate, _compare(champion, trained, evaluation, shots) if champion else None
 
     def _champion(self, variant: Variant) -> OpenModel | None:
         aliases = self.registry.aliases_of(variant)
@@ -215,9 +278,10 @@ class Trainer:
     def _training_data(
         self, variant: Variant, requested: "FeatureNames", champion: OpenModel | None, today: date, *, dry_run: bool
     ) -> "_TrainingData":
-        """Load activity with enough labels, the variant's own or a fallback's, for its features and the champion's."""
-        bundle = champion.bundle if champion else None
-        also = [name for name in bundle.feature_names if name not in bundle.categories] if bundle else []
+        """Load activity with enough labels, the variant's own or a fallback's, for its features and the champion's.
+
+        With a pool of these features, the variant's own is enough, whatever labels it has.
+        """
         detours: list[str] = []
         sources: dict[Variant, Provenance] = {}
         n_added = 0
@@ -225,38 +289,61 @@ class Trainer:
             activity = self._activity(owner, is_own=owner == variant, dry_run=dry_run)
             if activity.provenance is not None:
                 sources[owner] = activity.provenance
-            if activity.appended is None:
+            if activity.appended is not None:
+                n_added += activity.appended.n_added
+                data = self._labelled(variant, owner, activity, requested, champion, today=today)
+                if data.shortage is not None:
+                    months = describe_months(_months_of(data.facts, today), today, self.plan.horizon)
+                    detours.append(f"{owner} has {data.shortage}; its months run from {months}")
+            else:
                 detours.append(activity.why_none)
-                continue
-            known = activity.appended.facts
-            n_added += activity.appended.n_added
-            columns = self._columns(owner, champion if owner == variant else None, known.columns)
-            names = requested.of(known, columns)
-            if own := features.own_columns(names, known.columns):
-                message = "%s: the activity's own %s is used, not computed from its other columns"
-                logger.warning(message, owner, " and ".join(own))
-            computed = [*names, *(name for name in also if name not in names)]
-            facts, broken = ingest.with_numbers(known, computed, columns, self.max_quarantine_share)
-            quarantined = pl.concat(
-                [activity.appended.quarantined, broken.select(activity.appended.quarantined.columns)]
-            )
-            held, horizon = activity.held, self.plan.horizon
-            shots_of = partial(
-                snapshots, today=today, horizon=horizon, columns=columns, quarantined=quarantined, held=held
-            )
-            try:
-                shots = shots_of(facts, self._days(facts, today), names=computed)
-                reason = shortage(shots, self.plan)
-            except UnlabelledError as error:
-                reason = f"no labels: {error}"
-            if reason is None:
-                return _TrainingData(owner, names, columns, facts, shots, shots_of, detours, sources, n_added, activity)
-            months = describe_months(_months_of(facts, today), today, self.plan.horizon)
-            detours.append(f"{owner} has {reason}; its months run from {months}")
+                fits = (pool for pool in self.pools if requested.names is None or pool.names == tuple(requested.names))
+                pool = next(fits, None) if owner == variant else None
+                data = _TrainingData(owner, (), self._columns(variant, champion), activity, pool, activity.why_none)
+            if data.shortage is None or data.pool is not None:
+                return replace(data, detours=detours, sources=sources, n_added=n_added)
         raise InputError(
             f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; upload activity of more months or "
             f"more players to {variant.prefix}{INPUT_FOLDER}, or to that folder of a fallback variant"
         )
+
+    def _labelled(
+        self,
+        variant: Variant,
+        owner: Variant,
+        activity: "_Activity",
+        requested: "FeatureNames",
+        champion: OpenModel | None,
+        *,
+        today: date,
+        n_full: int | None = None,
+    ) -> "_TrainingData":
+        """Build the snapshots of an activity, which has rows, for some features; ``n_full`` as of ``training_days``."""
+        bundle, appended = champion.bundle if champion else None, activity.appended
+        assert appended is not None  # noqa: S101
+        known = appended.facts
+        columns = self._columns(owner, champion if owner == variant else None, known.columns)
+        names = requested.of(known, columns)
+        kind = pooling.kind_of(names, known.columns, columns.activity, is_default=requested.names is None)
+        pool = next((pool for pool in self.pools if pool.kind == kind and owner == variant), None)
+        names = pool.names if pool else names
+        if own := features.own_columns(names, known.columns):
+            message = "%s: the activity's own %s is used, not computed from its other columns"
+            logger.warning(message, owner, " and ".join(own))
+        also = [name for name in bundle.feature_names if name not in bundle.categories] if bundle else []
+        computed = list(dict.fromkeys([*names, *also]))
+        facts, broken = ingest.with_numbers(known, computed, columns, self.max_quarantine_share)
+        quarantined = pl.concat([appended.quarantined, broken.select(appended.quarantined.columns)])
+        held, horizon = activity.held, self.plan.horizon
+        shots_of = partial(snapshots, today=today, horizon=horizon, columns=columns, quarantined=quarantined, held=held)
+        shots: list[Snapshot] = []
+        try:
+            days = self._days(facts, today, self.plan.n_held_out if n_full is None else n_full)
+            shots = shots_of(facts, days, names=computed)
+            reason = pooling.shortage_in_pool(pool, shots, self.plan) if pool else shortage(shots, self.plan)
+        except UnlabelledError as error:
+            reason = f"no labels: {error}"
+        return _TrainingData(owner, names, columns, activity, pool, reason, kind, facts, shots_of, shots)
 
     def _activity(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Activity":
         """Ingest a variant's input and return its history; a dry run returns the same history and writes nothing."""
@@ -277,11 +364,11 @@ class Trainer:
         held = Held(extract.first_month, extract.provenance.modified_at.date()) if has_older else None
         return _Activity(appended, "", extract.provenance, has_known_at, held)
 
-    def _days(self, facts: pl.DataFrame, today: date) -> list[date]:
+    def _days(self, facts: pl.DataFrame, today: date, n_full: int) -> list[date]:
         """Return the training days; all weeks of the held-out months count equally, as they do when it scores."""
         first: date = facts["activity_month"].min()  # type: ignore[assignment]  # a column of dates
         last = self.plan.horizon.newest_mature(today)
-        return training_days(max(first, month_start(last, 1 - _MAX_MONTHS)), last, self.plan.n_held_out)
+        return training_days(max(first, month_start(last, 1 - _MAX_MONTHS)), last, n_full)
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
@@ -323,18 +410,22 @@ class _TrainingData:
     """The activity that a variant is trained on, and the variant that it belongs to.
 
     ``shots_of`` builds snapshots with these columns and quarantined rows; takes facts, as-of days and ``names``.
+    ``shortage`` is why its labels are too few, if they are, so that it takes ``pool`` as it is.
     """
 
     owner: Variant
     names: Sequence[str]
     columns: Columns
-    facts: pl.DataFrame
-    snapshots: list[Snapshot]
-    shots_of: Callable[..., list[Snapshot]]
-    detours: Sequence[str]
-    sources: dict[Variant, Provenance]
-    n_added: int
     activity: _Activity
+    pool: Pool | None
+    shortage: str | None
+    kind: pooling.Kind = ()
+    facts: pl.DataFrame = field(default_factory=pl.DataFrame)
+    shots_of: Callable[..., list[Snapshot]] = snapshots
+    snapshots: Sequence[Snapshot] = ()
+    detours: Sequence[str] = ()
+    sources: Mapping[Variant, Provenance] = field(default_factory=dict)
+    n_added: int = 0
 
 
 def describe_months(months: tuple[date, date], today: date, horizon: Horizon) -> str:
@@ -478,6 +569,8 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
     }
     if not gate.is_passed:
         tags[tag.GATE_FAILURES] = "; ".join(f"{check.name}: {check.sentence}" for check in gate.failures)
+    if lineage.pooled:
+        tags[tag.POOLED] = lineage.pooled
     if lineage.detours:
         tags[tag.TRAINED_ON_BECAUSE] = "; ".join(lineage.detours)
     if outcome.provenance is not None and outcome.provenance.fallback_reason is not None:

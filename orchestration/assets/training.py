@@ -62,7 +62,9 @@ def training_assets(
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:
         today = parse_day(config.as_of, datetime.now(UTC).date())
-        outcomes = deployment.trainer(n_trials=config.trials).train_fleet(run.left(), today, dry_run=config.dry_run)
+        outcomes = deployment.trainer(n_trials=config.trials).train_fleet(
+            run.left(), today, fleet=context.partition_keys, dry_run=config.dry_run
+        )
         run.log(outcomes, partial(_report, context.log, deployment.model_link))
     yield from run.finish()
 
@@ -107,13 +109,14 @@ def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str])
             f"![picture](data:image/svg+xml;base64,{b64encode(svg).decode()})"
         )
         for name in _SHOWN_PICTURES
-        if len(svg := outcome.pictures[name]) <= _MAX_PICTURE_BYTES
+        if 0 < len(svg := outcome.pictures.get(name, b"")) <= _MAX_PICTURE_BYTES
     }
     return {
         **links,
         "gate": dg.MetadataValue.md(outcome.gate.to_markdown()),
         "trained_as_of": lineage.today.isoformat(),
         "activity_of": lineage.activity_of.key,
+        **({"pool": lineage.pooled} if lineage.pooled else {}),
         "why_activity_of_another_variant": "; ".join(lineage.detours) or "the activity is the variant's own",
         "rows": table(("rows for", "first as-of", "last as-of", "rows", "churned"), rows, "---rr"),
         "parameters": {**trained.chosen.parameters, "n_rounds": trained.chosen.n_rounds},

@@ -303,6 +303,39 @@ def test_a_variant_with_too_few_labels_is_trained_on_its_parents_activity_and_sa
     assert not keys_under(site, "history/")
 
 
+@pytest.mark.slow
+def test_a_fleet_is_trained_together_and_a_retry_of_what_is_left_has_the_same_pool(
+    site: Site, client: Any, deployment: Deployment
+) -> None:
+    keys, as_of = ["company-few", "company-none", "geography-eu", "geography-us"], date(2026, 11, 25)
+    for key, n_accounts in {"geography-us": 900, "geography-eu": 600, "company-few": 60}.items():
+        put_activity(site, key, activity(key, n_accounts=n_accounts))
+    trainer = replace(deployment.trainer(n_trials=2), least_pooled=len(keys), limits=GateLimits(min_auc=0.5))
+
+    outcomes = dict(trainer.train_fleet(keys, as_of))
+
+    versions = {key: outcome.version for key, outcome in outcomes.items()}
+    assert {key: version.alias for key, version in versions.items()} == dict.fromkeys(keys, "champion")
+    tags = {key: client.get_model_version(of.registered_model, "1").tags for key, of in versions.items()}
+    assert all(of["churn.pooled"].startswith("3 variants, with ") for of in tags.values())
+    few = {key for key, of in tags.items() if of["churn.pooled"].endswith("too few labels of its own")}
+    assert (
+        few == {"company-few", "company-none"} == {key for key, of in tags.items() if "churn.trained_on_because" in of}
+    )
+    assert "company-none has no activity" in tags["company-none"]["churn.trained_on_because"]
+    assert {key: version.has_reference for key, version in versions.items()} == {key: key not in few for key in keys}
+    names = {outcome.trained.feature_names for outcome in outcomes.values()}
+    assert len(names) == 1
+    stored = keys_under(site, "history/pools/")
+    assert len(stored) == 1
+    assert not keys_under(site, "company-none/history/")
+
+    (retried,) = (outcome for _, outcome in trainer.train_fleet(keys[2:3], as_of, fleet=keys))
+
+    assert retried.version.sha256 == versions["geography-eu"].sha256
+    assert keys_under(site, "history/pools/") == stored
+
+
 def test_without_a_bucket_the_local_copy_is_used_and_the_base_variants_is_nobody_elses_own(
     site: Site, train_model: Run, client: Any, monkeypatch: pytest.MonkeyPatch, local_root: Path
 ) -> None:
