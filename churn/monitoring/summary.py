@@ -4,7 +4,7 @@ It is about the accounts at risk, as the performance of a model is. Where it is 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -23,7 +23,9 @@ class ScoreSummary:
     """Counts and extremes of the scores of a batch's ``n`` accounts summarized."""
 
     n: int = 0
-    n_scored: int = 0  # accounts scored, those not at risk included
+    n_scored: int = 0  # accounts scored, those not at risk included, as are the two extremes
+    lowest: float = float("inf")
+    highest: float = float("-inf")
     is_at_risk_known: bool = False  # whether the accounts summarized are those at risk; `False` if they are all
     is_calibrated: bool = False  # whether the scores are probabilities
     total: float = 0.0
@@ -79,6 +81,8 @@ class ScoreSummary:
         ``None`` if unknown; ``profile`` counts the accounts at risk into the reference's bins, if there is one.
         """
         self.n_scored += probabilities.size
+        self.lowest = min(self.lowest, float(probabilities.min(initial=np.inf)))
+        self.highest = max(self.highest, float(probabilities.max(initial=-np.inf)))
         self.is_at_risk_known = is_at_risk is not None
         counted = slice(None) if is_at_risk is None else np.flatnonzero(is_at_risk)
         probabilities, account_ids = probabilities[counted], account_ids[counted]
@@ -101,7 +105,7 @@ class ScoreSummary:
         if self.reference is None or self.profile is None:
             return None
         season, year = (self.reference, None) if self.as_of is None else self.reference.at(self.as_of)
-        measures = [asdict(drift) for drift in compare(season, self.profile, year)]
+        measures = [dict(vars(drift)) for drift in compare(season, self.profile, year)]
         return {str(drift.pop("feature")): drift for drift in measures}
 
     def record_fields(self) -> dict[str, Any]:

@@ -19,11 +19,14 @@ def check_published(
     challenger: int | None = None,
     *,
     is_challenger_scored: bool,
+    stored: tuple[int, float, float] | None = None,
 ) -> list[CheckResult]:
     """Check a published batch, with the variants' earlier batches and inputs by key.
 
-    ``challenger`` is the version that was to score, too; ``None`` for the one that is challenger now, if any. Raises
-    ``ChurnError`` if PostgreSQL does not answer; the batch stays published.
+    ``challenger`` is the version that was to score, too; ``None`` for the one that is challenger now, if any.
+    ``stored`` are the number of rows that PostgreSQL counted when it stored them, and the lowest and the highest score;
+    ``None`` counts them in the table, which reads all rows of a week that is being scored. Raises ``ChurnError`` if
+    PostgreSQL does not answer; the batch stays published.
     """
     batch = ScoredBatch(
         batch_id, record.variant.key, record.scored_week, record.model_version, record.n_rows_read,
@@ -38,7 +41,7 @@ def check_published(
     figures = BatchFigures(
         record.n_rows_quarantined,
         record.n_rows_scored,
-        *scorer.store.measure(batch_id, record.scored_week),
+        *(stored or scorer.store.measure(batch_id, record.scored_week)),
         source=record.source,
         champion=aliases.get(CHAMPION),
         challenger=challenger or aliases.get(CHALLENGER),

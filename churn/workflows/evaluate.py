@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import cache, partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -31,12 +31,14 @@ from churn.storage.sources import NoFileError
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import month_number, month_start
-from churn.workflows.fleet import Attempts, FleetEngine, error_text, for_each_variant, threads
+from churn.workflows.engines import for_each_on
+from churn.workflows.fleet import Attempts, error_text, for_each_variant
 from churn.workflows.ingest import Ingestion, NoActivityError, with_numbers
 
 if TYPE_CHECKING:
     from churn.registry.registry import Registry
     from churn.workflows.promote import Promoter, VariantStatus
+    from churn.workflows.ray_engine import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +79,19 @@ class VariantEvaluation:
 
 
 def evaluate_fleet(
-    promoter: "Promoter", keys: Sequence[str], *, auto_promote: bool = False, log: logging.Logger = logger
+    promoter: "Promoter",
+    keys: Sequence[str],
+    *,
+    auto_promote: bool = False,
+    log: logging.Logger = logger,
+    workers: "Workers[Promoter] | None" = None,
 ) -> Attempts[VariantEvaluation]:
     """Evaluate many variants, promote challengers that are proven better if ``auto_promote``, and withdraw ended ones.
 
-    Yields each key with the evaluation or the error, in the order of ``keys``. Aliases that were moved outside of this
-    project are recorded first. False promotions are controlled over all of ``keys``, so they should be many. Aliases
-    are moved, which is logged to ``log``, once the last result was consumed.
+    Yields each key with the evaluation or the error: as they complete from ``workers``, in the order of ``keys``
+    without. Aliases that were moved outside of this project are recorded first. False promotions are controlled over
+    all of ``keys``, so they should be many. Aliases are moved, which is logged to ``log``, once the last result was
+    consumed.
     """
     aliases = promoter.registry.aliases()
     promoter.observe(aliases)
@@ -91,8 +99,8 @@ def evaluate_fleet(
     of_fleet = promoter.for_fleet([variant for variant in aliases if variant.key in requested], aliases)
     evaluated: list[Variant] = []
     compared: dict[str, VariantStatus] = {}
-    engine: FleetEngine[VariantEvaluation] = threads(_THREADS)
-    for key, result in for_each_variant(partial(evaluate_variant, of_fleet), keys, engine):
+    work = partial(_evaluate, listed=of_fleet.listed, pending=of_fleet.evaluator.listed)
+    for key, result in for_each_on(workers, promoter, work, keys, n_threads=_THREADS):
         if not isinstance(result, BaseException):
             evaluated.append(Variant.from_key(key))
             if result.status is not None and result.status.comparison is not None:
@@ -101,6 +109,14 @@ def evaluate_fleet(
     if auto_promote:
         _promote(promoter, evaluated, log)
     _withdraw(promoter, compared, log)
+
+
+def _evaluate(
+    promoter: "Promoter", variant: Variant, *, listed: Mapping[Variant, Any], pending: Mapping[Variant, Any]
+) -> VariantEvaluation:
+    """Evaluate a variant with what ``Promoter.for_fleet`` listed, where it was listed."""
+    evaluator = replace(promoter.evaluator, listed=pending)
+    return evaluate_variant(replace(promoter, listed=listed, evaluator=evaluator), variant)
 
 
 def _promote(promoter: "Promoter", evaluated: Sequence[Variant], log: logging.Logger) -> None:

@@ -430,7 +430,7 @@ def score_fleet(
         aliases = {variant: versions for variant, versions in aliases.items() if variant.key in requested}
     versions = scorer.registry.look_up_versions(aliases) if aliases is not None else {}
     work = partial(_score_and_report, aliases=aliases, versions=versions, request=request, report=report)
-    yield from for_each_on(workers, scorer, work, keys, partial(scorer.record_failure, request))
+    yield from for_each_on(workers, scorer, work, keys, record_lost=partial(scorer.record_failure, request))
 
 
 def _score_and_report(

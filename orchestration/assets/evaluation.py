@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from churn.database.evaluations import EvaluatedBatch
+from churn.deployment.services import Deployment
 from churn.evaluation.metrics import Interval
 from churn.wording import counted
 from churn.workflows.evaluate import VariantEvaluation, evaluate_fleet
@@ -40,7 +41,10 @@ def evaluation_assets(context: dg.AssetExecutionContext, services: Services) -> 
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:
         auto_promote, promoter = deployment.settings.churn_auto_promote, deployment.promoter()
-        run.log(evaluate_fleet(promoter, run.left(), auto_promote=auto_promote, log=context.log), _report)
+        keys = run.left()
+        workers = deployment.workers(len(keys), Deployment.promoter)
+        attempts = evaluate_fleet(promoter, keys, auto_promote=auto_promote, log=context.log, workers=workers)
+        run.log(attempts, _report)
     yield from run.finish()
 
 

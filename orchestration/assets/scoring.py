@@ -142,7 +142,8 @@ def report_batch(
     def build() -> AssetReport:
         challenger, is_scored = outcome.challenger_version, outcome.challenger_record is not None
         batch = outcome.batch_id, outcome.record
-        results = check_published(*batch, scorer, histories, challenger, is_challenger_scored=is_scored)
+        stored = outcome.record.n_rows_scored, outcome.summary.lowest, outcome.summary.highest
+        results = check_published(*batch, scorer, histories, challenger, is_challenger_scored=is_scored, stored=stored)
         return AssetReport(describe(outcome, model_link), checks.of_batch(outcome.record.variant.key, results))
 
     return build_report(ASSETS, build)

@@ -2,17 +2,20 @@
 twice when the run is taken up again, whether it failed or its process was killed.
 """
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
 import boto3
 import dagster as dg
+import psutil
 import pytest
 from dagster import AssetKey
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
@@ -24,7 +27,7 @@ from orchestration.partitions import sync_partitions, variants_partitions
 from tests.support import ROOT
 from tests.support.children import bound
 from tests.support.simulated import simulate_activity
-from tests.support.site import Run, Site, bundled, put_model_files
+from tests.support.site import Run, Site, bundled, put_model_files, wait_until
 
 KEYS = [f"company-v{i:02}" for i in range(60)]
 WEEK = "2026-11-16"
@@ -129,6 +132,33 @@ def test_seven_poisoned_of_sixty_are_shown_and_only_they_are_taken_up_again(
     assert attempts(site, resumed.run_id) == dict.fromkeys(poisoned, "published")
     assert set(published(site)) == set(KEYS)
     assert set(states(instance, SPECS[-1].key).values()) == {AssetPartitionStatus.MATERIALIZED}
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random_cost_the_run_no_variant(
+    site: Site, instance: dg.DagsterInstance, fleet: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHURN_WORKERS", "2")
+    chance, killed = random.Random(11), list[int]()  # noqa: S311 no secret
+    process = start()
+    while len(killed) < 3 and process.poll() is None:
+        wait_until(lambda: sum(published(site).values()) > 15 * len(killed) or process.poll() is not None, 120)
+        # The processes that work are children of the server that forks them.
+        servers = psutil.Process(process.pid).children() if process.poll() is None else []
+        if workers := [child.pid for server in servers for child in server.children()]:
+            time.sleep(chance.random() / 5)
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                killed.append(len(killed))
+
+    assert process.wait(240) == 0
+    assert len(killed) == 3
+    assert set(published(site)) == set(KEYS)
+    assert set(published(site).values()) == {1}
+    doubled = "SELECT count(*) FROM churn_predictions_current GROUP BY variant, account_id HAVING count(*) > 1"
+    assert site.rows(site.churn, doubled) == []
+    for spec in SPECS:
+        assert set(states(instance, spec.key).values()) == {AssetPartitionStatus.MATERIALIZED}
 
 
 def states(instance: dg.DagsterInstance, key: AssetKey) -> dict[str, AssetPartitionStatus | None]:
