@@ -127,11 +127,8 @@ class Registry:
         """Return the version that ``alias`` names.
 
         For many look-ups at one moment, ``listed`` is the result of :meth:`aliases`, and ``versions`` that of
-        :meth:`look_up_versions`; what they lack is queried.
-
-        Raises:
-            UnregisteredError: If the variant is not registered.
-            RegistryError: If it has no such alias, or another variant has its name.
+        :meth:`look_up_versions`; what they lack is queried. Raises ``UnregisteredError`` if the variant is not
+        registered, ``RegistryError`` if it has no such alias, or another variant has its name.
         """
         name = variant.registered_model
         aliases = self.aliases_of(variant) if listed is None else listed.get(variant, {})
@@ -231,6 +228,7 @@ class Registry:
         is ``RUNNING``: the next call for the variant ends it, deletes its unfinished model and, if its version is of
         the same files, sets that version's alias in place of logging another. A repeat, of the same files by the same
         code, returns the version that has the alias already, or any without ``alias``, if its booster is still whole.
+        Raises ``RegistryError`` if MLflow fails, or another variant has the variant's model name.
 
         Args:
             location: Artifact location of the variant's experiment, if the experiment has to be created.
@@ -238,9 +236,6 @@ class Registry:
             or_champion: Whether the new version becomes ``champion`` if ``alias`` is ``None`` and the variant has none.
             once: Return the version that has the alias, or is champion, if there is one. Of two processes at once that
                 could not lock, one keeps its version.
-
-        Raises:
-            RegistryError: If MLflow fails, or another variant has the variant's model name.
         """
         with self._lock(variant) as is_locked:
             adopted = logged.tags.get(tags.ADOPTED, "").partition(",")[0]
@@ -360,26 +355,20 @@ class Registry:
 
     def version_tags(self) -> dict[tuple[Variant, int], Mapping[str, str]]:
         """Return the tags of every version of every variant, as :meth:`tags_of` does."""
-        with errors_translated("listing the model versions"):
-            versions = pages(self.client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'")
-            return {
-                (variant, int(version.version)): _tags(version)
-                for version in versions
-                if (variant := tags.variant_of(version)) is not None
-            }
+        return {(variant, int(one.version)): _tags(one) for variant, one in self._versions("")}
 
     def versions_before(self, before: datetime) -> list[tuple[Variant, int]]:
         """Return the versions of ours that were registered before a time and that no alias names."""
-        condition = f"name LIKE '{_MODEL_NAME_PREFIX}%' AND tags.`{tags.MODEL_SHA256}` LIKE '%'"
-        with errors_translated("listing the model versions"):
-            old = [
-                (variant, int(version.version))
-                for version in pages(self.client.search_model_versions, condition)
-                if version.creation_timestamp < before.timestamp() * 1000
-                and (variant := tags.variant_of(version)) is not None
-            ]
+        ours = self._versions(f" AND tags.`{tags.MODEL_SHA256}` LIKE '%'")
+        old = [(of, int(one.version)) for of, one in ours if one.creation_timestamp < before.timestamp() * 1000]
         listed = self.aliases() if old else {}
         return [(variant, version) for variant, version in old if version not in listed.get(variant, {}).values()]
+
+    def _versions(self, condition: str) -> list[tuple[Variant, Any]]:
+        """Return the versions of every variant that meet a further condition."""
+        with errors_translated("listing the model versions"):
+            found = pages(self.client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'{condition}")
+            return [(variant, one) for one in found if (variant := tags.variant_of(one)) is not None]
 
     def delete_version(self, variant: Variant, version: int) -> bool:
         """Delete a version with its model, its run and their files; returns whether no alias or pending move names it.
@@ -533,13 +522,11 @@ def _set_process_uri(uri: str) -> None:
 
     MLflow exports it to child processes, too; that is undone, as it may contain a password or a restricted role.
     """
-    exported = os.environ.get("MLFLOW_TRACKING_URI")
+    exported = {name: value for name, value in os.environ.items() if name == "MLFLOW_TRACKING_URI"}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    if exported is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    else:
-        os.environ["MLFLOW_TRACKING_URI"] = exported
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.update(exported)
 
 
 def _key(version: ModelVersion) -> str:

@@ -54,11 +54,9 @@ class Extract:
 def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float) -> Extract:
     """Read a variant's input and check it against the contract.
 
-    Raises:
-        NoActivityError: If the input is not raw activity; labels need it.
-        ForeignActivityError: If it is not the variant's own.
-        QuarantineError: If more rows broke the contract than the limit allows.
-        SourceError: If there is none.
+    Raises ``NoActivityError`` if it is not raw activity, which labels need, ``ForeignActivityError`` if it is not the
+    variant's own, ``QuarantineError`` if more rows broke the contract than the limit allows, ``SourceError`` without
+    any.
     """
     with tempfile.TemporaryDirectory(prefix="churn-ingest-") as scratch:
         raw = sources.fetch_input(variant, Path(scratch))
