@@ -110,8 +110,7 @@ def month_ends(first: date, last: date) -> list[date]:
     [datetime.date(2025, 1, 31), datetime.date(2025, 2, 28)]
     """
     n_months = month_number(last) - month_number(first) + 1
-    ends = (month_end(month_start(first, i)) for i in range(n_months))
-    return [end for end in ends if end <= last]
+    return [end for i in range(n_months) if (end := month_end(month_start(first, i))) <= last]
 
 
 def mondays_of(month: date) -> list[date]:

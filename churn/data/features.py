@@ -70,8 +70,7 @@ def features(
         return rows.sort("account_id")
 
     def column(name: str) -> Array:
-        values = is_active(activity, money) if name == IS_ACTIVE else activity[name].cast(pl.Float32)
-        return values.to_numpy()
+        return (is_active(activity, money) if name == IS_ACTIVE else activity[name].cast(pl.Float32)).to_numpy()
 
     computed = compute(over_months, known, column)
     columns = [pl.Series(window.name, values) for window, values in zip(over_months, computed, strict=True)]
@@ -177,8 +176,7 @@ def derive(rows: pl.DataFrame, as_of: date, windows: Sequence[Window] = ()) -> p
     )
     months = [(month_number(as_of) - month_numbers(pl.col(window.column))).alias(window.name) for window in since]
     if "ftd_date" in rows.columns and DERIVED not in rows.columns:
-        of_deposit = month_numbers(pl.col("activity_month")) - month_numbers(pl.col("ftd_date"))
-        months.append(of_deposit.alias(DERIVED))
+        months.append((month_numbers(pl.col("activity_month")) - month_numbers(pl.col("ftd_date"))).alias(DERIVED))
     return rows.with_columns(months)
 
 
@@ -415,6 +413,5 @@ def _codes(rows: pl.DataFrame, group: OneHot) -> pl.Series:
         codes_of = dict(zip(unknown, (folded.get(level) for level in fold(unknown)), strict=True))
         codes = codes.fill_null(text.cast(pl.String).replace_strict(codes_of, default=None, return_dtype=codes.dtype))
     if group.is_coded and codes.null_count():
-        is_missing = codes.is_null() & canonical(text, "text").is_null()
-        codes = codes.cast(pl.UInt32).set(is_missing, group.n_known)
+        codes = codes.cast(pl.UInt32).set(codes.is_null() & canonical(text, "text").is_null(), group.n_known)
     return codes

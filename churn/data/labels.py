@@ -138,8 +138,7 @@ def label(reports: Reports, account_ids: Ids, as_of: date, *, today: date, horiz
     labelled = requested[np.isin(requested, reports.account_ids[_known(reports, as_of)])]
     active = _active_accounts(reports, first_month, last_month, today)
     labelled = labelled[_are_observed(reports, labelled, as_of, today, horizon)]
-    churned = ~np.isin(labelled, active, assume_unique=True)
-    return Labels(labelled, churned, len(requested) - len(labelled))
+    return Labels(labelled, ~np.isin(labelled, active, assume_unique=True), len(requested) - len(labelled))
 
 
 def _are_observed(reports: Reports, account_ids: Ids, as_of: date, today: date, horizon: Horizon) -> Flags:

@@ -55,8 +55,7 @@ def compare_with_activity(
         unequal = ~np.isclose(encoded, matrix[places], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
         is_better = unequal.sum(axis=1) < fewest[places]
         differs[places[is_better]], fewest[places[is_better]] = unequal[is_better], unequal[is_better].sum(axis=1)
-    counts = differs[rows].sum(axis=0)
-    pairs = zip(feature_names, counts.tolist(), strict=True)
+    pairs = zip(feature_names, differs[rows].sum(axis=0).tolist(), strict=True)
     differing = sorted(((name, n) for name, n in pairs if n > _MOST_DIFFERING * len(rows)), key=lambda pair: -pair[1])
     n_accounts = f"{len(rows):,} accounts"
     if not differing:

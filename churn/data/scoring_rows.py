@@ -283,15 +283,13 @@ def _open_encoded(
         )
         if id_columns:  # otherwise the row number is the id
             checked = _without(erased, checked)
-        matrix = checked.rows.select(feature_names).cast(pl.Float32).to_numpy()
-        return checked, features.pack_matrix(matrix, encoding)
+        return checked, features.pack_matrix(checked.rows.select(feature_names).cast(pl.Float32).to_numpy(), encoding)
 
     counts = RowCounts(file.n_rows, 0, 0, 0, bool(id_columns), pl.DataFrame(), {}, key_table(ids))
 
     def chunks() -> Iterator[Chunk]:
         quarantined: list[pl.DataFrame] = []
-        columns = [*feature_names, *id_columns]
-        for part, packed in _check_chunks(file, columns, check, max_quarantine_share):
+        for part, packed in _check_chunks(file, [*feature_names, *id_columns], check, max_quarantine_share):
             quarantined.append(part.quarantined)
             counts.n_accounts += part.rows.height
             counts.n_erased += part.n_read - part.rows.height - part.quarantined.height

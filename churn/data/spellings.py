@@ -113,8 +113,7 @@ def _from_exponents(text: pl.Series) -> pl.Series:
     exponent = r"^[-+]?[0-9]+(\.[0-9]+)?[eE][+]?[0-9]{1,3}$"
     number = text.str.extract(f"({exponent})").cast(pl.Float64, strict=False)
     is_whole = (number == number.round()) & (number.abs() < _MOST_ROUNDED)
-    whole = number.set(~is_whole.fill_null(value=False), None)
-    return whole.cast(pl.Int64).cast(pl.String).fill_null(text)
+    return number.set(~is_whole.fill_null(value=False), None).cast(pl.Int64).cast(pl.String).fill_null(text)
 
 
 def _rewrite_numbers(text: pl.Series) -> pl.Series:

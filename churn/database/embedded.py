@@ -76,8 +76,7 @@ def embedded_postgres(home: Path, *, bin_dir: Path | None = None, ports: Iterabl
             folder = host.server_folder(link, account)
             with _gate(folder):
                 programs = host.find_programs(bin_dir, account, copies=folder)
-            server = _Server(folder, programs)
-            url = stack.enter_context(server.in_use(ports or _free_ports()))
+            url = stack.enter_context(_Server(folder, programs).in_use(ports or _free_ports()))
         yield url
 
 

@@ -218,8 +218,7 @@ class Evaluations(Tables):
     def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[EvaluatedBatch]:
         """Return the batches evaluated from ``since`` on that were not logged to MLflow yet, by week."""
         where = "b.variant = ANY(:variants) AND e.logged_at IS NULL AND e.labels_as_of >= :since"
-        keys = [variant.key for variant in variants]
-        return self._evaluated(where, ", e.reliability", variants=keys, since=since)
+        return self._evaluated(where, ", e.reliability", variants=[variant.key for variant in variants], since=since)
 
     def mark_logged(self, evaluated: Sequence[EvaluatedBatch]) -> None:
         """Mark evaluated batches as logged to MLflow."""

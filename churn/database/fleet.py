@@ -24,9 +24,10 @@ class FleetTables(Tables):
 
     def newest_inputs(self, week: date) -> list[conditions.ScoredBatch]:
         """Return the champions' newest current batches until ``week`` of each variant's two newest inputs."""
-        found = self._rows(_SQL["newest_inputs"], week=week, since=week - conditions.MEMORY)
-        rows = (row._asdict() for row in found)
-        return [conditions.ScoredBatch(**row | {"drifts": conditions.StoredDrifts(row["drifts"])}) for row in rows]
+        rows = self._rows(_SQL["newest_inputs"], week=week, since=week - conditions.MEMORY)
+        return [
+            conditions.ScoredBatch(**row._asdict() | {"drifts": conditions.StoredDrifts(row.drifts)}) for row in rows
+        ]
 
     def attempts(self, since: date) -> list[conditions.Attempt]:
         """Return the newest attempt of each variant and role at its newest week from ``since`` on."""
@@ -81,8 +82,7 @@ class FleetTables(Tables):
             changed = {batch_id for batch_id, _, _ in wanted ^ recorded}
             columns = ("batch_id", "feature", "is_confirmed")
             rows = [dict(zip(columns, flag, strict=True)) for flag in sorted(wanted) if flag[0] in changed]
-            replace = sa.text(_SQL["replace_flags"])
-            connection.execute(replace, {"batches": list(changed), "flags": json.dumps(rows)})
+            connection.execute(sa.text(_SQL["replace_flags"]), {"batches": list(changed), "flags": json.dumps(rows)})
 
 
 def _evaluated(row: dict[str, Any]) -> conditions.EvaluatedChampion:

@@ -456,8 +456,7 @@ def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str
     _require_usable_names(names, origin)
     if stored is not None and len(stored) != len(names):
         raise ModelFileError(f"{origin} has {len(stored)} feature names for its {n_features} features; train it again")
-    pairs = enumerate(zip(stored or names, names, strict=True))
-    if differing := [(i, a, b) for i, (a, b) in pairs if a != b]:
+    if differing := [(i, a, b) for i, (a, b) in enumerate(zip(stored or names, names, strict=True)) if a != b]:
         shown = listed([f"{i}: {a!r} against {b!r}" for i, a, b in differing], _NAMES_SHOWN)
         raise ModelFileError(
             f"{origin} and its feature names file disagree at {len(differing)} positions ({shown}); "

@@ -92,8 +92,7 @@ class _Reader:
         if kind not in _SCALARS or separator != b"#":
             raise ValueError(f"it has a typed array of {kind!r}{separator!r} at byte {self.position}")
         dtype = np.dtype(_SCALARS[kind])
-        length = self._read_length(self.take(1))
-        return np.frombuffer(self.take(length * dtype.itemsize), dtype=dtype)
+        return np.frombuffer(self.take(self._read_length(self.take(1)) * dtype.itemsize), dtype=dtype)
 
     def _read_object(self, depth: int) -> dict[str, Any]:
         items: dict[str, Any] = {}

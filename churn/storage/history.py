@@ -155,8 +155,7 @@ class ActivityHistory:
                 raise
         self._delete(variant, compacted or replaced)
         at = bisect([part.key for part in parts], key)
-        by_part = [written] if compacted else [*read[:at], added, *read[at:]]
-        return Appended(added.height, by_part, date)
+        return Appended(added.height, [written] if compacted else [*read[:at], added, *read[at:]], date)
 
     def _date(self, first: str, received_at: datetime) -> Callable[[pl.DataFrame], pl.DataFrame]:
         """Return what dates the facts of the first extract, by its part's key, or received now if that is empty."""

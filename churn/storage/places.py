@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import boto3
 import botocore.exceptions as aws
@@ -82,33 +82,6 @@ class ReplacedError(SourceUnavailableError):
     """The file is no longer the version asked for; another listing finds the one that it is now."""
 
 
-class Place(Protocol):
-    """A bucket or a folder."""
-
-    source: Literal["s3", "local"]
-
-    def uri(self, key: str) -> str: ...
-    def list(self, prefix: str) -> list[Entry]: ...
-
-    def folders(self, prefix: str) -> Iterator[str]:
-        """Yield the names of the folders right below a prefix, which is empty or ends with a slash."""
-
-    def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:
-        """Begin to read a file: the current one, which must have ``version`` if that is given, or ``version_id``."""
-
-    def write(self, key: str, body: bytes) -> None:
-        """Write a file atomically, replacing any of that key."""
-
-    def delete(self, key: str) -> None:
-        """Delete a file; one that does not exist is no error. A bucket with versions keeps its versions."""
-
-    def erase(self, key: str) -> None:
-        """Delete a file with all of its versions."""
-
-    def erase_versions(self, prefix: str) -> None:
-        """Delete the versions below a prefix of files that were replaced or deleted."""
-
-
 class Folder:
     """The local copy."""
 
@@ -143,9 +116,11 @@ class Folder:
         return [_local_entry(key, path.stat()) for key, path in keys if key.lower().startswith(start)]
 
     def folders(self, prefix: str) -> Iterator[str]:
+        """Yield the names of the folders right below a prefix, which is empty or ends with a slash."""
         yield from (path.name for path in sorted(self._path(prefix).glob("*")) if path.is_dir())
 
     def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:  # noqa: ARG002 a folder keeps no versions
+        """Begin to read a file: the current one, which must have ``version`` if that is given, or ``version_id``."""
         path = self._path(key)
         try:
             file = path.open("rb")
@@ -162,6 +137,7 @@ class Folder:
         return OpenFile(entry, _chunks_of(file))
 
     def write(self, key: str, body: bytes) -> None:
+        """Write a file atomically, replacing any of that key."""
         path = self._path(key)
         with self._written(path, body) as unfinished:
             unfinished.replace(path)
@@ -216,6 +192,7 @@ class Folder:
                 unfinished.unlink()
 
     def delete(self, key: str) -> None:
+        """Delete a file; one that does not exist is no error. A bucket with versions keeps its versions."""
         with raised_as(AccessDeniedError, f"{self.uri(key)} may not be deleted by this user", OSError):
             self._path(key).unlink(missing_ok=True)
 
@@ -332,9 +309,11 @@ class Bucket:
             self._client.delete_object(Bucket=self.name, Key=key)
 
     def erase(self, key: str) -> None:
+        """Delete a file with all of its versions."""
         self._erase(key, lambda item: item["Key"] == key)
 
     def erase_versions(self, prefix: str) -> None:
+        """Delete the versions below a prefix of files that were replaced or deleted."""
         self._erase(prefix, lambda item: not item["IsLatest"] or "ETag" not in item)  # a marker has no ETag
 
     def _erase(self, prefix: str, is_wanted: Callable[[Any], bool]) -> None:
@@ -364,6 +343,9 @@ class Bucket:
             raise SourceUnavailableError(f"{uri} could not be reached ({type(error).__name__})") from error
         except aws.BotoCoreError as error:
             raise SourceError(f"{uri} could not be read: {error}") from error
+
+
+Place = Bucket | Folder
 
 
 def _translate(error: aws.ClientError, uri: str, needs: str) -> Exception:

@@ -142,9 +142,16 @@ class Sources:
         if found is None:
             raise GoneError(f"{uri} is neither in the bucket nor in the local copy that are set now")
         place, key = found
-        if version.startswith(inputs.PARTS_VERSION):
-            return with_retries(lambda: _copy_parts_again(place, variant, key, version, into))
-        return with_retries(lambda: _copy(place, variant, _open_again(place, key, version, version_id), into))
+
+        def copy() -> SourceFile:
+            if not version.startswith(inputs.PARTS_VERSION):
+                return _copy(place, variant, _open_again(place, key, version, version_id), into)
+            parts = inputs.find_folder(_listing(place, f"{key}/"), key)
+            if parts is None or parts.version != version:
+                raise GoneError(f"the parts in {uri} were replaced, and no versions of them are kept")
+            return _copy_parts(place, variant, parts, into)
+
+        return with_retries(copy)
 
     def input_version(self, variant: Variant) -> str | None:
         """Return the version of the variant's own complete input, if any; raises ``SourceError`` if S3 is silent."""
@@ -242,13 +249,6 @@ def _copy_first(place: Place, variant: Variant, keys: Sequence[str], into: Path)
 
 def _listing(place: Place, prefix: str) -> dict[str, Entry]:
     return {entry.key: entry for entry in place.list(prefix)}
-
-
-def _copy_parts_again(place: Place, variant: Variant, key: str, version: str, into: Path) -> SourceFile:
-    found = inputs.find_folder(_listing(place, f"{key}/"), key)
-    if found is None or found.version != version:
-        raise GoneError(f"the parts in {place.uri(key)} were replaced, and no versions of them are kept")
-    return _copy_parts(place, variant, found, into)
 
 
 def _copy_parts(place: Place, variant: Variant, found: Found, into: Path) -> SourceFile:
