@@ -340,6 +340,4 @@ def _parse_text(column: pl.Expr, kind: Kind) -> pl.Expr:
         return exact.fill_null(column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False))
     if kind == "account":  # what begins with a zero, a sign or a space is looked at more closely
         return pl.when(column >= "1").then(column.cast(pl.Int64, strict=False))
-    if kind == "integer":
-        return stripped.cast(pl.Int64, strict=False)
-    return stripped.cast(pl.Float64, strict=False)
+    return stripped.cast(_DTYPES[kind], strict=False)

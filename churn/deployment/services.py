@@ -323,8 +323,7 @@ class Deployment:
 
     def artifact_location(self, variant: Variant) -> str:
         """Return the artifact location of a variant's experiment."""
-        bucket = self.settings.mlflow_s3_bucket
-        if bucket:
+        if bucket := self.settings.mlflow_s3_bucket:
             return f"s3://{bucket}/{variant.prefix}mlflow"
         return (self.settings.churn_home / "artifacts" / variant.prefix / "mlflow").absolute().as_uri()
 
