@@ -83,16 +83,14 @@ def erase_rows(
         "SELECT place, n_rows, variants, why_left FROM erase_decisions(:account, :scope) UNION ALL "
         "SELECT place, n_rows, variants, '' FROM erase_account(:account, :scope, :code, :digest, :quoted)"
     )
-    with errors_translated(url), create_engine(url, role=OWNER).connect() as connection:
+    with _tried(url, OWNER, dry_run=dry_run) as connection:
         connection.exec_driver_sql(_WAIT)
         number, _ = read_id(account)
         values = {"account": number, "scope": scope, "quoted": _quoted(account)}
         lock(connection, "erasure")
         for row in connection.execute(sa.text(_WEEKS_OF), values).all():
             withdraw(row.variant, row.scored_week)
-        removed = connection.execute(query, values | tombstone(_salt(connection), number)._asdict()).all()
-        _end(connection, dry_run=dry_run)
-    return removed
+        return connection.execute(query, values | tombstone(_salt(connection), number)._asdict()).all()
 
 
 def erase_from_dagster(url: sa.URL, account: str, *, dry_run: bool) -> int:
@@ -101,8 +99,7 @@ def erase_from_dagster(url: sa.URL, account: str, *, dry_run: bool) -> int:
     Returns the number of texts that named it; 0 if Dagster's tables or database do not exist yet.
     """
     try:
-        with errors_translated(url):
-            return _erase_texts(url, account, dry_run=dry_run)
+        return _erase_texts(url, account, dry_run=dry_run)
     except StoreError as error:
         if f'database "{url.database}" does not exist' in str(error):
             return 0
@@ -133,8 +130,8 @@ def _erase_texts(url: sa.URL, account: str, *, dry_run: bool) -> int:
         "listed": rf"\| {_pattern(account)} \| ([01]\.[0-9]+ \|)",
         "quoted": _quoted(account),
     }
-    with create_engine(url).connect() as connection:
-        n_texts = 0
+    n_texts = 0
+    with _tried(url, dry_run=dry_run) as connection:
         for table, column in _DAGSTER_TEXTS:
             if connection.scalar(sa.text("SELECT to_regclass(:table)"), {"table": table}) is None:
                 continue
@@ -147,7 +144,6 @@ def _erase_texts(url: sa.URL, account: str, *, dry_run: bool) -> int:
                 f"WHERE {column} LIKE :named AND ({column} ~ :listed OR {column} ~ :quoted)"
             )
             n_texts += connection.execute(sa.text(statement), values).rowcount
-        _end(connection, dry_run=dry_run)
     return n_texts
 
 
@@ -158,10 +154,8 @@ def drop_weeks(url: sa.URL, before: date, *, dry_run: bool = False) -> list[date
     If readers blocked the table whenever it was tried, this raises ``LockTimeoutError``, and nothing is dropped; so
     does ``AccessDeniedError`` for weeks that set-up recorded as kept, unless the login is an owner.
     """
-    with errors_translated(url), create_engine(url, role=WRITER).connect() as connection:
-        weeks = list(connection.scalars(sa.text("SELECT retain_weeks(:before)"), {"before": before}))
-        _end(connection, dry_run=dry_run)
-    return weeks
+    with _tried(url, WRITER, dry_run=dry_run) as connection:
+        return list(connection.scalars(sa.text("SELECT retain_weeks(:before)"), {"before": before}))
 
 
 def record_retention(url: sa.URL, keep_weeks: int) -> None:
@@ -174,5 +168,9 @@ def _salt(connection: sa.Connection) -> bytes:
     return bytes(connection.execute(sa.text("SELECT salt FROM erasure_salt")).scalar_one())
 
 
-def _end(connection: sa.Connection, *, dry_run: bool) -> None:
-    (connection.rollback if dry_run else connection.commit)()
+@contextmanager
+def _tried(url: sa.URL, role: str | None = None, *, dry_run: bool) -> Iterator[sa.Connection]:
+    """Open a connection whose transaction is committed at the end of the block, or rolled back if ``dry_run``."""
+    with errors_translated(url), create_engine(url, role=role).connect() as connection:
+        yield connection
+        (connection.rollback if dry_run else connection.commit)()
