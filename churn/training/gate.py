@@ -48,19 +48,13 @@ _ONE_OUTCOME = "the held-out accounts all had the same outcome; nothing can be m
 
 @dataclass(frozen=True)
 class GateLimits:
-    """The limits that a model must meet.
+    """The limits that a model must meet."""
 
-    Attributes:
-        min_auc: The lower end of the AUC's 95 % interval must be above it.
-        max_calibration_error: Widened by sampling error if there are few rows.
-        max_slowdown: Maximum multiple of the champion's time per row.
-        fast_enough_us: CPU microseconds per row with reasons that always pass: a first champion may have only a few
-            trees or no features over months, and no better model would be as fast.
-    """
-
-    min_auc: float = MIN_AUC
-    max_calibration_error: float = MAX_CALIBRATION_ERROR
-    max_slowdown: float = 2.0
+    min_auc: float = MIN_AUC  # the lower end of the AUC's 95 % interval must be above it
+    max_calibration_error: float = MAX_CALIBRATION_ERROR  # widened by sampling error if there are few rows
+    max_slowdown: float = 2.0  # maximum multiple of the champion's time per row
+    # CPU microseconds per row with reasons that always pass: a first champion may have only a few trees or no features
+    # over months, and no better model would be as fast.
     fast_enough_us: float = 5.0
 
 

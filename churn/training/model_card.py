@@ -1,10 +1,12 @@
 """The model card: a trained model's data, performance, parameters, limits and lineage. Pure.
 
-Belongs here: the wording, as Markdown that is logged with the model in MLflow. Not here: the measurements.
+Its wording is in ``model_card.md``, Markdown that is logged with the model in MLflow. Not here: the measurements.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import date
+from importlib.resources import files
 
 from churn.evaluation.metrics import Evaluation
 from churn.training.checks import Gate
@@ -13,34 +15,26 @@ from churn.variants import Variant
 from churn.weeks import month_range
 from churn.wording import markdown_table, percent
 
+_WRAPPED = files("churn.training").joinpath("model_card.md").read_text("utf-8").strip()
+_TEMPLATE = re.sub(r"(?<!\n)\n(?!\n|- |#)\s*", " ", _WRAPPED) + "\n"  # a paragraph is one line of the card
+
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a model comes from.
-
-    Attributes:
-        activity_of: The variant that the training activity belongs to: the model's variant, or a fallback variant.
-        detours: Why it is a fallback variant's activity, a sentence per fallback; empty otherwise.
-        today: All facts used were known at the end of this day.
-        sources: URI and sha256 of each input file.
-        n_facts: Rows of activity in the history.
-        months: The first and the newest month of them.
-        data_sha256: Digest of the training, validation and held-out rows and labels.
-        names_from: Where the feature names come from.
-        pooled: The pool whose trees it has, and what is its own, as of the tag; empty if it was trained alone.
-    """
+    """Where a model comes from."""
 
     variant: Variant
+    # The variant that the training activity belongs to: the model's variant, or a fallback variant
     activity_of: Variant
-    detours: tuple[str, ...]
-    today: date
-    sources: tuple[tuple[str, str], ...]
-    n_facts: int
-    months: tuple[date, date]
-    data_sha256: str
-    names_from: str
+    detours: tuple[str, ...]  # why it is a fallback variant's activity, a sentence per fallback; empty otherwise
+    today: date  # all facts used were known at the end of this day
+    sources: tuple[tuple[str, str], ...]  # URI and sha256 of each input file
+    n_facts: int  # rows of activity in the history
+    months: tuple[date, date]  # the first and the newest month of them
+    data_sha256: str  # digest of the training, validation and held-out rows and labels
+    names_from: str  # where the feature names come from
     code_version: str
-    pooled: str = ""
+    pooled: str = ""  # the pool whose trees it has, and what is its own, as of the tag; empty if it was trained alone
 
 
 @dataclass(frozen=True)
@@ -57,17 +51,30 @@ def write_card(
     trained: Trained, evaluation: Evaluation, gate: Gate, lineage: Lineage, against: AgainstChampion | None
 ) -> str:
     """Return the card as Markdown."""
-    outcome = "It passed the gate." if gate.is_passed else "**It failed the gate and must not score.**"
-    sections = [
-        f"# Churn model of variant {lineage.variant}\n\n{_summary(trained)} {outcome}",
-        f"## Data\n\n{_data(trained, lineage)}",
-        f"## Metrics\n\n{_metrics(evaluation, against)}{_by_week(trained)}",
-        f"## Gate\n\n{gate.to_markdown()}",
-        f"## Parameters\n\n{_parameters(trained)}",
-        f"## Limits\n\n{_limits(trained, lineage)}",
-        f"## Lineage\n\n{_lineage(trained, lineage)}",
-    ]
-    return "\n\n".join(sections) + "\n"
+    chosen, is_shift, detours = trained.chosen, trained.calibration.is_shift, lineage.detours
+    by_week = ", ".join(f"{auc:.4f} in week {week}" for week, auc in trained.roc_auc_by_week().items())
+    whose = "the pool" if lineage.pooled else lineage.activity_of
+    shifted = " (only shifted: a fitted slope would have reversed the order of scores)"
+    return _TEMPLATE.format(
+        trained=trained,
+        evaluation=evaluation,
+        lineage=lineage,
+        summary=_summary(trained),
+        outcome="It passed the gate." if gate.is_passed else "**It failed the gate and must not score.**",
+        pooled=f", and the trees of a pool of {lineage.pooled}" if lineage.pooled else "",
+        because=f", because {'; and '.join(detours)}" if detours else "",
+        parts=_parts(trained),
+        metrics=_metrics(evaluation, against),
+        by_week=f"\n\nROC AUC by week of the month, of all held-out rows: {by_week}." if by_week else "",
+        gate=gate.to_markdown(),
+        parameters=markdown_table(("parameter", "value"), [*chosen.parameters.items(), ("rounds", chosen.n_rounds)]),
+        n_trials=len(trained.trials),
+        shifted=shifted if is_shift else "",
+        borrowed=f"- Its metrics are of {whose}'s accounts, not of {lineage.variant}'s own.\n" if detours else "",
+        newest=trained.validation.as_ofs[-1],
+        averaged="\n- Its scores are calibrated on average only." if is_shift else "",
+        origin=_lineage(trained, lineage),
+    )
 
 
 def _summary(trained: Trained) -> str:
@@ -89,33 +96,17 @@ def short_description(trained: Trained, lineage: Lineage, evaluation: Evaluation
     )
 
 
-def _data(trained: Trained, lineage: Lineage) -> str:
-    source = f"Activity of **{lineage.activity_of}**"
-    if lineage.pooled:
-        source += f", and the trees of a pool of {lineage.pooled}"
-    if lineage.detours:
-        source += f", because {'; and '.join(lineage.detours)}"
+def _parts(trained: Trained) -> str:
     rows = []
     for part in trained.parts:
         counts = (f"{part.n:,}", f"{part.n_churned:,}", f"{percent(part.n_churned / part.n, 1)}")
         rows.append((part.name.replace("_", "-"), f"{part.as_ofs[0]} to {part.as_ofs[-1]}", *counts))
-    return (
-        f"{source}; known by the end of {lineage.today}. One row per account and as-of day at which it had been active "
-        f"within the last {trained.plan.horizon.months} months, from the facts known on that day. The split is by "
-        f"time: every label of a part was known by the first day of the next.\n\n"
-        f"{markdown_table(('part', 'days', 'rows', 'churned', 'share'), rows)}\n\n"
-        f"Parameters, rounds and calibration were chosen on the validation rows. The model was then trained on the "
-        f"training and validation rows; nothing was chosen on the held-out ones."
-    )
+    return markdown_table(("part", "days", "rows", "churned", "share"), rows)
 
 
 def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
-    rows_used = (
-        f"On {evaluation.n:,} held-out accounts, one row each ({evaluation.n_churned:,} churned), with 95 % intervals. "
-        f"An account's row is of a held-out day drawn for it, so that the rows are independent."
-    )
     if evaluation.status != "ok":
-        return f"{rows_used} Too few of one outcome to measure anything."
+        return " Too few of one outcome to measure anything."
     sides = [evaluation, *([against.evaluation] if against else [])]
     names = {
         "ROC AUC": "roc_auc", "average precision": "average_precision", "log loss": "log_loss",
@@ -125,47 +116,13 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
     values = {title: [getattr(side, name) for side in sides] for title, name in names.items()}
     rows = [(title, *("" if value is None else f"{value:.4f}" for value in row)) for title, row in values.items()]
     header = ("", "this model", *(["champion"] if against else []))
-    table = f"{rows_used}\n\n{markdown_table(header, rows)}"
+    table = f"\n\n{markdown_table(header, rows)}"
     if against is None:
         return table
     return (
         f"{table}\n\nThe champion is {against.uri}, on the same accounts, some of which it may have been trained on. "
         f"AUC of this model less the champion's: {against.auc_difference:+.4f} (p = {against.p_value:.3g})."
     )
-
-
-def _by_week(trained: Trained) -> str:
-    by_week = ", ".join(f"{auc:.4f} in week {week}" for week, auc in trained.roc_auc_by_week().items())
-    return f"\n\nROC AUC by week of the month, of all held-out rows: {by_week}." if by_week else ""
-
-
-def _parameters(trained: Trained) -> str:
-    rows = [*trained.chosen.parameters.items(), ("rounds", trained.chosen.n_rounds)]
-    table = markdown_table(("parameter", "value"), rows)
-    calibration = trained.calibration
-    how = " (only shifted: a fitted slope would have reversed the order of scores)" if calibration.is_shift else ""
-    return (
-        f"{table}\n\nThe best of {len(trained.trials)} trials, by a validation log "
-        f"loss of {trained.chosen.log_loss:.4f}. Calibration: {calibration.slope:.4f} times the log-odds, "
-        f"{calibration.intercept:+.4f}{how}, applied to the trees."
-    )
-
-
-def _limits(trained: Trained, lineage: Lineage) -> str:
-    whose = "the pool" if lineage.pooled else str(lineage.activity_of)
-    own = f"Its metrics are of {whose}'s accounts, not of {lineage.variant}'s own."
-    limits = [
-        *([own] if lineage.detours else []),
-        f"The newest rows it was trained on are of {trained.validation.as_ofs[-1]}; later rows only evaluate it, "
-        f"or have no labels yet.",
-        "Accounts without recent activity are scored as well, but were not training examples.",
-        "A score is the risk of leaving, not the chance of staying if contacted.",
-        "A comparison with a challenger favours it where accounts were contacted because of the champion's "
-        "scores: contact lowers churn where the champion expected it.",
-        "A categorical level that the model does not know sets no feature.",
-        *(["Its scores are calibrated on average only."] if trained.calibration.is_shift else []),
-    ]
-    return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _lineage(trained: Trained, lineage: Lineage) -> str:
