@@ -4,7 +4,6 @@ what was not must then be done, and the commands that people will type that day 
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +16,12 @@ import pytest
 import sqlalchemy as sa
 
 from churn.database.embedded import embedded_postgres
-from churn.database.embedded_host import find_programs
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
 from churn.variants import Variant
 from orchestration.partitions import sync_partitions
 from tests.support import ROOT
+from tests.support.backup import commands, environment
 from tests.support.site import (
     PASSWORD,
     Run,
@@ -40,28 +39,14 @@ PUBLISHED = "SELECT * FROM churn_predictions_current ORDER BY variant, account_i
 TRAIL = "SELECT * FROM model_events ORDER BY event_id"
 
 
-def commands(name: str) -> str:
-    """One of the blocks of commands in ``docs/backup.md``."""
-    found = re.search(rf"<!-- {name} -->\n```bash\n(.*?)```", (ROOT / "docs/backup.md").read_text(), re.DOTALL)
-    assert found, name
-    return found[1]
-
-
 def run_as_written(name: str, administrator: sa.URL, site: Site, backup: Path) -> str:
-    programs = find_programs(None, None, copies=backup).folder
-    environment = {
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "PGHOST": str(administrator.host),
-        "PGPORT": str(administrator.port),
-        "PGUSER": str(administrator.username),
-        "PGPASSWORD": str(administrator.password),
-        "BACKUP": str(backup),
-        "MLFLOW_DB_NAME": site.mlflow,
-        "CHURN_DB_NAME": site.churn,
-        "CHURN_DAGSTER_DB_NAME": site.dagster,
-    }
     done = subprocess.run(
-        ["bash", "-e", "-c", commands(name)], env=environment, capture_output=True, text=True, check=False, timeout=120
+        ["bash", "-e", "-c", commands(name)],
+        env=environment(administrator, site, backup),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
