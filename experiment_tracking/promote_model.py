@@ -17,7 +17,7 @@ from churn.errors import UsageError
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
 from churn.wording import percent
-from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant, threads
+from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.promote import WHOLE, Promoter, VariantStatus
 
 ACTIONS = {
@@ -79,9 +79,7 @@ def promote_models(args: argparse.Namespace) -> None:
 
 
 def _act_on_each(promoter: Promoter, variants: Sequence[Variant], args: argparse.Namespace) -> Attempts[list[str]]:
-    keys = [variant.key for variant in variants]
-    one_by_one: FleetEngine[list[str]] = threads(1)
-    for key, result in for_each_variant(partial(_act, promoter, args), keys, one_by_one):
+    for key, result in for_each_variant(partial(_act, promoter, args), [one.key for one in variants], n_threads=1):
         if isinstance(result, UsageError):
             raise result
         yield key, result

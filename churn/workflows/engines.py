@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from churn.variants import Variant
-from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant, threads
+from churn.workflows.fleet import Attempts, FleetEngine, for_each_variant
 from churn.workflows.process_engine import ProcessEngine
 from churn.workflows.ray_engine import RayEngine, Workers, work_on_node
 
@@ -31,8 +31,7 @@ def for_each_on(
     too often. Raises ``ChurnError`` if a cluster cannot be reached, or has a node whose settings differ.
     """
     if workers is None:
-        here: FleetEngine[_Out] = threads(n_threads)
-        yield from for_each_variant(partial(work, services), keys, here)
+        yield from for_each_variant(partial(work, services), keys, n_threads=n_threads)
         return
     address, n = workers.address, workers.n_processes
     engine: FleetEngine[_Out] = RayEngine(address, record_lost) if address else ProcessEngine(n, record_lost)

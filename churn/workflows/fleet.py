@@ -22,7 +22,10 @@ FleetEngine = Callable[[Callable[[str], "_Out | BaseException"], Sequence[str]],
 
 
 def for_each_variant(
-    work: Callable[[Variant], _Out], keys: Sequence[str], engine: FleetEngine[_Out] | None = None
+    work: Callable[[Variant], _Out],
+    keys: Sequence[str],
+    engine: FleetEngine[_Out] | None = None,
+    n_threads: int | None = None,
 ) -> Attempts[_Out]:
     """Do some work for many variants, several at once; one that fails stops no other.
 
@@ -30,16 +33,8 @@ def for_each_variant(
     threads of this process work, which keep the order of ``keys``. For an engine of other processes, ``work`` and its
     result must be picklable.
     """
-    yield from (engine or threads())(partial(_attempt, work), keys)
-
-
-def threads(n: int | None = None) -> FleetEngine[_Out]:
-    """Return the engine that works in threads of this process."""
-
-    def run(attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:
-        yield from in_threads(lambda key: (key, attempt(key)), keys, n)
-
-    return run
+    attempt = partial(_attempt, work)
+    yield from engine(attempt, keys) if engine else in_threads(lambda key: (key, attempt(key)), keys, n_threads)
 
 
 def _attempt(work: Callable[[Variant], _Out], key: str) -> _Out | BaseException:
