@@ -33,8 +33,7 @@ def set_up(args: argparse.Namespace) -> None:
             print(line, flush=True)
         registry = deployment.registry(read_only=False)
         variants = command_line.find_variants(named, args, registry.variants, deployment.sources())
-        attempts = set_up_variants(registry, deployment.artifact_location, variants)
-        command_line.print_attempts("setup.py", attempts)
+        command_line.print_attempts("setup.py", set_up_variants(registry, deployment.artifact_location, variants))
 
 
 if __name__ == "__main__":

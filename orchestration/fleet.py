@@ -181,8 +181,7 @@ class FleetRun:
         """Log a variant's report, together with the next ones while they come quickly."""
         self._done.add(key)
         self._waiting.append((key, report))
-        is_slow = time.monotonic() - self._last_report_at > _SLOW_S
-        if is_slow or len(self._waiting) == BATCH:
+        if time.monotonic() - self._last_report_at > _SLOW_S or len(self._waiting) == BATCH:
             self._log_waiting()
         self._last_report_at = time.monotonic()
 

@@ -89,8 +89,7 @@ def demo_activity(sample: pl.DataFrame, variant: Variant, week: date) -> pl.Data
 
 def is_outdated_sample(path: Path, week: date) -> bool:
     """Return whether a file is the bundled activity, and too old to tell who is at risk in a week."""
-    bundled = (find_bundled_files() / INPUT_FOLDER / path.name).read_bytes()
-    if path.read_bytes() != bundled:
+    if path.read_bytes() != (find_bundled_files() / INPUT_FOLDER / path.name).read_bytes():
         return False
     months = pl.read_parquet(path, columns=["activity_month"]).to_series()
     return not bool((months >= at_risk_since(week, HORIZON_MONTHS)).any())

@@ -93,8 +93,7 @@ def _write_to(place: Place, folder: str) -> str:
 def _look_at_delivery(deployment: Deployment) -> str:
     if (deliverer := deployment.deliverer()) is None:
         return ""
-    n_variants = len(deliverer.keys())
-    return f"{_write_to(deliverer.bucket, deliverer.prefix)}; {counted(n_variants, 'variant')}"
+    return f"{_write_to(deliverer.bucket, deliverer.prefix)}; {counted(len(deliverer.keys()), 'variant')}"
 
 
 _LOOKS: dict[str, Callable[[Deployment], str]] = {

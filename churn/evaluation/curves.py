@@ -222,8 +222,7 @@ def _name_extremes(
 def _value_colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("value", [_STAYED, "#c9b6d9", _CHURNED])
-    return colours.with_extremes(bad="#9ca3af")
+    return LinearSegmentedColormap.from_list("value", [_STAYED, "#c9b6d9", _CHURNED]).with_extremes(bad="#9ca3af")
 
 
 def _draw_value_scale(axes: "Axes") -> None:

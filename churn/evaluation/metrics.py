@@ -253,8 +253,7 @@ def recalibrated(churned: Outcomes, scores: Scores, weights: Doubles | None = No
     A ridge of standard deviation 0.5 keeps the shift of a few rows, or of one outcome only, finite.
     """
     churned, scores = _checked(churned, scores, probabilities=True)
-    clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
-    log_odds, shift = special.logit(clipped), 0.0
+    log_odds, shift = special.logit(np.clip(scores, _SMALLEST, 1 - _SMALLEST)), 0.0
     of_row = np.ones(1) if weights is None else weights
     for _ in range(_MOST_STEPS):
         shifted = special.expit(log_odds + shift)
@@ -276,8 +275,7 @@ def log_loss_excess(churned: Outcomes, scores: Scores, weights: Doubles | None =
     if len(scores) < 2:
         raise NotMeasurableError(f"{len(scores)} rows have no interval; give at least 2")
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
-    excess = (clipped - churned) * special.logit(clipped)
-    return _mean_interval(excess, _weights(weights, churned), least=-math.inf)
+    return _mean_interval((clipped - churned) * special.logit(clipped), _weights(weights, churned), least=-math.inf)
 
 
 def calibration_bins(

@@ -416,8 +416,7 @@ def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, Histo
     """Return the variants with far more or far fewer rows than usual."""
     members: dict[str, str] = {}
     for batch in batches:
-        history = histories.get(batch.variant)
-        rows = (history or History({})).volume_of(batch)
+        rows = histories.get(batch.variant, History({})).volume_of(batch)
         if rows.status in ("low", "high"):
             of = f"of {batch.whole_month:%Y-%m}" if rows.n_rows == batch.n_newest else f"in the week of {batch.week}"
             members[batch.variant] = f"{rows.n_rows:,} rows {of}; usual are {rows.usual:,.0f}"

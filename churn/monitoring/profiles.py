@@ -224,8 +224,7 @@ def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np
     """
     numbers = [Bins(name, _edges(values)) for (name, _), values in zip(encoding.numbers, packed.numbers, strict=True)]
     categories = [Bins(group.source_column, levels=group.levels) for group in encoding.one_hots]
-    score = Bins(SCORE, _edges(np.asarray(scores, dtype=np.float32)))
-    bins = (*numbers, *categories, score)
+    bins = (*numbers, *categories, Bins(SCORE, _edges(np.asarray(scores, dtype=np.float32))))
     return Profile(bins, np.zeros(sum(each.n_bins for each in bins), dtype=np.int64)).count(packed, scores)
 
 

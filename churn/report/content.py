@@ -58,9 +58,7 @@ def plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return value
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class _Grouped:

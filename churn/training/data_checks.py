@@ -129,8 +129,7 @@ def check_restated(
     for limit, days in ((MAX_RESTATED_SHARE, ARRIVED_DAYS), (MAX_LATE_RESTATED_SHARE, LATE_DAYS)):
         over_since = LAST_INSTANT + pl.duration(days=days)
         is_late = pl.col("known_at") >= over_since
-        known = complete.filter(pl.col("known_at") < newest, over_since < newest)
-        n_known = known.select(KEY).n_unique()
+        n_known = complete.filter(pl.col("known_at") < newest, over_since < newest).select(KEY).n_unique()
         is_early = again & ~is_late
         was = complete.filter(is_early | ~again, ~is_early.shift(-1, fill_value=False))
         of = f"of {n_known:,} accounts' months that were over {days} days before"

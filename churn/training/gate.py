@@ -206,8 +206,7 @@ def plant_canary(facts: pl.DataFrame, shot: Snapshot, seed: int) -> pl.DataFrame
 
 def check_golden(trained: Trained) -> GateCheck:
     """Save the model and its golden rows, load both, and compare the scores."""
-    saved = trained.bundle.make_golden(trained.held_out.matrix)
-    golden = Golden.from_json(saved.to_json())
+    golden = Golden.from_json(trained.bundle.make_golden(trained.held_out.matrix).to_json())
     loaded = load_bundle(trained.bundle.data, None, "the trained model")
     gap = float(np.abs(loaded.predict(golden.matrix) - golden.scores).max(initial=0.0))
     found = f"after loading, the model's scores of {len(golden.scores)} golden rows differ by {gap:.2g} at most"

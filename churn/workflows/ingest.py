@@ -217,8 +217,7 @@ class Ingestion:
         reason = None if place.source == "s3" else "S3 is not configured (MLFLOW_S3_BUCKET)"
         uri, version = place.uri(variant.prefix + FOLDER), self.history.version(variant) or ""
         sha256 = hashlib.sha256(content).hexdigest()
-        provenance = Provenance(uri, version, sha256, len(content), newest, place.source, variant, reason)
-        return SourceFile(path, provenance)
+        return SourceFile(path, Provenance(uri, version, sha256, len(content), newest, place.source, variant, reason))
 
     def _facts(self, variant: Variant) -> tuple[pl.DataFrame | None, str]:
         """Return all facts, or ``None`` and why there are none. A history outlives the extracts."""

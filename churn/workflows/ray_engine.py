@@ -29,8 +29,7 @@ _Services = TypeVar("_Services")
 OpenServices = Callable[[Any], AbstractContextManager[tuple[Mapping[str, str], _Services]]]
 """Opens some of a node's services, with their fingerprint, from the node's environment; pickled by its name."""
 
-MAX_RETRIES = 3
-"""How often Ray restarts a task whose worker died, in addition to the retries of the job."""
+MAX_RETRIES = 3  # how often Ray restarts a task whose worker died, in addition to the retries of the job
 _CONNECT_TIMEOUT_S = 5.0
 _NODES_TIMEOUT_S = 120.0
 _POLL_INTERVAL_S = 2.0
@@ -46,17 +45,13 @@ _RAY_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Workers(Generic[_Services]):
-    """Processes that open services of their own, with the settings that must be the same on all, by name; no secret.
+    """Processes that open services of their own, with the settings that must be the same on all, by name; no secret."""
 
-    ``address`` is that of Ray's head; ``None`` for ``n_processes`` processes of this machine. ``service`` says which
-    services to open.
-    """
-
-    address: str | None
+    address: str | None  # of Ray's head; `None` for `n_processes` processes of this machine
     open_services: OpenServices[_Services]
     fingerprint: Mapping[str, str]
     n_processes: int = 0
-    service: Any = None
+    service: Any = None  # which services to open
 
 
 class UnfitNodeError(ClusterError):
@@ -102,13 +97,11 @@ def _open_once(open_services: OpenServices[Any], service: Any) -> tuple[Mapping[
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Runs attempts as tasks of a Ray cluster; see :data:`churn.workflows.fleet.FleetEngine`.
-
-    ``record_lost`` is called with the key, the start and the error of an attempt that could not record its failure: its
-    worker died too often, or no node could start it.
-    """
+    """Runs attempts as tasks of a Ray cluster; see :data:`churn.workflows.fleet.FleetEngine`."""
 
     address: str
+    # Called with the key, the start and the error of an attempt that could not record its failure: its worker died too
+    # often, or no node could start it.
     record_lost: Callable[[str, datetime, BaseException], None]
 
     def __call__(self, attempt: Callable[[str], _Out | BaseException], keys: Sequence[str]) -> Attempts[_Out]:
