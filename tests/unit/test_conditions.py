@@ -203,7 +203,7 @@ def test_a_stand_in_and_old_data_are_stale_and_fresh_data_is_not():
         "local": "scored from the local copy: S3 does not answer",
         "foreign": "scored from the data of base, since the variant has no input",
         "months ago": "the newest month of the data is 2024-05; 2026-10 should have arrived",
-        "old": "no new data for 22 days, since 2026-10-26; the limit is 14 days",
+        "old": "no new data for 22 days, since 2026-10-26; the limit is 7 days",
     }
 
 
