@@ -136,7 +136,7 @@ def require_rights(server: sa.URL, site: Site) -> None:
     """Fail unless the roles came back with their rights, and no more than those."""
     url = server.set(database=site.churn)
     query = (
-        "SELECT has_table_privilege('churn_writer', 'churn_predictions', 'INSERT'), "
+        "SELECT has_any_column_privilege('churn_writer', 'churn_predictions', 'INSERT'), "
         "has_table_privilege('churn_writer', 'churn_predictions', 'DELETE'), "
         "has_table_privilege('churn_reader', 'churn_predictions_current', 'SELECT'), "
         "has_function_privilege('churn_writer', 'drop_weeks(date)', 'EXECUTE')"
