@@ -105,9 +105,13 @@ def _list(deployment: "Deployment", args: argparse.Namespace) -> None:
 
 def _status(deployment: "Deployment", args: argparse.Namespace) -> None:
     from churn.workflows.decide import status_of
+    from churn.workflows.effects import report_effects
 
-    found = status_of(deployment.decider().decisions, args.name)
-    print(json.dumps(found, default=str) if args.json else _described(found))
+    decider, today = deployment.decider(), datetime.now(UTC).date()
+    found = status_of(decider.decisions, args.name)
+    effects = report_effects(decider, args.name, found["control_share"], today)
+    lines = [_described(found), *effects.pop("sentences")]
+    print(json.dumps(found | effects, default=str) if args.json else "\n".join(lines))
 
 
 def _described(of: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from churn.database.connection import READER, Tables
+from churn.database.connection import READER, Tables, read_queries
 from churn.database.published import Row
 from churn.decisions.exclusions import Exclusion, parse_exclusions
 from churn.errors import InputError
@@ -45,6 +45,11 @@ FROM variant_list(:variant, :week, :top) ORDER BY place
 """
 _LEFT_OUT = "SELECT variant_left_out(:variant, :week)"
 _EXPORTED = "SELECT record_export(:campaign, :variant, :week, :n, CAST(:left_out AS jsonb), :file)"
+_MEMBERS = read_queries("effects")["members"]
+_MEMBER = {
+    "company": pl.String, "account_id": pl.Int64, "variant": pl.String, "as_of": pl.Date, "arm": pl.String,
+    "score": pl.Float64, "value_at_risk": pl.Float64, "is_exposed": pl.Boolean,
+}  # fmt: skip
 _ROWS_AT_ONCE = 50_000
 
 
@@ -67,6 +72,13 @@ class Decisions(Tables):
     def as_ofs(self, variants: Sequence[str]) -> dict[str, date]:
         """Return the as-of day of each variant's newest champion's batch, which lists are made of."""
         return dict(map(tuple, self._rows(_AS_OFS, variants=list(variants))))
+
+    def members(self, campaign: str | None) -> pl.DataFrame:
+        """Return who is above the cut of a campaign, or of any, the arm, and whether a contact was delivered.
+
+        Columns: ``company, account_id, variant, as_of, arm, score, value_at_risk, is_exposed``.
+        """
+        return pl.DataFrame(self._rows(_MEMBERS, campaign=campaign), _MEMBER, orient="row")
 
     def create(self, campaign: Mapping[str, object], revenues: Mapping[str, pl.DataFrame] | None) -> None:
         """Add a campaign and select its members in one transaction; ``None`` leaves the selection for later.

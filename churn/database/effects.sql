@@ -15,4 +15,4 @@ SELECT m.company, m.account_id, m.variant, b.as_of, m.arm, m.score, m.value_at_r
     WHERE e.campaign = m.campaign AND e.company = m.company AND e.account_id = m.account_id AND e.delivered
 ) AS is_exposed
 FROM campaign_members AS m JOIN scoring_batches AS b ON b.batch_id = m.batch
-WHERE m.campaign = :campaign
+WHERE CAST(:campaign AS text) IS NULL OR m.campaign = :campaign

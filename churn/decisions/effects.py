@@ -199,7 +199,8 @@ def _rows(outcome: str, names: Sequence[str | None], sums: Sums, exposed: Sums, 
     }
     intervals = {name: getattr(found, name) for name in ("difference", "low", "high", "e_value")}
     keys = {"variant": pl.Series(names, dtype=pl.String), "outcome": outcome, "status": status.tolist()}
-    return pl.DataFrame(keys | arms | intervals | {"shrunken": shrunken(found.difference, found.error)})
+    table = pl.DataFrame(keys | arms | intervals | {"shrunken": shrunken(found.difference, found.error)})
+    return table.cast({"n_offered": pl.Int64, "n_control": pl.Int64})
 
 
 def inverse_weights(account_ids: Ints, members: pl.DataFrame) -> Doubles | None:

@@ -222,7 +222,7 @@ class PerformanceEvaluator:
 
         The weeks of a month share the months of their labels, so that one of them tells: the one evaluated first.
         """
-        reports_of, first = cache(partial(_reports, known)), dict[int, EvaluatedBatch]()
+        reports_of, first = cache(partial(build_reports, known)), dict[int, EvaluatedBatch]()
         counted: list[EvaluatedBatch] = []
         for one in sorted(earlier, key=lambda one: one.labels_as_of):
             batch = one.batch
@@ -258,7 +258,7 @@ class PerformanceEvaluator:
         cohorts: Iterable[PairedCohort] = ()
         if pairs := [pair for pair in pairs if pair.champion.as_of > after]:
             columns = tag.columns_of(tags[0].get(tag.COLUMNS), f"version {champion} of {variant}")
-            reports = _reports(self.ingestion.history.open(variant) if appended is None else appended, columns)
+            reports = build_reports(self.ingestion.history.open(variant) if appended is None else appended, columns)
             cohorts = (self._cohort(pair, reports, today) for pair in pairs)
         return replace(compare(cohorts, self.horizon.months, self.limits), after=after, since=since)
 
@@ -273,7 +273,7 @@ class PerformanceEvaluator:
     def _evaluate_all(
         self, batches: Sequence[PublishedBatch], known: Appended, today: date, tags_of: TagsOf
     ) -> list[EvaluatedBatch]:
-        reports_of, levels_of = cache(partial(_reports, known)), cache(partial(Levels, known.facts))
+        reports_of, levels_of = cache(partial(build_reports, known)), cache(partial(Levels, known.facts))
         evaluated = []
         for batch, scored in zip(batches, self.results.scores(batches), strict=True):
             tags = tags_of(batch.variant, batch.model_version)
@@ -387,7 +387,7 @@ def _why_again(earlier: EvaluatedBatch, n_matured: int, n_churned: int) -> str |
     )
 
 
-def _reports(known: Appended, columns: Columns) -> Reports:
+def build_reports(known: Appended, columns: Columns) -> Reports:
     """Build the reports that labels are made of; rows whose activity cannot be read count as quarantined."""
     facts, broken = with_numbers(known.facts, (), columns, 1.0)
     quarantined = pl.concat([known.quarantined, broken.select(known.quarantined.columns)])

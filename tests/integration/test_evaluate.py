@@ -27,6 +27,7 @@ from churn.evaluation.segments import EvaluatedSegment
 from churn.registry.tags import AUC_LIMIT
 from churn.storage.sources import NoFileError
 from churn.variants import Variant
+from churn.workflows.effects import effects_of, report_effects
 from churn.workflows.evaluate import PendingEvaluation, PerformanceEvaluator, VariantEvaluation, evaluate_fleet
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions
@@ -136,6 +137,42 @@ def test_accounts_that_a_campaign_contacted_do_not_count_and_others_stand_for_th
     assert judge.untreated(replace(batch, as_of=date(2025, 6, 30)), labels)[2] is None
     assert found.n_matured == round(weights.sum() ** 2 / (weights @ weights)) < len(ids)
     assert found.n_churned / found.n_matured == pytest.approx(labels.churned.mean(), abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_effect_of_a_campaign_is_measured_by_what_became_of_its_members(
+    judge: PerformanceEvaluator, deployment: Deployment
+):
+    columns = {"top_share": 0.8, "holdout_share": 0.1, "control_share": 0.3, "starts_on": WEEKS[1]}
+    decider = deployment.decider()
+    decider.decisions.create(campaign("spring", US, **columns), {})
+    arms = members(deployment.database, "spring")
+    contacted = [account for account, arm in arms.items() if arm == "offered"][:100]
+    contact = {"campaign": "spring", "exposed_at": f"{datetime.now(UTC):%Y-%m-%d}"}
+    contacts = [contact | {"row_number": i, "account_id": str(one)} for i, one in enumerate(contacted)]
+    assert len(decider.decisions.record(contacts)[None]) == 100
+    assert report_effects(decider, "spring", 0.3, date(2026, 8, 1))["effects"] == []
+    found = report_effects(decider, "spring", 0.3, TODAY)
+
+    (churn, revenue) = found["effects"]
+    (as_of,) = decider.decisions.members("spring")["as_of"].unique()
+    reports = Reports.of(judge.ingestion.history.read(US))
+    labels = label(reports, np.array(list(arms)), as_of, today=TODAY, horizon=Horizon())
+    churned = dict(zip(labels.account_ids.tolist(), labels.churned.tolist(), strict=True))
+    for arm in ("offered", "control"):
+        outcomes = [churned[account] for account, of in arms.items() if of == arm and account in churned]
+        assert churn[f"n_{arm}"] == revenue[f"n_{arm}"] == len(outcomes)
+        assert churn[f"mean_{arm}"] == pytest.approx(np.mean(outcomes))
+    assert churn["low"] < 0 < churn["high"]
+    assert (churn["status"], churn["is_claimed"], churn["exposed_control"]) == ("ok", False, 0)
+    assert churn["exposed_offered"] == pytest.approx(100 / churn["n_offered"], rel=0.1)
+    assert revenue["mean_control"] != 0
+    assert found["plan"]["n"] == sum(arm != "held_out" for arm in arms.values())
+    assert [sentence.partition(":")[0] for sentence in found["sentences"]] == [
+        "plan", "all accounts, churn", "all accounts, net revenue, capped",
+    ]  # fmt: skip
+    (of_any, _) = effects_of(decider, None, TODAY).to_dicts()
+    assert of_any["n_control"] == sum(arm == "held_out" and account in churned for account, arm in arms.items())
 
 
 def _labels(judge: PerformanceEvaluator, as_of: date) -> Labels:

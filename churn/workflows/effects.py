@@ -1,0 +1,134 @@
+"""Effects of campaigns: their members' outcomes, once these have matured, against the control group.
+
+Not here: the statistics (``churn.decisions.effects``), and who is a member (``churn.workflows.decide``).
+"""
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+import polars as pl
+from polars import selectors as cs
+
+from churn.data.columns import Columns
+from churn.data.labels import Horizon, label
+from churn.decisions.effects import measure, needed, smallest
+from churn.errors import ChurnError
+from churn.variants import Variant
+from churn.wording import percent
+from churn.workflows.decide import Decider
+from churn.workflows.evaluate import build_reports
+from churn.workflows.fleet import for_each_variant
+from churn.workflows.ingest import read_columns, with_numbers
+
+_CHANGE = -0.05  # of churn, for which the accounts needed are named
+
+
+def effects_of(decider: Decider, campaign: str | None, today: date) -> pl.DataFrame:
+    """Return the effects of a campaign, as :func:`churn.decisions.effects.measure` does; empty before labels mature.
+
+    ``None`` is the effect of any campaign at all: the held-out accounts above their first cut are the control.
+    """
+    members, horizon = decider.decisions.members(campaign), Horizon(decider.horizon_months)
+    if campaign is None:
+        members = members.sort("as_of").unique(["company", "account_id"], keep="first", maintain_order=True)
+    else:
+        members = members.filter(pl.col("arm") != "held_out")
+    treated = ["offered"] if campaign is not None else ["offered", "control"]
+    members = members.with_columns(is_offered=pl.col("arm").is_in(treated))
+    mature = members.filter(pl.col("as_of") <= horizon.newest_mature(today))
+    of_variant = {str(key): rows for (key,), rows in mature.partition_by("variant", as_dict=True).items()}
+
+    def join(variant: Variant) -> pl.DataFrame:
+        return _with_outcomes(decider, variant, of_variant[variant.key], today, horizon)
+
+    joined = []
+    for _, result in for_each_variant(join, sorted(of_variant)):
+        if isinstance(result, BaseException):
+            raise result
+        joined.append(result)
+    planned = dict(members["variant"].value_counts().iter_rows())
+    return measure(pl.concat(joined), planned) if joined else pl.DataFrame()
+
+
+def _with_outcomes(
+    decider: Decider, variant: Variant, members: pl.DataFrame, today: date, horizon: Horizon
+) -> pl.DataFrame:
+    """Return a variant's members that have a label, as ``measure`` needs them; late reports move months not counted."""
+    columns = read_columns(decider.ingestion.sources, variant) or Columns()
+    known = decider.ingestion.history.open(variant)
+    reports, month = build_reports(known, columns), pl.col("activity_month")
+    facts, _ = with_numbers(known.facts, [columns.revenue] if columns.revenue else [], columns, 1.0)
+    revenue = pl.col(columns.revenue).fill_nan(None) if columns.revenue else pl.lit(0.0)
+    newest = facts.sort("known_at", maintain_order=True).unique(["account_id", "activity_month"], keep="last")
+    joined = []
+    for (as_of,), of_day in members.partition_by("as_of", as_dict=True).items():
+        labels = label(reports, of_day["account_id"].to_numpy(), as_of, today=today, horizon=horizon)
+        within = month.is_between(horizon.first_month(as_of), horizon.last_month(as_of))
+        brought = newest.filter(within).group_by("account_id").agg(net_revenue=revenue.sum().cast(pl.Float64))
+        outcomes = pl.DataFrame({"account_id": labels.account_ids, "churned": labels.churned})
+        joined.append(of_day.join(outcomes, "account_id").join(brought, "account_id", "left"))
+    money = pl.col("net_revenue", "value_at_risk").fill_null(0.0)
+    month_drawn = pl.col("as_of").dt.month_start()
+    return pl.concat(joined).select(
+        "variant", "is_offered", "is_exposed", "churned", "score", money, cohort=month_drawn
+    )
+
+
+def report_effects(decider: Decider, campaign: str, control_share: float, today: date) -> dict[str, Any]:
+    """Return what a campaign can show (``plan``), its ``effects``, and both as ``sentences`` for a person."""
+    members = decider.decisions.members(campaign).filter(pl.col("arm") != "held_out")
+    plan = _plan(members, control_share, Horizon(decider.horizon_months))
+    sentences, found = [_planned(plan)], pl.DataFrame()
+    try:
+        found = effects_of(decider, campaign, today)
+    except ChurnError as error:  # members and contacts are shown in spite of it
+        sentences.append(f"the effect is unknown: {error}")
+    if found.is_empty():
+        return {"plan": plan, "effects": [], "sentences": sentences}
+    finite = pl.when(cs.float().is_finite()).then(cs.float()).name.keep()  # as JSON has no others
+    shown = found.filter(pl.col("variant").is_null() | pl.col("is_claimed"))
+    sentences += [_found(one) for one in shown.to_dicts()]
+    return {"plan": plan, "effects": found.with_columns(finite).to_dicts(), "sentences": sentences}
+
+
+def _plan(members: pl.DataFrame, control_share: float, horizon: Horizon) -> dict[str, Any]:
+    """Return the smallest fall of churn that is found, and the accounts needed for one of 5 points."""
+    n, scores, as_ofs = len(members), members["score"].to_numpy(), members["as_of"].to_list()
+    if not control_share or not n or not 0 < scores.mean() < 1:
+        return {"n": n}
+    churn, n_claims = float(scores.mean()), 2 if members["variant"].n_unique() == 1 else 4
+    figures: dict[str, Any] = {"n": n, "churn": churn, "known_on": horizon.matures_on(max(as_ofs))}
+    for looks, claims in (("any", n_claims), ("one", 0)):
+        figures[f"smallest_at_{looks}_look"] = smallest(churn, n, control_share, claims)
+        figures[f"needed_at_{looks}_look"] = needed(churn, _CHANGE, control_share, claims)
+    return figures
+
+
+def _planned(plan: Mapping[str, Any]) -> str:
+    if "churn" not in plan:
+        return "without members and a control group nothing will be said about an effect"
+    falls = (plan["smallest_at_any_look"], plan["smallest_at_one_look"])
+    finds, at_once = ("no fall" if one is None else f"{100 * one:.1f} points" for one in falls)
+    return (
+        f"plan: of {plan['n']:,} accounts {percent(plan['churn'])} are expected to churn (their mean score); a fall of "
+        f"{finds} is found with a power of 80 % whenever one looks ({at_once} at a single look); 5 points need "
+        f"{plan['needed_at_any_look']:,} accounts ({plan['needed_at_one_look']:,}); outcomes are known on "
+        f"{plan['known_on']}"
+    )
+
+
+def _found(of: Mapping[str, Any]) -> str:
+    is_churn = of["outcome"] == "churn"
+    factor, unit, name = (100, " points", "churn") if is_churn else (1, "", "net revenue, capped")
+    arms = ", ".join(
+        f"{percent(mean, 1) if is_churn else f'{mean:,.2f}'} of {of[f'n_{arm}']:,} {arm}"
+        for arm in ("offered", "control") for mean in (of[f"mean_{arm}"],)
+    )  # fmt: skip
+    found = f"{of['status']}, so nothing is said"
+    if of["status"] == "ok":
+        low, value, high = (factor * of[end] for end in ("low", "difference", "high"))
+        claim = "an effect" if of["is_claimed"] else "no effect is shown"
+        found = f"{value:+,.1f}{unit} ({low:+,.1f} to {high:+,.1f}, at every look): {claim}"
+    contacted = f"contacted {percent(of['exposed_offered'])}, of the control {percent(of['exposed_control'])}"
+    return f"{of['variant'] or 'all accounts'}, {name}: {arms}; {found}; {contacted}"
