@@ -117,12 +117,10 @@ def _open_parts(folder: Path, names: Sequence[str]) -> RowFile:
                 f"the parts of {folder.name} have different columns: {listed(differing)} is not in both "
                 f"{key} and {next(iter(parts))}; write the folder again"
             )
-
-    def chunks(columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
-        for part in parts.values():
-            yield from part.chunks(columns, size)
-
-    return RowFile(columns_of_first, sum(part.n_rows for part in parts.values()), chunks)
+    n_rows = sum(part.n_rows for part in parts.values())
+    return RowFile(
+        columns_of_first, n_rows, lambda *wanted: chain.from_iterable(part.chunks(*wanted) for part in parts.values())
+    )
 
 
 def _with_columns_of_path(rows: RowFile, path: Path) -> RowFile:

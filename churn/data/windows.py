@@ -210,7 +210,10 @@ def compute(windows: Sequence[Window], known: KnownRows, column: Callable[[str],
     """
     from churn.data.aggregates import aggregate  # imports Numba
 
-    first, lags = _lags(known)
+    first = int(known.months.min())
+    months = np.arange(first, int(known.months.max()) + 1).astype("M8[D]").astype("M8[M]")
+    # By day from the first of any month, the months to the windows' last month; -1 after it.
+    lags = np.maximum((np.datetime64(known.last_month, "M") - months).astype(np.int64), -1)
     computed = np.empty((len(windows), len(known.latest)), dtype=np.float32)
     for source_column in dict.fromkeys(window.column for window in windows):
         chosen = [i for i, window in enumerate(windows) if window.column == source_column]
@@ -245,11 +248,3 @@ def _plan(windows: Sequence[Window], known: KnownRows) -> tuple[Longs, Doubles]:
     kinds = {"count": COUNT, "max": MAX, "since": SINCE}
     plan = [(kinds.get(window.aggregate, WEIGHTED_SUM), window.months) for window in windows]
     return np.array(plan, dtype=np.int64), weights
-
-
-def _lags(known: KnownRows) -> tuple[int, Longs]:
-    """Return the first day of any month, and by day from then the months to the windows' last month; -1 after it."""
-    first = int(known.months.min())
-    months = np.arange(first, int(known.months.max()) + 1).astype("M8[D]").astype("M8[M]")
-    end = np.datetime64(known.last_month, "M")
-    return first, np.maximum((end - months).astype(np.int64), -1)

@@ -93,11 +93,9 @@ class Incidents(Tables):
             row = connection.execute(sa.text(_NEXT), {"receiver": receiver}).one_or_none()
             if row is None:
                 return None
-            alert = row._asdict()
-            n_attempts = alert.pop("n_attempts")
-            error = send(Alert(**alert))
-            values = {"alert_id": row.alert_id, "receiver": receiver, "error": error}
-            connection.execute(sa.text(_ATTEMPTED), values | {"retry_after_s": _pause_s(n_attempts)})
+            error = send(Alert(*row[:-1]))
+            values = {"receiver": receiver, "error": error, "retry_after_s": _pause_s(row.n_attempts)}
+            connection.execute(sa.text(_ATTEMPTED), values | {"alert_id": row.alert_id})
         return error is None
 
     def undelivered(self) -> dict[str, int]:

@@ -101,8 +101,10 @@ class Deployment:
             self._opened[kind] = opener()
         return cast("_Service", self._opened[kind])
 
-    def _tables(self, kind: type[_SomeTables]) -> _SomeTables:
-        """Open some tables of the predictions database, once."""
+    def _tables(self, kind: type[_SomeTables], *, is_checked: bool = False) -> _SomeTables:
+        """Open some tables of the predictions database, once; of a schema that :meth:`require_schema` has checked."""
+        if is_checked:
+            self.require_schema()
         return self._once(kind, lambda: kind(self.database))
 
     @property
@@ -154,8 +156,7 @@ class Deployment:
 
     def store(self) -> PredictionStore:
         """Open the predictions database as its writer."""
-        self.require_schema()
-        return self._tables(PredictionStore)
+        return self._tables(PredictionStore, is_checked=True)
 
     def registry(self, *, read_only: bool) -> "Registry":
         """Open MLflow's registry; ``read_only`` as a database role that may only read, as scoring does."""
@@ -237,8 +238,7 @@ class Deployment:
 
     def decider(self) -> Decider:
         """Open the services that campaigns and exclusions need."""
-        self.require_schema()
-        return Decider(self._tables(Decisions), self.ingestion(), self.settings.churn_horizon_months)
+        return Decider(self._tables(Decisions, is_checked=True), self.ingestion(), self.settings.churn_horizon_months)
 
     def evaluator(self, registry: "Registry | None" = None) -> PerformanceEvaluator:
         """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""
@@ -248,8 +248,7 @@ class Deployment:
 
     def events(self) -> ModelEvents:
         """Open the audit trail of the aliases."""
-        self.require_schema()
-        return self._tables(ModelEvents)
+        return self._tables(ModelEvents, is_checked=True)
 
     def promoter(self) -> Promoter:
         """Open the services that moving a variant's aliases needs."""
@@ -280,8 +279,7 @@ class Deployment:
 
     def fleet(self) -> FleetTables:
         """Open the state of all variants in the predictions database."""
-        self.require_schema()
-        return self._tables(FleetTables)
+        return self._tables(FleetTables, is_checked=True)
 
     def fleet_monitor(self) -> FleetMonitor:
         """Open the services that monitoring the fleet needs; the registry is opened when it is queried."""
@@ -290,8 +288,7 @@ class Deployment:
 
     def incidents(self) -> Incidents:
         """Open the incidents and their alerts."""
-        self.require_schema()
-        return self._tables(Incidents)
+        return self._tables(Incidents, is_checked=True)
 
     def retraining_planner(self) -> RetrainingPlanner:
         """Open the services that deciding which champions are retrained needs."""

@@ -289,9 +289,9 @@ class Bucket:
         if is_md5 and md5.hexdigest() != entry.version:
             raise InputError(f"{self.uri(entry.key)} does not match its ETag {entry.version}; upload it again")
 
-    def write(self, key: str, body: bytes) -> None:
+    def write(self, key: str, body: bytes, **condition: str) -> None:
         with self._errors_translated(key, needs="s3:PutObject"):
-            self._client.put_object(Bucket=self.name, Key=key, Body=body)
+            self._client.put_object(Bucket=self.name, Key=key, Body=body, **condition)
 
     def upload(self, key: str, path: Path) -> None:
         """Write an object of any size from a file."""
@@ -300,9 +300,7 @@ class Bucket:
 
     def swap(self, key: str, body: bytes, version: str | None) -> None:
         """Write an object in place of this version, ``None`` where there is none; else raise ``ReplacedError``."""
-        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-        with self._errors_translated(key, needs="s3:PutObject"):
-            self._client.put_object(Bucket=self.name, Key=key, Body=body, **condition)
+        self.write(key, body, **({"IfNoneMatch": "*"} if version is None else {"IfMatch": version}))
 
     def delete(self, key: str) -> None:
         with self._errors_translated(key, needs="s3:DeleteObject"):
