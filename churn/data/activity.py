@@ -49,6 +49,7 @@ _QUARANTINED: Mapping[str, pl.DataType] = {
     "row": pl.String(), ACCOUNT_KEY: pl.String(),
 }  # fmt: skip
 
+Names = Collection[str]
 Rule = tuple[str, pl.Expr]
 """A rule's name and where it is broken."""
 
@@ -102,12 +103,7 @@ def is_activity(columns: Collection[str]) -> bool:
 
 
 def check_activity(
-    frame: pl.DataFrame,
-    numbers: Collection[str] = (),
-    *,
-    dates: Collection[str] = (),
-    first_row: int = 1,
-    max_money: float = MAX_MONEY,
+    frame: pl.DataFrame, numbers: Names = (), *, dates: Names = (), first_row: int = 1, max_money: float = MAX_MONEY
 ) -> CheckedRows:
     """Check raw activity: one row per account and active month.
 
@@ -117,9 +113,8 @@ def check_activity(
         first_row: The number of the first row, where ``frame`` is a chunk of a file.
         max_money: Maximum of money a month; it knows no currency, and is a variant's own where that matters.
     """
-    kinds = {name: KINDS[name] for name in frame.columns if name in KINDS}
-    kinds |= {name: "number" for name in numbers if name in frame.columns and name not in KINDS}
-    kinds |= {name: "date" for name in dates if name in frame.columns and name not in KINDS}
+    known: dict[str, Kind] = {**dict.fromkeys(numbers, "number"), **dict.fromkeys(dates, "date"), **KINDS}
+    kinds = {name: known[name] for name in frame.columns if name in known}
     rules = [rule for name, kind in kinds.items() for rule in _column_rules(name, kind, max_money)]
     rules.append(("activity_month_not_first_of_month", pl.col("activity_month").dt.day() != 1))
     required = [name for name, kind in kinds.items() if kind != "number" and name not in {*MAY_BE_MISSING, *dates}]
@@ -130,7 +125,7 @@ def check_encoded(
     frame: pl.DataFrame,
     features: Sequence[str],
     *,
-    one_hot: Collection[str] = ONE_HOT_COLUMNS,
+    one_hot: Names = ONE_HOT_COLUMNS,
     repeated: pl.Series | None = None,
     first_row: int = 1,
     max_money: float = MAX_MONEY,
@@ -245,17 +240,13 @@ def _is_valid(
 
 
 def _quarantine(parsed: pl.DataFrame, original: pl.DataFrame, rules: pl.Series) -> pl.DataFrame:
+    known = parsed.select(name for name, dtype in parsed.schema.items() if _QUARANTINED.get(name) == dtype)
+    rows = known.with_columns(rules=rules, row=_as_json(original))
+    missing = [pl.lit(None, dtype).alias(name) for name, dtype in _QUARANTINED.items() if name not in rows.columns]
     month = pl.col("activity_month")
     # A month out of this range is treated as missing; Python may have no date for it.
     month = pl.when(month.is_between(_EARLIEST, _LATEST)).then(month)
-    return parsed.select(
-        "row_number",
-        account_id=pl.col("account_id") if "account_id" in parsed.columns else pl.lit(None, dtype=pl.Int64),
-        activity_month=month if parsed.schema.get("activity_month") == pl.Date else pl.lit(None, dtype=pl.Date),
-        rules=rules,
-        row=_as_json(original),
-        **{ACCOUNT_KEY: pl.col(ACCOUNT_KEY) if ACCOUNT_KEY in parsed.columns else pl.lit(None, dtype=pl.String)},
-    )
+    return rows.with_columns(missing).with_columns(month).select(_QUARANTINED.keys())
 
 
 def _as_json(rows: pl.DataFrame) -> pl.Series:
