@@ -6,7 +6,7 @@ the columns that every extract must have (``churn.data.activity``), and a model'
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -57,22 +57,20 @@ class Columns:
         errors = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
         with raised_as(InputError, problem, *errors, remedy=remedy):
             declared: dict[str, Any] = json.loads(text)
-            has_no_columns = bool(declared) and set(declared) <= {"max_money", "categories"}
-            categories = parse_levels(declared.pop("categories", {}))
+            is_empty, categories = not declared, parse_levels(declared.pop("categories", {}))
             max_money = declared.pop("max_money", MAX_MONEY)
             if isinstance(max_money, bool) or not isinstance(max_money, int | float) or not 0 < max_money < inf:
                 raise TypeError(f"max_money {max_money!r} is no positive number")
-            max_money = float(max_money)
-            if has_no_columns:
-                return cls(max_money=max_money, categories=categories)  # the columns are those of the contract
+            of_contract = cls(max_money=float(max_money), categories=categories)
+            if not declared and not is_empty:
+                return of_contract
             one_hot, revenue = declared.pop("one_hot", None), declared.pop("revenue", None)
-            columns = cls(
+            columns = replace(
+                of_contract,
                 activity=_names(declared.pop("activity")),
                 segments=_names(declared.pop("segments", [])),
                 revenue=None if revenue is None else _names([revenue])[0],
                 one_hot=None if one_hot is None else _names(one_hot),
-                max_money=max_money,
-                categories=categories,
             )
             if declared or not columns.activity:
                 raise ValueError(f"unknown keys: {', '.join(declared) or 'none'}; columns of activity: none")
