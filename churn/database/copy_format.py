@@ -95,10 +95,8 @@ class CopyLayout:
         element = np.dtype([("size", ">i4"), ("value", ">f4")])
         array = np.dtype([("n_dims", ">i4"), ("nulls", ">i4"), ("oid", ">i4"), ("length", ">i4"), ("lower", ">i4"),
                           ("elements", element, (n_other,))])  # fmt: skip
-        types: dict[str, Any] = {"scored_week": ">i4", "account_id": ">i8"}
-        types["last_active_month"] = ">i4"
-        types |= dict.fromkeys(("other_contributions", "other_values"), array)
-        types["shown_features"] = ("u1", (self.n_shown,))
+        types: dict[str, Any] = {"scored_week": ">i4", "account_id": ">i8", "last_active_month": ">i4"}
+        types |= {"other_contributions": array, "other_values": array, "shown_features": ("u1", (self.n_shown,))}
         sized = [name for name in self.columns if name != ACCOUNT_KEY]
         fields = [(name, [("size", ">i4"), ("value", types.get(name, ">f4"))]) for name in sized]
         row = np.zeros(1, dtype=[("n_fields", ">i2"), *fields])
