@@ -45,11 +45,6 @@ def specs(assets: Iterable[str]) -> list[dg.AssetCheckSpec]:
     ]
 
 
-def severities(assets: Iterable[str]) -> dict[tuple[str, str], dg.AssetCheckSeverity]:
-    """Return the severity of each check of some assets, by asset and name."""
-    return {(asset, name): _severity(name) for asset in assets for name in _DESCRIPTIONS[asset]}
-
-
 def of_batch(key: str, results: Iterable[CheckResult]) -> list[dg.AssetCheckEvaluation]:
     """Convert the check results of a published batch."""
     return [_evaluation(_ASSET_OF[one.name], one.name, key, one.values, passed=one.passed) for one in results]
@@ -90,13 +85,14 @@ def _fleet_result(asset: str, name: str, members: Mapping[str, str] | None) -> d
         description = "The check was not evaluated, because the MLflow registry did not answer."
         return result(severity=dg.AssetCheckSeverity.WARN, description=description)
     return result(
-        severity=_severity(name),
+        severity=severity(name),
         description=f"The check failed for {counted(len(members), 'variant')}." if members else None,
         metadata={"variants_failing": len(members), "variants": table(("variant", "problem"), sorted(members.items()))},
     )
 
 
-def _severity(name: str) -> dg.AssetCheckSeverity:
+def severity(name: str) -> dg.AssetCheckSeverity:
+    """Return the severity of a check."""
     return dg.AssetCheckSeverity.ERROR if name in _ERRORS else dg.AssetCheckSeverity.WARN
 
 
@@ -107,7 +103,7 @@ def _evaluation(
         asset_key=dg.AssetKey(asset),
         check_name=name,
         passed=passed,
-        severity=_severity(name),
+        severity=severity(name),
         partition=key,
         description=description,
         metadata={label: value for label, value in metadata.items() if value is not None},

@@ -120,13 +120,13 @@ class FleetRun:
     def __init__(self, context: dg.AssetExecutionContext, specs: Collection[dg.AssetSpec]) -> None:
         self.context = context
         self._assets = [spec.key.to_user_string() for spec in specs]
-        self._severities = checks.severities(self._assets)
+        known = [(one.asset_key.to_user_string(), one.name) for one in checks.specs(self._assets)]
         self._failed: dict[str, BaseException] = {}
         self._done: set[str] = set()
         self._incomplete: set[str] = set()
         # Reuse the event log's connection, as a webserver does; by default each event opens three.
         context.instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
-        self._standing = standing_outcomes(context.instance, self._severities, list(context.partition_keys))
+        self._standing = standing_outcomes(context.instance, known, list(context.partition_keys))
         self._waiting: list[tuple[str, AssetReport]] = []
         self._last_report_at = 0.0
         # What an earlier try, or a run that this one resumes, has logged counts.
@@ -236,7 +236,7 @@ class FleetRun:
                 asset_key=asset,
                 check_name=name,
                 passed=not keys and not n_incomplete,
-                severity=self._severities[asset, name],
+                severity=checks.severity(name),
                 description=_describe_check(len(checked), len(keys), n_done, n_incomplete),
                 metadata={"variants_that_failed": listed(keys, _NAMED_IN_CHECK) or "none"},
             )

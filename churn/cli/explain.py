@@ -85,5 +85,4 @@ def _describe_risk(prediction: Row) -> str:
     since = "no known activity" if month is None else f"last active in {month:%Y-%m}"
     if prediction.is_at_risk is None:
         return f"{since}; it is unknown whether the account is at risk, since its input has no recent months"
-    risk = "at risk" if prediction.is_at_risk else "[yellow]not at risk: it has already left[/yellow]"
-    return f"{since}; {risk}"
+    return f"{since}; {'at risk' if prediction.is_at_risk else '[yellow]not at risk: it has already left[/yellow]'}"

@@ -216,8 +216,7 @@ def _retain(args: argparse.Namespace) -> None:
 
     with _opened() as deployment:
         n_weeks = deployment.settings.churn_keep_weeks if args.weeks is None else args.weeks
-        horizon = deployment.horizon
-        database = deployment.database_as("setup")
+        database, horizon = deployment.database_as("setup"), deployment.horizon
         dropped = drop_old_weeks(database, _today(), n_weeks=n_weeks, horizon=horizon, dry_run=args.dry_run)
         if dropped and not args.dry_run and (deliverer := deployment.deliverer()) is not None:
             attempts = for_each_variant(partial(deliverer.deliver, weeks=dropped), deliverer.keys())

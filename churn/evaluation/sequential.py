@@ -94,8 +94,7 @@ def discount_months(months: Sequence[PairedSums]) -> PairedSums:
     if not whole.variance > 0:  # NaN included
         return whole
     n = np.array([month.n for month in months])
-    means = np.array([month.mean for month in months])
-    observed = float(n @ (means - whole.mean) ** 2) / whole.variance
+    observed = float(n @ (np.array([month.mean for month in months]) - whole.mean) ** 2) / whole.variance
     assumed = 1 + _MONTH_SD**2 * float(n @ n) / whole.n
     effect = max(1.0, (_MONTHS_ASSUMED * assumed + observed) / (_MONTHS_ASSUMED + len(n) - 1))
     return PairedSums(whole.n / effect, whole.total / effect, whole.total_squares / effect)
@@ -147,9 +146,7 @@ def e_benjamini_hochberg(e_values: Sequence[float], alpha: float) -> list[bool]:
         raise EvidenceError(f"e-values {values[~(values >= 0)][:3].tolist()} are not 0 or more")
     falling = np.sort(values)[::-1]
     enough = np.flatnonzero(falling * np.arange(1, len(falling) + 1) >= len(falling) / alpha)
-    if not len(enough):
-        return [False] * len(values)
-    return [bool(value >= falling[enough[-1]]) for value in values]
+    return [bool(len(enough) and value >= falling[enough[-1]]) for value in values]
 
 
 def mixture_variance(alpha: float, tuned_for: npt.ArrayLike) -> Any:

@@ -559,7 +559,6 @@ def runs_failed(runs: Iterable[FailedRun], attempts: Iterable[Attempt]) -> list[
     newest = {attempt.variant: attempt.ended_at for attempt in attempts if attempt.role == CHAMPION}
     by_job: dict[str, dict[str, str]] = {}
     for run in runs:
-        is_reported = run.names and all(key in newest and newest[key] >= run.started_at for key in run.names)
-        if not is_reported:
+        if not run.names or any(key not in newest or newest[key] < run.started_at for key in run.names):
             by_job.setdefault(run.job, {})[run.dagster_run_id] = one_line(run.sentence, _MOST_ERROR)
     return [Condition("run_failed", members, subject=job) for job, members in by_job.items()]

@@ -223,8 +223,7 @@ class Promoter:
         if self.decision is not None and (decided := self.events.decided(variant, self.decision)) is not None:
             return self._finish(decided)
         status = self.status(variant)
-        is_decided = _is_open(status.event) and status.event.action == "promoted"
-        return self._finish(status.event) if is_decided else status
+        return self._finish(status.event) if _is_open(status.event) and status.event.action == "promoted" else status
 
     def roll_back(self, variant: Variant, reason: str, *, to: int | None = None, dry_run: bool = False) -> ModelEvent:
         """Make an earlier champion the champion again; the current champion becomes the previous one.

@@ -35,9 +35,7 @@ class RetrainingPlanner:
         low = performance_low(independent_cohorts(self.fleet.evaluated(), champions)).members
         week = monday_of(today)
         drifted = drifted_features(self.fleet.newest_inputs(week), week)
-        tags = self.registry.version_tags()
-        days = {key: day_of(of_version, TRAINING_DATE) for key, of_version in tags.items()}
-        trained_on = {key: day for key, day in days.items() if day is not None}
+        trained_on = {key: day_of(tags, TRAINING_DATE) for key, tags in self.registry.version_tags().items()}
         for variant, aliases in sorted(of_variants.items(), key=lambda item: item[0].key):
             champion, challenger = aliases.get(CHAMPION), aliases.get(CHALLENGER)
             if champion is None or is_paused(requested.get(variant.key), today, self.policy):
