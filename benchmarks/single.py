@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ import sqlalchemy as sa
 from churn.concurrency import in_threads
 from churn.data.features import derive, pack, plan_encoding
 from churn.database.connection import create_engine
+from churn.database.copy_format import ScoredRows
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import load_settings
 from churn.inference.bundle import Bundle
@@ -84,7 +86,7 @@ def with_reasons(deployment: Deployment, n_rows: int) -> Callable[[], int]:
 def stages(deployment: Deployment) -> dict[str, float]:
     """Time the steps of the job with reasons one after another, none beside another; returns seconds."""
     from churn.data.scoring_rows import prepare
-    from churn.database.copy_format import CopyLayout, ScoredRows, encode_rows
+    from churn.database.copy_format import CopyLayout, encode_rows
     from churn.inference.engine import build_engine
 
     scorer, bundle = _ready_scorer(deployment, with_reasons=True)
@@ -143,7 +145,7 @@ def _ready_scorer(deployment: Deployment, *, with_reasons: bool) -> tuple[Scorer
 
 def limit(deployment: Deployment, n_rows: int) -> Callable[[], int]:
     """The parts that nobody can leave out: the booster over a ready matrix, then COPY of a ready file."""
-    from churn.database.copy_format import CopyLayout, ScoredRows, encode_rows
+    from churn.database.copy_format import CopyLayout, encode_rows
 
     registry = deployment.registry(read_only=True)
     bundle = registry.open(Variant()).bundle
@@ -169,6 +171,46 @@ def limit(deployment: Deployment, n_rows: int) -> Callable[[], int]:
     return run
 
 
+def limit_with_reasons(deployment: Deployment, n_rows: int) -> Callable[[], int]:
+    """The parts that nobody can leave out: ready rows scored and explained beside COPY of a ready file with reasons."""
+    from churn.database.copy_format import CopyLayout, encode_rows
+    from churn.inference.engine import build_engine
+
+    _, bundle = _ready_scorer(deployment, with_reasons=True)
+    rows = derive(simulated_rows(n_rows), WEEK)
+    encoding = plan_encoding(bundle.feature_names, rows.columns)
+    chunks = [pack(rows.slice(low, 65_536), encoding) for low in range(0, n_rows, 65_536)]
+    engine = build_engine(bundle, encoding, chunks[0], n_rows=n_rows, with_reasons=True)
+    layout = CopyLayout(WEEK, encoding.source_columns)
+    ready = Path(str(deployment.settings.churn_home)) / f"ready-reasons-{n_rows}.bin"
+    account_ids = np.random.default_rng(0).permutation(n_rows)
+
+    def scored() -> Iterator[ScoredRows]:
+        for i, (probabilities, contributions) in enumerate(in_threads(engine.score, chunks)):
+            ids = account_ids[i * 65_536 : (i + 1) * 65_536]
+            yield ScoredRows(ids, probabilities, contributions=contributions, values=chunks[i].values)
+
+    with ready.open("wb") as file:
+        file.writelines(encode_rows(layout, scored()))
+    deployment.store().open_weeks(WEEK, 1)
+    database = create_engine(deployment.database)
+    statement = f"COPY churn_predictions_{WEEK:%Y%m%d} ({', '.join(layout.columns)}) FROM STDIN WITH (FORMAT binary)"
+
+    def copy() -> None:
+        with database.begin() as connection, ready.open("rb") as file:
+            connection.exec_driver_sql("SELECT nextval('scoring_batches_batch_id_seq')")
+            connection.connection.cursor().copy_expert(statement, file, size=1 << 20)
+
+    def run() -> int:
+        with ThreadPoolExecutor(1) as beside:
+            copied = beside.submit(copy)
+            n_scored = sum(len(probabilities) for probabilities, _ in in_threads(engine.score, chunks))
+            copied.result()
+        return n_scored
+
+    return run
+
+
 def _ready_matrix(n_rows: int, n_features: int) -> np.ndarray:
     rng = np.random.default_rng(2)
     matrix = np.zeros((n_rows, n_features), dtype=np.float32)
@@ -182,6 +224,7 @@ def main() -> None:
     """Run one way and print what it took."""
     way, n_rows = sys.argv[1], int(sys.argv[2])
     ways = {"naive": naive, "ours": ours, "with reasons": with_reasons, "limit": limit}
+    ways["limit with reasons"] = limit_with_reasons
     with open_deployment(load_settings()) as deployment:
         if way == "stages":
             print(json.dumps(stages(deployment)))

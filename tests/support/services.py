@@ -160,7 +160,7 @@ def _moto(port: int) -> list[str]:
 
 
 def _seaweedfs(port: int, folder: Path) -> list[str]:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     master, volume, filer = (free_port() for _ in range(3))
     ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={port}"]
     unused = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-master.telemetry=false"]
