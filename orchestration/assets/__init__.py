@@ -1,1 +1,14 @@
 """The assets, one module for each kind of work; ``metadata`` builds the metadata that several of them share."""
+
+import tomllib
+from importlib.resources import files
+from typing import Any
+
+import dagster as dg
+
+_DESCRIPTIONS = tomllib.loads(files("orchestration.assets").joinpath("descriptions.toml").read_text("utf-8"))
+
+
+def asset_of_variants(name: str, **more: Any) -> dg.AssetSpec:
+    """Return the specification of an asset that is partitioned by variant, as ``descriptions.toml`` describes it."""
+    return dg.AssetSpec(name, description=_DESCRIPTIONS[name], owners=["team:retention"], skippable=True, **more)

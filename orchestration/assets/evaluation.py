@@ -15,6 +15,7 @@ from churn.wording import counted
 from churn.workflows.evaluate import VariantEvaluation, evaluate_fleet
 from churn.workflows.promote import VariantStatus
 from orchestration import checks
+from orchestration.assets import asset_of_variants
 from orchestration.assets.metadata import Metadata, table
 from orchestration.checks import EVALUATED
 from orchestration.fleet import AssetReport, FleetRun, fleet_assets
@@ -23,16 +24,7 @@ from orchestration.resources import Services
 VARIANTS_PER_RUN = 1_000
 """Regardless of scoring: promotions control false discoveries over a run's variants, which must not be few."""
 
-SPEC = dg.AssetSpec(
-    EVALUATED,
-    description="Each published batch whose labels have matured has its realized performance here: ROC AUC, "
-    "calibration and lift.",
-    kinds={"postgres", "table"},
-    deps=["store_predictions"],
-    group_name="learning",
-    owners=["team:retention"],
-    skippable=True,
-)
+SPEC = asset_of_variants(EVALUATED, deps=["store_predictions"], group_name="learning", kinds={"postgres", "table"})
 
 
 @fleet_assets("evaluate_batches", [SPEC], backfill_variants=VARIANTS_PER_RUN)

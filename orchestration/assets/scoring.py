@@ -23,6 +23,7 @@ from churn.workflows.check import check_published
 from churn.workflows.fleet import error_text, for_each_variant
 from churn.workflows.score import FleetRequest, Scorer, ScoringOutcome, score_fleet
 from orchestration import checks
+from orchestration.assets import asset_of_variants
 from orchestration.assets.metadata import describe
 from orchestration.fleet import AssetReport, FleetRun, build_report, fleet_assets, log_report, resumed_runs, root_run
 from orchestration.partitions import variants_partitions
@@ -31,51 +32,22 @@ from orchestration.resources import Services
 WEEK_TAG = "churn/week"
 OP_NAME = "score_variants"
 
-_spec = partial(dg.AssetSpec, group_name="weekly_scoring", owners=["team:retention"], skippable=True)
+_spec = partial(asset_of_variants, group_name="weekly_scoring")
 
 SPECS = [
-    _spec(
-        "raw_churn_data",
-        kinds={"s3", "parquet"},
-        description="This is the variant's input file, read from S3 or, flagged, from its local copy. It has a row per "
-        "player and month of activity, or rows that are already encoded.",
-    ),
-    _spec(
-        "transformed_features",
-        deps=["raw_churn_data"],
-        kinds={"polars"},
-        description="Each account has one row of model features, computed from what was known at the end of the as-of "
-        "day. Input rows that break the data contract are quarantined.",
-    ),
-    _spec(
-        "load_model_from_mlflow",
-        kinds={"mlflow", "xgboost"},
-        description="This is the variant's champion model: the version that its alias names in MLflow, loaded after "
-        "its checksum and golden scores were verified.",
-    ),
-    _spec(
-        "generate_predictions",
-        deps=["transformed_features", "load_model_from_mlflow"],
-        kinds={"xgboost"},
-        description="Each account has the probability that it churns: that it shows no activity in the whole calendar "
-        "months of the horizon.",
-    ),
-    _spec(
-        "store_predictions",
-        deps=["generate_predictions"],
-        kinds={"postgres", "table"},
-        description="The scored batch is published to PostgreSQL in one transaction. Analysts read it in the view "
-        "churn_predictions_current.",
-    ),
+    _spec("raw_churn_data", kinds={"s3", "parquet"}),
+    _spec("transformed_features", deps=["raw_churn_data"], kinds={"polars"}),
+    _spec("load_model_from_mlflow", kinds={"mlflow", "xgboost"}),
+    _spec("generate_predictions", deps=["transformed_features", "load_model_from_mlflow"], kinds={"xgboost"}),
+    _spec("store_predictions", deps=["generate_predictions"], kinds={"postgres", "table"}),
 ]
 ASSETS = [spec.key.to_user_string() for spec in SPECS]
-EXPORT = _spec(
+EXPORT = asset_of_variants(
     "delivered_predictions",
     group_name="delivery",
     deps=["store_predictions"],
     kinds={"s3", "parquet"},
     partitions_def=variants_partitions,
-    description="Each current batch is a Parquet file below CHURN_DELIVERY_PREFIX, which a manifest names.",
 )
 
 

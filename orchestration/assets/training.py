@@ -15,6 +15,7 @@ from pydantic import Field
 
 from churn.errors import UsageError
 from orchestration import checks
+from orchestration.assets import asset_of_variants
 from orchestration.assets.metadata import Metadata, table
 from orchestration.checks import TRAINED
 from orchestration.fleet import AssetReport, FleetRun, fleet_assets
@@ -23,15 +24,7 @@ from orchestration.resources import Services
 if TYPE_CHECKING:
     from churn.workflows.train import TrainingOutcome
 
-SPEC = dg.AssetSpec(
-    TRAINED,
-    description="Each model version was trained on the variant's activity. It is the challenger if it passed the gate "
-    "(the champion if there was none), and otherwise registered without an alias.",
-    kinds={"xgboost", "mlflow"},
-    group_name="learning",
-    owners=["team:retention"],
-    skippable=True,
-)
+SPEC = asset_of_variants(TRAINED, group_name="learning", kinds={"xgboost", "mlflow"})
 
 _SHOWN_PICTURES = ("reliability.svg", "roc.svg")
 _MAX_PICTURE_BYTES = 60_000  # the event log stores them as text
