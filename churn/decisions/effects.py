@@ -10,16 +10,15 @@ and intervals hold at every look (Lindon et al., "Anytime-valid linear models an
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy.optimize import brentq
+from scipy import optimize, special
 
+from churn.arrays import Doubles, Flags, Longs
 from churn.errors import UsageError
-from churn.evaluation.metrics import Doubles
 from churn.evaluation.sequential import e_benjamini_hochberg, mixture_variance
 
 ALPHA, POWER = 0.05, 0.8
@@ -30,9 +29,6 @@ MIN_OF_OUTCOME = 10
 _CAPPED = 0.01  # of each tail of revenue, where one account in thousands would decide a mean
 _LEAST_VARIANTS = 3  # whose spread says how much variants differ
 _MOST_LOG = 690.0  # e-values stay finite, for JSON
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -52,13 +48,15 @@ class Sums:
     scatter: Doubles  # (..., 1 + k, 1 + k): products within arms
     noise: Doubles  # (..., 1 + k, 1 + k): weighted covariances of the gaps
 
-    def by(self, groups: Ints, n_groups: int) -> "Sums":
+    def by(self, groups: Longs, n_groups: int) -> "Sums":
         """Add up strata, shape (n,), by group; the result has shape (n_groups,)."""
-        is_in = (np.arange(n_groups)[:, None] == groups).astype(np.float64)
-        return Sums(*(np.tensordot(is_in, values, 1) for values in vars(self).values()))
+        summed = [np.zeros((n_groups, *values.shape[1:])) for values in vars(self).values()]
+        for values, into in zip(vars(self).values(), summed, strict=True):
+            np.add.at(into, groups, values)
+        return Sums(*summed)
 
 
-def sum_up(strata: Ints, is_offered: Bools, outcomes: Doubles, covariates: Doubles) -> Sums:
+def sum_up(strata: Longs, is_offered: Flags, outcomes: Doubles, covariates: Doubles) -> Sums:
     """Sum up accounts by their stratum's number; arrays of shape (n,), and ``covariates`` (n, k)."""
     spread = covariates.std(axis=0)
     scaled = (covariates - covariates.mean(axis=0)) / np.where(spread > 0, spread, 1)
@@ -88,8 +86,7 @@ def sum_up(strata: Ints, is_offered: Bools, outcomes: Doubles, covariates: Doubl
     )
 
 
-@dataclass(frozen=True)
-class Estimates:
+class Estimates(NamedTuple):
     """Differences, offered less control; all of one shape. If not ``is_enough``: unbounded, and an e-value of 1."""
 
     difference: Doubles
@@ -97,7 +94,7 @@ class Estimates:
     low: Doubles
     high: Doubles
     e_value: Doubles
-    is_enough: Bools
+    is_enough: Flags
 
 
 def estimate(sums: Sums, tuned_for: npt.ArrayLike, *, is_share: bool) -> Estimates:
@@ -189,7 +186,7 @@ def measure(accounts: pl.DataFrame, planned: Mapping[str, int]) -> pl.DataFrame:
     return table.with_columns(is_claimed=pl.Series(claimed(table["e_value"].to_numpy(), 2)))
 
 
-def _rows(outcome: str, names: Sequence[str | None], sums: Sums, exposed: Sums, tuned_for: Ints) -> pl.DataFrame:
+def _rows(outcome: str, names: Sequence[str | None], sums: Sums, exposed: Sums, tuned_for: Longs) -> pl.DataFrame:
     found, n = estimate(sums, tuned_for, is_share=outcome == "churn"), np.maximum(sums.n, 1)
     status = np.where(found.is_enough, "ok", np.where(sums.n[:, 0] > 0, "too few", "no control group"))
     arms = {
@@ -203,7 +200,7 @@ def _rows(outcome: str, names: Sequence[str | None], sums: Sums, exposed: Sums, 
     return table.cast({"n_offered": pl.Int64, "n_control": pl.Int64})
 
 
-def inverse_weights(account_ids: Ints, members: pl.DataFrame) -> Doubles | None:
+def inverse_weights(account_ids: Longs, members: pl.DataFrame) -> Doubles | None:
     """Return weights by which accounts that were offered nothing stand for all, shape (n,); ``None`` if all are alike.
 
     They are 0 for accounts that were offered something, and 1 / p for others, p the probability of staying untreated:
@@ -229,24 +226,18 @@ def needed(churn: float, change: float, control_share: float, n_claims: int = 0)
     >>> needed(0.60, -0.05, 0.2), needed(0.60, -0.05, 0.2, 2)
     (4739, 10268)
     """
-    return math.ceil(_needed(churn, change, control_share, n_claims))
+    if not (0 < churn < 1 and 0 < control_share < 1):
+        raise UsageError(f"churn {churn} and control share {control_share} allow no plan; give shares between 0 and 1")
+    after = min(max(churn + change, 0.0), 1.0)
+    variance = churn * (1 - churn) / control_share + after * (1 - after) / (1 - control_share)
+    reach, spread = special.ndtri(1 - ALPHA / 2), 1 + float(mixture_variance(ALPHA, 1))
+    if n_claims:  # at the size that the intervals are narrowest at
+        reach = math.sqrt(spread / (spread - 1) * math.log(spread / (ALPHA / n_claims) ** 2))
+    return math.ceil(float(reach + special.ndtri(POWER)) ** 2 * variance / change**2)
 
 
 def smallest(churn: float, n: int, control_share: float, n_claims: int = 0) -> float | None:
     """Return the smallest decrease of churn that so many accounts show, as :func:`needed`; ``None`` if none."""
-    if _needed(churn, -churn, control_share, n_claims) > n:
+    if needed(churn, -churn, control_share, n_claims) > n:
         return None
-    return float(brentq(lambda change: _needed(churn, -change, control_share, n_claims) - n, 1e-6, churn))
-
-
-def _needed(churn: float, change: float, control_share: float, n_claims: int) -> float:
-    if not (0 < churn < 1 and 0 < control_share < 1):
-        raise UsageError(
-            f"churn {churn} and control share {control_share} allow no plan; give shares between 0 and 1, not included"
-        )
-    after = min(max(churn + change, 0.0), 1.0)
-    variance = churn * (1 - churn) / control_share + after * (1 - after) / (1 - control_share)
-    reach, spread = NormalDist().inv_cdf(1 - ALPHA / 2), 1 + float(mixture_variance(ALPHA, 1))
-    if n_claims:  # at the size that the intervals are narrowest at
-        reach = math.sqrt(spread / (spread - 1) * math.log(spread / (ALPHA / n_claims) ** 2))
-    return (reach + NormalDist().inv_cdf(POWER)) ** 2 * variance / change**2
+    return float(optimize.brentq(lambda fall: needed(churn, -fall, control_share, n_claims) - n, 1e-6, churn))

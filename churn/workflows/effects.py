@@ -15,13 +15,20 @@ from churn.data.labels import Horizon, label
 from churn.decisions.effects import measure, needed, smallest
 from churn.errors import ChurnError
 from churn.variants import Variant
-from churn.wording import percent
 from churn.workflows.decide import Decider
 from churn.workflows.evaluate import build_reports
 from churn.workflows.fleet import for_each_variant
 from churn.workflows.ingest import read_columns, with_numbers
 
 _CHANGE = -0.05  # of churn, for which the accounts needed are named
+_UNPLANNED = "without members and a control group nothing will be said about an effect"
+_PLANNED = (
+    "plan: {n:,} accounts with a mean score of {churn:.2f} show a fall of churn of {smallest_at_any_look} points with "
+    "a power of 80 %, whenever one looks ({smallest_at_one_look} at a single look); 5 points need {needed_at_any_look:,} "
+    "accounts ({needed_at_one_look:,}); outcomes are known on {known_on}"
+)
+_CHURN = "{mean_offered:.1%} of {n_offered:,} offered, {mean_control:.1%} of {n_control:,} control"
+_REVENUE = "{mean_offered:,.2f} of {n_offered:,} offered, {mean_control:,.2f} of {n_control:,} control"
 
 
 def effects_of(decider: Decider, campaign: str | None, today: date) -> pl.DataFrame:
@@ -79,7 +86,7 @@ def report_effects(decider: Decider, campaign: str, control_share: float, today:
     """Return what a campaign can show (``plan``), its ``effects``, and both as ``sentences`` for a person."""
     members = decider.decisions.members(campaign).filter(pl.col("arm") != "held_out")
     plan = _plan(members, control_share, Horizon(decider.horizon_months))
-    sentences, found = [_planned(plan)], pl.DataFrame()
+    sentences, found = [(_PLANNED if "churn" in plan else _UNPLANNED).format(**plan)], pl.DataFrame()
     try:
         found = effects_of(decider, campaign, today)
     except ChurnError as error:  # members and contacts are shown in spite of it
@@ -93,42 +100,27 @@ def report_effects(decider: Decider, campaign: str, control_share: float, today:
 
 
 def _plan(members: pl.DataFrame, control_share: float, horizon: Horizon) -> dict[str, Any]:
-    """Return the smallest fall of churn that is found, and the accounts needed for one of 5 points."""
+    """Return the smallest fall of churn that is found, in points, and the accounts needed for one of 5."""
     n, scores, as_ofs = len(members), members["score"].to_numpy(), members["as_of"].to_list()
     if not control_share or not n or not 0 < scores.mean() < 1:
         return {"n": n}
     churn, n_claims = float(scores.mean()), 2 if members["variant"].n_unique() == 1 else 4
     figures: dict[str, Any] = {"n": n, "churn": churn, "known_on": horizon.matures_on(max(as_ofs))}
     for looks, claims in (("any", n_claims), ("one", 0)):
-        figures[f"smallest_at_{looks}_look"] = smallest(churn, n, control_share, claims)
+        fall = smallest(churn, n, control_share, claims)
+        figures[f"smallest_at_{looks}_look"] = None if fall is None else round(100 * fall, 1)
         figures[f"needed_at_{looks}_look"] = needed(churn, _CHANGE, control_share, claims)
     return figures
 
 
-def _planned(plan: Mapping[str, Any]) -> str:
-    if "churn" not in plan:
-        return "without members and a control group nothing will be said about an effect"
-    falls = (plan["smallest_at_any_look"], plan["smallest_at_one_look"])
-    finds, at_once = ("no fall" if one is None else f"{100 * one:.1f} points" for one in falls)
-    return (
-        f"plan: of {plan['n']:,} accounts {percent(plan['churn'])} are expected to churn (their mean score); a fall of "
-        f"{finds} is found with a power of 80 % whenever one looks ({at_once} at a single look); 5 points need "
-        f"{plan['needed_at_any_look']:,} accounts ({plan['needed_at_one_look']:,}); outcomes are known on "
-        f"{plan['known_on']}"
-    )
-
-
 def _found(of: Mapping[str, Any]) -> str:
-    is_churn = of["outcome"] == "churn"
-    factor, unit, name = (100, " points", "churn") if is_churn else (1, "", "net revenue, capped")
-    arms = ", ".join(
-        f"{percent(mean, 1) if is_churn else f'{mean:,.2f}'} of {of[f'n_{arm}']:,} {arm}"
-        for arm in ("offered", "control") for mean in (of[f"mean_{arm}"],)
-    )  # fmt: skip
+    name, arms, factor, unit = ("net revenue, capped", _REVENUE, 1, "")
+    if of["outcome"] == "churn":
+        name, arms, factor, unit = ("churn", _CHURN, 100, " points")
     found = f"{of['status']}, so nothing is said"
     if of["status"] == "ok":
         low, value, high = (factor * of[end] for end in ("low", "difference", "high"))
         claim = "an effect" if of["is_claimed"] else "no effect is shown"
         found = f"{value:+,.1f}{unit} ({low:+,.1f} to {high:+,.1f}, at every look): {claim}"
-    contacted = f"contacted {percent(of['exposed_offered'])}, of the control {percent(of['exposed_control'])}"
-    return f"{of['variant'] or 'all accounts'}, {name}: {arms}; {found}; {contacted}"
+    contacted = "contacted {exposed_offered:.0%}, of the control {exposed_control:.0%}".format(**of)
+    return f"{of['variant'] or 'all accounts'}, {name}: {arms.format(**of)}; {found}; {contacted}".replace("%", " %")

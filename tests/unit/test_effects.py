@@ -1,6 +1,8 @@
 """At stake: a company spends money because a campaign is said to work. Chance, a season and looking often must not."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -209,3 +211,12 @@ def test_an_account_stands_for_those_that_were_as_likely_to_be_contacted(of_acco
 def test_where_nobody_was_above_a_cut_all_weigh_alike():
     assert inverse_weights(np.array([3, 5]), members((4, "offered", HELD_OUT, CONTROL))) is None
     assert inverse_weights(np.array([3, 5]), members((4, "offered", HELD_OUT, CONTROL)).clear()) is None
+
+
+@pytest.mark.slow
+def test_the_recipe_meets_its_targets_with_a_twentieth_of_its_runs():
+    command = [sys.executable, "-m", "benchmarks.quality.campaigns", "--share", "0.05"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("| yes |") >= 15

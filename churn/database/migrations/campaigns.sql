@@ -634,3 +634,10 @@ GRANT EXECUTE ON FUNCTION
     lock_decisions(boolean), require_lists(text[], date), variant_list(text, date, integer), variant_left_out(text, date),
     record_export(text, text, date, bigint, jsonb, text)
 TO churn_reader;
+
+-- Evaluation leaves out whom campaigns offered something.
+
+COMMENT ON COLUMN evaluated_batches.n_matured IS
+    'Accounts at risk whose label has matured; the figures are of these. After a campaign, the number of equally '
+    'weighted ones that tell as much as those whom it offered nothing.';
+COMMENT ON COLUMN evaluated_batches.n_churned IS 'Those that churned, of n_matured.';
