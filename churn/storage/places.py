@@ -1,6 +1,7 @@
 """Storage of files: an S3 bucket, and a folder with the same layout. Contents are not interpreted here."""
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -178,11 +179,12 @@ class Folder:
         unfinished = path.with_name(f"{uuid.uuid4().hex}{_UNFINISHED}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("xb") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            yield unfinished
+            with _locked(path.parent, fcntl.LOCK_SH):
+                with unfinished.open("xb") as file:
+                    file.write(body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield unfinished
         except PermissionError as error:
             raise AccessDeniedError(f"{self.uri(key)} may not be written by this user; correct its mode") from error
         except OSError as error:
@@ -199,7 +201,21 @@ class Folder:
     erase = delete
 
     def erase_versions(self, prefix: str) -> None:
-        """Do nothing: a folder keeps no versions."""
+        """Delete what processes that died left unfinished; a folder keeps no versions."""
+        for path in self._path(prefix.rpartition("/")[0]).rglob("[0-9a-f]" * 32 + _UNFINISHED):
+            with suppress(OSError), _locked(path.parent, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                path.unlink()
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Lock a folder: shared by those who write into it, until their process ends, however it does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _local_entry(key: str, stat: os.stat_result) -> Entry:

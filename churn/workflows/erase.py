@@ -85,6 +85,8 @@ class Eraser:
         with closing(Erasures(self.database)) as erasures:
             erased = erasures.only(account)
         for place_of_files in self.places:
+            if isinstance(place_of_files, Folder) and not dry_run:
+                place_of_files.erase_versions("")  # what processes that died left unfinished
             yield from _erase_files(place_of_files, scope, erased, dry_run=dry_run)
         for uri, (owner, week) in withdrawn.items():
             if self.deliverer and not dry_run:

@@ -1,34 +1,45 @@
 """The long form: every fault many times, the naive way beside it, written to ``docs/reliability.md``.
 
-``python -m tests.faults``, or ``just faults``: some ten minutes on two cores, as root for the full disk.
+``python -m tests.faults``, or ``just faults``: some 25 minutes on two cores, as root for the full disk. With names or
+patterns, such as ``promotion "S3 *"``, it makes these faults only. The results of each are kept in ``results.json``.
 """
 
 import argparse
+import json
 import logging
 import os
 import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
+from functools import cache
+from itertools import chain
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from queue import Queue
+from random import Random
+from typing import Any
 
 from churn.deployment.code_version import code_version
 from churn.wording import markdown_table
+from tests.support.faults.bench import Bench, Place, open_bench
+from tests.support.faults.driver import Driver, run_naively
 from tests.support.faults.house import ROOT, House, open_house, warmth_of
 from tests.support.faults.ledger import Tally, execute
-from tests.support.faults.matrix import ROWS, Row, Stage, open_stage, run_row
+from tests.support.faults.matrix import ROWS, Stage, open_stage, run_row
+from tests.support.faults.operations import OPERATIONS, Operation
 from tests.support.faults.worker import Nursery
 
 LANES = 2
-REPORT = ROOT / "docs" / "reliability.md"
-Result = tuple[Row, Tally, Tally | None]
+REPORT, RESULTS = ROOT / "docs" / "reliability.md", Path(__file__).with_name("results.json")
+Results = dict[str, dict[str, Any]]
+"""By fault: day, code, what came of it, and of the naive way, as :class:`Tally` has it."""
 
 ALONE = {
     "the Dagster run's process killed ten times at random": "tests/integration/test_fleet.py::"
@@ -50,14 +61,33 @@ ALONE = {
 
 _HEAD = """# Reliability: what was broken, and what came of it
 
-Written by `just faults` (`python -m tests.faults`); do not edit.
+Written by `just faults` (`python -m tests.faults`); do not edit. `just faults NAME…` makes some of the faults again.
 
-{day}, code {code}, PostgreSQL {version}, {machine}; {minutes:.0f} minutes.
+{days}, code {code}, PostgreSQL {version}, {machine}; {minutes:.0f} minutes.
 
-**{ours.n:,} faults, {all_kills} of them kill -9: {kills} of a worker ({before} before its commit, {after} after it),
-{others} of a backend or the server. Rows lost {ours.lost}, doubled {ours.doubled}, wrong {ours.wrong}; torn readings
-{ours.torn} of {ours.readings:,}; weeks stale and unflagged {ours.stale}; batches not whole, or not current exactly
-once, {ours.broken}.**
+**{n:,} faults, {kills:,} of them kill -9: {of_scoring} of a worker that scores ({before} before its commit, {after}
+after it), {of_server} of a backend or the server, {of_operations} of everything else that changes state, {in_folder} of
+them with the history and the models in a folder. Lost {ours.lost}, doubled {ours.doubled}, half done {ours.broken},
+wrong {ours.wrong}; torn readings {ours.torn} of {ours.readings:,}; weeks stale and unflagged {ours.stale}.**
+
+## Everything that changes state
+
+Each operation is killed at each of its named steps, at random instants, while it runs beside itself, and while a week
+of the same variant is scored. Then the same command is given again, and must complete it; what a reader must not see is
+looked for before that. An independent check reads tables, objects and files, and compares them with what was asked for,
+and the scored week with `Booster.predict`. S3 is SeaweedFS, which honours conditional puts. The naive way is what a
+script does: it is killed once at each of its steps, given again, and checked in the same way. An alert may be told
+twice.
+"""
+_OPERATION_COLUMNS = (
+    "operation", "place", "kills", "at a step", "at random", "beside itself", "beside scoring", "lost", "doubled",
+    "half done", "wrong", "the naive way",
+)  # fmt: skip
+_SCORING = """
+Each time of these, as many processes as there are cores compare a counter in an object with what they read, and add to
+it; what is lost are increments. An emulator that checks and then writes loses some.
+
+## Scoring
 
 Each time, a variant with a published week gets new input, and a run that publishes it meets the fault; what did not go
 through is run again. All the while a reader looks at the view every 20 ms. Then every score is compared with
@@ -69,28 +99,33 @@ _COLUMNS = (
     "the naive way",
 )  # fmt: skip
 _TAIL = """
-Each row is proved in every run of the tests, a few times, by
+Each row is proved in every run of the tests, a few times, by `tests/faults/test_operations.py` and
 `tests/faults/test_matrix.py::test_the_promises_hold[<fault>]`; rows that take long are marked slow. These are proved by
 tests of their own:
 """
+_MODES = ("at a step", "at a random instant", "beside itself", "beside scoring")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the faults, print the table, write the report."""
+    """Make the faults, print what came of them, write the report."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("names", nargs="*", default=["*"], help="names or patterns; default: all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of each fault's times; default: %(default)s")
-    scale = parser.parse_args(argv).scale
+    parser.add_argument("--write-only", action="store_true", help="write the report from the results that are kept")
+    args = parser.parse_args(argv)
     _be_quiet()
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="churn-faults-") as folder, _in_place(Path(folder)) as (house, stages):
-        console = Console()
-        results = list(_run(stages, scale, console))
-        version = execute(house.server, "SHOW server_version")[0][0]
-    text = report(results, version, time.monotonic() - started)
-    console.print(_table(results))
-    REPORT.write_text(text)
-    if any(tally.harm for _, tally, _ in results):
-        raise SystemExit("a promise was broken")
+    results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not args.write_only:
+        with tempfile.TemporaryDirectory(prefix="churn-faults-") as folder, _in_place(Path(folder)) as (house, lanes):
+            version = execute(house.server, "SHOW server_version")[0][0]
+            about = {"day": str(datetime.now(UTC).date()), "code": code_version(), "postgres": version}
+            for name, result in chain(_operate(lanes, args.names, args.scale), _score(lanes, args.names, args.scale)):
+                results[name] = {**about, **result}
+                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+                print(f"{name}: {result['ours']}", flush=True)
+    REPORT.write_text(report(results))
+    if broken := [name for name in results if _tally(results[name]["ours"]).harm]:
+        raise SystemExit(f"a promise was broken: {', '.join(broken)}")
 
 
 def _be_quiet() -> None:
@@ -99,32 +134,79 @@ def _be_quiet() -> None:
     logging.getLogger("mlflow.store.db.utils").disabled = True
 
 
+@dataclass(frozen=True)
+class Lane:
+    """Where faults are made beside those of other lanes; stage and bench are opened when they are needed."""
+
+    stage: Callable[[], Stage]
+    bench: Callable[[], Bench]
+
+
 @contextmanager
-def _in_place(folder: Path) -> Iterator[tuple[House, list[Stage]]]:
+def _in_place(folder: Path) -> Iterator[tuple[House, list[Lane]]]:
     folder.chmod(0o755)
-    with open_house(folder) as house, ExitStack() as leaving:
+    with open_house(folder, "seaweedfs") as house, ExitStack() as leaving:
         warmth = warmth_of(house)
         nurseries = [Nursery(house.environment, house.deployment, warmth) for _ in range(LANES)]
         for nursery in nurseries:
             leaving.callback(nursery.close)
             nursery.wait()
-        lanes = enumerate(nurseries)
-        yield house, [leaving.enter_context(open_stage(house, nursery, lane, LANES)) for lane, nursery in lanes]
+
+        def lane(number: int, nursery: Nursery) -> Lane:
+            stage = cache(lambda: leaving.enter_context(open_stage(house, nursery, number, LANES)))
+            return Lane(stage, cache(lambda: leaving.enter_context(open_bench(house, nursery, number))))
+
+        yield house, [lane(number, nursery) for number, nursery in enumerate(nurseries)]
 
 
-def _run(stages: list[Stage], scale: float, console: Console) -> Iterator[Result]:
-    with ThreadPoolExecutor(len(stages)) as pool:
+def _is_named(name: str, names: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in names)
+
+
+def _operate(lanes: list[Lane], names: Sequence[str], scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kill the operations, each place by one lane."""
+    jobs = [(one, place) for one in OPERATIONS for place in one.places if _is_named(one.name, names)]
+    free: Queue[Lane] = Queue()
+    for lane in lanes if jobs else ():
+        lane.bench()
+        free.put(lane)
+
+    def run(job: tuple[Operation, Place]) -> tuple[str, dict[str, Any]]:
+        (operation, place), lane, started = job, free.get(), time.monotonic()
+        try:
+            ours = Driver(operation, lane.bench(), place, Random(f"{operation.name} {place}")).run(scale)  # noqa: S311 when to kill
+            naive = run_naively(operation, lane.bench()) if place == operation.places[0] else None
+            return f"{operation.name}, {place}", _result(ours, naive, time.monotonic() - started)
+        finally:
+            free.put(lane)
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        yield from pool.map(run, jobs)
+
+
+def _score(lanes: list[Lane], names: Sequence[str], scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    with ThreadPoolExecutor(len(lanes)) as pool:
         for row in ROWS:
-            times = max(1, round(row.many * scale))
+            if not _is_named(row.name, names):
+                continue
+            started, times = time.monotonic(), max(1, round(row.many * scale))
             # Processes are killed side by side; what stops the server is done when nothing else needs it.
-            lanes = stages if row.name.startswith("worker") and times >= len(stages) else stages[:1]
-            parts = list(pool.map(lambda stage: run_row(row, stage, -(-times // len(lanes))), lanes))  # noqa: B023
+            used = lanes if row.name.startswith("worker") and times >= len(lanes) else lanes[:1]
+            each = -(-times // len(used))
+            parts = list(pool.map(lambda stage: run_row(row, stage, each), [lane.stage() for lane in used]))  # noqa: B023
             ours, naive = Tally(), Tally()
             for mine, theirs in parts:
                 ours.add(mine)
                 naive.add(theirs or Tally())
-            console.print(f"{row.name}: {ours.n} times, {ours.harm or 'no harm'}", highlight=False)
-            yield row, ours, naive if row.naive else None
+            yield row.name, _result(ours, naive if row.naive else None, time.monotonic() - started)
+
+
+def _result(ours: Tally, naive: Tally | None, seconds: float) -> dict[str, Any]:
+    return {"ours": vars(ours), "naive": naive and vars(naive), "seconds": round(seconds)}
+
+
+def _tally(kept: dict[str, Any]) -> Tally:
+    return Tally(**{**kept, "outcomes": Counter(kept["outcomes"])})
 
 
 def _machine() -> str:
@@ -132,55 +214,66 @@ def _machine() -> str:
     return f"Python {platform.python_version()}, {system}"
 
 
-def _table(results: list[Result]) -> Table:
-    table = Table(title="Faults", show_lines=False)
-    for heading in ("fault", "n", "lost", "doubled", "torn", "stale", "wrong", "outcome", "naive way"):
-        table.add_column(heading)
-    for row, ours, naive in results:
-        numbers = (ours.n, ours.lost, ours.doubled, ours.torn, ours.stale, ours.wrong + ours.broken)
-        table.add_row(row.name, *map(str, numbers), _outcomes(ours), _harm(naive))
-    return table
-
-
 def _outcomes(tally: Tally) -> str:
     return "; ".join(f"{n} {text}" for text, n in tally.outcomes.most_common())
 
 
-def _harm(naive: Tally | None) -> str:
-    if naive is None:
+def _harm(kept: dict[str, Any] | None, what: str) -> str:
+    if kept is None:
         return "not made"
-    words = {"lost": "rows lost", "doubled": "rows doubled", "torn": "torn readings", "stale": "weeks stale, unflagged"}
+    naive = _tally(kept)
+    words = {
+        "lost": f"{what} lost", "doubled": f"{what} doubled", "broken": "half done", "wrong": f"{what} wrong",
+        "torn": "torn readings", "stale": "weeks stale, unflagged",
+    }  # fmt: skip
     said = ", ".join(f"{naive.harm[name]:,} {text}" for name, text in words.items() if name in naive.harm)
     return f"of {naive.n}: {said or 'no harm'}"
 
 
-def report(results: list[Result], version: str, seconds: float) -> str:
+def report(results: Results) -> str:
     """Write the results as the page that ``docs/reliability.md`` is."""
+    of_rows = {row.name: _tally(results[row.name]["ours"]) for row in ROWS if row.name in results}
+    places = {f"{one.name}, {place}": (one, place) for one in OPERATIONS for place in one.places}
+    of_operations = {name: _tally(results[name]["ours"]) for name in places if name in results}
     ours = Tally()
-    for _, tally, _ in results:
+    for tally in (*of_rows.values(), *of_operations.values()):
         ours.add(tally)
-    kills = sum(n for text, n in ours.outcomes.items() if text.startswith("killed"))
-    before = ours.outcomes["killed before its commit"]
-    others = sum(tally.n for row, tally, _ in results if row.name.startswith("PostgreSQL"))
+    kills: Counter[str] = Counter()
+    for tally in of_rows.values():
+        kills.update({text: n for text, n in tally.outcomes.items() if text.startswith("killed")})
+    of_server = sum(tally.n for name, tally in of_rows.items() if name.startswith("PostgreSQL"))
+    n_operations = sum(tally.n for tally in of_operations.values())
+    used = [results[name] for name in (*of_operations, *of_rows)]
+    before = kills["killed before its commit"]
     lines = [
         _HEAD.format(
-            day=datetime.now(UTC).date(),
-            code=code_version(),
-            version=version,
+            days=" and ".join(sorted({one["day"] for one in used})),
+            code=", ".join(sorted({one["code"] for one in used})),
+            version=", ".join(sorted({one["postgres"] for one in used})),
             machine=_machine(),
-            minutes=seconds / 60,
-            kills=kills,
+            minutes=sum(one["seconds"] for one in used) / 60,
+            n=ours.n,
+            kills=kills.total() + of_server + n_operations,
+            of_scoring=kills.total(),
             before=before,
-            after=kills - before,
-            others=others,
-            all_kills=kills + others,
+            after=kills.total() - before,
+            of_server=of_server,
+            of_operations=n_operations,
+            in_folder=sum(tally.n for name, tally in of_operations.items() if places[name][1] == "folder"),
             ours=ours,
         )
     ]
     rows = []
-    for row, tally, naive in results:
+    for name, tally in of_operations.items():
+        operation, place = places[name]
+        harm = (tally.lost, tally.doubled, tally.broken, tally.wrong)
+        naive = _harm(results[name]["naive"], "") if place == operation.places[0] else "above"
+        rows.append((operation.name, place, tally.n, *map(tally.outcomes.__getitem__, _MODES), *harm, naive))
+    lines += [markdown_table(_OPERATION_COLUMNS, rows, is_markup=True), _SCORING]
+    rows = []
+    for name, tally in of_rows.items():
         numbers = (tally.n, tally.lost, tally.doubled, tally.torn, tally.stale, tally.wrong + tally.broken)
-        rows.append((row.name, *numbers, _outcomes(tally), _harm(naive)))
+        rows.append((name, *numbers, _outcomes(tally), _harm(results[name]["naive"], "rows")))
     lines += [markdown_table(_COLUMNS, rows, is_markup=True), _TAIL]
     lines += [
         markdown_table(("fault", "test"), [(fault, f"`{test}`") for fault, test in ALONE.items()], is_markup=True),

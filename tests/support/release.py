@@ -77,7 +77,7 @@ def restore(path: Path, home: Path, also: str = "") -> list[list[object]]:
     with embedded_postgres(home) as server:
         dumps = [dump.read_text().replace(_HOME, str(home)) for dump in sorted((home / "dumps").glob("*.sql"))]
         for database, script in [*(("postgres", dump) for dump in dumps), ("churn_db", also)]:
-            _run(server, home, "psql", database, "--quiet", "--set=ON_ERROR_STOP=1", given=script)
+            run_program(server, home, "psql", database, "--quiet", "--set=ON_ERROR_STOP=1", given=script)
     expected: list[list[object]] = json.loads((home / "published.json").read_text())
     return expected
 
@@ -117,7 +117,7 @@ def _write(path: Path, home: Path, deployment: Deployment, expected: list[list[o
     with gzip.GzipFile(path, "wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
         for url in (deployment.database, deployment.mlflow_database, deployment.dagster_database):
             assert url is not None
-            dump = _run(url, home, "pg_dump", str(url.database), "--create", "--no-sync")
+            dump = run_program(url, home, "pg_dump", str(url.database), "--create", "--no-sync")
             roles = "".join(
                 f"CREATE ROLE {role} NOLOGIN;\n" for role in ("churn_owner", "churn_writer", "churn_reader")
             )
@@ -137,7 +137,7 @@ def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
     archive.addfile(info, io.BytesIO(content))
 
 
-def _run(url: sa.URL, copies: Path, program: str, database: str, *flags: str, given: str | None = None) -> str:
+def run_program(url: sa.URL, copies: Path, program: str, database: str, *flags: str, given: str | None = None) -> str:
     command: Sequence[str] = (str(find_programs(None, None, copies=copies).folder / program), *flags, database)
     environment = {
         "PATH": os.environ["PATH"],

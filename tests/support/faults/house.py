@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Literal
 
 import boto3
 import sqlalchemy as sa
@@ -128,11 +129,11 @@ def open_scorer(
 
 
 @contextmanager
-def open_house(home: Path) -> Iterator[House]:
+def open_house(home: Path, s3: Literal["moto", "seaweedfs"] = "moto") -> Iterator[House]:
     """Build the house; its environment is this process's meanwhile."""
     before = dict(os.environ)
     try:
-        with bench_environment(home) as environment:
+        with bench_environment(home, s3) as environment:
             settings = Settings(_env_file=None, churn_home=home, mlflow_s3_bucket=BUCKET)  # type: ignore[call-arg]
             with open_deployment(settings) as deployment:
                 list(set_up_server(*deployment.databases))

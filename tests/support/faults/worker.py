@@ -6,19 +6,23 @@ places where a child kills itself, by the function it has entered or left.
 
 import gc
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import wraps
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import sqlalchemy as sa
+from botocore.client import BaseClient
 
 from churn.deployment.services import Deployment
 from churn.inference.engine import build_engine
@@ -28,36 +32,39 @@ from tests.support.batches import week_request
 from tests.support.faults.house import VARIANTS, Warmth, open_scorer
 from tests.support.faults.naive import publish_naively
 
+Step = tuple[str, str, str] | tuple[str, str, str, int]
+"""A module, a function in it, whether it is entered or left, and how many calls of it come before."""
+
 _PREDICTIONS, _PROMOTE = "churn.database.predictions", "churn.workflows.promote"
-POINTS: Mapping[str, tuple[str, str, str]] = {
+POINTS: Mapping[str, Step] = {
     "it has read nothing yet": ("churn.storage.sources", "Sources.fetch_input", "entered"),
     "the input is read": ("churn.storage.sources", "Sources.fetch_input", "left"),
     "the model is loaded": ("churn.registry.registry", "Registry.open", "left"),
     "the week is open": (_PREDICTIONS, "PredictionStore._open_week", "left"),
     "the lock is held": (_PREDICTIONS, "_begin_batch", "left"),
-    "rows are half sent": ("churn.database.copy_format", "PulledStream.read", "left"),
+    "rows are half sent": ("churn.database.copy_format", "PulledStream.read", "left", 2),
     "rows are all sent": (_PREDICTIONS, "_copy", "left"),
     "the batch is recorded": (_PREDICTIONS, "_record_batch", "left"),
     "the batch is to become current": (_PREDICTIONS, "_make_current", "entered"),
     "the new batch is current": (_PREDICTIONS, "_make_current", "left"),
-    "commit is asked for": ("churn.database.deadlines", "DeadlineConnection.commit", "entered"),
+    "commit is asked for": ("churn.database.deadlines", "DeadlineConnection.commit", "entered", 1),
     "it is committed": (_PREDICTIONS, "PredictionStore.publish", "left"),
 }
 """Where a child may kill itself: the module, the function, and whether it dies on the way in or out."""
 
-MOVES: Mapping[str, tuple[str, str, str]] = {
+MOVES: Mapping[str, Step] = {
     "nothing is decided": (_PROMOTE, "Promoter._move", "entered"),
     "the decision is written": ("churn.database.events", "Trail.record", "left"),
     "the decision is committed": (_PROMOTE, "Promoter._finish", "entered"),
     "moving begins": (_PROMOTE, "Promoter._complete", "entered"),
     "one alias is moved": ("churn.registry.registry", "Registry.set_aliases", "left"),
-    "two aliases are moved": ("churn.registry.registry", "Registry.set_aliases", "left"),
+    "two aliases are moved": ("churn.registry.registry", "Registry.set_aliases", "left", 1),
     "the move is ended": ("churn.database.events", "Trail.end", "left"),
     "the end is committed": (_PROMOTE, "Promoter._finish", "left"),
 }
 """Likewise for a process that moves aliases."""
 
-REGISTERING: Mapping[str, tuple[str, str, str]] = {
+REGISTERING: Mapping[str, Step] = {
     "the run is created": ("mlflow", "MlflowClient.create_run", "left"),
     "the model is created": ("mlflow", "MlflowClient.create_logged_model", "left"),
     "the model is logged": ("churn.registry.registry", "Registry._log_model", "left"),
@@ -69,7 +76,7 @@ REGISTERING: Mapping[str, tuple[str, str, str]] = {
 """Likewise for a process that registers a model."""
 
 _DELIVER = "churn.workflows.deliver"
-DELIVERING: Mapping[str, tuple[str, str, str]] = {
+DELIVERING: Mapping[str, Step] = {
     "nothing is delivered": (_DELIVER, "Deliverer._deliver", "entered"),
     "the rows are read": (_DELIVER, "export_week", "left"),
     "the object is written": ("churn.storage.places", "Bucket.upload", "left"),
@@ -81,22 +88,27 @@ DELIVERING: Mapping[str, tuple[str, str, str]] = {
 }
 """Likewise for a process that delivers what is published, or erases an account from it."""
 
-_CALLS_BEFORE = {"rows are half sent": 2, "commit is asked for": 1, "two aliases are moved": 1}
+_WARM = (
+    "apprise", "matplotlib.pyplot", "mlflow.db", "churn.workflows.alert", "churn.workflows.deliver",
+    "churn.workflows.erase", "churn.workflows.monitor", "churn.workflows.promote", "churn.workflows.set_up",
+    "churn.workflows.train", "experiment_tracking.log_model",
+)  # fmt: skip
+"""Imported before the first child is forked."""
 
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(point: str) -> None:
+def arm(point: str | Step) -> None:
     """Make this process kill itself when it comes to a point."""
-    module_name, path, when = {**POINTS, **MOVES, **REGISTERING, **DELIVERING}[point]
+    step = {**POINTS, **MOVES, **REGISTERING, **DELIVERING}[point] if isinstance(point, str) else point
+    module_name, path, when, calls_left = step if len(step) == 4 else (*step, 0)
     owner: Any = importlib.import_module(module_name)
     *outer, name = path.split(".")
     for part in outer:
         owner = getattr(owner, part)
     original: Callable[..., Any] = getattr(owner, name)
-    calls_left = _CALLS_BEFORE.get(point, 0)
 
     @wraps(original)
     def deadly(*arguments: Any, **named: Any) -> Any:
@@ -120,14 +132,16 @@ class Order:
         point: Where it kills itself; ``None`` leaves the killing to others.
         scores: What it publishes the naive way; ``None`` scores with the product.
         command: What it does instead of scoring; picklable.
+        may_fail: Whether its errors are not worth a traceback.
     """
 
     key: str
     week: date
     run_id: str
-    point: str | None = None
+    point: str | Step | None = None
     scores: dict[int, float] | None = None
     command: Callable[[Deployment], object] | None = None
+    may_fail: bool = False
 
 
 class Nursery:
@@ -151,9 +165,9 @@ class Nursery:
         self._orders.send(order)
         return int(self._orders.recv())
 
-    def outlive(self) -> int:
-        """Wait for the child's end; returns its exit status, or the signal that ended it as a negative number."""
-        self._orders.send(None)
+    def outlive(self, child: int = 0) -> int:
+        """Wait for the end of a child, by default the last; returns its exit status, or minus the signal's number."""
+        self._orders.send(child)
         return int(self._orders.recv())
 
     def close(self) -> None:
@@ -163,13 +177,16 @@ class Nursery:
 
 def _nurse(environment: Mapping[str, str], deployment: Deployment, warmth: Warmth, orders: Connection) -> None:
     os.environ.update(environment)
+    logging.getLogger("churn").setLevel(logging.ERROR)
+    for name in _WARM:
+        importlib.import_module(name)
     scorer = _warm_scorer(deployment, warmth)
     orders.send(None)
     child = 0
     while True:
         order = orders.recv()
-        if order is None:
-            orders.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        if isinstance(order, int):
+            orders.send(os.waitstatus_to_exitcode(os.waitpid(order or child, 0)[1]))
             continue
         child = os.fork()
         if child == 0:
@@ -183,14 +200,16 @@ def _live(order: Order, scorer: Scorer, deployment: Deployment) -> NoReturn:
         if order.point is not None:
             arm(order.point)
         if order.command is not None:
-            order.command(deployment)
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+                order.command(deployment)
         elif order.scores is not None:
             publish_naively(deployment.database, order.key, order.week, order.scores)
         else:
             scorer.score_variant(week_request(order.week, dagster_run_id=order.run_id).of(Variant.from_key(order.key)))
         status = 0
     except BaseException:  # noqa: BLE001 the nursery's own life must not go on in its child
-        traceback.print_exc()
+        if not order.may_fail:
+            traceback.print_exc()
     os._exit(status)
 
 
@@ -198,6 +217,9 @@ def _warm_scorer(deployment: Deployment, warmth: Warmth) -> Scorer:
     scorer = open_scorer(deployment)
     model = scorer.registry.open(VARIANTS[0])
     build_engine(model.bundle, warmth.encoding, warmth.chunk[1], n_rows=100, with_reasons=True).score(warmth.chunk[1])
-    for engine in (item for item in gc.get_objects() if isinstance(item, sa.Engine)):
-        engine.dispose()
+    for opened in gc.get_objects():  # several children must not speak on one connection
+        if isinstance(opened, sa.Engine):
+            opened.dispose()
+        elif isinstance(opened, BaseClient):
+            opened.close()
     return scorer

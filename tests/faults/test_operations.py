@@ -1,0 +1,62 @@
+"""At stake: everything that changes state. Whatever is killed, and whenever: the same command again completes it, and
+nothing is lost, doubled, half done or wrong.
+
+The short form of ``just faults``: some of the kills of each operation, where that makes all.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from operator import attrgetter
+from random import Random
+
+import pytest
+
+from tests.support.faults.bench import Bench, Place, open_bench
+from tests.support.faults.driver import Driver, run_naively
+from tests.support.faults.house import House
+from tests.support.faults.matrix import Stage
+from tests.support.faults.operations import OPERATIONS, Operation
+
+CASES = [(one, place) for one in OPERATIONS for place in one.places]
+LONG = {"set-up", "training"}
+
+
+def test_each_step_at_which_an_operation_is_killed_is_a_function_of_the_product() -> None:
+    for operation, place in CASES:
+        for module, path, *_ in operation.steps(place).values():
+            assert callable(attrgetter(path)(import_module(module)))
+
+
+@pytest.fixture(scope="module")
+def bench(whole_house: House, whole_stage: Stage) -> Iterator[Bench]:
+    assert whole_stage.nursery is not None
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in whole_house.environment.items():
+            patch.setenv(name, value)
+        with open_bench(whole_house, whole_stage.nursery, 9) as bench:
+            yield bench
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("operation", "place"),
+    [pytest.param(*case, id=f"{case[0].name}, {case[1]}") for case in CASES if case[0].name not in LONG],
+)
+def test_what_was_killed_is_completed_by_its_repeat(
+    house: House, bench: Bench, operation: Operation, place: Place
+) -> None:
+    tally = Driver(operation, bench, place, Random(operation.name)).run(0.05)  # noqa: S311 when to kill
+
+    assert tally.n >= 3
+    assert tally.harm == {}, tally
+
+
+@pytest.mark.slow
+def test_the_naive_way_is_caught_by_the_same_check(house: House, bench: Bench) -> None:
+    """A check that finds nothing anywhere would prove nothing."""
+    compaction = next(one for one in OPERATIONS if one.name == "compaction")
+
+    tally = run_naively(compaction, bench)
+
+    assert tally is not None
+    assert tally.doubled > 0
