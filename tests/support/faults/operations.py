@@ -198,7 +198,7 @@ def compacting(place: Place) -> Mapping[str, Step]:
         "the parts are read": (_HISTORY, "ActivityHistory._read_parts", "left"),
         **_of_folder(place),
         "the new part is written": (*_write(place), "left"),
-        "the new part is read back": (_HISTORY, "ActivityHistory._require_readable", "left"),
+        "the new part is read back": (_HISTORY, "ActivityHistory._delete", "entered"),
         "an old part is deleted": (_PLACES, delete, "left"),
         "another old part is deleted": (_PLACES, delete, "left", 1),
         "all old parts are deleted": (_HISTORY, "ActivityHistory._delete", "left"),
@@ -522,7 +522,7 @@ def erasing(place: Place) -> Mapping[str, Step]:
     of_place = "Bucket" if place == "S3" else "Folder"
     return {
         "nothing is erased": (_ERASE, "erase_rows", "entered"),
-        "rows are erased, not committed": ("churn.database.erasure", "_end", "entered"),
+        "rows are erased, not committed": ("sqlalchemy", "Connection.commit", "entered"),
         "rows are erased": (_ERASE, "erase_rows", "left"),
         "Dagster's texts are erased": (_ERASE, "erase_from_dagster", "left"),
         "versions are deleted": (_PLACES, f"{of_place}.erase_versions", "left"),
@@ -579,7 +579,7 @@ def _asked_of_retention(_bench: Bench, case: Case) -> Seen:
 
 def retaining(_: Place) -> Mapping[str, Step]:
     return {
-        "weeks are dropped, not committed": ("churn.database.erasure", "_end", "entered"),
+        "weeks are dropped, not committed": ("sqlalchemy", "Connection.commit", "entered"),
         "weeks are dropped": (_ERASE, "drop_weeks", "left"),
         "a week's manifest is withdrawn": (_PLACES, "Bucket.erase", "left"),
         "a week is withdrawn": ("churn.workflows.deliver", "Deliverer.withdraw", "left"),
