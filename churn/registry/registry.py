@@ -254,7 +254,9 @@ class Registry:
                 ended = self._end_killed_runs(experiment.experiment_id) if is_locked and not is_new else set()
                 alike = self._alike(variant, logged) if registered is not None else []
                 found = [one for one in alike if adopted or CHAMPION not in aliases or one.run_id in ended]
-                repeats = [one for one in alike if given is None or aliases.get(given) == int(one.version)]
+                # A training that went through is another one.
+                files = alike if tags.DATA_SHA256 not in logged.tags else ()
+                repeats = [one for one in files if given is None or aliases.get(given) == int(one.version)]
                 if not found and repeats and self._is_whole(variant, repeats[0]):
                     return replace(self._describe(variant, repeats[0], given), is_repeat=True)
                 version = found[0] if found else self._log(variant, experiment.experiment_id, logged, registered)
@@ -278,8 +280,9 @@ class Registry:
         return runs
 
     def _alike(self, variant: Variant, logged: LoggedRun) -> list[Any]:
-        """Return the versions that were registered from the same files or source, the oldest first."""
-        names = (tags.ADOPTED,) if tags.ADOPTED in logged.tags else tags.FILES
+        """Return the versions of the same files or source, or trained alike, the oldest first."""
+        trained = [name for name, value in logged.tags.items() if value] if tags.DATA_SHA256 in logged.tags else None
+        names = (tags.ADOPTED,) if tags.ADOPTED in logged.tags else trained or tags.FILES
         files = {name: logged.tags.get(name) for name in names}
         versions = self.client.search_model_versions(f"name = '{variant.registered_model}'")
         alike = [one for one in versions if files == {name: one.tags.get(name) for name in files}]

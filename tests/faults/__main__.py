@@ -14,7 +14,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -181,7 +181,7 @@ def _operate(lanes: list[Lane], names: Sequence[str], scale: float) -> Iterator[
             free.put(lane)
 
     with ThreadPoolExecutor(len(lanes)) as pool:
-        yield from pool.map(run, jobs)
+        yield from (done.result() for done in as_completed([pool.submit(run, job) for job in jobs]))
 
 
 def _score(lanes: list[Lane], names: Sequence[str], scale: float) -> Iterator[tuple[str, dict[str, Any]]]:

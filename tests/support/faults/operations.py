@@ -306,7 +306,7 @@ def registering(n: int = 1) -> Callable[[Place], Mapping[str, Step]]:
 
 
 def _untrained(bench: Bench, place: Place) -> Case:
-    rows = simulate_activity(n_accounts=400, first_month=date(2025, 7, 1), n_months=16, seed=11)
+    rows = simulate_activity(n_accounts=400, first_month=date(2025, 5, 1), n_months=18, seed=11)
     return bench.fresh_variants(place, 1, {INPUT: body_of(rows)})
 
 
@@ -713,7 +713,7 @@ OPERATIONS: tuple[Operation, ...] = (
               naive=naive.REGISTRATION, places=_BOTH, each=1),
     Operation("log_model --all", _unregistered(3), log_models, registering(3), registered, _asked_of_registration,
               naive=naive.REGISTRATION, places=_BOTH, each=1, random=5, twice=3, scoring=0),
-    Operation("training", _untrained, train, training, trained, places=_BOTH, each=1, random=3, twice=2, scoring=0),
+    Operation("training", _untrained, train, training, trained, places=_BOTH, each=1, random=2, twice=1, scoring=0),
     Operation("promotion", _with_aliases({CHAMPION: 1, CHALLENGER: 2}), promote, lambda _: MOVES, moved,
               lambda *_: _asked_of_move("promoted", {CHAMPION: 1}, {CHAMPION: 2, PREVIOUS: 1}), _decided,
               naive.PROMOTION),
