@@ -32,7 +32,7 @@ test-all *args:
 test-shuffled *args:
     uv run pytest --random-order {{args}}
 
-# Inject hundreds of faults and count lost rows; writes docs/reliability.md.
+# Inject over a thousand faults, or those named, and count what is lost; writes docs/reliability.md.
 faults *args:
     uv run python -m tests.faults {{args}}
 

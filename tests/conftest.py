@@ -30,6 +30,7 @@ TOGETHER = {
     "tests/faults/test_delivery.py": "faults",
     "tests/faults/test_matrix.py": "faults",
     "tests/faults/test_moves.py": "faults",
+    "tests/faults/test_operations.py": "faults",
     "tests/faults/test_registration.py": "faults",
     "tests/faults/test_services.py": "faults",
 }

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,10 @@ import boto3
 import pytest
 
 from churn.registry.registry import Registry
+from churn.registry.tags import DATA_SHA256
 from churn.variants import Variant
 from churn.versions import CHAMPION, ModelVersion
-from churn.workflows.register import log_variant
+from churn.workflows.register import describe, log_variant, read_candidate
 from tests.support import ROOT
 from tests.support.faults.house import MODEL_FILES, House
 from tests.support.faults.ledger import execute
@@ -118,3 +120,19 @@ def test_two_registrations_at_once_leave_one_version(house: House, variant: Vari
     assert first.version == second.version == aliases[CHAMPION]
     assert versions == [first.version]
     assert {"RUNNING", "PENDING"}.isdisjoint(statuses)
+
+
+@pytest.mark.slow
+def test_a_version_that_a_killed_training_left_without_an_alias_is_named_by_its_repeat(
+    house: House, variant: Variant, tmp_path: Path
+) -> None:
+    deployment = house.deployment
+    registry, location = deployment.registry(read_only=False), deployment.artifact_location(variant)
+    run = describe(read_candidate(deployment.sources(), variant, tmp_path), "test")
+    trained = replace(run, tags={**run.tags, DATA_SHA256: "0" * 64})
+    left = registry.log(variant, location, trained, or_champion=False)
+
+    versions = [registry.log(variant, location, trained) for _ in range(2)]
+
+    assert (left.version, left.alias) == (1, None)
+    assert [(one.version, one.alias) for one in versions] == [(1, CHAMPION), (2, None)]

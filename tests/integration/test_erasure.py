@@ -365,6 +365,24 @@ def test_of_two_extracts_delivered_during_a_replacement_the_last_stays(tmp_path:
     assert [entry.key for entry in place.list("")] == ["x"]
 
 
+def test_what_a_killed_writer_left_unfinished_is_deleted_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    class Meanwhile(Folder):
+        def exchange(self, one: Path, other: Path) -> bool:
+            self.erase_versions("")
+            return super().exchange(one, other)
+
+    place, name = Meanwhile(tmp_path), f"{'0f' * 16}.unfinished"
+    (tmp_path / "data").mkdir()
+    for path in (tmp_path / name, tmp_path / "data" / "theirs.unfinished"):
+        path.write_bytes(b"account 2")
+    place.write("data/extract", b"before")
+
+    place.replace("data/extract", b"after", b"before")
+
+    assert [path.name for path in sorted(tmp_path.rglob("*")) if path.is_file()] == ["extract", "theirs.unfinished"]
+    assert (tmp_path / "data/extract").read_bytes() == b"after"
+
+
 def test_an_erasure_deletes_the_versions_of_parts_that_were_compacted(site: Site, tmp_path: Path) -> None:
     client("s3").put_bucket_versioning(Bucket=site.bucket, VersioningConfiguration={"Status": "Enabled"})
     history = ActivityHistory(Bucket(site.bucket))

@@ -306,7 +306,7 @@ def registering(n: int = 1) -> Callable[[Place], Mapping[str, Step]]:
 
 
 def _untrained(bench: Bench, place: Place) -> Case:
-    rows = simulate_activity(n_accounts=400, first_month=date(2025, 5, 1), n_months=18, seed=11)
+    rows = simulate_activity(n_accounts=700, first_month=date(2025, 5, 1), n_months=18, seed=11)
     return bench.fresh_variants(place, 1, {INPUT: body_of(rows)})
 
 
