@@ -24,8 +24,8 @@ _CHANGE = -0.05  # of churn, for which the accounts needed are named
 _UNPLANNED = "without members and a control group nothing will be said about an effect"
 _PLANNED = (
     "plan: {n:,} accounts with a mean score of {churn:.2f} show a fall of churn of {smallest_at_any_look} points with "
-    "a power of 80 %, whenever one looks ({smallest_at_one_look} at a single look); 5 points need {needed_at_any_look:,} "
-    "accounts ({needed_at_one_look:,}); outcomes are known on {known_on}"
+    "a power of 80 %, whenever one looks ({smallest_at_one_look} at a single look); 5 points need "
+    "{needed_at_any_look:,} accounts ({needed_at_one_look:,}); outcomes are known on {known_on}"
 )
 _CHURN = "{mean_offered:.1%} of {n_offered:,} offered, {mean_control:.1%} of {n_control:,} control"
 _REVENUE = "{mean_offered:,.2f} of {n_offered:,} offered, {mean_control:,.2f} of {n_control:,} control"
