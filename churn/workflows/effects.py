@@ -3,6 +3,7 @@
 Not here: the statistics (``churn.decisions.effects``), and who is a member (``churn.workflows.decide``).
 """
 
+import math
 from collections.abc import Mapping
 from datetime import date
 from typing import Any
@@ -21,6 +22,7 @@ from churn.workflows.fleet import for_each_variant
 from churn.workflows.ingest import read_columns, with_numbers
 
 _CHANGE = -0.05  # of churn, for which the accounts needed are named
+_SHOWN = 22  # rows; of more, which are of over ten variants, those that are claimed
 _UNPLANNED = "without members and a control group nothing will be said about an effect"
 _PLANNED = (
     "plan: {n:,} accounts with a mean score of {churn:.2f} show a fall of churn of {smallest_at_any_look} points with "
@@ -82,8 +84,8 @@ def _with_outcomes(
     )
 
 
-def report_effects(decider: Decider, campaign: str, control_share: float, today: date) -> dict[str, Any]:
-    """Return what a campaign can show (``plan``), its ``effects``, and both as ``sentences`` for a person."""
+def report_effects(decider: Decider, campaign: str | None, control_share: float, today: date) -> dict[str, Any]:
+    """Return what a campaign can show (``plan``), its ``effects``, and both as ``sentences``, the plan's first."""
     members = decider.decisions.members(campaign).filter(pl.col("arm") != "held_out")
     plan = _plan(members, control_share, Horizon(decider.horizon_months))
     sentences, found = [(_PLANNED if "churn" in plan else _UNPLANNED).format(**plan)], pl.DataFrame()
@@ -94,7 +96,7 @@ def report_effects(decider: Decider, campaign: str, control_share: float, today:
     if found.is_empty():
         return {"plan": plan, "effects": [], "sentences": sentences}
     finite = pl.when(cs.float().is_finite()).then(cs.float()).name.keep()  # as JSON has no others
-    shown = found.filter(pl.col("variant").is_null() | pl.col("is_claimed"))
+    shown = found.filter(pl.col("variant").is_null() | pl.col("is_claimed") | (len(found) <= _SHOWN))
     sentences += [_found(one) for one in shown.to_dicts()]
     return {"plan": plan, "effects": found.with_columns(finite).to_dicts(), "sentences": sentences}
 
@@ -121,6 +123,7 @@ def _found(of: Mapping[str, Any]) -> str:
     if of["status"] == "ok":
         low, value, high = (factor * of[end] for end in ("low", "difference", "high"))
         claim = "an effect" if of["is_claimed"] else "no effect is shown"
-        found = f"{value:+,.1f}{unit} ({low:+,.1f} to {high:+,.1f}, at every look): {claim}"
+        shrunken = "" if math.isnan(of["shrunken"]) else f", shrunken {factor * of['shrunken']:+,.1f}"
+        found = f"{value:+,.1f}{unit} ({low:+,.1f} to {high:+,.1f}, at every look{shrunken}): {claim}"
     contacted = "contacted {exposed_offered:.0%}, of the control {exposed_control:.0%}".format(**of)
     return f"{of['variant'] or 'all accounts'}, {name}: {arms.format(**of)}; {found}; {contacted}".replace("%", " %")

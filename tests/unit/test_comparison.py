@@ -152,6 +152,14 @@ def test_whoever_acts_on_the_champions_list_favours_its_challenger_unless_the_ac
     assert comparison.n == sum(5_000 if one.weights is None else np.count_nonzero(one.weights) for one in cohorts)
 
 
+def test_where_campaigns_left_too_few_alone_the_comparison_says_how_many():
+    weights = np.where(np.arange(400) < 20, 50.0, 1.0)
+    comparison = compare([replace(equals(400), weights=weights)], 3, LIMITS)
+
+    assert [rail.name for rail in comparison.broken] == ["labels_are_enough"]
+    assert "of 400 accounts that were not contacted, which weigh as much as 38, " in comparison.sentence
+
+
 def test_an_account_that_was_left_out_counts_in_the_next_month():
     january, february = equals(500), replace(equals(500, seed=1), as_of=date(2026, 2, 28))
     weights = np.repeat([0.0, 1.0], [200, 300])
