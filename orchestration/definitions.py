@@ -5,28 +5,32 @@ Not here: any definition. Loading it opens no service.
 
 import dagster as dg
 
+from orchestration import jobs, schedules
+from orchestration.assets.decisions import campaign_members
 from orchestration.assets.evaluation import evaluation_assets
 from orchestration.assets.monitoring import drifted_features, fleet_incidents
 from orchestration.assets.reporting import fleet_report
 from orchestration.assets.scoring import EXPORT, weekly_assets
 from orchestration.assets.training import training_assets
 from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
-from orchestration.jobs import evaluation_job, maintenance_job, monitoring_job, promotion_job, training_job
 from orchestration.resources import Services
-from orchestration.schedules import maintenance_schedule, weekly_evaluation_schedule, weekly_monitoring_schedule
 from orchestration.sensors import incident_sensor, new_data_sensor, retraining_sensor, unpublished_week_sensor
 
 defs = dg.Definitions(
-    assets=[weekly_assets, EXPORT, evaluation_assets, training_assets, drifted_features, fleet_incidents, fleet_report],
-    jobs=[churn_prediction_job, evaluation_job, training_job, monitoring_job, promotion_job, maintenance_job],
+    assets=[
+        weekly_assets, EXPORT, evaluation_assets, training_assets, drifted_features, fleet_incidents, fleet_report,
+        campaign_members,
+    ],
+    jobs=[
+        churn_prediction_job, jobs.evaluation_job, jobs.training_job, jobs.monitoring_job, jobs.promotion_job,
+        jobs.maintenance_job, jobs.decisions_job,
+    ],
     schedules=[
-        weekly_churn_prediction_schedule,
-        weekly_evaluation_schedule,
-        weekly_monitoring_schedule,
-        maintenance_schedule,
+        weekly_churn_prediction_schedule, schedules.weekly_evaluation_schedule, schedules.weekly_monitoring_schedule,
+        schedules.maintenance_schedule, schedules.decisions_schedule,
     ],
     sensors=[new_data_sensor, unpublished_week_sensor, retraining_sensor, incident_sensor],
     resources={"services": Services()},
     # A process per step would import everything again.
     executor=dg.in_process_executor,
-)
+)  # fmt: skip

@@ -52,6 +52,13 @@ monitoring_job = dg.define_asset_job(
 )
 
 
+decisions_job = dg.define_asset_job(
+    "decisions_job",
+    selection=dg.AssetSelection.groups("decisions"),
+    description="Selects the members of the campaigns that have begun, over the whole fleet.",
+)
+
+
 class PromotionAction(Enum):
     """What to do with each variant."""
 

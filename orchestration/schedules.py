@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from orchestration.assets.evaluation import VARIANTS_PER_RUN
-from orchestration.jobs import evaluation_job, maintenance_job, monitoring_job
+from orchestration.jobs import decisions_job, evaluation_job, maintenance_job, monitoring_job
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions
 from orchestration.resources import Services
 
@@ -47,6 +47,14 @@ maintenance_schedule = dg.ScheduleDefinition(
     cron_schedule="0 3 * * *",
     **RUNNING,
     description="Maintains the predictions database every night at 03:00 UTC.",
+)
+
+decisions_schedule = dg.ScheduleDefinition(
+    name="decisions_schedule",
+    job=decisions_job,
+    cron_schedule="0 5 * * *",
+    **RUNNING,
+    description="Selects the members of campaigns every day at 05:00 UTC.",
 )
 
 

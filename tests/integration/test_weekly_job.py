@@ -581,11 +581,13 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         "drifted_features": (["store_predictions"], *monitoring, ["postgres", "table"]),
         "fleet_incidents": (["drifted_features", "evaluated_batches"], *monitoring, ["postgres", "table"]),
         "fleet_report": (["fleet_incidents"], *monitoring, ["html"]),
+        "campaign_members": (["store_predictions"], "decisions", ["team:retention"], ["postgres", "table"]),
     }
     evaluation_checks = {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
     checks = CHECKS | MONITORING_CHECKS | set(GATE_CHECKS) | evaluation_checks
     assert {key.name for key in graph.asset_check_keys} == checks
+    of_fleet = ("monitoring", "decisions")
     partitions = {
-        graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group != "monitoring"
+        graph.get(dg.AssetKey(name)).partitions_def for name, (_, group, *_) in found.items() if group not in of_fleet
     }
     assert partitions == {dg.DynamicPartitionsDefinition(name="churn_variants")}

@@ -134,7 +134,7 @@ COMMENT ON VIEW exclusions_in_force IS 'Accounts that no list may hold today.';
 
 CREATE FUNCTION decision_number(salt text, company text, account bigint) RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT ('x' || substr(md5(salt || ':' || company || ':' || account), 1, 8))::bit(32)::bigint / 4294967296.0::float8
+    SELECT ('x' || substr(md5(salt || ':' || company || ':' || account::text), 1, 8))::bit(32)::bigint / 4294967296.0::float8
 $$;
 COMMENT ON FUNCTION decision_number IS 'A number in [0, 1) that stands for an account under a salt for good.';
 
@@ -193,22 +193,21 @@ END
 $$;
 COMMENT ON FUNCTION require_lists IS 'Refuses unless it is known of each variant who is at risk.';
 
--- To be inlined: no owner's rights and no settings of its own.
-CREATE FUNCTION accounts_at_risk(of_variants text[], of_week date DEFAULT NULL)
+-- To be inlined, so that other partitions are left out: no owner's rights and no settings of its own.
+CREATE FUNCTION accounts_at_risk(of_variants text[], of_week date)
 RETURNS TABLE (variant text, company text, account_id bigint, account_key text, score real, week date, batch bigint)
 LANGUAGE sql STABLE AS $$
     SELECT b.variant, coalesce(b.company, ''), p.account_id, p.account_key, p.churn_probability, p.scored_week,
            p.batch_id
     FROM public.scoring_batches AS b
-    JOIN public.churn_predictions AS p ON p.scored_week = b.scored_week AND p.batch_id = b.batch_id
-    WHERE b.is_current AND b.variant = ANY(of_variants) AND b.scored_week = coalesce(of_week, (
-        SELECT max(n.scored_week) FROM public.scoring_batches AS n WHERE n.variant = b.variant AND n.is_current
-    )) AND p.last_active_month >= b.at_risk_since AND (b.role = 'champion' OR b.ab_share > 0)
+    JOIN public.churn_predictions AS p ON p.batch_id = b.batch_id
+    WHERE b.is_current AND b.variant = ANY(of_variants) AND b.scored_week = of_week AND p.scored_week = of_week
+    AND p.last_active_month >= b.at_risk_since AND (b.role = 'champion' OR b.ab_share > 0)
     AND (b.role = 'champion') <> (
         b.ab_share > 0 AND public.churn_is_assigned(p.account_id, b.ab_salt, b.ab_share)
     )
 $$;
-COMMENT ON FUNCTION accounts_at_risk IS 'The accounts at risk of a week, or of each variant''s newest, with their scores.';
+COMMENT ON FUNCTION accounts_at_risk IS 'The accounts at risk of a week, with the scores that they are served.';
 
 -- Campaigns.
 
@@ -259,12 +258,13 @@ COMMENT ON FUNCTION stage_revenue IS
     'Makes the session''s table of expected net revenue over the horizon, for a campaign by value at risk.';
 
 CREATE FUNCTION select_members(of_campaign text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET work_mem = '128MB' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET work_mem = '128MB' SET enable_nestloop = off AS $$
 DECLARE
     c public.campaigns;
     holdout text := public.decision_salt('holdout');
     control text := public.decision_salt('control of ' || of_campaign);
     lacking text;
+    newest record;
 BEGIN
     PERFORM public.lock_decisions(true);
     SELECT * INTO c FROM public.campaigns WHERE name = of_campaign;
@@ -285,6 +285,18 @@ BEGIN
             PERFORM public.refuse(format('no expected revenue is known of %s; select by risk', lacking));
         END IF;
     END IF;
+    -- With its size known, what follows is planned for millions as for thousands.
+    CREATE TEMPORARY TABLE staged_accounts ON COMMIT DROP AS
+        SELECT * FROM public.accounts_at_risk('{}', '-infinity');
+    FOR newest IN
+        SELECT n.week, array_agg(n.variant) AS variants FROM (
+            SELECT variant, max(scored_week) AS week FROM public.scoring_batches
+            WHERE is_current AND variant = ANY(c.variants) GROUP BY variant
+        ) AS n GROUP BY n.week
+    LOOP
+        INSERT INTO pg_temp.staged_accounts SELECT * FROM public.accounts_at_risk(newest.variants, newest.week);
+    END LOOP;
+    ANALYZE pg_temp.staged_accounts;
     INSERT INTO public.campaign_members (
         campaign, company, account_id, account_key, variant, week, batch, arm, score, value_at_risk, propensity,
         added_at
@@ -293,7 +305,7 @@ BEGIN
         SELECT r.variant, avg(r.revenue) AS revenue FROM pg_temp.staged_revenue AS r GROUP BY r.variant
     ), valued AS (
         SELECT a.*, a.score * coalesce(r.revenue, m.revenue) AS value
-        FROM public.accounts_at_risk(c.variants) AS a
+        FROM pg_temp.staged_accounts AS a
         LEFT JOIN mean AS m ON m.variant = a.variant
         LEFT JOIN pg_temp.staged_revenue AS r ON r.variant = a.variant AND r.account_id = a.account_id
     ), measured AS (

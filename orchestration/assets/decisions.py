@@ -1,0 +1,33 @@
+"""Decisions: the members of campaigns. Not partitioned: a campaign may have many variants, and one budget over all."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from orchestration.assets.metadata import table
+from orchestration.resources import Services
+
+
+@dg.asset(
+    group_name="decisions",
+    deps=["store_predictions"],
+    kinds={"postgres", "table"},
+    owners=["team:retention"],
+    description="Each row is an account in one arm of a campaign. Campaigns that have begun get their members, once.",
+)
+def campaign_members(services: Services) -> dg.MaterializeResult:
+    """Select the members of the campaigns that have begun; one that is refused stops no other, and fails the run."""
+    with services.open() as deployment:
+        decider = deployment.decider()
+        selected = dict(decider.select_due(datetime.now(UTC).date()))
+        campaigns = [one for one in decider.decisions.summaries() if one["closed_at"] is None]
+    columns = ("name", "policy", "n_offered", "n_control", "n_held_out", "n_removed", "n_exposed", "n_control_exposed")
+    if refused := {name: str(error) for name, error in selected.items() if error is not None}:
+        raise dg.Failure(f"no members selected: {'; '.join(refused.values())}", metadata=refused, allow_retries=False)
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/relation_identifier": "campaign_members",
+            "selected_now": ", ".join(selected) or "none",
+            "open_campaigns": table(columns, [[one[name] for name in columns] for one in campaigns]),
+        }
+    )
