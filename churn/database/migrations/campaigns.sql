@@ -539,7 +539,7 @@ COMMENT ON FUNCTION accounts_of_list IS
 
 CREATE FUNCTION variant_list(of_variant text, of_week date, top integer)
 RETURNS TABLE (place bigint, rise_place bigint, account_id text, score real, score_before real, rise real)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET work_mem = '64MB' AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET work_mem = '64MB' SET enable_seqscan = off AS $$
     WITH listed AS (
         SELECT l.* FROM public.accounts_of_list(of_variant, of_week) AS l WHERE l.why IS NULL
     ), before AS (
@@ -559,7 +559,7 @@ COMMENT ON FUNCTION variant_list IS
     'since the week before: as many of each as asked for.';
 
 CREATE FUNCTION variant_left_out(of_variant text, of_week date) RETURNS jsonb
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
     SELECT coalesce(jsonb_object_agg(why, n), '{}') FROM (
         SELECT l.why, count(*) AS n FROM public.accounts_of_list(of_variant, of_week) AS l
         WHERE l.why IS NOT NULL GROUP BY l.why
