@@ -10,32 +10,13 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster_postgres import PostgresEventLogStorage
 
+from churn.database.connection import read_queries
+
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _RUNS_AT_ONCE = 20
 
 # Of each asset, partition and check the newest is kept, of every kind: the UI tells a partition's state from these.
-_FORGET_CHECKS = """
-DELETE FROM asset_check_executions old WHERE run_id IN :runs AND EXISTS (
-    SELECT FROM asset_check_executions WHERE asset_key = old.asset_key AND check_name = old.check_name
-        AND partition IS NOT DISTINCT FROM old.partition AND id > old.id
-        AND (execution_status <> 'PLANNED' OR old.execution_status = 'PLANNED'))
-"""
-_FORGET_EVENTS = """
-WITH gone AS (
-    DELETE FROM event_logs old WHERE run_id IN :runs
-        AND id NOT IN (SELECT evaluation_event_storage_id FROM asset_check_executions
-            WHERE run_id IN :runs AND evaluation_event_storage_id IS NOT NULL)
-        AND (asset_key IS NULL OR dagster_event_type IS NULL
-            OR dagster_event_type NOT LIKE 'ASSET\\_%' OR dagster_event_type LIKE 'ASSET\\_CHECK\\_%'
-            OR CASE WHEN partition IS NULL
-                THEN EXISTS (SELECT FROM event_logs WHERE asset_key = old.asset_key AND partition IS NULL
-                    AND dagster_event_type = old.dagster_event_type AND id > old.id)
-                ELSE EXISTS (SELECT FROM event_logs WHERE asset_key = old.asset_key AND partition = old.partition
-                    AND dagster_event_type = old.dagster_event_type AND id > old.id) END)
-    RETURNING id), tags AS (DELETE FROM asset_event_tags USING gone WHERE event_id = gone.id)
-SELECT count(*) FROM gone
-"""
-_STILL_NAMED = "SELECT DISTINCT run_id FROM event_logs WHERE run_id IN :runs"
+_SQL = read_queries("dagster_log")
 
 
 def purge_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int]:
@@ -53,18 +34,18 @@ def purge_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int
     for start in range(0, len(old), _RUNS_AT_ONCE):
         runs = old[start : start + _RUNS_AT_ONCE]
         with storage.index_connection() as connection:
-            for statement in (_FORGET_CHECKS, _FORGET_EVENTS):
-                found = connection.execute(_with(statement), {"runs": runs})
+            for name in ("forget_checks", "forget_events"):
+                found = connection.execute(_with(name), {"runs": runs})
             n_events += found.scalar_one()
-            left = set(connection.scalars(_with(_STILL_NAMED), {"runs": runs}))
+            left = set(connection.scalars(_with("still_named"), {"runs": runs}))
         for run_id in set(runs) - left:
             instance.delete_run(run_id)
             n_runs += 1
     return n_runs, n_events
 
 
-def _with(statement: str) -> sa.TextClause:
-    return sa.text(statement).bindparams(sa.bindparam("runs", expanding=True))
+def _with(name: str) -> sa.TextClause:
+    return sa.text(_SQL[name]).bindparams(sa.bindparam("runs", expanding=True))
 
 
 def load_state(instance: dg.DagsterInstance, name: str) -> str | None:

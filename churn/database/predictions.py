@@ -25,7 +25,7 @@ import psycopg2
 import sqlalchemy as sa
 
 from churn.data.erased import Erased
-from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert
+from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert, read_queries
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
 from churn.database.deadlines import retry_locked
 from churn.database.erasure import read_erased
@@ -44,24 +44,7 @@ _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _BEGIN_BATCH = sa.text("SELECT n_erasures, batch_id FROM begin_batch(:key, :lock_timeout)")
 _MAKE_CURRENT = sa.text("SELECT make_current(:batch, :share, :salt)")
 # One statement, since a fleet's batches are small. The reference is stored so that queries can compare batches with it.
-_RECORD_BATCH = """
-WITH batch AS (
-    INSERT INTO scoring_batches (batch_id, {names}) OVERRIDING SYSTEM VALUE VALUES (:batch_id, {values})
-), reference AS (
-    INSERT INTO model_references (registered_model, model_version, profile)
-    SELECT :registered_model, :model_version, profile FROM CAST(:reference AS jsonb) AS profile
-    WHERE profile IS NOT NULL ON CONFLICT DO NOTHING
-), quarantined AS (
-    INSERT INTO quarantined_rows (batch_id, row_number, account_id, account_key, rules, row)
-    SELECT :batch_id, row_number, account_id, account_key, rules, row::jsonb
-    FROM jsonb_to_recordset(CAST(:quarantined AS jsonb))
-        AS q (row_number bigint, account_id bigint, account_key text, rules text[], row text)
-), attempt AS (
-    INSERT INTO scoring_attempts (variant, scored_week, role, dagster_run_id, started_at, outcome, batch_id)
-    VALUES (:variant, :scored_week, :role, :dagster_run_id, :started_at, 'published', :batch_id)
-)
-SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :scored_week AND is_current
-"""
+_RECORD_BATCH = read_queries("predictions")["record_batch"]
 _JSON_COLUMNS = ("unknown_levels", "levels", "importance", "drift", "window_features", "untrained_missing")
 
 

@@ -9,59 +9,19 @@ import pyarrow as pa
 import sqlalchemy as sa
 from pyarrow import parquet
 
-from churn.database.connection import READER, Tables
+from churn.database.connection import READER, Tables, read_queries
 from churn.variants import Variant
 
 Row = sa.Row[Any]
 
-_VARIANTS = "SELECT DISTINCT variant FROM scoring_batches WHERE is_current ORDER BY variant"
-_VARIANTS_OF = """
-SELECT DISTINCT variant FROM churn_predictions_current
-WHERE account_id = churn_account_number(:account) AND (:week IS NULL OR scored_week = CAST(:week AS date))
-ORDER BY variant
-"""
-_PREDICTION = """
-SELECT variant, scored_week, account_key AS account, churn_probability, last_active_month, is_at_risk, bias, reasons,
-       registered_model, model_version, is_fallback, is_foreign_data, is_sample, batch_id
-FROM churn_predictions_current
-WHERE variant = :variant AND account_id = churn_account_number(:account)
-  AND (:week IS NULL OR scored_week = CAST(:week AS date))
-ORDER BY scored_week DESC LIMIT 1
-"""
-_BATCHES = """
-SELECT variant, batch_id, count(*) AS n_accounts, count(*) FILTER (WHERE is_at_risk) AS n_at_risk,
-       bool_or(is_at_risk IS NOT NULL) AS is_at_risk_known,
-       avg(churn_probability) FILTER (WHERE is_at_risk IS NOT FALSE) AS mean_probability, model_version, source,
-       is_foreign_data, is_sample, fallback_reason
-FROM churn_predictions_current WHERE scored_week = :week AND variant = ANY(:variants)
-GROUP BY variant, batch_id, model_version, source, is_foreign_data, is_sample, fallback_reason
-ORDER BY variant
-"""
-_HIGHEST = """
-SELECT variant, account_key, churn_probability, reason_1, reason_2 FROM churn_predictions_current
-JOIN (
-    SELECT variant, account_id,
-           row_number() OVER (PARTITION BY variant ORDER BY churn_probability DESC, account_id) AS place
-    FROM churn_predictions_current
-    WHERE scored_week = :week AND variant = ANY(:variants) AND is_at_risk IS NOT FALSE
-) AS ranked USING (variant, account_id)
-WHERE place <= :n AND scored_week = :week ORDER BY variant, place
-"""
-_CURRENT = "SELECT scored_week, batch_id FROM scoring_batches WHERE variant = :v AND is_current AND role = 'champion'"
-_ROWS = """
-SELECT variant, geography, company, scored_week, account_id, churn_probability, last_active_month, is_at_risk, reason_1,
-       reason_2, reason_3, reasons, bias, role, registered_model, model_version, scored_at, as_of, newest_month,
-       scored_from, source, is_fallback, fallback_reason, is_foreign_data, source_uri, source_modified_at, account_ids,
-       batch_id, is_sample, account_key, is_repeated_input
-FROM churn_predictions_current WHERE variant = :variant AND scored_week = :week
-"""
+_SQL = read_queries("published")
 _TYPES = {
     16: pa.bool_(), 20: pa.int64(), 23: pa.int32(), 700: pa.float32(), 701: pa.float64(), 1082: pa.date32(),
     1184: pa.timestamp("us", "UTC"),
     3802: pa.list_(pa.struct([("feature", "str"), ("value", "str"), ("contribution", "f8"), ("window", "str")])),
 }  # fmt: skip
 """Arrow's types by PostgreSQL's, others being text; the only JSON are the reasons."""
-_BLOCK_ROWS = 10_000
+_BLOCK_SQL["rows"] = 10_000
 
 
 class PublishedPredictions(Tables):
@@ -71,44 +31,44 @@ class PublishedPredictions(Tables):
 
     def variants(self) -> list[Variant]:
         """Return the variants with a current batch."""
-        return [Variant.from_key(row.variant) for row in self._rows(_VARIANTS)]
+        return [Variant.from_key(row.variant) for row in self._rows(_SQL["variants"])]
 
     def variants_of(self, account: str, week: date | None) -> list[str]:
         """Return the keys of the variants with a current prediction of an account; of ``week``, or of any."""
-        return [row.variant for row in self._rows(_VARIANTS_OF, account=account, week=week)]
+        return [row.variant for row in self._rows(_SQL["variants_of"], account=account, week=week)]
 
     def prediction(self, variant: str, account: str, week: date | None) -> Row | None:
         """Return an account's prediction of ``week``, or of its newest week; reasons are null if none were computed."""
-        return next(iter(self._rows(_PREDICTION, variant=variant, account=account, week=week)), None)
+        return next(iter(self._rows(_SQL["prediction"], variant=variant, account=account, week=week)), None)
 
     def summarize(self, week: date, variants: Sequence[str]) -> Sequence[Row]:
         """Return a summary of the week's predictions of each of these variants, with the provenance of their input.
 
         The mean is over the accounts at risk, or over all where it is unknown who is.
         """
-        return self._rows(_BATCHES, week=week, variants=list(variants))
+        return self._rows(_SQL["batches"], week=week, variants=list(variants))
 
     def highest(self, week: date, variants: Sequence[str], n: int) -> Sequence[Row]:
         """Return each variant's ``n`` accounts at risk with the highest scores and their two largest reasons.
 
         Where it is unknown who is at risk, all accounts of the variant are ranked.
         """
-        return self._rows(_HIGHEST, week=week, variants=list(variants), n=n)
+        return self._rows(_SQL["highest"], week=week, variants=list(variants), n=n)
 
 
 def current_batches(snapshot: sa.Connection, variant: Variant) -> dict[date, int]:
     """Return the champion's current batch of each week."""
-    return dict(map(tuple, snapshot.execute(sa.text(_CURRENT), {"v": variant.key})))
+    return dict(map(tuple, snapshot.execute(sa.text(_SQL["current"]), {"v": variant.key})))
 
 
 def export_week(snapshot: sa.Connection, variant: Variant, week: date, path: Path) -> int:
     """Write a variant's current rows of a week as Parquet, with this release's columns; returns their number."""
     of, n_rows = {"variant": variant.key, "week": week}, 0
-    found = snapshot.execution_options(yield_per=_BLOCK_ROWS).execute(sa.text(_ROWS), of)
+    found = snapshot.execution_options(yield_per=_BLOCK_SQL["rows"]).execute(sa.text(_SQL["rows"]), of)
     described: Any = found.cursor.description
     schema = pa.schema([(one.name, _TYPES.get(one.type_code, pa.string())) for one in described])
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for rows in found.partitions(_BLOCK_ROWS):
+        for rows in found.partitions(_BLOCK_SQL["rows"]):
             columns = zip(zip(*rows, strict=True), schema.types, strict=True)
             writer.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema))
             n_rows += len(rows)
