@@ -30,7 +30,7 @@ def set_up(args: argparse.Namespace) -> None:
     named = command_line.parse_variants(args)
     with open_deployment() as deployment:
         for line in set_up_server(*deployment.databases, keep_weeks=deployment.settings.churn_keep_weeks):
-            print(line, flush=True)
+            command_line.say(line)
         registry = deployment.registry(read_only=False)
         variants = command_line.find_variants(named, args, registry.variants, deployment.sources())
         command_line.print_attempts("setup.py", set_up_variants(registry, deployment.artifact_location, variants))

@@ -100,7 +100,7 @@ def _list(deployment: "Deployment", args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, default=str))
     for one in [] if args.json else found:
-        print(_described(one))
+        print(printable(_described(one)))
 
 
 def _status(deployment: "Deployment", args: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def _status(deployment: "Deployment", args: argparse.Namespace) -> None:
     found = status_of(decider.decisions, args.name)
     effects = report_effects(decider, args.name, found["control_share"], today)
     lines = [_described(found), *effects.pop("sentences")]
-    print(json.dumps(found | effects, default=str) if args.json else "\n".join(lines))
+    print(json.dumps(found | effects, default=str) if args.json else "\n".join(map(printable, lines)))
 
 
 def _described(of: dict[str, Any]) -> str:

@@ -170,7 +170,7 @@ def _show(console: Console, deployment: Deployment, week: date) -> str | None:
     console.print(_predictions_table(highest, week, unknown))
     console.print(_sources_table(batches, deployment))
     for reason in sorted({batch.fallback_reason for batch in batches if batch.fallback_reason}):
-        console.print(f"[yellow]local[/yellow]: the local copy was read, because {reason}", soft_wrap=True)
+        console.print(f"[yellow]local[/yellow]: the local copy was read, because {as_text(reason)}", soft_wrap=True)
     return str(highest[0].account_key) if highest else None
 
 

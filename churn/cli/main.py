@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from churn.cli import campaign
 from churn.deployment import command_line
-from churn.deployment.command_line import FAILED, parse_account, parse_day, parse_port, print_attempts, run_command
+from churn.deployment.command_line import FAILED, parse_account, parse_day, parse_port, print_attempts, run_command, say
 from churn.errors import UsageError
 from churn.signals import stop_request
 from churn.variants import Variant, find_variant, fold_name, nearest
@@ -202,9 +202,9 @@ def _erase(args: argparse.Namespace) -> None:
             scope = find_variant(name, lambda: deployment.registry(read_only=True).variants()).key
         for found in deployment.eraser().erase_account(args.account, scope, dry_run=args.dry_run):
             there.update(found.variants)
-            print(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}", flush=True)
+            say(f"{found.n:6,} {'LEFT' if found.why_left else done}  {found.place}")
             if found.why_left:
-                print(f"       {found.why_left}", flush=True)
+                say(f"       {found.why_left}")
     nothing = "dry run, nothing was erased: " if args.dry_run else ""
     of = f"{scope or 'all variants'} (found in {', '.join(sorted(there)) or 'none'})"
     print(f"{nothing}account {printable(args.account)} {done} from {of}, and excluded from later extracts")
@@ -248,11 +248,11 @@ def _alerts(args: argparse.Namespace) -> None:
         receivers = deployment.receivers()
         if args.drop:
             n = drop_waiting(incidents, receivers, args.drop)
-            print(f"dropped {counted(n, 'alert')} that waited for {args.drop}")
+            say(f"dropped {counted(n, 'alert')} that waited for {args.drop}")
         waiting = incidents.undelivered()
     for name in sorted({*receivers, *waiting}):
         gone = "" if name in receivers else "  not in CHURN_ALERT_URLS; --drop drops them"
-        print(f"{waiting.get(name, 0):6,} waiting  {name}{gone}")
+        say(f"{waiting.get(name, 0):6,} waiting  {name}{gone}")
 
 
 def _reader(args: argparse.Namespace) -> None:
@@ -266,7 +266,7 @@ def _reader(args: argparse.Namespace) -> None:
                 raise UsageError(f"variant {variant} is not registered{nearest(variant, known)}")
         bound = add_reader(url, args.name, variants)
     server = f"{url.host}:{url.port or 5432}/{url.database}"
-    print(f"{args.name} may read {counted(len(bound), 'variant')}: {', '.join(bound)}")
+    say(f"{args.name} may read {counted(len(bound), 'variant')}: {', '.join(bound)}")
     print(f"Set its password:  psql postgresql://{url.username}@{server} -c '\\password {args.name}'")
     print(f"Log in and read:   psql postgresql://{args.name}@{server} -c 'TABLE own_predictions_latest'")
 
@@ -277,7 +277,7 @@ def _doctor(_args: argparse.Namespace) -> None:
     failed = False
     for status, what, found in examine():
         failed = failed or status == "FAILED"
-        print(f"{status:8}{what}: {found}", flush=True)
+        say(f"{status:8}{what}: {found}")
     if failed:
         sys.exit(FAILED)
 

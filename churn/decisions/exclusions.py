@@ -1,5 +1,6 @@
 """Exclusions and contacts as files say them: one row for each account. Pure; no message names an account."""
 
+import re
 from datetime import date
 from typing import NamedTuple
 
@@ -62,4 +63,5 @@ def texts_of(rows: pl.DataFrame, others: dict[str, str | None]) -> pl.DataFrame:
 
 def neutralized(rows: pl.DataFrame) -> pl.DataFrame:
     """Return the rows with an apostrophe before each text that a spreadsheet would take for a formula."""
-    return rows.with_columns(pl.col(pl.String).str.replace(_FORMULA, "'$1"))
+    named = rows.rename(lambda name: re.sub(_FORMULA, r"'\1", name))
+    return named.with_columns(pl.col(pl.String).str.replace(_FORMULA, "'$1"))

@@ -58,6 +58,15 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's name
         return printable(super().formatMessage(record))
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802 logging's name
+        return "\n".join(map(printable, super().formatException(ei).splitlines()))
+
+
+def say(*lines: str, is_error: bool = False) -> None:
+    """Print lines that cannot steer a terminal, whatever name of a file, column or receiver they hold."""
+    for line in lines:
+        print(printable(line), file=sys.stderr if is_error else sys.stdout, flush=True)
+
 
 def run_command(name: str, command: Callable[[], None], *, waits: bool = False) -> None:
     """Run a command; print an error raised on purpose as one line and exit, with 2 for wrong usage, else 1.
@@ -72,14 +81,14 @@ def run_command(name: str, command: Callable[[], None], *, waits: bool = False) 
         with signals_handled(waits=waits):
             command()
     except ChurnError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        say(f"{name}: {error}", is_error=True)
         sys.exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED)
     except BrokenPipeError:
         # Who reads the output has ended, as head does; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except OSError as error:
-        print(f"{name}: {describe_os_error(error)}", file=sys.stderr)
+        say(f"{name}: {describe_os_error(error)}", is_error=True)
         sys.exit(FAILED)
     except Stopped:
         print(f"{name}: stopped before it was ready", file=sys.stderr)
@@ -118,12 +127,12 @@ def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | Base
         if isinstance(result, BaseException):
             failed.append(key)
             status = status if isinstance(result, UsageError) else FAILED
-            print(f"{name}: {_of_variant(key, error_text(result))}", file=sys.stderr, flush=True)
+            say(f"{name}: {_of_variant(key, error_text(result))}", is_error=True)
         else:
-            print("\n".join(result) or f"{key}: nothing is due", flush=True)
+            say(*(result or [f"{key}: nothing is due"]))
     if failed:
         if n_variants > 1:
-            print(f"{name}: {len(failed)} of {n_variants} failed: {', '.join(failed)}", file=sys.stderr)
+            say(f"{name}: {len(failed)} of {n_variants} failed: {', '.join(failed)}", is_error=True)
         sys.exit(status)
 
 

@@ -13,7 +13,7 @@ from churn.training.checks import Gate
 from churn.training.train import Trained
 from churn.variants import Variant
 from churn.weeks import month_range
-from churn.wording import markdown_table, percent
+from churn.wording import as_markdown, markdown_table, percent
 
 _WRAPPED = files("churn.training").joinpath("model_card.md").read_text("utf-8").strip()
 _TEMPLATE = re.sub(r"(?<!\n)\n(?!\n|- |#)\s*", " ", _WRAPPED) + "\n"  # a paragraph is one line of the card
@@ -53,6 +53,7 @@ def write_card(
     """Return the card as Markdown."""
     chosen, is_shift, detours = trained.chosen, trained.calibration.is_shift, lineage.detours
     by_week = ", ".join(f"{auc:.4f} in week {week}" for week, auc in trained.roc_auc_by_week().items())
+    reasons = as_markdown("; and ".join(detours))
     whose = "the pool" if lineage.pooled else lineage.activity_of
     shifted = " (only shifted: a fitted slope would have reversed the order of scores)"
     return _TEMPLATE.format(
@@ -61,8 +62,8 @@ def write_card(
         lineage=lineage,
         summary=_summary(trained),
         outcome="It passed the gate." if gate.is_passed else "**It failed the gate and must not score.**",
-        pooled=f", and the trees of a pool of {lineage.pooled}" if lineage.pooled else "",
-        because=f", because {'; and '.join(detours)}" if detours else "",
+        pooled=f", and the trees of a pool of {as_markdown(lineage.pooled)}" if lineage.pooled else "",
+        because=f", because {reasons}" if detours else "",
         parts=_parts(trained),
         metrics=_metrics(evaluation, against),
         by_week=f"\n\nROC AUC by week of the month, of all held-out rows: {by_week}." if by_week else "",
@@ -120,8 +121,8 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
     if against is None:
         return table
     return (
-        f"{table}\n\nThe champion is {against.uri}, on the same accounts, some of which it may have been trained on. "
-        f"AUC of this model less the champion's: {against.auc_difference:+.4f} (p = {against.p_value:.3g})."
+        f"{table}\n\nThe champion is {as_markdown(against.uri)}, on the same accounts, some of which it may have been "
+        f"trained on. AUC of this model less the champion's: {against.auc_difference:+.4f} (p = {against.p_value:.3g})."
     )
 
 

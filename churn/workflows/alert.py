@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from churn.database.incidents import Alert, Incidents
 from churn.errors import UsageError
+from churn.wording import as_markdown
 
 if TYPE_CHECKING:
     from apprise import NotifyBase
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 _SCHEMA = re.compile(r"[a-z][a-z0-9]{0,19}(?=://)", re.IGNORECASE)
 _BETWEEN = re.compile(r"[\s,;]+(?=(?:[a-z][\w-]*=)?[a-z][a-z0-9]*://)|\s+", re.IGNORECASE)
 _NAMED = re.compile(r"([a-z][\w-]{0,39})=(?=[a-z][a-z0-9]*://)", re.IGNORECASE)
+# Services that read every text as Markdown; Apprise escapes it for the others.
+_MARKDOWN = ("discord", "mmost", "mmosts", "rocket", "rockets", "zulip", "msteams", "workflow", "workflows", "gchat")
 _STATUS = re.compile(r"\berror=(\d{3})\b")
 _REASONS = {
     "timed out": "no answer in time", "refused": "connection refused", "failed to resolve": "host name not found",
@@ -46,6 +49,12 @@ class Receiver:
     name: str
     _service: "NotifyBase" = field(repr=False)
     _groups_by_incident: bool = False
+    _is_markdown: bool = False
+
+    def _as_text(self, text: str) -> str:
+        """Return what a service shows as this text; Markdown would make links of it, and call people by ``@``."""
+        lines = text.splitlines() if self._is_markdown else []
+        return "\n".join(as_markdown(line).replace("@", "@\u200b") for line in lines) or text
 
     def send(self, alert: Alert) -> str | None:
         """Send one alert; returns the error, or ``None`` if the service accepted it. Never raises.
@@ -61,8 +70,8 @@ class Receiver:
         with _suppressed_logs() as messages:
             try:
                 is_accepted = self._service.notify(
-                    title=f"[churn] {alert.title}",
-                    body=f"Incident {alert.incident_id}, alert {alert.alert_id}\n{alert.body}",
+                    title=f"[churn] {self._as_text(alert.title)}",
+                    body=f"Incident {alert.incident_id}, alert {alert.alert_id}\n{self._as_text(alert.body)}",
                     notify_type=NotifyType.SUCCESS if alert.event == "resolved" else colour,
                     body_format=NotifyFormat.TEXT,
                 )
@@ -164,7 +173,8 @@ def _open(url: str, position: int) -> Receiver:
             "here, since it may contain a secret); https://appriseit.com/services lists their forms"
         )
     fingerprint = hashlib.sha256(url.encode()).hexdigest()[:12]
-    return Receiver(f"{parts['schema']}-{fingerprint}", service, _groups_by_incident=groups)
+    is_markdown = parts["schema"] in _MARKDOWN
+    return Receiver(f"{parts['schema']}-{fingerprint}", service, _groups_by_incident=groups, _is_markdown=is_markdown)
 
 
 def _reason(messages: Sequence[str]) -> str:
