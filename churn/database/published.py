@@ -21,7 +21,7 @@ _TYPES = {
     3802: pa.list_(pa.struct([("feature", "str"), ("value", "str"), ("contribution", "f8"), ("window", "str")])),
 }  # fmt: skip
 """Arrow's types by PostgreSQL's, others being text; the only JSON are the reasons."""
-_BLOCK_SQL["rows"] = 10_000
+_BLOCK_ROWS = 10_000
 
 
 class PublishedPredictions(Tables):
@@ -64,11 +64,11 @@ def current_batches(snapshot: sa.Connection, variant: Variant) -> dict[date, int
 def export_week(snapshot: sa.Connection, variant: Variant, week: date, path: Path) -> int:
     """Write a variant's current rows of a week as Parquet, with this release's columns; returns their number."""
     of, n_rows = {"variant": variant.key, "week": week}, 0
-    found = snapshot.execution_options(yield_per=_BLOCK_SQL["rows"]).execute(sa.text(_SQL["rows"]), of)
+    found = snapshot.execution_options(yield_per=_BLOCK_ROWS).execute(sa.text(_SQL["rows"]), of)
     described: Any = found.cursor.description
     schema = pa.schema([(one.name, _TYPES.get(one.type_code, pa.string())) for one in described])
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for rows in found.partitions(_BLOCK_SQL["rows"]):
+        for rows in found.partitions(_BLOCK_ROWS):
             columns = zip(zip(*rows, strict=True), schema.types, strict=True)
             writer.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema))
             n_rows += len(rows)
