@@ -77,10 +77,6 @@ class CheckedRows:
         keys = named.select("account_id", month, pl.lit(value=True).alias(QUARANTINED)).unique(maintain_order=True)
         return rows if keys.is_empty() else pl.concat([rows, keys], how="diagonal")
 
-    def counts_by_rule(self) -> dict[str, int]:
-        """Return the rows per broken rule, most frequent first; a row that breaks two counts twice."""
-        return dict(self.quarantined["rules"].explode(empty_as_null=False).value_counts(sort=True).iter_rows())
-
     def require_share(self, limit: float) -> None:
         """Raise ``QuarantineError``, naming rules and rows, when more than ``limit`` of the rows break the contract."""
         share = self.quarantined.height / self.n_read
@@ -92,9 +88,14 @@ class CheckedRows:
         ]
         raise QuarantineError(
             f"{self.quarantined.height} of {self.n_read} rows ({percent(share, 1)}) broke the contract, and "
-            f"CHURN_MAX_QUARANTINE_SHARE allows {percent(limit, 1)}: {self.counts_by_rule()}; {'; '.join(examples)}; "
-            f"correct the extract or raise the limit"
+            f"CHURN_MAX_QUARANTINE_SHARE allows {percent(limit, 1)}: {counts_by_rule(self.quarantined)}; "
+            f"{'; '.join(examples)}; correct the extract or raise the limit"
         )
+
+
+def counts_by_rule(quarantined: pl.DataFrame) -> dict[str, int]:
+    """Return the rows per broken rule, most frequent first; a row that breaks two counts twice."""
+    return dict(quarantined["rules"].explode(empty_as_null=False).value_counts(sort=True).iter_rows())
 
 
 def is_activity(columns: Collection[str]) -> bool:

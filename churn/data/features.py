@@ -226,16 +226,11 @@ class Encoding:
     @property
     def source_columns(self) -> tuple[str, ...]:
         """The columns that features come from, by which reasons are summed."""
-        return tuple(dict.fromkeys(self._sources))
+        return tuple(dict.fromkeys(self.sources))
 
     @property
-    def source_of_column(self) -> Longs:
-        """The index in ``source_columns`` of each of ``columns``."""
-        place = {name: i for i, name in enumerate(self.source_columns)}
-        return np.array([place[name] for name in self._sources], dtype=np.int64)
-
-    @property
-    def _sources(self) -> list[str]:
+    def sources(self) -> list[str]:
+        """The source column of each of ``columns``."""
         windows = dict(self.windows)
         return [windows.get(name, name) for name in self.columns]
 
@@ -243,7 +238,7 @@ class Encoding:
     def features_of_windows(self) -> dict[str, tuple[str, ...]]:
         """The features of each source column that has a window."""
         features: dict[str, list[str]] = {}
-        for name, source in zip(self.columns, self._sources, strict=True):
+        for name, source in zip(self.columns, self.sources, strict=True):
             features.setdefault(source, []).append(name)
         return {source: tuple(names) for source, names in features.items() if names != [source]}
 

@@ -70,11 +70,6 @@ class RowCounts:
     newest_month: date | None = None
     n_newest: int | None = None
 
-    @property
-    def quarantined_by_rule(self) -> dict[str, int]:
-        """Rows per broken rule, most frequent first."""
-        return CheckedRows(self.quarantined.clear(), self.quarantined, self.n_read).counts_by_rule()
-
 
 @dataclass(frozen=True)
 class ScoringRows:
@@ -103,10 +98,6 @@ class RowPlan:
     packed: Encoding
     of_row: tuple[Window, ...]
     windows: tuple[Window, ...]
-
-    @property
-    def needs_activity(self) -> bool:
-        return any(window.column == IS_ACTIVE for window in self.windows)
 
     def column(self, packed: Sequence[Packed], name: str) -> Floats:
         """Return a packed column of all rows; of activity, whether there is any."""
@@ -187,6 +178,7 @@ def _read_activity(
     money, max_money = declared.activity, declared.max_money
     numbers = [*(name for name, _ in plan.packed.numbers), *money]
     dates = [window.column for window in plan.of_row]
+    needs_activity = any(window.column == IS_ACTIVE for window in plan.windows)
 
     def check(frame: pl.DataFrame, first_row: int) -> tuple[CheckedRows, Packed]:
         checked = activity.check_activity(frame, numbers, dates=dates, first_row=first_row, max_money=max_money)
@@ -194,9 +186,9 @@ def _read_activity(
         rows = features.derive(checked.rows, as_of, plan.of_row)
         columns = checked.rows.columns
         keys = checked.rows.select(*features.key_columns(columns), *({ACCOUNT_KEY} & {*columns}))
-        if plan.needs_activity or not set(money).isdisjoint(columns):
+        if needs_activity or not set(money).isdisjoint(columns):
             keys = keys.with_columns(features.is_active(checked.rows, money))
-        if plan.needs_activity:
+        if needs_activity:
             rows = rows.with_columns(keys["is_active"].alias(IS_ACTIVE))
         return replace(checked, rows=keys), features.pack(rows, plan.packed)
 

@@ -125,24 +125,19 @@ def sum_by_source_column(
         contribution, (n_source_columns, n_rows); and, of source columns with windows only, the index of that feature
         among the source column's, (n_rows, n of these).
     """
-    source_columns, windowed = encoding.source_columns, encoding.features_of_windows
-    if not windowed:
+    if not (windowed := encoding.features_of_windows):
         return contributions, values, np.empty((len(contributions), 0), dtype=np.uint8)
-    n_rows, rows = len(contributions), np.arange(len(contributions))
-    sums = np.empty((n_rows, len(source_columns)), dtype=np.float32)
-    of_shown = np.empty((len(source_columns), n_rows), dtype=np.float32)
-    shown = np.empty((n_rows, len(windowed)), dtype=np.uint8)
-    n_windowed, source_of_column = 0, encoding.source_of_column
-    for i, source in enumerate(source_columns):
-        columns = np.flatnonzero(source_of_column == i)
+    sources, rows = np.array(encoding.sources), np.arange(len(contributions))
+    sums, of_shown, shown = [], [], []
+    for source in encoding.source_columns:
+        columns = np.flatnonzero(sources == source)
         of_source = contributions[:, columns]
         largest = np.abs(of_source).argmax(axis=1)
-        sums[:, i] = of_source.sum(axis=1)
-        of_shown[i] = values[columns[largest], rows]
+        sums.append(of_source.sum(axis=1))
+        of_shown.append(values[columns[largest], rows])
         if source in windowed:
-            shown[:, n_windowed] = largest
-            n_windowed += 1
-    return sums, of_shown, shown
+            shown.append(largest.astype(np.uint8))
+    return np.stack(sums, axis=1), np.stack(of_shown), np.stack(shown, axis=1)
 
 
 def _weights(depth: int) -> Doubles:

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from churn.data.account_ids import ACCOUNT_KEY, key_table
-from churn.data.activity import KINDS, check_activity, is_activity
+from churn.data.activity import KINDS, check_activity, counts_by_rule, is_activity
 from churn.data.columns import Columns
 from churn.data.formats import read_frame
 from churn.data.windows import windows_of
@@ -74,7 +74,7 @@ def _check(raw: SourceFile, sources: Sources, max_quarantine_share: float) -> Ex
         )
     checked = check_activity(frame)
     # Only then, since most variants declare no limit of their own, and the declaration is another file.
-    if any(rule.endswith("_absurd") for rule in checked.counts_by_rule()):
+    if any(rule.endswith("_absurd") for rule in counts_by_rule(checked.quarantined)):
         columns = read_columns(sources, raw.provenance.variant) or Columns()
         checked = check_activity(frame, max_money=columns.max_money)
     checked.require_share(max_quarantine_share)

@@ -10,6 +10,7 @@ import dagster as dg
 import polars as pl
 
 from churn.data.account_ids import keys_of
+from churn.data.activity import counts_by_rule
 from churn.database.evaluations import EvaluatedBatch
 from churn.monitoring.profiles import SCORE
 from churn.monitoring.summary import ScoreSummary
@@ -45,7 +46,7 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
             "as_of": record.as_of.isoformat(),
             "months": record.months or "none: the rows were already encoded",
             "rows_quarantined": record.n_rows_quarantined,
-            "rows_quarantined_by_rule": dict(counts.quarantined_by_rule),
+            "rows_quarantined_by_rule": counts_by_rule(counts.quarantined),
             "rows_not_known_by_then": counts.n_later,
             "accounts_withheld": counts.n_withheld,
             "levels_unknown_to_the_model": dict(record.unknown_levels),

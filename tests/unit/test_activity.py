@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from churn.data.activity import KINDS, check_activity, check_encoded, is_activity
+from churn.data.activity import KINDS, check_activity, check_encoded, counts_by_rule, is_activity
 from churn.errors import InputError, QuarantineError
 
 GOOD = {
@@ -239,12 +239,12 @@ def test_a_files_own_column_of_a_name_that_is_used_here_does_no_harm(name):
 
 
 def test_rules_are_counted_most_frequent_first_and_a_row_counts_for_each_it_broke():
-    checked = check_activity(activity({"total_deposit": -2e8}, {"total_deposit": -1.0}))
-    assert list(checked.counts_by_rule().items()) == [("total_deposit_negative", 2), ("total_deposit_absurd", 1)]
+    rows = check_activity(activity({"total_deposit": -2e8}, {"total_deposit": -1.0})).quarantined
+    assert list(counts_by_rule(rows).items()) == [("total_deposit_negative", 2), ("total_deposit_absurd", 1)]
 
 
 def test_nothing_broken_counts_nothing():
-    assert check_activity(activity()).counts_by_rule() == {}
+    assert counts_by_rule(check_activity(activity()).quarantined) == {}
 
 
 def test_too_large_a_share_of_broken_rows_is_refused_with_rules_rows_limit_and_remedy():

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from churn.data.activity import check_activity
+from churn.data.activity import check_activity, counts_by_rule
 from churn.data.columns import Columns, one_hot_columns
 from churn.data.features import encode, features, is_active, plan_encoding
 from churn.data.sample_rows import compare_with_activity
@@ -132,7 +132,7 @@ def test_encoded_rows_have_one_source_column_for_each_one_hot_group(tmp_path: Pa
 
     assert rows.encoding.source_columns == ("stakes", "device")
     assert packed.levels.tolist() == [[0, 2]]
-    assert rows.counts.quarantined_by_rule == {"device_not_one_hot": 1}
+    assert counts_by_rule(rows.counts.quarantined) == {"device_not_one_hot": 1}
     unknown = prepare(path, names, date(2026, 1, 1), 0.5, "rows.json")
     assert unknown.encoding.source_columns == names
 
