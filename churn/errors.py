@@ -20,11 +20,8 @@ class ChurnError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(_shortened(message)))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_KEPT]} … {text[_KEPT - _LONGEST :]}"
+        is_long = len(message) > _LONGEST
+        super().__init__(printable(f"{message[:_KEPT]} … {message[_KEPT - _LONGEST :]}" if is_long else message))
 
 
 class TransientError(ChurnError):

@@ -52,9 +52,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_bytes(kind: pa.DataType) -> bool:
     """Return whether a type is bytes, in which some tools store text."""
-    types = pa.types
-    kinds = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
-    return any(is_kind(kind) for is_kind in kinds)
+    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(is_plain or pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def is_not_implemented(error: BaseException) -> bool:

@@ -132,10 +132,8 @@ def one_hot_columns(feature_names: Sequence[str], matrix: Matrix) -> tuple[str, 
             sums = matrix[:, [flags[name] for name in members]].sum(axis=1)
             if sums.max() == 1 and np.mean(sums) > 0.5:
                 groups[prefix] = members
-    found: list[str] = []
-    taken: set[str] = set()
+    taken: dict[str, str] = {}
     for prefix, members in sorted(groups.items(), key=lambda item: (-len(item[1]), -len(item[0]))):
-        if taken.isdisjoint(members):
-            found.append(prefix)
-            taken.update(members)
-    return tuple(sorted(found, key=lambda prefix: feature_names.index(groups[prefix][0])))
+        if taken.keys().isdisjoint(members):
+            taken |= dict.fromkeys(members, prefix)
+    return tuple(dict.fromkeys(taken[name] for name in feature_names if name in taken))

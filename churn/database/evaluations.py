@@ -21,7 +21,6 @@ from churn.database.connection import Tables, errors_translated, read_queries
 from churn.database.copy_format import decode_single_fields
 from churn.evaluation.segments import EvaluatedSegment
 from churn.variants import Variant
-from churn.versions import CHALLENGER, CHAMPION
 
 _ID = struct.Struct(">q")
 _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
@@ -128,7 +127,7 @@ class Evaluations(Tables):
         by_week: dict[date, dict[str, PublishedBatch]] = {}
         for batch in batches:
             by_week.setdefault(batch.scored_week, {})[batch.role] = batch
-        return [Pair(roles[CHAMPION], roles[CHALLENGER]) for roles in by_week.values() if len(roles) == 2]
+        return [Pair(**roles) for roles in by_week.values() if len(roles) == 2]
 
     def newest_in_history(
         self, variant: Variant, version: int, before: date
