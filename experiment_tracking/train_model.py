@@ -2,8 +2,8 @@
 
 A model that passes the gate becomes the variant's challenger, or its champion if there is none; one that fails is
 registered without an alias, and the failed checks are printed. A variant with too few labels is trained on the activity
-of a fallback variant (its geography, else base), which is printed, too. --all and --under train a fleet in one
-process; a variant that fails stops no other.
+of a fallback variant (its geography, else base), which is printed, too. --all and --under train a fleet
+together; a variant that fails stops no other.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from churn.deployment import command_line
-from churn.deployment.services import open_deployment
+from churn.deployment.services import Deployment, open_deployment
 from churn.errors import ChurnError, UsageError
 from churn.wording import counted
 
@@ -59,10 +59,9 @@ def train_models(args: argparse.Namespace) -> None:
         trainer = deployment.trainer(n_trials=args.trials, features=args.features)
         variants = command_line.find_variants(named, args, trainer.registry.variants, trainer.sources, None)
         trainer = replace(trainer, run_tags={variants[0]: command_line.typed_parts(args)})
-        outcomes = trainer.train_fleet([one.key for one in variants], today, dry_run=args.dry_run)
-        attempts = (
-            (key, result if isinstance(result, BaseException) else describe(result)) for key, result in outcomes
-        )
+        keys = [one.key for one in variants]
+        workers = deployment.workers(len(keys), Deployment.trainer) if command_line.is_fleet(args) else None
+        attempts = trainer.train_fleet(keys, today, describe, dry_run=args.dry_run, workers=workers)
         command_line.print_attempts("train_model.py", attempts)
 
 

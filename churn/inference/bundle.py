@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -209,7 +209,11 @@ def load_bundle(
     problem = f"{origin} has feature names that XGBoost rejects"
     with raised_as(ModelFileError, problem, ValueError, remedy="rename them"):
         booster.feature_names = list(names)
-    return Bundle(lambda: booster, names, data, parameters or {}, levels)
+    return Bundle(partial(_given, booster), names, data, parameters or {}, levels)
+
+
+def _given(booster: xgb.Booster) -> xgb.Booster:
+    return booster  # picklable, as a lambda is not
 
 
 def load_logged(data: bytes, golden: Golden, origin: str) -> Bundle:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +52,13 @@ from churn.versions import CHALLENGER, CHAMPION, ModelVersion
 from churn.weeks import monday_of, month_range, month_start, newest_month_due, training_days
 from churn.wording import listed
 from churn.workflows import ingest
+from churn.workflows.engines import for_each_on
 from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.ingest import ForeignActivityError, NoActivityError
+from churn.workflows.ray_engine import Workers
 from churn.workflows.register import FEATURE_NAMES
 
+_Out = TypeVar("_Out")
 logger = logging.getLogger(__name__)
 
 _MAX_TAG = 4000
@@ -118,15 +121,25 @@ class Trainer:
     pools: Sequence[Pool] = ()
 
     def train_fleet(
-        self, keys: Sequence[str], today: date, *, fleet: Sequence[str] = (), dry_run: bool = False
-    ) -> Attempts[TrainingOutcome]:
-        """Train many variants, a few at once; yields each key with the outcome or the error, in the order of ``keys``.
+        self,
+        keys: Sequence[str],
+        today: date,
+        report: Callable[[TrainingOutcome], _Out],
+        *,
+        fleet: Sequence[str] = (),
+        dry_run: bool = False,
+        workers: "Workers[Trainer] | None" = None,
+    ) -> Attempts[_Out]:
+        """Train many variants; yields each key with what ``report`` makes of the outcome, or the error.
 
         ``fleet`` are all variants of a launch of which ``keys`` are left, and are pooled; by default, ``keys``. An
-        outcome contains the variant's rows, so callers should drop it soon.
+        outcome contains the variant's rows, so ``report`` is called where it was trained; for workers it is pickled,
+        and so is its result. Without them, results come in the order of ``keys``.
         """
         trainer = self.with_pools(fleet or keys, today, dry_run=dry_run)
-        yield from for_each_variant(partial(trainer.train_variant, today=today, dry_run=dry_run), keys)
+        launch = {name: getattr(trainer, name) for name in ("plan", "limits", "features", "run_tags", "pools")}
+        work = partial(_train_and_report, launch=launch, today=today, report=report, dry_run=dry_run)
+        yield from for_each_on(workers, self, work, keys)
 
     def with_pools(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> "Trainer":
         """Train the pools of a fleet on what was known on the week's Monday; none for a small fleet.
@@ -426,6 +439,18 @@ class _TrainingData:
     detours: Sequence[str] = ()
     sources: Mapping[Variant, Provenance] = field(default_factory=dict)
     n_added: int = 0
+
+
+def _train_and_report(
+    trainer: Trainer,
+    variant: Variant,
+    *,
+    launch: Mapping[str, Any],
+    today: date,
+    report: Callable[[TrainingOutcome], _Out],
+    dry_run: bool,
+) -> _Out:
+    return report(replace(trainer, **launch).train_variant(variant, today, dry_run=dry_run))
 
 
 def describe_months(months: tuple[date, date], today: date, horizon: Horizon) -> str:

@@ -1,6 +1,6 @@
 """Trained models: a challenger for each variant, or a champion if it has none, checked against the gate.
 
-One op trains a range of variants in one process. A failed gate does not fail the run: the model is registered without
+One op trains a range of variants. A failed gate does not fail the run: the model is registered without
 an alias, and the failed checks give the reasons. Not here: how a variant is trained (``churn.workflows.train``).
 """
 
@@ -8,11 +8,12 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
+from churn.deployment.services import Deployment
 from churn.errors import UsageError
 from orchestration import checks
 from orchestration.assets import asset_of_variants
@@ -55,10 +56,10 @@ def training_assets(
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:
         today = parse_day(config.as_of, datetime.now(UTC).date())
-        outcomes = deployment.trainer(n_trials=config.trials).train_fleet(
-            run.left(), today, fleet=context.partition_keys, dry_run=config.dry_run
-        )
-        run.log(outcomes, partial(_report, context.log, deployment.model_link))
+        keys, report = run.left(), partial(_report, deployment.model_link)
+        workers, trainer = deployment.workers(len(keys), Deployment.trainer), deployment.trainer(n_trials=config.trials)
+        options: dict[str, Any] = {"fleet": context.partition_keys, "dry_run": config.dry_run, "workers": workers}
+        run.log(trainer.train_fleet(keys, today, report, **options), partial(_logged, context.log))
     yield from run.finish()
 
 
@@ -75,12 +76,14 @@ def parse_day(text: str | None, today: date) -> date:
     return day
 
 
-def _report(
-    log: dg.DagsterLogManager, model_link: Callable[[str, int], str], key: str, outcome: "TrainingOutcome"
-) -> AssetReport:
+def _logged(log: dg.DagsterLogManager, key: str, report: AssetReport) -> AssetReport:
+    log.info("%s: %s", key, report.description)
+    return report
+
+
+def _report(model_link: Callable[[str, int], str], outcome: "TrainingOutcome") -> AssetReport:
     sentence = _sentence(outcome)
-    log.info("%s: %s", key, sentence)
-    evaluations = checks.of_gate(key, outcome.gate.checks)
+    evaluations = checks.of_gate(outcome.variant.key, outcome.gate.checks)
     is_dry_run = outcome.version is None
     return AssetReport({TRAINED: _metadata(outcome, model_link)}, evaluations, sentence, is_dry_run=is_dry_run)
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
+from multiprocessing import forkserver
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ import polars as pl
 import pytest
 from moto.s3.models import s3_backends
 
-from churn.deployment.services import Deployment
+from churn.deployment.services import Deployment, open_node
 from churn.storage.history import ActivityHistory
 from churn.training.checks import GATE_CHECKS, GateCheck
 from churn.training.gate import GateLimits
 from churn.variants import Variant
 from churn.weeks import monday_of, month_start
+from churn.workflows.ray_engine import Workers
 from churn.workflows.score import FleetRequest
 from orchestration.definitions import defs
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, sync_partitions, variants_partitions
@@ -312,7 +315,7 @@ def test_a_fleet_is_trained_together_and_a_retry_of_what_is_left_has_the_same_po
         put_activity(site, key, activity(key, n_accounts=n_accounts))
     trainer = replace(deployment.trainer(n_trials=2), least_pooled=len(keys), limits=GateLimits(min_auc=0.5))
 
-    outcomes = dict(trainer.train_fleet(keys, as_of))
+    outcomes = dict(trainer.train_fleet(keys, as_of, lambda outcome: outcome))
 
     versions = {key: outcome.version for key, outcome in outcomes.items()}
     assert {key: version.alias for key, version in versions.items()} == dict.fromkeys(keys, "champion")
@@ -330,9 +333,12 @@ def test_a_fleet_is_trained_together_and_a_retry_of_what_is_left_has_the_same_po
     assert len(stored) == 1
     assert not keys_under(site, "company-none/history/")
 
-    (retried,) = (outcome for _, outcome in trainer.train_fleet(keys[2:3], as_of, fleet=keys))
+    forkserver._forkserver._stop()  # it was perhaps started with another environment  # noqa: SLF001
+    workers = Workers(None, open_node, deployment.fingerprint(), 1, Deployment.trainer)
+    sha256 = attrgetter("version.sha256")
+    retried = dict(trainer.train_fleet(keys[2:3], as_of, sha256, fleet=keys, workers=workers))
 
-    assert retried.version.sha256 == versions["geography-eu"].sha256
+    assert retried == {"geography-eu": versions["geography-eu"].sha256}
     assert keys_under(site, "history/pools/") == stored
 
 

@@ -139,7 +139,8 @@ def simulate_year(
         facts = {variant: _facts(variant, n_accounts, is_twisted=variant in year.twisted) for variant in variants}
         _bring(facts, TRAINED_ON)
         trainer = deployment.trainer(n_trials=TRIALS)
-        for key, trained in trainer.train_fleet([variant.key for variant in variants], TRAINED_ON):
+        keys = [variant.key for variant in variants]
+        for key, trained in trainer.train_fleet(keys, TRAINED_ON, lambda outcome: outcome):
             outcome = year.first_champions[Variant.from_key(key)] = _raised(trained)
             if not outcome.gate.is_passed:
                 _name_by_hand(deployment, outcome)
