@@ -6,7 +6,7 @@ Not here: any definition. Loading it opens no service.
 import dagster as dg
 
 from orchestration import jobs, schedules
-from orchestration.assets.decisions import campaign_members
+from orchestration.assets.decisions import campaign_effects, campaign_members
 from orchestration.assets.evaluation import evaluation_assets
 from orchestration.assets.monitoring import drifted_features, fleet_incidents
 from orchestration.assets.reporting import fleet_report
@@ -19,7 +19,7 @@ from orchestration.sensors import incident_sensor, new_data_sensor, retraining_s
 defs = dg.Definitions(
     assets=[
         weekly_assets, EXPORT, evaluation_assets, training_assets, drifted_features, fleet_incidents, fleet_report,
-        campaign_members,
+        campaign_members, campaign_effects,
     ],
     jobs=[
         churn_prediction_job, jobs.evaluation_job, jobs.training_job, jobs.monitoring_job, jobs.promotion_job,

@@ -55,7 +55,7 @@ monitoring_job = dg.define_asset_job(
 decisions_job = dg.define_asset_job(
     "decisions_job",
     selection=dg.AssetSelection.groups("decisions"),
-    description="Selects the members of the campaigns that have begun, over the whole fleet.",
+    description="Selects the members of the campaigns that have begun, and measures effects, over the whole fleet.",
 )
 
 

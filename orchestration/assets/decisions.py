@@ -1,10 +1,15 @@
-"""Decisions: the members of campaigns. Not partitioned: a campaign may have many variants, and one budget over all."""
+"""Decisions: the members and effects of campaigns.
 
-from datetime import UTC, datetime
+Not partitioned: a campaign may have many variants, and one budget over all.
+"""
+
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from churn.workflows.effects import report_effects
 from orchestration.assets.metadata import table
+from orchestration.checks import EVALUATED
 from orchestration.resources import Services
 
 
@@ -31,3 +36,24 @@ def campaign_members(services: Services) -> dg.MaterializeResult:
             "open_campaigns": table(columns, [[one[name] for name in columns] for one in campaigns]),
         }
     )
+
+
+@dg.asset(
+    group_name="decisions",
+    deps=[campaign_members, EVALUATED],
+    kinds={"postgres"},
+    owners=["team:retention"],
+    description="What the campaigns of the last 400 days can show, and what they changed: churn and net revenue of the "
+    "offered accounts against the control group, once labels mature, with intervals that hold at every look.",
+)
+def campaign_effects(services: Services) -> dg.MaterializeResult:
+    """Measure the effects of campaigns, and of any at all; one whose effect is unknown says why."""
+    today, found = datetime.now(UTC).date(), {}
+    with services.open() as deployment:
+        decider = deployment.decider()
+        for one in decider.decisions.summaries():
+            if one["selected_at"] is not None and one["starts_on"] > today - timedelta(days=400):
+                found[one["name"]] = report_effects(decider, one["name"], one["control_share"], today)["sentences"]
+        found["any campaign at all"] = report_effects(decider, None, 0.0, today)["sentences"][1:]
+    rows = [(name, sentence) for name, sentences in found.items() for sentence in sentences]
+    return dg.MaterializeResult(metadata={"effects": table(("campaign", "effect"), rows)})

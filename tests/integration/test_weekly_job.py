@@ -582,6 +582,7 @@ def test_the_graph_is_the_one_that_people_know() -> None:
         "fleet_incidents": (["drifted_features", "evaluated_batches"], *monitoring, ["postgres", "table"]),
         "fleet_report": (["fleet_incidents"], *monitoring, ["html"]),
         "campaign_members": (["store_predictions"], "decisions", ["team:retention"], ["postgres", "table"]),
+        "campaign_effects": (["campaign_members", "evaluated_batches"], "decisions", ["team:retention"], ["postgres"]),
     }
     evaluation_checks = {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
     checks = CHECKS | MONITORING_CHECKS | set(GATE_CHECKS) | evaluation_checks
