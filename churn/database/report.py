@@ -39,6 +39,7 @@ class FleetRows:
         registered: The variants that were registered by the end of ``week``, scored or not.
         changes: Promotions and rollbacks in these weeks, newest first.
         incidents: Open incidents, then recently resolved ones.
+        campaigns: Open campaigns, then those closed in these weeks.
     """
 
     week: date | None
@@ -53,6 +54,7 @@ class FleetRows:
     registered: Sequence[Row] = ()
     changes: Sequence[Row] = ()
     incidents: Sequence[Row] = ()
+    campaigns: Sequence[Row] = ()
 
 
 def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:

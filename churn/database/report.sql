@@ -97,3 +97,9 @@ ORDER BY event_id DESC LIMIT 20
 SELECT incident_id, kind, subject, severity, title, members, opened_at, updated_at, resolved_at FROM incidents
 WHERE resolved_at IS NULL OR resolved_at > :resolved_since
 ORDER BY resolved_at IS NOT NULL, severity, opened_at DESC, incident_id
+
+-- campaigns
+SELECT name, cardinality(variants) AS n_variants, policy, channel, starts_on, closed_at, n_offered, n_control, n_held_out,
+       n_removed, n_exposed, n_control_exposed, n_removed_exposed
+FROM campaign_summary WHERE created_at < :end AND (closed_at IS NULL OR closed_at >= :first)
+ORDER BY closed_at IS NOT NULL, starts_on DESC, name

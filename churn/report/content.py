@@ -45,6 +45,7 @@ def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Conte
         "variants": [_summary(key, grouped, rows) for key in keys],
         "trend": [_trend(grouped.champions_of[week]) for week in rows.weeks],
         "incidents": plain(rows.incidents),
+        "campaigns": plain(rows.campaigns),
         "changes": plain(rows.changes),
     }
     return fleet, [_details(key, grouped, rows) for key in keys]

@@ -485,6 +485,20 @@ function changes() {
     h("p", { class: "quiet small" }, `${atTime(c.occurred_at)}, ${c.actor}: ${c.reason}`))))));
 }
 
+function campaigns() {
+  if (!fleet.campaigns.length) return null;
+  const columns = [["n_offered", "offered"], ["n_control", "control"], ["n_held_out", "held out"], ["n_removed", "left the list"],
+    ["n_exposed", "contacted"], ["n_control_exposed", "contacted of the others"], ["n_removed_exposed", "contacted after they left"]];
+  return section("Campaigns", h("p", { class: "quiet" }, "Accounts by the arm that they were drawn into. churn campaign status shows the effect."),
+    h("div", { class: "frame" }, h("table", { class: "stacks", role: "table", "aria-label": "Campaigns" },
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["campaign", "from", ...columns.map(([, text]) => text)].map((text, i) =>
+        h("th", { role: "columnheader", scope: "col", class: i > 1 ? "n" : "" }, text)))),
+      h("tbody", { role: "rowgroup" }, fleet.campaigns.map((c) => h("tr", { role: "row" },
+        h("th", { role: "rowheader", scope: "row" }, `${c.name}${c.closed_at ? " (closed)" : ""}: ${plural(c.n_variants, "variant")}, by ${c.policy}, ${c.channel}`),
+        h("td", { role: "cell", "data-label": "from" }, onDay(c.starts_on)),
+        columns.map(([name, text]) => h("td", { role: "cell", class: "n", "data-label": text }, whole.format(c[name])))))))));
+}
+
 function fleetPage() {
   const tally = (name) => fleet.variants.filter(FILTERS[name][1]).length;
   const total = fleet.variants.length, scored = fleet.variants.filter((v) => v.status === "scored").length;
@@ -500,7 +514,7 @@ function fleetPage() {
     h("ul", { class: "tiles", "aria-label": "At a glance" }, tile(scored, "scored", "", "all"), tile(failed, "failed", "bad", "failed"),
       tile(missing, "not scored", "bad", "missing"), tile(drift, "confirmed drift", "warn", "drift"), tile(low, "AUC below limit", "bad", "low"), tile(open.length, "open incidents", "bad")),
     open.length ? section("Open incidents", h("div", { class: "card" }, h("ul", { class: "list" }, open.map(incidentItem)))) : null,
-    failures(), drifting(), trends(), variantsTable(), changes(),
+    failures(), drifting(), trends(), variantsTable(), campaigns(), changes(),
     resolved.length ? section("Resolved in the last two weeks", h("div", { class: "card" }, h("ul", { class: "list" }, resolved.map(incidentItem)))) : null);
 }
 

@@ -16,6 +16,7 @@ import dagster as dg
 import pytest
 
 from churn.cli.main import main
+from churn.database.decisions import Decisions
 from churn.deployment.services import Deployment
 from churn.report import write_report
 from churn.variants import Variant
@@ -24,6 +25,7 @@ from churn.workflows.score import score_fleet
 from orchestration.assets.reporting import fleet_report
 from orchestration.resources import Services
 from tests.support.batches import week_request
+from tests.support.campaigns import campaign
 from tests.support.fleet_report import fill, timed_report
 from tests.support.inputs import monday, put_input, register_with_input
 from tests.support.site import Run, Site
@@ -69,6 +71,7 @@ def test_the_report_holds_what_the_tables_hold(site: Site, fleet: None, deployme
     by_hand(site, judged_id, batch_id)
     watched = "INSERT INTO watched_variants VALUES ('company-new', now(), NULL), ('company-gone', now(), now())"
     site.rows(site.churn, watched)
+    Decisions(deployment.database).create(campaign("spring", US, channel="<b>mail</b>", starts_on=monday()), None)
 
     held = report(deployment, tmp_path / "report.html")
 
@@ -82,6 +85,7 @@ def test_the_report_holds_what_the_tables_hold(site: Site, fleet: None, deployme
         "week": monday(1).isoformat(), "value": 0.61, "low": 0.58, "high": 0.64, "limit": 0.7, "is_below": True,
     }  # fmt: skip
     assert [incident["title"] for incident in held["fleet"]["incidents"]] == ["Input drifted: 1 variant", "Old"]
+    assert [(one["name"], one["channel"]) for one in held["fleet"]["campaigns"]] == [("spring", "<b>mail</b>")]
     assert held["fleet"]["trend"][0]["auc"] == [0.61, 0.61, 0.61]
 
     _, _, of_us = held["part-0"]
