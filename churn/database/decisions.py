@@ -19,38 +19,15 @@ from churn.decisions.exclusions import Exclusion, parse_exclusions
 from churn.errors import InputError
 from churn.wording import counted, listed
 
-_SUMMARY = "SELECT * FROM campaign_summary WHERE CAST(:name AS text) IS NULL OR name = :name ORDER BY created_at, name"
-_DUE = (
-    "SELECT name FROM campaigns WHERE selected_at IS NULL AND closed_at IS NULL AND starts_on <= :today ORDER BY name"
-)
-_AS_OFS = """
-SELECT DISTINCT ON (variant) variant, as_of FROM scoring_batches
-WHERE is_current AND role = 'champion' AND variant = ANY(:variants) ORDER BY variant, scored_week DESC
-"""
-_EXCLUDE = "SELECT * FROM exclude_accounts(:companies, :accounts, :reasons, CAST(:untils AS date[]))"
-_REVOKE = "SELECT revoke_exclusions(:companies, :accounts, :reasons)"
-_RECORD = "SELECT rule, row_numbers FROM record_exposures(CAST(:rows AS jsonb))"
-_TARGETS = """
-SELECT account_id, company, variant, score, value_at_risk, scored_week, channel, starts_on
-FROM campaign_targets WHERE campaign = :campaign ORDER BY coalesce(value_at_risk, score) DESC, company, account_id
-"""
-_NOT_TARGETS = """
-SELECT coalesce(removed_why, replace(arm, '_', ' ')) AS why, count(*) AS n FROM campaign_members
-WHERE campaign = :campaign AND (arm <> 'offered' OR removed_at IS NOT NULL) GROUP BY 1 ORDER BY 1
-"""
-_WEEK = "SELECT max(scored_week) FROM scoring_batches WHERE variant = :variant AND is_current"
-_LIST = """
-SELECT account_id, score, score_before AS score_week_before, rise, place, rise_place
-FROM variant_list(:variant, :week, :top) ORDER BY place
-"""
-_LEFT_OUT = "SELECT variant_left_out(:variant, :week)"
-_EXPORTED = "SELECT record_export(:campaign, :variant, :week, :n, CAST(:left_out AS jsonb), :file)"
+_SQL = read_queries("decisions")
 _MEMBERS = read_queries("effects")["members"]
 _MEMBER = {
     "company": pl.String, "account_id": pl.Int64, "variant": pl.String, "as_of": pl.Date, "arm": pl.String,
     "score": pl.Float64, "value_at_risk": pl.Float64, "is_exposed": pl.Boolean,
 }  # fmt: skip
 _ROWS_AT_ONCE = 50_000
+_Write = Callable[[pl.DataFrame], None]
+_Exported = tuple[int, dict[str, int]]
 
 
 class Decisions(Tables):
@@ -58,20 +35,19 @@ class Decisions(Tables):
 
     def summaries(self, name: str | None = None) -> list[dict[str, Any]]:
         """Return all campaigns, or one, with the numbers of their members, contacts and exports; the oldest first."""
-        return [row._asdict() for row in self._rows(_SUMMARY, name=name)]
+        return [row._asdict() for row in self._rows(_SQL["summaries"], name=name)]
 
     def due(self, today: date) -> list[str]:
         """Return the open campaigns that have begun and whose members are not selected."""
-        return [row.name for row in self._rows(_DUE, today=today)]
+        return [row.name for row in self._rows(_SQL["due"], today=today)]
 
     def listed_variants(self) -> list[str]:
         """Return the keys of the variants of open campaigns."""
-        query = "SELECT DISTINCT unnest(variants) AS variant FROM campaigns WHERE closed_at IS NULL ORDER BY 1"
-        return [row.variant for row in self._rows(query)]
+        return [row.variant for row in self._rows(_SQL["listed_variants"])]
 
     def as_ofs(self, variants: Sequence[str]) -> dict[str, date]:
         """Return the as-of day of each variant's newest champion's batch, which lists are made of."""
-        return dict(map(tuple, self._rows(_AS_OFS, variants=list(variants))))
+        return dict(map(tuple, self._rows(_SQL["as_ofs"], variants=list(variants))))
 
     def members(self, campaign: str | None) -> pl.DataFrame:
         """Return who is above the cut of a campaign, or of any, the arm, and whether a contact was delivered.
@@ -116,7 +92,7 @@ class Decisions(Tables):
         with self._transaction() as connection:
             for start in range(0, len(contacts), _ROWS_AT_ONCE):
                 values = {"rows": json.dumps(contacts[start : start + _ROWS_AT_ONCE])}
-                for rule, numbers in connection.execute(sa.text(_RECORD), values):
+                for rule, numbers in connection.execute(sa.text(_SQL["record"]), values):
                     found.setdefault(rule, []).extend(numbers)
         return found
 
@@ -126,7 +102,7 @@ class Decisions(Tables):
         It is committed when this returns: no list that is selected, read or exported later holds the accounts.
         """
         with self._transaction() as connection:
-            return connection.execute(sa.text(_EXCLUDE), _columns(exclusions)).one()
+            return connection.execute(sa.text(_SQL["exclude"]), _columns(exclusions)).one()
 
     def exclude_rows(self, rows: pl.DataFrame, origin: str, *of: Any) -> Row:
         """Exclude the accounts of a file's rows; ``of`` and the rows are as of :func:`parse_exclusions`.
@@ -146,7 +122,7 @@ class Decisions(Tables):
         """End the exclusions of these accounts that have the same reason; returns how many."""
         with self._transaction() as connection:
             values = {name: value for name, value in _columns(exclusions).items() if name != "untils"}
-            return int(connection.execute(sa.text(_REVOKE), values).scalar_one())
+            return int(connection.execute(sa.text(_SQL["revoke"]), values).scalar_one())
 
 
 class Lists(Tables):
@@ -154,37 +130,31 @@ class Lists(Tables):
 
     role, pool_size = READER, 0
 
-    def export_campaign(
-        self, name: str, file: str, write: Callable[[pl.DataFrame], None]
-    ) -> tuple[int, dict[str, int]]:
+    def export_campaign(self, name: str, file: str, write: _Write) -> _Exported:
         """Export the list of a campaign; returns the accounts on it, and how many are not, by why.
 
         ``write`` gets the rows when the export is recorded. No exclusion is recorded before it has returned.
         """
-        return self._export(_TARGETS, _NOT_TARGETS, file, write, campaign=name, variant=None, week=None)
+        return self._export("targets", "not_targets", file, write, campaign=name, variant=None, week=None)
 
-    def export_variant(
-        self, variant: str, week: date | None, top: int, file: str, write: Callable[[pl.DataFrame], None]
-    ) -> tuple[int, dict[str, int]]:
+    def export_variant(self, variant: str, week: date | None, top: int, file: str, write: _Write) -> _Exported:
         """Export a variant's ``top`` accounts by score and by its rise in a week; as :meth:`export_campaign`."""
-        newest = self._rows(_WEEK, variant=variant)[0][0]
+        newest = self._rows(_SQL["newest_week"], variant=variant)[0][0]
         of = {"variant": variant, "week": week or newest, "top": top}
-        return self._export(_LIST, _LEFT_OUT, file, write, campaign=None, **of)
+        return self._export("of_variant", "left_out", file, write, campaign=None, **of)
 
-    def _export(
-        self, query: str, left_out: str, file: str, write: Callable[[pl.DataFrame], None], **of: Any
-    ) -> tuple[int, dict[str, int]]:
+    def _export(self, query: str, left_out: str, file: str, write: _Write, **of: Any) -> _Exported:
         with self._transaction() as connection:
             connection.execute(sa.text("SELECT lock_decisions(false)"))
             if of["variant"] is not None:
                 connection.execute(sa.text("SELECT require_lists(ARRAY[:variant], :week)"), of)
-            found = connection.execute(sa.text(query), of)
+            found = connection.execute(sa.text(_SQL[query]), of)
             rows = pl.DataFrame(found.fetchall(), list(found.keys()), orient="row", infer_schema_length=None)
-            counted = connection.execute(sa.text(left_out), of).all()
-            absent = dict(map(tuple, counted)) if left_out is _NOT_TARGETS else counted[0][0]
+            counted = connection.execute(sa.text(_SQL[left_out]), of).all()
+            absent = dict(map(tuple, counted)) if left_out == "not_targets" else counted[0][0]
             with self._transaction() as trail:  # committed before there is a file
                 values = {**of, "n": rows.height, "left_out": json.dumps(absent), "file": file}
-                trail.execute(sa.text(_EXPORTED), values)
+                trail.execute(sa.text(_SQL["exported"]), values)
             write(rows)
         return rows.height, absent
 

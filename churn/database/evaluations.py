@@ -25,8 +25,6 @@ from churn.variants import Variant
 _ID = struct.Struct(">q")
 _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
 _OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
-# Those of a corrected extract know what came later.
-_IS_EVIDENCE = "b.is_current AND b.account_ids = 'input' AND b.scored_from <> 'corrected extract'"
 _COUNTS = (
     "labels_as_of", "horizon_months", "n_accounts", "n_at_risk", "n_matured", "n_missing", "n_churned", "status",
     "auc_limit", "evidence_after", "replaces_because",
@@ -36,6 +34,7 @@ _MEASURES = (
     "log_loss_excess_high", "brier_score", "calibration_error", "lift_at_10", "mean_score",
 )  # fmt: skip
 _SEGMENT = ", ".join(("batch_id", *EvaluatedSegment.__dataclass_fields__, "roc_auc_low", "roc_auc_high"))
+_SQL = read_queries("evaluations")
 _ABOVE_CUTS = read_queries("effects")["above_cuts"]
 _MEMBER = {"account_id": pl.Int64, "arm": pl.String, "holdout_share": pl.Float64, "control_share": pl.Float64}
 _MOST_AT_ONCE = 5  # a month has no more weeks, and a variant may have millions of accounts
@@ -111,21 +110,14 @@ class Evaluations(Tables):
 
     def unevaluated(self, variants: Sequence[Variant], until: date = date.max) -> list[PublishedBatch]:
         """Return the current batches with account ids, as of ``until`` or earlier, not evaluated yet; oldest first."""
-        rest = (
-            f"LEFT JOIN evaluated_batches AS e USING (batch_id) WHERE e.batch_id IS NULL AND {_IS_EVIDENCE} "
-            "AND b.variant = ANY(:variants) AND b.as_of <= :until ORDER BY b.scored_week, b.batch_id"
-        )
-        return self._batches(rest, variants=[variant.key for variant in variants], until=until)
+        rows = self._rows(_SQL["unevaluated"], variants=[variant.key for variant in variants], until=until)
+        return list(map(_batch, rows))
 
     def pairs(self, variant: Variant, champion_version: int, challenger_version: int) -> list[Pair]:
         """Return the batches of the weeks that both versions scored in these roles, oldest first."""
-        rest = (
-            f"WHERE {_IS_EVIDENCE} AND b.variant = :variant AND (b.role, b.model_version) "
-            "IN (('champion', :champion), ('challenger', :challenger)) ORDER BY b.scored_week"
-        )
-        batches = self._batches(rest, variant=variant.key, champion=champion_version, challenger=challenger_version)
+        versions = {"champion": champion_version, "challenger": challenger_version}
         by_week: dict[date, dict[str, PublishedBatch]] = {}
-        for batch in batches:
+        for batch in map(_batch, self._rows(_SQL["pairs"], variant=variant.key, **versions)):
             by_week.setdefault(batch.scored_week, {})[batch.role] = batch
         return [Pair(**roles) for roles in by_week.values() if len(roles) == 2]
 
@@ -136,13 +128,7 @@ class Evaluations(Tables):
 
         With it, when its extract had arrived, UTC, and the extract's first month.
         """
-        query = (
-            f"SELECT {_OF_BATCH}, b.source_modified_at, b.first_month FROM scoring_batches AS b "  # noqa: S608 ours
-            "WHERE b.is_current AND b.account_ids = 'input' AND b.variant = :variant AND b.role = 'champion' "
-            "AND b.model_version = :version AND b.as_of < :before AND b.scored_from = 'extract' "
-            "AND b.history_status = 'ingested' AND b.first_month IS NOT NULL ORDER BY b.as_of DESC LIMIT 1"
-        )
-        rows = self._rows(query, variant=variant.key, version=version, before=before)
+        rows = self._rows(_SQL["newest_in_history"], variant=variant.key, version=version, before=before)
         return next(((_batch(row), row.source_modified_at, row.first_month) for row in rows), None)
 
     def scores(self, batches: Sequence[PublishedBatch]) -> Iterator[Scored]:
@@ -182,14 +168,7 @@ class Evaluations(Tables):
         if not evaluated:
             return
         columns = ", ".join(("batch_id", "evaluated_at", *_COUNTS, *_MEASURES, "reliability", "replaces"))
-        statement = sa.text(
-            f"WITH new AS (INSERT INTO evaluated_batches ({columns}) "  # noqa: S608 our own names
-            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::evaluated_batches, CAST(:evaluated AS jsonb)) "
-            "ON CONFLICT DO NOTHING RETURNING batch_id) "
-            f"INSERT INTO evaluated_segments ({_SEGMENT}) SELECT {_SEGMENT} "
-            "FROM jsonb_populate_recordset(NULL::evaluated_segments, CAST(:segments AS jsonb)) AS s "
-            "JOIN new USING (batch_id) ON CONFLICT DO NOTHING"
-        )
+        statement = sa.text(_SQL["record"].format(columns=columns, segment=_SEGMENT))
         archive = sa.text("SELECT archive_evaluation(:batch_id, :labels_as_of)")
         segments = [_segment_columns(one, level) for one in evaluated for level in one.segments]
         with self._transaction() as connection:
@@ -208,11 +187,7 @@ class Evaluations(Tables):
 
     def date_evidence(self, variant: Variant, version: int, after: date) -> None:
         """Set ``evidence_after`` of all evaluations of a model version."""
-        statement = (
-            "UPDATE evaluated_batches AS e SET evidence_after = :after FROM scoring_batches AS b "
-            "WHERE b.batch_id = e.batch_id AND b.variant = :variant AND b.model_version = :version"
-        )
-        self._execute(statement, variant=variant.key, version=version, after=after)
+        self._execute(_SQL["date_evidence"], variant=variant.key, version=version, after=after)
 
     def unlogged(self, variants: Sequence[Variant], since: date = date.min) -> list[EvaluatedBatch]:
         """Return the batches evaluated from ``since`` on that were not logged to MLflow yet, by week."""
@@ -221,8 +196,7 @@ class Evaluations(Tables):
 
     def mark_logged(self, evaluated: Sequence[EvaluatedBatch]) -> None:
         """Mark evaluated batches as logged to MLflow."""
-        statement = "UPDATE evaluated_batches SET logged_at = now() WHERE batch_id = ANY(:ids) AND logged_at IS NULL"
-        self._execute(statement, ids=[one.batch.batch_id for one in evaluated])
+        self._execute(_SQL["mark_logged"], ids=[one.batch.batch_id for one in evaluated])
 
     def _evaluated(self, where: str, more: str = "", **values: object) -> list[EvaluatedBatch]:
         query = (
@@ -230,11 +204,7 @@ class Evaluations(Tables):
             f"FROM evaluated_batches AS e JOIN scoring_batches AS b USING (batch_id) WHERE {where} "
             "ORDER BY b.scored_week, b.batch_id"
         )
-        return [_read(row) for row in self._rows(query, **values)]
-
-    def _batches(self, rest: str, **values: object) -> list[PublishedBatch]:
-        query = f"SELECT {_OF_BATCH} FROM scoring_batches AS b {rest}"  # noqa: S608 our own text
-        return [_batch(row) for row in self._rows(query, **values)]
+        return list(map(_read, self._rows(query, **values)))
 
 
 def _batch(row: sa.Row[Any]) -> PublishedBatch:

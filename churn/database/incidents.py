@@ -13,7 +13,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock
+from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock, read_queries
 from churn.monitoring import incidents
 from churn.monitoring.incidents import Change, Condition, Event, Incident, Severity
 
@@ -21,16 +21,7 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 15, 900
 
 _LOCK_TIMEOUT = "60s"
 _SENDING_TIMEOUT = "10min"
-_OPEN_INCIDENTS = """
-SELECT incident_id, kind, subject, members, opened_at FROM incidents WHERE resolved_at IS NULL ORDER BY incident_id
-"""
-_OPEN = "SELECT open_incident(:kind, :subject, :severity, :title, CAST(:members AS jsonb))"
-_UPDATE = "SELECT update_incident(:id, :title, CAST(:members AS jsonb))"
-_ALERT = "SELECT queue_alert(:incident_id, :event, :title, :body, CAST(:receivers AS text[]))"
-_NEXT = """
-SELECT alert_id, incident_id, event, severity, title, body, opened_at, n_attempts FROM next_delivery(:receiver)
-"""
-_ATTEMPTED = "SELECT record_delivery(:alert_id, :receiver, :error, make_interval(secs => :retry_after_s))"
+_SQL = read_queries("incidents")
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Incidents(Tables):
 
     def open(self) -> list[Incident]:
         """Return the open incidents, oldest first."""
-        return [Incident(*row) for row in self._rows(_OPEN_INCIDENTS)]
+        return [Incident(*row) for row in self._rows(_SQL["open_incidents"])]
 
     def reconcile(
         self, conditions: Sequence[Condition], checked: Collection[str], receivers: Collection[str]
@@ -66,16 +57,16 @@ class Incidents(Tables):
         """
         with self._transaction() as connection:
             lock(connection, "incidents", _LOCK_TIMEOUT)
-            known = [Incident(*row) for row in connection.execute(sa.text(_OPEN_INCIDENTS))]
+            known = [Incident(*row) for row in connection.execute(sa.text(_SQL["open_incidents"]))]
             current = incidents.remaining(known, conditions, checked)
             for incident in (one for one in known if one.incident_id in current):
                 members = current[incident.incident_id]
                 title = incidents.headline(incident.kind, incident.subject, members)
                 values = {"members": json.dumps(members), "title": title, "id": incident.incident_id}
-                connection.execute(sa.text(_UPDATE), values)
+                connection.execute(sa.text(_SQL["update"]), values)
             changes = [_write(connection, change) for change in incidents.reconcile(known, conditions, checked)]
             for change in changes:
-                connection.execute(sa.text(_ALERT), vars(change) | {"receivers": sorted(set(receivers))})
+                connection.execute(sa.text(_SQL["alert"]), vars(change) | {"receivers": sorted(set(receivers))})
         return changes
 
     def deliver_next(self, receiver: str, send: Callable[[Alert], str | None]) -> bool | None:
@@ -90,34 +81,32 @@ class Incidents(Tables):
         with self._transaction() as connection:
             # Overrides the server's setting, and limits how long a hanging sender locks its alert.
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{_SENDING_TIMEOUT}'")
-            row = connection.execute(sa.text(_NEXT), {"receiver": receiver}).one_or_none()
+            row = connection.execute(sa.text(_SQL["next"]), {"receiver": receiver}).one_or_none()
             if row is None:
                 return None
             error = send(Alert(*row[:-1]))
             values = {"receiver": receiver, "error": error, "retry_after_s": _pause_s(row.n_attempts)}
-            connection.execute(sa.text(_ATTEMPTED), values | {"alert_id": row.alert_id})
+            connection.execute(sa.text(_SQL["attempted"]), values | {"alert_id": row.alert_id})
         return error is None
 
     def undelivered(self) -> dict[str, int]:
         """Return the number of alerts that each receiver has not received yet, by name; none that has received all."""
-        query = "SELECT receiver, count(*) FROM alert_deliveries WHERE delivered_at IS NULL GROUP BY receiver"
-        return dict(map(tuple, self._rows(query)))
+        return dict(map(tuple, self._rows(_SQL["undelivered"])))
 
     def drop_undelivered(self, receiver: str) -> int:
         """Drop the alerts that wait for a receiver, as the owner role; returns their number."""
-        statement = sa.text("DELETE FROM alert_deliveries WHERE receiver = :receiver AND delivered_at IS NULL")
         with errors_translated(self._url), create_engine(self._url, role=OWNER).begin() as connection:
-            return connection.execute(statement, {"receiver": receiver}).rowcount
+            return connection.execute(sa.text(_SQL["drop_undelivered"]), {"receiver": receiver}).rowcount
 
 
 def _write(connection: sa.Connection, change: Change) -> Change:
     """Write an incident that opens or is resolved, and return the change with the incident's number."""
     if change.event == "resolved":
-        connection.execute(sa.text("SELECT resolve_incident(:id)"), {"id": change.incident_id})
+        connection.execute(sa.text(_SQL["resolve"]), {"id": change.incident_id})
     if change.incident_id is not None:
         return change
     values = {"severity": incidents.KINDS[change.kind].severity, "members": json.dumps(change.members)}
-    return replace(change, incident_id=connection.scalar(sa.text(_OPEN), vars(change) | values))
+    return replace(change, incident_id=connection.scalar(sa.text(_SQL["open"]), vars(change) | values))
 
 
 def _pause_s(n_attempts: int) -> float:
