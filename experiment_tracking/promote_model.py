@@ -67,9 +67,7 @@ def promote_models(args: argparse.Namespace) -> None:
     if args.share is not None and not 0 <= args.share <= 100:
         raise UsageError(f"--share {args.share} is not a share of the accounts; use 0 % to 100 %")
     if (args.force or args.to is not None) and command_line.is_fleet(args):
-        raise UsageError(
-            "--force and --to are for one variant at a time; name it with --geography, --company or --variant"
-        )
+        raise UsageError("--force and --to are for one variant; name it with --geography, --company or --variant")
     with open_deployment() as deployment:
         promoter = deployment.promoter()
         variants = command_line.find_variants(named, args, promoter.registry.variants, None)

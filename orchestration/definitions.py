@@ -26,8 +26,7 @@ defs = dg.Definitions(
         jobs.maintenance_job, jobs.decisions_job,
     ],
     schedules=[
-        weekly_churn_prediction_schedule, schedules.weekly_evaluation_schedule, schedules.weekly_monitoring_schedule,
-        schedules.maintenance_schedule, schedules.decisions_schedule,
+        weekly_churn_prediction_schedule, schedules.weekly_evaluation_schedule, *schedules.FIXED_SCHEDULES,
     ],
     sensors=[new_data_sensor, unpublished_week_sensor, retraining_sensor, incident_sensor],
     resources={"services": Services()},

@@ -19,22 +19,20 @@ BATCH = 50  # materializations of an asset that are written together, at most
 _OUTCOMES = {AssetCheckExecutionRecordStatus.SUCCEEDED: True, AssetCheckExecutionRecordStatus.FAILED: False}
 
 
-def log_materializations(
-    context: dg.AssetExecutionContext, materializations: Sequence[dg.AssetMaterialization]
-) -> None:
+def log_materializations(context: dg.AssetExecutionContext, events: Sequence[dg.AssetMaterialization]) -> None:
     """Log materializations of one asset, at most ``BATCH``, in one write."""
-    is_batch = len(materializations) > 1
+    is_batch = len(events) > 1
     try:
         op = context.op_execution_context
         step, batch = op._step_execution_context, generate_event_batch_id()  # type: ignore[no-untyped-call]  # noqa: SLF001 see above
         os.environ["DAGSTER_EVENT_BATCH_SIZE"] = str(BATCH + 1)  # read when an event comes; above it, batches are cut
-        for i, one in enumerate(materializations if is_batch else (), start=1):
-            is_last = DagsterEventBatchMetadata(batch, i == len(materializations))
+        for i, one in enumerate(events if is_batch else (), start=1):
+            is_last = DagsterEventBatchMetadata(batch, i == len(events))
             op._events.append(DagsterEvent.asset_materialization(step, one, is_last))  # noqa: SLF001 see above
     except (AttributeError, TypeError) as error:
         logger.warning("materializations are logged one by one, since Dagster's batches have changed: %s", error)
         is_batch = False
-    for one in () if is_batch else materializations:
+    for one in () if is_batch else events:
         context.log_event(one)
 
 

@@ -1,6 +1,5 @@
 """The weekly job and its schedule; the other jobs are in ``orchestration.jobs``."""
 
-from collections.abc import Iterator
 from importlib import import_module
 
 import dagster as dg
@@ -8,7 +7,7 @@ import dagster as dg
 from orchestration.assets.scoring import ASSETS, WEEK_TAG
 from orchestration.fleet import RUN_TAGS
 from orchestration.resources import Services
-from orchestration.schedules import RUNNING, requests_for_all
+from orchestration.schedules import RUNNING, Requests, requests_for_all
 
 _PRIORITY = {"dagster/priority": "1"}
 """Before other runs in the queue: a training run takes minutes, and dozens of them may be queued."""
@@ -27,9 +26,7 @@ churn_prediction_job = dg.define_asset_job(
     **RUNNING,
     description="Scores all registered variants for the week that begins, every Monday at 00:00 UTC.",
 )
-def weekly_churn_prediction_schedule(
-    context: dg.ScheduleEvaluationContext, services: Services
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
+def weekly_churn_prediction_schedule(context: dg.ScheduleEvaluationContext, services: Services) -> Requests:
     """Request a run for each chunk of the registered variants."""
     week = context.scheduled_execution_time.date().isoformat()
     yield from requests_for_all(context.instance, services, week, tags={WEEK_TAG: week, **_PRIORITY})

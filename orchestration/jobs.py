@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
 from churn.database.events import ModelEvent
 from churn.evaluation.comparison import Comparison
@@ -31,32 +30,15 @@ from orchestration.upkeep import purge_runs
 
 WEEKS_AHEAD = 5
 
-evaluation_job = dg.define_asset_job(
-    "evaluation_job",
-    selection=dg.AssetSelection.assets(EVALUATED),
-    description="Evaluates published batches whose labels have matured, and compares challengers with champions.",
-    tags=RUN_TAGS,
-)
+_EVALUATION = "Evaluates published batches whose labels have matured, and compares challengers with champions."
+_TRAINING = "Trains a range of variants, checks the models against the gate, and registers them in MLflow."
+_MONITORING = "Detects drift and other problems over the whole fleet, updates the incidents, and writes the report."
+_DECISIONS = "Selects the members of the campaigns that have begun, and measures effects, over the whole fleet."
 
-training_job = dg.define_asset_job(
-    "training_job",
-    selection=dg.AssetSelection.assets(TRAINED),
-    description="Trains a range of variants, checks the models against the gate, and registers them in MLflow.",
-    tags=RUN_TAGS,
-)
-
-monitoring_job = dg.define_asset_job(
-    "monitoring_job",
-    selection=dg.AssetSelection.assets(DRIFTED, INCIDENTS, "fleet_report"),
-    description="Detects drift and other problems over the whole fleet, updates the incidents, and writes the report.",
-)
-
-
-decisions_job = dg.define_asset_job(
-    "decisions_job",
-    selection=dg.AssetSelection.groups("decisions"),
-    description="Selects the members of the campaigns that have begun, and measures effects, over the whole fleet.",
-)
+evaluation_job = dg.define_asset_job("evaluation_job", [EVALUATED], description=_EVALUATION, tags=RUN_TAGS)
+training_job = dg.define_asset_job("training_job", [TRAINED], description=_TRAINING, tags=RUN_TAGS)
+monitoring_job = dg.define_asset_job("monitoring_job", [DRIFTED, INCIDENTS, "fleet_report"], description=_MONITORING)
+decisions_job = dg.define_asset_job("decisions_job", dg.AssetSelection.groups("decisions"), description=_DECISIONS)
 
 
 class PromotionAction(Enum):
@@ -66,23 +48,21 @@ class PromotionAction(Enum):
     ROLLBACK = "rollback"
 
 
-class PromotionConfig(dg.Config):
+class PromotionConfig(dg.Config, use_attribute_docstrings=True):
     """Configuration of a promotion run."""
 
-    variants: list[str] = Field(description="The keys of the variants, such as geography-us.")
-    action: PromotionAction = Field(
-        default=PromotionAction.PROMOTE,
-        description="PROMOTE makes each challenger the champion, ROLLBACK makes each previous champion the champion.",
-    )
-    reason: str = Field(
-        default="", description="The reason, which is recorded with each change; it is required with force."
-    )
-    to: int | None = Field(
-        default=None,
-        description="The version to make champion; for one variant only. A rollback right after a rollback needs it.",
-    )
-    force: bool = Field(default=False, description="Promote regardless of the test and the guardrails.")
-    dry_run: bool = Field(default=False, description="Decide without moving any alias in MLflow.")
+    variants: list[str]
+    """The keys of the variants, such as geography-us."""
+    action: PromotionAction = PromotionAction.PROMOTE
+    """PROMOTE makes each challenger the champion, ROLLBACK makes each previous champion the champion."""
+    reason: str = ""
+    """The reason, which is recorded with each change; it is required with force."""
+    to: int | None = None
+    """The version to make champion; for one variant only. A rollback right after a rollback needs it."""
+    force: bool = False
+    """Promote regardless of the test and the guardrails."""
+    dry_run: bool = False
+    """Decide without moving any alias in MLflow."""
 
 
 @dg.op(description="Promotes challengers that are proven better, or rolls champions back, for the variants configured.")

@@ -15,6 +15,7 @@ from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, spa
 from orchestration.resources import Services
 
 RUNNING: Any = {"execution_timezone": "UTC", "default_status": dg.DefaultScheduleStatus.RUNNING}
+Requests = Iterator[dg.RunRequest | dg.SkipReason]
 TICK_TAG = "churn/tick"  # common to the runs of one tick and their retries; filter the list of runs by it
 
 
@@ -24,38 +25,24 @@ TICK_TAG = "churn/tick"  # common to the runs of one tick and their retries; fil
     **RUNNING,
     description="Evaluates all registered variants every Monday at 06:00 UTC, after the week was scored.",
 )
-def weekly_evaluation_schedule(
-    context: dg.ScheduleEvaluationContext, services: Services
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
+def weekly_evaluation_schedule(context: dg.ScheduleEvaluationContext, services: Services) -> Requests:
     """Request a run for each chunk of the registered variants."""
     day = context.scheduled_execution_time.date().isoformat()
     yield from requests_for_all(context.instance, services, f"evaluate:{day}", most=VARIANTS_PER_RUN)
 
 
-weekly_monitoring_schedule = dg.ScheduleDefinition(
-    name="weekly_monitoring_schedule",
-    job=monitoring_job,
-    cron_schedule="0 7 * * 1",
-    **RUNNING,
-    description="Monitors the whole fleet every Monday at 07:00 UTC, after the week was scored and past weeks were "
-    "evaluated.",
-)
-
-maintenance_schedule = dg.ScheduleDefinition(
-    name="maintenance_schedule",
-    job=maintenance_job,
-    cron_schedule="0 3 * * *",
-    **RUNNING,
-    description="Maintains the predictions database every night at 03:00 UTC.",
-)
-
-decisions_schedule = dg.ScheduleDefinition(
-    name="decisions_schedule",
-    job=decisions_job,
-    cron_schedule="0 5 * * *",
-    **RUNNING,
-    description="Selects the members of campaigns every day at 05:00 UTC.",
-)
+_SCHEDULES = (
+    ("weekly_monitoring_schedule", monitoring_job, "0 7 * * 1",
+     "Monitors the whole fleet every Monday at 07:00 UTC, after the week was scored and past weeks were evaluated."),
+    ("maintenance_schedule", maintenance_job, "0 3 * * *",
+     "Maintains the predictions database every night at 03:00 UTC."),
+    ("decisions_schedule", decisions_job, "0 5 * * *", "Selects the members of campaigns every day at 05:00 UTC."),
+)  # fmt: skip
+FIXED_SCHEDULES = [
+    dg.ScheduleDefinition(name=name, job=job, cron_schedule=cron, **RUNNING, description=text)
+    for name, job, cron, text in _SCHEDULES
+]
+"""The schedules that request one run, without variants."""
 
 
 def requests_for_all(
@@ -65,7 +52,7 @@ def requests_for_all(
     *,
     most: int | None = None,
     tags: Mapping[str, str] | None = None,
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
+) -> Requests:
     """Yield a request for each chunk of the registered variants, by default of CHURN_VARIANTS_PER_RUN.
 
     A daemon that died between two runs of a tick evaluates it again. Chunks already requested are then requested again

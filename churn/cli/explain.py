@@ -20,9 +20,8 @@ _SHOWN_FROM = 0.0005  # less is 0 in the digits shown
 
 def build_console() -> Console:
     """Return a console as wide as the terminal; in a pipe, which has no width, wide enough for our tables."""
-    return Console(
-        highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_PIPE
-    )
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, emoji=False, width=None if has_width else _WIDTH_OF_PIPE)
 
 
 def as_text(text: str) -> str:

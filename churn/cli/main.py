@@ -40,9 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     score.add_argument("--as-of", type=parse_day, help="score as known at the end of this day, YYYY-MM-DD")
     score.add_argument("--corrected", action="store_true", help="score a past day from today's extract")
-    force = (
-        "replace a batch even if it is of newer input; allow an as-of day outside the week, which is not made current"
-    )
+    force = "replace a batch even of newer input; allow an as-of day outside the week, which is not made current"
     score.add_argument("--force", action="store_true", help=force)
     explain = commands.add_parser("explain", help="show why an account has its score")
     explain.add_argument("--account", type=parse_account, required=True, help="the account's id, a number or a text")

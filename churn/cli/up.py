@@ -119,11 +119,9 @@ class _Server:
             os.killpg(self._process.pid, number)
 
     def require_running(self) -> None:
-        if self._process.poll() is not None:
+        if (status := self._process.poll()) is not None:
             last = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
-            raise ChurnError(
-                f"{self.name} ended with status {self._process.returncode}; the end of {self.log}:\n{last}"
-            )
+            raise ChurnError(f"{self.name} ended with status {status}; the end of {self.log}:\n{last}")
 
     def wait_until_ready(self, address: str) -> None:
         deadline = time.monotonic() + _READY_WITHIN_S

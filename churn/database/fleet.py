@@ -61,12 +61,9 @@ class FleetTables(Tables):
 
     def low_segments(self, batch_ids: Sequence[int], at_most: float) -> tuple[list[conditions.LowSegment], int]:
         """Return the segments with a p-value of at most ``at_most``, and the number of segments that have a p-value."""
-        low = [
-            conditions.LowSegment(*row)
-            for row in self._rows(_SQL["segments"], batches=list(batch_ids), at_most=at_most)
-        ]
+        low = self._rows(_SQL["segments"], batches=list(batch_ids), at_most=at_most)
         ((n_evaluated,),) = self._rows(_SQL["n_segments"], batches=list(batch_ids))
-        return low, n_evaluated
+        return [conditions.LowSegment(*row) for row in low], n_evaluated
 
     def categories(self, batch_ids: Iterable[int]) -> dict[int, frozenset[str]]:
         """Return each batch's categorical features, by its model's reference profile."""

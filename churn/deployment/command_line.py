@@ -234,7 +234,5 @@ def parse_alias(args: argparse.Namespace) -> str | None:
         )
     known = (CHAMPION, CHALLENGER, PREVIOUS)
     if alias is not None and alias not in known and (meant := get_close_matches(alias.lower(), known, 1)):
-        raise UsageError(
-            f"alias {alias!r} is not {meant[0]}, and close to it; name {meant[0]}, or one that differs more"
-        )
+        raise UsageError(f"alias {alias!r} is not {meant[0]}, and close to it; name that, or one that differs more")
     return alias

@@ -49,9 +49,8 @@ def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
         raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {present}); {need}")
     invalid = [key for key in sorted((_KEYS - {"port"}) & secret.keys()) if not _is_sendable(secret[key])]
     if invalid:
-        raise CredentialsError(
-            f"secret {name!r} has an invalid {' and '.join(invalid)}; text without control characters is needed"
-        )
+        needed = "text without control characters is needed"
+        raise CredentialsError(f"secret {name!r} has an invalid {' and '.join(invalid)}; {needed}")
     host = _chosen(settings, "mlflow_db_host", secret.get("host"))
     port = int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port"))))
     login, database = (secret["username"], secret["password"]), str(secret.get("dbname") or "postgres")
@@ -86,15 +85,13 @@ def _fetch_secret(name: str, region: str) -> str:
         with closing(client):
             answer = within(_DEADLINE_S, lambda: client.get_secret_value(SecretId=name))
     except aws.ClientError as error:
-        raise _translate(error, name, region) from error
+        raise _translate(error, f"secret {name!r} in {region}") from error
     except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
-        raise CredentialsError(
-            f"no AWS credentials were found to read secret {name!r} with; set AWS_PROFILE or a role"
-        ) from error
+        told = f"no AWS credentials were found to read secret {name!r} with"
+        raise CredentialsError(f"{told}; set AWS_PROFILE or a role") from error
     except (aws.ProfileNotFound, aws.ParamValidationError, ValueError) as error:
-        raise UsageError(
-            f"the AWS settings are wrong ({error}); correct AWS_PROFILE, AWS_ENDPOINT_URL or MLFLOW_SECRET_NAME"
-        ) from error
+        remedy = "correct AWS_PROFILE, AWS_ENDPOINT_URL or MLFLOW_SECRET_NAME"
+        raise UsageError(f"the AWS settings are wrong ({error}); {remedy}") from error
     except (aws.BotoCoreError, OSError) as error:
         raise SecretsUnavailableError(f"Secrets Manager in {region} did not answer ({type(error).__name__})") from error
     text = answer.get("SecretString")
@@ -103,17 +100,14 @@ def _fetch_secret(name: str, region: str) -> str:
     return str(text)
 
 
-def _translate(error: aws.ClientError, name: str, region: str) -> ChurnError:
+def _translate(error: aws.ClientError, secret: str) -> ChurnError:
     code = error.response.get("Error", {}).get("Code", "")
     if code == "ResourceNotFoundException":
-        return CredentialsError(
-            f"there is no secret {name!r} in {region}; correct MLFLOW_SECRET_NAME or MLFLOW_SECRET_REGION"
-        )
+        return CredentialsError(f"there is no {secret}; correct MLFLOW_SECRET_NAME or MLFLOW_SECRET_REGION")
     if code in _DENIED:
-        return AccessDeniedError(
-            f"access to secret {name!r} in {region} was denied ({code}); the role needs secretsmanager:GetSecretValue"
-        )
+        needed = "the role needs secretsmanager:GetSecretValue"
+        return AccessDeniedError(f"access to {secret} was denied ({code}); {needed}")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if status >= 500 or status == 429 or code in _THROTTLED:
-        return SecretsUnavailableError(f"Secrets Manager in {region} kept failing ({code})")
-    return CredentialsError(f"secret {name!r} in {region} could not be read: {code}")
+        return SecretsUnavailableError(f"Secrets Manager kept failing ({code}) at the read of {secret}")
+    return CredentialsError(f"{secret} could not be read: {code}")

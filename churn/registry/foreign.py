@@ -92,11 +92,9 @@ def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tupl
     path = fetch("MLmodel")
     try:
         about = Model.load(path)
-        flavors, signature = dict(about.flavors), about.signature
+        flavors, inputs = dict(about.flavors), about.signature and about.signature.inputs
         flavor = {"data": "model.xgb", "model_class": _NATIVE} | dict(flavors.get("xgboost", {}))
-        names = (
-            list(map(str, signature.inputs.input_names())) if signature and signature.inputs.has_input_names() else None
-        )
+        names = list(map(str, inputs.input_names())) if inputs is not None and inputs.has_input_names() else None
     except Exception as error:  # whatever MLflow raises on a file that anybody may have written
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelFileError(f"the MLmodel of {of.uri} is damaged ({what}); log the model again") from error

@@ -403,9 +403,7 @@ class Registry:
             return None
         owner = tags.variant_of(model)
         if owner != variant:
-            remedy = (
-                "rename the geography or company of one of them" if owner else f"log_model.py --adopt {name} adopts it"
-            )
+            remedy = "rename the geography or company of one" if owner else f"log_model.py --adopt {name} adopts it"
             raise RegistryError(
                 f"registered model {name!r} belongs to {owner or 'a model without our tags'}, and {variant} would "
                 f"have the same name; {remedy}"
@@ -445,9 +443,7 @@ class Registry:
             repository = get_artifact_repository(self.client.get_logged_model(version.model_id).artifact_location)
             files = {name: Path(repository.download_artifacts(name, folder)).read_bytes() for name in _names(version)}
         if hashlib.sha256(files[_BOOSTER_FILE]).hexdigest() != version.sha256:
-            raise ModelFileError(
-                f"{version.uri} has a booster file with another sha256 than was logged; log the model again"
-            )
+            raise ModelFileError(f"{version.uri} has a booster of another sha256 than was logged; log the model again")
         return files
 
     def _log_model(self, experiment_id: str, mlflow_run_id: str, logged: LoggedRun) -> tuple[str, str]:

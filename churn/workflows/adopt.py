@@ -133,9 +133,7 @@ def _as_logged(bundle: Bundle, *, is_sklearn: bool) -> Bundle:
     return load_bundle(data, bundle.feature_names, "the booster", bundle.parameters).with_levels(bundle.categories)
 
 
-def _without_sample(
-    bundle: Bundle, files: tuple[SourceFile, SourceFile, SourceFile], columns: Columns | None
-) -> Candidate:
+def _without_sample(bundle: Bundle, files: tuple[SourceFile, ...], columns: Columns | None) -> Candidate:
     """Return the model with the features of the last file's accounts as of today or, without any, with golden rows."""
     remarks = ["no rows of the variant can be read, so there is no reference that drift could be measured by"]
     if files[2] is not files[0]:

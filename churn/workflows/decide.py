@@ -20,13 +20,7 @@ from churn.variants import Variant
 from churn.workflows.fleet import for_each_variant
 from churn.workflows.ingest import Ingestion, read_columns, with_numbers
 
-_CONTACT: dict[str, str | None] = {
-    "campaign": None,
-    "exposed_at": None,
-    "channel": None,
-    "delivered": None,
-    "company": None,
-}
+_CONTACT: dict[str, str | None] = dict.fromkeys(("campaign", "exposed_at", "channel", "delivered", "company"))
 
 
 @dataclass(frozen=True)

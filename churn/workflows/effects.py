@@ -78,10 +78,8 @@ def _with_outcomes(
         outcomes = pl.DataFrame({"account_id": labels.account_ids, "churned": labels.churned})
         joined.append(of_day.join(outcomes, "account_id").join(brought, "account_id", "left"))
     money = pl.col("net_revenue", "value_at_risk").fill_null(0.0)
-    month_drawn = pl.col("as_of").dt.month_start()
-    return pl.concat(joined).select(
-        "variant", "is_offered", "is_exposed", "churned", "score", money, cohort=month_drawn
-    )
+    cohort = pl.col("as_of").dt.month_start()
+    return pl.concat(joined).select("variant", "is_offered", "is_exposed", "churned", "score", money, cohort=cohort)
 
 
 def report_effects(decider: Decider, campaign: str | None, control_share: float, today: date) -> dict[str, Any]:

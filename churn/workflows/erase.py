@@ -177,9 +177,7 @@ def first_kept_week(today: date, n_weeks: int, horizon: Horizon) -> date | None:
     return first
 
 
-def drop_old_weeks(
-    database: sa.URL, today: date, *, n_weeks: int, horizon: Horizon, dry_run: bool = False
-) -> list[date]:
+def drop_old_weeks(url: sa.URL, today: date, *, n_weeks: int, horizon: Horizon, dry_run: bool = False) -> list[date]:
     """Drop the weeks of predictions older than the newest ``n_weeks``, 0 for none; returns the weeks dropped."""
     first = first_kept_week(today, n_weeks, horizon)
-    return [] if first is None else drop_weeks(database, first, dry_run=dry_run)
+    return [] if first is None else drop_weeks(url, first, dry_run=dry_run)

@@ -93,9 +93,8 @@ def with_numbers(
     """
     windows = windows_of(names, facts.columns)
     dates = {window.column for window in windows if window.is_of_row} - KINDS.keys()
-    numbers = {*names, *columns.activity, *(window.column for window in windows)} & set(
-        facts.columns
-    ) - KINDS.keys() - dates
+    used = {*names, *columns.activity, *(window.column for window in windows)}
+    numbers = used & set(facts.columns) - KINDS.keys() - dates
     if not numbers and not dates:
         return facts, facts.clear()
     checked = check_activity(facts, numbers, dates=dates, max_money=columns.max_money)

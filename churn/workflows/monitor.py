@@ -67,10 +67,8 @@ class FleetStatus:
 
     def by_check(self) -> dict[str, dict[str, str] | None]:
         """Return the variants that fail each check, by the check's name; ``None`` if it could not be evaluated."""
-        return {
-            name: self.members(*kinds) if self.unavailable_kinds.isdisjoint(kinds) else None
-            for name, kinds in _KINDS_OF_CHECK.items()
-        }
+        is_known = self.unavailable_kinds.isdisjoint
+        return {name: self.members(*kinds) if is_known(kinds) else None for name, kinds in _KINDS_OF_CHECK.items()}
 
     def members(self, *kinds: str) -> dict[str, str]:
         """Return the variants or runs affected by some kinds, each with a sentence."""
@@ -92,9 +90,7 @@ class FleetMonitor:
     def flag_drift(self, now: datetime) -> FleetDrift:
         """Detect drift and store it; the newest flags of a batch replace its earlier ones."""
         week = monday_of(now.date())
-        batches = self.fleet.newest_inputs(week)
-        newest = conditions.newest_batches(batches, week)
-        flags = self._store_flags(batches, newest, week)
+        newest, flags = self._store_flags(self.fleet.newest_inputs(week), week)
         unknown = [flag for flag in flags if conditions.has_more_unknown(flag.drift)]
         categories = self.fleet.categories(flag.batch_id for flag in unknown) if unknown else {}
         levels = [flag for flag in unknown if flag.drift.feature in categories.get(flag.batch_id, ())]
@@ -111,7 +107,7 @@ class FleetMonitor:
         champions = self._champions()
         week = monday_of(now.date())
         batches, attempts = self.fleet.newest_inputs(week), self.fleet.attempts(week - _WEEK)
-        newest = conditions.newest_batches(batches, week)
+        newest, flags = self._store_flags(batches, week)
         watched = self.fleet.watch(champions or (), newest, now)
         stored = (one for one in self.incidents.open() if one.kind in KINDS)  # others are those of newer code
         old = [Condition(one.kind, one.members) for one in stored if KINDS[one.kind].noun == "variant"]
@@ -122,15 +118,14 @@ class FleetMonitor:
         problems = [
             *_only(old, missing.members),
             missing,
-            *conditions.drifted(self._store_flags(batches, newest, week)),
+            *conditions.drifted(flags),
             *self._scoring_problems(now, {key: watched.get(key, now) for key in registered}, newest, attempts),
             *(self._performance_problems(champions) if champions is not None else ()),
         ]
         found = _only(problems, registered | watched.keys())
         found += [*conditions.runs_failed(failed_runs or (), attempts), conditions.fleet_moved(batches, week)]
-        unavailable: frozenset[str] = frozenset().union(
-            _REGISTRY_KINDS if champions is None else (), _RUN_KINDS if failed_runs is None else ()
-        )
+        unavailable = frozenset[str]() if champions is not None else _REGISTRY_KINDS
+        unavailable |= frozenset() if failed_runs is not None else _RUN_KINDS
         changes = self.incidents.reconcile(found, set(KINDS) - unavailable, self.receivers)
         return FleetStatus(len(registered), found, unavailable, changes)
 
@@ -156,11 +151,12 @@ class FleetMonitor:
             return None
 
     def _store_flags(
-        self, batches: Sequence[ScoredBatch], newest: Mapping[str, ScoredBatch], week: date
-    ) -> list[DriftFlag]:
-        flags = conditions.flag_drifts(batches, week)
+        self, batches: Sequence[ScoredBatch], week: date
+    ) -> tuple[Mapping[str, ScoredBatch], list[DriftFlag]]:
+        """Store the flags of the variants' newest batches; returns both."""
+        newest, flags = conditions.newest_batches(batches, week), conditions.flag_drifts(batches, week)
         self.fleet.replace_flags([batch.batch_id for batch in newest.values()], flags)
-        return flags
+        return newest, flags
 
     def _scoring_problems(
         self, now: datetime, since: Mapping[str, datetime], newest: Mapping[str, ScoredBatch], attempts: list[Attempt]

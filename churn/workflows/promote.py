@@ -28,6 +28,7 @@ from churn.workflows.fleet import for_each_variant
 if TYPE_CHECKING:
     from churn.registry.registry import Registry
 
+Aliases = Mapping[str, int]
 WHOLE = 10_000  # shares of accounts are counted in ten-thousandths
 _RESUMED = ("promoted", "rolled_back")  # the actions that are completed, not decided again, when they are repeated
 
@@ -51,7 +52,7 @@ class Promoter:
     # The current time, UTC; its day decides which labels have matured
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     # Aliases and newest event of a fleet's variants, from one query; those of others are queried when needed
-    listed: Mapping[Variant, tuple[Mapping[str, int], ModelEvent | None]] = field(default_factory=dict)
+    listed: Mapping[Variant, tuple[Aliases, ModelEvent | None]] = field(default_factory=dict)
     # What is decided once for each variant, however often it is tried: a Dagster run with its retries
     decision: str | None = None
     decided_at: datetime | None = None  # when that was asked for; later decisions about the same variants stand
@@ -60,7 +61,7 @@ class Promoter:
     def today(self) -> date:
         return self.clock().date()
 
-    def for_fleet(self, variants: Sequence[Variant], aliases: Mapping[Variant, Mapping[str, int]]) -> "Promoter":
+    def for_fleet(self, variants: Sequence[Variant], aliases: Mapping[Variant, Aliases]) -> "Promoter":
         """Return a promoter for evaluating a fleet, which has queried once for what :meth:`status` needs.
 
         Its aliases and events are those of now, so it must not be used to move aliases.
@@ -80,7 +81,7 @@ class Promoter:
         comparison = self.evaluator.compare(variant, event.champion, event.challenger, self.today, appended)
         return VariantStatus(event, comparison)
 
-    def observe(self, aliases: Mapping[Variant, Mapping[str, int]]) -> list[ModelEvent]:
+    def observe(self, aliases: Mapping[Variant, Aliases]) -> list[ModelEvent]:
         """Complete what was decided, and record the aliases of registered variants that somebody else moved."""
         latest = self.events.latest_of_all()
         found = [(variant, latest.get(variant)) for variant in aliases]
@@ -345,9 +346,7 @@ class Promoter:
             latest = trail.record(self._reconciled(variant, aliases, latest))
         return latest
 
-    def _complete(
-        self, trail: Trail, event: ModelEvent, aliases: Mapping[str, int]
-    ) -> tuple[ModelEvent, Mapping[str, int]]:
+    def _complete(self, trail: Trail, event: ModelEvent, aliases: Aliases) -> tuple[ModelEvent, Aliases]:
         """Move the aliases that a decision has left to move; returns its event and the aliases as they are then."""
         move, variant = event.move, event.variant
         is_done = move.fits(aliases)
@@ -364,7 +363,7 @@ class Promoter:
     def _current(self, variant: Variant) -> ModelEvent:
         return self._reconciled(variant, self.registry.aliases_of(variant), self.events.latest(variant))
 
-    def _reconciled(self, variant: Variant, aliases: Mapping[str, int], latest: ModelEvent | None) -> ModelEvent:
+    def _reconciled(self, variant: Variant, aliases: Aliases, latest: ModelEvent | None) -> ModelEvent:
         """Return the newest event if it matches the aliases, else an event that records the aliases as observed."""
         if not aliases:
             hint = nearest(variant, self.registry.variants()) or "; log or train a model first"
@@ -393,15 +392,13 @@ def _versions(event: ModelEvent) -> tuple[int | None, ...]:
     return event.champion, event.previous, event.challenger
 
 
-def _differs(latest: ModelEvent | None, aliases: Mapping[str, int]) -> bool:
+def _differs(latest: ModelEvent | None, aliases: Aliases) -> bool:
     return latest is None or _versions(latest) != tuple(map(aliases.get, (CHAMPION, PREVIOUS, CHALLENGER)))
 
 
 def _require_same(variant: Variant, challenger: int | None, compared: int) -> None:
     if challenger != compared:
-        raise PromotionError(
-            f"the challenger of {variant} is {challenger} now, not {compared}; compare it again before it is moved"
-        )
+        raise PromotionError(f"the challenger of {variant} is {challenger} now, not {compared}; compare that one first")
 
 
 def _require(version: int | None, message: str) -> int:

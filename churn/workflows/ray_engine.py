@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from churn.errors import ChurnError, ClusterError, ClusterUnavailableError, TransientError, UsageError
 from churn.signals import sigterm_kept
@@ -69,9 +69,7 @@ def work_on_node(cluster: Workers[_Services], work: Callable[[_Services, Variant
     services cannot be opened now.
     """
     try:
-        actual, services = cast(
-            "tuple[Mapping[str, str], _Services]", _open_once(cluster.open_services, cluster.service)
-        )
+        actual, services = _open_once(cluster.open_services, cluster.service)
     except TransientError as error:
         raise _NodeUnavailableError(str(error)) from error
     except ChurnError as error:

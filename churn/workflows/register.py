@@ -87,10 +87,8 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of
             f"{files_of}, whose model {variant} should get, has no model of its own; name a variant with one"
         )
     feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
-    columns = read_columns(sources, variant)
-    bundle = read_bundle(
-        model.path.read_bytes(), feature_names, model.provenance.uri, (columns or Columns()).categories
-    )
+    columns, uri = read_columns(sources, variant), model.provenance.uri
+    bundle = read_bundle(model.path.read_bytes(), feature_names, uri, (columns or Columns()).categories)
     return check_sample(bundle, files, columns)
 
 

@@ -8,18 +8,13 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from churn.workflows.effects import report_effects
+from orchestration.assets import asset_of_fleet
 from orchestration.assets.metadata import table
 from orchestration.checks import EVALUATED
 from orchestration.resources import Services
 
 
-@dg.asset(
-    group_name="decisions",
-    deps=["store_predictions"],
-    kinds={"postgres", "table"},
-    owners=["team:retention"],
-    description="Each row is an account in one arm of a campaign. Campaigns that have begun get their members, once.",
-)
+@asset_of_fleet("campaign_members", "decisions", "store_predictions", kinds={"postgres", "table"})
 def campaign_members(services: Services) -> dg.MaterializeResult:
     """Select the members of the campaigns that have begun; one that is refused stops no other, and fails the run."""
     with services.open() as deployment:
@@ -38,14 +33,7 @@ def campaign_members(services: Services) -> dg.MaterializeResult:
     )
 
 
-@dg.asset(
-    group_name="decisions",
-    deps=[campaign_members, EVALUATED],
-    kinds={"postgres"},
-    owners=["team:retention"],
-    description="What the campaigns of the last 400 days can show, and what they changed: churn and net revenue of the "
-    "offered accounts against the control group, once labels mature, with intervals that hold at every look.",
-)
+@asset_of_fleet("campaign_effects", "decisions", "campaign_members", EVALUATED, kinds={"postgres"})
 def campaign_effects(services: Services) -> dg.MaterializeResult:
     """Measure the effects of campaigns, and of any at all; one whose effect is unknown says why."""
     today, found = datetime.now(UTC).date(), {}

@@ -12,22 +12,16 @@ import dagster as dg
 from churn.monitoring.conditions import DriftFlag
 from churn.monitoring.incidents import Incident, headline, kind_of
 from orchestration import checks
+from orchestration.assets import asset_of_fleet
 from orchestration.assets.metadata import table
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS
 from orchestration.failed_runs import failed_runs
 from orchestration.resources import Services
 
+_KINDS = {"postgres", "table"}
 
-@dg.asset(
-    name=DRIFTED,
-    deps=["store_predictions"],
-    check_specs=checks.specs([DRIFTED]),
-    group_name="monitoring",
-    kinds={"postgres", "table"},
-    owners=["team:retention"],
-    description="Each row is a feature, or the score, of a variant's newest batch whose distribution differs from the "
-    "model's reference.",
-)
+
+@asset_of_fleet(DRIFTED, "monitoring", "store_predictions", kinds=_KINDS, check_specs=checks.specs([DRIFTED]))
 def drifted_features(services: Services) -> dg.MaterializeResult:
     """Compare every variant's newest batch with its reference, and store what drifted."""
     with services.open() as deployment:
@@ -44,16 +38,7 @@ def drifted_features(services: Services) -> dg.MaterializeResult:
     )
 
 
-@dg.asset(
-    name=INCIDENTS,
-    deps=[DRIFTED, EVALUATED],
-    check_specs=checks.specs([INCIDENTS]),
-    group_name="monitoring",
-    kinds={"postgres", "table"},
-    owners=["team:retention"],
-    description="Each row is an open incident: one kind of problem, with all variants that have it. An alert is sent "
-    "when an incident opens, reaches more variants, or is resolved.",
-)
+@asset_of_fleet(INCIDENTS, "monitoring", DRIFTED, EVALUATED, kinds=_KINDS, check_specs=checks.specs([INCIDENTS]))
 def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg.MaterializeResult:
     """Examine the whole fleet, and reconcile the incidents; the incident sensor sends the alerts."""
     now = datetime.now(UTC)

@@ -4,16 +4,11 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from orchestration.assets import asset_of_fleet
 from orchestration.resources import Services
 
 
-@dg.asset(
-    group_name="monitoring",
-    deps=["fleet_incidents"],
-    kinds={"html"},
-    owners=["team:retention"],
-    description="The HTML report shows the fleet's failures, drift, performance and champions, and every variant.",
-)
+@asset_of_fleet("fleet_report", "monitoring", "fleet_incidents", kinds={"html"})
 def fleet_report(services: Services) -> dg.MaterializeResult[None]:
     """Write the report of the newest week into ``CHURN_HOME``, where ``churn report`` writes it."""
     from churn.report import write_report  # not when it is only declared

@@ -6,13 +6,12 @@ what was published is delivered, as an asset of its own that makes no published 
 variant is scored (``churn.workflows.score``) or delivered (``churn.workflows.deliver``).
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
 from churn.deployment.services import Deployment
 from churn.monitoring.conditions import MEMORY, History
@@ -25,7 +24,16 @@ from churn.workflows.score import FleetRequest, Scorer, ScoringOutcome, score_fl
 from orchestration import checks
 from orchestration.assets import asset_of_variants
 from orchestration.assets.metadata import describe
-from orchestration.fleet import AssetReport, FleetRun, build_report, fleet_assets, log_report, resumed_runs, root_run
+from orchestration.fleet import (
+    AssetReport,
+    CheckResults,
+    FleetRun,
+    build_report,
+    fleet_assets,
+    log_report,
+    resumed_runs,
+    root_run,
+)
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
@@ -51,27 +59,22 @@ EXPORT = asset_of_variants(
 )
 
 
-class WeeklyConfig(dg.Config):
+class WeeklyConfig(dg.Config, use_attribute_docstrings=True):
     """Configuration of a scoring run."""
 
-    week: str | None = Field(
-        default=None,
-        description="The Monday of the week to score, as YYYY-MM-DD; by default that of the run's tag churn/week, else "
-        "of this week. A past week is scored as it was known then, from the activity history.",
-    )
-    corrected: bool = Field(
-        default=False, description="Whether a past week is scored from today's extract, with what became known since."
-    )
+    week: str | None = None
+    """The Monday of the week to score, as YYYY-MM-DD; by default that of the run's tag churn/week, else of this week. A
+    past week is scored as it was known then, from the activity history."""
+    corrected: bool = False
+    """Whether a past week is scored from today's extract, with what became known since."""
 
 
 @fleet_assets(OP_NAME, SPECS, backfill_variants=500)
-def weekly_assets(
-    context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services
-) -> Iterator[dg.AssetCheckResult]:
+def weekly_assets(context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services) -> CheckResults:
     """Score every variant of the run's partitions that this run, or one that it resumes, has not published."""
     run = FleetRun(context, SPECS)
     with run.open(services) as deployment:
-        today = datetime.now(UTC).date()
+        today, run_id = datetime.now(UTC).date(), context.run.run_id
         named = config.week or context.run.tags.get(WEEK_TAG)
         week = parse_week(named, today if named else root_run(context).create_timestamp.date())
         scorer = deployment.scorer()
@@ -80,13 +83,9 @@ def weekly_assets(
         histories = deployment.fleet().histories(week - MEMORY, [*keys, *untold])
         run.log(for_each_variant(partial(report_again, week, scorer, histories), untold), lambda _, report: report)
         report = partial(report_batch, histories=histories, model_link=deployment.model_link)
-        request = FleetRequest.as_known(
-            week, today=today, corrected=config.corrected, dagster_run_id=context.run.run_id
-        )
-        run.log(
-            score_fleet(scorer, keys, request, report, deployment.workers(len(keys), Deployment.scorer)),
-            lambda _, finished: finished,
-        )
+        request = FleetRequest.as_known(week, today=today, corrected=config.corrected, dagster_run_id=run_id)
+        workers = deployment.workers(len(keys), Deployment.scorer)
+        run.log(score_fleet(scorer, keys, request, report, workers), lambda _, finished: finished)
         deliver_all(context, deployment, list(context.partition_keys), [week])
     yield from run.finish()
 
@@ -130,11 +129,7 @@ def report_again(week: date, scorer: Scorer, histories: Mapping[str, History], v
         challenger = current[CHALLENGER][1].model_version if CHALLENGER in current else None
         is_scored = challenger is not None
         results = check_published(batch_id, record, scorer, histories, challenger, is_challenger_scored=is_scored)
-        metadata = {
-            "dagster/row_count": record.n_rows_scored,
-            "batch_id": batch_id,
-            "published_by": record.dagster_run_id,
-        }
-        return AssetReport(dict.fromkeys(ASSETS, metadata), checks.of_batch(variant.key, results))
+        about = {"dagster/row_count": record.n_rows_scored, "batch_id": batch_id, "published_by": record.dagster_run_id}
+        return AssetReport(dict.fromkeys(ASSETS, about), checks.of_batch(variant.key, results))
 
     return build_report(ASSETS, build)

@@ -5,7 +5,7 @@ an alias, and the failed checks give the reasons. Not here: how a variant is tra
 """
 
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from orchestration import checks
 from orchestration.assets import asset_of_variants
 from orchestration.assets.metadata import Metadata, table
 from orchestration.checks import TRAINED
-from orchestration.fleet import AssetReport, FleetRun, fleet_assets
+from orchestration.fleet import AssetReport, CheckResults, FleetRun, fleet_assets
 from orchestration.resources import Services
 
 if TYPE_CHECKING:
@@ -31,27 +31,19 @@ _SHOWN_PICTURES = ("reliability.svg", "roc.svg")
 _MAX_PICTURE_BYTES = 60_000  # the event log stores them as text
 
 
-class TrainingConfig(dg.Config):
+class TrainingConfig(dg.Config, use_attribute_docstrings=True):
     """Configuration of a training run."""
 
-    as_of: str | None = Field(
-        default=None,
-        description="The date to train as of, as YYYY-MM-DD: nothing that became known later is used. Default: today, "
-        "UTC.",
-    )
-    trials: int | None = Field(
-        default=None, gt=0, description="Hyperparameter trials per variant; by default CHURN_TRAINING_TRIALS."
-    )
-    dry_run: bool = Field(
-        default=False,
-        description="Train and check without changing the activity history or MLflow; the run materializes nothing.",
-    )
+    as_of: str | None = None
+    """The date to train as of, as YYYY-MM-DD: nothing that became known later is used. Default: today, UTC."""
+    trials: int | None = Field(None, gt=0)
+    """Hyperparameter trials per variant; by default CHURN_TRAINING_TRIALS."""
+    dry_run: bool = False
+    """Train and check without changing the activity history or MLflow; the run materializes nothing."""
 
 
 @fleet_assets("train_variants", [SPEC], backfill_variants=100)
-def training_assets(
-    context: dg.AssetExecutionContext, config: TrainingConfig, services: Services
-) -> Iterator[dg.AssetCheckResult]:
+def training_assets(context: dg.AssetExecutionContext, config: TrainingConfig, services: Services) -> CheckResults:
     """Train every variant of the run's partitions that this run, or one that it resumes, has not trained."""
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:
