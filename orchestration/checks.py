@@ -5,7 +5,7 @@
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from importlib.resources import files
 
@@ -31,6 +31,7 @@ _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = tomllib.loads(_TEXT) | {TRAINED
 _ERRORS = {
     "rows_were_scored", "probabilities_are_valid", "every_variant_was_scored", "performance_holds", "no_data_is_broken",
 }  # fmt: skip
+Results = Iterator[dg.AssetCheckResult]
 _FLEET_ASSETS = (EVALUATED, TRAINED, DRIFTED, INCIDENTS)
 _ASSET_OF = {name: asset for asset in _DESCRIPTIONS if asset not in _FLEET_ASSETS for name in _DESCRIPTIONS[asset]}
 """The asset of each check of a published batch."""

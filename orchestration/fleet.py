@@ -34,7 +34,6 @@ _NAMED_IN_MESSAGE, _NAMED_IN_CHECK = 20, 50
 _SLOW_S = 0.5  # from one report to the next; so long, a report does not wait for others
 _INCOMPLETE = "%s is done, but its report is incomplete: %s"
 
-CheckResults = Iterator[dg.AssetCheckResult]
 _Out = TypeVar("_Out")
 
 
@@ -51,7 +50,7 @@ class AssetReport:
 
 def fleet_assets(
     name: str, specs: Sequence[dg.AssetSpec], *, backfill_variants: int
-) -> Callable[[Callable[..., CheckResults]], dg.AssetsDefinition]:
+) -> Callable[[Callable[..., checks.Results]], dg.AssetsDefinition]:
     """Return the decorator of an op that materializes assets for a range of variants."""
     return dg.multi_asset(
         name=name,
@@ -213,7 +212,7 @@ class FleetRun:
             events = [dg.AssetMaterialization(asset, text, of, partition=key) for key, text, of in described]
             log_materializations(self.context, events)
 
-    def finish(self) -> CheckResults:
+    def finish(self) -> checks.Results:
         """Yield a result of each check over all variants, then raise a failure that names the failed ones, if any.
 
         If the op will be retried, no result is yielded yet.
@@ -227,7 +226,7 @@ class FleetRun:
         if failure is not None:
             raise failure
 
-    def _check_results(self) -> CheckResults:
+    def _check_results(self) -> checks.Results:
         n_done, n_incomplete = len(self._done), len(self._incomplete)
         for (asset, name), passed in self._passed.items():
             checked = passed.keys() & self._done - self._incomplete

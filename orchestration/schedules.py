@@ -46,12 +46,7 @@ FIXED_SCHEDULES = [
 
 
 def requests_for_all(
-    instance: dg.DagsterInstance,
-    services: Services,
-    tick: str,
-    *,
-    most: int | None = None,
-    tags: Mapping[str, str] | None = None,
+    instance: dg.DagsterInstance, services: Services, tick: str, most: int | None = None, tags: Mapping[str, str] = {}
 ) -> Requests:
     """Yield a request for each chunk of the registered variants, by default of CHURN_VARIANTS_PER_RUN.
 
@@ -69,7 +64,7 @@ def requests_for_all(
     requested = _requested(instance, tick)
     left = {variant.key for variant in registered} - {key for chunk in requested for key in span(chunk, keys)}
     for chunk in [*requested, *ranges(keys, left, most)]:
-        yield request(tick, chunk, tags or {})
+        yield request(tick, chunk, tags)
 
 
 def request(tick: str, chunk: Mapping[str, str], tags: Mapping[str, str]) -> dg.RunRequest:

@@ -30,6 +30,7 @@ from churn.storage.places import Folder
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import at_risk_since, month_number, month_numbers
+from churn.workflows.fleet import results_of
 from orchestration.instance import dagster_environment
 
 VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", "clientb"))
@@ -120,9 +121,7 @@ def _register(deployment: Deployment) -> Iterator[str]:
     registry, sources = deployment.registry(read_only=False), deployment.sources()
     location = deployment.artifact_location
     aliases = registry.aliases()
-    for _, lines in set_up_variants(registry, location, VARIANTS):
-        if isinstance(lines, BaseException):
-            raise lines
+    for lines in results_of(set_up_variants(registry, location, VARIANTS)).values():
         yield from lines
     for variant in VARIANTS:
         if CHAMPION in aliases.get(variant, {}):

@@ -164,15 +164,12 @@ def _explain(args: argparse.Namespace) -> None:
 def _metrics(args: argparse.Namespace) -> None:
     from churn.report.prometheus import metrics_server
 
-    with (
-        _opened() as deployment,
-        metrics_server(
-            deployment.database_as("monitoring"), deployment.code_version, host=args.host, port=args.port
-        ) as address,
-    ):
-        print(f"metrics  {address}\nCtrl-C stops it.", flush=True)
-        stop_request.wait()
-        print("stopping …", flush=True)
+    with _opened() as deployment:
+        database, code_version = deployment.database_as("monitoring"), deployment.code_version
+        with metrics_server(database, code_version, host=args.host, port=args.port) as address:
+            print(f"metrics  {address}\nCtrl-C stops it.", flush=True)
+            stop_request.wait()
+            print("stopping …", flush=True)
 
 
 def _report(args: argparse.Namespace) -> None:

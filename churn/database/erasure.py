@@ -13,17 +13,14 @@ import sqlalchemy as sa
 
 from churn.data.account_ids import read_id
 from churn.data.erased import Erased, Tombstone, tombstone
-from churn.database.connection import OWNER, WRITER, Tables, create_engine, errors_translated, lock
+from churn.database.connection import OWNER, WRITER, Tables, create_engine, errors_translated, lock, read_queries
 from churn.database.deadlines import retry_locked
 from churn.database.published import Row
 from churn.errors import StoreError
 from churn.variants import Variant
 
 _WAIT = "SET LOCAL lock_timeout = '300s'"  # a batch of many million rows may be being written
-_WEEKS_OF = (
-    "SELECT DISTINCT variant, scored_week FROM churn_predictions JOIN scoring_batches USING (batch_id, scored_week) "
-    "WHERE account_id = :account AND account_ids = 'input' AND :scope IN ('', variant, 'company=' || company)"
-)
+_SQL = read_queries("erasure")
 _SPACES = r"(?:\s|\\+(?:[tnrfv]|x[0-9a-f]{2}|u[0-9a-f]{4}))+"
 # Where Dagster stores the metadata and messages of assets and runs.
 _DAGSTER_TEXTS = (("event_logs", "event"), ("asset_keys", "last_materialization"), ("job_ticks", "tick_body"))
@@ -57,11 +54,8 @@ def block_erasures(connection: sa.Connection) -> None:
 
 def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:
     """Return the accounts erased from any of these variants, or from all, within the caller's transaction."""
-    query = sa.text(
-        "SELECT salt, (SELECT count(*) FROM erased_accounts) AS n_erasures, code, digest FROM erasure_salt "
-        "LEFT JOIN erased_accounts ON variant = ANY(:scopes)"
-    )
-    rows = connection.execute(query, {"scopes": ["", *(scope for one in variants for scope in one.scopes)]}).all()
+    scopes = ["", *(scope for one in variants for scope in one.scopes)]
+    rows = connection.execute(sa.text(_SQL["erased"]), {"scopes": scopes}).all()
     stones = frozenset(Tombstone(row.code, bytes(row.digest)) for row in rows if row.digest is not None)
     return Erased(bytes(rows[0].salt), stones, rows[0].n_erasures)
 
@@ -79,18 +73,15 @@ def erase_rows(
         of which variants; of ``messages``, the error messages and alerts from which the account was removed; and the
         exported lists with it, which are others' now.
     """
-    query = sa.text(
-        "SELECT place, n_rows, variants, why_left FROM erase_decisions(:account, :scope) UNION ALL "
-        "SELECT place, n_rows, variants, '' FROM erase_account(:account, :scope, :code, :digest, :quoted)"
-    )
     with _tried(url, OWNER, dry_run=dry_run) as connection:
         connection.exec_driver_sql(_WAIT)
         number, _ = read_id(account)
         values = {"account": number, "scope": scope, "quoted": _quoted(account)}
         lock(connection, "erasure")
-        for row in connection.execute(sa.text(_WEEKS_OF), values).all():
+        for row in connection.execute(sa.text(_SQL["weeks_of"]), values).all():
             withdraw(row.variant, row.scored_week)
-        return connection.execute(query, values | tombstone(_salt(connection), number)._asdict()).all()
+        values |= tombstone(_salt(connection), number)._asdict()
+        return connection.execute(sa.text(_SQL["erase"]), values).all()
 
 
 def erase_from_dagster(url: sa.URL, account: str, *, dry_run: bool) -> int:

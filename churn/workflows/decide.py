@@ -17,7 +17,7 @@ from churn.decisions.value import expected_revenue
 from churn.errors import ChurnError, UsageError
 from churn.storage.places import Folder
 from churn.variants import Variant
-from churn.workflows.fleet import for_each_variant
+from churn.workflows.fleet import for_each_variant, results_of
 from churn.workflows.ingest import Ingestion, read_columns, with_numbers
 
 _CONTACT: dict[str, str | None] = dict.fromkeys(("campaign", "exposed_at", "channel", "delivered", "company"))
@@ -58,11 +58,8 @@ class Decider:
             self.ingestion.exclude(variant)
             return self._revenue(variant, as_ofs[variant.key]) if variant.key in as_ofs else None
 
-        prepared = dict(for_each_variant(prepare, keys))
-        for result in prepared.values():
-            if isinstance(result, BaseException):
-                raise result
-        return {key: frame for key, frame in prepared.items() if isinstance(frame, pl.DataFrame)}
+        prepared = results_of(for_each_variant(prepare, keys))
+        return {key: frame for key, frame in prepared.items() if frame is not None}
 
     def _revenue(self, variant: Variant, as_of: date) -> pl.DataFrame:
         columns = read_columns(self.ingestion.sources, variant) or Columns()

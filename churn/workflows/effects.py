@@ -18,7 +18,7 @@ from churn.errors import ChurnError
 from churn.variants import Variant
 from churn.workflows.decide import Decider
 from churn.workflows.evaluate import build_reports
-from churn.workflows.fleet import for_each_variant
+from churn.workflows.fleet import for_each_variant, results_of
 from churn.workflows.ingest import read_columns, with_numbers
 
 _CHANGE = -0.05  # of churn, for which the accounts needed are named
@@ -51,11 +51,7 @@ def effects_of(decider: Decider, campaign: str | None, today: date) -> pl.DataFr
     def join(variant: Variant) -> pl.DataFrame:
         return _with_outcomes(decider, variant, of_variant[variant.key], today, horizon)
 
-    joined = []
-    for _, result in for_each_variant(join, sorted(of_variant)):
-        if isinstance(result, BaseException):
-            raise result
-        joined.append(result)
+    joined = results_of(for_each_variant(join, sorted(of_variant))).values()
     planned = dict(members["variant"].value_counts().iter_rows())
     return measure(pl.concat(joined), planned) if joined else pl.DataFrame()
 

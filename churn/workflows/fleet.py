@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import polars as pl
 
@@ -52,6 +52,15 @@ def run_attempt(attempt: Callable[[str], Any], key: str) -> Any:
     if isinstance(result, BaseException) and not isinstance(result, ChurnError):
         return RuntimeError(f"{type(result).__name__}: {result}")
     return result
+
+
+def results_of(attempts: Attempts[_Out]) -> dict[str, _Out]:
+    """Return the result of each variant; raises the first error once all are done."""
+    done = dict(attempts)
+    for result in done.values():
+        if isinstance(result, BaseException):
+            raise result
+    return cast("dict[str, _Out]", done)
 
 
 def error_text(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from orchestration import checks
 from orchestration.assets import asset_of_variants
 from orchestration.assets.metadata import Metadata, table
 from orchestration.checks import EVALUATED
-from orchestration.fleet import AssetReport, CheckResults, FleetRun, fleet_assets
+from orchestration.fleet import AssetReport, FleetRun, fleet_assets
 from orchestration.resources import Services
 
 VARIANTS_PER_RUN = 1_000
@@ -28,7 +28,7 @@ SPEC = asset_of_variants(EVALUATED, deps=["store_predictions"], group_name="lear
 
 
 @fleet_assets("evaluate_batches", [SPEC], backfill_variants=VARIANTS_PER_RUN)
-def evaluation_assets(context: dg.AssetExecutionContext, services: Services) -> CheckResults:
+def evaluation_assets(context: dg.AssetExecutionContext, services: Services) -> checks.Results:
     """Evaluate every variant of the run's partitions that this run, or one that it resumes, has not evaluated."""
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:

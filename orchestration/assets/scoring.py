@@ -24,16 +24,7 @@ from churn.workflows.score import FleetRequest, Scorer, ScoringOutcome, score_fl
 from orchestration import checks
 from orchestration.assets import asset_of_variants
 from orchestration.assets.metadata import describe
-from orchestration.fleet import (
-    AssetReport,
-    CheckResults,
-    FleetRun,
-    build_report,
-    fleet_assets,
-    log_report,
-    resumed_runs,
-    root_run,
-)
+from orchestration.fleet import AssetReport, FleetRun, build_report, fleet_assets, log_report, resumed_runs, root_run
 from orchestration.partitions import variants_partitions
 from orchestration.resources import Services
 
@@ -70,7 +61,7 @@ class WeeklyConfig(dg.Config, use_attribute_docstrings=True):
 
 
 @fleet_assets(OP_NAME, SPECS, backfill_variants=500)
-def weekly_assets(context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services) -> CheckResults:
+def weekly_assets(context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services) -> checks.Results:
     """Score every variant of the run's partitions that this run, or one that it resumes, has not published."""
     run = FleetRun(context, SPECS)
     with run.open(services) as deployment:

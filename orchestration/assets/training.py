@@ -19,7 +19,7 @@ from orchestration import checks
 from orchestration.assets import asset_of_variants
 from orchestration.assets.metadata import Metadata, table
 from orchestration.checks import TRAINED
-from orchestration.fleet import AssetReport, CheckResults, FleetRun, fleet_assets
+from orchestration.fleet import AssetReport, FleetRun, fleet_assets
 from orchestration.resources import Services
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class TrainingConfig(dg.Config, use_attribute_docstrings=True):
 
 
 @fleet_assets("train_variants", [SPEC], backfill_variants=100)
-def training_assets(context: dg.AssetExecutionContext, config: TrainingConfig, services: Services) -> CheckResults:
+def training_assets(context: dg.AssetExecutionContext, config: TrainingConfig, services: Services) -> checks.Results:
     """Train every variant of the run's partitions that this run, or one that it resumes, has not trained."""
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:
