@@ -552,8 +552,8 @@ print(sorted(job.name for job in defs.resolve_all_job_defs() if not job.name.sta
     done = subprocess.run(command, cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (
         0,
-        "['churn_prediction_job', 'evaluation_job', 'maintenance_job', 'monitoring_job', 'promotion_job', "
-        "'training_job']\n",
+        "['churn_prediction_job', 'decisions_job', 'evaluation_job', 'maintenance_job', 'monitoring_job', "
+        "'promotion_job', 'training_job']\n",
     ), done.stderr
 
 
