@@ -70,7 +70,7 @@ artifacts:
 screenshots:
     uv run python docs/screenshots.py
 
-# Benchmark against the naive way and the limit; writes benchmarks/RESULTS.md. Half an hour on two cores.
+# Benchmark against the naive way and the limit, or parts of it (--only fleet cores); writes benchmarks/RESULTS.md.
 bench *args:
     uv run --group bench python -m benchmarks {{args}}
 

@@ -135,6 +135,7 @@ def test_seven_poisoned_of_sixty_are_shown_and_only_they_are_taken_up_again(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_killed_at_random_cost_the_run_no_variant(
     site: Site, instance: dg.DagsterInstance, fleet: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +143,7 @@ def test_workers_killed_at_random_cost_the_run_no_variant(
     chance, killed = random.Random(11), list[int]()  # noqa: S311 no secret
     process = start()
     while len(killed) < 3 and process.poll() is None:
-        wait_until(lambda: sum(published(site).values()) > 15 * len(killed) or process.poll() is not None, 120)
+        wait_until(lambda: sum(published(site).values()) > 15 * len(killed) or process.poll() is not None, 240)
         # The processes that work are children of the server that forks them.
         servers = psutil.Process(process.pid).children() if process.poll() is None else []
         if workers := [child.pid for server in servers for child in server.children()]:
@@ -150,6 +151,7 @@ def test_workers_killed_at_random_cost_the_run_no_variant(
             with suppress(ProcessLookupError):
                 os.kill(chance.choice(workers), signal.SIGKILL)
                 killed.append(len(killed))
+                print(f"killed a worker with {sum(published(site).values())} published")
 
     assert process.wait(240) == 0
     assert len(killed) == 3
