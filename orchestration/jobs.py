@@ -174,12 +174,12 @@ def _log_weeks(context: dg.OpExecutionContext, done: str, weeks: list[date]) -> 
     context.add_output_metadata({"weeks": [week.isoformat() for week in weeks]})
 
 
-@dg.op(
-    description="Adds the extracts that batches were scored from to the activity histories, and takes the exclusions "
-    "beside them and of the variants of open campaigns."
-)
+@dg.op
 def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -> None:
-    """Ingest what is pending; a variant that fails stops no other, and fails the run at the end."""
+    """Add the extracts that batches were scored from to the activity histories, with the exclusions beside them.
+
+    Exclusions of the variants of open campaigns are taken, too. A variant that fails stops no other, and fails the run.
+    """
     n: Counter[str] = Counter()
     failed = {}
     with services.open() as deployment:
@@ -198,13 +198,13 @@ def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -
         )
 
 
-@dg.job(
-    description="Opens coming weeks of predictions, ingests extracts that were scored, indexes closed weeks by "
-    "account, and drops weeks older than the retention period, CHURN_KEEP_WEEKS. Completes what is delivered. Purges "
-    "old runs, events and model versions, CHURN_KEEP_RUN_DAYS."
-)
+@dg.job
 def maintenance_job() -> None:
-    """Maintain the activity histories and the predictions database."""
+    """Open coming weeks of predictions, ingest extracts that were scored, and index closed weeks by account.
+
+    Then drop weeks older than the retention period, CHURN_KEEP_WEEKS, complete what is delivered, and purge old runs,
+    events and model versions, CHURN_KEEP_RUN_DAYS.
+    """
     open_weeks_ahead()
     ingest_scored_extracts()
     index_closed_weeks()

@@ -8,20 +8,12 @@ from collections.abc import Collection
 
 import sqlalchemy as sa
 
-from churn.database.connection import OWNER, READER, SETUP_NEEDS, WRITER, create_engine, errors_translated
+from churn.database.connection import OWNER, READER, SETUP_NEEDS, WRITER, create_engine, errors_translated, read_queries
 from churn.errors import UsageError
 from churn.variants import Variant
 
 _NAME = re.compile(r"(?!pg_|churn_)[a-z][a-z0-9_]{0,62}")
-_RIGHTS = sa.text(
-    "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls OR rolreplication OR "
-    "EXISTS (SELECT FROM pg_auth_members WHERE member = r.oid) FROM pg_roles AS r WHERE rolname = :reader"
-)
-_GRANT = sa.text(
-    "INSERT INTO reader_variants (reader, variant) SELECT :reader, unnest(CAST(:variants AS text[])) "
-    "ON CONFLICT DO NOTHING"
-)
-_GRANTED = sa.text("SELECT variant FROM reader_variants WHERE reader = :reader ORDER BY variant")
+_SQL = {name: sa.text(query) for name, query in read_queries("readers").items()}
 
 
 def add_reader(url: sa.URL, reader: str, variants: Collection[Variant]) -> list[str]:
@@ -36,7 +28,7 @@ def add_reader(url: sa.URL, reader: str, variants: Collection[Variant]) -> list[
             "63 characters"
         )
     with errors_translated(url, remedy=SETUP_NEEDS), create_engine(url).begin() as connection:
-        may_do_more = connection.scalar(_RIGHTS, {"reader": reader})
+        may_do_more = connection.scalar(_SQL["rights"], {"reader": reader})
         if may_do_more:
             raise UsageError(
                 f"login {reader!r} is a member of another role or an administrator, so that it may read more than some "
@@ -49,6 +41,6 @@ def add_reader(url: sa.URL, reader: str, variants: Collection[Variant]) -> list[
         connection.exec_driver_sql(f"GRANT CONNECT ON DATABASE {quoted(url.database or '')} TO {quoted(reader)}")
         connection.exec_driver_sql(f"SET LOCAL ROLE {OWNER}")
         if may_do_more is None:  # what a login of this name was bound to, which was dropped, is not this one's
-            connection.execute(sa.text("DELETE FROM reader_variants WHERE reader = :reader"), {"reader": reader})
-        connection.execute(_GRANT, {"reader": reader, "variants": [variant.key for variant in variants]})
-        return list(connection.scalars(_GRANTED, {"reader": reader}))
+            connection.execute(_SQL["forget"], {"reader": reader})
+        connection.execute(_SQL["grant"], {"reader": reader, "variants": [variant.key for variant in variants]})
+        return list(connection.scalars(_SQL["granted"], {"reader": reader}))

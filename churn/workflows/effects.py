@@ -49,19 +49,17 @@ def effects_of(decider: Decider, campaign: str | None, today: date) -> pl.DataFr
     of_variant = {str(key): rows for (key,), rows in mature.partition_by("variant", as_dict=True).items()}
 
     def join(variant: Variant) -> pl.DataFrame:
-        return _with_outcomes(decider, variant, of_variant[variant.key], today, horizon)
+        return _with_outcomes(decider, variant, of_variant[variant.key], today)
 
     joined = results_of(for_each_variant(join, sorted(of_variant))).values()
     planned = dict(members["variant"].value_counts().iter_rows())
     return measure(pl.concat(joined), planned) if joined else pl.DataFrame()
 
 
-def _with_outcomes(
-    decider: Decider, variant: Variant, members: pl.DataFrame, today: date, horizon: Horizon
-) -> pl.DataFrame:
+def _with_outcomes(decider: Decider, variant: Variant, members: pl.DataFrame, today: date) -> pl.DataFrame:
     """Return a variant's members that have a label, as ``measure`` needs them; late reports move months not counted."""
     columns = read_columns(decider.ingestion.sources, variant) or Columns()
-    known = decider.ingestion.history.open(variant)
+    known, horizon = decider.ingestion.history.open(variant), Horizon(decider.horizon_months)
     reports, month = build_reports(known, columns), pl.col("activity_month")
     facts, _ = with_numbers(known.facts, [columns.revenue] if columns.revenue else [], columns, 1.0)
     revenue = pl.col(columns.revenue).fill_nan(None) if columns.revenue else pl.lit(0.0)

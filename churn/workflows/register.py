@@ -83,9 +83,7 @@ def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of
     """
     model, names, _ = files = sources.fetch(files_of or variant, [MODEL_NAMES, FEATURE_NAMES, SAMPLE_NAMES], folder)
     if files_of not in (None, model.provenance.variant):
-        raise UsageError(
-            f"{files_of}, whose model {variant} should get, has no model of its own; name a variant with one"
-        )
+        raise UsageError(f"{files_of}, whose model {variant} should get, has no model of its own; name another one")
     feature_names = parse_feature_names(names.path.read_bytes(), names.provenance.uri)
     columns, uri = read_columns(sources, variant), model.provenance.uri
     bundle = read_bundle(model.path.read_bytes(), feature_names, uri, (columns or Columns()).categories)

@@ -15,10 +15,8 @@ def asset_of_variants(name: str, **more: Any) -> dg.AssetSpec:
     return dg.AssetSpec(name, description=_DESCRIPTIONS[name], owners=["team:retention"], skippable=True, **more)
 
 
-def asset_of_fleet(
-    name: str, group: str, *deps: str, kinds: set[str], **more: Any
-) -> Callable[..., dg.AssetsDefinition]:
+def asset_of_fleet(name: str, group: str, *deps: str, **more: Any) -> Callable[..., dg.AssetsDefinition]:
     """Return the decorator of an asset that is of all variants together, as ``descriptions.toml`` describes it."""
-    more |= {"description": _DESCRIPTIONS[name], "owners": ["team:retention"], "kinds": kinds}
+    more |= {"description": _DESCRIPTIONS[name], "owners": ["team:retention"]}
     decorator: Callable[..., dg.AssetsDefinition] = dg.asset(name=name, group_name=group, deps=deps, **more)
     return decorator
