@@ -34,7 +34,7 @@ from tests.support.faults.house import ROOT, House, open_house, warmth_of
 from tests.support.faults.ledger import Tally, execute
 from tests.support.faults.matrix import ROWS, Stage, open_stage, run_row
 from tests.support.faults.operations import OPERATIONS, Operation
-from tests.support.faults.worker import Nursery
+from tests.support.faults.worker import OPERATIONS_WARM, Nursery
 
 LANES = 2
 REPORT, RESULTS = ROOT / "docs" / "reliability.md", Path(__file__).with_name("results.json")
@@ -54,6 +54,8 @@ ALONE = {
     "test_a_password_rotated_in_mid_run_fails_clearly_and_the_next_run_reads_the_new_one",
     "the Dagster daemon killed in the middle of a run, and started again": "tests/integration/"
     "test_schedule_and_sensor.py::test_a_daemon_killed_in_the_middle_of_a_run_and_started_again_scores_exactly_once",
+    "a backup or a restore killed in the middle": "tests/integration/test_killed_backup.py",
+    "campaigns: selection, exclusion, export and recording": "tests/integration/test_campaigns.py",
     "a delivery, or an erasure from what is delivered, killed at each step": "tests/faults/test_delivery.py",
     "clocks put forward and back, year ends, week 53": "tests/faults/test_clock.py",
 }
@@ -147,7 +149,7 @@ def _in_place(folder: Path) -> Iterator[tuple[House, list[Lane]]]:
     folder.chmod(0o755)
     with open_house(folder, "seaweedfs") as house, ExitStack() as leaving:
         warmth = warmth_of(house)
-        nurseries = [Nursery(house.environment, house.deployment, warmth) for _ in range(LANES)]
+        nurseries = [Nursery(house.environment, house.deployment, warmth, OPERATIONS_WARM) for _ in range(LANES)]
         for nursery in nurseries:
             leaving.callback(nursery.close)
             nursery.wait()

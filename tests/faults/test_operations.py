@@ -13,9 +13,10 @@ import pytest
 
 from tests.support.faults.bench import Bench, Place, open_bench
 from tests.support.faults.driver import Driver, run_naively
-from tests.support.faults.house import House
+from tests.support.faults.house import House, warmth_of
 from tests.support.faults.matrix import Stage
 from tests.support.faults.operations import OPERATIONS, Operation
+from tests.support.faults.worker import OPERATIONS_WARM, Nursery
 
 CASES = [(one, place) for one in OPERATIONS for place in one.places]
 LONG = {"set-up", "training"}
@@ -29,12 +30,17 @@ def test_each_step_at_which_an_operation_is_killed_is_a_function_of_the_product(
 
 @pytest.fixture(scope="module")
 def bench(whole_house: House, whole_stage: Stage) -> Iterator[Bench]:
-    assert whole_stage.nursery is not None
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in whole_house.environment.items():
-            patch.setenv(name, value)
-        with open_bench(whole_house, whole_stage.nursery, 9) as bench:
-            yield bench
+    warmth = warmth_of(whole_house)
+    nursery = Nursery(whole_house.environment, whole_house.deployment, warmth, OPERATIONS_WARM)
+    try:
+        nursery.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in whole_house.environment.items():
+                patch.setenv(name, value)
+            with open_bench(whole_house, nursery, 9) as bench:
+                yield bench
+    finally:
+        nursery.close()
 
 
 @pytest.mark.slow

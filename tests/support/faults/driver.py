@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, partial
@@ -72,7 +73,7 @@ class Driver:
         steps = self.operation.steps(self.place)
         n = max(1, round(operation.each * share)) if operation.each else 0
         if share < 0.2:  # the short form: some of the steps
-            steps = dict(self.rng.sample(list(steps.items()), 2))
+            steps = dict(self.rng.sample(list(steps.items()), min(2, len(steps))))
         yield from (partial(self._at_step, name, step) for name, step in steps.items() for _ in range(n))
         others = (
             (self._at_random, operation.random),
@@ -147,6 +148,8 @@ class Driver:
 
     def _kill_later(self, child: int, factor: float = 1.0) -> bool:
         time.sleep(self.rng.uniform(0, self.usual_s * factor))
+        with suppress(ProcessLookupError):  # what it started, if it leads a group
+            os.killpg(child, signal.SIGKILL)
         os.kill(child, signal.SIGKILL)  # it is not reaped yet, so the id is still its own
         return self.bench.nursery.outlive(child) == KILLED
 

@@ -6,19 +6,27 @@ for is either written here or what an undisturbed run of the same operation left
 
 import hashlib
 import io
+import json
+import logging
+import os
+import re
+import subprocess
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 import sqlalchemy as sa
 
 from churn.data.activity import KEY
 from churn.database.connection import create_engine
+from churn.database.embedded_host import find_programs
 from churn.database.erasure import record_retention
 from churn.database.predictions import BatchInProgress
 from churn.database.schema import ensure_database, migrate_predictions
@@ -34,6 +42,7 @@ from churn.workflows.evaluate import evaluate_variant
 from churn.workflows.monitor import FleetMonitor
 from churn.workflows.set_up import set_up_server, set_up_variants
 from experiment_tracking.log_model import log_variants
+from tests.support import ROOT
 from tests.support.batches import NO_ROWS, record, scored
 from tests.support.faults import naive_operations as naive
 from tests.support.faults.bench import INPUT, N_ACCOUNTS, Bench, Case, Place
@@ -41,8 +50,10 @@ from tests.support.faults.ledger import execute
 from tests.support.faults.worker import DELIVERING, MOVES, REGISTERING, Step
 from tests.support.simulated import simulate_activity
 
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
 Seen = Counter[object]
-Mode = Literal["at a step", "at a random instant", "beside itself", "beside scoring"]
 _HISTORY, _PLACES, _ERASE = "churn.storage.history", "churn.storage.places", "churn.workflows.erase"
 UNFINISHED = frozenset({"RUNNING", "PENDING", "a damaged part", "a file without a name", "a version without an alias"})
 """What only a killed process leaves."""
@@ -704,6 +715,108 @@ def migrating(_: Place) -> Mapping[str, Step]:
     }
 
 
+# Restore, and what is purged of Dagster's log
+
+_OF_BACKUP = ("CHURN_DAGSTER_DB_NAME", "CHURN_DB_NAME", "MLFLOW_DB_NAME")
+
+
+def as_written(name: str, server: sa.URL, databases: Sequence[str], backup: Path) -> None:
+    """Run one of the blocks of commands in ``docs/backup.md``."""
+    found = re.search(rf"<!-- {name} -->\n```bash\n(.*?)```", (ROOT / "docs/backup.md").read_text(), re.DOTALL)
+    assert found
+    programs = find_programs(None, None, copies=backup.parent).folder
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}", "PGHOST": str(server.host), "PGPORT": str(server.port),
+        "PGUSER": str(server.username), "PGPASSWORD": str(server.password), "BACKUP": str(backup),
+        **dict(zip(_OF_BACKUP, databases, strict=True)),
+    }  # fmt: skip
+    subprocess.run(
+        ["bash", "-c", found[1]], env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def _lost(bench: Bench, place: Place) -> Case:
+    """Back up three databases, once, and lose them."""
+    case = bench.fresh(place, {CHAMPION: 1})
+    bench.put(case, INPUT, body_of(activity()))
+    backup = bench.house.deployment.settings.churn_home / f"backup-{bench.number}"
+    if not backup.exists():
+        case = bench.with_databases(case, "backup_dagster", "backup_churn", "backup_mlflow")
+        for name in case.given["databases"]:
+            bench.copy_release(name)
+        as_written("back up", case.server, case.given["databases"], backup)
+    case = bench.with_databases(case, "backup_dagster", "backup_churn", "backup_mlflow")
+    return replace(case, given={**case.given, "backup": backup})
+
+
+def restore(_deployment: Deployment, case: Case) -> None:
+    os.setpgid(0, 0)  # so that the commands are killed, too
+    as_written("restore", case.server, case.given["databases"], case.given["backup"])
+
+
+def restored(bench: Bench, case: Case) -> Seen:
+    rows = "SELECT variant, account_id, round(churn_probability::numeric, 6) FROM churn_predictions_current"
+    seen: Seen = Counter()
+    for name in case.given["databases"]:
+        seen += bench.catalog(name) + Counter((name, *row) for row in bench.rows(name, rows))
+    return seen
+
+
+def _logged_runs(bench: Bench, place: Place) -> Case:
+    """Materialize three partitions of an asset in three weeks, once, in a log that is copied."""
+    case = bench.with_databases(bench.fresh(place, {CHAMPION: 1}), "dagster")
+    bench.put(case, INPUT, body_of(activity()))
+    template = f"lane_{bench.number}_dagster_template"
+    if not execute(bench.server, "SELECT FROM pg_database WHERE datname = :name", name=template):
+        import dagster as dg
+
+        logging.getLogger("dagster").setLevel(logging.ERROR)
+        ensure_database(case.server.set(database=template))
+        parts = dg.StaticPartitionsDefinition(["a", "b", "c"])
+        asset = dg.asset(name="scores", partitions_def=parts)(lambda: None)
+        with _instance(case, template) as instance:
+            for key in parts.get_partition_keys() * 3:
+                dg.materialize([asset], instance=instance, partition_key=key)
+    execute(case.server.set(database="postgres"), f"CREATE DATABASE {case.given['databases'][0]} TEMPLATE {template}")
+    return case
+
+
+@contextmanager
+def _instance(case: Case, database: str) -> "Iterator[DagsterInstance]":
+    import dagster as dg
+
+    url = case.server.set(drivername="postgresql", database=database).render_as_string(hide_password=False)
+    with tempfile.TemporaryDirectory(prefix="churn-dagster-") as home:
+        (Path(home) / "dagster.yaml").write_text(json.dumps({"storage": {"postgres": {"postgres_url": url}}}))
+        with dg.DagsterInstance.from_config(home) as instance:
+            yield instance
+
+
+def purge(_deployment: Deployment, case: Case) -> None:
+    from orchestration.upkeep import purge_runs
+
+    with _instance(case, case.given["databases"][0]) as instance:
+        purge_runs(instance, datetime.now(UTC))
+
+
+def purged(bench: Bench, case: Case) -> Seen:
+    queries = (
+        "SELECT 'event', asset_key, partition, dagster_event_type FROM event_logs WHERE asset_key IS NOT NULL",
+        "SELECT 'other event', count(*) FROM event_logs WHERE asset_key IS NULL",
+        "SELECT 'run', count(*) FROM runs",
+    )
+    return Counter(tuple(row) for query in queries for row in bench.rows(case.given["databases"][0], query))
+
+
+def purging(_: Place) -> Mapping[str, Step]:
+    return {
+        "events are purged": ("dagster", "DagsterInstance.delete_run", "entered"),
+        "a run is purged": ("dagster", "DagsterInstance.delete_run", "left"),
+        "nothing is purged": ("orchestration.upkeep", "_with", "entered"),
+        "events are purged, not committed": ("orchestration.upkeep", "_with", "left", 2),
+    }
+
+
 _BOTH: tuple[Place, ...] = ("S3", "folder")
 OPERATIONS: tuple[Operation, ...] = (
     Operation("set-up", _empty_server, set_up, setting_up, set_up_as, naive=naive.SET_UP,
@@ -734,6 +847,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("erasure", _to_erase, erase, erasing, erased, _asked_of_erasure, naive=naive.ERASURE, places=_BOTH,
               each=2, random=15),
     Operation("retention", _to_retain, retain, retaining, retained, _asked_of_retention, naive=naive.RETENTION),
+    Operation("restore", _lost, restore, lambda _: {}, restored, random=15, twice=0),
+    Operation("purge", _logged_runs, purge, purging, purged),
     Operation("delivery", _undelivered, deliver_weeks, delivering, _delivered, _asked_of_delivery, _delivered_between,
               naive.DELIVERY),
 )  # fmt: skip

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import date
@@ -88,12 +88,12 @@ DELIVERING: Mapping[str, Step] = {
 }
 """Likewise for a process that delivers what is published, or erases an account from it."""
 
-_WARM = (
-    "apprise", "matplotlib.pyplot", "mlflow.db", "churn.workflows.alert", "churn.workflows.deliver",
-    "churn.workflows.erase", "churn.workflows.monitor", "churn.workflows.promote", "churn.workflows.set_up",
-    "churn.workflows.train", "experiment_tracking.log_model",
+OPERATIONS_WARM = (
+    "apprise", "dagster_postgres", "matplotlib.pyplot", "mlflow.db", "orchestration.upkeep", "churn.workflows.alert",
+    "churn.workflows.deliver", "churn.workflows.erase", "churn.workflows.monitor", "churn.workflows.promote",
+    "churn.workflows.set_up", "churn.workflows.train", "experiment_tracking.log_model",
 )  # fmt: skip
-"""Imported before the first child is forked."""
+"""What a nursery for other operations than scoring imports before it forks a child."""
 
 
 def _die() -> None:
@@ -147,10 +147,12 @@ class Order:
 class Nursery:
     """A process that has imported and loaded everything, opened nothing, and forks a child for each order."""
 
-    def __init__(self, environment: Mapping[str, str], deployment: Deployment, warmth: Warmth) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], deployment: Deployment, warmth: Warmth, modules: Sequence[str] = ()
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._orders, theirs = context.Pipe()
-        arguments = (dict(environment), replace(deployment), warmth, theirs)  # nothing is open in it
+        arguments = (dict(environment), replace(deployment), warmth, modules, theirs)  # nothing is open in it
         self._process = context.Process(target=_nurse, args=arguments, daemon=True)
         with pytest.MonkeyPatch.context() as patch:  # OpenMP reads it when it is loaded; its threads survive no fork
             patch.setenv("OMP_THREAD_LIMIT", "1")
@@ -175,10 +177,12 @@ class Nursery:
         self._process.join()
 
 
-def _nurse(environment: Mapping[str, str], deployment: Deployment, warmth: Warmth, orders: Connection) -> None:
+def _nurse(
+    environment: Mapping[str, str], deployment: Deployment, warmth: Warmth, modules: Sequence[str], orders: Connection
+) -> None:
     os.environ.update(environment)
     logging.getLogger("churn").setLevel(logging.ERROR)
-    for name in _WARM:
+    for name in modules:
         importlib.import_module(name)
     scorer = _warm_scorer(deployment, warmth)
     orders.send(None)
