@@ -7,6 +7,7 @@ patterns, such as ``promotion "S3 *"``, it makes these faults only. The results 
 import argparse
 import json
 import logging
+import math
 import os
 import platform
 import tempfile
@@ -113,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("names", nargs="*", default=["*"], help="names or patterns; default: all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of each fault's times; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of the other operations than scoring")
+    parser.add_argument("--add", action="store_true", help="add to the results that are kept, in place of replacing")
     parser.add_argument("--write-only", action="store_true", help="write the report from the results that are kept")
     args = parser.parse_args(argv)
     _be_quiet()
@@ -120,9 +123,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.write_only:
         with tempfile.TemporaryDirectory(prefix="churn-faults-") as folder, _in_place(Path(folder)) as (house, lanes):
             version = execute(house.server, "SHOW server_version")[0][0]
+            until_s = time.monotonic() + 60 * args.minutes
             about = {"day": str(datetime.now(UTC).date()), "code": code_version(), "postgres": version}
-            for name, result in chain(_operate(lanes, args.names, args.scale), _score(lanes, args.names, args.scale)):
-                results[name] = {**about, **result}
+            for name, result in chain(
+                _operate(lanes, args.names, args.scale, until_s), _score(lanes, args.names, args.scale)
+            ):
+                results[name] = {**about, **(_sum(results[name], result) if args.add and name in results else result)}
                 RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
                 print(f"{name}: {result['ours']}", flush=True)
     REPORT.write_text(report(results))
@@ -165,7 +171,9 @@ def _is_named(name: str, names: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in names)
 
 
-def _operate(lanes: list[Lane], names: Sequence[str], scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
+def _operate(
+    lanes: list[Lane], names: Sequence[str], scale: float, until_s: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Kill the operations, each place by one lane."""
     jobs = [(one, place) for one in OPERATIONS for place in one.places if _is_named(one.name, names)]
     free: Queue[Lane] = Queue()
@@ -173,17 +181,22 @@ def _operate(lanes: list[Lane], names: Sequence[str], scale: float) -> Iterator[
         lane.bench()
         free.put(lane)
 
-    def run(job: tuple[Operation, Place]) -> tuple[str, dict[str, Any]]:
+    def run(job: tuple[Operation, Place]) -> tuple[str, dict[str, Any]] | None:
         (operation, place), lane, started = job, free.get(), time.monotonic()
+        rng = Random(f"{operation.name} {place} {time.time()}")  # noqa: S311 when to kill
         try:
-            ours = Driver(operation, lane.bench(), place, Random(f"{operation.name} {place}")).run(scale)  # noqa: S311 when to kill
+            if started > until_s:
+                return None
+            ours = Driver(operation, lane.bench(), place, rng).run(scale, until_s)
             naive = run_naively(operation, lane.bench()) if place == operation.places[0] else None
             return f"{operation.name}, {place}", _result(ours, naive, time.monotonic() - started)
         finally:
             free.put(lane)
 
     with ThreadPoolExecutor(len(lanes)) as pool:
-        yield from (done.result() for done in as_completed([pool.submit(run, job) for job in jobs]))
+        for done in as_completed([pool.submit(run, job) for job in jobs]):
+            if (result := done.result()) is not None:
+                yield result
 
 
 def _score(lanes: list[Lane], names: Sequence[str], scale: float) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -205,6 +218,13 @@ def _score(lanes: list[Lane], names: Sequence[str], scale: float) -> Iterator[tu
 
 def _result(ours: Tally, naive: Tally | None, seconds: float) -> dict[str, Any]:
     return {"ours": vars(ours), "naive": naive and vars(naive), "seconds": round(seconds)}
+
+
+def _sum(kept: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    ours = _tally(kept["ours"])
+    ours.add(_tally(made["ours"]))
+    naive = made["naive"] or kept["naive"]
+    return {"ours": vars(ours), "naive": naive, "seconds": kept["seconds"] + made["seconds"]}
 
 
 def _tally(kept: dict[str, Any]) -> Tally:

@@ -1,5 +1,6 @@
 """Kills an operation at its steps, at random instants, beside itself and beside scoring; runs it again, and checks."""
 
+import math
 import os
 import signal
 import time
@@ -60,11 +61,15 @@ class Driver:
     usual_s: float = 0.0
     asked: Seen | None = None
 
-    def run(self, share: float = 1.0) -> Tally:
-        """Make all kills, or a share of each kind; returns what came of them."""
+    def run(self, share: float = 1.0, until_s: float = math.inf) -> Tally:
+        """Make all kills, or a share of each kind, or as many as there is time for; returns what came of them."""
         tally = Tally()
         self._undisturbed(tally)
-        for kill in self._kills(share):
+        kills = list(self._kills(share))
+        self.rng.shuffle(kills)
+        for kill in kills:
+            if time.monotonic() > until_s:
+                break
             self._make(kill, tally)
         return tally
 
