@@ -87,8 +87,8 @@ _OPERATION_COLUMNS = (
     "half done", "wrong", "the naive way",
 )  # fmt: skip
 _SCORING = """
-Each time of these, as many processes as there are cores compare a counter in an object with what they read, and add to
-it; what is lost are increments. An emulator that checks and then writes loses some.
+That SeaweedFS refuses all but one of several conditional puts at once is proved by
+`tests/faults/test_operations.py::test_no_change_is_lost_of_writers_that_replace_an_object_on_condition`.
 
 ## Scoring
 

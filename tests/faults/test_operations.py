@@ -4,19 +4,26 @@ nothing is lost, doubled, half done or wrong.
 The short form of ``just faults``: some of the kills of each operation, where that makes all.
 """
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 import pytest
 
+from churn.storage.places import Bucket, ReplacedError
 from tests.support.faults.bench import Bench, Place, open_bench
 from tests.support.faults.driver import Driver, run_naively
 from tests.support.faults.house import House, warmth_of
 from tests.support.faults.matrix import Stage
 from tests.support.faults.operations import OPERATIONS, Operation
 from tests.support.faults.worker import OPERATIONS_WARM, Nursery
+from tests.support.services import BUCKET, bench_environment
 
 CASES = [(one, place) for one in OPERATIONS for place in one.places]
 LONG = {"set-up", "training"}
@@ -66,3 +73,25 @@ def test_the_naive_way_is_caught_by_the_same_check(house: House, bench: Bench) -
 
     assert tally is not None
     assert tally.doubled > 0
+
+
+@pytest.mark.slow
+def test_no_change_is_lost_of_writers_that_replace_an_object_on_condition(homes: Path) -> None:
+    """Deliveries rely on it; an emulator that checks and then writes would prove nothing."""
+    with patch.dict(os.environ), bench_environment(homes / "conditional", "seaweedfs"):
+        bucket = Bucket(BUCKET)
+        bucket.write("counter", b"0")
+
+        def add(_: int) -> None:
+            n_done = 0
+            while n_done < 40:
+                found = bucket.open("counter")
+                body = str(int(b"".join(found.chunks)) + 1).encode()
+                with suppress(ReplacedError):
+                    bucket.swap("counter", body, found.entry.version)
+                    n_done += 1
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(add, range(4)))
+
+        assert b"".join(bucket.open("counter").chunks) == b"160"
