@@ -73,6 +73,12 @@ class Driver:
             self._make(kill, tally)
         return tally
 
+    @staticmethod
+    def n_planned(operation: Operation, place: Place) -> int:
+        """Return how many kills a whole run makes."""
+        n_others = operation.random + operation.twice + operation.scoring
+        return len(operation.steps(place)) * operation.each + n_others
+
     def _kills(self, share: float) -> Iterator[Callable[[Case], tuple[str, bool]]]:
         operation = self.operation
         steps = self.operation.steps(self.place)
