@@ -16,15 +16,11 @@ from orchestration.resources import Services
 
 RUNNING: Any = {"execution_timezone": "UTC", "default_status": dg.DefaultScheduleStatus.RUNNING}
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
+_EVALUATION = "Evaluates all registered variants every Monday at 06:00 UTC, after the week was scored."
 TICK_TAG = "churn/tick"  # common to the runs of one tick and their retries; filter the list of runs by it
 
 
-@dg.schedule(
-    job=evaluation_job,
-    cron_schedule="0 6 * * 1",
-    **RUNNING,
-    description="Evaluates all registered variants every Monday at 06:00 UTC, after the week was scored.",
-)
+@dg.schedule(job=evaluation_job, cron_schedule="0 6 * * 1", description=_EVALUATION, **RUNNING)
 def weekly_evaluation_schedule(context: dg.ScheduleEvaluationContext, services: Services) -> Requests:
     """Request a run for each chunk of the registered variants."""
     day = context.scheduled_execution_time.date().isoformat()

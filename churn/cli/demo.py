@@ -148,9 +148,8 @@ def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
         wanted = {variant.key for variant in VARIANTS}
         for tags in ranges(keys, wanted, len(wanted)):
             with sigterm_kept():
-                result = job.execute_in_process(
-                    instance=instance, tags={**tags, WEEK_TAG: week.isoformat()}, run_config=quiet, raise_on_error=False
-                )
+                of_week = {**tags, WEEK_TAG: week.isoformat()}
+                result = job.execute_in_process(quiet, instance, raise_on_error=False, tags=of_week)
             if not result.success:
                 errors = [event.step_failure_data.error_display_string for event in result.get_step_failure_events()]
                 reason = errors[0].splitlines()[0] if errors else "see its events"

@@ -25,9 +25,8 @@ class FleetTables(Tables):
     def newest_inputs(self, week: date) -> list[conditions.ScoredBatch]:
         """Return the champions' newest current batches until ``week`` of each variant's two newest inputs."""
         rows = self._rows(_SQL["newest_inputs"], week=week, since=week - conditions.MEMORY)
-        return [
-            conditions.ScoredBatch(**row._asdict() | {"drifts": conditions.StoredDrifts(row.drifts)}) for row in rows
-        ]
+        stored = conditions.StoredDrifts
+        return [conditions.ScoredBatch(**row._asdict() | {"drifts": stored(row.drifts)}) for row in rows]
 
     def attempts(self, since: date) -> list[conditions.Attempt]:
         """Return the newest attempt of each variant and role at its newest week from ``since`` on."""

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 _Out = TypeVar("_Out")
 
+Work = Callable[[Variant], _Out]
 Attempts = Iterator[tuple[str, _Out | BaseException]]
 """Each variant's key with the result of its work, or the error."""
 FleetEngine = Callable[[Callable[[str], "_Out | BaseException"], Sequence[str]], Attempts[_Out]]
@@ -22,10 +23,7 @@ FleetEngine = Callable[[Callable[[str], "_Out | BaseException"], Sequence[str]],
 
 
 def for_each_variant(
-    work: Callable[[Variant], _Out],
-    keys: Sequence[str],
-    engine: FleetEngine[_Out] | None = None,
-    n_threads: int | None = None,
+    work: Work[_Out], keys: Sequence[str], engine: FleetEngine[_Out] | None = None, n_threads: int | None = None
 ) -> Attempts[_Out]:
     """Do some work for many variants, several at once; one that fails stops no other.
 
@@ -37,7 +35,7 @@ def for_each_variant(
     yield from engine(attempt, keys) if engine else in_threads(lambda key: (key, attempt(key)), keys, n_threads)
 
 
-def _attempt(work: Callable[[Variant], _Out], key: str) -> _Out | BaseException:
+def _attempt(work: Work[_Out], key: str) -> _Out | BaseException:
     try:
         return work(Variant.from_key(key))
     except (Exception, pl.exceptions.PanicException) as error:  # Polars' panics are no Exception

@@ -68,9 +68,8 @@ def _drift_table(flags: Sequence[DriftFlag]) -> dg.MarkdownMetadataValue:
          f"{100 * flag.drift.unknown_share:.1f} %", "yes" if flag.is_confirmed else "no")
         for flag in sorted(flags, key=lambda flag: (not flag.is_confirmed, -abs(flag.drift.effect)))
     ]  # fmt: skip
-    return table(
-        ("variant", "week", "feature", "effect on scores, log-odds", "PSI", "unknown values", "confirmed"), rows
-    )
+    columns = ("variant", "week", "feature", "effect on scores, log-odds", "PSI", "unknown values", "confirmed")
+    return table(columns, rows)
 
 
 def _incident_table(incidents: Sequence[Incident]) -> dg.MarkdownMetadataValue:
