@@ -176,7 +176,7 @@ def _log_weeks(context: dg.OpExecutionContext, done: str, weeks: list[date]) -> 
 
 @dg.op
 def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -> None:
-    """Add the extracts that batches were scored from to the activity histories, with the exclusions beside them.
+    """Adds the extracts that batches were scored from to the activity histories, with the exclusions beside them.
 
     Exclusions of the variants of open campaigns are taken, too. A variant that fails stops no other, and fails the run.
     """
@@ -200,10 +200,10 @@ def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -
 
 @dg.job
 def maintenance_job() -> None:
-    """Open coming weeks of predictions, ingest extracts that were scored, and index closed weeks by account.
+    """Opens coming weeks of predictions, ingests extracts that were scored, and indexes closed weeks by account.
 
-    Then drop weeks older than the retention period, CHURN_KEEP_WEEKS, complete what is delivered, and purge old runs,
-    events and model versions, CHURN_KEEP_RUN_DAYS.
+    Then drops weeks older than the retention period, CHURN_KEEP_WEEKS, completes what is delivered, and purges old
+    runs, events and model versions, CHURN_KEEP_RUN_DAYS.
     """
     open_weeks_ahead()
     ingest_scored_extracts()
