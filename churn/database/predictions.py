@@ -44,7 +44,7 @@ _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _BEGIN_BATCH = sa.text("SELECT n_erasures, batch_id FROM begin_batch(:key, :lock_timeout)")
 _MAKE_CURRENT = sa.text("SELECT make_current(:batch, :share, :salt)")
 # One statement, since a fleet's batches are small. The reference is stored so that queries can compare batches with it.
-_RECORD_BATCH = read_queries("predictions")["record_batch"]
+_SQL = read_queries("predictions")
 _JSON_COLUMNS = ("unknown_levels", "levels", "importance", "drift", "window_features", "untrained_missing")
 
 
@@ -270,19 +270,11 @@ class PredictionStore(Tables):
 
     def published_by(self, dagster_run_ids: Sequence[str], week: date) -> set[str]:
         """Return the keys of the variants with a current batch of a week from one of these Dagster runs."""
-        query = (
-            "SELECT variant FROM scoring_batches "
-            "WHERE dagster_run_id = ANY(:runs) AND scored_week = :week AND is_current"
-        )
-        return {key for (key,) in self._rows(query, runs=list(dagster_run_ids), week=week)}
+        return {key for (key,) in self._rows(_SQL["published_by"], runs=list(dagster_run_ids), week=week)}
 
     def ab_share(self, variant: Variant, challenger_version: int) -> int:
         """Return the number of accounts per 10,000 that the newest event assigns to a challenger; 0 if none does."""
-        query = (
-            "SELECT challenger_version, ab_share FROM model_events WHERE variant = :variant "
-            "ORDER BY event_id DESC LIMIT 1"
-        )
-        rows = self._rows(query, variant=variant.key)
+        rows = self._rows(_SQL["ab_share"], variant=variant.key)
         return sum(int(share) for version, share in rows if version == challenger_version)
 
     def identity(self) -> str:
@@ -292,11 +284,7 @@ class PredictionStore(Tables):
 
     def measure(self, batch_id: int, week: date) -> tuple[int, float, float]:
         """Return the number of rows of a batch in the table, and the lowest and the highest score (0 without a row)."""
-        query = (
-            "SELECT count(*), coalesce(min(churn_probability), 0), coalesce(max(churn_probability), 0) "
-            "FROM churn_predictions WHERE scored_week = :week AND batch_id = :batch"
-        )
-        ((n_rows, lowest, highest),) = self._rows(query, week=week, batch=batch_id)
+        ((n_rows, lowest, highest),) = self._rows(_SQL["measure"], week=week, batch=batch_id)
         return n_rows, lowest, highest
 
     def current(self, variant: Variant, week: date) -> dict[str, tuple[int, BatchRecord]]:
@@ -329,11 +317,7 @@ class PredictionStore(Tables):
 
     def latest_inputs(self) -> dict[str, str]:
         """Return the input of each variant's newest batch as ``uri@version``, by variant key."""
-        query = (
-            "SELECT DISTINCT ON (variant) variant, source_uri || '@' || source_version "
-            "FROM scoring_batches WHERE scored_from <> 'history' ORDER BY variant, batch_id DESC"
-        )
-        return dict(map(tuple, self._rows(query)))
+        return dict(map(tuple, self._rows(_SQL["latest_inputs"])))
 
     def versions_named(self) -> set[tuple[str, int]]:
         """Return the versions, each with its variant's key, that stored batches name."""
@@ -341,21 +325,12 @@ class PredictionStore(Tables):
 
     def had_activity(self, variant: Variant, simulated: Collection[str]) -> bool:
         """Return whether a batch of a variant was scored from activity of its own, not from these simulated files."""
-        query = (
-            "SELECT EXISTS (SELECT FROM scoring_batches WHERE variant = :variant AND source_variant = variant "
-            "AND NOT is_sample AND (source = 's3' OR source_sha256 <> ALL(:simulated)))"
-        )
-        ((found,),) = self._rows(query, variant=variant.key, simulated=list(simulated))
+        ((found,),) = self._rows(_SQL["had_activity"], variant=variant.key, simulated=list(simulated))
         return bool(found)
 
     def stand_ins(self, week: date) -> dict[str, int]:
         """Return the newest batches of a week that were made from a local copy of the extract, by variant key."""
-        query = (
-            "SELECT variant, batch_id FROM (SELECT DISTINCT ON (variant) variant, batch_id, source "
-            "FROM scoring_batches WHERE scored_week = :week AND role = 'champion' AND scored_from = 'extract' "
-            "ORDER BY variant, batch_id DESC) AS newest WHERE source = 'local'"
-        )
-        return dict(map(tuple, self._rows(query, week=week)))
+        return dict(map(tuple, self._rows(_SQL["stand_ins"], week=week)))
 
     def _open_week(self, week: date) -> None:
         if week in self._opened:
@@ -407,7 +382,7 @@ def _record_batch(
     names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
     rows = [row | {"row": _without_nul(row["row"])} for row in quarantined.drop("activity_month").to_dicts()]
     values |= {"batch_id": batch_id, "reference": reference, "quarantined": json.dumps(rows)}
-    source: str | None = connection.scalar(sa.text(_RECORD_BATCH.format(names=names, values=slots)), values)
+    source: str | None = connection.scalar(sa.text(_SQL["record_batch"].format(names=names, values=slots)), values)
     return source
 
 

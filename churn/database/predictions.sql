@@ -15,3 +15,29 @@ WITH batch AS (
     VALUES (:variant, :scored_week, :role, :dagster_run_id, :started_at, 'published', :batch_id)
 )
 SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :scored_week AND is_current
+
+-- published_by
+SELECT variant FROM scoring_batches WHERE dagster_run_id = ANY(:runs) AND scored_week = :week AND is_current
+
+-- ab_share
+SELECT challenger_version, ab_share FROM model_events WHERE variant = :variant ORDER BY event_id DESC LIMIT 1
+
+-- measure
+SELECT count(*), coalesce(min(churn_probability), 0), coalesce(max(churn_probability), 0)
+FROM churn_predictions WHERE scored_week = :week AND batch_id = :batch
+
+-- latest_inputs
+SELECT DISTINCT ON (variant) variant, source_uri || '@' || source_version
+FROM scoring_batches WHERE scored_from <> 'history' ORDER BY variant, batch_id DESC
+
+-- had_activity
+SELECT EXISTS (
+    SELECT FROM scoring_batches WHERE variant = :variant AND source_variant = variant
+        AND NOT is_sample AND (source = 's3' OR source_sha256 <> ALL(:simulated))
+)
+
+-- stand_ins
+SELECT variant, batch_id FROM (
+    SELECT DISTINCT ON (variant) variant, batch_id, source FROM scoring_batches
+    WHERE scored_week = :week AND role = 'champion' AND scored_from = 'extract' ORDER BY variant, batch_id DESC
+) AS newest WHERE source = 'local'
