@@ -45,8 +45,9 @@ def test_a_campaign_is_drawn_once_and_its_arms_are_apart(deployment: Deployment,
     assert members(url, "spring") == drawn
     (summary,) = decisions.summaries("spring")
     assert summary["n_offered"] == 300 == len(on_list(url, "spring"))
-    assert 50 < summary["n_control"] < 100
-    assert 25 < summary["n_held_out"] < 65
+    # The salt is this database's own, so these are bounds of five standard deviations.
+    assert 30 < summary["n_control"] < 130
+    assert 9 < summary["n_held_out"] < 90
 
 
 @pytest.mark.slow
@@ -103,7 +104,8 @@ def test_nobody_is_in_two_open_campaigns_unless_that_is_allowed(deployment: Depl
     assert both.keys() == first.keys()
     assert {one for one, arm in both.items() if arm == "held_out"} == held_out, "for good, in every campaign"
     assert {one for one, arm in both.items() if arm == "control"} != {one for one, a in first.items() if a == "control"}
-    decisions.close_campaign("first")
+    for name in ("first", "both"):
+        decisions.close_campaign(name)
     decisions.create(campaign("third", US, top_share=0.01), {})
     assert members(url, "third").keys() <= first.keys(), "its accounts are free"
 
@@ -144,7 +146,7 @@ def test_the_list_of_a_week_leaves_out_whom_no_list_may_hold_and_says_how_many(
     assert trail == (len(rows), trail[1])
     assert trail[1]["excluded"] == 3
     assert trail[1]["control of an open campaign"] == len(control - {890, 891, 892})
-    assert 40 < trail[1]["held out"] < 140
+    assert 30 < trail[1]["held out"] < 160
     assert not listed & (control | {890, 891, 892} | set(range(900, 1000)))
     assert rows["score"].is_sorted(descending=True)
     assert rows["rise"].to_numpy() == pytest.approx((rows["score"] - rows["score_week_before"]).to_numpy(), abs=1e-6)
