@@ -6,7 +6,7 @@ scores, the same order of accounts, and the SHAP values of the calibrated log-od
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,22 +41,15 @@ def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_])
     ``margins`` are a model's log-odds of rows it was not trained on, ``churned`` their outcomes, both occurring; shape
     (n,) each. If the best fit has a slope below ``MIN_SLOPE``, the best one with a slope of 1 is returned.
     """
-    from sklearn.linear_model import LogisticRegression  # its import takes two seconds
-
     n_churned = int(churned.sum())
     if not 0 < n_churned < churned.size:
         raise ValueError(f"{n_churned} of {churned.size} rows churned; a calibration needs both outcomes")
     x = np.asarray(margins, dtype=np.float64)
-    # Platt's targets, not quite 0 and 1: scores that separate the outcomes perfectly must not diverge. Each row counts
-    # for both outcomes, weighted by its target.
+    # Platt's targets, not quite 0 and 1: scores that separate the outcomes perfectly must not diverge.
     low, high = 1 / (churned.size - n_churned + 2), (n_churned + 1) / (n_churned + 2)
     targets = np.where(churned, high, low)
-    if np.ptp(x) > 0:
-        model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(
-            np.tile(x, 2)[:, None], np.repeat([1, 0], x.size), np.concatenate([targets, 1 - targets])
-        )
-        if (slope := float(model.coef_[0, 0])) >= MIN_SLOPE:
-            return Calibration(slope, float(model.intercept_[0]))
+    if np.ptp(x) > 0 and (fitted := _fit_line(x, targets, np.inf)).slope >= MIN_SLOPE:
+        return fitted
     mean = targets.mean()
     shift = brentq(lambda shift: expit(x + shift).mean() - mean, logit(mean) - x.max() - 1, logit(mean) - x.min() + 1)
     return Calibration(1.0, float(shift), is_shift=True)
@@ -68,16 +61,21 @@ def fit_shrunken(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool
     The maximum a posteriori of a logistic regression with normal priors, so that no or few rows, or rows of one
     outcome, change little. ``margins`` are a calibrated model's log-odds; shape (n,), n may be 0.
     """
-    x, y = np.asarray(margins, dtype=np.float64), churned.astype(np.float64)
+    fitted = _fit_line(np.asarray(margins, dtype=np.float64), churned.astype(np.float64), _PRIOR_SD)
+    return replace(fitted, slope=max(fitted.slope, MIN_SLOPE))
 
+
+def _fit_line(
+    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], prior_sd: npt.NDArray[np.float64] | float
+) -> Calibration:
     def loss(line: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        z, off = line[0] + line[1] * x, (line - (0.0, 1.0)) / _PRIOR_SD
+        z, off = line[0] + line[1] * x, (line - (0.0, 1.0)) / prior_sd
         error = expit(z) - y
         value = (np.logaddexp(0.0, z) - y * z).sum() + (off**2).sum() / 2
-        return float(value), np.array([error.sum(), error @ x]) + off / _PRIOR_SD
+        return float(value), np.array([error.sum(), error @ x]) + off / prior_sd
 
     intercept, slope = minimize(loss, np.array([0.0, 1.0]), jac=True, method="BFGS").x
-    return Calibration(max(float(slope), MIN_SLOPE), float(intercept))
+    return Calibration(float(slope), float(intercept))
 
 
 def apply_to_booster(booster: xgb.Booster, calibration: Calibration) -> xgb.Booster:

@@ -143,7 +143,8 @@ def _learn(pool: Pool, training: Part, validation: Part, names: Sequence[str], p
     parts, margins = (training, validation), [pool.margins(part.matrix) for part in (training, validation)]
     first = fit_shrunken(margins[0], training.churned)
     data, unseen = (
-        _dmatrix([part], names, first.slope * of + first.intercept) for part, of in zip(parts, margins, strict=True)
+        single.dmatrix([part], names, first.slope * of + first.intercept)
+        for part, of in zip(parts, margins, strict=True)
     )
     own_trees = single.settings(_OWN_TREES, plan)
     booster = xgb.train(
@@ -159,7 +160,7 @@ def _learn(pool: Pool, training: Part, validation: Part, names: Sequence[str], p
     calibration = fit_shrunken(np.concatenate(margins), np.concatenate([part.churned for part in parts]))
     whole = apply_to_booster(pool.trained.bundle.booster, calibration)
     if chosen.n_rounds:
-        whole = xgb.train(own_trees, _dmatrix(parts, names), chosen.n_rounds, xgb_model=whole)
+        whole = xgb.train(own_trees, single.dmatrix(parts, names), chosen.n_rounds, xgb_model=whole)
     return whole, trials, chosen, calibration
 
 
@@ -181,10 +182,3 @@ def describe(pool: Pool, trained: Trained, *, has_labels: bool) -> str:
     """Describe what a variant made of a pool."""
     trees = f"{counted(trained.chosen.n_rounds, 'tree')} of its own" if trained.chosen.n_rounds else "its base rate"
     return f"{pool.n_variants} variants, with {trees if has_labels else 'too few labels of its own'}"
-
-
-def _dmatrix(
-    parts: Sequence[Part], names: Sequence[str], margin: npt.NDArray[np.floating] | None = None
-) -> xgb.DMatrix:
-    matrix, churned = (np.concatenate([getattr(part, name) for part in parts]) for name in ("matrix", "churned"))
-    return xgb.DMatrix(matrix, churned, base_margin=margin, feature_names=list(names), nthread=1)

@@ -234,7 +234,7 @@ def learn_alone(
     applied to one trained on them as well, with the same rounds. ``remember`` takes the digest of the data and the
     search, which takes longest, and may return what that returned before.
     """
-    data, unseen_data = _dmatrix(training, feature_names), _dmatrix(validation, feature_names)
+    data, unseen_data = dmatrix([training], feature_names), dmatrix([validation], feature_names)
     trials = remember(digest(feature_names, (training, validation)), partial(_search, data, unseen_data, plan))
     chosen = min(trials, key=lambda trial: trial.log_loss)
     provisional = xgb.train(settings(chosen.parameters, plan), data, chosen.n_rounds)
@@ -255,11 +255,9 @@ def fit(
 
     ``shuffled_by`` shuffles the labels, so that nothing can be learned.
     """
-    matrix = np.concatenate([part.matrix for part in parts])
-    churned = np.concatenate([part.churned for part in parts])
+    data = dmatrix(parts, feature_names)
     if shuffled_by is not None:
-        churned = shuffled_by.permutation(churned)
-    data = xgb.DMatrix(matrix, churned, feature_names=list(feature_names), nthread=1)
+        data.set_label(shuffled_by.permutation(data.get_label()))
     return xgb.train(settings(trial.parameters, plan), data, trial.n_rounds)
 
 
@@ -307,8 +305,12 @@ def _take(part: Part, rows: npt.NDArray[np.bool_]) -> Part:
     )
 
 
-def _dmatrix(part: Part, feature_names: Sequence[str]) -> xgb.DMatrix:
-    return xgb.DMatrix(part.matrix, part.churned, feature_names=list(feature_names), nthread=1)
+def dmatrix(
+    parts: Sequence[Part], feature_names: Sequence[str], margin: npt.NDArray[np.floating] | None = None
+) -> xgb.DMatrix:
+    """Return the rows and labels of some parts, and the log-odds that training starts from."""
+    matrix, churned = (np.concatenate([getattr(part, name) for part in parts]) for name in ("matrix", "churned"))
+    return xgb.DMatrix(matrix, churned, base_margin=margin, feature_names=list(feature_names), nthread=1)
 
 
 def settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:

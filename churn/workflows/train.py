@@ -148,10 +148,13 @@ class Trainer:
         """
         if len(keys) < self.least_pooled:
             return self
-        work = partial(self._sample, today=monday_of(today), most=pooling.MAX_ROWS // len(keys))
-        samples = [sample for _, sample in for_each_variant(work, keys) if isinstance(sample, pooling.Sample)]
         learn = partial(learn_alone, remember=partial(self._remember, dry_run))
-        return replace(self, pools=pooling.build_pools(samples, self.plan, self.limits, learn))
+        return replace(self, pools=pooling.build_pools(self.draw_samples(keys, today), self.plan, self.limits, learn))
+
+    def draw_samples(self, keys: Sequence[str], today: date) -> list[pooling.Sample]:
+        """Read the rows of the variants for their pools."""
+        work = partial(self._sample, today=monday_of(today), most=pooling.MAX_ROWS // len(keys))
+        return [sample for _, sample in for_each_variant(work, keys) if isinstance(sample, pooling.Sample)]
 
     def _sample(self, variant: Variant, today: date, most: int) -> pooling.Sample | None:
         champion, activity = self._champion(variant), self._activity(variant, is_own=True, dry_run=True)
@@ -197,9 +200,7 @@ class Trainer:
             today=today,
             sources=tuple((source.uri, source.sha256) for source in data.sources.values()),
             n_facts=data.facts.height,
-            months=_months_of(data.facts, today)
-            if data.facts.height
-            else (trained.training.as_ofs[0], trained.held_out.as_ofs[-1]),
+            months=_months_of(data.facts, today) if data.facts.height else (trained.training.as_ofs[0], today),
             data_sha256=trained.data_sha256,
             names_from=requested.origin,
             code_version=self.code_version,
@@ -220,7 +221,7 @@ class Trainer:
             if has_labels
             else None,
             columns=replace(
-                self._columns(variant, champion),
+                data.columns if data.owner == variant else self._columns(variant, champion),
                 one_hot=tuple(group.source_column for group in trained.encoding.one_hots),
             ),
         )

@@ -42,7 +42,7 @@ class TrainingConfig(dg.Config, use_attribute_docstrings=True):
     """Train and check without changing the activity history or MLflow; the run materializes nothing."""
 
 
-@fleet_assets("train_variants", [SPEC], backfill_variants=100)
+@fleet_assets("train_variants", [SPEC], backfill_variants=2_000)  # a run's are pooled
 def training_assets(context: dg.AssetExecutionContext, config: TrainingConfig, services: Services) -> checks.Results:
     """Train every variant of the run's partitions that this run, or one that it resumes, has not trained."""
     run = FleetRun(context, [SPEC])

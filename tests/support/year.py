@@ -138,7 +138,8 @@ def simulate_year(
         list(set_up_server(*deployment.databases))
         facts = {variant: _facts(variant, n_accounts, is_twisted=variant in year.twisted) for variant in variants}
         _bring(facts, TRAINED_ON)
-        trainer = deployment.trainer(n_trials=TRIALS)
+        # Each alone, as in the year, in which a variant is retrained by itself.
+        trainer = replace(deployment.trainer(n_trials=TRIALS), least_pooled=n_variants + 1)
         keys = [variant.key for variant in variants]
         for key, trained in trainer.train_fleet(keys, TRAINED_ON, lambda outcome: outcome):
             outcome = year.first_champions[Variant.from_key(key)] = _raised(trained)

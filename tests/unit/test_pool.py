@@ -3,6 +3,7 @@ pool holds each variant's rows once and apart, sees no label of the days that ju
 evidence gets the pool as it is.
 """
 
+import pickle
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -71,6 +72,9 @@ def test_a_pool_has_all_levels_of_its_variants_and_its_rows_apart(
     assert set(pool.names) == {name for names, _ in fleet.values() for name in names}
     assert again.trained.bundle.sha256 == pool.trained.bundle.sha256, "the order of the variants matters"
     assert again.trained.data_sha256 == pool.trained.data_sha256
+    sent = pickle.loads(pickle.dumps(pool))  # noqa: S301 as between processes
+    np.testing.assert_array_equal(*(one.margins(pool.trained.validation.matrix) for one in (sent, pool)))
+    assert sent.trained.bundle.sha256 == pool.trained.bundle.sha256
     n_rows = sum(len(shot.churned) for _, shots in fleet.values() for shot in shots)
     assert sum(one.rows.height for one in samples) == n_rows
     ids = [set(one.rows["account_id"]) for one in samples]
