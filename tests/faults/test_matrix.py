@@ -14,7 +14,7 @@ from tests.support.faults.worker import DELIVERING, MOVES, POINTS, REGISTERING
 
 
 def test_each_point_at_which_a_worker_is_killed_is_a_function_of_the_product() -> None:
-    for module, path, _ in {**POINTS, **MOVES, **REGISTERING, **DELIVERING}.values():
+    for module, path, *_ in {**POINTS, **MOVES, **REGISTERING, **DELIVERING}.values():
         assert callable(attrgetter(path)(import_module(module)))
 
 
