@@ -19,14 +19,7 @@ def package_version() -> str:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a variant's registered model, and the alias that it was resolved from.
-
-    Attributes:
-        is_calibrated: Whether its scores were calibrated, so that they are probabilities.
-        columns: What the columns of the variant's activity mean, as declared with the version, in JSON; ``None`` for
-            the defaults.
-        is_repeat: Whether a registration found it, made of the same files, and changed nothing.
-    """
+    """One version of a variant's registered model, and the alias that it was resolved from."""
 
     variant: Variant
     registered_model: str
@@ -36,9 +29,10 @@ class ModelVersion:
     mlflow_run_id: str
     sha256: str
     has_reference: bool = False
-    is_calibrated: bool = False
+    is_calibrated: bool = False  # whether its scores were calibrated, so that they are probabilities
+    # What the columns of the variant's activity mean, as declared with the version, in JSON; `None` for the defaults
     columns: str | None = None
-    is_repeat: bool = False
+    is_repeat: bool = False  # whether a registration found it, made of the same files, and changed nothing
 
     @property
     def uri(self) -> str:

@@ -45,19 +45,13 @@ _Cursor = TypeVar("_Cursor")
 
 
 class InputState(BaseModel):
-    """What ``new_data_sensor`` has seen. It is kept beside the cursor, as its tick's; before 1.0 it was the cursor.
-
-    Attributes:
-        tick: How often it has changed.
-        versions: The last version of each variant's input, by key.
-        stand_ins: The batches of this week from a local copy that are being scored again, by key.
-    """
+    """What ``new_data_sensor`` has seen. It is kept beside the cursor, as its tick's; before 1.0 it was the cursor."""
 
     model_config = ConfigDict(extra="forbid")
 
-    tick: int = 0
-    versions: dict[str, str] = {}
-    stand_ins: dict[str, int] = {}
+    tick: int = 0  # how often it has changed
+    versions: dict[str, str] = {}  # the last version of each variant's input, by key
+    stand_ins: dict[str, int] = {}  # the batches of this week from a local copy that are being scored again, by key
 
 
 class InputCursor(BaseModel):

@@ -56,16 +56,13 @@ Rule = tuple[str, pl.Expr]
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """The result of checking a file's rows.
+    """The result of checking a file's rows."""
 
-    Attributes:
-        rows: The rows that break no rule, typed, with ``row_number`` (from 1, as in the file), and ``account_key`` if
-            any id is a text.
-        quarantined: ``row_number, account_id (null if unreadable), activity_month (null if unreadable or absent),
-            rules (list of str), row (the original as JSON), account_key (null of numbers)``.
-    """
-
+    # The rows that break no rule, typed, with `row_number` (from 1, as in the file), and `account_key` if any id is a
+    # text.
     rows: pl.DataFrame
+    # `row_number, account_id (null if unreadable), activity_month (null if unreadable or absent), rules (list of str),
+    # row (the original as JSON), account_key (null of numbers)`.
     quarantined: pl.DataFrame
     n_read: int
 

@@ -25,16 +25,11 @@ class Tombstone(NamedTuple):
 
 @dataclass(frozen=True)
 class Erased:
-    """The erased accounts of some variants.
+    """The erased accounts of some variants."""
 
-    Attributes:
-        salt: 32 bytes; empty if nothing was ever erased.
-        n_erasures: The number of erasures in the deployment when this was read, of all variants.
-    """
-
-    salt: bytes = b""
+    salt: bytes = b""  # 32 bytes; empty if nothing was ever erased
     tombstones: frozenset[Tombstone] = frozenset()
-    n_erasures: int = 0
+    n_erasures: int = 0  # the number of erasures in the deployment when this was read, of all variants
 
     def marks(self, account_ids: pl.Series) -> Flags:
         """Mark the erased accounts; ids may be missing. Shape (n,)."""

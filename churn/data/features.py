@@ -298,22 +298,18 @@ def plan_encoded(feature_names: Sequence[str], source_columns: Sequence[str], le
 
 @dataclass(frozen=True)
 class Packed:
-    """A model's input rows, in a tenth of the matrix's memory.
+    """A model's input rows, in a tenth of the matrix's memory."""
 
-    Attributes:
-        numbers: Shape (n numbers, n_rows), in the encoding's order.
-        levels: Per one-hot source column, the index of the row's level in ``OneHot.levels``, or their count if the
-            model does not know the level; shape (n source columns, n_rows).
-        unknown_levels: ``{source_column: {level: rows}}`` of levels that the model does not know, most frequent first.
-        last_active_months: Each account's newest month with activity as days since 1970, ``NEVER`` without one; shape
-            (n_rows,). ``None`` if unknown.
-        is_at_risk: Which accounts are at risk of churning, shape (n_rows,). ``None`` if unknown: then all count.
-    """
-
-    numbers: Floats
+    numbers: Floats  # shape (n numbers, n_rows), in the encoding's order
+    # Per one-hot source column, the index of the row's level in `OneHot.levels`, or their count if the model does not
+    # know the level; shape (n source columns, n_rows).
     levels: npt.NDArray[np.uint16]
+    # `{source_column: {level: rows}}` of levels that the model does not know, most frequent first
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
+    # Each account's newest month with activity as days since 1970, `NEVER` without one; shape (n_rows,). `None` if
+    # unknown.
     last_active_months: Ints | None = None
+    # Which accounts are at risk of churning, shape (n_rows,). `None` if unknown: then all count.
     is_at_risk: Flags | None = None
 
     @property

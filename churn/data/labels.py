@@ -62,39 +62,26 @@ class Horizon:
 
 @dataclass(frozen=True)
 class Labels:
-    """Accounts' labels.
+    """Accounts' labels."""
 
-    Attributes:
-        account_ids: Those with a mature label, ascending; shape (n,).
-        churned: Their labels; shape (n,).
-        n_missing: Accounts without a label although the horizon has passed: the facts do not reach its end, the account
-            was not known at the as-of date, or a month was not observed (:mod:`churn.data.observed`). Activity in
-            another makes no difference, or those who stay would have labels more often than those who leave.
-    """
-
-    account_ids: Ids
-    churned: Flags
+    account_ids: Ids  # those with a mature label, ascending; shape (n,)
+    churned: Flags  # their labels; shape (n,)
+    # Accounts without a label although the horizon has passed: the facts do not reach its end, the account was not
+    # known at the as-of date, or a month was not observed (churn.data.observed). Activity in another makes no
+    # difference, or those who stay would have labels more often than those who leave.
     n_missing: int
 
 
 @dataclass(frozen=True)
 class Reports:
-    """A variant's activity as arrays of shape (n,), sorted by account, month, ``known_at`` and arrival.
-
-    Attributes:
-        months: Days since 1970.
-        known_at: Microseconds since 1970, UTC.
-        is_active: Whether any money column is neither missing nor zero.
-        segments: The account's levels of the segments whose rows are watched, shape (n, n_segments).
-        unreadable: Rows that were quarantined, see :func:`churn.data.observed.unreadable_reports`.
-    """
+    """A variant's activity as arrays of shape (n,), sorted by account, month, ``known_at`` and arrival."""
 
     account_ids: Ids
-    months: Ints
-    known_at: Longs
-    is_active: Flags
-    segments: pl.DataFrame
-    unreadable: pl.DataFrame | None = None
+    months: Ints  # days since 1970
+    known_at: Longs  # microseconds since 1970, UTC
+    is_active: Flags  # whether any money column is neither missing nor zero
+    segments: pl.DataFrame  # the account's levels of the segments whose rows are watched, shape (n, n_segments)
+    unreadable: pl.DataFrame | None = None  # rows that were quarantined, see churn.data.observed.unreadable_reports
 
     @classmethod
     def of(

@@ -38,37 +38,25 @@ Chunk = tuple[Longs, Packed]
 
 @dataclass
 class RowCounts:
-    """Counts of a file's rows; complete when all chunks were consumed.
-
-    Attributes:
-        n_accounts: Rows to score, one per account.
-        n_later: Rows not known yet at the as-of date.
-        n_withheld: Accounts left out because their newest row was quarantined; an older one would be stale.
-        quarantined: ``row_number, account_id, activity_month, rules, row``.
-        unknown_levels: ``{source_column: {level: rows}}`` of the valid rows; the most frequent levels of each.
-        account_keys: See :func:`churn.data.account_ids.key_table`.
-        n_erased: Rows dropped because their account was erased.
-        own_columns: Features that could be computed, and are columns of the file.
-        n_short_windows: Features over more months than the activity has.
-        first_month: The first month known at the as-of day, ``None`` of encoded rows; likewise ``newest_month``.
-        n_newest: Rows of the newest month that was over by then; ``None`` of encoded rows.
-    """
+    """Counts of a file's rows; complete when all chunks were consumed."""
 
     n_read: int
-    n_accounts: int
-    n_later: int
-    n_withheld: int
+    n_accounts: int  # rows to score, one per account
+    n_later: int  # rows not known yet at the as-of date
+    n_withheld: int  # accounts left out because their newest row was quarantined; an older one would be stale
     has_account_ids: bool
-    quarantined: pl.DataFrame
+    quarantined: pl.DataFrame  # `row_number, account_id, activity_month, rules, row`
+    # `{source_column: {level: rows}}` of the valid rows; the most frequent levels of each
     unknown_levels: dict[str, dict[str, int]]
-    account_keys: pl.DataFrame | None = None
-    n_erased: int = 0
-    n_short_windows: int = 0
-    own_columns: tuple[str, ...] = ()
+    account_keys: pl.DataFrame | None = None  # see churn.data.account_ids.key_table
+    n_erased: int = 0  # rows dropped because their account was erased
+    n_short_windows: int = 0  # features over more months than the activity has
+    own_columns: tuple[str, ...] = ()  # features that could be computed, and are columns of the file
     horizon_months: int = HORIZON_MONTHS
+    # The first month known at the as-of day, `None` of encoded rows; likewise `newest_month`
     first_month: date | None = None
     newest_month: date | None = None
-    n_newest: int | None = None
+    n_newest: int | None = None  # rows of the newest month that was over by then; `None` of encoded rows
 
 
 @dataclass(frozen=True)
@@ -86,18 +74,12 @@ class ScoringRows:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """How raw activity becomes a model's rows: what is packed of each row, and what is computed from several.
-
-    Attributes:
-        packed: Of the file's rows: the features that follow from one row, and the columns of the windows.
-        of_row: The windows that follow from one row.
-        windows: The others, computed for all accounts at once.
-    """
+    """How raw activity becomes a model's rows: what is packed of each row, and what is computed from several."""
 
     encoding: Encoding
-    packed: Encoding
-    of_row: tuple[Window, ...]
-    windows: tuple[Window, ...]
+    packed: Encoding  # of the file's rows: the features that follow from one row, and the columns of the windows
+    of_row: tuple[Window, ...]  # the windows that follow from one row
+    windows: tuple[Window, ...]  # the others, computed for all accounts at once
 
     def column(self, packed: Sequence[Packed], name: str) -> Floats:
         """Return a packed column of all rows; of activity, whether there is any."""

@@ -51,19 +51,14 @@ _NUMBERS = ("number", "money", "balance")
 
 @dataclass(frozen=True)
 class Window:
-    """A feature that is computed from an account's months, or from a date.
-
-    Attributes:
-        column: The column that it is computed from, or ``IS_ACTIVE``.
-        aggregate: ``sum``, ``mean``, ``max``, ``count``, ``rate``, ``trend``; ``since`` for months since activity;
-            ``since_date`` for months since the date in ``column``.
-        months: Complete months; 0 if the window has no fixed length.
-    """
+    """A feature that is computed from an account's months, or from a date."""
 
     name: str
-    column: str
+    column: str  # the column that it is computed from, or `IS_ACTIVE`
+    # `sum`, `mean`, `max`, `count`, `rate`, `trend`; `since` for months since activity; `since_date` for months since
+    # the date in `column`.
     aggregate: str
-    months: int = 0
+    months: int = 0  # complete months; 0 if the window has no fixed length
 
     @property
     def source_column(self) -> str:
@@ -84,19 +79,12 @@ class Window:
 
 @dataclass(frozen=True)
 class KnownRows:
-    """The reports that were known at the end of an as-of day.
+    """The reports that were known at the end of an as-of day."""
 
-    Attributes:
-        account_ids: Of the whole file, shape (n,).
-        months: Likewise, days since 1970.
-        rows: The positions of the known reports, in order of account, month and time.
-        latest: The position of each account's latest row, in order of account; shape (n_accounts,).
-    """
-
-    account_ids: Longs
-    months: Ints
-    rows: Longs
-    latest: Longs
+    account_ids: Longs  # of the whole file, shape (n,)
+    months: Ints  # likewise, days since 1970
+    rows: Longs  # the positions of the known reports, in order of account, month and time
+    latest: Longs  # the position of each account's latest row, in order of account; shape (n_accounts,)
     as_of: date
 
     @cached_property

@@ -34,39 +34,29 @@ SOURCE_COLUMNS = (
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """A chunk of a batch's rows.
+    """A chunk of a batch's rows."""
 
-    Attributes:
-        account_ids: Shape (n,), unique over the whole batch.
-        probabilities: Shape (n,), in [0, 1].
-        last_active_months: Days since 1970, ``NEVER`` for accounts without activity, shape (n,); ``None`` if unknown.
-        contributions: Log-odds by source column, shape (n, n_source_columns); ``None`` without reasons.
-        values: Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n).
-        shown: Of each source column with windows, the index of the feature whose value that is; shape (n, n of these).
-    """
-
-    account_ids: Longs
-    probabilities: Floats
+    account_ids: Longs  # shape (n,), unique over the whole batch
+    probabilities: Floats  # shape (n,), in [0, 1]
+    # Days since 1970, `NEVER` for accounts without activity, shape (n,); `None` if unknown
     last_active_months: Ints | None = None
+    # Log-odds by source column, shape (n, n_source_columns); `None` without reasons
     contributions: Floats | None = None
+    # Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n)
     values: Floats | None = None
+    # Of each source column with windows, the index of the feature whose value that is; shape (n, n of these)
     shown: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
 class CopyLayout:
-    """The columns of one batch's rows, of which all have the same week; the database adds the batch's number.
-
-    Attributes:
-        source_columns: The source columns of the rows' contributions; empty without reasons.
-        n_shown: The number of them with windows, of which the index of the shown feature is stored.
-        account_keys: See :func:`churn.data.account_ids.key_table`; texts have no fixed size, and are the last field.
-    """
+    """The columns of one batch's rows, of which all have the same week; the database adds the batch's number."""
 
     week: date
-    source_columns: tuple[str, ...] = ()
-    n_shown: int = 0
+    source_columns: tuple[str, ...] = ()  # the source columns of the rows' contributions; empty without reasons
+    n_shown: int = 0  # the number of them with windows, of which the index of the shown feature is stored
     has_last_active_month: bool = False
+    # See churn.data.account_ids.key_table; texts have no fixed size, and are the last field
     account_keys: pl.DataFrame | None = None
 
     @property

@@ -63,32 +63,24 @@ class EvaluatedBatch:
     """A batch and its realized performance.
 
     Batches that are read back have no ``segments``, and ``reliability`` only to be logged.
-
-    Attributes:
-        n_at_risk: Accounts at risk at the as-of date; only these are evaluated.
-        auc_limit: Minimum ROC AUC of its model version; ``None`` if unknown.
-        status: ``insufficient`` if too few labels matured; ``measures`` is empty then.
-        measures: Values by name, as in ``churn.evaluation.metrics.Evaluation.metrics``.
-        evidence_after: The last as-of day that is no evidence about its model version.
-        replaces_because: Why it was evaluated again; ``None`` if it was not.
-        reliability: ``n``, ``mean_score`` and ``churned_share`` of bins of about equal size, by rising score.
     """
 
     batch: PublishedBatch
     labels_as_of: date
     horizon_months: int
     n_accounts: int
-    n_at_risk: int
+    n_at_risk: int  # accounts at risk at the as-of date; only these are evaluated
     n_matured: int
     n_missing: int
     n_churned: int
-    status: str
-    auc_limit: float | None
-    measures: dict[str, float]
+    status: str  # `insufficient` if too few labels matured; `measures` is empty then
+    auc_limit: float | None  # minimum ROC AUC of its model version; `None` if unknown
+    measures: dict[str, float]  # values by name, as in `churn.evaluation.metrics.Evaluation.metrics`
+    # `n`, `mean_score` and `churned_share` of bins of about equal size, by rising score
     reliability: Reliability | None = None
     segments: Sequence[EvaluatedSegment] = ()
-    evidence_after: date | None = None
-    replaces_because: str | None = None
+    evidence_after: date | None = None  # the last as-of day that is no evidence about its model version
+    replaces_because: str | None = None  # why it was evaluated again; `None` if it was not
 
     @property
     def is_below_limit(self) -> bool:

@@ -36,33 +36,24 @@ _RECORD = "SELECT event_id, occurred_at, actor FROM record_event(CAST(:event AS 
 
 @dataclass(frozen=True)
 class ModelEvent:
-    """A change of a variant's aliases, with the versions that they name after it.
-
-    Attributes:
-        champion: The champion's version; ``None`` if the alias is not set. Likewise ``previous`` and ``challenger``.
-        ab_share: The number of accounts per 10,000 that are served the challenger's score.
-        is_forced: Whether a person overruled the test or a guardrail.
-        evidence: The figures behind the decision.
-        from_champion: The version of each alias before it.
-        state: ``pending`` until all aliases are moved; ``overtaken`` if somebody else moved one before that.
-        decision: What the event decides, such as a Dagster run, unique for each variant; ``None`` for a command.
-    """
+    """A change of a variant's aliases, with the versions that they name after it."""
 
     variant: Variant
     action: Action
-    champion: int | None
+    champion: int | None  # The champion's version; `None` if the alias is not set. Likewise `previous` and `challenger`
     previous: int | None
     challenger: int | None
     reason: str
     actor: str
     occurred_at: datetime
-    ab_share: int = 0
-    is_forced: bool = False
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    from_champion: int | None = None
+    ab_share: int = 0  # the number of accounts per 10,000 that are served the challenger's score
+    is_forced: bool = False  # whether a person overruled the test or a guardrail
+    evidence: Mapping[str, Any] = field(default_factory=dict)  # the figures behind the decision
+    from_champion: int | None = None  # the version of each alias before it
     from_previous: int | None = None
     from_challenger: int | None = None
-    state: State = "done"
+    state: State = "done"  # `pending` until all aliases are moved; `overtaken` if somebody else moved one before that
+    # What the event decides, such as a Dagster run, unique for each variant; `None` for a command
     decision: str | None = None
     event_id: int = 0
 

@@ -128,24 +128,18 @@ class BatchRecord:
 
 @dataclass
 class BatchInProgress:
-    """A batch that is scored while PostgreSQL pulls its rows: read all of :meth:`rows` once, then :meth:`finish`.
-
-    Attributes:
-        make_record: Returns the record, which has the number of rows scored, and the quarantined rows with the columns
-            ``row_number, account_id, rules, row``. Called after the last chunk.
-        source_columns: As of :class:`CopyLayout`, like ``n_shown`` and the next two.
-        reference: The profile that the batch is compared with, as JSON; ``None`` if its model has none.
-        n_erasures: The number of erasures when its rows were read; a later erasure prevents its publication.
-    """
+    """A batch that is scored while PostgreSQL pulls its rows: read all of :meth:`rows` once, then :meth:`finish`."""
 
     chunks: Iterable[ScoredRows]
+    # Returns the record, which has the number of rows scored, and the quarantined rows with the columns `row_number,
+    # account_id, rules, row`. Called after the last chunk.
     make_record: Callable[[], tuple[BatchRecord, pl.DataFrame]]
-    source_columns: Sequence[str] = ()
+    source_columns: Sequence[str] = ()  # as of CopyLayout, like `n_shown` and the next two
     n_shown: int = 0
     has_last_active_month: bool = False
     account_keys: pl.DataFrame | None = None
-    reference: str | None = None
-    n_erasures: int = 0
+    reference: str | None = None  # the profile that the batch is compared with, as JSON; `None` if its model has none
+    n_erasures: int = 0  # the number of erasures when its rows were read; a later erasure prevents its publication
     _account_ids: list[npt.NDArray[np.int64]] = field(default_factory=list, init=False)
     _is_drained: bool = field(default=False, init=False)
 

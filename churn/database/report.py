@@ -24,37 +24,23 @@ _QUERIES = read_queries("report")  # by the attribute of FleetRows
 
 @dataclass(frozen=True)
 class FleetRows:
-    """The rows of one report.
+    """The rows of one report."""
 
-    Attributes:
-        week: The reported week; ``None`` if nothing was ever scored.
-        weeks: The weeks shown, ascending; the last is ``week``.
-        batches: Current batches of these weeks, both roles, with the results of their evaluation if there are any.
-        newest: The champion's newest batch of each variant, with all columns.
-        evaluated: The champion's newest batch of each variant that had enough labels to be evaluated.
-        segments: The segments of the batches in ``evaluated``.
-        flags: Drift flags of these weeks.
-        attempts: The last attempt of each variant and role in ``week``.
-        champions: Each variant's champion and challenger at the end of ``week``, and the champion's first day.
-        registered: The variants that were registered by the end of ``week``, scored or not.
-        changes: Promotions and rollbacks in these weeks, newest first.
-        incidents: Open incidents, then recently resolved ones.
-        campaigns: Open campaigns, then those closed in these weeks.
-    """
-
-    week: date | None
-    weeks: Sequence[date] = ()
+    week: date | None  # the reported week; `None` if nothing was ever scored
+    weeks: Sequence[date] = ()  # the weeks shown, ascending; the last is `week`
+    # Current batches of these weeks, both roles, with the results of their evaluation if there are any
     batches: Sequence[Row] = ()
-    newest: Sequence[Row] = ()
-    evaluated: Sequence[Row] = ()
-    segments: Sequence[Row] = ()
-    flags: Sequence[Row] = ()
-    attempts: Sequence[Row] = ()
+    newest: Sequence[Row] = ()  # the champion's newest batch of each variant, with all columns
+    evaluated: Sequence[Row] = ()  # the champion's newest batch of each variant that had enough labels to be evaluated
+    segments: Sequence[Row] = ()  # the segments of the batches in `evaluated`
+    flags: Sequence[Row] = ()  # drift flags of these weeks
+    attempts: Sequence[Row] = ()  # the last attempt of each variant and role in `week`
+    # Each variant's champion and challenger at the end of `week`, and the champion's first day
     champions: Sequence[Row] = ()
-    registered: Sequence[Row] = ()
-    changes: Sequence[Row] = ()
-    incidents: Sequence[Row] = ()
-    campaigns: Sequence[Row] = ()
+    registered: Sequence[Row] = ()  # the variants that were registered by the end of `week`, scored or not
+    changes: Sequence[Row] = ()  # promotions and rollbacks in these weeks, newest first
+    incidents: Sequence[Row] = ()  # open incidents, then recently resolved ones
+    campaigns: Sequence[Row] = ()  # open campaigns, then those closed in these weeks
 
 
 def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:

@@ -75,17 +75,12 @@ class Deployment:
 
     A method that opens a service raises :class:`ChurnError` within seconds if a database or the registry that the
     service uses cannot be reached or is not set up.
-
-    Attributes:
-        predictions: The predictions database; ``None`` if only MLflow is set, which is enough to log models.
-        mlflow_database: MLflow's database if this deployment owns it; ``None`` behind an MLflow server.
-        tracking_uri: For MLflow clients; may contain a password.
     """
 
     settings: Settings
-    predictions: sa.URL | None
-    mlflow_database: sa.URL | None
-    tracking_uri: str = field(repr=False)
+    predictions: sa.URL | None  # the predictions database; `None` if only MLflow is set, which is enough to log models
+    mlflow_database: sa.URL | None  # MLflow's database if this deployment owns it; `None` behind an MLflow server
+    tracking_uri: str = field(repr=False)  # for MLflow clients; may contain a password
     local_root: Path
     is_embedded: bool
     _opened: dict[type, Sources | Bucket | Tables] = field(init=False, repr=False, compare=False, default_factory=dict)

@@ -83,20 +83,16 @@ class Golden:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A booster that was checked against its feature names.
+    """A booster that was checked against its feature names."""
 
-    Attributes:
-        load: Returns the booster, which is needed only where its tables cannot be used.
-        parameters: The model's parameters as stored in the file; empty when loaded without reading them.
-        categories: The levels of each categorical feature, in the order of their codes.
-        golden: Rows and the scores that were logged with the model; ``None`` if it was not logged.
-    """
-
+    # Returns the booster, which is needed only where its tables cannot be used
     load: Callable[[], xgb.Booster] = field(repr=False)
     feature_names: tuple[str, ...]
     data: bytes = field(repr=False)
-    parameters: dict[str, Any]
+    parameters: dict[str, Any]  # the model's parameters as stored in the file; empty when loaded without reading them
+    # The levels of each categorical feature, in the order of their codes
     categories: Levels = field(default_factory=dict)
+    # Rows and the scores that were logged with the model; `None` if it was not logged
     golden: Golden | None = field(default=None, repr=False)
 
     @cached_property

@@ -31,48 +31,29 @@ Cells = npt.NDArray[np.uint16]
 
 
 class Splits(NamedTuple):
-    """Each node's comparison; see :func:`goes_left`. Shape (n_nodes,) each, but for ``by_level``.
+    """Each node's comparison; see :func:`goes_left`. Shape (n_nodes,) each, but for ``by_level``."""
 
-    Attributes:
-        column: The encoding's column.
-        cell: Of a number, the last cell below the threshold; of levels, where the split's cells are in ``by_level``.
-        is_default_left: Whether a missing number goes left.
-        by_level: Whether each cell of levels goes left, split after split.
-    """
-
-    column: Ints
-    cell: Longs
-    is_default_left: Flags
-    by_level: Flags
+    column: Ints  # the encoding's column
+    cell: Longs  # of a number, the last cell below the threshold; of levels, where the split's cells are in `by_level`
+    is_default_left: Flags  # whether a missing number goes left
+    by_level: Flags  # whether each cell of levels goes left, split after split
 
 
 class Words(NamedTuple):
-    """Answers to 64 yes-or-no questions at a time: the OR of a word's bits over the cells of a row.
+    """Answers to 64 yes-or-no questions at a time: the OR of a word's bits over the cells of a row."""
 
-    Attributes:
-        bits: Shape (n_words, n_cells).
-        columns: The columns with bits in each word, then the others; shape (n_words, n_columns).
-        n_columns: The number of columns with bits in each word, shape (n_words,).
-    """
-
-    bits: Bits
-    columns: Ints
-    n_columns: Ints
+    bits: Bits  # shape (n_words, n_cells)
+    columns: Ints  # the columns with bits in each word, then the others; shape (n_words, n_columns)
+    n_columns: Ints  # the number of columns with bits in each word, shape (n_words,)
 
 
 class CellPlan(NamedTuple):
-    """How rows of one encoding become cells of one forest.
-
-    Attributes:
-        thresholds: The numbers' distinct thresholds in rising order, number after number.
-        threshold_starts: Shape (n_numbers + 1,).
-        starts: Each column's first cell among all cells, and their count; shape (n_columns + 1,).
-    """
+    """How rows of one encoding become cells of one forest."""
 
     n_numbers: int
-    thresholds: Floats
-    threshold_starts: Longs
-    starts: Longs
+    thresholds: Floats  # the numbers' distinct thresholds in rising order, number after number
+    threshold_starts: Longs  # shape (n_numbers + 1,)
+    starts: Longs  # each column's first cell among all cells, and their count; shape (n_columns + 1,)
     splits: Splits
 
     def locate(self, packed: Packed) -> Cells:

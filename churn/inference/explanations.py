@@ -34,21 +34,13 @@ class Parts(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What each pattern of a part's splits contributes.
+    """What each pattern of a part's splits contributes."""
 
-    Attributes:
-        rows: Log-odds by column, the margin last, padded to ``_LANES``; shape (patterns of all parts, n_lanes).
-        starts: Each part's first row; shape (n_parts,).
-        shifts: The part's first bit in its word; shape (n_parts,).
-        masks: The pattern's bits, shifted down; shape (n_parts,).
-        word_starts: Each word's first part, and the count of parts; shape (n_words + 1,).
-    """
-
-    rows: Floats
-    starts: Longs
-    shifts: Bits
-    masks: Bits
-    word_starts: Longs
+    rows: Floats  # log-odds by column, the margin last, padded to `_LANES`; shape (patterns of all parts, n_lanes)
+    starts: Longs  # each part's first row; shape (n_parts,)
+    shifts: Bits  # the part's first bit in its word; shape (n_parts,)
+    masks: Bits  # the pattern's bits, shifted down; shape (n_parts,)
+    word_starts: Longs  # each word's first part, and the count of parts; shape (n_words + 1,)
 
 
 class ForestExplainer(NamedTuple):

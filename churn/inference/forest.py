@@ -20,35 +20,20 @@ class NotCompilableError(ValueError):
 
 
 class Forest(NamedTuple):
-    """Trees node after node, a tree's root first. All but ``starts`` and the sets have shape (n_nodes,).
+    """Trees node after node, a tree's root first. All but ``starts`` and the sets have shape (n_nodes,)."""
 
-    Attributes:
-        starts: Each tree's first node, and the number of nodes; shape (n_trees + 1,).
-        left: The child of rows whose value is below the threshold, or ``LEAF``.
-        right: The child of the others.
-        parents: The node above; of a root, itself.
-        features: The matrix column of a split.
-        values: A split's threshold; a leaf's share of the margin, in log-odds.
-        is_categorical: Whether a split sends the codes of a set right, and all other codes left.
-        set_sizes: The number of codes in each of these sets; shape (n categorical nodes,).
-        categories: The codes in all of these sets, set after set.
-        is_default_left: Where a missing value goes.
-        covers: The weight of the training rows that reached the node.
-        base_margin: The margin before any tree, in log-odds.
-    """
-
-    starts: Longs
-    left: Ints
-    right: Ints
-    parents: Ints
-    features: Ints
-    values: Floats
-    is_categorical: Flags
-    set_sizes: Longs
-    categories: Longs
-    is_default_left: Flags
-    covers: Floats
-    base_margin: np.float32
+    starts: Longs  # each tree's first node, and the number of nodes; shape (n_trees + 1,)
+    left: Ints  # the child of rows whose value is below the threshold, or `LEAF`
+    right: Ints  # the child of the others
+    parents: Ints  # the node above; of a root, itself
+    features: Ints  # the matrix column of a split
+    values: Floats  # a split's threshold; a leaf's share of the margin, in log-odds
+    is_categorical: Flags  # whether a split sends the codes of a set right, and all other codes left
+    set_sizes: Longs  # the number of codes in each of these sets; shape (n categorical nodes,)
+    categories: Longs  # the codes in all of these sets, set after set
+    is_default_left: Flags  # where a missing value goes
+    covers: Floats  # the weight of the training rows that reached the node
+    base_margin: np.float32  # the margin before any tree, in log-odds
 
     @property
     def is_leaf(self) -> Flags:

@@ -26,18 +26,12 @@ for _bit in range(64):
 
 
 class ForestScorer(NamedTuple):
-    """A forest ready to score rows of one encoding; see :func:`build_scorer`.
-
-    Attributes:
-        words: Bit ``i`` of a tree's word ``j``: whether leaf ``64 j + i`` is ruled out.
-        word_starts: Each tree's first word, and the count of words; shape (n_trees + 1,).
-        leaves: Log-odds, shape (n_words, 64).
-    """
+    """A forest ready to score rows of one encoding; see :func:`build_scorer`."""
 
     plan: CellPlan
-    words: Words
-    word_starts: Longs
-    leaves: Floats
+    words: Words  # bit `i` of a tree's word `j`: whether leaf `64 j + i` is ruled out
+    word_starts: Longs  # each tree's first word, and the count of words; shape (n_trees + 1,)
+    leaves: Floats  # log-odds, shape (n_words, 64)
     base_margin: np.float32
 
     def score(self, packed: Packed) -> Floats:

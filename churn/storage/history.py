@@ -63,16 +63,11 @@ _REPLACES = "replaces"
 
 @dataclass(frozen=True)
 class Appended:
-    """The result of appending an extract.
+    """The result of appending an extract."""
 
-    Attributes:
-        n_added: Facts that were new to the history.
-        parts: All facts now, in the order in which their parts are read.
-        date: Dates the first extract's facts, see :func:`churn.data.arrivals.date_arrivals`.
-    """
-
-    n_added: int
-    parts: Sequence[pl.DataFrame]
+    n_added: int  # facts that were new to the history
+    parts: Sequence[pl.DataFrame]  # all facts now, in the order in which their parts are read
+    # Dates the first extract's facts, see churn.data.arrivals.date_arrivals
     date: Callable[[pl.DataFrame], pl.DataFrame] = lambda facts: facts
 
     @cached_property
@@ -95,16 +90,12 @@ class Appended:
 
 @dataclass(frozen=True)
 class ActivityHistory:
-    """The histories of all variants in one place: the bucket, or the local folder if there is no bucket.
-
-    Attributes:
-        erased: Returns which of a variant's accounts were erased and must not be appended; no erasure begins within.
-        delay: Delivery delay of the first extract's months while later extracts show none.
-    """
+    """The histories of all variants in one place: the bucket, or the local folder if there is no bucket."""
 
     place: Place
+    # Returns which of a variant's accounts were erased and must not be appended; no erasure begins within
     erased: Callable[[Variant], AbstractContextManager[Erased]] = lambda _: nullcontext(Erased())
-    delay: timedelta = timedelta(0)
+    delay: timedelta = timedelta(0)  # delivery delay of the first extract's months while later extracts show none
 
     def append(
         self, variant: Variant, extract: pl.DataFrame, received_at: datetime, *, dry_run: bool = False

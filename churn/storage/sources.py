@@ -34,13 +34,7 @@ _MODEL_KEY = re.compile(
 
 @dataclass(frozen=True)
 class Provenance:
-    """The origin of a file.
-
-    Attributes:
-        variant: Owner of the file; the base variant where the bundled simulation was read for another one.
-        fallback_reason: Why the local copy was read instead of S3; ``None`` for S3.
-        version_id: By which S3 returns the file after it was replaced; ``None`` where no versions are kept.
-    """
+    """The origin of a file."""
 
     uri: str
     version: str
@@ -48,8 +42,9 @@ class Provenance:
     size: int
     modified_at: datetime
     source: Literal["s3", "local", "mlflow"]
-    variant: Variant
-    fallback_reason: str | None = None
+    variant: Variant  # owner of the file; the base variant where the bundled simulation was read for another one
+    fallback_reason: str | None = None  # why the local copy was read instead of S3; `None` for S3
+    # By which S3 returns the file after it was replaced; `None` where no versions are kept
     version_id: str | None = None
 
 
@@ -71,26 +66,18 @@ class GoneError(SourceError):
 
 @dataclass(frozen=True)
 class Sources:
-    """Reads variants' files, S3 first.
+    """Reads variants' files, S3 first."""
 
-    Attributes:
-        bucket: ``None`` when S3 is not configured.
-        fallback: Whether the local copy may replace S3.
-        max_age: Maximum age of a local copy that replaces S3; ``None`` for any.
-        circuit: Skips a bucket that kept failing for several variants.
-        warned: The warnings about local copies that were logged.
-        simulated: The SHA-256 of the files of the bundled simulation.
-        patience_s: How long a bucket that is busy is tried.
-    """
-
-    bucket: Place | None
+    bucket: Place | None  # `None` when S3 is not configured
     local: places.Folder
-    fallback: bool = True
-    max_age: timedelta | None = None
+    fallback: bool = True  # whether the local copy may replace S3
+    max_age: timedelta | None = None  # maximum age of a local copy that replaces S3; `None` for any
+    # Skips a bucket that kept failing for several variants
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
+    # The warnings about local copies that were logged
     warned: set[tuple[Variant, Variant, str]] = field(default_factory=set, repr=False, compare=False)
-    simulated: frozenset[str] = frozenset()
-    patience_s: float = PATIENCE_S
+    simulated: frozenset[str] = frozenset()  # the SHA-256 of the files of the bundled simulation
+    patience_s: float = PATIENCE_S  # how long a bucket that is busy is tried
 
     def close(self) -> None:
         """Close the bucket's connections."""

@@ -107,27 +107,20 @@ Learn = Callable[[Part, Part, Sequence[str], TrainingPlan], Learned]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, and the data and choices behind it.
-
-    Attributes:
-        trials: In the order in which they were run.
-        chosen: The trial with the lowest loss on the validation snapshots.
-        calibration: Of the log-odds as trained; ``bundle``'s trees include it.
-        held_out_accounts: The rows for evaluation: at most one held-out row per account, so that they are independent.
-        data_sha256: Digest of all parts' rows and labels, in hexadecimal.
-    """
+    """A trained model, and the data and choices behind it."""
 
     bundle: Bundle
     encoding: Encoding
     plan: TrainingPlan
-    trials: tuple[Trial, ...]
-    chosen: Trial
-    calibration: Calibration
+    trials: tuple[Trial, ...]  # in the order in which they were run
+    chosen: Trial  # the trial with the lowest loss on the validation snapshots
+    calibration: Calibration  # of the log-odds as trained; `bundle`'s trees include it
     training: Part
     validation: Part
     held_out: Part
+    # The rows for evaluation: at most one held-out row per account, so that they are independent
     held_out_accounts: Part
-    data_sha256: str
+    data_sha256: str  # digest of all parts' rows and labels, in hexadecimal
 
     @property
     def feature_names(self) -> tuple[str, ...]:

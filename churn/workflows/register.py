@@ -51,14 +51,7 @@ Labels = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and its sample rows, checked against each other and ready to be logged.
-
-    Attributes:
-        account_ids: Of the sample rows, if they have any.
-        has_data: Whether the rows are data, and not made from the model alone.
-        tags: Of the version, beside those that describe the files.
-        remarks: For people: what the variant's activity shows about labels and the sample.
-    """
+    """A model and its sample rows, checked against each other and ready to be logged."""
 
     bundle: Bundle
     matrix: Matrix
@@ -66,10 +59,10 @@ class Candidate:
     labels: Labels | None
     files: tuple[SourceFile, ...]
     columns: Columns
-    account_ids: pl.Series | None = None
-    remarks: tuple[str, ...] = ()
-    has_data: bool = True
-    tags: Mapping[str, str] = field(default_factory=dict)
+    account_ids: pl.Series | None = None  # of the sample rows, if they have any
+    remarks: tuple[str, ...] = ()  # for people: what the variant's activity shows about labels and the sample
+    has_data: bool = True  # whether the rows are data, and not made from the model alone
+    tags: Mapping[str, str] = field(default_factory=dict)  # of the version, beside those that describe the files
 
 
 def read_candidate(sources: Sources, variant: Variant, folder: Path, *, files_of: Variant | None = None) -> Candidate:

@@ -59,23 +59,16 @@ _RETRY_FOR_S = 90
 
 @dataclass(frozen=True)
 class FleetRequest:
-    """The request to score many variants.
+    """The request to score many variants."""
 
-    Attributes:
-        week: The Monday of the scored week.
-        as_of: Facts that became known after the end of this day are not used.
-        scored_from: ``extract``, the current one; ``history``, what was known at the as-of day; or
-            ``corrected extract``, the current one for a day that is past.
-        make_current: Whether the batches replace the week's current ones.
-        is_forced: Whether they do so even if a newer extract or model has come meanwhile.
-    """
-
-    week: date
-    as_of: date
+    week: date  # the Monday of the scored week
+    as_of: date  # facts that became known after the end of this day are not used
     dagster_run_id: str | None = None
+    # `extract`, the current one; `history`, what was known at the as-of day; or `corrected extract`, the current one
+    # for a day that is past.
     scored_from: ScoredFrom = "extract"
-    make_current: bool = True
-    is_forced: bool = False
+    make_current: bool = True  # whether the batches replace the week's current ones
+    is_forced: bool = False  # whether they do so even if a newer extract or model has come meanwhile
 
     @classmethod
     def as_known(
@@ -216,17 +209,7 @@ Report = Callable[[ScoringOutcome, "Scorer"], _Out]
 
 @dataclass(frozen=True)
 class Scorer:
-    """The services that scoring needs, and its limits.
-
-    Attributes:
-        with_reasons: Whether each row's contributions are stored.
-        horizon_months: The horizon by which accounts are at risk; only these are summarized and compared with the
-            model's reference.
-        aliases: The registry's aliases as listed once for a fleet; ``None`` queries them variant by variant.
-        versions: The champions and challengers looked up with them.
-        tables: Keeps the tables compiled from models; ``None`` compiles them for each batch.
-        circuit: Opens while a service is down, so that a fleet waits for it a few times and not once per variant.
-    """
+    """The services that scoring needs, and its limits."""
 
     ingestion: Ingestion
     registry: "Registry"
@@ -234,11 +217,14 @@ class Scorer:
     code_version: str
     max_quarantine_share: float
     max_unknown_level_share: float = MAX_UNKNOWN_LEVEL_SHARE
-    with_reasons: bool = True
+    with_reasons: bool = True  # whether each row's contributions are stored
+    # The horizon by which accounts are at risk; only these are summarized and compared with the model's reference
     horizon_months: int = HORIZON_MONTHS
+    # The registry's aliases as listed once for a fleet; `None` queries them variant by variant
     aliases: _Aliases | None = None
-    versions: _Versions = field(default_factory=dict)
-    tables: "TableCache | None" = None
+    versions: _Versions = field(default_factory=dict)  # the champions and challengers looked up with them
+    tables: "TableCache | None" = None  # keeps the tables compiled from models; `None` compiles them for each batch
+    # Opens while a service is down, so that a fleet waits for it a few times and not once per variant
     circuit: CircuitBreaker = field(default_factory=CircuitBreaker, repr=False, compare=False)
 
     def score_variant(self, request: ScoringRequest) -> ScoringOutcome:

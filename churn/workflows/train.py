@@ -93,32 +93,25 @@ class TrainingOutcome:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The services that training needs, the training plan, and the limits of the gate.
-
-    Attributes:
-        artifact_location: Artifact location of a variant's experiment, if the experiment has to be created.
-        challenge: Makes a version of a variant the challenger, with a reason.
-        features: Feature names and their origin, or ``DEFAULT_SET``, in place of a variant's own; ``None`` for these.
-        results: Published batches, one of which the gate scores again.
-        run_tags: By variant, in place of its run's other tags: its parts as a person typed them.
-        least_pooled: A fleet of that many variants or more is trained together; of less, each alone.
-        pools: Of the fleet; the one of a variant's features is adapted to it.
-    """
+    """The services that training needs, the training plan, and the limits of the gate."""
 
     sources: Sources
     history: ActivityHistory
     registry: Registry
+    # Artifact location of a variant's experiment, if the experiment has to be created
     artifact_location: Callable[[Variant], str]
-    challenge: Callable[[Variant, int, str], object]
+    challenge: Callable[[Variant, int, str], object]  # makes a version of a variant the challenger, with a reason
     code_version: str
     max_quarantine_share: float
-    results: Evaluations
+    results: Evaluations  # published batches, one of which the gate scores again
     plan: TrainingPlan = field(default_factory=TrainingPlan)
     limits: GateLimits = field(default_factory=GateLimits)
+    # Feature names and their origin, or `DEFAULT_SET`, in place of a variant's own; `None` for these
     features: "FeatureNames | None" = None
+    # By variant, in place of its run's other tags: its parts as a person typed them
     run_tags: Mapping[Variant, Mapping[str, str]] = field(default_factory=dict)
-    least_pooled: int = 10
-    pools: Sequence[Pool] = ()
+    least_pooled: int = 10  # a fleet of that many variants or more is trained together; of less, each alone
+    pools: Sequence[Pool] = ()  # of the fleet; the one of a variant's features is adapted to it
 
     def train_fleet(
         self,
