@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime
@@ -74,9 +76,27 @@ def add_parsers(commands: Any) -> None:
 def run(args: argparse.Namespace, opened: Callable[[], "AbstractContextManager[Deployment]"]) -> None:
     """Run one of the commands."""
     name = args.action if args.command == "campaign" else f"churn {args.command}"
+    if name == "create":
+        _require_limits(args)
     with opened() as deployment:
         deployment.require_schema()
         _ACTIONS[name](deployment, args)
+
+
+def _require_limits(args: argparse.Namespace) -> None:
+    """Raise ``UsageError`` if a campaign's name or one of its numbers is not allowed."""
+    name, budget, top, floor = args.name, args.budget, args.top_share, args.floor
+    limits = {
+        f"name {name!r}": (re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name), "1 to 64 of a to z, 0 to 9, _ . -"),
+        f"--control {args.control}": (0 <= args.control < 1, "a share from 0 to below 1"),
+        f"--top-share {top}": (top is None or 0 < top <= 1, "a share above 0 and at most 1"),
+        f"--budget {budget}": (budget is None or 0 < budget < 2**31, "a whole number above 0"),
+        f"--floor {floor}": (floor is None or math.isfinite(floor), "a finite number"),
+        f"--channel {args.channel!r}": (args.channel.strip(), "a text such as mail"),
+    }
+    for said, (is_right, needed) in limits.items():
+        if not is_right:
+            raise UsageError(f"{printable(said)} is not allowed; {needed} is needed")
 
 
 def _create(deployment: "Deployment", args: argparse.Namespace) -> None:

@@ -28,7 +28,6 @@ POINTS: dict[str, list[str]] = {
     "an account is erased": STEPS[1:],
 }
 CASES = [(action, point) for action, points in POINTS.items() for point in points]
-QUICK = [(action, STEPS[3]) for action in list(POINTS)[1:]] + [("an account is erased", STEPS[-1])]
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +46,8 @@ def publish(house: House, n_rows: int) -> None:
     store.publish(DELIVERED, WEEK, batch)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=", ".join(case), marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [pytest.param(case, id=", ".join(case)) for case in CASES])
 def test_a_delivery_or_an_erasure_that_was_killed_shows_whole_batches_and_is_completed_by_its_repeat(
     stage: Stage, house: House, bucket: str, case: tuple[str, str]
 ) -> None:

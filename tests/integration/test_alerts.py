@@ -234,6 +234,7 @@ def test_an_answer_that_is_not_200_is_no_delivery_and_is_tried_again(
     assert len(hook.seen) == 6
 
 
+@pytest.mark.slow
 def test_a_slow_receiver_gets_it_once_and_holds_up_nobody_else(incidents: DatedIncidents, hook: WebHook):
     slow = WebHook()
     slow.answers = [(8, 200)]
