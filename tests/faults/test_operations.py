@@ -26,7 +26,8 @@ from tests.support.faults.worker import OPERATIONS_WARM, Nursery
 from tests.support.services import BUCKET, bench_environment
 
 CASES = [(one, place) for one in OPERATIONS for place in one.places]
-LONG = {"set-up", "training"}
+# The whole form only: they take minutes, or have tests of their own (registration, delivery, backup, upkeep).
+LONG = {"set-up", "training", "log_model", "log_model --all", "restore", "purge", "delivery"}
 
 
 def test_each_step_at_which_an_operation_is_killed_is_a_function_of_the_product() -> None:
