@@ -551,7 +551,7 @@ def test_a_challenger_that_cannot_gain_enough_is_withdrawn_and_scores_no_longer(
 
 def test_a_challenger_is_withdrawn_when_its_time_is_over(other: Variant, promoter: Promoter):
     named = promoter.events.latest(other).occurred_at
-    last, over = (replace(promoter, clock=lambda day=named + timedelta(days=days): day) for days in (29 * 30, 30 * 31))
+    last, over = (replace(promoter, clock=lambda day=named + timedelta(days=days): day) for days in (29 * 30, 950))
 
     assert last.withdraw_ended(other, last.status(other)) is None
     event = over.withdraw_ended(other, over.status(other))
