@@ -94,7 +94,6 @@ def test_where_no_local_copy_is_allowed_the_rest_of_a_fleet_fails_at_once(
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.slow
 def test_a_registry_that_is_down_costs_a_fleet_a_few_waits(house: House, impatient: None) -> None:
     tracking = sa.make_url(house.deployment.tracking_uri)
     with proxy_to(int(tracking.port or 0)) as proxy:
