@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from churn.arrays import Array, Doubles, Floats, Ints, Longs
 from churn.compiled import compiled
+from churn.data.arrays import Array, Doubles, Floats, Ints, Longs
 
 WEIGHTED_SUM, COUNT, MAX, SINCE = range(4)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from churn.arrays import Flags, Ints, Longs
+from churn.data.arrays import Flags, Ints, Longs
 
 _CODE_BITS = 20
 

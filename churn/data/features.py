@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.arrays import Array, Flags, Floats, Ints, Longs
 from churn.data.activity import KINDS, MONEY, parse_value
+from churn.data.arrays import Array, Flags, Floats, Ints, Longs
 from churn.data.spellings import canonical, fold, folded_levels
 from churn.data.windows import IS_ACTIVE, KnownRows, Window, check_levels, compute, parse, source_column_of, windows_of
 from churn.errors import InputError, UnlabelledError

@@ -14,8 +14,8 @@ from datetime import date, timedelta
 import numpy as np
 import polars as pl
 
-from churn.arrays import Flags, Ints, Longs
 from churn.data.activity import MONEY, ONE_HOT_COLUMNS
+from churn.data.arrays import Flags, Ints, Longs
 from churn.data.features import are_in_order, is_active, key_columns
 from churn.data.observed import observed_accounts, unknown_accounts, unreadable_reports
 from churn.data.windows import KnownRows

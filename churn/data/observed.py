@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.arrays import Flags, Longs
 from churn.data.activity import UNDATED
+from churn.data.arrays import Flags, Longs
 
 GONE = 0.2
 """Share of a group's usual accounts below which a month is not observed; no season takes four fifths of all players."""

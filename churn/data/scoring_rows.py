@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from churn.arrays import Flags, Floats, Ints, Longs
 from churn.concurrency import in_threads
 from churn.data import activity, features
 from churn.data.account_ids import ACCOUNT_KEY, key_table
 from churn.data.activity import CheckedRows
+from churn.data.arrays import Flags, Floats, Ints, Longs
 from churn.data.columns import Columns
 from churn.data.erased import Erased
 from churn.data.features import Encoding, Packed

@@ -12,7 +12,7 @@ from datetime import date
 import numpy as np
 import polars as pl
 
-from churn.arrays import Flags
+from churn.data.arrays import Flags
 from churn.data.columns import Columns
 from churn.data.features import features, in_order
 from churn.data.labels import Horizon, Reports, at_risk, label

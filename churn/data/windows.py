@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from churn.arrays import Array, Doubles, Floats, Ints, Longs
 from churn.data.activity import KINDS
+from churn.data.arrays import Array, Doubles, Floats, Ints, Longs
 from churn.data.observed import observed_months
 from churn.errors import InputError
 from churn.weeks import day_from_epoch, days_since_epoch, month_end, month_number, month_start

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from churn.arrays import Floats, Ints, Longs
 from churn.data.account_ids import ACCOUNT_KEY, keys_of
+from churn.data.arrays import Floats, Ints, Longs
 from churn.data.features import NEVER
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)

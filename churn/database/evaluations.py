@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import sqlalchemy as sa
 
-from churn.arrays import Floats, Longs
+from churn.data.arrays import Floats, Longs
 from churn.database.connection import Tables, errors_translated, read_queries
 from churn.database.copy_format import decode_single_fields
 from churn.evaluation.segments import EvaluatedSegment

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy import optimize, special
 
-from churn.arrays import Doubles, Flags, Longs
+from churn.data.arrays import Doubles, Flags, Longs
 from churn.errors import UsageError
 from churn.evaluation.sequential import e_benjamini_hochberg, mixture_variance
 

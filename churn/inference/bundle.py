@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xgboost as xgb
 
-from churn.arrays import Floats, Longs
+from churn.data.arrays import Floats, Longs
 from churn.data.columns import parse_levels
 from churn.data.features import Levels, Matrix
 from churn.data.formats import unrepeated

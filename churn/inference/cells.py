@@ -12,8 +12,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from churn.arrays import Bits, Flags, Floats, Ints, Longs
 from churn.compiled import compiled
+from churn.data.arrays import Bits, Flags, Floats, Ints, Longs
 from churn.data.features import Encoding, Packed
 from churn.inference.forest import Forest, NotCompilableError
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, get_type_hints
 import numpy as np
 import xgboost as xgb
 
-from churn.arrays import Array, Floats
+from churn.data.arrays import Array, Floats
 from churn.data.features import Encoding, Packed, pack_matrix, unpack
 from churn.errors import ModelFileError
 from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle

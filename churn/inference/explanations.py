@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from churn.arrays import Bits, Doubles, Floats, Ints, Longs
 from churn.compiled import compiled
+from churn.data.arrays import Bits, Doubles, Floats, Ints, Longs
 from churn.data.features import Encoding, Packed
 from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
 from churn.inference.forest import LEAF, Forest, NotCompilableError

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from churn.arrays import Array, Flags, Floats, Ints, Longs
+from churn.data.arrays import Array, Flags, Floats, Ints, Longs
 
 LEAF = -1
 

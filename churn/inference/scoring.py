@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from churn.arrays import Bits, Floats, Longs
 from churn.compiled import compiled
+from churn.data.arrays import Bits, Floats, Longs
 from churn.data.features import Encoding, Packed
 from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
 from churn.inference.forest import LEAF, Forest, NotCompilableError

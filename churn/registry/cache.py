@@ -15,7 +15,7 @@ from stat import S_ISREG
 
 import numpy as np
 
-from churn.arrays import Array
+from churn.data.arrays import Array
 
 MAX_SHARE = 0.5
 _ALIGNED = 64

@@ -38,9 +38,9 @@ import polars as pl
 import polars.selectors as cs
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from churn.arrays import Flags, Longs
 from churn.concurrency import in_threads
 from churn.data.activity import KEY, QUARANTINED, is_activity
+from churn.data.arrays import Flags, Longs
 from churn.data.arrivals import LAST_INSTANT, date_arrivals
 from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns, keys_of

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import polars as pl
 
-from churn.arrays import Doubles, Flags
+from churn.data.arrays import Doubles, Flags
 from churn.data.columns import Columns
 from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
