@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 import dagster as dg
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from churn.defaults import PARTITIONS_NAME
 from churn.deployment.settings import load_settings
@@ -41,7 +42,6 @@ _PARTITION_TAG = "dagster/partition"
 BOUND_TAGS = (RANGE_START_TAG, RANGE_END_TAG, _PARTITION_TAG)
 """Tags that name a run's variants: the bounds of its range, or its one partition."""
 _RETRIED_WITHIN = timedelta(days=1)
-_ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
 
 def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant]) -> list[str]:
@@ -76,7 +76,7 @@ def sync_partitions(instance: dg.DagsterInstance, registered: Sequence[Variant])
 
 def _bounds(instance: dg.DagsterInstance) -> set[str]:
     """Return the first and last variants of the runs that are not finished, or that Dagster will retry."""
-    is_open = dg.RunsFilter(statuses=[status for status in dg.DagsterRunStatus if status not in _ENDED])
+    is_open = dg.RunsFilter(statuses=[status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES])
     since = datetime.now(UTC) - _RETRIED_WITHIN
     is_retried = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={RETRIED_TAG: "true"}, created_after=since)
     to_retry = [run for run in instance.get_runs(is_retried) if RETRY_TAG not in run.tags]

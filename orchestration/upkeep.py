@@ -8,11 +8,11 @@ from datetime import datetime
 
 import dagster as dg
 import sqlalchemy as sa
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster_postgres import PostgresEventLogStorage
 
 from churn.database.connection import read_queries
 
-_ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _RUNS_AT_ONCE = 20
 
 # Of each asset, partition and check the newest is kept, of every kind: the UI tells a partition's state from these.
@@ -30,7 +30,7 @@ def purge_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int
     n_runs = n_events = 0
     if not isinstance(storage, PostgresEventLogStorage):
         return n_runs, n_events
-    old = [run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=_ENDED, created_before=before))]
+    old = [run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=FINISHED_STATUSES, created_before=before))]
     for start in range(0, len(old), _RUNS_AT_ONCE):
         runs = old[start : start + _RUNS_AT_ONCE]
         with storage.index_connection() as connection:
