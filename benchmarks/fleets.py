@@ -191,7 +191,7 @@ def margin(fleet: Mapping[str, Any], n_variants: int, what: str = "run_seconds")
 
 
 def fleet_targets(fleet: Mapping[str, Any], n_variants: int) -> Iterator[Target]:
-    """Hold a fleet's figures against the targets."""
+    """Compare a fleet's figures with the targets."""
     if not fleet:
         return
     runs, one = fleet["runs"], fleet["one"]
@@ -217,7 +217,7 @@ def fleet_targets(fleet: Mapping[str, Any], n_variants: int) -> Iterator[Target]
 
 
 def cores_targets(pinned: Mapping[str, Any]) -> Iterator[Target]:
-    """Hold the speed on all cores against that on one."""
+    """Compare the speed on all cores with that on one."""
     if pinned and pinned["n_cores"] == 2:
         faster = pinned["all"]["rate"] / pinned["one"]["rate"]
         yield Target("two cores against one", "≥ 1.7 ×", f"{faster:.2f} ×", faster >= 1.7)

@@ -139,7 +139,7 @@ def adapt(pool: Pool, snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Trai
 
 
 def _learn(pool: Pool, training: Part, validation: Part, names: Sequence[str], plan: TrainingPlan) -> Learned:
-    """Keep trees of its own if they lower the validation loss by more than its standard error over accounts."""
+    """Keep the variant's own trees if they lower the validation loss by more than its standard error over accounts."""
     parts, margins = (training, validation), [pool.margins(part.matrix) for part in (training, validation)]
     first = fit_shrunken(margins[0], training.churned)
     data, unseen = (

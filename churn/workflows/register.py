@@ -236,7 +236,7 @@ class Registered:
 
     @classmethod
     def of(cls, version: ModelVersion, candidate: Candidate) -> "Registered":
-        """Keep of the candidate what is shown."""
+        """Return the fields of the candidate that are shown."""
         return cls(version, candidate.files[0].provenance, candidate.remarks)
 
 

@@ -90,7 +90,7 @@ def test_a_data_directory_of_a_release_is_upgraded_and_goes_on(
         assert champions == dict.fromkeys(KEYS, 1)
         for variant in VARIANTS:
             (part,) = (home / "local" / variant.prefix / "history").rglob("*.parquet")
-            stored = pl.read_parquet(part).drop("known_at")  # which is found anew when facts are read
+            stored = pl.read_parquet(part).drop("known_at")  # which is computed when facts are read
             read = deployment.history().read(variant).select(stored.columns)
             assert_frame_equal(read, stored, check_row_order=False, check_dtypes=False)
 
