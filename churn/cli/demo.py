@@ -178,14 +178,15 @@ def _predictions_table(highest: Sequence[Row], week: date, unknown: Sequence[str
     title = f"Accounts at risk that are most likely to churn, week of {week}"
     if unknown:
         title += f"; of {', '.join(unknown)} it is unknown who is at risk, so all accounts are ranked"
-    table = Table(*columns, Column("main reasons, log-odds", style="dim"), title=title, title_justify="left")
+    table = Table(*columns, Column("main reasons", style="dim"), title=title, title_justify="left")
     previous = None
     for variant, account, probability, *texts in highest:
         if previous not in (None, variant):
             table.add_section()
         bar = "█" * round(_BAR_WIDTH * probability)
         name = variant if variant != previous else ""
-        reasons = "\n".join(as_text(text) for text in texts if text and not text.endswith(("+0.00)", "-0.00)")))
+        said = zip(texts[::2], texts[1::2], strict=True)  # each reason, and what it says in words
+        reasons = "\n".join(as_text(text) for one, text in said if one and not one.endswith(("+0.00)", "-0.00)")))
         table.add_row(name, as_text(account), f"{probability:.3f} [red]{bar}[/red]", reasons)
         previous = variant
     return table

@@ -59,6 +59,8 @@ def _print(prediction: Row, console: Console) -> None:
     if prediction.reasons is None:
         console.print("The batch was scored without reasons; set CHURN_REASONS=true and score the variant again.")
         return
+    for text in filter(None, (prediction.reason_1_text, prediction.reason_2_text, prediction.reason_3_text)):
+        console.print(f"• {as_text(text)}", soft_wrap=True)
     columns = "feature", "value", Column("contribution", justify="right"), ""
     table = Table(*columns, title="log-odds: positive raises the churn score", title_justify="left", box=None)
     longest = max(abs(reason["contribution"]) for reason in prediction.reasons) or 1

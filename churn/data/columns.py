@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from churn.data.activity import KINDS, MAX_MONEY, MONEY, ONE_HOT_COLUMNS
+from churn.data.feature_words import Words, parse_words
 from churn.data.features import Levels, Matrix
 from churn.errors import InputError, raised_as
 
@@ -30,6 +31,7 @@ class Columns:
         max_money: Maximum of money a month, in the currency of the variant; a row above it is quarantined.
         categories: The levels of a model's categorical features, in the order of their codes, where its file does not
             store them. A registered model has them in its own file.
+        words: What the columns mean, for people, in place of the words for those of the contract.
         one_hot: The source columns of encoded features ``<column>_<level>``; ``None`` for the segments.
 
     >>> Columns.from_json('{"activity": ["logins"], "segments": ["device"]}', "columns.json").revenue is None
@@ -42,6 +44,7 @@ class Columns:
     one_hot: tuple[str, ...] | None = None
     max_money: float = MAX_MONEY
     categories: Levels = field(default_factory=dict, hash=False)
+    words: Words = field(default_factory=dict, hash=False)
 
     @property
     def encoded(self) -> tuple[str, ...]:
@@ -58,10 +61,10 @@ class Columns:
         with raised_as(InputError, problem, *errors, remedy=remedy):
             declared: dict[str, Any] = json.loads(text)
             is_empty, categories = not declared, parse_levels(declared.pop("categories", {}))
-            max_money = declared.pop("max_money", MAX_MONEY)
+            max_money, words = declared.pop("max_money", MAX_MONEY), parse_words(declared.pop("words", {}))
             if isinstance(max_money, bool) or not isinstance(max_money, int | float) or not 0 < max_money < inf:
                 raise TypeError(f"max_money {max_money!r} is no positive number")
-            of_contract = cls(max_money=float(max_money), categories=categories)
+            of_contract = cls(max_money=float(max_money), categories=categories, words=words)
             if not declared and not is_empty:
                 return of_contract
             one_hot, revenue = declared.pop("one_hot", None), declared.pop("revenue", None)
@@ -82,6 +85,8 @@ class Columns:
         del stored["categories"]
         if self.max_money == MAX_MONEY:
             del stored["max_money"]
+        if not self.words:
+            del stored["words"]
         return json.dumps(stored)
 
     def require(self, columns: Collection[str], origin: str) -> None:

@@ -139,6 +139,7 @@ class BatchInProgress:
     has_last_active_month: bool = False
     account_keys: pl.DataFrame | None = None
     reference: str | None = None  # the profile that the batch is compared with, as JSON; `None` if its model has none
+    words: str | None = None  # what its reasons mean, as of churn.data.feature_words.describe_features
     n_erasures: int = 0  # the number of erasures when its rows were read; a later erasure prevents its publication
     _account_ids: list[npt.NDArray[np.int64]] = field(default_factory=list, init=False)
     _is_drained: bool = field(default=False, init=False)
@@ -361,21 +362,21 @@ def _write_batch(
     months, keys = batch.has_last_active_month, batch.account_keys
     layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, months, keys)
     record, quarantined = batch.finish(_copy(connection, layout, batch.rows()))
-    reference = None if batch.reference is None else _without_nul(batch.reference)
-    return batch_id, record, _record_batch(connection, batch_id, record, reference, quarantined)
+    return batch_id, record, _record_batch(connection, batch_id, record, batch, quarantined)
 
 
 def _record_batch(
-    connection: sa.Connection, batch_id: int, record: BatchRecord, reference: str | None, quarantined: pl.DataFrame
+    connection: sa.Connection, batch_id: int, record: BatchRecord, batch: BatchInProgress, quarantined: pl.DataFrame
 ) -> str | None:
     """Record a batch with all that belongs to it; returns the source of the variant's current batch, if there is one.
 
-    Bound as text, for the database to parse: ``reference`` and the rows are JSON.
+    Bound as text, for the database to parse: the reference, the words and the rows are JSON.
     """
-    values = record.columns()
+    values = record.columns() | {"words": batch.words and hashlib.sha256(batch.words.encode()).hexdigest()[:32]}
     names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
     rows = [row | {"row": _without_nul(row["row"])} for row in quarantined.drop("activity_month").to_dicts()]
-    values |= {"batch_id": batch_id, "reference": reference, "quarantined": json.dumps(rows)}
+    values |= {"batch_id": batch_id, "texts": batch.words, "quarantined": json.dumps(rows)}
+    values["reference"] = batch.reference and _without_nul(batch.reference)
     source: str | None = connection.scalar(sa.text(_SQL["record_batch"].format(names=names, values=slots)), values)
     return source
 

@@ -5,6 +5,11 @@ WITH batch AS (
     INSERT INTO model_references (registered_model, model_version, profile)
     SELECT :registered_model, :model_version, profile FROM CAST(:reference AS jsonb) AS profile
     WHERE profile IS NOT NULL ON CONFLICT DO NOTHING
+), described AS (
+    INSERT INTO feature_words (words, feature, name, low, high, missing)
+    SELECT :words, t.* FROM jsonb_to_recordset(CAST(:texts AS jsonb))
+        AS t (feature text, name text, low text, high text, missing text)
+    WHERE NOT EXISTS (SELECT FROM feature_words WHERE words = :words) ON CONFLICT DO NOTHING
 ), quarantined AS (
     INSERT INTO quarantined_rows (batch_id, row_number, account_id, account_key, rules, row)
     SELECT :batch_id, row_number, account_id, account_key, rules, row::jsonb

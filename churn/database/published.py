@@ -49,7 +49,7 @@ class PublishedPredictions(Tables):
         return self._rows(_SQL["batches"], week=week, variants=list(variants))
 
     def highest(self, week: date, variants: Sequence[str], n: int) -> Sequence[Row]:
-        """Return each variant's ``n`` accounts at risk with the highest scores and their two largest reasons.
+        """Return each variant's ``n`` accounts at risk with the highest scores, and two reasons, also in words.
 
         Where it is unknown who is at risk, all accounts of the variant are ranked.
         """

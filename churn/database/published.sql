@@ -8,7 +8,7 @@ ORDER BY variant
 
 -- prediction
 SELECT variant, scored_week, account_key AS account, churn_probability, last_active_month, is_at_risk, bias, reasons,
-       registered_model, model_version, is_fallback, is_foreign_data, is_sample, batch_id
+       reason_1_text, reason_2_text, reason_3_text, registered_model, model_version, is_fallback, is_foreign_data, is_sample, batch_id
 FROM churn_predictions_current
 WHERE variant = :variant AND account_id = churn_account_number(:account)
   AND (:week IS NULL OR scored_week = CAST(:week AS date))
@@ -24,8 +24,8 @@ GROUP BY variant, batch_id, model_version, source, is_foreign_data, is_sample, f
 ORDER BY variant
 
 -- highest
-SELECT variant, account_key, churn_probability, reason_1, reason_2 FROM churn_predictions_current
-JOIN (
+SELECT variant, account_key, churn_probability, reason_1, reason_1_text, reason_2, reason_2_text
+FROM churn_predictions_current JOIN (
     SELECT variant, account_id,
            row_number() OVER (PARTITION BY variant ORDER BY churn_probability DESC, account_id) AS place
     FROM churn_predictions_current
@@ -40,5 +40,5 @@ SELECT scored_week, batch_id FROM scoring_batches WHERE variant = :v AND is_curr
 SELECT variant, geography, company, scored_week, account_id, churn_probability, last_active_month, is_at_risk, reason_1,
        reason_2, reason_3, reasons, bias, role, registered_model, model_version, scored_at, as_of, newest_month,
        scored_from, source, is_fallback, fallback_reason, is_foreign_data, source_uri, source_modified_at, account_ids,
-       batch_id, is_sample, account_key, is_repeated_input
+       batch_id, is_sample, account_key, is_repeated_input, reason_1_text, reason_2_text, reason_3_text
 FROM churn_predictions_current WHERE variant = :variant AND scored_week = :week

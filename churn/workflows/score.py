@@ -6,6 +6,7 @@ size needs little memory, an error while scoring rolls everything back, and in a
 ``publish``. Safe to repeat: the newest batch of a variant's week is the current one.
 """
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ import tenacity
 
 from churn import errors
 from churn.concurrency import CircuitBreaker, in_threads
+from churn.data.feature_words import describe_features
 from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
 from churn.database.predictions import BatchInProgress, BatchRecord, Challenge, PredictionStore
@@ -387,6 +389,7 @@ class Scorer:
             account_keys=counts.account_keys,
             n_shown=len(encoding.features_of_windows) if with_reasons else 0,
             reference=replace(reference, parts={}).to_json() if reference else None,
+            words=describe_features(encoding, json.dumps(model.columns.words)) if with_reasons else None,
             n_erasures=erased.n_erasures,
         )
         return batch, scoring

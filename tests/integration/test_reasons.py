@@ -5,6 +5,7 @@ import json
 import re
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -166,6 +167,7 @@ def test_windows_are_summed_by_source_column_and_the_largest_is_shown_by_name(
         sample=json.dumps(sample).replace("NaN", "null").encode(),
     )
     put_input(site, US.key, as_parquet(activity()))
+    site.put(f"{US.prefix}data/churn/columns.json", json.dumps({"words": OWN_WORDS}).encode())
     assert log_model("--geography", "us").status == 0
 
     outcome = deployment.scorer().score_variant(week_request(monday()).of(US))
@@ -189,9 +191,39 @@ def test_windows_are_summed_by_source_column_and_the_largest_is_shown_by_name(
             np.testing.assert_equal(stored, matrix[i, shown])
         first = row["reasons"][0]
         assert row["reason_1"].startswith(f"{first['window'] or first['feature']} = {first['value']} (")
+        assert row["reason_1_text"] == in_words(first)
     row = next(row for row in site.current().iter_rows(named=True) if row["reasons"][0]["window"])
     printed = churn("explain", "--account", str(row["account_id"]), "--variant", "us")
+    assert in_words(row["reasons"][0]) in printed.out
     assert re.search(rf"{row['reasons'][0]['window']} +{row['reasons'][0]['value']}", printed.out)
+
+
+OWN_WORDS = {"total_handle": {"label": "stakes {level} <b>", "unit": "EUR"}, "total_ngr": {"label": "revenue"}}
+SENTENCES = {
+    **{
+        f"total_handle{window}": (f"No stakes {{}} <b> in the {which}", f"Stakes {{}} <b> of [] EUR in the {which}")
+        for window, which in {"": "latest month", "_sum_3m": "last 3 months", "_sum_120m": "last 120 months"}.items()
+    },
+    "total_ngr_mean_6m": ("No revenue in the last 6 months", "Revenue of [] a month over the last 6 months"),
+    "months_since_active": ("Active in the last month", "No activity for [] months"),
+    "active_months_3m": ("No activity in the last 3 months", "Active in [] of the last 3 months"),
+    "months_since_reg_date": ("Registration in this month", "Registration [] months ago"),
+    "brand_id": ("", "State or brand: {}"),
+}  # fmt: skip
+
+
+def in_words(reason: dict[str, Any]) -> str:
+    """What the database shall say of a reason."""
+    low, high = SENTENCES[reason["window"] or reason["feature"]]
+    if (value := reason["value"]) == "(missing)":
+        said = "No activity on record" if reason["window"] == "months_since_active" else "No registration on record"
+    elif reason["feature"] == "brand_id":
+        said = high.replace("{}", value)
+    else:
+        number = f"{float(value):,.2f}".rstrip("0").rstrip(".")
+        said = (low if float(value) == 0 else high).replace("{}", value).replace("[]", number)
+        said = said.replace(" 1 months", " 1 month")
+    return f"{said} ({'raises' if reason['contribution'] > 0 else 'lowers'} risk)"
 
 
 def test_without_reasons_a_batch_has_none_and_says_how_to_get_them(

@@ -38,6 +38,7 @@ MAY_WRITE: Mapping[str, set[str]] = {
     "evaluated_segments": {READ, ADD},
     "model_events": {READ},
     "model_references": {READ, ADD},
+    "feature_words": {READ, ADD},
     "drift_flags": {READ},
     "incidents": {READ},
     "watched_variants": {READ, ADD, "UPDATE"},

@@ -120,6 +120,6 @@ def as_parquet(extract: pl.DataFrame) -> bytes:
 
 def test_the_demo_shows_no_reason_of_0(capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["a = 1 (+0.01)", "b = 1 (+0.00)", "c = 1 (-0.00)", "d = 1 (+10.00)", None]
-    rows: Any = [("base", "7", 0.5, *texts)]
+    rows: Any = [("base", "7", 0.5, *(one for text in texts for one in (text, f"{text} in words")))]
     build_console().print(_predictions_table(rows, FIRST_WEEK, []))
-    assert re.findall(r"[a-d] = 1", capsys.readouterr().out) == ["a = 1", "d = 1"]
+    assert re.findall(r"([a-d]) = 1 \(\S+ in words", capsys.readouterr().out) == ["a", "d"]

@@ -197,7 +197,8 @@ def explained(text: str) -> str:
     row = of_database(
         account=text, variant="base", scored_week="2026-11-16", churn_probability=0.5, registered_model="m",
         model_version=1, batch_id=3, last_active_month=None, is_at_risk=True, reasons=reasons, bias=0.1,
-        is_fallback=False, is_foreign_data=False, is_sample=False,
+        is_fallback=False, is_foreign_data=False, is_sample=False, reason_1_text=text, reason_2_text=text,
+        reason_3_text=None,
     )  # fmt: skip
     return on_console(lambda console: _print(row, console))
 
@@ -340,7 +341,7 @@ FIELDS: dict[str, tuple[Show, Callable[[str], str]]] = {
     "reasons and id in the demo": (
         in_terminal,
         lambda text: on_console(
-            lambda console: console.print(_predictions_table([("base", text, 0.5, text)], WEEK, []))  # type: ignore[list-item]
+            lambda console: console.print(_predictions_table([("base", text, 0.5, text, text)], WEEK, []))  # type: ignore[list-item]
         ),
     ),
     "a reason in the trail": (

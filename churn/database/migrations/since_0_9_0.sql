@@ -48,12 +48,34 @@ ALTER TABLE scoring_batches
     ADD COLUMN is_repeated_input boolean,
     ADD COLUMN published_by text,
     ADD COLUMN published_in xid8,
+    ADD COLUMN words text,
     ALTER COLUMN is_current SET DEFAULT false,
     ALTER COLUMN published_at SET DEFAULT clock_timestamp();
 -- The login and the transaction are those of batches to come.
 ALTER TABLE scoring_batches
     ALTER COLUMN published_by SET DEFAULT session_user,
     ALTER COLUMN published_in SET DEFAULT pg_current_xact_id();
+CREATE TABLE feature_words (
+    words text NOT NULL,
+    feature text NOT NULL,
+    name text NOT NULL,
+    low text NOT NULL,
+    high text NOT NULL,
+    missing text NOT NULL,
+    PRIMARY KEY (words, feature)
+);
+GRANT SELECT ON feature_words TO churn_reader, churn_writer;
+GRANT INSERT ON feature_words TO churn_writer;
+COMMENT ON TABLE feature_words IS
+    'What features mean in words: sentences about their values, which batches with equal words share.';
+COMMENT ON COLUMN feature_words.words IS 'Digest of all sentences of a batch, as scoring_batches.words has it.';
+COMMENT ON COLUMN feature_words.feature IS 'Name of a feature or of a source column.';
+COMMENT ON COLUMN feature_words.name IS 'Its name in words.';
+COMMENT ON COLUMN feature_words.low IS 'The sentence about a value of 0.';
+COMMENT ON COLUMN feature_words.high IS
+    'The sentence about any other value; {} is the number in it, {level} the level of a category.';
+COMMENT ON COLUMN feature_words.missing IS 'The sentence about a missing value.';
+COMMENT ON COLUMN scoring_batches.words IS 'Which rows of feature_words are about the batch''s reasons; null without.';
 CREATE INDEX scoring_batches_pending ON scoring_batches (variant, source_sha256) WHERE history_status = 'pending';
 COMMENT ON COLUMN scoring_batches.window_features IS
     'Features of each source column with windows, and the place of its byte in churn_predictions.shown_features.';
@@ -691,28 +713,18 @@ DO $do$
 DECLARE
     -- An aggregate is one row, so that a query without reasons leaves the join out, and one with several sorts them
     -- once.
-    by_role CONSTANT text := $$
+    by_role text := $$
 SELECT b.variant, b.geography, b.company, p.scored_week, p.account_id, p.churn_probability,
        nullif(p.last_active_month, '-infinity') AS last_active_month,
        p.last_active_month >= b.at_risk_since AS is_at_risk,
-       CASE WHEN (r.reasons -> 0) IS NOT NULL THEN format(
-           '%s = %s (%s)', coalesce((r.reasons -> 0) ->> 'window', (r.reasons -> 0) ->> 'feature'),
-           (r.reasons -> 0) ->> 'value', to_char(((r.reasons -> 0) ->> 'contribution')::numeric, 'FMSG990.00')
-       ) END AS reason_1,
-       CASE WHEN (r.reasons -> 1) IS NOT NULL THEN format(
-           '%s = %s (%s)', coalesce((r.reasons -> 1) ->> 'window', (r.reasons -> 1) ->> 'feature'),
-           (r.reasons -> 1) ->> 'value', to_char(((r.reasons -> 1) ->> 'contribution')::numeric, 'FMSG990.00')
-       ) END AS reason_2,
-       CASE WHEN (r.reasons -> 2) IS NOT NULL THEN format(
-           '%s = %s (%s)', coalesce((r.reasons -> 2) ->> 'window', (r.reasons -> 2) ->> 'feature'),
-           (r.reasons -> 2) ->> 'value', to_char(((r.reasons -> 2) ->> 'contribution')::numeric, 'FMSG990.00')
-       ) END AS reason_3,
+@reasons@,
        r.reasons, b.bias, b.role,
        b.registered_model, b.model_version, b.published_at AS scored_at, b.as_of, b.newest_month,
        b.scored_from, b.source, b.fallback_reason IS NOT NULL AS is_fallback, b.fallback_reason,
        b.source_variant <> b.variant AS is_foreign_data, b.source_uri, b.source_modified_at,
        b.account_ids, p.batch_id, b.is_sample, coalesce(p.account_key, p.account_id::text) AS account_key,
-       b.is_repeated_input
+       b.is_repeated_input,
+@texts@
 FROM churn_predictions AS p
 JOIN scoring_batches AS b ON b.batch_id = p.batch_id AND b.scored_week = p.scored_week
 LEFT JOIN LATERAL (
@@ -765,10 +777,40 @@ $$;
         SELECT max(n.scored_week) FROM scoring_batches AS n WHERE n.variant = b.variant AND n.is_current
     )
 $$;
-    reason CONSTANT text :=
+    -- Of the reason at a place: what it is, and what it says in words. Levels are inserted last, since they may be any
+    -- text. A query that does not select the words looks nothing up.
+    reason CONSTANT text := $$CASE WHEN r.reasons -> @place@ IS NOT NULL THEN format(
+           '%s = %s (%s)', coalesce(r.reasons -> @place@ ->> 'window', r.reasons -> @place@ ->> 'feature'),
+           r.reasons -> @place@ ->> 'value', to_char((r.reasons -> @place@ ->> 'contribution')::numeric, 'FMSG990.00')
+       ) END$$;
+    in_words CONSTANT text := $$(
+           SELECT replace(regexp_replace(replace(
+                      CASE r.reasons -> @place@ ->> 'value'
+                      WHEN '(missing)' THEN w.missing WHEN '0' THEN w.low WHEN '-0' THEN w.low ELSE w.high END,
+                      '{}', CASE WHEN r.reasons -> @place@ ->> 'value' ~ '^-?[0-9.]+(e[-+]?[0-9]+)?\Z' THEN rtrim(
+                          to_char((r.reasons -> @place@ ->> 'value')::numeric, 'FM999,999,999,999,990.99'), '.'
+                      ) ELSE '' END
+                  ), '(^| )1 months\M', '\11 month'), '{level}', r.reasons -> @place@ ->> 'value')
+                  || CASE WHEN (r.reasons -> @place@ ->> 'contribution')::float8 > 0 THEN ' (raises risk)'
+                     ELSE ' (lowers risk)' END
+           FROM feature_words AS w WHERE w.words = b.words
+             AND w.feature = coalesce(r.reasons -> @place@ ->> 'window', r.reasons -> @place@ ->> 'feature')
+       )$$;
+    reasons text[] := '{}';
+    texts text[] := '{}';
+    about_reason CONSTANT text :=
         'One of the three largest contributions to the score: feature = value (contribution), in log-odds.';
+    about_words CONSTANT text := 'The reason in words, and whether it raises or lowers the risk; as the reason itself '
+        'where nobody has words for the column.';
     commented record;
 BEGIN
+    FOR i IN 0..2 LOOP
+        reasons := reasons || format('       %s AS reason_%s', replace(reason, '@place@', i::text), i + 1);
+        texts := texts || format('       coalesce(%s, %s) AS reason_%s_text', replace(in_words, '@place@', i::text),
+            replace(reason, '@place@', i::text), i + 1);
+    END LOOP;
+    by_role := replace(replace(by_role, '@reasons@', array_to_string(reasons, E',\n')), '@texts@',
+        array_to_string(texts, E',\n'));
     EXECUTE 'CREATE VIEW churn_predictions_by_role AS ' || by_role;
     EXECUTE 'CREATE VIEW churn_predictions_current AS ' || by_role || served;
     EXECUTE 'CREATE VIEW churn_predictions_latest AS ' || by_role || served || latest;
@@ -785,9 +827,12 @@ BEGIN
             ('last_active_month',
                 'Newest month with a deposit, handle or revenue; null without any, or if it is unknown.'),
             ('is_at_risk', 'Whether the account can still churn; null if that is unknown.'),
-            ('reason_1', reason),
-            ('reason_2', reason),
-            ('reason_3', reason),
+            ('reason_1', about_reason),
+            ('reason_1_text', about_words),
+            ('reason_2', about_reason),
+            ('reason_2_text', about_words),
+            ('reason_3', about_reason),
+            ('reason_3_text', about_words),
             ('reasons', 'Contribution of every feature to the score, the largest first, with the feature''s value; '
                 'null if reasons were not computed.'),
             ('bias', 'Log-odds that every account of the batch starts from; with all contributions, the log-odds of '
