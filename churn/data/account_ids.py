@@ -44,8 +44,8 @@ def with_numbers(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[pl.Series]]:
     if not (ids.dtype in TEXTS or ids.dtype.is_integer() or ids.dtype.is_decimal()):
         return frame, []
     ids = ids.cast(pl.String)
-    distinct = ids.drop_nulls().unique()
-    key, whole = distinct.str.strip_chars(), canonical(distinct, "integer")
+    unique = ids.drop_nulls().unique()
+    key, whole = unique.str.strip_chars(), canonical(unique, "integer")
     is_number = whole.str.contains(_WHOLE) & ~key.str.contains(_HEXADECIMAL)
     numbers = whole.set(~is_number, None).cast(pl.Int64, strict=False).cast(pl.String)
     is_no_id = key.str.contains(_NO_ID) | key.str.to_lowercase().is_in(_NO_IDS) | (key.str.len_bytes() > _MAX_BYTES)
@@ -54,8 +54,7 @@ def with_numbers(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[pl.Series]]:
     of_keys = pl.Series(np.frombuffer(heads, ">i8").astype(np.int64) | np.iinfo(np.int64).min).cast(pl.String)
     written = numbers.fill_null(of_keys.set(keys.is_null(), None))
     written = written.zip_with(written.is_not_null() | whole.is_null(), pl.Series(["?"]))
-    spread = (ids.replace_strict(distinct, to, default=None, return_dtype=pl.String) for to in (written, keys))
-    numbers, of_rows = spread
+    numbers, of_rows = (ids.replace_strict(unique, to, default=None, return_dtype=pl.String) for to in (written, keys))
     return frame.with_columns(account_id=numbers), [of_rows.alias(ACCOUNT_KEY)] if keys.count() else []
 
 

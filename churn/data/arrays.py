@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Flags = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+Shorts = NDArray[np.uint16]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -25,8 +25,8 @@ _LINES_OF_TITLES = 20
 _ERRORS = (pl.exceptions.PolarsError, OSError, ValueError, csv.Error, StopIteration)
 _VALUE = re.compile(r"[-+]?[0-9][0-9.,:/TZ +-]*|\\N|true|false", re.IGNORECASE)
 
-_DECIMAL_COMMA = r"^[-+]?[0-9.]*[0-9],([0-9]{1,2}|[0-9]{4,})$"
-_DECIMAL_POINT = r"^[-+]?[0-9]+\.([0-9]{1,2}|[0-9]{4,})$"
+_DECIMALS = (r"^[-+]?[0-9.]*[0-9],([0-9]{1,2}|[0-9]{4,})$", r"^[-+]?[0-9]+\.([0-9]{1,2}|[0-9]{4,})$")
+"""Numbers with a decimal comma, and with a decimal point."""
 
 
 def read_csv(path: Path, names: Sequence[str] = ()) -> pl.DataFrame:
@@ -137,9 +137,7 @@ def _require_whole_rows(path: Path, n_columns: int, separator: str, n_skipped: i
 
 def _with_decimal_points(frame: pl.DataFrame) -> pl.DataFrame:
     """Read ``12,500`` as 12.5 where the file has decimal commas and no decimal points; its separator is no comma."""
-    commas, points = (
-        any(frame.select(pl.all().str.contains(pattern).any()).row(0)) for pattern in (_DECIMAL_COMMA, _DECIMAL_POINT)
-    )
+    commas, points = (any(frame.select(pl.all().str.contains(pattern).any()).row(0)) for pattern in _DECIMALS)
     if not commas or points:
         return frame
     return frame.with_columns(pl.all().str.replace(r"^([-+]?[0-9]+),([0-9]{3})$", "$1.$2"))

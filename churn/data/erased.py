@@ -60,8 +60,7 @@ def tombstone(salt: bytes, account_id: int) -> Tombstone:
 
 def _codes(salt: bytes, ids: Longs) -> Ints:
     multiplier = np.uint64(int.from_bytes(salt[:8], "big") | 1)
-    codes = (ids.view(np.uint64) * multiplier) >> np.uint64(64 - _CODE_BITS)  # wraps around, as it should
-    return codes.astype(np.int32)
+    return ((ids.view(np.uint64) * multiplier) >> np.uint64(64 - _CODE_BITS)).astype(np.int32)  # wraps, as it should
 
 
 def _digest(salt: bytes, account_id: int) -> bytes:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from churn.data.activity import KINDS, MONEY, parse_value
-from churn.data.arrays import Array, Flags, Floats, Ints, Longs
+from churn.data.activity import KINDS, MONEY, Names, parse_value
+from churn.data.arrays import Array, Flags, Floats, Ints, Longs, Shorts
 from churn.data.spellings import canonical, fold, folded_levels
 from churn.data.windows import IS_ACTIVE, KnownRows, Window, check_levels, compute, parse, source_column_of, windows_of
 from churn.errors import InputError, UnlabelledError
@@ -42,9 +41,7 @@ Levels = Mapping[str, tuple[str, ...]]
 _PHYSICAL = {pl.Date: pl.Int32, pl.Datetime: pl.Int64}
 
 
-def features(
-    activity: pl.DataFrame, as_of: date, names: Sequence[str] = (), money: Sequence[str] = MONEY
-) -> pl.DataFrame:
+def features(activity: pl.DataFrame, as_of: date, names: Sequence[str] = (), money: Names = MONEY) -> pl.DataFrame:
     """Build one row per account, sorted by ``account_id``, from the activity known at the end of ``as_of``.
 
     An account's row is its latest active month; of a month reported more than once, the report known last, then the
@@ -77,7 +74,7 @@ def features(
     return rows.with_columns(columns)
 
 
-def is_active(activity: pl.DataFrame, money: Sequence[str] = MONEY) -> pl.Series:
+def is_active(activity: pl.DataFrame, money: Names = MONEY) -> pl.Series:
     """Return whether a money column of each row is neither missing nor 0; raises ``UnlabelledError`` without any."""
     schema = activity.schema
     columns = [parse_value(name, "number", schema[name]).ne(0.0) for name in money if name in schema]
@@ -171,9 +168,7 @@ def derive(rows: pl.DataFrame, as_of: date, windows: Sequence[Window] = ()) -> p
     since = [window for window in windows if window.is_of_row]
     dates = {name for name, kind in KINDS.items() if kind == "date"} - {"activity_month"}
     dates |= {window.column for window in since}
-    rows = rows.with_columns(
-        pl.when(pl.col(name) <= as_of).then(pl.col(name)).alias(name) for name in rows.columns if name in dates
-    )
+    rows = rows.with_columns(pl.when(pl.col(name) <= as_of).then(name) for name in rows.columns if name in dates)
     months = [(month_number(as_of) - month_numbers(pl.col(window.column))).alias(window.name) for window in since]
     if "ftd_date" in rows.columns and DERIVED not in rows.columns:
         months.append((month_numbers(pl.col("activity_month")) - month_numbers(pl.col("ftd_date"))).alias(DERIVED))
@@ -276,8 +271,7 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str], levels: 
     if unexplained:
         raise InputError(
             f"the activity has columns {sorted(columns)}, from which {len(unexplained)} of the model's features cannot "
-            f"be built: {listed_with_nearest(unexplained, columns)}; add the columns or correct the variant's feature "
-            f"names"
+            f"be built: {listed_with_nearest(unexplained, columns)}; add the columns or correct the feature names"
         )
     one_hots = (OneHot(name, tuple(a for a, _ in of), tuple(b for _, b in of)) for name, of in groups.items())
     # Encoded rows have windows as columns, and lack the columns that these were computed from.
@@ -303,7 +297,7 @@ class Packed:
     numbers: Floats  # shape (n numbers, n_rows), in the encoding's order
     # Per one-hot source column, the index of the row's level in `OneHot.levels`, or their count if the model does not
     # know the level; shape (n source columns, n_rows).
-    levels: npt.NDArray[np.uint16]
+    levels: Shorts
     # `{source_column: {level: rows}}` of levels that the model does not know, most frequent first
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
     # Each account's newest month with activity as days since 1970, `NEVER` without one; shape (n_rows,). `None` if
@@ -337,8 +331,7 @@ def pack(rows: pl.DataFrame, encoding: Encoding) -> Packed:
         codes = _codes(rows, group)
         levels[i] = codes.fill_null(len(group.levels)).to_numpy()
         if codes.null_count():
-            levels_of_rows = rows[group.source_column].cast(pl.String)
-            unknown[group.source_column] = _count_levels(levels_of_rows.filter(codes.is_null()))
+            unknown[group.source_column] = _count_levels(rows[group.source_column].filter(codes.is_null()))
     return Packed(numbers, levels, unknown)
 
 
@@ -386,7 +379,7 @@ def with_codes(frame: pl.DataFrame, levels: Levels) -> pl.DataFrame:
 
 def _count_levels(unknown: pl.Series) -> dict[str, int]:
     # PostgreSQL's jsonb, where these counts are stored, rejects the character NUL.
-    shown = unknown.fill_null(MISSING).str.replace_all("\0", "\ufffd", literal=True)
+    shown = unknown.cast(pl.String).fill_null(MISSING).str.replace_all("\0", "\ufffd", literal=True)
     return dict(shown.value_counts(sort=True).iter_rows())
 
 

@@ -110,17 +110,15 @@ def _open_parts(folder: Path, names: Sequence[str]) -> RowFile:
     keys = [key for key in files if file_kinds.is_part(key.as_posix())]
     opened = {key: _with_columns_of_path(_open_file(folder / key, names), key) for key in keys}
     parts = {key: part for key, part in opened.items() if part.n_rows}
-    columns_of_first = next((part.columns for part in parts.values()), [])
+    columns = next((part.columns for part in parts.values()), [])
     for key, part in parts.items():
-        if differing := sorted(set(part.columns) ^ set(columns_of_first)):
+        if differing := sorted(set(part.columns) ^ set(columns)):
             raise InputError(
                 f"the parts of {folder.name} have different columns: {listed(differing)} is not in both "
                 f"{key} and {next(iter(parts))}; write the folder again"
             )
     n_rows = sum(part.n_rows for part in parts.values())
-    return RowFile(
-        columns_of_first, n_rows, lambda *wanted: chain.from_iterable(part.chunks(*wanted) for part in parts.values())
-    )
+    return RowFile(columns, n_rows, lambda *of: chain.from_iterable(part.chunks(*of) for part in parts.values()))
 
 
 def _with_columns_of_path(rows: RowFile, path: Path) -> RowFile:
@@ -167,9 +165,7 @@ def _open_parquet(path: Path) -> RowFile:
     return RowFile(names, n_rows, chunks)
 
 
-def _batches(
-    path: Path, columns: Sequence[str], texts: Sequence[str], size: int, unpacked: int
-) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, columns: Sequence[str], texts: list[str], size: int, n_bytes: int) -> Iterator[pa.RecordBatch]:
     """Read batches of rows.
 
     As a dictionary, a level is compared once a chunk, not once a row, and a repeated text is stored once. Arrow does
@@ -177,7 +173,7 @@ def _batches(
     """
     n_read = 0
     options: dict[str, Any] = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": "us"}
-    for dictionaries, most in ((list(texts), size), ([], max(_LEAST_ROWS, _MOST_DECODED // max(unpacked, 1)))):
+    for dictionaries, most in ((texts, size), ([], max(_LEAST_ROWS, _MOST_DECODED // max(n_bytes, 1)))):
         n_skipped = n_read
         try:
             with pq.ParquetFile(path, read_dictionary=dictionaries, **options) as file:
@@ -351,8 +347,7 @@ def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
             except _NO_JSON as error:
                 if _is_one_object(path):
                     raise InputError(
-                        f"{path.name} is a single JSON object; JSON Lines (an object a line) or a JSON array of rows "
-                        f"is needed"
+                        f"{path.name} is one JSON object; JSON Lines (an object a line) or an array of rows is needed"
                     ) from error
                 raise InputError(f"{where} is not JSON ({cause_of(error)}): {shown}") from error
             if not isinstance(record, dict):

@@ -34,6 +34,7 @@ _MOST_LEVELS = 20
 
 Chunk = tuple[Longs, Packed]
 """Account ids, shape (n,), and their rows."""
+_Checked = tuple[CheckedRows, Packed]
 
 
 @dataclass
@@ -76,6 +77,8 @@ class ScoringRows:
 class RowPlan:
     """How raw activity becomes a model's rows: what is packed of each row, and what is computed from several."""
 
+    feature_names: tuple[str, ...]
+    declared: Columns
     encoding: Encoding
     packed: Encoding  # of the file's rows: the features that follow from one row, and the columns of the windows
     of_row: tuple[Window, ...]  # the windows that follow from one row
@@ -83,8 +86,7 @@ class RowPlan:
 
     def column(self, packed: Sequence[Packed], name: str) -> Floats:
         """Return a packed column of all rows; of activity, whether there is any."""
-        place = self.packed.columns.index(name)
-        values = np.concatenate([part.numbers[place] for part in packed])
+        values = np.concatenate([part.numbers[self.packed.columns.index(name)] for part in packed])
         return values == 1 if name == IS_ACTIVE else values
 
     def with_windows(self, chunks: Iterator[Chunk], accounts: Longs, computed: Floats) -> Iterator[Chunk]:
@@ -98,7 +100,7 @@ class RowPlan:
             yield account_ids, replace(packed, numbers=np.stack(numbers))
 
 
-def plan_file(feature_names: Sequence[str], columns: Sequence[str], declared: Columns) -> RowPlan | None:
+def plan_file(feature_names: tuple[str, ...], columns: Sequence[str], declared: Columns) -> RowPlan | None:
     """Plan the rows of a file; ``None`` if they are encoded.
 
     Raises ``InputError`` naming the features that come from no column, or that look like windows and are none.
@@ -115,7 +117,8 @@ def plan_file(feature_names: Sequence[str], columns: Sequence[str], declared: Co
     kept = [name for name, _ in encoding.numbers if name not in names]
     numbers = dict.fromkeys([*kept, *(window.column for window in over_months)])
     packed = replace(encoding, numbers=tuple((name, 0) for name in numbers), windows=())
-    return RowPlan(encoding, packed, tuple(window for window in windows if window.is_of_row), over_months)
+    of_row = tuple(window for window in windows if window.is_of_row)
+    return RowPlan(feature_names, declared, encoding, packed, of_row, over_months)
 
 
 def prepare(
@@ -141,23 +144,13 @@ def prepare(
     erased, declared = erased or Erased(), declared or Columns()
     if (plan := plan_file(feature_names, file.columns, declared)) is None:
         return _open_encoded(file, feature_names, max_quarantine_share, erased, declared)
-    read = partial(_read_activity, horizon_months=horizon_months, erased=erased, declared=declared, origin=origin)
-    return read(file, plan, feature_names, as_of, max_quarantine_share)
+    return _read_activity(file, plan, as_of, max_quarantine_share, origin, horizon_months=horizon_months, erased=erased)
 
 
 def _read_activity(
-    file: RowFile,
-    plan: RowPlan,
-    feature_names: tuple[str, ...],
-    as_of: date,
-    max_quarantine_share: float,
-    *,
-    horizon_months: int,
-    erased: Erased,
-    declared: Columns,
-    origin: str,
+    file: RowFile, plan: RowPlan, as_of: date, max_share: float, origin: str, *, horizon_months: int, erased: Erased
 ) -> ScoringRows:
-    money, max_money = declared.activity, declared.max_money
+    money, max_money = plan.declared.activity, plan.declared.max_money
     numbers = [*(name for name, _ in plan.packed.numbers), *money]
     dates = [window.column for window in plan.of_row]
     needs_activity = any(window.column == IS_ACTIVE for window in plan.windows)
@@ -176,7 +169,7 @@ def _read_activity(
 
     needed = {*activity.KINDS, *plan.packed.columns, *dates, *money}
     columns = [name for name in file.columns if name in needed]
-    parts, packed = zip(*_check_chunks(file, columns, check, max_quarantine_share), strict=True)
+    parts, packed = zip(*_check_chunks(file, columns, check, max_share), strict=True)
     unknown: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, levels in chain.from_iterable(part.unknown_levels.items() for part in packed):
         unknown[name].update(levels)
@@ -205,7 +198,7 @@ def _read_activity(
         n_erased=file.n_rows - checked.rows.height - checked.quarantined.height,
         n_short_windows=sum(month_start(known.last_month, 1 - one.months) < known.first_month for one in plan.windows),
         horizon_months=horizon_months,
-        own_columns=tuple(features.own_columns(feature_names, file.columns)),
+        own_columns=tuple(features.own_columns(plan.feature_names, file.columns)),
         first_month=known.first_month,
         newest_month=known.newest_month,
         n_newest=int((month == newest_whole_month(known.newest_month, as_of)).sum()),
@@ -275,11 +268,8 @@ def _open_encoded(
 
 
 def _check_chunks(
-    file: RowFile,
-    columns: Sequence[str],
-    check: Callable[[pl.DataFrame, int], tuple[CheckedRows, Packed]],
-    max_quarantine_share: float,
-) -> Iterator[tuple[CheckedRows, Packed]]:
+    file: RowFile, columns: Sequence[str], check: Callable[[pl.DataFrame, int], _Checked], max_share: float
+) -> Iterator[_Checked]:
     """Check chunks by their first row's number, from 1; raises ``QuarantineError`` once too many rows are broken."""
 
     def numbered() -> Iterator[tuple[pl.DataFrame, int]]:
@@ -293,12 +283,12 @@ def _check_chunks(
     for checked, packed in in_threads(lambda chunk: check(*chunk), numbered()):
         quarantined.append(checked.quarantined)
         n_quarantined += checked.quarantined.height
-        if n_quarantined / file.n_rows > max_quarantine_share:
+        if n_quarantined / file.n_rows > max_share:
             break
         if checked.rows.height:
             valid = checked.rows
         yield checked, packed
-    CheckedRows(valid, pl.concat(quarantined), file.n_rows).require_share(max_quarantine_share)
+    CheckedRows(valid, pl.concat(quarantined), file.n_rows).require_share(max_share)
 
 
 def _without(erased: Erased, checked: CheckedRows) -> CheckedRows:

@@ -142,8 +142,7 @@ def folded_levels(levels: tuple[str, ...]) -> dict[str, int]:
 
 def fold(levels: pl.Series) -> pl.Series:
     """Remove what is not part of a level: outer spaces, case, forms of one letter, and the ``.0`` of a number."""
-    letters = levels.str.normalize("NFKC").str.strip_chars().str.to_lowercase()
-    return letters.str.replace(r"^([-+]?[0-9]+)\.0+$", "$1")
+    return levels.str.normalize("NFKC").str.strip_chars().str.to_lowercase().str.replace(r"^([-+]?[0-9]+)\.0+$", "$1")
 
 
 def fold_name(name: str) -> str:

@@ -45,7 +45,7 @@ _SINCE = "months_since_"
 _LOOKS_SO = re.compile(rf"{_SINCE}.*|active_months_.*|.+_({_AGGREGATES})_\d+\w*|.+_[a-z]+_\d+m")
 _NO_LEVEL = re.compile(rf"({_AGGREGATES})_\d+\w*|.+_({_AGGREGATES})_\d+m")
 _NO_LEVEL_OF_NUMBERS = re.compile(rf"({_AGGREGATES})(_.*)?|.*\d+m", re.IGNORECASE)
-_KINDS_WITHOUT_LEVELS = ("money", "balance", "date", "instant")
+_WITHOUT_LEVELS = ("money", "balance", "date", "instant")
 _NUMBERS = ("number", "money", "balance")
 
 
@@ -165,8 +165,7 @@ def looks_like_window(name: str, columns: Collection[str]) -> bool:
     if column is None or name.startswith((_SINCE, "active_months_")):
         return _LOOKS_SO.fullmatch(name) is not None
     # A level such as gold_12m of the column plan resembles an aggregate, too.
-    is_no_level = _NO_LEVEL.fullmatch(name.removeprefix(f"{column}_")) is not None
-    return is_no_level or KINDS.get(column) in _KINDS_WITHOUT_LEVELS
+    return _NO_LEVEL.fullmatch(name.removeprefix(f"{column}_")) is not None or KINDS.get(column) in _WITHOUT_LEVELS
 
 
 def check_levels(column: str, levels: Sequence[str], columns: Collection[str]) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from churn.data.account_ids import ACCOUNT_KEY, keys_of
-from churn.data.arrays import Floats, Ints, Longs
+from churn.data.arrays import Bytes, Floats, Ints, Longs
 from churn.data.features import NEVER
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -45,7 +45,7 @@ class ScoredRows:
     # Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n)
     values: Floats | None = None
     # Of each source column with windows, the index of the feature whose value that is; shape (n, n of these)
-    shown: npt.NDArray[np.uint8] | None = None
+    shown: Bytes | None = None
 
 
 @dataclass(frozen=True)

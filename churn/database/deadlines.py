@@ -43,9 +43,8 @@ class _Watchdog:
     @contextmanager
     def limit(self, connection: "DeadlineConnection", *, pauses: bool = False) -> Iterator[None]:
         """Run a connection's clock during the block, or stop it meanwhile."""
-        at_start, at_end = self._start_clock, self._stop_clock
-        if pauses:
-            at_start, at_end = at_end, at_start
+        start, stop = self._start_clock, self._stop_clock
+        at_start, at_end = (stop, start) if pauses else (start, stop)
         at_start(connection)
         try:
             yield

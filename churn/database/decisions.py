@@ -139,8 +139,7 @@ class Lists(Tables):
 
     def export_variant(self, variant: str, week: date | None, top: int, file: str, write: _Write) -> _Exported:
         """Export a variant's ``top`` accounts by score and by its rise in a week; as :meth:`export_campaign`."""
-        newest = self._rows(_SQL["newest_week"], variant=variant)[0][0]
-        of = {"variant": variant, "week": week or newest, "top": top}
+        of = {"variant": variant, "week": week or self._rows(_SQL["newest_week"], variant=variant)[0][0], "top": top}
         return self._export("of_variant", "left_out", file, write, campaign=None, **of)
 
     def _export(self, query: str, left_out: str, file: str, write: _Write, **of: Any) -> _Exported:

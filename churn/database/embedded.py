@@ -135,12 +135,11 @@ class _Server:
         """Return the URL of the server on the port in the pid file, if it is this server."""
         try:
             port = int((self.data / "postmaster.pid").read_bytes().split(b"\n")[3])
-            password = (self.cluster / "password").read_text()
+            secret = (self.cluster / "password").read_text()
         except (FileNotFoundError, IndexError, ValueError):
             return None
         # The server has no TLS, and PGSSLMODE=require, which is meant for another server, would demand it.
-        query = {"sslmode": "disable"}
-        url = URL.create("postgresql+psycopg2", "churn", password, "127.0.0.1", port, "postgres", query)
+        url = URL.create("postgresql+psycopg2", "churn", secret, "127.0.0.1", port, "postgres", {"sslmode": "disable"})
         # SCRAM makes the server prove that it knows the password. So can a copied project's server: compare folders.
         options = {"connect_timeout": 10, "require_auth": "scram-sha-256"}
         engine = create_engine(url, poolclass=NullPool, connect_args=options)
@@ -228,8 +227,7 @@ class _Server:
         with host.open_file(self.folder / "server.lock") as alive:
             if host.try_lock(alive):
                 return
-            action = ("stop", "-w", "-t", str(_WAIT_SECONDS), "-m", "fast")
-            stop = self.programs.run("pg_ctl", *action, data=self.data)
+            stop = self.programs.run("pg_ctl", "stop", "-w", "-t", str(_WAIT_SECONDS), "-m", "fast", data=self.data)
             if stop.returncode and not host.try_lock(alive):
                 # No error: the caller's work is done, and an error here would hide an error of the caller.
                 message = "the PostgreSQL of %s did not stop; the next run joins it and tries again: %s"

@@ -56,10 +56,9 @@ class Programs:
         """
         watcher = Path(__file__).with_name("embedded_watch.py")
         if os.access(sys.executable, os.X_OK) and os.access(watcher, os.R_OK):
-            account = map(str, self.account or (-1, -1))
-            watched: list[str | Path] = [sys.executable, "-I", "-S", watcher, folder, *account]
+            watch: list[str | Path] = [sys.executable, "-I", "-S", watcher, folder, *map(str, self.account or (-1, -1))]
             server: list[str | Path] = [self.folder / "postgres", *settings]
-            return _run_as(None, *watched, *server, data=data, inherit=[alive], output=log).returncode == 0
+            return _run_as(None, *watch, *server, data=data, inherit=[alive], output=log).returncode == 0
         action = ("start", "-w", "-t", "300", "-o", " ".join(settings))
         return self.run("pg_ctl", *action, data=data, inherit=[alive], output=log).returncode == 0
 
@@ -153,8 +152,8 @@ def _major_version(programs: Path, account: Account | None) -> int | None:
 
 def _of_system() -> list[Path]:
     on_path = [Path(initdb).resolve().parent] if (initdb := shutil.which("initdb")) else []
-    by_version = sorted(Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda path: int(path.parent.name))
-    return on_path + by_version[::-1]
+    newest_last = sorted(Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda path: int(path.parent.name))
+    return on_path + newest_last[::-1]
 
 
 def _of_wheel(account: Account | None, copies: Path) -> list[Path]:

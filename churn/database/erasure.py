@@ -99,15 +99,14 @@ def erase_from_dagster(url: sa.URL, account: str, *, dry_run: bool) -> int:
 
 def _pattern(account: str) -> str:
     """Return the pattern of an id as Markdown, which shows spaces as one, Python and JSON in JSON escape it."""
-    return _SPACES.join(map(_pattern_of_word, account.split()))
+    return _SPACES.join("".join(map(_pattern_of_letter, word)) for word in account.split())
 
 
-def _pattern_of_word(word: str) -> str:
-    escaped = (json.dumps(one)[1:-1].replace("\\", r"\\+") for one in word)
-    return "".join(
-        rf"\\*{re.escape(one)}" if one.isascii() and one.isprintable() else rf"(?:{one}|{as_json}|\\+x{ord(one):02x})"
-        for one, as_json in zip(word, escaped, strict=True)
-    )
+def _pattern_of_letter(letter: str) -> str:
+    if letter.isascii() and letter.isprintable():
+        return rf"\\*{re.escape(letter)}"
+    as_json = json.dumps(letter)[1:-1].replace("\\", r"\\+")
+    return rf"(?:{letter}|{as_json}|\\+x{ord(letter):02x})"
 
 
 def _quoted(account: str) -> str:

@@ -160,7 +160,7 @@ class Evaluations(Tables):
         if not evaluated:
             return
         columns = ", ".join(("batch_id", "evaluated_at", *_COUNTS, *_MEASURES, "reliability", "replaces"))
-        statement = sa.text(_SQL["record"].format(columns=columns, segment=_SEGMENT))
+        record = sa.text(_SQL["record"].format(columns=columns, segment=_SEGMENT))
         archive = sa.text("SELECT archive_evaluation(:batch_id, :labels_as_of)")
         segments = [_segment_columns(one, level) for one in evaluated for level in one.segments]
         with self._transaction() as connection:
@@ -169,8 +169,7 @@ class Evaluations(Tables):
                 key = {"batch_id": one.batch.batch_id, "labels_as_of": one.labels_as_of}
                 archived[one.batch.batch_id] = connection.scalar(archive, key)
             rows = [_columns(one) | {"replaces": archived.get(one.batch.batch_id)} for one in evaluated]
-            values = {"evaluated": json.dumps(rows, default=str), "segments": json.dumps(segments)}
-            connection.execute(statement, values)
+            connection.execute(record, {"evaluated": json.dumps(rows, default=str), "segments": json.dumps(segments)})
 
     def evaluated_since(self, variant: Variant, since: date) -> list[EvaluatedBatch]:
         """Return a variant's current batches that were evaluated from ``since`` on, by week."""

@@ -68,8 +68,7 @@ class Trail:
     """One variant's events, in a transaction that has its lock."""
 
     def __init__(self, connection: sa.Connection, variant: Variant) -> None:
-        self._connection = connection
-        self._variant = variant
+        self._connection, self._variant = connection, variant
 
     def latest(self) -> ModelEvent | None:
         """Return the newest event."""

@@ -111,5 +111,4 @@ def _write(connection: sa.Connection, change: Change) -> Change:
 
 def _pause_s(n_attempts: int) -> float:
     """Draw a random pause before the next attempt, so that retries spread out."""
-    longest = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** min(n_attempts, 16))
-    return random.uniform(0, longest)  # noqa: S311 no secret
+    return random.uniform(0, min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** min(n_attempts, 16)))  # noqa: S311 no secret

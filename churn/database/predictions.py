@@ -109,8 +109,7 @@ class BatchRecord:
     @classmethod
     def of_columns(cls, values: Mapping[str, Any]) -> "BatchRecord":
         """Build a record from the columns of its row."""
-        names = ("variant", "source_variant")
-        return cls(**{**values, **{name: Variant.from_key(values[name]) for name in names}})
+        return cls(**{**values, **{name: Variant.from_key(values[name]) for name in ("variant", "source_variant")}})
 
     def columns(self) -> dict[str, Any]:
         """Return the values by column, in the types that PostgreSQL accepts."""
@@ -169,10 +168,8 @@ class BatchInProgress:
         # Checked here, since a primary key costs several times as much as writing the rows.
         ids = pl.Series(np.concatenate(self._account_ids))
         if ids.n_unique() < len(ids):
-            twice = ids.filter(ids.is_duplicated()).unique().head(3).to_list()
-            raise StoreError(
-                f"accounts {twice} of {record.variant} were scored twice in one batch; nothing was published"
-            )
+            some = ids.filter(ids.is_duplicated()).unique().head(3).to_list()
+            raise StoreError(f"accounts {some} of {record.variant} were scored twice in a batch; nothing was published")
         return record, quarantined
 
 

@@ -62,8 +62,7 @@ def read_fleet(url: sa.URL, week: date | None, now: datetime) -> FleetRows:
         shown = sorted(one for one in known if reported - timedelta(weeks=WEEKS_SHOWN) < one <= reported)
         end = datetime.combine(reported, time(), UTC) + timedelta(weeks=1)
         values |= {"week": reported, "first": shown[0], "end": end}
-        rows = {name: _rows(connection, query, values) for name, query in _QUERIES.items()}
-        return FleetRows(reported, shown, **rows)
+        return FleetRows(reported, shown, **{name: _rows(connection, one, values) for name, one in _QUERIES.items()})
 
 
 def _rows(connection: sa.Connection, query: str, values: Mapping[str, object]) -> list[Row]:

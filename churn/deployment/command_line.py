@@ -174,8 +174,7 @@ def find_variants(
 
 def typed_parts(args: argparse.Namespace) -> dict[str, str]:
     """Return --geography and --company as they are typed, by the tag of a run; they name the first variant."""
-    parts = {"geography": args.geography, "company_id": args.company}
-    return {name: part for name, part in parts.items() if part}
+    return {name: part for name, part in {"geography": args.geography, "company_id": args.company}.items() if part}
 
 
 def is_fleet(args: argparse.Namespace) -> bool:

@@ -137,11 +137,9 @@ class Deployment:
 
     def sources(self) -> Sources:
         """Open the bucket, if there is one, and its local copy; once."""
-        name, fallback = self.settings.mlflow_s3_bucket, self.settings.churn_local_fallback == "auto"
-        local, max_age = Folder(self.local_root), self.settings.churn_local_max_age
-        return self._once(
-            Sources, lambda: Sources(Bucket(name) if name else None, local, fallback, max_age, simulated=SIMULATED)
-        )
+        name, local = self.settings.mlflow_s3_bucket, Folder(self.local_root)
+        limits = self.settings.churn_local_fallback == "auto", self.settings.churn_local_max_age
+        return self._once(Sources, lambda: Sources(Bucket(name) if name else None, local, *limits, simulated=SIMULATED))
 
     def require_schema(self) -> None:
         """Raise ``ChurnError`` if the predictions database cannot be reached as its writer, or is not set up."""
@@ -376,22 +374,17 @@ def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = F
             f"own, such as s3://{settings.mlflow_s3_bucket}/delivered"
         )
     dagster = None if predictions is None else predictions.set(database=settings.churn_dagster_db_name)
-    _require_apart(
-        {
-            "CHURN_DB_NAME or CHURN_DATABASE_URL": predictions,
-            "MLFLOW_DB_NAME or MLFLOW_TRACKING_URI": mlflow_database,
-            "CHURN_DAGSTER_DB_NAME": dagster,
-        }
-    )
+    _require_apart(predictions, mlflow_database, dagster)
     tracking_uri = mlflow_database.render_as_string(hide_password=False) if mlflow_database is not None else uri
     local_root = _local_root(settings, is_embedded=is_embedded)
     return Deployment(settings, predictions, mlflow_database, tracking_uri, local_root, is_embedded)
 
 
-def _require_apart(databases: Mapping[str, sa.URL | None]) -> None:
+def _require_apart(*databases: sa.URL | None) -> None:
     """Raise ``UsageError`` if two settings name one database: each use migrates its own."""
+    settings = "CHURN_DB_NAME or CHURN_DATABASE_URL", "MLFLOW_DB_NAME or MLFLOW_TRACKING_URI", "CHURN_DAGSTER_DB_NAME"
     names: dict[tuple[str | None, int, str | None], str] = {}
-    for name, url in databases.items():
+    for name, url in zip(settings, databases, strict=True):
         if url is not None and (other := names.setdefault((url.host, url.port or 5432, url.database), name)) != name:
             raise UsageError(f"{other} and {name} name one database, {url.database!r} at {url.host}; give each its own")
 

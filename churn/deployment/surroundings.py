@@ -41,5 +41,4 @@ def _letter(letter: str) -> str:
         name = unicodedata.name(letter)
         is_line = "AND" not in name
         return "-" if is_line and "HORIZONTAL" in name else "|" if is_line and "VERTICAL" in name else "+"
-    plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-    return _ASCII.get(letter) or plain or "?"
+    return _ASCII.get(letter) or unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?"

@@ -148,12 +148,10 @@ class Bundle:
             )
 
 
-def read_bundle(
-    data: bytes, feature_names: Sequence[str] | None, origin: str, declared: Levels | None = None
-) -> Bundle:
+def read_bundle(data: bytes, names: Sequence[str] | None, origin: str, declared: Levels | None = None) -> Bundle:
     """Read an untrusted booster and check it against its feature names.
 
-    The names, in the model's order, are by default those stored in the booster; ``origin`` names the file in an error.
+    The ``names``, in the model's order, are by default those in the booster; ``origin`` names the file in an error.
     ``declared`` are the levels of categorical features by their author, for files that do not store them.
 
     Raises:
@@ -181,15 +179,13 @@ def read_bundle(
     with raised_as(ModelFileError, f"{origin} has no probability to begin with", ValueError, remedy=needed):
         base_margin(parameters["base_score"])
     _require_known_fields(document, origin)
-    bundle = load_bundle(data, feature_names, origin, parameters)
+    bundle = load_bundle(data, names, origin, parameters)
     named = ((bundle.feature_names[i], most, stored) for i, (most, stored) in levels.items())
     found = {name: (most, stored or bundle.categories.get(name, ())) for name, most, stored in named}
     return bundle.with_levels(agree(found, declared or {}, origin))
 
 
-def load_bundle(
-    data: bytes, feature_names: Sequence[str] | None, origin: str, parameters: dict[str, Any] | None = None
-) -> Bundle:
+def load_bundle(data: bytes, names: Sequence[str] | None, origin: str, stored: dict[str, Any] | None = None) -> Bundle:
     """Load a booster that was checked before, such as a logged one; see :func:`read_bundle`."""
     booster = xgb.Booster()
     try:
@@ -198,14 +194,13 @@ def load_bundle(
         lines = [line for line in str(error).splitlines() if line.strip()] or ["unreadable"]
         cause = re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0])[:200]
         raise ModelFileError(f"{origin} is damaged: {cause}; save the model again") from error
-    names = _agreed_names(booster, feature_names, origin)
+    agreed = _agreed_names(booster, names, origin)
     booster = _rounds_that_predict(booster, origin)
     with raised_as(ModelFileError, f"{origin} has another attribute {_LEVELS} than is written here", *_BAD_CONTENT):
         levels = parse_levels(json.loads(booster.attr(_LEVELS) or "{}"))
-    problem = f"{origin} has feature names that XGBoost rejects"
-    with raised_as(ModelFileError, problem, ValueError, remedy="rename them"):
-        booster.feature_names = list(names)
-    return Bundle(partial(_given, booster), names, data, parameters or {}, levels)
+    with raised_as(ModelFileError, f"{origin} has feature names XGBoost rejects", ValueError, remedy="rename them"):
+        booster.feature_names = list(agreed)
+    return Bundle(partial(_given, booster), agreed, data, stored or {}, levels)
 
 
 def _given(booster: xgb.Booster) -> xgb.Booster:

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-import numpy.typing as npt
 
 from churn.compiled import compiled
-from churn.data.arrays import Bits, Flags, Floats, Ints, Longs
+from churn.data.arrays import Bits, Flags, Floats, Ints, Longs, Shorts
 from churn.data.features import Encoding, Packed
 from churn.inference.forest import Forest, NotCompilableError
 
@@ -26,7 +25,7 @@ BLOCK = 16_384
 WORD_BITS = 64
 _MAX_CELLS = 1 << 16
 
-Cells = npt.NDArray[np.uint16]
+Cells = Shorts
 """Shape (n_columns, n_rows): per column of the encoding, numbers first, the cell of each row."""
 
 

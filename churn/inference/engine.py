@@ -57,17 +57,11 @@ class TableCache(Protocol):
 
 
 def build_engine(
-    bundle: Bundle,
-    encoding: Encoding,
-    head: Packed,
-    *,
-    n_rows: int,
-    with_reasons: bool,
-    cache: "TableCache | None" = None,
+    bundle: Bundle, encoding: Encoding, few: Packed, *, n_rows: int, with_reasons: bool, cache: TableCache | None = None
 ) -> Engine:
     """Compile a model for rows of an encoding, and compare it with XGBoost on the first of them.
 
-    ``head`` is some rows of the batch, ``n_rows`` about their number in all. The cache keeps the tables that gave
+    ``few`` are some rows of the batch, ``n_rows`` is about their number in all. The cache keeps the tables that gave
     XGBoost's results; those found there need to give the model's golden scores.
     """
     is_large = n_rows >= _LARGE_BATCH
@@ -80,7 +74,7 @@ def build_engine(
     except NotCompilableError as error:
         return _use_xgboost(bundle, encoding, str(error), with_reasons=with_reasons)
     compiled = _engine(tables, encoding)
-    if difference := _compare(compiled, bundle, encoding, head):
+    if difference := _compare(compiled, bundle, encoding, few):
         logger.warning("compiled scores differ from XGBoost's (%s); XGBoost scores this batch", difference)
         return _use_xgboost(bundle, encoding, difference, with_reasons=with_reasons)
     if cache is not None:
@@ -101,7 +95,7 @@ def _makers() -> str:
     return hashlib.sha256(code + repr((xgb.__version__, np.__version__)).encode()).hexdigest()
 
 
-def _load(cache: "TableCache", key: str, bundle: Bundle, encoding: Encoding, *, with_reasons: bool) -> Engine | None:
+def _load(cache: TableCache, key: str, bundle: Bundle, encoding: Encoding, *, with_reasons: bool) -> Engine | None:
     """Return the engine of tables that were kept, if they give the model's golden scores."""
     golden, arrays = bundle.golden, cache.load(key)
     if golden is None or arrays is None:
@@ -142,9 +136,9 @@ def _use_xgboost(bundle: Bundle, encoding: Encoding, why: str, *, with_reasons: 
     return Engine(score, encoding, bias, why)
 
 
-def _compare(engine: Engine, bundle: Bundle, encoding: Encoding, head: Packed) -> str:
+def _compare(engine: Engine, bundle: Bundle, encoding: Encoding, rows: Packed) -> str:
     """Return how an engine's results differ from XGBoost's; empty if they do not."""
-    some = head.take(slice(_PROVED_SCORES))
+    some = rows.take(slice(_PROVED_SCORES))
     matrix = unpack(some, encoding)
     scores, contributions = engine.score(some)
     gap = float(np.abs(scores - bundle.predict(matrix)).max())

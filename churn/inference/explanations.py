@@ -10,10 +10,9 @@ Lundberg et al., "Consistent Individualized Feature Attribution for Tree Ensembl
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from churn.compiled import compiled
-from churn.data.arrays import Bits, Doubles, Floats, Ints, Longs
+from churn.data.arrays import Bits, Bytes, Doubles, Floats, Ints, Longs
 from churn.data.features import Encoding, Packed
 from churn.inference.cells import BLOCK, WORD_BITS, CellPlan, Cells, Words, gather, goes_left, plan_cells
 from churn.inference.forest import LEAF, Forest, NotCompilableError
@@ -104,9 +103,7 @@ def sum_by_column(values: Floats, encoding: Encoding) -> Floats:
     return sums
 
 
-def sum_by_source_column(
-    contributions: Floats, values: Floats, encoding: Encoding
-) -> tuple[Floats, Floats, npt.NDArray[np.uint8]]:
+def sum_by_source_column(contributions: Floats, values: Floats, encoding: Encoding) -> tuple[Floats, Floats, Bytes]:
     """Sum contributions by column, shape (n_rows, n_columns), by source column, and find the feature to show.
 
     Args:

@@ -30,9 +30,7 @@ def parse_ubjson(data: bytes) -> Any:
 
 class _Reader:
     def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.position = 0
-        self.n_values = 0
+        self.data, self.position, self.n_values = data, 0, 0
 
     def take(self, size: int) -> bytes:
         end = self.position + size

@@ -30,8 +30,7 @@ class ArrayCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
-        self._folder = folder
-        self._max_bytes = max_bytes
+        self._folder, self._max_bytes = folder, max_bytes
 
     def load(self, key: str) -> dict[str, Array] | None:
         """Return an entry's arrays by name, which may be changed in memory only; ``None`` if it is absent."""

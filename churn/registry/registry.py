@@ -250,8 +250,7 @@ class Registry:
             given = alias or (CHAMPION if or_champion and is_vacant else None)
             experiment, done = self.ensure_experiment(variant, location)
             with errors_translated(f"logging a model of {variant}"):
-                is_new = done == "created"
-                ended = self._end_killed_runs(experiment.experiment_id) if is_locked and not is_new else set()
+                ended = self._end_killed_runs(experiment.experiment_id) if is_locked and done != "created" else set()
                 alike = self._alike(variant, logged) if registered is not None else []
                 found = [one for one in alike if adopted or CHAMPION not in aliases or one.run_id in ended]
                 # A training that went through is another one.
@@ -306,13 +305,9 @@ class Registry:
             if registered is None:
                 self._register(variant, variant_tags)
             version_tags = run_tags | variant_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference}
+            name, source = variant.registered_model, f"models:/{model_id}"
             version = self.client.create_model_version(
-                variant.registered_model,
-                source=f"models:/{model_id}",
-                run_id=mlflow_run_id,
-                model_id=model_id,
-                description=logged.about,
-                tags=version_tags,
+                name, source, mlflow_run_id, version_tags, description=logged.about, model_id=model_id
             )
         except BaseException:
             with contextlib.suppress(MlflowException, requests.RequestException):
@@ -381,15 +376,13 @@ class Registry:
         if variant in self._pending_moves() or version in self.aliases_in_mlflow(variant).values():
             return False
         with errors_translated(f"deleting version {version} of {variant.registered_model!r}"):
-            found = self._describe(variant, self.client.get_model_version(variant.registered_model, str(version)), None)
+            old = self._describe(variant, self.client.get_model_version(variant.registered_model, str(version)), None)
             with _ignored("RESOURCE_DOES_NOT_EXIST"):
-                model = self.client.get_logged_model(found.model_id)
-                get_artifact_repository(model.artifact_location).delete_artifacts()
-                self.client.delete_logged_model(found.model_id)
+                get_artifact_repository(self.client.get_logged_model(old.model_id).artifact_location).delete_artifacts()
+                self.client.delete_logged_model(old.model_id)
             with _ignored("RESOURCE_DOES_NOT_EXIST"):
-                run = self.client.get_run(found.mlflow_run_id)
-                get_artifact_repository(run.info.artifact_uri).delete_artifacts()
-                self.client.delete_run(found.mlflow_run_id)
+                get_artifact_repository(self.client.get_run(old.mlflow_run_id).info.artifact_uri).delete_artifacts()
+                self.client.delete_run(old.mlflow_run_id)
             self.client.delete_model_version(variant.registered_model, str(version))
         return True
 
@@ -417,19 +410,11 @@ class Registry:
                 f"version {found.version} of {found.name!r} has no tag {tags.MODEL_SHA256}, so its file cannot be "
                 f"checked; adopt it with experiment_tracking/log_model.py --adopt {found.name}/{found.version}"
             )
-        return ModelVersion(
-            variant=variant,
-            registered_model=found.name,
-            version=int(found.version),
-            alias=alias,
-            model_id=model_id,
-            mlflow_run_id=found.run_id,
-            sha256=found.tags[tags.MODEL_SHA256],
-            has_reference=found.tags.get(tags.HAS_REFERENCE) == "true",
-            # Of those trained before the tag, the gate's tells it: training calibrates every model.
-            is_calibrated=found.tags.get(tags.IS_CALIBRATED) == "true" or tags.GATE in found.tags,
-            columns=found.tags.get(tags.COLUMNS),
-        )
+        ids = found.name, int(found.version), alias, model_id, found.run_id, found.tags[tags.MODEL_SHA256]
+        has_reference, columns = found.tags.get(tags.HAS_REFERENCE) == "true", found.tags.get(tags.COLUMNS)
+        # Of those trained before the tag, the gate's tells it: training calibrates every model.
+        is_calibrated = found.tags.get(tags.IS_CALIBRATED) == "true" or tags.GATE in found.tags
+        return ModelVersion(variant, *ids, has_reference, is_calibrated, columns)
 
     def _cached(self, version: ModelVersion) -> dict[str, bytes] | None:
         """Return a version's files by name, if the cache has those that were logged."""
@@ -478,16 +463,13 @@ class Registry:
 
     def _log_values(self, mlflow_run_id: str, logged: LoggedRun) -> None:
         now = int(datetime.now(UTC).timestamp() * 1000)
-        self.client.log_batch(
-            mlflow_run_id,
-            metrics=[Metric(name, value, now, 0) for name, value in logged.metrics.items()],
-            params=[Param(name, str(value)) for name, value in logged.parameters.items()],
-        )
+        metrics = [Metric(name, value, now, 0) for name, value in logged.metrics.items()]
+        parameters = [Param(name, str(value)) for name, value in logged.parameters.items()]
+        self.client.log_batch(mlflow_run_id, metrics, parameters)
         if logged.dataset is not None:
             self.client.log_inputs(mlflow_run_id, datasets=[logged.dataset])
 
     def _log_artifacts(self, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
-        """Log a run's artifacts by path."""
         with tempfile.TemporaryDirectory() as scratch:
             for name, content in artifacts.items():
                 path = Path(scratch) / name

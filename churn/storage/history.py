@@ -309,8 +309,7 @@ def _date_quarantined(facts: pl.DataFrame, stored: pl.DataFrame, received_at: da
     if QUARANTINED not in stored.columns:
         return facts.with_columns(known_at=pl.when(broken).then(received).otherwise("known_at"))
     # S3 dates extracts to the second: two may seem to be received at once.
-    after = pl.col("known_at").max() + pl.duration(microseconds=1)
-    replaced = stored.filter(broken).group_by(KEY).agg(_after=after)
+    replaced = stored.filter(broken).group_by(KEY).agg(_after=pl.col("known_at").max() + pl.duration(microseconds=1))
     joined = facts.join(replaced, on=KEY, how="left", maintain_order="left")
     late = pl.when(pl.col("_after").is_not_null()).then(pl.max_horizontal("known_at", "_after", received))
     known_at = pl.when(broken).then(received).otherwise(late.otherwise("known_at"))

@@ -219,8 +219,7 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
 
 
 def _local_entry(key: str, stat: os.stat_result) -> Entry:
-    version = f"{stat.st_mtime_ns}-{stat.st_size}"
-    return Entry(key, version, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+    return Entry(key, f"{stat.st_mtime_ns}-{stat.st_size}", stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
 
 def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
@@ -284,11 +283,9 @@ class Bucket:
 
     def _begin(self, key: str, version: str | None, version_id: str | None) -> tuple[Any, bytes]:
         """Request a file, and read its first chunk, or all of a small one: another call of within() costs as much."""
-        wanted = {"IfMatch": version, "VersionId": version_id}
-        given = {name: value for name, value in wanted.items() if value is not None}
+        given = {name: value for name, value in {"IfMatch": version, "VersionId": version_id}.items() if value}
         response = self._client.get_object(Bucket=self.name, Key=key, **given)
-        is_whole = response["ContentLength"] <= _CHUNK_BYTES
-        return response, response["Body"].read(None if is_whole else _CHUNK_BYTES)
+        return response, response["Body"].read(None if response["ContentLength"] <= _CHUNK_BYTES else _CHUNK_BYTES)
 
     def _chunks(self, entry: Entry, response: Any, first: bytes, deadline: float) -> Iterator[bytes]:
         md5 = hashlib.md5(usedforsecurity=False)

@@ -25,6 +25,7 @@ from churn.variants import Variant, nearest
 
 logger = logging.getLogger(__name__)
 
+Groups = Sequence[Sequence[str]]
 MODEL_NAMES = ("models/churn/xgb_churn_model_2.bin", "models/churn/xgb_churn_model_2.json")
 _MODEL_KEY = re.compile(
     r"(?a)(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
@@ -89,7 +90,7 @@ class Sources:
         """The place without fallback: the bucket, or the local folder if there is no bucket."""
         return self.bucket or self.local
 
-    def fetch(self, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
+    def fetch(self, variant: Variant, groups: Groups, into: Path) -> list[SourceFile]:
         """Copy one file of each group into an existing folder, all from one place and one variant, in order.
 
         Args:
@@ -143,8 +144,7 @@ class Sources:
     def input_version(self, variant: Variant) -> str | None:
         """Return the version of the variant's own complete input, if any; raises ``SourceError`` if S3 is silent."""
         with suppress(inputs.UnfinishedError, InputError):
-            entries = _listing(self.primary, variant.prefix + INPUT_FOLDER)
-            if found := inputs.find(entries, variant.prefix, INPUT_KEYS):
+            if found := inputs.find(_listing(self.primary, variant.prefix + INPUT_FOLDER), variant.prefix, INPUT_KEYS):
                 return f"{self.primary.uri(found.key)}@{found.version}"
         return None
 
@@ -169,9 +169,7 @@ class Sources:
             return f"; keys in S3 are case-sensitive, and {spelled[0]} is there: move its files to {variant.prefix}"
         return nearest(variant, beside.values())
 
-    def _fetch_local(
-        self, variant: Variant, groups: Sequence[Sequence[str]], into: Path, why: SourceError
-    ) -> list[SourceFile]:
+    def _fetch_local(self, variant: Variant, groups: Groups, into: Path, why: SourceError) -> list[SourceFile]:
         kind = SourceUnavailableError if isinstance(why, SourceUnavailableError) else SourceError
         if not self.fallback:
             raise kind(f"{why}, and CHURN_LOCAL_FALLBACK=never forbids the local copy") from why
@@ -197,9 +195,7 @@ class Sources:
             logger.warning("%s: read the local copy of %s, because %s", *said)
         return [SourceFile(file.path, replace(file.provenance, fallback_reason=reason)) for file in files]
 
-    def _own_or_bundled(
-        self, variant: Variant, groups: Sequence[Sequence[str]], into: Path, why: str
-    ) -> tuple[list[SourceFile], str]:
+    def _own_or_bundled(self, variant: Variant, groups: Groups, into: Path, why: str) -> tuple[list[SourceFile], str]:
         """Copy a variant's own local files, or without a bucket the bundled ones; return the reason, too."""
         try:
             return _fetch_from(self.local, variant, groups, into), why
@@ -215,7 +211,7 @@ class Sources:
             return files, f"{variant} has no {what} of its own, and the bundled simulation is used; {why}"
 
 
-def _fetch_from(place: Place, variant: Variant, groups: Sequence[Sequence[str]], into: Path) -> list[SourceFile]:
+def _fetch_from(place: Place, variant: Variant, groups: Groups, into: Path) -> list[SourceFile]:
     return [_copy_first(place, variant, keys, into) for keys in groups]
 
 
@@ -247,11 +243,9 @@ def _copy_parts(place: Place, variant: Variant, found: Found, into: Path) -> Sou
         files.append(_copy(place, variant, place.open(entry.key, entry.version), folder).provenance)
     names = (entry.key.removeprefix(found.key) for entry in found.entries)
     listed = "\n".join(f"{file.sha256}  {name}" for file, name in zip(files, names, strict=True))
-    provenance = Provenance(
-        place.uri(found.key), found.version, hashlib.sha256(listed.encode()).hexdigest(),
-        sum(file.size for file in files), max(file.modified_at for file in files), place.source, variant,
-    )  # fmt: skip
-    return SourceFile(to, provenance)
+    sha256, modified_at = hashlib.sha256(listed.encode()).hexdigest(), max(file.modified_at for file in files)
+    content = found.version, sha256, sum(file.size for file in files), modified_at
+    return SourceFile(to, Provenance(place.uri(found.key), *content, place.source, variant))
 
 
 def _open_again(place: Place, key: str, version: str, version_id: str | None) -> OpenFile:
@@ -276,8 +270,5 @@ def _copy(place: Place, variant: Variant, file: OpenFile, into: Path) -> SourceF
             size += copy.write(chunk)
     if size != entry.size:
         raise SourceUnavailableError(f"{place.uri(entry.key)} returned {size} of {entry.size} bytes")
-    provenance = Provenance(
-        place.uri(entry.key), entry.version, sha256.hexdigest(), size, entry.modified_at, place.source, variant,
-        version_id=entry.version_id,
-    )  # fmt: skip
-    return SourceFile(to, provenance)
+    content = entry.version, sha256.hexdigest(), size, entry.modified_at
+    return SourceFile(to, Provenance(place.uri(entry.key), *content, place.source, variant, None, entry.version_id))

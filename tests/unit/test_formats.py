@@ -118,7 +118,7 @@ def test_binary_that_is_not_parquet_is_refused_with_its_first_bytes(read, conten
 
 @pytest.mark.parametrize("content", [json.dumps(ROWS[0], indent=1).encode(), b'{"a": 1,\n "b": {"c": [2]}}'])
 def test_a_single_object_over_several_lines_is_named_as_such(read, content):
-    with pytest.raises(InputError, match="is a single JSON object; JSON Lines"):
+    with pytest.raises(InputError, match="is one JSON object; JSON Lines"):
         read(content)
 
 

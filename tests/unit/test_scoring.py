@@ -260,7 +260,7 @@ def test_kept_tables_score_to_the_bit_without_xgboost_and_spoiled_ones_are_made_
     bundle = replace(case.bundle, golden=case.bundle.make_golden(case.matrix))
     closed = replace(bundle, load=not_needed)
     build = partial(
-        build_engine, encoding=case.encoding, head=case.packed, n_rows=80, with_reasons=with_reasons, cache=cache
+        build_engine, encoding=case.encoding, few=case.packed, n_rows=80, with_reasons=with_reasons, cache=cache
     )
     expected = build(bundle).score(case.packed)
     (entry,) = tmp_path.iterdir()
@@ -281,7 +281,7 @@ def test_kept_tables_of_other_golden_scores_model_or_encoding_are_not_used(tmp_p
     case, cache = make_case(), ArrayCache(tmp_path)
     golden = case.bundle.make_golden(case.matrix)
     bundle = replace(case.bundle, golden=golden)
-    build = partial(build_engine, head=case.packed, n_rows=80, with_reasons=True, cache=cache)
+    build = partial(build_engine, few=case.packed, n_rows=80, with_reasons=True, cache=cache)
     build(bundle, case.encoding)
     closed = replace(bundle, load=not_needed)
 
