@@ -5,17 +5,17 @@ moving aliases.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from churn.data.arrays import Doubles, Flags
 from churn.data.labels import Ids
 from churn.evaluation import metrics, sequential
-from churn.evaluation.metrics import Doubles, Interval, Outcomes, Scores
+from churn.evaluation.metrics import Interval, Scores
 from churn.evaluation.sequential import EvidenceError, PairedSums
 from churn.weeks import month_number
 
@@ -34,26 +34,23 @@ class PairedCohort:
     account_ids: Ids
     champion: Scores
     challenger: Scores
-    churned: Outcomes
+    churned: Flags
     weights: Doubles | None = None
 
     def __post_init__(self) -> None:
-        if self.weights is not None and not (np.isfinite(self.weights) & (self.weights >= 0)).all():
-            wrong = self.weights[~(np.isfinite(self.weights) & (self.weights >= 0))]
+        if self.weights is not None and len(wrong := self.weights[~(np.isfinite(self.weights) & (self.weights >= 0))]):
             raise EvidenceError(f"weights of accounts are {wrong[:3].tolist()}; give finite numbers of 0 or more")
 
-    def select(self, rows: npt.NDArray[np.bool_]) -> "PairedCohort":
+    def select(self, rows: Flags) -> "PairedCohort":
         """Return the accounts of a mask of shape (n,)."""
         arrays: dict[str, Any] = {name: one[rows] for name, one in vars(self).items() if isinstance(one, np.ndarray)}
         return replace(self, **arrays)
 
     def sums(self) -> PairedSums:
         """Return the sums of the two models' losses, both recalibrated on these accounts."""
-        champion, challenger = (
-            metrics.log_losses(self.churned, metrics.recalibrated(self.churned, scores, self.weights))
-            for scores in (self.champion, self.challenger)
-        )
-        return PairedSums.of(champion, challenger, self.weights)
+        scores = (metrics.recalibrated(self.churned, one, self.weights) for one in (self.champion, self.challenger))
+        first, second = (metrics.log_losses(self.churned, one) for one in scores)
+        return PairedSums.of(first, second, self.weights)
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,8 @@ class Comparison:
             return f"no account that both models scored has a matured label yet{since}"
         by = self.improvement
         gain = f"better by {by:.4f}" if by.value >= 0 else f"worse by {Interval(-by.value, -by.high, -by.low):.4f}"
-        found = (
-            f"{self.n:,} matured accounts, log-loss {gain}, "
-            f"evidence {odds(self.e_value)}, {odds(1 / self.alpha)} needed"
-        )
+        needed = odds(1 / self.alpha)
+        found = f"{self.n:,} matured accounts, log-loss {gain}, evidence {odds(self.e_value)}, {needed} needed"
         if self.broken:
             return f"{found}; not allowed: {'; '.join(guardrail.sentence for guardrail in self.broken)}"
         if self.is_better:
@@ -175,9 +170,7 @@ def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits
     counted = count_once(sorted(known, key=lambda cohort: cohort.as_of), horizon_months)
     if not counted:
         unknown = Interval(0.0, -np.inf, np.inf)
-        return Comparison(
-            0, 0, unknown, 1.0, (_enough_labels(np.zeros(0, dtype=np.bool_), None, limits),), limits.alpha
-        )
+        return Comparison(0, 0, unknown, 1.0, (_enough_labels(np.zeros(0, dtype=bool), None, limits),), limits.alpha)
     churned = np.concatenate([cohort.churned for cohort in counted])
     champion = np.concatenate([cohort.champion for cohort in counted])
     challenger = np.concatenate([cohort.challenger for cohort in counted])
@@ -188,7 +181,7 @@ def compare(cohorts: Iterable[PairedCohort], horizon_months: int, limits: Limits
         n_churned=int(churned.sum()),
         improvement=sequential.confidence_sequence(sums, alpha=limits.alpha, tuned_for=limits.tuned_for),
         e_value=sequential.e_value(sums, tuned_for=limits.tuned_for),
-        guardrails=tuple(_guardrails(churned, champion, challenger, weights, limits)),
+        guardrails=tuple(_check(churned, champion, challenger, weights, limits)),
         alpha=limits.alpha,
         min_gain=limits.min_gain * float(np.average(metrics.log_losses(churned, champion), weights=weights)),
     )
@@ -206,31 +199,24 @@ def count_once(cohorts: Sequence[PairedCohort], horizon_months: int) -> list[Pai
     return counted
 
 
-def _guardrails(
-    churned: Outcomes, champion: Scores, challenger: Scores, weights: Doubles, limits: Limits
-) -> list[Guardrail]:
-    enough = _enough_labels(churned, weights, limits)
+def _check(churned: Flags, first: Scores, second: Scores, weights: Doubles, limits: Limits) -> Iterator[Guardrail]:
+    yield (enough := _enough_labels(churned, weights, limits))
     if not enough.holds:
-        return [enough]
-    change = metrics.compare_roc_auc(churned, champion, challenger, weights).interval
-    before, after = (metrics.calibration_error(churned, one, weights=weights) for one in (champion, challenger))
+        return
+    change = metrics.compare_roc_auc(churned, first, second, weights).interval
+    before, after = (metrics.calibration_error(churned, one, weights=weights) for one in (first, second))
     n, n_churned, _ = metrics.counts(churned, weights)
     chance = 0.8 * math.sqrt(10 * n_churned * (n - n_churned) / n**3)  # of a perfectly calibrated model in ten bins
     rise = limits.max_calibration_loss + chance
     of_auc = f"ROC AUC changes by {change:+.4f}, and must not have fallen by more than {limits.max_auc_loss}"
     of_calibration = f"calibration error goes from {before:.4f} to {after:.4f}, and may rise by {rise:.4f}"
-    return [
-        enough,
-        Guardrail("auc_holds", of_auc, change.high >= -limits.max_auc_loss),
-        Guardrail("calibration_holds", of_calibration, after <= before + rise),
-    ]
+    yield Guardrail("auc_holds", of_auc, change.high >= -limits.max_auc_loss)
+    yield Guardrail("calibration_holds", of_calibration, after <= before + rise)
 
 
-def _enough_labels(churned: Outcomes, weights: Doubles | None, limits: Limits) -> Guardrail:
-    n, n_churned, fewest = metrics.counts(churned, weights)
-    sentence = (
-        f"{n_churned} matured accounts churned and {n - n_churned} stayed; {limits.min_of_class} of each are needed"
-    )
+def _enough_labels(churned: Flags, weights: Doubles | None, limits: Limits) -> Guardrail:
+    (n, n_churned, fewest), least = metrics.counts(churned, weights), limits.min_of_class
+    found = f"{n_churned} matured accounts churned and {n - n_churned} stayed; {least} of each are needed"
     if n < len(churned):
-        sentence = f"of {len(churned)} accounts that were not contacted, which weigh as much as {n}, {sentence}"
-    return Guardrail("labels_are_enough", sentence, fewest >= limits.min_of_class)
+        found = f"of {len(churned)} accounts that were not contacted, which weigh as much as {n}, {found}"
+    return Guardrail("labels_are_enough", found, fewest >= least)

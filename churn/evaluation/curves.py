@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from churn.data.arrays import Array, Doubles, Flags
 from churn.evaluation import metrics
-from churn.evaluation.metrics import Evaluation, Interval, NotMeasurableError, Outcomes, Scores
+from churn.evaluation.metrics import Evaluation, Interval, NotMeasurableError, Scores
 from churn.wording import printable
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _MOST_FEATURES = 15
 _MOST_CHARACTERS = 28
 _TOO_FEW = f"no figure below {metrics.MIN_OF_CLASS} rows of an outcome"
 
-Chart = Callable[[Outcomes, Scores, str], bytes]
+Chart = Callable[[Flags, Scores, str], bytes]
 """Draws outcomes, both present, and churn probabilities, shape (n,) each; the text names the model and the rows.
 
 Raises ``NotMeasurableError`` if an outcome is missing, or the arrays do not fit together.
@@ -43,17 +43,15 @@ Raises ``NotMeasurableError`` if an outcome is missing, or the arrays do not fit
 _settings = threading.Lock()
 
 
-def _chart(width: float, height: float) -> Callable[[Callable[[Any, Outcomes, Scores, Evaluation], str]], Chart]:
+def _chart(width: float, height: float) -> Callable[[Callable[[Any, Flags, Scores, Evaluation], str]], Chart]:
     """Return the decorator of a function that draws outcomes and scores on axes and returns the title."""
 
-    def decorate(draw: Callable[[Any, Outcomes, Scores, Evaluation], str]) -> Chart:
+    def decorate(draw: Callable[[Any, Flags, Scores, Evaluation], str]) -> Chart:
         @wraps(draw)
-        def chart(churned: Outcomes, scores: Scores, about: str) -> bytes:
+        def chart(churned: Flags, scores: Scores, about: str) -> bytes:
             one = metrics.evaluate(churned, scores)
             if not 0 < one.n_churned < one.n:
-                raise NotMeasurableError(
-                    f"{one.n_churned} of {one.n} rows churned; a chart needs rows of both outcomes"
-                )
+                raise NotMeasurableError(f"{one.n_churned} of {one.n} rows churned; a chart needs both outcomes")
             below = f"{about}: {one.n:,} held-out rows, {one.n_churned:,} churned"
             return _render(lambda axes: draw(axes, churned, scores, one), (width, height), below)
 
@@ -63,7 +61,7 @@ def _chart(width: float, height: float) -> Callable[[Callable[[Any, Outcomes, Sc
 
 
 @_chart(5.2, 5.4)
-def draw_roc(axes: "Axes", churned: Outcomes, scores: Scores, evaluation: Evaluation) -> str:
+def draw_roc(axes: "Axes", churned: Flags, scores: Scores, evaluation: Evaluation) -> str:
     """Draw the ROC curve."""
     from sklearn.metrics import RocCurveDisplay
 
@@ -75,7 +73,7 @@ def draw_roc(axes: "Axes", churned: Outcomes, scores: Scores, evaluation: Evalua
 
 
 @_chart(6.4, 4.8)
-def draw_precision_recall(axes: "Axes", churned: Outcomes, scores: Scores, evaluation: Evaluation) -> str:
+def draw_precision_recall(axes: "Axes", churned: Flags, scores: Scores, evaluation: Evaluation) -> str:
     """Draw precision against recall."""
     from sklearn.metrics import PrecisionRecallDisplay, precision_recall_curve
 
@@ -91,7 +89,7 @@ def draw_precision_recall(axes: "Axes", churned: Outcomes, scores: Scores, evalu
 
 
 @_chart(6.4, 4.8)
-def draw_gain(axes: "Axes", churned: Outcomes, scores: Scores, evaluation: Evaluation) -> str:
+def draw_gain(axes: "Axes", churned: Flags, scores: Scores, evaluation: Evaluation) -> str:
     """Draw the share of those who churned that is among the highest scored, for each share of the accounts."""
     from sklearn.metrics import roc_curve
 
@@ -101,21 +99,16 @@ def draw_gain(axes: "Axes", churned: Outcomes, scores: Scores, evaluation: Evalu
     of_stayed, of_churned, _ = roc_curve(churned, scores)
     axes.plot(perfect * of_churned + (1 - perfect) * of_stayed, of_churned, label="model")
     if lift is not None:
-        gain = lift * metrics.LIFT_SHARE
-        axes.annotate(
-            f"the highest 10 % include\n{100 * gain:.0f} % of those who churned",
-            (metrics.LIFT_SHARE, gain),
-            xytext=(0.34, 0.07),
-            color=_CHURNED,
-            arrowprops={"arrowstyle": "-", "color": _CHURNED, "linewidth": 0.8},
-        )
+        gain, line = lift * metrics.LIFT_SHARE, {"arrowstyle": "-", "color": _CHURNED, "linewidth": 0.8}
+        text = f"the highest 10 % include\n{100 * gain:.0f} % of those who churned"
+        axes.annotate(text, (metrics.LIFT_SHARE, gain), xytext=(0.34, 0.07), color=_CHURNED, arrowprops=line)
     _label_shares(axes, "share of accounts, the highest scored first", "share of those who churned among them")
     axes.legend(loc="lower right")
     return f"Gain: {_TOO_FEW if lift is None else f'lift {lift:.2f} at 10 %'}"
 
 
 @_chart(5.2, 5.4)
-def draw_reliability(axes: "Axes", churned: Outcomes, scores: Scores, _: Evaluation) -> str:
+def draw_reliability(axes: "Axes", churned: Flags, scores: Scores, _: Evaluation) -> str:
     """Draw the share that churned against the mean score, in bins of about equal numbers of rows."""
     from sklearn.calibration import CalibrationDisplay
 
@@ -125,7 +118,7 @@ def draw_reliability(axes: "Axes", churned: Outcomes, scores: Scores, _: Evaluat
 
 
 @_chart(6.4, 4.4)
-def draw_scores(axes: "Axes", churned: Outcomes, scores: Scores, _: Evaluation) -> str:
+def draw_scores(axes: "Axes", churned: Flags, scores: Scores, _: Evaluation) -> str:
     """Draw the histograms of the scores of those who churned and of the others; each adds up to 1."""
     scores = np.asarray(scores, dtype=np.float64)
     groups = {"churned": (scores[churned], _CHURNED), "stayed": (scores[~churned], _STAYED)}
@@ -142,9 +135,7 @@ def draw_scores(axes: "Axes", churned: Outcomes, scores: Scores, _: Evaluation) 
     return f"Scores: mean {', '.join(f'{of_group.mean():.3f} where {name}' for name, (of_group, _) in groups.items())}"
 
 
-def draw_contributions(
-    contributions: npt.NDArray[np.floating], values: Mapping[str, npt.NDArray[Any]], about: str
-) -> bytes:
+def draw_contributions(contributions: Scores, values: Mapping[str, Array], about: str) -> bytes:
     """Draw each row's contribution of each feature as a dot, coloured by the feature's value; the widest first.
 
     At most 15 features and 1,000 rows, spread evenly. ``contributions`` are SHAP values in log-odds, shape (n,
@@ -180,7 +171,7 @@ def draw_contributions(
     return _render(draw, (7.2, 1.9 + 0.42 * len(widest)), f"{about}: {n:,} rows; grey: a category, or missing")
 
 
-def _swarm(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _swarm(x: Doubles) -> Doubles:
     """Return each dot's offset from its line, within 0.38, so that dots of similar contribution are side by side."""
     span = float(np.ptp(x))
     of_dot = np.zeros(len(x), dtype=np.int64) if span == 0 else np.rint((x - x.min()) / span * 80).astype(np.int64)
@@ -192,7 +183,7 @@ def _swarm(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return 0.38 * np.where(place % 2, steps, -steps) / max(int(steps.max()), 12)
 
 
-def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _ranks(values: Array) -> Doubles:
     """Return each value's rank from 0 to 1, equal for ties; NaN for missing values and categories."""
     if values.dtype.kind not in "iuf":
         return np.full(len(values), np.nan)
@@ -202,9 +193,7 @@ def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.asarray((rankdata(np.where(known, values, np.nan), nan_policy="omit") - 1) / max(known.sum() - 1, 1))
 
 
-def _name_extremes(
-    axes: "Axes", place: int, x: npt.NDArray[np.float64], values: npt.NDArray[Any], least: float
-) -> None:
+def _name_extremes(axes: "Axes", place: int, x: Doubles, values: Array, least: float) -> None:
     """Name the categories that contribute most against churn and most towards it, if they are at least so far apart."""
     if values.dtype.kind in "iuf":
         return

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from churn.data.arrays import Doubles, Flags, Floats, Longs
 from churn.errors import ChurnError
 
 MIN_OF_CLASS = 50
@@ -26,14 +27,11 @@ LIFT_SHARE = 0.1
 
 # Scores are served as float32, so a probability of 1 means "nearer to 1 than float32 resolves".
 _SMALLEST = float(np.finfo(np.float32).eps)
-
 _ROUNDING = 1e-12  # of sums of weights
-
 _SHIFT_SD, _MOST_STEPS, _CLOSE = 0.5, 25, 1e-6  # of the log-odds, in recalibration
 
-Outcomes = npt.NDArray[np.bool_]
-Doubles = npt.NDArray[np.float64]
-Scores = npt.NDArray[np.float32] | Doubles
+Scores = Floats | Doubles
+Weights = Doubles | None  # `None` weights all alike
 
 
 class NotMeasurableError(ChurnError, ValueError):
@@ -98,7 +96,7 @@ class Evaluation:
         return flat
 
 
-def counts(churned: Outcomes, weights: Doubles | None = None) -> tuple[int, int, float]:
+def counts(churned: Flags, weights: Weights = None) -> tuple[int, int, float]:
     """Return rows, those that churned, and those of the rarer outcome.
 
     With weights, they are so many equally weighted ones as have the same variance (Kish), and the share churned.
@@ -112,7 +110,7 @@ def _effective(weights: Doubles) -> float:
     return float(weights.sum() ** 2 / (weights * weights).sum()) if len(weights) else 0.0
 
 
-def evaluate(churned: Outcomes, scores: Scores, weights: Doubles | None = None) -> Evaluation:
+def evaluate(churned: Flags, scores: Scores, weights: Weights = None) -> Evaluation:
     """Compute every metric of outcomes and churn probabilities, shape (n,) each; none if an outcome is too rare.
 
     With weights, ``n`` is the effective number of accounts, and ``n_churned`` the weighted share of it. Raises
@@ -138,9 +136,7 @@ def evaluate(churned: Outcomes, scores: Scores, weights: Doubles | None = None) 
     )
 
 
-def roc_auc_interval(
-    churned: Outcomes, scores: Scores, confidence: float = 0.95, weights: Doubles | None = None
-) -> Interval:
+def roc_auc_interval(churned: Flags, scores: Scores, confidence: float = 0.95, weights: Weights = None) -> Interval:
     """Return the AUC, ties counting half, with DeLong's variance on the logit scale.
 
     A bound replaces a DeLong variance of 0. If all pairs are ordered correctly, the lower end is the exact bound from
@@ -181,7 +177,7 @@ def p_at_least(auc: Interval, limit: float) -> float:
     return float(special.ndtr((value - least) / ((high - low) / 2 / _quantile(0.95))))
 
 
-def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores, weights: Doubles | None = None) -> AucComparison:
+def compare_roc_auc(churned: Flags, first: Scores, second: Scores, weights: Weights = None) -> AucComparison:
     """Compare two models on the same rows: DeLong's paired test.
 
     If the variance of the difference is 0 and the difference is not, as between a constant and a perfect model, the
@@ -201,7 +197,7 @@ def compare_roc_auc(churned: Outcomes, first: Scores, second: Scores, weights: D
     return AucComparison(difference, error, p_value)
 
 
-def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.NDArray[np.bool_]:
+def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> Flags:
     """Return which null hypotheses are rejected at a false discovery rate ``fdr`` (Benjamini and Hochberg).
 
     ``p_values``, shape (n,), are of all that are tested together, or the smallest of ``n_tested``; others are not
@@ -216,9 +212,7 @@ def discoveries(p_values: npt.ArrayLike, fdr: float, n_tested: int = 0) -> npt.N
     return np.asarray(adjusted[: len(p)] <= fdr)
 
 
-def average_precision_interval(
-    churned: Outcomes, scores: Scores, confidence: float = 0.95, weights: Doubles | None = None
-) -> Interval:
+def average_precision_interval(churned: Flags, scores: Scores, weights: Weights = None) -> Interval:
     """Return average precision, as scikit-learn defines it, with the infinitesimal jackknife's variance on logit scale.
 
     A bootstrap converges to it with more resamples: each row's influence is the derivative by its weight, and the
@@ -233,21 +227,21 @@ def average_precision_interval(
     value = float(np.average(precisions, weights=hits))
     if value > 1 - _ROUNDING:
         fewest = min(_effective(hits[hits > 0]), _effective(w[hits == 0]))
-        return Interval(1.0, ((1 - confidence) / 2) ** (1 / fewest), 1.0)
+        return Interval(1.0, ((1 - 0.95) / 2) ** (1 / fewest), 1.0)
     # A row at or above a churned one moves that one's precision: by 1/n if it churned, all less precision/n.
     gained, lost = (np.cumsum(moves[::-1])[::-1][starts] for moves in (hits / above, hits * precisions / above))
     influence = (hits * (precisions + gained - value) - w * lost) / hits.sum()
-    return _logit_interval(value, math.sqrt(influence @ influence), confidence)
+    return _logit_interval(value, math.sqrt(influence @ influence), 0.95)
 
 
-def log_losses(churned: Outcomes, scores: Scores) -> Doubles:
+def log_losses(churned: Flags, scores: Scores) -> Doubles:
     """Return each row's ``-ln`` of the probability of its outcome, shape (n,), clipped by float32's resolution."""
     churned, scores = _checked(churned, scores, probabilities=True)
     clipped = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
     return -np.log(np.where(churned, clipped, 1 - clipped))
 
 
-def recalibrated(churned: Outcomes, scores: Scores, weights: Doubles | None = None) -> Doubles:
+def recalibrated(churned: Flags, scores: Scores, weights: Weights = None) -> Doubles:
     """Return the scores with their log-odds shifted by what fits these outcomes best, shape (n,).
 
     A ridge of standard deviation 0.5 keeps the shift of a few rows, or of one outcome only, finite.
@@ -265,7 +259,7 @@ def recalibrated(churned: Outcomes, scores: Scores, weights: Doubles | None = No
     return np.asarray(special.expit(log_odds + shift))
 
 
-def log_loss_excess(churned: Outcomes, scores: Scores, weights: Doubles | None = None) -> Interval:
+def log_loss_excess(churned: Flags, scores: Scores, weights: Weights = None) -> Interval:
     """Return log-loss less what the scores themselves lead one to expect; 0 if they are calibrated, above if too sure.
 
     Log-loss alone moves with the share that churns; its expectation, the mean entropy of the scores, moves with it.
@@ -278,9 +272,7 @@ def log_loss_excess(churned: Outcomes, scores: Scores, weights: Doubles | None =
     return _mean_interval((clipped - churned) * special.logit(clipped), _weights(weights, churned), least=-math.inf)
 
 
-def calibration_bins(
-    churned: Outcomes, scores: Scores, n_bins: int = 10, weights: Doubles | None = None
-) -> tuple[Doubles, Doubles, Doubles]:
+def calibration_bins(churned: Flags, scores: Scores, n_bins: int = 10, weights: Weights = None) -> tuple[Doubles, ...]:
     """Return rows, mean score and share churned of bins that have as equal numbers of rows as ties allow.
 
     Most bins of equal width would be nearly empty and noisy, since a variant's scores are close together. Equal scores
@@ -297,14 +289,14 @@ def calibration_bins(
     return n[filled], total[filled] / n[filled], hits[filled] / n[filled]
 
 
-def reliability(churned: Outcomes, scores: Scores, weights: Doubles | None = None) -> dict[str, list[float]]:
+def reliability(churned: Flags, scores: Scores, weights: Weights = None) -> dict[str, list[float]]:
     """Return :func:`calibration_bins` as lists named ``n``, ``mean_score`` and ``churned_share``."""
     names = ("n", "mean_score", "churned_share")
     bins = calibration_bins(churned, scores, weights=weights)
     return {name: values.tolist() for name, values in zip(names, bins, strict=True)}
 
 
-def calibration_error(churned: Outcomes, scores: Scores, n_bins: int = 10, weights: Doubles | None = None) -> float:
+def calibration_error(churned: Flags, scores: Scores, n_bins: int = 10, weights: Weights = None) -> float:
     """Return the mean distance of score and share churned over :func:`calibration_bins`, weighted by rows.
 
     By chance alone it is about ``0.8 sqrt(n_bins p (1 - p) / n)`` for a share p of n rows: 0.014 of 5,000 at 0.2.
@@ -313,7 +305,7 @@ def calibration_error(churned: Outcomes, scores: Scores, n_bins: int = 10, weigh
     return float(n @ np.abs(mean_score - share) / n.sum())
 
 
-def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE, weights: Doubles | None = None) -> float:
+def lift(churned: Flags, scores: Scores, share: float = LIFT_SHARE, weights: Weights = None) -> float:
     """Return how many times likelier than all rows the highest scored ``share`` of them were to churn.
 
     Rows tied at the cut count by their mean, as if it fell among them at random. A fraction of a row counts as a row.
@@ -328,7 +320,7 @@ def lift(churned: Outcomes, scores: Scores, share: float = LIFT_SHARE, weights: 
     return float(hits / n_top / np.average(churned, weights=w))
 
 
-def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Outcomes, Doubles]:
+def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Flags, Doubles]:
     outcomes, numbers = np.asarray(churned), np.asarray(scores, dtype=np.float64)
     if outcomes.ndim != 1 or outcomes.shape != numbers.shape:
         raise NotMeasurableError(f"outcomes of shape {outcomes.shape} do not match scores of shape {numbers.shape}")
@@ -341,14 +333,14 @@ def _checked(churned: Any, scores: Any, *, probabilities: bool) -> tuple[Outcome
     return outcomes, numbers
 
 
-def _both_outcomes(churned: Any, scores: Any) -> tuple[Outcomes, Doubles]:
+def _both_outcomes(churned: Any, scores: Any) -> tuple[Flags, Doubles]:
     churned, scores = _checked(churned, scores, probabilities=False)
     if churned.all() or not churned.any():
         raise NotMeasurableError(f"{churned.sum()} of {len(churned)} rows churned; rows of both outcomes are needed")
     return churned, scores
 
 
-def _weights(weights: Doubles | None, churned: Outcomes) -> Doubles:
+def _weights(weights: Doubles | None, churned: Flags) -> Doubles:
     if weights is None:
         return np.ones(len(churned))
     if weights.shape != churned.shape or not (np.isfinite(weights) & (weights > 0)).all():
@@ -356,7 +348,7 @@ def _weights(weights: Doubles | None, churned: Outcomes) -> Doubles:
     return weights
 
 
-def _wins(churned: Outcomes, scores: Doubles, weights: Doubles) -> tuple[Doubles, Doubles]:
+def _wins(churned: Flags, scores: Doubles, weights: Doubles) -> tuple[Doubles, Doubles]:
     """Return the share of stayed rows below each churned row, and that of churned ones above each stayed row.
 
     Ties count half.
@@ -371,7 +363,7 @@ def _wins(churned: Outcomes, scores: Doubles, weights: Doubles) -> tuple[Doubles
     return placed[0][churned], 1 - placed[1][~churned]
 
 
-def _ties(ordered: Doubles) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _ties(ordered: Doubles) -> tuple[Longs, Longs]:
     """Return for each value where its run of equal ones begins and ends."""
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     n = np.diff(starts, append=len(ordered))

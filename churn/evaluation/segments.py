@@ -4,19 +4,19 @@ A segment is a categorical column that the variant declares. A level is one of i
 account was scored. Each level is evaluated like a whole batch: with too few of an outcome it has no metrics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from churn.data.activity import ONE_HOT_COLUMNS
+from churn.data.arrays import Doubles, Flags, Longs
 from churn.data.features import MISSING, keys_of, known_rows
 from churn.evaluation import metrics
-from churn.evaluation.metrics import Doubles, Interval, Outcomes, Scores
+from churn.evaluation.metrics import Interval, Scores, Weights
 
 MOST_LEVELS = 50
 
@@ -44,7 +44,7 @@ class Levels:
         self._keys = keys_of(facts)
         self._levels = facts.select(name for name in segments if name in facts.columns)
 
-    def known(self, account_ids: npt.NDArray[np.int64], as_of: date) -> pl.DataFrame:
+    def known(self, account_ids: Longs, as_of: date) -> pl.DataFrame:
         """Return each account's levels as known at the end of ``as_of``, by the rules of features: the row scored then.
 
         Each of ``account_ids``, shape (n,), has a fact known by then. The result has shape (n, n_segments), without
@@ -57,7 +57,7 @@ class Levels:
 
 
 def evaluate_segments(
-    levels: pl.DataFrame, churned: Outcomes, scores: Scores, auc_limit: float | None, weights: Doubles | None = None
+    levels: pl.DataFrame, churned: Flags, scores: Scores, auc_limit: float | None, weights: Weights = None
 ) -> list[EvaluatedSegment]:
     """Evaluate the 50 largest levels of each segment; returns them by segment, the largest level first.
 
@@ -68,29 +68,28 @@ def evaluate_segments(
     return [one for column in named for one in _evaluate_levels(column, churned, scores, w, auc_limit)]
 
 
-def below_limit(segments: Sequence[EvaluatedSegment], fdr: float = 0.01) -> list[bool]:
-    """Return which segments' AUC is below the limit, at a false discovery rate ``fdr`` over the segments given."""
+def below_limit(segments: Sequence[EvaluatedSegment]) -> list[bool]:
+    """Return which segments' AUC is below the limit, at a false discovery rate of 0.01 over the segments given."""
     p_values = [1.0 if one.p_below_limit is None else one.p_below_limit for one in segments if one.status == "ok"]
-    is_low = iter(metrics.discoveries(p_values, fdr).tolist())
+    is_low = iter(metrics.discoveries(p_values, 0.01).tolist())
     return [one.status == "ok" and next(is_low) for one in segments]
 
 
 def _evaluate_levels(
-    levels: pl.Series, churned: Outcomes, scores: Scores, weights: Doubles, auc_limit: float | None
-) -> list[EvaluatedSegment]:
+    levels: pl.Series, churned: Flags, scores: Scores, weights: Doubles, auc_limit: float | None
+) -> Iterator[EvaluatedSegment]:
     # Arrow encodes a small batch's levels in a quarter of the time of polars and numpy.
     encoded = levels.to_arrow().dictionary_encode()
     of_row, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     n = np.bincount(of_row, minlength=len(names))
-    largest = sorted(range(len(names)), key=lambda i: (-n[i], names[i]))[:MOST_LEVELS]
-    of_level = ((names[i], of_row == i) for i in largest)
-    return [
-        EvaluatedSegment(levels.name, name, **_measures(churned[rows], scores[rows], weights[rows], auc_limit))
-        for name, rows in of_level
-    ]
+    for i in sorted(range(len(names)), key=lambda i: (-n[i], names[i]))[:MOST_LEVELS]:
+        rows = of_row == i
+        yield EvaluatedSegment(
+            levels.name, names[i], **_measures(churned[rows], scores[rows], weights[rows], auc_limit)
+        )
 
 
-def _measures(churned: Outcomes, scores: Scores, weights: Doubles, auc_limit: float | None) -> dict[str, Any]:
+def _measures(churned: Flags, scores: Scores, weights: Doubles, auc_limit: float | None) -> dict[str, Any]:
     n, n_churned, fewest = metrics.counts(churned, weights)
     counts = {"n_matured": n, "n_churned": n_churned}
     if fewest < metrics.MIN_OF_CLASS:

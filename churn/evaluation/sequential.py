@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from churn.data.arrays import Doubles
 from churn.errors import ChurnError
-from churn.evaluation.metrics import Interval
+from churn.evaluation.metrics import Interval, Weights
 
 MIN_PAIRS = 100
 """Pairs below which there is no evidence: the variance of few heavy-tailed differences is mostly underestimated."""
@@ -40,9 +41,6 @@ class EvidenceError(ChurnError, ValueError):
     """Losses, weights or e-values out of range."""
 
 
-Losses = npt.NDArray[np.float64]
-
-
 @dataclass(frozen=True)
 class PairedSums:
     """Sufficient sums of paired differences; add those of new accounts with ``+``."""
@@ -52,7 +50,7 @@ class PairedSums:
     total_squares: float = 0.0
 
     @classmethod
-    def of(cls, champion_losses: Losses, challenger_losses: Losses, weights: Losses | None = None) -> "PairedSums":
+    def of(cls, champion_losses: Doubles, challenger_losses: Doubles, weights: Weights = None) -> "PairedSums":
         """Sum up accounts that both models scored: losses of shape (n,), in the same order.
 
         Weights are 0 or more, shape (n,); not all 0. Unequal ones leave fewer effective accounts (Kish).

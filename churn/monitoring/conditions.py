@@ -18,20 +18,8 @@ from scipy import special
 
 from churn.defaults import LABEL_LAG_DAYS
 from churn.evaluation.metrics import Interval, discoveries, p_at_least
-from churn.monitoring.drift import (
-    LEAST_FLEET,
-    LEAST_MOVED,
-    LEAST_UNKNOWN_RISE,
-    UNKNOWN,
-    FeatureDrift,
-    Flag,
-    Volume,
-    common_moves,
-    flag_fleet,
-    freshness,
-    is_broken,
-    volume,
-)
+from churn.monitoring import drift
+from churn.monitoring.drift import LEAST_FLEET, UNKNOWN, FeatureDrift, Flag, Volume
 from churn.monitoring.incidents import Condition, one_line
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
@@ -42,8 +30,7 @@ FDR = 0.01  # false discovery rate: the expected share of false findings among a
 LEAST_COMMON = 0.1  # share of the rows that moves in most variants of a fleet before people are told
 LEAST_MONTHS = 3  # earlier months with which a month's rows are compared, at least
 MOST_COHORTS = 6  # independent cohorts over which evidence accumulates, at most
-MEMORY = timedelta(weeks=40)
-"""How far back a variant's history is read: nine months of monthly data, twice as much as is used."""
+MEMORY = timedelta(weeks=40)  # of a variant's history that is read: nine months of data, twice as much as is used
 
 _WEEK = timedelta(weeks=1)
 _TRANSIENT_FOR = timedelta(minutes=10)
@@ -116,8 +103,8 @@ class History:
         month, n_newest = batch.whole_month, batch.n_newest
         months = [n for of, n in sorted(self.n_newest.items()) if month is not None and of < month]
         if n_newest is not None and len(months) >= LEAST_MONTHS:
-            return volume(n_newest, months)
-        return volume(batch.n_rows, [n for scored, n in sorted(self.n_rows.items()) if scored < batch.week])
+            return drift.volume(n_newest, months)
+        return drift.volume(batch.n_rows, [n for scored, n in sorted(self.n_rows.items()) if scored < batch.week])
 
 
 @dataclass(frozen=True)
@@ -221,31 +208,24 @@ def inputs_before(batches: Iterable[ScoredBatch], newest: Mapping[str, ScoredBat
     return before
 
 
-def flag_drifts(
-    batches: Sequence[ScoredBatch],
-    week: date,
-    *,
-    least_moved: float = LEAST_MOVED,
-    least_unknown_rise: float = LEAST_UNKNOWN_RISE,
-) -> list[DriftFlag]:
+def flag_drifts(batches: Sequence[ScoredBatch], week: date, **least: float) -> list[DriftFlag]:
     """Find the features and scores that drifted in each variant's newest batch, over the whole fleet.
 
     There is, of each variant, at least the newest batch until ``week``, and the newest one of another input. The
-    thresholds are as of :func:`churn.monitoring.drift.flag_fleet`.
+    thresholds, ``least_moved`` and ``least_unknown_rise``, are as of :func:`churn.monitoring.drift.flag_fleet`.
     """
     newest = newest_batches(batches, week)
 
     def flag(inputs: Mapping[str, ScoredBatch]) -> frozenset[Flag]:
-        drifts = {key: batch.drifts for key, batch in inputs.items()}
-        return flag_fleet(drifts, fdr=FDR, least_moved=least_moved, least_unknown_rise=least_unknown_rise)
+        return drift.flag_fleet({key: batch.drifts for key, batch in inputs.items()}, fdr=FDR, **least)
 
     flags = flag(newest)
     earlier = flag(inputs_before(batches, newest)) if flags else frozenset()
     return [
-        DriftFlag(batch.batch_id, key, batch.week, drift, one in earlier)
+        DriftFlag(batch.batch_id, key, batch.week, of_feature, one in earlier)
         for key, batch in sorted(newest.items())
-        for drift in batch.drifts
-        if (one := Flag(key, drift.feature)) in flags
+        for of_feature in batch.drifts
+        if (one := Flag(key, of_feature.feature)) in flags
     ]
 
 
@@ -254,18 +234,16 @@ def drifted(flags: Iterable[DriftFlag]) -> list[Condition]:
     drifts: dict[str, dict[str, list[FeatureDrift]]] = {"data_broken": {}, "input_drifted": {}, "scores_drifted": {}}
     for flag in flags:
         kind = "scores_drifted" if flag.drift.feature == SCORE else "input_drifted"
-        kind = "data_broken" if is_broken(flag.drift) else kind
+        kind = "data_broken" if drift.is_broken(flag.drift) else kind
         if flag.is_confirmed or kind == "data_broken":
             drifts[kind].setdefault(flag.variant, []).append(flag.drift)
-    return [
-        Condition(kind, {key: _drift_sentence(of_variant, kind) for key, of_variant in by_variant.items()})
-        for kind, by_variant in drifts.items()
-    ]
+    sentences = {kind: {key: _drift_sentence(one, kind) for key, one in of.items()} for kind, of in drifts.items()}
+    return [Condition(kind, members) for kind, members in sentences.items()]
 
 
 def _drift_sentence(drifts: Sequence[FeatureDrift], kind: str) -> str:
-    by_effect = sorted(drifts, key=lambda drift: (-abs(drift.effect), -drift.excess_psi))
-    named = listed([describe_drift(drift) for drift in by_effect], _MOST_NAMED)
+    by_effect = sorted(drifts, key=lambda one: (-abs(one.effect), -one.excess_psi))
+    named = listed([describe_drift(one) for one in by_effect], _MOST_NAMED)
     if kind == "data_broken":
         return f"{named}: most values are unknown to the model or missing, which they were not in its reference"
     return f"{named} drifted from the model's reference in two different inputs"
@@ -274,9 +252,9 @@ def _drift_sentence(drifts: Sequence[FeatureDrift], kind: str) -> str:
 def fleet_moved(batches: Sequence[ScoredBatch], week: date) -> Condition:
     """Return the features that moved in most variants of the fleet, in two different inputs; they are no drift."""
     newest = newest_batches(batches, week)
-    now = common_moves({key: batch.drifts for key, batch in newest.items()}, LEAST_COMMON)
+    now = drift.common_moves({key: batch.drifts for key, batch in newest.items()}, LEAST_COMMON)
     earlier = inputs_before(batches, newest) if now else {}
-    before = common_moves({key: batch.drifts for key, batch in earlier.items()}, LEAST_COMMON)
+    before = drift.common_moves({key: batch.drifts for key, batch in earlier.items()}, LEAST_COMMON)
     members = {
         feature: f"{_share_of(key)} moved by {100 * moved:+.0f} points in the median of {len(newest):,} variants"
         for feature, (key, moved) in now.items()
@@ -297,24 +275,24 @@ def _share_of(key: str) -> str:
     return f"the share of values up to the reference's {key[2:]}0 % quantile" if is_decile else f"the share of {key}"
 
 
-def describe_drift(drift: FeatureDrift) -> str:
+def describe_drift(of: FeatureDrift) -> str:
     """Return the feature's name with the size of its drift.
 
     >>> moves = {"OH": (0.1, 0.25), "PA": (0.3, 0.15)}
     >>> describe_drift(FeatureDrift("brand_id", 900, 0.31, 0.3, 0.2, 1e-9, 0.12, 0.1, 1e-9, 900, -0.1, moves))
     'brand_id (share of OH 10 % → 25 %, log-odds -0.10, PSI 0.31, unknown 12.0 %)'
     """
-    unknown = f", unknown {100 * drift.unknown_share:.1f} %" if has_more_unknown(drift) else ""
-    by_size = sorted(drift.moves.items(), key=lambda move: abs(move[1][1] - move[1][0]))
+    unknown = f", unknown {100 * of.unknown_share:.1f} %" if has_more_unknown(of) else ""
+    by_size = sorted(of.moves.items(), key=lambda move: abs(move[1][1] - move[1][0]))
     key, (before, now) = by_size[-1] if by_size else (UNKNOWN, (0.0, 0.0))
     moved = "" if key == UNKNOWN else f"{_share_of(key).removeprefix('the ')} {percent(before)} → {percent(now)}, "
-    effect = f"log-odds {drift.effect:+.2f}, " if drift.effect else ""
-    return f"{drift.feature} ({moved}{effect}PSI {drift.psi:.2f}{unknown})"
+    effect = f"log-odds {of.effect:+.2f}, " if of.effect else ""
+    return f"{of.feature} ({moved}{effect}PSI {of.psi:.2f}{unknown})"
 
 
-def has_more_unknown(drift: FeatureDrift) -> bool:
+def has_more_unknown(of: FeatureDrift) -> bool:
     """Return whether the share of unknown values rose in a drift that was flagged."""
-    return drift.unknown_rise >= LEAST_UNKNOWN_RISE and drift.unknown_p_value <= FDR
+    return of.unknown_rise >= drift.LEAST_UNKNOWN_RISE and of.unknown_p_value <= FDR
 
 
 def variants_failed(attempts: Iterable[Attempt], batches: Mapping[str, ScoredBatch], now: datetime) -> Condition:
@@ -371,12 +349,9 @@ def to_repeat(attempts: Iterable[Attempt], missed: Condition, now: datetime) -> 
     ``missed`` is from :func:`week_missed`, for the running week.
     """
     week = monday_of(now.date())
-    failed = {
-        one.variant: one.number
-        for one in attempts
-        if one.role == CHAMPION and one.week == week and one.next_at is not None and one.next_at <= now
-    }
-    return dict.fromkeys(missed.members, 0) | failed
+    failed = ((one, one.next_at) for one in attempts if one.role == CHAMPION and one.week == week)
+    due = {one.variant: one.number for one, next_at in failed if next_at is not None and next_at <= now}
+    return dict.fromkeys(missed.members, 0) | due
 
 
 def variants_missing(watched: Mapping[str, datetime], registered: Collection[str]) -> Condition:
@@ -405,7 +380,7 @@ def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) 
         due = newest_month_due(batch.as_of, LABEL_LAG_DAYS)  # the last month whose late reports should have arrived
         if batch.newest_month < due:
             return f"the newest month of the data is {batch.newest_month:%Y-%m}; {due:%Y-%m} should have arrived"
-    age_days, limit_days = freshness(history.inputs.values() if history else (), today)
+    age_days, limit_days = drift.freshness(history.inputs.values() if history else (), today)
     if age_days <= limit_days:
         return None
     since = today - timedelta(days=age_days)
@@ -456,16 +431,13 @@ def accumulated(p_values: Sequence[float], weights: Sequence[float], step: int =
 
 def performance_low(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condition:
     """Return the variants with a ROC AUC significantly below its limit, over their independent cohorts."""
-    found = [
-        accumulated([p_at_least(one.roc_auc, one.limit) for one in of_variant], [one.n for one in of_variant])
-        for of_variant in cohorts.values()
-    ]
-    members: dict[str, str] = {}
+    p_values = ([p_at_least(one.roc_auc, one.limit) for one in of_variant] for of_variant in cohorts.values())
+    weights = ([one.n for one in of_variant] for of_variant in cohorts.values())
+    found, members = list(map(accumulated, p_values, weights)), dict[str, str]()
     newest = [of_variant[0] for of_variant in cohorts.values()]
     for one, (_, n) in compress(zip(newest, found, strict=True), discoveries([p for p, _ in found], FDR)):
-        more = "" if n == 1 else f", with {counted(n - 1, 'earlier cohort')}"
-        sentence = f"ROC AUC {one.roc_auc:.3f} in the week of {one.week}{more}; the limit is {one.limit:.3f}"
-        members[one.variant] = sentence
+        found_in = f"the week of {one.week}" + ("" if n == 1 else f", with {counted(n - 1, 'earlier cohort')}")
+        members[one.variant] = f"ROC AUC {one.roc_auc:.3f} in {found_in}; the limit is {one.limit:.3f}"
     return Condition("performance_low", members)
 
 

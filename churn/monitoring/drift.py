@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from churn.data.arrays import Doubles, Flags, Longs
 from churn.data.features import DERIVED
 from churn.errors import InputError
 from churn.evaluation.metrics import discoveries
@@ -36,10 +37,8 @@ _DAYS_BETWEEN_DATA = 31
 _WEEK_DAYS = 7
 _BATCHES_REMEMBERED = 8
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 _Number = TypeVar("_Number", np.int64, np.float64)
+Drifts = Mapping[str, Sequence["FeatureDrift"]]  # by variant
 Move = tuple[float, float]
 """A share of the reference's rows, the nearer of season's and year's, and the same share of the batch's."""
 
@@ -109,14 +108,14 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile, Profile]]) -> d
     return {variant: list(islice(drifts, len(reference.bins))) for variant, (reference, _, _) in profiles.items()}
 
 
-def _effects(now: Ints, before: Ints, means: Floats) -> Floats:
+def _effects(now: Longs, before: Longs, means: Doubles) -> Doubles:
     """Return the shift of the mean contribution, if that of each bin's rows stays as it was."""
     n, m = (np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in (now, before))
     shift = ((now / n - before / m) * means).sum(axis=1)
     return np.where((now.sum(axis=1) > 0) & (before.sum(axis=1) > 0), shift, 0.0)
 
 
-def _moves(bins: Sequence[Bins], before: Ints, now: Ints, year: Ints) -> list[dict[str, Move]]:
+def _moves(bins: Sequence[Bins], before: Longs, now: Longs, year: Longs) -> list[dict[str, Move]]:
     """Return the shares by which a fleet is compared, whatever its models' bins; see :class:`FeatureDrift`."""
     rows, last = np.arange(len(bins)), np.array([one.n_bins - 1 for one in bins])
     three = before, now, year
@@ -124,10 +123,7 @@ def _moves(bins: Sequence[Bins], before: Ints, now: Ints, year: Ints) -> list[di
     has_known = np.all([counts.sum(axis=1) > counts[rows, last] for counts in three], axis=0)
     shares = _nearest(*(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in three))
     known = [np.where(np.arange(now.shape[1]) < last[:, None], counts, 0) for counts in three]
-    upto = [
-        np.pad(counts.cumsum(axis=1) / np.maximum(counts.sum(axis=1, keepdims=True), 1), ((0, 0), (1, 0)))
-        for counts in known
-    ]
+    upto = [np.pad(of.cumsum(axis=1) / np.maximum(of.sum(axis=1, keepdims=True), 1), ((0, 0), (1, 0))) for of in known]
     bin_of = (upto[2][:, None, 1:] > _QUANTILES[:, None]).argmax(axis=2)  # of each decile, shape (n features, 9)
     low, high = ([np.take_along_axis(of_one, bin_of + i, axis=1) for of_one in upto] for i in (0, 1))
     part = (_QUANTILES - low[2]) / np.where(high[2] > low[2], high[2] - low[2], 1)
@@ -144,20 +140,20 @@ def _moves(bins: Sequence[Bins], before: Ints, now: Ints, year: Ints) -> list[di
     return moves
 
 
-def _nearest(reference: Floats, batch: Floats, year: Floats) -> Floats:
+def _nearest(reference: Doubles, batch: Doubles, year: Doubles) -> Doubles:
     """Return pairs: the nearer of the reference's and the year's shares, or the batch's between them; the batch's."""
     nearest = np.clip(batch, np.minimum(reference, year), np.maximum(reference, year))
     return np.stack([nearest, batch], axis=-1).round(5)
 
 
-def _padded(counts: Sequence[npt.NDArray[_Number]], n_bins: Ints) -> npt.NDArray[_Number]:
+def _padded(counts: Sequence[npt.NDArray[_Number]], n_bins: Longs) -> npt.NDArray[_Number]:
     """Stack the features' counts, shape (n features, most bins), with zeros to the right."""
     padded = np.zeros((len(n_bins), n_bins.max()), dtype=counts[0].dtype)
     padded[np.arange(n_bins.max()) < n_bins[:, None]] = np.concatenate(counts)
     return padded
 
 
-def _differences(now: Ints, before: Ints, is_category: Bools) -> tuple[Ints, Floats, Floats, Floats, Floats]:
+def _differences(now: Longs, before: Longs, is_category: Flags) -> tuple[Longs, Doubles, Doubles, Doubles, Doubles]:
     """Return rows of the batch, PSI, its excess, JS distance and p-value, each of shape (n features,)."""
     now, before = _merge_sparse(now, before, is_category)
     n, m = (np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in (now, before))
@@ -178,7 +174,7 @@ def _differences(now: Ints, before: Ints, is_category: Bools) -> tuple[Ints, Flo
     return now.sum(axis=1), psi, excess, distance, p_value
 
 
-def _merge_sparse(now: Ints, before: Ints, is_category: Bools) -> tuple[Ints, Ints]:
+def _merge_sparse(now: Longs, before: Longs, is_category: Flags) -> tuple[Longs, Longs]:
     """Merge each feature's sparse bins with the next ones; levels, which have no order, from the most frequent down."""
     n, m = now.sum(axis=1, keepdims=True), before.sum(axis=1, keepdims=True)
     expected = np.minimum(n, m) * (now + before) / np.maximum(n + m, 1)
@@ -193,13 +189,13 @@ def _merge_sparse(now: Ints, before: Ints, is_category: Bools) -> tuple[Ints, In
     groups = np.minimum(groups, np.maximum(group - 1, 0)[:, None])  # what is left at the end joins the bin before
     cells = (np.arange(len(now))[:, None] * now.shape[1] + groups).ravel()
 
-    def merged(counts: Ints) -> Ints:
+    def merged(counts: Longs) -> Longs:
         return np.bincount(cells, counts.ravel(), counts.size).astype(np.int64).reshape(counts.shape)
 
     return merged(now), merged(before)
 
 
-def _unknown(now: Ints, before: Ints, n_bins: Ints) -> tuple[Floats, Floats, Floats]:
+def _unknown(now: Longs, before: Longs, n_bins: Longs) -> tuple[Doubles, Doubles, Doubles]:
     """Return the share of the last bin, its rise, and that rise's p-value, each of shape (n features,)."""
     n, m = now.sum(axis=1), before.sum(axis=1)
     last = np.arange(len(n_bins)), n_bins - 1
@@ -214,19 +210,19 @@ def _unknown(now: Ints, before: Ints, n_bins: Ints) -> tuple[Floats, Floats, Flo
 class _Moves:
     """All moves of a fleet as arrays of shape (n,), one element for each variant, feature and key."""
 
-    of_flag: Ints
-    of_key: Ints
-    is_unknown: Bools
-    before: Floats
-    now: Floats
-    n: Floats
-    m: Floats
+    of_flag: Longs
+    of_key: Longs
+    is_unknown: Flags
+    before: Doubles
+    now: Doubles
+    n: Doubles
+    m: Doubles
     keys: Sequence[tuple[str, str]]
 
     @classmethod
     def of(cls, drifts: Sequence[FeatureDrift]) -> "_Moves":
         places: dict[tuple[str, str], int] = {}
-        layouts: dict[tuple[str, tuple[str, ...]], Ints] = {}  # few, as most variants have the same features and keys
+        layouts: dict[tuple[str, tuple[str, ...]], Longs] = {}  # few, as most variants have the same features and keys
         of_each = [(drift.feature, tuple(drift.moves)) for drift in drifts]
         for feature, names in dict.fromkeys(of_each):
             layouts[feature, names] = np.array([places.setdefault((feature, name), len(places)) for name in names], int)
@@ -242,7 +238,7 @@ class _Moves:
         n, m = n_rows[of_flag].astype(np.float64), n_reference[of_flag].astype(np.float64)
         return cls(of_flag, keys[watched], is_unknown[watched], before, now, n, m, list(places))
 
-    def medians(self) -> Floats:
+    def medians(self) -> Doubles:
         """Return the fleet's movement by key: the variants' median, 0 where too few variants have the key."""
         n_keys, moved = len(self.keys), self.now - self.before
         order = np.lexsort((moved, self.of_key))
@@ -251,7 +247,7 @@ class _Moves:
         middles = moved[order][[starts + (sizes - 1) // 2, starts + sizes // 2]].mean(axis=0)
         return np.where(sizes >= LEAST_FLEET, middles, 0.0)
 
-    def p_values(self, fleet: Floats, least_moved: float, least_unknown_rise: float) -> Floats:
+    def p_values(self, fleet: Doubles, least_moved: float, least_unknown_rise: float) -> Doubles:
         """Return, for each move, the probability of one this far beyond the fleet's and the tolerance.
 
         It is 1 if the move is too small to matter: many true small ones would loosen the threshold for false ones among
@@ -278,11 +274,7 @@ def is_tenure(feature: str) -> bool:
 
 
 def flag_fleet(
-    drifts: Mapping[str, Sequence[FeatureDrift]],
-    *,
-    fdr: float = 0.01,
-    least_moved: float = LEAST_MOVED,
-    least_unknown_rise: float = LEAST_UNKNOWN_RISE,
+    drifts: Drifts, fdr: float = 0.01, least_moved: float = LEAST_MOVED, least_unknown_rise: float = LEAST_UNKNOWN_RISE
 ) -> frozenset[Flag]:
     """Return the features that drifted, at a false discovery rate of ``fdr`` (Benjamini-Hochberg), in the whole fleet.
 
@@ -299,7 +291,7 @@ def flag_fleet(
     return frozenset(flag for flag, is_one in zip(flags, is_drift, strict=True) if is_one)
 
 
-def common_moves(drifts: Mapping[str, Sequence[FeatureDrift]], least: float) -> dict[str, tuple[str, float]]:
+def common_moves(drifts: Drifts, least: float) -> dict[str, tuple[str, float]]:
     """Return the features that moved in most variants: the key that moved most, and by how much, at least ``least``."""
     moves = _Moves.of([drift for of_variant in drifts.values() for drift in of_variant])
     by_size = sorted(zip(moves.keys, moves.medians().tolist(), strict=True), key=lambda pair: abs(pair[1]))
@@ -350,7 +342,7 @@ def freshness(arrived_on: Iterable[date], as_of: date) -> tuple[int, int]:
     return (as_of - max(days, default=as_of)).days, _WEEK_DAYS if usual <= _WEEK_DAYS else usual + _WEEK_DAYS
 
 
-def estimated_auc(scores: npt.NDArray[np.floating], counts: Ints | None = None) -> float:
+def estimated_auc(scores: npt.NDArray[np.floating], counts: Longs | None = None) -> float:
     """Estimate the ROC AUC of scores, in [0.5, 1], without labels (confidence-based performance estimation, CBPE).
 
     Assumes calibrated scores and no concept drift: the estimate does not change when the same inputs lead to other

@@ -89,16 +89,14 @@ class Change:
     body: str
 
 
-def reconcile(
-    open_incidents: Sequence[Incident], conditions: Sequence[Condition], checked: Collection[str]
-) -> list[Change]:
-    """Return the incidents that open, get further members, or are resolved.
+def reconcile(incidents: Sequence[Incident], conditions: Sequence[Condition], checked: Collection[str]) -> list[Change]:
+    """Return the incidents that open, and the changes of the open ``incidents`` that get members or are resolved.
 
     There is no change when only some members recover; :func:`remaining` returns the members to store then. Of each kind
     and subject at most one incident is open, and conditions are merged. Incidents of kinds that were not ``checked`` do
     not change.
     """
-    known = {(incident.kind, incident.subject): incident for incident in open_incidents if incident.kind in checked}
+    known = {(one.kind, one.subject): one for one in incidents if one.kind in checked}
     current = _by_incident(conditions, checked)
     order = list(KINDS)
     keys = sorted(known.keys() | current.keys(), key=lambda key: (order.index(key[0]), key[1]))
@@ -107,15 +105,15 @@ def reconcile(
 
 
 def remaining(
-    open_incidents: Sequence[Incident], conditions: Sequence[Condition], checked: Collection[str]
+    incidents: Sequence[Incident], conditions: Sequence[Condition], checked: Collection[str]
 ) -> dict[int, Mapping[str, str]]:
     """Return the current members of each incident that stays open and whose members or sentences changed.
 
     The arguments are those of :func:`reconcile`.
     """
     current = _by_incident(conditions, checked)
-    pairs = ((incident, current.get((incident.kind, incident.subject))) for incident in open_incidents)
-    return {incident.incident_id: now for incident, now in pairs if now and now != incident.members}
+    pairs = ((one, current.get((one.kind, one.subject))) for one in incidents)
+    return {one.incident_id: now for one, now in pairs if now and now != one.members}
 
 
 def headline(kind: str, subject: str, members: Collection[str]) -> str:

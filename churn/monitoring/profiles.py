@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from churn.data.arrays import Array, Doubles, Floats, Longs
 from churn.data.features import Encoding, Packed
 from churn.errors import InputError
 
@@ -22,9 +22,6 @@ MOST_BINS = 10  # maximum number of bins for a numeric feature's values; one mor
 _FREQUENT_SHARE = 0.2  # no more than four values exceed it, so the bins between them stay within MOST_BINS
 _FORMAT = 1
 _MAX_COUNT = 2**53
-
-Counts = npt.NDArray[np.int64]
-Values = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -68,19 +65,17 @@ class Profile:
     """The counts of a batch's rows in each bin."""
 
     bins: tuple[Bins, ...]  # those of each of `Encoding.columns`, in that order, then those of the score
-    counts: Counts  # rows in each bin, feature by feature; shape (sum of n_bins,)
+    counts: Longs  # rows in each bin, feature by feature; shape (sum of n_bins,)
     # Of a reference, the counts of one week of the year each, by season_of its as-of day
-    parts: Mapping[str, Counts] = field(default_factory=dict)
+    parts: Mapping[str, Longs] = field(default_factory=dict)
     # Of a reference, the mean contribution of the rows in each bin to their scores, in log-odds; 0 for the score
     # itself. Shape as `counts`; `None` if they were not computed.
-    contributions: npt.NDArray[np.float64] | None = None
+    contributions: Doubles | None = None
 
     def __post_init__(self) -> None:
         n_bins = sum(bins.n_bins for bins in self.bins)
         if any(values.shape != (n_bins,) for values in (self.counts, *self.parts.values())):
-            raise InputError(
-                f"a profile has counts of shape {self.counts.shape} for {n_bins} bins; give one count for each bin"
-            )
+            raise InputError(f"a profile has counts of shape {self.counts.shape} for {n_bins} bins; give one for each")
 
     @property
     def n_rows(self) -> int:
@@ -97,12 +92,12 @@ class Profile:
         year = replace(self, counts=np.sum(counts, axis=0), parts={}) if counts else self
         return (replace(year, counts=self.parts[season]) if season in self.parts else year), year
 
-    def by_feature(self) -> dict[str, Counts]:
+    def by_feature(self) -> dict[str, Longs]:
         """Return each feature's counts, shape (n_bins,)."""
         ends = np.cumsum([bins.n_bins for bins in self.bins])
         return dict(zip((bins.feature for bins in self.bins), np.split(self.counts, ends[:-1]), strict=True))
 
-    def count(self, packed: Packed, scores: npt.NDArray[np.floating]) -> "Profile":
+    def count(self, packed: Packed, scores: Floats | Doubles) -> "Profile":
         """Count rows in the encoding of this profile, with their scores, shape (n_rows,), into its bins.
 
         Raises ``InputError`` if the rows do not fit that encoding, or their number differs from that of the scores.
@@ -159,7 +154,7 @@ class Profile:
             raise InputError(f"not a profile ({type(error).__name__}: {error}); profile the rows again") from error
 
 
-def _parse_contributions(values: Any, counts: Sequence[Counts]) -> npt.NDArray[np.float64] | None:
+def _parse_contributions(values: Any, counts: Sequence[Longs]) -> Doubles | None:
     if values is None:
         return None
     contributions = np.array(values, dtype=np.float64)
@@ -200,7 +195,7 @@ def require_same_bins(first: Profile, second: Profile) -> None:
         )
 
 
-def with_contributions(reference: Profile, packed: Packed, contributions: npt.NDArray[np.floating]) -> Profile:
+def with_contributions(reference: Profile, packed: Packed, contributions: Floats | Doubles) -> Profile:
     """Return a reference with the mean contribution of the rows in each of its bins, by some of these rows.
 
     The contributions are by source column, in log-odds; shape (n_rows, n columns).
@@ -215,7 +210,7 @@ def with_contributions(reference: Profile, packed: Packed, contributions: npt.ND
     return replace(reference, contributions=np.concatenate([*means, np.zeros(reference.bins[-1].n_bins)]))
 
 
-def reference_profile(packed: Packed, encoding: Encoding, scores: npt.NDArray[np.floating]) -> Profile:
+def reference_profile(packed: Packed, encoding: Encoding, scores: Floats | Doubles) -> Profile:
     """Derive a model's bins from reference rows, and count these rows.
 
     The bins of a number contain about equal numbers of rows; a value of more than a fifth of the rows, such as 0, has a
@@ -260,22 +255,19 @@ def regrouped(reference: Profile, encoding: Encoding) -> Profile | None:
     return reference if all_bins == reference.bins else Profile(all_bins, np.concatenate(parts))
 
 
-def untrained_missing(reference: Profile, batch: Profile, confidence: float = 0.99) -> dict[str, int]:
+def untrained_missing(reference: Profile, batch: Profile) -> dict[str, int]:
     """Return how many rows lack each number that is missing in no row of the reference.
 
     A model's trees send such rows down branches that no training row took. A reference of few rows may lack missing
-    values by chance; then the number is left out.
+    values by chance, of a probability of 1 % or more; then the number is left out.
     """
     before, now = reference.by_feature(), batch.by_feature()
-    found = {bins.feature: int(now[bins.feature][-1]) for bins in batch.bins[:-1] if not bins.levels}
-    return {
-        name: n
-        for name, n in found.items()
-        if n and not before[name][-1] and (1 - n / batch.n_rows) ** reference.n_rows < 1 - confidence
-    }
+    numbers = [bins.feature for bins in batch.bins[:-1] if not bins.levels]
+    new = {name: n for name in numbers if (n := int(now[name][-1])) and not before[name][-1]}
+    return {name: n for name, n in new.items() if (1 - n / batch.n_rows) ** reference.n_rows < 0.01}
 
 
-def _level_counts(category: Bins, numbers: Mapping[str, Bins], reference: Profile) -> Counts | None:
+def _level_counts(category: Bins, numbers: Mapping[str, Bins], reference: Profile) -> Longs | None:
     """Count each level's rows by its number of 0 or 1, and the rows without any of the levels."""
     names, counts = [f"{category.feature}_{level}" for level in category.levels], reference.by_feature()
     if any(name not in numbers for name in names):
@@ -286,7 +278,7 @@ def _level_counts(category: Bins, numbers: Mapping[str, Bins], reference: Profil
     return np.array([*n_rows, n_other], dtype=np.int64) if n_other >= 0 else None
 
 
-def _count_number(values: Values, bins: Bins) -> Counts:
+def _count_number(values: Floats, bins: Bins) -> Longs:
     # Comparing all values with each edge runs at memory speed; a binary search for each value is ten times slower.
     at_most = [np.count_nonzero(values <= edge) for edge in bins.edges]
     n_known = len(values) - np.count_nonzero(np.isnan(values))
@@ -294,7 +286,7 @@ def _count_number(values: Values, bins: Bins) -> Counts:
     return up_to[1:] - up_to[:-1]
 
 
-def _count_levels(levels: npt.NDArray[np.uint16], bins: Bins) -> Counts:
+def _count_levels(levels: Array, bins: Bins) -> Longs:
     counts = np.bincount(levels, minlength=bins.n_bins)
     if len(counts) > bins.n_bins:
         raise InputError(
@@ -304,7 +296,7 @@ def _count_levels(levels: npt.NDArray[np.uint16], bins: Bins) -> Counts:
     return counts
 
 
-def _edges(values: Values) -> tuple[float, ...]:
+def _edges(values: Floats) -> tuple[float, ...]:
     """Split the values into at most ``MOST_BINS`` bins: one for each frequent value, quantiles between them."""
     values = np.sort(values[np.isfinite(values)])
     distinct, counts = np.unique(values, return_counts=True)
@@ -326,7 +318,7 @@ def _share_out(n_bins: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-def _quantile_cuts(ordered: Values, n_bins: int) -> npt.NDArray[np.float64]:
+def _quantile_cuts(ordered: Floats, n_bins: int) -> Doubles:
     if not len(ordered):
         return np.empty(0)
     last_of_bin = np.ceil(np.arange(1, n_bins) * len(ordered) / n_bins).astype(np.int64) - 1

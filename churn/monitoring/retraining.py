@@ -28,30 +28,25 @@ class RetrainingPolicy:
     after_months: int = RETRAIN_AFTER_MONTHS
     pause_days: int = 28
 
+    def reason(self, low: str | None, drifted: Sequence[str], trained_on: date | None, today: date) -> str | None:
+        """Return why a champion should be retrained, as a sentence; ``None`` if there is no reason.
 
-def reason_to_retrain(
-    low: str | None, drifted: Sequence[str], trained_on: date | None, today: date, policy: RetrainingPolicy
-) -> str | None:
-    """Return why a champion should be retrained, as a sentence; ``None`` if there is no reason.
+        ``low`` is how its performance is below the limit, if it is, and ``drifted`` the features that drifted in two
+        different inputs. ``trained_on`` is ``None`` if it is unknown, or the champion's age does not count.
+        """
+        if low or drifted:
+            return low or f"{', '.join(sorted(drifted))} drifted in two different inputs"
+        months = 0 if trained_on is None else _months_since(trained_on, today)
+        is_old = self.after_months and months >= self.after_months
+        return f"trained on {trained_on}, {months} months ago" if is_old else None
 
-    ``low`` is how its performance is below the limit, if it is, and ``drifted`` the features that drifted in two
-    different inputs. ``trained_on`` is ``None`` if it is unknown, or the champion's age does not count.
-    """
-    if low or drifted:
-        return low or f"{', '.join(sorted(drifted))} drifted in two different inputs"
-    months = 0 if trained_on is None else _months_since(trained_on, today)
-    is_old = policy.after_months and months >= policy.after_months
-    return f"trained on {trained_on}, {months} months ago" if is_old else None
+    def is_paused(self, requested_on: date | None, today: date) -> bool:
+        """Return whether the last request for training is too recent for another."""
+        return requested_on is not None and today < requested_on + timedelta(days=self.pause_days)
 
-
-def is_paused(requested_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
-    """Return whether the last request for training is too recent for another."""
-    return requested_on is not None and today < requested_on + timedelta(days=policy.pause_days)
-
-
-def is_stale(trained_on: date | None, today: date, policy: RetrainingPolicy) -> bool:
-    """Return whether a challenger is so old that it may be replaced; sooner, a lasting drift ended its comparison."""
-    return trained_on is None or _months_since(trained_on, today) >= _STALE_AFTER * policy.horizon_months
+    def is_stale(self, trained_on: date | None, today: date) -> bool:
+        """Return whether a challenger is so old that it may be replaced; sooner, lasting drift ended its comparison."""
+        return trained_on is None or _months_since(trained_on, today) >= _STALE_AFTER * self.horizon_months
 
 
 def drifted_features(batches: Sequence[ScoredBatch], week: date) -> dict[tuple[str, int], list[str]]:

@@ -9,8 +9,8 @@ from datetime import date
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from churn.data.arrays import Doubles, Flags, Floats, Longs
 from churn.monitoring.drift import compare, estimated_auc
 from churn.monitoring.profiles import Profile, untrained_missing
 
@@ -30,11 +30,11 @@ class ScoreSummary:
     is_calibrated: bool = False  # whether the scores are probabilities
     total: float = 0.0
     # Accounts per thousandth of [0, 1], shape (1000,)
-    fine_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_FINE_BINS, dtype=np.int64))
+    fine_counts: Longs = field(default_factory=lambda: np.zeros(_FINE_BINS, dtype=np.int64))
     # `(probability, account id)` of the highest, in falling order
     top: list[tuple[float, int]] = field(default_factory=list)
     # Sums of the contributions' absolute values, by source column; `None` without reasons
-    absolute: npt.NDArray[np.float64] | None = None
+    absolute: Doubles | None = None
     # The batch's as-of day, by which the part of the reference is chosen; `None` for the whole
     as_of: date | None = None
     reference: Profile | None = None  # the model's reference profile; `None` if the model has none
@@ -56,7 +56,7 @@ class ScoreSummary:
         return "accounts at risk" if self.is_at_risk_known else "all accounts, since it is unknown who is at risk"
 
     @property
-    def counts(self) -> npt.NDArray[np.int64]:
+    def counts(self) -> Longs:
         """Accounts per twentieth of [0, 1], shape (20,)."""
         return np.asarray(self.fine_counts.reshape(_BINS, -1).sum(axis=1), dtype=np.int64)
 
@@ -69,10 +69,10 @@ class ScoreSummary:
 
     def add(
         self,
-        account_ids: npt.NDArray[np.int64],
-        probabilities: npt.NDArray[np.float32],
-        contributions: npt.NDArray[np.float32] | None,
-        is_at_risk: npt.NDArray[np.bool_] | None,
+        account_ids: Longs,
+        probabilities: Floats,
+        contributions: Floats | None,
+        is_at_risk: Flags | None,
         profile: Profile | None = None,
     ) -> None:
         """Count a chunk of scored rows.

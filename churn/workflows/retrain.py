@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from churn.database.fleet import FleetTables
 from churn.monitoring.conditions import independent_cohorts, performance_low
-from churn.monitoring.retraining import RetrainingPolicy, drifted_features, is_paused, is_stale, reason_to_retrain
+from churn.monitoring.retraining import RetrainingPolicy, drifted_features
 from churn.registry.tags import TRAINING_DATE, day_of
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of
@@ -38,12 +38,11 @@ class RetrainingPlanner:
         trained_on = {key: day_of(tags, TRAINING_DATE) for key, tags in self.registry.version_tags().items()}
         for variant, aliases in sorted(of_variants.items(), key=lambda item: item[0].key):
             champion, challenger = aliases.get(CHAMPION), aliases.get(CHALLENGER)
-            if champion is None or is_paused(requested.get(variant.key), today, self.policy):
+            if champion is None or self.policy.is_paused(requested.get(variant.key), today):
                 continue
-            if challenger is not None and not is_stale(trained_on.get((variant, challenger)), today, self.policy):
+            if challenger is not None and not self.policy.is_stale(trained_on.get((variant, challenger)), today):
                 continue
             of_champion = drifted.get((variant.key, champion), [])
             aged_since = trained_on.get((variant, champion)) if challenger is None else None
-            reason = reason_to_retrain(low.get(variant.key), of_champion, aged_since, today, self.policy)
-            if reason is not None:
+            if reason := self.policy.reason(low.get(variant.key), of_champion, aged_since, today):
                 yield variant.key, reason

@@ -179,10 +179,8 @@ def test_perfect_against_constant_scores_differ_though_neither_varies():
 
 
 def test_intervals_are_wider_the_more_confidence_is_asked_for():
-    churned, scores = draw(1)
-    for measure in (roc_auc_interval, average_precision_interval):
-        narrow, wide = measure(churned, scores, 0.8), measure(churned, scores, 0.99)
-        assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
+    narrow, wide = (roc_auc_interval(*draw(1), confidence) for confidence in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
 def test_perfect_scores_have_an_interval_that_says_how_few_they_were():

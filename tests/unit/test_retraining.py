@@ -6,7 +6,7 @@ import pytest
 
 from churn.monitoring.conditions import ScoredBatch
 from churn.monitoring.drift import FeatureDrift
-from churn.monitoring.retraining import RetrainingPolicy, drifted_features, is_paused, is_stale, reason_to_retrain
+from churn.monitoring.retraining import RetrainingPolicy, drifted_features
 
 POLICY = RetrainingPolicy(horizon_months=3, after_months=0)
 TODAY = date(2026, 11, 24)
@@ -14,11 +14,11 @@ WEEK = date(2026, 11, 23)
 
 
 def test_a_low_performance_is_a_reason_before_a_drift_and_in_the_words_of_its_alert():
-    assert reason_to_retrain("ROC AUC 0.650", ["brand_id"], None, TODAY, POLICY) == "ROC AUC 0.650"
+    assert POLICY.reason("ROC AUC 0.650", ["brand_id"], None, TODAY) == "ROC AUC 0.650"
 
 
 def test_features_that_drifted_are_named_as_the_reason():
-    found = reason_to_retrain(None, ["total_ngr", "brand_id"], None, TODAY, POLICY)
+    found = POLICY.reason(None, ["total_ngr", "brand_id"], None, TODAY)
 
     assert found == "brand_id, total_ngr drifted in two different inputs"
 
@@ -28,15 +28,15 @@ def test_features_that_drifted_are_named_as_the_reason():
     [(date(2026, 8, 24), 3, True), (date(2026, 8, 25), 3, False), (date(2020, 1, 1), 0, False), (None, 3, False)],
 )
 def test_age_counts_in_whole_months(trained_on: date | None, after: int, is_reason: bool):
-    found = reason_to_retrain(None, [], trained_on, TODAY, RetrainingPolicy(after_months=after))
+    found = RetrainingPolicy(after_months=after).reason(None, [], trained_on, TODAY)
 
     assert (found is not None) == is_reason
 
 
 def test_a_request_is_not_repeated_for_a_while():
-    assert is_paused(TODAY - timedelta(days=27), TODAY, POLICY)
-    assert not is_paused(TODAY - timedelta(days=28), TODAY, POLICY)
-    assert not is_paused(None, TODAY, POLICY)
+    assert POLICY.is_paused(TODAY - timedelta(days=27), TODAY)
+    assert not POLICY.is_paused(TODAY - timedelta(days=28), TODAY)
+    assert not POLICY.is_paused(None, TODAY)
 
 
 def moved(feature: str, by: float, unknown: float = 0.0) -> FeatureDrift:
@@ -69,4 +69,4 @@ def test_a_drift_counts_when_it_is_large_in_two_different_inputs_of_one_version(
     ("trained_on", "stale"), [(None, True), (date(2026, 2, 24), True), (date(2026, 2, 25), False), (TODAY, False)]
 )
 def test_a_challenger_is_stale_when_two_cohorts_could_have_decided(trained_on: date | None, stale: bool):
-    assert is_stale(trained_on, TODAY, POLICY) == stale
+    assert POLICY.is_stale(trained_on, TODAY) == stale
