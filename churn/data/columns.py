@@ -44,7 +44,7 @@ class Columns:
     one_hot: tuple[str, ...] | None = None
     max_money: float = MAX_MONEY
     categories: Levels = field(default_factory=dict, hash=False)
-    words: Words = field(default_factory=dict, hash=False)
+    words: Words = field(default_factory=dict, compare=False)
 
     @property
     def encoded(self) -> tuple[str, ...]:

@@ -95,6 +95,7 @@ def migrate_predictions(url: sa.URL) -> tuple[str | None, str]:
             connection.exec_driver_sql(_statements("lock_views").replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        connection.exec_driver_sql(_statements("comments").replace("%", "%%"))
         connection.exec_driver_sql(f"GRANT SELECT ON alembic_version TO {WRITER}, {READER}")
         connection.commit()
         connection.exec_driver_sql("RESET ROLE")

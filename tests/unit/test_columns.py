@@ -36,6 +36,9 @@ def test_a_declaration_survives_json():
         '{"activity": ["logins"], "segment": ["device"]}', '{"max_money": 0}', '{"max_money": "1e9"}',
         '{"max_money": true}', f'{{"max_money": 1{"0" * 400}}}',
         '{"max_money": 1e999}', '{"max_money": 1e9, "segments": ["device"]}',
+        '{"words": []}', '{"words": {"a": {}}}', '{"words": {"a": {"label": 1}}}',
+        '{"words": {"a": {"label": "\\u001b"}}}',
+        '{"words": {"a": {"label": "b", "lowest": "c"}}}', f'{{"words": {{"a": {{"label": "{"b" * 4000}"}}}}}}',
     ],
 )  # fmt: skip
 def test_what_is_no_declaration_is_refused_with_an_example(text: str):

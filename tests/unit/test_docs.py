@@ -141,6 +141,11 @@ def test_the_reference_says_what_the_code_says(postgres: sa.URL):
     for name, text in made.items():
         assert (REFERENCE / name).read_text() == text, f"{name} is behind the code; run: just reference"
     assert sorted(made) == sorted(path.name for path in REFERENCE.iterdir())
+    # The meaning of each is its comment in the database.
+    lines = made["tables.md"].splitlines()
+    described = re.compile(r"A (?:table|view)\. \w.* Granted: ")
+    unsaid = [line for line in lines if line.endswith("|  |") or (line.startswith("A ") and not described.match(line))]
+    assert unsaid == [], "add the meaning to churn/database/migrations/comments.sql"
 
 
 class _Page(HTMLParser):
