@@ -16,12 +16,14 @@ from churn.database.connection import locked_alone
 from churn.database.events import this_person
 from churn.deployment.services import Deployment, open_deployment
 from churn.errors import ChurnError, UsageError
+from churn.registry.tags import MLFLOW_VIEW
 from churn.signals import stop_request
+from churn.variants import Variant
 from orchestration.instance import CONFIG, dagster_environment
 
 HOST = "127.0.0.1"
 _READY_WITHIN_S = 120
-_START_PAGES = {"mlflow": "/#/models", "dagster": ""}  # MLflow's own start page is about generative AI
+_START_PAGES = {"mlflow": f"/#/experiments{MLFLOW_VIEW}", "dagster": ""}
 _STOP_WITHIN_S = 15
 
 
@@ -69,6 +71,7 @@ def _commands(
         "MLFLOW_BACKEND_STORE_URI": deployment.tracking_uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ARTIFACTS_DESTINATION": deployment.artifact_location(Variant()),
     }
     dagster = {
         **dagster_environment(deployment),

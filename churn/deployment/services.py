@@ -4,6 +4,7 @@ There is one code path. If nothing is set, an embedded PostgreSQL is started and
 supply values. Entry points open a deployment, and pass workflows the services that they use.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ from churn.errors import AccessDeniedError, CredentialsError, StoreError, UsageE
 from churn.evaluation.comparison import Limits
 from churn.monitoring.retraining import RetrainingPolicy
 from churn.registry.cache import ArrayCache
+from churn.registry.tags import MLFLOW_VIEW
 from churn.samples.simulated import SIMULATED
 from churn.storage.history import ActivityHistory
 from churn.storage.places import Bucket, Folder
@@ -154,6 +156,8 @@ class Deployment:
     def registry(self, *, read_only: bool) -> "Registry":
         """Open MLflow's registry; ``read_only`` as a database role that may only read, as scoring does."""
         role, uri = WRITER if read_only else None, self.tracking_uri
+        # Of MLflow's own experiment, "Default", which whoever connects first creates; else a folder where they work.
+        os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", self.artifact_location(Variant()))
         if self.mlflow_database is not None:
             require_connection(self.mlflow_database, role=role)  # before MLflow is imported
         from churn.database.schema import require_mlflow_schema
@@ -320,7 +324,8 @@ class Deployment:
     @property
     def model_link(self) -> Callable[[str, int], str]:
         """Builds MLflow UI links; picklable, contains no secret."""
-        return partial("{}/#/models/{}/versions/{}".format, self.settings.churn_mlflow_ui_url.rstrip("/"))
+        base = self.settings.churn_mlflow_ui_url.rstrip("/")
+        return partial(f"{{}}/#/models/{{}}/versions/{{}}{MLFLOW_VIEW}".format, base)
 
 
 @contextmanager

@@ -35,11 +35,11 @@ class OpenModel:
         return replace(columns_of(self.version.columns, self.version.uri), categories=self.bundle.categories)
 
 
-def training_data(name: str, *, sha256: str, uri: str, profile: Mapping[str, Any]) -> DatasetInput:
-    """Describe the data that a model was trained on: where they are, the SHA-256 of their rows, and counts of them."""
-    source = json.dumps({"uri": uri, "sha256": sha256})
-    dataset = Dataset(name, sha256[:_DIGEST_LENGTH], "churn", source, profile=json.dumps(dict(profile)))
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+def dataset_of(context: str, name: str, *, sha256: str, uri: str, profile: Mapping[str, Any]) -> DatasetInput:
+    """Describe data that a model was trained or checked on: where they are, their SHA-256, and counts of rows."""
+    source, kind = json.dumps({"uri": uri, "sha256": sha256}), "s3" if uri.startswith("s3://") else "local"
+    dataset = Dataset(name, sha256[:_DIGEST_LENGTH], kind, source, profile=json.dumps(dict(profile)))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 @dataclass(frozen=True)

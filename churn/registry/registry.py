@@ -201,15 +201,18 @@ class Registry:
         """Ensure that the variant's experiment exists and is active; returns it and ``created|restored|found``."""
         with errors_translated(f"preparing experiment {variant.experiment!r}"):
             experiment, done = self.client.get_experiment_by_name(variant.experiment), "found"
+            about = f"Models of variant {variant}, and their measured performance by week (metrics live_…)."
+            wanted = {MLFLOW_RUN_NOTE: about, **tags.KIND_OF_EXPERIMENT}
             if experiment is None:
                 with _ignored(_EXISTS):
-                    about = f"Models of variant {variant}, and their measured performance by week (metrics live_…)."
-                    self.client.create_experiment(variant.experiment, artifact_location, {MLFLOW_RUN_NOTE: about})
+                    self.client.create_experiment(variant.experiment, artifact_location, wanted)
                     done = "created"
                 experiment = self.client.get_experiment_by_name(variant.experiment)
             elif experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
                 done = "restored"
+            for name in wanted.keys() - experiment.tags.keys():  # made by an earlier release, or by another process
+                self.client.set_experiment_tag(experiment.experiment_id, name, wanted[name])
             return experiment, done
 
     def log(
@@ -295,10 +298,11 @@ class Registry:
     def _log(self, variant: Variant, experiment_id: str, logged: LoggedRun, registered: Any) -> Any:
         variant_tags = tags.tags_of_variant(variant)
         run_tags = variant_tags | dict(logged.tags)
-        run = self.client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=run_tags)
+        noted = run_tags | {MLFLOW_RUN_NOTE: logged.about}
+        run = self.client.create_run(experiment_id, run_name=logged.name or f"log-{variant.key}", tags=noted)
         mlflow_run_id = run.info.run_id
         try:
-            model_id, sha256 = self._log_model(experiment_id, mlflow_run_id, logged)
+            model_id, sha256 = self._log_model(variant, experiment_id, mlflow_run_id, logged)
             has_reference = str(logged.reference is not None).lower()
             self._log_values(mlflow_run_id, logged)
             self._log_artifacts(mlflow_run_id, logged.artifacts)
@@ -431,11 +435,14 @@ class Registry:
             raise ModelFileError(f"{version.uri} has a booster of another sha256 than was logged; log the model again")
         return files
 
-    def _log_model(self, experiment_id: str, mlflow_run_id: str, logged: LoggedRun) -> tuple[str, str]:
+    def _log_model(
+        self, variant: Variant, experiment_id: str, mlflow_run_id: str, logged: LoggedRun
+    ) -> tuple[str, str]:
         import xgboost as xgb
         from mlflow.xgboost import save_model
 
-        model = self.client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_run_id)
+        name = variant.registered_model
+        model = self.client.create_logged_model(experiment_id, name, source_run_id=mlflow_run_id)
         model_id, location = model.model_id, model.artifact_location
         scores = pd.Series(logged.golden.scores[:5], name="churn_probability")
         card = Model(artifact_path=location, run_id=mlflow_run_id, model_uuid=model_id, model_id=model_id)

@@ -36,6 +36,10 @@ ADOPTED = "churn.adopted"  # name, version, run and artifacts of the version tha
 MODEL_FILE_SHA256 = "churn.model_file_sha256"
 FEATURE_NAMES_SHA256 = "churn.feature_names_sha256"
 SAMPLE_SHA256 = "churn.sample_sha256"
+KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
+MLFLOW_VIEW = "?workflowType=machine_learning"
+"""Of an experiment, and at the end of links: MLflow's UI shows models and runs in place of traces and judges."""
+
 FILES = (MODEL_FILE_SHA256, FEATURE_NAMES_SHA256, SAMPLE_SHA256, COLUMNS, CODE_VERSION)
 """What tells versions apart that were registered from files."""
 

@@ -622,7 +622,7 @@ function lineage(d) {
   const l = d.lineage;
   if (!l) return null;
   const base = /^https?:\/\//.test(fleet.mlflow_ui) ? fleet.mlflow_ui : null;
-  const link = (rest, text) => (base ? h("a", { href: `${base}/#/${rest}` }, text) : text);
+  const link = (rest, text) => (base ? h("a", { href: `${base}/#/${rest}?workflowType=machine_learning` }, text) : text);
   const code = (text) => (text ? h("code", {}, text) : "–");
   const model = encodeURIComponent(l.registered_model);
   const entries = [

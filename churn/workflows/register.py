@@ -27,7 +27,7 @@ from churn.evaluation.metrics import Scores, evaluate
 from churn.inference.bundle import GOLDEN_ROWS, GOLDEN_TOLERANCE, Bundle, parse_feature_names, read_bundle
 from churn.monitoring.profiles import reference_profile
 from churn.registry import tags as tag
-from churn.registry.records import LoggedRun
+from churn.registry.records import LoggedRun, dataset_of
 from churn.registry.registry import Registry
 from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
 from churn.storage.sources import MODEL_NAMES, NoFileError, Provenance, SourceFile, Sources
@@ -269,6 +269,8 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         raise ModelFileError(f"{model.uri} gives {n} of {len(scores)} sample rows no finite score; train it again")
     golden_rows, has_data = candidate.matrix[:GOLDEN_ROWS], candidate.has_data
     metrics = _metrics(candidate.labels, scores) if has_data else {}
+    counts = {"rows": len(scores)} | ({} if candidate.labels is None else {"churned": int(candidate.labels.sum())})
+    rows = dataset_of("evaluation", f"sample of {sample.variant}", sha256=sample.sha256, uri=sample.uri, profile=counts)
     return LoggedRun(
         bundle=bundle,
         golden=bundle.make_golden(golden_rows),
@@ -277,6 +279,7 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
         metrics=metrics,
         tags=tags | dict(candidate.tags),
         about=_about(candidate, metrics.get("roc_auc")),
+        dataset=rows if has_data else None,
         reference=reference_profile(pack_matrix(candidate.matrix, encoding), encoding, scores) if has_data else None,
     )
 

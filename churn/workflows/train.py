@@ -33,7 +33,7 @@ from churn.inference.bundle import GOLDEN_ROWS, parse_feature_names
 from churn.inference.explanations import sum_by_column
 from churn.monitoring.profiles import Profile, reference_profile, season_of, spliced, with_contributions
 from churn.registry import tags as tag
-from churn.registry.records import LoggedRun, OpenModel, training_data
+from churn.registry.records import LoggedRun, OpenModel, dataset_of
 from churn.registry.registry import Registry
 from churn.storage.history import ActivityHistory, Appended
 from churn.storage.inputs import INPUT_FOLDER
@@ -532,7 +532,8 @@ def describe(outcome: TrainingOutcome) -> LoggedRun:
         about=short_description(trained, lineage, outcome.evaluation),
         artifacts=files | {f"pictures/{name}": picture for name, picture in outcome.pictures.items()},
         name=f"train-{outcome.variant.key}-{lineage.today}",
-        dataset=training_data(
+        dataset=dataset_of(
+            "training",
             f"activity of {lineage.activity_of}",
             sha256=lineage.data_sha256,
             uri=", ".join(uri for uri, _ in lineage.sources),

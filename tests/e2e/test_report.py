@@ -139,7 +139,8 @@ def test_a_variants_page_has_all_that_is_known_of_it(browser: Browser, report: P
     expect(page.get_by_role("table", name="Performance by segment").get_by_role("row")).to_have_count(42)
     expect(page.get_by_text("s3://bench/company-c0007/data/churn/activity.parquet")).to_be_visible()
     link = page.get_by_role("link", name=f"churn-prediction-model-{SHOWN} v1")
-    expect(link).to_have_attribute("href", f"http://127.0.0.1:5000/#/models/churn-prediction-model-{SHOWN}/versions/1")
+    shown = f"http://127.0.0.1:5000/#/models/churn-prediction-model-{SHOWN}/versions/1?workflowType=machine_learning"
+    expect(link).to_have_attribute("href", shown)
 
 
 def test_hostile_names_and_errors_are_shown_as_they_are_and_do_nothing(browser: Browser, report: Path):

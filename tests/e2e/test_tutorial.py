@@ -151,8 +151,8 @@ def look_around(batches: Callable[[], list[tuple[str, int]]], served: Served, pa
     expect(page.get_by_role("cell", name="5000348", exact=True)).to_be_visible()
     page.goto(raw)
     expect(page.get_by_text("activity.csv").first).to_be_visible()
-    page.goto(f"{mlflow}/#/models")
-    expect(page.get_by_role("link", name="churn-prediction-model-br", exact=True)).to_be_visible()
+    page.goto(mlflow)
+    expect(page.get_by_role("link", name="churn_prediction-geography-br", exact=True)).to_be_visible()
 
 
 @contextmanager

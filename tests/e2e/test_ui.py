@@ -124,6 +124,8 @@ class TestInTheBrowser:
 
         for model in MODELS:
             expect(page.get_by_role("link", name=model, exact=True)).to_be_visible()
+        page.goto(f"{served.mlflow}/#/experiments/1")  # without our links' ending: the experiment's kind opens its runs
+        expect(page.get_by_role("link", name=re.compile("^log-"))).to_be_visible()
 
 
 @contextmanager

@@ -111,8 +111,17 @@ def test_a_version_carries_all_that_its_users_need(site: Site, log_model: Run, c
         assert tags["churn.training_date_from"] == "the model file's date: the booster names none"
     assert f"registered from {tags['churn.model_uri']}; its ROC AUC is unknown" in version.description
     assert client.get_registered_model(version.name).tags == parts
+    assert "the version with the alias champion scores" in client.get_registered_model(version.name).description
     assert run.info.status == "FINISHED"
-    assert client.get_experiment(run.info.experiment_id).name == "churn_prediction-geography-eu-company-clientb"
+    assert run.data.tags["mlflow.note.content"] == version.description
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.source_type) == ("sample of geography-eu.company-clientb", "s3")
+    assert mlflow.data.get_source(dataset).uri.endswith("clientb/data/churn/X_test_sample_2.json")
+    assert client.get_logged_model(version.source.removeprefix("models:/")).name == version.name
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.name == "churn_prediction-geography-eu-company-clientb"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"  # MLflow's UI opens it on its runs
+    assert "performance by week" in experiment.tags["mlflow.note.content"]
     params = run.data.params
     dump = booster().get_dump()
     assert int(params["n_trees"]) == len(dump) > 1

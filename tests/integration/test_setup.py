@@ -68,6 +68,9 @@ def databases(site: Site) -> set[str]:
 def experiments(site: Site) -> dict[str, tuple[str, str]]:
     """Return each experiment's location and life-cycle stage by name."""
     query = "SELECT name, artifact_location, lifecycle_stage FROM experiments WHERE name LIKE 'churn%'"
+    assert site.rows(
+        site.mlflow, "SELECT count(*) FROM experiments WHERE position('mlruns' in artifact_location) > 0"
+    ) == [(0,)]
     return {name: (location, stage) for name, location, stage in site.rows(site.mlflow, query)}
 
 
@@ -113,6 +116,7 @@ def test_an_older_mlflow_schema_is_migrated_and_what_it_held_is_kept(site: Site,
     assert set_up("--geography", "us").status == 0
     downgrade_mlflow(site)
     (before,) = site.rows(site.mlflow, "SELECT version_num FROM alembic_version")[0]
+    run_sql(site.login.set(database=site.mlflow), "DELETE FROM experiment_tags WHERE key = 'mlflow.experimentKind'")
 
     said = set_up("--geography", "us")
 
@@ -121,6 +125,8 @@ def test_an_older_mlflow_schema_is_migrated_and_what_it_held_is_kept(site: Site,
     assert before != after
     assert f"MLflow schema: migrated from {before} to {after}" in said.out
     assert "experiment churn_prediction-geography-us (id 1): found" in said.out
+    kinds = "SELECT value FROM experiment_tags WHERE key = 'mlflow.experimentKind'"
+    assert site.rows(site.mlflow, kinds) == [("custom_model_development",)]  # of experiments made before the tag, too
 
 
 @pytest.mark.parametrize(

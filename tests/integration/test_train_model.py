@@ -241,6 +241,7 @@ def require_remakable(client: Any, version: Any, code_version: str) -> None:
     assert params["held_out_days"].startswith("2026-05-04 2026-05-11 2026-05-18 2026-05-25 2026-06-01")
     assert {"max_depth", "n_rounds", "calibration_slope", "seed", "horizon_months"} <= set(params)
     (dataset,) = run.inputs.dataset_inputs
+    assert run.data.tags["mlflow.note.content"] == version.description
     assert version.tags["churn.data_sha256"].startswith(dataset.dataset.digest)
     files = {file.path for file in client.list_artifacts(version.run_id)}
     pictures = {file.path for file in client.list_artifacts(version.run_id, "pictures")}
@@ -465,7 +466,9 @@ def test_dagster_trains_a_range_and_shows_what_came_of_each_variant(
     assert metadata["alias"].value == "challenger"
     assert metadata["model_version"].value == 2
     assert "| auc_is_above_minimum | holds |" in metadata["gate"].value
-    assert metadata["mlflow"].value.endswith("/#/models/churn-prediction-model/versions/2")
+    assert metadata["mlflow"].value.endswith(
+        "/#/models/churn-prediction-model/versions/2?workflowType=machine_learning"
+    )
     assert metadata["roc"].value.startswith("![picture](data:image/svg+xml;base64,")
     assert metadata["held_out_roc_auc"].value > 0.6
     evaluations = [e for e in done.get_asset_check_evaluations() if e.partition == "base"]
