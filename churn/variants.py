@@ -126,7 +126,6 @@ def _fold(part: str, value: str | None) -> str | None:
 
 
 def _hint(part: str, folded: str) -> str:
-    """Suggest the nearest allowed spelling, if any."""
     ascii_only = folded.removeprefix(f"{part}-").encode("ascii", "ignore").decode()
     meant = re.sub(r"[^a-z0-9]+", "_", ascii_only).strip("_")[:MAX_PART_LENGTH].strip("_")
     return f"; did you mean {meant!r}?" if meant else ""

@@ -12,21 +12,13 @@ WEIGHTED_SUM, COUNT, MAX, SINCE = range(4)
 
 @compiled
 def aggregate(
-    account_ids: Longs,
-    months: Ints,
-    rows: Longs,
-    values: Array,
-    first_day: int,
-    lags: Longs,
-    windows: Longs,
-    weights: Doubles,
-    into: Floats,
+    ids: Longs, days: Ints, rows: Longs, values: Array, lags: Longs, windows: Longs, weights: Doubles, into: Floats
 ) -> None:
     """Aggregate one column over several windows, one account after another.
 
     Args:
+        days: The first days of the months, counted from the first one's.
         rows: The reports that were known, in order of account, month and time; of one month's reports the last counts.
-        first_day: The first day that ``lags`` has.
         lags: Months from a row's month to the windows' last one, by day; -1 in the running month, the only later one
             with reports.
         windows: What each is, and its months; shape (n_windows, 2).
@@ -38,9 +30,9 @@ def aggregate(
     account, last_active = 0, -1
     for i in range(n):
         row = rows[i]
-        is_last = i + 1 == n or account_ids[rows[i + 1]] != account_ids[row]
-        if is_last or months[rows[i + 1]] != months[row]:
-            lag = lags[months[row] - first_day]
+        is_last = i + 1 == n or ids[rows[i + 1]] != ids[row]
+        if is_last or days[rows[i + 1]] != days[row]:
+            lag = lags[days[row]]
             value = 0.0 if math.isnan(values[row]) else np.float64(values[row])
             if lag + 1 < len(of_lag):
                 of_lag[lag + 1] = value

@@ -67,14 +67,11 @@ class Columns:
             of_contract = cls(max_money=float(max_money), categories=categories, words=words)
             if not declared and not is_empty:
                 return of_contract
+            activity, segments = _names(declared.pop("activity")), _names(declared.pop("segments", []))
             one_hot, revenue = declared.pop("one_hot", None), declared.pop("revenue", None)
-            columns = replace(
-                of_contract,
-                activity=_names(declared.pop("activity")),
-                segments=_names(declared.pop("segments", [])),
-                revenue=None if revenue is None else _names([revenue])[0],
-                one_hot=None if one_hot is None else _names(one_hot),
-            )
+            revenue = None if revenue is None else _names([revenue])[0]
+            one_hot = None if one_hot is None else _names(one_hot)
+            columns = replace(of_contract, activity=activity, segments=segments, revenue=revenue, one_hot=one_hot)
             if declared or not columns.activity:
                 raise ValueError(f"unknown keys: {', '.join(declared) or 'none'}; columns of activity: none")
         return columns

@@ -345,21 +345,14 @@ def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = _parse_line(line)
             except _NO_JSON as error:
-                if _is_one_object(path):
-                    raise InputError(
-                        f"{path.name} is one JSON object; JSON Lines (an object a line) or an array of rows is needed"
-                    ) from error
+                needed = "JSON Lines (an object a line) or an array of rows is needed"
+                with suppress(*_NO_JSON):
+                    if isinstance(json.loads(path.read_bytes()), dict):
+                        raise InputError(f"{path.name} is one JSON object; {needed}") from error
                 raise InputError(f"{where} is not JSON ({cause_of(error)}): {shown}") from error
             if not isinstance(record, dict):
                 raise InputError(f"{where} is not an object: {shown}")
             yield record
-
-
-def _is_one_object(path: Path) -> bool:
-    try:
-        return isinstance(json.loads(path.read_bytes()), dict)
-    except _NO_JSON:
-        return False
 
 
 _Reader = Callable[[Path, Sequence[str]], pl.DataFrame]

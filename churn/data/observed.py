@@ -129,20 +129,15 @@ def unreadable_reports(quarantined: pl.DataFrame, facts: pl.DataFrame) -> pl.Dat
     month, is_undated = pl.col("activity_month"), pl.col("activity_month") == UNDATED
     arrived_on = pl.col("known_at").dt.date()
     rows = quarantined.with_row_index().select(
-        "index",
-        "account_id",
-        "known_at",
+        ["index", "account_id", "known_at"],
         first_month="activity_month",
         last_month=pl.when(is_undated).then(arrived_on).otherwise(month),
         # Later reports of the month in which it arrived may be those of every week.
         replaceable=pl.when(is_undated).then(arrived_on.dt.month_start().dt.offset_by("-1d")).otherwise(month),
     )
     reports = facts.lazy().select("account_id", "activity_month", replaced_at="known_at")
-    replacing = (
-        rows.lazy()
-        .join(reports, on="account_id")
-        .filter(month.is_between("first_month", "replaceable"), pl.col("replaced_at") > pl.col("known_at"))
-    )
+    takes_its_place = month.is_between("first_month", "replaceable") & (pl.col("replaced_at") > pl.col("known_at"))
+    replacing = rows.lazy().join(reports, on="account_id").filter(takes_its_place)
     replaced = replacing.group_by("index").agg(pl.col("replaced_at").min()).collect()
     return rows.join(replaced, on="index", how="left").drop("index", "replaceable")
 

@@ -201,12 +201,12 @@ def compute(windows: Sequence[Window], known: KnownRows, column: Callable[[str],
     months = np.arange(first, int(known.months.max()) + 1).astype("M8[D]").astype("M8[M]")
     # By day from the first of any month, the months to the windows' last month; -1 after it.
     lags = np.maximum((np.datetime64(known.last_month, "M") - months).astype(np.int64), -1)
-    computed = np.empty((len(windows), len(known.latest)), dtype=np.float32)
+    computed, days = np.empty((len(windows), len(known.latest)), dtype=np.float32), known.months - first
     for source_column in dict.fromkeys(window.column for window in windows):
         chosen = [i for i, window in enumerate(windows) if window.column == source_column]
         kinds, weights = _plan([windows[i] for i in chosen], known)
         into, values = np.empty((len(chosen), len(known.latest)), dtype=np.float32), column(source_column)
-        aggregate(known.account_ids, known.months, known.rows, values, first, lags, kinds, weights, into)
+        aggregate(known.account_ids, days, known.rows, values, lags, kinds, weights, into)
         computed[chosen] = into
     since = [window.aggregate == "since" for window in windows]
     computed[since] += month_number(known.as_of) - 1 - month_number(known.last_month)

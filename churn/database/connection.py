@@ -6,7 +6,7 @@ publishes batches and reads MLflow's tables, the reader reads. ``experiment_trac
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
@@ -222,16 +222,6 @@ def locked_alone(url: sa.URL, key: str, owner: str) -> Iterator[None]:
             raise UsageError(f"{other} runs on {url.host}, database {url.database!r}; stop it, or use another instance")
         connection.commit()
         yield
-
-
-def insert(connection: sa.Connection, table: str, *rows: Mapping[str, object]) -> None:
-    """Insert rows of the same columns."""
-    if not rows:
-        return
-    names, slots = ", ".join(rows[0]), ", ".join(f":{name}" for name in rows[0])
-    # A batch's number is drawn before its row is inserted.
-    statement = f"INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({slots})"  # noqa: S608 our own names
-    connection.execute(sa.text(statement), list(rows))
 
 
 @contextmanager

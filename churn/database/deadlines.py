@@ -99,10 +99,6 @@ class _DeadlineCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
         with _watchdog.limit(self.connection):
             super().execute(*arguments)
 
-    def executemany(self, query: Any, rows: Any) -> None:
-        for row in rows:  # the limit is for each row, not for all together
-            self.execute(query, row)
-
     def copy_expert(self, sql: str, file: Any, size: int = 8192) -> None:
         paused = _watchdog.limit(self.connection, pauses=True)  # time in the file's methods is not the server's
         methods = {name: paused(getattr(file, name)) for name in ("read", "write") if hasattr(file, name)}

@@ -33,7 +33,7 @@ class Erasures(Tables):
     def settled(self, *variants: Variant) -> Iterator[Erased]:
         """Return the accounts erased from any of these variants, or from all; no erasure begins during the block."""
         with self._transaction() as connection:
-            block_erasures(connection)
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(hashtextextended('erasure', 0))")
             yield read_erased(connection, *variants)
 
     def count(self) -> int:
@@ -45,11 +45,6 @@ class Erasures(Tables):
         with errors_translated(self._url), self._engine.connect() as connection:
             salt = _salt(connection)
         return Erased(salt, frozenset([tombstone(salt, read_id(account)[0])]))
-
-
-def block_erasures(connection: sa.Connection) -> None:
-    """Block erasures until the end of the caller's transaction."""
-    connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(hashtextextended('erasure', 0))")
 
 
 def read_erased(connection: sa.Connection, *variants: Variant) -> Erased:
@@ -115,11 +110,8 @@ def _quoted(account: str) -> str:
 
 
 def _erase_texts(url: sa.URL, account: str, *, dry_run: bool) -> int:
-    values = {
-        "named": f"%{max(re.findall('[0-9A-Za-z]+', account), key=len, default='')}%",
-        "listed": rf"\| {_pattern(account)} \| ([01]\.[0-9]+ \|)",
-        "quoted": _quoted(account),
-    }
+    longest, listed = max(re.findall("[0-9A-Za-z]+", account), key=len, default=""), _pattern(account)
+    values = {"named": f"%{longest}%", "listed": rf"\| {listed} \| ([01]\.[0-9]+ \|)", "quoted": _quoted(account)}
     n_texts = 0
     with _tried(url, dry_run=dry_run) as connection:
         for table, column in _DAGSTER_TEXTS:

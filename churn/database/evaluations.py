@@ -216,14 +216,9 @@ def _columns(evaluated: EvaluatedBatch) -> dict[str, Any]:
 
 
 def _segment_columns(evaluated: EvaluatedBatch, segment: EvaluatedSegment) -> dict[str, Any]:
-    auc = segment.roc_auc
-    return vars(segment) | {
-        "batch_id": evaluated.batch.batch_id,
-        "level": segment.level.replace("\0", "\ufffd")[:_MOST_CHARACTERS],
-        "roc_auc": auc and auc.value,
-        "roc_auc_low": auc and auc.low,
-        "roc_auc_high": auc and auc.high,
-    }
+    auc, level = segment.roc_auc, segment.level.replace("\0", "\ufffd")[:_MOST_CHARACTERS]
+    keys = {"batch_id": evaluated.batch.batch_id, "level": level, "roc_auc": auc and auc.value}
+    return vars(segment) | keys | {"roc_auc_low": auc and auc.low, "roc_auc_high": auc and auc.high}
 
 
 def _read(row: sa.Row[Any]) -> EvaluatedBatch:

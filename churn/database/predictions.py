@@ -25,7 +25,7 @@ import psycopg2
 import sqlalchemy as sa
 
 from churn.data.erased import Erased
-from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, insert, read_queries
+from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, read_queries
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
 from churn.database.deadlines import retry_locked
 from churn.database.erasure import read_erased
@@ -116,13 +116,9 @@ class BatchRecord:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
         for name in _JSON_COLUMNS:
             values[name] = None if values[name] is None else _without_nul(json.dumps(values[name]))
-        return values | {
-            "variant": self.variant.key,
-            "geography": self.variant.geography,
-            "company": self.variant.company,
-            "source_variant": self.source_variant.key,
-            "other_source_columns": None if self.other_source_columns is None else list(self.other_source_columns),
-        }
+        variants = {**vars(self.variant), "variant": self.variant.key, "source_variant": self.source_variant.key}
+        others = self.other_source_columns
+        return values | variants | {"other_source_columns": None if others is None else list(others)}
 
 
 @dataclass
@@ -381,7 +377,7 @@ def _record_batch(
 def _insert_failure(connection: sa.Connection, error: BaseException, **attempt: object) -> None:
     message = str(error).replace("\0", "\\0")
     failure = {"error_type": type(error).__name__, "error": message, "is_transient": isinstance(error, TransientError)}
-    insert(connection, "scoring_attempts", attempt | failure | {"outcome": "failed"})
+    connection.execute(sa.text(_SQL["record_failure"]), attempt | failure)
 
 
 def _make_current(connection: sa.Connection, batch_id: int, share: int = 0, salt: str = "") -> None:

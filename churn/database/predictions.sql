@@ -21,6 +21,11 @@ WITH batch AS (
 )
 SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :scored_week AND is_current
 
+-- record_failure
+INSERT INTO scoring_attempts (
+    variant, scored_week, role, dagster_run_id, started_at, outcome, error_type, error, is_transient
+) VALUES (:variant, :scored_week, :role, :dagster_run_id, :started_at, 'failed', :error_type, :error, :is_transient)
+
 -- published_by
 SELECT variant FROM scoring_batches WHERE dagster_run_id = ANY(:runs) AND scored_week = :week AND is_current
 

@@ -47,8 +47,7 @@ def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
     if missing:
         present = sorted(_KEYS & secret.keys())  # no other key: it may be a value in the wrong place
         raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {present}); {need}")
-    invalid = [key for key in sorted((_KEYS - {"port"}) & secret.keys()) if not _is_sendable(secret[key])]
-    if invalid:
+    if invalid := [key for key in sorted((_KEYS - {"port"}) & secret.keys()) if not _is_sendable(secret[key])]:
         needed = "text without control characters is needed"
         raise CredentialsError(f"secret {name!r} has an invalid {' and '.join(invalid)}; {needed}")
     host = _chosen(settings, "mlflow_db_host", secret.get("host"))

@@ -93,7 +93,6 @@ class Deployment:
             opened.close()
 
     def _once(self, kind: type[_Service], opener: Callable[[], _Service]) -> _Service:
-        """Open a service at its first use."""
         if kind not in self._opened:
             self._opened[kind] = opener()
         return cast("_Service", self._opened[kind])

@@ -86,13 +86,10 @@ def plan_cells(forest: Forest, encoding: Encoding) -> CellPlan:
     if max(n_cells) > _MAX_CELLS:
         raise NotCompilableError(f"{max(n_cells)} thresholds of one feature")
     by_level = _split_by_level(forest, encoding, column, np.array(n_cells, dtype=np.int64), cell)
-    return CellPlan(
-        n_numbers=n_numbers,
-        thresholds=np.concatenate([*thresholds, np.empty(0, dtype=np.float32)]),
-        threshold_starts=np.cumsum([0, *map(len, thresholds)]),
-        starts=np.cumsum([0, *n_cells]),
-        splits=Splits(column, cell, forest.is_default_left, by_level),
-    )
+    joined = np.concatenate([*thresholds, np.empty(0, dtype=np.float32)])
+    threshold_starts, starts = np.cumsum([0, *map(len, thresholds)]), np.cumsum([0, *n_cells])
+    splits = Splits(column, cell, forest.is_default_left, by_level)
+    return CellPlan(n_numbers, joined, threshold_starts, starts, splits)
 
 
 def _split_by_level(forest: Forest, encoding: Encoding, column: Ints, n_cells: Longs, cell: Longs) -> Flags:

@@ -84,13 +84,8 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
     bits = np.zeros((n_words, plan.starts[-1]), dtype=np.uint64)
     sizes = 1 << parts.n_splits
     starts = np.cumsum([0, *sizes])
-    tables = Tables(
-        rows=np.zeros((starts[-1], n_lanes), dtype=np.float32),
-        starts=starts[:-1],
-        shifts=shifts.astype(np.uint64),
-        masks=(sizes - 1).astype(np.uint64),
-        word_starts=np.searchsorted(word_of, np.arange(n_words + 1)),
-    )
+    rows, word_starts = np.zeros((starts[-1], n_lanes), np.float32), np.searchsorted(word_of, np.arange(n_words + 1))
+    tables = Tables(rows, starts[:-1], shifts.astype(np.uint64), (sizes - 1).astype(np.uint64), word_starts)
     bias = _tabulate(forest, plan, _weights(depth), parts, word_of, bits, tables) + float(forest.base_margin)
     return ForestExplainer(plan, plan.build_words(bits), tables, n_columns, bias, forest.base_margin)
 

@@ -324,12 +324,10 @@ class Registry:
 
     def _register(self, variant: Variant, variant_tags: dict[str, str]) -> None:
         about = f"Weekly churn scores of variant {variant}; the version with the alias champion scores."
-        try:
+        with _ignored(_EXISTS):
             self.client.create_registered_model(variant.registered_model, variant_tags, about)
-        except MlflowException as error:
-            if error.error_code != _EXISTS:
-                raise
-            self._registered(variant)  # another process was first; perhaps it is another variant's
+            return
+        self._registered(variant)  # another process was first; perhaps it is another variant's
 
     def set_aliases(self, variant: Variant, versions: Mapping[str, int | None]) -> None:
         """Move a variant's aliases in the given order; ``None`` deletes one. Each move is atomic, not all together."""
@@ -367,7 +365,6 @@ class Registry:
         return [(variant, version) for variant, version in old if version not in listed.get(variant, {}).values()]
 
     def _versions(self, condition: str) -> list[tuple[Variant, Any]]:
-        """Return the versions of every variant that meet a further condition."""
         with errors_translated("listing the model versions"):
             found = pages(self.client.search_model_versions, f"name LIKE '{_MODEL_NAME_PREFIX}%'{condition}")
             return [(variant, one) for one in found if (variant := tags.variant_of(one)) is not None]

@@ -400,9 +400,6 @@ def with_retries(work: Callable[[], _Out], patience_s: float = PATIENCE_S) -> _O
         is_busy = state.outcome is not None and isinstance(state.outcome.exception(), BusyError)
         return deadline(state) or (attempts(state) and (not is_busy or tenacity.stop_after_delay(patience_s)(state)))
 
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type((SourceUnavailableError, InputError)),
-        stop=stop,
-        wait=tenacity.wait_random_exponential(multiplier=0.2, max=8),
-        reraise=True,
-    )(work)
+    retry = tenacity.retry_if_exception_type((SourceUnavailableError, InputError))
+    wait = tenacity.wait_random_exponential(multiplier=0.2, max=8)
+    return tenacity.Retrying(retry=retry, stop=stop, wait=wait, reraise=True)(work)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -105,12 +106,8 @@ class Sources:
         try:
             if self.bucket is None:
                 raise places.MissingFileError("S3 is not configured (MLFLOW_S3_BUCKET)")
-            bucket = self.bucket
-            return self.circuit.call(
-                lambda: with_retries(lambda: _fetch_from(bucket, variant, groups, into), self.patience_s),
-                SourceUnavailableError,
-                waits_for=BusyError,
-            )
+            fetch = partial(with_retries, partial(_fetch_from, self.bucket, variant, groups, into), self.patience_s)
+            return self.circuit.call(fetch, SourceUnavailableError, waits_for=BusyError)
         except (places.MissingFileError, SourceUnavailableError) as error:
             return self._fetch_local(variant, groups, into, error)
 
