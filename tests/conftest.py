@@ -12,7 +12,6 @@ from typing import Any
 import boto3
 import pytest
 import sqlalchemy as sa
-from moto.server import ThreadedMotoServer
 from xdist.scheduler import LoadFileScheduling
 
 from churn import MLFLOW_DEFAULTS
@@ -21,6 +20,7 @@ from churn.database.embedded import embedded_postgres
 pytest.register_assert_rewrite("tests.support")  # before it is imported
 
 from tests.support import ROOT  # noqa: E402
+from tests.support.moto_server import ThreadedMotoServer  # noqa: E402
 from tests.support.site import Run, Said, require_no_password, run_sql  # noqa: E402
 
 OURS = ("MLFLOW_", "CHURN_", "AWS_", "DAGSTER_")

@@ -20,14 +20,11 @@ from churn.storage.places import Bucket, ReplacedError
 from tests.support.faults.bench import Bench, Place, open_bench
 from tests.support.faults.driver import Driver, run_naively
 from tests.support.faults.house import House, warmth_of
-from tests.support.faults.matrix import Stage
 from tests.support.faults.operations import OPERATIONS, Operation
 from tests.support.faults.worker import OPERATIONS_WARM, Nursery
 from tests.support.services import BUCKET, bench_environment
 
 CASES = [(one, place) for one in OPERATIONS for place in one.places]
-# The whole form only: they take minutes, or have tests of their own (registration, delivery, backup, upkeep).
-LONG = {"set-up", "training", "log_model", "log_model --all", "restore", "purge", "delivery"}
 
 
 def test_each_step_at_which_an_operation_is_killed_is_a_function_of_the_product() -> None:
@@ -37,7 +34,7 @@ def test_each_step_at_which_an_operation_is_killed_is_a_function_of_the_product(
 
 
 @pytest.fixture(scope="module")
-def bench(whole_house: House, whole_stage: Stage) -> Iterator[Bench]:
+def bench(whole_house: House) -> Iterator[Bench]:
     warmth = warmth_of(whole_house)
     nursery = Nursery(whole_house.environment, whole_house.deployment, warmth, OPERATIONS_WARM)
     try:
@@ -53,24 +50,24 @@ def bench(whole_house: House, whole_stage: Stage) -> Iterator[Bench]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("operation", "place"),
-    [pytest.param(*case, id=f"{case[0].name}, {case[1]}") for case in CASES if case[0].name not in LONG],
+    ("operation", "place"), [pytest.param(*case, id=f"{case[0].name}, {case[1]}") for case in CASES]
 )
 def test_what_was_killed_is_completed_by_its_repeat(
     house: House, bench: Bench, operation: Operation, place: Place
 ) -> None:
-    tally = Driver(operation, bench, place, Random(operation.name)).run(0.05)  # noqa: S311 when to kill
+    tally = Driver(operation, bench, place, Random(f"{operation.name}, {place}")).once()  # noqa: S311 when to kill
 
-    assert tally.n >= 3
+    print(tally.outcomes)
+    assert tally.n == 1
     assert tally.harm == {}, tally
 
 
 @pytest.mark.slow
 def test_the_naive_way_is_caught_by_the_same_check(house: House, bench: Bench) -> None:
     """A check that finds nothing anywhere would prove nothing."""
-    compaction = next(one for one in OPERATIONS if one.name == "compaction")
+    ingestion = next(one for one in OPERATIONS if one.name == "ingestion")
 
-    tally = run_naively(compaction, bench)
+    tally = run_naively(ingestion, bench)
 
     assert tally is not None
     assert tally.doubled > 0
@@ -85,7 +82,7 @@ def test_no_change_is_lost_of_writers_that_replace_an_object_on_condition(homes:
 
         def add(_: int) -> None:
             n_done = 0
-            while n_done < 40:
+            while n_done < 10:
                 found = bucket.open("counter")
                 body = str(int(b"".join(found.chunks)) + 1).encode()
                 with suppress(ReplacedError):
@@ -95,4 +92,4 @@ def test_no_change_is_lost_of_writers_that_replace_an_object_on_condition(homes:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(add, range(4)))
 
-        assert b"".join(bucket.open("counter").chunks) == b"160"
+        assert b"".join(bucket.open("counter").chunks) == b"40"

@@ -25,7 +25,7 @@ def test_that_never_ends(homes, postgres):
 """
 
 
-STARTED = {"postgres", "embedded_watch.py", "moto.server", "sleep 1000"}
+STARTED = {"postgres", "embedded_watch.py", "moto_server.py", "sleep 1000"}
 
 
 def found(folder: Path) -> list[psutil.Process]:

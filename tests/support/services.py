@@ -72,7 +72,7 @@ def bench_environment(home: Path, s3: Literal["moto", "seaweedfs"] = "moto") -> 
         try:
             yield environment
         finally:
-            server.terminate()
+            server.kill()  # SeaweedFS takes 25 s to leave, and nobody reads its files any more
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def free_port() -> int:
 
 
 def _moto(port: int) -> list[str]:
-    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return [sys.executable, "-P", str(ROOT / "tests/support/moto_server.py"), "-H", "127.0.0.1", "-p", str(port)]
 
 
 def _seaweedfs(port: int, folder: Path) -> list[str]:

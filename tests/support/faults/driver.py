@@ -73,6 +73,14 @@ class Driver:
             self._make(kill, tally)
         return tally
 
+    def once(self) -> Tally:
+        """Make one of the kills, drawn of all; the short form."""
+        tally = Tally()
+        if self.operation.asked is None or not self.usual_s:
+            self._undisturbed(tally)
+        self._make(self.rng.choice(list(self._kills(1))), tally)
+        return tally
+
     @staticmethod
     def n_planned(operation: Operation, place: Place) -> int:
         """Return how many kills a whole run makes."""

@@ -7,7 +7,6 @@ for is either written here or what an undisturbed run of the same operation left
 import hashlib
 import io
 import json
-import logging
 import os
 import re
 import subprocess
@@ -317,7 +316,7 @@ def registering(n: int = 1) -> Callable[[Place], Mapping[str, Step]]:
 
 
 def _untrained(bench: Bench, place: Place) -> Case:
-    rows = simulate_activity(n_accounts=700, first_month=date(2025, 5, 1), n_months=18, seed=11)
+    rows = simulate_activity(n_accounts=900, first_month=date(2025, 5, 1), n_months=18, seed=11)
     return bench.fresh_variants(place, 1, {INPUT: body_of(rows)})
 
 
@@ -763,22 +762,24 @@ def restored(bench: Bench, case: Case) -> Seen:
 
 
 def _logged_runs(bench: Bench, place: Place) -> Case:
-    """Materialize three partitions of an asset in three weeks, once, in a log that is copied."""
+    """Materialize two partitions of an asset in two weeks, once, in a log that is copied."""
     case = bench.with_databases(bench.fresh(place, {CHAMPION: 1}), "dagster")
     bench.put(case, INPUT, body_of(activity()))
     template = f"lane_{bench.number}_dagster_template"
     if not execute(bench.server, "SELECT FROM pg_database WHERE datname = :name", name=template):
         import dagster as dg
 
-        logging.getLogger("dagster").setLevel(logging.ERROR)
         ensure_database(case.server.set(database=template))
-        parts = dg.StaticPartitionsDefinition(["a", "b", "c"])
+        parts = dg.StaticPartitionsDefinition(["a", "b"])
         asset = dg.asset(name="scores", partitions_def=parts)(lambda: None)
         with _instance(case, template) as instance:
-            for key in parts.get_partition_keys() * 3:
-                dg.materialize([asset], instance=instance, partition_key=key)
+            for key in parts.get_partition_keys() * 2:
+                dg.materialize([asset], instance=instance, partition_key=key, run_config=_SILENT)
     execute(case.server.set(database="postgres"), f"CREATE DATABASE {case.given['databases'][0]} TEMPLATE {template}")
     return case
+
+
+_SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @contextmanager
@@ -826,7 +827,7 @@ OPERATIONS: tuple[Operation, ...] = (
               naive=naive.REGISTRATION, places=_BOTH, each=1),
     Operation("log_model --all", _unregistered(3), log_models, registering(3), registered, _asked_of_registration,
               naive=naive.REGISTRATION, places=_BOTH, each=1, random=5, twice=3, scoring=0),
-    Operation("training", _untrained, train, training, trained, places=_BOTH, each=1, random=2, twice=1, scoring=0),
+    Operation("training", _untrained, train, training, trained, places=_BOTH, each=1, random=4, twice=2, scoring=0),
     Operation("promotion", _with_aliases({CHAMPION: 1, CHALLENGER: 2}), promote, lambda _: MOVES, moved,
               lambda *_: _asked_of_move("promoted", {CHAMPION: 1}, {CHAMPION: 2, PREVIOUS: 1}), _decided,
               naive.PROMOTION),
