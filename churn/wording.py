@@ -1,8 +1,12 @@
 """Numbers, lists and tables in texts for people, and text from outside as each target shows it as text. Pure."""
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime
 from difflib import get_close_matches
+from typing import Any
 
 _RULES = {"-": "---", "l": ":---", "r": "---:"}
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
@@ -53,6 +57,25 @@ def printable(text: str) -> str:
         return text
     line = " ".join(text.splitlines())
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+
+
+def plain(value: Any, digits: int = 17) -> Any:
+    """Return a value that JSON can represent: dates and times as ISO 8601, numbers to some digits, fields by name.
+
+    >>> plain({"day": date(2026, 11, 30), "auc": math.nan, "versions": (1, None)})
+    {'day': '2026-11-30', 'auc': None, 'versions': [1, None]}
+    """
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if is_dataclass(value) and not hasattr(value, "key"):  # a variant is its key
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(one, digits) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one, digits) for one in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def as_markdown(value: object) -> str:

@@ -165,7 +165,7 @@ def _default(name: str, field: FieldInfo) -> str:
 def _commands() -> str:
     parts = ["# Commands\n\nAll end with 0 when they did what was asked, 1 when something failed, 2 for wrong usage.\n"]
     for name, parser in subcommands(cli.build_parser()).items():
-        parts.append(_command(f"churn {name}", parser.description or _help_of(cli.build_parser(), name), parser))
+        parts.append(_command(f"churn {name}", parser.description or "", parser))
     for name, build in SCRIPTS.items():
         parser = build()
         parts.append(_command(f"experiment_tracking/{name}", parser.description or "", parser))
@@ -174,23 +174,24 @@ def _commands() -> str:
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """Return the parsers of a parser's commands, by name."""
-    return dict(_commands_of(parser).choices)
-
-
-def _commands_of(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
-    # There is no public way to ask.
-    return next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
-
-
-def _help_of(parser: argparse.ArgumentParser, name: str) -> str:
-    said = {action.dest: action.help for action in _commands_of(parser)._choices_actions}  # noqa: SLF001
-    text = said[name] or ""
-    return f"{text[:1].upper()}{text[1:]}."
+    # There is no public way to ask. An action's own commands follow it, such as those of churn campaign.
+    choices = {
+        name: one
+        for action in parser._actions  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction)  # noqa: SLF001
+        for name, one in action.choices.items()
+    }
+    return {
+        name: one
+        for parent, parser in choices.items()
+        for name, one in {parent: parser, **{f"{parent} {k}": v for k, v in subcommands(parser).items()}}.items()
+    }
 
 
 def _command(name: str, description: str, parser: argparse.ArgumentParser) -> str:
     runs = f"uv run {'python ' if name.endswith('.py') else ''}{name}"
-    rows = [_argument(action) for action in parser._actions if action.dest != "help"]  # noqa: SLF001
+    shown = [action for action in parser._actions if action.dest not in ("help", "action") or action.help]  # noqa: SLF001
+    rows = [_argument(action) for action in shown if action.dest != "help"]
     more = f"\n```text\n{parser.epilog}\n```\n" if parser.epilog else ""
     arguments = f"\n{_table(('argument', 'meaning'), rows)}" if rows else ""
     return f"## {name.rpartition('/')[2]}\n\n`{runs}`\n\n{description.strip()}\n{arguments}{more}"

@@ -131,7 +131,7 @@ def log_variants(
         return [done] if isinstance(done, str) else done
 
     lines = ((key, describe(key, done)) for key, done in chain(attempts, (failed or {}).items()))
-    command_line.print_attempts("log_model.py", lines)
+    command_line.print_attempts("log_model.py", lines, len(keys) + len(failed or {}))
 
 
 def _describe(variant: Variant, done: "Registered", registrar: "Registrar", known: Sequence[Variant]) -> list[str]:

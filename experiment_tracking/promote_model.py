@@ -6,6 +6,7 @@ test that may be repeated at any time, and if no guardrail is broken; --force wi
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
@@ -16,7 +17,7 @@ from churn.deployment.services import open_deployment
 from churn.errors import UsageError
 from churn.evaluation.comparison import Comparison
 from churn.variants import Variant
-from churn.wording import percent
+from churn.wording import percent, plain
 from churn.workflows.fleet import Attempts, for_each_variant
 from churn.workflows.promote import WHOLE, Promoter, VariantStatus
 
@@ -50,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     to = "the version to make champion; a rollback right after a rollback needs it"
     parser.add_argument("--to", type=int, metavar="VERSION", help=to)
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, without doing it")
+    as_json = "print JSON, for machines: of status and history, a line for each variant"
+    parser.add_argument("--json", action="store_true", help=as_json)
     return parser
 
 
@@ -66,6 +69,8 @@ def promote_models(args: argparse.Namespace) -> None:
         raise UsageError("share needs --share PERCENT, such as --share 20; 0 stops it")
     if args.share is not None and not 0 <= args.share <= 100:
         raise UsageError(f"--share {args.share} is not a share of the accounts; use 0 % to 100 %")
+    if args.json and args.action not in ("status", "history"):
+        raise UsageError(f"--json is for status and history; leave it out with {args.action}")
     if (args.force or args.to is not None) and command_line.is_fleet(args):
         raise UsageError("--force and --to are for one variant; name it with --geography, --company or --variant")
     with open_deployment() as deployment:
@@ -85,9 +90,10 @@ def _act_on_each(promoter: Promoter, variants: Sequence[Variant], args: argparse
 
 def _act(promoter: Promoter, args: argparse.Namespace, variant: Variant) -> list[str]:
     if args.action == "status":
-        return describe(variant, promoter.status(variant))
+        status = promoter.status(variant)
+        return [_json_of(variant, status=status)] if args.json else describe(variant, status)
     if args.action == "history":
-        return _history(promoter, variant, args.on)
+        return _history(promoter, variant, args.on, as_json=args.json)
     reason, dry_run = args.reason or "requested", args.dry_run
     if args.action == "rollback":
         event = promoter.roll_back(variant, reason, to=args.to, dry_run=dry_run)
@@ -131,12 +137,20 @@ def describe(variant: Variant, status: VariantStatus) -> list[str]:
     return lines
 
 
-def _history(promoter: Promoter, variant: Variant, day: date | None) -> list[str]:
+def _json_of(variant: Variant, **found: object) -> str:
+    return json.dumps(plain({"variant": variant, **found}))
+
+
+def _history(promoter: Promoter, variant: Variant, day: date | None, *, as_json: bool) -> list[str]:
     if day is not None:
-        return [f"{variant}: champion at the end of {day} UTC: {_version(promoter.events.champion_on(variant, day))}"]
+        version = promoter.events.champion_on(variant, day)
+        said = f"{variant}: champion at the end of {day} UTC: {_version(version)}"
+        return [_json_of(variant, day=day, champion=version) if as_json else said]
     promoter.status(variant)  # raises if there is no such variant
     promoter.observe({variant: promoter.registry.aliases_of(variant)})
     events = promoter.events.history(variant)
+    if as_json:
+        return [_json_of(variant, events=events)]
     return [f"{event.occurred_at:%Y-%m-%d %H:%M}  {_describe_event(event)}" for event in events]
 
 

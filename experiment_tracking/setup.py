@@ -33,7 +33,8 @@ def set_up(args: argparse.Namespace) -> None:
             command_line.say(line)
         registry = deployment.registry(read_only=False)
         variants = command_line.find_variants(named, args, registry.variants, deployment.sources())
-        command_line.print_attempts("setup.py", set_up_variants(registry, deployment.artifact_location, variants))
+        attempts = set_up_variants(registry, deployment.artifact_location, variants)
+        command_line.print_attempts("setup.py", attempts, len(variants))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def train_models(args: argparse.Namespace) -> None:
         keys = [one.key for one in variants]
         workers = deployment.workers(len(keys), Deployment.trainer) if command_line.is_fleet(args) else None
         attempts = trainer.train_fleet(keys, today, describe, dry_run=args.dry_run, workers=workers)
-        command_line.print_attempts("train_model.py", attempts)
+        command_line.print_attempts("train_model.py", attempts, len(keys))
 
 
 def describe(outcome: "TrainingOutcome") -> list[str]:

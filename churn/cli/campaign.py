@@ -1,7 +1,6 @@
 """``churn campaign``, ``churn export`` and ``churn exclude``: who may be contacted, who was, and who must not be."""
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Callable
@@ -10,7 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from churn.deployment.command_line import add_variant_flags, find_variants, parse_account, parse_day, parse_variants
+from churn.deployment.command_line import (
+    add_command,
+    add_variant_flags,
+    find_variants,
+    parse_account,
+    parse_day,
+    parse_variants,
+    show,
+)
 from churn.errors import UsageError
 from churn.variants import Variant, find_variant, fold_name
 from churn.weeks import parse_week
@@ -24,7 +31,7 @@ _REASONS = ("objection", "harm", "self-excluded", "other")
 
 def add_parsers(commands: Any) -> None:
     """Add the commands to ``churn``'s parser."""
-    campaign = commands.add_parser("campaign", help="select, hand out, record and end campaigns")
+    campaign = add_command(commands, "campaign", "select, hand out, record and end campaigns")
     actions = campaign.add_subparsers(dest="action", required=True, metavar="action")
     named = {
         "create": "add a campaign, and select its members if it has begun",
@@ -33,15 +40,14 @@ def add_parsers(commands: Any) -> None:
         "status": "show members, contacts and the effect",
         "close": "end it; its accounts are free for others",
     }
-    parsers = {name: actions.add_parser(name, help=text) for name, text in named.items()}
-    for name, parser in parsers.items():
+    parsers = {name: add_command(actions, name, text, has_json=name != "export") for name, text in named.items()}
+    for parser in parsers.values():
         parser.add_argument("name", help="the campaign: a to z, 0 to 9, _ . -, at most 64 characters")
-        if name != "export":
-            parser.add_argument("--json", action="store_true", help="print JSON, for machines")
-    actions.add_parser("list", help="list all campaigns").add_argument("--json", action="store_true", help="print JSON")
+    add_command(actions, "list", "list all campaigns", has_json=True)
     create = parsers["create"]
     add_variant_flags(create, "that is scored")
-    create.add_argument("--policy", choices=["risk", "value_at_risk"], default="risk", help="default: %(default)s")
+    policy = "rank accounts by churn risk, or by the value at risk; default: %(default)s"
+    create.add_argument("--policy", choices=["risk", "value_at_risk"], default="risk", help=policy)
     create.add_argument("--floor", type=float, help="the lowest score, or value at risk, that is contacted")
     create.add_argument("--top-share", type=float, help="share of each variant's accounts at risk, from the top")
     create.add_argument("--budget", type=int, help="the most accounts to contact, over all variants")
@@ -56,12 +62,12 @@ def add_parsers(commands: Any) -> None:
     parsers["export"].add_argument("--out", type=Path, required=True, metavar="FILE", help=out)
     contacts = "account_id and exposed_at, perhaps campaign, channel, delivered and company"
     parsers["record"].add_argument("--file", type=Path, required=True, help=f"CSV, Parquet or JSON with {contacts}")
-    export = commands.add_parser("export", help="write the list of a variant's week without a campaign")
+    export = add_command(commands, "export", "write the list of a variant's week without a campaign")
     export.add_argument("--variant", required=True, metavar="KEY", help="a key, or us if one has that name")
     export.add_argument("--top", type=int, required=True, help="accounts by score, and as many by its rise in a week")
     export.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help=out)
-    exclude = commands.add_parser("exclude", help="keep accounts off every list, at once")
+    exclude = add_command(commands, "exclude", "keep accounts off every list, at once")
     who = exclude.add_mutually_exclusive_group(required=True)
     who.add_argument("--account", type=parse_account, help="the account's id, a number or a text")
     rows = "CSV, Parquet or JSON with account_id, perhaps company and until"
@@ -117,10 +123,7 @@ def _create(deployment: "Deployment", args: argparse.Namespace) -> None:
 
 def _list(deployment: "Deployment", args: argparse.Namespace) -> None:
     found = deployment.decider().decisions.summaries()
-    if args.json:
-        print(json.dumps(found, default=str))
-    for one in [] if args.json else found:
-        print(printable(_described(one)))
+    show(found, map(_described, found), as_json=args.json)
 
 
 def _status(deployment: "Deployment", args: argparse.Namespace) -> None:
@@ -131,7 +134,7 @@ def _status(deployment: "Deployment", args: argparse.Namespace) -> None:
     found = status_of(decider.decisions, args.name)
     effects = report_effects(decider, args.name, found["control_share"], today)
     lines = [_described(found), *effects.pop("sentences")]
-    print(json.dumps(found | effects, default=str) if args.json else "\n".join(map(printable, lines)))
+    show(found | effects, lines, as_json=args.json)
 
 
 def _described(of: dict[str, Any]) -> str:
@@ -184,12 +187,10 @@ def _record(deployment: "Deployment", args: argparse.Namespace) -> None:
     from churn.workflows.decide import record_contacts
 
     found = record_contacts(deployment.decider().decisions, args.file, args.name)
-    if args.json:
-        print(json.dumps({rule or "recorded": n for rule, n in found.items()}))
-        return
-    print(f"{args.name}: {counted(found.pop(None, 0), 'contact')} recorded")
-    for rule, n in sorted((str(rule), n) for rule, n in found.items()):
-        print(f"{n:6,} quarantined  {rule}, see {args.file.name}.quarantined.csv")
+    n_recorded, see = found.get(None, 0), f"see {args.file.name}.quarantined.csv"
+    broken = [f"{n:6,} quarantined  {rule}, {see}" for rule, n in sorted((str(r), n) for r, n in found.items() if r)]
+    lines = [f"{args.name}: {counted(n_recorded, 'contact')} recorded", *broken]
+    show({rule or "recorded": n for rule, n in found.items()}, lines, as_json=args.json)
 
 
 def _close(deployment: "Deployment", args: argparse.Namespace) -> None:

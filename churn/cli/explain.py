@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from churn.database.published import PublishedPredictions, Row
+from churn.deployment.command_line import show
 from churn.errors import UsageError
 from churn.variants import BASE_KEY, find_variant
 from churn.wording import listed, printable
@@ -29,7 +30,9 @@ def as_text(text: str) -> str:
     return escape(printable(text))
 
 
-def explain_account(url: sa.URL, variant: str | None, account: str, week: date | None, console: Console) -> None:
+def explain_account(
+    url: sa.URL, variant: str | None, account: str, week: date | None, console: Console, *, as_json: bool = False
+) -> None:
     """Print the reasons of an account's current prediction; raises ``UsageError`` if there is none.
 
     ``variant`` is a folded name, as of :func:`churn.variants.find_variant`; ``None`` for the base variant, or for the
@@ -40,11 +43,11 @@ def explain_account(url: sa.URL, variant: str | None, account: str, week: date |
     if (prediction := published.prediction(key, account, week)) is None:
         others = published.variants_of(account, week)
         if variant is None and len(others) == 1:
-            return explain_account(url, others[0], account, week, console)
+            return explain_account(url, others[0], account, week, console, as_json=as_json)
         hint = f"of {listed(others)} it has one: name it with --variant" if others else "and none of any variant"
         when = f"the week of {week}" if week else "any week"
         raise UsageError(f"account {account} has no current prediction of {key} for {when}, {hint}")
-    return _print(prediction, console)
+    return show(prediction._asdict(), (), as_json=True) if as_json else _print(prediction, console)
 
 
 def _print(prediction: Row, console: Console) -> None:

@@ -18,7 +18,8 @@ from churn.deployment.command_line import FAILED, parse_account, parse_day, pars
 from churn.errors import UsageError
 from churn.signals import stop_request
 from churn.variants import Variant, find_variant, fold_name, nearest
-from churn.weeks import parse_week
+from churn.versions import package_version
+from churn.weeks import monday_of, parse_week
 from churn.wording import counted, listed, percent, printable
 
 if TYPE_CHECKING:
@@ -29,58 +30,62 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the commands."""
     parser = command_line.Parser(prog="churn", description="Weekly churn scores for many model variants.")
+    parser.add_argument("--version", action="version", version=f"churn {package_version()}", help="print the version")
+    add_command = command_line.add_command
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    demo = commands.add_parser("demo", help="run the whole weekly job for four variants and show the results")
+    demo = add_command(commands, "demo", "run the whole weekly job for four variants and show the results")
     demo.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
-    up = commands.add_parser("up", help="serve the Dagster and MLflow UIs on this machine until interrupted")
-    up.add_argument("--dagster-port", type=parse_port, default=3000, help="default: %(default)s")
-    up.add_argument("--mlflow-port", type=parse_port, default=5000, help="default: %(default)s")
-    score = commands.add_parser("score", help="score variants without Dagster")
+    up = add_command(commands, "up", "serve the Dagster and MLflow UIs on this machine until interrupted")
+    up.add_argument("--dagster-port", type=parse_port, default=3000, help="port of Dagster; default: %(default)s")
+    up.add_argument("--mlflow-port", type=parse_port, default=5000, help="port of MLflow; default: %(default)s")
+    add_command(commands, "status", "show the week, failures, stale data, drift, incidents and ticks", has_json=True)
+    score = add_command(commands, "score", "score variants without Dagster")
     score.add_argument("variant", nargs="+", help="a key such as geography-us, or us if one variant has that name")
     score.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
     score.add_argument("--as-of", type=parse_day, help="score as known at the end of this day, YYYY-MM-DD")
     score.add_argument("--corrected", action="store_true", help="score a past day from today's extract")
     force = "replace a batch even of newer input; allow an as-of day outside the week, which is not made current"
     score.add_argument("--force", action="store_true", help=force)
-    explain = commands.add_parser("explain", help="show why an account has its score")
+    explain = add_command(commands, "explain", "show why an account has its score", has_json=True)
     explain.add_argument("--account", type=parse_account, required=True, help="the account's id, a number or a text")
     variant = "a key, or us if one scored variant has that name; default: base, or the only one with the account"
     explain.add_argument("--variant", help=variant)
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
-    report = commands.add_parser("report", help="write one HTML file about the fleet and each of its variants")
+    report = add_command(commands, "report", "write one HTML file about the fleet and each of its variants")
     report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
     report.add_argument("--week", help="the Monday to report on, as YYYY-MM-DD; default: the newest scored week's")
-    erase = commands.add_parser("erase", help="erase an account everywhere, and exclude it from later extracts")
+    erase = add_command(commands, "erase", "erase an account everywhere, and exclude it from later extracts")
     erase.add_argument("--account", type=parse_account, required=True, help="the account's id, a number or a text")
     scope = erase.add_mutually_exclusive_group()
     scope.add_argument("--variant", metavar="KEY", help="erase it from this variant only; default: all")
     scope.add_argument("--company", help="erase it from this company's variants only, whose ids are its own")
     erase.add_argument("--dry-run", action="store_true", help="count matches without deleting")
-    retain = commands.add_parser("retain", help="drop predictions older than the retention period")
+    retain = add_command(commands, "retain", "drop predictions older than the retention period")
     retain.add_argument("--weeks", type=int, help="weeks to retain, this one included; default: CHURN_KEEP_WEEKS")
     retain.add_argument("--dry-run", action="store_true", help="list the weeks without dropping them")
-    deliver = commands.add_parser("deliver", help="deliver published predictions to CHURN_DELIVERY_PREFIX")
+    deliver = add_command(commands, "deliver", "deliver published predictions to CHURN_DELIVERY_PREFIX")
     deliver.add_argument("--variant", metavar="KEY", help="deliver this variant only; default: all")
     deliver.add_argument("--week", help="the Monday of the week, as YYYY-MM-DD; default: this week's")
     deliver.add_argument("--all-weeks", action="store_true", help="deliver all; withdraw weeks that were dropped")
-    alerts = commands.add_parser("alerts", help="list the alerts that wait for receivers, or drop those of one")
+    alerts = add_command(commands, "alerts", "list the alerts that wait, or drop those of a receiver", has_json=True)
     alerts.add_argument("--drop", metavar="RECEIVER", help="drop what waits for this receiver, which is gone")
-    reader = commands.add_parser("reader", help="create a login that reads the predictions of some variants only")
+    reader = add_command(commands, "reader", "create a login that reads the predictions of some variants only")
     reader.add_argument("action", choices=["add"], help="add: create the login, or extend it by further variants")
     reader.add_argument("name", help="the login")
-    reader.add_argument("--variant", metavar="KEY", action="append", required=True, help="may be given repeatedly")
+    reader.add_argument("--variant", metavar="KEY", action="append", required=True, help="what it reads; repeatable")
     campaign.add_parsers(commands)
-    commands.add_parser("doctor", help="show what is set, reached, permitted and missing, without any secret")
-    metrics = commands.add_parser("metrics", help="serve the state of the fleet to Prometheus until interrupted")
+    add_command(commands, "doctor", "show what is set, reached, permitted and missing, no secret", has_json=True)
+    metrics = add_command(commands, "metrics", "serve the state of the fleet to Prometheus until interrupted")
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
-    metrics.add_argument("--port", type=parse_port, default=9464, help="default: %(default)s")
+    metrics.add_argument("--port", type=parse_port, default=9464, help="port to listen at; default: %(default)s")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    run_command(f"churn {args.command}", lambda: _COMMANDS[args.command](args), waits=args.command in ("up", "metrics"))
+    waits, is_silent = args.command in ("up", "metrics"), args.command != "demo"
+    run_command(f"churn {args.command}", lambda: _COMMANDS[args.command](args), waits=waits, is_silent=is_silent)
 
 
 def _today() -> date:
@@ -118,7 +123,7 @@ def _score(args: argparse.Namespace) -> None:
         scorer = deployment.scorer()
         keys = [find_variant(name, scorer.registry.variants).key for name in names]
         attempts = score_fleet(scorer, keys, request, report, deployment.workers(len(keys), Deployment.scorer))
-        print_attempts("churn score", attempts)
+        print_attempts("churn score", attempts, len(keys))
 
 
 def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current: bool) -> list[str]:
@@ -158,7 +163,8 @@ def _explain(args: argparse.Namespace) -> None:
     week = parse_week(args.week, _today()) if args.week else None
     name = None if args.variant is None else fold_name(args.variant)
     with _opened() as deployment:
-        explain_account(deployment.database_as("reader"), name, args.account, week, build_console())
+        url = deployment.database_as("reader")
+        explain_account(url, name, args.account, week, build_console(), as_json=args.json)
 
 
 def _metrics(args: argparse.Namespace) -> None:
@@ -201,7 +207,8 @@ def _erase(args: argparse.Namespace) -> None:
             if found.why_left:
                 say(f"       {found.why_left}")
     nothing = "dry run, nothing was erased: " if args.dry_run else ""
-    of = f"{scope or 'all variants'} (found in {', '.join(sorted(there)) or 'none'})"
+    whose = f"all variants of company {scope.partition('=')[2]}" if "=" in scope else scope or "all variants"
+    of = f"{whose} (found in {', '.join(sorted(there)) or 'none'})"
     print(f"{nothing}account {printable(args.account)} {done} from {of}, and excluded from later extracts")
 
 
@@ -243,11 +250,12 @@ def _alerts(args: argparse.Namespace) -> None:
         receivers = deployment.receivers()
         if args.drop:
             n = drop_waiting(incidents, receivers, args.drop)
-            say(f"dropped {counted(n, 'alert')} that waited for {args.drop}")
+            say(f"dropped {counted(n, 'alert')} that waited for {args.drop}", is_error=args.json)
         waiting = incidents.undelivered()
-    for name in sorted({*receivers, *waiting}):
-        gone = "" if name in receivers else "  not in CHURN_ALERT_URLS; --drop drops them"
-        say(f"{waiting.get(name, 0):6,} waiting  {name}{gone}")
+    names = {name: waiting.get(name, 0) for name in sorted({*receivers, *waiting})}
+    gone = {name: "" if name in receivers else "  not in CHURN_ALERT_URLS; --drop drops them" for name in names}
+    lines = (f"{n:6,} waiting  {name}{gone[name]}" for name, n in names.items())
+    command_line.show(names, lines, as_json=args.json)
 
 
 def _reader(args: argparse.Namespace) -> None:
@@ -266,19 +274,31 @@ def _reader(args: argparse.Namespace) -> None:
     print(f"Log in and read:   psql postgresql://{args.name}@{server} -c 'TABLE own_predictions_latest'")
 
 
-def _doctor(_args: argparse.Namespace) -> None:
+def _status(args: argparse.Namespace) -> None:
+    from churn.cli.status import describe, read_status
+
+    with _opened() as deployment:
+        found = read_status(deployment, monday_of(_today()))
+    command_line.show(found, describe(found), as_json=args.json)
+
+
+def _doctor(args: argparse.Namespace) -> None:
     from churn.cli.doctor import examine
 
-    failed = False
-    for status, what, found in examine():
-        failed = failed or status == "FAILED"
-        say(f"{status:8}{what}: {found}")
-    if failed:
+    found = []
+    for status, what, sentence in examine():
+        found.append({"status": status, "what": what, "found": sentence})
+        if not args.json:
+            say(f"{status:8}{what}: {sentence}")
+    if args.json:
+        command_line.show(found, (), as_json=True)
+    if any(one["status"] == "FAILED" for one in found):
         sys.exit(FAILED)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo, "up": _up, "score": _score, "explain": _explain, "report": _report, "metrics": _metrics,
     "erase": _erase, "retain": _retain, "deliver": _deliver, "alerts": _alerts, "reader": _reader, "doctor": _doctor,
+    "status": _status,
     **dict.fromkeys(("campaign", "export", "exclude"), partial(campaign.run, opened=_opened)),
 }  # fmt: skip

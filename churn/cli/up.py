@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from churn.cli.logs import LogCopy
 from churn.database.connection import locked_alone
 from churn.database.events import this_person
 from churn.deployment.services import Deployment, open_deployment
@@ -22,9 +24,9 @@ from churn.variants import Variant
 from orchestration.instance import CONFIG, dagster_environment
 
 HOST = "127.0.0.1"
-_READY_WITHIN_S = 120
+_REMIND_EVERY_S = 30
 _START_PAGES = {"mlflow": f"/#/experiments{MLFLOW_VIEW}", "dagster": ""}
-_STOP_WITHIN_S = 15
+_STOP_WITHIN_S, _COPIED_WITHIN_S = 15, 2
 
 
 def serve(*, dagster_port: int, mlflow_port: int) -> None:
@@ -45,10 +47,11 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
         owner = f"churn up (process {os.getpid()} of {this_person()})"
         stack.enter_context(locked_alone(deployment.dagster_database, "churn up", owner))
         stop_request.raise_if_set()
+        is_whole = deployment.settings.churn_log_level == "debug"
         logs = deployment.settings.churn_home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         servers = {
-            name: stack.enter_context(_Server(name, command, environment, logs / f"{name}.log"))
+            name: stack.enter_context(_Server(name, command, environment, logs / f"{name}.log", is_whole))
             for name, (command, environment) in _commands(deployment, dagster_port, mlflow_port).items()
         }
         addresses = {"mlflow": f"http://{HOST}:{mlflow_port}", "dagster": f"http://{HOST}:{dagster_port}"}
@@ -72,6 +75,7 @@ def _commands(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ARTIFACTS_DESTINATION": deployment.artifact_location(Variant()),
+        "MLFLOW_CONFIGURE_LOGGING": "true",
     }
     dagster = {
         **dagster_environment(deployment),
@@ -95,17 +99,21 @@ class _Server:
     command: list[str]
     environment: Mapping[str, str]
     log: Path
+    is_whole: bool  # whether the log has every traceback
 
     def __enter__(self) -> "_Server":
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(
-                self.command,
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # servers are stopped in order, not all at once by Ctrl-C
-            )
+        self._process = subprocess.Popen(
+            self.command,
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # servers are stopped in order, not all at once by Ctrl-C
+        )
+        assert self._process.stdout is not None  # noqa: S101 it is a pipe
+        copy = LogCopy(self._process.stdout, self.log.open("wb"), is_whole=self.is_whole)
+        self._copying = threading.Thread(target=copy, daemon=True)
+        self._copying.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,6 +124,7 @@ class _Server:
         finally:  # also when a second Ctrl-C interrupts the wait
             self._signal(signal.SIGKILL)  # child processes that are still running
             self._process.wait()
+            self._copying.join(_COPIED_WITHIN_S)
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -123,12 +132,14 @@ class _Server:
 
     def require_running(self) -> None:
         if (status := self._process.poll()) is not None:
+            self._copying.join(_COPIED_WITHIN_S)
             last = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
             raise ChurnError(f"{self.name} ended with status {status}; the end of {self.log}:\n{last}")
 
     def wait_until_ready(self, address: str) -> None:
-        deadline = time.monotonic() + _READY_WITHIN_S
-        while time.monotonic() < deadline:
+        """Wait as long as the process lives: a machine that is busy, or a migration, may take minutes."""
+        started = remind_at = time.monotonic()
+        while True:
             stop_request.raise_if_set()
             self.require_running()
             try:
@@ -136,4 +147,6 @@ class _Server:
                     return
             except OSError:
                 stop_request.wait(0.3)
-        raise ChurnError(f"{self.name} did not answer at {address} within {_READY_WITHIN_S} s; see {self.log}")
+            if (now := time.monotonic()) - remind_at > _REMIND_EVERY_S:
+                remind_at = now
+                print(f"{self.name:8} starting … {now - started:.0f} s, see {self.log}", flush=True)

@@ -14,8 +14,8 @@ EXPECTED_DAYS = 3 * 7
 Row = sa.Row[Any]
 
 QUERIES = read_queries("metrics")
-_EXPECTED = QUERIES.pop("expected")
-QUERIES |= {name: f"{_EXPECTED}\n{QUERIES[name]}" for name in ("states", "batches", "evaluated", "flags")}
+EXPECTED = QUERIES.pop("expected")
+QUERIES |= {name: f"{EXPECTED}\n{QUERIES[name]}" for name in ("states", "batches", "evaluated", "flags")}
 """Of ``states``, the number of variants in each state of ``:week``, infra/make_alert_rules.py makes Grafana's, too."""
 
 

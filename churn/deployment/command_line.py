@@ -1,13 +1,18 @@
-"""The common part of the command lines: variant flags, output for many variants, exit status, errors as one line."""
+"""The common part of the command lines: variant flags, output, progress, exit status, errors as one line."""
 
 import argparse
+import copy
 import errno
+import json
 import logging
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,13 +23,17 @@ from churn.errors import ChurnError, UsageError, raised_as
 from churn.signals import Stopped, signals_handled
 from churn.variants import Variant, find_variant, fold_name
 from churn.versions import CHALLENGER, CHAMPION, PREVIOUS
-from churn.wording import printable
+from churn.wording import plain, printable
 
 if TYPE_CHECKING:
     from churn.storage.sources import Sources
 
 FAILED, WRONG_USAGE = 1, 2
 _MAX_KEYS_TEXT = 10_000_000  # a device file has no end
+_SHOWN_EVERY_S, _LOGGED_EVERY_S = 5, 60
+_OURS = ("churn", "orchestration", "experiment_tracking")
+
+logger, _OURS_ROOT = logging.getLogger(__name__), logging.getLogger("churn")
 _ALIAS = re.compile(r"(?!(?:latest|v[0-9]+)\Z)[a-z0-9_-]{1,255}", re.IGNORECASE | re.ASCII)
 
 
@@ -41,6 +50,14 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
 
+def add_command(commands: Any, name: str, text: str, *, has_json: bool = False) -> Parser:
+    """Add a command with its one sentence, which its own help begins with; ``has_json`` adds ``--json``."""
+    parser: Parser = commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.")
+    if has_json:
+        parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+    return parser
+
+
 def add_variant_flags(parser: argparse.ArgumentParser, which: str = "that has a model file") -> None:
     """Add the flags that name one variant or many; without any, the base variant is meant."""
     parser.add_argument("--geography", help="such as US; case does not matter")
@@ -53,7 +70,18 @@ def add_variant_flags(parser: argparse.ArgumentParser, which: str = "that has a 
 
 
 class _OneLine(logging.Formatter):
-    """Formats messages as lines that cannot steer a terminal, whatever name of a file or column they hold."""
+    """Formats messages as lines that cannot steer a terminal, whatever name of a file or column they hold.
+
+    An error that another library logs, mostly while something is tried again, is one line, unless we are at debug.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info and record.exc_info[1]
+        if error and not record.name.startswith(_OURS) and not _OURS_ROOT.isEnabledFor(logging.DEBUG):
+            record = copy.copy(record)
+            record.msg, record.args = f"{record.name}: {record.getMessage()} ({type(error).__name__}: {error})", ()
+            record.exc_info = record.exc_text = None
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's name
         return printable(super().formatMessage(record))
@@ -68,18 +96,60 @@ def say(*lines: str, is_error: bool = False) -> None:
         print(printable(line), file=sys.stderr if is_error else sys.stdout, flush=True)
 
 
-def run_command(name: str, command: Callable[[], None], *, waits: bool = False) -> None:
+def show(found: object, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what was found: lines for people, or one line of JSON for machines, with times in ISO 8601."""
+    say(*([json.dumps(plain(found))] if as_json else lines))
+
+
+class _Latest(logging.Handler):
+    """Keeps the last message, such as that of a step that begins."""
+
+    text = "starting"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[None]:
+    """Say every few seconds what goes on, by our last message of level INFO; into a log, once a minute."""
+    latest, ended, started, level = _Latest(logging.INFO), threading.Event(), time.monotonic(), _OURS_ROOT.level
+    every_s = _SHOWN_EVERY_S if sys.stderr.isatty() else _LOGGED_EVERY_S
+
+    def report() -> None:
+        while not ended.wait(every_s):
+            say(f"{name}: {latest.text} … {time.monotonic() - started:.0f} s", is_error=True)
+
+    _OURS_ROOT.addHandler(latest)
+    _OURS_ROOT.setLevel(min(_OURS_ROOT.getEffectiveLevel(), logging.INFO))
+    threading.Thread(target=report, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        _OURS_ROOT.removeHandler(latest)
+        _OURS_ROOT.setLevel(level)
+
+
+def run_command(name: str, command: Callable[[], None], *, waits: bool = False, is_silent: bool = True) -> None:
     """Run a command; print an error raised on purpose as one line and exit, with 2 for wrong usage, else 1.
 
-    With ``waits`` it serves until ``churn.signals.stop_request`` is set.
+    With ``waits`` it serves until ``churn.signals.stop_request`` is set. A command ``is_silent`` that does not show its
+    progress itself.
     """
     prepare_process()
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # its messages are formatted as all others
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         with signals_handled(waits=waits):
-            command()
+            from churn.deployment.settings import load_settings  # slow to import
+
+            handler.setLevel(level := load_settings().churn_log_level.upper())
+            _OURS_ROOT.setLevel(level)
+            with _progress(name) if is_silent and not waits else nullcontext():
+                command()
     except ChurnError as error:
         say(f"{name}: {error}", is_error=True)
         sys.exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED)
@@ -114,8 +184,10 @@ def describe_os_error(error: OSError) -> str:
     return f"the operating system refused the use{where}: {text}; {remedy}"
 
 
-def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | BaseException]]) -> None:
-    """Print each variant's lines or error as it ends, and list those of many that failed.
+def print_attempts(
+    name: str, attempts: Iterable[tuple[str, Sequence[str] | BaseException]], n_all: int | None = None
+) -> None:
+    """Print each variant's lines or error as it ends, and list those of many that failed; ``n_all`` are begun.
 
     Exits with 1 if one failed, and with 2 if none failed for another reason than a name that cannot be meant.
     """
@@ -130,6 +202,8 @@ def print_attempts(name: str, attempts: Iterable[tuple[str, Sequence[str] | Base
             say(f"{name}: {_of_variant(key, error_text(result))}", is_error=True)
         else:
             say(*(result or [f"{key}: nothing is due"]))
+        of = f"{n_variants:,}" if n_all is None else f"{n_variants:,} of {n_all:,}"
+        logger.info("%s variants done, %d failed", of, len(failed))
     if failed:
         if n_variants > 1:
             say(f"{name}: {len(failed)} of {n_variants} failed: {', '.join(failed)}", is_error=True)

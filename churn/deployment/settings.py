@@ -150,6 +150,8 @@ class Settings(BaseSettings):
     """Host names, separated by commas, of Dagster's UI beside loopback; * is any text."""
     churn_code_version: str | None = None
     """Code version to record with each batch; unset: the checkout's commit or package version."""
+    churn_log_level: Literal["debug", "info", "warning"] = "warning"
+    """Least severe messages that commands show; debug has the tracebacks of other libraries while we retry."""
     churn_postgres_bin: Path | None = None
     """Folder with initdb and pg_ctl for the embedded PostgreSQL; unset: the bundled ones."""
 

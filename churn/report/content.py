@@ -1,10 +1,9 @@
 """Builds the report's content as plain values: one part for the fleet, one for each variant. Pure."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
-from functools import cache
+from functools import cache, partial
 from itertools import takewhile
 from typing import Any
 
@@ -14,8 +13,10 @@ from churn.database.report import FleetRows, Row
 from churn.monitoring.incidents import RUNBOOK
 from churn.monitoring.profiles import Bins, Profile
 from churn.versions import CHALLENGER, CHAMPION
+from churn.wording import plain as _plain
 
 Content = dict[str, Any]
+plain = partial(_plain, digits=6)
 
 _HISTORY = (
     "model_version", "n_rows_scored", "mean_probability", "estimated_auc", "status", "n_matured", "n_churned",
@@ -49,17 +50,6 @@ def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Conte
         "changes": plain(rows.changes),
     }
     return fleet, [_details(key, grouped, rows) for key in keys]
-
-
-def plain(value: Any) -> Any:
-    """Return a value that JSON can represent: dates and times as ISO 8601, numbers to six digits."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
-    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class _Grouped:

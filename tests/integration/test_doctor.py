@@ -36,6 +36,28 @@ def test_a_deployment_that_works_has_nothing_failed(
     assert "doctor" not in str(client("s3").list_objects_v2(Bucket=site.bucket))
 
 
+def test_the_state_of_the_fleet_is_on_one_screen_and_in_json(
+    site: Site, run_main: Run, log_model: Run, dagster_database: str
+) -> None:
+    register_bundled(site, log_model, "base")
+    site.rows(
+        site.churn,
+        "INSERT INTO scoring_attempts (variant, scored_week, outcome, error_type, error, started_at) "
+        "VALUES ('base', date_trunc('week', now() AT TIME ZONE 'UTC'), 'failed', 'InputError', 'no rows', now()) "
+        "RETURNING 1",
+    )
+
+    said, for_machines = run_main(main, "status"), run_main(main, "status", "--json")
+
+    assert (said.status, said.err) == (0, "")
+    assert "0 of 1 variant scored" in said.out
+    assert "failed    1: base\n" in said.out
+    assert "          base: no rows\n" in said.out
+    assert len(said.out.splitlines()) < 30
+    found = json.loads(for_machines.out)
+    assert (found["failed"], found["errors"], found["published"]) == (["base"], {"base": "no rows"}, [])
+
+
 def test_a_role_that_may_not_write_is_told_what_it_lacks_and_may_go_on_scoring(
     site: Site, run_main: Run, log_model: Run, *, dagster_database: str, aws: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,15 +6,22 @@
 
 import errno
 import io
+import logging
 import os
 import subprocess
 import sys
+import time
+from datetime import date
 
 import pytest
 
-from churn.deployment.command_line import describe_os_error, run_command
+from churn.cli.main import build_parser
+from churn.deployment import command_line
+from churn.deployment.command_line import describe_os_error, run_command, show
 from churn.deployment.settings import misspelled
 from churn.deployment.surroundings import prepare_process
+from churn.variants import Variant
+from churn.versions import package_version
 
 SHOWN = {
     "é": "e", "…": "...", "–": "-", "→": "->", "│": "|", "─": "-", "┼": "+", "┌": "+", "═": "-", "║": "|", "≥": ">=",
@@ -77,6 +84,75 @@ def test_an_error_of_the_operating_system_is_one_line(code, said, capsys):
 
 def test_an_error_without_a_number_is_described():
     assert "refused the use: no luck; correct that" in describe_os_error(OSError("no luck"))
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "n_lines"),
+    [
+        ("sqlalchemy.pool.impl.QueuePool", "warning", 1),
+        ("botocore.retries", "info", 1),
+        ("dagster.daemon", "debug", 6),
+        ("churn.workflows.fleet", "warning", 6),  # ours is no error that was expected
+    ],
+)
+def test_tracebacks_of_other_libraries_are_one_line_unless_at_debug(name, level, n_lines, capsys, monkeypatch):
+    monkeypatch.setenv("CHURN_LOG_LEVEL", level)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def log() -> None:
+        try:
+            raise ConnectionError("the server closed\nthe connection")
+        except ConnectionError:
+            logging.getLogger(name).exception("Exception terminating connection")
+
+    run_command("churn", log)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == n_lines, lines
+    assert "ConnectionError: the server closed" in lines[min(n_lines - 1, 4)]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_command_says_what_it_does_every_few_seconds_in_a_terminal(is_terminal, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "_SHOWN_EVERY_S", 0.02)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    after: list[str] = []
+
+    def work() -> None:
+        logging.getLogger("churn.training.train").info("trial 3 of 10")
+        time.sleep(0.1)
+        after.extend(capsys.readouterr().err.splitlines())
+
+    run_command("train_model.py", work)
+    assert {line.partition(" … ")[0] for line in after} == ({"train_model.py: trial 3 of 10"} if is_terminal else set())
+
+
+def test_machines_get_json_and_people_lines(capsys):
+    show({"day": date(2026, 11, 30), "variants": [Variant("US")]}, [], as_json=True)
+    show({}, ["geography-us: fine\x1b[2J"], as_json=False)
+    assert capsys.readouterr().out == (
+        '{"day": "2026-11-30", "variants": ["geography-us"]}\ngeography-us: fine\\x1b[2J\n'
+    )
+
+
+def test_every_argument_of_every_command_is_described(capsys):
+    def actions(parser):
+        return parser._actions  # noqa: SLF001 there is no public way to ask
+
+    def parsers(parser):
+        yield parser
+        for action in actions(parser):
+            for one in action.choices.values() if isinstance(action.choices, dict) else ():
+                yield from parsers(one)
+
+    all_of_them = list(parsers(build_parser()))
+    assert len(all_of_them) > 20
+    for parser in all_of_them:
+        assert parser.description, parser.prog
+        undescribed = [one.dest for one in actions(parser) if not one.help and not isinstance(one.choices, dict)]
+        assert undescribed == [], parser.prog
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--version"])
+    assert capsys.readouterr().out == f"churn {package_version()}\n"
 
 
 def test_a_reader_that_ends_early_is_no_traceback():

@@ -169,7 +169,7 @@ def on_console(work: Callable[[Console], object]) -> str:
 
 
 def logged(message: str, *arguments: object, error: Exception | None = None) -> str:
-    record = logging.makeLogRecord({"msg": message, "args": arguments, "levelname": "WARNING"})
+    record = logging.makeLogRecord({"name": "churn", "msg": message, "args": arguments, "levelname": "WARNING"})
     record.exc_info = None if error is None else (type(error), error, None)
     return _OneLine("%(levelname)s %(message)s").format(record)
 
