@@ -19,7 +19,7 @@ from churn.deployment.command_line import (
     show,
 )
 from churn.errors import UsageError
-from churn.variants import Variant, find_variant, fold_name
+from churn.variants import find_variant, fold_name
 from churn.weeks import parse_week
 from churn.wording import counted, printable
 
@@ -149,10 +149,10 @@ def _described(of: dict[str, Any]) -> str:
 
 def _export_campaign(deployment: "Deployment", args: argparse.Namespace) -> None:
     from churn.workflows.decide import status_of, write_list
+    from churn.workflows.fleet import for_each_variant, results_of
 
     decider = deployment.decider()
-    for key in status_of(decider.decisions, args.name)["variants"]:
-        decider.ingestion.exclude(Variant.from_key(key))
+    results_of(for_each_variant(decider.ingestion.exclude, status_of(decider.decisions, args.name)["variants"]))
     with closing(_lists(deployment)) as lists:
         n, left_out = lists.export_campaign(args.name, args.out.name, lambda rows: write_list(args.out, rows))
     print(_exported(args.out, n, left_out))

@@ -128,7 +128,7 @@ class Decisions(Tables):
 class Lists(Tables):
     """The lists that are handed out, as the reader role; the login that reads one is recorded."""
 
-    role, pool_size = READER, 0
+    role = READER
 
     def export_campaign(self, name: str, file: str, write: _Write) -> _Exported:
         """Export the list of a campaign; returns the accounts on it, and how many are not, by why.
@@ -151,8 +151,12 @@ class Lists(Tables):
             rows = pl.DataFrame(found.fetchall(), list(found.keys()), orient="row", infer_schema_length=None)
             counted = connection.execute(sa.text(_SQL[left_out]), of).all()
             absent = dict(map(tuple, counted)) if left_out == "not_targets" else counted[0][0]
+            reached: dict[str, list[str]] = {"accounts": [], "arms": []}
+            if of["variant"] is not None:  # who is on it, no campaign says
+                reached = {"accounts": rows["account_id"].to_list(), "arms": rows["arm"].to_list()}
+                rows = rows.filter(pl.col("arm").cast(pl.String) == "offered").drop("arm")
             with self._transaction() as trail:  # committed before there is a file
-                values = {**of, "n": rows.height, "left_out": json.dumps(absent), "file": file}
+                values = {**of, **reached, "n": rows.height, "left_out": json.dumps(absent), "file": file}
                 trail.execute(sa.text(_SQL["exported"]), values)
             write(rows)
         return rows.height, absent

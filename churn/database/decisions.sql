@@ -23,9 +23,9 @@ WHERE campaign = :campaign AND (arm <> 'offered' OR removed_at IS NOT NULL) GROU
 -- newest_week
 SELECT max(scored_week) FROM scoring_batches WHERE variant = :variant AND is_current
 -- of_variant
-SELECT account_id, score, score_before AS score_week_before, rise, place, rise_place
+SELECT account_id, score, score_before AS score_week_before, rise, place, rise_place, arm
 FROM variant_list(:variant, :week, :top) ORDER BY place
 -- left_out
 SELECT variant_left_out(:variant, :week)
 -- exported
-SELECT record_export(:campaign, :variant, :week, :n, CAST(:left_out AS jsonb), :file)
+SELECT record_export(:campaign, :variant, :week, :n, CAST(:left_out AS jsonb), :file, :accounts, :arms)

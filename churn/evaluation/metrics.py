@@ -3,7 +3,7 @@
 Belongs here: arithmetic on outcomes and scores. Not here: which rows are held out, and the limits of the metrics. Every
 interval assumes independent rows, so pass one row per account: an account in several snapshots counts several times
 and makes the intervals too narrow. Weights of accounts, shape (n,), are above 0, such as the inverse of the probability
-to be there (:func:`churn.decisions.treatment.weights`).
+to be there (:func:`churn.decisions.effects.inverse_weights`).
 
 AUC and its variance: DeLong et al., Biometrics 1988, from ranks as Sun and Xu, IEEE SPL 2014. The intervals of AUC and
 average precision are computed on the logit scale, where they have their nominal coverage near 1 and stay in [0, 1].

@@ -152,6 +152,13 @@ def test_the_list_of_a_week_leaves_out_whom_no_list_may_hold_and_says_how_many(
     assert rows["rise"].to_numpy() == pytest.approx((rows["score"] - rows["score_week_before"]).to_numpy(), abs=1e-6)
     assert rows.filter(pl.col("rise_place") <= 200)["rise"].min() > 0
     assert site.rows(site.churn, "SELECT exported_by FROM list_exports") == [(site.login.username,)]
+    reached = site.rows(site.churn, "SELECT account_id, arm, holdout_share FROM list_members")
+    assert {account for account, arm, _ in reached if arm == "offered"} == listed
+    held_out = {account for account, arm, _ in reached if arm == "held_out"}
+    assert held_out
+    assert held_out < set(range(1, 900)) - listed - control - {890, 891, 892}
+    assert {share for _, _, share in reached} == {0.1}
+    assert max(held_out) > min(rows.filter(pl.col("place") <= 200)["account_id"]), "those that would be on it"
 
 
 def test_cells_that_a_spreadsheet_would_calculate_are_neutralized_and_read_back(tmp_path: Path) -> None:
@@ -215,19 +222,21 @@ def test_an_erased_account_leaves_campaigns_and_the_lists_that_left_are_named(
                 | {"exposed_at": str(datetime.now(UTC))} for i in (50, 60)]  # fmt: skip
     assert decisions.record(contacts) == {None: [50, 60]}
     assert run_main(main, "campaign", "export", "spring", "--out", str(tmp_path / "spring.csv")).status == 0
-    assert run_main(main, "export", "--variant", "us", "--top", "9", "--out", str(tmp_path / "us.csv")).status == 0
+    assert run_main(main, "export", "--variant", "us", "--top", "900", "--out", str(tmp_path / "us.csv")).status == 0
 
     said = run_main(main, "erase", "--account", "60", "--variant", "geography-us")
 
     assert f"1 LEFT  {site.churn}: list spring.csv, exported by {site.login.username}" in said.out
     assert f"1 LEFT  {site.churn}: list us.csv" in said.out
+    assert "whoever received it must remove the account" in said.out
     assert f"1 erased  {site.churn}: campaign_members" in said.out
     assert f"1 erased  {site.churn}: campaign_exposures" in said.out
+    assert f"1 erased  {site.churn}: list_members" in said.out
     holding = "SELECT company, account_id FROM campaign_members WHERE account_id = 60"
     assert site.rows(site.churn, holding) == [("acme", 60)]
     said = run_main(main, "erase", "--account", "50")
     assert "spring.csv" not in said.out, "it was excluded before"
-    for table in ("campaign_members", "campaign_exposures", "exclusions"):
+    for table in ("campaign_members", "campaign_exposures", "exclusions", "list_members"):
         assert site.rows(site.churn, f"SELECT count(*) FROM {table} WHERE account_id = 50") == [(0,)]  # noqa: S608
 
     site.rows(site.churn, "SELECT drop_weeks(:day)", day=WEEK + timedelta(weeks=1))

@@ -19,7 +19,7 @@ from sklearn import metrics
 from churn.data.activity import ONE_HOT_COLUMNS
 from churn.data.columns import Columns
 from churn.data.labels import Horizon, Labels, Reports, at_risk, label
-from churn.database.decisions import Decisions
+from churn.database.decisions import Decisions, Lists
 from churn.database.evaluations import EvaluatedBatch
 from churn.deployment.services import Deployment
 from churn.errors import ChurnError, InputError, QuarantineError
@@ -139,6 +139,20 @@ def test_accounts_that_a_campaign_contacted_do_not_count_and_others_stand_for_th
     assert judge.untreated(replace(batch, as_of=date(2025, 6, 30)), labels)[2] is None
     assert found.n_matured == round(weights.sum() ** 2 / (weights @ weights)) < len(ids)
     assert found.n_churned / found.n_matured == pytest.approx(labels.churned.mean(), abs=0.05)
+
+    Decisions(deployment.database).close_campaign("spring")
+    site.rows(site.churn, "UPDATE campaigns SET selected_at = '2025-01-01', closed_at = '2025-01-01'")
+    listed: list[int] = []
+    lists = Lists(deployment.database)
+    lists.export_variant(US.key, WEEKS[1], 150, "us.csv", lambda rows: listed.extend(map(int, rows["account_id"])))
+    lists.close()
+    site.rows(site.churn, "UPDATE list_exports SET exported_at = :day", day=WEEKS[1])
+    known = dict(zip(*judge.untreated(batch, labels)[::2], strict=True))
+    assert not known.keys() & set(listed)
+    assert sorted(set(known.values())) == [1.0, 10.0]
+    held_out = {account for account, weight in known.items() if weight == 10}
+    assert held_out < {account for account, arm in arms.items() if arm == "held_out"}, "of those within its reach"
+    assert sum(known.values()) == pytest.approx(len(labels.account_ids), abs=200)
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ MAY_WRITE: Mapping[str, set[str]] = {
     "campaign_targets": {READ},
     "own_campaign_targets": {READ},
     "list_exports": {READ},
+    "list_members": {READ},
     "exclusions": set(),
     "exclusions_in_force": set(),
     "own_batches": set(),
@@ -410,7 +411,8 @@ CALLS = (
         call.replace("SELECT ", "SELECT public.").replace("public.* FROM ", "* FROM public.")
         for call in (*WRITING[2:], *(one for one in DECIDING if "select_members" not in one))
     ),
-    "SELECT public.variant_left_out('us', '2026-01-05'), public.record_export(NULL, 'us', NULL, 0, '{}', 'x')",
+    "SELECT public.variant_left_out('us', '2026-01-05')",
+    "SELECT public.record_export(NULL, 'us', NULL, 0, '{}', 'x', '{}', '{}')",
     "SELECT * FROM public.variant_list('us', '2026-01-05', 1)",
     "SELECT * FROM public.erase_decisions(1, '')",
 )

@@ -125,6 +125,24 @@ COMMENT ON COLUMN list_exports.n IS 'Accounts on the list.';
 COMMENT ON COLUMN list_exports.left_out IS 'How many accounts are not on it, by why.';
 COMMENT ON COLUMN list_exports.file IS 'Name of the file that it was written to.';
 
+CREATE TABLE list_members (
+    export_id bigint NOT NULL REFERENCES list_exports,
+    company text NOT NULL,
+    account_id bigint NOT NULL,
+    batch bigint NOT NULL REFERENCES scoring_batches ON DELETE CASCADE,
+    arm text NOT NULL CHECK (arm IN ('offered', 'held_out')),
+    holdout_share double precision NOT NULL,
+    PRIMARY KEY (export_id, company, account_id)
+);
+CREATE INDEX list_members_account ON list_members (company, account_id);
+CREATE INDEX list_members_batch ON list_members (batch);
+COMMENT ON TABLE list_members IS
+    'Accounts within reach of an exported list of a variant. Weeks that are dropped take theirs along.';
+COMMENT ON COLUMN list_members.company IS 'Company of the variant; empty if it has none.';
+COMMENT ON COLUMN list_members.batch IS 'The batch in scoring_batches that the list is of.';
+COMMENT ON COLUMN list_members.arm IS 'offered: on the list; held_out: on none, though its score is high enough.';
+COMMENT ON COLUMN list_members.holdout_share IS 'Share of all accounts that was held out then.';
+
 -- What only the functions below read.
 
 CREATE VIEW exclusions_in_force AS
@@ -517,6 +535,15 @@ FROM campaigns AS c LEFT JOIN (
 ) AS x ON x.campaign = c.name;
 COMMENT ON VIEW campaign_summary IS 'Each campaign with the numbers of its members, contacts and exports.';
 
+CREATE FUNCTION holdout_share(of_variant text) RETURNS double precision
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce((
+        SELECT c.holdout_share FROM public.campaigns AS c WHERE of_variant = ANY(c.variants)
+        ORDER BY c.created_at DESC LIMIT 1
+    ), 0)
+$$;
+COMMENT ON FUNCTION holdout_share IS 'The share of a variant''s accounts on no list; 0 before its first campaign.';
+
 CREATE FUNCTION accounts_of_list(of_variant text, of_week date)
 RETURNS TABLE (account_id bigint, account_key text, score real, why text)
 LANGUAGE sql STABLE AS $$
@@ -528,35 +555,39 @@ LANGUAGE sql STABLE AS $$
         WHEN EXISTS (
             SELECT FROM public.campaign_members AS m JOIN public.campaigns AS c ON c.name = m.campaign
             WHERE m.company = a.company AND m.account_id = a.account_id AND m.arm = 'control' AND c.closed_at IS NULL
+            OFFSET 0 -- looked up for each account, not by reading all members of the fleet's campaigns
         ) THEN 'control of an open campaign' END
     FROM public.accounts_at_risk(ARRAY[of_variant], of_week) AS a,
-         (SELECT public.decision_salt('holdout') AS salt, coalesce((
-             SELECT c.holdout_share FROM public.campaigns AS c WHERE of_variant = ANY(c.variants)
-             ORDER BY c.created_at DESC LIMIT 1), 0) AS share OFFSET 0) AS of_database
+         (SELECT public.decision_salt('holdout') AS salt, public.holdout_share(of_variant) AS share OFFSET 0) AS known
 $$;
 COMMENT ON FUNCTION accounts_of_list IS
     'The accounts at risk of a variant''s week, and why one may be on no list outside of campaigns; null if it may.';
 
 CREATE FUNCTION variant_list(of_variant text, of_week date, top integer)
-RETURNS TABLE (place bigint, rise_place bigint, account_id text, score real, score_before real, rise real)
+RETURNS TABLE (
+    place bigint, rise_place bigint, account_id text, score real, score_before real, rise real, arm text
+)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET work_mem = '64MB' SET enable_seqscan = off AS $$
     WITH listed AS (
-        SELECT l.* FROM public.accounts_of_list(of_variant, of_week) AS l WHERE l.why IS NULL
+        SELECT l.*, (l.why IS NOT NULL)::integer AS is_held_out FROM public.accounts_of_list(of_variant, of_week) AS l
+        WHERE l.why IS NULL OR l.why = 'held out'
     ), before AS (
         SELECT b.account_id, b.score FROM public.accounts_at_risk(ARRAY[of_variant], of_week - 7) AS b
     ), ranked AS (
-        SELECT l.account_id, l.account_key, l.score, b.score AS score_before, l.score - b.score AS rise,
-               row_number() OVER (ORDER BY l.score DESC, l.account_id) AS place,
-               row_number() OVER (ORDER BY l.score - b.score DESC NULLS LAST, l.account_id) AS rise_place
+        SELECT l.account_id, l.account_key, l.is_held_out, l.score, b.score AS score_before, l.score - b.score AS rise,
+               sum(1 - l.is_held_out) OVER (ORDER BY l.score DESC, l.account_id) AS place,
+               sum(1 - l.is_held_out) OVER (ORDER BY l.score - b.score DESC NULLS LAST, l.account_id) AS rise_place
         FROM listed AS l LEFT JOIN before AS b USING (account_id)
     )
     SELECT r.place, CASE WHEN r.rise > 0 THEN r.rise_place END, coalesce(r.account_key, r.account_id::text), r.score,
-           r.score_before, r.rise
-    FROM ranked AS r WHERE r.place <= top OR r.rise_place <= top AND r.rise > 0 ORDER BY r.place
+           r.score_before, r.rise, CASE r.is_held_out WHEN 0 THEN 'offered' ELSE 'held_out' END
+    FROM ranked AS r
+    WHERE r.place <= top - r.is_held_out OR r.rise_place <= top - r.is_held_out AND r.rise > 0
+    ORDER BY r.place, r.is_held_out
 $$;
 COMMENT ON FUNCTION variant_list IS
     'The accounts of a variant''s week that may be contacted, with the highest scores or the largest rises of the score '
-    'since the week before: as many of each as asked for.';
+    'since the week before: as many of each as asked for. With them, those held out that would be on the list.';
 
 CREATE FUNCTION variant_left_out(of_variant text, of_week date) RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
@@ -567,13 +598,25 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET e
 $$;
 COMMENT ON FUNCTION variant_left_out IS 'How many accounts at risk are not on the list of a variant''s week, by why.';
 
-CREATE FUNCTION record_export(of_campaign text, of_variant text, of_week date, n bigint, left_out jsonb, file text)
+CREATE FUNCTION record_export(
+    of_campaign text, of_variant text, of_week date, n bigint, left_out jsonb, file text, accounts text[], arms text[]
+)
 RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    INSERT INTO public.list_exports (campaign, variant, week, n, left_out, file, exported_at)
-    VALUES (of_campaign, of_variant, of_week, n, left_out, file, public.churn_now()) RETURNING export_id
+    WITH export AS (
+        INSERT INTO public.list_exports (campaign, variant, week, n, left_out, file, exported_at)
+        VALUES (of_campaign, of_variant, of_week, n, left_out, file, public.churn_now()) RETURNING export_id
+    ), members AS (
+        INSERT INTO public.list_members (export_id, company, account_id, batch, arm, holdout_share)
+        SELECT export_id, coalesce(b.company, ''), public.churn_account_number(m.account), b.batch_id, m.arm,
+               public.holdout_share(of_variant)
+        FROM export, unnest(accounts, arms) AS m (account, arm), public.scoring_batches AS b
+        WHERE b.variant = of_variant AND b.scored_week = of_week AND b.is_current AND b.role = 'champion'
+    )
+    SELECT export_id FROM export
 $$;
-COMMENT ON FUNCTION record_export IS 'Records that the caller''s login exported a list.';
+COMMENT ON FUNCTION record_export IS
+    'Records that the caller''s login exported a list, and of a variant''s, which has no campaign, the accounts.';
 
 -- Erasure.
 
@@ -591,11 +634,9 @@ BEGIN
       AND m.added_at <= x.exported_at AND (m.removed_at IS NULL OR m.removed_at > x.exported_at)
     UNION ALL
     SELECT format('list %s, exported by %s on %s', x.file, x.exported_by, x.exported_at::date), 1::bigint,
-           ARRAY[x.variant], 'a file that left the house and may hold the account; whoever received it must look'
-    FROM public.list_exports AS x JOIN public.scoring_batches AS b
-      ON b.variant = x.variant AND b.scored_week = x.week AND b.account_ids = 'input'
-    JOIN public.churn_predictions AS p ON p.scored_week = b.scored_week AND p.batch_id = b.batch_id
-    WHERE p.account_id = account AND of_scope IN ('', b.variant, 'company=' || b.company) GROUP BY x.export_id;
+           ARRAY[x.variant], 'a file that left the house; whoever received it must remove the account'
+    FROM public.list_exports AS x JOIN public.list_members AS m USING (export_id)
+    WHERE m.account_id = account AND m.arm = 'offered' AND of_scope IN ('', x.variant, 'company=' || m.company);
     why_left := '';
     place := 'campaign_exposures';
     SELECT count(*), array_agg(DISTINCT m.variant) INTO n_rows, variants
@@ -608,6 +649,16 @@ BEGIN
     WITH deleted AS (
         DELETE FROM public.campaign_members AS m
         WHERE m.account_id = account AND of_scope IN ('', m.variant, 'company=' || m.company) RETURNING m.variant
+    )
+    SELECT count(*), array_agg(DISTINCT d.variant) INTO n_rows, variants FROM deleted AS d;
+    IF n_rows > 0 THEN
+        RETURN NEXT;
+    END IF;
+    place := 'list_members';
+    WITH deleted AS (
+        DELETE FROM public.list_members AS m USING public.list_exports AS x
+        WHERE x.export_id = m.export_id AND m.account_id = account
+          AND of_scope IN ('', x.variant, 'company=' || m.company) RETURNING x.variant
     )
     SELECT count(*), array_agg(DISTINCT d.variant) INTO n_rows, variants FROM deleted AS d;
     IF n_rows > 0 THEN
@@ -626,25 +677,26 @@ $$;
 COMMENT ON FUNCTION erase_decisions IS
     'Erases an account from campaigns and exclusions, if it is there; names the lists with it that left the house.';
 
-GRANT SELECT ON campaigns, campaign_members, campaign_exposures, list_exports, campaign_targets, campaign_summary
-    TO churn_reader, churn_writer;
+GRANT SELECT ON campaigns, campaign_members, campaign_exposures, list_exports, list_members, campaign_targets,
+    campaign_summary TO churn_reader, churn_writer;
 GRANT SELECT ON own_campaign_targets TO PUBLIC;
 REVOKE ALL ON FUNCTION
     decision_salt(text), lock_decisions(boolean), require_lists(text[], date), accounts_at_risk(text[], date),
     create_campaign(jsonb), stage_revenue(), select_members(text), close_campaign(text),
     exclude_accounts(text[], bigint[], text[], date[]), revoke_exclusions(text[], bigint[], text[]),
-    record_exposures(jsonb), accounts_of_list(text, date), variant_list(text, date, integer),
-    variant_left_out(text, date), record_export(text, text, date, bigint, jsonb, text), erase_decisions(bigint, text)
+    record_exposures(jsonb), holdout_share(text), accounts_of_list(text, date), variant_list(text, date, integer),
+    variant_left_out(text, date), record_export(text, text, date, bigint, jsonb, text, text[], text[]),
+    erase_decisions(bigint, text)
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     lock_decisions(boolean), require_lists(text[], date), create_campaign(jsonb), stage_revenue(), select_members(text),
     close_campaign(text), exclude_accounts(text[], bigint[], text[], date[]),
     revoke_exclusions(text[], bigint[], text[]), record_exposures(jsonb), variant_list(text, date, integer),
-    variant_left_out(text, date), record_export(text, text, date, bigint, jsonb, text)
+    variant_left_out(text, date), record_export(text, text, date, bigint, jsonb, text, text[], text[])
 TO churn_writer;
 GRANT EXECUTE ON FUNCTION
     lock_decisions(boolean), require_lists(text[], date), variant_list(text, date, integer), variant_left_out(text, date),
-    record_export(text, text, date, bigint, jsonb, text)
+    record_export(text, text, date, bigint, jsonb, text, text[], text[])
 TO churn_reader;
 
 -- Evaluation leaves out whom campaigns offered something.
