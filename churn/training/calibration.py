@@ -10,17 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xgboost as xgb
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit
 
+from churn.data.arrays import Array, Doubles, Flags
 from churn.inference.forest import LEAF, read_forest
 
 MIN_SLOPE = 0.05  # below it, scores hardly predict the outcomes, and float32 hardly preserves their order
-_PRIOR_SD = np.array(
-    [0.3, 0.15]
-)  # of a variant's intercept and slope about those of its pool; benchmarks/quality/pooled
+_PRIOR_SD = np.array([0.3, 0.15])  # of a variant's intercept and slope about its pool's; benchmarks/quality/pooled
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Calibration:
     is_shift: bool = False
 
 
-def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_]) -> Calibration:
+def fit_platt(margins: Array, churned: Flags) -> Calibration:
     """Fit Platt's slope and intercept by maximum likelihood; deterministic.
 
     ``margins`` are a model's log-odds of rows it was not trained on, ``churned`` their outcomes, both occurring; shape
@@ -55,7 +53,7 @@ def fit_platt(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_])
     return Calibration(1.0, float(shift), is_shift=True)
 
 
-def fit_shrunken(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool_]) -> Calibration:
+def fit_shrunken(margins: Array, churned: Flags) -> Calibration:
     """Fit a slope near 1 and an intercept near 0, as far as the outcomes show otherwise; deterministic.
 
     The maximum a posteriori of a logistic regression with normal priors, so that no or few rows, or rows of one
@@ -65,10 +63,8 @@ def fit_shrunken(margins: npt.NDArray[np.floating], churned: npt.NDArray[np.bool
     return replace(fitted, slope=max(fitted.slope, MIN_SLOPE))
 
 
-def _fit_line(
-    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], prior_sd: npt.NDArray[np.float64] | float
-) -> Calibration:
-    def loss(line: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+def _fit_line(x: Doubles, y: Doubles, prior_sd: Doubles | float) -> Calibration:
+    def loss(line: Doubles) -> tuple[float, Doubles]:
         z, off = line[0] + line[1] * x, (line - (0.0, 1.0)) / prior_sd
         error = expit(z) - y
         value = (np.logaddexp(0.0, z) - y * z).sum() + (off**2).sum() / 2
@@ -104,6 +100,6 @@ def _scale_leaves(tree: dict[str, Any], slope: float) -> None:
     tree["base_weights"] = _shortest(weights * slope)
 
 
-def _shortest(values: npt.NDArray[np.floating]) -> list[float]:
+def _shortest(values: Array) -> list[float]:
     """Write float32 values in the fewest digits that read back as the same, as XGBoost's own files do."""
     return [float(str(value)) for value in values.astype(np.float32)]

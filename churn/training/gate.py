@@ -154,12 +154,15 @@ def check_shuffled(trained: Trained, limits: GateLimits) -> GateCheck:
     if not 0 < accounts.n_churned < accounts.n:
         return GateCheck(name, None, minimum, "fails", _ONE_OUTCOME)
     rng = np.random.Generator(np.random.PCG64(trained.plan.seed))
-    parts = (trained.training, trained.validation)
+    parts, n_training = (trained.training, trained.validation), trained.training.n
+    labels = np.concatenate([part.churned for part in parts])
     intervals: list[Interval] = []
     trial = replace(trained.chosen, n_rounds=trained.chosen.n_rounds or _LEAST_SHUFFLED)
     # By chance, one such model may rank accounts by a real cause of churn, in the right direction.
     for _ in range(_SHUFFLES):
-        booster = fit(parts, trial, trained.feature_names, trained.plan, shuffled_by=rng)
+        drawn = np.split(rng.permutation(labels), [n_training])
+        shuffled = [replace(part, churned=of) for part, of in zip(parts, drawn, strict=True)]
+        booster = fit(shuffled, trial, trained.feature_names, trained.plan)
         scores = booster.inplace_predict(accounts.matrix, validate_features=False)
         intervals.append(roc_auc_interval(accounts.churned, scores))
     auc = sorted(intervals, key=lambda interval: interval.low)[_SHUFFLES // 2]

@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import xgboost as xgb
 
+from churn.data.arrays import Array, Flags, Longs
 from churn.data.features import Encoding, Matrix, encode, plan_encoding
 from churn.data.labels import Horizon
 from churn.data.snapshots import Snapshot
@@ -75,10 +75,10 @@ class Part:
 
     name: str
     as_ofs: tuple[date, ...]
-    account_ids: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
+    account_ids: Longs
+    places: Longs
     matrix: Matrix
-    churned: npt.NDArray[np.bool_]
+    churned: Flags
 
     @property
     def n(self) -> int:
@@ -100,6 +100,7 @@ class Trial:
 
 Trials = tuple[Trial, ...]
 Search = Callable[[], Trials]
+Remember = Callable[[str, Search], Trials]
 Learned = tuple[xgb.Booster, Trials, Trial, Calibration]
 Learn = Callable[[Part, Part, Sequence[str], TrainingPlan], Learned]
 """Learns features from training and validation rows; returns a calibrated booster, and what ``Trained`` has of it."""
@@ -172,9 +173,7 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
             f"matured labels of {n_months} months, which cannot be split into training, validation and held-out ones "
             f"({needed} are needed, and the horizon of {plan.horizon.months} months twice between them)"
         )
-    training, validation, held_out = (
-        np.concatenate([shot.churned for shot in shots]) for shots in (parts.training, parts.validation, parts.held_out)
-    )
+    training, validation, held_out = (np.concatenate([shot.churned for shot in of]) for of in vars(parts).values())
     accounts = held_out[_one_an_account(parts.held_out, plan.seed)]
     return (
         _too_few(np.concatenate([training, validation]), plan.min_of_class, "to train on")
@@ -183,24 +182,20 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
     )
 
 
-def train(
-    snapshots: Sequence[Snapshot], feature_names: Sequence[str], plan: TrainingPlan, learn: Learn | None = None
-) -> Trained:
+def train(shots: Sequence[Snapshot], names: Sequence[str], plan: TrainingPlan, learn: Learn | None = None) -> Trained:
     """Learn from everything before the held-out snapshots, by default as :func:`learn_alone` does.
 
-    Deterministic: same snapshots and plan, same bytes.
-
-    Raises ``InputError`` if there are too few labels (see :func:`shortage`), or the snapshots' rows lack a column that
-    a feature, in the model's order, comes from.
+    Deterministic: same snapshots and plan, same bytes. Raises ``InputError`` if there are too few labels (see
+    :func:`shortage`), or the snapshots' rows lack a column that a feature, in the model's order, comes from.
     """
-    if reason := shortage(snapshots, plan):
+    if reason := shortage(shots, plan):
         raise InputError(f"the activity has {reason}; bring more of it")
-    parts = split(snapshots, plan)
-    encoding = plan_encoding(feature_names, parts.training[0].rows.columns)
-    training, validation, held_out = (_part(name, shots, encoding) for name, shots in vars(parts).items())
-    booster, trials, chosen, calibration = (learn or learn_alone)(training, validation, feature_names, plan)
+    parts = split(shots, plan)
+    encoding = plan_encoding(names, parts.training[0].rows.columns)
+    training, validation, held_out = (_part(name, of_part, encoding) for name, of_part in vars(parts).items())
+    booster, trials, chosen, calibration = (learn or learn_alone)(training, validation, names, plan)
     return Trained(
-        bundle=read_bundle(bytes(booster.save_raw("ubj")), feature_names, "the trained booster"),
+        bundle=read_bundle(bytes(booster.save_raw("ubj")), names, "the trained booster"),
         encoding=encoding,
         plan=plan,
         trials=trials,
@@ -210,16 +205,12 @@ def train(
         validation=validation,
         held_out=held_out,
         held_out_accounts=_take(held_out, _one_an_account(parts.held_out, plan.seed)),
-        data_sha256=digest(feature_names, (training, validation, held_out)),
+        data_sha256=digest(names, (training, validation, held_out)),
     )
 
 
 def learn_alone(
-    training: Part,
-    validation: Part,
-    feature_names: Sequence[str],
-    plan: TrainingPlan,
-    remember: Callable[[str, Search], Trials] = lambda _, search: search(),
+    training: Part, validation: Part, names: Sequence[str], plan: TrainingPlan, remember: Remember | None = None
 ) -> Learned:
     """Choose parameters and rounds, calibrate, and train on both parts.
 
@@ -227,31 +218,19 @@ def learn_alone(
     applied to one trained on them as well, with the same rounds. ``remember`` takes the digest of the data and the
     search, which takes longest, and may return what that returned before.
     """
-    data, unseen_data = dmatrix([training], feature_names), dmatrix([validation], feature_names)
-    trials = remember(digest(feature_names, (training, validation)), partial(_search, data, unseen_data, plan))
+    data, unseen_data = dmatrix([training], names), dmatrix([validation], names)
+    search = partial(_search, data, unseen_data, plan)
+    trials = remember(digest(names, (training, validation)), search) if remember else search()
     chosen = min(trials, key=lambda trial: trial.log_loss)
     provisional = xgb.train(settings(chosen.parameters, plan), data, chosen.n_rounds)
     calibration = fit_platt(provisional.predict(unseen_data, output_margin=True), validation.churned)
-    booster = apply_to_booster(fit([training, validation], chosen, feature_names, plan), calibration)
+    booster = apply_to_booster(fit([training, validation], chosen, names, plan), calibration)
     return booster, trials, chosen, calibration
 
 
-def fit(
-    parts: Sequence[Part],
-    trial: Trial,
-    feature_names: Sequence[str],
-    plan: TrainingPlan,
-    *,
-    shuffled_by: np.random.Generator | None = None,
-) -> xgb.Booster:
-    """Train a trial's parameters and rounds on the rows of some parts; not calibrated.
-
-    ``shuffled_by`` shuffles the labels, so that nothing can be learned.
-    """
-    data = dmatrix(parts, feature_names)
-    if shuffled_by is not None:
-        data.set_label(shuffled_by.permutation(data.get_label()))
-    return xgb.train(settings(trial.parameters, plan), data, trial.n_rounds)
+def fit(parts: Sequence[Part], trial: Trial, names: Sequence[str], plan: TrainingPlan) -> xgb.Booster:
+    """Train a trial's parameters and rounds on the rows of some parts; not calibrated."""
+    return xgb.train(settings(trial.parameters, plan), dmatrix(parts, names), trial.n_rounds)
 
 
 def _matured(ordered: Sequence[Snapshot], later: Sequence[Snapshot], horizon: Horizon) -> list[Snapshot]:
@@ -259,16 +238,14 @@ def _matured(ordered: Sequence[Snapshot], later: Sequence[Snapshot], horizon: Ho
     return [shot for shot in ordered if horizon.matures_on(shot.as_of) <= later[0].as_of] if later else []
 
 
-def _too_few(churned: npt.NDArray[np.bool_], minimum: int, purpose: str) -> str | None:
+def _too_few(churned: Flags, least: int, purpose: str) -> str | None:
     n_churned, n_stayed = int(churned.sum()), int((~churned).sum())
-    if min(n_churned, n_stayed) >= minimum:
+    if min(n_churned, n_stayed) >= least:
         return None
-    return (
-        f"{n_churned} matured labels of churn and {n_stayed} of staying {purpose}, where {minimum} of each are needed"
-    )
+    return f"{n_churned} matured labels of churn and {n_stayed} of staying {purpose}, where {least} of each are needed"
 
 
-def _one_an_account(held_out: Sequence[Snapshot], seed: int) -> npt.NDArray[np.bool_]:
+def _one_an_account(held_out: Sequence[Snapshot], seed: int) -> Flags:
     """Mark at most one row per account, by drawing one held-out snapshot for each account.
 
     The draw does not depend on the rows. Choosing among an account's rows would favour accounts with few rows, which
@@ -292,18 +269,14 @@ def _part(name: str, shots: Sequence[Snapshot], encoding: Encoding) -> Part:
     )
 
 
-def _take(part: Part, rows: npt.NDArray[np.bool_]) -> Part:
-    return Part(
-        part.name, part.as_ofs, part.account_ids[rows], part.places[rows], part.matrix[rows], part.churned[rows]
-    )
+def _take(part: Part, at: Flags) -> Part:
+    return Part(part.name, part.as_ofs, part.account_ids[at], part.places[at], part.matrix[at], part.churned[at])
 
 
-def dmatrix(
-    parts: Sequence[Part], feature_names: Sequence[str], margin: npt.NDArray[np.floating] | None = None
-) -> xgb.DMatrix:
+def dmatrix(parts: Sequence[Part], names: Sequence[str], margin: Array | None = None) -> xgb.DMatrix:
     """Return the rows and labels of some parts, and the log-odds that training starts from."""
     matrix, churned = (np.concatenate([getattr(part, name) for part in parts]) for name in ("matrix", "churned"))
-    return xgb.DMatrix(matrix, churned, base_margin=margin, feature_names=list(feature_names), nthread=1)
+    return xgb.DMatrix(matrix, churned, base_margin=margin, feature_names=list(names), nthread=1)
 
 
 def settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:
@@ -320,17 +293,11 @@ def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> T
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=plan.seed))
     study.enqueue_trial(dict(_FIRST_TRIAL))
     trials: list[Trial] = []
+    stop: Any = {"evals": [(validation, "validation")], "early_stopping_rounds": _PATIENCE, "verbose_eval": False}
 
     def loss_of(trial: "optuna.Trial") -> float:
         parameters = _suggest(trial)
-        booster = xgb.train(
-            {**settings(parameters, plan), "eval_metric": "logloss"},
-            data,
-            _MAX_ROUNDS,
-            evals=[(validation, "validation")],
-            early_stopping_rounds=_PATIENCE,
-            verbose_eval=False,
-        )
+        booster = xgb.train({**settings(parameters, plan), "eval_metric": "logloss"}, data, _MAX_ROUNDS, **stop)
         # The booster includes the rounds after its best one, so only the number of rounds is used.
         trials.append(Trial(parameters, int(booster.best_iteration) + 1, float(booster.best_score)))
         return trials[-1].log_loss
@@ -354,9 +321,9 @@ def _suggest(trial: "optuna.Trial") -> Parameters:
     return {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in suggested.items()}
 
 
-def digest(feature_names: Sequence[str], parts: Sequence[Part]) -> str:
+def digest(names: Sequence[str], parts: Sequence[Part]) -> str:
     """Return the SHA-256 of some rows and labels, in hexadecimal."""
-    found = hashlib.sha256("\n".join(feature_names).encode())
+    found = hashlib.sha256("\n".join(names).encode())
     for part in parts:
         found.update(f"{part.name} {' '.join(map(str, part.as_ofs))} {part.matrix.shape}".encode())
         for array in (part.account_ids, part.matrix, part.churned):

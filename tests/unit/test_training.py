@@ -179,18 +179,6 @@ def test_an_account_is_evaluated_once_at_a_month_end_that_does_not_depend_on_wha
     )
 
 
-def test_shuffled_labels_leave_nothing_to_learn_but_as_many_of_each(trained: Trained):
-    parts = [trained.training, trained.validation]
-    rng = np.random.default_rng(0)
-
-    shuffled = fit(parts, trained.chosen, FEATURE_NAMES, PLAN, shuffled_by=rng)
-
-    matrix = np.concatenate([part.matrix for part in parts])
-    churned = np.concatenate([part.churned for part in parts])
-    assert shuffled.inplace_predict(matrix).mean() == pytest.approx(churned.mean(), abs=0.02)
-    assert shuffled.get_dump() != fit(parts, trained.chosen, FEATURE_NAMES, PLAN).get_dump()
-
-
 def test_features_are_in_the_order_that_was_asked_for(shots: list[Snapshot]):
     names = FEATURE_NAMES[::-1]
 
