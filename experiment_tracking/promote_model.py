@@ -33,13 +33,9 @@ ACTIONS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, which documents the flags."""
-    actions = "\n".join(f"  {name:9} {meaning}" for name, meaning in ACTIONS.items())
-    parser = command_line.Parser(
-        prog="promote_model.py",
-        description=__doc__,
-        epilog=f"actions:\n{actions}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    actions = "\n".join(["actions:", *(f"  {name:9} {meaning}" for name, meaning in ACTIONS.items())])
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = command_line.Parser("promote_model.py", description=__doc__, epilog=actions, formatter_class=raw)
     command_line.add_variant_flags(parser, "that is registered")
     parser.add_argument("action", choices=list(ACTIONS), metavar="action", help="|".join(ACTIONS))
     parser.add_argument("--force", action="store_true", help="promote regardless of the test and the guardrails")
@@ -102,8 +98,7 @@ def _act(promoter: Promoter, args: argparse.Namespace, variant: Variant) -> list
     elif args.action == "share":
         event = promoter.share(variant, round(args.share * WHOLE / 100), reason, dry_run=dry_run)
     else:
-        reason, is_forced = args.reason, args.force
-        event, _ = promoter.promote(variant, to=args.to, reason=reason, is_forced=is_forced, dry_run=dry_run)
+        event, _ = promoter.promote(variant, to=args.to, reason=args.reason, force=args.force, dry_run=dry_run)
     return [_describe_event(event, is_dry=dry_run)]
 
 
@@ -124,12 +119,9 @@ def describe(variant: Variant, status: VariantStatus) -> list[str]:
     """Describe a variant's status in lines for a person."""
     event = status.event
     shared = f", serving {percent(event.ab_share / WHOLE)} of the accounts" if event.ab_share else ""
-    lines = [
-        f"variant    {variant}",
-        f"champion   {_version(event.champion)}",
-        f"previous   {_version(event.previous)}",
-        f"challenger {_version(event.challenger)}{shared}",
-    ]
+    named = {"champion": event.champion, "previous": event.previous, "challenger": event.challenger}
+    lines = [f"variant    {variant}", *(f"{name:10} {_version(version)}" for name, version in named.items())]
+    lines[-1] += shared
     if (comparison := status.comparison) is not None:
         lines.append(f"comparison {comparison.sentence}")
         rails = comparison.guardrails if comparison.n else ()

@@ -83,11 +83,8 @@ def move_champions(context: dg.OpExecutionContext, config: PromotionConfig, serv
                 moved[key] = f"champion v{result.champion}, previous v{result.previous}: {result.reason}"
     metadata: dict[str, Any] = {"moved": moved, "is_dry_run": config.dry_run}
     if refused:
-        raise dg.Failure(
-            f"{len(refused)} of {counted(len(config.variants), 'variant')} not changed: {'; '.join(refused.values())}",
-            metadata={**metadata, "refused": refused},
-            allow_retries=False,
-        )
+        why = f"{len(refused)} of {counted(len(config.variants), 'variant')} not changed: {'; '.join(refused.values())}"
+        raise dg.Failure(why, metadata={**metadata, "refused": refused}, allow_retries=False)
     context.add_output_metadata(metadata)
 
 
@@ -112,8 +109,8 @@ def _move(promoter: Promoter, config: PromotionConfig, variant: Variant) -> Mode
     if config.action is PromotionAction.ROLLBACK:
         reason = config.reason or "requested in Dagster"
         return promoter.roll_back(variant, reason, to=config.to, dry_run=config.dry_run)
-    reason, is_forced = config.reason, config.force
-    return promoter.promote(variant, to=config.to, reason=reason, is_forced=is_forced, dry_run=config.dry_run)[0]
+    reason, force = config.reason, config.force
+    return promoter.promote(variant, to=config.to, reason=reason, force=force, dry_run=config.dry_run)[0]
 
 
 @dg.job(description="Promotes the challengers, or rolls back the champions, of the variants in the run configuration.")
@@ -192,10 +189,8 @@ def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -
                 n.update(result)
     context.add_output_metadata(dict(n))
     if failed:
-        raise dg.Failure(
-            f"scored extracts not ingested, of {counted(len(failed), 'variant')}: {'; '.join(failed.values())}",
-            metadata={"failed": failed},
-        )
+        why = f"scored extracts not ingested, of {counted(len(failed), 'variant')}: {'; '.join(failed.values())}"
+        raise dg.Failure(why, metadata={"failed": failed})
 
 
 @dg.job

@@ -30,7 +30,6 @@ from orchestration.jobs import training_job
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions, variants_partitions
 from orchestration.resources import Services
 from orchestration.schedules import request
-from orchestration.upkeep import load_state, save_state
 
 TRIGGER_TAG, REASON_TAG = "churn/trigger", "churn/reason"
 _LISTINGS_AT_ONCE = 16
@@ -130,7 +129,9 @@ def _read_inputs(context: dg.SensorEvaluationContext) -> tuple[InputState, str]:
     if isinstance(cursor, InputState):
         _save_inputs(context, cursor)
         return cursor, ""
-    state = InputState.model_validate_json(load_state(context.instance, _state_name(cursor.state)) or "{}")
+    name = _state_name(cursor.state)
+    stored = context.instance.daemon_cursor_storage.get_cursor_values({name}).get(name)
+    state = InputState.model_validate_json(stored or "{}")
     if state.tick != cursor.state:
         context.log.warning("the state of the cursor %r is gone, so the sensor starts without one", context.cursor)
         state = InputState(tick=cursor.state)
@@ -138,7 +139,8 @@ def _read_inputs(context: dg.SensorEvaluationContext) -> tuple[InputState, str]:
 
 
 def _save_inputs(context: dg.SensorEvaluationContext, state: InputState) -> None:
-    save_state(context.instance, _state_name(state.tick), state.model_dump_json())
+    """Store a state, which Dagster keeps once, and would keep with every tick as a cursor."""
+    context.instance.daemon_cursor_storage.set_cursor_values({_state_name(state.tick): state.model_dump_json()})
 
 
 def _state_name(tick: int) -> str:
@@ -190,10 +192,8 @@ def unpublished_week_sensor(context: dg.SensorEvaluationContext, services: Servi
     tags = {WEEK_TAG: week, TRIGGER_TAG: "unpublished week"}
     requests = [request(f"again:{week}:{now.day}:{digest}", chunk, tags) for chunk in ranges(keys, left, most)]
     waiting = f"{counted(len(busy & due.keys()), 'variant')} in runs that are not finished"
-    return dg.SensorResult(
-        run_requests=requests,
-        skip_reason=None if requests else f"no variant has to be scored again for the week of {week}; {waiting}",
-    )
+    why = f"no variant has to be scored again for the week of {week}; {waiting}"
+    return dg.SensorResult(run_requests=requests, skip_reason=None if requests else why)
 
 
 @dg.sensor(
@@ -218,11 +218,8 @@ def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -
     for key, reason in reasons.items():
         tags = {RANGE_START_TAG: key, RANGE_END_TAG: key, REASON_TAG: reason[:_TAG_LENGTH]}
         requests.append(dg.RunRequest(run_key=f"train:{key}:{today}", tags=tags))
-    return dg.SensorResult(
-        run_requests=requests,
-        skip_reason=None if requests else "no champion needs retraining",
-        cursor=kind.dump_json(days | dict.fromkeys(reasons, today)).decode(),
-    )
+    skip, cursor = None if requests else "no champion needs retraining", days | dict.fromkeys(reasons, today)
+    return dg.SensorResult(run_requests=requests, skip_reason=skip, cursor=kind.dump_json(cursor).decode())
 
 
 @dg.sensor(

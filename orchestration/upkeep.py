@@ -1,6 +1,6 @@
-"""What Dagster keeps of a fleet stays small: sensors' state in place of long cursors, and old runs with their events.
+"""What Dagster keeps of a fleet stays small: purge old runs with their events.
 
-Dagster stores a sensor's cursor with every tick, and purges ticks, but neither runs nor events.
+Dagster purges ticks, but neither runs nor events.
 https://github.com/dagster-io/dagster/issues/33785
 """
 
@@ -46,13 +46,3 @@ def purge_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int
 
 def _with(name: str) -> sa.TextClause:
     return sa.text(_SQL[name]).bindparams(sa.bindparam("runs", expanding=True))
-
-
-def load_state(instance: dg.DagsterInstance, name: str) -> str | None:
-    """Return a sensor's state, which Dagster keeps once, in place of a cursor that it stores with every tick."""
-    return instance.daemon_cursor_storage.get_cursor_values({name}).get(name)
-
-
-def save_state(instance: dg.DagsterInstance, name: str, state: str) -> None:
-    """Replace a sensor's state."""
-    instance.daemon_cursor_storage.set_cursor_values({name: state})

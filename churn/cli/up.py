@@ -66,19 +66,17 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
         print("stopping …", flush=True)
 
 
-def _commands(
-    deployment: Deployment, dagster_port: int, mlflow_port: int
-) -> dict[str, tuple[list[str], Mapping[str, str]]]:
+def _commands(of: Deployment, dagster_port: int, mlflow_port: int) -> dict[str, tuple[list[str], Mapping[str, str]]]:
     """Return each server's command line and environment; passwords are only in the environment."""
     mlflow = {
-        "MLFLOW_BACKEND_STORE_URI": deployment.tracking_uri,
+        "MLFLOW_BACKEND_STORE_URI": of.tracking_uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ARTIFACTS_DESTINATION": deployment.artifact_location(Variant()),
+        "MLFLOW_ARTIFACTS_DESTINATION": of.artifact_location(Variant()),
         "MLFLOW_CONFIGURE_LOGGING": "true",
     }
     dagster = {
-        **dagster_environment(deployment),
+        **dagster_environment(of),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "CHURN_MLFLOW_UI_URL": os.environ.get("CHURN_MLFLOW_UI_URL", f"http://{HOST}:{mlflow_port}"),
     }

@@ -24,9 +24,7 @@ from churn.weeks import monday_of
 
 logger = logging.getLogger(__name__)
 
-_METRICS: Mapping[str, Mapping[str, str]] = tomllib.loads(
-    files("churn.report").joinpath("metrics.toml").read_text("utf-8")
-)
+_METRICS: dict[str, dict[str, str]] = tomllib.loads(files("churn.report").joinpath("metrics.toml").read_text("utf-8"))
 
 
 class FleetCollector(Collector):

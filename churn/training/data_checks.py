@@ -59,9 +59,8 @@ def check_churn_share(trained: Trained) -> GateCheck:
     plausible = f"{percent(MIN_CHURN_SHARE)} to {percent(MAX_CHURN_SHARE)}"
     hint = "" if share <= MAX_CHURN_SHARE else ": is the extract a sample of rows?"
     found = f"{percent(share, 1)} of {n:,} rows churned; plausible are {plausible}{hint}"
-    return GateCheck.of(
-        "churn_share_is_plausible", share, limit, found, holds=MIN_CHURN_SHARE <= share <= MAX_CHURN_SHARE
-    )
+    holds = MIN_CHURN_SHARE <= share <= MAX_CHURN_SHARE
+    return GateCheck.of("churn_share_is_plausible", share, limit, found, holds=holds)
 
 
 def check_rows_per_account(facts: pl.DataFrame) -> GateCheck:

@@ -218,8 +218,7 @@ def check_golden(trained: Trained) -> GateCheck:
 
 def check_compilation(engine: Engine) -> GateCheck:
     """Check that weekly scoring would use compiled tables."""
-    why = engine.fallback_reason
-    found = "the trees compile; their tables give XGBoost's scores and reasons"
+    why, found = engine.fallback_reason, "the trees compile; their tables give XGBoost's scores and reasons"
     if why is not None:
         found = f"XGBoost itself would have to score: {why}"
     return GateCheck.of("trees_compile_to_tables", None, None, found, holds=why is None)

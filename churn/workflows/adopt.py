@@ -20,9 +20,8 @@ from churn.inference.bundle import GOLDEN_ROWS, Bundle, load_bundle, read_bundle
 from churn.inference.forest import NotCompilableError
 from churn.registry import tags as tag
 from churn.registry.foreign import ForeignVersion, read_version
-from churn.registry.registry import Registry
 from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
-from churn.storage.sources import Provenance, SourceFile, Sources
+from churn.storage.sources import Provenance, SourceFile
 from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.wording import listed
@@ -86,22 +85,21 @@ def adopt_each(
         known = number if is_ours else adopted.get((variant, source.identity))
         if known is not None and (is_ours or given is None or known in (aliases.get(given), aliases.get(CHAMPION))):
             return f"{source.uri} is already adopted as version {known} of {name}"
-        read = partial(read_adopted, registry, sources, variant, source)
+        read = partial(read_adopted, registrar, variant, source)
         services = registry, sources, variant, registrar.artifact_location, registrar.code_version
         return Registered.of(*register.log_variant(*services, alias=alias, read=read, run_tags=run_tags))
 
     return adopt
 
 
-def read_adopted(
-    registry: Registry, sources: Sources, variant: Variant, source: ForeignVersion, folder: Path
-) -> Candidate:
+def read_adopted(registrar: Registrar, variant: Variant, source: ForeignVersion, folder: Path) -> Candidate:
     """Read a version with the variant's sample, else its activity, if it has any; check that they belong together.
 
     Raises ``ChurnError`` as :func:`churn.workflows.register.read_candidate` does.
     """
+    sources = registrar.sources
     fetch = partial(fetch_own, sources, variant, into=folder)
-    data, names, is_sklearn = read_version(registry.client, source, folder)
+    data, names, is_sklearn = read_version(registrar.registry.client, source, folder)
     columns = read_columns(sources, variant)
     bundle = read_bundle(data, names, source.uri, (columns or Columns()).categories)
     created_at = datetime.fromtimestamp(source.version.creation_timestamp / 1000, UTC)

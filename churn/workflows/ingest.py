@@ -28,7 +28,6 @@ from churn.variants import Variant
 
 logger = logging.getLogger(__name__)
 
-
 COLUMNS_NAMES = ("data/churn/columns.json",)  # optional: what the columns of the variant's activity mean
 EXCLUSIONS_NAMES = ("data/churn/exclusions.csv",)
 """Optional: accounts that no list may hold, as of :func:`churn.decisions.exclusions.parse_exclusions`."""

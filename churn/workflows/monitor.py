@@ -150,9 +150,7 @@ class FleetMonitor:
             logger.warning("MLflow registry unavailable: skipped %s: %s", ", ".join(sorted(_REGISTRY_KINDS)), error)
             return None
 
-    def _store_flags(
-        self, batches: Sequence[ScoredBatch], week: date
-    ) -> tuple[Mapping[str, ScoredBatch], list[DriftFlag]]:
+    def _store_flags(self, batches: list[ScoredBatch], week: date) -> tuple[dict[str, ScoredBatch], list[DriftFlag]]:
         """Store the flags of the variants' newest batches; returns both."""
         newest, flags = conditions.newest_batches(batches, week), conditions.flag_drifts(batches, week)
         self.fleet.replace_flags([batch.batch_id for batch in newest.values()], flags)

@@ -120,21 +120,16 @@ class Promoter:
         return self._move(variant, "shared", after, reason, dry_run=dry_run)
 
     def withdraw(
-        self,
-        variant: Variant,
-        reason: str,
-        *,
-        challenger: int | None = None,
-        evidence: Mapping[str, Any] | None = None,
-        dry_run: bool = False,
+        self, variant: Variant, reason: str, *, compared: VariantStatus | None = None, dry_run: bool = False
     ) -> ModelEvent:
-        """End a challenger, by default whichever there is: it scores no longer, and training may name another one."""
+        """End a challenger, ``compared`` or whichever there is: it scores no longer, and training may name another."""
 
         def after(now: ModelEvent) -> ModelEvent:
             version = _require(now.challenger, f"{variant} has no challenger to withdraw")
-            _require_same(variant, version, challenger or version)
+            _require_same(variant, version, compared.event.challenger if compared else version)
             return replace(now, challenger=None, ab_share=0)
 
+        evidence = compared.comparison.evidence() if compared and compared.comparison else None
         return self._move(variant, "withdrawn", after, reason, evidence=evidence, dry_run=dry_run)
 
     def withdraw_ended(self, variant: Variant, status: VariantStatus) -> ModelEvent | None:
@@ -148,7 +143,7 @@ class Promoter:
             if months < most:
                 return None
             reason = f"not proven better in {months} months, {most} at most: {reason}"
-        return self.withdraw(variant, reason, challenger=event.challenger, evidence=comparison.evidence())
+        return self.withdraw(variant, reason, compared=status)
 
     def _challenged_on(self, event: ModelEvent, comparison: Comparison) -> date:
         """Return when the challenger began; weeks that it scored may be older than the trail, or dropped."""
@@ -157,13 +152,7 @@ class Promoter:
         return min(filter(None, [*days, comparison.since]), default=self.today)
 
     def promote(
-        self,
-        variant: Variant,
-        *,
-        to: int | None = None,
-        reason: str = "",
-        is_forced: bool = False,
-        dry_run: bool = False,
+        self, variant: Variant, *, to: int | None = None, reason: str = "", force: bool = False, dry_run: bool = False
     ) -> tuple[ModelEvent, Comparison | None]:
         """Make the challenger, by default whichever there is, the champion, if it is proven better.
 
@@ -172,7 +161,7 @@ class Promoter:
         ``PromotionError``, with the figures, if there is no challenger, or it is not proven better, and ``UsageError``
         if it is forced without a reason.
         """
-        if is_forced and not reason.strip():
+        if force and not reason.strip():
             raise UsageError("--force needs --reason, which is recorded with the promotion")
         if not dry_run and (resumed := self._resume(variant, "promoted", to)) is not None:
             return resumed, None
@@ -185,13 +174,12 @@ class Promoter:
         comparison = status.comparison
         if comparison is None:
             raise PromotionError(f"{variant} has no champion to be compared with; set one with log_model.py --alias")
-        if not is_forced and (comparison.broken or not comparison.is_better):
+        if not force and (comparison.broken or not comparison.is_better):
             raise PromotionError(
                 f"version {challenger} of {variant} is not promoted: {comparison.sentence}; "
                 f"wait for more labels, or use --force with --reason"
             )
-        event = self._promote(variant, challenger, comparison, reason, is_forced=is_forced, dry_run=dry_run)
-        return event, comparison
+        return self._promote(variant, challenger, comparison, reason, force=force, dry_run=dry_run), comparison
 
     def promote_all(
         self, variants: Iterable[Variant], *, reason: str = "", dry_run: bool = False
@@ -215,7 +203,7 @@ class Promoter:
             results[Variant.from_key(key)] = comparison if key in chosen else replace(comparison, alpha=of_next)
 
         def promote(variant: Variant) -> ModelEvent:
-            return self._promote(variant, *compared[variant.key], reason, is_forced=False, dry_run=dry_run)
+            return self._promote(variant, *compared[variant.key], reason, force=False, dry_run=dry_run)
 
         return results | {Variant.from_key(key): result for key, result in for_each_variant(promote, chosen)}
 
@@ -263,16 +251,14 @@ class Promoter:
         return previous
 
     def _promote(
-        self, variant: Variant, challenger: int, comparison: Comparison, reason: str, *, is_forced: bool, dry_run: bool
+        self, variant: Variant, version: int, comparison: Comparison, reason: str, *, force: bool, dry_run: bool
     ) -> ModelEvent:
         def after(now: ModelEvent) -> ModelEvent:
-            _require_same(variant, now.challenger, challenger)
-            return replace(
-                now, champion=challenger, previous=now.champion, challenger=None, ab_share=0, is_forced=is_forced
-            )
+            _require_same(variant, now.challenger, version)
+            return replace(now, champion=version, previous=now.champion, challenger=None, ab_share=0, is_forced=force)
 
         reason, evidence = reason or comparison.sentence, comparison.evidence()
-        return self._move(variant, "promoted", after, reason, to=challenger, evidence=evidence, dry_run=dry_run)
+        return self._move(variant, "promoted", after, reason, to=version, evidence=evidence, dry_run=dry_run)
 
     def _move(
         self,
@@ -370,18 +356,10 @@ class Promoter:
             raise PromotionError(f"variant {variant} is not registered or has no alias{hint}")
         if latest is not None and not _differs(latest, aliases):
             return latest
-        is_same = latest is not None and latest.challenger == aliases.get(CHALLENGER)
-        return ModelEvent(
-            variant=variant,
-            action="observed",
-            champion=aliases.get(CHAMPION),
-            previous=aliases.get(PREVIOUS),
-            challenger=aliases.get(CHALLENGER),
-            reason="the aliases in MLflow",
-            actor=self.actor,
-            occurred_at=self.clock(),
-            ab_share=latest.ab_share if latest is not None and is_same else 0,
-        )
+        champion, previous, challenger = map(aliases.get, (CHAMPION, PREVIOUS, CHALLENGER))
+        share = latest.ab_share if latest is not None and latest.challenger == challenger else 0
+        about = "the aliases in MLflow", self.actor, self.clock()
+        return ModelEvent(variant, "observed", champion, previous, challenger, *about, ab_share=share)
 
 
 def _is_open(event: ModelEvent | None) -> bool:
@@ -396,7 +374,7 @@ def _differs(latest: ModelEvent | None, aliases: Aliases) -> bool:
     return latest is None or _versions(latest) != tuple(map(aliases.get, (CHAMPION, PREVIOUS, CHALLENGER)))
 
 
-def _require_same(variant: Variant, challenger: int | None, compared: int) -> None:
+def _require_same(variant: Variant, challenger: int | None, compared: int | None) -> None:
     if challenger != compared:
         raise PromotionError(f"the challenger of {variant} is {challenger} now, not {compared}; compare that one first")
 

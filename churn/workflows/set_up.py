@@ -14,21 +14,19 @@ if TYPE_CHECKING:
     from churn.registry.registry import Registry
 
 
-def set_up_server(
-    database: sa.URL, dagster_database: sa.URL, mlflow_database: sa.URL | None, *, keep_weeks: int = 0
-) -> Iterator[str]:
+def set_up_server(database: sa.URL, dagster: sa.URL, mlflow: sa.URL | None, *, keep_weeks: int = 0) -> Iterator[str]:
     """Create databases, schemas and roles; yields a line for each step.
 
-    ``mlflow_database`` is ``None`` if MLflow runs behind its server elsewhere.
+    ``mlflow`` is ``None`` if MLflow runs behind its server elsewhere.
     """
-    for url in (database, dagster_database, mlflow_database):
+    for url in (database, dagster, mlflow):
         if url is not None:
             is_new = ensure_database(url)
             yield f"database {url.database} at {url.host}:{url.port or 5432}: {'created' if is_new else 'found'}"
     created = ensure_roles(database)
     yield f"roles: {'created ' + ', '.join(created) if created else 'found'}"
-    if mlflow_database is not None:
-        yield f"MLflow schema: {_migrated(*migrate_mlflow(mlflow_database))}"
+    if mlflow is not None:
+        yield f"MLflow schema: {_migrated(*migrate_mlflow(mlflow))}"
     yield f"predictions schema: {_migrated(*migrate_predictions(database))}"
     record_retention(database, keep_weeks)
 

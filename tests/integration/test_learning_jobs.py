@@ -114,7 +114,7 @@ def test_a_retry_of_a_rollback_is_the_same_decision(
     register_second(site, log_model, US)
     promoter = deployment.promoter()
     promoter.challenge(US, 2, "a test")
-    promoter.promote(US, is_forced=True, reason="a drill")
+    promoter.promote(US, force=True, reason="a drill")
     config = {"ops": {"move_champions": {"config": {"variants": [US.key], "action": "ROLLBACK"}}}}
     job = dg.reconstructable(promotion_job)
     with dg.execute_job(job, instance, run_config=config) as first:

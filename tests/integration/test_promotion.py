@@ -238,7 +238,7 @@ def test_rolling_back_restores_the_very_scores(
 ):
     score(WEEKS[0])
     before = served(site, WEEKS[0])
-    promoter.promote(US, is_forced=True, reason="a drill")
+    promoter.promote(US, force=True, reason="a drill")
     score(WEEKS[0])
     assert served(site, WEEKS[0]) != before
 
@@ -252,9 +252,9 @@ def test_rolling_back_restores_the_very_scores(
 
 def test_force_needs_a_reason_and_both_are_kept(two_models: None, promoter: Promoter):
     with pytest.raises(UsageError, match="--reason"):
-        promoter.promote(US, is_forced=True)
+        promoter.promote(US, force=True)
 
-    promoter.promote(US, is_forced=True, reason="the champion is broken")
+    promoter.promote(US, force=True, reason="the champion is broken")
 
     event = promoter.events.history(US)[-1]
     assert (event.is_forced, event.reason, event.action) == (True, "the champion is broken", "promoted")
@@ -262,7 +262,7 @@ def test_force_needs_a_reason_and_both_are_kept(two_models: None, promoter: Prom
 
 def test_the_trail_tells_who_was_champion_on_any_day(site: Site, two_models: None, promoter: Promoter):
     site.rows(site.churn, "UPDATE model_events SET occurred_at = now() - interval '10 days'")
-    promoter.promote(US, is_forced=True, reason="a drill")
+    promoter.promote(US, force=True, reason="a drill")
 
     champion_on, today = promoter.events.champion_on, datetime.now(UTC).date()
     assert champion_on(US, today - timedelta(days=11)) is None
@@ -297,8 +297,8 @@ def test_an_alias_moved_past_us_is_observed(two_models: None, promoter: Promoter
 
 
 def test_what_is_wanted_is_named_so_that_doing_it_twice_is_doing_it_once(two_models: None, promoter: Promoter):
-    first, _ = promoter.promote(US, to=2, is_forced=True, reason="a drill")
-    again, _ = promoter.promote(US, to=2, is_forced=True, reason="a drill")
+    first, _ = promoter.promote(US, to=2, force=True, reason="a drill")
+    again, _ = promoter.promote(US, to=2, force=True, reason="a drill")
     assert (again.event_id, again.champion) == (first.event_id, 2)
 
     back = promoter.roll_back(US, "a drill")
@@ -315,7 +315,7 @@ def test_what_is_wanted_is_named_so_that_doing_it_twice_is_doing_it_once(two_mod
 
 
 def test_two_that_roll_back_at_once_roll_back_once(two_models: None, promoter: Promoter, deployment: Deployment):
-    promoter.promote(US, is_forced=True, reason="a drill")
+    promoter.promote(US, force=True, reason="a drill")
 
     def roll_back(_: int) -> str:
         try:
@@ -347,7 +347,7 @@ def half_promoted(two_models: None, promoter: Promoter) -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        replace(promoter, registry=Registry()).promote(US, is_forced=True, reason="a drill")
+        replace(promoter, registry=Registry()).promote(US, force=True, reason="a drill")
 
 
 def test_a_decision_counts_before_its_aliases_are_moved(
@@ -378,7 +378,7 @@ def test_a_decision_that_was_overtaken_is_not_completed(
     is_now = aliases(deployment)
 
     with pytest.raises(PromotionError, match="somebody else"):
-        promoter.promote(US, is_forced=True, reason="a drill")
+        promoter.promote(US, force=True, reason="a drill")
 
     assert aliases(deployment) == is_now
     events = [(event.action, event.state, event.champion) for event in promoter.events.history(US)[2:]]
@@ -396,15 +396,15 @@ def test_a_registry_that_fails_leaves_the_decision_to_whoever_comes_next(
             raise RegistryUnavailableError("the MLflow registry did not answer")
 
     with pytest.raises(RegistryUnavailableError, match=r"is promoted \(champion v2\).*did not answer.*repeat"):
-        replace(promoter, registry=Registry()).promote(US, is_forced=True, reason="a drill")
-    event, comparison = promoter.promote(US, is_forced=True, reason="a drill")
+        replace(promoter, registry=Registry()).promote(US, force=True, reason="a drill")
+    event, comparison = promoter.promote(US, force=True, reason="a drill")
 
     assert (event.champion, event.state, comparison) == (2, "done", None)
     assert aliases(deployment) == {CHAMPION: 2, PREVIOUS: 1}
 
 
 def test_a_run_and_its_retries_are_one_decision(two_models: None, promoter: Promoter, deployment: Deployment):
-    promoter.promote(US, is_forced=True, reason="a drill")
+    promoter.promote(US, force=True, reason="a drill")
     run = replace(promoter, decision="Dagster run 1", decided_at=datetime.now(UTC))
     first = run.roll_back(US, "a drill")
     promoter.roll_back(US, "it was right", to=2)
@@ -531,7 +531,7 @@ def test_without_a_previous_champion_there_is_nothing_to_return_to(two_models: N
 def test_a_challenger_that_cannot_gain_enough_is_withdrawn_and_scores_no_longer(
     site: Site, two_models: None, score: Callable, promoter: Promoter, deployment: Deployment
 ):
-    promoter.promote(US, is_forced=True, reason="a drill")
+    promoter.promote(US, force=True, reason="a drill")
     promoter.challenge(US, 1, "the misled one again")
     promoter.share(US, 3000, "a trial")
     for week in WEEKS:
@@ -563,7 +563,7 @@ def test_a_challenger_is_withdrawn_when_its_time_is_over(other: Variant, promote
 def test_a_challenger_is_withdrawn_once_and_by_version(other: Variant, promoter: Promoter, promote: Run):
     stale = promoter.status(other)
     with pytest.raises(PromotionError, match="is 2 now, not 7"):
-        promoter.withdraw(other, "a test", challenger=7)
+        promoter.withdraw(other, "a test", compared=replace(stale, event=replace(stale.event, challenger=7)))
 
     assert promote("--company", "clienta", "withdraw", "--reason", "a worse idea").status == 0
     promote("--company", "clienta", "withdraw").require_one_line("has no challenger to withdraw")

@@ -23,7 +23,6 @@ from orchestration.job import weekly_churn_prediction_schedule
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, sync_partitions
 from orchestration.resources import Services
 from orchestration.sensors import new_data_sensor, unpublished_week_sensor
-from orchestration.upkeep import load_state
 from tests.support.batches import week_request
 from tests.support.daemons import daemon, wait_for
 from tests.support.inputs import register_bundled
@@ -229,8 +228,8 @@ def look(instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult:
 
 def known(instance: dg.DagsterInstance, result: dg.SensorResult) -> set[str]:
     """Return the variants whose inputs the sensor has seen."""
-    slot = json.loads(str(result.cursor))["state"] % 2
-    return set(json.loads(str(load_state(instance, f"churn_variants/new_data_sensor/{slot}")))["versions"])
+    name = f"churn_variants/new_data_sensor/{json.loads(str(result.cursor))['state'] % 2}"
+    return set(json.loads(instance.daemon_cursor_storage.get_cursor_values({name})[name])["versions"])
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_versions_that_no_alias_and_no_batch_names_go_with_their_files(
     scorer.score_variant(week_request(monday_of(datetime.now(UTC).date())).of(US))
     for variant in (US, EU):
         promoter.challenge(variant, 2, "a test")
-        promoter.promote(variant, reason="a test", is_forced=True)
+        promoter.promote(variant, reason="a test", force=True)
         promoter.registry.set_aliases(variant, {"previous": None})
     registry, store, events = promoter.registry, deployment.store(), deployment.events()
     client: MlflowClient = registry.client

@@ -16,7 +16,7 @@ DELIVERED = Variant(company="delivered")
 
 
 def promote(deployment: Deployment) -> None:
-    deployment.promoter().promote(VARIANT, is_forced=True, reason="a drill")
+    deployment.promoter().promote(VARIANT, force=True, reason="a drill")
 
 
 def roll_back(deployment: Deployment) -> None:

@@ -256,7 +256,7 @@ def _with_aliases(aliases: Mapping[str, int]) -> Callable[[Bench, Place], Case]:
 
 
 def promote(deployment: Deployment, case: Case) -> None:
-    deployment.promoter().promote(case.variant, to=2, is_forced=True, reason="a drill")
+    deployment.promoter().promote(case.variant, to=2, force=True, reason="a drill")
 
 
 def roll_back(deployment: Deployment, case: Case) -> None:
