@@ -138,6 +138,7 @@ CREATE INDEX list_members_account ON list_members (company, account_id);
 CREATE INDEX list_members_batch ON list_members (batch);
 COMMENT ON TABLE list_members IS
     'Accounts within reach of an exported list of a variant. Weeks that are dropped take theirs along.';
+COMMENT ON COLUMN list_members.export_id IS 'The export in list_exports.';
 COMMENT ON COLUMN list_members.company IS 'Company of the variant; empty if it has none.';
 COMMENT ON COLUMN list_members.batch IS 'The batch in scoring_batches that the list is of.';
 COMMENT ON COLUMN list_members.arm IS 'offered: on the list; held_out: on none, though its score is high enough.';
