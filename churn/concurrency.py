@@ -1,10 +1,11 @@
-"""An ordered map in threads, a timeout, and a circuit breaker."""
+"""An ordered map in threads, timers of stages, a timeout, and a circuit breaker."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from churn.errors import TransientError
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+Seconds = list[tuple[str, float]]
 
 FAILURES_IN_A_ROW = 3
 PAUSE_S = 30.0
@@ -48,6 +50,25 @@ def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int |
                 yield started.popleft().result()
         while started:
             yield started.popleft().result()
+
+
+@contextmanager
+def timed(stage: str, into: Seconds) -> Iterator[None]:
+    """Add the seconds that the block takes; threads may add to one list."""
+    started = time.perf_counter()
+    yield
+    into.append((stage, time.perf_counter() - started))
+
+
+def each_timed(stage: str, into: Seconds, items: Iterable[_In]) -> Iterator[_In]:
+    """Yield items, and add the seconds that each took to come."""
+    iterator = iter(items)
+    while True:
+        with timed(stage, into):
+            item = next(iterator, None)
+        if item is None:
+            return
+        yield item
 
 
 def within(seconds: float, work: Callable[[], _Out]) -> _Out:

@@ -50,7 +50,7 @@ def score(path: Path, bundle: Bundle, store: PredictionStore, declared: Columns,
         bias=engine.bias,
     )  # fmt: skip
     batch = BatchInProgress(
-        score_rows(chain([first], chunks), engine, SimpleNamespace(uri="the bundled model"), summary),  # type: ignore[arg-type]  # named in errors only
+        score_rows(chain([first], chunks), engine, SimpleNamespace(uri="the bundled model"), summary, []),  # type: ignore[arg-type]  # named in errors only
         lambda: (made, NO_ROWS),
         source_columns=engine.encoding.source_columns if engine.bias is not None else (),
         has_last_active_month=first[1].last_active_months is not None,

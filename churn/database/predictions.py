@@ -24,6 +24,7 @@ import polars as pl
 import psycopg2
 import sqlalchemy as sa
 
+from churn.concurrency import Seconds, timed
 from churn.data.erased import Erased
 from churn.database.connection import READER, WRITER, Tables, create_engine, errors_translated, read_queries
 from churn.database.copy_format import CopyLayout, PulledStream, ScoredRows, encode_rows
@@ -136,6 +137,7 @@ class BatchInProgress:
     reference: str | None = None  # the profile that the batch is compared with, as JSON; `None` if its model has none
     words: str | None = None  # what its reasons mean, as of churn.data.feature_words.describe_features
     n_erasures: int = 0  # the number of erasures when its rows were read; a later erasure prevents its publication
+    seconds: Seconds = field(default_factory=list)  # what its attempt spent, by stage; threads' are added up
     _account_ids: list[npt.NDArray[np.int64]] = field(default_factory=list, init=False)
     _is_drained: bool = field(default=False, init=False)
 
@@ -143,7 +145,8 @@ class BatchInProgress:
         """Yield the rows in chunks, for COPY to encode."""
         for chunk in self.chunks:
             self._account_ids.append(chunk.account_ids)
-            yield chunk
+            with timed("publish", self.seconds):
+                yield chunk
         self._is_drained = True
 
     def finish(self, n_stored: int) -> tuple[BatchRecord, pl.DataFrame]:
@@ -351,7 +354,8 @@ def _write_batch(
     connection: sa.Connection, variant: Variant, week: date, batch: BatchInProgress
 ) -> tuple[int, BatchRecord, str | None]:
     """Write a batch that is not current; returns its number and record, and the source of the current one, if any."""
-    batch_id = _begin_batch(connection, variant, week, batch.n_erasures)
+    with timed("publish", batch.seconds):
+        batch_id = _begin_batch(connection, variant, week, batch.n_erasures)
     months, keys = batch.has_last_active_month, batch.account_keys
     layout = CopyLayout(week, tuple(batch.source_columns), batch.n_shown, months, keys)
     record, quarantined = batch.finish(_copy(connection, layout, batch.rows()))
@@ -369,6 +373,8 @@ def _record_batch(
     names, slots = ", ".join(values), ", ".join(f":{name}" for name in values)
     rows = [row | {"row": _without_nul(row["row"])} for row in quarantined.drop("activity_month").to_dicts()]
     values |= {"batch_id": batch_id, "texts": batch.words, "quarantined": json.dumps(rows)}
+    stages = {stage: round(sum(s for one, s in batch.seconds if one == stage), 4) for stage in dict(batch.seconds)}
+    values["seconds"] = json.dumps(stages)
     values["reference"] = batch.reference and _without_nul(batch.reference)
     source: str | None = connection.scalar(sa.text(_SQL["record_batch"].format(names=names, values=slots)), values)
     return source

@@ -16,8 +16,9 @@ WITH batch AS (
     FROM jsonb_to_recordset(CAST(:quarantined AS jsonb))
         AS q (row_number bigint, account_id bigint, account_key text, rules text[], row text)
 ), attempt AS (
-    INSERT INTO scoring_attempts (variant, scored_week, role, dagster_run_id, started_at, outcome, batch_id)
-    VALUES (:variant, :scored_week, :role, :dagster_run_id, :started_at, 'published', :batch_id)
+    INSERT INTO scoring_attempts (variant, scored_week, role, dagster_run_id, started_at, outcome, batch_id, seconds)
+    VALUES (:variant, :scored_week, :role, :dagster_run_id, :started_at, 'published', :batch_id,
+            CAST(:seconds AS jsonb))
 )
 SELECT max(source) FROM scoring_batches WHERE variant = :variant AND scored_week = :scored_week AND is_current
 

@@ -23,7 +23,7 @@ import polars as pl
 import tenacity
 
 from churn import errors
-from churn.concurrency import CircuitBreaker, in_threads
+from churn.concurrency import CircuitBreaker, Seconds, each_timed, in_threads, timed
 from churn.data.feature_words import describe_features
 from churn.data.scoring_rows import Chunk, RowCounts, prepare
 from churn.database.copy_format import SOURCE_COLUMNS, ScoredRows
@@ -263,10 +263,12 @@ class Scorer:
         request = replace(request, started_at=datetime.now(UTC))
         variant = request.variant
         aliases = self.aliases if self.aliases is not None else {variant: self.registry.aliases_of(variant)}
-        model = self.registry.open(variant, CHAMPION, aliases, self.versions)
+        seconds: Seconds = []
         with tempfile.TemporaryDirectory(prefix="churn-score-") as scratch:
-            raw = self._fetch(request, Path(scratch))
-            batch, scoring = self._begin(request, model, raw, CHAMPION)
+            with timed("read", seconds):
+                model = self.registry.open(variant, CHAMPION, aliases, self.versions)
+                raw = self._fetch(request, Path(scratch))
+            batch, scoring = self._begin(request, model, raw, CHAMPION, seconds)
             challenge = self._challenge(request, raw, aliases) if request.make_current else None
             reasons: list[str] = []
 
@@ -337,38 +339,40 @@ class Scorer:
 
         def begin() -> BatchInProgress:
             model = self.registry.open(variant, CHALLENGER, aliases, self.versions)
-            return self._begin(request, model, raw, CHALLENGER)[0]
+            return self._begin(request, model, raw, CHALLENGER, [])[0]
 
         # The salt decides which accounts a challenger serves: always the same ones while it is challenger.
         return Challenge(begin, version, self.store.ab_share(variant, version), salt=f"{variant.key}:{version}")
 
     def _begin(
-        self, request: ScoringRequest, model: "OpenModel", raw: SourceFile, role: str
+        self, request: ScoringRequest, model: "OpenModel", raw: SourceFile, role: str, seconds: Seconds
     ) -> tuple[BatchInProgress, "_Scoring"]:
         """Read and check the rows, compile the model for them, and begin a batch that COPY can pull."""
         from churn.inference.engine import build_engine  # imports XGBoost and Numba
 
         erased = self.store.erased(request.variant, raw.provenance.variant)
-        rows = prepare(
-            raw.path,
-            model.bundle.feature_names,
-            request.as_of,
-            self.max_quarantine_share,
-            origin=raw.provenance.uri,
-            horizon_months=self.horizon_months,
-            erased=erased,
-            declared=model.columns,
-        )
+        with timed("features", seconds):
+            rows = prepare(
+                raw.path,
+                model.bundle.feature_names,
+                request.as_of,
+                self.max_quarantine_share,
+                origin=raw.provenance.uri,
+                horizon_months=self.horizon_months,
+                erased=erased,
+                declared=model.columns,
+            )
         counts = rows.counts  # not the rows, whose memory is freed as they are consumed
         if counts.own_columns:
             message = "%s: the extract's own %s is used, not computed from its other columns"
             logger.warning(message, request.variant, " and ".join(counts.own_columns))
-        chunks = rows.chunks()
+        chunks = each_timed("features", seconds, rows.chunks())
         first = next(chunks)
         encoding, with_reasons = rows.encoding, self.with_reasons
-        engine = build_engine(
-            model.bundle, encoding, first[1], n_rows=counts.n_read, with_reasons=with_reasons, cache=self.tables
-        )
+        with timed("score", seconds):
+            engine = build_engine(
+                model.bundle, encoding, first[1], n_rows=counts.n_read, with_reasons=with_reasons, cache=self.tables
+            )
         reference = None if model.reference is None else regrouped(model.reference, encoding)
         summary = ScoreSummary(as_of=request.as_of, reference=reference, is_calibrated=model.version.is_calibrated)
         is_stand_in = raw.provenance.source != self.ingestion.sources.primary.source
@@ -382,7 +386,7 @@ class Scorer:
             return scoring.build_record(), counts.quarantined
 
         batch = BatchInProgress(
-            score_rows(unknown.counted(chain([first], chunks)), engine, model.version, summary),
+            score_rows(unknown.counted(chain([first], chunks)), engine, model.version, summary, seconds),
             finish,
             source_columns=encoding.source_columns if with_reasons else (),
             has_last_active_month=first[1].last_active_months is not None,
@@ -391,6 +395,7 @@ class Scorer:
             reference=replace(reference, parts={}).to_json() if reference else None,
             words=describe_features(encoding, json.dumps(model.columns.words)) if with_reasons else None,
             n_erasures=erased.n_erasures,
+            seconds=seconds,
         )
         return batch, scoring
 
@@ -441,25 +446,28 @@ def _score_and_report(
 
 
 def score_rows(
-    chunks: Iterable[Chunk], engine: "Engine", model: ModelVersion, summary: ScoreSummary
+    chunks: Iterable[Chunk], engine: "Engine", model: ModelVersion, summary: ScoreSummary, seconds: Seconds
 ) -> Iterator[ScoredRows]:
-    """Score every account, with bounded read-ahead, and count the scores into ``summary``.
+    """Score every account, with bounded read-ahead, and count the scores into ``summary``, time into ``seconds``.
 
     Raises ``ModelFileError`` if a score is not a probability, or its reasons do not add up to it.
     """
-    for scored, is_at_risk, profile in in_threads(partial(_score_chunk, engine, model, summary.reference), chunks):
+    for scored, is_at_risk, profile in in_threads(
+        partial(_score_chunk, engine, model, summary.reference, seconds), chunks
+    ):
         summary.add(scored.account_ids, scored.probabilities, scored.contributions, is_at_risk, profile)
         yield scored
 
 
 def _score_chunk(
-    engine: "Engine", model: ModelVersion, reference: Profile | None, chunk: Chunk
+    engine: "Engine", model: ModelVersion, reference: Profile | None, seconds: Seconds, chunk: Chunk
 ) -> tuple[ScoredRows, npt.NDArray[np.bool_] | None, Profile | None]:
     from churn.inference.engine import require_sums
     from churn.inference.explanations import sum_by_source_column
 
     account_ids, packed = chunk
-    probabilities, contributions = engine.score(packed)
+    with timed("score", seconds):  # compiled tables give the contributions in the same pass
+        probabilities, contributions = engine.score(packed)
     wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))
     if wrong.size:
         raise ModelFileError(
@@ -468,8 +476,9 @@ def _score_chunk(
         )
     scored = ScoredRows(account_ids, probabilities, last_active_months=packed.last_active_months)
     if contributions is not None and engine.bias is not None:
-        require_sums(probabilities, contributions, engine.bias, model.uri)
-        sums, values, shown = sum_by_source_column(contributions, packed.values, engine.encoding)
+        with timed("explain", seconds):
+            require_sums(probabilities, contributions, engine.bias, model.uri)
+            sums, values, shown = sum_by_source_column(contributions, packed.values, engine.encoding)
         scored = replace(scored, contributions=sums, values=values, shown=shown)
     is_at_risk = packed.is_at_risk
     if reference is None:

@@ -192,6 +192,10 @@ def test_each_variant_of_the_range_gets_its_own_scores_materializations_and_chec
         )
         for key in FLEET
     ]
+    stages = {"read", "features", "score", "explain", "publish"}
+    for (seconds,) in site.rows(site.churn, "SELECT seconds FROM scoring_attempts"):
+        assert seconds.keys() == stages
+        assert all(0 <= spent < 60 for spent in seconds.values())
 
 
 def test_running_twice_leaves_one_current_row_per_account(site: Site, us: pd.DataFrame, execute: Execute) -> None:

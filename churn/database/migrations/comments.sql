@@ -138,6 +138,9 @@ DECLARE
             ('scoring_attempts', 'error_type', 'Class of the error; null if none occurred.'),
             ('scoring_attempts', 'error', 'What failed, with the next step; null if nothing did.'),
             ('scoring_attempts', 'is_transient', 'Whether trying again may help; null if nothing failed.'),
+            ('scoring_attempts', 'seconds',
+             'Seconds by stage: read (model, input), features, score, explain, publish; of threads the sum; null if '
+             'it failed.'),
             ('scoring_attempts', 'started_at', 'When the attempt began.'),
             ('scoring_attempts', 'ended_at', 'When it ended.'),
             ('scoring_batches', 'batch_id', 'Number of the batch.'),

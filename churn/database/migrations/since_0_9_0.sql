@@ -167,7 +167,7 @@ COMMENT ON FUNCTION churn_now IS 'The time that is recorded. Only the owner can 
 -- it is the one whose number the session has drawn and not published. The transaction that published a batch, and no
 -- other, can make it current.
 
-ALTER TABLE scoring_attempts ALTER COLUMN ended_at SET DEFAULT clock_timestamp();
+ALTER TABLE scoring_attempts ADD COLUMN seconds jsonb, ALTER COLUMN ended_at SET DEFAULT clock_timestamp();
 REVOKE INSERT, UPDATE ON scoring_batches, scoring_attempts FROM churn_writer;
 GRANT UPDATE (history_status) ON scoring_batches TO churn_writer;
 DO $do$
