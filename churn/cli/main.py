@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, closing
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from churn.cli import campaign
 from churn.deployment import command_line
@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     variant = "a key, or us if one scored variant has that name; default: base, or the only one with the account"
     explain.add_argument("--variant", help=variant)
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
+    _add_psql(commands)
     report = add_command(commands, "report", "write one HTML file about the fleet and each of its variants")
     report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
     report.add_argument("--week", help="the Monday to report on, as YYYY-MM-DD; default: the newest scored week's")
@@ -79,6 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
     metrics.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
     metrics.add_argument("--port", type=parse_port, default=9464, help="port to listen at; default: %(default)s")
     return parser
+
+
+def _add_psql(commands: Any) -> None:
+    psql = add_command(commands, "psql", "open PostgreSQL's client on the predictions, as the reader role")
+    psql.add_argument("-c", dest="sql", action="append", default=[], metavar="SQL", help="run this and end; repeatable")
+    psql.add_argument("arguments", nargs="*", help="further arguments of psql, after --")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -165,6 +172,13 @@ def _explain(args: argparse.Namespace) -> None:
     with _opened() as deployment:
         url = deployment.database_as("reader")
         explain_account(url, name, args.account, week, build_console(), as_json=args.json)
+
+
+def _psql(args: argparse.Namespace) -> None:
+    from churn.cli.psql import run_psql
+
+    with _opened() as deployment:
+        sys.exit(run_psql(deployment, [*args.arguments, *(word for sql in args.sql for word in ("-c", sql))]))
 
 
 def _metrics(args: argparse.Namespace) -> None:
@@ -299,6 +313,6 @@ def _doctor(args: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo, "up": _up, "score": _score, "explain": _explain, "report": _report, "metrics": _metrics,
     "erase": _erase, "retain": _retain, "deliver": _deliver, "alerts": _alerts, "reader": _reader, "doctor": _doctor,
-    "status": _status,
+    "status": _status, "psql": _psql,
     **dict.fromkeys(("campaign", "export", "exclude"), partial(campaign.run, opened=_opened)),
 }  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from churn.cli.logs import LogCopy
+from churn.cli.psql import reader_dsn
 from churn.database.connection import locked_alone
 from churn.database.events import this_person
 from churn.deployment.services import Deployment, open_deployment
@@ -59,7 +60,7 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
             print(f"{name:8} starting …", flush=True)
             servers[name].wait_until_ready(f"{address}/{'server_info' if name == 'dagster' else 'health'}")
             print(f"{name:8} {address}{_START_PAGES[name]}", flush=True)
-        print(f"logs     {logs}\nCtrl-C stops both.", flush=True)
+        print(f"analysts {reader_dsn(deployment)}\nlogs     {logs}\nCtrl-C stops both.", flush=True)
         while not stop_request.wait(1):
             for server in servers.values():
                 server.require_running()

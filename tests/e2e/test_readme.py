@@ -16,7 +16,6 @@ import sqlalchemy as sa
 
 from churn.cli.demo import VARIANTS
 from churn.cli.main import main
-from churn.database.embedded_host import find_programs
 from churn.database.predictions import read_current
 from churn.deployment.services import open_deployment
 from churn.deployment.settings import load_settings
@@ -26,12 +25,10 @@ from tests.support.site import Run
 
 README = (ROOT / "README.md").read_text()
 ANALYSTS = (ROOT / "docs/for-analysts.md").read_text()
-CONNECT = "<!-- connect -->\n"
-"""Marks the block of shell lines that belong together; it has a test of its own."""
 
 
 def commands(text: str) -> list[str]:
-    blocks = re.findall(rf"(?<!{re.escape(CONNECT)})```bash\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -167,19 +164,6 @@ def test_the_analysts_queries_answer_what_their_text_says(database: sa.URL):
 
 def reasons_shown(text: str) -> list[int]:
     return [int(account) for account in re.findall(r"p\.account_id = (\d+)", text)]
-
-
-def test_an_analyst_connects_to_the_embedded_server_as_the_page_says(
-    database: sa.URL, environment: dict[str, str], tmp_path: Path
-):
-    block = ANALYSTS.partition(f"{CONNECT}```bash\n")[2].partition("```")[0]
-    (tmp_path / ".churn").symlink_to(environment["CHURN_HOME"])
-    programs = find_programs(None, None, copies=tmp_path).folder
-
-    said = run(f"cd '{tmp_path}'\n{block}", environment | {"PATH": f"{programs}:{environment['PATH']}"})
-
-    assert database.port
-    assert re.search(r"^ +[1-9]\d{3,}$", said, re.MULTILINE)
 
 
 def test_every_file_that_the_readme_points_to_exists():

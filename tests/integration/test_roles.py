@@ -4,18 +4,24 @@ able to rewrite a prediction, drop a table, read a password or hide what it did.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from string import Template
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from churn.cli.psql import reader_dsn, run_psql
 from churn.database.connection import READER, WRITER, create_engine
 from churn.database.events import ModelEvent, ModelEvents
 from churn.database.incidents import Incidents
 from churn.database.predictions import BatchInProgress, BatchRecord, Challenge, PredictionStore
 from churn.database.schema import ensure_roles
+from churn.deployment.services import Deployment
+from churn.errors import UsageError
 from churn.monitoring.incidents import Condition
 from churn.variants import Variant
 from tests.support.batches import NO_ROWS, WEEK, record, scored
@@ -448,3 +454,24 @@ def test_every_function_that_runs_as_the_owner_searches_no_schema_that_others_ma
     owned |= {"variant_list", "variant_left_out", "record_export", "decision_salt", "erase_decisions"}
     assert set(found) == owned | {"require_own_batch", "retain_weeks"}
     assert all("search_path=pg_catalog, pg_temp" in settings for settings in found.values())
+
+
+def test_an_analyst_connects_by_command_or_by_an_address_without_a_password(
+    deployment: Deployment, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = deployment.settings.model_copy(update={"churn_home": tmp_path, "churn_postgres_bin": tmp_path})
+    as_embedded = replace(deployment, settings=settings, is_embedded=True)
+
+    dsn = reader_dsn(as_embedded)
+
+    assert str(deployment.database.password) not in dsn
+    assert (tmp_path / "pgpass").stat().st_mode & 0o777 == 0o600
+    with psycopg2.connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT current_role")
+        assert cursor.fetchone() == (READER,)
+    connection.close()
+    assert run_psql(deployment, ["-At", "-c", "SELECT current_role"]) == 0
+    assert capfd.readouterr().out == f"{READER}\n"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=r"no psql here; install it \(.*\), or use postgresql://"):
+        run_psql(as_embedded, [])
