@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     variant = "a key, or us if one scored variant has that name; default: base, or the only one with the account"
     explain.add_argument("--variant", help=variant)
     explain.add_argument("--week", help="the scored week, as YYYY-MM-DD; default: the newest")
-    _add_psql(commands)
+    _add_commands_of_readers(commands)
     report = add_command(commands, "report", "write one HTML file about the fleet and each of its variants")
     report.add_argument("--out", type=Path, metavar="PATH", help="the file; default: report.html in CHURN_HOME")
     report.add_argument("--week", help="the Monday to report on, as YYYY-MM-DD; default: the newest scored week's")
@@ -70,10 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
     deliver.add_argument("--all-weeks", action="store_true", help="deliver all; withdraw weeks that were dropped")
     alerts = add_command(commands, "alerts", "list the alerts that wait, or drop those of a receiver", has_json=True)
     alerts.add_argument("--drop", metavar="RECEIVER", help="drop what waits for this receiver, which is gone")
-    reader = add_command(commands, "reader", "create a login that reads the predictions of some variants only")
-    reader.add_argument("action", choices=["add"], help="add: create the login, or extend it by further variants")
-    reader.add_argument("name", help="the login")
-    reader.add_argument("--variant", metavar="KEY", action="append", required=True, help="what it reads; repeatable")
     campaign.add_parsers(commands)
     add_command(commands, "doctor", "show what is set, reached, permitted and missing, no secret", has_json=True)
     metrics = add_command(commands, "metrics", "serve the state of the fleet to Prometheus until interrupted")
@@ -82,10 +78,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_psql(commands: Any) -> None:
-    psql = add_command(commands, "psql", "open PostgreSQL's client on the predictions, as the reader role")
+def _add_commands_of_readers(commands: Any) -> None:
+    psql = command_line.add_command(commands, "psql", "open PostgreSQL's client on the predictions, as the reader role")
     psql.add_argument("-c", dest="sql", action="append", default=[], metavar="SQL", help="run this and end; repeatable")
     psql.add_argument("arguments", nargs="*", help="further arguments of psql, after --")
+    reader = command_line.add_command(
+        commands, "reader", "create a login that reads the predictions of some variants only"
+    )
+    reader.add_argument("action", choices=["add"], help="add: create the login, or extend it by further variants")
+    reader.add_argument("name", help="the login")
+    reader.add_argument("--variant", metavar="KEY", action="append", required=True, help="what it reads; repeatable")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
