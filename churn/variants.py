@@ -78,10 +78,8 @@ class Variant:
         variant = cls(**fields) if fields.keys() <= {"geography", "company"} else None
         if variant is None or variant.key != key:
             meant = variant.key if variant is not None else _keys_of(key.casefold())
-            raise UsageError(
-                f"variant key {key!r} is not one of base, geography-<g>, company-<c> or geography-<g>.company-<c>"
-                f"{f'; did you mean {meant}?' if meant else ''}"
-            )
+            keys = "base, geography-<g>, company-<c> or geography-<g>.company-<c>"
+            raise UsageError(f"variant key {key!r} is not one of {keys}{f'; did you mean {meant}?' if meant else ''}")
         return variant
 
     @classmethod
@@ -100,10 +98,9 @@ class Variant:
             head, *parts = folded.removeprefix(ours).split("-")
             if folded.startswith(ours) and not head and len(parts) in (0, 2):
                 return cls(*parts)
-        raise UsageError(
-            f"the name {name!r} does not tell its variant, as one that ends in geography-us, company-clienta or "
-            f"geography-eu-company-clientb does; name it by --geography, --company or --variant"
-        )
+        such = "one that ends in geography-us, company-clienta or geography-eu-company-clientb does"
+        remedy = "name it by --geography, --company or --variant"
+        raise UsageError(f"the name {name!r} does not tell its variant, as {such}; {remedy}")
 
     def __str__(self) -> str:
         return self.key

@@ -175,20 +175,17 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
         return
     if raw := sorted(set(columns) & KINDS.keys() - {*features, "account_id"}):
         lacking = [name for name in KEY if name not in columns]
-        raise InputError(
-            f"the rows have columns of raw activity ({listed(raw, 4)}) and lack {' and '.join(lacking)}; add it to the "
-            f"extract: raw activity has an account_id and an activity_month in each row"
-        )
+        problem = f"the rows have columns of raw activity ({listed(raw, 4)}) and lack {' and '.join(lacking)}"
+        remedy = "add it to the extract: raw activity has an account_id and an activity_month in each row"
+        raise InputError(f"{problem}; {remedy}")
     if len(missing) == len(features):
         raise InputError(
             f"the rows have columns {listed(sorted(columns))}, which are neither raw activity (account_id, "
             f"activity_month, …) nor the model's {len(features)} features ({listed(features, 4)})"
         )
     near = listed_with_nearest(missing, [name for name in columns if name not in features])
-    raise InputError(
-        f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {near}; "
-        f"export them again with the model's feature names"
-    )
+    remedy = "export them again with the model's feature names"
+    raise InputError(f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {near}; {remedy}")
 
 
 def _check(frame: pl.DataFrame, kinds: Kinds, required: Names, rules: Sequence[Rule], first_row: int) -> CheckedRows:

@@ -90,16 +90,12 @@ class Columns:
         """Raise ``InputError`` if activity lacks a declared column, or one of activity cannot measure it."""
         declared = [*self.activity, *self.segments, *([self.revenue] if self.revenue else [])]
         if missing := [name for name in dict.fromkeys(declared) if name not in columns]:
-            raise InputError(
-                f"{origin} has columns {sorted(columns)} and lacks the declared {', '.join(missing)}; correct the "
-                f"declaration or add the columns"
-            )
+            problem = f"{origin} has columns {sorted(columns)} and lacks the declared {', '.join(missing)}"
+            raise InputError(f"{problem}; correct the declaration or add the columns")
         kinds = {name: KINDS.get(name, "number") for name in self.activity}
         if wrong := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in ("number", "money", "balance")]:
-            raise InputError(
-                f"{origin}: {', '.join(wrong)} cannot measure activity, for which numbers are needed that are 0 in a "
-                f"month without it; correct the declaration"
-            )
+            needed = "for which numbers are needed that are 0 in a month without it; correct the declaration"
+            raise InputError(f"{origin}: {', '.join(wrong)} cannot measure activity, {needed}")
 
 
 def _names(names: list[Any]) -> tuple[str, ...]:

@@ -109,10 +109,8 @@ def _require_utf8(path: Path) -> None:
         path.read_bytes().decode()
     except UnicodeDecodeError as error:
         number, byte = error.object.count(10, 0, error.start) + 1, error.object[error.start]  # 10 is a line feed
-        raise ValueError(
-            f"line {number} has the byte {byte:#04x}, which is no UTF-8; Excel's plain CSV is in Windows-1252: save it "
-            f"as CSV UTF-8"
-        ) from error
+        remedy = "Excel's plain CSV is in Windows-1252: save it as CSV UTF-8"
+        raise ValueError(f"line {number} has the byte {byte:#04x}, which is no UTF-8; {remedy}") from error
 
 
 def _require_whole_rows(path: Path, n_columns: int, separator: str, n_skipped: int, n_rows: int) -> bool:
@@ -128,10 +126,9 @@ def _require_whole_rows(path: Path, n_columns: int, separator: str, n_skipped: i
         reader = csv.reader(lines, delimiter=separator)
         for fields in islice(reader, n_skipped, None):
             if fields and len(fields) != n_columns:
-                raise InputError(
-                    f"{path.name} has {len(fields)} fields in the row that ends on line {reader.line_num}, and "
-                    f"its header {n_columns}; is the file cut off? Write it again"
-                )
+                row = f"{len(fields)} fields in the row that ends on line {reader.line_num}"
+                hint = "is the file cut off? Write it again"
+                raise InputError(f"{path.name} has {row}, and its header {n_columns}; {hint}")
     return has_quotes
 
 

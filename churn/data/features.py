@@ -79,10 +79,9 @@ def is_active(activity: pl.DataFrame, money: Names = MONEY) -> pl.Series:
     schema = activity.schema
     columns = [parse_value(name, "number", schema[name]).ne(0.0) for name in money if name in schema]
     if not columns:
-        raise UnlabelledError(
-            f"the activity has columns {sorted(activity.columns)}, none of which measures activity; at least one of "
-            f"{', '.join(money)} is needed, or a declaration of others in data/churn/columns.json"
-        )
+        problem = f"the activity has columns {sorted(activity.columns)}, none of which measures activity"
+        needed = f"at least one of {', '.join(money)} is needed, or a declaration of others in data/churn/columns.json"
+        raise UnlabelledError(f"{problem}; {needed}")
     return activity.select(is_active=pl.any_horizontal(columns).fill_null(value=False)).to_series()
 
 

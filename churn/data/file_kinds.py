@@ -72,10 +72,8 @@ def sniff(head: bytes, name: str) -> str:
     if b"\0" in head:
         raise InputError(f"{name} is binary and not Parquet (first bytes {head[:4]!r}); {_READ}")
     if text[:1] == b"<":
-        raise InputError(
-            f"{name} is a page of HTML or XML (it begins with {text[:20]!r}); is it the error of a download, or an "
-            f"Excel sheet saved as a web page? {_READ}"
-        )
+        hint = f"is it the error of a download, or an Excel sheet saved as a web page? {_READ}"
+        raise InputError(f"{name} is a page of HTML or XML (it begins with {text[:20]!r}); {hint}")
     if _SQL.match(text):
         raise InputError(f"{name} is SQL, as pg_dump or mysqldump writes it (line 1: {text[:20]!r}); {_EXPORT}")
     return {b"[": "json_array", b"{": "json_lines"}.get(text[:1], "csv")
@@ -118,10 +116,8 @@ def unpacked(path: Path) -> Path:
                 file.write(chunk)
         size = file.tell()
     if size > limit:
-        raise InputError(
-            f"{path.name} packs more than {limit} bytes into {path.stat().st_size}, which no extract of many accounts "
-            f"does; write it again"
-        )
+        remedy = "which no extract of many accounts does; write it again"
+        raise InputError(f"{path.name} packs more than {limit} bytes into {path.stat().st_size}, {remedy}")
     if again := codec_of(head_of(copy)):
         raise InputError(f"{path.name} is packed twice ({codec}, then {again}); pack it once")
     return copy
@@ -147,7 +143,5 @@ def is_part(key: str) -> bool:
 def require_few_columns(path: Path, n_columns: int) -> None:
     """Reject a file that becomes a table of very many columns."""
     if n_columns > MAX_COLUMNS:
-        raise InputError(
-            f"{path.name} has at least {n_columns} columns, and at most {MAX_COLUMNS} are read; is each row an object "
-            f"with the same few keys, or is the header cut into lines?"
-        )
+        hint = "is each row an object with the same few keys, or is the header cut into lines?"
+        raise InputError(f"{path.name} has at least {n_columns} columns, and at most {MAX_COLUMNS} are read; {hint}")

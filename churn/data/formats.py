@@ -154,10 +154,9 @@ def _open_parquet(path: Path) -> RowFile:
                     yield pl.DataFrame(pl.from_arrow(convert(batch))).select(columns)
             except _DAMAGE as error:
                 if is_not_implemented(error):
-                    raise InputError(
-                        f"{path.name}, written by {writer!r}, is a Parquet file of a kind that is not read "
-                        f"({cause_of(error)}); write it with the codec zstd or snappy, and without encryption"
-                    ) from error
+                    what = f"is a Parquet file of a kind that is not read ({cause_of(error)})"
+                    needed = "write it with the codec zstd or snappy, and without encryption"
+                    raise InputError(f"{path.name}, written by {writer!r}, {what}; {needed}") from error
                 raise
             if n_read != n_rows:
                 raise ValueError(f"it has {n_read} rows and its metadata {n_rows}")
@@ -199,10 +198,8 @@ def _require_short_texts(path: Path, batch: pa.RecordBatch) -> None:
             continue
         longest = pc.max(pc.binary_length(values)).as_py() or 0
         if longest > _LONGEST_TEXT:
-            raise InputError(
-                f"{path.name} has a text of {longest} bytes in column {name!r}, and up to {_LONGEST_TEXT} are read; "
-                f"correct the extract"
-            )
+            problem = f"a text of {longest} bytes in column {name!r}, and up to {_LONGEST_TEXT} are read"
+            raise InputError(f"{path.name} has {problem}; correct the extract")
 
 
 def _require_modest(path: Path, metadata: pq.FileMetaData) -> int:
@@ -210,16 +207,13 @@ def _require_modest(path: Path, metadata: pq.FileMetaData) -> int:
     require_few_columns(path, metadata.num_columns)
     size = path.stat().st_size
     if metadata.num_rows > max(size, _MANY_ROWS):
-        raise InputError(
-            f"{path.name} declares {metadata.num_rows} rows in {size} bytes, less than a byte each; rows of many "
-            f"accounts are needed: write the extract again"
-        )
+        problem = f"{path.name} declares {metadata.num_rows} rows in {size} bytes, less than a byte each"
+        raise InputError(f"{problem}; rows of many accounts are needed: write the extract again")
     # Not column by column: reading the sizes of a damaged column ends the process.
     unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     if unpacked > max(file_kinds.MANY_BYTES, file_kinds.MOST_PACKED * size):
-        raise InputError(
-            f"{path.name} packs {unpacked} bytes into {size}, which no extract of many accounts does; write it again"
-        )
+        remedy = "which no extract of many accounts does; write it again"
+        raise InputError(f"{path.name} packs {unpacked} bytes into {size}, {remedy}")
     return int(unpacked)
 
 
@@ -227,10 +221,8 @@ def _require_few_gaps(path: Path, n_rows: int, n_columns: int, n_values: int) ->
     """Reject rows that hardly share a key: a table of them is mostly gaps, and many times as large as the file."""
     require_few_columns(path, n_columns)
     if n_rows * n_columns > max(_MANY_CELLS, 8 * n_values):
-        raise InputError(
-            f"{path.name} has {n_values} values in {n_rows} rows of {n_columns} different keys; rows that have their "
-            f"keys in common are needed"
-        )
+        needed = "rows that have their keys in common are needed"
+        raise InputError(f"{path.name} has {n_values} values in {n_rows} rows of {n_columns} different keys; {needed}")
 
 
 def _read_json_lines(path: Path, _: Sequence[str]) -> pl.DataFrame:
@@ -277,10 +269,8 @@ def _read_even_lines(path: Path) -> pl.DataFrame | None:
 
 def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
     if (size := path.stat().st_size) > MAX_ARRAY_BYTES:
-        raise InputError(
-            f"{path.name} is one JSON array of {size} bytes, and up to {MAX_ARRAY_BYTES} are read; write Parquet or "
-            f"JSON Lines"
-        )
+        problem = f"{path.name} is one JSON array of {size} bytes, and up to {MAX_ARRAY_BYTES} are read"
+        raise InputError(f"{problem}; write Parquet or JSON Lines")
     with raised_as(InputError, f"{path.name} is not valid JSON", *_NO_JSON, remedy="it may be truncated"):
         rows = _parse_line(path.read_bytes())
     if not rows:
@@ -292,9 +282,8 @@ def _read_json_array(path: Path, names: Sequence[str]) -> pl.DataFrame:
         raise InputError(f"{path.name} is a JSON array of mixed values; either objects or arrays are needed")
     widths = sorted({len(row) for row in rows})
     if widths != [len(names)]:
-        raise InputError(
-            f"{path.name} is a JSON array of arrays of lengths {widths[:5]}; the model has {len(names)} features"
-        )
+        needed = f"the model has {len(names)} features"
+        raise InputError(f"{path.name} is a JSON array of arrays of lengths {widths[:5]}; {needed}")
     return _from_records(path.name, rows, list(names))
 
 

@@ -96,10 +96,8 @@ class Reports:
         Raises ``InputError`` if ``facts`` lack ``known_at`` or every money column.
         """
         if "known_at" not in facts.columns:
-            raise InputError(
-                "the activity has no known_at, so it is unknown what was known at a past date; read it from the "
-                "variant's history, which adds known_at to every fact"
-            )
+            remedy = "read it from the variant's history, which adds known_at to every fact"
+            raise InputError(f"the activity has no known_at, so it is unknown what was known at a past date; {remedy}")
         selected = facts.select(pl.col(key_columns(facts.columns)).to_physical(), is_active(facts, money))
         columns = [column.to_numpy() for column in selected]
         levels = facts.select(name for name in segments if name in facts.columns)

@@ -179,10 +179,8 @@ def _read_activity(
     marks, n_withheld = _mark(checked, as_of, known)
     month = checked.rows["activity_month"]
     if not marks.any():
-        raise InputError(
-            f"no account of {origin} was known at {as_of}: its months run from {month.min()!s} to {month.max()!s}; "
-            f"score a later week or bring an earlier extract"
-        )
+        problem = f"no account of {origin} was known at {as_of}: its months run from {month.min()!s} to {month.max()!s}"
+        raise InputError(f"{problem}; score a later week or bring an earlier extract")
     last_active = None
     if "is_active" in checked.rows.columns:
         last_active = features.last_active_months(known, checked.rows["is_active"].to_numpy())

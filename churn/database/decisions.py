@@ -112,10 +112,9 @@ class Decisions(Tables):
         exclusions, broken = parse_exclusions(rows, *of)
         done = self.exclude(exclusions)
         if broken:
-            raise InputError(
-                f"{origin}: {counted(len(broken), 'row')} cannot be read and excluded nobody: "
-                f"{listed(list(map(str, broken)))}; correct their id, reason or day, and exclude the file again"
-            )
+            remedy = "correct their id, reason or day, and exclude the file again"
+            problem = f"{counted(len(broken), 'row')} cannot be read and excluded nobody"
+            raise InputError(f"{origin}: {problem}: {listed(list(map(str, broken)))}; {remedy}")
         return done
 
     def revoke(self, exclusions: Sequence[Exclusion]) -> int:

@@ -113,10 +113,9 @@ class _Server:
             # Locked but silent: it is starting, recovering or stopping, or was killed and its orphans are ending.
             while (url := self._find_url()) is None and not host.try_lock(alive):
                 if time.monotonic() > deadline:
-                    raise DatabaseUnavailableError(
-                        f"the PostgreSQL of {self.folder} has not answered for {_WAIT_SECONDS} s; "
-                        f"see {self.log}, then end the process named in {self.data / 'postmaster.pid'}"
-                    )
+                    problem = f"the PostgreSQL of {self.folder} has not answered for {_WAIT_SECONDS} s"
+                    remedy = f"see {self.log}, then end the process named in {self.data / 'postmaster.pid'}"
+                    raise DatabaseUnavailableError(f"{problem}; {remedy}")
                 time.sleep(0.05)
             if url is None:
                 if self.cluster.exists():
@@ -126,9 +125,8 @@ class _Server:
                 self._start(alive, ports)
                 url = self._find_url()
         if url is None:
-            raise DatabaseUnavailableError(
-                f"the PostgreSQL of {self.folder} started and does not answer; see {self.log} and run again"
-            )
+            remedy = f"see {self.log} and run again"
+            raise DatabaseUnavailableError(f"the PostgreSQL of {self.folder} started and does not answer; {remedy}")
         return url
 
     def _find_url(self) -> URL | None:

@@ -198,9 +198,8 @@ def server_folder(link: Path, account: Account | None) -> Path:
             _link_elsewhere(link)
     folder = link.resolve(strict=True)
     if obstacle := _obstacle(folder / "cluster", account):
-        raise StoreError(
-            f"PostgreSQL cannot use {folder}: {obstacle}; move it elsewhere and leave a symbolic link to it at {link}"
-        )
+        remedy = f"move it elsewhere and leave a symbolic link to it at {link}"
+        raise StoreError(f"PostgreSQL cannot use {folder}: {obstacle}; {remedy}")
     return folder
 
 

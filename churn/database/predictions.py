@@ -160,10 +160,8 @@ class BatchInProgress:
         if record.n_rows_scored == 0:
             raise StoreError(f"no rows were scored for {record.variant}; refusing to replace a batch with nothing")
         if n_stored != record.n_rows_scored:
-            raise StoreError(
-                f"{n_stored} rows of {record.variant} reached PostgreSQL and {record.n_rows_scored} were scored; "
-                "nothing was published: run the variant again"
-            )
+            problem = f"{n_stored} rows of {record.variant} reached PostgreSQL and {record.n_rows_scored} were scored"
+            raise StoreError(f"{problem}; nothing was published: run the variant again")
         # Checked here, since a primary key costs several times as much as writing the rows.
         ids = pl.Series(np.concatenate(self._account_ids))
         if ids.n_unique() < len(ids):

@@ -23,10 +23,8 @@ def add_reader(url: sa.URL, reader: str, variants: Collection[Variant]) -> list[
     to. Raises ``UsageError`` if the name cannot be a reader's, or a login of that name may do more than such a reader.
     """
     if not _NAME.fullmatch(reader):
-        raise UsageError(
-            f"{reader!r} cannot be a reader: use a to z, 0 to 9 and _, a letter first, neither pg_ nor churn_, at most "
-            "63 characters"
-        )
+        needed = "use a to z, 0 to 9 and _, a letter first, neither pg_ nor churn_, at most 63 characters"
+        raise UsageError(f"{reader!r} cannot be a reader: {needed}")
     with errors_translated(url, remedy=SETUP_NEEDS), create_engine(url).begin() as connection:
         may_do_more = connection.scalar(_SQL["rights"], {"reader": reader})
         if may_do_more:

@@ -138,9 +138,8 @@ def require_predictions_schema(url: sa.URL, *, role: str) -> None:
         revision = MigrationContext.configure(connection).get_current_revision()
         is_served = revision and (revision == newest or _is_newer(connection, revision))
     if not is_served:
-        raise StoreError(
-            f"database {url.database!r} is at schema {revision or 'none'} and this code needs {newest}; {_SET_UP}"
-        )
+        found = f"database {url.database!r} is at schema {revision or 'none'}"
+        raise StoreError(f"{found} and this code needs {newest}; {_SET_UP}")
 
 
 def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
@@ -150,10 +149,9 @@ def require_mlflow_schema(url: sa.URL, *, role: str | None) -> None:
         revision = MigrationContext.configure(connection).get_current_revision()
     if revision != known[0]:
         unknown = "it does not know that one: use the code that made it"
-        raise StoreError(
-            f"MLflow's database {url.database!r} is at schema {revision or 'none'} and the installed MLflow needs "
-            f"{known[0]}; {_SET_UP if revision in (None, *known) else unknown}"
-        )
+        found, remedy = revision or "none", _SET_UP if revision in (None, *known) else unknown
+        problem = f"MLflow's database {url.database!r} is at schema {found} and the installed MLflow needs {known[0]}"
+        raise StoreError(f"{problem}; {remedy}")
 
 
 def _is_newer(connection: sa.Connection, revision: str) -> bool:
@@ -173,10 +171,9 @@ def _is_newer(connection: sa.Connection, revision: str) -> bool:
             f"last commit with migration {revision} (docs/adr/0039)"
         )
     if oldest not in known:
-        raise StoreError(
-            f"database {name!r} is at schema {revision}, which serves code of schema {oldest} or newer, and this code "
-            f"is of {known[0]}; install the release that made it, or restore the backup from before its upgrade"
-        )
+        serves = f"which serves code of schema {oldest} or newer, and this code is of {known[0]}"
+        remedy = "install the release that made it, or restore the backup from before its upgrade"
+        raise StoreError(f"database {name!r} is at schema {revision}, {serves}; {remedy}")
     return True
 
 

@@ -301,10 +301,8 @@ def parse_alias(args: argparse.Namespace) -> str | None:
     """Return the value of ``--alias``; raises ``UsageError`` if MLflow would reject it at registration."""
     alias: str | None = args.alias
     if alias is not None and not _ALIAS.fullmatch(alias):
-        raise UsageError(
-            f"alias {alias!r} is not allowed: letters, digits, - and _, at most 255, and neither latest nor a version "
-            f"such as v3; champion is the one that scores"
-        )
+        needed = "letters, digits, - and _, at most 255, and neither latest nor a version such as v3"
+        raise UsageError(f"alias {alias!r} is not allowed: {needed}; champion is the one that scores")
     known = (CHAMPION, CHALLENGER, PREVIOUS)
     if alias is not None and alias not in known and (meant := get_close_matches(alias.lower(), known, 1)):
         raise UsageError(f"alias {alias!r} is not {meant[0]}, and close to it; name that, or one that differs more")

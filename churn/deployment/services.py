@@ -342,9 +342,8 @@ def open_deployment(settings: Settings | None = None) -> Iterator[Deployment]:
             if settings.churn_database_url is not None:
                 raise UsageError("CHURN_DATABASE_URL is set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME; set one")
             if {"mlflow_db_host", "mlflow_db_port"} & settings.model_fields_set:
-                raise UsageError(
-                    "MLFLOW_DB_HOST or MLFLOW_DB_PORT is set without MLFLOW_SECRET_NAME, which has the login"
-                )
+                needed = "set MLFLOW_SECRET_NAME, which has the login, too"
+                raise UsageError(f"MLFLOW_DB_HOST or MLFLOW_DB_PORT is set without MLFLOW_SECRET_NAME; {needed}")
             embedded = embedded_postgres(settings.churn_home, bin_dir=settings.churn_postgres_bin)
             server, is_embedded = stack.enter_context(embedded), True
         yield stack.enter_context(closing(_resolve(settings, server, is_embedded=is_embedded)))
@@ -373,10 +372,8 @@ def _resolve(settings: Settings, server: sa.URL | None, *, is_embedded: bool = F
         mlflow_database = parse_database_url(uri, "MLFLOW_TRACKING_URI")
     taken = rf"s3://{settings.mlflow_s3_bucket}/(data|models|history|mlflow|geography-[^/]+|company-[^/]+)(/|$)"
     if re.match(taken, prefix := settings.churn_delivery_prefix or ""):
-        raise UsageError(
-            f"CHURN_DELIVERY_PREFIX {prefix} is among the files of variants, histories or models; name a folder of its "
-            f"own, such as s3://{settings.mlflow_s3_bucket}/delivered"
-        )
+        problem = f"CHURN_DELIVERY_PREFIX {prefix} is among the files of variants, histories or models"
+        raise UsageError(f"{problem}; name a folder of its own, such as s3://{settings.mlflow_s3_bucket}/delivered")
     dagster = None if predictions is None else predictions.set(database=settings.churn_dagster_db_name)
     _require_apart(predictions, mlflow_database, dagster)
     tracking_uri = mlflow_database.render_as_string(hide_password=False) if mlflow_database is not None else uri

@@ -74,10 +74,9 @@ class Golden:
             document = json.loads(text)
             rows, scores = (np.array(document[name], dtype=np.float32) for name in ("rows", "scores"))
         if rows.ndim != 2 or not len(rows) or scores.shape != (len(rows),) or not ((scores >= 0) & (scores <= 1)).all():
-            raise ModelFileError(
-                f"the golden rows have shape {rows.shape} and their scores {scores.shape}, or scores that are not "
-                f"probabilities; rows with a probability each are needed: log the model again"
-            )
+            problem = f"shape {rows.shape} and their scores {scores.shape}, or scores that are not probabilities"
+            needed = "rows with a probability each are needed: log the model again"
+            raise ModelFileError(f"the golden rows have {problem}; {needed}")
         return cls(rows, scores)
 
 
@@ -268,10 +267,9 @@ def _parse(data: bytes) -> Any:
         return parse_ubjson(data)
     n_containers, n_values = data.count(b"[") + data.count(b"{"), data.count(b",")
     if len(data) > MAX_JSON_BYTES or n_containers > _MAX_CONTAINERS or n_values > _MAX_VALUES:
-        raise ValueError(
-            f"as JSON it has {len(data)} bytes, {n_values} values and {n_containers} arrays and objects; the limits "
-            f"are {MAX_JSON_BYTES}, {_MAX_VALUES} and {_MAX_CONTAINERS}; save it as .ubj"
-        )
+        problem = f"as JSON it has {len(data)} bytes, {n_values} values and {n_containers} arrays and objects"
+        remedy = f"the limits are {MAX_JSON_BYTES}, {_MAX_VALUES} and {_MAX_CONTAINERS}; save it as .ubj"
+        raise ValueError(f"{problem}; {remedy}")
     return json.loads(data, object_pairs_hook=unrepeated)
 
 
@@ -288,15 +286,11 @@ def _require_readable_format(data: bytes, origin: str) -> None:
     if len(data) > MAX_MODEL_BYTES:
         raise ModelFileError(f"{origin} has {len(data)} bytes; models up to {MAX_MODEL_BYTES} are read")
     if data.startswith(b"binf"):
-        raise ModelFileError(
-            f"{origin} is in XGBoost's old binary format, which version 3.1 removed; load it with XGBoost 2.x and "
-            f"save it again as .ubj or .json"
-        )
+        remedy = "load it with XGBoost 2.x and save it again as .ubj or .json"
+        raise ModelFileError(f"{origin} is in XGBoost's old binary format, which version 3.1 removed; {remedy}")
     if not data.lstrip().startswith(b"{"):
-        raise ModelFileError(
-            f"{origin} begins with {data[:4]!r} and is neither UBJSON nor JSON; save the booster with "
-            f"Booster.save_model('model.ubj')"
-        )
+        remedy = "save the booster with Booster.save_model('model.ubj')"
+        raise ModelFileError(f"{origin} begins with {data[:4]!r} and is neither UBJSON nor JSON; {remedy}")
 
 
 def _require_known_version(saved: list[int], origin: str) -> None:
@@ -360,10 +354,9 @@ def _require_known_fields(document: Any, origin: str) -> None:
     parts |= {f"the size of its tree {i}": (tree["tree_param"], _SIZE_FIELDS) for i, tree in enumerate(trees)}
     for where, (fields, known) in parts.items():
         if unknown := sorted(set(fields) - known):
-            raise ModelFileError(
-                f"{origin}: {where} has {unknown[0]!r}, which is not known here and may change what it predicts; train "
-                f"it without that setting, or use a version of this software that knows it"
-            )
+            problem = f"{origin}: {where} has {unknown[0]!r}, which is not known here and may change what it predicts"
+            remedy = "train it without that setting, or use a version of this software that knows it"
+            raise ModelFileError(f"{problem}; {remedy}")
 
 
 def _require_weights(weights: Any, n: int, what: str) -> None:
@@ -438,23 +431,17 @@ def _agreed_names(booster: xgb.Booster, given: Sequence[str] | None, origin: str
     stored = booster.feature_names
     names = list(given) if given is not None else stored
     if names is None:
-        raise ModelFileError(
-            f"{origin} has no feature names and none were given; train it on a DataFrame, or log it in MLflow with "
-            f"a DataFrame of its features as input_example"
-        )
+        remedy = "train it on a DataFrame, or log it in MLflow with a DataFrame of its features as input_example"
+        raise ModelFileError(f"{origin} has no feature names and none were given; {remedy}")
     n_features = booster.num_features()
     if len(names) != n_features:
-        raise ModelFileError(
-            f"{origin} was trained on {n_features} features and its feature names file has {len(names)}; "
-            f"export both from the same training run"
-        )
+        problem = f"{origin} was trained on {n_features} features and its feature names file has {len(names)}"
+        raise ModelFileError(f"{problem}; export both from the same training run")
     _require_usable_names(names, origin)
     if stored is not None and len(stored) != len(names):
         raise ModelFileError(f"{origin} has {len(stored)} feature names for its {n_features} features; train it again")
     if differing := [(i, a, b) for i, (a, b) in enumerate(zip(stored or names, names, strict=True)) if a != b]:
         shown = listed([f"{i}: {a!r} against {b!r}" for i, a, b in differing], _NAMES_SHOWN)
-        raise ModelFileError(
-            f"{origin} and its feature names file disagree at {len(differing)} positions ({shown}); "
-            f"export both from the same training run"
-        )
+        problem = f"{origin} and its feature names file disagree at {len(differing)} positions ({shown})"
+        raise ModelFileError(f"{problem}; export both from the same training run")
     return tuple(names)

@@ -52,15 +52,13 @@ def _translate_answer(doing: str, message: str) -> RegistryError:
     code = int(status[1] or status[2]) if status else 0
     told = re.sub(r"<[!?a-zA-Z].*", "a page", (text.splitlines() or [""])[0])[:_LONGEST]
     if any(word in text for word in _TLS_WORDS):
-        return RegistryError(
-            f"TLS with the MLflow server failed at {doing} ({_cause(text)}); check http:// or https:// in "
-            f"MLFLOW_TRACKING_URI, and that MLFLOW_TRACKING_SERVER_CERT_PATH names its certificate authority"
-        )
+        authority = "that MLFLOW_TRACKING_SERVER_CERT_PATH names its certificate authority"
+        remedy = f"check http:// or https:// in MLFLOW_TRACKING_URI, and {authority}"
+        return RegistryError(f"TLS with the MLflow server failed at {doing} ({_cause(text)}); {remedy}")
     if code in (401, 403, 407):
-        return RegistryError(
-            f"the MLflow server refused the login at {doing} (HTTP {code}): {told}; set MLFLOW_TRACKING_USERNAME and "
-            f"MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may do it"
-        )
+        login = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
+        remedy = f"set {login} of a user who may do it"
+        return RegistryError(f"the MLflow server refused the login at {doing} (HTTP {code}): {told}; {remedy}")
     if "not in a valid JSON format" in text or "<html" in text.lower():
         title = re.search(r"<title>([^<]{1,80})", text, re.IGNORECASE)
         return RegistryError(
@@ -69,9 +67,8 @@ def _translate_answer(doing: str, message: str) -> RegistryError:
             f"the API, and MLFLOW_TRACKING_TOKEN if it needs a login"
         )
     if code == 404:
-        return RegistryError(
-            f"the server has no MLflow API at {doing} (HTTP 404): {told}; check the path in MLFLOW_TRACKING_URI"
-        )
+        remedy = "check the path in MLFLOW_TRACKING_URI"
+        return RegistryError(f"the server has no MLflow API at {doing} (HTTP 404): {told}; {remedy}")
     if code == 429 or code >= 500 or (not code and "API request to" in text):
         return _unavailable(doing, f"HTTP {code}" if code else _cause(text))
     return RegistryError(f"MLflow failed at {doing}: {told}")
@@ -101,7 +98,5 @@ def _translate_artifact_error(doing: str, error: Exception) -> ChurnError:
 
 
 def _unavailable(doing: str, cause: str) -> RegistryUnavailableError:
-    return RegistryUnavailableError(
-        f"the MLflow registry did not answer while {doing} ({cause}); "
-        f"check MLFLOW_TRACKING_URI or MLFLOW_DB_HOST, and that it runs"
-    )
+    remedy = "check MLFLOW_TRACKING_URI or MLFLOW_DB_HOST, and that it runs"
+    return RegistryUnavailableError(f"the MLflow registry did not answer while {doing} ({cause}); {remedy}")

@@ -100,10 +100,9 @@ def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tupl
         raise ModelFileError(f"the MLmodel of {of.uri} is damaged ({what}); log the model again") from error
     file, kind = str(flavor["data"]), str(flavor["model_class"])
     if "xgboost" not in flavors:
-        raise ModelFileError(
-            f"{of.uri} has the flavors {', '.join(sorted(flavors)) or 'none'}, and only XGBoost models are scored; log "
-            f"the XGBoost model in it by mlflow.xgboost.log_model, with its encoded features, or train one"
-        )
+        problem = f"{of.uri} has the flavors {', '.join(sorted(flavors)) or 'none'}, and only XGBoost models are scored"
+        remedy = "log the XGBoost model in it by mlflow.xgboost.log_model, with its encoded features, or train one"
+        raise ModelFileError(f"{problem}; {remedy}")
     if not (kind == _NATIVE or kind.startswith(_SKLEARN)) or not re.fullmatch(r"\w[\w.-]*", file):
         raise ModelFileError(
             f"{of.uri} was logged as {kind} in {file!r}, which may predict otherwise than its booster; log it by "

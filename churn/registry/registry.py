@@ -133,16 +133,12 @@ class Registry:
         name = variant.registered_model
         aliases = self.aliases_of(variant) if listed is None else listed.get(variant, {})
         if not aliases and self._registered(variant) is None:
-            raise UnregisteredError(
-                f"variant {variant} is not registered (no model {name!r}){nearest(variant, self.variants())}; "
-                f"log one with experiment_tracking/log_model.py"
-            )
+            problem = f"variant {variant} is not registered (no model {name!r}){nearest(variant, self.variants())}"
+            raise UnregisteredError(f"{problem}; log one with experiment_tracking/log_model.py")
         if alias not in aliases:
             others = ", ".join(sorted(aliases)) or "none"
-            raise RegistryError(
-                f"registered model {name!r} has no alias {alias!r} (it has: {others}); "
-                f"set one with experiment_tracking/log_model.py --alias {alias}"
-            )
+            remedy = f"set one with experiment_tracking/log_model.py --alias {alias}"
+            raise RegistryError(f"registered model {name!r} has no alias {alias!r} (it has: {others}); {remedy}")
         if (known := versions.get((variant, aliases[alias]))) is not None:
             return replace(known, alias=alias)
         with errors_translated(f"reading {name!r}"):
@@ -407,10 +403,9 @@ class Registry:
     def _describe(self, variant: Variant, found: Any, alias: str | None) -> ModelVersion:
         model_id = str(found.source).removeprefix("models:/")
         if tags.MODEL_SHA256 not in found.tags or model_id == found.source:
-            raise RegistryError(
-                f"version {found.version} of {found.name!r} has no tag {tags.MODEL_SHA256}, so its file cannot be "
-                f"checked; adopt it with experiment_tracking/log_model.py --adopt {found.name}/{found.version}"
-            )
+            remedy = f"adopt it with experiment_tracking/log_model.py --adopt {found.name}/{found.version}"
+            lacks = f"has no tag {tags.MODEL_SHA256}, so its file cannot be checked"
+            raise RegistryError(f"version {found.version} of {found.name!r} {lacks}; {remedy}")
         ids = found.name, int(found.version), alias, model_id, found.run_id, found.tags[tags.MODEL_SHA256]
         has_reference, columns = found.tags.get(tags.HAS_REFERENCE) == "true", found.tags.get(tags.COLUMNS)
         # Of those trained before the tag, the gate's tells it: training calibrates every model.

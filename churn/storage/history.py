@@ -234,10 +234,8 @@ class ActivityHistory:
         content = with_retries(lambda: b"".join(self.place.open(key).chunks))
         uri = self.place.uri(key)
         if not key.endswith(f"-{hashlib.sha256(content).hexdigest()}.parquet"):
-            raise InputError(
-                f"{uri} is damaged: its content does not match the SHA-256 in its name; restore it from a backup, or "
-                f"delete it and append its extract again"
-            )
+            remedy = "restore it from a backup, or delete it and append its extract again"
+            raise InputError(f"{uri} is damaged: its content does not match the SHA-256 in its name; {remedy}")
         problem = f"{uri} cannot be read as Parquet"
         with raised_as(InputError, problem, pl.exceptions.PolarsError, remedy="was it written here?"):
             replaces = pl.read_parquet_metadata(io.BytesIO(content)).get(_REPLACES, "")
@@ -281,10 +279,8 @@ def new_facts(extract: pl.DataFrame, stored: pl.DataFrame | None, received_at: d
     Raises ``InputError`` if ``extract`` is no raw activity, or a column's type differs from that of ``stored``.
     """
     if not is_activity(extract.columns):
-        raise InputError(
-            f"the extract has columns {sorted(extract.columns)[:8]}; a history needs raw activity, with "
-            f"{' and '.join(KEY)}"
-        )
+        needed = f"a history needs raw activity, with {' and '.join(KEY)}"
+        raise InputError(f"the extract has columns {sorted(extract.columns)[:8]}; {needed}")
     typed = extract.drop("row_number", strict=False).with_columns(cs.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
     has_known_at = "known_at" in typed.columns
     instant = pl.lit(received_at, dtype=_INSTANT)
@@ -368,6 +364,5 @@ def _stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
         names = dict.fromkeys(name for frame in frames for name in frame.columns)
         types = {name: {str(frame.schema[name]) for frame in frames if name in frame.columns} for name in names}
         mixed = {name: sorted(kinds) for name, kinds in types.items() if len(kinds) > 1}
-        raise InputError(
-            f"columns changed their type from one extract to another: {mixed}; write the extract like the earlier ones"
-        ) from error
+        remedy = "write the extract like the earlier ones"
+        raise InputError(f"columns changed their type from one extract to another: {mixed}; {remedy}") from error

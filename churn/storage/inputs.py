@@ -75,10 +75,9 @@ def find_folder(entries: Mapping[str, Entry], key: str) -> Found | None:
         return None
     parts = tuple(names[name] for name in sorted(names) if is_part(name))
     if _SUCCESS not in names or not parts:
-        raise UnfinishedError(
-            f"the folder {key}/ has {len(parts)} parts and {'no' if _SUCCESS not in names else 'a'} {_SUCCESS}, so its "
-            f"writer is at work or was interrupted; wait for it, or add an empty {_SUCCESS} if it writes none"
-        )
+        found = f"{len(parts)} parts and {'no' if _SUCCESS not in names else 'a'} {_SUCCESS}"
+        remedy = f"wait for it, or add an empty {_SUCCESS} if it writes none"
+        raise UnfinishedError(f"the folder {key}/ has {found}, so its writer is at work or was interrupted; {remedy}")
     sha256 = hashlib.sha256("\n".join(f"{part.key}@{part.version}" for part in parts).encode())
     return Found(key, parts, f"{PARTS_VERSION}{sha256.hexdigest()[:32]}")
 

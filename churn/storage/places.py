@@ -383,10 +383,8 @@ def _code(error: aws.ClientError) -> str:
 
 
 def _absent(uri: str, code: str) -> UsageError:
-    return UsageError(
-        f"the bucket {uri} does not exist ({code}); correct MLFLOW_S3_BUCKET, CHURN_DELIVERY_PREFIX or "
-        f"AWS_ENDPOINT_URL, or create it. The local copy is not used"
-    )
+    remedy = "correct MLFLOW_S3_BUCKET, CHURN_DELIVERY_PREFIX or AWS_ENDPOINT_URL, or create it"
+    return UsageError(f"the bucket {uri} does not exist ({code}); {remedy}. The local copy is not used")
 
 
 def with_retries(work: Callable[[], _Out], patience_s: float = PATIENCE_S) -> _Out:

@@ -177,10 +177,9 @@ class Sources:
             raise kind(f"{why}, and there is no local copy: {error}") from why
         simulated = [file.provenance.uri for file in files if file.provenance.sha256 in self.simulated]
         if self.bucket is not None and simulated:
-            raise kind(
-                f"{why}, and the local copy {simulated[0]} is the bundled simulation, which never takes the place of "
-                f"real data; upload the file of {variant} to {self.bucket.uri(variant.prefix)}"
-            ) from why
+            rule = "which never takes the place of real data"
+            remedy = f"upload the file of {variant} to {self.bucket.uri(variant.prefix)}"
+            raise kind(f"{why}, and the local copy {simulated[0]} is the bundled simulation, {rule}; {remedy}") from why
         for provenance in (file.provenance for file in files):
             age = datetime.now(UTC) - provenance.modified_at
             if self.max_age is not None and age > self.max_age:

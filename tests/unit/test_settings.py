@@ -279,7 +279,10 @@ def test_a_database_url_of_another_form_is_refused_by_its_variables_name_and_not
     [
         ({"CHURN_DATABASE_URL": "postgresql://u:p@h/d"}, "set without MLFLOW_TRACKING_URI or MLFLOW_SECRET_NAME"),
         ({"MLFLOW_TRACKING_URI": "http://mlflow.internal"}, "without a database for predictions"),
-        ({"MLFLOW_DB_HOST": "db.internal"}, "MLFLOW_DB_HOST or .* without MLFLOW_SECRET_NAME, which has the login"),
+        (
+            {"MLFLOW_DB_HOST": "db.internal"},
+            "MLFLOW_DB_HOST or .* without MLFLOW_SECRET_NAME; set MLFLOW_SECRET_NAME, which has",
+        ),
     ],
     ids=["no registry", "no predictions", "no login"],
 )
