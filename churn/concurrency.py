@@ -96,11 +96,9 @@ class CircuitBreaker:
     """
 
     def __init__(self, *, failures: int = FAILURES_IN_A_ROW, pause_s: float = PAUSE_S) -> None:
-        self._opens_after = failures
-        self._pause_s = pause_s
+        self._opens_after, self._pause_s = failures, pause_s
         self._lock = threading.Lock()
-        self._failures = 0
-        self._open_until = 0.0
+        self._failures, self._open_until = 0, 0.0
         self._last: TransientError | None = None
         self._wait_until: float | None = None
 
@@ -145,6 +143,5 @@ class CircuitBreaker:
             if now >= self._open_until:  # this call is the one that tries
                 self._open_until = now + self._pause_s
                 return
-            raise type(self._last)(
-                f"{self._last} (failed {self._failures} times in a row; next attempt in {self._open_until - now:.0f} s)"
-            )
+            failed, left_s = f"failed {self._failures} times in a row", self._open_until - now
+            raise type(self._last)(f"{self._last} ({failed}; next attempt in {left_s:.0f} s)")

@@ -68,10 +68,8 @@ def key_table(*parts: pl.DataFrame) -> pl.DataFrame | None:
     if ACCOUNT_KEY not in ids.columns or not ids[ACCOUNT_KEY].count():
         return None
     if (table := ids.unique().sort("account_id"))["account_id"].is_duplicated().any():
-        raise InputError(
-            "two account ids of the extract, one of them a text, have the same number of 64 bits, so that their "
-            "accounts cannot be told apart; correct the ids"
-        )
+        problem = "two account ids of the extract, one of them a text, have the same number of 64 bits"
+        raise InputError(f"{problem}, so that their accounts cannot be told apart; correct the ids")
     return table
 
 

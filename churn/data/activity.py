@@ -84,11 +84,10 @@ class CheckedRows:
             f"row {number} broke {', '.join(rules)}"  # not the row's values: messages reach logs and chat rooms
             for number, rules in self.quarantined.select("row_number", "rules").head(2).iter_rows()
         ]
-        raise QuarantineError(
-            f"{self.quarantined.height} of {self.n_read} rows ({percent(share, 1)}) broke the contract, and "
-            f"CHURN_MAX_QUARANTINE_SHARE allows {percent(limit, 1)}: {counts_by_rule(self.quarantined)}; "
-            f"{'; '.join(examples)}; correct the extract or raise the limit"
-        )
+        broken = f"{self.quarantined.height} of {self.n_read} rows ({percent(share, 1)}) broke the contract"
+        allowed = f"CHURN_MAX_QUARANTINE_SHARE allows {percent(limit, 1)}: {counts_by_rule(self.quarantined)}"
+        shown = "; ".join(examples)
+        raise QuarantineError(f"{broken}, and {allowed}; {shown}; correct the extract or raise the limit")
 
 
 def counts_by_rule(quarantined: pl.DataFrame) -> dict[str, int]:

@@ -88,20 +88,18 @@ def _count_known(fields: Sequence[str], known: Collection[str]) -> int:
 def _require_no_title(path: Path, lines: Sequence[str], known: Collection[str], n_skipped: int) -> None:
     for number, line in enumerate(lines[1:_LINES_OF_TITLES], start=2 + n_skipped):
         if max(_count_known(line.strip().split(separator), known) for separator in _SEPARATORS) >= 2:
-            raise InputError(
-                f"{path.name} begins with a title, {lines[0].strip()[:40]!r}, and its header is on line {number}; "
-                f"reports of Excel and BI tools are so: delete the lines before the header, or export the rows alone"
-            )
+            title = f"a title, {lines[0].strip()[:40]!r}, and its header is on line {number}"
+            remedy = "delete the lines before the header, or export the rows alone"
+            raise InputError(f"{path.name} begins with {title}; reports of Excel and BI tools are so: {remedy}")
 
 
 def _require_names(path: Path, header: Sequence[str]) -> None:
     filled = [field for field in header if field.strip()]
     values = [field for field in filled if _VALUE.fullmatch(field.strip())]
     if values and len(values) * 2 >= len(filled):
-        raise InputError(
-            f"{path.name} has no header: of the {len(header)} fields of line 1, {len(values)} are numbers or dates "
-            f"(such as {values[0][:20]!r}), as COPY and UNLOAD write rows by default; export it with HEADER"
-        )
+        found = f"{len(values)} are numbers or dates (such as {values[0][:20]!r})"
+        remedy = "as COPY and UNLOAD write rows by default; export it with HEADER"
+        raise InputError(f"{path.name} has no header: of the {len(header)} fields of line 1, {found}, {remedy}")
 
 
 def _require_utf8(path: Path) -> None:

@@ -268,10 +268,9 @@ def plan_encoding(feature_names: Sequence[str], columns: Sequence[str], levels: 
         else:
             unexplained.append(name)
     if unexplained:
-        raise InputError(
-            f"the activity has columns {sorted(columns)}, from which {len(unexplained)} of the model's features cannot "
-            f"be built: {listed_with_nearest(unexplained, columns)}; add the columns or correct the feature names"
-        )
+        shown, remedy = listed_with_nearest(unexplained, columns), "add the columns or correct the feature names"
+        problem = f"from which {len(unexplained)} of the model's features cannot be built: {shown}"
+        raise InputError(f"the activity has columns {sorted(columns)}, {problem}; {remedy}")
     one_hots = (OneHot(name, tuple(a for a, _ in of), tuple(b for _, b in of)) for name, of in groups.items())
     # Encoded rows have windows as columns, and lack the columns that these were computed from.
     parsed = (parse(name, available | KINDS.keys()) for name, _ in numbers)

@@ -65,10 +65,9 @@ def sniff(head: bytes, name: str) -> str:
     if known := next((other for other in _OTHERS if head.startswith(other[0])), None):
         raise InputError(f"{name} is {known[1]} (first bytes {head[:4]!r}); {known[2]}")
     if encoding := _wide_encoding(head):
-        raise InputError(
-            f"{name} is text in {encoding}, which Excel writes as Unicode text and PowerShell by default; {_READ}, in "
-            f"UTF-8: save it as CSV UTF-8, or use Out-File -Encoding utf8, or iconv -f {encoding} -t UTF-8"
-        )
+        origin = "which Excel writes as Unicode text and PowerShell by default"
+        remedy = f"save it as CSV UTF-8, or use Out-File -Encoding utf8, or iconv -f {encoding} -t UTF-8"
+        raise InputError(f"{name} is text in {encoding}, {origin}; {_READ}, in UTF-8: {remedy}")
     if b"\0" in head:
         raise InputError(f"{name} is binary and not Parquet (first bytes {head[:4]!r}); {_READ}")
     if text[:1] == b"<":

@@ -113,10 +113,8 @@ def _open_parts(folder: Path, names: Sequence[str]) -> RowFile:
     columns = next((part.columns for part in parts.values()), [])
     for key, part in parts.items():
         if differing := sorted(set(part.columns) ^ set(columns)):
-            raise InputError(
-                f"the parts of {folder.name} have different columns: {listed(differing)} is not in both "
-                f"{key} and {next(iter(parts))}; write the folder again"
-            )
+            differ = f"{listed(differing)} is not in both {key} and {next(iter(parts))}"
+            raise InputError(f"the parts of {folder.name} have different columns: {differ}; write the folder again")
     n_rows = sum(part.n_rows for part in parts.values())
     return RowFile(columns, n_rows, lambda *of: chain.from_iterable(part.chunks(*of) for part in parts.values()))
 

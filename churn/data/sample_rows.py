@@ -60,7 +60,6 @@ def compare_with_activity(
     n_accounts = f"{len(rows):,} accounts"
     if not differing:
         return f"the sample equals the features made from the activity, in {n_accounts}"
-    return (
-        f"{len(differing)} of the sample's features differ from those made from the activity of {n_accounts}: "
-        f"{', '.join(f'{name} in {n:,}' for name, n in differing[:5])}; check their units and how the sample was made"
-    )
+    found = f"{len(differing)} of the sample's features differ from those made from the activity of {n_accounts}"
+    shown = ", ".join(f"{name} in {n:,}" for name, n in differing[:5])
+    return f"{found}: {shown}; check their units and how the sample was made"

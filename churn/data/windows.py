@@ -183,10 +183,9 @@ def source_column_of(name: str, columns: Collection[str]) -> str | None:
 def not_windows(names: Sequence[str], columns: Collection[str]) -> InputError:
     """Return the error for features that look like windows and are none."""
     meant = [column for column in sorted(columns) if not any(name.startswith(f"{column}_") for name in names)]
-    return InputError(
-        f"{listed_with_nearest(list(map(repr, names)), meant)} look like windows over past months and are none of the "
-        f"columns {sorted(columns)}; a window is {GRAMMAR}: correct the variant's feature names"
-    )
+    shown, none_of = listed_with_nearest(list(map(repr, names)), meant), f"none of the columns {sorted(columns)}"
+    remedy = f"a window is {GRAMMAR}: correct the variant's feature names"
+    return InputError(f"{shown} look like windows over past months and are {none_of}; {remedy}")
 
 
 def compute(windows: Sequence[Window], known: KnownRows, column: Callable[[str], Array]) -> Floats:

@@ -93,10 +93,8 @@ def parse_database_url(text: str, name: str) -> sa.URL:
         raise UsageError(f"{name} is a {kind} URL; postgresql://user:password@host:port/database is needed")
     parts = (url.username, url.password, url.host, url.database, *map(str, url.query.items()))
     if "@" in f"{url.host}{url.database}" or not is_sendable("".join(filter(None, parts))):
-        raise UsageError(
-            f"{name} contains a character that must be percent-encoded (such as @ in the password) or that PostgreSQL "
-            "does not accept; correct it"
-        )
+        problem = "must be percent-encoded (such as @ in the password) or that PostgreSQL does not accept"
+        raise UsageError(f"{name} contains a character that {problem}; correct it")
     name_source(url, name)
     return url.set(drivername="postgresql+psycopg2")
 

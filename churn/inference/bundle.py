@@ -141,10 +141,9 @@ class Bundle:
         """Raise ``ModelFileError`` if any score differs from the logged one by more than ``GOLDEN_TOLERANCE``."""
         difference = np.abs(self.predict(golden.matrix) - golden.scores).max(initial=0.0)
         if not difference <= GOLDEN_TOLERANCE:
-            raise ModelFileError(
-                f"the model gives its golden rows scores that differ by {difference:.2g} from those logged with it "
-                f"({GOLDEN_TOLERANCE:g} is allowed); XGBoost here is {xgb.__version__}: use the one it was logged with"
-            )
+            gap = f"{difference:.2g} from those logged with it ({GOLDEN_TOLERANCE:g} is allowed)"
+            remedy = f"XGBoost here is {xgb.__version__}: use the one it was logged with"
+            raise ModelFileError(f"the model gives its golden rows scores that differ by {gap}; {remedy}")
 
 
 def read_bundle(data: bytes, names: Sequence[str] | None, origin: str, declared: Levels | None = None) -> Bundle:
@@ -240,11 +239,10 @@ def _rounds_that_predict(booster: xgb.Booster, origin: str) -> xgb.Booster:
     if json.loads(booster.save_config())["learner"]["gradient_booster"]["name"] == "gblinear":
         return booster
     if not best.isdecimal() or int(best) >= n_rounds:
-        raise ModelFileError(
-            f"{origin} was saved by scikit-learn's interface with best_iteration {best[:20]!r} of {n_rounds} rounds, "
-            f"so that it cannot be decided which of them predict; save the rounds meant: booster[:n] of "
-            f"model.get_booster(), or all of them after set_attr(best_iteration=None)"
-        )
+        saved = f"saved by scikit-learn's interface with best_iteration {best[:20]!r} of {n_rounds} rounds"
+        problem = f"{origin} was {saved}, so that it cannot be decided which of them predict"
+        meant = "booster[:n] of model.get_booster(), or all of them after set_attr(best_iteration=None)"
+        raise ModelFileError(f"{problem}; save the rounds meant: {meant}")
     return booster if int(best) + 1 == n_rounds else booster[: int(best) + 1]
 
 
@@ -297,11 +295,10 @@ def _require_known_version(saved: list[int], origin: str) -> None:
     running = [int(part) for part in re.findall(r"\d+", xgb.__version__)[:2]]
     # An older XGBoost reads a newer file without an error and predicts something else.
     if saved[:2] > running:
-        raise ModelFileError(
-            f"{origin} was saved by XGBoost {'.'.join(map(str, saved))} and this is {xgb.__version__}, which may "
-            f"misread it; use XGBoost {'.'.join(map(str, saved[:2]))} here (newer than 3.2: Python 3.12 or newer), "
-            f"or save the model with XGBoost {'.'.join(map(str, running))} or older"
-        )
+        theirs, minor, ours = (".".join(map(str, version)) for version in (saved, saved[:2], running))
+        problem = f"{origin} was saved by XGBoost {theirs} and this is {xgb.__version__}, which may misread it"
+        remedy = f"use XGBoost {minor} here (newer than 3.2: Python 3.12 or newer)"
+        raise ModelFileError(f"{problem}; {remedy}, or save the model with XGBoost {ours} or older")
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, Any]:

@@ -52,10 +52,9 @@ def agree(found: dict[str, tuple[int, tuple[str, ...]]], declared: Levels, origi
         levels = stored or declared.get(name) or tuple(map(str, range(min(most, _MAX_LEVELS) + 1)))
         is_usable = most < len(set(levels)) == len(levels) <= _MAX_LEVELS and declared.get(name, levels) == levels
         if not is_usable or MISSING in levels or "\0" in "".join(levels):
-            raise ModelFileError(
-                f"{origin} has the levels {listed(list(levels), 4)} of {name} and splits it by codes up to {most}; a "
-                f"level for each code is needed, at most {_MAX_LEVELS:,}, none with NUL or {MISSING!r}, and those "
-                f"declared must be those that a file stores: declare all levels in the order of their codes"
-            )
+            problem = f"the levels {listed(list(levels), 4)} of {name} and splits it by codes up to {most}"
+            needed = f"a level for each code is needed, at most {_MAX_LEVELS:,}, none with NUL or {MISSING!r}"
+            rule = "those declared must be those that a file stores: declare all levels in the order of their codes"
+            raise ModelFileError(f"{origin} has {problem}; {needed}, and {rule}")
         agreed[name] = levels
     return agreed

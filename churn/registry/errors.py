@@ -61,11 +61,10 @@ def _translate_answer(doing: str, message: str) -> RegistryError:
         return RegistryError(f"the MLflow server refused the login at {doing} (HTTP {code}): {told}; {remedy}")
     if "not in a valid JSON format" in text or "<html" in text.lower():
         title = re.search(r"<title>([^<]{1,80})", text, re.IGNORECASE)
-        return RegistryError(
-            f"the address of MLFLOW_TRACKING_URI answered with a page{f' {title[1].strip()!r}' if title else ''} at "
-            f"{doing}, which is no MLflow API (HTTP {code or 200}); is it a login page or a proxy? Set the address of "
-            f"the API, and MLFLOW_TRACKING_TOKEN if it needs a login"
-        )
+        page = f"a page{f' {title[1].strip()!r}' if title else ''} at {doing}, which is no MLflow API"
+        remedy = "Set the address of the API, and MLFLOW_TRACKING_TOKEN if it needs a login"
+        problem = f"the address of MLFLOW_TRACKING_URI answered with {page} (HTTP {code or 200})"
+        return RegistryError(f"{problem}; is it a login page or a proxy? {remedy}")
     if code == 404:
         remedy = "check the path in MLFLOW_TRACKING_URI"
         return RegistryError(f"the server has no MLflow API at {doing} (HTTP 404): {told}; {remedy}")

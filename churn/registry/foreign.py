@@ -62,10 +62,9 @@ def find_versions(client: MlflowClient, text: str) -> dict[str, ForeignVersion |
         version = versions.get((model.name, int(number or model.aliases.get(alias or CHAMPION, 0))))
         found[model.name] = ForeignVersion(model, version, model.name.removeprefix(name) if star else None)
         if version is None:
-            found[model.name] = RegistryError(
-                f"registered model {model.name!r} has no such version or alias (aliases: "
-                f"{', '.join(sorted(model.aliases)) or 'none'}); name one as {model.name}@ALIAS or {model.name}/VERSION"
-            )
+            known = ", ".join(sorted(model.aliases)) or "none"
+            problem = f"registered model {model.name!r} has no such version or alias (aliases: {known})"
+            found[model.name] = RegistryError(f"{problem}; name one as {model.name}@ALIAS or {model.name}/VERSION")
     return found
 
 

@@ -97,26 +97,24 @@ class ActivityHistory:
     erased: Callable[[Variant], AbstractContextManager[Erased]] = lambda _: nullcontext(Erased())
     delay: timedelta = timedelta(0)  # delivery delay of the first extract's months while later extracts show none
 
-    def append(
-        self, variant: Variant, extract: pl.DataFrame, received_at: datetime, *, dry_run: bool = False
-    ) -> Appended:
+    def append(self, variant: Variant, rows: pl.DataFrame, received_at: datetime, *, dry_run: bool = False) -> Appended:
         """Add the facts of an extract that are new. Appending it again adds nothing, and ``dry_run`` writes nothing.
 
         Accounts that were erased are excluded; an erasure waits for the end of the call. Raises as the place does, too.
 
         Args:
-            extract: Checked activity, with or without ``known_at``; columns beyond the contract's are stored, too.
+            rows: Checked activity, with or without ``known_at``; columns beyond the contract's are stored, too.
                 Quarantined rows are marked, see :meth:`churn.data.activity.CheckedRows.with_quarantined`.
             received_at: When the extract was received.
 
         Raises:
-            InputError: If ``extract`` is no raw activity, contradicts a column's type, or a part is damaged.
+            InputError: If ``rows`` are no raw activity, contradict a column's type, or a part is damaged.
             UsageError: If ``received_at`` has no time zone.
         """
         if received_at.tzinfo is None:
             raise UsageError(f"received_at {received_at} has no time zone; add one")
         with self.erased(variant) as erased:
-            return self._append(variant, extract, received_at.astimezone(UTC), erased, dry_run=dry_run)
+            return self._append(variant, rows, received_at.astimezone(UTC), erased, dry_run=dry_run)
 
     def _append(
         self, variant: Variant, extract: pl.DataFrame, received_at: datetime, erased: Erased, *, dry_run: bool

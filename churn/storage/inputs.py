@@ -86,7 +86,6 @@ def _require_no_other_activity(entries: Mapping[str, Entry], prefix: str) -> Non
     folder = prefix + INPUT_FOLDER
     others = [key for key in entries if key.startswith(folder) and _ACTIVITY.match(key, len(folder))]
     if others:
-        raise InputError(
-            f"{others[0]} looks like the variant's activity, and its name is not one that is read; rename it to one of "
-            f"{', '.join(INPUT_NAMES[:-1])}, perhaps with .gz or .zst. The sample beside it does not take its place"
-        )
+        problem = f"{others[0]} looks like the variant's activity, and its name is not one that is read"
+        remedy = f"rename it to one of {', '.join(INPUT_NAMES[:-1])}, perhaps with .gz or .zst"
+        raise InputError(f"{problem}; {remedy}. The sample beside it does not take its place")
