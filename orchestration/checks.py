@@ -106,6 +106,6 @@ def _evaluation(
         passed=passed,
         severity=severity(name),
         partition=key,
-        description=description,
-        metadata={label: value for label, value in metadata.items() if value is not None},
+        description=f"{key}: {description or ('passed' if passed else 'failed')}",
+        metadata={"variant": key} | {label: value for label, value in metadata.items() if value is not None},
     )

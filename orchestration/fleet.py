@@ -221,8 +221,8 @@ class FleetRun:
             self.context.log.warning("%d of %d reports are incomplete", len(self._incomplete), len(self._done))
         failure = self._failure(self._failed) if self._failed else None
         if failure is None or not failure.allow_retries:
+            self._mark_failed()  # before the results, since Dagster drops what is logged between the last and an error
             yield from self._check_results()
-            self._mark_failed()
         if failure is not None:
             raise failure
 
@@ -241,13 +241,16 @@ class FleetRun:
             )
 
     def _mark_failed(self) -> None:
-        """Make the UI show the failed variants' partitions as failed.
+        """Make the UI show the failed variants' partitions as failed, each with its error.
 
         Dagster does so for partitions that a failed run planned and did not materialize. Planning each of thousands of
         partitions costs as much as scoring them, so runs plan ranges (``orchestration.instance``), and only the failed
         ones are planned one by one, here, by an event that Dagster does not document.
         """
         context, build = self.context, DagsterEvent.build_asset_materialization_planned_event
+        for key, error in self._failed.items():
+            told = {"variant": key, "error": error_text(error)}
+            context.log_event(dg.AssetObservation(self._assets[-1], f"{key} failed", told, partition=key))
         for key, asset in product(self._failed, self._assets):
             planned = AssetMaterializationPlannedData(dg.AssetKey.from_user_string(asset), partition=key)
             event = build(context.job_name, context.op_def.name, planned)

@@ -3,7 +3,9 @@
 import importlib.resources
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from churn.deployment.services import Deployment
 
@@ -26,3 +28,15 @@ def dagster_environment(deployment: Deployment) -> dict[str, str]:
         # A run over thousands of partitions plans them as a range, not one event each (orchestration.assets.scoring).
         "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
     }
+
+
+def execute_here(job: Any, instance: Any, config: Mapping[str, Any], tags: Mapping[str, str]) -> Any:
+    """Execute a run in this process; unlike one of ``execute_in_process``, the UI knows its code location."""
+    from dagster._core.definitions.job_base import InMemoryJob
+    from dagster._core.execution.api import execute_run
+    from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("churn"), "__repository__")
+    origin, all_tags = RemoteJobOrigin(repository, job.name), {**job.run_tags, **tags}
+    run = instance.create_run_for_job(job, run_config=config, tags=all_tags, remote_job_origin=origin)
+    return execute_run(InMemoryJob(job), run, instance)

@@ -4,6 +4,7 @@ Belongs here: when jobs run, and for which variants. Not here: the weekly job's 
 https://docs.dagster.io/guides/automate/schedules
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,13 @@ from orchestration.jobs import decisions_job, evaluation_job, maintenance_job, m
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions
 from orchestration.resources import Services
 
-RUNNING: Any = {"execution_timezone": "UTC", "default_status": dg.DefaultScheduleStatus.RUNNING}
+IS_THROW_AWAY = "DAGSTER_IS_DEV_CLI" in os.environ and not os.environ.get("DAGSTER_HOME")
+"""Whether code is loaded for ``dg dev`` without a home, which scores nothing and alerts nobody unless somebody asks."""
+
+RUNNING: Any = {
+    "execution_timezone": "UTC",
+    "default_status": dg.DefaultScheduleStatus.STOPPED if IS_THROW_AWAY else dg.DefaultScheduleStatus.RUNNING,
+}
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
 _EVALUATION = "Evaluates all registered variants every Monday at 06:00 UTC, after the week was scored."
 TICK_TAG = "churn/tick"  # common to the runs of one tick and their retries; filter the list of runs by it

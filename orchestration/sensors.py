@@ -29,9 +29,10 @@ from orchestration.job import churn_prediction_job
 from orchestration.jobs import training_job
 from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, span, sync_partitions, variants_partitions
 from orchestration.resources import Services
-from orchestration.schedules import request
+from orchestration.schedules import IS_THROW_AWAY, request
 
 TRIGGER_TAG, REASON_TAG = "churn/trigger", "churn/reason"
+_RUNNING = dg.DefaultSensorStatus.STOPPED if IS_THROW_AWAY else dg.DefaultSensorStatus.RUNNING
 _LISTINGS_AT_ONCE = 16
 _INTERVAL_S = 30
 _TAG_LENGTH = 250
@@ -65,7 +66,7 @@ class InputCursor(BaseModel):
 @dg.sensor(
     job=churn_prediction_job,
     minimum_interval_seconds=_INTERVAL_S,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=dg.DefaultSensorStatus.RUNNING,  # of a throw-away instance, too, whose partitions it makes
     description="Requests scoring of each variant whose own input file is new, in S3 or, without a bucket, in the "
     "local folder. Dagster's partitions are kept equal to the variants that are registered in MLflow.",
 )
@@ -82,6 +83,8 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
             settings = deployment.settings
             registered = deployment.registry(read_only=True).variants()
             keys = sync_partitions(context.instance, registered)
+            if IS_THROW_AWAY:
+                return dg.SensorResult(skip_reason="only keeps the partitions: DAGSTER_HOME is not set")
             state, looked_up = _read_inputs(context)
             store, sources = deployment.store(), deployment.sources()
             previous: dict[str, str] = state.versions or store.latest_inputs()
@@ -170,7 +173,7 @@ def _replaces_activity(previous: str | None, version: str) -> bool:
 @dg.sensor(
     job=churn_prediction_job,
     minimum_interval_seconds=120,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=_RUNNING,
     description="Requests scoring again of variants whose week failed for a cause that may pass, with pauses that grow "
     "from ten minutes to four hours, or was never attempted, until it is published or the next week begins.",
 )
@@ -199,7 +202,7 @@ def unpublished_week_sensor(context: dg.SensorEvaluationContext, services: Servi
 @dg.sensor(
     job=training_job,
     minimum_interval_seconds=6 * 3600,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=_RUNNING,
     description="Requests training of a variant when its champion underperforms, its input drifts, or it is too old.",
 )
 def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
@@ -224,7 +227,7 @@ def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -
 
 @dg.sensor(
     minimum_interval_seconds=300,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=_RUNNING,
     description="Opens and resolves incidents for failures, missed weeks, stale data, drift and low performance, and "
     "sends their alerts. It starts no run: its ticks show as skipped, with the incidents that changed.",
 )

@@ -31,7 +31,7 @@ from churn.variants import Variant
 from churn.versions import CHAMPION
 from churn.weeks import at_risk_since, month_number, month_numbers
 from churn.workflows.fleet import results_of
-from orchestration.instance import dagster_environment
+from orchestration.instance import dagster_environment, execute_here
 
 VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", "clientb"))
 
@@ -149,7 +149,7 @@ def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
         for tags in ranges(keys, wanted, len(wanted)):
             with sigterm_kept():
                 of_week = {**tags, WEEK_TAG: week.isoformat()}
-                result = job.execute_in_process(quiet, instance, raise_on_error=False, tags=of_week)
+                result = execute_here(job, instance, quiet, of_week)
             if not result.success:
                 errors = [event.step_failure_data.error_display_string for event in result.get_step_failure_events()]
                 reason = errors[0].splitlines()[0] if errors else "see its events"

@@ -19,7 +19,7 @@ class CheckResult:
 
     name: str
     passed: bool
-    values: Mapping[str, str | float]
+    values: Mapping[str, str | float | None]  # numbers, or `None` if unknown, so that they can be plotted
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class BatchFigures:
     challenger: int | None
     is_challenger_scored: bool
     max_quarantine_share: float
+    is_stand_in: bool = False  # whether a local copy stood in for the bucket
     untrained_missing: Mapping[str, int] | None = None  # accounts by feature that never was missing in its reference
 
 
@@ -43,6 +44,8 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     """Check a published batch; returns a result for each check that applies.
 
     ``challenger_was_scored`` needs a challenger, and the checks of drift a reference; ``rows_were_scored`` is the last.
+    One cause fails one check: where another file stood in for the variant's input, or last week's was there again, that
+    is said, and not that the file is old.
     """
     low, high = figures.lowest, figures.highest
     n_stored, n_scored = figures.n_stored, figures.n_scored
@@ -52,7 +55,7 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     newest = batch.newest_month
     is_valid = 0 <= low <= high <= 1 and (low < high or n_scored == 1)
     is_champion = figures.champion == batch.model_version
-    versions = {"scored_with": batch.model_version, "champion": figures.champion or "unknown"}
+    versions = {"scored_with": batch.model_version, "champion": figures.champion}
     results = [
         CheckResult("probabilities_are_valid", is_valid, {"lowest": low, "highest": high}),
         CheckResult("input_came_from_s3", is_own, origin),
@@ -68,13 +71,15 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
         results.append(CheckResult("missing_values_were_trained", not missing, {"missing": found}))
     rows, stale = history.volume_of(batch), outdated_sentence(batch, history, as_of)
     arrived = history.inputs.get(batch.source_sha256, batch.week)
-    volume = {"n_rows": rows.n_rows, "usual": "not known yet" if rows.usual is None else rows.usual}
+    is_own_file = not figures.is_stand_in and batch.data_of == batch.variant
+    is_new = arrived >= batch.week - timedelta(weeks=1) or not is_own_file
+    volume = {"n_rows": rows.n_rows, "usual": rows.usual}
     counts = {"n_stored": n_stored, "n_scored": n_scored}
     return [
         *results,
         CheckResult("row_count_is_usual", rows.status not in ("low", "high"), volume),
-        CheckResult("data_is_fresh", stale is None, {"problem": stale or "none"}),
-        CheckResult("input_is_new", arrived >= batch.week - timedelta(weeks=1), {"first_seen": arrived.isoformat()}),
+        CheckResult("data_is_fresh", stale is None or not (is_own_file and is_new), {"problem": stale or "none"}),
+        CheckResult("input_is_new", is_new, {"first_seen": arrived.isoformat()}),
         *_check_against_reference(batch),
         CheckResult("rows_were_scored", n_stored == n_scored > 0, counts),
     ]

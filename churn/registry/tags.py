@@ -38,7 +38,7 @@ FEATURE_NAMES_SHA256 = "churn.feature_names_sha256"
 SAMPLE_SHA256 = "churn.sample_sha256"
 KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 MLFLOW_VIEW = "?workflowType=machine_learning"
-"""Of an experiment, and at the end of links: MLflow's UI shows models and runs in place of traces and judges."""
+"""Of an experiment, and at the end of links, by which MLflow's UI shows models and runs, not traces and judges."""
 
 FILES = (MODEL_FILE_SHA256, FEATURE_NAMES_SHA256, SAMPLE_SHA256, COLUMNS, CODE_VERSION)
 """What tells versions apart that were registered from files."""

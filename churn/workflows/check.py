@@ -47,6 +47,7 @@ def check_published(
         challenger=challenger or aliases.get(CHALLENGER),
         is_challenger_scored=is_challenger_scored,
         max_quarantine_share=scorer.max_quarantine_share,
+        is_stand_in=record.source != scorer.ingestion.sources.primary.source,
         untrained_missing=record.untrained_missing,
     )
     history = histories.get(batch.variant, History({}))

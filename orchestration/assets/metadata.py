@@ -97,15 +97,17 @@ def _predictions(outcome: ScoringOutcome) -> Metadata:
     summary, engine, challenger = outcome.summary, outcome.engine, outcome.challenger_version
     scores = {
         "dagster/row_count": summary.n_scored,
-        "accounts_at_risk": summary.n if summary.is_at_risk_known else "unknown",
+        **({"accounts_at_risk": summary.n} if summary.is_at_risk_known else {}),  # numbers only, which Dagster plots
         "mean_churn_probability": summary.mean,
         "histogram": histogram(summary),
         "computed_by": f"XGBoost itself: {engine.fallback_reason}"
         if engine.fallback_reason
         else "tables compiled from the model's trees",
     }
-    if (estimated := summary.estimated_auc) is not None or not summary.is_calibrated:
-        scores["estimated_auc"] = estimated or "not estimated: it is unknown whether the scores are calibrated"
+    if (estimated := summary.estimated_auc) is not None:
+        scores["estimated_auc"] = estimated
+    elif not summary.is_calibrated:
+        scores["why_no_estimated_auc"] = "it is unknown whether the scores are calibrated"
     if challenger is not None:
         result = "scored the same rows" if outcome.challenger_record else "could not score"
         scores["challenger"] = f"version {challenger} {result}"

@@ -20,6 +20,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Response, expect
 
 from churn.cli.demo import VARIANTS
+from churn.registry.tags import MLFLOW_VIEW
 from tests.support.people import (
     CHROMIUM,
     DEMO,
@@ -119,12 +120,17 @@ class TestInTheBrowser:
             expect(page).to_have_url(f"{served.dagster}/assets")
             expect(page.get_by_text("store_predictions").first).to_be_visible()
 
+    def test_the_overview_shows_the_demos_run(self, served: Served, page: Page):
+        page.goto(f"{served.dagster}/overview/activity/timeline")
+
+        expect(page.get_by_role("link", name="churn_prediction_job")).to_be_visible()
+
     def test_mlflow_shows_every_registered_model(self, served: Served, page: Page):
         page.goto(f"{served.mlflow}/#/models")
 
         for model in MODELS:
             expect(page.get_by_role("link", name=model, exact=True)).to_be_visible()
-        page.goto(f"{served.mlflow}/#/experiments/1")  # without our links' ending: the experiment's kind opens its runs
+        page.goto(f"{served.mlflow}/#/experiments/1{MLFLOW_VIEW}")
         expect(page.get_by_role("link", name=re.compile("^log-"))).to_be_visible()
 
 
@@ -220,6 +226,17 @@ def partitions(address: str) -> list[str]:
     return sorted(next(node["partitionKeys"] for node in nodes if node["assetKey"]["path"] == ["raw_churn_data"]))
 
 
+def running(address: str) -> list[str]:
+    """The sensors and schedules that are on."""
+    each = "{ name sensorState { status } }", "{ name scheduleState { status } }"
+    listed = f"nodes {{ sensors {each[0]} schedules {each[1]} }}"
+    query = f"{{ repositoriesOrError {{ ... on RepositoryConnection {{ {listed} }} }} }}"
+    (found,) = ask(address, query)["repositoriesOrError"]["nodes"]
+    states = [(one["name"], one["sensorState"]) for one in found["sensors"]]
+    states += [(one["name"], one["scheduleState"]) for one in found["schedules"]]
+    return [name for name, state in states if state["status"] == "RUNNING"]
+
+
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } }
@@ -237,6 +254,8 @@ def test_dg_dev_in_the_root_serves_the_graph_and_scores_a_registered_variant(lon
         assert {node["repository"]["location"]["name"] for node in nodes} == {"churn"}
 
         eventually(lambda: partitions(address) == list(DEMO), "the sensor to make the partitions equal to the registry")
+        assert running(address) == ["new_data_sensor"]  # it scores nothing and alerts nobody by itself
+        assert len(batches(lone)) == n_before
         params = {
             "selector": {
                 "repositoryLocationName": "churn",

@@ -414,6 +414,8 @@ def test_dagster_shows_segments_and_warns_of_those_below_the_limit(
     assert set(checks) == {"auc_is_not_below_its_limit", "no_segment_is_below_its_limit"}
     segments = checks["no_segment_is_below_its_limit"]
     assert (segments.passed, segments.severity) == (passed, dg.AssetCheckSeverity.WARN)
+    assert segments.description == f"{US.key}: {'passed' if passed else 'failed'}"
+    assert segments.metadata["variant"].value == US.key
     below = segments.metadata["below"].value
     assert (f"{WEEKS[1]}: player_reg_product BETTING" in below) == (not passed)
     table = segments.metadata["segments"].value

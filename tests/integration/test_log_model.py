@@ -120,7 +120,7 @@ def test_a_version_carries_all_that_its_users_need(site: Site, log_model: Run, c
     assert client.get_logged_model(version.source.removeprefix("models:/")).name == version.name
     experiment = client.get_experiment(run.info.experiment_id)
     assert experiment.name == "churn_prediction-geography-eu-company-clientb"
-    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"  # MLflow's UI opens it on its runs
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "performance by week" in experiment.tags["mlflow.note.content"]
     params = run.data.params
     dump = booster().get_dump()

@@ -62,14 +62,23 @@ def test_one_account_may_have_the_only_score():
     assert failed(figures=replace(FIGURES, n_scored=1, n_stored=1, lowest=0.5, highest=0.5)) == set()
 
 
-def test_a_copy_is_not_from_s3_and_may_be_fresh_and_another_variants_data_is_neither():
+def test_a_copy_is_not_from_s3_and_may_be_fresh():
     copied = replace(BATCH, fallback_reason="S3 could not be reached")
     old = History(HISTORY.n_rows, {"abc": AS_OF - timedelta(days=60)})
 
     assert failed(copied) == {"input_came_from_s3"}
     assert failed(copied, history=old) == {"input_came_from_s3", "data_is_fresh"}
     assert failed(replace(BATCH, newest_month=None)) == {"input_is_activity"}
-    assert failed(replace(BATCH, data_of="base")) == {"input_came_from_s3", "data_is_fresh"}
+
+
+def test_one_cause_fails_one_check():
+    copied, repeated = replace(BATCH, fallback_reason="S3 did not answer"), replace(BATCH, source_sha256="abc")
+    old = History({}, {"abc": AS_OF - timedelta(days=60)})
+    stand_in = replace(FIGURES, is_stand_in=True)
+
+    assert failed(replace(BATCH, data_of="base"), history=old) == {"input_came_from_s3"}
+    assert failed(replace(copied, source_sha256="abc"), stand_in, old) == {"input_came_from_s3"}
+    assert failed(repeated, history=old) == {"input_is_new"}
 
 
 def test_volume_and_age_are_compared_with_the_weeks_before():

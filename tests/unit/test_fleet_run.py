@@ -139,6 +139,9 @@ def test_a_variant_that_failed_is_named_and_not_materialized() -> None:
     assert failure is not None
     assert failure.metadata["failed"].value == {"company-b": "there is no file"}
     assert "1 of 3 variants failed: company-b" in str(failure.description)
+    (told,) = [event for event in result.all_events if event.event_type is dg.DagsterEventType.ASSET_OBSERVATION]
+    assert told.partition == "company-b"
+    assert told.asset_observation_data.asset_observation.metadata["error"].text == "there is no file"
 
 
 def test_a_retry_does_what_is_left_and_its_checks_count_every_variant_of_the_run() -> None:
