@@ -42,7 +42,7 @@ def _failing(instance: dg.DagsterInstance, state: InstigatorState, now: datetime
     least_s = 0 if state.instigator_type == InstigatorType.SCHEDULE else _FAILING_FOR_S
     if state.is_running and failed and failed[0].timestamp - failed[-1].timestamp >= least_s:
         error = failed[0].error.message if failed[0].error else failed[0].skip_reason
-        yield FailedRun(state.name, "ticks", now, f"its ticks keep failing: {error}")
+        yield FailedRun(state.name, None, now, f"its ticks keep failing: {error}")
 
 
 def _runs(

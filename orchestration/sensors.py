@@ -248,7 +248,7 @@ def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
         sent = deliver(monitor.incidents, receivers, _DELIVER_FOR_S)
     return dg.SkipReason(
         f"{completed}{changes}; {counted(sent.n_sent, 'alert')} sent, {counted(sent.n_failed, 'attempt')} failed, "
-        f"{counted(sent.n_waiting, 'alert')} waiting"
+        f"{counted(sent.n_waiting, 'alert')} waiting{''.join(f'; {problem}' for problem in receivers.wrong)}"
     )
 
 

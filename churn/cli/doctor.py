@@ -10,7 +10,7 @@ from churn.database.connection import OWNER, READER, require_connection
 from churn.database.schema import excess_rights
 from churn.deployment.services import Deployment, open_deployment
 from churn.deployment.settings import Settings, load_settings
-from churn.errors import AccessDeniedError, ChurnError
+from churn.errors import AccessDeniedError, ChurnError, UsageError
 from churn.storage.history import FOLDER
 from churn.storage.places import Bucket, Folder, MissingFileError, Place
 from churn.storage.sources import MODEL_NAMES
@@ -67,6 +67,13 @@ def _look_at_mlflow(deployment: Deployment) -> str:
     return f"registered are {counted(len(variants), 'variant')}"
 
 
+def _look_at_receivers(deployment: Deployment) -> str:
+    if (receivers := deployment.receivers()).wrong:
+        served = f"; served are {', '.join(receivers)}" if receivers else ""
+        raise UsageError("; ".join(receivers.wrong) + served)
+    return ", ".join(receivers)
+
+
 def _look_at_bucket(deployment: Deployment) -> str:
     bucket = deployment.sources().bucket
     if not isinstance(bucket, Bucket):
@@ -104,7 +111,7 @@ _LOOKS: dict[str, Callable[[Deployment], str]] = {
     "MLflow, as scoring uses it": _look_at_mlflow,
     "Dagster's database": _connect,
     "bucket": _look_at_bucket,
-    "receivers of alerts": lambda deployment: ", ".join(deployment.receivers()),
+    "receivers of alerts": _look_at_receivers,
 }
 _WRITES: dict[str, Callable[[Deployment], str]] = {
     "activity histories, as evaluation and training write them": lambda of: _write_to(of.sources().primary, FOLDER),

@@ -68,7 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     deliver.add_argument("--variant", metavar="KEY", help="deliver this variant only; default: all")
     deliver.add_argument("--week", help="the Monday of the week, as YYYY-MM-DD; default: this week's")
     deliver.add_argument("--all-weeks", action="store_true", help="deliver all; withdraw weeks that were dropped")
-    alerts = add_command(commands, "alerts", "list the alerts that wait, or drop those of a receiver", has_json=True)
+    helped = "list the alerts that wait, drop those of a receiver, or test the receivers"
+    alerts = add_command(commands, "alerts", helped, has_json=True)
+    alerts.add_argument("--test", action="store_true", help="send each receiver a test message")
     alerts.add_argument("--drop", metavar="RECEIVER", help="drop what waits for this receiver, which is gone")
     campaign.add_parsers(commands)
     add_command(commands, "doctor", "show what is set, reached, permitted and missing, no secret", has_json=True)
@@ -259,19 +261,33 @@ def _deliver(args: argparse.Namespace) -> None:
 
 def _alerts(args: argparse.Namespace) -> None:
     from churn.database.incidents import Incidents
-    from churn.workflows.alert import drop_waiting
+    from churn.workflows.alert import drop_waiting, send_test
 
     with _opened() as deployment, closing(Incidents(deployment.database_as("setup"))) as incidents:
         deployment.require_schema()
         receivers = deployment.receivers()
+        sent = dict(send_test(receivers, datetime.now(UTC))) if args.test else {}
         if args.drop:
             n = drop_waiting(incidents, receivers, args.drop)
             say(f"dropped {counted(n, 'alert')} that waited for {args.drop}", is_error=args.json)
         waiting = incidents.undelivered()
+    if args.test:
+        _print_tested(sent, receivers.wrong, as_json=args.json)
+        return
     names = {name: waiting.get(name, 0) for name in sorted({*receivers, *waiting})}
     gone = {name: "" if name in receivers else "  not in CHURN_ALERT_URLS; --drop drops them" for name in names}
     lines = (f"{n:6,} waiting  {name}{gone[name]}" for name, n in names.items())
     command_line.show(names, lines, as_json=args.json)
+
+
+def _print_tested(sent: dict[str, str | None], wrong: Sequence[str], *, as_json: bool) -> None:
+    if not sent and not wrong:
+        raise UsageError("CHURN_ALERT_URLS is not set, so that nobody is alerted; set it to one or more Apprise URLs")
+    outcome = {name: f"did not arrive: {error}" if error else "was accepted" for name, error in sent.items()}
+    lines = [*(f"{name}: the test message {said}" for name, said in outcome.items()), *wrong]
+    command_line.show({"receivers": outcome, "wrong": wrong}, lines, as_json=as_json)
+    if wrong or any(sent.values()):
+        sys.exit(FAILED)
 
 
 def _reader(args: argparse.Namespace) -> None:

@@ -45,6 +45,7 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
     with ExitStack() as stack:
         deployment = stack.enter_context(open_deployment())
         deployment.registry(read_only=True)  # fails at once if set-up is missing
+        deployment.receivers()  # warns of those that cannot be sent to
         owner = f"churn up (process {os.getpid()} of {this_person()})"
         stack.enter_context(locked_alone(deployment.dagster_database, "churn up", owner))
         stop_request.raise_if_set()
@@ -80,6 +81,7 @@ def _commands(of: Deployment, dagster_port: int, mlflow_port: int) -> dict[str, 
         **dagster_environment(of),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "CHURN_MLFLOW_UI_URL": os.environ.get("CHURN_MLFLOW_UI_URL", f"http://{HOST}:{mlflow_port}"),
+        "CHURN_DAGSTER_UI_URL": os.environ.get("CHURN_DAGSTER_UI_URL", f"http://{HOST}:{dagster_port}"),
     }
     python = [sys.executable, "-m"]
     workspace = ["--workspace", str(CONFIG / "workspace.yaml")]

@@ -11,9 +11,10 @@ SELECT batch_id, variant, scored_week AS week, model_version, n_rows_read AS n_r
 FROM scoring_batches JOIN ranked USING (batch_id) WHERE place <= 2
 
 -- attempts
-SELECT DISTINCT ON (variant, role) attempt_id, variant, scored_week, role, ended_at, left(error, 1000) AS error,
+SELECT DISTINCT ON (variant, role) attempt_id, variant, scored_week, role, ended_at, error,
        is_transient IS TRUE AS is_transient,
-       count(error) OVER (PARTITION BY variant, role, scored_week) AS n_failed
+       count(error) OVER (PARTITION BY variant, role, scored_week) AS n_failed,
+       COALESCE(error_type, '') AS error_type, dagster_run_id
 FROM scoring_attempts WHERE scored_week >= :since
 ORDER BY variant, role, scored_week DESC, attempt_id DESC
 

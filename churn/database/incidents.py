@@ -7,15 +7,16 @@ sends the alerts.
 
 import json
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from churn.database.connection import OWNER, Tables, create_engine, errors_translated, lock, read_queries
 from churn.monitoring import incidents
-from churn.monitoring.incidents import Change, Condition, Event, Incident, Severity
+from churn.monitoring.incidents import Change, Condition, Event, Incident, Mark, Severity
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 15, 900
 
@@ -26,7 +27,7 @@ _SQL = read_queries("incidents")
 
 @dataclass(frozen=True)
 class Alert:
-    """An alert to send to one receiver; ``severity`` and ``opened_at`` are those of its incident."""
+    """An alert to send to one receiver; from ``opened_at`` on, and ``severity``, as its incident is now."""
 
     alert_id: int
     incident_id: int
@@ -35,6 +36,10 @@ class Alert:
     title: str
     body: str
     opened_at: datetime
+    resolved_at: datetime | None
+    kind: str
+    members: Mapping[str, str]
+    reported: Mapping[str, Mark]
 
 
 class Incidents(Tables):
@@ -44,7 +49,7 @@ class Incidents(Tables):
 
     def open(self) -> list[Incident]:
         """Return the open incidents, oldest first."""
-        return [Incident(*row) for row in self._rows(_SQL["open_incidents"])]
+        return [_incident(row) for row in self._rows(_SQL["open_incidents"])]
 
     def reconcile(
         self, conditions: Sequence[Condition], checked: Collection[str], receivers: Collection[str]
@@ -57,13 +62,13 @@ class Incidents(Tables):
         """
         with self._transaction() as connection:
             lock(connection, "incidents", _LOCK_TIMEOUT)
-            known = [Incident(*row) for row in connection.execute(sa.text(_SQL["open_incidents"]))]
+            known = [_incident(row) for row in connection.execute(sa.text(_SQL["open_incidents"]))]
             current = incidents.remaining(known, conditions, checked)
             for incident in (one for one in known if one.incident_id in current):
-                members = current[incident.incident_id]
-                title = incidents.headline(incident.kind, incident.subject, members)
-                values = {"members": json.dumps(members), "title": title, "id": incident.incident_id}
-                connection.execute(sa.text(_SQL["update"]), values)
+                now = current[incident.incident_id]
+                title = incidents.headline(now.kind, now.subject, now.members)
+                values = {"members": json.dumps(now.members), "reported": json.dumps(now.marks), "title": title}
+                connection.execute(sa.text(_SQL["update"]), values | {"id": incident.incident_id})
             changes = [_write(connection, change) for change in incidents.reconcile(known, conditions, checked)]
             for change in changes:
                 connection.execute(sa.text(_SQL["alert"]), vars(change) | {"receivers": sorted(set(receivers))})
@@ -84,7 +89,7 @@ class Incidents(Tables):
             row = connection.execute(sa.text(_SQL["next"]), {"receiver": receiver}).one_or_none()
             if row is None:
                 return None
-            error = send(Alert(*row[:-1]))
+            error = send(replace(Alert(*row[:-1]), reported=_marks(row.reported)))
             values = {"receiver": receiver, "error": error, "retry_after_s": _pause_s(row.n_attempts)}
             connection.execute(sa.text(_SQL["attempted"]), values | {"alert_id": row.alert_id})
         return error is None
@@ -99,6 +104,14 @@ class Incidents(Tables):
             return connection.execute(sa.text(_SQL["drop_undelivered"]), {"receiver": receiver}).rowcount
 
 
+def _incident(row: sa.Row[Any]) -> Incident:
+    return replace(Incident(*row), reported=_marks(row.reported))
+
+
+def _marks(reported: Mapping[str, Sequence[Any]]) -> dict[str, Mark]:
+    return {member: Mark(tuple(causes), *rest) for member, (causes, *rest) in reported.items()}
+
+
 def _write(connection: sa.Connection, change: Change) -> Change:
     """Write an incident that opens or is resolved, and return the change with the incident's number."""
     if change.event == "resolved":
@@ -106,6 +119,7 @@ def _write(connection: sa.Connection, change: Change) -> Change:
     if change.incident_id is not None:
         return change
     values = {"severity": incidents.KINDS[change.kind].severity, "members": json.dumps(change.members)}
+    values["reported"] = json.dumps(change.reported)
     return replace(change, incident_id=connection.scalar(sa.text(_SQL["open"]), vars(change) | values))
 
 

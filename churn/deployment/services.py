@@ -44,7 +44,7 @@ from churn.storage.places import Bucket, Folder
 from churn.storage.sources import Sources
 from churn.variants import Variant
 from churn.versions import CHAMPION
-from churn.workflows.alert import Receiver, parse_receivers
+from churn.workflows.alert import Links, Receivers, parse_receivers
 from churn.workflows.decide import Decider
 from churn.workflows.deliver import Deliverer
 from churn.workflows.erase import Eraser
@@ -305,10 +305,12 @@ class Deployment:
         bucket = self._once(Bucket, lambda: Bucket(name))
         return Deliverer(self.database, self._tables(Erasures), bucket, f"{folder.strip('/')}/")
 
-    def receivers(self) -> dict[str, Receiver]:
-        """Parse the receivers in ``CHURN_ALERT_URLS``, if it is set; raises ``UsageError`` if one is no Apprise URL."""
-        urls = self.settings.churn_alert_urls
-        return parse_receivers(urls.get_secret_value() if urls else "")
+    def receivers(self) -> Receivers:
+        """Parse the receivers in ``CHURN_ALERT_URLS``, if it is set."""
+        settings = self.settings
+        urls = settings.churn_alert_urls.get_secret_value() if settings.churn_alert_urls else ""
+        links = Links(settings.churn_environment or "", settings.churn_dagster_ui_url, settings.churn_runbook_url)
+        return parse_receivers(urls, links)
 
     def _champions(self) -> dict[str, int | None]:
         aliases = self.registry(read_only=True).aliases()

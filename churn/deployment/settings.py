@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from churn import defaults
 from churn.errors import UsageError
+from churn.monitoring.incidents import RUNBOOK
 
 _PACKAGE = Path(str(importlib.resources.files("churn"))).resolve()
 _IN_WHEEL = _PACKAGE / "samples" / "bundled"  # pyproject.toml copies data/churn and models/churn to it
@@ -136,6 +137,12 @@ class Settings(BaseSettings):
     """Promote a challenger that is proven better without a person's approval."""
     churn_alert_urls: SecretStr | None = None
     """Apprise URLs to notify, as slack://… or named ops=mailtos://…, between spaces or commas; unset: no alerts."""
+    churn_environment: str | None = Field(None, pattern=r"^[\w .-]{1,40}$")
+    """Name of this deployment in alerts, as production; unset: none."""
+    churn_dagster_ui_url: str = "http://127.0.0.1:3000"
+    """Address of the Dagster UI, used in links only."""
+    churn_runbook_url: str = RUNBOOK
+    """Address of the runbook where your team reads it, used in alerts and alert rules."""
     churn_schedule_grace_hours: int = Field(6, ge=1, le=120)
     """Hours after Monday 00:00 UTC by which a week must be scored; later it counts as missed."""
     churn_holdout_share: float = Field(0.1, ge=0, lt=1)

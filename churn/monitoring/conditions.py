@@ -5,7 +5,9 @@ condition ends and begins again on Monday at midnight. Among thousands of varian
 tests control the false discovery rate over the whole fleet.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -20,7 +22,7 @@ from churn.defaults import LABEL_LAG_DAYS
 from churn.evaluation.metrics import Interval, discoveries, p_at_least
 from churn.monitoring import drift
 from churn.monitoring.drift import LEAST_FLEET, UNKNOWN, FeatureDrift, Flag, Volume
-from churn.monitoring.incidents import Condition, one_line
+from churn.monitoring.incidents import Condition, Mark, one_line
 from churn.monitoring.profiles import SCORE
 from churn.versions import CHALLENGER, CHAMPION
 from churn.weeks import monday_of, month_number, newest_month_due, newest_whole_month
@@ -35,7 +37,7 @@ MEMORY = timedelta(weeks=40)  # of a variant's history that is read: nine months
 _WEEK = timedelta(weeks=1)
 _TRANSIENT_FOR = timedelta(minutes=10)
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(minutes=10), timedelta(hours=4)
-_MOST_ERROR = 200
+_MOST_ERROR = 400
 _SMALLEST_P = 1e-300
 _GAP_TOLERANCE, _EXCESS_TOLERANCE = 0.05, 0.02  # of the share that churned; of log-loss, in nats
 _MOST_NAMED = 3
@@ -78,6 +80,8 @@ class Attempt:
     error: str | None = None
     is_transient: bool = False
     n_failed: int = 1  # failed attempts of its week until then
+    error_type: str = ""
+    dagster_run_id: str | None = None
 
     @property
     def next_at(self) -> datetime | None:
@@ -145,10 +149,13 @@ class LowSegment:
 
 @dataclass(frozen=True)
 class FailedRun:
-    """A failed Dagster run that no later run has made up for; ``names`` are the variants that failed in it, if any."""
+    """A failed Dagster run that no later run has made up for; ``names`` are the variants that failed in it, if any.
+
+    Of a sensor or schedule whose ticks keep failing, ``job`` is its name, and there is no run.
+    """
 
     job: str
-    dagster_run_id: str
+    dagster_run_id: str | None
     started_at: datetime
     sentence: str
     names: Collection[str] = ()
@@ -238,7 +245,12 @@ def drifted(flags: Iterable[DriftFlag]) -> list[Condition]:
         if flag.is_confirmed or kind == "data_broken":
             drifts[kind].setdefault(flag.variant, []).append(flag.drift)
     sentences = {kind: {key: _drift_sentence(one, kind) for key, one in of.items()} for kind, of in drifts.items()}
-    return [Condition(kind, members) for kind, members in sentences.items()]
+    marks = {kind: {key: _drift_mark(one) for key, one in of.items()} for kind, of in drifts.items()}
+    return [Condition(kind, members, marks=marks[kind]) for kind, members in sentences.items()]
+
+
+def _drift_mark(drifts: Sequence[FeatureDrift]) -> Mark:
+    return Mark(tuple(sorted(one.feature for one in drifts)), max(one.psi for one in drifts))
 
 
 def _drift_sentence(drifts: Sequence[FeatureDrift], kind: str) -> str:
@@ -260,7 +272,7 @@ def fleet_moved(batches: Sequence[ScoredBatch], week: date) -> Condition:
         for feature, (key, moved) in now.items()
         if feature in before
     }
-    return Condition("fleet_moved", members)
+    return Condition("fleet_moved", members, marks={one: Mark(figure=abs(now[one][1])) for one in members})
 
 
 def _share_of(key: str) -> str:
@@ -298,28 +310,43 @@ def has_more_unknown(of: FeatureDrift) -> bool:
 def variants_failed(attempts: Iterable[Attempt], batches: Mapping[str, ScoredBatch], now: datetime) -> Condition:
     """Return the variants whose newest attempt failed; transient errors count only after ten minutes."""
     members: dict[str, str] = {}
-    for attempt, sentence in _failures(attempts, CHAMPION, now):
+    marks: dict[str, Mark] = {}
+    for attempt, sentence, mark in _failures(attempts, CHAMPION, now):
         has_batch = (batch := batches.get(attempt.variant)) is not None and batch.week == attempt.week
-        rest = " (an earlier batch of the week is still published)" if has_batch else ""
-        again = f"; scored again by itself from {at:%Y-%m-%d %H:%M} UTC on" if (at := attempt.next_at) else ""
-        members[attempt.variant] = sentence + rest + again
-    return Condition("variants_failed", members)
+        notes = ["an earlier batch is still published"] if has_batch else []
+        notes += [f"scored again by itself from {at:%Y-%m-%d %H:%M} UTC on"] if (at := attempt.next_at) else []
+        known = f" ({', '.join(notes)})" if notes else ""
+        members[attempt.variant] = f"week of {attempt.week}{known}: {sentence}"
+        marks[attempt.variant] = mark
+    return Condition("variants_failed", members, marks=marks)
 
 
 def challengers_failed(attempts: Sequence[Attempt], now: datetime) -> Condition:
     """Return the variants whose challenger failed when the champion was last scored."""
     champions = {attempt.variant: attempt.number for attempt in attempts if attempt.role == CHAMPION}
     # The challenger scores after the champion; an older attempt is of a version that is no longer the challenger.
-    failures = _failures(attempts, CHALLENGER, now)
-    members = {one.variant: sentence for one, sentence in failures if one.number > champions.get(one.variant, 0)}
-    return Condition("challengers_failed", members)
+    failures = [one for one in _failures(attempts, CHALLENGER, now) if one[0].number > champions.get(one[0].variant, 0)]
+    members = {one.variant: f"week of {one.week}: {sentence}" for one, sentence, _ in failures}
+    return Condition("challengers_failed", members, marks={one.variant: mark for one, _, mark in failures})
 
 
-def _failures(attempts: Iterable[Attempt], role: str, now: datetime) -> Iterator[tuple[Attempt, str]]:
+def _failures(attempts: Iterable[Attempt], role: str, now: datetime) -> Iterator[tuple[Attempt, str, Mark]]:
     for one in attempts:
         is_recent = one.is_transient and now - one.ended_at < _TRANSIENT_FOR
         if one.role == role and one.error is not None and not is_recent:
-            yield one, f"week of {one.week}: {one_line(one.error, _MOST_ERROR)}"
+            # The text of what may pass differs from one attempt to the next.
+            cause = one.error_type if one.is_transient else f"{one.error_type} {_digest_of(one.error)}".strip()
+            yield one, one_line(one.error, _MOST_ERROR), Mark((cause,), dagster_run_id=one.dagster_run_id)
+
+
+def _digest_of(error: str) -> str:
+    """Return what tells causes apart: a text without its numbers, quoted values and files, which may be personal.
+
+    >>> _digest_of("s3://b/x.csv: 3 rows lack 'age'") == _digest_of("s3://b/y.csv: 12 rows lack 'id'")
+    True
+    """
+    words = re.sub(r"'[^']*'|\"[^\"]*\"|\S*[\d/]\S*", "", error).split()
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:8]
 
 
 def week_due(now: datetime, grace: timedelta) -> date:
@@ -335,12 +362,13 @@ def week_missed(
     for attempt in attempts:
         if attempt.role == CHAMPION:
             weeks.setdefault(attempt.variant, []).append(attempt.week)
-    text, members = f"not scored for the week of {due};", {}
+    text, members, marks = f"not scored for the week of {due};", {}, {}
     for key, since in registered.items():
         last = max(weeks.get(key, ()), default=None)
         if (last or since.date()) < due:
             members[key] = f"{text} the last week scored or attempted is {last}" if last else f"{text} it never was"
-    return Condition("week_missed", members)
+            marks[key] = Mark(figure=(due - (last or since.date())).days)
+    return Condition("week_missed", members, marks=marks)
 
 
 def to_repeat(attempts: Iterable[Attempt], missed: Condition, now: datetime) -> dict[str, int]:
@@ -364,12 +392,17 @@ def variants_missing(watched: Mapping[str, datetime], registered: Collection[str
 def data_stale(batches: Iterable[ScoredBatch], histories: Mapping[str, History], today: date) -> Condition:
     """Return the variants scored from a fallback copy, from another variant's data, or from overdue data."""
     members: dict[str, str] = {}
+    marks: dict[str, Mark] = {}
     for batch in batches:
+        history = histories.get(batch.variant)
         if batch.fallback_reason is not None:
             members[batch.variant] = f"scored from the local copy: {one_line(batch.fallback_reason, _MOST_ERROR)}"
-        elif sentence := outdated_sentence(batch, histories.get(batch.variant), today):
+            marks[batch.variant] = Mark(("local copy",))
+        elif sentence := outdated_sentence(batch, history, today):
             members[batch.variant] = sentence
-    return Condition("data_stale", members)
+            age_days, _ = drift.freshness(history.inputs.values() if history else (), today)
+            marks[batch.variant] = Mark(("other data" if batch.data_of != batch.variant else "old",), age_days)
+    return Condition("data_stale", members, marks=marks)
 
 
 def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) -> str | None:
@@ -390,12 +423,15 @@ def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) 
 def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, History]) -> Condition:
     """Return the variants with far more or far fewer rows than usual."""
     members: dict[str, str] = {}
+    marks: dict[str, Mark] = {}
     for batch in batches:
         rows = histories.get(batch.variant, History({})).volume_of(batch)
         if rows.status in ("low", "high"):
             of = f"of {batch.whole_month:%Y-%m}" if rows.n_rows == batch.n_newest else f"in the week of {batch.week}"
             members[batch.variant] = f"{rows.n_rows:,} rows {of}; usual are {rows.usual:,.0f}"
-    return Condition("volume_unusual", members)
+            by = (rows.n_rows + 1) / ((rows.usual or 0) + 1)
+            marks[batch.variant] = Mark((rows.status,), max(by, 1 / by))
+    return Condition("volume_unusual", members, marks=marks)
 
 
 def independent_cohorts(
@@ -434,11 +470,13 @@ def performance_low(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condi
     p_values = ([p_at_least(one.roc_auc, one.limit) for one in of_variant] for of_variant in cohorts.values())
     weights = ([one.n for one in of_variant] for of_variant in cohorts.values())
     found, members = list(map(accumulated, p_values, weights)), dict[str, str]()
+    marks = {}
     newest = [of_variant[0] for of_variant in cohorts.values()]
     for one, (_, n) in compress(zip(newest, found, strict=True), discoveries([p for p, _ in found], FDR)):
         found_in = f"the week of {one.week}" + ("" if n == 1 else f", with {counted(n - 1, 'earlier cohort')}")
         members[one.variant] = f"ROC AUC {one.roc_auc:.3f} in {found_in}; the limit is {one.limit:.3f}"
-    return Condition("performance_low", members)
+        marks[one.variant] = Mark(figure=max(one.limit - one.roc_auc.value, 0.0))
+    return Condition("performance_low", members, marks=marks)
 
 
 def calibration_poor(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condition:
@@ -467,7 +505,8 @@ def calibration_poor(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Cond
     members: dict[str, list[str]] = {}
     for _, key, sentence in compress(found, discoveries([p for p, _, _ in found], FDR)):
         members.setdefault(key, []).append(sentence)
-    return Condition("calibration_poor", {key: "; ".join(sentences) for key, sentences in members.items()})
+    marks = {one.variant: Mark(figure=abs(one.gap - float(usual))) for one in newest if one.variant in members}
+    return Condition("calibration_poor", {key: "; ".join(said) for key, said in members.items()}, marks=marks)
 
 
 def _half_years(cohorts: Sequence[EvaluatedChampion]) -> list[EvaluatedChampion]:
@@ -517,7 +556,13 @@ def segment_low(segments: Sequence[LowSegment], n_evaluated: int, excluded: Coll
     for segment in compress(segments, is_low):
         if segment.variant not in excluded:
             low.setdefault(segment.variant, []).append(segment)
-    return Condition("segment_low", {key: _segments_sentence(of_variant) for key, of_variant in low.items()})
+    marks = {
+        key: Mark(tuple(f"{one.segment} {one.level}" for one in of_variant),
+                  max(one.limit - one.roc_auc for one in of_variant))
+        for key, of_variant in low.items()
+    }  # fmt: skip
+    members = {key: _segments_sentence(of_variant) for key, of_variant in low.items()}
+    return Condition("segment_low", members, marks=marks)
 
 
 def _segments_sentence(segments: Sequence[LowSegment]) -> str:
@@ -527,10 +572,18 @@ def _segments_sentence(segments: Sequence[LowSegment]) -> str:
 
 
 def runs_failed(runs: Iterable[FailedRun], attempts: Iterable[Attempt]) -> list[Condition]:
-    """Return the failed runs by job, except those with failures that show in the attempts of their variants."""
+    """Return the failing ticks, and the failed runs by job, except those whose failures show in their variants."""
     newest = {attempt.variant: attempt.ended_at for attempt in attempts if attempt.role == CHAMPION}
     by_job: dict[str, dict[str, str]] = {}
+    ticks: dict[str, str] = {}
     for run in runs:
-        if not run.names or any(key not in newest or newest[key] < run.started_at for key in run.names):
+        if run.dagster_run_id is None:
+            ticks[run.job] = one_line(run.sentence, _MOST_ERROR)
+        elif not run.names or any(key not in newest or newest[key] < run.started_at for key in run.names):
             by_job.setdefault(run.job, {})[run.dagster_run_id] = one_line(run.sentence, _MOST_ERROR)
-    return [Condition("run_failed", members, subject=job) for job, members in by_job.items()]
+    marks = {name: Mark((_digest_of(sentence),)) for name, sentence in ticks.items()}
+    failed = [
+        Condition("run_failed", members, job, {one: Mark(dagster_run_id=one) for one in members})
+        for job, members in by_job.items()
+    ]
+    return [*failed, *([Condition("ticks_failed", ticks, marks=marks)] if ticks else [])]

@@ -13,10 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from churn.database.incidents import Alert, Incidents
 from churn.errors import UsageError
+from churn.monitoring.incidents import RUNBOOK
 from churn.wording import as_markdown
 
 if TYPE_CHECKING:
@@ -34,12 +37,51 @@ _BETWEEN = re.compile(r"[\s,;]+(?=(?:[a-z][\w-]*=)?[a-z][a-z0-9]*://)|\s+", re.I
 _NAMED = re.compile(r"([a-z][\w-]{0,39})=(?=[a-z][a-z0-9]*://)", re.IGNORECASE)
 # Services that read every text as Markdown; Apprise escapes it for the others.
 _MARKDOWN = ("discord", "mmost", "mmosts", "rocket", "rockets", "zulip", "msteams", "workflow", "workflows", "gchat")
+_FIELDS = {"json": "payload_extras", "jsons": "payload_extras", "pagerduty": "details"}
 _STATUS = re.compile(r"\berror=(\d{3})\b")
 _REASONS = {
     "timed out": "no answer in time", "refused": "connection refused", "failed to resolve": "host name not found",
     "certificate": "certificate not accepted", "connection aborted": "connection broken off",
     "authenticat": "login refused",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Links:
+    """What messages name beside their incident: the environment, and where to read on."""
+
+    environment: str = ""
+    dagster_ui: str = ""
+    runbook: str = RUNBOOK
+
+    def fields(self, alert: Alert) -> dict[str, Any]:
+        """Return an alert in fields, for receivers that are programs."""
+        runs = (alert.reported[one].dagster_run_id for one in sorted(alert.members) if one in alert.reported)
+        run, ui = next(filter(None, runs), None), self.dagster_ui.rstrip("/")
+        urls = {"runbook": f"{self.runbook}#{alert.kind}", **({"run": f"{ui}/runs/{run}"} if ui and run else {})}
+        return {
+            "environment": self.environment,
+            "incident_id": alert.incident_id,
+            "alert_id": alert.alert_id,
+            "event": alert.event,
+            "kind": alert.kind,
+            "severity": alert.severity,
+            "members": sorted(alert.members),
+            "since": alert.opened_at.isoformat(),
+            "resolved_at": alert.resolved_at and alert.resolved_at.isoformat(),
+            "urls": urls,
+        }
+
+    def text(self, alert: Alert) -> str:
+        """Return an alert's text; the links are first, since a receiver may truncate it."""
+        since = f"since {alert.opened_at:%Y-%m-%d %H:%M} UTC"
+        is_over = alert.event == "resolved" and alert.resolved_at is not None
+        state = f"well since {alert.resolved_at:%Y-%m-%d %H:%M} UTC; was wrong {since}" if is_over else since
+        urls = self.fields(alert)["urls"]
+        named = {"What to do": urls["runbook"], "Report": urls.get("report", "churn report"), "Run": urls.get("run")}
+        links = [f"{name}: {url}" for name, url in named.items() if url and (name != "What to do" or not is_over)]
+        first = f"Incident {alert.incident_id}, alert {alert.alert_id}"
+        return "\n".join([first, f"{state[0].upper()}{state[1:]}", *links, "", alert.body])
 
 
 @dataclass(frozen=True)
@@ -50,6 +92,9 @@ class Receiver:
     _service: "NotifyBase" = field(repr=False)
     _groups_by_incident: bool = False
     _is_markdown: bool = False
+    _links: Links = Links()
+    _fields: str = ""  # the service's attribute of further fields; empty if it takes none
+    _own_fields: Mapping[str, Any] = field(default_factory=dict, repr=False)  # those of the URL
 
     def _as_text(self, text: str) -> str:
         """Return what a service shows as this text; Markdown would make links of it, and call people by ``@``."""
@@ -66,12 +111,15 @@ class Receiver:
         if self._groups_by_incident:
             key = f"churn incident {alert.incident_id} of {alert.opened_at.isoformat()}"
             self._service.dedup = key  # type: ignore[attr-defined]
+        if self._fields:
+            setattr(self._service, self._fields, {**self._links.fields(alert), **self._own_fields})
+        name = f"churn {self._links.environment}".strip()
         colour = NotifyType.FAILURE if alert.severity == "error" else NotifyType.WARNING
         with _suppressed_logs() as messages:
             try:
                 is_accepted = self._service.notify(
-                    title=f"[churn] {self._as_text(alert.title)}",
-                    body=f"Incident {alert.incident_id}, alert {alert.alert_id}\n{self._as_text(alert.body)}",
+                    title=f"[{name}] {self._as_text(alert.title)}",
+                    body=self._as_text(self._links.text(alert)),
                     notify_type=NotifyType.SUCCESS if alert.event == "resolved" else colour,
                     body_format=NotifyFormat.TEXT,
                 )
@@ -80,21 +128,37 @@ class Receiver:
         return None if is_accepted else _reason(messages)
 
 
-def parse_receivers(text: str) -> dict[str, Receiver]:
+class Receivers(dict[str, Receiver]):
+    """Receivers by name, and what is wrong with those that alerts cannot be sent to, which stop no other."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+
+
+def parse_receivers(text: str, links: Links | None = None) -> Receivers:
     """Parse Apprise URLs, separated by white space or commas, each perhaps with a name before it (``ops=slack://…``).
 
-    Returns each receiver once, by its name. Raises ``UsageError`` if one is not such a URL, or two have one name; names
-    its position and schema, never the URL.
+    Returns each receiver once, by its name. One that is not such a URL, or has the name of another, is described by its
+    position and schema, never the URL, which the log says once.
     """
+    receivers = Receivers()
     given = [(one, _NAMED.match(one)) for one in dict.fromkeys(_BETWEEN.split(text.strip(" \t\r\n,;"))) if one]
-    names = [match[1] for _, match in given if match]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"CHURN_ALERT_URLS has several receivers named {', '.join(sorted(twice))}; rename one")
-    named = []
     for position, (one, match) in enumerate(given, start=1):
-        opened = _open(one[match.end() :] if match else one, position)
-        named.append(replace(opened, name=match[1]) if match else opened)
-    return {receiver.name: receiver for receiver in named}
+        try:
+            opened = replace(_open(one[match.end() :] if match else one, position), _links=links or Links())
+            opened = replace(opened, name=match[1]) if match else opened
+            if match and opened.name in receivers:
+                raise UsageError(f"CHURN_ALERT_URLS has several receivers named {opened.name}; rename one")
+            receivers[opened.name] = opened
+        except UsageError as error:
+            receivers.wrong.append(str(error))
+            _warn_once(str(error))
+    return receivers
+
+
+@lru_cache
+def _warn_once(problem: str) -> None:
+    logger.warning("%s; it gets no alerts, the other receivers do", problem)
 
 
 @dataclass(frozen=True)
@@ -127,6 +191,14 @@ def drop_waiting(incidents: Incidents, receivers: Mapping[str, Receiver], name: 
     if name in receivers:
         raise UsageError(f"receiver {name!r} is in CHURN_ALERT_URLS and will get its alerts; remove it there first")
     return incidents.drop_undelivered(name)
+
+
+def send_test(receivers: Mapping[str, Receiver], now: datetime) -> Iterator[tuple[str, str | None]]:
+    """Send each receiver a test message; yields its name with the error, or ``None`` if it was accepted."""
+    body = "No incident: somebody ran churn alerts --test. Alerts reach this receiver."
+    alert = Alert(0, 0, "opened", "warning", "Test message", body, now, None, "alerts-are-stuck", {}, {})
+    for name, receiver in receivers.items():
+        yield name, receiver.send(alert)
 
 
 def _deliver_to(receiver: Receiver, incidents: Incidents, until_s: float) -> tuple[int, bool]:
@@ -174,7 +246,9 @@ def _open(url: str, position: int) -> Receiver:
         )
     fingerprint = hashlib.sha256(url.encode()).hexdigest()[:12]
     is_markdown = parts["schema"] in _MARKDOWN
-    return Receiver(f"{parts['schema']}-{fingerprint}", service, _groups_by_incident=groups, _is_markdown=is_markdown)
+    name, fields = f"{parts['schema']}-{fingerprint}", _FIELDS.get(parts["schema"], "")
+    own = dict(getattr(service, fields)) if fields else {}
+    return Receiver(name, service, groups, is_markdown, _fields=fields, _own_fields=own)
 
 
 def _reason(messages: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from churn.weeks import monday_of
 
 logger = logging.getLogger(__name__)
 
-_RUN_KINDS = frozenset({"run_failed"})
+_RUN_KINDS = frozenset({"run_failed", "ticks_failed"})
 _REGISTRY_KINDS = frozenset({"variants_missing", "week_missed", "performance_low", "calibration_poor", "segment_low"})
 _WEEK = timedelta(weeks=1)
 

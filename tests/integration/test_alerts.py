@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Barrier, Lock, Thread
@@ -22,9 +23,8 @@ from churn.cli.main import main as churn
 from churn.database.connection import OWNER, create_engine
 from churn.database.incidents import LONGEST_RETRY_S, Incidents
 from churn.deployment.services import Deployment
-from churn.errors import UsageError
-from churn.monitoring.incidents import Condition
-from churn.workflows.alert import Delivered, Receiver, deliver, parse_receivers
+from churn.monitoring.incidents import Condition, Mark
+from churn.workflows.alert import Delivered, Links, Receiver, deliver, parse_receivers
 from tests.support import ROOT
 from tests.support.children import bound
 from tests.support.site import Run, Site, wait_until
@@ -419,14 +419,18 @@ def test_no_url_is_in_the_database_nor_in_any_log(
         (SECRET, "without a schema"),
     ],
 )
-def test_a_bad_url_is_told_by_its_position_and_never_repeated(bad: str, kind: str, caplog: pytest.LogCaptureFixture):
+def test_a_bad_url_is_told_by_its_position_never_repeated_and_stops_no_other(
+    bad: str, kind: str, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level(logging.DEBUG)
 
-    with pytest.raises(UsageError) as refused:
-        parse_receivers(f"json://127.0.0.1 {bad}")
+    receivers = parse_receivers(f"ops=json://127.0.0.1 {bad}")
 
-    assert f"number 2, {kind}," in str(refused.value)
-    assert SECRET not in f"{refused.value}{refused.value.__cause__}{caplog.text}"
+    assert list(receivers) == ["ops"]
+    [wrong] = receivers.wrong
+    assert f"number 2, {kind}," in wrong
+    assert f"{wrong}; it gets no alerts, the other receivers do" in caplog.text
+    assert SECRET not in f"{wrong}{caplog.text}"
 
 
 def test_a_receiver_is_known_by_its_url_alone_and_counts_once():
@@ -482,12 +486,71 @@ def test_what_waits_for_a_receiver_that_is_gone_can_be_dropped(
     assert incidents.undelivered() == {"ops": 1}
 
 
-def test_two_receivers_with_one_name_are_refused_without_their_urls():
-    with pytest.raises(UsageError, match="several receivers named ops; rename one") as refused:
-        parse_receivers(f"ops={url_of(8001)} ops={url_of(8002)}")
+def test_of_two_receivers_with_one_name_the_first_is_served_and_the_other_told_without_its_url():
+    receivers = parse_receivers(f"ops={url_of(8001)} ops={url_of(8002)}")
 
-    assert SECRET not in str(refused.value)
-    assert len(parse_receivers(f"ops={url_of(8001)} ops={url_of(8001)} night={url_of(8001)}")) == 2
+    assert list(receivers) == ["ops"]
+    assert receivers.wrong == ["CHURN_ALERT_URLS has several receivers named ops; rename one"]
+    same = parse_receivers(f"ops={url_of(8001)} ops={url_of(8001)} night={url_of(8001)}")
+    assert (list(same), same.wrong) == (["ops", "night"], [])
+
+
+def test_a_message_names_environment_since_links_and_fields_and_its_end_what_was_wrong(
+    site: Site, incidents: DatedIncidents, hook: WebHook
+):
+    links = Links("production", "https://dagster.example.com/", "https://docs.example.com/runbook")
+    receivers = parse_receivers(f"{url_of(hook.port)}&:team=retention", links)
+    failed = Condition("variants_failed", {"us": "no file; upload one"}, marks={"us": Mark(("A",), 0, "6f1c")})
+    incidents.at(NOW).reconcile([failed], KINDS, receivers)
+    assert deliver(incidents.at(NOW), receivers, 10).n_sent == 1
+    worse = replace(failed, members={"us": "no rights; grant them"}, marks={"us": Mark(("B",), 0, "a0b7")})
+    assert [one.event for one in incidents.at(NOW).reconcile([worse], KINDS, receivers)] == ["updated"]
+    assert incidents.at(NOW).reconcile([worse], KINDS, receivers) == []
+    incidents.at(LATER).reconcile([], KINDS, receivers)
+    assert deliver(incidents.at(LATER), receivers, 10).n_sent == 2
+
+    opened, updated, resolved = hook.taken
+    run = "https://dagster.example.com/runs/"
+    guide = "https://docs.example.com/runbook#variants_failed"
+    assert opened["title"] == "[churn production] Scoring failed: 1 variant"
+    assert opened["message"].splitlines() == [
+        "Incident 1, alert 1", "Since 2026-03-02 06:00 UTC", f"What to do: {guide}",
+        "Report: churn report", f"Run: {run}6f1c", "", "- us: no file; upload one",
+    ]  # fmt: skip
+    assert updated["message"].splitlines()[-1] == "- us: no rights; grant them (before: no file; upload one)"
+    assert resolved["title"] == "[churn production] Resolved: Scoring failed: 1 variant"
+    assert resolved["message"].splitlines() == [
+        "Incident 1, alert 3", "Well since 2026-03-02 07:00 UTC; was wrong since 2026-03-02 06:00 UTC",
+        "Report: churn report", f"Run: {run}a0b7", "", "It was:", "- us: no rights; grant them",
+    ]  # fmt: skip
+    expected = {"environment": "production", "incident_id": 1, "kind": "variants_failed", "severity": "error",
+                "members": ["us"], "since": "2026-03-02T06:00:00+00:00", "team": "retention"}  # fmt: skip
+    assert {name: opened[name] for name in expected} == expected
+    assert (opened["event"], opened["resolved_at"]) == ("opened", None)
+    assert (resolved["event"], resolved["resolved_at"]) == ("resolved", "2026-03-02T07:00:00+00:00")
+    assert opened["urls"] == {"runbook": guide, "run": f"{run}6f1c"}
+
+
+def test_a_test_message_is_sent_to_each_receiver_and_a_failure_ends_with_a_status(
+    site: Site, hook: WebHook, run_main: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CHURN_ALERT_URLS", f"ops={url_of(hook.port)}")
+    fine = run_main(churn, "alerts", "--test")
+    assert (fine.status, fine.out) == (0, "ops: the test message was accepted\n")
+    assert hook.titles == ["Test message"]
+    monkeypatch.setenv("CHURN_ALERT_URLS", f"ops={url_of(hook.port)} down={url_of(1)} slack://{SECRET}")
+    said = run_main(churn, "alerts", "--test")
+
+    assert said.status == 1
+    assert said.out.splitlines()[:2] == [
+        "ops: the test message was accepted",
+        "down: the test message did not arrive: connection refused",
+    ]
+    assert "number 3, of schema 'slack'" in said.out
+    assert SECRET not in f"{said.out}{said.err}"
+    assert "FAILED  receivers of alerts: CHURN_ALERT_URLS: number 3" in run_main(churn, "doctor").out
+    monkeypatch.delenv("CHURN_ALERT_URLS")
+    run_main(churn, "alerts", "--test").require_one_line("CHURN_ALERT_URLS is not set", status=2)
 
 
 def test_pagerduty_is_told_which_of_its_incidents_an_alert_opens_and_ends(

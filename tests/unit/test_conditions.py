@@ -79,15 +79,16 @@ def test_a_variant_has_failed_when_its_newest_attempt_did():
 
     assert told.kind == "variants_failed"
     assert told.members == {
-        "us": "week of 2026-11-16: no such file (an earlier batch of the week is still published)",
+        "us": "week of 2026-11-16 (an earlier batch is still published): no such file",
         "fr": "week of 2026-11-09: no alias",
     }
 
 
 def test_an_error_is_told_in_one_line_of_bounded_length():
-    told = variants_failed([attempt("us", "a\nlong   story " * 100)], {}, NOW)
+    told = variants_failed([attempt("us", "a\nlong   story " * 100 + "; upload it again")], {}, NOW)
 
-    assert len(told.members["us"]) < 250
+    assert len(told.members["us"]) < 450
+    assert told.members["us"].endswith(" a long story a…; upload it again")
     assert "\n" not in told.members["us"]
 
 
@@ -116,8 +117,29 @@ def test_an_incident_says_when_the_week_is_scored_again():
 
     told = variants_failed([failed, attempt("eu", "no alias")], {}, NOW).members
 
-    assert told["us"].endswith("down; scored again by itself from 2026-11-17 11:40 UTC on")
+    assert told["us"] == "week of 2026-11-16 (scored again by itself from 2026-11-17 11:40 UTC on): down"
     assert told["eu"].endswith("no alias")
+
+
+CAUSES = {  # error type, error, whether it may pass, whether it is the cause of "InputError: row 3 of 'x.csv' is bad"
+    "another row of another file": ("InputError", "row 14 of 'y.csv' is bad", False, True),
+    "another text": ("InputError", "column 'age' is missing", False, False),
+    "another type": ("QuarantineError", "row 3 of 'x.csv' is bad", False, False),
+    "what may pass": ("SourceUnavailableError", "no answer", True, False),
+}
+
+
+@pytest.mark.parametrize(("kind", "error", "may_pass", "is_same"), CAUSES.values(), ids=CAUSES)
+def test_causes_are_told_apart_by_type_and_words_not_by_numbers_and_names(kind, error, may_pass, is_same):
+    ended_at = NOW - timedelta(hours=1)
+    attempts = [
+        attempt("us", "row 3 of 'x.csv' is bad", error_type="InputError"),
+        attempt("eu", error, error_type=kind, is_transient=may_pass, ended_at=ended_at),
+    ]
+
+    marks = variants_failed(attempts, {}, NOW).marks
+
+    assert (marks["us"].causes == marks["eu"].causes) == is_same
 
 
 @pytest.mark.parametrize(

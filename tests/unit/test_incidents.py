@@ -4,10 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from churn.monitoring.incidents import KINDS, MAX_NAMED, MAX_SENTENCE, Change, Condition, Incident, reconcile, remaining
+from churn.monitoring.incidents import (
+    KINDS,
+    MAX_CAUSES,
+    MAX_NAMED,
+    MAX_SENTENCE,
+    Change,
+    Condition,
+    Incident,
+    Mark,
+    reconcile,
+    remaining,
+)
 
 MONDAY = datetime(2026, 3, 2, 6, tzinfo=UTC)
 DRIFTED = "input_drifted"
@@ -40,12 +52,13 @@ class Book:
 
     def look(self, conditions: Sequence[Condition], watched: Sequence[str], now: datetime) -> list[Change]:
         changes = reconcile(self.open, conditions, watched)
-        for number, members in remaining(self.open, conditions, watched).items():
-            self.incidents[number] = replace(self.incidents[number], members=members)
+        for number, now_is in remaining(self.open, conditions, watched).items():
+            self.incidents[number] = replace(self.incidents[number], members=now_is.members, reported=now_is.marks)
         for change in changes:
             number = change.incident_id or len(self.incidents) + 1
             opened_at = self.incidents[number].opened_at if number in self.incidents else now
-            self.incidents[number] = Incident(number, change.kind, change.subject, change.members, opened_at)
+            reported = self.incidents[number].reported if number in self.incidents else change.reported
+            self.incidents[number] = Incident(number, change.kind, change.subject, change.members, opened_at, reported)
             self.resolved |= {number} if change.event == "resolved" else set()
             self.told.setdefault(number, []).append(change.event)
         return changes
@@ -98,8 +111,6 @@ def test_two_thousand_variants_with_one_trouble_are_one_incident_that_names_twen
     assert opened.title == "Input drifted: 2,000 variants"
     assert opened.body.count("PSI 0.31 of deposits_30d") == MAX_NAMED
     assert opened.body.endswith("and 1,980 more variants")
-    assert "churn report" in opened.body
-    assert "docs/runbook.md#input_drifted" in opened.body
 
 
 def test_an_update_names_who_joined_and_says_how_many_there_are():
@@ -117,7 +128,7 @@ def test_that_some_recovered_is_written_down_and_nobody_is_told():
     known, wrong = [incident({"geography-us": "bad", "geography-eu": "bad"})], [drifted("geography-eu")]
 
     assert reconcile(known, wrong, [DRIFTED]) == []
-    assert remaining(known, wrong, [DRIFTED]) == {5: wrong[0].members}
+    assert remaining(known, wrong, [DRIFTED]) == {5: wrong[0]}
 
 
 def test_the_end_says_since_when_it_was_and_with_whom():
@@ -125,8 +136,46 @@ def test_the_end_says_since_when_it_was_and_with_whom():
 
     assert resolved.event == "resolved"
     assert resolved.title == "Resolved: Input drifted: 1 variant"
-    assert "2026-03-02 06:00 UTC" in resolved.body
-    assert "geography-us" in resolved.body
+    assert resolved.body == "It was:\n- geography-us: PSI 0.3"
+
+
+A, B = ("AccessDeniedError",), ("QuarantineError",)
+LOOKS: dict[str, tuple[Sequence[Mark], Sequence[bool]]] = {
+    "nothing new": ([Mark(A, 0.2), Mark(A, 0.2)], [False]),
+    "another cause, and back and forth": ([Mark(A), Mark(B), Mark(A), Mark(B), Mark(A)], [True, False, False, False]),
+    "one more cause each time, up to a limit": (
+        [Mark((str(n),)) for n in range(MAX_CAUSES + 3)], [True] * (MAX_CAUSES - 1) + [False] * 3
+    ),
+    "twice as bad, once for each doubling": (
+        [Mark(A, figure) for figure in (0.2, 0.3, 0.4, 0.2, 0.4, 0.7, 0.8)], [False, True, False, False, False, True]
+    ),
+    "both at once": ([Mark(A, 0.2), Mark(B, 0.9)], [True]),
+    "a figure that was unknown": ([Mark(A), Mark(A, 3), Mark(A, 6)], [False, True]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("marks", "is_told"), LOOKS.values(), ids=LOOKS)
+def test_what_gets_worse_is_told_once(marks, is_told):
+    book, told = Book(), []
+    for hour, mark in enumerate(marks):
+        wrong = Condition("variants_failed", {"base": "still", "us": f"look {hour}"}, marks={"us": mark})
+        told.append(book.look([wrong], ["variants_failed"], MONDAY + timedelta(hours=hour)))
+
+    assert [bool(changes) for changes in told[1:]] == is_told
+    for hour, changes in enumerate(told[1:], start=1):
+        for change in changes:
+            assert change.title == "Scoring failed: 1 variant got worse, 2 in total"
+            assert change.body == f"- us: look {hour} (before: look {hour - 1})"
+
+
+def test_who_joins_and_who_gets_worse_at_one_look_are_one_message():
+    known = replace(incident({"us": "PSI 0.3"}), reported={"us": Mark((), 0.3)})
+    now = Condition(DRIFTED, {"us": "PSI 0.7", "eu": "PSI 0.4"}, marks={"us": Mark((), 0.7), "eu": Mark((), 0.4)})
+
+    updated = only(reconcile([known], [now], [DRIFTED]))
+
+    assert updated.title == "Input drifted: 1 more variant, 1 variant got worse, 2 in total"
+    assert updated.body == "- eu: PSI 0.4\n- us: PSI 0.7 (before: PSI 0.3)"
 
 
 def test_a_kind_that_was_not_looked_at_neither_opens_nor_ends():

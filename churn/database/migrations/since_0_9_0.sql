@@ -510,29 +510,33 @@ COMMENT ON COLUMN watched_variants.acknowledged_at IS 'When somebody acknowledge
 
 -- Incidents, alerts and deliveries.
 
-ALTER TABLE incidents ADD COLUMN changed_by text;
+ALTER TABLE incidents ADD COLUMN changed_by text, ADD COLUMN reported jsonb NOT NULL DEFAULT '{}';
 ALTER TABLE incidents ALTER COLUMN changed_by SET DEFAULT session_user;
 ALTER TABLE alerts ALTER COLUMN created_at SET DEFAULT clock_timestamp();
 ALTER TABLE alert_deliveries ADD COLUMN attempted_by text;
 COMMENT ON COLUMN incidents.changed_by IS 'The login that opened, updated or resolved it last.';
+COMMENT ON COLUMN incidents.reported IS
+    'By member what was reported of it: its causes, its worst figure, its newest Dagster run. Worse is reported again.';
 COMMENT ON COLUMN alert_deliveries.attempted_by IS 'The login of the last attempt; null before the first.';
 REVOKE INSERT, UPDATE ON incidents, alerts, alert_deliveries FROM churn_writer;
 
-CREATE FUNCTION open_incident(kind text, subject text, severity text, title text, members jsonb) RETURNS bigint
+CREATE FUNCTION open_incident(kind text, subject text, severity text, title text, members jsonb, reported jsonb)
+RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    INSERT INTO public.incidents AS i (kind, subject, severity, title, members, opened_at, updated_at, changed_by)
-    SELECT kind, subject, severity, title, members, clock, clock, session_user FROM public.churn_now() AS clock
+    INSERT INTO public.incidents AS i
+        (kind, subject, severity, title, members, reported, opened_at, updated_at, changed_by)
+    SELECT kind, subject, severity, title, members, reported, clock, clock, session_user FROM public.churn_now() AS clock
     RETURNING i.incident_id
 $$;
 COMMENT ON FUNCTION open_incident IS 'Opens an incident.';
 
-CREATE FUNCTION update_incident(incident bigint, new_title text, new_members jsonb) RETURNS void
+CREATE FUNCTION update_incident(incident bigint, new_title text, new_members jsonb, new_reported jsonb) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE public.incidents SET members = new_members, title = new_title, updated_at = public.churn_now(),
-        changed_by = session_user
+    UPDATE public.incidents SET members = new_members, title = new_title, reported = new_reported,
+        updated_at = public.churn_now(), changed_by = session_user
     WHERE incident_id = incident AND resolved_at IS NULL
 $$;
-COMMENT ON FUNCTION update_incident IS 'Sets the title and the members of an open incident.';
+COMMENT ON FUNCTION update_incident IS 'Sets the title and the members of an open incident, and what was reported of them.';
 
 CREATE FUNCTION resolve_incident(incident bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -555,9 +559,11 @@ COMMENT ON FUNCTION queue_alert IS 'Queues an alert about an incident for each r
 -- Of each incident only the oldest undelivered alert, so that a receiver gets the alerts of an incident in order.
 CREATE FUNCTION next_delivery(of_receiver text)
 RETURNS TABLE (alert_id bigint, event text, title text, body text, incident_id bigint, severity text,
-               opened_at timestamptz, n_attempts integer)
+               opened_at timestamptz, resolved_at timestamptz, kind text, members jsonb, reported jsonb,
+               n_attempts integer)
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT a.alert_id, a.event, a.title, a.body, i.incident_id, i.severity, i.opened_at, d.n_attempts
+    SELECT a.alert_id, a.event, a.title, a.body, i.incident_id, i.severity, i.opened_at, i.resolved_at, i.kind,
+           i.members, i.reported, d.n_attempts
     FROM public.alert_deliveries AS d JOIN public.alerts AS a USING (alert_id)
     JOIN public.incidents AS i USING (incident_id)
     WHERE d.receiver = of_receiver AND d.delivered_at IS NULL
@@ -608,13 +614,15 @@ COMMENT ON FUNCTION replace_flags IS 'Replaces all flags of some batches.';
 REVOKE ALL ON FUNCTION
     begin_batch(text, text), grant_rows(regclass), seal_batch(), require_own_batch(),
     make_current(bigint, integer, text), record_event(jsonb),
-    open_incident(text, text, text, text, jsonb), update_incident(bigint, text, jsonb), resolve_incident(bigint),
+    open_incident(text, text, text, text, jsonb, jsonb), update_incident(bigint, text, jsonb, jsonb),
+    resolve_incident(bigint),
     queue_alert(bigint, text, text, text, text[]),
     next_delivery(text), record_delivery(bigint, text, text, interval), replace_flags(bigint[], jsonb)
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     begin_batch(text, text), make_current(bigint, integer, text), record_event(jsonb),
-    open_incident(text, text, text, text, jsonb), update_incident(bigint, text, jsonb), resolve_incident(bigint),
+    open_incident(text, text, text, text, jsonb, jsonb), update_incident(bigint, text, jsonb, jsonb),
+    resolve_incident(bigint),
     queue_alert(bigint, text, text, text, text[]),
     next_delivery(text), record_delivery(bigint, text, text, interval), replace_flags(bigint[], jsonb)
 TO churn_writer;
