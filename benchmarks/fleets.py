@@ -18,7 +18,7 @@ import psutil
 import sqlalchemy as sa
 
 from benchmarks.runs import call, run_fleet
-from churn.data.features import derive, pack, plan_encoding, unpack
+from churn.data.features import derive, is_active, pack, plan_encoding, unpack
 from churn.database.predictions import read_current
 from churn.variants import Variant
 from churn.wording import markdown_table
@@ -64,10 +64,10 @@ def _rows(seed: int) -> pl.DataFrame:
 
 
 def fleet_model() -> dict[str, bytes]:
-    """Return model files whose sample is of the fleet's own rows, as a trained model's is: nothing has drifted."""
+    """Return model files whose sample is of the fleet's own accounts at risk, as a trained model's: nothing drifted."""
     files = model_files()
     names = json.loads(files[NAMES_KEY])
-    drawn = pl.concat([_rows(seed).sample(100, seed=seed) for seed in range(FLEET_DATASETS)])
+    drawn = pl.concat([rows.filter(is_active(rows)).sample(100, seed=0) for rows in map(_rows, range(FLEET_DATASETS))])
     rows = derive(drawn.with_columns(account_id=pl.arange(pl.len()) + 1), _WEEKS[0])
     encoding = plan_encoding(names, rows.columns)
     matrix = unpack(pack(rows, encoding), encoding)

@@ -30,6 +30,7 @@ MAX_RETRIES = 2
 RUN_TAGS = {"dagster/retry_on_asset_or_op_failure": "false", "dagster/max_runtime": "21600"}
 """Tags of jobs over ranges: the settings of ``dagster.yaml``, for instances that do not use it (Dagster's chart)."""
 
+_PAGE = 1_000
 _NAMED_IN_MESSAGE, _NAMED_IN_CHECK = 20, 50
 _SLOW_S = 0.5  # from one report to the next; so long, a report does not wait for others
 _INCOMPLETE = "%s is done, but its report is incomplete: %s"
@@ -102,6 +103,20 @@ def resumed_runs(context: dg.AssetExecutionContext) -> list[str]:
     return ids
 
 
+def _materialized(context: dg.AssetExecutionContext, asset: str) -> set[str]:
+    """Return the variants whose asset was materialized by this run, or by one that it resumes."""
+    instance, run_ids = context.instance, resumed_runs(context)
+    first = instance.get_records_for_run(run_ids[-1], limit=1).records[0].storage_id
+    wanted = dg.AssetRecordsFilter(dg.AssetKey.from_user_string(asset), after_storage_id=first)
+    found, cursor = set[str](), None
+    while True:
+        page = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
+        found |= {one.partition_key for one in page.records if one.run_id in run_ids and one.partition_key}
+        if not page.has_more:
+            return found
+        cursor = page.cursor
+
+
 def root_run(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> dg.RunRecord:
     """Return the record of the run that was launched first: this one, or the one that it retries or resumes.
 
@@ -122,7 +137,6 @@ class FleetRun:
         self._assets = [spec.key.to_user_string() for spec in specs]
         known = [(one.asset_key.to_user_string(), one.name) for one in checks.specs(self._assets)]
         self._failed: dict[str, BaseException] = {}
-        self._done: set[str] = set()
         self._incomplete: set[str] = set()
         # Reuse the event log's connection, as a webserver does; by default each event opens three.
         context.instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=8)
@@ -130,10 +144,7 @@ class FleetRun:
         self._waiting: list[tuple[str, AssetReport]] = []
         self._last_report_at = 0.0
         # What an earlier try, or a run that this one resumes, has logged counts.
-        kind, last = dg.DagsterEventType.ASSET_MATERIALIZATION, dg.AssetKey.from_user_string(self._assets[-1])
-        for run_id in resumed_runs(context):
-            events = (entry.get_dagster_event() for entry in context.instance.all_logs(run_id, kind))
-            self._done |= {event.partition for event in events if event.asset_key == last and event.partition}
+        self._done = _materialized(context, self._assets[-1])
         self._passed = {
             check: {key: passed for key, passed in standing.items() if key in self._done}
             for check, standing in self._standing.items()

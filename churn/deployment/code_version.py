@@ -15,6 +15,6 @@ def code_version() -> str:
     if root is not None and (root / ".git").exists():
         command = ["git", "describe", "--always", "--abbrev=40", "--match=", "--dirty=+dirty"]
         with suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=False)
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
             commit = done.stdout.strip()
     return commit or package_version()

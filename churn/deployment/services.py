@@ -51,6 +51,7 @@ from churn.workflows.erase import Eraser
 from churn.workflows.evaluate import PerformanceEvaluator
 from churn.workflows.ingest import Ingestion
 from churn.workflows.monitor import FleetMonitor
+from churn.workflows.process_engine import start_server
 from churn.workflows.promote import Promoter
 from churn.workflows.ray_engine import Workers
 from churn.workflows.retrain import RetrainingPlanner
@@ -212,6 +213,8 @@ class Deployment:
         address, n = self.settings.churn_ray_address, self.settings.churn_workers or cores()
         if self.predictions is None or (address is None and (n == 1 or n_variants < _LEAST_FOR_PROCESSES)):
             return None
+        if address is None:
+            start_server()
         return Workers(address, open_node, self.fingerprint(), min(n, n_variants), service)
 
     def fingerprint(self) -> dict[str, str]:

@@ -78,7 +78,7 @@ def build_explainer(forest: Forest, encoding: Encoding, *, is_large_batch: bool)
         raise NotCompilableError("nodes that no training row reached")
     n_columns = len(encoding.columns)
     n_lanes = -(-(n_columns + 1) // _LANES) * _LANES
-    parts = _cut(forest, depth, 10 if is_large_batch else 7, n_lanes)
+    parts = _cut(forest, depth, 10 if is_large_batch else 9, n_lanes)
     shifts, word_of = _pack_words(parts.n_splits)
     n_words = int(word_of[-1]) + 1
     bits = np.zeros((n_words, plan.starts[-1]), dtype=np.uint64)

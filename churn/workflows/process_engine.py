@@ -6,6 +6,7 @@ what it worked on is tried again: a batch is published in one transaction, so no
 """
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -25,9 +26,18 @@ _Running = dict[Future[Any], tuple[str, datetime]]  # the keys, and when they be
 
 MAX_RETRIES = 3  # how often a variant is tried again whose process died
 _TASKS_PER_PROCESS = 2  # one runs, one is queued
-_PRELOADED = ("churn.deployment.services", "churn.inference.engine", "churn.registry.registry", "churn.workflows.check")
+_PRELOADED = (
+    *("churn.deployment.services", "churn.inference.engine", "churn.registry.registry", "churn.workflows.check"),
+    *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store"),
+)
 
 _attempt: Callable[[str], Any]  # what this process does, if it is a worker
+
+
+def start_server() -> None:
+    """Start the process that forks the workers, unless it runs: its imports take seconds, best while work is listed."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(_PRELOADED))
+    multiprocessing.forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class ProcessEngine:
         """Run an attempt for each key; yields the results as they complete."""
         queue, deaths = deque(keys), Counter[str]()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOADED))
+        start_server()
         while queue:
             running: _Running = {}
             pool = ProcessPoolExecutor(self.n, context, _begin, (attempt,))

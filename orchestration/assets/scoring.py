@@ -65,6 +65,7 @@ def weekly_assets(context: dg.AssetExecutionContext, config: WeeklyConfig, servi
     """Score every variant of the run's partitions that this run, or one that it resumes, has not published."""
     run = FleetRun(context, SPECS)
     with run.open(services) as deployment:
+        workers = deployment.workers(len(list(context.partition_keys)), Deployment.scorer)  # first, since they import
         today, run_id = datetime.now(UTC).date(), context.run.run_id
         named = config.week or context.run.tags.get(WEEK_TAG)
         week = parse_week(named, today if named else root_run(context).create_timestamp.date())
@@ -75,7 +76,6 @@ def weekly_assets(context: dg.AssetExecutionContext, config: WeeklyConfig, servi
         run.log(for_each_variant(partial(report_again, week, scorer, histories), untold), lambda _, report: report)
         report = partial(report_batch, histories=histories, model_link=deployment.model_link)
         request = FleetRequest.as_known(week, today=today, corrected=config.corrected, dagster_run_id=run_id)
-        workers = deployment.workers(len(keys), Deployment.scorer)
         run.log(score_fleet(scorer, keys, request, report, workers), lambda _, finished: finished)
         deliver_all(context, deployment, list(context.partition_keys), [week])
     yield from run.finish()
