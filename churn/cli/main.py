@@ -238,8 +238,9 @@ def _retain(args: argparse.Namespace) -> None:
         n_weeks = deployment.settings.churn_keep_weeks if args.weeks is None else args.weeks
         database, horizon = deployment.database_as("setup"), deployment.horizon
         dropped = drop_old_weeks(database, _today(), n_weeks=n_weeks, horizon=horizon, dry_run=args.dry_run)
-        if dropped and not args.dry_run and (deliverer := deployment.deliverer()) is not None:
-            attempts = for_each_variant(partial(deliverer.deliver, weeks=dropped), deliverer.keys())
+        # Of all weeks: a command that was killed may have dropped some, and not withdrawn them.
+        if n_weeks and not args.dry_run and (deliverer := deployment.deliverer()) is not None:
+            attempts = for_each_variant(deliverer.deliver, deliverer.keys())
             print_attempts("churn retain", ((key, done) for key, done in attempts if done))
     kept = f"the newest {counted(n_weeks, 'week')} are kept" if n_weeks else "all weeks are kept"
     done = "dry run, nothing was dropped: would drop" if args.dry_run else "dropped"

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -329,7 +329,8 @@ class PredictionStore(Tables):
         with self._transaction() as connection:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_WEEK_LOCK_TIMEOUT}'")
             connection.execute(sa.text("SELECT open_week(:week)"), {"week": week})
-        self._opened.add(week)
+        if week > datetime.now(UTC).date() - timedelta(weeks=4):  # retention may drop an older one at any time
+            self._opened.add(week)
 
 
 def read_current(url: sa.URL, query: str, **values: object) -> pl.DataFrame:
