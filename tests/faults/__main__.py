@@ -81,7 +81,7 @@ looked for before that. An independent check reads tables, objects and files, an
 and the scored week with `Booster.predict`. S3 is SeaweedFS, which honours conditional puts. The naive way is what a
 script does: it is killed once at each of its steps, given again, and checked in the same way. An alert may be told
 twice. Kills of which a run has no time for all are drawn at random: of {planned} planned, {of_operations} are counted
-here, so that some steps of some rows, and operations without a row, are still to come.
+here, so that some steps of some rows are still to come.
 """
 _OPERATION_COLUMNS = (
     "operation", "place", "kills", "at a step", "at random", "beside itself", "beside scoring", "lost", "doubled",
@@ -103,9 +103,9 @@ _COLUMNS = (
     "the naive way",
 )  # fmt: skip
 _TAIL = """
-Each row is proved in every run of the tests, a few times, by `tests/faults/test_operations.py` and
-`tests/faults/test_matrix.py::test_the_promises_hold[<fault>]`; rows that take long are marked slow. These are proved by
-tests of their own:
+Each operation is killed once in every run of `tests/faults/test_operations.py`, and each fault of scoring is made a few
+times by `tests/faults/test_matrix.py::test_the_promises_hold[<fault>]`; what takes long is marked slow. Tests of their
+own prove these:
 """
 _MODES = ("at a step", "at a random instant", "beside itself", "beside scoring")
 
@@ -155,10 +155,11 @@ class Lane:
 def _in_place(folder: Path) -> Iterator[tuple[House, list[Lane]]]:
     folder.chmod(0o755)
     with open_house(folder, "seaweedfs") as house, ExitStack() as leaving:
-        warmth = warmth_of(house)
-        nurseries = [Nursery(house.environment, house.deployment, warmth, OPERATIONS_WARM) for _ in range(LANES)]
+        warmth, nurseries = warmth_of(house), [Nursery(OPERATIONS_WARM) for _ in range(LANES)]
         for nursery in nurseries:
             leaving.callback(nursery.close)
+            nursery.begin(house.environment, house.deployment, warmth)
+        for nursery in nurseries:
             nursery.wait()
 
         def lane(number: int, nursery: Nursery) -> Lane:

@@ -74,11 +74,11 @@ class Driver:
         return tally
 
     def once(self) -> Tally:
-        """Make one of the kills, drawn of all; the short form."""
-        tally = Tally()
-        if self.operation.asked is None or not self.usual_s:
-            self._undisturbed(tally)
-        self._make(self.rng.choice(list(self._kills(1))), tally)
+        """Make one kill, at a step where there are steps; the short form."""
+        tally, steps = Tally(), self.operation.steps(self.place)
+        if self.operation.asked is None:
+            self._undisturbed(tally, n_times=1)
+        self._make(partial(self._at_step, *self.rng.choice(list(steps.items()))) if steps else self._at_random, tally)
         return tally
 
     @staticmethod
@@ -102,7 +102,7 @@ class Driver:
         for kill, times in others:
             yield from repeat(kill, -int(-times * share // 1) if times else 0)
 
-    def _undisturbed(self, tally: Tally) -> None:
+    def _undisturbed(self, tally: Tally, n_times: int = 2) -> None:
         """Run the operation twice, which must equal once; what it leaves is asked for unless that is written down."""
         case = self.operation.prepare(self.bench, self.place)
         started = time.monotonic()
@@ -113,9 +113,9 @@ class Driver:
         if self.operation.asked is None:
             self.asked = seen
         self._compare(tally, case, seen)
-        again = self._do(case)
-        tally.broken += again != 0
-        self._compare(tally, case)
+        for _ in range(n_times - 1):
+            tally.broken += self._do(case) != 0
+            self._compare(tally, case)
         self.bench.forget(case)
 
     def _make(self, kill: Callable[[Case], tuple[str, bool]], tally: Tally) -> None:

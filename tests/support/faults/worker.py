@@ -145,18 +145,22 @@ class Order:
 
 
 class Nursery:
-    """A process that has imported and loaded everything, opened nothing, and forks a child for each order."""
+    """A process that has imported and loaded everything, opened nothing, and forks a child for each order.
 
-    def __init__(
-        self, environment: Mapping[str, str], deployment: Deployment, warmth: Warmth, modules: Sequence[str] = ()
-    ) -> None:
+    It imports from its start on, so start it before the house is built that it works in.
+    """
+
+    def __init__(self, modules: Sequence[str] = ()) -> None:
         context = multiprocessing.get_context("spawn")
         self._orders, theirs = context.Pipe()
-        arguments = (dict(environment), replace(deployment), warmth, modules, theirs)  # nothing is open in it
-        self._process = context.Process(target=_nurse, args=arguments, daemon=True)
+        self._process = context.Process(target=_nurse, args=(modules, theirs), daemon=True)
         with pytest.MonkeyPatch.context() as patch:  # OpenMP reads it when it is loaded; its threads survive no fork
             patch.setenv("OMP_THREAD_LIMIT", "1")
             self._process.start()
+
+    def begin(self, environment: Mapping[str, str], deployment: Deployment, warmth: Warmth) -> None:
+        """Let it load what it needs of a deployment."""
+        self._orders.send((dict(environment), replace(deployment), warmth))  # nothing is open in it
 
     def wait(self) -> None:
         """Wait until it is warm."""
@@ -177,13 +181,12 @@ class Nursery:
         self._process.join()
 
 
-def _nurse(
-    environment: Mapping[str, str], deployment: Deployment, warmth: Warmth, modules: Sequence[str], orders: Connection
-) -> None:
-    os.environ.update(environment)
+def _nurse(modules: Sequence[str], orders: Connection) -> None:
     logging.getLogger("churn").setLevel(logging.ERROR)
     for name in modules:
         importlib.import_module(name)
+    environment, deployment, warmth = orders.recv()
+    os.environ.update(environment)
     scorer = _warm_scorer(deployment, warmth)
     orders.send(None)
     child = 0
