@@ -15,8 +15,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 Seconds = list[tuple[str, float]]
 
-FAILURES_IN_A_ROW = 3
-PAUSE_S = 30.0
+FAILURES_IN_A_ROW, PAUSE_S = 3, 30.0
 
 
 def without_frames(error: BaseException) -> BaseException:

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_POLL_S = 0.1
-_AGAIN_AFTER_S = 0.05
+_POLL_S, _AGAIN_AFTER_S = 0.1, 0.05
 
 
 class Stopped(KeyboardInterrupt):

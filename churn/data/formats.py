@@ -30,8 +30,7 @@ from churn.data.spellings import is_pattern, renames
 from churn.errors import InputError, cause_of, raised_as
 from churn.wording import listed
 
-_BATCH_LINES = 65_536
-_HEAD_LINES = 1_000
+_BATCH_LINES, _HEAD_LINES = 65_536, 1_000
 
 MAX_ARRAY_BYTES = 256 << 20
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"

@@ -78,8 +78,7 @@ def observed_accounts(present: Flags, segments: Sequence[Longs], horizon: slice)
         rest = np.flatnonzero(observed)
         for groups in groupings:
             observed[rest] &= _are_observed(present[rest], groups[rest], horizon, reduced)
-    of_feed = observed_months(present[observed, : horizon.stop].sum(axis=0))
-    return observed & of_feed[horizon].all()
+    return observed & observed_months(present[observed, : horizon.stop].sum(axis=0))[horizon].all()
 
 
 def _are_observed(present: Flags, groups: Longs, horizon: slice, reduced: float) -> Flags:

@@ -15,8 +15,7 @@ from churn.weeks import month_end, month_ends
 
 _TOLERANCE = 1e-4  # relative; samples are often written with few digits
 _MONTHS = 24
-_MOST_ACCOUNTS = 1_000
-_MOST_DIFFERING = 0.05
+_MOST_ACCOUNTS, _MOST_DIFFERING = 1_000, 0.05
 
 
 def compare_with_activity(

@@ -125,8 +125,7 @@ def _rewrite_numbers(text: pl.Series) -> pl.Series:
         rewritten = rewritten.fill_null(number.set(~text.str.contains(pattern).fill_null(value=False), None))
     # Where some commas are decimal points, 1.234 could be thousands as well.
     has_commas = (rewritten.str.contains(".", literal=True) & text.str.contains(_DECIMAL_COMMA)).any()
-    ambiguous = text.str.contains(_THREE_DECIMALS) & has_commas
-    return rewritten.fill_null(text.zip_with(~ambiguous, text + "?"))
+    return rewritten.fill_null(text.zip_with(~(text.str.contains(_THREE_DECIMALS) & has_commas), text + "?"))
 
 
 @lru_cache(4096)

@@ -242,8 +242,7 @@ def open_private(path: Path, flags: int) -> int:
 
 def try_lock(descriptor: int) -> bool:
     """Acquire an exclusive lock unless another process has the lock."""
-    try:
+    with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return True
+    return False

@@ -75,10 +75,9 @@ def _watch(folder: Path, server: int) -> None:
 
 
 def _has_ended(server: int) -> bool:
-    try:
+    with suppress(ChildProcessError):
         return os.waitpid(server, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        return True
+    return True
 
 
 def _is_ready(folder: Path, server: int) -> bool:

@@ -20,8 +20,7 @@ from churn.monitoring.incidents import Change, Condition, Event, Incident, Mark,
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 15, 900
 
-_LOCK_TIMEOUT = "60s"
-_SENDING_TIMEOUT = "10min"
+_LOCK_TIMEOUT, _SENDING_TIMEOUT = "60s", "10min"
 _SQL = read_queries("incidents")
 
 

@@ -25,8 +25,7 @@ from churn.inference.scoring import ForestScorer, build_scorer
 logger = logging.getLogger(__name__)
 
 _LARGE_BATCH = 100_000
-_PROVED_SCORES = 256
-_PROVED_REASONS = 4
+_PROVED_SCORES, _PROVED_REASONS = 256, 4
 _SCORE_TOLERANCE = 1e-6  # equal bits are expected, but C libraries may round an exponential's last bit differently
 _REASON_TOLERANCE = 1e-4  # log-odds
 

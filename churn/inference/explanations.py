@@ -20,8 +20,7 @@ from churn.inference.scoring import probability
 
 _LANES = 8  # a row of a table is a multiple of it: one instruction adds so many floats
 _MOST_SPLITS = 12
-_MAX_TABLE_BYTES = 256 << 20
-_AFFORDABLE_TABLE_BYTES = 64 << 20
+_MAX_TABLE_BYTES, _AFFORDABLE_TABLE_BYTES = 256 << 20, 64 << 20
 
 
 class Parts(NamedTuple):

@@ -57,10 +57,9 @@ class _Reader:
             return self._read_object(depth)
         raise ValueError(f"it has the unknown marker {marker!r} at byte {self.position - 1}")
 
-    def _read_scalar(self, marker: bytes) -> int | float:
+    def _read_scalar(self, marker: bytes) -> Any:
         code = struct.Struct(_SCALARS[marker])
-        value: int | float = code.unpack(self.take(code.size))[0]
-        return value
+        return code.unpack(self.take(code.size))[0]
 
     def _read_length(self, marker: bytes) -> int:
         if marker not in (b"i", b"U", b"I", b"l", b"L"):

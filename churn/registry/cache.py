@@ -35,7 +35,7 @@ class ArrayCache:
     def load(self, key: str) -> dict[str, Array] | None:
         """Return an entry's arrays by name, which may be changed in memory only; ``None`` if it is absent."""
         path = self._folder / key
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             with path.open("rb") as file:
                 header = file.readline()
             known, body = json.loads(header), np.memmap(path, np.uint8, "c", len(header)).view(np.ndarray)
@@ -43,8 +43,7 @@ class ArrayCache:
                 return None
             os.utime(path)
             return {name: body[at : at + n].view(kind).reshape(shape) for name, kind, shape, at, n in known["arrays"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return None
 
     def store(self, key: str, arrays: Mapping[str, Array]) -> None:
         """Store an entry; does nothing if the disk is full or may not be written."""

@@ -48,9 +48,7 @@ logger = logging.getLogger(__name__)
 # A uv environment has no pip, and MLflow warns about that for every model.
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
-_BOOSTER_FILE = "model.ubj"
-_GOLDEN_FILE = "golden_rows.json"
-_REFERENCE_FILE = "reference_profile.json"
+_BOOSTER_FILE, _GOLDEN_FILE, _REFERENCE_FILE = "model.ubj", "golden_rows.json", "reference_profile.json"
 _DESCRIPTION_FILE = "description.json"  # in the cache only
 _Aliases = Mapping[Variant, Mapping[str, int]]
 _Versions = Mapping[tuple[Variant, int], ModelVersion]

@@ -1,6 +1,7 @@
 """The names of the tags of our registered models, model versions and runs, and the variant that they identify."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date, timedelta
 from typing import Any
 
@@ -8,8 +9,7 @@ from churn.data.columns import Columns
 from churn.errors import UsageError
 from churn.variants import Variant
 
-GEOGRAPHY = "geography"
-COMPANY = "company_id"
+GEOGRAPHY, COMPANY = "geography", "company_id"
 TRAINING_DATE = "training_date"  # of the model, as YYYY-MM-DD
 TRAINING_DATE_FROM = "churn.training_date_from"  # where that date is from, if training did not set it
 MODEL_SHA256 = "churn.model_sha256"  # of the booster's bytes as logged; checked at every load
@@ -66,10 +66,9 @@ def evidence_after(tags: Mapping[str, str]) -> date:
 
 def day_of(tags: Mapping[str, str], name: str) -> date | None:
     """Return the day in a tag; ``None`` if it is missing or no day."""
-    try:
+    with suppress(ValueError):
         return date.fromisoformat(tags.get(name, ""))
-    except ValueError:
-        return None
+    return None
 
 
 def columns_of(declared: str | None, version: str) -> Columns:
@@ -79,8 +78,7 @@ def columns_of(declared: str | None, version: str) -> Columns:
 
 def variant_of(model: Any) -> Variant | None:
     """Return the variant of a registered model or version by its tags; ``None`` if the model is not ours."""
-    try:
+    with suppress(UsageError):
         variant = Variant(model.tags.get(GEOGRAPHY), model.tags.get(COMPANY))
-    except UsageError:
-        return None
-    return variant if variant.registered_model == model.name else None
+        return variant if variant.registered_model == model.name else None
+    return None

@@ -236,8 +236,7 @@ class ActivityHistory:
             raise InputError(f"{uri} is damaged: its content does not match the SHA-256 in its name; {remedy}")
         problem = f"{uri} cannot be read as Parquet"
         with raised_as(InputError, problem, pl.exceptions.PolarsError, remedy="was it written here?"):
-            replaces = pl.read_parquet_metadata(io.BytesIO(content)).get(_REPLACES, "")
-            return pl.read_parquet(content), replaces.split()
+            return pl.read_parquet(content), pl.read_parquet_metadata(io.BytesIO(content)).get(_REPLACES, "").split()
 
 
 def max_parts(variant: Variant) -> int:
