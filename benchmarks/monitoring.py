@@ -206,7 +206,7 @@ def _register_and_score(deployment: Deployment, variants: Sequence[Variant], n_p
     this_week = monday_of(datetime.now(UTC).date())
     for week in [*others, this_week - timedelta(weeks=1), this_week]:
         _copy_week(deployment.database, first, week)
-    list(in_threads(deployment.evaluator().ingest, variants))
+    list(in_threads(deployment.promoter().evaluator.ingest, variants))
     # What was loaded just now has long been vacuumed when its labels mature; here PostgreSQL would do it meanwhile.
     for url, role in ((deployment.database, OWNER), (deployment.mlflow_database, None)):
         with create_engine(url, role=role).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:

@@ -13,6 +13,7 @@ from churn.errors import TransientError
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+_Failure = type[TransientError]
 Seconds = list[tuple[str, float]]
 
 FAILURES_IN_A_ROW, PAUSE_S = 3, 30.0
@@ -101,9 +102,7 @@ class CircuitBreaker:
         self._last: TransientError | None = None
         self._wait_until: float | None = None
 
-    def call(
-        self, work: Callable[[], _Out], *failing: type[TransientError], waits_for: type[TransientError] | None = None
-    ) -> _Out:
+    def call(self, work: Callable[[], _Out], *failing: _Failure, waits_for: _Failure | None = None) -> _Out:
         """Call ``work``, or fail at once with the last error's type while the breaker is open.
 
         Args:
@@ -125,7 +124,7 @@ class CircuitBreaker:
             self._failures, self._last, self._wait_until = 0, None, None
         return result
 
-    def _has_waited(self, failing: type[TransientError]) -> bool:
+    def _has_waited(self, failing: _Failure) -> bool:
         with self._lock:
             if not isinstance(self._last, failing) or self._failures < self._opens_after:
                 return False

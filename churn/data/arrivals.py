@@ -14,7 +14,7 @@ _MONTH = "activity_month"
 _NEXT_MONTH = pl.col(_MONTH).dt.offset_by("1mo").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 LAST_INSTANT = _NEXT_MONTH - pl.duration(microseconds=1)
 """Of a row's month."""
-_INSTANT = pl.Datetime("us", "UTC")
+INSTANT = pl.Datetime("us", "UTC")
 _COMPLETE_SHARE = 0.5  # of a usual month's accounts; with fewer, a month has hardly arrived
 
 
@@ -35,7 +35,7 @@ def date_arrivals(facts: pl.DataFrame, default: timedelta, received_at: datetime
     delay = default if shown is None else shown
     of_account_month = pl.struct("account_id", _MONTH)
     replaced_at = pl.when(of_account_month == of_account_month.shift(-1)).then(pl.col("known_at").shift(-1))
-    arrived_at = pl.min_horizontal(pl.col("known_at") + delay, replaced_at, pl.lit(received_at, _INSTANT))
+    arrived_at = pl.min_horizontal(pl.col("known_at") + delay, replaced_at, pl.lit(received_at, INSTANT))
     return facts.with_columns(known_at=pl.when(is_first).then(arrived_at).otherwise("known_at"))
 
 

@@ -239,20 +239,16 @@ class Deployment:
         """Open the services that campaigns and exclusions need."""
         return Decider(self._tables(Decisions, is_checked=True), self.ingestion(), self.settings.churn_horizon_months)
 
-    def evaluator(self, registry: "Registry | None" = None) -> PerformanceEvaluator:
-        """Open the services that evaluating published batches needs; ``registry`` ``None`` opens one read-only."""
-        registry, results = registry or self.registry(read_only=True), self._tables(Evaluations)
-        min_auc = self.settings.churn_min_auc
-        return PerformanceEvaluator(self.ingestion(), registry, results, self.horizon, Limits(), min_auc)
-
     def events(self) -> ModelEvents:
         """Open the audit trail of the aliases."""
         return self._tables(ModelEvents, is_checked=True)
 
     def promoter(self) -> Promoter:
-        """Open the services that moving a variant's aliases needs."""
-        events, registry = self.events(), self.registry(read_only=False)
-        return Promoter(registry, events, self.evaluator(registry), this_person())
+        """Open the services that evaluating a variant's batches and moving its aliases need."""
+        events, registry, results = self.events(), self.registry(read_only=False), self._tables(Evaluations)
+        limits = self.horizon, Limits(), self.settings.churn_min_auc
+        evaluator = PerformanceEvaluator(self.ingestion(), registry, results, *limits)
+        return Promoter(registry, events, evaluator, this_person())
 
     def trainer(self, *, n_trials: int | None = None, features: "FeatureNames | None" = None) -> "Trainer":
         """Open the services of training, by default with ``CHURN_TRAINING_TRIALS`` and each variant's own features."""

@@ -41,7 +41,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 from churn.concurrency import in_threads
 from churn.data.activity import KEY, QUARANTINED, is_activity
 from churn.data.arrays import Flags, Longs
-from churn.data.arrivals import LAST_INSTANT, date_arrivals
+from churn.data.arrivals import INSTANT, LAST_INSTANT, date_arrivals
 from churn.data.erased import Erased
 from churn.data.features import in_order, key_columns, keys_of
 from churn.errors import AccessDeniedError, InputError, SourceError, UsageError, raised_as
@@ -56,7 +56,6 @@ COMPACTED_AT = range(4, 8)
 _PART = re.compile(r"(?P<received>\d{8}T\d{6}\.\d{6}Z)-(?P<number>\d{5,})-[0-9a-f]{64}\.parquet")
 _READS_AT_ONCE = 8  # a part is small: reading it is mostly waiting
 _LISTINGS = 5  # compaction and erasure need a second from writing the successor to deleting the predecessors
-_INSTANT = pl.Datetime("us", "UTC")
 _NO_PREDECESSOR = -1
 _REPLACES = "replaces"
 
@@ -280,7 +279,7 @@ def new_facts(extract: pl.DataFrame, stored: pl.DataFrame | None, received_at: d
         raise InputError(f"the extract has columns {sorted(extract.columns)[:8]}; {needed}")
     typed = extract.drop("row_number", strict=False).with_columns(cs.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
     has_known_at = "known_at" in typed.columns
-    instant = pl.lit(received_at, dtype=_INSTANT)
+    instant = pl.lit(received_at, dtype=INSTANT)
     known_at = pl.min_horizontal(instant, LAST_INSTANT) if stored is None else instant
     facts = typed if has_known_at else typed.with_columns(known_at=known_at)
     earlier = facts.clear() if stored is None else stored
@@ -296,7 +295,7 @@ def new_facts(extract: pl.DataFrame, stored: pl.DataFrame | None, received_at: d
 
 def _date_quarantined(facts: pl.DataFrame, stored: pl.DataFrame, received_at: datetime) -> pl.DataFrame:
     """Set ``known_at`` to the time of receipt in quarantined rows, and to that or later in those that replace them."""
-    broken, received = pl.col(QUARANTINED).fill_null(value=False), pl.lit(received_at, dtype=_INSTANT)
+    broken, received = pl.col(QUARANTINED).fill_null(value=False), pl.lit(received_at, dtype=INSTANT)
     if QUARANTINED not in facts.columns:
         facts = facts.with_columns(pl.lit(None, dtype=pl.Boolean).alias(QUARANTINED))
     if QUARANTINED not in stored.columns:
@@ -318,7 +317,7 @@ def _date_contradictions(facts: pl.DataFrame, stored: pl.DataFrame, received_at:
     known_at = pl.concat([stored["known_at"], facts["known_at"]])
     is_same_instant = (known_at.gather(np.maximum(predecessors, 0)) == facts["known_at"]).to_numpy()
     contradicts = (predecessors != _NO_PREDECESSOR) & differs & is_same_instant
-    received = pl.max_horizontal("known_at", pl.lit(received_at, dtype=_INSTANT))
+    received = pl.max_horizontal("known_at", pl.lit(received_at, dtype=INSTANT))
     dated = facts.with_columns(known_at=pl.when(pl.Series(contradicts)).then(received).otherwise("known_at"))
     return dated.filter(~(contradicts & _are_followed(facts.select(KEY))))
 

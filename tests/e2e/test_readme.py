@@ -127,7 +127,7 @@ def database(environment: dict[str, str]) -> Iterator[sa.URL]:
     """The predictions database of the commands, which answers for as long as the test runs."""
     with open_deployment(load_settings()) as deployment:
         for variant in VARIANTS:
-            deployment.evaluator().ingestion.ingest(
+            deployment.promoter().evaluator.ingestion.ingest(
                 variant
             )  # as the Monday's evaluation does; past weeks are scored from it
         yield deployment.database

@@ -125,7 +125,7 @@ def player(
     put_input(site, "geography-us", as_parquet(pd.concat([rows, broken])))
     score(instance, "geography-us", "geography-us")
     score(instance, "geography-us", "geography-us", week=monday(1))
-    judge = deployment.evaluator()
+    judge = deployment.promoter().evaluator
     assert all(judge.ingestion.ingest(variant).facts.height > 0 for variant in (US, BASE))
     copies = local_root / "Geography-US/data/churn"  # a folder may be spelled in any case
     nobodys = local_root / "geography-a__b/data/churn"

@@ -57,7 +57,7 @@ def judge(site: Site, log_model: Run, deployment: Deployment) -> PerformanceEval
         site.put(f"{US.prefix}data/churn/activity.parquet", parquet(activity))
         for week in WEEKS:
             deployment.scorer().score_variant(week_request(week).of(US))
-        deployment.evaluator().ingestion.ingest(US)
+        deployment.promoter().evaluator.ingestion.ingest(US)
 
     made_once(site, "two scored weeks", make, "mlflow", "churn")
     return deployment.promoter().evaluator

@@ -187,7 +187,7 @@ def evaluated(variant: Variant, as_of: date, high: float, deployment: Deployment
     """Score a week and record that its AUC's upper end was ``high``, with a limit of 0.7."""
     week = as_of - timedelta(days=as_of.weekday())
     deployment.scorer().score_variant(week_request(week).of(variant))
-    results = deployment.evaluator().results
+    results = deployment.promoter().evaluator.results
     of_week = [one for one in results.unevaluated([variant]) if one.scored_week == week]
     (batch,) = [one for one in of_week if one.role == "champion"]
     measures = {"roc_auc": high - 0.05, "roc_auc_low": high - 0.1, "roc_auc_high": high}

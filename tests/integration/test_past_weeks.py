@@ -184,7 +184,7 @@ def test_an_extract_that_was_replaced_before_it_was_ingested_is_gone_and_its_bat
     put_input(site, US.key, as_parquet(activity(seed=1)))
     score_this_week(deployment)
 
-    appended = deployment.evaluator().ingestion.ingest(US)
+    appended = deployment.promoter().evaluator.ingestion.ingest(US)
 
     assert statuses(site) == ["gone", "ingested"]
     assert set(appended.facts["account_id"]) == set(activity(seed=1)["account_id"])
