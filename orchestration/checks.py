@@ -39,11 +39,8 @@ _ASSET_OF = {name: asset for asset in _DESCRIPTIONS if asset not in _FLEET_ASSET
 
 def specs(assets: Iterable[str]) -> list[dg.AssetCheckSpec]:
     """Return the specifications of some assets' checks."""
-    return [
-        dg.AssetCheckSpec(name, asset=asset, description=text)
-        for asset in assets
-        for name, text in _DESCRIPTIONS[asset].items()
-    ]
+    described = ((asset, *one) for asset in assets for one in _DESCRIPTIONS[asset].items())
+    return [dg.AssetCheckSpec(name, asset=asset, description=text) for asset, name, text in described]
 
 
 def of_batch(key: str, results: Iterable[CheckResult]) -> list[dg.AssetCheckEvaluation]:

@@ -75,11 +75,8 @@ def _unrepaired(instance: dg.DagsterInstance, failed: Collection[dg.RunRecord]) 
     done = [(record, set(span(record.dagster_run.tags, keys))) for record in successes]
     for record in failed:
         run, wanted = record.dagster_run, set(span(record.dagster_run.tags, keys))
-        later = [
-            (one.dagster_run, covered)
-            for one, covered in done
-            if one.create_timestamp >= record.create_timestamp and _kind(one.dagster_run) == _kind(run)
-        ]
+        newer = [(one.dagster_run, covered) for one, covered in done if one.create_timestamp >= record.create_timestamp]
+        later = [(one, covered) for one, covered in newer if _kind(one) == _kind(run)]
         left = wanted.difference(*(covered for _, covered in later))
         if left or not (wanted or any(_work(one) == _work(run) for one, _ in later)):
             yield record

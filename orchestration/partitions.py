@@ -21,7 +21,6 @@ from churn.wording import listed
 logger = logging.getLogger(__name__)
 
 _MOST_DELETED = 3
-
 _NAME_BEFORE_1_0 = "variants"
 
 

@@ -160,7 +160,6 @@ def _read_cursor(context: dg.SensorEvaluationContext, kind: TypeAdapter[_Cursor]
 
 
 def _digest(seen: list[object]) -> str:
-    """Return what tells run keys apart by what a sensor saw."""
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
@@ -253,7 +252,6 @@ def incident_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
 
 
 def _complete_moves(deployment: Deployment) -> str:
-    """Complete the moves of aliases that a process has decided and not completed in a minute."""
     try:
         if not deployment.events().pending(_ABANDONED_AFTER_S):
             return ""

@@ -87,7 +87,6 @@ def _look_at_bucket(deployment: Deployment) -> str:
 
 
 def _write_to(place: Place, folder: str) -> str:
-    """Write a small file and delete it."""
     file = f"{folder}doctor.txt"
     place.write(file, b"churn doctor")
     try:

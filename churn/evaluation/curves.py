@@ -237,7 +237,6 @@ def _label_shares(axes: "Axes", x: str, y: str) -> None:
 
 
 def _render(draw: Callable[["Axes"], str], size: tuple[float, float], below: str) -> bytes:
-    """Return what ``draw`` draws as SVG, with the title that it returns and a line below it."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

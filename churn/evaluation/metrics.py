@@ -390,5 +390,4 @@ def _logit_interval(value: float, error: float, confidence: float) -> Interval:
 
 
 def _quantile(confidence: float) -> float:
-    """Return the half-width of an interval in standard errors."""
-    return float(special.ndtri((1 + confidence) / 2))
+    return float(special.ndtri((1 + confidence) / 2))  # half the width of an interval, in standard errors

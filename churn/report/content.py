@@ -53,8 +53,6 @@ def build_content(rows: FleetRows, now: datetime, mlflow_ui: str) -> tuple[Conte
 
 
 class _Grouped:
-    """The rows by variant, and the champions' batches by week."""
-
     def __init__(self, rows: FleetRows) -> None:
         self.batches = _by(rows.batches, "variant", "role")
         self.champions_of = _by((row for row in rows.batches if row["role"] == CHAMPION), "scored_week")
@@ -87,9 +85,7 @@ def _summary(key: str, of: _Grouped, rows: FleetRows) -> Content:
         "accounts": current["n_rows_scored"] if current else None,
         "at_risk": current["n_at_risk"] if current else None,
         "mean": current["mean_probability"] if current else None,
-        "is_fallback": bool(current and current["is_fallback"]),
-        "is_foreign_data": bool(current and current["is_foreign_data"]),
-        "is_sample": bool(current and current["is_sample"]),
+        **{name: bool(current and current[name]) for name in ("is_fallback", "is_foreign_data", "is_sample")},
         "auc": _auc(measured) if measured else None,
         "aucs": [batches[week]["roc_auc"] if week in batches else None for week in rows.weeks],
         "confirmed": [row["feature"] for row in flags if row["is_confirmed"]],

@@ -286,7 +286,6 @@ def settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:
 
 
 def _search(data: xgb.DMatrix, validation: xgb.DMatrix, plan: TrainingPlan) -> Trials:
-    """Run the trials by TPE, a reasonable one first."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

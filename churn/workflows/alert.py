@@ -223,7 +223,6 @@ def _deliver_to(receiver: Receiver, incidents: Incidents, until_s: float) -> tup
 
 
 def _open(url: str, position: int) -> Receiver:
-    """Open a receiver; nothing is sent."""
     import apprise
 
     for name in ("apprise", "urllib3.connectionpool", "urllib3.util.retry"):  # all that log URLs

@@ -93,8 +93,7 @@ class Deliverer:
             with_retries(partial(self.bucket.erase, key))
         return self.bucket.uri(self._keys(variant, week, "")[0]) if found else None
 
-    def _stored(self, variant: Variant) -> defaultdict[date, dict[str, Entry]]:
-        """Return what is stored of a variant, by week and key."""
+    def _stored(self, variant: Variant) -> defaultdict[date, dict[str, Entry]]:  # by week and key
         stored: defaultdict[date, dict[str, Entry]] = defaultdict(dict)
         for folder in ("", "manifests/"):
             for entry in self.bucket.list(f"{self.prefix}{folder}variant={variant.key}/"):

@@ -199,9 +199,8 @@ class PerformanceEvaluator:
         """
         pending = self.listed.get(variant) or self._pending([variant], today)
         tags_of = cache(partial(self._tags_of, pending))
-        batches = [
-            one for one in pending.unevaluated if one.as_of > tag.evidence_after(tags_of(variant, one.model_version))
-        ]
+        due = pending.unevaluated
+        batches = [one for one in due if one.as_of > tag.evidence_after(tags_of(variant, one.model_version))]
         earlier = [] if appended is None else self.results.evaluated_since(variant, today - _REPAIRED_WITHIN)
         evaluated: list[EvaluatedBatch] = []
         if batches or earlier:

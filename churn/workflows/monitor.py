@@ -151,7 +151,6 @@ class FleetMonitor:
             return None
 
     def _store_flags(self, batches: list[ScoredBatch], week: date) -> tuple[dict[str, ScoredBatch], list[DriftFlag]]:
-        """Store the flags of the variants' newest batches; returns both."""
         newest, flags = conditions.newest_batches(batches, week), conditions.flag_drifts(batches, week)
         self.fleet.replace_flags([batch.batch_id for batch in newest.values()], flags)
         return newest, flags

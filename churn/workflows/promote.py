@@ -239,7 +239,6 @@ class Promoter:
         return self._move(variant, "rolled_back", after, reason, to=to, dry_run=dry_run)
 
     def _target(self, now: ModelEvent) -> int:
-        """Return the version that a rollback without a named version returns to."""
         previous = _require(now.previous, f"{now.variant} has no previous champion to return to")
         changes = [new for old, new in pairwise(self.events.history(now.variant)) if old.champion != new.champion]
         if changes and changes[-1].action == "rolled_back":
@@ -317,7 +316,6 @@ class Promoter:
         return ended
 
     def _require_undecided_since(self, now: ModelEvent) -> None:
-        """Raise if somebody decided about the variant after this decision was asked for."""
         if self.decided_at is not None and now.action != "observed" and now.occurred_at > self.decided_at:
             raise PromotionError(
                 f"{now.variant} was {now.action.replace('_', ' ')} by {now.actor} at {now.occurred_at:%Y-%m-%d %H:%M} "

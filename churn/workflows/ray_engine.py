@@ -86,7 +86,6 @@ def work_on_node(cluster: Workers[_Services], work: Callable[[_Services, Variant
 
 @functools.cache
 def _open_once(open_services: OpenServices[Any], service: Any) -> tuple[Mapping[str, str], Any]:
-    """Open this worker's services, for as long as the worker lives."""
     with ExitStack() as stack:
         opened = stack.enter_context(open_services(service))
         atexit.register(stack.pop_all().close)

@@ -91,6 +91,9 @@ class TrainingOutcome:
     version: ModelVersion | None = None
 
 
+Report = Callable[[TrainingOutcome], _Out]
+
+
 @dataclass(frozen=True)
 class Trainer:
     """The services that training needs, the training plan, and the limits of the gate."""
@@ -117,7 +120,7 @@ class Trainer:
         self,
         keys: Sequence[str],
         today: date,
-        report: Callable[[TrainingOutcome], _Out],
+        report: Report[_Out],
         *,
         fleet: Sequence[str] = (),
         dry_run: bool = False,
@@ -131,8 +134,13 @@ class Trainer:
         """
         trainer = self.with_pools(fleet or keys, today, dry_run=dry_run)
         launch = {name: getattr(trainer, name) for name in ("plan", "limits", "features", "run_tags", "pools")}
-        work = partial(_train_and_report, launch=launch, today=today, report=report, dry_run=dry_run)
+        work = partial(Trainer._train, launch=launch, today=today, report=report, dry_run=dry_run)
         yield from for_each_on(workers, self, work, keys)
+
+    def _train(
+        self, variant: Variant, *, launch: Mapping[str, Any], today: date, report: Report[_Out], dry_run: bool
+    ) -> _Out:
+        return report(replace(self, **launch).train_variant(variant, today, dry_run=dry_run))
 
     def with_pools(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> "Trainer":
         """Train the pools of a fleet on what was known on the week's Monday; none for a small fleet.
@@ -186,6 +194,9 @@ class Trainer:
         data = self._training_data(variant, requested, champion, today, dry_run=dry_run)
         trained, evaluation, gate, against = self._fit(variant, data, champion, today)
         has_labels = data.shortage is None
+        columns = data.columns if data.owner == variant else self._columns(variant, champion)
+        one_hot = tuple(group.source_column for group in trained.encoding.one_hots)
+        money, held = data.columns.activity, data.activity.held
         lineage = Lineage(
             variant=variant,
             activity_of=data.owner,
@@ -210,13 +221,8 @@ class Trainer:
             gate=gate,
             card=write_card(trained, evaluation, gate, lineage, against),
             pictures={} if data.pool else _pictures(trained, f"{variant}, trained as of {today}"),
-            reference=_reference(trained, data.facts, data.columns.activity, data.activity.held)
-            if has_labels
-            else None,
-            columns=replace(
-                data.columns if data.owner == variant else self._columns(variant, champion),
-                one_hot=tuple(group.source_column for group in trained.encoding.one_hots),
-            ),
+            reference=_reference(trained, data.facts, money, held) if has_labels else None,
+            columns=replace(columns, one_hot=one_hot),
         )
         return outcome if dry_run else self._register(outcome)
 
@@ -242,7 +248,8 @@ class Trainer:
             has_known_at=data.activity.has_known_at,
             money=data.columns.activity,
         )
-        return trained, evaluation, gate, _compare(champion, trained, evaluation, shots) if champion else None
+        against = _compare(champion, trained, shots) if champion and evaluation.status == "ok" else None
+        return trained, evaluation, gate, against
 
     def _champion(self, variant: Variant) -> OpenModel | None:
         aliases = self.registry.aliases_of(variant)
@@ -435,18 +442,6 @@ class _TrainingData:
     n_added: int = 0
 
 
-def _train_and_report(
-    trainer: Trainer,
-    variant: Variant,
-    *,
-    launch: Mapping[str, Any],
-    today: date,
-    report: Callable[[TrainingOutcome], _Out],
-    dry_run: bool,
-) -> _Out:
-    return report(replace(trainer, **launch).train_variant(variant, today, dry_run=dry_run))
-
-
 def describe_months(months: tuple[date, date], today: date, horizon: Horizon) -> str:
     """Describe the months of an activity; if newer ones should have arrived, with the day to train as of instead.
 
@@ -600,12 +595,8 @@ def _tags(outcome: TrainingOutcome) -> dict[str, str]:
     return {name: value[:_MAX_TAG] for name, value in tags.items()}
 
 
-def _compare(
-    champion: OpenModel, trained: Trained, evaluation: Evaluation, shots: Sequence[Snapshot]
-) -> AgainstChampion | None:
-    """Compare with the champion on the held-out accounts; ``None`` if they are too few, or lack its features."""
-    if evaluation.status != "ok":
-        return None
+def _compare(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]) -> AgainstChampion | None:
+    """Compare with the champion on the held-out accounts; ``None`` if they lack its features."""
     accounts, matrix = trained.held_out_accounts, trained.held_out_accounts.matrix
     try:
         scores = champion.bundle.predict(_matrix_for(champion, trained, shots))

@@ -10,9 +10,10 @@ import dagster as dg
 _DESCRIPTIONS = tomllib.loads(files("orchestration.assets").joinpath("descriptions.toml").read_text("utf-8"))
 
 
-def asset_of_variants(name: str, **more: Any) -> dg.AssetSpec:
+def asset_of_variants(name: str, group: str, *deps: str, **more: Any) -> dg.AssetSpec:
     """Return the specification of an asset that is partitioned by variant, as ``descriptions.toml`` describes it."""
-    return dg.AssetSpec(name, description=_DESCRIPTIONS[name], owners=["team:retention"], skippable=True, **more)
+    more |= {"description": _DESCRIPTIONS[name], "owners": ["team:retention"]}
+    return dg.AssetSpec(name, group_name=group, deps=deps, skippable=True, **more)
 
 
 def asset_of_fleet(name: str, group: str, *deps: str, **more: Any) -> Callable[..., dg.AssetsDefinition]:

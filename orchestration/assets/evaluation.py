@@ -24,7 +24,7 @@ from orchestration.resources import Services
 VARIANTS_PER_RUN = 1_000
 """Regardless of scoring: promotions control false discoveries over a run's variants, which must not be few."""
 
-SPEC = asset_of_variants(EVALUATED, deps=["store_predictions"], group_name="learning", kinds={"postgres", "table"})
+SPEC = asset_of_variants(EVALUATED, "learning", "store_predictions", kinds={"postgres", "table"})
 
 
 @fleet_assets("evaluate_batches", [SPEC], backfill_variants=VARIANTS_PER_RUN)

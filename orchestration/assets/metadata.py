@@ -78,9 +78,7 @@ def _distributions(outcome: ScoringOutcome) -> Metadata:
     reference, batch = outcome.summary.reference, outcome.summary.profile
     if not outcome.record.drift or reference is None or batch is None:
         return {}
-    before, now = (
-        {name: counts / max(counts.sum(), 1) for name, counts in one.by_feature().items()} for one in (reference, batch)
-    )
+    before, now = ({name: of / max(of.sum(), 1) for name, of in one.by_feature().items()} for one in (reference, batch))
     shares = [
         (bins.feature, label, *pair)
         for bins in reference.bins
@@ -95,14 +93,13 @@ def _distributions(outcome: ScoringOutcome) -> Metadata:
 
 def _predictions(outcome: ScoringOutcome) -> Metadata:
     summary, engine, challenger = outcome.summary, outcome.engine, outcome.challenger_version
+    why = engine.fallback_reason
     scores = {
         "dagster/row_count": summary.n_scored,
         **({"accounts_at_risk": summary.n} if summary.is_at_risk_known else {}),  # numbers only, which Dagster plots
         "mean_churn_probability": summary.mean,
         "histogram": histogram(summary),
-        "computed_by": f"XGBoost itself: {engine.fallback_reason}"
-        if engine.fallback_reason
-        else "tables compiled from the model's trees",
+        "computed_by": f"XGBoost itself: {why}" if why else "tables compiled from the model's trees",
     }
     if (estimated := summary.estimated_auc) is not None:
         scores["estimated_auc"] = estimated

@@ -31,20 +31,21 @@ from orchestration.resources import Services
 WEEK_TAG = "churn/week"
 OP_NAME = "score_variants"
 
-_spec = partial(asset_of_variants, group_name="weekly_scoring")
-
+_GROUP = "weekly_scoring"
 SPECS = [
-    _spec("raw_churn_data", kinds={"s3", "parquet"}),
-    _spec("transformed_features", deps=["raw_churn_data"], kinds={"polars"}),
-    _spec("load_model_from_mlflow", kinds={"mlflow", "xgboost"}),
-    _spec("generate_predictions", deps=["transformed_features", "load_model_from_mlflow"], kinds={"xgboost"}),
-    _spec("store_predictions", deps=["generate_predictions"], kinds={"postgres", "table"}),
+    asset_of_variants("raw_churn_data", _GROUP, kinds={"s3", "parquet"}),
+    asset_of_variants("transformed_features", _GROUP, "raw_churn_data", kinds={"polars"}),
+    asset_of_variants("load_model_from_mlflow", _GROUP, kinds={"mlflow", "xgboost"}),
+    asset_of_variants(
+        "generate_predictions", _GROUP, "transformed_features", "load_model_from_mlflow", kinds={"xgboost"}
+    ),
+    asset_of_variants("store_predictions", _GROUP, "generate_predictions", kinds={"postgres", "table"}),
 ]
 ASSETS = [spec.key.to_user_string() for spec in SPECS]
 EXPORT = asset_of_variants(
     "delivered_predictions",
-    group_name="delivery",
-    deps=["store_predictions"],
+    "delivery",
+    "store_predictions",
     kinds={"s3", "parquet"},
     partitions_def=variants_partitions,
 )

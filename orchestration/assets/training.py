@@ -25,7 +25,7 @@ from orchestration.resources import Services
 if TYPE_CHECKING:
     from churn.workflows.train import TrainingOutcome
 
-SPEC = asset_of_variants(TRAINED, group_name="learning", kinds={"xgboost", "mlflow"})
+SPEC = asset_of_variants(TRAINED, "learning", kinds={"xgboost", "mlflow"})
 
 _SHOWN_PICTURES = ("reliability.svg", "roc.svg")
 _MAX_PICTURE_BYTES = 60_000  # the event log stores them as text
