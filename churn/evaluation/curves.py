@@ -35,9 +35,7 @@ _TOO_FEW = f"no figure below {metrics.MIN_OF_CLASS} rows of an outcome"
 
 Chart = Callable[[Flags, Scores, str], bytes]
 """Draws outcomes, both present, and churn probabilities, shape (n,) each; the text names the model and the rows.
-
-Raises ``NotMeasurableError`` if an outcome is missing, or the arrays do not fit together.
-"""
+Raises ``NotMeasurableError`` if an outcome is missing, or the arrays do not fit together."""
 
 # matplotlib's settings are global to the process; two charts at once would restore each other's.
 _settings = threading.Lock()
@@ -65,9 +63,8 @@ def draw_roc(axes: "Axes", churned: Flags, scores: Scores, evaluation: Evaluatio
     """Draw the ROC curve."""
     from sklearn.metrics import RocCurveDisplay
 
-    RocCurveDisplay.from_predictions(
-        churned, scores, ax=axes, curve_kwargs={"label": "model"}, plot_chance_level=True, chance_level_kw=_CHANCE
-    )
+    chance: Any = {"plot_chance_level": True, "chance_level_kw": _CHANCE}
+    RocCurveDisplay.from_predictions(churned, scores, ax=axes, curve_kwargs={"label": "model"}, **chance)
     _label_shares(axes, "share of those who stayed that is flagged", "share of those who churned that is flagged")
     return f"ROC: {_format('AUC', evaluation.roc_auc)}"
 

@@ -349,10 +349,7 @@ def _weights(weights: Doubles | None, churned: Flags) -> Doubles:
 
 
 def _wins(churned: Flags, scores: Doubles, weights: Doubles) -> tuple[Doubles, Doubles]:
-    """Return the share of stayed rows below each churned row, and that of churned ones above each stayed row.
-
-    Ties count half.
-    """
+    """Return the share of stayed rows below each churned row, and of churned ones above each stayed; ties are half."""
     order = np.argsort(scores)
     starts, ends = _ties(scores[order])
     placed = []

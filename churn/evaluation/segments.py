@@ -83,10 +83,8 @@ def _evaluate_levels(
     of_row, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     n = np.bincount(of_row, minlength=len(names))
     for i in sorted(range(len(names)), key=lambda i: (-n[i], names[i]))[:MOST_LEVELS]:
-        rows = of_row == i
-        yield EvaluatedSegment(
-            levels.name, names[i], **_measures(churned[rows], scores[rows], weights[rows], auc_limit)
-        )
+        at = of_row == i
+        yield EvaluatedSegment(levels.name, names[i], **_measures(churned[at], scores[at], weights[at], auc_limit))
 
 
 def _measures(churned: Flags, scores: Scores, weights: Doubles, auc_limit: float | None) -> dict[str, Any]:

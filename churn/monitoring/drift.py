@@ -10,7 +10,7 @@ it grows with the age of the business.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import chain, islice, pairwise
+from itertools import chain, compress, islice, pairwise
 from statistics import median
 from typing import Literal, NamedTuple, TypeVar
 
@@ -129,14 +129,11 @@ def _moves(bins: Sequence[Bins], before: Longs, now: Longs, year: Longs) -> list
     part = (_QUANTILES - low[2]) / np.where(high[2] > low[2], high[2] - low[2], 1)
     deciles = _nearest(*(below * (1 - part) + above * part for below, above in zip(low, high, strict=True)))
     unknown = shares[rows, last].tolist()
-    moves: list[dict[str, Move]] = []
-    for i, one in enumerate(bins):
-        if is_empty[i]:
-            moves.append({})
-            continue
+    moves: list[dict[str, Move]] = [{} for _ in bins]
+    for i, one in compress(enumerate(bins), ~is_empty):
         pairs, keys = (shares[i, : last[i]], one.levels) if one.levels else (deciles[i], _DECILES)
         of_values = zip(keys, map(tuple, pairs.tolist()), strict=True) if one.levels or has_known[i] else ()
-        moves.append({**dict(of_values), UNKNOWN: tuple(unknown[i])})
+        moves[i] = {**dict(of_values), UNKNOWN: tuple(unknown[i])}
     return moves
 
 

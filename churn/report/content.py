@@ -179,8 +179,7 @@ def _features(newest: Row) -> list[Content]:
             "labels": _labels(bins),
             "reference": before[bins.feature].tolist(),
             "batch": now[bins.feature].tolist(),
-            "psi": plain(drift.get(bins.feature, {}).get("psi")),
-            "excess_psi": plain(drift.get(bins.feature, {}).get("excess_psi")),
+            **{name: plain(drift.get(bins.feature, {}).get(name)) for name in ("psi", "excess_psi")},
         }
         for bins in reference.bins
     ]

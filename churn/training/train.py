@@ -194,18 +194,11 @@ def train(shots: Sequence[Snapshot], names: Sequence[str], plan: TrainingPlan, l
     encoding = plan_encoding(names, parts.training[0].rows.columns)
     training, validation, held_out = (_part(name, of_part, encoding) for name, of_part in vars(parts).items())
     booster, trials, chosen, calibration = (learn or learn_alone)(training, validation, names, plan)
+    bundle = read_bundle(bytes(booster.save_raw("ubj")), names, "the trained booster")
+    accounts = _take(held_out, _one_an_account(parts.held_out, plan.seed))
+    sha256 = digest(names, (training, validation, held_out))
     return Trained(
-        bundle=read_bundle(bytes(booster.save_raw("ubj")), names, "the trained booster"),
-        encoding=encoding,
-        plan=plan,
-        trials=trials,
-        chosen=chosen,
-        calibration=calibration,
-        training=training,
-        validation=validation,
-        held_out=held_out,
-        held_out_accounts=_take(held_out, _one_an_account(parts.held_out, plan.seed)),
-        data_sha256=digest(names, (training, validation, held_out)),
+        bundle, encoding, plan, trials, chosen, calibration, training, validation, held_out, accounts, sha256
     )
 
 
@@ -259,14 +252,11 @@ def _one_an_account(held_out: Sequence[Snapshot], seed: int) -> Flags:
 
 
 def _part(name: str, shots: Sequence[Snapshot], encoding: Encoding) -> Part:
-    return Part(
-        name=name,
-        as_ofs=tuple(shot.as_of for shot in shots),
-        account_ids=np.concatenate([shot.rows["account_id"].to_numpy() for shot in shots]),
-        places=np.repeat(np.arange(len(shots)), [len(shot.churned) for shot in shots]),
-        matrix=np.concatenate([encode(shot.rows, encoding) for shot in shots]),
-        churned=np.concatenate([shot.churned for shot in shots]),
-    )
+    account_ids = np.concatenate([shot.rows["account_id"].to_numpy() for shot in shots])
+    places = np.repeat(np.arange(len(shots)), [len(shot.churned) for shot in shots])
+    matrix = np.concatenate([encode(shot.rows, encoding) for shot in shots])
+    churned = np.concatenate([shot.churned for shot in shots])
+    return Part(name, tuple(shot.as_of for shot in shots), account_ids, places, matrix, churned)
 
 
 def _take(part: Part, at: Flags) -> Part:

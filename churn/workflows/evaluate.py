@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
+Evaluated = list[EvaluatedBatch]
 Tags = Mapping[str, str]
 TagsOf = Callable[[Variant, int], Tags]  # returns the tags of a variant's model version
 _AUTO_PROMOTED = "CHURN_AUTO_PROMOTE"  # the reason recorded with an automatic promotion
@@ -214,9 +215,7 @@ class PerformanceEvaluator:
         self._log_live(variant, [*unlogged, *evaluated])
         return evaluated
 
-    def _changed(
-        self, earlier: Sequence[EvaluatedBatch], known: Appended, today: date, tags_of: TagsOf
-    ) -> list[EvaluatedBatch]:
+    def _changed(self, earlier: Evaluated, known: Appended, today: date, tags_of: TagsOf) -> Evaluated:
         """Return the evaluations whose labels seem to have changed, by all accounts at risk; corrects evidence days.
 
         The weeks of a month share the months of their labels, so that one of them tells: the one evaluated first.
@@ -269,9 +268,7 @@ class PerformanceEvaluator:
         listed = pending.version_tags
         return self.registry.tags_of(variant, version) if listed is None else listed.get((variant, version), {})
 
-    def _evaluate_all(
-        self, batches: Sequence[PublishedBatch], known: Appended, today: date, tags_of: TagsOf
-    ) -> list[EvaluatedBatch]:
+    def _evaluate_all(self, batches: list[PublishedBatch], known: Appended, today: date, tags_of: TagsOf) -> Evaluated:
         reports_of, levels_of = cache(partial(build_reports, known)), cache(partial(Levels, known.facts))
         evaluated = []
         for batch, scored in zip(batches, self.results.scores(batches), strict=True):
@@ -360,9 +357,7 @@ def _columns(batch: PublishedBatch, tags: Tags) -> Columns:
     return tag.columns_of(tags.get(tag.COLUMNS), f"version {batch.model_version} of {batch.variant}")
 
 
-def _with_reasons(
-    evaluated: Iterable[EvaluatedBatch], earlier: Iterable[EvaluatedBatch]
-) -> tuple[list[EvaluatedBatch], list[EvaluatedBatch]]:
+def _with_reasons(evaluated: Evaluated, earlier: Evaluated) -> tuple[Evaluated, Evaluated]:
     """Return the evaluations to store, and those of ``earlier`` that they replace, for the reason that they state."""
     before, stored, replaced = {one.batch.batch_id: one for one in earlier}, [], []
     for one in evaluated:

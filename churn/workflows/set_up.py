@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 
 def set_up_server(database: sa.URL, dagster: sa.URL, mlflow: sa.URL | None, *, keep_weeks: int = 0) -> Iterator[str]:
-    """Create databases, schemas and roles; yields a line for each step.
-
-    ``mlflow`` is ``None`` if MLflow runs behind its server elsewhere.
-    """
+    """Create databases, schemas and roles, MLflow's unless it is elsewhere (``None``); yields a line for each step."""
     for url in (database, dagster, mlflow):
         if url is not None:
             is_new = ensure_database(url)

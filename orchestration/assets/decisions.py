@@ -1,7 +1,4 @@
-"""Decisions: the members and effects of campaigns.
-
-Not partitioned: a campaign may have many variants, and one budget over all.
-"""
+"""Decisions: members and effects of campaigns. Not partitioned: a campaign may have many variants, and one budget."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -31,9 +31,9 @@ from orchestration.resources import Services
 WEEK_TAG = "churn/week"
 OP_NAME = "score_variants"
 
-_GROUP = "weekly_scoring"
+_GROUP, _FILES = "weekly_scoring", {"s3", "parquet"}
 SPECS = [
-    asset_of_variants("raw_churn_data", _GROUP, kinds={"s3", "parquet"}),
+    asset_of_variants("raw_churn_data", _GROUP, kinds=_FILES),
     asset_of_variants("transformed_features", _GROUP, "raw_churn_data", kinds={"polars"}),
     asset_of_variants("load_model_from_mlflow", _GROUP, kinds={"mlflow", "xgboost"}),
     asset_of_variants(
@@ -43,11 +43,7 @@ SPECS = [
 ]
 ASSETS = [spec.key.to_user_string() for spec in SPECS]
 EXPORT = asset_of_variants(
-    "delivered_predictions",
-    "delivery",
-    "store_predictions",
-    kinds={"s3", "parquet"},
-    partitions_def=variants_partitions,
+    "delivered_predictions", "delivery", "store_predictions", kinds=_FILES, partitions_def=variants_partitions
 )
 
 
