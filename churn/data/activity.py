@@ -59,8 +59,7 @@ Rule = tuple[str, pl.Expr]
 class CheckedRows:
     """The result of checking a file's rows."""
 
-    # The rows that break no rule, typed, with `row_number` (from 1, as in the file), and `account_key` if any id is a
-    # text.
+    # The rows that break no rule, typed, with `row_number` (from 1, as in the file), `account_key` if an id is a text.
     rows: pl.DataFrame
     # `row_number, account_id (null if unreadable), activity_month (null if unreadable or absent), rules (list of str),
     # row (the original as JSON), account_key (null of numbers)`.
@@ -178,10 +177,9 @@ def require_features(columns: Collection[str], features: Sequence[str]) -> None:
         remedy = "add it to the extract: raw activity has an account_id and an activity_month in each row"
         raise InputError(f"{problem}; {remedy}")
     if len(missing) == len(features):
-        raise InputError(
-            f"the rows have columns {listed(sorted(columns))}, which are neither raw activity (account_id, "
-            f"activity_month, …) nor the model's {len(features)} features ({listed(features, 4)})"
-        )
+        shown, wanted = listed(sorted(columns)), f"the model's {len(features)} features ({listed(features, 4)})"
+        neither = f"neither raw activity (account_id, activity_month, …) nor {wanted}"
+        raise InputError(f"the rows have columns {shown}, which are {neither}")
     near = listed_with_nearest(missing, [name for name in columns if name not in features])
     remedy = "export them again with the model's feature names"
     raise InputError(f"the encoded rows lack {len(missing)} of the model's {len(features)} features: {near}; {remedy}")

@@ -121,8 +121,7 @@ def known_rows(
     Args:
         months: Days since 1970.
         known_at: Microseconds since 1970, UTC; ``None`` when all rows were always known.
-        by_account: Whether accounts must be in order, as for windows. Otherwise those with one report each stay as they
-            are.
+        by_account: Whether accounts must be in order, as for windows. Otherwise those with one report stay as they are.
     """
     is_known = months <= days_since_epoch(as_of)
     if known_at is not None:
@@ -298,8 +297,7 @@ class Packed:
     levels: Shorts
     # `{source_column: {level: rows}}` of levels that the model does not know, most frequent first
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
-    # Each account's newest month with activity as days since 1970, `NEVER` without one; shape (n_rows,). `None` if
-    # unknown.
+    # Each account's newest month with activity, days since 1970, `NEVER` without one; shape (n_rows,). `None`: unknown.
     last_active_months: Ints | None = None
     # Which accounts are at risk of churning, shape (n_rows,). `None` if unknown: then all count.
     is_at_risk: Flags | None = None

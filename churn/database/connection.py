@@ -187,7 +187,6 @@ class Tables:
             connection.execute(sa.text(statement), values)
 
     def _rows(self, query: str, **values: object) -> Sequence[sa.Row[Any]]:
-        """Return all rows of a query with ``:name`` parameters."""
         with errors_translated(self._url), self._engine.connect() as connection:
             return connection.execute(sa.text(query), values).all()
 

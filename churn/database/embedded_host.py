@@ -75,8 +75,7 @@ def _run_as(
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
     # pg_ctl passes a path given as -D through a shell, where a quote ends it and a dollar expands.
     environment |= {"PGDATA": str(data)} if data else {}
-    # With ``user=`` subprocess forks instead of spawning, and gRPC's fork handlers crash the child in Dagster's code
-    # servers.
+    # With ``user=`` subprocess forks, and gRPC's fork handlers crash the child in Dagster's code servers.
     prefix = [sys.executable, "-I", "-S", "-c", _BECOME, str(account.uid), str(account.gid)] if account else []
     return subprocess.run(
         [*prefix, shutil.which(command[0]) or command[0], *command[1:]],

@@ -1,8 +1,7 @@
 """The tables of incidents, their alerts, and the delivery of each alert to each receiver.
 
 One transaction changes an incident, writes its alerts and queues them for every receiver, so that incidents and alerts
-always agree. They change by functions of the owner, which set the time and the login. :mod:`churn.workflows.alert`
-sends the alerts.
+agree. They change by functions of the owner, which set time and login. :mod:`churn.workflows.alert` sends the alerts.
 """
 
 import json

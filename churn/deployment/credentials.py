@@ -47,32 +47,26 @@ def parse_secret(text: str, name: str, settings: Settings) -> sa.URL:
     if missing:
         present = sorted(_KEYS & secret.keys())  # no other key: it may be a value in the wrong place
         raise CredentialsError(f"secret {name!r} lacks {' and '.join(missing)} (it has: {present}); {need}")
-    if invalid := [key for key in sorted((_KEYS - {"port"}) & secret.keys()) if not _is_sendable(secret[key])]:
+    given = {key: secret[key] for key in sorted((_KEYS - {"port"}) & secret.keys())}
+    invalid = [key for key, one in given.items() if not isinstance(one, str | int | None) or not is_sendable(f"{one}")]
+    if invalid:
         needed = "text without control characters is needed"
         raise CredentialsError(f"secret {name!r} has an invalid {' and '.join(invalid)}; {needed}")
     host = _chosen(settings, "mlflow_db_host", secret.get("host"))
-    port = int(_chosen(settings, "mlflow_db_port", _port(name, secret.get("port"))))
+    stored = secret.get("port")
+    if stored is not None and not (re.fullmatch(r"[0-9]{1,5}", f"{stored}") and 0 < int(f"{stored}") < 65536):
+        raise CredentialsError(f"secret {name!r} has a port that is not a number from 1 to 65535; correct it")
+    port = int(_chosen(settings, "mlflow_db_port", stored))
     login, database = (secret["username"], secret["password"]), str(secret.get("dbname") or "postgres")
     url = sa.URL.create("postgresql+psycopg2", *login, host, port, database)
     name_source(url, "the secret")
     return url
 
 
-def _is_sendable(value: object) -> bool:
-    """Return whether a value can be part of a connection: a number, nothing, or text that PostgreSQL accepts."""
-    return is_sendable(value) if isinstance(value, str) else value is None or isinstance(value, int)
-
-
 def _chosen(settings: Settings, field_name: str, in_secret: object) -> str:
     """Return a setting that is set, else the secret's value, else the setting's default."""
     setting = getattr(settings, field_name)
     return str(setting if field_name in settings.model_fields_set or not in_secret else in_secret)
-
-
-def _port(name: str, port: object) -> object:
-    if port is None or (re.fullmatch(r"[0-9]{1,5}", str(port)) and 0 < int(str(port)) < 65536):
-        return port
-    raise CredentialsError(f"secret {name!r} has a port that is not a number from 1 to 65535; correct it")
 
 
 def _fetch_secret(name: str, region: str) -> str:

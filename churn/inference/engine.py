@@ -37,8 +37,7 @@ class Engine:
     """Scores rows of one encoding; ``fallback_reason`` is why XGBoost itself does, ``None`` for the compiled tables.
 
     ``score`` returns churn probabilities, shape (n_rows,), and contributions in log-odds, shape (n_rows, n_columns), in
-    the order of the encoding's columns, or ``None`` without reasons; thread-safe. With contributions, ``bias`` is of
-    all rows.
+    the order of the encoding's columns, or ``None`` without reasons; thread-safe. With these, ``bias`` is of all rows.
     """
 
     score: Callable[[Packed], tuple[Floats, Floats | None]]

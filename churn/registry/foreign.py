@@ -103,8 +103,7 @@ def read_version(client: MlflowClient, of: ForeignVersion, folder: Path) -> tupl
         remedy = "log the XGBoost model in it by mlflow.xgboost.log_model, with its encoded features, or train one"
         raise ModelFileError(f"{problem}; {remedy}")
     if not (kind == _NATIVE or kind.startswith(_SKLEARN)) or not re.fullmatch(r"\w[\w.-]*", file):
-        raise ModelFileError(
-            f"{of.uri} was logged as {kind} in {file!r}, which may predict otherwise than its booster; log it by "
-            f"mlflow.xgboost.log_model as an XGBClassifier or, for all of its rounds, as model.get_booster()"
-        )
+        problem = f"{of.uri} was logged as {kind} in {file!r}, which may predict otherwise than its booster"
+        remedy = "as an XGBClassifier or, for all of its rounds, as model.get_booster()"
+        raise ModelFileError(f"{problem}; log it by mlflow.xgboost.log_model {remedy}")
     return fetch(file).read_bytes(), names, kind.startswith(_SKLEARN)

@@ -185,8 +185,7 @@ class Registry:
     def log_live(self, mlflow_run_id: str, points: Sequence[tuple[date, date, Mapping[str, float]]]) -> None:
         """Log weeks' realized performance to a version's run, at once; safe to repeat.
 
-        Each point is a scored week, the day that is the metrics' timestamp, and the values without the prefix
-        ``live_``.
+        Each point is a scored week, the day of the metrics' timestamp, and the values without the prefix ``live_``.
         """
         with errors_translated(f"logging {len(points)} weeks' performance to run {mlflow_run_id}"):
             self.client.log_batch(mlflow_run_id, metrics=[one for point in points for one in live_metrics(*point)])
@@ -425,28 +424,20 @@ class Registry:
             raise ModelFileError(f"{version.uri} has a booster of another sha256 than was logged; log the model again")
         return files
 
-    def _log_model(
-        self, variant: Variant, experiment_id: str, mlflow_run_id: str, logged: LoggedRun
-    ) -> tuple[str, str]:
+    def _log_model(self, variant: Variant, experiment: str, mlflow_run_id: str, logged: LoggedRun) -> tuple[str, str]:
         import xgboost as xgb
         from mlflow.xgboost import save_model
 
-        name = variant.registered_model
-        model = self.client.create_logged_model(experiment_id, name, source_run_id=mlflow_run_id)
+        model = self.client.create_logged_model(experiment, variant.registered_model, source_run_id=mlflow_run_id)
         model_id, location = model.model_id, model.artifact_location
         scores = pd.Series(logged.golden.scores[:5], name="churn_probability")
         card = Model(artifact_path=location, run_id=mlflow_run_id, model_uuid=model_id, model_id=model_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
-            save_model(
-                logged.bundle.booster,
-                str(folder),
-                mlflow_model=card,
-                signature=_signature(logged.sample, scores),
-                input_example=logged.sample.head(5),
-                pip_requirements=[f"xgboost=={xgb.__version__}", f"mlflow=={mlflow.__version__}"],
-                model_format="ubj",
-            )
+            needed = [f"xgboost=={xgb.__version__}", f"mlflow=={mlflow.__version__}"]
+            options = {"input_example": logged.sample.head(5), "pip_requirements": needed, "model_format": "ubj"}
+            signature = _signature(logged.sample, scores)
+            save_model(logged.bundle.booster, str(folder), mlflow_model=card, signature=signature, **options)
             (folder / _GOLDEN_FILE).write_text(logged.golden.to_json())
             if logged.reference is not None:
                 (folder / _REFERENCE_FILE).write_text(logged.reference.to_json())

@@ -17,8 +17,7 @@ later extract stay.
 A row that was quarantined is stored as its account, its month and when it was received: what it said is unknown, until
 a report takes its place.
 
-Processes may append at the same time. Each writes a separate part; a fact that two of them wrote is stored twice and
-counts once.
+Processes may append at the same time. Each writes its own part; a fact that two wrote is stored twice and counts once.
 """
 
 import hashlib

@@ -122,9 +122,8 @@ class Folder:
 
     def open(self, key: str, version: str | None = None, *, version_id: str | None = None) -> OpenFile:  # noqa: ARG002 a folder keeps no versions
         """Begin to read a file: the current one, which must have ``version`` if that is given, or ``version_id``."""
-        path = self._path(key)
         try:
-            file = path.open("rb")
+            file = self._path(key).open("rb")
         except PermissionError as error:
             raise AccessDeniedError(f"{self.uri(key)} may not be read by this user; correct its mode") from error
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
