@@ -187,17 +187,10 @@ class Deployment:
     def scorer(self) -> "Scorer":
         from churn.workflows.score import Scorer
 
-        return Scorer(
-            ingestion=self.ingestion(),
-            registry=self.registry(read_only=True),
-            store=self.store(),
-            code_version=self.code_version,
-            max_quarantine_share=self.settings.churn_max_quarantine_share,
-            max_unknown_level_share=self.settings.churn_max_unknown_level_share,
-            with_reasons=self.settings.churn_reasons,
-            horizon_months=self.settings.churn_horizon_months,
-            tables=ArrayCache(self.settings.churn_home / "cache" / "tables"),
-        )
+        settings, tables = self.settings, ArrayCache(self.settings.churn_home / "cache" / "tables")
+        services = self.ingestion(), self.registry(read_only=True), self.store(), self.code_version
+        max_shares = settings.churn_max_quarantine_share, settings.churn_max_unknown_level_share
+        return Scorer(*services, *max_shares, settings.churn_reasons, settings.churn_horizon_months, tables=tables)
 
     def registrar(self) -> "Registrar":
         from churn.workflows.register import Registrar
@@ -258,19 +251,11 @@ class Deployment:
 
         settings, promoter = self.settings, self.promoter()
         n_trials = n_trials or settings.churn_training_trials
-        return Trainer(
-            sources=self.sources(),
-            history=self.history(),
-            registry=promoter.registry,
-            artifact_location=self.artifact_location,
-            challenge=promoter.challenge,
-            code_version=self.code_version,
-            max_quarantine_share=settings.churn_max_quarantine_share,
-            results=self._tables(Evaluations),
-            plan=TrainingPlan(horizon=self.horizon, n_trials=n_trials, min_of_class=settings.churn_min_labels),
-            limits=GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error),
-            features=features,
-        )
+        plan = TrainingPlan(horizon=self.horizon, n_trials=n_trials, min_of_class=settings.churn_min_labels)
+        limits = GateLimits(settings.churn_min_auc, settings.churn_max_calibration_error)
+        services = self.sources(), self.history(), promoter.registry, self.artifact_location, promoter.challenge
+        share, results = settings.churn_max_quarantine_share, self._tables(Evaluations)
+        return Trainer(*services, self.code_version, share, results, plan, limits, features)
 
     def fleet(self) -> FleetTables:
         """Open the state of all variants in the predictions database."""
