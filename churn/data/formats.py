@@ -86,9 +86,8 @@ def read_frame(path: Path, positional_names: Sequence[str] = ()) -> pl.DataFrame
 def _open_file(path: Path, names: Sequence[str]) -> RowFile:
     content = file_kinds.unpacked(path)
     kind = file_kinds.sniff(file_kinds.head_of(content), path.name)
-    # Not by polars' reader of Parquet, which aborts the process on some damaged files.
     if kind == "parquet":
-        return _open_parquet(content)
+        return _open_parquet(content)  # not by polars' reader, which aborts the process on some damaged files
     frame = _READERS[kind](content, names)
     return RowFile(frame.columns, frame.height, lambda columns, size: frame.select(columns).iter_slices(size))
 

@@ -30,8 +30,7 @@ _SIGNED = r"^[-+]?"
 
 _Rewrite = tuple[str, str]
 _DAYS: Sequence[_Rewrite] = (
-    # A day is that of its own zone: where it was written, this midnight began it.
-    (_DAY + _REST, "$1-$2-$3"),
+    (_DAY + _REST, "$1-$2-$3"),  # a day is that of its own zone: where it was written, this midnight began it
     (rf"^([0-9]{{1,2}})[- ]?([A-Za-z]{{3}})[- ]?([0-9]{{4}}){_REST}", "$3-$2-$1"),  # Oracle, SAS
     (rf"^([A-Za-z]{{3}})[a-z]* ([0-9]{{1,2}}), ([0-9]{{4}}){_REST}", "$3-$1-$2"),  # Tableau, Looker
 )

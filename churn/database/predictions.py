@@ -411,8 +411,7 @@ def _copy(connection: sa.Connection, layout: CopyLayout, rows: Iterable[ScoredRo
         try:
             cursor.copy_expert(statement, stream, size=_COPY_BYTES)
         except psycopg2.Error as error:
-            # psycopg2 replaces an error from the rows by an error about the stream.
-            if stream.error is not None:
+            if stream.error is not None:  # psycopg2 replaces an error from the rows by an error about the stream
                 raise stream.error from None
             raise sa.exc.DBAPIError.instance(statement, None, error, psycopg2.Error) from error
         return int(cursor.rowcount)

@@ -184,8 +184,7 @@ def _known_revisions() -> tuple[str, ...]:
 
 @functools.cache
 def _mlflow_revisions() -> tuple[str, ...]:
-    # There is no public function for this.
-    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.db.utils import _get_alembic_config  # there is no public function for this
 
     return tuple(script.revision for script in ScriptDirectory.from_config(_get_alembic_config("")).walk_revisions())
 

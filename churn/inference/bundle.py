@@ -163,8 +163,7 @@ def read_bundle(data: bytes, names: Sequence[str] | None, origin: str, declared:
         raised_as(ModelFileError, damage, *kinds, remedy="save the model again"),
         raised_as(ModelFileError, other, *fields, remedy="save one with Booster.save_model"),
     ):
-        # XGBoost's reader can crash on a truncated file, so the whole file is parsed first.
-        document = _parse(data)
+        document = _parse(data)  # XGBoost's reader can crash on a truncated file, so the whole file is parsed first
         parameters = _parameters(document)
         version = [int(part) for part in document["version"]]
         levels = read_levels(document, parameters["n_features"])
@@ -293,8 +292,7 @@ def _require_readable_format(data: bytes, origin: str) -> None:
 
 def _require_known_version(saved: list[int], origin: str) -> None:
     running = [int(part) for part in re.findall(r"\d+", xgb.__version__)[:2]]
-    # An older XGBoost reads a newer file without an error and predicts something else.
-    if saved[:2] > running:
+    if saved[:2] > running:  # an older XGBoost reads a newer file without an error and predicts something else
         theirs, minor, ours = (".".join(map(str, version)) for version in (saved, saved[:2], running))
         problem = f"{origin} was saved by XGBoost {theirs} and this is {xgb.__version__}, which may misread it"
         remedy = f"use XGBoost {minor} here (newer than 3.2: Python 3.12 or newer)"

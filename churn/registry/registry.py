@@ -442,8 +442,7 @@ class Registry:
             if logged.reference is not None:
                 (folder / _REFERENCE_FILE).write_text(logged.reference.to_json())
             sha256 = hashlib.sha256((folder / _BOOSTER_FILE).read_bytes()).hexdigest()
-            # MLflow uploads one file after the other.
-            files = [str(path) for path in folder.iterdir()]
+            files = [str(path) for path in folder.iterdir()]  # MLflow uploads one file after the other
             list(in_threads(get_artifact_repository(location).log_artifact, files, _UPLOADS_AT_ONCE))
         self.client.finalize_logged_model(model_id, "READY")
         self.client.log_outputs(mlflow_run_id, models=[LoggedModelOutput(model_id, 0)])
