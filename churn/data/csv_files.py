@@ -51,8 +51,7 @@ def _read_layout(path: Path, names: Sequence[str]) -> tuple[list[str], str, int]
     """Return the header, the separator, and the number of lines before the header."""
     with path.open("rb") as file:
         text = file.read(_HEAD_BYTES).decode("utf-8-sig", "replace")
-    # Lines end with a line feed alone, as for polars; read otherwise, the header would differ.
-    lines = text.split("\n")
+    lines = text.split("\n")  # only line feeds end lines, as for polars; read otherwise, the header would differ
     n_skipped, separators = 0, _SEPARATORS
     if (said := re.fullmatch(r'"?sep=(.)"?\r?', lines[0])) is not None:
         n_skipped, separators, lines = 1, said[1], lines[1:]

@@ -299,8 +299,7 @@ class Packed:
     unknown_levels: dict[str, dict[str, int]] = field(default_factory=dict)
     # Each account's newest month with activity, days since 1970, `NEVER` without one; shape (n_rows,). `None`: unknown.
     last_active_months: Ints | None = None
-    # Which accounts are at risk of churning, shape (n_rows,). `None` if unknown: then all count.
-    is_at_risk: Flags | None = None
+    is_at_risk: Flags | None = None  # which accounts are at risk of churning, shape (n_rows,); if unknown, all count
 
     @property
     def n_rows(self) -> int:

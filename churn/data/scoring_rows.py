@@ -47,15 +47,13 @@ class RowCounts:
     n_withheld: int  # accounts left out because their newest row was quarantined; an older one would be stale
     has_account_ids: bool
     quarantined: pl.DataFrame  # `row_number, account_id, activity_month, rules, row`
-    # `{source_column: {level: rows}}` of the valid rows; the most frequent levels of each
-    unknown_levels: dict[str, dict[str, int]]
+    unknown_levels: dict[str, dict[str, int]]  # `{source_column: {level: rows}}` of valid rows; the most frequent
     account_keys: pl.DataFrame | None = None  # see churn.data.account_ids.key_table
     n_erased: int = 0  # rows dropped because their account was erased
     n_short_windows: int = 0  # features over more months than the activity has
     own_columns: tuple[str, ...] = ()  # features that could be computed, and are columns of the file
     horizon_months: int = HORIZON_MONTHS
-    # The first month known at the as-of day, `None` of encoded rows; likewise `newest_month`
-    first_month: date | None = None
+    first_month: date | None = None  # known at the as-of day, `None` of encoded rows; likewise `newest_month`
     newest_month: date | None = None
     n_newest: int | None = None  # rows of the newest month that was over by then; `None` of encoded rows
 

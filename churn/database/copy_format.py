@@ -38,14 +38,10 @@ class ScoredRows:
 
     account_ids: Longs  # shape (n,), unique over the whole batch
     probabilities: Floats  # shape (n,), in [0, 1]
-    # Days since 1970, `NEVER` for accounts without activity, shape (n,); `None` if unknown
-    last_active_months: Ints | None = None
-    # Log-odds by source column, shape (n, n_source_columns); `None` without reasons
-    contributions: Floats | None = None
-    # Values of these source columns, a level by its index, NaN if missing; shape (n_source_columns, n)
-    values: Floats | None = None
-    # Of each source column with windows, the index of the feature whose value that is; shape (n, n of these)
-    shown: Bytes | None = None
+    last_active_months: Ints | None = None  # days since 1970, `NEVER` without activity, shape (n,); `None` if unknown
+    contributions: Floats | None = None  # log-odds by source column, (n, n_source_columns); `None` without reasons
+    values: Floats | None = None  # of these columns, a level by its index, NaN if missing; shape (n_source_columns, n)
+    shown: Bytes | None = None  # of each source column with windows, the index of the feature shown; (n, n of these)
 
 
 @dataclass(frozen=True)

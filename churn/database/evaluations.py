@@ -72,8 +72,7 @@ class EvaluatedBatch:
     status: str  # `insufficient` if too few labels matured; `measures` is empty then
     auc_limit: float | None  # minimum ROC AUC of its model version; `None` if unknown
     measures: dict[str, float]  # values by name, as in `churn.evaluation.metrics.Evaluation.metrics`
-    # `n`, `mean_score` and `churned_share` of bins of about equal size, by rising score
-    reliability: Reliability | None = None
+    reliability: Reliability | None = None  # `n`, `mean_score`, `churned_share` of bins of about equal size, by score
     segments: Sequence[EvaluatedSegment] = ()
     evidence_after: date | None = None  # the last as-of day that is no evidence about its model version
     replaces_because: str | None = None  # why it was evaluated again; `None` if it was not

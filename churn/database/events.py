@@ -53,8 +53,7 @@ class ModelEvent:
     from_previous: int | None = None
     from_challenger: int | None = None
     state: State = "done"  # `pending` until all aliases are moved; `overtaken` if somebody else moved one before that
-    # What the event decides, such as a Dagster run, unique for each variant; `None` for a command
-    decision: str | None = None
+    decision: str | None = None  # what it decides, such as a Dagster run, unique for each variant; `None` for a command
     event_id: int = 0
 
     @property

@@ -28,15 +28,13 @@ class FleetRows:
 
     week: date | None  # the reported week; `None` if nothing was ever scored
     weeks: Sequence[date] = ()  # the weeks shown, ascending; the last is `week`
-    # Current batches of these weeks, both roles, with the results of their evaluation if there are any
-    batches: Sequence[Row] = ()
+    batches: Sequence[Row] = ()  # current ones of these weeks, both roles, with the results of their evaluation, if any
     newest: Sequence[Row] = ()  # the champion's newest batch of each variant, with all columns
     evaluated: Sequence[Row] = ()  # the champion's newest batch of each variant that had enough labels to be evaluated
     segments: Sequence[Row] = ()  # the segments of the batches in `evaluated`
     flags: Sequence[Row] = ()  # drift flags of these weeks
     attempts: Sequence[Row] = ()  # the last attempt of each variant and role in `week`
-    # Each variant's champion and challenger at the end of `week`, and the champion's first day
-    champions: Sequence[Row] = ()
+    champions: Sequence[Row] = ()  # each variant's champion and challenger when `week` ends, and the former's first day
     registered: Sequence[Row] = ()  # the variants that were registered by the end of `week`, scored or not
     changes: Sequence[Row] = ()  # promotions and rollbacks in these weeks, newest first
     incidents: Sequence[Row] = ()  # open incidents, then recently resolved ones

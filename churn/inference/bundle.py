@@ -89,8 +89,7 @@ class Bundle:
     feature_names: tuple[str, ...]
     data: bytes = field(repr=False)
     parameters: dict[str, Any]  # the model's parameters as stored in the file; empty when loaded without reading them
-    # The levels of each categorical feature, in the order of their codes
-    categories: Levels = field(default_factory=dict)
+    categories: Levels = field(default_factory=dict)  # each categorical feature's levels, in the order of their codes
     # Rows and the scores that were logged with the model; `None` if it was not logged
     golden: Golden | None = field(default=None, repr=False)
 
@@ -384,8 +383,7 @@ def _depth(trees: Sequence[dict[str, Any]], n_features: int) -> int:
     shapes = {left.shape, right.shape, parents.shape, features.shape, values.shape}
     _require_tree(shapes == {(sizes.sum(),)}, "arrays of arrays")
     kinds = np.concatenate([_require_categories(tree, n_nodes) for tree, n_nodes in zip(trees, sizes, strict=True)])
-    # XGBoost before 3 wrote NaN as the threshold of a categorical split.
-    is_number = (kinds == 0) | (left == _NO_CHILD)
+    is_number = (kinds == 0) | (left == _NO_CHILD)  # XGBoost before 3 wrote NaN as a categorical split's threshold
     _require_tree(np.isfinite(values[is_number]).all(), "thresholds or leaves that are not finite")
     first, tree_of = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes)
     depth, n_seen, level = 0, np.ones(len(sizes), dtype=np.int64), first

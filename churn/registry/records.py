@@ -57,8 +57,7 @@ class LoggedRun:
     artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
     name: str | None = None  # name of the run; `None` for `log-<variant>`
     dataset: DatasetInput | None = None
-    # Inputs and scores that batches are compared with, of rows the model was not trained on, if any
-    reference: Profile | None = None
+    reference: Profile | None = None  # inputs and scores to compare batches with, of rows it was not trained on, if any
 
 
 def live_metrics(week: date, day: date, values: Mapping[str, float]) -> list[Metric]:

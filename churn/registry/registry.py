@@ -249,8 +249,7 @@ class Registry:
                 ended = self._end_killed_runs(experiment.experiment_id) if is_locked and done != "created" else set()
                 alike = self._alike(variant, logged) if registered is not None else []
                 found = [one for one in alike if adopted or CHAMPION not in aliases or one.run_id in ended]
-                # A training that went through is another one.
-                files = alike if tags.DATA_SHA256 not in logged.tags else ()
+                files = alike if tags.DATA_SHA256 not in logged.tags else ()  # a training that went through is another
                 repeats = [one for one in files if given is None or aliases.get(given) == int(one.version)]
                 if not found and repeats and self._is_whole(variant, repeats[0]):
                     return replace(self._describe(variant, repeats[0], given), is_repeat=True)

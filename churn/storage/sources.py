@@ -46,8 +46,7 @@ class Provenance:
     source: Literal["s3", "local", "mlflow"]
     variant: Variant  # owner of the file; the base variant where the bundled simulation was read for another one
     fallback_reason: str | None = None  # why the local copy was read instead of S3; `None` for S3
-    # By which S3 returns the file after it was replaced; `None` where no versions are kept
-    version_id: str | None = None
+    version_id: str | None = None  # by which S3 returns it after it was replaced; `None` where no versions are kept
 
 
 @dataclass(frozen=True)
