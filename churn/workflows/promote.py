@@ -253,6 +253,8 @@ class Promoter:
         self, variant: Variant, version: int, comparison: Comparison, reason: str, *, force: bool, dry_run: bool
     ) -> ModelEvent:
         def after(now: ModelEvent) -> ModelEvent:
+            if now.champion == version:  # another promotion came first
+                return now
             _require_same(variant, now.challenger, version)
             return replace(now, champion=version, previous=now.champion, challenger=None, ab_share=0, is_forced=force)
 

@@ -314,8 +314,10 @@ def test_what_is_wanted_is_named_so_that_doing_it_twice_is_doing_it_once(two_mod
     assert actions == ["observed", "challenged", "promoted", "rolled_back", "rolled_back"]
 
 
-def test_two_that_roll_back_at_once_roll_back_once(two_models: None, promoter: Promoter, deployment: Deployment):
-    promoter.promote(US, force=True, reason="a drill")
+def test_two_that_promote_or_roll_back_at_once_do_it_once(two_models: None, promoter: Promoter, deployment: Deployment):
+    with ThreadPoolExecutor(2) as pool:
+        promoted = pool.map(lambda _: promoter.promote(US, to=2, force=True, reason="a drill")[0].event_id, range(2))
+    assert len(set(promoted)) == 1
 
     def roll_back(_: int) -> str:
         try:
