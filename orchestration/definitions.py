@@ -5,7 +5,7 @@ Not here: any definition. Loading it opens no service.
 
 import dagster as dg
 
-from orchestration import jobs, schedules
+from orchestration import jobs, schedules, sensors
 from orchestration.assets.decisions import campaign_effects, campaign_members
 from orchestration.assets.evaluation import evaluation_assets
 from orchestration.assets.monitoring import drifted_features, fleet_incidents
@@ -14,7 +14,6 @@ from orchestration.assets.scoring import EXPORT, weekly_assets
 from orchestration.assets.training import training_assets
 from orchestration.job import churn_prediction_job, weekly_churn_prediction_schedule
 from orchestration.resources import Services
-from orchestration.sensors import incident_sensor, new_data_sensor, retraining_sensor, unpublished_week_sensor
 
 defs = dg.Definitions(
     assets=[
@@ -28,7 +27,7 @@ defs = dg.Definitions(
     schedules=[
         weekly_churn_prediction_schedule, schedules.weekly_evaluation_schedule, *schedules.FIXED_SCHEDULES,
     ],
-    sensors=[new_data_sensor, unpublished_week_sensor, retraining_sensor, incident_sensor],
+    sensors=sensors.ALL,
     resources={"services": Services()},
     # A process per step would import everything again.
     executor=dg.in_process_executor,

@@ -7,7 +7,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from churn.concurrency import in_threads
 from churn.deployment.services import Deployment
 from churn.errors import ChurnError
+from churn.monitoring.conditions import MEMORY
 from churn.storage.inputs import is_sample, sample_beside
 from churn.variants import Variant
 from churn.weeks import monday_of
 from churn.wording import counted
 from churn.workflows.alert import deliver
-from orchestration.assets.scoring import WEEK_TAG
+from orchestration.assets.scoring import WEEK_TAG, report_again
 from orchestration.failed_runs import failed_runs
 from orchestration.job import churn_prediction_job
 from orchestration.jobs import training_job
@@ -38,6 +39,7 @@ _INTERVAL_S = 30
 _TAG_LENGTH = 250
 _MAX_REQUESTS = 50  # per evaluation; the next one continues
 _ABANDONED_AFTER_S = 60
+_REPORTED_WITHIN = timedelta(days=7)
 _DELIVER_FOR_S = 8
 """A receiver may take 40 s more for an attempt that has begun, and a sensor is killed after 60."""
 
@@ -199,6 +201,37 @@ def unpublished_week_sensor(context: dg.SensorEvaluationContext, services: Servi
 
 
 @dg.sensor(
+    minimum_interval_seconds=120,
+    default_status=_RUNNING,
+    description="Reports to Dagster the batches that churn score published without it, with the checks that failed.",
+)
+def published_batches_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
+    """Report up to 50 of the last week's batches; the cursor has those that were."""
+    kind: TypeAdapter[list[int]] = TypeAdapter(list[int])
+    events: list[dg.AssetMaterialization] = []
+    try:
+        with services.open() as deployment:
+            found = deployment.store().published_by_hand(datetime.now(UTC) - _REPORTED_WITHIN)
+            reported: list[int] = _read_cursor(context, kind, [])
+            told = found.keys() & set(reported)
+            for batch in islice(sorted(found.keys() - told), _MAX_REQUESTS):
+                (key, week), scorer = found[batch], deployment.scorer()
+                histories = deployment.fleet().histories(week - MEMORY, [key])
+                report = report_again(week, scorer, histories, Variant.from_key(key))
+                failed = [check.check_name for check in report.checks if not check.passed]
+                about = {
+                    "checks_failed": ", ".join(failed) or "none"
+                }  # Dagster stores an evaluation without a run once
+                for asset, metadata in report.metadata.items():
+                    events.append(dg.AssetMaterialization(asset, None, {**metadata, **about}, partition=key))
+                told.add(batch)
+    except ChurnError as error:
+        return dg.SensorResult(skip_reason=f"cannot compare with PostgreSQL: {error}", cursor=context.cursor)
+    cursor, left = kind.dump_json(sorted(told)).decode(), counted(len(found.keys() - told), "batch", "batches")
+    return dg.SensorResult(asset_events=events, skip_reason=f"{left} of no run left to report", cursor=cursor)
+
+
+@dg.sensor(
     job=training_job,
     minimum_interval_seconds=6 * 3600,
     default_status=_RUNNING,
@@ -259,3 +292,6 @@ def _complete_moves(deployment: Deployment) -> str:
     except ChurnError as error:
         return f"cannot complete a move of aliases: {error}; "
     return f"completed for {', '.join(event.variant.key for event in moved)}: a move of aliases; "
+
+
+ALL = [new_data_sensor, unpublished_week_sensor, published_batches_sensor, retraining_sensor, incident_sensor]

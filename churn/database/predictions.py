@@ -261,6 +261,10 @@ class PredictionStore(Tables):
         """Return the keys of the variants with a current batch of a week from one of these Dagster runs."""
         return {key for (key,) in self._rows(_SQL["published_by"], runs=list(dagster_run_ids), week=week)}
 
+    def published_by_hand(self, since: datetime) -> dict[int, tuple[str, date]]:
+        """Return variant and week of the current champions' batches that no Dagster run published since, by number."""
+        return {batch: (key, week) for batch, key, week in self._rows(_SQL["published_by_hand"], since=since)}
+
     def ab_share(self, variant: Variant, challenger_version: int) -> int:
         """Return the number of accounts per 10,000 that the newest event assigns to a challenger; 0 if none does."""
         rows = self._rows(_SQL["ab_share"], variant=variant.key)

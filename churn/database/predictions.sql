@@ -30,6 +30,10 @@ INSERT INTO scoring_attempts (
 -- published_by
 SELECT variant FROM scoring_batches WHERE dagster_run_id = ANY(:runs) AND scored_week = :week AND is_current
 
+-- published_by_hand
+SELECT batch_id, variant, scored_week FROM scoring_batches
+WHERE dagster_run_id IS NULL AND is_current AND role = 'champion' AND published_at > :since
+
 -- ab_share
 SELECT challenger_version, ab_share FROM model_events WHERE variant = :variant ORDER BY event_id DESC LIMIT 1
 

@@ -117,7 +117,9 @@ def report_again(week: date, scorer: Scorer, histories: Mapping[str, History], v
         challenger = current[CHALLENGER][1].model_version if CHALLENGER in current else None
         is_scored = challenger is not None
         results = check_published(batch_id, record, scorer, histories, challenger, is_challenger_scored=is_scored)
-        about = {"dagster/row_count": record.n_rows_scored, "batch_id": batch_id, "published_by": record.dagster_run_id}
+        by = record.dagster_run_id or "no Dagster run"
+        about = {"dagster/row_count": record.n_rows_scored, "batch_id": batch_id, "published_by": by}
+        about |= {"scored_week": week.isoformat(), "model_version": record.model_version}
         return AssetReport(dict.fromkeys(ASSETS, about), checks.of_batch(variant.key, results))
 
     return build_report(ASSETS, build)

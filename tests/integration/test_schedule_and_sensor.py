@@ -5,6 +5,7 @@ it and the sensor must ask for every variant that is due, once, and for no other
 import json
 import os
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -17,12 +18,13 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from churn.deployment.services import Deployment
 from churn.variants import Variant
+from orchestration import sensors
 from orchestration.assets.scoring import WEEK_TAG
 from orchestration.definitions import defs
 from orchestration.job import weekly_churn_prediction_schedule
-from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, sync_partitions
+from orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG, ranges, sync_partitions, variants_partitions
 from orchestration.resources import Services
-from orchestration.sensors import new_data_sensor, unpublished_week_sensor
+from orchestration.sensors import new_data_sensor, published_batches_sensor, unpublished_week_sensor
 from tests.support.batches import week_request
 from tests.support.daemons import daemon, wait_for
 from tests.support.inputs import register_bundled
@@ -253,12 +255,50 @@ def test_at_first_only_what_was_never_scored_is_asked_for(
     assert asked(list(result.run_requests or [])) == [(this_week(), "company-clienta", "company-clienta")]
 
 
-def test_a_first_look_at_scored_data_asks_for_nothing(scored: list[Variant], instance: dg.DagsterInstance) -> None:
+def test_a_first_look_at_scored_data_asks_for_nothing_and_reports_it_to_dagster_once(
+    site: Site,
+    scored: list[Variant],
+    deployment: Deployment,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     result = look(instance, None)
 
     assert not result.run_requests
     assert "no new input for any of 4 variants" in str(result.skip_reason)
     assert not look(instance, result.cursor).run_requests
+
+    def tell(cursor: str | None) -> tuple[dict[str, list[int]], str]:
+        with dg.build_sensor_context(instance=instance, definitions=defs, cursor=cursor) as context:
+            result = published_batches_sensor(context, services=Services())
+        assert isinstance(result, dg.SensorResult)
+        for event in result.asset_events:
+            instance.report_runless_asset_event(event)
+        stored = [one for one in result.asset_events if one.asset_key == dg.AssetKey("store_predictions")]
+        assert {one.metadata["checks_failed"].value for one in stored} <= {"input_is_new", "none"}
+        batches = [(one.partition, one.metadata["batch_id"].value) for one in stored]
+        return {str(key): number for key, number in batches}, str(result.cursor)
+
+    current = "SELECT variant, batch_id FROM scoring_batches WHERE is_current"
+    monkeypatch.setattr(sensors, "_MAX_REQUESTS", 3)
+    sync_partitions(instance, scored)
+
+    first, cursor = tell(None)
+    second, cursor = tell(cursor)
+
+    assert first | second == dict(site.rows(site.churn, current))
+    assert (len(first), len(second)) == (3, 1)
+    assert tell(cursor)[0] == {}
+    repaired = week_request(date.fromisoformat(this_week())).of(scored[3])
+    outcome = deployment.scorer().score_variant(repaired)
+    deployment.scorer().score_variant(
+        replace(week_request(date.fromisoformat(this_week())), dagster_run_id="a").of(scored[0])
+    )
+    assert tell(cursor)[0] == {"geography-us": outcome.batch_id}
+    status = instance.get_status_by_partition(dg.AssetKey("store_predictions"), FLEET, variants_partitions)
+    assert {key: str(one) for key, one in (status or {}).items()} == dict.fromkeys(
+        FLEET, "AssetPartitionStatus.MATERIALIZED"
+    )
 
 
 def test_a_new_object_asks_for_exactly_its_variant_once_and_a_changed_one_again(
