@@ -1,10 +1,12 @@
 """Writes the alert rules of Prometheus and Grafana and the alarms of CloudWatch.
 
-``just alert-rules`` after a change; a test compares the files with the tables below. The product's own alerts come from
-:data:`churn.monitoring.incidents.KINDS`, whose severities and runbook sections these rules share.
+``just alert-rules`` after a change; a test compares the files with the tables below. The rules link the runbook where
+``CHURN_RUNBOOK_URL`` says. The product's own alerts come from :data:`churn.monitoring.incidents.KINDS`, whose
+severities and runbook sections these rules share.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from churn.database.metrics import EXPECTED_DAYS, QUERIES
 from churn.monitoring.incidents import KINDS, RUNBOOK
 
 INFRA = Path(__file__).parent
+_RUNBOOK = os.environ.get("CHURN_RUNBOOK_URL") or RUNBOOK
 _MADE = "# Written by infra/make_alert_rules.py; change it there.\n"
 
 _WEEK = "date_trunc('week', now() AT TIME ZONE 'UTC')::date"
@@ -49,7 +52,7 @@ class Rule:
 
     def annotations(self, number: str) -> dict[str, str]:
         summary = self.sentence.format(n=number)
-        return {"summary": summary[:1].upper() + summary[1:], "runbook": f"{RUNBOOK}#{self.section}"}
+        return {"summary": summary[:1].upper() + summary[1:], "runbook_url": f"{_RUNBOOK}#{self.section}"}
 
 
 # Kinds without a rule here depend on tests over the whole fleet's history; only the product itself alerts about them.

@@ -257,9 +257,10 @@ class PredictionStore(Tables):
             run = {"dagster_run_id": dagster_run_id, "started_at": started_at}
             _insert_failure(connection, error, variant=variant_key, scored_week=week, role=CHAMPION, **run)
 
-    def published_by(self, dagster_run_ids: Sequence[str], week: date) -> set[str]:
-        """Return the keys of the variants with a current batch of a week from one of these Dagster runs."""
-        return {key for (key,) in self._rows(_SQL["published_by"], runs=list(dagster_run_ids), week=week)}
+    def published_by(self, dagster_run_ids: Sequence[str], week: date, since: datetime | None = None) -> set[str]:
+        """Return the keys of the variants with a current batch of a week from these Dagster runs, or since a time."""
+        values = {"runs": list(dagster_run_ids), "week": week, "since": since}
+        return {key for (key,) in self._rows(_SQL["published_by"], **values)}
 
     def published_by_hand(self, since: datetime) -> dict[int, tuple[str, date]]:
         """Return variant and week of the current champions' batches that no Dagster run published since, by number."""

@@ -28,7 +28,9 @@ INSERT INTO scoring_attempts (
 ) VALUES (:variant, :scored_week, :role, :dagster_run_id, :started_at, 'failed', :error_type, :error, :is_transient)
 
 -- published_by
-SELECT variant FROM scoring_batches WHERE dagster_run_id = ANY(:runs) AND scored_week = :week AND is_current
+SELECT variant FROM scoring_batches
+WHERE scored_week = :week AND is_current AND role = 'champion'
+  AND (dagster_run_id = ANY(:runs) OR published_at > CAST(:since AS timestamptz))
 
 -- published_by_hand
 SELECT batch_id, variant, scored_week FROM scoring_batches

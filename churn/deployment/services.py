@@ -196,7 +196,12 @@ class Deployment:
         from churn.workflows.register import Registrar
 
         registry, has_trail = self.registry(read_only=False), self.predictions is not None
-        return Registrar(registry, self.sources(), self.artifact_location, self.code_version, has_trail)
+
+        def appoint(variant: Variant, version: int) -> None:
+            self.promoter().appoint(variant, version, "logged with --alias champion")
+
+        services = registry, self.sources(), self.artifact_location, self.code_version
+        return Registrar(*services, has_trail, appoint if has_trail else None)
 
     def workers(self, n_variants: int, service: "Callable[[Deployment], _Any]") -> "Workers[_Any] | None":
         """Return where a fleet's work is done: on ``CHURN_RAY_ADDRESS``, in processes, or, ``None``, in this process.

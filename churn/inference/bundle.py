@@ -75,7 +75,7 @@ class Golden:
             rows, scores = (np.array(document[name], dtype=np.float32) for name in ("rows", "scores"))
         if rows.ndim != 2 or not len(rows) or scores.shape != (len(rows),) or not ((scores >= 0) & (scores <= 1)).all():
             problem = f"shape {rows.shape} and their scores {scores.shape}, or scores that are not probabilities"
-            needed = "rows with a probability each are needed: log the model again"
+            needed = "rows with a probability each are needed; log the model again"
             raise ModelFileError(f"the golden rows have {problem}; {needed}")
         return cls(rows, scores)
 

@@ -58,6 +58,7 @@ _MAX_CACHED_BYTES = 4 << 30
 _LATELY_S = 30.0
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
 _UPLOADS_AT_ONCE = 4  # a model has nine files
+_AGAIN = "; log the model again"
 _LISTED_FROM = 20  # variants with the same version number; fewer are queried one by one
 
 
@@ -168,9 +169,16 @@ class Registry:
 
         Raises ``ModelFileError`` if the booster differs from the one that was logged, or its golden scores differ.
         """
+        version = self.resolve(variant, alias, listed, versions)
+        try:
+            return self._open(version)
+        except ModelFileError as error:
+            command = f"uv run python experiment_tracking/log_model.py --variant {variant} --alias {alias}"
+            raise ModelFileError(f"{str(error).removesuffix(_AGAIN)}{_AGAIN}: {command}") from error
+
+    def _open(self, version: ModelVersion) -> OpenModel:
         from churn.inference.bundle import Golden, describe_bundle, load_logged, reopen_bundle
 
-        version = self.resolve(variant, alias, listed, versions)
         cached = self._cached(version)
         files = cached or self._fetch(version)
         data, golden = files[_BOOSTER_FILE], Golden.from_json(files[_GOLDEN_FILE])
@@ -420,7 +428,7 @@ class Registry:
             repository = get_artifact_repository(self.client.get_logged_model(version.model_id).artifact_location)
             files = {name: Path(repository.download_artifacts(name, folder)).read_bytes() for name in _names(version)}
         if hashlib.sha256(files[_BOOSTER_FILE]).hexdigest() != version.sha256:
-            raise ModelFileError(f"{version.uri} has a booster of another sha256 than was logged; log the model again")
+            raise ModelFileError(f"{version.uri} has a booster of another sha256 than was logged{_AGAIN}")
         return files
 
     def _log_model(self, variant: Variant, experiment: str, mlflow_run_id: str, logged: LoggedRun) -> tuple[str, str]:

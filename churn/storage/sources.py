@@ -27,6 +27,8 @@ from churn.variants import Variant, nearest
 logger = logging.getLogger(__name__)
 
 Groups = Sequence[Sequence[str]]
+# An open circuit breaker repeats the error of another variant's file, with a countdown that passes.
+_OF_OTHERS = re.compile(r"(s3://[^/\s]+/)\S*(.*) \(failed .*; next attempt in .*\)")
 MODEL_NAMES = ("models/churn/xgb_churn_model_2.bin", "models/churn/xgb_churn_model_2.json")
 _MODEL_KEY = re.compile(
     r"(?a)(?:geography-(?P<geography>\w+)/)?(?:company-(?P<company>\w+)/)?"
@@ -108,7 +110,9 @@ class Sources:
             fetch = partial(with_retries, partial(_fetch_from, self.bucket, variant, groups, into), self.patience_s)
             return self.circuit.call(fetch, SourceUnavailableError, waits_for=BusyError)
         except (places.MissingFileError, SourceUnavailableError) as error:
-            return self._fetch_local(variant, groups, into, error)
+            of_bucket = _OF_OTHERS.sub(r"\1\2, as for other variants just before", str(error))
+            why = error if of_bucket == str(error) else type(error)(of_bucket)
+            return self._fetch_local(variant, groups, into, why)
 
     def fetch_input(self, variant: Variant, into: Path) -> SourceFile:
         """Copy the variant's input rows into a folder; see :meth:`fetch`."""

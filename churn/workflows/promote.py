@@ -108,6 +108,17 @@ class Promoter:
 
         return self._move(variant, "challenged", after, reason)
 
+    def appoint(self, variant: Variant, version: int, reason: str) -> ModelEvent:
+        """Make a version the champion without a comparison; the champion, such as a damaged one, becomes previous."""
+
+        def after(now: ModelEvent) -> ModelEvent:
+            if now.champion == version:
+                return now
+            now = replace(now, challenger=None, ab_share=0) if now.challenger == version else now
+            return replace(now, champion=version, previous=now.champion, is_forced=True)
+
+        return self._move(variant, "promoted", after, reason, to=version)
+
     def share(self, variant: Variant, share: int, reason: str, *, dry_run: bool = False) -> ModelEvent:
         """Serve the challenger's scores to a share of the accounts, in ten-thousandths; 0 stops it."""
         if not 0 <= share <= WHOLE:

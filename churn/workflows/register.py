@@ -32,7 +32,7 @@ from churn.registry.registry import Registry
 from churn.storage.inputs import INPUT_FOLDER, INPUT_NAMES
 from churn.storage.sources import MODEL_NAMES, NoFileError, Provenance, SourceFile, Sources
 from churn.variants import Variant
-from churn.versions import ModelVersion
+from churn.versions import CHAMPION, ModelVersion
 from churn.wording import listed
 from churn.workflows.ingest import COLUMNS_NAMES, fetch_own, read_columns, with_numbers
 
@@ -201,6 +201,7 @@ class Registrar:
     artifact_location: Callable[[Variant], str]
     code_version: str
     has_trail: bool
+    appoint: Callable[[Variant, int], object] | None = None  # makes a version champion, with a trail
 
     def require_trail(self, variant: Variant, alias: str | None) -> None:
         """Raise ``UsageError`` if the alias would be moved without a trail."""
@@ -220,8 +221,14 @@ class Registrar:
         self.require_trail(variant, alias)
         read, tags = partial(read_candidate, self.sources, variant, files_of=files_of), (run_tags or {}).get(variant)
         services = self.registry, self.sources, variant, self.artifact_location, self.code_version
+        before = self.registry.aliases_of(variant).get(CHAMPION) if alias == CHAMPION and not once else None
+        given = alias if self.appoint is None or before is None else None
         try:
-            return Registered.of(*log_variant(*services, alias=alias, once=once, read=read, run_tags=tags))
+            version, candidate = log_variant(*services, alias=given, once=once, read=read, run_tags=tags)
+            if self.appoint is not None and before is not None:
+                self.appoint(variant, version.version)
+                version = replace(version, alias=alias, is_repeat=version.version == before)
+            return Registered.of(version, candidate)
         except NoFileError as error:
             raise NoFileError(f"{error}{self.sources.hint(variant)}") from error
 

@@ -59,7 +59,7 @@ class WeeklyConfig(dg.Config, use_attribute_docstrings=True):
 
 @fleet_assets(OP_NAME, SPECS, backfill_variants=500)
 def weekly_assets(context: dg.AssetExecutionContext, config: WeeklyConfig, services: Services) -> checks.Results:
-    """Score every variant of the run's partitions that this run, or one that it resumes, has not published."""
+    """Score every variant of the run's partitions that is not published by this run, or since the one it resumes."""
     run = FleetRun(context, SPECS)
     with run.open(services) as deployment:
         workers = deployment.workers(len(list(context.partition_keys)), Deployment.scorer)  # first, since they import
@@ -67,7 +67,9 @@ def weekly_assets(context: dg.AssetExecutionContext, config: WeeklyConfig, servi
         named = config.week or context.run.tags.get(WEEK_TAG)
         week = parse_week(named, today if named else root_run(context).create_timestamp.date())
         scorer = deployment.scorer()
-        published = scorer.store.published_by(resumed_runs(context), week)
+        resumed = resumed_runs(context)
+        since = root_run(context).create_timestamp if len(resumed) > 1 else None  # whoever published it
+        published = scorer.store.published_by(resumed, week, since)
         keys, untold = run.left(published), run.untold(published)
         histories = deployment.fleet().histories(week - MEMORY, [*keys, *untold])
         run.log(for_each_variant(partial(report_again, week, scorer, histories), untold), lambda _, report: report)

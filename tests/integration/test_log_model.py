@@ -224,12 +224,14 @@ def test_only_the_first_version_becomes_champion_unasked_and_a_repeat_registers_
         "already registered as version 2, without an alias; nothing was changed",
         "3, alias challenger",
         "already registered as version 3, alias challenger; nothing was changed",
-        "4, alias champion",
+        "2, alias champion",
     ]
     for one in (second, third):
         assert "next      version 1 is still the champion" in one.out
     model = client.get_registered_model("churn-prediction-model-us")
-    assert {name: str(version) for name, version in model.aliases.items()} == {"champion": "4", "challenger": "3"}
+    assert {name: str(version) for name, version in model.aliases.items()} == {
+        "champion": "2", "challenger": "3", "previous": "1",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("alias", ["latest", "LATEST", "v3", "a b", "", "champion\n", "x" * 256])
@@ -457,7 +459,7 @@ def test_a_deployment_that_was_not_set_up_is_told_in_one_line(bare_site: Site, l
     log_model().require_one_line("has no or an outdated schema", bare_site.mlflow, "run experiment_tracking/setup.py")
 
 
-def test_a_booster_that_was_changed_after_it_was_logged_is_not_used(
+def test_a_booster_that_was_changed_after_it_was_logged_is_not_used_and_the_error_says_how_to_replace_it(
     site: Site, log_model: Run, deployment: Deployment
 ) -> None:
     from churn.errors import ModelFileError
@@ -469,8 +471,20 @@ def test_a_booster_that_was_changed_after_it_was_logged_is_not_used(
     site.put(key, bundled("xgb_churn_model_2.bin").replace(b"binary:logistic", b"binary:logitraw"))
 
     registry = deployment.registry(read_only=True)
-    with pytest.raises(ModelFileError, match="another sha256 than was logged"):
+    with pytest.raises(ModelFileError, match="another sha256 than was logged; log the model again: uv run") as refused:
         registry.open(Variant())
+
+    _, _, command = str(refused.value).partition("uv run python experiment_tracking/log_model.py ")
+    said = log_model(*command.split())
+    assert (said.status, said.err) == (0, "")
+    assert "version   2, alias champion" in said.out
+    assert deployment.registry(read_only=True).aliases()[Variant()] == {"champion": 2, "previous": 1}
+    assert registry.open(Variant()).version.version == 2
+    events = deployment.events().history(Variant())
+    assert [(event.action, event.champion, event.previous) for event in events] == [
+        ("observed", 1, None),
+        ("promoted", 2, 1),
+    ]
 
 
 def test_a_damaged_cache_is_fetched_again(site: Site, log_model: Run, deployment: Deployment) -> None:

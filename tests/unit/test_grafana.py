@@ -149,7 +149,7 @@ def test_every_alert_leads_to_a_section_of_the_runbook() -> None:
     assert set(KINDS) <= anchors
     assert {rule["labels"]["severity"] for rule in rules} == {"warning", "error"}
     for rule in rules:
-        file, _, anchor = rule["annotations"]["runbook"].partition("#")
+        file, _, anchor = rule["annotations"]["runbook_url"].partition("#")
         assert file == "docs/runbook.md"
         assert anchor in anchors
         if anchor in KINDS:

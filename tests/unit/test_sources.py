@@ -522,7 +522,10 @@ def test_behind_an_open_breaker_a_fleet_waits_once(s3, root, into):
     sources.fetch_input(Variant(), into)  # opens it
     for n_requests, is_waiting in ((2 * ATTEMPTS, True), (2 * ATTEMPTS, False)):
         started = time.monotonic()
-        assert sources.fetch_input(Variant(), into).provenance.source == "local"
+        found = sources.fetch_input(Variant(), into).provenance
+        assert found.source == "local"
+        if not is_waiting:
+            assert found.fallback_reason == "s3://any/ kept failing (SlowDown), as for other variants just before"
         assert (time.monotonic() - started > 0.4) == is_waiting
         assert len(s3.paths) == n_requests
     time.sleep(0.5)
