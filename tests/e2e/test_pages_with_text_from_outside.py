@@ -3,6 +3,7 @@ a tag, nor ask a stranger's server for anything.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -97,9 +98,14 @@ def write_attempts(deployment: Deployment) -> None:
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    """A page that notes what strangers would do: dialogs, and requests to anybody else or that change something."""
-    noted: list[str] = []
+def noted() -> list[str]:
+    """What strangers did: dialogs, and requests to anybody else or that change something."""
+    return []
+
+
+@pytest.fixture
+def page(noted: list[str]) -> Iterator[Page]:
+    """A page that notes what strangers would do."""
 
     def note(request: Request) -> None:
         if "evil" in request.url or "mutation" in request.url or request.url.endswith("/x"):
@@ -109,7 +115,6 @@ def page() -> Iterator[Page]:
         opened.on("request", note)
         opened.on("dialog", lambda dialog: (noted.append(dialog.message), dialog.dismiss()))
         yield opened
-    assert noted == []
 
 
 def require_nothing_made(page: Page) -> None:
@@ -117,7 +122,23 @@ def require_nothing_made(page: Page) -> None:
     assert page.get_by_role("link", name="sign in", exact=True).count() == 0
 
 
-def test_no_page_runs_or_fetches_what_a_stranger_wrote(project: Project, page: Page) -> None:
+def test_a_page_that_escapes_nothing_is_caught(page: Page, noted: list[str], tmp_path: Path) -> None:
+    """Checks that find nothing anywhere would prove nothing."""
+    naive = re.sub(r"!\[.*?\]\((.*?)\)", r'<img src="\1">', "\n".join(TEXTS).replace("<!-- gone", ""))
+    naive = re.sub(r"\[(.*?)\]\((.*?)\)", r'<a href="\2">\1</a>', naive)
+    (tmp_path / "naive.html").write_text(naive)
+
+    page.goto((tmp_path / "naive.html").as_uri())
+
+    assert page.locator(MADE_BY_STRANGERS).count() >= 4
+    with pytest.raises(AssertionError):
+        require_nothing_made(page)
+    assert "1" in noted, "a dialog of a script or an image"
+    assert any("evil" in one for one in noted)
+    assert any("mutation" in one for one in noted)
+
+
+def test_no_page_runs_or_fetches_what_a_stranger_wrote(project: Project, page: Page, noted: list[str]) -> None:
     with project.serving() as served:
         page.goto(f"{served.dagster}/assets/{ASSET}?view=events&partition=base")
         expect(page.get_by_text("by_segment").first).to_be_visible()
@@ -133,3 +154,4 @@ def test_no_page_runs_or_fetches_what_a_stranger_wrote(project: Project, page: P
     page.goto((project.home / "report.html").as_uri())
     expect(page.locator("body[data-ready]")).to_have_count(1)
     require_nothing_made(page)
+    assert noted == []
