@@ -52,6 +52,7 @@ class Driver:
 
     Attributes:
         usual_s: How long a child takes that is left alone.
+        until_s: When no other kill is tried.
     """
 
     operation: Operation
@@ -59,11 +60,12 @@ class Driver:
     place: Place
     rng: Random
     usual_s: float = 0.0
+    until_s: float = math.inf
     asked: Seen | None = None
 
     def run(self, share: float = 1.0, until_s: float = math.inf) -> Tally:
         """Make all kills, or a share of each kind, or as many as there is time for; returns what came of them."""
-        tally = Tally()
+        tally, self.until_s = Tally(), until_s
         self._undisturbed(tally)
         kills = list(self._kills(share))
         self.rng.shuffle(kills)
@@ -138,6 +140,8 @@ class Driver:
             if is_killed:
                 tally.n += 1
                 tally.outcomes[how.partition(":")[0]] += 1
+                return
+            if time.monotonic() > self.until_s:
                 return
             self.usual_s *= 0.95
         raise AssertionError(f"{self.operation.name}: {kill} never hit")
