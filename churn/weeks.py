@@ -71,8 +71,7 @@ def month_range(first: date, last: date) -> str:
 def at_risk_since(as_of: date, horizon_months: int) -> date:
     """Return the first month in which activity puts an account at risk of churning at ``as_of``.
 
-    It is ``horizon_months`` months before the as-of day's month. The column ``scoring_batches.at_risk_since`` has the
-    same rule in SQL.
+    It is ``horizon_months`` months before the as-of day's. ``scoring_batches.at_risk_since`` has the same rule in SQL.
 
     >>> at_risk_since(date(2025, 11, 30), 3)
     datetime.date(2025, 8, 1)

@@ -3,8 +3,7 @@
 A player has churned at an as-of date if no month of its horizon has activity: a deposit, a handle or net gaming revenue
 that is not zero. The horizon is whole calendar months, beginning with the one after the as-of date's month: activity is
 known by the month, so the days left in the as-of date's month count for neither side. A label exists once it is mature:
-when the whole horizon and the days that late reports need have passed. Not here: the features of that date
-(``churn.data.features``).
+when the whole horizon and the days that late reports need have passed. Not here: features (``churn.data.features``).
 """
 
 from collections.abc import Sequence

@@ -5,9 +5,8 @@ over arrays. Training and scoring call the same :func:`compute`, so their values
 reports were known (``churn.data.features``), nor which windows a new model uses (``churn.training.default_features``).
 
 The last month of a window is the one before the as-of day's month or, while its rows have not arrived, the month before
-that; a few early rows are no month (``churn.data.observed``). Months without a row count as 0, those before an
-account's first row included. The running month enters only as a rate a day, so that scores do not change with the day
-of the month.
+that; a few early rows are no month (``churn.data.observed``). Months without a row count as 0, even before an account's
+first row. The running month enters only as a rate a day, so that scores do not change with the day of the month.
 """
 
 import re
@@ -55,8 +54,7 @@ class Window:
 
     name: str
     column: str  # the column that it is computed from, or `IS_ACTIVE`
-    # `sum`, `mean`, `max`, `count`, `rate`, `trend`; `since` for months since activity; `since_date` for months since
-    # the date in `column`.
+    # `sum`, `mean`, `max`, `count`, `rate`, `trend`; `since`: months since activity; `since_date`: since `column`.
     aggregate: str
     months: int = 0  # complete months; 0 if the window has no fixed length
 

@@ -76,8 +76,7 @@ SETUP_NEEDS = (
 )
 _MISSING = ("42P01", "3D000", "42704", "3F000", "42883", "42703")
 
-_SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}
-"""Where a login was read, by user, host and port."""
+_SET_BY: dict[tuple[str | None, str | None, int | None], str] = {}  # where a login was read, by user, host and port
 
 
 def parse_database_url(text: str, name: str) -> sa.URL:

@@ -1,7 +1,6 @@
 """Finds what the embedded PostgreSQL needs from the operating system: programs, a user account, a folder, file locks.
 
-When root runs the project, this module also gives the account access to programs and folder.
-:mod:`churn.database.embedded` uses them.
+When root runs the project, it also gives the account access to programs and folder, for :mod:`.embedded`.
 """
 
 import fcntl

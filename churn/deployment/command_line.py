@@ -134,8 +134,7 @@ def _progress(name: str) -> Iterator[None]:
 def run_command(name: str, command: Callable[[], None], *, waits: bool = False, is_silent: bool = True) -> None:
     """Run a command; print an error raised on purpose as one line and exit, with 2 for wrong usage, else 1.
 
-    With ``waits`` it serves until ``churn.signals.stop_request`` is set. A command ``is_silent`` that does not show its
-    progress itself.
+    With ``waits`` it serves until ``churn.signals.stop_request`` is set. ``is_silent``: it shows no progress itself.
     """
     prepare_process()
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # its messages are formatted as all others

@@ -25,8 +25,7 @@ _CHECKED_EVERY = 32  # entries; listing thousands of them takes longer than writ
 class ArrayCache:
     """Arrays by key, a digest in hexadecimal, each entry a file that is mapped into memory; damaged ones are absent.
 
-    Beyond ``max_bytes``, by default as much as :data:`MAX_SHARE` of the free disk, the entries that were not used for
-    longest are deleted.
+    Beyond ``max_bytes``, by default :data:`MAX_SHARE` of the free disk, the entries unused for longest are deleted.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:

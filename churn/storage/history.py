@@ -191,8 +191,7 @@ class ActivityHistory:
     def open(self, variant: Variant) -> Appended:
         """Read all facts and quarantined rows; nothing is added.
 
-        Raises ``InputError`` naming a damaged part, and ``SourceError`` if the variant has no history, or the place
-        does not answer.
+        Raises ``InputError`` naming a damaged part, ``SourceError`` without a history, or if the place does not answer.
         """
         _, read, _, first = self._read_parts(variant)
         if not read:
