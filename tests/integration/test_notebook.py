@@ -46,15 +46,25 @@ def test_the_notebook_runs_and_shows_what_the_tables_hold(
         notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
 
-    _, batches, scores, importance, effect, moves, _ = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    _, batches, top, player, whys, scores, importance, effect, moves, _ = cells
     (_, n_before, _), (n_us, n_at_risk, mean) = site.rows(
         site.churn,
         "SELECT count(*), count(*) FILTER (WHERE is_at_risk), avg(churn_probability) FILTER (WHERE is_at_risk) "
         "FROM churn_predictions_current "
         "WHERE variant = 'geography-us' GROUP BY scored_week ORDER BY scored_week",
     )
+    ((eu_at_risk,),) = site.rows(
+        site.churn,
+        "SELECT count(*) FROM churn_predictions_latest WHERE is_at_risk IS NOT FALSE AND variant = 'geography-eu'",
+    )
     assert re.search(rf"geography-us ┆ {monday()} *┆ {n_us} *┆ {n_at_risk} *┆ {mean:.6f}", texts(batches))
     assert all("image/png" in cell.outputs[-1].data for cell in (scores, effect))
+    assert "image/png" in player.outputs[-1].data
+    assert f"shape: ({min(100, eu_at_risk)}, 5)" in texts(top)
+    assert re.search(r"raises risk|lowers risk", texts(top))
+    assert f"│ {monday()} " in texts(player)
+    assert "total_handle" in texts(whys)
     assert "total_handle" in texts(importance)
     # In a month's first week some are no longer at risk, for whom a month of activity has become too old.
     assert re.search(rf"{monday()} ┆ 0 *┆ {n_before - n_at_risk} *┆ {n_at_risk} ", texts(moves))
