@@ -5,6 +5,7 @@ those of a database migrated for the purpose.
 """
 
 import argparse
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,13 @@ from experiment_tracking import log_model, promote_model, setup, train_model
 from orchestration.definitions import defs
 
 REFERENCE = Path(__file__).parent / "reference"
+ASSET_TABLES = Path(__file__).parents[1] / "orchestration" / "assets" / "tables.json"
+_TABLES_OF_ASSETS = {
+    "store_predictions": "churn_predictions_current",
+    "drifted_features": "drift_flags",
+    "fleet_incidents": "incidents",
+    "campaign_members": "campaign_members",
+}
 _MADE = "<!-- Made by docs/generate.py from the code; change it there. -->\n\n"
 
 SCRIPTS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
@@ -80,6 +88,20 @@ def main() -> None:
     with migrated_database() as url:
         for name, text in pages(url).items():
             (REFERENCE / name).write_text(text)
+        ASSET_TABLES.write_text(asset_tables(url))
+
+
+def asset_tables(database: sa.URL) -> str:
+    """Return the tables behind assets as JSON: by asset its table, and each column's name, type and meaning."""
+    with create_engine(database).connect() as connection:
+        found = {
+            asset: {
+                "name": table,
+                "columns": [(one.name, one.type, one.comment) for one in _rows(connection, _COLUMNS, table=table)],
+            }
+            for asset, table in _TABLES_OF_ASSETS.items()
+        }
+    return json.dumps(found, indent=0, ensure_ascii=False) + "\n"
 
 
 def pages(database: sa.URL) -> dict[str, str]:

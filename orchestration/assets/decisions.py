@@ -23,7 +23,6 @@ def campaign_members(services: Services) -> dg.MaterializeResult:
         raise dg.Failure(f"no members selected: {'; '.join(refused.values())}", metadata=refused, allow_retries=False)
     return dg.MaterializeResult(
         metadata={
-            "dagster/relation_identifier": "campaign_members",
             "selected_now": ", ".join(selected) or "none",
             "open_campaigns": table(columns, [[one[name] for name in columns] for one in campaigns]),
         }

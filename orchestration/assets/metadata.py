@@ -64,7 +64,6 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
         "generate_predictions": _predictions(outcome),
         "store_predictions": {
             "dagster/row_count": record.n_rows_scored,
-            "dagster/relation_identifier": "churn_predictions",
             "batch_id": outcome.batch_id,
             "is_current": f"no: {outcome.why_not_current}" if outcome.why_not_current else "yes",
             "scored_week": record.scored_week.isoformat(),

@@ -29,7 +29,6 @@ def drifted_features(services: Services) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": len(drift.flags),
-            "dagster/relation_identifier": "drift_flags",
             "variants_compared": drift.n_compared,
             "confirmed_drifts": sum(flag.is_confirmed for flag in drift.flags),
             "drifts": _drift_table(drift.flags),
@@ -51,7 +50,6 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": len(incidents),
-            "dagster/relation_identifier": "incidents",
             "registered_variants": status.n_variants,
             "open_incidents": _incident_table(incidents),
             "not_examined": ", ".join(sorted(status.unavailable_kinds))

@@ -136,7 +136,13 @@ def test_every_file_that_a_page_points_to_is_in_the_repository(page: Path):
 
 
 def test_the_reference_says_what_the_code_says(postgres: sa.URL):
-    made = GENERATE["pages"](GENERATE["migrate"](postgres.set(database="docs")))
+    database = GENERATE["migrate"](postgres.set(database="docs"))
+    made = GENERATE["pages"](database)
+    graph = GENERATE["defs"].get_repository_def().asset_graph
+    (shown,) = (graph.get(key).metadata for key in graph.get_all_asset_keys() if key.path == ["store_predictions"])
+    assert shown["dagster/table_name"] == "public.churn_predictions_current"
+    assert "churn_probability" in {column.name for column in shown["dagster/column_schema"].columns}
+    assert GENERATE["ASSET_TABLES"].read_text() == GENERATE["asset_tables"](database), "run: just reference"
 
     for name, text in made.items():
         assert (REFERENCE / name).read_text() == text, f"{name} is behind the code; run: just reference"
