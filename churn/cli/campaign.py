@@ -9,15 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from churn.deployment.command_line import (
-    add_command,
-    add_variant_flags,
-    find_variants,
-    parse_account,
-    parse_day,
-    parse_variants,
-    show,
-)
+from churn.deployment import command_line
+from churn.deployment.command_line import add_command, parse_account, parse_day, show
 from churn.errors import UsageError
 from churn.variants import find_variant, fold_name
 from churn.weeks import parse_week
@@ -45,7 +38,7 @@ def add_parsers(commands: Any) -> None:
         parser.add_argument("name", help="the campaign: a to z, 0 to 9, _ . -, at most 64 characters")
     add_command(actions, "list", "list all campaigns", has_json=True)
     create = parsers["create"]
-    add_variant_flags(create, "that is scored")
+    command_line.add_variant_flags(create, "that is scored")
     policy = "rank accounts by churn risk, or by the value at risk; default: %(default)s"
     create.add_argument("--policy", choices=["risk", "value_at_risk"], default="risk", help=policy)
     create.add_argument("--floor", type=float, help="the lowest score, or value at risk, that is contacted")
@@ -109,7 +102,7 @@ def _create(deployment: "Deployment", args: argparse.Namespace) -> None:
     from churn.database.published import PublishedPredictions
 
     known = PublishedPredictions(deployment.database).variants
-    variants = find_variants(parse_variants(args), args, known, None)
+    variants = command_line.find_variants(command_line.parse_variants(args), args, known, None)
     today = datetime.now(UTC).date()
     values = {
         "name": args.name, "variants": sorted(one.key for one in variants), "policy": args.policy, "floor": args.floor,

@@ -38,8 +38,11 @@ VARIANTS = (Variant(), Variant("us"), Variant(company="clienta"), Variant("eu", 
 _BAR_WIDTH, _HIGHEST_SHOWN = 5, 3
 
 
-def run_demo(week: date) -> None:
-    """Set up, register, score through Dagster, and show the results; a ``ChurnError`` names variants and reason."""
+def run_demo(week: date, *, with_history: bool = False) -> None:
+    """Set up, register, score through Dagster, and show the results; a ``ChurnError`` names variants and reason.
+
+    ``with_history`` lives through half a year instead (:mod:`churn.cli.demo_history`).
+    """
     console = build_console()
     logging.getLogger("churn").setLevel(logging.ERROR)  # the last table has the content of the warnings
     started = time.monotonic()
@@ -48,17 +51,22 @@ def run_demo(week: date) -> None:
             deployment = stack.enter_context(open_deployment())
         from churn.workflows.set_up import set_up_server
 
-        steps = {
-            "Databases, schemas, roles": set_up_server(*deployment.databases),
-            "Player activity": _provide_inputs(deployment, week),
-            "Experiments and models in MLflow": _register(deployment),
-            f"Dagster run of churn_prediction_job for the week of {week}": _run_job(deployment, week),
-        }
+        steps = {"Databases, schemas, roles": set_up_server(*deployment.databases)}
+        if with_history:
+            from churn.cli.demo_history import build_history
+
+            steps[f"Half a year, up to the week of {week}"] = build_history(deployment, week)
+        else:
+            steps |= {
+                "Player activity": _provide_inputs(deployment, week),
+                "Experiments and models in MLflow": _register(deployment),
+                f"Dagster run of churn_prediction_job for the week of {week}": _run_job(deployment, week),
+            }
         for title, lines in steps.items():
             with _step(console, title):
                 for line in lines:
                     console.print(f"  [dim]{line}[/dim]", soft_wrap=True)
-        account = _show(console, deployment, week)
+        account = None if with_history else _show(console, deployment, week)
     run = "uv run " if find_checkout() else ""
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
     following = {} if account is None else {f"explain --account {account}": "why a player has a score"}

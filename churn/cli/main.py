@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     demo = add_command(commands, "demo", "run the whole weekly job for four variants and show the results")
     demo.add_argument("--week", help="the Monday to score, as YYYY-MM-DD; default: this week's")
+    demo.add_argument("--history", action="store_true", help="build half a year of five variants, and its report")
     up = add_command(commands, "up", "serve the Dagster and MLflow UIs on this machine until interrupted")
     up.add_argument("--dagster-port", type=parse_port, default=3000, help="port of Dagster; default: %(default)s")
     up.add_argument("--mlflow-port", type=parse_port, default=5000, help="port of MLflow; default: %(default)s")
@@ -112,7 +113,7 @@ def _opened() -> "AbstractContextManager[Deployment]":
 def _demo(args: argparse.Namespace) -> None:
     from churn.cli.demo import run_demo
 
-    run_demo(parse_week(args.week, _today()))
+    run_demo(parse_week(args.week, _today()), with_history=args.history)
 
 
 def _up(args: argparse.Namespace) -> None:
