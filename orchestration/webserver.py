@@ -51,10 +51,8 @@ class Guard:
         if path == _UNGUARDED and method in ("GET", "HEAD"):
             return None
         if (name := _hostname(f"//{host}")) not in _LOOPBACK and not self._is_allowed(name):
-            return (
-                f"Dagster is not served under the host name {name[:80]!r}; whoever runs the webserver can add it to "
-                f"CHURN_ALLOWED_HOSTS"
-            )
+            remedy = "whoever runs the webserver can add it to CHURN_ALLOWED_HOSTS"
+            return f"Dagster is not served under the host name {name[:80]!r}; {remedy}"
         origin = headers.get("origin")
         site = headers.get("sec-fetch-site", "none")
         is_foreign = site not in ("same-origin", "none") or (origin is not None and not self._is_own(origin, host))

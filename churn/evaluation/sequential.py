@@ -57,10 +57,8 @@ class PairedSums:
         """
         same_shape = champion_losses.shape == challenger_losses.shape
         if not same_shape or not np.isfinite(differences := champion_losses - challenger_losses).all():
-            raise EvidenceError(
-                f"losses of shapes {champion_losses.shape} and {challenger_losses.shape} are not finite pairs; "
-                f"give one loss of each model per account"
-            )
+            problem = f"losses of shapes {champion_losses.shape} and {challenger_losses.shape} are not finite pairs"
+            raise EvidenceError(f"{problem}; give one loss of each model per account")
         if weights is None:
             return cls(len(differences), float(differences.sum()), float(differences @ differences))
         scaled = weights * (weights.sum() / (weights @ weights))

@@ -189,10 +189,8 @@ def require_same_bins(first: Profile, second: Profile) -> None:
     """Raise an ``InputError`` that names the features unless two profiles have the same bins."""
     if first.bins != second.bins:
         odd = sorted({bins.feature for bins in set(first.bins) ^ set(second.bins)})
-        raise InputError(
-            f"two profiles count {', '.join(odd) or 'their features'} in different bins or order; count both into the "
-            f"bins of one reference"
-        )
+        problem = f"two profiles count {', '.join(odd) or 'their features'} in different bins or order"
+        raise InputError(f"{problem}; count both into the bins of one reference")
 
 
 def with_contributions(reference: Profile, packed: Packed, contributions: Floats | Doubles) -> Profile:
@@ -289,10 +287,8 @@ def _count_number(values: Floats, bins: Bins) -> Longs:
 def _count_levels(levels: Array, bins: Bins) -> Longs:
     counts = np.bincount(levels, minlength=bins.n_bins)
     if len(counts) > bins.n_bins:
-        raise InputError(
-            f"{bins.feature} has a level with index {len(counts) - 1}, the reference has {len(bins.levels)} levels; "
-            f"count it into the reference of the model that scored it"
-        )
+        found = f"{bins.feature} has a level with index {len(counts) - 1}, the reference has {len(bins.levels)} levels"
+        raise InputError(f"{found}; count it into the reference of the model that scored it")
     return counts
 
 

@@ -91,10 +91,9 @@ def check_simple_models(trained: Trained, snapshots: Sequence[Snapshot]) -> Gate
     over_base, over_recency = (float(gain.mean()) for gain in gains)
     error = float(_CONFIDENCE * gains[1].std() / np.sqrt(accounts.n))
     holds = over_base > 0 and over_recency + error > 0
-    found = (
-        f"log-loss {model.mean():.4f}; the base rate's less it is {over_base:+.4f}, that of recency alone less it "
-        f"{over_recency:+.4f} ± {error:.4f}{'' if holds else '; use other features, such as --features default'}"
-    )
+    of_recency = f"that of recency alone less it {over_recency:+.4f} ± {error:.4f}"
+    remedy = "" if holds else "; use other features, such as --features default"
+    found = f"log-loss {model.mean():.4f}; the base rate's less it is {over_base:+.4f}, {of_recency}{remedy}"
     return GateCheck.of(name, min(over_base, over_recency), 0.0, found, holds=holds)
 
 
@@ -139,11 +138,10 @@ def check_restated(
     restated = [sentence for share, limit, sentence in changes if share > limit]
     share, limit, _ = changes[0] if changes else (0.0, MAX_RESTATED_SHARE, "")
     listed = ", ".join(restated) or (f"at most {changes[0][2]}" if changes else "no column")
-    found = (
-        f"extracts changed past months: {listed}; up to {percent(MAX_RESTATED_SHARE)} may be corrections, "
-        f"{percent(MAX_LATE_RESTATED_SHARE)} after {LATE_DAYS} days: leave such a column out with --features, or bring "
-        f"known_at with each row"
-    )
+    late = f"{percent(MAX_LATE_RESTATED_SHARE)} after {LATE_DAYS} days"
+    remedy = "leave such a column out with --features, or bring known_at with each row"
+    allowed = f"up to {percent(MAX_RESTATED_SHARE)} may be corrections, {late}"
+    found = f"extracts changed past months: {listed}; {allowed}: {remedy}"
     return GateCheck.of(name, share, limit, found, holds=not restated)
 
 
@@ -170,11 +168,10 @@ def check_replay(
     differs = np.ones(len(before.account_ids), dtype=np.bool_)
     differs[known] = np.abs(scores[again] - before.scores[known]) > _REPLAY_TOLERANCE
     share = float(differs.mean())
-    found = (
-        f"of {len(differs):,} accounts scored as of {before.as_of}, {differs.sum():,} ({percent(share, 1)}) get "
-        f"another score from the history as it was then, and {percent(MAX_REPLAY_SHARE)} may; more means that it has "
-        f"rows that were not known then, or lacks some"
-    )
+    scored = f"of {len(differs):,} accounts scored as of {before.as_of}"
+    differing = f"{differs.sum():,} ({percent(share, 1)}) get another score from the history as it was then"
+    meaning = "more means that it has rows that were not known then, or lacks some"
+    found = f"{scored}, {differing}, and {percent(MAX_REPLAY_SHARE)} may; {meaning}"
     return GateCheck.of(name, share, MAX_REPLAY_SHARE, found, holds=share <= MAX_REPLAY_SHARE)
 
 

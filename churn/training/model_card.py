@@ -91,10 +91,8 @@ def _summary(trained: Trained) -> str:
 def short_description(trained: Trained, lineage: Lineage, evaluation: Evaluation) -> str:
     """Return the model card in a few sentences, as the version's description."""
     auc = "too few labels to measure it" if evaluation.roc_auc is None else f"{evaluation.roc_auc.value:.3f}"
-    return (
-        f"{_summary(trained)} Trained as of {lineage.today} on the activity of {lineage.activity_of}; ROC AUC on "
-        f"{evaluation.n:,} held-out accounts: {auc}. The run has the whole model card."
-    )
+    found = f"ROC AUC on {evaluation.n:,} held-out accounts: {auc}. The run has the whole model card."
+    return f"{_summary(trained)} Trained as of {lineage.today} on the activity of {lineage.activity_of}; {found}"
 
 
 def _parts(trained: Trained) -> str:

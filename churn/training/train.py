@@ -169,10 +169,9 @@ def shortage(snapshots: Sequence[Snapshot], plan: TrainingPlan) -> str | None:
     if not parts.training:
         n_months = len({month_start(shot.as_of) for shot in snapshots if len(shot.churned)})
         needed = plan.n_held_out + _N_VALIDATION + 1
-        return (
-            f"matured labels of {n_months} months, which cannot be split into training, validation and held-out ones "
-            f"({needed} are needed, and the horizon of {plan.horizon.months} months twice between them)"
-        )
+        why = "which cannot be split into training, validation and held-out ones"
+        needs = f"{needed} are needed, and the horizon of {plan.horizon.months} months twice between them"
+        return f"matured labels of {n_months} months, {why} ({needs})"
     training, validation, held_out = (np.concatenate([shot.churned for shot in of]) for of in vars(parts).values())
     accounts = held_out[_one_an_account(parts.held_out, plan.seed)]
     return (

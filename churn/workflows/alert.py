@@ -59,18 +59,10 @@ class Links:
         runs = (alert.reported[one].dagster_run_id for one in sorted(alert.members) if one in alert.reported)
         run, ui = next(filter(None, runs), None), self.dagster_ui.rstrip("/")
         urls = {"runbook": f"{self.runbook}#{alert.kind}", **({"run": f"{ui}/runs/{run}"} if ui and run else {})}
-        return {
-            "environment": self.environment,
-            "incident_id": alert.incident_id,
-            "alert_id": alert.alert_id,
-            "event": alert.event,
-            "kind": alert.kind,
-            "severity": alert.severity,
-            "members": sorted(alert.members),
-            "since": alert.opened_at.isoformat(),
-            "resolved_at": alert.resolved_at and alert.resolved_at.isoformat(),
-            "urls": urls,
-        }
+        named = {name: getattr(alert, name) for name in ("incident_id", "alert_id", "event", "kind", "severity")}
+        resolved_at = alert.resolved_at and alert.resolved_at.isoformat()
+        times = {"since": alert.opened_at.isoformat(), "resolved_at": resolved_at}
+        return {"environment": self.environment, **named, "members": sorted(alert.members), **times, "urls": urls}
 
     def text(self, alert: Alert) -> str:
         """Return an alert's text; the links are first, since a receiver may truncate it."""

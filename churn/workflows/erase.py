@@ -170,10 +170,8 @@ def first_kept_week(today: date, n_weeks: int, horizon: Horizon) -> date | None:
     first = monday_of(today) - timedelta(weeks=n_weeks - 1)
     # Batches are evaluated in the week after their labels have matured.
     if horizon.matures_on(first - timedelta(days=1)) + timedelta(days=7) > today:
-        raise UsageError(
-            f"CHURN_KEEP_WEEKS={n_weeks} drops weeks before their labels have matured, {horizon.months} months and "
-            f"{horizon.lag_days} days later; keep more weeks, or 0 for all"
-        )
+        later = f"{horizon.months} months and {horizon.lag_days} days later; keep more weeks, or 0 for all"
+        raise UsageError(f"CHURN_KEEP_WEEKS={n_weeks} drops weeks before their labels have matured, {later}")
     return first
 
 

@@ -375,10 +375,9 @@ def _why_again(earlier: EvaluatedBatch, n_matured: int, n_churned: int) -> str |
     more = n_matured - earlier.n_matured, n_churned - earlier.n_churned
     if max(*more, more[0] - more[1]) < max(1, _LEAST_CHANGE * earlier.n_at_risk):
         return None
-    return (
-        f"by activity received after {earlier.labels_as_of}, {n_matured:,} accounts have labels, of which "
-        f"{n_churned:,} churned; before, {earlier.n_matured:,} and {earlier.n_churned:,}"
-    )
+    now = f"{n_matured:,} accounts have labels, of which {n_churned:,} churned"
+    before = f"{earlier.n_matured:,} and {earlier.n_churned:,}"
+    return f"by activity received after {earlier.labels_as_of}, {now}; before, {before}"
 
 
 def build_reports(known: Appended, columns: Columns) -> Reports:

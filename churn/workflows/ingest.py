@@ -67,10 +67,9 @@ def read_extract(sources: Sources, variant: Variant, max_quarantine_share: float
 def _check(raw: SourceFile, sources: Sources, max_quarantine_share: float) -> Extract:
     frame = read_frame(raw.path)
     if not is_activity(frame.columns):
-        raise NoActivityError(
-            f"{raw.provenance.uri} contains rows already encoded, which have no months and so no labels; upload raw "
-            f"activity (account_id, activity_month, …) of {raw.provenance.variant}"
-        )
+        remedy = f"upload raw activity (account_id, activity_month, …) of {raw.provenance.variant}"
+        found = f"{raw.provenance.uri} contains rows already encoded, which have no months and so no labels"
+        raise NoActivityError(f"{found}; {remedy}")
     checked = check_activity(frame)
     # Only then, since most variants declare no limit of their own, and the declaration is another file.
     if any(rule.endswith("_absurd") for rule in counts_by_rule(checked.quarantined)):
@@ -202,10 +201,9 @@ class Ingestion:
         first, month = self.extracts.first_month(variant, as_of), pl.col("activity_month")
         known = None if facts is None else facts.filter(pl.col("known_at") < end, month.is_between(first, as_of))
         if known is None or known.is_empty():
-            raise InputError(
-                f"the activity history of {variant} has nothing that was known at {as_of}{why}; score the day from "
-                f"today's extract with --corrected (in Dagster corrected: true), which uses what became known since"
-            )
+            problem = f"the activity history of {variant} has nothing that was known at {as_of}{why}"
+            flag = "--corrected (in Dagster corrected: true), which uses what became known since"
+            raise InputError(f"{problem}; score the day from today's extract with {flag}")
         if ACCOUNT_KEY in known.columns:
             known = known.with_columns(account_id=pl.coalesce(ACCOUNT_KEY, pl.col("account_id").cast(pl.String)))
         path = into / "activity.parquet"

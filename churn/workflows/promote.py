@@ -186,10 +186,8 @@ class Promoter:
         if comparison is None:
             raise PromotionError(f"{variant} has no champion to be compared with; set one with log_model.py --alias")
         if not force and (comparison.broken or not comparison.is_better):
-            raise PromotionError(
-                f"version {challenger} of {variant} is not promoted: {comparison.sentence}; "
-                f"wait for more labels, or use --force with --reason"
-            )
+            remedy = "wait for more labels, or use --force with --reason"
+            raise PromotionError(f"version {challenger} of {variant} is not promoted: {comparison.sentence}; {remedy}")
         return self._promote(variant, challenger, comparison, reason, force=force, dry_run=dry_run), comparison
 
     def promote_all(
@@ -239,10 +237,8 @@ class Promoter:
             earlier = {now.previous, *(one.champion for one in self.events.history(variant))} - {None, now.champion}
             if target not in earlier:
                 known = ", ".join(map(str, sorted(filter(None, earlier)))) or "none, as no other version was"
-                raise PromotionError(
-                    f"version {target} of {variant} was never champion; --to takes the number of an earlier champion: "
-                    f"{known}"
-                )
+                needed = f"--to takes the number of an earlier champion: {known}"
+                raise PromotionError(f"version {target} of {variant} was never champion; {needed}")
             challenger = None if target == now.challenger else now.challenger
             share = now.ab_share if challenger is not None else 0
             return replace(now, champion=target, previous=now.champion, challenger=challenger, ab_share=share)
@@ -322,10 +318,9 @@ class Promoter:
             ) from error
         ended = self.events.find(event.event_id)
         if ended.state == "overtaken":
-            raise PromotionError(
-                f"the aliases of {event.variant} were moved by somebody else meanwhile, so version {event.champion} "
-                "is not made champion; look at the status, and decide again"
-            )
+            problem = f"the aliases of {event.variant} were moved by somebody else meanwhile"
+            outcome = f"version {event.champion} is not made champion"
+            raise PromotionError(f"{problem}, so {outcome}; look at the status, and decide again")
         return ended
 
     def _require_undecided_since(self, now: ModelEvent) -> None:

@@ -77,10 +77,8 @@ def work_on_node(cluster: Workers[_Services], work: Callable[[_Services, Variant
     needed = cluster.fingerprint.items()
     if differing := [f"{name} is {actual[name]} there and {one} here" for name, one in needed if one != actual[name]]:
         remedy = "Start its `ray start` with the same package, and in an environment with the same settings"
-        raise UnfitNodeError(
-            f"{_worker(cluster)} differs from this process: {'; '.join(differing)}. "
-            f"{remedy if cluster.address else 'They were changed meanwhile: start again'}"
-        )
+        advice = remedy if cluster.address else "They were changed meanwhile: start again"
+        raise UnfitNodeError(f"{_worker(cluster)} differs from this process: {'; '.join(differing)}. {advice}")
     return work(services, variant)
 
 
@@ -141,10 +139,9 @@ class _Tasks:
         if self._n_cpus:
             self._available_at = now
         elif now - self._available_at > _NODES_TIMEOUT_S:
-            raise ClusterUnavailableError(
-                f"the Ray cluster at {self._engine.address} has had no CPU for {_NODES_TIMEOUT_S:.0f} s; start a node "
-                f"with `ray start`, or find out why its nodes stopped"
-            )
+            problem = f"the Ray cluster at {self._engine.address} has had no CPU for {_NODES_TIMEOUT_S:.0f} s"
+            remedy = "start a node with `ray start`, or find out why its nodes stopped"
+            raise ClusterUnavailableError(f"{problem}; {remedy}")
         return _TASKS_PER_CPU * max(self._n_cpus, 1)
 
     def _result(self, key: str, started_at: datetime, future: Future[Any]) -> Any:
@@ -155,11 +152,10 @@ class _Tasks:
             result = RuntimeError(f"Ray could not run the task or send its result: {error.cause!r}")
         except errors.RayError as error:
             reason = f"{type(error).__name__}: {_first_line(error)[:400]}"
-            result = ClusterUnavailableError(
-                f"Ray gave the variant up after {MAX_RETRIES + 1} tries ({reason}); its batch was published either "
-                f"entirely or not at all. See `ray status` and the nodes' logs, perhaps it needs "
-                f"a node with more memory; then score it again"
-            )
+            problem = f"Ray gave the variant up after {MAX_RETRIES + 1} tries ({reason})"
+            outcome = "its batch was published either entirely or not at all. See `ray status` and the nodes' logs"
+            remedy = "perhaps it needs a node with more memory; then score it again"
+            result = ClusterUnavailableError(f"{problem}; {outcome}, {remedy}")
         else:
             if isinstance(result, UnfitNodeError):
                 raise result
@@ -188,10 +184,8 @@ def load_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError(
-            "CHURN_RAY_ADDRESS is set and Ray is not installed; run `uv sync --extra ray`, or "
-            "`pip install 'churn-scoring[ray]'`"
-        ) from error
+        remedy = "run `uv sync --extra ray`, or `pip install 'churn-scoring[ray]'`"
+        raise UsageError(f"CHURN_RAY_ADDRESS is set and Ray is not installed; {remedy}") from error
     return ray
 
 

@@ -316,10 +316,9 @@ class Trainer:
                 data = _TrainingData(owner, (), self._columns(variant, champion), activity, pool, activity.why_none)
             if data.shortage is None or data.pool is not None:
                 return replace(data, detours=detours, sources=sources, n_added=n_added)
-        raise InputError(
-            f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; upload activity of more months or "
-            f"more players to {variant.prefix}{INPUT_FOLDER}, or to that folder of a fallback variant"
-        )
+        folder = f"{variant.prefix}{INPUT_FOLDER}, or to that folder of a fallback variant"
+        remedy = f"upload activity of more months or more players to {folder}"
+        raise InputError(f"{variant} cannot be trained as of {today}: {'; '.join(detours)}; {remedy}")
 
     def _labelled(
         self,
