@@ -14,6 +14,7 @@ from churn.data.activity import counts_by_rule
 from churn.database.evaluations import EvaluatedBatch
 from churn.monitoring.profiles import SCORE
 from churn.monitoring.summary import ScoreSummary
+from churn.versions import ModelVersion
 from churn.wording import markdown_table, percent
 from churn.workflows.score import ScoringOutcome
 
@@ -53,14 +54,7 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
             "accounts_with_newly_missing_feature": dict(record.untrained_missing or {}),
             **_distributions(outcome),
         },
-        "load_model_from_mlflow": {
-            "registered_model": model.registered_model,
-            "model_version": model.version,
-            "alias": str(model.alias),
-            "mlflow": dg.MetadataValue.url(model_link(model.registered_model, model.version)),
-            "mlflow_run_id": model.mlflow_run_id,
-            "sha256": model.sha256,
-        },
+        "load_model_from_mlflow": {**describe_model(model, model_link), "sha256": model.sha256},
         "generate_predictions": _predictions(outcome),
         "store_predictions": {
             "dagster/row_count": record.n_rows_scored,
@@ -70,6 +64,13 @@ def describe(outcome: ScoringOutcome, model_link: Callable[[str, int], str]) -> 
             "highest_risk": _preview(outcome.summary, outcome.counts.account_keys),
         },
     }
+
+
+def describe_model(version: ModelVersion, model_link: Callable[[str, int], str]) -> dict[str, Any]:
+    """Return the metadata of a model version, with a link to its page in MLflow."""
+    link = dg.MetadataValue.url(model_link(version.registered_model, version.version))
+    named = {"registered_model": version.registered_model, "model_version": version.version}
+    return {**named, "alias": version.alias or "none", "mlflow": link, "mlflow_run_id": version.mlflow_run_id}
 
 
 def _distributions(outcome: ScoringOutcome) -> Metadata:

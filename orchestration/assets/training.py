@@ -17,7 +17,7 @@ from churn.deployment.services import Deployment
 from churn.errors import UsageError
 from orchestration import checks
 from orchestration.assets import asset_of_variants
-from orchestration.assets.metadata import Metadata, table
+from orchestration.assets.metadata import Metadata, describe_model, table
 from orchestration.checks import TRAINED
 from orchestration.fleet import AssetReport, FleetRun, fleet_assets
 from orchestration.resources import Services
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SPEC = asset_of_variants(TRAINED, "learning", kinds={"xgboost", "mlflow"})
 
-_SHOWN_PICTURES = ("reliability.svg", "roc.svg")
+_SHOWN_PICTURES, _PICTURE = ("reliability", "roc"), "![picture](data:image/svg+xml;base64,{})"
 _MAX_PICTURE_BYTES = 60_000  # the event log stores them as text
 
 
@@ -74,33 +74,19 @@ def _logged(log: dg.DagsterLogManager, key: str, report: AssetReport) -> AssetRe
 
 
 def _report(model_link: Callable[[str, int], str], outcome: "TrainingOutcome") -> AssetReport:
-    sentence = _sentence(outcome)
+    metadata, is_dry_run = {TRAINED: _metadata(outcome, model_link)}, outcome.version is None
     evaluations = checks.of_gate(outcome.variant.key, outcome.gate.checks)
-    is_dry_run = outcome.version is None
-    return AssetReport({TRAINED: _metadata(outcome, model_link)}, evaluations, sentence, is_dry_run=is_dry_run)
+    return AssetReport(metadata, evaluations, _sentence(outcome), is_dry_run=is_dry_run)
 
 
 def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str]) -> Metadata:
     trained, lineage, version = outcome.trained, outcome.lineage, outcome.version
-    links: Metadata = {}
-    if version is not None:
-        links = {
-            "registered_model": version.registered_model,
-            "model_version": version.version,
-            "alias": version.alias or "none",
-            "mlflow": dg.MetadataValue.url(model_link(version.registered_model, version.version)),
-            "mlflow_run_id": version.mlflow_run_id,
-        }
     rows = [(one.name, one.as_ofs[0], one.as_ofs[-1], f"{one.n:,}", f"{one.n_churned:,}") for one in trained.parts]
-    pictures = {
-        name.removesuffix(".svg"): dg.MetadataValue.md(
-            f"![picture](data:image/svg+xml;base64,{b64encode(svg).decode()})"
-        )
-        for name in _SHOWN_PICTURES
-        if 0 < len(svg := outcome.pictures.get(name, b"")) <= _MAX_PICTURE_BYTES
-    }
+    drawn = {name: outcome.pictures.get(f"{name}.svg", b"") for name in _SHOWN_PICTURES}
+    shown = {name: b64encode(svg).decode() for name, svg in drawn.items() if 0 < len(svg) <= _MAX_PICTURE_BYTES}
+    pictures = {name: dg.MetadataValue.md(_PICTURE.format(svg)) for name, svg in shown.items()}
     return {
-        **links,
+        **(describe_model(version, model_link) if version is not None else {}),
         "gate": dg.MetadataValue.md(outcome.gate.to_markdown()),
         "trained_as_of": lineage.today.isoformat(),
         "activity_of": lineage.activity_of.key,
