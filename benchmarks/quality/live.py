@@ -119,7 +119,8 @@ def snapshot_of(extract: pl.DataFrame, day: date, names: Sequence[str], truth: p
     reports = Reports.of(in_order(pl.concat(known)))
     labels = label(reports, at_risk(reports, day, PLAN.horizon), day, today=later, horizon=PLAN.horizon)
     rows = features(extract, day, names)
-    return Snapshot(day, rows.filter(np.isin(rows["account_id"].to_numpy(), labels.account_ids)), labels.churned)
+    rows = rows.filter(np.isin(rows["account_id"].to_numpy(), labels.account_ids))
+    return Snapshot(day, rows, labels.churned, np.ones(len(labels.churned)))
 
 
 def measure(task: tuple[int, str, str, int]) -> Measured:

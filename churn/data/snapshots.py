@@ -12,7 +12,7 @@ from datetime import date
 import numpy as np
 import polars as pl
 
-from churn.data.arrays import Flags
+from churn.data.arrays import Doubles, Flags
 from churn.data.columns import Columns
 from churn.data.features import features, in_order
 from churn.data.labels import Horizon, Reports, at_risk, label
@@ -23,11 +23,15 @@ _COLUMNS = Columns()
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The ``features`` of accounts at risk with a mature label, by ``account_id``, and whether they churned."""
+    """The ``features`` of accounts at risk with a mature label, by ``account_id``, and whether they churned.
+
+    ``weights`` are 1, or as of ``churn.decisions.effects.inverse_weights`` and above 0.
+    """
 
     as_of: date
     rows: pl.DataFrame
     churned: Flags
+    weights: Doubles
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,6 @@ def snapshots(
         labels = label(reports, at_risk(of_rows, as_of, horizon), as_of, today=today, horizon=horizon)
         known = features(rows, as_of, names, columns.activity)
         is_labelled = np.isin(known["account_id"].to_numpy(), labels.account_ids, assume_unique=True)
-        return Snapshot(as_of, known.filter(is_labelled), labels.churned)
+        return Snapshot(as_of, known.filter(is_labelled), labels.churned, np.ones(len(labels.churned)))
 
     return [build(as_of) for as_of in as_ofs]

@@ -16,11 +16,14 @@ import numpy as np
 import polars as pl
 import sqlalchemy as sa
 
-from churn.data.arrays import Floats, Longs
+from churn.data.arrays import Doubles, Floats, Longs
+from churn.data.labels import Horizon
 from churn.database.connection import Tables, errors_translated, read_queries
 from churn.database.copy_format import decode_single_fields
+from churn.decisions.effects import inverse_weights
 from churn.evaluation.segments import EvaluatedSegment
 from churn.variants import Variant
+from churn.weeks import month_start
 
 _ID = struct.Struct(">q")
 _ROW = np.dtype([("id", ">i8"), ("score", ">f4")])
@@ -142,13 +145,14 @@ class Evaluations(Tables):
         by_id = dict(map(_decode_scores, decode_single_fields(buffer.getbuffer())))
         return [by_id[one.batch_id] for one in batches]
 
-    def above_cuts(self, variant: Variant, since: date, until: date) -> pl.DataFrame:
-        """Return who was above the cut of a campaign that ran then, for ``churn.decisions.effects.inverse_weights``.
+    def weights(self, variant: Variant, as_of: date, account_ids: Longs, horizon: Horizon) -> Doubles | None:
+        """Return the accounts' weights, as of ``churn.decisions.effects.inverse_weights``, for labels of an as-of day.
 
-        ``until`` is not included.
+        Campaigns count that ran within a horizon before the as-of day or until the labels' last month.
         """
+        since, until = (month_start(as_of, months) for months in (-horizon.months, horizon.months + 1))
         rows = self._rows(_ABOVE_CUTS, company=variant.company or "", since=since, until=until)
-        return pl.DataFrame(rows, _MEMBER, orient="row")
+        return inverse_weights(account_ids, pl.DataFrame(rows, _MEMBER, orient="row"))
 
     def record(self, evaluated: Sequence[EvaluatedBatch], replaced: Sequence[EvaluatedBatch] = ()) -> None:
         """Store evaluated batches, except those that another process has stored meanwhile.

@@ -33,11 +33,11 @@ class Calibration:
     is_shift: bool = False
 
 
-def fit_platt(margins: Array, churned: Flags) -> Calibration:
+def fit_platt(margins: Array, churned: Flags, weights: Doubles | float = 1.0) -> Calibration:
     """Fit Platt's slope and intercept by maximum likelihood; deterministic.
 
     ``margins`` are a model's log-odds of rows it was not trained on, ``churned`` their outcomes, both occurring; shape
-    (n,) each. If the best fit has a slope below ``MIN_SLOPE``, the best one with a slope of 1 is returned.
+    (n,) each, as weights. If the best fit has a slope below ``MIN_SLOPE``, the best one with a slope of 1 is returned.
     """
     n_churned = int(churned.sum())
     if not 0 < n_churned < churned.size:
@@ -46,28 +46,29 @@ def fit_platt(margins: Array, churned: Flags) -> Calibration:
     # Platt's targets, not quite 0 and 1: scores that separate the outcomes perfectly must not diverge.
     low, high = 1 / (churned.size - n_churned + 2), (n_churned + 1) / (n_churned + 2)
     targets = np.where(churned, high, low)
-    if np.ptp(x) > 0 and (fitted := _fit_line(x, targets, np.inf)).slope >= MIN_SLOPE:
+    if np.ptp(x) > 0 and (fitted := _fit_line(x, targets, np.inf, weights)).slope >= MIN_SLOPE:
         return fitted
-    mean = targets.mean()
-    shift = brentq(lambda shift: expit(x + shift).mean() - mean, logit(mean) - x.max() - 1, logit(mean) - x.min() + 1)
+    w = np.broadcast_to(weights, x.shape) / np.sum(np.broadcast_to(weights, x.shape))
+    mean = w @ targets
+    shift = brentq(lambda shift: w @ expit(x + shift) - mean, logit(mean) - x.max() - 1, logit(mean) - x.min() + 1)
     return Calibration(1.0, float(shift), is_shift=True)
 
 
-def fit_shrunken(margins: Array, churned: Flags) -> Calibration:
+def fit_shrunken(margins: Array, churned: Flags, weights: Doubles | float = 1.0) -> Calibration:
     """Fit a slope near 1 and an intercept near 0, as far as the outcomes show otherwise; deterministic.
 
     The maximum a posteriori of a logistic regression with normal priors, so that no or few rows, or rows of one
     outcome, change little. ``margins`` are a calibrated model's log-odds; shape (n,), n may be 0.
     """
-    fitted = _fit_line(np.asarray(margins, dtype=np.float64), churned.astype(np.float64), _PRIOR_SD)
+    fitted = _fit_line(np.asarray(margins, dtype=np.float64), churned.astype(np.float64), _PRIOR_SD, weights)
     return replace(fitted, slope=max(fitted.slope, MIN_SLOPE))
 
 
-def _fit_line(x: Doubles, y: Doubles, prior_sd: Doubles | float) -> Calibration:
+def _fit_line(x: Doubles, y: Doubles, prior_sd: Doubles | float, weights: Doubles | float) -> Calibration:
     def loss(line: Doubles) -> tuple[float, Doubles]:
         z, off = line[0] + line[1] * x, (line - (0.0, 1.0)) / prior_sd
-        error = expit(z) - y
-        value = (np.logaddexp(0.0, z) - y * z).sum() + (off**2).sum() / 2
+        error = weights * (expit(z) - y)
+        value = (weights * (np.logaddexp(0.0, z) - y * z)).sum() + (off**2).sum() / 2
         return float(value), np.array([error.sum(), error @ x]) + off / prior_sd
 
     intercept, slope = minimize(loss, np.array([0.0, 1.0]), jac=True, method="BFGS").x

@@ -17,6 +17,7 @@ import polars as pl
 import xgboost as xgb
 from scipy.special import expit
 
+from churn.data.arrays import Doubles, Flags
 from churn.data.features import Matrix, encode, plan_encoding
 from churn.data.snapshots import Snapshot
 from churn.evaluation.metrics import MIN_OF_CLASS, Evaluation, evaluate, log_losses
@@ -84,14 +85,15 @@ def kind_of(names: Sequence[str], columns: Sequence[str], activity: Sequence[str
 
 def draw_sample(kind: Kind, names: Sequence[str], snapshots: Sequence[Snapshot], key: str, most: int) -> Sample:
     """Draw accounts by a hash, with about ``most`` rows; accounts of different variants get different ids."""
-    dated = (shot.rows.with_columns(as_of=shot.as_of, churned=pl.Series(shot.churned)) for shot in snapshots)
-    rows = pl.concat(list(dated))
+    rows = pl.concat(
+        [one.rows.with_columns(as_of=one.as_of, churned=one.churned, weights=one.weights) for one in snapshots]
+    )
     ids = rows["account_id"].to_numpy() ^ (int.from_bytes(sha256(key.encode()).digest()[:8], "big") >> 1)
     is_drawn = ids.astype(np.uint64) * _MIXER / 2.0**64 < most / max(rows.height, 1)
     encoding = plan_encoding(names, rows.columns)
     numbers = [pl.col(name).cast(pl.Float32) for name, _ in encoding.numbers]
     levels = [pl.col(group.source_column).cast(pl.String) for group in encoding.one_hots]
-    drawn = rows.select("as_of", "churned", "activity_month", *numbers, *levels, account_id=pl.Series(ids))
+    drawn = rows.select("as_of", "churned", "weights", "activity_month", *numbers, *levels, account_id=pl.Series(ids))
     return Sample(key, kind, names, drawn.filter(pl.Series(is_drawn)))
 
 
@@ -106,7 +108,8 @@ def build_pools(samples: Iterable[Sample], plan: TrainingPlan, limits: GateLimit
 
 def _build(samples: Sequence[Sample], plan: TrainingPlan, limits: GateLimits, learn: Learn) -> Pool | None:
     days = pl.concat([sample.rows for sample in samples]).sort("as_of", "account_id").partition_by("as_of")
-    shots = [Snapshot(of["as_of"][0], of.drop("as_of", "churned"), of["churned"].to_numpy()) for of in days]
+    others = ("as_of", "churned", "weights")
+    shots = [Snapshot(of[others[0]][0], of.drop(others), *(of[name].to_numpy() for name in others[1:])) for of in days]
     if shortage(shots, plan):
         return None
     counts = Counter(name for sample in samples for name in sample.names)
@@ -114,7 +117,7 @@ def _build(samples: Sequence[Sample], plan: TrainingPlan, limits: GateLimits, le
     trained = single.train(shots, names, plan, learn)
     earlier = apply_to_booster(single.fit([trained.training], trained.chosen, names, plan), trained.calibration)
     accounts = trained.held_out_accounts
-    evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix))
+    evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix), accounts.weights)
     gate = check_pool(trained, evaluation, shots, limits)
     return Pool(samples[0].kind, len(samples), trained, earlier, evaluation, gate)
 
@@ -141,7 +144,7 @@ def adapt(pool: Pool, snapshots: Sequence[Snapshot], plan: TrainingPlan) -> Trai
 def _learn(pool: Pool, training: Part, validation: Part, names: Sequence[str], plan: TrainingPlan) -> Learned:
     """Keep the variant's own trees if they lower the validation loss by more than its standard error over accounts."""
     parts, margins = (training, validation), [pool.margins(part.matrix) for part in (training, validation)]
-    first = fit_shrunken(margins[0], training.churned)
+    first = fit_shrunken(margins[0], training.churned, training.weights)
     data, unseen = (
         single.dmatrix([part], names, first.slope * of + first.intercept)
         for part, of in zip(parts, margins, strict=True)
@@ -152,16 +155,21 @@ def _learn(pool: Pool, training: Part, validation: Part, names: Sequence[str], p
         early_stopping_rounds=_PATIENCE, verbose_eval=False,
     )  # fmt: skip
     n_rounds = int(booster.best_iteration) + 1
-    before = log_losses(validation.churned, expit(unseen.get_base_margin()))
-    after = log_losses(validation.churned, booster.predict(unseen, iteration_range=(0, n_rounds)))
+    weights = validation.weights / validation.weights.mean()
+    before = weights * log_losses(validation.churned, expit(unseen.get_base_margin()))
+    after = weights * log_losses(validation.churned, booster.predict(unseen, iteration_range=(0, n_rounds)))
     gain, n_accounts = before - after, len(np.unique(validation.account_ids))
     trials = Trial(_OWN_TREES, 0, float(before.mean())), Trial(_OWN_TREES, n_rounds, float(after.mean()))
     chosen = trials[int(gain.mean() > gain.std() / np.sqrt(n_accounts))]
-    calibration = fit_shrunken(np.concatenate(margins), np.concatenate([part.churned for part in parts]))
+    calibration = fit_shrunken(np.concatenate(margins), *_outcomes(parts))
     whole = apply_to_booster(pool.trained.bundle.booster, calibration)
     if chosen.n_rounds:
         whole = xgb.train(own_trees, single.dmatrix(parts, names), chosen.n_rounds, xgb_model=whole)
     return whole, trials, chosen, calibration
+
+
+def _outcomes(of: Sequence[Part] | Sequence[Snapshot]) -> tuple[Flags, Doubles]:
+    return np.concatenate([one.churned for one in of]), np.concatenate([one.weights for one in of])
 
 
 def shift(pool: Pool, snapshots: Iterable[Snapshot]) -> Trained:
@@ -172,7 +180,7 @@ def shift(pool: Pool, snapshots: Iterable[Snapshot]) -> Trained:
         return pool.trained
     encoding = plan_encoding(pool.names, shots[0].rows.columns)
     margins = pool.margins(np.concatenate([encode(shot.rows, encoding) for shot in shots]))
-    calibration = fit_shrunken(margins, np.concatenate([shot.churned for shot in shots]))
+    calibration = fit_shrunken(margins, *_outcomes(shots))
     booster = apply_to_booster(pool.trained.bundle.booster, calibration)
     bundle = read_bundle(bytes(booster.save_raw("ubj")), pool.names, "the pooled booster")
     return replace(pool.trained, bundle=bundle, calibration=calibration)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xgboost as xgb
 
-from churn.data.arrays import Array, Flags, Longs
+from churn.data.arrays import Array, Doubles, Flags, Longs
 from churn.data.features import Encoding, Matrix, encode, plan_encoding
 from churn.data.labels import Horizon
 from churn.data.snapshots import Snapshot
@@ -79,6 +79,7 @@ class Part:
     places: Longs
     matrix: Matrix
     churned: Flags
+    weights: Doubles
 
     @property
     def n(self) -> int:
@@ -215,7 +216,8 @@ def learn_alone(
     trials = remember(digest(names, (training, validation)), search) if remember else search()
     chosen = min(trials, key=lambda trial: trial.log_loss)
     provisional = xgb.train(settings(chosen.parameters, plan), data, chosen.n_rounds)
-    calibration = fit_platt(provisional.predict(unseen_data, output_margin=True), validation.churned)
+    margins = provisional.predict(unseen_data, output_margin=True)
+    calibration = fit_platt(margins, validation.churned, validation.weights)
     booster = apply_to_booster(fit([training, validation], chosen, names, plan), calibration)
     return booster, trials, chosen, calibration
 
@@ -254,18 +256,20 @@ def _part(name: str, shots: Sequence[Snapshot], encoding: Encoding) -> Part:
     account_ids = np.concatenate([shot.rows["account_id"].to_numpy() for shot in shots])
     places = np.repeat(np.arange(len(shots)), [len(shot.churned) for shot in shots])
     matrix = np.concatenate([encode(shot.rows, encoding) for shot in shots])
-    churned = np.concatenate([shot.churned for shot in shots])
-    return Part(name, tuple(shot.as_of for shot in shots), account_ids, places, matrix, churned)
+    churned, weights = (np.concatenate(of) for of in zip(*((one.churned, one.weights) for one in shots), strict=True))
+    return Part(name, tuple(shot.as_of for shot in shots), account_ids, places, matrix, churned, weights)
 
 
 def _take(part: Part, at: Flags) -> Part:
-    return Part(part.name, part.as_ofs, part.account_ids[at], part.places[at], part.matrix[at], part.churned[at])
+    ids, places, matrix, churned = part.account_ids[at], part.places[at], part.matrix[at], part.churned[at]
+    return Part(part.name, part.as_ofs, ids, places, matrix, churned, part.weights[at])
 
 
 def dmatrix(parts: Sequence[Part], names: Sequence[str], margin: Array | None = None) -> xgb.DMatrix:
     """Return the rows and labels of some parts, and the log-odds that training starts from."""
-    matrix, churned = (np.concatenate([getattr(part, name) for part in parts]) for name in ("matrix", "churned"))
-    return xgb.DMatrix(matrix, churned, base_margin=margin, feature_names=list(names), nthread=1)
+    of_parts = zip(*((part.matrix, part.churned, part.weights) for part in parts), strict=True)
+    matrix, churned, weights = map(np.concatenate, of_parts)
+    return xgb.DMatrix(matrix, churned, weight=weights, base_margin=margin, feature_names=list(names), nthread=1)
 
 
 def settings(parameters: Parameters, plan: TrainingPlan) -> dict[str, Any]:
@@ -314,6 +318,6 @@ def digest(names: Sequence[str], parts: Sequence[Part]) -> str:
     found = hashlib.sha256("\n".join(names).encode())
     for part in parts:
         found.update(f"{part.name} {' '.join(map(str, part.as_ofs))} {part.matrix.shape}".encode())
-        for array in (part.account_ids, part.matrix, part.churned):
+        for array in (part.account_ids, part.matrix, part.churned, part.weights):
             found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()

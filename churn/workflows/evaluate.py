@@ -20,7 +20,6 @@ from churn.data.arrays import Doubles, Flags
 from churn.data.columns import Columns
 from churn.data.labels import Horizon, Ids, Labels, Reports, at_risk, label
 from churn.database.evaluations import EvaluatedBatch, Evaluations, Pair, PublishedBatch, Scored
-from churn.decisions.effects import inverse_weights
 from churn.errors import ChurnError, UnlabelledError
 from churn.evaluation.comparison import Comparison, Limits, PairedCohort, compare
 from churn.evaluation.metrics import counts, evaluate, reliability
@@ -30,7 +29,7 @@ from churn.storage.history import Appended
 from churn.storage.sources import NoFileError
 from churn.variants import Variant
 from churn.versions import CHAMPION
-from churn.weeks import month_number, month_start
+from churn.weeks import month_number
 from churn.workflows.engines import for_each_on
 from churn.workflows.fleet import Attempts, error_text, for_each_variant
 from churn.workflows.ingest import Ingestion, NoActivityError, with_numbers
@@ -332,12 +331,8 @@ class PerformanceEvaluator:
         return np.intersect1d(account_ids, at_risk(reports, as_of, self.horizon), assume_unique=True)
 
     def untreated(self, batch: PublishedBatch, labels: Labels) -> tuple[Ids, Flags, Doubles | None]:
-        """Return the accounts that no campaign offered anything, their labels, and their weights if there was one.
-
-        Campaigns count that ran within a horizon before the as-of day or until the labels' last month.
-        """
-        since, until = (month_start(batch.as_of, months) for months in (-self.horizon.months, self.horizon.months + 1))
-        weights = inverse_weights(labels.account_ids, self.results.above_cuts(batch.variant, since, until))
+        """Return the accounts that no list contacted, their labels, and their weights if there was one."""
+        weights = self.results.weights(batch.variant, batch.as_of, labels.account_ids, self.horizon)
         if weights is None:
             return labels.account_ids, labels.churned, None
         return labels.account_ids[weights > 0], labels.churned[weights > 0], weights[weights > 0]

@@ -235,7 +235,7 @@ class Trainer:
             return pooling.shift(pool, shots), pool.evaluation, pool.gate, None
         trained = pooling.adapt(pool, shots, self.plan) if pool else train(shots, data.names, self.plan)
         accounts = trained.held_out_accounts
-        evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix))
+        evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix), accounts.weights)
         gate = check_gate(
             trained,
             evaluation,
@@ -352,11 +352,19 @@ class Trainer:
         shots: list[Snapshot] = []
         try:
             days = self._days(facts, today, self.plan.n_held_out if n_full is None else n_full)
-            shots = shots_of(facts, days, names=computed)
+            shots = [self._untreated(owner, shot) for shot in shots_of(facts, days, names=computed)]
             reason = pooling.shortage_in_pool(pool, shots, self.plan) if pool else shortage(shots, self.plan)
         except UnlabelledError as error:
             reason = f"no labels: {error}"
         return _TrainingData(owner, names, columns, activity, pool, reason, kind, facts, shots_of, shots)
+
+    def _untreated(self, owner: Variant, shot: Snapshot) -> Snapshot:
+        """Leave out the accounts that a list contacted; the weights of the others stand for them."""
+        weights = self.results.weights(owner, shot.as_of, shot.rows["account_id"].to_numpy(), self.plan.horizon)
+        if weights is None:
+            return shot
+        counts = weights > 0
+        return Snapshot(shot.as_of, shot.rows.filter(counts), shot.churned[counts], weights[counts])
 
     def _activity(self, owner: Variant, *, is_own: bool, dry_run: bool) -> "_Activity":
         """Ingest a variant's input and return its history; a dry run returns the same history and writes nothing."""
@@ -601,8 +609,8 @@ def _compare(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]) -
         scores = champion.bundle.predict(_matrix_for(champion, trained, shots))
     except InputError:
         return None
-    compared = compare_roc_auc(accounts.churned, scores, trained.bundle.predict(matrix))
-    evaluated = evaluate(accounts.churned, scores)
+    compared = compare_roc_auc(accounts.churned, scores, trained.bundle.predict(matrix), accounts.weights)
+    evaluated = evaluate(accounts.churned, scores, accounts.weights)
     return AgainstChampion(champion.version.uri, evaluated, compared.difference, compared.p_value)
 
 

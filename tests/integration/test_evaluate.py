@@ -140,6 +140,12 @@ def test_accounts_that_a_campaign_contacted_do_not_count_and_others_stand_for_th
     assert found.n_matured == round(weights.sum() ** 2 / (weights @ weights)) < len(ids)
     assert found.n_churned / found.n_matured == pytest.approx(labels.churned.mean(), abs=0.05)
 
+    newest = deployment.trainer(n_trials=1).train_variant(US, TODAY, dry_run=True).trained.held_out
+    above = np.isin(newest.account_ids, list(arms))
+    assert above.sum() > 50
+    assert not np.isin(newest.account_ids, labels.account_ids[offered]).any(), "training leaves out the same"
+    assert newest.weights == pytest.approx(np.where(above, 1 / (0.1 + 0.9 * 0.2), 1.0))
+
     Decisions(deployment.database).close_campaign("spring")
     site.rows(site.churn, "UPDATE campaigns SET selected_at = '2025-01-01', closed_at = '2025-01-01'")
     listed: list[int] = []

@@ -155,16 +155,18 @@ def test_the_slope_and_intercept_that_made_the_outcomes_are_found(slope: float, 
     assert found.intercept == pytest.approx(intercept, abs=0.15)
 
 
-def test_the_fit_is_scikit_learns_without_a_penalty():
+@pytest.mark.parametrize("most", [1, 10])
+def test_the_fit_is_scikit_learns_without_a_penalty(most: int):
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(1)
     x = rng.normal(size=5_000)
     churned = rng.random(x.size) < expit(0.7 * x - 0.2)
+    weights = rng.integers(1, most, x.size, endpoint=True) * 1.0
 
-    found = fit_platt(x, churned)
+    found = fit_platt(x, churned, weights)
 
-    theirs = LogisticRegression(C=1e9, tol=1e-10).fit(x[:, None], churned)
+    theirs = LogisticRegression(C=1e9, tol=1e-10).fit(x[:, None], churned, weights)
     assert found.slope == pytest.approx(float(theirs.coef_[0, 0]), abs=2e-3)
     assert found.intercept == pytest.approx(float(theirs.intercept_[0]), abs=2e-3)
 

@@ -143,7 +143,8 @@ def test_few_labels_move_the_base_rate_a_little_and_none_leave_the_pool_as_it_is
 ):
     matrix = pool.trained.held_out.matrix
     few = [
-        replace(shot, rows=shot.rows.head(5), churned=np.ones(5, dtype=np.bool_)) for shot in fleet[KEYS[1]][1][9:12]
+        replace(shot, rows=shot.rows.head(5), churned=np.ones(5, dtype=np.bool_), weights=np.ones(5))
+        for shot in fleet[KEYS[1]][1][9:12]
     ]
 
     assert shift(pool, []) is pool.trained

@@ -197,7 +197,7 @@ def only(shots: Sequence[Snapshot], churned: bool, n: int) -> list[Snapshot]:
     """Leave ``n`` rows of an outcome in each snapshot."""
     kept = [(shot.churned != churned) | (np.cumsum(shot.churned == churned) <= n) for shot in shots]
     return [
-        replace(shot, rows=shot.rows.filter(pl.Series(keep)), churned=shot.churned[keep])
+        replace(shot, rows=shot.rows.filter(pl.Series(keep)), churned=shot.churned[keep], weights=shot.weights[keep])
         for shot, keep in zip(shots, kept, strict=True)
     ]
 
