@@ -3,7 +3,6 @@
 Dagster's ticks are read from its tables: to open its instance takes seconds.
 """
 
-from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -18,17 +17,16 @@ Rows = list[dict[str, Any]]
 
 def read_variants_and_incidents(url: sa.URL, week: date) -> tuple[Rows, Rows]:
     """Return the variants that are expected in the week that begins on a Monday, and the open incidents."""
-    values = {"week": week, "days": EXPECTED_DAYS}
     with open_snapshot(url) as connection:
-        variants = connection.execute(sa.text(f"{EXPECTED}\n{_SQL['variants']}"), values).all()
-        return _plain(variants), _plain(connection.execute(sa.text(_SQL["incidents"])).all())
+        variants = _rows(connection, f"{EXPECTED}\n{_SQL['variants']}", week=week, days=EXPECTED_DAYS)
+        return variants, _rows(connection, _SQL["incidents"])
 
 
 def read_ticks(url: sa.URL) -> Rows:
     """Return the last tick of each sensor and schedule that Dagster's daemon has ever started."""
     with errors_translated(url), create_engine(url).connect() as connection:
-        return _plain(connection.execute(sa.text(_SQL["ticks"])).all())
+        return _rows(connection, _SQL["ticks"])
 
 
-def _plain(rows: Sequence[sa.Row[Any]]) -> Rows:
-    return [row._asdict() for row in rows]
+def _rows(connection: sa.Connection, query: str, **values: object) -> Rows:
+    return [dict(row) for row in connection.execute(sa.text(query), values).mappings()]

@@ -36,6 +36,7 @@ def for_each_variant(
 
 
 def _attempt(work: Work[_Out], key: str) -> _Out | BaseException:
+    logger.info("at work on %s", key)  # commands show it as their progress
     try:
         return work(Variant.from_key(key))
     except (Exception, pl.exceptions.PanicException) as error:  # Polars' panics are no Exception

@@ -22,6 +22,7 @@ from churn.deployment.settings import misspelled
 from churn.deployment.surroundings import prepare_process
 from churn.variants import Variant
 from churn.versions import package_version
+from churn.workflows.fleet import for_each_variant
 
 SHOWN = {
     "é": "e", "…": "...", "–": "-", "→": "->", "│": "|", "─": "-", "┼": "+", "┌": "+", "═": "-", "║": "|", "≥": ">=",
@@ -118,12 +119,13 @@ def test_a_command_says_what_it_does_every_few_seconds_in_a_terminal(is_terminal
     after: list[str] = []
 
     def work() -> None:
-        logging.getLogger("churn.training.train").info("trial 3 of 10")
-        time.sleep(0.1)
+        list(for_each_variant(lambda _: time.sleep(0.1), ["geography-us"]))
         after.extend(capsys.readouterr().err.splitlines())
 
     run_command("train_model.py", work)
-    assert {line.partition(" … ")[0] for line in after} == ({"train_model.py: trial 3 of 10"} if is_terminal else set())
+    assert {line.partition(" … ")[0] for line in after} == (
+        {"train_model.py: at work on geography-us"} if is_terminal else set()
+    )
 
 
 def test_machines_get_json_and_people_lines(capsys):
