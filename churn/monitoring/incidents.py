@@ -181,7 +181,7 @@ def _change(key: tuple[str, str], incident: Incident | None, now: Condition) -> 
         return Change("resolved", kind, subject, number, before, title, f"It was:\n{_body(kind, before)}")
     added = {member: sentence for member, sentence in now.members.items() if member not in before}
     worse = {
-        member: f"{now.members[member]} (before: {before[member]})"
+        member: f"{now.members[member]}\n  before: {before[member]}"
         for member, mark in now.marks.items()
         if member in before and mark.is_worse(incident.reported.get(member))
     }
@@ -211,10 +211,9 @@ def one_line(sentence: str, most: int = MAX_SENTENCE) -> str:
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in sentence).split())
     if len(text) <= most:
         return text
-    cut = text.rfind("; ")
-    advice = text[cut:] if 0 <= len(text) - cut <= most * 2 // 3 and cut > 0 else ""
+    advice = text[text.rfind("; ") :] if "; " in text[-most * 2 // 3 :] else ""
     head = text[: most - len(advice) - 1]
-    return f"{head.rpartition(' ')[0] or head}…{advice}" if advice else f"{head}…"
+    return f"{head.rpartition(' ')[0] if advice and ' ' in head else head}…{advice}"
 
 
 def _heading(kind: str, subject: str) -> str:

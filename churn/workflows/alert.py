@@ -66,14 +66,12 @@ class Links:
 
     def text(self, alert: Alert) -> str:
         """Return an alert's text; the links are first, since a receiver may truncate it."""
-        since = f"since {alert.opened_at:%Y-%m-%d %H:%M} UTC"
-        is_over = alert.event == "resolved" and alert.resolved_at is not None
-        state = f"well since {alert.resolved_at:%Y-%m-%d %H:%M} UTC; was wrong {since}" if is_over else since
-        urls = self.fields(alert)["urls"]
-        named = {"What to do": urls["runbook"], "Report": urls.get("report", "churn report"), "Run": urls.get("run")}
-        links = [f"{name}: {url}" for name, url in named.items() if url and (name != "What to do" or not is_over)]
-        first = f"Incident {alert.incident_id}, alert {alert.alert_id}"
-        return "\n".join([first, f"{state[0].upper()}{state[1:]}", *links, "", alert.body])
+        first, since = f"Incident {alert.incident_id}, alert {alert.alert_id}", f"{alert.opened_at:%Y-%m-%d %H:%M} UTC"
+        is_over, urls = alert.event == "resolved", self.fields(alert)["urls"]
+        state = f"Well since {alert.resolved_at:%Y-%m-%d %H:%M} UTC; was wrong since" if is_over else "Since"
+        to_do = [] if is_over else [f"What to do: {urls['runbook']}"]
+        run = [f"Run: {urls['run']}"] if "run" in urls else []
+        return "\n".join([first, f"{state} {since}", *to_do, "Full list: run churn report", *run, "", alert.body])
 
 
 @dataclass(frozen=True)

@@ -515,13 +515,13 @@ def test_a_message_names_environment_since_links_and_fields_and_its_end_what_was
     assert opened["title"] == "[churn production] Scoring failed: 1 variant"
     assert opened["message"].splitlines() == [
         "Incident 1, alert 1", "Since 2026-03-02 06:00 UTC", f"What to do: {guide}",
-        "Report: churn report", f"Run: {run}6f1c", "", "- us: no file; upload one",
+        "Full list: run churn report", f"Run: {run}6f1c", "", "- us: no file; upload one",
     ]  # fmt: skip
-    assert updated["message"].splitlines()[-1] == "- us: no rights; grant them (before: no file; upload one)"
+    assert updated["message"].splitlines()[-2:] == ["- us: no rights; grant them", "  before: no file; upload one"]
     assert resolved["title"] == "[churn production] Resolved: Scoring failed: 1 variant"
     assert resolved["message"].splitlines() == [
         "Incident 1, alert 3", "Well since 2026-03-02 07:00 UTC; was wrong since 2026-03-02 06:00 UTC",
-        "Report: churn report", f"Run: {run}a0b7", "", "It was:", "- us: no rights; grant them",
+        "Full list: run churn report", f"Run: {run}a0b7", "", "It was:", "- us: no rights; grant them",
     ]  # fmt: skip
     expected = {"environment": "production", "incident_id": 1, "kind": "variants_failed", "severity": "error",
                 "members": ["us"], "since": "2026-03-02T06:00:00+00:00", "team": "retention"}  # fmt: skip

@@ -118,8 +118,8 @@ BEYOND_TABLES = (
 WRITING = (
     "SELECT make_current(1)",
     "SELECT record_event('{}')",
-    "SELECT open_incident('data_stale', '', 'warning', 'x', '{}')",
-    "SELECT update_incident(1, 'x', '{}')",
+    "SELECT open_incident('data_stale', '', 'warning', 'x', '{}', '{}')",
+    "SELECT update_incident(1, 'x', '{}', '{}')",
     "SELECT resolve_incident(1)",
     "SELECT queue_alert(1, 'opened', 'x', 'x', ARRAY['json-1'])",
     "SELECT * FROM next_delivery('json-1')",

@@ -165,7 +165,7 @@ def test_what_gets_worse_is_told_once(marks, is_told):
     for hour, changes in enumerate(told[1:], start=1):
         for change in changes:
             assert change.title == "Scoring failed: 1 variant got worse, 2 in total"
-            assert change.body == f"- us: look {hour} (before: look {hour - 1})"
+            assert change.body == f"- us: look {hour}\n  before: look {hour - 1}"
 
 
 def test_who_joins_and_who_gets_worse_at_one_look_are_one_message():
@@ -175,7 +175,7 @@ def test_who_joins_and_who_gets_worse_at_one_look_are_one_message():
     updated = only(reconcile([known], [now], [DRIFTED]))
 
     assert updated.title == "Input drifted: 1 more variant, 1 variant got worse, 2 in total"
-    assert updated.body == "- eu: PSI 0.4\n- us: PSI 0.7 (before: PSI 0.3)"
+    assert updated.body == "- eu: PSI 0.4\n- us: PSI 0.7\n  before: PSI 0.3"
 
 
 def test_a_kind_that_was_not_looked_at_neither_opens_nor_ends():

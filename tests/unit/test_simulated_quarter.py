@@ -6,7 +6,7 @@ that have matured, and incidents settled. Of 2,000 variants each has about 1,000
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -49,16 +49,18 @@ class Desk:
     def settle(self, conditions: Sequence[Condition], now: datetime) -> None:
         changes = reconcile(self.known, conditions, KINDS)
         self.told += changes
-        members = remaining(self.known, conditions, KINDS)
+        current = remaining(self.known, conditions, KINDS)
         over = {change.incident_id for change in changes if change.event == "resolved"}
         kept = [
-            Incident(one.incident_id, one.kind, one.subject, members.get(one.incident_id, one.members), now)
+            replace(one, members=now_is.members, reported=now_is.marks)
+            if (now_is := current.get(one.incident_id))
+            else one
             for one in self.known
             if one.incident_id not in over
         ]
         opened = [change for change in changes if change.event == "opened"]
         self.known = kept + [
-            Incident(len(self.told) * 10 + i, change.kind, change.subject, change.members, now)
+            Incident(len(self.told) * 10 + i, change.kind, change.subject, change.members, now, change.reported)
             for i, change in enumerate(opened)
         ]
 

@@ -286,7 +286,9 @@ def sent(url: str) -> Callable[[str], str]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(requests, "post", post)
             patch.setattr(requests, "request", lambda _method, where, **given: post(where, **given))
-            alert = Alert(1, 2, "opened", "error", change.title, change.body, NOW)
+            alert = Alert(
+                1, 2, "opened", "error", change.title, change.body, NOW, None, change.kind, change.members, {}
+            )
             assert receiver.send(alert) is None
         return bodies[-1]
 

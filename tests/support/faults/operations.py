@@ -448,7 +448,8 @@ def _alerting(bench: Bench, place: Place) -> Case:
     with create_engine(bench.server).begin() as connection:
         for i in range(N_ALERTS):
             incident = connection.scalar(
-                sa.text("SELECT open_incident('data_stale', :s, 'warning', 'a drill', '{}'::jsonb)"), {"s": f"s{i}"}
+                sa.text("SELECT open_incident('data_stale', :s, 'warning', 'a drill', '{}'::jsonb, '{}'::jsonb)"),
+                {"s": f"s{i}"},
             )
             queue = sa.text("SELECT queue_alert(:id, 'opened', 'a drill', 'nothing is wrong', ARRAY['ops'])")
             connection.execute(queue, {"id": incident})
