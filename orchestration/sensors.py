@@ -228,7 +228,8 @@ def published_batches_sensor(context: dg.SensorEvaluationContext, services: Serv
     except ChurnError as error:
         return dg.SensorResult(skip_reason=f"cannot compare with PostgreSQL: {error}", cursor=context.cursor)
     cursor, left = kind.dump_json(sorted(told)).decode(), counted(len(found.keys() - told), "batch", "batches")
-    return dg.SensorResult(asset_events=events, skip_reason=f"{left} of no run left to report", cursor=cursor)
+    reason = f"{counted(len({one.partition for one in events}), 'variant')} reported; {left} of no run left"
+    return dg.SensorResult(asset_events=events, skip_reason=reason, cursor=cursor)
 
 
 @dg.sensor(
