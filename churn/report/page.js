@@ -129,12 +129,12 @@ const path = (points) => {
  * Draws values by week. A series has a value or null for each week; an item of `band` is [low, high], an item of `dots` a
  * value with its interval; `turns` are the indices of weeks in which the model changed.
  */
-function timeChart(label, { line, dashed, band, dots, hollow, limit, turns = [] }) {
+function timeChart(label, { line, dashed, band, dots, hollow, limit, turns = [], base = 0 }) {
   const all = [...(line || []), ...(dashed || []), ...(limit || []), ...(band || []).flatMap((b) => b || []),
     ...(dots || []).flatMap((d) => (d ? [d.value, d.low, d.high] : [])), ...(hollow || [])].filter(known);
   return chart(label, (width) => {
     const height = 210, left = 44, right = 12, top = 14, bottom = 24, n = fleet.weeks.length;
-    const ticks = niceTicks(Math.min(...all), Math.max(...all), 4);
+    const ticks = niceTicks(Math.min(base, ...all), Math.max(...all), 4);
     const lowest = ticks[0], highest = ticks[ticks.length - 1] || 1;
     const x = (i) => (n > 1 ? left + ((width - left - right) * i) / (n - 1) : (left + width - right) / 2);
     const y = (v) => (known(v) ? top + (height - top - bottom) * (1 - (v - lowest) / (highest - lowest || 1)) : null);
@@ -305,7 +305,7 @@ const FILTERS = {
   moved: ["Unconfirmed drift", (v) => v.new.length > 0],
   low: ["AUC below its limit", (v) => Boolean(v.auc && v.auc.is_below)],
   challenger: ["Has a challenger", (v) => known(v.challenger)],
-  stand_in: ["Scored from fallback data", (v) => v.is_fallback || v.is_foreign_data || v.is_sample],
+  stand_in: ["Scored from stand-in data", (v) => v.is_fallback || v.is_foreign_data || v.is_sample],
 };
 const COLUMNS = [
   ["Variant", (v) => v.key, ""],
@@ -342,7 +342,7 @@ function tableRow(v) {
     cell("Status", "", statusBadges(v)),
     cell("At risk", "n", known(v.accounts) ? h("div", {}, known(v.at_risk) ? count(v.at_risk) : "unknown", h("div", { class: "quiet" }, `of ${count(v.accounts)}`)) : null),
     cell("Mean score", "n", known(v.mean) ? fixed(v.mean) : null),
-    cell("ROC AUC", "n", v.auc ? h("div", {}, fixed(v.auc.value), h("div", { class: "quiet" }, interval(v.auc.low, v.auc.high))) : null),
+    cell("ROC AUC", "n", v.auc ? h("div", {}, fixed(v.auc.value), h("div", { class: "quiet" }, interval(v.auc.low, v.auc.high))) : h("span", { class: "quiet" }, "not yet")),
     cell("AUC by week", "", spark(v.aucs)),
     cell("Drift", "", drift.length ? drift.slice(0, 2).join(", ") + (drift.length > 2 ? ` and ${drift.length - 2} more` : "") : null),
     cell("Champion", "", known(v.champion) ? h("div", {}, `v${v.champion} `, h("span", { class: "quiet" }, `since ${onDay(v.since)}`),
@@ -424,11 +424,11 @@ function incidentItem(incident) {
     if (members.length > 200) list.append(h("li", { class: "quiet" }, `and ${whole.format(members.length - 200)} more`));
   };
   const isFew = members.length <= 3;
-  if (isFew) fill();
+  if (isFew || isOpen) fill();
   const mark = !isOpen ? badge("good", "✓", "resolved") : incident.severity === "error" ? badge("bad", "●", "error") : badge("warn", "▲", "warning");
   const when = isOpen ? `open since ${atTime(incident.opened_at)}` : `${atTime(incident.opened_at)} to ${atTime(incident.resolved_at)}`;
   return h("li", {}, h("h3", {}, mark, " ", incident.title), h("p", { class: "quiet small" }, when, "; ", ...runbook(incident)),
-    members.length ? (isFew ? list : h("details", { toggle: fill }, h("summary", {}, `show all ${whole.format(members.length)}`), list)) : null);
+    members.length ? (isFew ? list : h("details", { toggle: fill, ...(isOpen ? { open: "" } : {}) }, h("summary", {}, `show all ${whole.format(members.length)}`), list)) : null);
 }
 
 function grouped(pairs) {
@@ -474,7 +474,7 @@ function trends() {
       timeChart("Mean churn probability of the variants by week", { line: pick("mean", 1), band: band("mean") })),
     (has("auc") || has("estimated")) && h("div", { class: "card" }, h("h3", {}, "ROC AUC"),
       legend(has("auc") && ["line", "median variant, labels matured"], has("auc") && ["band", "middle 80 %"], has("estimated") && ["dashed", "estimated before labels of calibrated models: assumes no concept drift"]),
-      timeChart("ROC AUC of the variants by week", { line: pick("auc", 1), band: band("auc"), dashed: pick("estimated", 1) }))),
+      timeChart("ROC AUC of the variants by week, from 0.5, which is chance", { base: 0.5, line: pick("auc", 1), band: band("auc"), dashed: pick("estimated", 1) }))),
     figures(["week", "variants", "accounts", "mean score", "ROC AUC", "estimated AUC"], rows.reverse()));
 }
 
@@ -502,17 +502,18 @@ function campaigns() {
 function fleetPage() {
   const tally = (name) => fleet.variants.filter(FILTERS[name][1]).length;
   const total = fleet.variants.length, scored = fleet.variants.filter((v) => v.status === "scored").length;
-  const failed = fleet.variants.filter((v) => v.status === "failed").length, missing = tally("missing"), drift = tally("drift"), low = tally("low");
+  const failed = fleet.variants.filter((v) => v.status === "failed").length, missing = tally("missing"), drift = tally("drift"), low = tally("low"), standIn = tally("stand_in");
   const open = fleet.incidents.filter((i) => !i.resolved_at), resolved = fleet.incidents.filter((i) => i.resolved_at);
   const accounts = fleet.variants.reduce((sum, v) => sum + (v.accounts || 0), 0);
   const troubles = [failed && `${plural(failed, "variant")} failed`, missing && `${plural(missing, "variant")} not scored`, drift && `${plural(drift, "variant")} with confirmed drift`,
-    low && `${plural(low, "variant")} below the AUC limit`].filter(Boolean);
+    low && `${plural(low, "variant")} below the AUC limit`, standIn && `${plural(standIn, "variant")} scored from stand-in data`].filter(Boolean);
   return h("div", {},
     h("h1", {}, `Week of ${onDay(fleet.week)}`),
     h("p", { class: "lead" }, `${whole.format(scored)} of ${plural(total, "variant")} scored, ${plural(accounts, "account")}. `,
-      troubles.length ? `${troubles.join(", ")}.` : "No failures and no confirmed drift.", " Counted are variants with a batch in the weeks shown or an attempt in this one."),
+      troubles.length ? `${troubles.join(", ")}.` : "No failures, no confirmed drift, no stand-in data.", " Counted are variants with a batch in the weeks shown or an attempt in this one."),
     h("ul", { class: "tiles", "aria-label": "At a glance" }, tile(scored, "scored", "", "all"), tile(failed, "failed", "bad", "failed"),
-      tile(missing, "not scored", "bad", "missing"), tile(drift, "confirmed drift", "warn", "drift"), tile(low, "AUC below limit", "bad", "low"), tile(open.length, "open incidents", "bad")),
+      tile(missing, "not scored", "bad", "missing"), tile(drift, "confirmed drift", "warn", "drift"), tile(low, "AUC below limit", "bad", "low"),
+      tile(standIn, "stand-in data", "warn", "stand_in"), tile(open.length, "open incidents", "bad")),
     open.length ? section("Open incidents", h("div", { class: "card" }, h("ul", { class: "list" }, open.map(incidentItem)))) : null,
     failures(), drifting(), trends(), variantsTable(), campaigns(), changes(),
     resolved.length ? section("Resolved in the last two weeks", h("div", { class: "card" }, h("ul", { class: "list" }, resolved.map(incidentItem)))) : null);
@@ -551,12 +552,12 @@ function overTime(d) {
   const insufficient = champion.filter((row) => row[H.status] === "insufficient").length;
   const has = (values) => values.some(known);
   const rows = champion.map((row) => [onDay(fleet.weeks[row[H.week]]), `v${row[H.version]}`, count(row[H.accounts]), fixed(row[H.mean]), fixed(row[H.estimated]),
-    row[H.status] === "insufficient" ? "too few labels" : fixed(row[H.auc]), interval(row[H.low], row[H.high]), fixed(row[H.calibration]), fixed(row[H.lift], 2)]);
+    row[H.status] === "insufficient" ? "too few labels" : known(row[H.auc]) ? fixed(row[H.auc]) : "not yet", interval(row[H.low], row[H.high]), fixed(row[H.calibration]), fixed(row[H.lift], 2)]);
   return section("Over time", h("div", { class: "two" },
-    h("div", { class: "card" }, h("h3", {}, "ROC AUC of accounts at risk"),
+    h("div", { class: "card" }, h("h3", {}, "ROC AUC of accounts at risk"), h("p", { class: "quiet small" }, "The axis begins at 0.5, which is chance, or below."),
       legend(has(dots) && ["dot", "with matured labels and 95 % interval"], has(limit) && ["limit", "limit"], has(hollow) && ["hollow", "challenger"],
         has(estimated) && ["dashed", "estimated before labels of calibrated models: assumes no concept drift"]),
-      (has(dots) || has(estimated)) && timeChart("ROC AUC by week, with interval and limit", { dots, limit, hollow, dashed: estimated, turns }),
+      (has(dots) || has(estimated)) && timeChart("ROC AUC by week, with interval and limit, from 0.5, which is chance", { base: 0.5, dots, limit, hollow, dashed: estimated, turns }),
       !has(dots) && h("p", { class: "quiet small" }, "No week has matured labels yet."),
       !known(champion.at(-1)[H.estimated]) && h("p", { class: "quiet small" }, "The newest week has no estimate: it is unknown whether the model’s scores are calibrated."),
       insufficient > 0 && h("p", { class: "quiet small" }, `${plural(insufficient, "week")} with too few labels to measure performance.`)),
@@ -582,7 +583,7 @@ function distributions(v, d) {
       distribution(f)))));
 }
 
-function performance(d, limit) {
+function realized(d, limit) {
   if (!d.reliability && !d.segments.length) return null;
   const r = d.reliability;
   return section(`Performance of the scores of ${onDay(d.evaluated_week)}`, h("div", { class: "two tops" },
@@ -651,14 +652,14 @@ function variantPage(v, d) {
   const fact = (name, value, more) => [h("div", {}, h("dt", {}, name), h("dd", {}, value, more ? h("div", { class: "quiet" }, more) : null))];
   const errors = [v.error, v.challenger_error && `Challenger: ${v.challenger_error}`].filter(Boolean);
   const concerned = fleet.incidents.filter((i) => !i.resolved_at && Object.hasOwn(i.members, v.key));
-  const evaluated = performance(d, v.auc && v.auc.limit);
+  const evaluated = realized(d, v.auc && v.auc.limit);
   return h("div", {},
     h("nav", { class: "pager", "aria-label": "Variants" }, h("a", { href: "#/" }, "← All variants"), neighbour(-1, "Previous"), neighbour(1, "Next")),
     h("h1", {}, v.key), statusBadges(v),
     h("dl", { class: "facts" },
       fact("At risk", known(v.at_risk) ? count(v.at_risk) : "unknown", `of ${count(v.accounts)} accounts`),
       fact("Mean score", fixed(v.mean), known(v.at_risk) ? "of accounts at risk" : "of all accounts"),
-      fact("ROC AUC", v.auc ? fixed(v.auc.value) : "–", v.auc ? `${interval(v.auc.low, v.auc.high)}, week of ${onDay(v.auc.week)}` : "no matured labels"),
+      fact("ROC AUC", v.auc ? fixed(v.auc.value) : "not yet", v.auc ? `${interval(v.auc.low, v.auc.high)}, week of ${onDay(v.auc.week)}` : "no matured labels"),
       fact("Champion", known(v.champion) ? `v${v.champion}` : "–", known(v.champion) ? `since ${onDay(v.since)}` : null),
       fact("Challenger", known(v.challenger) ? `v${v.challenger}` : "none", v.ab_share ? `serves ${v.ab_share / 100} % of accounts` : null)),
     errors.length ? section("Failures", h("div", { class: "card" }, errors.map((text) => h("p", { class: "error" }, text)))) : null,

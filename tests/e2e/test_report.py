@@ -116,6 +116,10 @@ def test_the_fleet_is_told_at_a_glance_with_its_failures_drift_and_incidents(bro
     expect(page.get_by_text(f"119 of {N_VARIANTS + 1} variants scored")).to_be_visible()
     expect(page.get_by_text("Counted are variants with a batch in the weeks shown or an attempt")).to_be_visible()
     expect(page.get_by_text("docs/runbook.md#variants_failed").first).to_be_visible()
+    expect(page.get_by_role("list", name="At a glance")).to_contain_text("stand-in data")
+    expect(page.get_by_text("The axis begins at 0.5").or_(page.get_by_text("not yet")).first).to_be_visible()
+    for opened in page.get_by_role("region", name="Open incidents").locator("details").all():
+        expect(opened).to_have_attribute("open", "")
     for title in ("Open incidents", "Failures", "Drift", "Scores and AUC over time", "Variants"):
         expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
     expect(page.get_by_text("activity.parquet is no Parquet file")).to_be_visible()
