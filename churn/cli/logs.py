@@ -8,6 +8,7 @@ import re
 import select
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import IO
 
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
@@ -25,10 +26,13 @@ class LogCopy:
         self._written_at: dict[bytes, float] = {}
 
     def __call__(self) -> None:
-        with self._source, self._target:
+        with suppress(OSError), self._source, self._target:
             for message in self._messages():
-                self._target.write(message if self._is_whole else b"".join(self._shortened(message)))
-                self._target.flush()
+                with suppress(
+                    OSError
+                ):  # a full disk must not hold up the server, which waits for its output to be read
+                    self._target.write(message if self._is_whole else b"".join(self._shortened(message)))
+                    self._target.flush()
 
     def _messages(self) -> Iterator[bytes]:
         """Yield each message with its traceback, whose lines follow it at once."""

@@ -64,3 +64,14 @@ def test_a_log_has_no_colours_and_a_line_for_what_is_tried_again(case, at_once, 
 
 def test_at_debug_every_traceback_is_in_the_log(tmp_path):
     assert copied(RETRY * 3 + BUG, tmp_path / "log", is_whole=True) == RETRY * 3 + BUG
+
+
+def test_a_full_disk_holds_up_no_server():
+    read, write = os.pipe()
+    full = Path("/dev/full").open("wb")  # noqa: SIM115 it closes it
+    copying = threading.Thread(target=LogCopy(os.fdopen(read, "rb"), full), daemon=True)
+    copying.start()
+    with os.fdopen(write, "wb") as stream:
+        stream.write(PLAIN.encode() * 5_000)  # more than a pipe holds
+    copying.join(5)
+    assert not copying.is_alive()
