@@ -25,7 +25,6 @@ from churn.data import file_kinds
 from churn.data.activity import KINDS
 from churn.data.arrow_columns import convert, is_bytes, is_not_implemented, is_text
 from churn.data.csv_files import read_csv
-from churn.data.file_kinds import require_few_columns
 from churn.data.spellings import is_pattern, renames
 from churn.errors import InputError, cause_of, raised_as
 from churn.wording import listed
@@ -200,7 +199,7 @@ def _require_short_texts(path: Path, batch: pa.RecordBatch) -> None:
 
 def _require_modest(path: Path, metadata: pq.FileMetaData) -> int:
     """Reject a small file whose metadata announces a large one; return its size unpacked, in bytes."""
-    require_few_columns(path, metadata.num_columns)
+    file_kinds.require_few_columns(path, metadata.num_columns)
     size = path.stat().st_size
     if metadata.num_rows > max(size, _MANY_ROWS):
         problem = f"{path.name} declares {metadata.num_rows} rows in {size} bytes, less than a byte each"
@@ -215,7 +214,7 @@ def _require_modest(path: Path, metadata: pq.FileMetaData) -> int:
 
 def _require_few_gaps(path: Path, n_rows: int, n_columns: int, n_values: int) -> None:
     """Reject rows that hardly share a key: a table of them is mostly gaps, and many times as large as the file."""
-    require_few_columns(path, n_columns)
+    file_kinds.require_few_columns(path, n_columns)
     if n_rows * n_columns > max(_MANY_CELLS, 8 * n_values):
         needed = "rows that have their keys in common are needed"
         raise InputError(f"{path.name} has {n_values} values in {n_rows} rows of {n_columns} different keys; {needed}")
@@ -251,7 +250,7 @@ def _read_even_lines(path: Path) -> pl.DataFrame | None:
             return None
         inferred = pj.read_json(io.BytesIO(b"".join(head))).schema
         kinds = [(field.name, pa.string() if pa.types.is_temporal(field.type) else field.type) for field in inferred]
-        require_few_columns(path, len(kinds))
+        file_kinds.require_few_columns(path, len(kinds))
         if n_lines * len(kinds) > max(_MANY_CELLS, 8 * path.stat().st_size // _LEAST_BYTES):
             return None
         options = pj.ParseOptions(explicit_schema=pa.schema(kinds), unexpected_field_behavior="error")

@@ -4,7 +4,6 @@ A variant exists when a registered model has its tags. A version is resolved onc
 cached on disk (:mod:`churn.registry.cache`), since a version's files never change.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -13,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -24,7 +23,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import requests
-from mlflow import MlflowClient
 from mlflow.entities import Experiment, LoggedModelOutput, LoggedModelStatus, Metric, Param
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.entities.model_registry import ModelVersionTag
@@ -70,7 +68,7 @@ class Registry:
         tracking_uri: str,
         cache: Path,
         pending_moves: Callable[[], Mapping[Variant, AliasMove]] = dict,
-        lock: Callable[[Variant], AbstractContextManager[bool]] = lambda _: contextlib.nullcontext(enter_result=False),
+        lock: Callable[[Variant], AbstractContextManager[bool]] = lambda _: nullcontext(enter_result=False),
     ) -> None:
         """Open the registry.
 
@@ -83,7 +81,7 @@ class Registry:
         """
         _set_process_uri(tracking_uri)
         with errors_translated("opening the registry"):
-            self.client = MlflowClient(tracking_uri, tracking_uri)
+            self.client = mlflow.MlflowClient(tracking_uri, tracking_uri)
         self._cache = ArrayCache(cache, _MAX_CACHED_BYTES)
         self._pending_moves, self._lock = pending_moves, lock
         self._listing_lock, self._listed_at = threading.Lock(), -_LATELY_S
@@ -158,7 +156,7 @@ class Registry:
                 condition = f"name LIKE '{_MODEL_NAME_PREFIX}%' AND version_number = {number}"
                 for found in pages(self.client.search_model_versions, condition):
                     if (variant := wanted.get((found.name, number))) is not None:
-                        with contextlib.suppress(RegistryError):  # raised again when that variant is scored
+                        with suppress(RegistryError):  # raised again when that variant is scored
                             versions[variant, number] = self._describe(variant, found, None)
         return versions
 
@@ -291,7 +289,7 @@ class Registry:
         return sorted(alike, key=lambda one: int(one.version)) if all(files.values()) else []
 
     def _is_whole(self, variant: Variant, version: Any) -> bool:
-        with contextlib.suppress(RegistryError, ModelFileError):
+        with suppress(RegistryError, ModelFileError):
             return bool(self._fetch(self._describe(variant, version, None)))
         return False
 
@@ -314,7 +312,7 @@ class Registry:
                 name, source, mlflow_run_id, version_tags, description=logged.about, model_id=model_id
             )
         except BaseException:
-            with contextlib.suppress(MlflowException, requests.RequestException):
+            with suppress(MlflowException, requests.RequestException):
                 self.client.set_terminated(mlflow_run_id, "FAILED")
             raise
         self.client.set_terminated(mlflow_run_id)
@@ -473,7 +471,7 @@ class Registry:
                 self.client.log_artifacts(mlflow_run_id, scratch)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _ignored(code: str) -> Iterator[None]:
     """Ignore an error of MLflow, such as that another process created or deleted the same object first."""
     try:

@@ -111,38 +111,34 @@ class ActivityHistory:
         """
         if received_at.tzinfo is None:
             raise UsageError(f"received_at {received_at} has no time zone; add one")
+        received_at = received_at.astimezone(UTC)
         with self.erased(variant) as erased:
-            return self._append(variant, rows, received_at.astimezone(UTC), erased, dry_run=dry_run)
-
-    def _append(
-        self, variant: Variant, extract: pl.DataFrame, received_at: datetime, erased: Erased, *, dry_run: bool
-    ) -> Appended:
-        parts, read, replaced, first = self._read_parts(variant)
-        if not dry_run and any(erased.without(facts).height < facts.height for facts in read):
-            self.erase(variant, erased)  # written by an append that lost its connection meanwhile
             parts, read, replaced, first = self._read_parts(variant)
-        stored = _ordered(read) if read else None
-        added = new_facts(erased.without(extract), stored, received_at)
-        date = self._date(first, received_at)
-        if added.is_empty():
-            return Appended(0, [added if stored is None else stored], date)
-        if dry_run:
-            return Appended(added.height, [*read, added], date)
-        compacted = [*parts, *replaced] if len(parts) >= max_parts(variant) else []
-        written = _ordered([*read, added]) if compacted else added
-        # The first name is that of the variant's first part, which dates the first extract's facts.
-        content = _as_parquet(written, [first, *(part.key for part in compacted)] if compacted else [])
-        key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(compacted))
-        with_retries(partial(self.place.write, key, content))
-        if compacted:  # it is read back before its predecessors are deleted
-            try:
-                self._read_part(key)
-            except InputError:
-                self.place.delete(key)
-                raise
-        self._delete(variant, compacted or replaced)
-        at = bisect([part.key for part in parts], key)
-        return Appended(added.height, [written] if compacted else [*read[:at], added, *read[at:]], date)
+            if not dry_run and any(erased.without(facts).height < facts.height for facts in read):
+                self.erase(variant, erased)  # written by an append that lost its connection meanwhile
+                parts, read, replaced, first = self._read_parts(variant)
+            stored = _ordered(read) if read else None
+            added = new_facts(erased.without(rows), stored, received_at)
+            date = self._date(first, received_at)
+            if added.is_empty():
+                return Appended(0, [added if stored is None else stored], date)
+            if dry_run:
+                return Appended(added.height, [*read, added], date)
+            compacted = [*parts, *replaced] if len(parts) >= max_parts(variant) else []
+            written = _ordered([*read, added]) if compacted else added
+            # The first name is that of the variant's first part, which dates the first extract's facts.
+            content = _as_parquet(written, [first, *(part.key for part in compacted)] if compacted else [])
+            key = variant.prefix + FOLDER + _next_name(parts, received_at, content, comes_last=bool(compacted))
+            with_retries(partial(self.place.write, key, content))
+            if compacted:  # it is read back before its predecessors are deleted
+                try:
+                    self._read_part(key)
+                except InputError:
+                    self.place.delete(key)
+                    raise
+            self._delete(variant, compacted or replaced)
+            at = bisect([part.key for part in parts], key)
+            return Appended(added.height, [written] if compacted else [*read[:at], added, *read[at:]], date)
 
     def _date(self, first: str, received_at: datetime) -> Callable[[pl.DataFrame], pl.DataFrame]:
         """Return what dates the facts of the first extract, by its part's key, or received now if that is empty."""

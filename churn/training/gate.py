@@ -24,7 +24,6 @@ from churn.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, load_bundle
 from churn.inference.engine import Engine, build_engine
 from churn.training import data_checks
 from churn.training.checks import GATE_CHECKS, Gate, GateCheck
-from churn.training.data_checks import ScoredBefore
 from churn.training.train import Trained, fit
 from churn.weeks import day_start_us
 from churn.wording import percent
@@ -67,7 +66,7 @@ def check_gate(
     build: Build,
     champion: Bundle | None,
     limits: GateLimits,
-    before: ScoredBefore | None = None,
+    before: data_checks.ScoredBefore | None = None,
     has_known_at: bool = False,
     money: Sequence[str] = MONEY,
 ) -> Gate:

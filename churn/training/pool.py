@@ -83,11 +83,9 @@ def kind_of(names: Sequence[str], columns: Sequence[str], activity: Sequence[str
     return (*(plan_encoding(names, columns).columns if is_default else ("named", *names)), *activity)
 
 
-def draw_sample(kind: Kind, names: Sequence[str], snapshots: Sequence[Snapshot], key: str, most: int) -> Sample:
+def draw_sample(kind: Kind, names: Sequence[str], shots: Sequence[Snapshot], key: str, most: int) -> Sample:
     """Draw accounts by a hash, with about ``most`` rows; accounts of different variants get different ids."""
-    rows = pl.concat(
-        [one.rows.with_columns(as_of=one.as_of, churned=one.churned, weights=one.weights) for one in snapshots]
-    )
+    rows = pl.concat(one.rows.with_columns(as_of=one.as_of, churned=one.churned, weights=one.weights) for one in shots)
     ids = rows["account_id"].to_numpy() ^ (int.from_bytes(sha256(key.encode()).digest()[:8], "big") >> 1)
     is_drawn = ids.astype(np.uint64) * _MIXER / 2.0**64 < most / max(rows.height, 1)
     encoding = plan_encoding(names, rows.columns)

@@ -195,11 +195,9 @@ def train(shots: Sequence[Snapshot], names: Sequence[str], plan: TrainingPlan, l
     training, validation, held_out = (_part(name, of_part, encoding) for name, of_part in vars(parts).items())
     booster, trials, chosen, calibration = (learn or learn_alone)(training, validation, names, plan)
     bundle = read_bundle(bytes(booster.save_raw("ubj")), names, "the trained booster")
-    accounts = _take(held_out, _one_an_account(parts.held_out, plan.seed))
+    drawn = _take(held_out, _one_an_account(parts.held_out, plan.seed))
     sha256 = digest(names, (training, validation, held_out))
-    return Trained(
-        bundle, encoding, plan, trials, chosen, calibration, training, validation, held_out, accounts, sha256
-    )
+    return Trained(bundle, encoding, plan, trials, chosen, calibration, training, validation, held_out, drawn, sha256)
 
 
 def learn_alone(

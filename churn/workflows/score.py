@@ -452,11 +452,9 @@ def score_rows(
 
     Raises ``ModelFileError`` if a score is not a probability, or its reasons do not add up to it.
     """
-    for scored, is_at_risk, profile in in_threads(
-        partial(_score_chunk, engine, model, summary.reference, seconds), chunks
-    ):
-        summary.add(scored.account_ids, scored.probabilities, scored.contributions, is_at_risk, profile)
-        yield scored
+    for rows, at_risk, profile in in_threads(partial(_score_chunk, engine, model, summary.reference, seconds), chunks):
+        summary.add(rows.account_ids, rows.probabilities, rows.contributions, at_risk, profile)
+        yield rows
 
 
 def _score_chunk(

@@ -22,7 +22,6 @@ import polars as pl
 
 from churn.data import features
 from churn.data.columns import Columns
-from churn.data.features import Encoding, Matrix
 from churn.data.labels import Horizon, Reports, at_risk
 from churn.data.snapshots import Held, Snapshot, snapshots
 from churn.database.evaluations import Evaluations
@@ -45,7 +44,6 @@ from churn.training.data_checks import ScoredBefore
 from churn.training.default_features import DEFAULT_SET, default_feature_names
 from churn.training.gate import GateLimits, check_gate
 from churn.training.model_card import AgainstChampion, Lineage, short_description, write_card
-from churn.training.pool import Pool
 from churn.training.train import Search, Trained, TrainingPlan, Trial, Trials, learn_alone, shortage, train
 from churn.variants import Variant
 from churn.versions import CHALLENGER, CHAMPION, ModelVersion
@@ -54,7 +52,6 @@ from churn.wording import listed
 from churn.workflows import ingest
 from churn.workflows.engines import for_each_on
 from churn.workflows.fleet import Attempts, for_each_variant
-from churn.workflows.ingest import ForeignActivityError, NoActivityError
 from churn.workflows.ray_engine import Workers
 from churn.workflows.register import FEATURE_NAMES
 
@@ -114,7 +111,7 @@ class Trainer:
     # By variant, in place of its run's other tags: its parts as a person typed them
     run_tags: Mapping[Variant, Mapping[str, str]] = field(default_factory=dict)
     least_pooled: int = 10  # a fleet of that many variants or more is trained together; of less, each alone
-    pools: Sequence[Pool] = ()  # of the fleet; the one of a variant's features is adapted to it
+    pools: Sequence[pooling.Pool] = ()  # of the fleet; the one of a variant's features is adapted to it
 
     def train_fleet(
         self,
@@ -134,13 +131,11 @@ class Trainer:
         """
         trainer = self.with_pools(fleet or keys, today, dry_run=dry_run)
         launch = {name: getattr(trainer, name) for name in ("plan", "limits", "features", "run_tags", "pools")}
-        work = partial(Trainer._train, launch=launch, today=today, report=report, dry_run=dry_run)
+        work = partial(Trainer._train, launch=launch, report=report, today=today, dry_run=dry_run)
         yield from for_each_on(workers, self, work, keys)
 
-    def _train(
-        self, variant: Variant, *, launch: Mapping[str, Any], today: date, report: Report[_Out], dry_run: bool
-    ) -> _Out:
-        return report(replace(self, **launch).train_variant(variant, today, dry_run=dry_run))
+    def _train(self, variant: Variant, launch: Mapping[str, Any], report: Report[_Out], **options: Any) -> _Out:
+        return report(replace(self, **launch).train_variant(variant, **options))
 
     def with_pools(self, keys: Sequence[str], today: date, *, dry_run: bool = False) -> "Trainer":
         """Train the pools of a fleet on what was known on the week's Monday; none for a small fleet.
@@ -372,8 +367,8 @@ class Trainer:
             extract = ingest.read_extract(self.sources, owner, self.max_quarantine_share)
         except TransientError:
             raise
-        except (SourceError, NoActivityError) as error:
-            if is_own and not isinstance(error, (SourceError, ForeignActivityError)):
+        except (SourceError, ingest.NoActivityError) as error:
+            if is_own and not isinstance(error, (SourceError, ingest.ForeignActivityError)):
                 raise
             hint = self.sources.hint(owner) if isinstance(error, NoFileError) else ""
             reason = f"{owner} has no activity ({error}{hint})" if isinstance(error, SourceError) else str(error)
@@ -393,10 +388,9 @@ class Trainer:
 
     def _register(self, outcome: TrainingOutcome) -> TrainingOutcome:
         variant, is_passed = outcome.variant, outcome.gate.is_passed
-        location = self.artifact_location(variant)
         run = describe(outcome)
         run = replace(run, tags={**run.tags, **self.run_tags.get(variant, {})})
-        version = self.registry.log(variant, location, run, or_champion=is_passed)
+        version = self.registry.log(variant, self.artifact_location(variant), run, or_champion=is_passed)
         if is_passed and version.alias is None:
             self.challenge(variant, version.version, f"trained as of {outcome.lineage.today}; it passed the gate")
             version = replace(version, alias=CHALLENGER)
@@ -438,7 +432,7 @@ class _TrainingData:
     names: Sequence[str]
     columns: Columns
     activity: _Activity
-    pool: Pool | None
+    pool: pooling.Pool | None
     shortage: str | None
     kind: pooling.Kind = ()
     facts: pl.DataFrame = field(default_factory=pl.DataFrame)
@@ -489,7 +483,7 @@ def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str], held
         facts = facts.filter(pl.col("account_id").is_in(accounts.sample(_REFERENCE_ACCOUNTS, seed=0).implode()))
     reports = Reports.of(facts, money)
 
-    def matrix_at(as_of: date) -> Matrix:
+    def matrix_at(as_of: date) -> features.Matrix:
         scored, of_scored = held.seen(facts, as_of, money) if held else (facts, reports)
         rows = features.features(scored, as_of, trained.feature_names, money)
         is_at_risk = rows["account_id"].is_in(pl.Series(at_risk(of_scored, as_of, trained.plan.horizon)).implode())
@@ -614,7 +608,7 @@ def _compare(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]) -
     return AgainstChampion(champion.version.uri, evaluated, compared.difference, compared.p_value)
 
 
-def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]) -> Matrix:
+def _matrix_for(champion: OpenModel, trained: Trained, shots: Sequence[Snapshot]) -> features.Matrix:
     accounts, names = trained.held_out_accounts, champion.bundle.feature_names
     if names == trained.feature_names and not champion.bundle.categories:
         return accounts.matrix
@@ -643,7 +637,7 @@ def _pictures(trained: Trained, about: str) -> dict[str, bytes]:
     }
 
 
-def _by_column(matrix: Matrix, encoding: Encoding) -> dict[str, npt.NDArray[Any]]:
+def _by_column(matrix: features.Matrix, encoding: features.Encoding) -> dict[str, npt.NDArray[Any]]:
     """Return the values of each column of the features: its numbers, or the names of its levels."""
     values: dict[str, npt.NDArray[Any]] = {name: matrix[:, place] for name, place in encoding.numbers}
     levels = features.pack_matrix(matrix, encoding).levels
