@@ -273,12 +273,10 @@ class FleetRun:
         reasons = {key: error_text(error) for key, error in failed.items()}
         first, reason = next(iter(reasons.items()))
         is_transient = any(isinstance(error, TransientError) for error in failed.values())
-        return dg.Failure(
-            f"{len(failed)} of {counted(n_variants, 'variant')} failed: {listed(list(reasons), _NAMED_IN_MESSAGE)}; "
-            f"{first}: {reason}",
-            metadata={"failed": reasons},
-            allow_retries=is_transient and self.context.retry_number < MAX_RETRIES,
-        )
+        may_retry = is_transient and self.context.retry_number < MAX_RETRIES
+        which = f"{listed(list(reasons), _NAMED_IN_MESSAGE)}; {first}: {reason}"
+        text = f"{len(failed)} of {counted(n_variants, 'variant')} failed: {which}"
+        return dg.Failure(text, metadata={"failed": reasons}, allow_retries=may_retry)
 
 
 def _check(evaluation: dg.AssetCheckEvaluation) -> tuple[str, str]:

@@ -199,8 +199,7 @@ def _tabulate(
     """Fill ``bits``, shape (n_words, n_cells), and ``tables``; return the trees' mean margin over the training rows."""
     left, above, features, covers = forest.left, forest.parents, forest.features, forest.covers
     n_lanes, depth = tables.rows.shape[1], len(weights) - 1
-    most = 1 << (parts.n_splits.max() if len(parts.n_splits) else 0)
-    sums = np.zeros((most, n_lanes))
+    sums = np.zeros((1 << (parts.n_splits.max() if len(parts.n_splits) else 0), n_lanes))
     of_leaf = np.zeros((1 << depth, n_lanes))
     place = np.zeros(len(left), dtype=np.int64)  # of a split in its part's pattern
     stack = np.zeros(len(left) + 1, dtype=np.int64)

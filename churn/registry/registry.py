@@ -396,10 +396,8 @@ class Registry:
         owner = tags.variant_of(model)
         if owner != variant:
             remedy = "rename the geography or company of one" if owner else f"log_model.py --adopt {name} adopts it"
-            raise RegistryError(
-                f"registered model {name!r} belongs to {owner or 'a model without our tags'}, and {variant} would "
-                f"have the same name; {remedy}"
-            )
+            problem = f"registered model {name!r} belongs to {owner or 'a model without our tags'}"
+            raise RegistryError(f"{problem}, and {variant} would have the same name; {remedy}")
         return model
 
     def _describe(self, variant: Variant, found: Any, alias: str | None) -> ModelVersion:

@@ -118,10 +118,9 @@ def _metrics(evaluation: Evaluation, against: AgainstChampion | None) -> str:
     table = f"\n\n{markdown_table(header, rows)}"
     if against is None:
         return table
-    return (
-        f"{table}\n\nThe champion is {as_markdown(against.uri)}, on the same accounts, some of which it may have been "
-        f"trained on. AUC of this model less the champion's: {against.auc_difference:+.4f} (p = {against.p_value:.3g})."
-    )
+    trained_on = "on the same accounts, some of which it may have been trained on"
+    less = f"AUC of this model less the champion's: {against.auc_difference:+.4f} (p = {against.p_value:.3g})"
+    return f"{table}\n\nThe champion is {as_markdown(against.uri)}, {trained_on}. {less}."
 
 
 def _lineage(trained: Trained, lineage: Lineage) -> str:

@@ -216,8 +216,7 @@ def learn_alone(
     provisional = xgb.train(settings(chosen.parameters, plan), data, chosen.n_rounds)
     margins = provisional.predict(unseen_data, output_margin=True)
     calibration = fit_platt(margins, validation.churned, validation.weights)
-    booster = apply_to_booster(fit([training, validation], chosen, names, plan), calibration)
-    return booster, trials, chosen, calibration
+    return apply_to_booster(fit([training, validation], chosen, names, plan), calibration), trials, chosen, calibration
 
 
 def fit(parts: Sequence[Part], trial: Trial, names: Sequence[str], plan: TrainingPlan) -> xgb.Booster:

@@ -64,10 +64,8 @@ class ProcessEngine:
                     if deaths[key] <= MAX_RETRIES:
                         queue.appendleft(key)
                         continue
-                    lost = WorkerLostError(
-                        f"{key}: its process died {deaths[key]} times; see in the kernel's log whether memory ran out; "
-                        f"then set CHURN_WORKERS lower, and score it again"
-                    )
+                    see = "in the kernel's log whether memory ran out; then set CHURN_WORKERS lower, and score it again"
+                    lost = WorkerLostError(f"{key}: its process died {deaths[key]} times; see {see}")
                     self.record_lost(key, started_at, lost)
                     yield key, lost
             finally:

@@ -250,10 +250,9 @@ class Promoter:
         changes = [new for old, new in pairwise(self.events.history(now.variant)) if old.champion != new.champion]
         if changes and changes[-1].action == "rolled_back":
             last = changes[-1]
-            raise PromotionError(
-                f"{now.variant} was rolled back to version {now.champion} at {last.occurred_at:%Y-%m-%d %H:%M} UTC, "
-                f"and returning to version {previous} would undo that; name the version that you want with --to"
-            )
+            done = f"{now.variant} was rolled back to version {now.champion} at {last.occurred_at:%Y-%m-%d %H:%M} UTC"
+            undone = f"returning to version {previous} would undo that; name the version that you want with --to"
+            raise PromotionError(f"{done}, and {undone}")
         return previous
 
     def _promote(
@@ -312,10 +311,9 @@ class Promoter:
             self.settle(event.variant)
         except ChurnError as error:
             kind = type(error) if isinstance(error, TransientError) else PromotionError
-            raise kind(
-                f"{event.variant} is {event.action.replace('_', ' ')} (champion v{event.champion}), as scoring knows, "
-                f"but its aliases are not moved: {error}; repeat the command, or a sensor completes it"
-            ) from error
+            done = f"{event.variant} is {event.action.replace('_', ' ')} (champion v{event.champion}), as scoring knows"
+            remedy = "repeat the command, or a sensor completes it"
+            raise kind(f"{done}, but its aliases are not moved: {error}; {remedy}") from error
         ended = self.events.find(event.event_id)
         if ended.state == "overtaken":
             problem = f"the aliases of {event.variant} were moved by somebody else meanwhile"
@@ -325,10 +323,9 @@ class Promoter:
 
     def _require_undecided_since(self, now: ModelEvent) -> None:
         if self.decided_at is not None and now.action != "observed" and now.occurred_at > self.decided_at:
-            raise PromotionError(
-                f"{now.variant} was {now.action.replace('_', ' ')} by {now.actor} at {now.occurred_at:%Y-%m-%d %H:%M} "
-                "UTC, after this run was launched; launch another one if it is still wanted"
-            )
+            done, at = now.action.replace("_", " "), f"{now.occurred_at:%Y-%m-%d %H:%M} UTC"
+            problem = f"{now.variant} was {done} by {now.actor} at {at}, after this run was launched"
+            raise PromotionError(f"{problem}; launch another one if it is still wanted")
 
     def _settle(self, trail: Trail, variant: Variant) -> ModelEvent:
         latest, aliases = trail.latest(), self.registry.aliases_in_mlflow(variant)

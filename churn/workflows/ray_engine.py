@@ -220,7 +220,6 @@ def _require_listener(address: str) -> None:
 
 
 def _unavailable(address: str, reason: str) -> ClusterUnavailableError:
-    return ClusterUnavailableError(
-        f"the Ray cluster at {address} did not answer ({reason}); correct CHURN_RAY_ADDRESS, or check with "
-        f"`ray status` whether it runs. host:6379 and auto are for the cluster's machines, ray://host:10001 for others"
-    )
+    remedy = "correct CHURN_RAY_ADDRESS, or check with `ray status` whether it runs"
+    forms = "host:6379 and auto are for the cluster's machines, ray://host:10001 for others"
+    return ClusterUnavailableError(f"the Ray cluster at {address} did not answer ({reason}); {remedy}. {forms}")

@@ -105,11 +105,10 @@ def require_levels(bundle: Bundle, matrix: Matrix, origin: str, most: float = 0.
     """Raise ``InputError`` if a share of rows above ``most`` has levels that the model does not know."""
     for name, levels in bundle.categories.items():
         if (matrix[:, bundle.feature_names.index(name)] >= len(levels)).mean() > most:
-            raise InputError(
-                f"{origin} has rows with a {name} that the model does not know; it knows {listed(list(levels), 5)}: "
-                f"correct the sample, or declare all levels of {name} in the order of their codes in "
-                f'{COLUMNS_NAMES[0]}, such as {{"categories": {{"{name}": ["CO", "NJ"]}}}}'
-            )
+            known = f"{origin} has rows with a {name} that the model does not know; it knows {listed(list(levels), 5)}"
+            file = f'{COLUMNS_NAMES[0]}, such as {{"categories": {{"{name}": ["CO", "NJ"]}}}}'
+            remedy = f"correct the sample, or declare all levels of {name} in the order of their codes in {file}"
+            raise InputError(f"{known}: {remedy}")
 
 
 def _require_expected(frame: pl.DataFrame, scores: npt.NDArray[np.float32], origin: str) -> None:
@@ -146,10 +145,9 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
     if is_activity(rows.columns) and declared != usual:
         columns.require(rows.columns, file.provenance.uri)
     if is_activity(rows.columns) and not set(columns.activity) & set(rows.columns):
-        remarks.append(
-            f"the activity has none of {', '.join(columns.activity)}, so it is scored but gives no labels; declare the "
-            f"columns that measure activity in {variant.prefix}{COLUMNS_NAMES[0]}"
-        )
+        problem = f"the activity has none of {', '.join(columns.activity)}, so it is scored but gives no labels"
+        remedy = f"declare the columns that measure activity in {variant.prefix}{COLUMNS_NAMES[0]}"
+        remarks.append(f"{problem}; {remedy}")
     try:
         if plan_file(names, rows.columns, columns) is not None and candidate.account_ids is not None:
             checked = check_activity(read_frame(file.path), max_money=columns.max_money)
@@ -300,13 +298,10 @@ def _metrics(labels: Labels | None, scores: Scores) -> dict[str, float]:
 
 def _about(candidate: Candidate, roc_auc: float | None) -> str:
     bundle, n_rows = candidate.bundle, len(candidate.matrix)
-    measured = (
-        f"its ROC AUC on {n_rows:,} sample rows is {roc_auc:.3f}"
-        if roc_auc is not None
-        else "its ROC AUC is unknown, since the variant had no data yet"
-        if not candidate.has_data
-        else f"its ROC AUC is unknown, since its {n_rows:,} sample rows have no labels"
-    )
+    lacking = f"its {n_rows:,} sample rows have no labels" if candidate.has_data else "the variant had no data yet"
+    measured = f"its ROC AUC is unknown, since {lacking}"
+    if roc_auc is not None:
+        measured = f"its ROC AUC on {n_rows:,} sample rows is {roc_auc:.3f}"
     return (
         f"An XGBoost booster of {bundle.parameters['n_trees']} trees and {len(bundle.feature_names)} features, "
         f"registered from {candidate.files[0].provenance.uri}; {measured}. It gives the probability that an account "

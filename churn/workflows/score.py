@@ -94,10 +94,9 @@ class FleetRequest:
             raise UsageError(f"as-of day {day} is in the future (today is {today}); give a day up to today")
         is_of_week = monday_of(day) == week
         if not is_of_week and not force:
-            raise UsageError(
-                f"as-of day {day} is outside the week of {week}; give a day from {week} to "
-                f"{week + timedelta(days=6)}, or --force to store a batch that does not become current"
-            )
+            days = f"give a day from {week} to {week + timedelta(days=6)}"
+            remedy = f"{days}, or --force to store a batch that does not become current"
+            raise UsageError(f"as-of day {day} is outside the week of {week}; {remedy}")
         past: ScoredFrom = "corrected extract" if corrected else "history"
         return cls(week, day, dagster_run_id, past if day < today else "extract", is_of_week, force)
 
@@ -325,10 +324,9 @@ class Scorer:
             had_activity = self.store.had_activity(variant, sources.simulated)
             # The history, where S3 answers, lasts longer than batches.
             if had_activity or (raw.provenance.source == sources.primary.source and history.version(variant)):
-                raise InputError(
-                    f"{variant} had activity before, and only the sample {uri} is left; wait for whoever replaces the "
-                    f"activity, upload it, or use --force to score the sample"
-                )
+                problem = f"{variant} had activity before, and only the sample {uri} is left"
+                remedy = "wait for whoever replaces the activity, upload it, or use --force to score the sample"
+                raise InputError(f"{problem}; {remedy}")
         return raw
 
     def _challenge(self, request: ScoringRequest, raw: SourceFile, aliases: _Aliases) -> Challenge | None:
@@ -468,10 +466,8 @@ def _score_chunk(
         probabilities, contributions = engine.score(packed)
     wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))
     if wrong.size:
-        raise ModelFileError(
-            f"{model.uri} gave {wrong.size} of {probabilities.size} rows no probability "
-            f"(first: {probabilities[wrong[0]]}); nothing was published: log the model again"
-        )
+        problem = f"{wrong.size} of {probabilities.size} rows no probability (first: {probabilities[wrong[0]]})"
+        raise ModelFileError(f"{model.uri} gave {problem}; nothing was published: log the model again")
     scored = ScoredRows(account_ids, probabilities, last_active_months=packed.last_active_months)
     if contributions is not None and engine.bias is not None:
         with timed("explain", seconds):

@@ -372,8 +372,7 @@ class Trainer:
                 raise
             hint = self.sources.hint(owner) if isinstance(error, NoFileError) else ""
             reason = f"{owner} has no activity ({error}{hint})" if isinstance(error, SourceError) else str(error)
-            stored = self.history.open(owner) if self.history.version(owner) is not None else None
-            return _Activity(stored, reason)
+            return _Activity(self.history.open(owner) if self.history.version(owner) is not None else None, reason)
         appended = self.history.append(owner, extract.rows, extract.provenance.modified_at, dry_run=dry_run)
         has_known_at = "known_at" in extract.rows.columns
         has_older = appended.facts["activity_month"].min() < extract.first_month  # type: ignore[operator]  # dates
