@@ -219,9 +219,7 @@ def published_batches_sensor(context: dg.SensorEvaluationContext, services: Serv
                 histories = deployment.fleet().histories(week - MEMORY, [key])
                 report = report_again(week, scorer, histories, Variant.from_key(key))
                 failed = [check.check_name for check in report.checks if not check.passed]
-                about = {
-                    "checks_failed": ", ".join(failed) or "none"
-                }  # Dagster stores an evaluation without a run once
+                about = {"checks_failed": ", ".join(failed) or "none"}  # Dagster stores checks without a run once
                 for asset, metadata in report.metadata.items():
                     events.append(dg.AssetMaterialization(asset, None, {**metadata, **about}, partition=key))
                 told.add(batch)

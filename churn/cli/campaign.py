@@ -63,8 +63,7 @@ def add_parsers(commands: Any) -> None:
     exclude = add_command(commands, "exclude", "keep accounts off every list, at once")
     who = exclude.add_mutually_exclusive_group(required=True)
     who.add_argument("--account", type=parse_account, help="the account's id, a number or a text")
-    rows = "CSV, Parquet or JSON with account_id, perhaps company and until"
-    who.add_argument("--file", type=Path, help=rows)
+    who.add_argument("--file", type=Path, help="CSV, Parquet or JSON with account_id, perhaps company and until")
     exclude.add_argument("--reason", choices=_REASONS, required=True, help="its class, which is stored")
     company = "whose accounts they are; '' for variants without one. Needed where any variant has a company"
     exclude.add_argument("--company", type=str.casefold, help=company)

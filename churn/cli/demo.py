@@ -127,8 +127,7 @@ def _register(deployment: Deployment) -> Iterator[str]:
     from churn.workflows.set_up import set_up_variants
 
     registry, sources = deployment.registry(read_only=False), deployment.sources()
-    location = deployment.artifact_location
-    aliases = registry.aliases()
+    location, aliases = deployment.artifact_location, registry.aliases()
     for lines in results_of(set_up_variants(registry, location, VARIANTS)).values():
         yield from lines
     for variant in VARIANTS:
@@ -156,8 +155,7 @@ def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
         wanted = {variant.key for variant in VARIANTS}
         for tags in ranges(keys, wanted, len(wanted)):
             with sigterm_kept():
-                of_week = {**tags, WEEK_TAG: week.isoformat()}
-                result = execute_here(job, instance, quiet, of_week)
+                result = execute_here(job, instance, quiet, {**tags, WEEK_TAG: week.isoformat()})
             if not result.success:
                 errors = [event.step_failure_data.error_display_string for event in result.get_step_failure_events()]
                 reason = errors[0].splitlines()[0] if errors else "see its events"
@@ -167,13 +165,11 @@ def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
 
 def _show(console: Console, deployment: Deployment, week: date) -> str | None:
     """Print the tables; return the first account at risk, of the base variant if it has one."""
-    variants = [variant.key for variant in VARIANTS]
-    published = PublishedPredictions(deployment.database)
+    variants, published = [variant.key for variant in VARIANTS], PublishedPredictions(deployment.database)
     batches = published.summarize(week, variants)
     highest = published.highest(week, variants, _HIGHEST_SHOWN)
     console.print()
-    unknown = [batch.variant for batch in batches if not batch.is_at_risk_known]
-    console.print(_predictions_table(highest, week, unknown))
+    console.print(_predictions_table(highest, week, [one.variant for one in batches if not one.is_at_risk_known]))
     console.print(_sources_table(batches, deployment))
     for reason in sorted({batch.fallback_reason for batch in batches if batch.fallback_reason}):
         console.print(f"[yellow]local[/yellow]: the local copy was read, because {as_text(reason)}", soft_wrap=True)

@@ -69,8 +69,7 @@ def _look_at_mlflow(deployment: Deployment) -> str:
 
 def _look_at_receivers(deployment: Deployment) -> str:
     if (receivers := deployment.receivers()).wrong:
-        served = f"; served are {', '.join(receivers)}" if receivers else ""
-        raise UsageError("; ".join(receivers.wrong) + served)
+        raise UsageError("; ".join([*receivers.wrong, *([f"served are {', '.join(receivers)}"] if receivers else [])]))
     return ", ".join(receivers)
 
 

@@ -28,9 +28,7 @@ class LogCopy:
     def __call__(self) -> None:
         with suppress(OSError), self._source, self._target:
             for message in self._messages():
-                with suppress(
-                    OSError
-                ):  # a full disk must not hold up the server, which waits for its output to be read
+                with suppress(OSError):  # a full disk must not hold up the server, which waits until this is read
                     self._target.write(message if self._is_whole else b"".join(self._shortened(message)))
                     self._target.flush()
 

@@ -85,9 +85,8 @@ def _add_commands_of_readers(commands: Any) -> None:
     psql = command_line.add_command(commands, "psql", "open PostgreSQL's client on the predictions, as the reader role")
     psql.add_argument("-c", dest="sql", action="append", default=[], metavar="SQL", help="run this and end; repeatable")
     psql.add_argument("arguments", nargs="*", help="further arguments of psql, after --")
-    reader = command_line.add_command(
-        commands, "reader", "create a login that reads the predictions of some variants only"
-    )
+    text = "create a login that reads the predictions of some variants only"
+    reader = command_line.add_command(commands, "reader", text)
     reader.add_argument("action", choices=["add"], help="add: create the login, or extend it by further variants")
     reader.add_argument("name", help="the login")
     reader.add_argument("--variant", metavar="KEY", action="append", required=True, help="what it reads; repeatable")
@@ -126,8 +125,7 @@ def _score(args: argparse.Namespace) -> None:
     from churn.deployment.services import Deployment
     from churn.workflows.score import FleetRequest, score_fleet
 
-    names = [fold_name(name) for name in args.variant]
-    today = _today()
+    names, today = [fold_name(name) for name in args.variant], _today()
     week = parse_week(args.week, today)
     request = FleetRequest.as_known(week, today=today, as_of=args.as_of, corrected=args.corrected, force=args.force)
     with _opened() as deployment:
@@ -146,11 +144,9 @@ def _describe_scored(outcome: "ScoringOutcome", _scorer: "Scorer", *, is_current
     at_risk = "at risk unknown" if record.n_at_risk is None else f"{record.n_at_risk:,} at risk"
     kept = "" if is_current and not outcome.why_not_current else "; stored, not made current"
     kept += f": {outcome.why_not_current}" if outcome.why_not_current else ""
-    left_out = []
-    if n := record.n_rows_quarantined:
-        left_out.append(f"{counted(n, 'row')} quarantined")
-    if n := record.n_accounts_withheld:
-        left_out.append(f"{counted(n, 'account')} not scored, since a row of it is quarantined")
+    n_rows, n_accounts = record.n_rows_quarantined, record.n_accounts_withheld
+    left_out = [f"{counted(n_rows, 'row')} quarantined"] if n_rows else []
+    left_out += [f"{counted(n_accounts, 'account')} not scored, since a row of it is quarantined"] if n_accounts else []
     return [
         f"{record.variant}: {counted(record.n_rows_scored, 'account')} ({at_risk}) scored for {record.scored_week} by "
         f"{record.registered_model} v{record.model_version} from {record.source} ({record.source_uri}{months}), "
@@ -214,8 +210,7 @@ def _report(args: argparse.Namespace) -> None:
 
 def _erase(args: argparse.Namespace) -> None:
     name = None if args.variant is None else fold_name(args.variant)
-    done = "would be erased" if args.dry_run else "erased"
-    there: set[str] = set()
+    done, there = "would be erased" if args.dry_run else "erased", set[str]()
     with _opened() as deployment:
         scope = Variant(company=args.company).scopes[-1]
         if name is not None:

@@ -73,17 +73,10 @@ def sum_up(strata: Longs, is_offered: Flags, outcomes: Doubles, covariates: Doub
     is_compared = np.asarray((n >= 2).all(axis=1), np.float64)
     freedom = is_compared[:, None] * (n - 1)
     weights = is_compared * np.asarray(n.prod(axis=1) / np.maximum(n.sum(axis=1), 1))
-    return Sums(
-        n=n,
-        totals=sums[0],
-        n_hits=n_hits,
-        freedom=freedom,
-        n_compared=is_compared * n.sum(axis=1),
-        weights=weights,
-        gaps=weights[:, None] * (means[..., 1] - means[..., 0]).T,
-        scatter=is_compared[:, None, None] * products.sum(axis=1),
-        noise=weights[:, None, None] ** 2 * (products / np.maximum(freedom * n, 1)[..., None, None]).sum(axis=1),
-    )
+    gaps = weights[:, None] * (means[..., 1] - means[..., 0]).T
+    scatter = is_compared[:, None, None] * products.sum(axis=1)
+    noise = weights[:, None, None] ** 2 * (products / np.maximum(freedom * n, 1)[..., None, None]).sum(axis=1)
+    return Sums(n, sums[0], n_hits, freedom, is_compared * n.sum(axis=1), weights, gaps, scatter, noise)
 
 
 class Estimates(NamedTuple):
@@ -167,12 +160,10 @@ def measure(accounts: pl.DataFrame, planned: Mapping[str, int]) -> pl.DataFrame:
     variants, of_account = sorted(planned), accounts.select("is_exposed", "churned", "net_revenue").cast(pl.Float64)
     months, cohorts = np.unique(accounts["cohort"].to_numpy(), return_inverse=True)
     strata = np.searchsorted(variants, accounts["variant"].to_list()) * len(months) + cohorts
-    first = of_account.filter(cohorts == 0)["net_revenue"].to_numpy()
+    first, is_offered = of_account.filter(cohorts == 0)["net_revenue"].to_numpy(), accounts["is_offered"].to_numpy()
     of_account = of_account.with_columns(pl.col("net_revenue").clip(*np.quantile(first, [_CAPPED, 1 - _CAPPED])))
     covariates = accounts.drop("variant", "cohort", "is_offered", *of_account.columns).cast(pl.Float64).to_numpy()
-    exposures, *outcomes = (
-        sum_up(strata, accounts["is_offered"].to_numpy(), one.to_numpy(), covariates) for one in of_account
-    )
+    exposures, *outcomes = (sum_up(strata, is_offered, one.to_numpy(), covariates) for one in of_account)
     of_stratum = np.arange(len(exposures.n)) // len(months)
     rows = []
     for names, groups, tuned_for in (

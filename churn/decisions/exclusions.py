@@ -30,14 +30,12 @@ def parse_exclusions(
 
     Returns the exclusions, and the numbers, from 1, of rows with an id, a reason or a day that cannot be read.
     """
-    columns = texts_of(rows, {"company": company, "reason": reason, "until": until.isoformat() if until else None})
-    accounts = parse_ids(columns["account_id"])["account_id"]
-    days = columns["until"].str.to_date("%Y-%m-%d", strict=False)
+    texts = texts_of(rows, {"company": company, "reason": reason, "until": until.isoformat() if until else None})
+    accounts = parse_ids(texts["account_id"])["account_id"]
+    days = texts["until"].str.to_date("%Y-%m-%d", strict=False)
     exclusions, broken = [], []
-    for i, (of, account, why, day) in enumerate(
-        zip(columns["company"], accounts, columns["reason"], days, strict=True)
-    ):
-        if account is None or why not in REASONS or (day is None) != (columns["until"][i] is None):
+    for i, (of, account, why, day) in enumerate(zip(texts["company"], accounts, texts["reason"], days, strict=True)):
+        if account is None or why not in REASONS or (day is None) != (texts["until"][i] is None):
             broken.append(i + 1)
         else:
             exclusions.append(Exclusion(of if of is None else of.casefold(), account, why, day))
@@ -53,12 +51,8 @@ def texts_of(rows: pl.DataFrame, others: dict[str, str | None]) -> pl.DataFrame:
         raise InputError(f"the file has no column account_id, but {listed(rows.columns)}; name it so in its first line")
     text = pl.all().cast(pl.String).str.strip_chars().str.replace(r"^'([=+\-@\t\r])", "$1").replace("", None)
     found = rows.select(name for name in ("account_id", *others) if name in rows.columns).select(text)
-    return found.with_columns(
-        (pl.col(name) if name in found.columns else pl.lit(None, pl.String))
-        .fill_null(pl.lit(default, pl.String))
-        .alias(name)
-        for name, default in others.items()
-    )
+    given = {name: pl.col(name) if name in found.columns else pl.lit(None, pl.String) for name in others}
+    return found.with_columns(**{name: given[name].fill_null(pl.lit(others[name], pl.String)) for name in others})
 
 
 def neutralized(rows: pl.DataFrame) -> pl.DataFrame:

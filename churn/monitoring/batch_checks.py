@@ -47,21 +47,18 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     One cause fails one check: where another file stood in for the variant's input, or last week's was there again, that
     is said, and not that the file is old.
     """
-    low, high = figures.lowest, figures.highest
-    n_stored, n_scored = figures.n_stored, figures.n_scored
+    low, high, n_stored, n_scored = figures.lowest, figures.highest, figures.n_stored, figures.n_scored
     share, limit = figures.n_quarantined / batch.n_rows, figures.max_quarantine_share
     origin = {"source": figures.source, "reason": batch.fallback_reason or "", "data_of_variant": batch.data_of}
-    is_own = batch.fallback_reason is None and batch.data_of == batch.variant
-    newest = batch.newest_month
+    is_own, newest = batch.fallback_reason is None and batch.data_of == batch.variant, batch.newest_month
     is_valid = 0 <= low <= high <= 1 and (low < high or n_scored == 1)
-    is_champion = figures.champion == batch.model_version
     versions = {"scored_with": batch.model_version, "champion": figures.champion}
     results = [
         CheckResult("probabilities_are_valid", is_valid, {"lowest": low, "highest": high}),
         CheckResult("input_came_from_s3", is_own, origin),
         CheckResult("input_is_activity", newest is not None, {"newest_month": str(newest or "none: encoded rows")}),
         CheckResult("quarantine_is_small", share <= limit / 2, {"share": share, "limit": limit}),
-        CheckResult("model_is_the_champion", is_champion, versions),
+        CheckResult("model_is_the_champion", figures.champion == batch.model_version, versions),
     ]
     if figures.challenger is not None:
         challenger = {"challenger": figures.challenger}
@@ -74,14 +71,13 @@ def check_batch(batch: ScoredBatch, figures: BatchFigures, history: History, as_
     is_own_file = not figures.is_stand_in and batch.data_of == batch.variant
     is_new = arrived >= batch.week - timedelta(weeks=1) or not is_own_file
     volume = {"n_rows": rows.n_rows, "usual": rows.usual}
-    counts = {"n_stored": n_stored, "n_scored": n_scored}
     return [
         *results,
         CheckResult("row_count_is_usual", rows.status not in ("low", "high"), volume),
         CheckResult("data_is_fresh", stale is None or not (is_own_file and is_new), {"problem": stale or "none"}),
         CheckResult("input_is_new", is_new, {"first_seen": arrived.isoformat()}),
         *_check_against_reference(batch),
-        CheckResult("rows_were_scored", n_stored == n_scored > 0, counts),
+        CheckResult("rows_were_scored", n_stored == n_scored > 0, {"n_stored": n_stored, "n_scored": n_scored}),
     ]
 
 

@@ -309,8 +309,7 @@ def has_more_unknown(of: FeatureDrift) -> bool:
 
 def variants_failed(attempts: Iterable[Attempt], batches: Mapping[str, ScoredBatch], now: datetime) -> Condition:
     """Return the variants whose newest attempt failed; transient errors count only after ten minutes."""
-    members: dict[str, str] = {}
-    marks: dict[str, Mark] = {}
+    members, marks = dict[str, str](), dict[str, Mark]()
     for attempt, sentence, mark in _failures(attempts, CHAMPION, now):
         has_batch = (batch := batches.get(attempt.variant)) is not None and batch.week == attempt.week
         notes = ["an earlier batch is still published"] if has_batch else []
@@ -376,9 +375,8 @@ def to_repeat(attempts: Iterable[Attempt], missed: Condition, now: datetime) -> 
 
     ``missed`` is from :func:`week_missed`, for the running week.
     """
-    week = monday_of(now.date())
-    failed = ((one, one.next_at) for one in attempts if one.role == CHAMPION and one.week == week)
-    due = {one.variant: one.number for one, next_at in failed if next_at is not None and next_at <= now}
+    failed = (one for one in attempts if one.role == CHAMPION and one.week == monday_of(now.date()))
+    due = {one.variant: one.number for one in failed if (at := one.next_at) is not None and at <= now}
     return dict.fromkeys(missed.members, 0) | due
 
 
@@ -391,8 +389,7 @@ def variants_missing(watched: Mapping[str, datetime], registered: Collection[str
 
 def data_stale(batches: Iterable[ScoredBatch], histories: Mapping[str, History], today: date) -> Condition:
     """Return the variants scored from a fallback copy, from another variant's data, or from overdue data."""
-    members: dict[str, str] = {}
-    marks: dict[str, Mark] = {}
+    members, marks = dict[str, str](), dict[str, Mark]()
     for batch in batches:
         history = histories.get(batch.variant)
         if batch.fallback_reason is not None:
@@ -416,14 +413,12 @@ def outdated_sentence(batch: ScoredBatch, history: History | None, today: date) 
     age_days, limit_days = drift.freshness(history.inputs.values() if history else (), today)
     if age_days <= limit_days:
         return None
-    since = today - timedelta(days=age_days)
-    return f"no new data for {age_days} days, since {since}; the limit is {limit_days} days"
+    return f"no new data for {age_days} days, since {today - timedelta(age_days)}; the limit is {limit_days} days"
 
 
 def volume_unusual(batches: Iterable[ScoredBatch], histories: Mapping[str, History]) -> Condition:
     """Return the variants with far more or far fewer rows than usual."""
-    members: dict[str, str] = {}
-    marks: dict[str, Mark] = {}
+    members, marks = dict[str, str](), dict[str, Mark]()
     for batch in batches:
         rows = histories.get(batch.variant, History({})).volume_of(batch)
         if rows.status in ("low", "high"):
@@ -469,8 +464,7 @@ def performance_low(cohorts: Mapping[str, Sequence[EvaluatedChampion]]) -> Condi
     """Return the variants with a ROC AUC significantly below its limit, over their independent cohorts."""
     p_values = ([p_at_least(one.roc_auc, one.limit) for one in of_variant] for of_variant in cohorts.values())
     weights = ([one.n for one in of_variant] for of_variant in cohorts.values())
-    found, members = list(map(accumulated, p_values, weights)), dict[str, str]()
-    marks = {}
+    found, members, marks = list(map(accumulated, p_values, weights)), dict[str, str](), dict[str, Mark]()
     newest = [of_variant[0] for of_variant in cohorts.values()]
     for one, (_, n) in compress(zip(newest, found, strict=True), discoveries([p for p, _ in found], FDR)):
         found_in = f"the week of {one.week}" + ("" if n == 1 else f", with {counted(n - 1, 'earlier cohort')}")
@@ -551,18 +545,13 @@ def segment_low(segments: Sequence[LowSegment], n_evaluated: int, excluded: Coll
     ``segments`` are those with a p-value of at most ``FDR``, since no other can be significant, of the fleet's
     ``n_evaluated`` with one. ``excluded`` are variants with low overall performance.
     """
-    is_low = discoveries([segment.p_below_limit for segment in segments], FDR, n_evaluated)
     low: dict[str, list[LowSegment]] = {}
-    for segment in compress(segments, is_low):
+    for segment in compress(segments, discoveries([one.p_below_limit for one in segments], FDR, n_evaluated)):
         if segment.variant not in excluded:
             low.setdefault(segment.variant, []).append(segment)
-    marks = {
-        key: Mark(tuple(f"{one.segment} {one.level}" for one in of_variant),
-                  max(one.limit - one.roc_auc for one in of_variant))
-        for key, of_variant in low.items()
-    }  # fmt: skip
-    members = {key: _segments_sentence(of_variant) for key, of_variant in low.items()}
-    return Condition("segment_low", members, marks=marks)
+    causes = {key: tuple(f"{one.segment} {one.level}" for one in of_variant) for key, of_variant in low.items()}
+    marks = {key: Mark(causes[key], max(one.limit - one.roc_auc for one in low[key])) for key in low}
+    return Condition("segment_low", {key: _segments_sentence(these) for key, these in low.items()}, marks=marks)
 
 
 def _segments_sentence(segments: Sequence[LowSegment]) -> str:
@@ -574,16 +563,13 @@ def _segments_sentence(segments: Sequence[LowSegment]) -> str:
 def runs_failed(runs: Iterable[FailedRun], attempts: Iterable[Attempt]) -> list[Condition]:
     """Return the failing ticks, and the failed runs by job, except those whose failures show in their variants."""
     newest = {attempt.variant: attempt.ended_at for attempt in attempts if attempt.role == CHAMPION}
-    by_job: dict[str, dict[str, str]] = {}
-    ticks: dict[str, str] = {}
+    by_job, ticks = dict[str, dict[str, str]](), dict[str, str]()
     for run in runs:
         if run.dagster_run_id is None:
             ticks[run.job] = one_line(run.sentence, _MOST_ERROR)
         elif not run.names or any(key not in newest or newest[key] < run.started_at for key in run.names):
             by_job.setdefault(run.job, {})[run.dagster_run_id] = one_line(run.sentence, _MOST_ERROR)
     marks = {name: Mark((_digest_of(sentence),)) for name, sentence in ticks.items()}
-    failed = [
-        Condition("run_failed", members, job, {one: Mark(dagster_run_id=one) for one in members})
-        for job, members in by_job.items()
-    ]
+    of_runs = {job: {one: Mark(dagster_run_id=one) for one in members} for job, members in by_job.items()}
+    failed = [Condition("run_failed", members, job, of_runs[job]) for job, members in by_job.items()]
     return [*failed, *([Condition("ticks_failed", ticks, marks=marks)] if ticks else [])]

@@ -99,10 +99,9 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile, Profile]]) -> d
     n_bins = np.array([one.n_bins for one in bins], dtype=np.int64)
     before, now, year = (_padded([one.counts for one in side], n_bins) for side in zip(*profiles.values(), strict=True))
     of_bins = [np.zeros(len(one.counts)) if one.contributions is None else one.contributions for one in references]
-    means = _padded(of_bins, n_bins)
     is_category = np.array([bool(one.levels) for one in bins])
     measures = [*_differences(now, before, is_category), *_unknown(now, before, n_bins)]
-    measures += [before.sum(axis=1), _effects(now, before, means)]
+    measures += [before.sum(axis=1), _effects(now, before, _padded(of_bins, n_bins))]
     rows = zip(bins, *(values.tolist() for values in measures), _moves(bins, before, now, year), strict=True)
     drifts = (FeatureDrift(one.feature, *of_one) for one, *of_one in rows)
     return {variant: list(islice(drifts, len(reference.bins))) for variant, (reference, _, _) in profiles.items()}
@@ -284,8 +283,7 @@ def flag_fleet(
     of_move = moves.p_values(moves.medians()[moves.of_key], least_moved, least_unknown_rise)
     np.minimum.at(p_values, moves.of_flag, of_move)
     n_moves = np.bincount(moves.of_flag, minlength=len(flags))
-    is_drift = discoveries(np.minimum(p_values * n_moves, 1), fdr).tolist()
-    return frozenset(flag for flag, is_one in zip(flags, is_drift, strict=True) if is_one)
+    return frozenset(compress(flags, discoveries(np.minimum(p_values * n_moves, 1), fdr)))
 
 
 def common_moves(drifts: Drifts, least: float) -> dict[str, tuple[str, float]]:

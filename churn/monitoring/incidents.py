@@ -127,8 +127,7 @@ def reconcile(incidents: Sequence[Incident], conditions: Sequence[Condition], ch
     """
     known = {(one.kind, one.subject): one for one in incidents if one.kind in checked}
     current = _by_incident(conditions, checked)
-    order = list(KINDS)
-    keys = sorted(known.keys() | current.keys(), key=lambda key: (order.index(key[0]), key[1]))
+    keys = sorted(known.keys() | current.keys(), key=lambda key: ([*KINDS].index(key[0]), key[1]))
     changes = (_change(key, known.get(key), current.get(key, Condition(key[0], {}))) for key in keys)
     return [change for change in changes if change is not None]
 

@@ -317,8 +317,7 @@ def _share_out(n_bins: int, sizes: Sequence[int]) -> list[int]:
 def _quantile_cuts(ordered: Floats, n_bins: int) -> Doubles:
     if not len(ordered):
         return np.empty(0)
-    last_of_bin = np.ceil(np.arange(1, n_bins) * len(ordered) / n_bins).astype(np.int64) - 1
-    cuts = ordered[last_of_bin]
+    cuts = ordered[np.ceil(np.arange(1, n_bins) * len(ordered) / n_bins).astype(np.int64) - 1]  # the last of each bin
     return np.asarray(cuts[cuts < ordered[-1]], dtype=np.float64)
 
 
