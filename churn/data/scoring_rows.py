@@ -183,22 +183,15 @@ def _read_activity(
     if "is_active" in checked.rows.columns:
         last_active = features.last_active_months(known, checked.rows["is_active"].to_numpy())
     counts = RowCounts(
-        n_read=file.n_rows,
-        n_accounts=int(marks.sum()),
-        n_later=int((month > as_of).sum()),
-        n_withheld=n_withheld,
-        has_account_ids=True,
-        quarantined=checked.quarantined,
+        n_read=file.n_rows, n_accounts=int(marks.sum()), n_later=int((month > as_of).sum()), n_withheld=n_withheld,
+        n_erased=file.n_rows - checked.rows.height - checked.quarantined.height, quarantined=checked.quarantined,
+        has_account_ids=True, account_keys=key_table(checked.rows, quarantined), horizon_months=horizon_months,
         unknown_levels={name: dict(levels.most_common(_MOST_LEVELS)) for name, levels in unknown.items()},
-        account_keys=key_table(checked.rows, quarantined),
-        n_erased=file.n_rows - checked.rows.height - checked.quarantined.height,
         n_short_windows=sum(month_start(known.last_month, 1 - one.months) < known.first_month for one in plan.windows),
-        horizon_months=horizon_months,
         own_columns=tuple(features.own_columns(plan.feature_names, file.columns)),
-        first_month=known.first_month,
-        newest_month=known.newest_month,
+        first_month=known.first_month, newest_month=known.newest_month,
         n_newest=int((month == newest_whole_month(known.newest_month, as_of)).sum()),
-    )
+    )  # fmt: skip
     account_ids = checked.rows["account_id"].to_numpy()
     first = at_risk_since(as_of, horizon_months)  # no month that new may be known
     since = None if known.newest_month < first else days_since_epoch(first)

@@ -310,21 +310,13 @@ class PerformanceEvaluator:
                 batch.variant, batch.scored_week, len(labels.account_ids), len(known), evaluation.n, evaluation.status,
             )  # fmt: skip
         return EvaluatedBatch(
-            batch=batch,
-            labels_as_of=today,
-            horizon_months=self.horizon.months,
-            n_accounts=len(account_ids),
-            n_at_risk=len(candidates),
-            n_matured=evaluation.n,
-            n_missing=labels.n_missing,
-            n_churned=evaluation.n_churned,
-            status=evaluation.status,
-            auc_limit=limit,
-            measures=evaluation.metrics(),
+            batch=batch, labels_as_of=today, horizon_months=self.horizon.months, auc_limit=limit,
+            n_accounts=len(account_ids), n_at_risk=len(candidates), n_missing=labels.n_missing,
+            n_matured=evaluation.n, n_churned=evaluation.n_churned, status=evaluation.status,
+            measures=evaluation.metrics(), evidence_after=tag.evidence_after(tags),
             reliability=None if evaluation.status == "insufficient" else reliability(churned, scores, weights),
             segments=evaluate_segments(levels.known(known, batch.as_of), churned, scores, limit, weights),
-            evidence_after=tag.evidence_after(tags),
-        )
+        )  # fmt: skip
 
     def _at_risk(self, reports: Reports, account_ids: Ids, as_of: date) -> Ids:
         """Exclude the accounts that had churned before they were scored, which any model could predict."""
