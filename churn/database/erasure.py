@@ -84,12 +84,19 @@ def erase_from_dagster(url: sa.URL, account: str, *, dry_run: bool) -> int:
 
     Returns the number of texts that named it; 0 if Dagster's tables or database do not exist yet.
     """
+    longest, listed = max(re.findall("[0-9A-Za-z]+", account), key=len, default=""), _pattern(account)
+    values = {"named": f"%{longest}%", "listed": rf"\| {listed} \| ([01]\.[0-9]+ \|)", "quoted": _quoted(account)}
+    n_texts = 0
     try:
-        return _erase_texts(url, account, dry_run=dry_run)
+        with _tried(url, dry_run=dry_run) as connection:
+            for table, column in _DAGSTER_TEXTS:
+                if connection.scalar(sa.text("SELECT to_regclass(:table)"), {"table": table}) is not None:
+                    statement = sa.text(_SQL["erase_texts"].format(table=table, column=column))
+                    n_texts += connection.execute(statement, values).rowcount
     except StoreError as error:
-        if f'database "{url.database}" does not exist' in str(error):
-            return 0
-        raise
+        if f'database "{url.database}" does not exist' not in str(error):
+            raise
+    return n_texts
 
 
 def _pattern(account: str) -> str:
@@ -107,19 +114,6 @@ def _pattern_of_letter(letter: str) -> str:
 def _quoted(account: str) -> str:
     """Return the pattern of an id in a message that quotes a row; the id alone could be any word."""
     return rf"(account_id[^-0-9A-Za-z]{{1,24}}){_pattern(account)}(?![-0-9A-Za-z_])"
-
-
-def _erase_texts(url: sa.URL, account: str, *, dry_run: bool) -> int:
-    longest, listed = max(re.findall("[0-9A-Za-z]+", account), key=len, default=""), _pattern(account)
-    values = {"named": f"%{longest}%", "listed": rf"\| {listed} \| ([01]\.[0-9]+ \|)", "quoted": _quoted(account)}
-    n_texts = 0
-    with _tried(url, dry_run=dry_run) as connection:
-        for table, column in _DAGSTER_TEXTS:
-            if connection.scalar(sa.text("SELECT to_regclass(:table)"), {"table": table}) is None:
-                continue
-            statement = sa.text(_SQL["erase_texts"].format(table=table, column=column))
-            n_texts += connection.execute(statement, values).rowcount
-    return n_texts
 
 
 @retry_locked

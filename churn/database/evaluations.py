@@ -138,10 +138,12 @@ class Evaluations(Tables):
             for one in batches
         )
         buffer = BytesIO()
-        with errors_translated(self._url), self._engine.connect() as connection:
-            cursor: Any = connection.connection.cursor()
-            with closing(cursor):
-                cursor.copy_expert(f"COPY ({query}) TO STDOUT WITH (FORMAT binary)", buffer)
+        with (
+            errors_translated(self._url),
+            self._engine.connect() as opened,
+            closing(opened.connection.cursor()) as cursor,
+        ):
+            cursor.copy_expert(f"COPY ({query}) TO STDOUT WITH (FORMAT binary)", buffer)
         by_id = dict(map(_decode_scores, decode_single_fields(buffer.getbuffer())))
         return [by_id[one.batch_id] for one in batches]
 

@@ -408,11 +408,10 @@ def _copy(connection: sa.Connection, layout: CopyLayout, rows: Iterable[ScoredRo
 
     They belong to the batch whose number this session has drawn last.
     """
-    cursor: Any = connection.connection.cursor()
     partition = f"churn_predictions_{layout.week:%Y%m%d}"
     statement = f"COPY {partition} ({', '.join(layout.columns)}) FROM STDIN WITH (FORMAT binary)"
     stream = PulledStream(encode_rows(layout, rows))
-    with closing(cursor):
+    with closing(connection.connection.cursor()) as cursor:
         try:
             cursor.copy_expert(statement, stream, size=_COPY_BYTES)
         except psycopg2.Error as error:

@@ -307,10 +307,8 @@ class Registry:
             if registered is None:
                 self._register(variant, variant_tags)
             version_tags = run_tags | variant_tags | {tags.MODEL_SHA256: sha256, tags.HAS_REFERENCE: has_reference}
-            name, source = variant.registered_model, f"models:/{model_id}"
-            version = self.client.create_model_version(
-                name, source, mlflow_run_id, version_tags, description=logged.about, model_id=model_id
-            )
+            of, about = (variant.registered_model, f"models:/{model_id}", mlflow_run_id, version_tags), logged.about
+            version = self.client.create_model_version(*of, description=about, model_id=model_id)
         except BaseException:
             with suppress(MlflowException, requests.RequestException):
                 self.client.set_terminated(mlflow_run_id, "FAILED")

@@ -289,7 +289,10 @@ class Promoter:
             wanted = after(now)
             if wanted == now:
                 return now
-            self._require_undecided_since(now)
+            if self.decided_at is not None and now.action != "observed" and now.occurred_at > self.decided_at:
+                done, at = now.action.replace("_", " "), f"{now.occurred_at:%Y-%m-%d %H:%M} UTC"
+                problem = f"{now.variant} was {done} by {now.actor} at {at}, after this run was launched"
+                raise PromotionError(f"{problem}; launch another one if it is still wanted")
             fields |= {"from_champion": now.champion, "from_previous": now.previous, "from_challenger": now.challenger}
             state: State = "done" if _versions(wanted) == _versions(now) else "pending"
             event = trail.record(replace(wanted, **fields, decision=self.decision, state=state))
@@ -320,12 +323,6 @@ class Promoter:
             outcome = f"version {event.champion} is not made champion"
             raise PromotionError(f"{problem}, so {outcome}; look at the status, and decide again")
         return ended
-
-    def _require_undecided_since(self, now: ModelEvent) -> None:
-        if self.decided_at is not None and now.action != "observed" and now.occurred_at > self.decided_at:
-            done, at = now.action.replace("_", " "), f"{now.occurred_at:%Y-%m-%d %H:%M} UTC"
-            problem = f"{now.variant} was {done} by {now.actor} at {at}, after this run was launched"
-            raise PromotionError(f"{problem}; launch another one if it is still wanted")
 
     def _settle(self, trail: Trail, variant: Variant) -> ModelEvent:
         latest, aliases = trail.latest(), self.registry.aliases_in_mlflow(variant)
