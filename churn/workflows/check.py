@@ -39,17 +39,13 @@ def check_published(
         is_fleet, registry = scorer.aliases is not None, scorer.registry
         aliases = registry.aliases_lately(record.variant) if is_fleet else registry.aliases_of(record.variant)
     figures = BatchFigures(
-        record.n_rows_quarantined,
-        record.n_rows_scored,
+        record.n_rows_quarantined, record.n_rows_scored,
         *(stored or scorer.store.measure(batch_id, record.scored_week)),
-        source=record.source,
-        champion=aliases.get(CHAMPION),
-        challenger=challenger or aliases.get(CHALLENGER),
-        is_challenger_scored=is_challenger_scored,
-        max_quarantine_share=scorer.max_quarantine_share,
-        is_stand_in=record.source != scorer.ingestion.sources.primary.source,
+        source=record.source, is_stand_in=record.source != scorer.ingestion.sources.primary.source,
+        champion=aliases.get(CHAMPION), challenger=challenger or aliases.get(CHALLENGER),
+        is_challenger_scored=is_challenger_scored, max_quarantine_share=scorer.max_quarantine_share,
         untrained_missing=record.untrained_missing,
-    )
+    )  # fmt: skip
     history = histories.get(batch.variant, History({}))
     arrived_on = record.source_modified_at.date()
     return check_batch(batch, figures, with_input(history, record.source_sha256, arrived_on), record.as_of)

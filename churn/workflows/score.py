@@ -362,18 +362,15 @@ class Scorer:
             unknown.require(self.max_unknown_level_share, counts.unknown_levels)
             return scoring.build_record(), counts.quarantined
 
+        rows_scored = score_rows(unknown.counted(chain([first], chunks)), engine, model.version, summary, seconds)
         batch = BatchInProgress(
-            score_rows(unknown.counted(chain([first], chunks)), engine, model.version, summary, seconds),
-            finish,
+            rows_scored, finish, account_keys=counts.account_keys, n_erasures=erased.n_erasures, seconds=seconds,
             source_columns=encoding.source_columns if with_reasons else (),
             has_last_active_month=first[1].last_active_months is not None,
-            account_keys=counts.account_keys,
             n_shown=len(encoding.features_of_windows) if with_reasons else 0,
             reference=replace(reference, parts={}).to_json() if reference else None,
             words=describe_features(encoding, json.dumps(model.columns.words)) if with_reasons else None,
-            n_erasures=erased.n_erasures,
-            seconds=seconds,
-        )
+        )  # fmt: skip
         return batch, scoring
 
 
@@ -405,15 +402,9 @@ def score_fleet(
 
 
 def _score_and_report(
-    scorer: Scorer,
-    variant: Variant,
-    *,
-    aliases: _Aliases | None,
-    versions: _Versions,
-    request: FleetRequest,
-    report: Report[_Out],
+    scorer: Scorer, variant: Variant, request: FleetRequest, report: Report[_Out], **listed: Any
 ) -> _Out:
-    scorer, of_variant = replace(scorer, aliases=aliases, versions=versions), request.of(variant)
+    scorer, of_variant = replace(scorer, **listed), request.of(variant)
     try:
         outcome = scorer.score_variant(of_variant)
     except (Exception, pl.exceptions.PanicException) as error:

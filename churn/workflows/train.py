@@ -193,32 +193,20 @@ class Trainer:
         one_hot = tuple(group.source_column for group in trained.encoding.one_hots)
         money, held = data.columns.activity, data.activity.held
         lineage = Lineage(
-            variant=variant,
-            activity_of=data.owner,
-            detours=tuple(data.detours),
-            today=today,
+            variant=variant, activity_of=data.owner, detours=tuple(data.detours), today=today,
             sources=tuple((source.uri, source.sha256) for source in data.sources.values()),
-            n_facts=data.facts.height,
+            n_facts=data.facts.height, data_sha256=trained.data_sha256,
             months=_months_of(data.facts, today) if data.facts.height else (trained.training.as_ofs[0], today),
-            data_sha256=trained.data_sha256,
-            names_from=requested.origin,
-            code_version=self.code_version,
+            names_from=requested.origin, code_version=self.code_version,
             pooled=pooling.describe(data.pool, trained, has_labels=has_labels) if data.pool else "",
-        )
+        )  # fmt: skip
         outcome = TrainingOutcome(
-            variant=variant,
-            lineage=lineage,
-            provenance=data.sources.get(variant),
-            n_facts_added=data.n_added,
-            trained=trained,
-            evaluation=evaluation,
-            against=against,
-            gate=gate,
+            variant, lineage, data.sources.get(variant), data.n_added, trained, evaluation, against, gate,
             card=write_card(trained, evaluation, gate, lineage, against),
             pictures={} if data.pool else _pictures(trained, f"{variant}, trained as of {today}"),
             reference=_reference(trained, data.facts, money, held) if has_labels else None,
             columns=replace(columns, one_hot=one_hot),
-        )
+        )  # fmt: skip
         return outcome if dry_run else self._register(outcome)
 
     def _fit(
