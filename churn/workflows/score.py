@@ -262,14 +262,11 @@ class Scorer:
             )
         batch_id, record = published[0]
         return ScoringOutcome(
-            **vars(scoring),
-            record=record,
-            batch_id=batch_id,
-            feature_names=model.bundle.feature_names,
+            **vars(scoring), record=record, batch_id=batch_id, feature_names=model.bundle.feature_names,
             challenger_version=challenge.version if challenge else None,
             challenger_record=published[1][1] if len(published) > 1 else None,
             why_not_current="; ".join(reasons) or None,
-        )
+        )  # fmt: skip
 
     def _outdated(self, request: ScoringRequest, record: BatchRecord, current_source: str) -> Iterator[str]:
         """Yield why a batch must not replace another: a newer model, newer input, or S3.
@@ -330,15 +327,9 @@ class Scorer:
         erased = self.store.erased(request.variant, raw.provenance.variant)
         with timed("features", seconds):
             rows = prepare(
-                raw.path,
-                model.bundle.feature_names,
-                request.as_of,
-                self.max_quarantine_share,
-                origin=raw.provenance.uri,
-                horizon_months=self.horizon_months,
-                erased=erased,
-                declared=model.columns,
-            )
+                raw.path, model.bundle.feature_names, request.as_of, self.max_quarantine_share, raw.provenance.uri,
+                horizon_months=self.horizon_months, erased=erased, declared=model.columns,
+            )  # fmt: skip
         counts = rows.counts  # not the rows, whose memory is freed as they are consumed
         if counts.own_columns:
             message = "%s: the extract's own %s is used, not computed from its other columns"

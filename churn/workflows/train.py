@@ -220,17 +220,11 @@ class Trainer:
         accounts = trained.held_out_accounts
         evaluation = evaluate(accounts.churned, trained.bundle.predict(accounts.matrix), accounts.weights)
         gate = check_gate(
-            trained,
-            evaluation,
-            facts=data.facts,
-            shots=shots,
-            build=lambda facts, as_of: data.shots_of(facts, [as_of], names=data.names)[0],
-            champion=champion.bundle if champion else None,
-            limits=self.limits,
+            trained, evaluation, facts=data.facts, shots=shots, champion=champion.bundle if champion else None,
+            build=lambda facts, as_of: data.shots_of(facts, [as_of], names=data.names)[0], limits=self.limits,
             before=self._scored_before(champion, today) if champion and data.owner == variant else None,
-            has_known_at=data.activity.has_known_at,
-            money=data.columns.activity,
-        )
+            has_known_at=data.activity.has_known_at, money=data.columns.activity,
+        )  # fmt: skip
         against = _compare(champion, trained, shots) if champion and evaluation.status == "ok" else None
         return trained, evaluation, gate, against
 
@@ -499,7 +493,8 @@ def _reference(trained: Trained, facts: pl.DataFrame, money: Sequence[str], held
 def describe(outcome: TrainingOutcome) -> LoggedRun:
     """Build the MLflow run of a trained model."""
     trained, lineage = outcome.trained, outcome.lineage
-    rows = trained.held_out.matrix[:GOLDEN_ROWS]
+    rows, uris = trained.held_out.matrix[:GOLDEN_ROWS], ", ".join(uri for uri, _ in lineage.sources)
+    counts = {part.name: {"rows": part.n, "churned": part.n_churned} for part in trained.parts}
     files = {
         "model_card.md": outcome.card,
         "gate.json": json.dumps([asdict(check) for check in outcome.gate.checks], indent=2),
@@ -516,11 +511,7 @@ def describe(outcome: TrainingOutcome) -> LoggedRun:
         artifacts=files | {f"pictures/{name}": picture for name, picture in outcome.pictures.items()},
         name=f"train-{outcome.variant.key}-{lineage.today}",
         dataset=dataset_of(
-            "training",
-            f"activity of {lineage.activity_of}",
-            sha256=lineage.data_sha256,
-            uri=", ".join(uri for uri, _ in lineage.sources),
-            profile={part.name: {"rows": part.n, "churned": part.n_churned} for part in trained.parts},
+            "training", f"activity of {lineage.activity_of}", sha256=lineage.data_sha256, uri=uris, profile=counts
         ),
         reference=outcome.reference,
     )
