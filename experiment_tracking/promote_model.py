@@ -118,10 +118,9 @@ def _promote_fleet(promoter: Promoter, variants: Sequence[Variant], args: argpar
 def describe(variant: Variant, status: VariantStatus) -> list[str]:
     """Describe a variant's status in lines for a person."""
     event = status.event
-    shared = f", serving {percent(event.ab_share / WHOLE)} of the accounts" if event.ab_share else ""
     named = {"champion": event.champion, "previous": event.previous, "challenger": event.challenger}
     lines = [f"variant    {variant}", *(f"{name:10} {_version(version)}" for name, version in named.items())]
-    lines[-1] += shared
+    lines[-1] += f", serving {percent(event.ab_share / WHOLE)} of the accounts" if event.ab_share else ""
     if (comparison := status.comparison) is not None:
         lines.append(f"comparison {comparison.sentence}")
         rails = comparison.guardrails if comparison.n else ()

@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train_models(args: argparse.Namespace) -> None:
     """Train each variant that the flags name, and print the results."""
-    named = command_line.parse_variants(args)
-    now = datetime.now(UTC).date()
+    named, now = command_line.parse_variants(args), datetime.now(UTC).date()
     today = args.as_of or now
     if today > now:
         raise UsageError(f"--as-of {today} is in the future (today is {now}, UTC); use today or an earlier date")
@@ -72,8 +71,7 @@ def describe(outcome: "TrainingOutcome") -> list[str]:
     trained, lineage, gate = outcome.trained, outcome.lineage, outcome.gate
     parts = ", ".join(f"{part.n:,} {part.name.replace('_', ' ')}" for part in trained.parts)
     chosen = ", ".join(f"{name} {value:g}" for name, value in trained.chosen.parameters.items())
-    as_ofs = trained.held_out.as_ofs
-    source = outcome.provenance
+    as_ofs, source = trained.held_out.as_ofs, outcome.provenance
     months = describe_months(lineage.months, lineage.today, trained.plan.horizon)
     return [
         f"variant    {outcome.variant}",

@@ -83,8 +83,7 @@ def _unrepaired(instance: dg.DagsterInstance, failed: Collection[dg.RunRecord]) 
 
 
 def _failed_run(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
-    run = record.dagster_run
-    names: list[str] = []
+    run, names = record.dagster_run, list[str]()
     entries = instance.all_logs(run.run_id, of_type=_FAILURES)
     events = [entry.dagster_event for entry in entries if entry.dagster_event is not None]
     steps = [event for event in events if event.is_step_failure]

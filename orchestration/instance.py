@@ -20,10 +20,9 @@ def dagster_environment(deployment: Deployment) -> dict[str, str]:
         shutil.copyfile(CONFIG / "dagster.yaml", home / "dagster.yaml")
     # If the server itself crashes, the last events of Dagster's log can be lost, but never a prediction.
     quick = deployment.dagster_database.update_query_dict({"options": "-c synchronous_commit=off"})
-    url = quick.set(drivername="postgresql").render_as_string(hide_password=False)
     return {
         "DAGSTER_HOME": str(home),
-        "CHURN_DAGSTER_DATABASE_URL": url,
+        "CHURN_DAGSTER_DATABASE_URL": quick.set(drivername="postgresql").render_as_string(hide_password=False),
         "CHURN_CONCURRENT_RUNS": str(deployment.settings.churn_concurrent_runs),
         # A run over thousands of partitions plans them as a range, not one event each (orchestration.assets.scoring).
         "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",

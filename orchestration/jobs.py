@@ -177,8 +177,7 @@ def ingest_scored_extracts(context: dg.OpExecutionContext, services: Services) -
 
     Exclusions of the variants of open campaigns are taken, too. A variant that fails stops no other, and fails the run.
     """
-    n: Counter[str] = Counter()
-    failed = {}
+    n, failed = Counter[str](), {}
     with services.open() as deployment:
         ingestion = deployment.ingestion()
         keys = {*ingestion.extracts.variants(), *deployment.decider().decisions.listed_variants()}

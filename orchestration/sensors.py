@@ -104,8 +104,7 @@ def new_data_sensor(context: dg.SensorEvaluationContext, services: Services) -> 
     new = {key for key, version in current.items() if previous.get(key) != version or key in left}
     # Inputs that are missing now stay in the state: the same file, when it reappears, is not new.
     known = {key: version for key, version in (previous | current).items() if key in set(keys)}
-    scored_again = redone | {key: stand_ins[key] for key in left & new}
-    now = InputState(tick=state.tick, versions=known, stand_ins=scored_again)
+    now = InputState(tick=state.tick, versions=known, stand_ins=redone | {key: stand_ins[key] for key in left & new})
     if now != state:  # the state before stays, as Dagster keeps its cursor if it dies before the runs are requested
         now.tick += 1
         _save_inputs(context, now)
@@ -207,8 +206,7 @@ def unpublished_week_sensor(context: dg.SensorEvaluationContext, services: Servi
 )
 def published_batches_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
     """Report up to 50 of the last week's batches; the cursor has those that were."""
-    kind: TypeAdapter[list[int]] = TypeAdapter(list[int])
-    events: list[dg.AssetMaterialization] = []
+    kind, events = TypeAdapter(list[int]), list[dg.AssetMaterialization]()
     try:
         with services.open() as deployment:
             found = deployment.store().published_by_hand(datetime.now(UTC) - _REPORTED_WITHIN)
@@ -238,8 +236,7 @@ def published_batches_sensor(context: dg.SensorEvaluationContext, services: Serv
 )
 def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult:
     """Request training for each variant with a reason; the cursor is the day of each variant's last request."""
-    today = datetime.now(UTC).date()
-    kind = TypeAdapter(dict[str, date])
+    today, kind = datetime.now(UTC).date(), TypeAdapter(dict[str, date])
     days = _read_cursor(context, kind, {})
     try:
         with services.open() as deployment:

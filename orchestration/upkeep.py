@@ -34,9 +34,8 @@ def purge_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int
     for start in range(0, len(old), _RUNS_AT_ONCE):
         runs = old[start : start + _RUNS_AT_ONCE]
         with storage.index_connection() as connection:
-            for name in ("forget_checks", "forget_events"):
-                found = connection.execute(_with(name), {"runs": runs})
-            n_events += found.scalar_one()
+            connection.execute(_with("forget_checks"), {"runs": runs})
+            n_events += connection.execute(_with("forget_events"), {"runs": runs}).scalar_one()
             left = set(connection.scalars(_with("still_named"), {"runs": runs}))
         for run_id in set(runs) - left:
             instance.delete_run(run_id)

@@ -46,15 +46,13 @@ class Guard:
     def refusal(self, scope: Scope) -> str | None:
         """Return why a request is refused, or ``None``."""
         headers, path = Headers(scope=scope), scope["path"].rstrip("/")
-        method = scope.get("method", "GET")  # a WebSocket has none
-        host = headers.get("host", "")
+        host, method = headers.get("host", ""), scope.get("method", "GET")  # a WebSocket has no method
         if path == _UNGUARDED and method in ("GET", "HEAD"):
             return None
         if (name := _hostname(f"//{host}")) not in _LOOPBACK and not self._is_allowed(name):
             remedy = "whoever runs the webserver can add it to CHURN_ALLOWED_HOSTS"
             return f"Dagster is not served under the host name {name[:80]!r}; {remedy}"
-        origin = headers.get("origin")
-        site = headers.get("sec-fetch-site", "none")
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         is_foreign = site not in ("same-origin", "none") or (origin is not None and not self._is_own(origin, host))
         opens_page = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         if is_foreign and not (scope["type"] == "http" and method in ("GET", "HEAD") and opens_page):

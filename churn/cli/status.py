@@ -19,11 +19,9 @@ def read_status(deployment: Deployment, week: date) -> dict[str, Any]:
     for state in ("published", "failed", "missing"):
         status[state] = [one["variant"] for one in variants if one["state"] == state]
     status["errors"] = {one["variant"]: one["error"] for one in variants if one["state"] == "failed"}
-    status["stale"] = {
-        one["variant"]: one["fallback_reason"] or "the same input as the week before"
-        for one in variants
-        if one["fallback_reason"] or one["is_repeated"]
-    }
+    stale = [one for one in variants if one["fallback_reason"] or one["is_repeated"]]
+    same = "the same input as the week before"
+    status["stale"] = {one["variant"]: one["fallback_reason"] or same for one in stale}
     status["drifting"] = {one["variant"]: one["drifting"] for one in variants if one["drifting"]}
     try:
         status["ticks"] = read_ticks(deployment.dagster_database)
@@ -45,8 +43,7 @@ def describe(of: dict[str, Any]) -> Iterator[str]:
     yield f"ticks     {of.get('no_ticks_because') or ('' if of['ticks'] else 'none yet; churn up runs them')}".rstrip()
     for one in of["ticks"]:
         when = f"{one['at']:%Y-%m-%d %H:%M} {one['outcome']}" if one["at"] else "no tick yet"
-        off = "" if one["is_on"] else "off, "
-        why = f": {one['reason']}" if one["reason"] else ""
+        off, why = "" if one["is_on"] else "off, ", f": {one['reason']}" if one["reason"] else ""
         yield f"          {one['type']:9}{one['name']:34}{_short(f'{off}{when}{why}')}"
 
 

@@ -49,8 +49,7 @@ def serve(*, dagster_port: int, mlflow_port: int) -> None:
         owner = f"churn up (process {os.getpid()} of {this_person()})"
         stack.enter_context(locked_alone(deployment.dagster_database, "churn up", owner))
         stop_request.raise_if_set()
-        is_whole = deployment.settings.churn_log_level == "debug"
-        logs = deployment.settings.churn_home / "logs"
+        logs, is_whole = deployment.settings.churn_home / "logs", deployment.settings.churn_log_level == "debug"
         logs.mkdir(parents=True, exist_ok=True)
         servers = {
             name: stack.enter_context(_Server(name, command, environment, logs / f"{name}.log", is_whole))
@@ -83,8 +82,7 @@ def _commands(of: Deployment, dagster_port: int, mlflow_port: int) -> dict[str, 
         "CHURN_MLFLOW_UI_URL": os.environ.get("CHURN_MLFLOW_UI_URL", f"http://{HOST}:{mlflow_port}"),
         "CHURN_DAGSTER_UI_URL": os.environ.get("CHURN_DAGSTER_UI_URL", f"http://{HOST}:{dagster_port}"),
     }
-    python = [sys.executable, "-m"]
-    workspace = ["--workspace", str(CONFIG / "workspace.yaml")]
+    python, workspace = [sys.executable, "-m"], ["--workspace", str(CONFIG / "workspace.yaml")]
     return {
         "mlflow": ([*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"], mlflow),
         "dagster": ([*python, "orchestration.webserver", "--port", str(dagster_port), *workspace], dagster),

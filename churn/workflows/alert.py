@@ -233,8 +233,7 @@ def _open(url: str, position: int) -> Receiver:
             f"CHURN_ALERT_URLS: number {position}, {kind}, is not a URL that Apprise can send to (it is not repeated "
             "here, since it may contain a secret); https://appriseit.com/services lists their forms"
         )
-    fingerprint = hashlib.sha256(url.encode()).hexdigest()[:12]
-    is_markdown = parts["schema"] in _MARKDOWN
+    fingerprint, is_markdown = hashlib.sha256(url.encode()).hexdigest()[:12], parts["schema"] in _MARKDOWN
     name, fields = f"{parts['schema']}-{fingerprint}", _FIELDS.get(parts["schema"], "")
     own = dict(getattr(service, fields)) if fields else {}
     return Receiver(name, service, groups, is_markdown, _fields=fields, _own_fields=own)

@@ -37,8 +37,7 @@ class Decider:
         ``campaign`` has the columns of the table. Raises ``ChurnError`` if it is unknown who is at risk, or worth what,
         in one of its variants, or their exclusions cannot be read; nothing is changed then but exclusions.
         """
-        is_due = campaign["starts_on"] <= today
-        self.decisions.create(campaign, self._revenues(campaign) if is_due else None)
+        self.decisions.create(campaign, self._revenues(campaign) if campaign["starts_on"] <= today else None)
 
     def select_due(self, today: date) -> Iterator[tuple[str, ChurnError | None]]:
         """Select the members of the campaigns that have begun since; yields each with the error that it failed with."""
@@ -66,8 +65,7 @@ class Decider:
         if columns.revenue is None:
             raise UsageError(f"columns.json of {variant} names no revenue column; name one, or select by risk")
         self.ingestion.ingest_scored(variant)
-        facts = self.ingestion.history.read(variant)
-        facts, _ = with_numbers(facts, [columns.revenue], columns, 1.0)
+        facts, _ = with_numbers(self.ingestion.history.read(variant), [columns.revenue], columns, 1.0)
         return expected_revenue(facts, as_of, self.horizon_months, columns.revenue)
 
 

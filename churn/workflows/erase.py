@@ -100,8 +100,7 @@ def _erase_files(place: Place, scope: str, erased: Erased, *, dry_run: bool) -> 
         if (match := _KEY.match(entry.key)) is None:
             continue
         owner = Variant(match["geography"], match["company"])
-        is_other = match["part"] and not (is_part(match["part"]) and entry.size)
-        if scope not in owner.scopes or is_other:
+        if scope not in owner.scopes or (match["part"] and not (is_part(match["part"]) and entry.size)):
             continue
         if not match["history"]:
             for removed in with_retries(partial(_erase_input, place, entry.key, erased, dry_run=dry_run)):

@@ -36,13 +36,9 @@ class FleetDrift:
     def by_check(self) -> dict[str, dict[str, str]]:
         """Return the variants that fail each check, by the check's name, each with a sentence."""
         broken, inputs, scores = (dict(condition.members) for condition in conditions.drifted(self.flags))
-        return {
-            "no_data_is_broken": broken,
-            "no_input_drifts": inputs,
-            "no_scores_drift": scores,
-            "missing_values_are_usual": _sentences(self.missing_values),
-            "levels_are_known": _sentences(self.unknown_levels),
-        }
+        drifted = {"no_data_is_broken": broken, "no_input_drifts": inputs, "no_scores_drift": scores}
+        missing, unknown = _sentences(self.missing_values), _sentences(self.unknown_levels)
+        return {**drifted, "missing_values_are_usual": missing, "levels_are_known": unknown}
 
 
 _KINDS_OF_CHECK: Mapping[str, Collection[str]] = {
@@ -104,8 +100,7 @@ class FleetMonitor:
         ``failed_runs`` is ``None`` if Dagster could not be queried. Raises ``ChurnError`` if the predictions database
         does not answer; without the registry, kinds that need it are left as they are.
         """
-        champions = self._champions()
-        week = monday_of(now.date())
+        champions, week = self._champions(), monday_of(now.date())
         batches, attempts = self.fleet.newest_inputs(week), self.fleet.attempts(week - _WEEK)
         newest, flags = self._store_flags(batches, week)
         watched = self.fleet.watch(champions or (), newest, now)
@@ -115,13 +110,9 @@ class FleetMonitor:
         gone = {key for one in old if one.kind == "variants_missing" for key in one.members}
         registered = {*watched, *(one.variant for one in attempts)} - gone if champions is None else set(champions)
         missing = conditions.variants_missing(watched, registered)
-        problems = [
-            *_only(old, missing.members),
-            missing,
-            *conditions.drifted(flags),
-            *self._scoring_problems(now, {key: watched.get(key, now) for key in registered}, newest, attempts),
-            *(self._performance_problems(champions) if champions is not None else ()),
-        ]
+        problems = [*_only(old, missing.members), missing, *conditions.drifted(flags)]
+        problems += self._scoring_problems(now, {key: watched.get(key, now) for key in registered}, newest, attempts)
+        problems += self._performance_problems(champions) if champions is not None else ()
         found = _only(problems, registered | watched.keys())
         found += [*conditions.runs_failed(failed_runs or (), attempts), conditions.fleet_moved(batches, week)]
         unavailable = frozenset[str]() if champions is not None else _REGISTRY_KINDS

@@ -21,12 +21,8 @@ def campaign_members(services: Services) -> dg.MaterializeResult:
     columns = ("name", "policy", "n_offered", "n_control", "n_held_out", "n_removed", "n_exposed", "n_control_exposed")
     if refused := {name: str(error) for name, error in selected.items() if error is not None}:
         raise dg.Failure(f"no members selected: {'; '.join(refused.values())}", metadata=refused, allow_retries=False)
-    return dg.MaterializeResult(
-        metadata={
-            "selected_now": ", ".join(selected) or "none",
-            "open_campaigns": table(columns, [[one[name] for name in columns] for one in campaigns]),
-        }
-    )
+    shown = table(columns, [[one[name] for name in columns] for one in campaigns])
+    return dg.MaterializeResult(metadata={"selected_now": ", ".join(selected) or "none", "open_campaigns": shown})
 
 
 @asset_of_fleet("campaign_effects", "decisions", "campaign_members", EVALUATED, kinds={"postgres"})

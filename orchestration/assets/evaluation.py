@@ -33,8 +33,7 @@ def evaluation_assets(context: dg.AssetExecutionContext, services: Services) -> 
     run = FleetRun(context, [SPEC])
     with run.open(services) as deployment:
         auto_promote, promoter = deployment.settings.churn_auto_promote, deployment.promoter()
-        keys = run.left()
-        workers = deployment.workers(len(keys), Deployment.promoter)
+        workers = deployment.workers(len(keys := run.left()), Deployment.promoter)
         attempts = evaluate_fleet(promoter, keys, auto_promote=auto_promote, log=context.log, workers=workers)
         run.log(attempts, _report)
     yield from run.finish()
@@ -47,19 +46,14 @@ def _report(key: str, evaluation: VariantEvaluation) -> AssetReport:
     comparison = evaluation.status.comparison
     n_batches = counted(len(evaluation.batches), "batch", "batches")
     sentence = f"{n_batches} evaluated, {counted(evaluation.n_new_facts, 'new fact')} of activity ingested"
-    return AssetReport(
-        {EVALUATED: _metadata(evaluation, evaluation.status)},
-        checks.of_evaluation(key, evaluation),
-        f"{sentence}; {comparison.sentence}" if comparison else sentence,
-    )
+    sentence += f"; {comparison.sentence}" if comparison else ""
+    metadata = {EVALUATED: _metadata(evaluation, evaluation.status)}
+    return AssetReport(metadata, checks.of_evaluation(key, evaluation), sentence)
 
 
 def _metadata(evaluation: VariantEvaluation, status: VariantStatus) -> Metadata:
-    metadata: dict[str, object] = {
-        "facts_added_to_history": evaluation.n_new_facts,
-        "batches_evaluated": len(evaluation.batches),
-        "champion": str(status.event.champion),
-    }
+    counts = {"facts_added_to_history": evaluation.n_new_facts, "batches_evaluated": len(evaluation.batches)}
+    metadata: dict[str, object] = {**counts, "champion": str(status.event.champion)}
     if evaluation.batches:
         metadata["evaluated"] = _table(evaluation.batches)
     if evaluation.of_champion:

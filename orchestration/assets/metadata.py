@@ -124,10 +124,8 @@ def histogram(summary: ScoreSummary) -> dg.MarkdownMetadataValue:
 
 def _bars(columns: tuple[str, str], sizes: Mapping[str, float], note: str) -> dg.MarkdownMetadataValue:
     longest = max([*sizes.values()], default=0) or 1
-    rows = [
-        (name, f"{size:,}" if isinstance(size, int) else f"{size:.3f}", "█" * round(_BAR_WIDTH * size / longest))
-        for name, size in sizes.items()
-    ]
+    shown = {name: f"{size:,}" if isinstance(size, int) else f"{size:.3f}" for name, size in sizes.items()}
+    rows = [(name, shown[name], "█" * round(_BAR_WIDTH * size / longest)) for name, size in sizes.items()]
     return table((*columns, ""), rows, "-rl", note=note)
 
 
@@ -148,8 +146,7 @@ def segment_table(evaluated: EvaluatedBatch) -> dg.MarkdownMetadataValue:
         for auc, one in measured[:_MAX_SEGMENTS]
     ]  # fmt: skip
     limit = "" if evaluated.auc_limit is None else f", limit {evaluated.auc_limit:.3f}"
-    n_others = len(evaluated.segments) - len(measured)
-    note = f"{evaluated.batch.scored_week}{limit}; {n_others} levels with too few labels"
+    note = f"{evaluated.batch.scored_week}{limit}; {len(evaluated.segments) - len(measured)} levels with too few labels"
     return table(("segment", "level", "matured", "churned", "ROC AUC", "calibration error"), rows, "--rr-r", note)
 
 

@@ -13,7 +13,7 @@ from churn.monitoring.conditions import DriftFlag
 from churn.monitoring.incidents import Incident, headline, kind_of
 from orchestration import checks
 from orchestration.assets import asset_of_fleet
-from orchestration.assets.metadata import table
+from orchestration.assets.metadata import Metadata, table
 from orchestration.checks import DRIFTED, EVALUATED, INCIDENTS
 from orchestration.failed_runs import failed_runs
 from orchestration.resources import Services
@@ -26,15 +26,10 @@ def drifted_features(services: Services) -> dg.MaterializeResult:
     """Compare every variant's newest batch with its reference, and store what drifted."""
     with services.open() as deployment:
         drift = deployment.fleet_monitor().flag_drift(datetime.now(UTC))
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": len(drift.flags),
-            "variants_compared": drift.n_compared,
-            "confirmed_drifts": sum(flag.is_confirmed for flag in drift.flags),
-            "drifts": _drift_table(drift.flags),
-        },
-        check_results=checks.of_fleet(DRIFTED, drift.by_check()),
-    )
+    counts = {"dagster/row_count": len(drift.flags), "variants_compared": drift.n_compared}
+    confirmed = {"confirmed_drifts": sum(flag.is_confirmed for flag in drift.flags)}
+    metadata: Metadata = {**counts, **confirmed, "drifts": _drift_table(drift.flags)}
+    return dg.MaterializeResult(metadata=metadata, check_results=checks.of_fleet(DRIFTED, drift.by_check()))
 
 
 @asset_of_fleet(INCIDENTS, "monitoring", DRIFTED, EVALUATED, kinds=_KINDS, check_specs=checks.specs([INCIDENTS]))
@@ -47,16 +42,10 @@ def fleet_incidents(context: dg.AssetExecutionContext, services: Services) -> dg
         incidents = monitor.incidents.open()
     for change in status.changes:
         context.log.warning("%s: %s", change.event, change.title)
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": len(incidents),
-            "registered_variants": status.n_variants,
-            "open_incidents": _incident_table(incidents),
-            "not_examined": ", ".join(sorted(status.unavailable_kinds))
-            or "nothing: every kind of problem was examined",
-        },
-        check_results=checks.of_fleet(INCIDENTS, status.by_check()),
-    )
+    unknown = ", ".join(sorted(status.unavailable_kinds)) or "nothing: every kind of problem was examined"
+    counts = {"dagster/row_count": len(incidents), "registered_variants": status.n_variants}
+    metadata: Metadata = {**counts, "open_incidents": _incident_table(incidents), "not_examined": unknown}
+    return dg.MaterializeResult(metadata=metadata, check_results=checks.of_fleet(INCIDENTS, status.by_check()))
 
 
 def _drift_table(flags: Sequence[DriftFlag]) -> dg.MarkdownMetadataValue:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from orchestration.assets import asset_of_fleet
+from orchestration.assets.metadata import Metadata
 from orchestration.resources import Services
 
 
@@ -16,12 +17,6 @@ def fleet_report(services: Services) -> dg.MaterializeResult[None]:
     with services.open() as deployment:
         path, mlflow_ui = deployment.settings.churn_home / "report.html", deployment.settings.churn_mlflow_ui_url
         report = write_report(deployment.database, path, week=None, now=datetime.now(UTC), mlflow_ui=mlflow_ui)
-    return dg.MaterializeResult(
-        metadata={
-            "path": report.path,
-            "link": dg.MetadataValue.url(report.path.as_uri()),
-            "size_bytes": report.n_bytes,
-            "variants": report.n_variants,
-            "week": str(report.week or "no week was scored yet"),
-        }
-    )
+    week, link = str(report.week or "no week was scored yet"), dg.MetadataValue.url(report.path.as_uri())
+    metadata: Metadata = {"path": report.path, "link": link, "size_bytes": report.n_bytes}
+    return dg.MaterializeResult(metadata={**metadata, "variants": report.n_variants, "week": week})
