@@ -108,16 +108,14 @@ def _provide_inputs(deployment: Deployment, week: date) -> Iterator[str]:
     """On the embedded default, write activity for the variants that have none, or an outdated sample."""
     sample = pl.read_parquet(find_bundled_files() / INPUT_FOLDER / "activity.parquet")
     for variant in VARIANTS:
-        key = f"{variant.prefix}{INPUT_FOLDER}activity.parquet"
-        path = deployment.local_root / key
+        path = deployment.local_root / (key := f"{variant.prefix}{INPUT_FOLDER}activity.parquet")
         if not deployment.is_embedded:
             yield f"{variant}: as found in {deployment.settings.mlflow_s3_bucket or deployment.local_root}"
         elif path.exists() and not is_outdated_sample(path, week):
             yield f"{variant}: {path}"
         else:
             activity = demo_activity(sample, variant, week)
-            body = io.BytesIO()
-            activity.write_parquet(body)
+            activity.write_parquet(body := io.BytesIO())
             Folder(deployment.local_root).write(key, body.getvalue())
             yield f"{variant}: {activity.height} player-months of the bundled sample, written to {path}"
 
@@ -187,8 +185,7 @@ def _predictions_table(highest: Sequence[Row], week: date, unknown: Sequence[str
     for variant, account, probability, *texts in highest:
         if previous not in (None, variant):
             table.add_section()
-        bar = "█" * round(_BAR_WIDTH * probability)
-        name = variant if variant != previous else ""
+        bar, name = "█" * round(_BAR_WIDTH * probability), variant if variant != previous else ""
         said = zip(texts[::2], texts[1::2], strict=True)  # each reason, and what it says in words
         reasons = "\n".join(as_text(text) for one, text in said if one and not one.endswith(("+0.00)", "-0.00)")))
         table.add_row(name, as_text(account), f"{probability:.3f} [red]{bar}[/red]", reasons)

@@ -76,9 +76,8 @@ def build_history(
             yield _challenge(deployment, promoter, monday)
         if monday == contacted:
             yield _contact(deployment, monday)
-    out = deployment.settings.churn_home / "report.html"
-    database, mlflow_ui = deployment.database_as("reader"), deployment.settings.churn_mlflow_ui_url
-    report = write_report(database, out, week=week, now=datetime.now(UTC), mlflow_ui=mlflow_ui)
+    out, mlflow_ui = deployment.settings.churn_home / "report.html", deployment.settings.churn_mlflow_ui_url
+    report = write_report(deployment.database_as("reader"), out, week=week, now=datetime.now(UTC), mlflow_ui=mlflow_ui)
     yield f"report: {report.path.as_uri()}"
 
 
@@ -92,15 +91,13 @@ def draw_facts(variant: Variant, week: date, n_accounts: int, drifts: date | Non
     rng = np.random.default_rng(int.from_bytes(sha256(variant.key.encode()).digest()[:4]))
     months = sample.select(month_numbers(pl.col("activity_month"))).to_series().to_numpy()
     newest = month_number(week)
-    players = pl.DataFrame(
-        {
-            "account_id": rng.choice(sample["account_id"].unique(maintain_order=True), n_accounts),
-            "own_id": 7_000_000 + np.arange(n_accounts),
-            "later": newest - months.max() + rng.integers(1 - _MONTHS, np.ptp(months) + 1, n_accounts),
-            "factor": rng.lognormal(0, 0.3, n_accounts),
-        }
-    )
-    rows = players.join(sample, on="account_id").with_columns(account_id="own_id")
+    drawn = {
+        "account_id": rng.choice(sample["account_id"].unique(maintain_order=True), n_accounts),
+        "own_id": 7_000_000 + np.arange(n_accounts),
+        "later": newest - months.max() + rng.integers(1 - _MONTHS, np.ptp(months) + 1, n_accounts),
+        "factor": rng.lognormal(0, 0.3, n_accounts),
+    }
+    rows = pl.DataFrame(drawn).join(sample, on="account_id").with_columns(account_id="own_id")
     rows = rows.with_columns(cs.date().dt.offset_by(pl.format("{}mo", "later")))
     rows = rows.filter(month_numbers(pl.col("activity_month")).is_between(newest - _MONTHS + 1, newest))
     days = pl.lit(pl.Series(rng.integers(2, 28, rows.height)))
@@ -117,8 +114,7 @@ def bring(deployment: Deployment, facts: Facts, day: date, broken: Variant | Non
         known = rows.filter(pl.col("known_at") < datetime.combine(day, time(), UTC))
         if variant == broken:
             known = known.with_columns(total_deposit=-1.0)
-        body = io.BytesIO()
-        known.write_parquet(body)
+        known.write_parquet(body := io.BytesIO())
         Folder(deployment.local_root).write(f"{variant.prefix}{INPUT_FOLDER}activity.parquet", body.getvalue())
 
 

@@ -69,8 +69,7 @@ def _print(prediction: Row, console: Console) -> None:
     longest = max(abs(reason["contribution"]) for reason in prediction.reasons) or 1
     for reason in (one for one in prediction.reasons if abs(one["contribution"]) >= _SHOWN_FROM):
         size = reason["contribution"]
-        bar = "█" * max(round(_BAR_WIDTH * abs(size) / longest), 1)
-        colour = "red" if size > 0 else "green"
+        bar, colour = "█" * max(round(_BAR_WIDTH * abs(size) / longest), 1), "red" if size > 0 else "green"
         name = reason.get("window", reason["feature"])  # the feature of the source column that the value is of
         table.add_row(as_text(name), as_text(reason["value"]), f"{size:+.3f}", f"[{colour}]{bar}[/{colour}]")
     total = prediction.bias + sum(reason["contribution"] for reason in prediction.reasons)

@@ -34,8 +34,7 @@ class LogCopy:
 
     def _messages(self) -> Iterator[bytes]:
         """Yield each message with its traceback, whose lines follow it at once."""
-        lines: list[bytes] = []
-        rest = b""
+        lines, rest = list[bytes](), b""
         while True:
             is_silent = not select.select([self._source], [], [], _SILENT_S)[0]
             read = b"" if is_silent else os.read(self._source.fileno(), 1 << 16)

@@ -199,9 +199,8 @@ def _report(args: argparse.Namespace) -> None:
     now = datetime.now(UTC)
     week = parse_week(args.week, now.date()) if args.week else None
     with _opened() as deployment:
-        settings = deployment.settings
-        out = args.out or settings.churn_home / "report.html"
-        database, mlflow_ui = deployment.database_as("reader"), settings.churn_mlflow_ui_url
+        out, database = args.out or deployment.settings.churn_home / "report.html", deployment.database_as("reader")
+        mlflow_ui = deployment.settings.churn_mlflow_ui_url
         written = write_report(database, out, week=week, now=now, mlflow_ui=mlflow_ui)
     n_variants = counted(written.n_variants, "variant")
     about = f"{n_variants}, week of {written.week}" if written.week else "nothing was scored yet"

@@ -62,11 +62,10 @@ class Incidents(Tables):
             lock(connection, "incidents", _LOCK_TIMEOUT)
             known = [_incident(row) for row in connection.execute(sa.text(_SQL["open_incidents"]))]
             current = incidents.remaining(known, conditions, checked)
-            for incident in (one for one in known if one.incident_id in current):
-                now = current[incident.incident_id]
+            for number, now in current.items():
                 title = incidents.headline(now.kind, now.subject, now.members)
                 values = {"members": json.dumps(now.members), "reported": json.dumps(now.marks), "title": title}
-                connection.execute(sa.text(_SQL["update"]), values | {"id": incident.incident_id})
+                connection.execute(sa.text(_SQL["update"]), values | {"id": number})
             changes = [_write(connection, change) for change in incidents.reconcile(known, conditions, checked)]
             for change in changes:
                 connection.execute(sa.text(_SQL["alert"]), vars(change) | {"receivers": sorted(set(receivers))})

@@ -37,11 +37,8 @@ def expected_revenue(facts: pl.DataFrame, as_of: date, horizon_months: int, colu
     is_next = (pl.col("account_id").diff() == 0) & (pl.col("month").diff() == 1) & is_counted
     pairs = months.filter(is_counted).select("revenue", before=pl.col("revenue").shift(), is_next=is_next)
     likeness = pairs.filter("is_next").select(pl.corr("revenue", "before", method="spearman")).item()
-    accounts = months.group_by("account_id").agg(
-        newest=pl.col("month").max(),
-        n=(last - pl.col("month").min()).clip(0, N_MONTHS),
-        total=pl.col("revenue").filter(is_counted).sum(),
-    )
+    n, total = (last - pl.col("month").min()).clip(0, N_MONTHS), pl.col("revenue").filter(is_counted).sum()
+    accounts = months.group_by("account_id").agg(newest=pl.col("month").max(), n=n, total=total)
     at_risk = accounts.filter(pl.col("newest") >= month_number(at_risk_since(as_of, horizon_months)))
     n, total = pl.col("n"), pl.col("total")
     mean = (total.sum() / n.sum()).fill_nan(0.0)
@@ -49,5 +46,4 @@ def expected_revenue(facts: pl.DataFrame, as_of: date, horizon_months: int, colu
     share = max(likeness, 0.0) if likeness is not None and likeness == likeness else 0.0  # noqa: PLR0124 NaN
     weight = (n * share / (n * share + 1 - share)).fill_nan(0.0)
     own = pl.when(n > 0).then(total / n).otherwise(mean)
-    revenue = (mean + weight * (own - mean)) * horizon_months
-    return at_risk.select("account_id", revenue=revenue).sort("account_id")
+    return at_risk.select("account_id", revenue=(mean + weight * (own - mean)) * horizon_months).sort("account_id")

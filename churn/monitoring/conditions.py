@@ -267,11 +267,8 @@ def fleet_moved(batches: Sequence[ScoredBatch], week: date) -> Condition:
     now = drift.common_moves({key: batch.drifts for key, batch in newest.items()}, LEAST_COMMON)
     earlier = inputs_before(batches, newest) if now else {}
     before = drift.common_moves({key: batch.drifts for key, batch in earlier.items()}, LEAST_COMMON)
-    members = {
-        feature: f"{_share_of(key)} moved by {100 * moved:+.0f} points in the median of {len(newest):,} variants"
-        for feature, (key, moved) in now.items()
-        if feature in before
-    }
+    said = {of: f"{_share_of(key)} moved by {100 * by:+.0f} points" for of, (key, by) in now.items() if of in before}
+    members = {of: f"{text} in the median of {len(newest):,} variants" for of, text in said.items()}
     return Condition("fleet_moved", members, marks={one: Mark(figure=abs(now[one][1])) for one in members})
 
 

@@ -166,8 +166,7 @@ def _differences(now: Longs, before: Longs, is_category: Flags) -> tuple[Longs, 
     p_value = np.where(freedom > 0, special.chdtrc(np.maximum(freedom, 1), statistic), 1.0)
     halfway = (p + q) / 2
     divergence = (special.rel_entr(p, halfway) + special.rel_entr(q, halfway)).sum(axis=1) / 2 / np.log(2)
-    distance = np.sqrt(np.clip(divergence, 0, 1)) * (freedom > 0)
-    return now.sum(axis=1), psi, excess, distance, p_value
+    return now.sum(axis=1), psi, excess, np.sqrt(np.clip(divergence, 0, 1)) * (freedom > 0), p_value
 
 
 def _merge_sparse(now: Longs, before: Longs, is_category: Flags) -> tuple[Longs, Longs]:
@@ -237,8 +236,7 @@ class _Moves:
     def medians(self) -> Doubles:
         """Return the fleet's movement by key: the variants' median, 0 where too few variants have the key."""
         n_keys, moved = len(self.keys), self.now - self.before
-        order = np.lexsort((moved, self.of_key))
-        sizes = np.bincount(self.of_key, minlength=n_keys)
+        order, sizes = np.lexsort((moved, self.of_key)), np.bincount(self.of_key, minlength=n_keys)
         starts = np.cumsum(sizes) - sizes
         middles = moved[order][[starts + (sizes - 1) // 2, starts + sizes // 2]].mean(axis=0)
         return np.where(sizes >= LEAST_FLEET, middles, 0.0)

@@ -193,11 +193,9 @@ def _change(key: tuple[str, str], incident: Incident | None, now: Condition) -> 
 
 
 def _body(kind: str, members: Mapping[str, str]) -> str:
-    named = sorted(members)[:MAX_NAMED]
-    lines = [f"- {member}: {members[member]}" for member in named]
-    if len(members) > len(named):
-        lines.append(f"and {_count(kind, len(members) - len(named), 'more ')}")
-    return "\n".join(lines)
+    lines = [f"- {member}: {members[member]}" for member in sorted(members)[:MAX_NAMED]]
+    left = len(members) - len(lines)
+    return "\n".join([*lines, *([f"and {_count(kind, left, 'more ')}"] if left else [])])
 
 
 def one_line(sentence: str, most: int = MAX_SENTENCE) -> str:

@@ -105,8 +105,7 @@ class Profile:
         categories = [bins for bins in self.bins if bins.levels]
         numbers = [bins for bins in self.bins if not bins.levels][:-1]
         given = (len(packed.numbers), len(packed.levels), len(scores))
-        needed = (len(numbers), len(categories), packed.n_rows)
-        if given != needed:
+        if given != (needed := (len(numbers), len(categories), packed.n_rows)):
             raise InputError(
                 f"a chunk has {given[0]} numbers, {given[1]} categories and {given[2]} scores, the reference needs "
                 f"{needed[0]}, {needed[1]} and {needed[2]}; count it into the reference of the model that scored it"

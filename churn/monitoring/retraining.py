@@ -55,8 +55,7 @@ def drifted_features(batches: Sequence[ScoredBatch], week: date) -> dict[tuple[s
     A variant whose data is broken is left out: a model trained on it would learn the fault. The arguments are those of
     :func:`churn.monitoring.conditions.flag_drifts`.
     """
-    versions = {batch.batch_id: batch.model_version for batch in batches}
-    features: dict[tuple[str, int], list[str]] = {}
+    versions, features = {batch.batch_id: batch.model_version for batch in batches}, dict[tuple[str, int], list[str]]()
     flags = flag_drifts(batches, week, least_moved=_LEAST_MOVED, least_unknown_rise=_LEAST_UNKNOWN_RISE)
     broken = {flag.variant for flag in flags if is_broken(flag.drift)}
     for flag in flags:

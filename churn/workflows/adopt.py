@@ -40,8 +40,7 @@ def assign(
 
     Returns the versions, and why others have no variant of their own, by name.
     """
-    named: dict[Variant, list[ForeignVersion]] = {}
-    errors: dict[str, ChurnError] = {}
+    named, errors = dict[Variant, list[ForeignVersion]](), dict[str, ChurnError]()
     for name, source in found.items():
         try:
             if isinstance(source, RegistryError):

@@ -41,10 +41,9 @@ def effects_of(decider: Decider, campaign: str | None, today: date) -> pl.DataFr
     members, horizon = decider.decisions.members(campaign), Horizon(decider.horizon_months)
     if campaign is None:
         members = members.sort("as_of").unique(["company", "account_id"], keep="first", maintain_order=True)
+        members = members.with_columns(is_offered=pl.col("arm") != "held_out")
     else:
-        members = members.filter(pl.col("arm") != "held_out")
-    treated = ["offered"] if campaign is not None else ["offered", "control"]
-    members = members.with_columns(is_offered=pl.col("arm").is_in(treated))
+        members = members.filter(pl.col("arm") != "held_out").with_columns(is_offered=pl.col("arm") == "offered")
     mature = members.filter(pl.col("as_of") <= horizon.newest_mature(today))
     of_variant = {str(key): rows for (key,), rows in mature.partition_by("variant", as_dict=True).items()}
 
@@ -71,8 +70,7 @@ def _with_outcomes(decider: Decider, variant: Variant, members: pl.DataFrame, to
         brought = newest.filter(within).group_by("account_id").agg(net_revenue=revenue.sum().cast(pl.Float64))
         outcomes = pl.DataFrame({"account_id": labels.account_ids, "churned": labels.churned})
         joined.append(of_day.join(outcomes, "account_id").join(brought, "account_id", "left"))
-    money = pl.col("net_revenue", "value_at_risk").fill_null(0.0)
-    cohort = pl.col("as_of").dt.month_start()
+    money, cohort = pl.col("net_revenue", "value_at_risk").fill_null(0.0), pl.col("as_of").dt.month_start()
     return pl.concat(joined).select("variant", "is_offered", "is_exposed", "churned", "score", money, cohort=cohort)
 
 
