@@ -22,10 +22,8 @@ from orchestration.assets.metadata import Metadata, segment_table, table
 EVALUATED, TRAINED = "evaluated_batches", "trained_models"
 DRIFTED, INCIDENTS = "drifted_features", "fleet_incidents"
 
-_LIMITS = {
-    "fdr": percent(FDR), "moved": percent(LEAST_MOVED), "unknown": percent(LEAST_UNKNOWN_RISE),
-    "broken": percent(LEAST_BROKEN),
-}  # fmt: skip
+_SHARES = {"fdr": FDR, "moved": LEAST_MOVED, "unknown": LEAST_UNKNOWN_RISE, "broken": LEAST_BROKEN}
+_LIMITS = {name: percent(share) for name, share in _SHARES.items()}
 _TEXT = files("orchestration").joinpath("checks.toml").read_text(encoding="utf-8").format(**_LIMITS)
 _DESCRIPTIONS: Mapping[str, Mapping[str, str]] = tomllib.loads(_TEXT) | {TRAINED: GATE_CHECKS}
 _ERRORS = {

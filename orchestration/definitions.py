@@ -24,9 +24,7 @@ defs = dg.Definitions(
         churn_prediction_job, jobs.evaluation_job, jobs.training_job, jobs.monitoring_job, jobs.promotion_job,
         jobs.maintenance_job, jobs.decisions_job,
     ],
-    schedules=[
-        weekly_churn_prediction_schedule, schedules.weekly_evaluation_schedule, *schedules.FIXED_SCHEDULES,
-    ],
+    schedules=[weekly_churn_prediction_schedule, schedules.weekly_evaluation_schedule, *schedules.FIXED_SCHEDULES],
     sensors=sensors.ALL,
     resources={"services": Services()},
     # A process per step would import everything again.

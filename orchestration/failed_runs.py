@@ -48,7 +48,6 @@ def _failing(instance: dg.DagsterInstance, state: InstigatorState, now: datetime
 def _runs(
     instance: dg.DagsterInstance, status: dg.DagsterRunStatus, since: datetime, job: str | None = None
 ) -> Sequence[dg.RunRecord]:
-    """Return runs, the newest first."""
     wanted = dg.RunsFilter(statuses=[status], created_after=since, job_name=job)
     return instance.get_run_records(wanted, limit=_MAX_RUNS, order_by="create_timestamp")
 

@@ -77,7 +77,6 @@ def _split(url: str) -> SplitResult:
 
 
 def _hostname(url: str) -> str:
-    """Return the host name of a URL in lower case, ``""`` if there is none."""
     return (_split(url).hostname or "").rstrip(".")
 
 

@@ -105,7 +105,6 @@ def is_outdated_sample(path: Path, week: date) -> bool:
 
 
 def _provide_inputs(deployment: Deployment, week: date) -> Iterator[str]:
-    """On the embedded default, write activity for the variants that have none, or an outdated sample."""
     sample = pl.read_parquet(find_bundled_files() / INPUT_FOLDER / "activity.parquet")
     for variant in VARIANTS:
         path = deployment.local_root / (key := f"{variant.prefix}{INPUT_FOLDER}activity.parquet")
@@ -138,7 +137,6 @@ def _register(deployment: Deployment) -> Iterator[str]:
 
 
 def _run_job(deployment: Deployment, week: date) -> Iterator[str]:
-    """Run the Dagster job for the demo's variants in this process, on the deployment's Dagster instance."""
     os.environ.update(dagster_environment(deployment))
     import dagster as dg
 

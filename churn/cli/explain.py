@@ -76,8 +76,7 @@ def _print(prediction: Row, console: Console) -> None:
     table.add_row("[dim]every account[/dim]", "", f"{prediction.bias:+.3f}", "")
     table.add_row("[bold]sum[/bold]", "", f"[bold]{total:+.3f}[/bold]", f"is {prediction.churn_probability:.3f}")
     console.print(table)
-    flags = prediction.is_sample, prediction.is_foreign_data, prediction.is_fallback
-    if any(flags):
+    if any(flags := (prediction.is_sample, prediction.is_foreign_data, prediction.is_fallback)):
         data = ("the encoded sample", "the base variant's data", "a local copy of the data")[flags.index(True)]
         console.print(f"[yellow]The account was scored from {data}.[/yellow]")
 

@@ -119,8 +119,8 @@ class Decisions(Tables):
 
     def revoke(self, exclusions: Sequence[Exclusion]) -> int:
         """End the exclusions of these accounts that have the same reason; returns how many."""
+        values = {name: value for name, value in _columns(exclusions).items() if name != "untils"}
         with self._transaction() as connection:
-            values = {name: value for name, value in _columns(exclusions).items() if name != "untils"}
             return int(connection.execute(sa.text(_SQL["revoke"]), values).scalar_one())
 
 

@@ -110,7 +110,6 @@ def _marks(reported: Mapping[str, Sequence[Any]]) -> dict[str, Mark]:
 
 
 def _write(connection: sa.Connection, change: Change) -> Change:
-    """Write an incident that opens or is resolved, and return the change with the incident's number."""
     if change.event == "resolved":
         connection.execute(sa.text(_SQL["resolve"]), {"id": change.incident_id})
     if change.incident_id is not None:

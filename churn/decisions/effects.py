@@ -180,11 +180,8 @@ def measure(accounts: pl.DataFrame, planned: Mapping[str, int]) -> pl.DataFrame:
 def _rows(outcome: str, names: Sequence[str | None], sums: Sums, exposed: Sums, tuned_for: Longs) -> pl.DataFrame:
     found, n = estimate(sums, tuned_for, is_share=outcome == "churn"), np.maximum(sums.n, 1)
     status = np.where(found.is_enough, "ok", np.where(sums.n[:, 0] > 0, "too few", "no control group"))
-    arms = {
-        f"{name}_{arm}": values[:, i]
-        for i, arm in ((1, "offered"), (0, "control"))
-        for name, values in (("n", sums.n), ("mean", sums.totals / n), ("exposed", exposed.totals / n))
-    }
+    values = {"n": sums.n, "mean": sums.totals / n, "exposed": exposed.totals / n}
+    arms = {f"{of}_{arm}": values[of][:, i] for i, arm in ((1, "offered"), (0, "control")) for of in values}
     intervals = {name: getattr(found, name) for name in ("difference", "low", "high", "e_value")}
     keys = {"variant": pl.Series(names, dtype=pl.String), "outcome": outcome, "status": status.tolist()}
     table = pl.DataFrame(keys | arms | intervals | {"shrunken": shrunken(found.difference, found.error)})

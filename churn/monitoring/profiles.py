@@ -53,10 +53,8 @@ class Bins:
         # An edge just below the next one: the bin before it ends below that value.
         own = {low: high for low, high in pairwise(self.edges) if low == _just_below(high)}
         ends = [f"below {own[edge]:g}" if edge in own else f"up to {edge:g}" for edge in self.edges]
-        between = [
-            f"{high:g}" if low in own else f"over {low:g}, {end}"
-            for (low, high), end in zip(pairwise(self.edges), ends[1:], strict=True)
-        ]
+        pairs = zip(pairwise(self.edges), ends[1:], strict=True)
+        between = [f"{high:g}" if low in own else f"over {low:g}, {end}" for (low, high), end in pairs]
         return (ends[0], *between, f"over {self.edges[-1]:g}", "(missing)")
 
 

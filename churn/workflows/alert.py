@@ -262,8 +262,7 @@ def _is_loggable(record: logging.LogRecord) -> bool:
 @contextmanager
 def _suppressed_logs() -> Iterator[list[str]]:
     """Collect this thread's log records of a receiver instead of logging them."""
-    messages: list[str] = []
-    token = _suppressed.set(messages)
+    token = _suppressed.set(messages := list[str]())
     try:
         yield messages
     finally:

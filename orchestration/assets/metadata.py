@@ -74,7 +74,6 @@ def describe_model(version: ModelVersion, model_link: Callable[[str, int], str])
 
 
 def _distributions(outcome: ScoringOutcome) -> Metadata:
-    """Show the values whose share of the rows differs most from the model's reference."""
     reference, batch = outcome.summary.reference, outcome.summary.profile
     if not outcome.record.drift or reference is None or batch is None:
         return {}
@@ -140,11 +139,10 @@ def segment_table(evaluated: EvaluatedBatch) -> dg.MarkdownMetadataValue:
     """Show a batch's segments that have enough labels, the lowest ROC AUC first, and count the others."""
     measured = [(auc, one) for one in evaluated.segments if (auc := one.roc_auc) is not None]
     measured.sort(key=lambda pair: pair[0].value)
-    rows = [
-        (one.segment, one.level, f"{one.n_matured:,}", f"{one.n_churned:,}", f"{auc:.3f}",
-         f"{one.calibration_error:.3f}")
-        for auc, one in measured[:_MAX_SEGMENTS]
-    ]  # fmt: skip
+    rows = []
+    for auc, one in measured[:_MAX_SEGMENTS]:
+        counts, measures = (one.n_matured, one.n_churned), (auc, one.calibration_error)
+        rows.append((one.segment, one.level, *(f"{n:,}" for n in counts), *(f"{value:.3f}" for value in measures)))
     limit = "" if evaluated.auc_limit is None else f", limit {evaluated.auc_limit:.3f}"
     note = f"{evaluated.batch.scored_week}{limit}; {len(evaluated.segments) - len(measured)} levels with too few labels"
     return table(("segment", "level", "matured", "churned", "ROC AUC", "calibration error"), rows, "--rr-r", note)

@@ -60,9 +60,8 @@ def _drift_table(flags: Sequence[DriftFlag]) -> dg.MarkdownMetadataValue:
 
 
 def _incident_table(incidents: Sequence[Incident]) -> dg.MarkdownMetadataValue:
-    rows = [
-        (one.incident_id, headline(one.kind, one.subject, one.members), kind_of(one.kind).severity,
-         f"{one.opened_at:%Y-%m-%d %H:%M}")
-        for one in incidents
-    ]  # fmt: skip
+    rows = []
+    for one in incidents:
+        problem, severity = headline(one.kind, one.subject, one.members), kind_of(one.kind).severity
+        rows.append((one.incident_id, problem, severity, f"{one.opened_at:%Y-%m-%d %H:%M}"))
     return table(("incident", "problem", "severity", "since"), rows)

@@ -84,7 +84,6 @@ def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str])
     rows = [(one.name, one.as_ofs[0], one.as_ofs[-1], f"{one.n:,}", f"{one.n_churned:,}") for one in trained.parts]
     drawn = {name: outcome.pictures.get(f"{name}.svg", b"") for name in _SHOWN_PICTURES}
     shown = {name: b64encode(svg).decode() for name, svg in drawn.items() if 0 < len(svg) <= _MAX_PICTURE_BYTES}
-    pictures = {name: dg.MetadataValue.md(_PICTURE.format(svg)) for name, svg in shown.items()}
     return {
         **(describe_model(version, model_link) if version is not None else {}),
         "gate": dg.MetadataValue.md(outcome.gate.to_markdown()),
@@ -96,7 +95,7 @@ def _metadata(outcome: "TrainingOutcome", model_link: Callable[[str, int], str])
         "parameters": {**trained.chosen.parameters, "n_rounds": trained.chosen.n_rounds},
         "data_sha256": lineage.data_sha256,
         "booster_sha256": trained.bundle.sha256,
-        **pictures,
+        **{name: dg.MetadataValue.md(_PICTURE.format(svg)) for name, svg in shown.items()},
         **{f"held_out_{name}": float(value) for name, value in outcome.evaluation.metrics().items()},
     }
 
