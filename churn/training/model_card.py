@@ -57,25 +57,17 @@ def write_card(
     whose = "the pool" if lineage.pooled else lineage.activity_of
     shifted = " (only shifted: a fitted slope would have reversed the order of scores)"
     return _TEMPLATE.format(
-        trained=trained,
-        evaluation=evaluation,
-        lineage=lineage,
-        summary=_summary(trained),
+        trained=trained, evaluation=evaluation, lineage=lineage, summary=_summary(trained), parts=_parts(trained),
         outcome="It passed the gate." if gate.is_passed else "**It failed the gate and must not score.**",
         pooled=f", and the trees of a pool of {as_markdown(lineage.pooled)}" if lineage.pooled else "",
-        because=f", because {reasons}" if detours else "",
-        parts=_parts(trained),
-        metrics=_metrics(evaluation, against),
+        because=f", because {reasons}" if detours else "", metrics=_metrics(evaluation, against),
         by_week=f"\n\nROC AUC by week of the month, of all held-out rows: {by_week}." if by_week else "",
-        gate=gate.to_markdown(),
         parameters=markdown_table(("parameter", "value"), [*chosen.parameters.items(), ("rounds", chosen.n_rounds)]),
-        n_trials=len(trained.trials),
-        shifted=shifted if is_shift else "",
+        gate=gate.to_markdown(), n_trials=len(trained.trials), shifted=shifted if is_shift else "",
         borrowed=f"- Its metrics are of {whose}'s accounts, not of {lineage.variant}'s own.\n" if detours else "",
-        newest=trained.validation.as_ofs[-1],
         averaged="\n- Its scores are calibrated on average only." if is_shift else "",
-        origin=_lineage(trained, lineage),
-    )
+        newest=trained.validation.as_ofs[-1], origin=_lineage(trained, lineage),
+    )  # fmt: skip
 
 
 def _summary(trained: Trained) -> str:

@@ -146,8 +146,7 @@ def compare_with_input(candidate: Candidate, sources: Sources, variant: Variant,
         columns.require(rows.columns, file.provenance.uri)
     if is_activity(rows.columns) and not set(columns.activity) & set(rows.columns):
         problem = f"the activity has none of {', '.join(columns.activity)}, so it is scored but gives no labels"
-        remedy = f"declare the columns that measure activity in {variant.prefix}{COLUMNS_NAMES[0]}"
-        remarks.append(f"{problem}; {remedy}")
+        remarks.append(f"{problem}; declare the columns that measure activity in {variant.prefix}{COLUMNS_NAMES[0]}")
     try:
         if plan_file(names, rows.columns, columns) is not None and candidate.account_ids is not None:
             checked = check_activity(read_frame(file.path), max_money=columns.max_money)
@@ -277,16 +276,11 @@ def describe(candidate: Candidate, code_version: str) -> LoggedRun:
     counts = {"rows": len(scores)} | ({} if candidate.labels is None else {"churned": int(candidate.labels.sum())})
     rows = dataset_of("evaluation", f"sample of {sample.variant}", sha256=sample.sha256, uri=sample.uri, profile=counts)
     return LoggedRun(
-        bundle=bundle,
-        golden=bundle.make_golden(golden_rows),
-        sample=pd.DataFrame(golden_rows, columns=list(bundle.feature_names)),
-        parameters=bundle.parameters,
-        metrics=metrics,
-        tags=tags | dict(candidate.tags),
-        about=_about(candidate, metrics.get("roc_auc")),
-        dataset=rows if has_data else None,
+        bundle=bundle, golden=bundle.make_golden(golden_rows), parameters=bundle.parameters, metrics=metrics,
+        sample=pd.DataFrame(golden_rows, columns=list(bundle.feature_names)), tags=tags | dict(candidate.tags),
+        about=_about(candidate, metrics.get("roc_auc")), dataset=rows if has_data else None,
         reference=reference_profile(pack_matrix(candidate.matrix, encoding), encoding, scores) if has_data else None,
-    )
+    )  # fmt: skip
 
 
 def _metrics(labels: Labels | None, scores: Scores) -> dict[str, float]:

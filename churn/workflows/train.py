@@ -500,21 +500,15 @@ def describe(outcome: TrainingOutcome) -> LoggedRun:
         "gate.json": json.dumps([asdict(check) for check in outcome.gate.checks], indent=2),
         "trials.json": json.dumps([asdict(trial) for trial in trained.trials], indent=2),
     }
+    about = f"activity of {lineage.activity_of}"
     return LoggedRun(
-        bundle=trained.bundle,
-        golden=trained.bundle.make_golden(rows),
-        sample=pd.DataFrame(rows, columns=list(trained.feature_names)),
-        parameters=_parameters(outcome),
-        metrics=_metrics(outcome),
-        tags=_tags(outcome),
+        bundle=trained.bundle, golden=trained.bundle.make_golden(rows), reference=outcome.reference,
+        sample=pd.DataFrame(rows, columns=list(trained.feature_names)), parameters=_parameters(outcome),
+        metrics=_metrics(outcome), tags=_tags(outcome), name=f"train-{outcome.variant.key}-{lineage.today}",
         about=short_description(trained, lineage, outcome.evaluation),
         artifacts=files | {f"pictures/{name}": picture for name, picture in outcome.pictures.items()},
-        name=f"train-{outcome.variant.key}-{lineage.today}",
-        dataset=dataset_of(
-            "training", f"activity of {lineage.activity_of}", sha256=lineage.data_sha256, uri=uris, profile=counts
-        ),
-        reference=outcome.reference,
-    )
+        dataset=dataset_of("training", about, sha256=lineage.data_sha256, uri=uris, profile=counts),
+    )  # fmt: skip
 
 
 def _parameters(outcome: TrainingOutcome) -> dict[str, object]:
