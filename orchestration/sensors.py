@@ -245,10 +245,8 @@ def retraining_sensor(context: dg.SensorEvaluationContext, services: Services) -
             sync_partitions(context.instance, planner.registry.variants())
     except ChurnError as error:
         return dg.SensorResult(skip_reason=f"cannot decide which champions to retrain: {error}", cursor=context.cursor)
-    requests = []
-    for key, reason in reasons.items():
-        tags = {RANGE_START_TAG: key, RANGE_END_TAG: key, REASON_TAG: reason[:_TAG_LENGTH]}
-        requests.append(dg.RunRequest(run_key=f"train:{key}:{today}", tags=tags))
+    tags = {key: {RANGE_START_TAG: key, RANGE_END_TAG: key, REASON_TAG: reasons[key][:_TAG_LENGTH]} for key in reasons}
+    requests = [dg.RunRequest(run_key=f"train:{key}:{today}", tags=of) for key, of in tags.items()]
     skip, cursor = None if requests else "no champion needs retraining", days | dict.fromkeys(reasons, today)
     return dg.SensorResult(run_requests=requests, skip_reason=skip, cursor=kind.dump_json(cursor).decode())
 

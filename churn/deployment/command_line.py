@@ -114,10 +114,9 @@ class _Latest(logging.Handler):
 def _progress(name: str) -> Iterator[None]:
     """Say every few seconds what goes on, by our last message of level INFO; into a log, once a minute."""
     latest, ended, started, level = _Latest(logging.INFO), threading.Event(), time.monotonic(), _OURS_ROOT.level
-    every_s = _SHOWN_EVERY_S if sys.stderr.isatty() else _LOGGED_EVERY_S
 
     def report() -> None:
-        while not ended.wait(every_s):
+        while not ended.wait(_SHOWN_EVERY_S if sys.stderr.isatty() else _LOGGED_EVERY_S):
             say(f"{name}: {latest.text} … {time.monotonic() - started:.0f} s", is_error=True)
 
     _OURS_ROOT.addHandler(latest)

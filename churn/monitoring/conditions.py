@@ -355,9 +355,8 @@ def week_missed(
 ) -> Condition:
     """Return the variants with neither a batch nor an attempt of the week that is due, though registered before it."""
     weeks = {key: list(history.n_rows) for key, history in histories.items()}
-    for attempt in attempts:
-        if attempt.role == CHAMPION:
-            weeks.setdefault(attempt.variant, []).append(attempt.week)
+    for attempt in (one for one in attempts if one.role == CHAMPION):
+        weeks.setdefault(attempt.variant, []).append(attempt.week)
     text, members, marks = f"not scored for the week of {due};", {}, {}
     for key, since in registered.items():
         last = max(weeks.get(key, ()), default=None)

@@ -89,10 +89,9 @@ def compare_fleet(profiles: Mapping[str, tuple[Profile, Profile, Profile]]) -> d
     raises ``InputError``; an empty batch has no drift. A share moved only as far as it lies beyond both the reference's
     and the year's: one week of the reference may have had a gap in its feed, and a year has seasons.
     """
-    for reference, *others in profiles.values():
-        for other in others:
-            require_same_bins(reference, other)
     references = [reference for reference, _, _ in profiles.values()]
+    for reference, other in ((one, other) for one, *others in profiles.values() for other in others):
+        require_same_bins(reference, other)
     bins = [bins for reference in references for bins in reference.bins]
     if not bins:
         return {variant: [] for variant in profiles}

@@ -47,8 +47,8 @@ class UnknownLevels:
                 before = float(of_bin[group.n_known :].sum() / max(of_bin.sum(), 1))
             share = self.counts.get(group.source_column, 0) / max(self.n, 1)
             if share - before > limit:
-                shown = listed([repr(level[:40]) for level in examples.get(group.source_column, {})], 3)
                 name, n_unknown = group.source_column, self.counts[group.source_column]
+                shown = listed([repr(level[:40]) for level in examples.get(name, {})], 3)
                 raise QuarantineError(
                     f"{n_unknown} of {self.n} accounts ({percent(share, 1)}) have a {name} that the model does not "
                     f"know ({shown or 'none is set'}), {percent(before, 1)} in its reference, and "

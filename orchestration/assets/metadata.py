@@ -78,12 +78,8 @@ def _distributions(outcome: ScoringOutcome) -> Metadata:
     if not outcome.record.drift or reference is None or batch is None:
         return {}
     before, now = ({name: of / max(of.sum(), 1) for name, of in one.by_feature().items()} for one in (reference, batch))
-    shares = [
-        (bins.feature, label, *pair)
-        for bins in reference.bins
-        if bins.feature != SCORE
-        for label, *pair in zip(bins.labels, before[bins.feature], now[bins.feature], strict=True)
-    ]
+    inputs = [(one.feature, one.labels) for one in reference.bins if one.feature != SCORE]
+    shares = [(of, *pair) for of, names in inputs for pair in zip(names, before[of], now[of], strict=True)]
     most = sorted(shares, key=lambda one: -abs(one[2] - one[3]))[:_MOST_VALUES]
     rows = [(feature, label, percent(was, 1), percent(is_now, 1)) for feature, label, was, is_now in most]
     note = "The table has the values whose shares of the rows differ most."
