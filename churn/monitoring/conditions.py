@@ -287,7 +287,7 @@ def _share_of(key: str) -> str:
 def describe_drift(of: FeatureDrift) -> str:
     """Return the feature's name with the size of its drift.
 
-    >>> moves = {"OH": (0.1, 0.25), "PA": (0.3, 0.15)}
+    >>> moves = {"OH": (0.1, 0.25), "PA": (0.3, 0.2)}
     >>> describe_drift(FeatureDrift("brand_id", 900, 0.31, 0.3, 0.2, 1e-9, 0.12, 0.1, 1e-9, 900, -0.1, moves))
     'brand_id (share of OH 10 % → 25 %, log-odds -0.10, PSI 0.31, unknown 12.0 %)'
     """

@@ -23,6 +23,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import requests
+import tenacity
 from mlflow.entities import Experiment, LoggedModelOutput, LoggedModelStatus, Metric, Param
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.entities.model_registry import ModelVersionTag
@@ -455,7 +456,9 @@ class Registry:
         parameters = [Param(name, str(value)) for name, value in logged.parameters.items()]
         self.client.log_batch(mlflow_run_id, metrics, parameters)
         if logged.dataset is not None:
-            self.client.log_inputs(mlflow_run_id, datasets=[logged.dataset])
+            # Of two registrations at once, one finds that the other has just added the same dataset.
+            with_second_try = tenacity.Retrying(stop=tenacity.stop_after_attempt(2), reraise=True)
+            with_second_try(self.client.log_inputs, mlflow_run_id, datasets=[logged.dataset])
 
     def _log_artifacts(self, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
