@@ -65,6 +65,7 @@ def score_all(scorer: Scorer, week: date = WEEK) -> dict[str, list[object]]:
     return done
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_down_costs_a_fleet_a_few_waits(house: House, stage: Stage, http: FaultyHttp) -> None:
     http.wrong = Wrong("status", status=503)
     scorer = house.scorer(bucket=stage.bucket(http.url))

@@ -178,6 +178,7 @@ def test_adopted_versions_score_as_the_notebook_did(
 US = "churn-prediction-model-us"
 
 
+@pytest.mark.slow
 def test_a_version_in_our_own_registered_model_is_adopted_beside_it_and_once(
     site: Site, log_model: Run, notebook: Notebook, deployment: Deployment
 ) -> None:

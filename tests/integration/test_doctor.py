@@ -127,6 +127,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_named_with_the_next_step_and_without_a_secret(
     site: Site, run_main: Run, dagster_database: str
 ) -> None:

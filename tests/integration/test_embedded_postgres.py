@@ -220,6 +220,7 @@ def test_two_projects_run_side_by_side(home):
         assert ask(one, "show data_directory") != ask(two, "show data_directory")
 
 
+@pytest.mark.slow
 def test_nobody_is_ever_handed_a_server_that_is_being_stopped(home):
     processes = [run_script(COME_AND_GO, home, number) for number in range(3)]
 
@@ -238,6 +239,7 @@ def test_a_server_left_by_a_killed_user_is_joined_and_then_stopped(used_home):
     assert not is_listening(killed.port)
 
 
+@pytest.mark.slow
 def test_a_server_whose_users_were_all_killed_stops_and_its_watcher_with_it(used_home):
     with other_process(used_home) as killed, other_process(used_home) as other:
         server = server_pid(used_home)
@@ -526,6 +528,7 @@ def closed_folder(tmp_path: Path) -> Iterator[Path]:
     clean_up(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not IS_ROOT, reason="only root's server runs as another account")
 def test_a_project_of_root_that_is_closed_to_others_stays_closed_and_has_its_server(closed_folder):
     home = closed_folder / ".churn"

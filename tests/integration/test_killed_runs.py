@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support import ROOT
 from tests.support.children import bound
@@ -45,6 +46,7 @@ def told(process: psutil.Process) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_no_process_behind(homes: Path, tmp_path: Path) -> None:
     folder = homes / "killed"
     folder.mkdir()

@@ -511,6 +511,7 @@ def test_a_sample_may_be_an_array_of_arrays_in_model_order(site: Site, log_model
     assert mean == pytest.approx(expected_scores(sample_rows()).mean())
 
 
+@pytest.mark.slow
 def test_an_mlflow_server_that_is_down_is_told_in_seconds(
     site: Site, log_model: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_a_login_that_may_only_read_is_enough(site: Site) -> None:
     assert ("churn_last_published_timestamp_seconds",) not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["refused", "silent", "not set up", "wrong password"])
 def test_a_database_that_does_not_answer_is_a_metric_and_no_failed_scrape(
     site: Site, why: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
@@ -165,6 +166,7 @@ def test_what_was_down_is_found_again_without_a_restart(site: Site) -> None:
     assert (before, during, after) == (1, 0, 1)
 
 
+@pytest.mark.slow
 def test_the_command_serves_on_loopback_until_it_is_told_to_stop(site: Site) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

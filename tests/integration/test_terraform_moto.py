@@ -332,6 +332,7 @@ def is_let_in(server: sa.URL, login: str, suffix: str, database: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_logins_are_made_by_an_administrator_who_is_no_superuser_and_set_up_works_with_them(
     administrator: sa.URL, set_up: Run, run_main: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,7 @@ def require_card(client: Any, version: Any) -> None:
         assert version.tags[tag] in card
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_and_writes_nothing(
     site: Site, train_model: Run, client: Any, instance: dg.DagsterInstance
 ) -> None:
@@ -282,6 +283,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     assert client.get_experiment_by_name("churn_prediction") is None
 
 
+@pytest.mark.slow
 def test_a_variant_with_too_few_labels_is_trained_on_its_parents_activity_and_says_so(
     site: Site, train_model: Run, client: Any
 ) -> None:
