@@ -8,6 +8,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from itertools import islice
 from typing import TypeVar
 
@@ -211,11 +212,11 @@ def published_batches_sensor(context: dg.SensorEvaluationContext, services: Serv
         with services.open() as deployment:
             found = deployment.store().published_by_hand(datetime.now(UTC) - _REPORTED_WITHIN)
             reported: list[int] = _read_cursor(context, kind, [])
-            told = found.keys() & set(reported)
+            told, scorer = found.keys() & set(reported), cache(deployment.scorer)  # opened once, for the first batch
             for batch in islice(sorted(found.keys() - told), _MAX_REQUESTS):
-                (key, week), scorer = found[batch], deployment.scorer()
+                key, week = found[batch]
                 histories = deployment.fleet().histories(week - MEMORY, [key])
-                report = report_again(week, scorer, histories, Variant.from_key(key))
+                report = report_again(week, scorer(), histories, Variant.from_key(key))
                 failed = [check.check_name for check in report.checks if not check.passed]
                 about = {"checks_failed": ", ".join(failed) or "none"}  # Dagster stores checks without a run once
                 for asset, metadata in report.metadata.items():
