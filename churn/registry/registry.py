@@ -457,8 +457,9 @@ class Registry:
         self.client.log_batch(mlflow_run_id, metrics, parameters)
         if logged.dataset is not None:
             # Of two registrations at once, one finds that the other has just added the same dataset.
-            with_second_try = tenacity.Retrying(stop=tenacity.stop_after_attempt(2), reraise=True)
-            with_second_try(self.client.log_inputs, mlflow_run_id, datasets=[logged.dataset])
+            is_conflict = tenacity.retry_if_exception(lambda error: getattr(error, "error_code", "") == "BAD_REQUEST")
+            retrying = tenacity.Retrying(retry=is_conflict, stop=tenacity.stop_after_attempt(2), reraise=True)
+            retrying(self.client.log_inputs, mlflow_run_id, datasets=[logged.dataset])
 
     def _log_artifacts(self, mlflow_run_id: str, artifacts: Mapping[str, str | bytes]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
