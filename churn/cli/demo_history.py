@@ -1,7 +1,8 @@
 """``churn demo --history``: half a year of five variants with models of their own, up to this week, and its report.
 
-A world is made of the bundled players, drawn anew for each variant. Each past Monday has the extract that was there
-then, and goes through the same workflows as any other week. What is recorded as the time of an action is today's.
+Each variant has activity of its own, simulated by drawing from the bundled players. Each past Monday has the extract
+that was there then, and goes through the same workflows as any other week. What is recorded as the time of an action is
+today's.
 """
 
 import io

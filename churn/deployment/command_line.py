@@ -112,7 +112,7 @@ class _Latest(logging.Handler):
 
 @contextmanager
 def _progress(name: str) -> Iterator[None]:
-    """Say every few seconds what goes on, by our last message of level INFO; into a log, once a minute."""
+    """Print the last message of level INFO and the elapsed time every few seconds; in a log, every minute."""
     latest, ended, started, level = _Latest(logging.INFO), threading.Event(), time.monotonic(), _OURS_ROOT.level
 
     def report() -> None:

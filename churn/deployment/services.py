@@ -207,6 +207,7 @@ class Deployment:
         """Return where a fleet's work is done: on ``CHURN_RAY_ADDRESS``, in processes, or, ``None``, in this process.
 
         ``service`` opens what the work needs, once for each worker, such as ``Deployment.scorer``; pickled by its name.
+        Processes begin their imports at once, so call this before what else has to be read.
         """
         address, n = self.settings.churn_ray_address, self.settings.churn_workers or cores()
         if self.predictions is None or (address is None and (n == 1 or n_variants < _LEAST_FOR_PROCESSES)):

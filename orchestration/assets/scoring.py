@@ -62,7 +62,7 @@ def weekly_assets(context: dg.AssetExecutionContext, config: WeeklyConfig, servi
     """Score every variant of the run's partitions that is not published by this run, or since the one it resumes."""
     run = FleetRun(context, SPECS)
     with run.open(services) as deployment:
-        workers = deployment.workers(len(list(context.partition_keys)), Deployment.scorer)  # first, since they import
+        workers = deployment.workers(len(list(context.partition_keys)), Deployment.scorer)  # imports meanwhile
         today, run_id = datetime.now(UTC).date(), context.run.run_id
         named = config.week or context.run.tags.get(WEEK_TAG)
         week = parse_week(named, today if named else root_run(context).create_timestamp.date())

@@ -13,7 +13,7 @@ __all__ = ["ThreadedMotoServer"]
 
 
 def _itself(key: FakeKey, _memo: dict[int, Any]) -> FakeKey:
-    """Only whether it is the newest is set on a listed object, which each listing does anew."""
+    """Return the object instead of a copy: a listing only sets whether it is the newest version, each time."""
     return key
 
 

@@ -159,7 +159,7 @@ class Nursery:
             self._process.start()
 
     def begin(self, environment: Mapping[str, str], deployment: Deployment, warmth: Warmth) -> None:
-        """Let it load what it needs of a deployment."""
+        """Send the process the deployment whose services it opens before it is forked."""
         self._orders.send((dict(environment), replace(deployment), warmth))  # nothing is open in it
 
     def wait(self) -> None:
